@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root of the errors that a user can act on."""
+
+from __future__ import annotations
+
+
+class VortaError(RuntimeError):
+    """An error whose message says what was given, which rule it breaks and what to do; shown without a traceback."""
+
+
+class LibraryNotFoundError(VortaError, FileNotFoundError):
+    """A shared library of this package is not where it is looked for."""

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+
+#include "params.h"
+#include "workspace.h"
+
+namespace vorta {
+namespace {
+
+TensorView make_view(const void* data, const int64_t (&stride)[3]) { return {data, stride[0], stride[1], stride[2]}; }
+
+}  // namespace
+
+RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
+                                  const vorta_routed_attention_tensors& tensors) {
+  constexpr double kLog2E = 1.4426950408889634;
+  RoutedAttentionParams params{};
+  params.query = make_view(tensors.query, tensors.query_stride);
+  params.key = make_view(tensors.key, tensors.key_stride);
+  params.value = make_view(tensors.value, tensors.value_stride);
+  params.output = make_view(tensors.output, tensors.output_stride);
+  params.routes = tensors.routes;
+  params.text_length = tensors.text_length;
+
+  const WorkspaceLayout layout = workspace_layout(problem);
+  char* workspace = static_cast<char*>(tensors.workspace);
+  params.kept_queries = reinterpret_cast<int32_t*>(workspace + layout.kept_queries);
+  params.dropped_queries = reinterpret_cast<int32_t*>(workspace + layout.dropped_queries);
+  params.kept_keys = reinterpret_cast<int32_t*>(workspace + layout.kept_keys);
+
+  params.batch = problem.batch;
+  params.heads = problem.heads;
+  params.head_dim = problem.head_dim;
+  params.video_tokens = problem.grid[0] * problem.grid[1] * problem.grid[2];
+  params.text_tokens = problem.text_tokens;
+
+  params.tiles = BoxPartition(problem.grid, problem.tile);
+  for (int axis = 0; axis < 3; ++axis) {
+    params.window[axis] = std::min<int>(problem.window[axis], params.tiles.boxes[axis]);
+  }
+  params.tiles_per_window_plane = FastDivmod(params.window[1] * params.window[2]);
+  params.tiles_per_window_row = FastDivmod(params.window[2]);
+
+  params.buckets = BoxPartition(problem.grid, problem.bucket);
+  params.keep = FastDivmod(problem.keep);
+  params.kept_tokens = params.buckets.count() * problem.keep;
+
+  // Rounded to float as a caller's own scale is, so that naming the default gives the same bits as 0 does.
+  const float default_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
+  const double scale = problem.scale > 0.0f ? problem.scale : default_scale;
+  params.scale_log2 = static_cast<float>(scale * kLog2E);
+  return params;
+}
+
+}  // namespace vorta

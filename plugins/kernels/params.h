@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the kernels get, by value: make_params() turns the C API's structs into this once per call.
+#ifndef VORTA_TRT_KERNELS_PARAMS_H_
+#define VORTA_TRT_KERNELS_PARAMS_H_
+
+#include <cstdint>
+
+#include "box_partition.h"
+#include "vorta_trt/routed_attention.h"
+
+namespace vorta {
+
+/// A [B, S+T, N, D] tensor whose last axis is contiguous; strides in elements.
+struct TensorView {
+  const void* data;
+  int64_t batch_stride, token_stride, head_stride;
+};
+
+struct RoutedAttentionParams {
+  TensorView query, key, value;
+  TensorView output;           // written
+  const int32_t* routes;       // [B, N]
+  const int32_t* text_length;  // [B], null if T == 0
+
+  int32_t* kept_queries;     // [B, N, kept_tokens], see workspace.h
+  int32_t* dropped_queries;  // [B, N, S - kept_tokens]
+  int32_t* kept_keys;        // [B, N, kept_tokens]; kept_queries if they choose the keys
+
+  int batch, heads, head_dim;
+  int video_tokens, text_tokens;  // S, T
+
+  BoxPartition tiles;
+  int window[3];                      // in tiles, clipped to the number of tiles
+  FastDivmod tiles_per_window_plane;  // window[1] * window[2]
+  FastDivmod tiles_per_window_row;    // window[2]
+
+  BoxPartition buckets;
+  FastDivmod keep;   // kept tokens of a bucket
+  int kept_tokens;   // of a head: buckets * keep
+  float scale_log2;  // scale of the logits times log2(e)
+};
+
+/// `problem` and `tensors` must be valid.
+RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
+                                  const vorta_routed_attention_tensors& tensors);
+
+}  // namespace vorta
+
+#endif  // VORTA_TRT_KERNELS_PARAMS_H_

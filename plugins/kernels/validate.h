@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The rules that a problem and its tensors must meet. Host only, no GPU is touched. Each message names the argument,
+// its value, the rule and the remedy.
+#ifndef VORTA_TRT_KERNELS_VALIDATE_H_
+#define VORTA_TRT_KERNELS_VALIDATE_H_
+
+#include "vorta_trt/routed_attention.h"
+
+namespace vorta {
+
+/// B and N become grid dimensions y and z of the launch.
+inline constexpr int kMaxGridYZ = 65535;
+/// One warp ranks a bucket, two tokens a lane.
+inline constexpr int kMaxBucketTokens = 64;
+inline constexpr int kMaxHeadDim = 256;
+/// Token ids are int32; the room above lets a block's last rows be counted without overflow.
+inline constexpr long long kMaxTokens = (1LL << 31) - 1024;
+
+vorta_status validate_problem(const vorta_routed_attention_problem* problem) noexcept;
+
+/// `problem` must be valid; `workspace_bytes` is what it needs.
+vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
+                              const vorta_routed_attention_tensors* tensors, size_t workspace_bytes) noexcept;
+
+}  // namespace vorta
+
+#endif  // VORTA_TRT_KERNELS_VALIDATE_H_

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "last_error.h"
+#include "validate.h"
+
+namespace vorta {
+namespace {
+
+constexpr const char* kAxisNames[3] = {"frames", "height", "width"};
+
+/// The divisors of `extent` on both sides of `value`, for the remedy of a tile or bucket that does not fit.
+void nearest_divisors(int extent, int value, int* below, int* above) {
+  for (*below = value < extent ? value : extent; extent % *below != 0; --*below) {
+  }
+  for (*above = value < extent ? value : extent; extent % *above != 0; ++*above) {
+  }
+}
+
+vorta_status check_positive(const char* name, const int32_t (&value)[3], const char* remedy) {
+  if (value[0] >= 1 && value[1] >= 1 && value[2] >= 1) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT, "%s (%d, %d, %d): every entry must be at least 1; %s", name, value[0], value[1],
+              value[2], remedy);
+}
+
+vorta_status check_divides_grid(const char* name, const int32_t (&value)[3], const int32_t (&grid)[3]) {
+  for (int axis = 0; axis < 3; ++axis) {
+    if (grid[axis] % value[axis] == 0) continue;
+    int below = 1, above = 1;
+    nearest_divisors(grid[axis], value[axis], &below, &above);
+    return fail(VORTA_INVALID_ARGUMENT,
+                "%s (%d, %d, %d): must divide grid (%d, %d, %d) along every axis; the nearest divisors of its %s %d "
+                "are %d and %d",
+                name, value[0], value[1], value[2], grid[0], grid[1], grid[2], kAxisNames[axis], grid[axis], below,
+                above);
+  }
+  return VORTA_OK;
+}
+
+vorta_status check_sizes(const vorta_routed_attention_problem& p) {
+  if (p.dtype != VORTA_FLOAT16 && p.dtype != VORTA_BFLOAT16) {
+    return fail(VORTA_INVALID_ARGUMENT, "dtype %d: must be %d (float16) or %d (bfloat16); cast the tensors to one",
+                p.dtype, VORTA_FLOAT16, VORTA_BFLOAT16);
+  }
+  if (p.batch < 1 || p.batch > kMaxGridYZ) {
+    return fail(VORTA_INVALID_ARGUMENT, "batch %d: must be 1 to %d; split the batch", p.batch, kMaxGridYZ);
+  }
+  if (p.heads < 1 || p.heads > kMaxGridYZ) {
+    return fail(VORTA_INVALID_ARGUMENT, "heads %d: must be 1 to %d; split the heads", p.heads, kMaxGridYZ);
+  }
+  if (p.head_dim < 8 || p.head_dim > kMaxHeadDim || p.head_dim % 8 != 0) {
+    const int rounded = p.head_dim < 8 ? 8 : (p.head_dim > kMaxHeadDim ? kMaxHeadDim : (p.head_dim + 7) / 8 * 8);
+    return fail(VORTA_INVALID_ARGUMENT, "head_dim %d: must be a multiple of 8, at most %d; pad with zeros to %d",
+                p.head_dim, kMaxHeadDim, rounded);
+  }
+  if (p.text_tokens < 0) {
+    return fail(VORTA_INVALID_ARGUMENT, "text_tokens %d: must not be negative; use 0 for attention without text",
+                p.text_tokens);
+  }
+  if (!std::isfinite(p.scale) || p.scale < 0.0f) {
+    return fail(VORTA_INVALID_ARGUMENT, "scale %g: must be finite and positive; use 0 for 1/sqrt(head_dim)",
+                static_cast<double>(p.scale));
+  }
+  return VORTA_OK;
+}
+
+vorta_status check_coreset(const vorta_routed_attention_problem& p) {
+  if (vorta_status status = check_positive("bucket", p.bucket, "use e.g. (2, 3, 2)")) return status;
+  if (vorta_status status = check_divides_grid("bucket", p.bucket, p.grid)) return status;
+  const long long bucket_tokens = 1LL * p.bucket[0] * p.bucket[1] * p.bucket[2];
+  if (bucket_tokens > kMaxBucketTokens) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "bucket (%d, %d, %d): %lld tokens, at most %d are supported; use smaller buckets", p.bucket[0],
+                p.bucket[1], p.bucket[2], bucket_tokens, kMaxBucketTokens);
+  }
+  if (p.keep < 1 || p.keep > bucket_tokens) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "keep %d: must be 1 to %lld, the tokens of bucket (%d, %d, %d), its centre included; use e.g. %lld",
+                p.keep, bucket_tokens, p.bucket[0], p.bucket[1], p.bucket[2], (bucket_tokens + 1) / 2);
+  }
+  if (p.coreset_keys != VORTA_KEYS_BY_QUERY && p.coreset_keys != VORTA_KEYS_BY_KEY) {
+    return fail(VORTA_INVALID_ARGUMENT, "coreset_keys %d: must be %d (by query, Wan) or %d (by key, HunyuanVideo)",
+                p.coreset_keys, VORTA_KEYS_BY_QUERY, VORTA_KEYS_BY_KEY);
+  }
+  return VORTA_OK;
+}
+
+vorta_status check_sliding(const vorta_routed_attention_problem& p) {
+  if (vorta_status status = check_positive("tile", p.tile, "use e.g. (5, 9, 8)")) return status;
+  if (vorta_status status = check_divides_grid("tile", p.tile, p.grid)) return status;
+  if (vorta_status status = check_positive("window", p.window, "use e.g. (3, 3, 3)")) return status;
+  if (p.window[0] % 2 == 0 || p.window[1] % 2 == 0 || p.window[2] % 2 == 0) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "window (%d, %d, %d): every entry must be odd, so that the window has a centre tile; use (%d, %d, %d)",
+                p.window[0], p.window[1], p.window[2], p.window[0] | 1, p.window[1] | 1, p.window[2] | 1);
+  }
+  return VORTA_OK;
+}
+
+}  // namespace
+
+vorta_status validate_problem(const vorta_routed_attention_problem* problem) noexcept {
+  if (problem == nullptr) {
+    return fail(VORTA_INVALID_ARGUMENT, "problem NULL: must point to a vorta_routed_attention_problem; pass one");
+  }
+  const vorta_routed_attention_problem& p = *problem;
+  if (p.struct_size != sizeof(p)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "problem.struct_size %zu: must be %zu in this library (API version %d); set it to sizeof(*problem) and "
+                "compile against the same header",
+                p.struct_size, sizeof(p), VORTA_API_VERSION);
+  }
+  if (vorta_status status = check_sizes(p)) return status;
+  if (vorta_status status = check_positive("grid", p.grid, "give the token grid (frames, height, width)"))
+    return status;
+  // Each factor is below 2^31, so the product is compared factor by factor to stay inside 64 bits.
+  const long long plane_tokens = 1LL * p.grid[1] * p.grid[2];
+  if (plane_tokens > kMaxTokens || plane_tokens * p.grid[0] + p.text_tokens > kMaxTokens) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "grid (%d, %d, %d) and text_tokens %d: at most %lld tokens are supported; use a smaller video",
+                p.grid[0], p.grid[1], p.grid[2], p.text_tokens, kMaxTokens);
+  }
+  if (vorta_status status = check_sliding(p)) return status;
+  return check_coreset(p);
+}
+
+}  // namespace vorta

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds, loads and calls libvorta_trt.so, the one binary behind eager torch and every TensorRT flavour.
+
+The ctypes structures mirror ``include/vorta_trt/routed_attention.h``; letters as there: B batch, S video tokens,
+T text tokens, N heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from vorta_trt.plugins.errors import LibraryNotFoundError, VortaError
+
+LIBRARY_NAME = "libvorta_trt.so"
+LIBRARY_VARIABLE = "VORTA_TRT_LIBRARY"
+OPERATOR_NAME = "RoutedAttention"
+OPERATOR_NAMESPACE = "vorta"
+OPERATOR_VERSION = "1"
+
+#: Values of ``Problem.dtype`` and ``Problem.coreset_keys`` by the names that torch and the ONNX attributes use.
+DTYPES = MappingProxyType({"float16": 0, "bfloat16": 1})
+CORESET_KEYS = MappingProxyType({"query": 0, "key": 1})
+
+
+class Status(IntEnum):
+    """What a function of the C API returns."""
+
+    OK = 0
+    INVALID_ARGUMENT = 1
+    UNSUPPORTED = 2
+    CUDA_ERROR = 3
+
+
+class LibraryError(VortaError):
+    """A call of the C API failed; ``status`` tells how, the message is the library's own."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _SizedStructure(ctypes.Structure):
+    """A structure whose first field is its own size, by which the library tells versions apart."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(struct_size=ctypes.sizeof(type(self)), **values)
+
+
+_Int3 = ctypes.c_int32 * 3
+_Strides = ctypes.c_int64 * 3
+
+
+class Problem(_SizedStructure):
+    """``vorta_routed_attention_problem``: everything about a call but its pointers.
+
+    Triples may be given as any sequence: ``Problem(grid=(20, 45, 80), ...)``.
+    """
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("dtype", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("grid", _Int3),
+        ("tile", _Int3),
+        ("window", _Int3),
+        ("bucket", _Int3),
+        ("keep", ctypes.c_int32),
+        ("coreset_keys", ctypes.c_int32),
+        ("text_tokens", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    ]
+
+    def __init__(self, **values: Any) -> None:
+        for name in ("grid", "tile", "window", "bucket"):
+            if name in values:
+                values[name] = _Int3(*_triple(name, values[name]))
+        super().__init__(**values)
+
+
+class Tensors(_SizedStructure):
+    """``vorta_routed_attention_tensors``: device pointers as integers, strides (batch, token, head) in elements."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("routes", ctypes.c_void_p),
+        ("text_length", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("query_stride", _Strides),
+        ("key_stride", _Strides),
+        ("value_stride", _Strides),
+        ("output_stride", _Strides),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_size_t),
+    ]
+
+    def __init__(self, **values: Any) -> None:
+        for name in ("query_stride", "key_stride", "value_stride", "output_stride"):
+            if name in values:
+                values[name] = _Strides(*_triple(name, values[name]))
+        super().__init__(**values)
+
+
+def _triple(name: str, values: Sequence[int]) -> Sequence[int]:
+    if len(values) != 3:
+        raise ValueError(f"{name} {tuple(values)}: must have 3 entries; give one for each")
+    return values
+
+
+class PluginLibrary:
+    """The loaded library. Its functions may be called from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise VortaError(f"{path}: the loader refuses it ({error}); build it again for this machine") from error
+        self._declare()
+        self._check_interface()
+
+    def _declare(self) -> None:
+        problem, tensors = ctypes.POINTER(Problem), ctypes.POINTER(Tensors)
+        signatures: dict[str, tuple[type[Any], list[type[Any]]]] = {
+            "vorta_routed_attention_validate": (ctypes.c_int, [problem]),
+            "vorta_routed_attention_workspace_size": (ctypes.c_int, [problem, ctypes.POINTER(ctypes.c_size_t)]),
+            "vorta_routed_attention_enqueue": (ctypes.c_int, [problem, tensors, ctypes.c_void_p]),
+            "vorta_last_error": (ctypes.c_char_p, []),
+            "vorta_version": (ctypes.c_char_p, []),
+            "vorta_abi_hash": (ctypes.c_char_p, []),
+            "vorta_cuda_architectures": (ctypes.c_char_p, []),
+        }
+        for name, (result, arguments) in signatures.items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError as error:
+                raise VortaError(
+                    f"{self.path}: has no function {name}, so it is not this package's library; "
+                    f"unset {LIBRARY_VARIABLE}, or build the library from this version"
+                ) from error
+            function.restype, function.argtypes = result, arguments
+
+    def _check_interface(self) -> None:
+        """The library recognises the structures by their size: a smallest valid problem has to pass."""
+        ones = (1, 1, 1)
+        smallest = Problem(
+            batch=1, heads=1, head_dim=8, grid=ones, tile=ones, window=ones, bucket=ones, keep=1, text_tokens=0
+        )
+        try:
+            self.validate(smallest)
+        except LibraryError as error:
+            raise VortaError(
+                f"{self.path}: version {self.version} has another interface than this package ({error}); "
+                f"unset {LIBRARY_VARIABLE}, or build the library from this version"
+            ) from error
+
+    def _text(self, function: str) -> str:
+        value: bytes = getattr(self._library, function)()
+        return value.decode()
+
+    def _require(self, status: int) -> None:
+        if status != Status.OK:
+            raise LibraryError(Status(status), self._text("vorta_last_error"))
+
+    @property
+    def version(self) -> str:
+        """Version of the project that the library was built from."""
+        return self._text("vorta_version")
+
+    @property
+    def abi_hash(self) -> str:
+        """Hash of what a bundle relies on: C API, plugin fields, operator version."""
+        return self._text("vorta_abi_hash")
+
+    @property
+    def cuda_architectures(self) -> tuple[str, ...]:
+        """GPU architectures compiled in, as CMake spells them; one without a suffix also carries PTX."""
+        return tuple(self._text("vorta_cuda_architectures").split(";"))
+
+    def validate(self, problem: Problem) -> None:
+        """Raises LibraryError unless the kernels take ``problem``. Needs no GPU."""
+        self._require(self._library.vorta_routed_attention_validate(ctypes.byref(problem)))
+
+    def workspace_size(self, problem: Problem) -> int:
+        """Bytes of scratch memory of one call. Needs no GPU."""
+        size = ctypes.c_size_t()
+        self._require(self._library.vorta_routed_attention_workspace_size(ctypes.byref(problem), ctypes.byref(size)))
+        return size.value
+
+    def enqueue(self, problem: Problem, tensors: Tensors, stream: int) -> None:
+        """Launches the operator on ``stream`` (a cudaStream_t as an integer, 0 for the default stream)."""
+        arguments = (ctypes.byref(problem), ctypes.byref(tensors), ctypes.c_void_p(stream))
+        self._require(self._library.vorta_routed_attention_enqueue(*arguments))
+
+
+def _beside_this_file(name: str) -> Path | None:
+    """``name`` in the folders of this package; an editable install has a source and a build folder."""
+    import vorta_trt.plugins
+
+    folders = [Path(__file__).parent, *(Path(folder) for folder in vorta_trt.plugins.__path__)]
+    return next((folder.absolute() / name for folder in folders if (folder / name).is_file()), None)
+
+
+def library_path() -> Path:
+    """Absolute path of libvorta_trt.so: the one that VORTA_TRT_LIBRARY names, else the one of this package.
+
+    Raises LibraryNotFoundError if there is none.
+    """
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        path = Path(named).expanduser().absolute()  # TensorRT ignores relative paths in silence
+        if not path.is_file():
+            raise LibraryNotFoundError(f"{LIBRARY_VARIABLE} {named}: no such file; unset it or correct the path")
+        return path
+    if path_here := _beside_this_file(LIBRARY_NAME):
+        return path_here
+    raise LibraryNotFoundError(
+        f"{Path(__file__).parent / LIBRARY_NAME}: no such file; install the package (pip install .) to build it, "
+        f"or name a built one in {LIBRARY_VARIABLE}"
+    )
+
+
+def rtx_shim_path() -> Path:
+    """Absolute path of the aid that lets the ONNX parser of the tensorrt_rtx wheel import plugins.
+
+    Load it after ``import tensorrt_rtx`` and before parsing: ``ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)``. Without it
+    the parser ends the process. Raises LibraryNotFoundError if the package was installed without it.
+    """
+    if path := _beside_this_file("shims/libtensorrt_rtx.so"):
+        return path
+    raise LibraryNotFoundError(
+        f"{Path(__file__).parent / 'shims/libtensorrt_rtx.so'}: no such file; install the package again (pip install .)"
+    )
+
+
+@cache
+def _load(path: Path) -> PluginLibrary:
+    return PluginLibrary(path)
+
+
+def load_library() -> PluginLibrary:
+    """The library at ``library_path()``, loaded once per process."""
+    return _load(library_path())

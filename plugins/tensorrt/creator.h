@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Makes RoutedAttention plugins from fields, for a network under construction and out of a serialized engine.
+#ifndef VORTA_TENSORRT_CREATOR_H_
+#define VORTA_TENSORRT_CREATOR_H_
+
+#include <array>
+
+#include "field_list.h"
+
+namespace vorta::plugin {
+
+class RoutedAttentionCreator final : public trt::IPluginCreatorV3One {
+ public:
+  RoutedAttentionCreator();
+
+  // Null, with a message in TensorRT's logger, if the fields break a rule.
+  trt::IPluginV3* createPlugin(const trt::AsciiChar* name, const trt::PluginFieldCollection* fields,
+                               trt::TensorRTPhase phase) noexcept override;
+  const trt::PluginFieldCollection* getFieldNames() noexcept override;
+  const trt::AsciiChar* getPluginName() const noexcept override;
+  const trt::AsciiChar* getPluginVersion() const noexcept override;
+  const trt::AsciiChar* getPluginNamespace() const noexcept override;
+
+ private:
+  std::array<trt::PluginField, kFieldCount> fields_;
+  trt::PluginFieldCollection collection_;
+};
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_CREATOR_H_

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Identity of the operator and its list of fields: what an ONNX node carries as attributes, what an engine stores, and
+// (with the C API header) what VORTA_ABI_HASH is made from. A change of meaning raises kOperatorVersion.
+#ifndef VORTA_TENSORRT_FIELD_LIST_H_
+#define VORTA_TENSORRT_FIELD_LIST_H_
+
+#include "tensorrt_api.h"
+
+namespace vorta::plugin {
+
+inline constexpr char kOperatorName[] = "RoutedAttention";
+inline constexpr char kOperatorNamespace[] = "vorta";
+inline constexpr char kOperatorVersion[] = "1";
+
+enum class Presence { kRequired, kOptional };
+
+struct FieldSpec {
+  const char* name;
+  trt::PluginFieldType type;
+  int32_t length;  // items; 0: a string of any length
+  Presence presence;
+};
+
+inline constexpr FieldSpec kFieldList[] = {
+    {"grid", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
+    {"tile", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
+    {"window", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
+    {"bucket", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
+    {"keep", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+    {"coreset_keys", trt::PluginFieldType::kCHAR, 0, Presence::kRequired},
+    {"text_tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+    {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
+};
+inline constexpr int32_t kFieldCount = sizeof(kFieldList) / sizeof(kFieldList[0]);
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_FIELD_LIST_H_

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one way by which the plugin speaks, and the one guard that keeps exceptions inside `noexcept` callbacks.
+#ifndef VORTA_TENSORRT_LOGGER_H_
+#define VORTA_TENSORRT_LOGGER_H_
+
+#include <exception>
+#include <stdexcept>
+#include <utility>
+
+namespace vorta::plugin {
+
+// A rule was broken; what() names argument, value, rule and remedy.
+class PluginError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Where messages go from now on: `finder` is an ILoggerFinder of whichever TensorRT loaded this library, and stays its
+// property. Null, or one of a TensorRT whose layout is not known, leaves stderr.
+void rememberLoggerFinder(void* finder) noexcept;
+
+// Sends "[vorta::RoutedAttention] where: message" to TensorRT's logger, to stderr where there is none.
+void logError(const char* where, const char* message) noexcept;
+
+// Runs `body`; an exception becomes a message and the value `failure`.
+template <typename Result, typename Body>
+Result guarded(const char* where, Result failure, Body&& body) noexcept {
+  try {
+    return std::forward<Body>(body)();
+  } catch (const std::exception& error) {
+    logError(where, error.what());
+  } catch (...) {
+    logError(where, "unknown exception");
+  }
+  return failure;
+}
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_LOGGER_H_

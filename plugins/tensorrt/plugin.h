@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The RoutedAttention layer as TensorRT sees it. It validates, sizes the workspace and launches; the attention itself
+// lives behind the C API (vorta_trt/routed_attention.h).
+#ifndef VORTA_TENSORRT_PLUGIN_H_
+#define VORTA_TENSORRT_PLUGIN_H_
+
+#include <string>
+
+#include "fields.h"
+#include "tensorrt_api.h"
+
+namespace vorta::plugin {
+
+class RoutedAttentionPlugin final : public trt::IPluginV3,
+                                    public trt::IPluginV3OneCore,
+                                    public trt::IPluginV3OneBuild,
+                                    public trt::IPluginV3OneRuntime {
+ public:
+  explicit RoutedAttentionPlugin(const Attributes& attributes);
+
+  // IPluginV3
+  trt::IPluginCapability* getCapabilityInterface(trt::PluginCapabilityType type) noexcept override;
+  trt::IPluginV3* clone() noexcept override;
+
+  // IPluginV3OneCore
+  const trt::AsciiChar* getPluginName() const noexcept override;
+  const trt::AsciiChar* getPluginVersion() const noexcept override;
+  const trt::AsciiChar* getPluginNamespace() const noexcept override;
+
+  // IPluginV3OneBuild
+  int32_t configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
+                          const trt::DynamicPluginTensorDesc* outputs, int32_t outputCount) noexcept override;
+  int32_t getOutputDataTypes(trt::DataType* outputTypes, int32_t outputCount, const trt::DataType* inputTypes,
+                             int32_t inputCount) const noexcept override;
+  int32_t getOutputShapes(const trt::DimsExprs* inputs, int32_t inputCount, const trt::DimsExprs* shapeInputs,
+                          int32_t shapeInputCount, trt::DimsExprs* outputs, int32_t outputCount,
+                          trt::IExprBuilder& builder) noexcept override;
+  bool supportsFormatCombination(int32_t position, const trt::DynamicPluginTensorDesc* tensors, int32_t inputCount,
+                                 int32_t outputCount) noexcept override;
+  int32_t getNbOutputs() const noexcept override;
+  size_t getWorkspaceSize(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
+                          const trt::DynamicPluginTensorDesc* outputs, int32_t outputCount) const noexcept override;
+  const char* getTimingCacheID() noexcept override;
+  const char* getMetadataString() noexcept override;
+
+  // IPluginV3OneRuntime
+  int32_t onShapeChange(const trt::PluginTensorDesc* inputs, int32_t inputCount, const trt::PluginTensorDesc* outputs,
+                        int32_t outputCount) noexcept override;
+  int32_t enqueue(const trt::PluginTensorDesc* inputDescs, const trt::PluginTensorDesc* outputDescs,
+                  const void* const* inputs, void* const* outputs, void* workspace,
+                  cudaStream_t stream) noexcept override;
+  trt::IPluginV3* attachToContext(trt::IPluginResourceContext* context) noexcept override;
+  const trt::PluginFieldCollection* getFieldsToSerialize() noexcept override;
+
+ private:
+  Attributes attributes_;
+  SerializedFields fields_;
+  std::string metadata_;
+  std::string timingCacheId_;
+};
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_PLUGIN_H_

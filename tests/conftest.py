@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared test setup: GPU tests are skipped, with the reason, where there is no CUDA device."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+
+@cache
+def _no_gpu_reason() -> str | None:
+    import torch
+
+    if torch.version.cuda is None:
+        return f"needs a CUDA GPU: torch {torch.__version__} is a build without CUDA"
+    if not torch.cuda.is_available():
+        return "needs a CUDA GPU: torch finds none on this machine"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and (reason := _no_gpu_reason()):
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ driver that plays TensorRT, and a plugin library that records its calls, compiled once per session."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vorta_trt.plugins import library_path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "plugins" / "tensorrt"
+DRIVER = Path(__file__).parent / "driver"
+
+#: What getInferLibVersion() of the TensorRT that the driver plays says by default.
+TENSORRT_11 = 110400
+
+Compile = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def compile_cpp(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    """Compiles C++ sources into a program or, with ``shared``, a library; warnings are errors."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++ to compile the plugin driver")
+    folder = tmp_path_factory.mktemp("plugin_driver")
+
+    def compile_(name: str, *arguments: str | Path, shared: bool = False) -> Path:
+        output = folder / name
+        form = ["-shared", "-fPIC"] if shared else ["-rdynamic"]
+        common = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
+        command = [compiler, *common, *form, *map(str, arguments), "-o", str(output), "-ldl"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+        return output
+
+    return compile_
+
+
+@dataclass
+class Findings:
+    """What the driver printed: ``key: value`` lines, and stderr."""
+
+    lines: list[tuple[str, str]]
+    stderr: str
+
+    def all(self, key: str) -> list[str]:
+        return [value for name, value in self.lines if name == key]
+
+    def one(self, key: str) -> str:
+        values = self.all(key)
+        assert len(values) == 1, f"{key}: {values} in {self}"
+        return values[0]
+
+
+class Driver:
+    """Runs the driver in a process of its own: a crash of the plugin is a failed test, not a dead session."""
+
+    def __init__(self, program: Path, library: Path) -> None:
+        self.program = program
+        self.library = library
+
+    def __call__(self, command: str, *arguments: str, version: int = TENSORRT_11) -> Findings:
+        line = [str(self.program), str(self.library), str(version), command, *arguments]
+        result = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        pairs = [text.partition(":") for text in result.stdout.splitlines()]
+        findings = Findings([(key, value.strip()) for key, _, value in pairs], result.stderr)
+        assert result.returncode == 0, f"exit code {result.returncode} of {' '.join(line)}\n{findings}"
+        assert findings.one("done") == "yes"
+        return findings
+
+
+@pytest.fixture(scope="session")
+def driver_program(compile_cpp: Compile) -> Path:
+    return compile_cpp("driver", f"-I{PLUGIN}", DRIVER / "driver.cpp")
+
+
+@pytest.fixture(scope="session")
+def driver(driver_program: Path) -> Driver:
+    """Drives the library of this installation."""
+    return Driver(driver_program, library_path())
+
+
+@pytest.fixture(scope="session")
+def recording_driver(driver_program: Path, compile_cpp: Compile) -> Driver:
+    """Drives the same plugin over a C API that prints its arguments."""
+    sources = [*sorted(PLUGIN.glob("*.cpp")), DRIVER / "recording_c_api.cpp"]
+    includes = [f"-I{PLUGIN}", f"-I{ROOT / 'plugins' / 'include'}"]
+    return Driver(driver_program, compile_cpp("librecording.so", *includes, *sources, shared=True))

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A C API without kernels: it prints what the plugin asks for. Linked with the plugin's sources it shows, on a machine
+// without a GPU, that enqueue passes every pointer, stride and size on.
+#include <cstdio>
+
+#include "vorta_trt/routed_attention.h"
+
+namespace {
+
+void printStrides(const char* name, const int64_t (&strides)[3]) {
+  std::printf("%s: %lld,%lld,%lld\n", name, static_cast<long long>(strides[0]), static_cast<long long>(strides[1]),
+              static_cast<long long>(strides[2]));
+}
+
+void printTriple(const char* name, const int32_t (&values)[3]) {
+  std::printf("%s: %d,%d,%d\n", name, values[0], values[1], values[2]);
+}
+
+}  // namespace
+
+vorta_status vorta_routed_attention_validate(const vorta_routed_attention_problem*) { return VORTA_OK; }
+
+vorta_status vorta_routed_attention_workspace_size(const vorta_routed_attention_problem* problem, size_t* bytes) {
+  *bytes = static_cast<size_t>(problem->batch) * 4096;
+  return VORTA_OK;
+}
+
+vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
+                                            const vorta_routed_attention_tensors* tensors, void* stream) {
+  std::printf("sizes right: %d\n",
+              problem->struct_size == sizeof(*problem) && tensors->struct_size == sizeof(*tensors));
+  std::printf("problem: dtype=%d batch=%d heads=%d head_dim=%d keep=%d coreset_keys=%d text_tokens=%d scale=%g\n",
+              problem->dtype, problem->batch, problem->heads, problem->head_dim, problem->keep, problem->coreset_keys,
+              problem->text_tokens, static_cast<double>(problem->scale));
+  printTriple("grid", problem->grid);
+  printTriple("tile", problem->tile);
+  printTriple("window", problem->window);
+  printTriple("bucket", problem->bucket);
+  std::printf("pointers: %p %p %p %p %p %p\n", tensors->query, tensors->key, tensors->value,
+              static_cast<const void*>(tensors->routes), static_cast<const void*>(tensors->text_length),
+              tensors->output);
+  printStrides("query_stride", tensors->query_stride);
+  printStrides("key_stride", tensors->key_stride);
+  printStrides("value_stride", tensors->value_stride);
+  printStrides("output_stride", tensors->output_stride);
+  std::printf("workspace: %p %zu\nstream: %p\n", tensors->workspace, tensors->workspace_bytes, stream);
+  return VORTA_OK;
+}
+
+const char* vorta_last_error(void) { return ""; }
+const char* vorta_version(void) { return "recording"; }
+const char* vorta_abi_hash(void) { return "recording"; }
+const char* vorta_cuda_architectures(void) { return "none"; }

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The problems that the GPU tests run. Minimal, ragged and border cases stand in the main list, not beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .kernel_oracle import CORESET, FULL, SLIDING, Case
+
+HEAD_DIMS = (8, 64, 72, 80, 96, 128, 192, 256)
+FAST_HEAD_DIMS = (64, 80, 128, 256)
+DTYPES = ("float16", "bfloat16")
+LAYOUTS = ("fused", "heads_first", "padded_rows", "shared_keys")
+
+#: Every branch in both samples at different heads; 7 and -1 are no branch and mean full.
+MIXED = ((FULL, CORESET, SLIDING, 7, SLIDING, CORESET), (CORESET, SLIDING, FULL, CORESET, -1, SLIDING))
+ONE_EACH = ((FULL, CORESET, SLIDING),)
+
+#: The geometry of the authors' reference cases: tiles far smaller than a block of queries.
+TEXT = Case("text", (10, 6, 6), (2, 3, 2), (3, 1, 3), (2, 3, 2), 6, MIXED, (5, 8), 8)
+#: Tiles of 288 tokens take several query blocks, the last one partly filled.
+TILES = Case("tiles", (4, 18, 32), (2, 9, 16), (1, 1, 1), (2, 3, 2), 6, MIXED, coreset_keys="key")
+#: Nothing divides anything else; more text than video.
+RAGGED = Case("ragged", (3, 5, 7), (1, 5, 1), (3, 3, 5), (3, 1, 7), 2, MIXED, (140, 1), 141, "key")
+MINIMAL = Case("minimal", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, MIXED)
+MINIMAL_TEXT = replace(MINIMAL, name="minimal-text", lengths=(0, 3), text=3)
+WAN = Case("wan", (20, 45, 80), (5, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, head_dim=128)
+WAN_SMALL = Case("wan-1.3b", (21, 30, 52), (7, 5, 13), (3, 3, 3), (3, 2, 2), 6, ONE_EACH, head_dim=128)
+HUNYUAN = Case(
+    "hunyuan", (30, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, (200,), 256, "key", head_dim=128
+)  # fmt: skip
+
+EDGES = (
+    replace(TEXT, name="no-valid-text", lengths=(0, 0)),
+    replace(TEXT, name="all-text-valid", lengths=(8, 8)),
+    replace(TEXT, name="lengths-out-of-range", lengths=(8, 0)),  # the test passes 13 and -2: clamped
+    replace(TEXT, name="keep-centre-only", keep=1),
+    replace(TEXT, name="keep-all", keep=12),
+    replace(TEXT, name="window-larger-than-grid", window=(9, 9, 9)),
+    replace(TEXT, name="window-of-one", window=(1, 1, 1)),
+    replace(TEXT, name="one-tile", tile=(10, 6, 6)),
+    replace(TEXT, name="tile-of-one-token", tile=(1, 1, 1), window=(5, 3, 3)),
+    replace(TEXT, name="bucket-of-one-token", bucket=(1, 1, 1), keep=1),
+    replace(TILES, name="bucket-of-64-tokens", grid=(4, 20, 32), tile=(2, 5, 16), bucket=(4, 2, 8), keep=31),
+    replace(TILES, name="two-tokens-past-a-block", grid=(2, 5, 13), tile=(2, 5, 13), bucket=(1, 1, 13), keep=13),
+    replace(TEXT, name="one-head", routes=((CORESET,), (SLIDING,))),
+    replace(TEXT, name="batch-of-one", routes=MIXED[:1], lengths=(7,)),
+)
+
+SMALL_CASES = (
+    *(replace(TEXT, head_dim=d, dtype=t) for d in HEAD_DIMS for t in DTYPES),
+    *(replace(case, head_dim=d, dtype=t) for case in (TILES, RAGGED) for d in FAST_HEAD_DIMS for t in DTYPES),
+    *(
+        replace(case, head_dim=d, dtype=t)
+        for case in (MINIMAL, MINIMAL_TEXT)
+        for d in (8, *FAST_HEAD_DIMS)
+        for t in DTYPES
+    ),
+    *(replace(TEXT, name=n, layout=n, head_dim=d) for n in LAYOUTS for d in FAST_HEAD_DIMS),
+    *(
+        replace(TILES, name=f"logits-x{m}", magnitude=m, head_dim=d, dtype=t)
+        for m in (5, 50)
+        for d in FAST_HEAD_DIMS
+        for t in DTYPES
+    ),
+    *(replace(case, head_dim=d) for case in EDGES for d in (64, 128)),
+)
+LARGE_CASES = (
+    WAN,
+    replace(WAN, dtype="float16"),
+    replace(WAN, head_dim=64),
+    replace(WAN, head_dim=256, routes=((CORESET, SLIDING),)),
+    WAN_SMALL,
+    replace(WAN_SMALL, layout="fused", name="wan-1.3b-fused", routes=ONE_EACH * 2),
+    HUNYUAN,
+)

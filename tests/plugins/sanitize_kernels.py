@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs every kernel instance on small problems with tightly sized allocations, for NVIDIA's compute-sanitizer.
+
+    compute-sanitizer --tool memcheck --error-exitcode 9 python tests/plugins/sanitize_kernels.py
+
+Needs numpy and cuda-bindings and no torch, whose allocator would hide accesses past the end of a tensor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime
+
+from vorta_trt.plugins import CORESET_KEYS, DTYPES, Problem, Tensors, load_library
+
+ROUTES = np.array([[0, 1, 2], [2, 9, 1]], np.int32)  # [B, N]
+LENGTHS = np.array([5, 0], np.int32)  # [B]
+TEXT = {"grid": (4, 6, 6), "tile": (2, 3, 2), "window": (1, 1, 3), "bucket": (2, 3, 2), "keep": 6, "text_tokens": 7}
+#: Tiles that end inside a block of queries and of keys.
+TILES = {"grid": (2, 9, 32), "tile": (2, 9, 16), "window": (1, 1, 1), "bucket": (2, 3, 1), "keep": 2, "text_tokens": 0}
+
+
+def require(result: tuple[Any, ...]) -> Any:
+    """The value of a CUDA runtime call, whose first item is its error."""
+    error, *values = result
+    if error != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"CUDA runtime: {error}")
+    return values[0] if values else None
+
+
+class Memory:
+    """Device allocations of exactly the bytes asked for, freed together."""
+
+    def __init__(self) -> None:
+        self.addresses: list[int] = []
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for address in self.addresses:
+            require(runtime.cudaFree(address))
+
+    def allocate(self, size: int) -> int:
+        self.addresses.append(int(require(runtime.cudaMalloc(size))))
+        return self.addresses[-1]
+
+    def put(self, array: np.ndarray) -> int:
+        address = self.allocate(array.nbytes)
+        kind = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        require(runtime.cudaMemcpy(address, array.ctypes.data, array.nbytes, kind))
+        return address
+
+
+def random_bits(shape: tuple[int, ...], dtype: str, generator: np.random.Generator) -> np.ndarray:
+    """Normal numbers as the 16 bits of `dtype`."""
+    values = generator.standard_normal(shape, np.float32)
+    return (
+        values.astype(np.float16).view(np.uint16)
+        if dtype == "float16"
+        else (values.view(np.uint32) >> 16).astype(np.uint16)
+    )
+
+
+def is_finite(bits: np.ndarray, dtype: str) -> bool:
+    exponent = 0x7C00 if dtype == "float16" else 0x7F80
+    return bool(((bits & exponent) != exponent).all())
+
+
+def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, generator: np.random.Generator) -> None:
+    library = load_library()
+    batch, heads = ROUTES.shape
+    problem = Problem(
+        dtype=DTYPES[dtype], batch=batch, heads=heads, head_dim=head_dim, coreset_keys=CORESET_KEYS[coreset_keys],
+        scale=0.0, **geometry,
+    )  # fmt: skip
+    tokens = math.prod(geometry["grid"]) + geometry["text_tokens"]
+    shape = (batch, tokens, heads, head_dim)
+    stride = (tokens * heads * head_dim, heads * head_dim, head_dim)
+    bits = np.full(shape, 0xFFFF, np.uint16)  # NaN
+    with Memory() as memory:
+        size = library.workspace_size(problem)
+        output = memory.put(bits)
+        tensors = Tensors(
+            **{name: memory.put(random_bits(shape, dtype, generator)) for name in ("query", "key", "value")},
+            **{f"{name}_stride": stride for name in ("query", "key", "value", "output")},
+            output=output,
+            routes=memory.put(ROUTES),
+            text_length=memory.put(LENGTHS) if geometry["text_tokens"] else None,
+            workspace=memory.allocate(size),
+            workspace_bytes=size,
+        )
+        library.enqueue(problem, tensors, 0)
+        require(runtime.cudaDeviceSynchronize())
+        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        require(runtime.cudaMemcpy(bits.ctypes.data, output, bits.nbytes, kind))
+    if not is_finite(bits, dtype):
+        raise RuntimeError(f"output of {geometry}, {dtype}, D={head_dim}, keys by {coreset_keys} is not finite")
+
+
+def main() -> None:
+    generator = np.random.default_rng()
+    cases = list(itertools.product((TEXT, TILES), DTYPES, (8, 64, 80, 128, 192, 256), CORESET_KEYS))
+    for case in cases:
+        run(*case, generator)
+    print(f"{len(cases)} problems ran")
+
+
+if __name__ == "__main__":
+    main()

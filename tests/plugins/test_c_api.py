@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C API without a GPU: what it refuses, in which words, and how much workspace it asks for."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
+
+PROBLEM: dict[str, Any] = {
+    "dtype": 1, "batch": 2, "heads": 3, "head_dim": 64, "grid": (10, 6, 6), "tile": (2, 3, 2), "window": (3, 1, 3),
+    "bucket": (2, 3, 2), "keep": 6, "coreset_keys": 0, "text_tokens": 8, "scale": 0.0,
+}  # fmt: skip
+STRIDE = (368 * 3 * 64, 3 * 64, 64)
+ADDRESS = 0x7F0000000000  # never read: every test is refused before the launch
+TENSORS: dict[str, Any] = {
+    "query": ADDRESS, "key": ADDRESS + 0x1000, "value": ADDRESS + 0x2000, "output": ADDRESS + 0x3000,
+    "routes": ADDRESS, "text_length": ADDRESS, "workspace": ADDRESS, "workspace_bytes": 1 << 20,
+    "query_stride": STRIDE, "key_stride": STRIDE, "value_stride": STRIDE, "output_stride": STRIDE,
+}  # fmt: skip
+
+
+def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> str:
+    """Message of a call that must be refused."""
+    library = load_library()
+    with pytest.raises(LibraryError) as caught:
+        if tensors is None:
+            library.validate(Problem(**{**PROBLEM, **problem}))
+        else:
+            library.enqueue(Problem(**{**PROBLEM, **problem}), Tensors(**{**TENSORS, **tensors}), 0)
+    assert caught.value.status is Status.INVALID_ARGUMENT
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dtype": 2}, "dtype 2: must be 0 (float16) or 1 (bfloat16); cast the tensors to one"),
+        ({"batch": 0}, "batch 0: must be 1 to 65535; split the batch"),
+        ({"heads": 65536}, "heads 65536: must be 1 to 65535; split the heads"),
+        ({"head_dim": 100}, "head_dim 100: must be a multiple of 8, at most 256; pad with zeros to 104"),
+        ({"head_dim": 264}, "head_dim 264: must be a multiple of 8, at most 256; pad with zeros to 256"),
+        ({"head_dim": 0}, "head_dim 0: must be a multiple of 8, at most 256; pad with zeros to 8"),
+        ({"text_tokens": -1}, "text_tokens -1: must not be negative; use 0 for attention without text"),
+        ({"scale": -0.5}, "scale -0.5: must be finite and positive; use 0 for 1/sqrt(head_dim)"),
+        ({"scale": float("nan")}, "scale nan: must be finite and positive"),
+        ({"scale": float("inf")}, "scale inf: must be finite and positive"),
+        ({"grid": (0, 6, 6)}, "grid (0, 6, 6): every entry must be at least 1"),
+        ({"grid": (2**31 - 1,) * 3}, "at most 2147482624 tokens are supported; use a smaller video"),
+        ({"grid": (1, 1, 2**31 - 1)}, "at most 2147482624 tokens are supported; use a smaller video"),
+        ({"tile": (2, 4, 2)}, "tile (2, 4, 2): must divide grid (10, 6, 6) along every axis; "
+                              "the nearest divisors of its height 6 are 3 and 6"),
+        ({"tile": (20, 3, 2)}, "the nearest divisors of its frames 10 are 10 and 10"),
+        ({"tile": (2, 3, -2)}, "tile (2, 3, -2): every entry must be at least 1"),
+        ({"window": (2, 1, 3)}, "window (2, 1, 3): every entry must be odd, so that the window has a centre tile; "
+                                "use (3, 1, 3)"),
+        ({"window": (0, 1, 3)}, "window (0, 1, 3): every entry must be at least 1"),
+        ({"bucket": (2, 3, 4)}, "bucket (2, 3, 4): must divide grid (10, 6, 6) along every axis; "
+                                "the nearest divisors of its width 6 are 3 and 6"),
+        ({"bucket": (5, 6, 6)}, "bucket (5, 6, 6): 180 tokens, at most 64 are supported; use smaller buckets"),
+        ({"keep": 0}, "keep 0: must be 1 to 12, the tokens of bucket (2, 3, 2), its centre included; use e.g. 6"),
+        ({"keep": 13}, "keep 13: must be 1 to 12"),
+        ({"coreset_keys": 2}, "coreset_keys 2: must be 0 (by query, Wan) or 1 (by key, HunyuanVideo)"),
+    ],
+)  # fmt: skip
+def test_problem_is_refused(changed: dict[str, Any], message: str) -> None:
+    assert message in refused(changed)
+    assert message in refused(changed, {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"query": None}, "query NULL: must be a device pointer to [B, S+T, N, D]; pass one"),
+        ({"value": ADDRESS + 8}, "must be aligned to 16 bytes; copy the tensor to a fresh allocation"),
+        ({"key_stride": (STRIDE[0], 100, 64)}, "key stride 100 of the token axis: must be a multiple of 8 elements "
+                                               "(16 bytes), at least 0; make the tensor contiguous"),
+        ({"key_stride": (-8, 64, 64)}, "key stride -8 of the batch axis"),
+        ({"output_stride": (STRIDE[0], 192, 0)}, "output stride 0 of the head axis: must be a multiple of 8 elements "
+                                                 "(16 bytes), at least 64"),
+        ({"output": ADDRESS}, "must not be query, key or value; pass memory of its own"),
+        ({"routes": None}, "must be an aligned device pointer to int32 [B, N]; pass one"),
+        ({"text_length": None}, "text_tokens 8 need the valid text tokens of every sample; pass an aligned device "
+                                "pointer to int32 [B]"),
+        ({"workspace": ADDRESS + 128}, "must be a device pointer aligned to 256 bytes; pass one"),
+        ({"workspace_bytes": 1000}, "workspace_bytes 1000: this problem needs 8704; allocate what "
+                                    "vorta_routed_attention_workspace_size says"),
+    ],
+)  # fmt: skip
+def test_tensors_are_refused(changed: dict[str, Any], message: str) -> None:
+    assert message in refused({}, changed)
+
+
+def test_text_length_without_text_is_refused() -> None:
+    assert "must be NULL because text_tokens is 0" in refused({"text_tokens": 0}, {})
+
+
+def test_other_struct_sizes_are_refused() -> None:
+    problem, tensors = Problem(**PROBLEM), Tensors(**TENSORS)
+    problem.struct_size = 96
+    with pytest.raises(LibraryError, match=r"problem\.struct_size 96: must be 88 in this library \(API version 1\)"):
+        load_library().validate(problem)
+    tensors.struct_size = 8
+    with pytest.raises(LibraryError, match=r"tensors\.struct_size 8: must be 168 in this library"):
+        load_library().enqueue(Problem(**PROBLEM), tensors, 0)
+
+
+@pytest.mark.parametrize("keep", [1, 5, 12])
+@pytest.mark.parametrize("coreset_keys", [0, 1])
+@pytest.mark.parametrize("grid", [(10, 6, 6), (20, 45, 80)])
+def test_workspace_formula(keep: int, coreset_keys: int, grid: tuple[int, int, int]) -> None:
+    tile = (2, 3, 2)
+    problem = Problem(**{**PROBLEM, "keep": keep, "coreset_keys": coreset_keys, "grid": grid, "tile": tile})
+    tokens = grid[0] * grid[1] * grid[2]
+    kept = tokens // 12 * keep
+    lists = [kept, tokens - kept, *([kept] if coreset_keys else [])]
+    wanted = sum((4 * 2 * 3 * entries + 255) // 256 * 256 for entries in lists)
+    assert load_library().workspace_size(problem) == wanted
+
+
+def test_workspace_passes_32_bits() -> None:
+    problem = Problem(**{**PROBLEM, "batch": 1024, "heads": 40, "grid": (20, 45, 80), "tile": (5, 9, 8)})
+    assert load_library().workspace_size(problem) >= 4 * 1024 * 40 * 72_000
+
+
+def test_messages_belong_to_their_thread() -> None:
+    refused({"keep": 0})
+    inside: list[str] = []
+
+    def other() -> None:
+        inside.append(load_library()._text("vorta_last_error"))
+        inside.append(refused({"dtype": 5}))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert inside[0] == ""
+    assert inside[1].startswith("dtype 5")
+    assert load_library()._text("vorta_last_error").startswith("keep 0")
+
+
+def test_minimal_window_may_exceed_the_grid() -> None:
+    load_library().validate(Problem(**{**PROBLEM, "window": (99, 1, 2**31 - 1)}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")
+def test_enqueue_without_a_gpu_says_so() -> None:
+    with pytest.raises(LibraryError) as caught:
+        load_library().enqueue(Problem(**PROBLEM), Tensors(**TENSORS), 0)
+    assert caught.value.status is Status.CUDA_ERROR
+    assert re.search(r"coreset selection: cudaError\w+: .*; run on a machine with an NVIDIA GPU", str(caught.value))
