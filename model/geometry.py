@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The geometry of routed attention: the only place that knows about grids, tiles, windows and buckets.
+
+Letters: S video tokens (= F*H*W of the token grid), T text tokens (padded), D head dimension. Axes are always (frame,
+height, width); video tokens lie in raster order and text tokens follow them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+from vorta_trt.model.tiling import PUBLISHED_WINDOW, Shape, choose_bucket, choose_tile, nearest_grids
+
+AXES = ("frame", "height", "width")
+
+
+class GeometryTypeError(TypeError, ValueError):
+    """A value of the wrong type; a ValueError too, so that callers report it like every other bad value."""
+
+
+class Branch(IntEnum):
+    """Branch ids as they stand in `routes`; any other id is treated as FULL."""
+
+    FULL = 0
+    CORESET = 1
+    SLIDING = 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model family fixes: pixels per token, who chooses the coreset keys, text in the self-attention."""
+
+    temporal_compression: int  # of the VAE: 1 + n * temporal_compression frames become 1 + n latent frames
+    spatial_compression: int  # of the VAE
+    patch: Shape  # latent voxels per token
+    coreset_keys: str
+    text_tokens: int
+
+
+FAMILIES: dict[str, Family] = {
+    "wan": Family(4, 8, (1, 2, 2), coreset_keys="query", text_tokens=0),
+    "hunyuan_video": Family(4, 8, (1, 2, 2), coreset_keys="key", text_tokens=256),
+}
+PUBLISHED_REDUCTION_RATE = 0.5
+_ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_window_size", "lowres_reduction_rate")
+_FOREIGN_ATTRIBUTES = ("scale", "plugin_namespace", "plugin_version")  # on the node, but not geometry
+
+
+@dataclass(frozen=True)
+class AttentionGeometry:
+    """Shapes of one routed attention.
+
+    Args:
+        grid: token grid (frames, height, width); S = F*H*W.
+        tile: sliding tile in tokens; divides `grid`.
+        window: sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
+        bucket: coreset bucket in tokens; divides `grid`.
+        keep: tokens of a bucket that stay, its centre included; 1 <= keep <= prod(bucket).
+        coreset_keys: "query" if the queries' similarities choose the kept keys and values too (Wan), "key" if the
+            keys' own do (HunyuanVideo).
+        text_tokens: T, padded text tokens behind the video tokens; 0 if the self-attention has none.
+
+    Raises:
+        GeometryTypeError: an entry is not an integer (bool and float are refused); a TypeError and a ValueError.
+        ValueError: a rule above is broken; the message names argument, value, rule and remedy.
+    """
+
+    grid: Shape
+    tile: Shape
+    window: Shape
+    bucket: Shape
+    keep: int
+    coreset_keys: str = "query"
+    text_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "tile", "window", "bucket"):
+            object.__setattr__(self, name, _shape(name, getattr(self, name)))
+        for name, lowest in (("keep", 1), ("text_tokens", 0)):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), lowest))
+        for name in ("tile", "bucket"):
+            shape = getattr(self, name)
+            for axis, size, length in zip(AXES, shape, self.grid, strict=True):
+                if length % size:
+                    nearest = min((d for d in range(1, length + 1) if length % d == 0), key=lambda d: abs(d - size))
+                    raise ValueError(
+                        f"{name} {shape}: entry {size} must divide the grid's {axis} extent {length}; use {nearest}, "
+                        f"or another grid"
+                    )
+        if any(size % 2 == 0 for size in self.window):
+            odd = tuple(size + 1 - size % 2 for size in self.window)
+            raise ValueError(
+                f"window {self.window}: every entry must be odd, so that the query's tile is its centre; use {odd}"
+            )
+        if self.keep > self.bucket_tokens:
+            raise ValueError(
+                f"keep {self.keep}: must be between 1 and the {self.bucket_tokens} tokens of bucket {self.bucket}; "
+                f"use {self.bucket_tokens} to keep all"
+            )
+        if self.coreset_keys not in ("query", "key"):
+            raise ValueError(
+                f"coreset_keys {self.coreset_keys!r}: must be 'query' (Wan: the queries' choice) or 'key' "
+                f"(HunyuanVideo: the keys' own similarities)"
+            )
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def video_tokens(self) -> int:
+        """S."""
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        """S + T."""
+        return self.video_tokens + self.text_tokens
+
+    @property
+    def tile_tokens(self) -> int:
+        return math.prod(self.tile)
+
+    @property
+    def bucket_tokens(self) -> int:
+        return math.prod(self.bucket)
+
+    @property
+    def tiles(self) -> Shape:
+        """Tiles along each axis."""
+        frames, height, width = (axis // size for axis, size in zip(self.grid, self.tile, strict=True))
+        return frames, height, width
+
+    @property
+    def buckets(self) -> Shape:
+        """Buckets along each axis."""
+        frames, height, width = (axis // size for axis, size in zip(self.grid, self.bucket, strict=True))
+        return frames, height, width
+
+    @property
+    def window_tiles(self) -> Shape:
+        """Tiles that a query sees along each axis: the window, at most the whole axis."""
+        frames, height, width = (min(size, tiles) for size, tiles in zip(self.window, self.tiles, strict=True))
+        return frames, height, width
+
+    @property
+    def window_tokens(self) -> int:
+        """Video tokens that a video query of the sliding branch attends to."""
+        return math.prod(self.window_tiles) * self.tile_tokens
+
+    @property
+    def coreset_tokens(self) -> int:
+        """Video tokens that the coreset branch keeps."""
+        return math.prod(self.buckets) * self.keep
+
+    @property
+    def centre(self) -> int:
+        """Index of a bucket's centre among its tokens in raster order: the token at (t//2, h//2, w//2)."""
+        frames, height, width = self.bucket
+        return (frames // 2 * height + height // 2) * width + width // 2
+
+    def density(self, branch: str | Branch) -> float:
+        """Share of the S*S video query-key pairs that `branch` ("full", "coreset", "sliding") computes."""
+        branch = _branch(branch)
+        if branch is Branch.CORESET:
+            return (self.keep / self.bucket_tokens) ** 2
+        if branch is Branch.SLIDING:
+            return self.window_tokens / self.video_tokens
+        return 1.0
+
+    def attention_flops(self, branch: str | Branch, head_dim: int, text_length: int | None = None) -> int:
+        """FLOPs of QK^T and PV of one head: 4 * D per query-key pair; `text_length` defaults to all T text tokens."""
+        branch = _branch(branch)
+        text = self.text_tokens if text_length is None else text_length
+        video = self.video_tokens
+        if branch is Branch.CORESET:
+            pairs = (self.coreset_tokens + text) ** 2
+        elif branch is Branch.SLIDING:
+            pairs = video * (self.window_tokens + text) + text * (video + text)
+        else:
+            pairs = (video + text) ** 2
+        return 4 * head_dim * pairs
+
+    # -- constructors --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def for_grid(
+        cls,
+        grid: Sequence[int],
+        family: str = "wan",
+        *,
+        window: Sequence[int] = PUBLISHED_WINDOW,
+        reduction_rate: float = PUBLISHED_REDUCTION_RATE,
+        text_tokens: int | None = None,
+    ) -> AttentionGeometry:
+        """Geometry for a token grid (frames, height, width); tile and bucket by the rule in `tiling.py`.
+
+        Raises ValueError naming the nearest grids that can be tiled, if this one cannot.
+        """
+        settings = _family(family)
+        grid = _shape("grid", grid)
+        tile, bucket = choose_tile(grid), choose_bucket(grid)
+        if tile is None or bucket is None:
+            raise ValueError(
+                f"grid {grid}: cannot be tiled, its divisors give no near-cubic {'bucket' if tile else 'tile'}; "
+                f"nearest token grids that can: {_listed(nearest_grids(grid))}"
+            )
+        return cls(
+            grid=grid,
+            tile=tile,
+            window=_shape("window", window),
+            bucket=bucket,
+            keep=keep_tokens(bucket, reduction_rate),
+            coreset_keys=settings.coreset_keys,
+            text_tokens=settings.text_tokens if text_tokens is None else text_tokens,
+        )
+
+    @classmethod
+    def for_video(
+        cls,
+        frames: int,
+        height: int,
+        width: int,
+        family: str = "wan",
+        *,
+        window: Sequence[int] = PUBLISHED_WINDOW,
+        reduction_rate: float = PUBLISHED_REDUCTION_RATE,
+        text_tokens: int | None = None,
+    ) -> AttentionGeometry:
+        """Geometry for a video of `frames` x `height` x `width` pixels.
+
+        The VAE turns 1 + 4n frames into 1 + n latent frames and shrinks height and width by 8, patches of (1, 2, 2)
+        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52).
+
+        Raises ValueError naming the nearest video sizes that fit, if this one does not.
+        """
+        settings = _family(family)
+        sizes = {"frames": frames, "height": height, "width": width}
+        pixels = tuple(_integer(name, value, 1) for name, value in sizes.items())
+        temporal = settings.temporal_compression * settings.patch[0]
+        vertical = settings.spatial_compression * settings.patch[1]
+        horizontal = settings.spatial_compression * settings.patch[2]
+        wanted = ((pixels[0] - 1) / temporal + 1, pixels[1] / vertical, pixels[2] / horizontal)
+
+        def remedy() -> str:
+            videos = [(temporal * (f - 1) + 1, vertical * h, horizontal * w) for f, h, w in nearest_grids(wanted)]
+            return f"nearest video sizes that fit: {_listed(videos)}"
+
+        video = "x".join(map(str, pixels))
+        if (pixels[0] - 1) % temporal:
+            raise ValueError(f"frames {pixels[0]} of video {video}: must be 1 + a multiple of {temporal}; {remedy()}")
+        for name, size, step in (("height", pixels[1], vertical), ("width", pixels[2], horizontal)):
+            if size % step:
+                raise ValueError(f"{name} {size} of video {video}: must be a multiple of {step} pixels; {remedy()}")
+        grid = (round(wanted[0]), round(wanted[1]), round(wanted[2]))
+        if choose_tile(grid) is None or choose_bucket(grid) is None:
+            raise ValueError(
+                f"video {video}: its token grid {grid} cannot be tiled, its divisors give no near-cubic shape; "
+                f"{remedy()}"
+            )
+        return cls.for_grid(grid, family, window=window, reduction_rate=reduction_rate, text_tokens=text_tokens)
+
+    @classmethod
+    def from_router_config(
+        cls, config: Mapping[str, Any], family: str = "wan", *, text_tokens: int | None = None
+    ) -> AttentionGeometry:
+        """Geometry from a router's training `config.json` (the whole mapping, or its `self_attention_kwargs`)."""
+        settings = _family(family)
+        if "self_attention_kwargs" in config:
+            config = config["self_attention_kwargs"]
+        if not isinstance(config, Mapping):
+            raise ValueError(f"self_attention_kwargs {config!r}: must be a mapping; use the router's own config.json")
+        missing = [key for key in _ROUTER_CONFIG_KEYS if key not in config]
+        if missing:
+            raise ValueError(
+                f"router config with keys {sorted(config)}: lacks {', '.join(missing)}; use the config.json that the "
+                f"router was trained with, or pass geometry="
+            )
+        bucket = _shape("lowres_window_size", config["lowres_window_size"])
+        return cls(
+            grid=_shape("latent_shape", config["latent_shape"]),
+            tile=_shape("tile_size", config["tile_size"]),
+            window=_shape("window_size", config["window_size"]),
+            bucket=bucket,
+            keep=keep_tokens(bucket, config["lowres_reduction_rate"]),
+            coreset_keys=settings.coreset_keys,
+            text_tokens=settings.text_tokens if text_tokens is None else text_tokens,
+        )
+
+    # -- serialisation -------------------------------------------------------------------------------------------------
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Attributes of the ONNX node / fields of the plugin, by their exact names; `scale` comes from the head."""
+        return {
+            "grid": list(self.grid),
+            "tile": list(self.tile),
+            "window": list(self.window),
+            "bucket": list(self.bucket),
+            "keep": self.keep,
+            "coreset_keys": self.coreset_keys,
+            "text_tokens": self.text_tokens,
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> AttentionGeometry:
+        """Inverse of `to_attributes`; the node's `scale` and `plugin_*` attributes are allowed and left aside."""
+        values = {key: value for key, value in attributes.items() if key not in _FOREIGN_ATTRIBUTES}
+        coreset_keys = values.get("coreset_keys")
+        if isinstance(coreset_keys, bytes):  # as onnx gives string attributes
+            values["coreset_keys"] = coreset_keys.decode()
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AttentionGeometry:
+        """Inverse of `to_dict`; every field must be there, and no other."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise ValueError(
+                f"geometry with keys {sorted(values)}: must have exactly {sorted(names)}; "
+                f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}"
+            )
+        return cls(**values)
+
+    def __str__(self) -> str:
+        def joined(shape: Shape) -> str:
+            return "x".join(map(str, shape))
+
+        return (
+            f"grid {joined(self.grid)}, tile {joined(self.tile)}, window {joined(self.window)}, "
+            f"bucket {joined(self.bucket)} keep {self.keep}, keys by {self.coreset_keys}, text {self.text_tokens}"
+        )
+
+
+def keep_tokens(bucket: Shape, reduction_rate: float) -> int:
+    """Kept tokens of a bucket: int(prod(bucket) * (1 - reduction_rate)), at least the centre."""
+    if isinstance(reduction_rate, bool) or not isinstance(reduction_rate, (int, float)):
+        raise GeometryTypeError(f"reduction rate {reduction_rate!r}: must be a number in [0, 1); use 0.5")
+    if not 0 <= reduction_rate < 1:
+        raise ValueError(f"reduction rate {reduction_rate}: must be in [0, 1), the share of tokens to drop; use 0.5")
+    return max(1, int(math.prod(bucket) * (1 - reduction_rate)))
+
+
+def _branch(branch: str | Branch) -> Branch:
+    if isinstance(branch, Branch):
+        return branch
+    if isinstance(branch, str) and branch.upper() in Branch.__members__:
+        return Branch[branch.upper()]
+    raise ValueError(f"branch {branch!r}: must be 'full', 'coreset' or 'sliding'")
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ValueError(f"family {name!r}: must be one of {', '.join(map(repr, FAMILIES))}")
+    return FAMILIES[name]
+
+
+def _integer(name: str, value: Any, lowest: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise GeometryTypeError(
+            f"{name} {value!r}: must be an integer, not {type(value).__name__}; use e.g. {max(lowest, 1)}"
+        )
+    number = operator.index(value)
+    if number < lowest:
+        raise ValueError(f"{name} {number}: must be at least {lowest}")
+    return number
+
+
+def _shape(name: str, value: Any) -> Shape:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise GeometryTypeError(f"{name} {value!r}: must be three integers (frame, height, width); use e.g. (2, 3, 2)")
+    entries = tuple(value)
+    if len(entries) != 3:
+        raise ValueError(f"{name} {entries}: must have three entries (frame, height, width), not {len(entries)}")
+    frame, height, width = (_integer(f"{name} {entries}: entry", entry, 1) for entry in entries)
+    return frame, height, width
+
+
+def _listed(sizes: Sequence[Shape]) -> str:
+    return ", ".join("x".join(map(str, size)) for size in sizes) or "none near it"

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta::routed_attention`, the operator as torch sees it.
+
+On the CPU it is the reference; on CUDA it is the kernels of libvorta_trt, called through their C API on the current
+stream. It traces (fake tensors, torch.export, torch.compile) and differentiates: the backward pass recomputes the
+forward pass through the reference. The branch choice and the coreset are constants of the gradient.
+
+Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.reference import routed_attention_reference
+
+SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text_length, int[] grid, int[] tile, "
+    "int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, float scale) -> Tensor"
+)
+KERNEL_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+MAX_KERNEL_HEAD_DIM = 256
+_ALIGNMENT = 16  # bytes, of the kernels' pointers and strides
+
+
+def routed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention in which every head of every sample takes its own branch.
+
+    Args:
+        query, key, value: [B, S+T, N, D] of one dtype on one device, after QK norm and rotary embedding. CUDA: float16
+            or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
+        routes: int32 [B, N], 0 full, 1 coreset, 2 sliding; any other id is full. Never read by the host on CUDA.
+        geometry: the `AttentionGeometry` of the tokens.
+        text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
+        scale: of the logits; default 1/sqrt(D).
+
+    Returns:
+        [B, S+T, N, D], contiguous; rows of padded text are 0.
+
+    Raises:
+        TypeError, ValueError: an argument breaks a rule above; the message names argument, value, rule and remedy.
+    """
+    _check_arguments(query, key, value, routes, geometry, text_length)
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale {scale}: must be finite and positive; use None for 1/sqrt(D)")
+    out: Tensor = torch.ops.vorta.routed_attention(
+        query, key, value, routes, text_length, geometry.grid, geometry.tile, geometry.window, geometry.bucket,
+        geometry.keep, geometry.coreset_keys, geometry.text_tokens, scale,
+    )  # [B, S+T, N, D]  # fmt: skip
+    return out
+
+
+def _check_arguments(
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, geometry: AttentionGeometry, text_length: Tensor | None
+) -> None:
+    if not isinstance(geometry, AttentionGeometry):
+        raise TypeError(f"geometry {geometry!r}: must be an AttentionGeometry; use AttentionGeometry.for_video(...)")
+    if query.ndim != 4:
+        raise ValueError(f"query of shape {tuple(query.shape)}: must be [B, S+T, N, D]; unflatten the heads first")
+    if not query.is_floating_point():
+        raise TypeError(f"query of dtype {query.dtype}: must be a float dtype")
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != query.shape:
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must equal query's {tuple(query.shape)}")
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} of dtype {tensor.dtype}: must equal query's; use {name}.to({query.dtype})")
+        _check_device(name, tensor, query)
+    if query.shape[1] != geometry.tokens:
+        raise ValueError(
+            f"query of shape {tuple(query.shape)}: must have the geometry's {geometry.video_tokens} video + "
+            f"{geometry.text_tokens} text tokens; use a geometry for your video size, e.g. AttentionGeometry.for_video"
+        )
+    batch, heads = query.shape[0], query.shape[2]
+    _check_int32("routes", routes, (batch, heads), query)
+    if text_length is not None:
+        if not geometry.text_tokens:
+            raise ValueError("text_length given: the geometry has no text tokens; leave it out, or set text_tokens")
+        _check_int32("text_length", text_length, (batch,), query)
+    elif geometry.text_tokens:
+        raise ValueError(
+            f"text_length None: required because the geometry has {geometry.text_tokens} text tokens; pass int32 [B]"
+        )
+
+
+def _check_int32(name: str, tensor: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
+    if tensor.dtype != torch.int32:
+        raise TypeError(f"{name} of dtype {tensor.dtype}: must be int32; use {name}.to(torch.int32)")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be {shape}, from query's batch and heads")
+    _check_device(name, tensor, query)
+
+
+def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
+    if tensor.device != query.device:
+        raise ValueError(f"{name} on {tensor.device}: must be where query is; use {name}.to('{query.device}')")
+
+
+def _geometry(
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    bucket: list[int],
+    keep: int,
+    coreset_keys: str,
+    text_tokens: int,
+) -> AttentionGeometry:
+    shapes: dict[str, Any] = {"grid": grid, "tile": tile, "window": window, "bucket": bucket}
+    return AttentionGeometry(**shapes, keep=keep, coreset_keys=coreset_keys, text_tokens=text_tokens)
+
+
+@torch.library.custom_op("vorta::routed_attention", mutates_args=(), device_types="cpu", schema=SCHEMA)
+def _on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    text_length: Tensor | None,
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    bucket: list[int],
+    keep: int,
+    coreset_keys: str,
+    text_tokens: int,
+    scale: float,
+) -> Tensor:
+    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    _check_arguments(query, key, value, routes, geometry, text_length)
+    return routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
+
+
+@_on_cpu.register_fake
+def _fake(query: Tensor, *arguments: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@_on_cpu.register_kernel("cuda")
+def _on_cuda(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    text_length: Tensor | None,
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    bucket: list[int],
+    keep: int,
+    coreset_keys: str,
+    text_tokens: int,
+    scale: float,
+) -> Tensor:
+    from vorta_trt.plugins.library import CORESET_KEYS, DTYPES, Problem, Tensors, load_library
+
+    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    _check_arguments(query, key, value, routes, geometry, text_length)
+    if query.dtype not in KERNEL_DTYPES:
+        raise TypeError(
+            f"query of dtype {query.dtype} on CUDA: the kernels compute in float16 and bfloat16; convert query, key "
+            f"and value with .to(torch.bfloat16), or use vorta_trt.model.routed_attention_reference for {query.dtype}"
+        )
+    batch, _, heads, head_dim = query.shape
+    if head_dim % 8 or head_dim > MAX_KERNEL_HEAD_DIM:
+        raise ValueError(
+            f"head dimension {head_dim} on CUDA: must be a multiple of 8, at most {MAX_KERNEL_HEAD_DIM}; pad the "
+            f"heads, or use vorta_trt.model.routed_attention_reference"
+        )
+    library = load_library()
+    query, key, value = (_aligned(tensor) for tensor in (query, key, value))
+    routes = routes.contiguous()
+    text_length = None if text_length is None else text_length.contiguous()
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, S+T, N, D]
+    problem = Problem(
+        dtype=DTYPES[KERNEL_DTYPES[query.dtype]],
+        batch=batch,
+        heads=heads,
+        head_dim=head_dim,
+        grid=geometry.grid,
+        tile=geometry.tile,
+        window=geometry.window,
+        bucket=geometry.bucket,
+        keep=keep,
+        coreset_keys=CORESET_KEYS[coreset_keys],
+        text_tokens=text_tokens,
+        scale=scale,
+    )
+    with torch.cuda.device(query.device):
+        workspace_bytes = library.workspace_size(problem)
+        workspace = torch.empty(max(workspace_bytes, 1), dtype=torch.uint8, device=query.device)  # torch aligns to 512
+        tensors = Tensors(
+            query=query.data_ptr(),
+            key=key.data_ptr(),
+            value=value.data_ptr(),
+            routes=routes.data_ptr(),
+            text_length=None if text_length is None else text_length.data_ptr(),
+            output=output.data_ptr(),
+            query_stride=query.stride()[:3],
+            key_stride=key.stride()[:3],
+            value_stride=value.stride()[:3],
+            output_stride=output.stride()[:3],
+            workspace=workspace.data_ptr(),
+            workspace_bytes=workspace_bytes,
+        )
+        # The workspace may be freed on return: torch's allocator hands it out again on this stream only.
+        library.enqueue(problem, tensors, torch.cuda.current_stream(query.device).cuda_stream)
+    return output
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """`tensor` itself if the kernels can read its strides, else a contiguous copy."""
+    bytes_each = tensor.element_size()
+    readable = (
+        tensor.stride(3) == 1
+        and tensor.data_ptr() % _ALIGNMENT == 0
+        and all(stride * bytes_each % _ALIGNMENT == 0 for stride in tensor.stride()[:3])
+    )
+    return tensor if readable else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, routes, text_length, *geometry, scale = inputs
+    ctx.save_for_backward(query, key, value, routes, text_length)
+    ctx.geometry, ctx.scale = tuple(geometry), scale
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    query, key, value, routes, text_length = ctx.saved_tensors
+    needed = [position for position in range(3) if ctx.needs_input_grad[position]]
+    grads: list[Tensor | None] = [None] * (5 + len(ctx.geometry) + 1)
+    if needed:
+        found = torch.ops.vorta.routed_attention_backward(
+            grad, query, key, value, routes, text_length, *ctx.geometry, ctx.scale
+        )
+        for position in needed:
+            grads[position] = found[position]
+    return tuple(grads)
+
+
+def _gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    text_length: Tensor | None,
+    grid: list[int],
+    tile: list[int],
+    window: list[int],
+    bucket: list[int],
+    keep: int,
+    coreset_keys: str,
+    text_tokens: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by query, key and value: the reference, recomputed with autograd on."""
+    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    with torch.enable_grad():
+        query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
+        out = routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
+        by_query, by_key, by_value = torch.autograd.grad(out, (query, key, value), grad)
+    return by_query.contiguous(), by_key.contiguous(), by_value.contiguous()
+
+
+def _fake_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+_on_cpu.register_autograd(_backward, setup_context=_remember)
+
+# Not a custom_op: those run with autograd switched off underneath them, and this one needs it for its recomputation.
+# With a fallthrough for the autograd key nothing switches it off.
+_arguments = SCHEMA.removeprefix("(").removesuffix(" -> Tensor")
+_library = torch.library.Library("vorta", "FRAGMENT")
+_library.define(f"routed_attention_backward(Tensor grad, {_arguments} -> (Tensor, Tensor, Tensor)")
+_library.impl("routed_attention_backward", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("routed_attention_backward", _gradients, "CPU")
+_library.impl("routed_attention_backward", _gradients, "CUDA")
+torch.library.register_fake("vorta::routed_attention_backward", _fake_gradients, lib=_library)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routed attention in plain, differentiable torch: what every kernel and every exported graph is measured against.
+
+Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim, H heads computed together, V valid text
+tokens of one sample, C coreset tokens, q / k queries and keys of one block.
+
+Every branch is the same computation over a different list of blocks. A block is a pair (queries, keys) of token ids:
+all of these queries attend to all of these keys, and a softmax row never spans two blocks. So there is one softmax, and
+memory is bounded by one block: no S x S matrix exists, neither forward nor backward (each block is checkpointed).
+
+Similarities, logits, softmax and sums are computed in float32 from the given dtype (float64 stays float64); the output
+is cast back. The method: VORTA, arXiv 2505.18809.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.indices import bucket_table, window_groups
+
+LOGITS_BYTES = 64 << 20  # of one block: large enough for full speed of a GEMM, small beside the tensors of a real model
+HEADS_BYTES = 256 << 20  # of float32 query, key and value of the heads that are computed together
+
+TokenIds = Tensor | slice
+Block = tuple[TokenIds, TokenIds]
+
+
+def routed_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention with a branch per sample and head.
+
+    Args:
+        query, key, value: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
+        routes: int32 [B, N], ids of `Branch`; any other id is full attention.
+        geometry: grid, tile, window, bucket, keep, coreset_keys, text_tokens.
+        text_length: int32 [B], valid text tokens, 0..T; required if and only if T > 0. Text rows beyond it are neither
+            read nor computed: their output is 0.
+        scale: of the logits; default 1/sqrt(D).
+
+    Returns:
+        [B, S+T, N, D], contiguous, in the dtype of `query`.
+    """
+    batch, _, heads, head_dim = query.shape
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    lengths = _text_lengths(text_length, geometry, batch)
+    branches = routes.tolist()  # [B][N]
+    chunk = max(1, HEADS_BYTES // (3 * 4 * geometry.tokens * head_dim))
+
+    samples = []
+    for sample, length in enumerate(lengths):
+        valid = geometry.video_tokens + length
+        outputs: list[Tensor | None] = [None] * heads
+        for branch, members in _heads_by_branch(branches[sample]).items():
+            for start in range(0, len(members), chunk):
+                chosen = members[start : start + chunk]
+                q, k, v = (_head_major(tensor[sample, :valid], chosen) for tensor in (query, key, value))  # [H, S+V, D]
+                out = _attend_branch(branch, q, k, v, geometry, length, scale).to(query.dtype)  # [H, S+V, D]
+                for head, rows in zip(chosen, out.unbind(0), strict=True):
+                    outputs[head] = rows
+        stacked = torch.stack([rows for rows in outputs if rows is not None], dim=1)  # [S+V, N, D]
+        samples.append(functional.pad(stacked, (0, 0, 0, 0, 0, geometry.tokens - valid)))  # [S+T, N, D]
+    return torch.stack(samples)  # [B, S+T, N, D]
+
+
+def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
+    """Which tokens of every bucket stay, by cosine similarity with the bucket's centre.
+
+    Args:
+        tokens: [..., S, D], video tokens in raster order.
+
+    Returns:
+        kept [..., G, keep] and dropped [..., G, K - keep]: raster token ids. The first kept token is the centre, the
+        others follow from the least similar on; of equally similar tokens the first in raster order stays.
+    """
+    table = bucket_table(geometry).to(tokens.device)  # [G, K]
+    centre = table[:, geometry.centre]  # [G]
+    others = torch.cat([table[:, : geometry.centre], table[:, geometry.centre + 1 :]], dim=1)  # [G, K-1]
+    unit = functional.normalize(_exact(tokens.detach()), dim=-1, eps=1e-12)  # [..., S, D]
+    similarity = (unit[..., others, :] @ unit[..., centre, :].unsqueeze(-1)).squeeze(-1)  # [..., G, K-1]
+    order = similarity.argsort(dim=-1, stable=True)  # [..., G, K-1], least similar first
+    ranked = others.expand_as(order).gather(-1, order)  # [..., G, K-1], token ids
+    kept = torch.cat([centre.expand(order.shape[:-1]).unsqueeze(-1), ranked[..., : geometry.keep - 1]], dim=-1)
+    return kept, ranked[..., geometry.keep - 1 :]
+
+
+def _attend_branch(
+    branch: Branch, query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float
+) -> Tensor:
+    """One branch for heads that share it: query, key, value, output [H, S+V, D]."""
+    if branch is Branch.SLIDING:
+        groups, restore = _sliding_pattern(geometry, text)
+        return _attend_blocks(query, key, value, groups, scale)[:, restore.to(query.device)]
+    if branch is Branch.CORESET:
+        video = geometry.video_tokens
+        kept, dropped = select_coreset(query[:, :video], geometry)  # [H, G, keep], [H, G, K-keep]
+        key_kept = kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry)[0]
+        query = _gather_video(query, kept, video)  # [H, C+V, D]
+        key, value = _gather_video(key, key_kept, video), _gather_video(value, key_kept, video)  # [H, C+V, D]
+        out = _attend_blocks(query, key, value, _dense_pattern(geometry.coreset_tokens + text), scale)  # [H, C+V, D]
+        source = _expansion(kept, dropped, video, text)  # [H, S+V]
+        return out.gather(1, source.unsqueeze(-1).expand(-1, -1, out.shape[-1]))
+    return _attend_blocks(query, key, value, _dense_pattern(query.shape[1]), scale)
+
+
+def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float) -> Tensor:
+    """Outputs of all blocks' queries, in the blocks' order: [H, queries, D]."""
+    remember = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    outputs = []
+    for queries, keys in blocks:
+        block_key, block_value = key[:, keys], value[:, keys]  # [H, k, D]
+        rows = max(1, LOGITS_BYTES // (block_key.element_size() * block_key.shape[0] * block_key.shape[1]))
+        for part in _split(queries, rows):
+            if remember:
+                out = checkpoint(_attend, query, block_key, block_value, part, scale, use_reentrant=False)
+            else:
+                out = _attend(query, block_key, block_value, part, scale)
+            outputs.append(out)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, queries: TokenIds, scale: float) -> Tensor:
+    """The softmax: query [H, *, D], of which `queries` are taken; key, value [H, k, D] -> [H, q, D]."""
+    logits = (query[:, queries] * scale) @ key.transpose(1, 2)  # [H, q, k]
+    return torch.softmax(logits, dim=-1) @ value
+
+
+def _split(queries: TokenIds, rows: int) -> Iterator[TokenIds]:
+    """`queries` in parts of at most `rows`."""
+    if isinstance(queries, slice):
+        for start in range(queries.start, queries.stop, rows):
+            yield slice(start, min(start + rows, queries.stop))
+    else:
+        yield from queries.split(rows)
+
+
+def _dense_pattern(tokens: int) -> list[Block]:
+    """One block: all to all."""
+    return [(slice(0, tokens), slice(0, tokens))]
+
+
+@lru_cache(maxsize=16)
+def _sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[Block], Tensor]:
+    """Blocks of the sliding branch over video and `text` valid text tokens, and the permutation that restores the order
+    of the tokens from the blocks' order."""
+    video = geometry.video_tokens
+    text_ids = torch.arange(video, video + text)  # [V]
+    pairs = [(queries, torch.cat([keys, text_ids])) for queries, keys in window_groups(geometry)]
+    if text:
+        pairs.append((text_ids, torch.arange(video + text)))  # text queries see everything valid
+    restore = torch.cat([queries for queries, _ in pairs]).argsort()  # [S+V]
+    return list(pairs), restore
+
+
+def _gather_video(tokens: Tensor, kept: Tensor, video: int) -> Tensor:
+    """Kept video tokens, then all text tokens: [H, S+V, D], [H, G, keep] -> [H, C+V, D]."""
+    ids = kept.flatten(1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [H, C, D]
+    return torch.cat([tokens[:, :video].gather(1, ids), tokens[:, video:]], dim=1)
+
+
+def _expansion(kept: Tensor, dropped: Tensor, video: int, text: int) -> Tensor:
+    """The row of the compact sequence that holds each token's output; a dropped token's is its centre's. [H, S+V]"""
+    heads, buckets, keep = kept.shape
+    rows = torch.arange(buckets * keep, device=kept.device).view(1, buckets, keep).expand(heads, -1, -1)  # [H, G, keep]
+    source = torch.empty(heads, video, dtype=torch.int64, device=kept.device)
+    source.scatter_(1, kept.flatten(1), rows.flatten(1))
+    source.scatter_(1, dropped.flatten(1), rows[..., :1].expand_as(dropped).flatten(1))
+    text_rows = torch.arange(buckets * keep, buckets * keep + text, device=kept.device).expand(heads, -1)  # [H, V]
+    return torch.cat([source, text_rows], dim=1)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """float32, or float64 if it is that already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _head_major(tensor: Tensor, heads: list[int]) -> Tensor:
+    """[S+V, N, D] -> [H, S+V, D], exact and contiguous."""
+    return _exact(tensor[:, heads].transpose(0, 1)).contiguous()
+
+
+def _heads_by_branch(routes: list[int]) -> dict[Branch, list[int]]:
+    known = set(Branch)
+    members: dict[Branch, list[int]] = {}
+    for head, route in enumerate(routes):
+        members.setdefault(Branch(route) if route in known else Branch.FULL, []).append(head)
+    return members
+
+
+def _text_lengths(text_length: Tensor | None, geometry: AttentionGeometry, batch: int) -> list[int]:
+    if text_length is None:
+        if geometry.text_tokens:
+            raise ValueError(
+                f"text_length None: required, the geometry has {geometry.text_tokens} text tokens; pass int32 [B]"
+            )
+        return [0] * batch
+    lengths: list[int] = text_length.tolist()
+    for length in lengths:
+        if not 0 <= length <= geometry.text_tokens:
+            raise ValueError(
+                f"text_length {lengths}: every entry must be between 0 and the geometry's {geometry.text_tokens} "
+                f"text tokens"
+            )
+    return lengths

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from vorta_trt.model import AttentionGeometry, Branch
+from vorta_trt.model.geometry import GeometryTypeError
+from vorta_trt.model.tiling import MAX_ELONGATION, choose_bucket, choose_tile, elongation, nearest_grids
+
+VALID: dict[str, Any] = {
+    "grid": (4, 6, 8),
+    "tile": (2, 3, 4),
+    "window": (3, 1, 3),
+    "bucket": (2, 3, 2),
+    "keep": 6,
+    "coreset_keys": "query",
+    "text_tokens": 5,
+}
+
+
+def test_published_settings_of_wan() -> None:
+    geometry = AttentionGeometry.for_video(77, 720, 1280, "wan")
+    assert geometry == AttentionGeometry((20, 45, 80), (5, 9, 8), (3, 3, 3), (2, 3, 2), 6, "query", 0)
+    assert geometry.video_tokens == geometry.tokens == 72_000
+    assert geometry.tile_tokens == 360 and geometry.bucket_tokens == 12 and geometry.tiles == (4, 5, 10)
+    assert geometry.density("sliding") == pytest.approx(0.135)
+    assert geometry.density("coreset") == 0.25
+    assert geometry.density("full") == 1
+
+
+def test_published_settings_of_hunyuan_video() -> None:
+    geometry = AttentionGeometry.for_video(117, 720, 1280, "hunyuan_video")
+    assert geometry == AttentionGeometry((30, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, "key", 256)
+    assert geometry.tokens == 108_256
+    assert geometry.density(Branch.SLIDING) == pytest.approx(0.108)
+
+
+@pytest.mark.parametrize(
+    ("video", "grid"),
+    [
+        ((81, 480, 832), (21, 30, 52)),
+        ((77, 480, 832), (20, 30, 52)),
+        ((1, 480, 832), (1, 30, 52)),
+        ((5, 16, 16), (2, 1, 1)),
+    ],
+)
+def test_pixels_to_tokens(video: tuple[int, int, int], grid: tuple[int, int, int]) -> None:
+    assert AttentionGeometry.for_video(*video).grid == grid
+
+
+def test_default_video_of_wan_has_published_sizes() -> None:
+    geometry = AttentionGeometry.for_video(81, 480, 832)
+    assert 360 <= geometry.tile_tokens <= 432
+    assert geometry.bucket_tokens == 12 and geometry.keep == 6
+    assert geometry.density("sliding") < 0.25
+
+
+@pytest.mark.parametrize("frames", range(17, 82, 4))
+@pytest.mark.parametrize("size", [(480, 832), (720, 1280), (512, 768), (704, 1280)])
+def test_choice_follows_its_rule_or_says_what_fits(frames: int, size: tuple[int, int]) -> None:
+    try:
+        geometry = AttentionGeometry.for_video(frames, *size)
+    except ValueError as error:
+        assert "nearest video sizes that fit: " in str(error)
+        return
+    assert 360 / 1.6 / 1.5 < geometry.tile_tokens < 432 * 1.6
+    assert 12 / 1.6 < geometry.bucket_tokens < 12 * 1.6
+    assert elongation(geometry.tile, geometry.grid) <= MAX_ELONGATION
+    assert geometry == AttentionGeometry.for_grid(geometry.grid)
+
+
+def test_small_grids_get_small_tiles() -> None:
+    geometry = AttentionGeometry.for_video(9, 128, 192)
+    assert geometry.density("sliding") < 1
+    assert AttentionGeometry.for_grid((1, 1, 1)).keep == 1
+
+
+@pytest.mark.parametrize("grid", [(13, 17, 19), (7, 11, 101), (29, 30, 53)])
+def test_grid_that_cannot_be_tiled_names_the_nearest(grid: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be tiled.*nearest token grids that can: \d+x\d+x\d+") as error:
+        AttentionGeometry.for_grid(grid)
+    for size in str(error.value).rsplit(": ", 1)[1].split(", "):
+        frames, height, width = map(int, size.split("x"))
+        assert AttentionGeometry.for_grid((frames, height, width)).grid == (frames, height, width)
+
+
+@pytest.mark.parametrize(
+    ("video", "culprit"),
+    [
+        ((80, 480, 832), "frames 80"),
+        ((81, 481, 832), "height 481"),
+        ((81, 480, 833), "width 833"),
+        ((113, 480, 848), "848"),
+    ],
+)
+def test_video_that_does_not_fit_names_the_nearest_in_pixels(video: tuple[int, int, int], culprit: str) -> None:
+    with pytest.raises(ValueError, match=f"{culprit}.*nearest video sizes that fit") as error:
+        AttentionGeometry.for_video(*video)
+    for size in str(error.value).rsplit(": ", 1)[1].split(", "):
+        assert AttentionGeometry.for_video(*map(int, size.split("x")))
+
+
+def test_nearest_grid_of_a_grid_that_fits_is_itself() -> None:
+    assert nearest_grids((20, 45, 80), 1) == [(20, 45, 80)]
+    assert choose_tile((20, 45, 80)) == (5, 9, 8) and choose_bucket((20, 45, 80)) == (2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": (4, 6)}, r"grid \(4, 6\): must have three entries"),
+        ({"grid": (4, 6, 0)}, r"grid \(4, 6, 0\): entry 0: must be at least 1"),
+        ({"tile": (3, 3, 4)}, r"tile \(3, 3, 4\): entry 3 must divide the grid's frame extent 4; use [24]"),
+        ({"bucket": (2, 4, 2)}, r"bucket \(2, 4, 2\): entry 4 must divide the grid's height extent 6"),
+        ({"window": (3, 2, 3)}, r"window \(3, 2, 3\): every entry must be odd.*use \(3, 3, 3\)"),
+        ({"keep": 0}, "keep 0: must be at least 1"),
+        ({"keep": 13}, "keep 13: must be between 1 and the 12 tokens"),
+        ({"coreset_keys": "value"}, "coreset_keys 'value': must be 'query'"),
+        ({"text_tokens": -1}, "text_tokens -1: must be at least 0"),
+    ],
+)
+def test_rules(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttentionGeometry(**{**VALID, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"grid": (4, 6, 8.0)}, {"tile": (True, 3, 4)}, {"keep": 6.0}, {"keep": True}, {"text_tokens": "5"}, {"grid": 4}],
+)
+def test_only_integers(change: dict[str, Any]) -> None:
+    with pytest.raises(GeometryTypeError, match="integer"):
+        AttentionGeometry(**{**VALID, **change})
+
+
+def test_lists_become_tuples_and_geometry_hashes() -> None:
+    assert AttentionGeometry(**{**VALID, "grid": [4, 6, 8]}) == AttentionGeometry(**VALID)
+    assert hash(AttentionGeometry(**VALID)) == hash(AttentionGeometry(**VALID))
+
+
+def test_attributes_and_dictionaries_round_trip() -> None:
+    geometry = AttentionGeometry(**VALID)
+    attributes = geometry.to_attributes()
+    assert list(attributes) == ["grid", "tile", "window", "bucket", "keep", "coreset_keys", "text_tokens"]
+    node = {**attributes, "coreset_keys": b"query", "scale": 0.5, "plugin_namespace": b"vorta", "plugin_version": b"1"}
+    assert AttentionGeometry.from_attributes(node) == geometry
+    assert AttentionGeometry.from_dict(geometry.to_dict()) == geometry
+    with pytest.raises(ValueError, match="unknown.*colour"):
+        AttentionGeometry.from_attributes({**attributes, "colour": 1})
+    with pytest.raises(ValueError, match="missing.*keep"):
+        AttentionGeometry.from_dict({key: value for key, value in attributes.items() if key != "keep"})
+
+
+PUBLISHED_CONFIG = {
+    "latent_shape": [20, 45, 80],
+    "tile_size": [5, 9, 8],
+    "window_size": [3, 3, 3],
+    "lowres_window_size": [2, 3, 2],
+    "lowres_reduction_rate": 0.5,
+}
+
+
+def test_router_config() -> None:
+    expected = AttentionGeometry.for_video(77, 720, 1280)
+    assert AttentionGeometry.from_router_config(PUBLISHED_CONFIG) == expected
+    assert AttentionGeometry.from_router_config({"self_attention_kwargs": PUBLISHED_CONFIG, "name": "x"}) == expected
+    video = {**PUBLISHED_CONFIG, "latent_shape": [30, 45, 80], "tile_size": [6, 9, 8]}
+    hunyuan = AttentionGeometry.from_router_config(video, "hunyuan_video")
+    assert hunyuan == AttentionGeometry.for_video(117, 720, 1280, "hunyuan_video")
+    with pytest.raises(ValueError, match="lacks tile_size"):
+        AttentionGeometry.from_router_config(
+            {key: value for key, value in PUBLISHED_CONFIG.items() if key != "tile_size"}
+        )
+
+
+@pytest.mark.parametrize(("rate", "keep"), [(0.0, 12), (0.5, 6), (0.75, 3), (0.9, 1), (0.99, 1)])
+def test_keep_of_reduction_rate(rate: float, keep: int) -> None:
+    assert AttentionGeometry.from_router_config({**PUBLISHED_CONFIG, "lowres_reduction_rate": rate}).keep == keep
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+def test_reduction_rate_out_of_range(rate: float) -> None:
+    with pytest.raises(ValueError, match="reduction rate"):
+        AttentionGeometry.for_grid((4, 6, 8), reduction_rate=rate)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="family 'mochi': must be one of 'wan'"):
+        AttentionGeometry.for_video(77, 720, 1280, "mochi")
+    with pytest.raises(ValueError, match="branch 'dense'"):
+        AttentionGeometry(**VALID).density("dense")
+
+
+def test_flops() -> None:
+    geometry = AttentionGeometry(**VALID)
+    tokens, text = math.prod(VALID["grid"]), VALID["text_tokens"]
+    assert geometry.attention_flops("full", 64) == 4 * 64 * (tokens + text) ** 2
+    assert geometry.attention_flops("coreset", 64, text_length=0) == 4 * 64 * (tokens // 2) ** 2
+    seen = 2 * 1 * 2 * geometry.tile_tokens  # the window spans both frame tiles, one row, and both of the columns
+    assert geometry.window_tokens == seen
+    assert geometry.attention_flops("sliding", 64) == 4 * 64 * (tokens * (seen + text) + text * (tokens + text))
+
+
+def test_geometry_needs_no_torch() -> None:
+    code = "import sys; from vorta_trt.model import AttentionGeometry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
