@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX file -> engine bundle.
+
+    read the ONNX graph -> load the plugin -> parse -> check the plugin layers -> build, streaming the plan to disk
+    -> manifest -> rename into place
+
+Polygraphy's loaders are not used here, for three reasons: they choose between TensorRT and TensorRT-RTX once per
+process (an environment variable), they log to one global logger while our errors carry what this very build said, and
+`EngineBytesFromNetwork` holds the whole plan in memory where we stream it. `polygraphy` and `trtexec` themselves work
+on the ONNX files; the README shows how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vorta_trt.engines import manifest as names
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.cancel import Cancellation
+from vorta_trt.engines.description import ModelDescription, created_by, describe_model
+from vorta_trt.engines.errors import BuildError, BundleWriteError
+from vorta_trt.engines.flavours import Flavour, get_flavour
+from vorta_trt.engines.gpu import driver_report
+from vorta_trt.engines.hashed_file import copy_hashed
+from vorta_trt.engines.heap import release_free_memory
+from vorta_trt.engines.manifest import EngineInfo, FileEntry, Manifest, PluginInfo
+from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
+from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build_plan
+from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.progress import ProgressCallback, progress_bar
+from vorta_trt.engines.staging import Staging, cannot_write, staging_folder
+from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, PluginLibrary
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(
+    onnx_path: str | Path,
+    bundle_path: str | Path,
+    tensorrt: str = "rtx",
+    *,
+    batch: tuple[int, int, int] = DEFAULT_BATCH,
+    compute_capabilities: Sequence[str] | None = None,
+    hardware_compatibility: str | None = None,
+    version_compatible: bool = False,
+    timing_cache: str | Path | None = None,
+    workspace_gib: float | None = None,
+    optimization_level: int | None = None,
+    include_onnx: bool = False,
+    include_plugin: bool = True,
+    routes: str | Path | None = None,
+    progress: ProgressCallback | bool = False,
+    overwrite: bool = False,
+    strict: bool = True,
+) -> Bundle:
+    """Builds an engine from an exported model and writes its bundle.
+
+    batch: smallest, usual and largest batch of the dynamic batch dimension.
+    compute_capabilities: rtx only, e.g. ["8.9", "12.0"]; by default the engine runs on every RTX GPU since Ampere.
+    hardware_compatibility: tensorrt only, "ampere_plus" or "same_compute_capability".
+    version_compatible: tensorrt only; the plan then loads in newer versions and in the lean runtime.
+    timing_cache: a file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
+    workspace_gib: limit on the scratch memory of a layer.  optimization_level: 0 to 5.
+    include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
+    routes: a routes.json to put into the bundle.
+    progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
+    overwrite: replace an existing bundle (the old one stays until the new one is complete).
+    strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes.
+
+    Raises BuildError (with what TensorRT logged), OnnxFileError, FlavourError, BundleWriteError, FileNotFoundError,
+    and ValueError for options out of range. Ctrl-C and SIGTERM stop the build. In no case a half bundle is left.
+    """
+    options = BuildOptions(
+        batch=batch,
+        compute_capabilities=compute_capabilities,
+        hardware_compatibility=hardware_compatibility,
+        version_compatible=version_compatible,
+        timing_cache=None if timing_cache is None else Path(timing_cache),
+        workspace_gib=workspace_gib,
+        optimization_level=optimization_level,
+    )
+    flavour = get_flavour(tensorrt)
+    if not (ability := flavour.can_build()):
+        raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
+    onnx = read_onnx(Path(onnx_path))
+    description = describe_model(onnx, strict)
+    onnx.model.graph.ClearField("initializer")  # weights inside the file: TensorRT reads them itself
+    library = load_plugin(flavour) if onnx.routed_nodes else None
+    extras = Extras(
+        plugin_library=library if include_plugin else None,
+        onnx=onnx if include_onnx else None,
+        routes=None if routes is None else Path(routes),
+    )
+    with (
+        Cancellation() as cancellation,
+        _progress_callback(progress) as callback,
+        staging_folder(Path(bundle_path), overwrite) as staging,
+    ):
+        try:
+            _check_free_space(staging, onnx, extras)
+            built = build_plan(flavour, onnx, options, staging.path, callback, cancellation)
+            release_free_memory()
+            files = built.files | extras.copy_into(staging.path, cancellation)
+            _manifest(flavour, onnx, options, description, built, library, include_plugin, files).write(
+                staging.path / names.MANIFEST
+            )
+            cancellation.check()
+            staging.commit()
+        except OSError as error:
+            if isinstance(error, BundleWriteError):
+                raise
+            raise cannot_write(staging.destination, error) from error
+    logger.info("%s: built with %s %s in %.1f s", bundle_path, flavour.title, flavour.version, built.seconds)
+    return Bundle.open(staging.destination, verify=False, runtime=False)
+
+
+@contextlib.contextmanager
+def _progress_callback(progress: ProgressCallback | bool) -> Iterator[ProgressCallback | None]:
+    if progress is True:
+        with progress_bar() as callback:
+            yield callback
+    else:
+        yield progress or None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Files that go into the bundle besides the engine."""
+
+    plugin_library: Path | None
+    onnx: OnnxFile | None
+    routes: Path | None
+
+    def sources(self) -> dict[str, Path]:
+        """Name in the bundle -> file. External weights keep the name under which model.onnx refers to them."""
+        sources = {}
+        if self.plugin_library is not None:
+            sources[names.PLUGIN_LIBRARY] = self.plugin_library
+        if self.onnx is not None:
+            sources[names.ONNX] = self.onnx.path
+            sources |= {file.name: file for file in self.onnx.data_files}
+        if self.routes is not None:
+            sources[names.ROUTES] = self.routes
+        return sources
+
+    def copy_into(self, folder: Path, cancellation: Cancellation) -> dict[str, FileEntry]:
+        return {name: copy_hashed(source, folder / name, cancellation.check) for name, source in self.sources().items()}
+
+
+def _check_free_space(staging: Staging, onnx: OnnxFile, extras: Extras) -> None:
+    """Raises before a long build whose result cannot fit; a plan is about as large as the ONNX file's weights."""
+    needed = onnx.total_bytes + sum(source.stat().st_size for source in extras.sources().values())
+    free = shutil.disk_usage(staging.path).free
+    if free < needed:
+        raise BundleWriteError(
+            f"{staging.destination}: about {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; free some "
+            "space or write to another disk"
+        )
+
+
+def _manifest(
+    flavour: Flavour,
+    onnx: OnnxFile,
+    options: BuildOptions,
+    description: ModelDescription,
+    built: BuiltPlan,
+    library: Path | None,
+    include_plugin: bool,
+    files: dict[str, FileEntry],
+) -> Manifest:
+    devices = driver_report().devices
+    workspace = None if options.workspace_gib is None else int(options.workspace_gib * 2**30)
+    return Manifest(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created_by=created_by(),
+        family=description.family,
+        config=description.config,
+        geometry=description.geometry,
+        precision=description.precision,
+        op_version=description.op_version,
+        metadata=description.metadata,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        engine=EngineInfo(
+            flavour=flavour.name,
+            version=str(flavour.version),
+            compute_capabilities=[str(capability) for capability in built.target.capabilities],
+            and_newer=built.target.and_newer,
+            flags=built.flags,
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+            optimization_level=built.optimization_level,
+            workspace_bytes=workspace,
+            timing_cache=options.timing_cache is not None and flavour.has_timing_cache,
+            builder_gpu=str(devices[0]) if devices else None,
+            build_seconds=round(built.seconds, 3),
+            memory=built.memory,
+        ),
+        plugin=None if library is None else _plugin_info(library, built.plugin_layers, include_plugin),
+        files=files,
+    )
+
+
+def _plugin_info(path: Path, layer_count: int, included: bool) -> PluginInfo:
+    library = PluginLibrary(path)
+    return PluginInfo(
+        name=OPERATOR_NAME,
+        version=OPERATOR_VERSION,
+        namespace=OPERATOR_NAMESPACE,
+        library=names.PLUGIN_LIBRARY,
+        included=included,
+        library_version=library.version,
+        abi_hash=library.abi_hash,
+        cuda_architectures=list(library.cuda_architectures),
+        layers=layer_count,
+    )

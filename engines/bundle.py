@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine bundle on disk: opening it, and every check that can be made before the GPU is touched."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines.errors import BundleError, FlavourError
+from vorta_trt.engines.flavours import Flavour, get_flavour
+from vorta_trt.engines.gpu import ComputeCapability, Target, architectures_cover, driver_report
+from vorta_trt.engines.hashed_file import hash_file
+from vorta_trt.engines.manifest import LAYERS, MANIFEST, ONNX, PLAN, ROUTES, Manifest, read_manifest
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.library import PluginLibrary, load_library
+
+logger = logging.getLogger(__name__)
+
+
+class Bundle:
+    """A folder with a manifest. Nothing is loaded into TensorRT here; `runtime.Engine` does that."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True, runtime: bool = True) -> Bundle:
+        """Opens a bundle and checks that it is whole and fits this machine; BundleError names every mismatch.
+
+        verify: hash every file (about a second per gigabyte); otherwise only their sizes are compared.
+        runtime: check flavour, version, GPU and plugin too; leave it out to look at a bundle made for another machine.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such bundle; build it: vorta-trt build model.onnx -o {path.name}")
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                path, [f"not a bundle: it has no {MANIFEST}; give the folder that `vorta-trt build` wrote"]
+            )
+        manifest, problems = read_manifest(path / MANIFEST)
+        if manifest is None:
+            raise BundleError(path, problems)
+        bundle = cls(path.resolve(), manifest)
+        problems += bundle.check_files(hashes=verify)
+        if runtime:
+            problems += bundle.check_runtime()
+        if problems:
+            raise BundleError(path, problems)
+        return bundle
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / PLAN
+
+    @property
+    def onnx_path(self) -> Path | None:
+        """The ONNX file, if the bundle was built with include_onnx."""
+        return self.path / ONNX if ONNX in self.manifest.files else None
+
+    @property
+    def layers_path(self) -> Path | None:
+        return self.path / LAYERS if LAYERS in self.manifest.files else None
+
+    @property
+    def flavour(self) -> Flavour:
+        return get_flavour(self.manifest.engine.flavour)
+
+    @property
+    def routes(self) -> dict[str, Any] | None:
+        """The content of routes.json, if there is one."""
+        if ROUTES not in self.manifest.files:
+            return None
+        content: dict[str, Any] = json.loads((self.path / ROUTES).read_text(encoding="utf-8"))
+        return content
+
+    def add_routes(self, source: Path) -> Bundle:
+        """Puts a routes.json into the bundle, or replaces it, and returns the bundle with its new manifest."""
+        temporary = self.path / f".{ROUTES}.new"
+        shutil.copyfile(source, temporary)
+        files = {**self.manifest.files, ROUTES: hash_file(temporary)}
+        temporary.replace(self.path / ROUTES)
+        manifest = self.manifest.model_copy(update={"files": files}).sealed()
+        manifest.write(self.path / MANIFEST)
+        return Bundle(self.path, manifest)
+
+    def plugin_library(self) -> PluginLibrary | None:
+        """The library to load for this engine: the installed one if its ABI fits, else the bundle's own; None if the
+        engine has no plugin. Raises BundleError if neither fits."""
+        library, problems = self._find_plugin()
+        if problems:
+            raise BundleError(self.path, problems)
+        return library
+
+    def check_files(self, hashes: bool = True) -> list[str]:
+        """What is wrong with the files: missing, of another size, or (with `hashes`) of other content."""
+        problems = []
+        for name, entry in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                problems.append(f"{name} is missing; copy the whole folder again, or build it again")
+            elif (size := file.stat().st_size) != entry.bytes:
+                how = "is cut short" if size < entry.bytes else "has grown"
+                problems.append(f"{name} {how}: {size} bytes instead of {entry.bytes}; copy or build it again")
+            elif hashes and hash_file(file).sha256 != entry.sha256:
+                problems.append(f"{name} was changed: its SHA-256 differs from the manifest's; copy or build it again")
+        return problems
+
+    def check_runtime(self) -> list[str]:
+        """What keeps the engine from running here: flavour, version, GPU (if there is one), plugin ABI and kernels."""
+        engine = self.manifest.engine
+        try:
+            flavour = self.flavour
+        except FlavourError as error:
+            return [str(error)]
+        problems = []
+        if problem := flavour.version_problem(engine.version, engine.version_compatible):
+            problems.append(problem)
+        target = Target(tuple(map(ComputeCapability.parse, engine.compute_capabilities)), engine.and_newer)
+        devices = driver_report().devices
+        if devices and not target.covers(devices[0].capability):
+            built_for = ", ".join(engine.compute_capabilities) + (" and newer" if engine.and_newer else "")
+            problems.append(
+                f"built for compute capability {built_for}, but this GPU is {devices[0]}; build for it with "
+                f"{self._remedy_for(devices[0].capability)}"
+            )
+        return problems + self._find_plugin()[1]
+
+    def _remedy_for(self, capability: ComputeCapability) -> str:
+        if self.flavour.name == "rtx" and self.flavour.version and self.flavour.supports(capability):
+            return f"--compute-capability {capability}"
+        return "--tensorrt tensorrt on a machine with that GPU"
+
+    def _find_plugin(self) -> tuple[PluginLibrary | None, list[str]]:
+        needed = self.manifest.plugin
+        if needed is None:
+            return None, []
+        problems = []
+        try:
+            library = load_library()
+            if library.abi_hash == needed.abi_hash:
+                return library, self._kernel_problems(library)
+            problems.append(
+                f"built with plugin ABI {needed.abi_hash} (libvorta_trt {needed.library_version}), but {library.path} "
+                f"has {library.abi_hash} ({library.version}); build the bundle again, or install that version"
+            )
+        except VortaError as error:
+            problems.append(str(error))
+        own = self.path / needed.library
+        if not needed.included or not own.is_file():
+            return None, problems
+        try:
+            library = PluginLibrary(own)
+        except VortaError as error:
+            return None, [*problems, str(error)]
+        if library.abi_hash != needed.abi_hash:
+            return None, [*problems, f"{own} has plugin ABI {library.abi_hash}, too"]
+        logger.info("%s: using the bundle's own plugin library; the installed one does not fit (%s)", own, problems[0])
+        return library, self._kernel_problems(library)
+
+    def _kernel_problems(self, library: PluginLibrary) -> list[str]:
+        devices = driver_report().devices
+        if not devices or architectures_cover(library.cuda_architectures, devices[0].capability):
+            return []
+        return [
+            f"{library.path} has kernels for {', '.join(library.cuda_architectures)}, none for this GPU "
+            f"({devices[0]}); build vorta-trt with VORTA_CUDA_ARCHITECTURES={devices[0].capability.sm[2:]}"
+        ]

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the manifest says of the model, from the metadata that the exporter wrote into the ONNX file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from vorta_trt.engines.onnx_file import OnnxFile
+from vorta_trt.export.errors import OnnxFileError
+from vorta_trt.export.metadata import KEY, ModelMetadata
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Fields of the manifest; None for an ONNX file that vorta-trt did not export."""
+
+    family: str | None = None
+    config: dict[str, Any] | None = None
+    geometry: dict[str, Any] | None = None
+    precision: Any = None
+    op_version: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
+    """Reads the metadata. Without it or without RoutedAttention nodes: an OnnxFileError if `strict`, else a warning."""
+    if not onnx.routed_nodes:
+        _refuse(onnx, strict, "it has no vorta::RoutedAttention node, so nothing in it is routed")
+    properties = {entry.key: entry.value for entry in onnx.model.metadata_props}
+    if KEY not in properties:
+        _refuse(onnx, strict, f"it has no {KEY} metadata (did a tool that rewrote the file drop it?)")
+        return ModelDescription()
+    metadata = ModelMetadata.from_metadata_props(properties, str(onnx.path))
+    if metadata.num_layers != len(onnx.routed_nodes):
+        raise OnnxFileError(
+            f"{onnx.path}: its metadata speaks of {metadata.num_layers} layers, but it has {len(onnx.routed_nodes)} "
+            "RoutedAttention nodes; export it again with vorta-trt export"
+        )
+    content: dict[str, Any] = json.loads(metadata.model_dump_json())  # plain JSON types, for the strict manifest
+    return ModelDescription(
+        family=metadata.family,
+        config=content["config"],
+        geometry=content["geometry"],
+        precision=metadata.precision,
+        op_version=metadata.operator_version,
+        metadata=content,
+    )
+
+
+def _refuse(onnx: OnnxFile, strict: bool, reason: str) -> None:
+    message = f"{onnx.path}: not a model that vorta-trt exported: {reason}; export it again with vorta-trt export"
+    if strict:
+        raise OnnxFileError(f"{message}, or pass strict=False (--no-strict) to build it as it is")
+    logger.warning("%s", message)
+
+
+def created_by() -> str:
+    """Name and version of this package, for the manifest."""
+    try:
+        return f"vorta-trt {importlib.metadata.version('vorta-trt')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "vorta-trt (not installed)"

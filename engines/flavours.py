@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TensorRT flavours, behind one seam: which module, what it can do here, and where their APIs differ.
+
+| name | package | builds | runs |
+| --- | --- | --- | --- |
+| rtx | tensorrt_rtx | on any machine, no GPU needed | RTX GPUs: SM75, 80, 86, 89, 12x |
+| tensorrt | tensorrt 10, 11 | for the GPU of this machine | the GPU it was built for |
+| lean, dispatch | tensorrt_lean, tensorrt_dispatch | no | version-compatible engines of `tensorrt` |
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from vorta_trt.engines.errors import FlavourError
+from vorta_trt.engines.gpu import ComputeCapability, Target, driver_report
+from vorta_trt.engines.logs import LogHub, tensorrt_logger
+
+logger = logging.getLogger(__name__)
+
+# NVIDIA publishes each package once per CUDA version, beside one of the plain name that depends on them.
+DISTRIBUTION_SUFFIXES = ("", "_cu13", "_cu12", "_cu13_bindings", "_cu12_bindings")
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether something works on this machine, and why (not)."""
+
+    possible: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.possible
+
+
+class Flavour:
+    """What all flavours share. The module is imported on first use, never at import time of this file."""
+
+    name: str
+    package: str
+    title: str
+    minimum_version: tuple[int, int] = (10, 0)  # the first with IPluginV3 and strongly typed networks
+    install_hint: str
+    run_only = False
+    builds_without_gpu = False
+    has_timing_cache = False
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The imported package. Raises FlavourError with the remedy if that fails or the version is too old."""
+        if self.version is None:
+            raise FlavourError(f'{self.title}: package "{self.package}" is not installed; {self.install_hint}')
+        if self._release < self.minimum_version:
+            needed = ".".join(map(str, self.minimum_version))
+            raise FlavourError(
+                f"{self.title}: {self.package} {self.version} is installed, but vorta-trt needs {needed} or newer "
+                f"(IPluginV3 plugins); {self.install_hint}"
+            )
+        try:
+            return importlib.import_module(self.package)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise FlavourError(
+                f"{self.title}: {self.package} {self.version} is installed but cannot be imported ({error}); "
+                f"{self.install_hint}"
+            ) from error
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, without importing it; None if the package is absent."""
+        for suffix in DISTRIBUTION_SUFFIXES:
+            try:
+                return importlib.metadata.version(self.package + suffix)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return None
+
+    @property
+    def _release(self) -> tuple[int, int]:
+        major, minor = (self.version or "0.0").split(".")[:2]
+        return int(major), int(minor)
+
+    @cached_property
+    def hub(self) -> LogHub:
+        return LogHub(f"vorta_trt.tensorrt.{self.name}")
+
+    @cached_property
+    def logger(self) -> Any:
+        """This process's one `ILogger` for the flavour, bridged to Python's logging."""
+        return tensorrt_logger(self.module, self.hub)
+
+    def can_build(self) -> Ability:
+        if self.run_only:
+            return Ability(False, f"{self.title} has no builder; build with rtx or tensorrt")
+        try:
+            self.module  # noqa: B018  (the import is the check)
+        except FlavourError as error:
+            return Ability(False, str(error))
+        report = driver_report()
+        if report.devices:
+            return Ability(True, f"on {report.devices[0]}")
+        if self.builds_without_gpu:
+            return Ability(True, "ahead of time; needs no GPU")
+        return Ability(False, f"{self.title} builds for the GPU of the machine, and there is none: {report.reason}")
+
+    def can_run(self) -> Ability:
+        try:
+            self.module  # noqa: B018
+        except FlavourError as error:
+            return Ability(False, str(error))
+        report = driver_report()
+        if not report.devices:
+            return Ability(False, str(report.reason))
+        device = report.devices[0]
+        if not self.supports(device.capability):
+            return Ability(False, f"{self.title} does not support {device}")
+        return Ability(True, f"on {device}")
+
+    def supports(self, capability: ComputeCapability) -> bool:
+        """Whether this flavour runs at all on such a GPU."""
+        return capability >= ComputeCapability(7, 5)
+
+    def network_flags(self) -> int:
+        """Flags for `create_network`: strongly typed, explicit batch."""
+        flag = getattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        # TensorRT 11 and RTX know strongly typed networks only, and keep the flag as a deprecated no-op.
+        return 0 if flag is None or self._always_strongly_typed else 1 << int(flag)
+
+    @property
+    def _always_strongly_typed(self) -> bool:
+        return self._release >= (11, 0)
+
+    def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        """Tells the builder which GPUs to build for and returns what the engine will run on."""
+        raise FlavourError(f"{self.title} has no builder; build with rtx or tensorrt")
+
+    def version_problem(self, built_with: str, version_compatible: bool) -> str | None:
+        """Why a plan built with `built_with` does not load in the installed version; None if it does."""
+        if self.version is None:
+            return f"built for {self.title} {built_with}, but {self.package} is not installed; {self.install_hint}"
+        if self.version == built_with:
+            return None
+        if version_compatible and built_with.split(".")[0] == self.version.split(".")[0]:
+            if self._release >= _release(built_with):
+                return None
+            return (
+                f"built with {self.title} {built_with}, and a version-compatible engine loads in that version or a "
+                f"newer one, but {self.version} is installed; update {self.package}"
+            )
+        return (
+            f"built with {self.title} {built_with}, but {self.version} is installed, and plans load in the version "
+            f'that built them only; install "{self.package}=={built_with}" or build the bundle again'
+        )
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+class TensorRTRTX(Flavour):
+    """TensorRT for RTX: compiles ahead of time without a GPU, and finishes the kernels on the user's GPU (JIT)."""
+
+    name = "rtx"
+    package = "tensorrt_rtx"
+    title = "TensorRT-RTX"
+    minimum_version = (1, 3)
+    install_hint = "install it with: pip install tensorrt-rtx"
+    builds_without_gpu = True
+    _always_strongly_typed = True
+
+    # NVIDIA's "CPU-Only AOT" page: an engine built without a stated target runs on these and on newer GPUs.
+    DEFAULT_TARGETS = tuple(map(ComputeCapability.parse, ("8.0", "8.6", "8.9", "12.0")))
+    NEWER_THAN = ComputeCapability(12, 0)
+
+    @cached_property
+    def targets(self) -> tuple[ComputeCapability, ...]:
+        """What the installed version can be told to build for, read off its `ComputeCapability` enum."""
+        names = self.module.ComputeCapability.__members__
+        return tuple(sorted(ComputeCapability.parse(name) for name in names if name.startswith("SM")))
+
+    def supports(self, capability: ComputeCapability) -> bool:
+        return capability in self.targets or capability >= self.NEWER_THAN
+
+    def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        if compatibility is not None:
+            raise FlavourError(
+                f"hardware_compatibility={compatibility!r}: {self.title} has no such option, its engines are portable "
+                "by default; leave it out, or name GPUs with compute_capabilities"
+            )
+        if not capabilities:
+            return Target(self.DEFAULT_TARGETS, and_newer=True)
+        if [text.lower() for text in capabilities] == ["current"]:
+            return self._target_current(config)
+        wanted = sorted({ComputeCapability.parse(text) for text in capabilities})
+        if unknown := [str(capability) for capability in wanted if capability not in self.targets]:
+            known = ", ".join(map(str, self.targets))
+            raise FlavourError(
+                f"compute_capabilities: {self.title} {self.version} cannot build for {', '.join(unknown)}; "
+                f"it knows {known}"
+            )
+        config.num_compute_capabilities = len(wanted)
+        for index, capability in enumerate(wanted):
+            if not config.set_compute_capability(getattr(self.module.ComputeCapability, capability.sm), index):
+                raise FlavourError(f"compute_capabilities: {self.title} {self.version} refused {capability}")
+        return Target(tuple(wanted), and_newer=False)
+
+    def _target_current(self, config: Any) -> Target:
+        report = driver_report()
+        if not report.devices:
+            raise FlavourError(
+                f'compute_capabilities=["current"] needs a GPU ({report.reason}); name the capabilities instead, '
+                "or leave them out for an engine that runs on every RTX GPU since Ampere"
+            )
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(self.module.ComputeCapability.CURRENT, 0)
+        return Target((report.devices[0].capability,), and_newer=False)
+
+
+class TensorRT(Flavour):
+    """TensorRT 10 and 11: tunes for, and builds on, the GPU that will run the engine."""
+
+    name = "tensorrt"
+    package = "tensorrt"
+    title = "TensorRT"
+    install_hint = 'on a machine with an NVIDIA GPU, install it with: pip install "vorta-trt[tensorrt]"'
+    has_timing_cache = True
+
+    COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
+
+    def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        report = driver_report()
+        if not report.devices:
+            raise FlavourError(f"{self.title} builds for the GPU of the machine, and there is none: {report.reason}")
+        present = report.devices[0].capability
+        if capabilities and [ComputeCapability.parse(text) for text in capabilities] != [present]:
+            raise FlavourError(
+                f"compute_capabilities={list(capabilities)}: {self.title} builds for the GPU it finds "
+                f'({report.devices[0]}); leave it out, or use hardware_compatibility="ampere_plus"'
+            )
+        if compatibility is None:
+            return Target((present,), and_newer=False)
+        if compatibility not in self.COMPATIBILITY:
+            raise FlavourError(f"hardware_compatibility={compatibility!r}: one of {', '.join(self.COMPATIBILITY)}")
+        level = getattr(self.module.HardwareCompatibilityLevel, self.COMPATIBILITY[compatibility])
+        config.hardware_compatibility_level = level
+        if compatibility == "ampere_plus":
+            return Target((ComputeCapability(8, 0),), and_newer=True)
+        return Target((present,), and_newer=False)
+
+
+class LeanRuntime(Flavour):
+    """The small runtime of TensorRT: runs version-compatible engines, builds nothing."""
+
+    name = "lean"
+    package = "tensorrt_lean"
+    title = "TensorRT lean runtime"
+    install_hint = "install it with: pip install tensorrt-lean"
+    run_only = True
+
+
+class DispatchRuntime(LeanRuntime):
+    """The smallest one: loads the lean runtime that a version-compatible plan carries."""
+
+    name = "dispatch"
+    package = "tensorrt_dispatch"
+    title = "TensorRT dispatch runtime"
+    install_hint = "install it with: pip install tensorrt-dispatch"
+
+
+FLAVOURS: dict[str, Flavour] = {
+    flavour.name: flavour for flavour in (TensorRTRTX(), TensorRT(), LeanRuntime(), DispatchRuntime())
+}
+
+
+def get_flavour(name: str) -> Flavour:
+    """The flavour called `name`; FlavourError lists the known ones."""
+    if name not in FLAVOURS:
+        raise FlavourError(f"TensorRT flavour {name!r}: unknown; use one of {', '.join(FLAVOURS)}")
+    return FLAVOURS[name]
+
+
+@dataclass(frozen=True)
+class FlavourReport:
+    """One line of `vorta-trt doctor`."""
+
+    name: str
+    title: str
+    package: str
+    version: str | None
+    build: Ability
+    run: Ability
+
+
+def available_flavours() -> list[FlavourReport]:
+    """What every known flavour can do on this machine, and why not."""
+    return [FlavourReport(f.name, f.title, f.package, f.version, f.can_build(), f.can_run()) for f in FLAVOURS.values()]

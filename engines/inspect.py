@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is inside a bundle or an ONNX file: layers, types, memory, profiles, inputs and outputs.
+
+The manifest and layers.json tell what went into the builder, on any machine. Which kernels and formats TensorRT chose
+tells the engine itself, and it opens only on a GPU that can run it: without one, `deserialize_cuda_engine` gives None.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.errors import BundleError
+from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readable_bytes
+from vorta_trt.engines.manifest import Manifest, TensorSpec
+from vorta_trt.engines.modules import collapse
+from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.plugins.library import OPERATOR_NAME
+
+
+class ModuleLine(BaseModel):
+    """One line of the table of modules; counts and bytes over all repetitions."""
+
+    name: str
+    repeats: int
+    layers: int
+    dtypes: dict[str, int]
+    weight_bytes: int
+
+
+class NetworkReport(BaseModel):
+    """What went into the builder."""
+
+    layers: int
+    plugin_layers: int
+    kinds: dict[str, int]
+    dtypes: dict[str, int]
+    weight_bytes: int
+    modules: list[ModuleLine]
+
+
+class EngineReport(BaseModel):
+    """What came out of it, read from the deserialized engine."""
+
+    layers: int
+    layer_information: JsonValue  # TensorRT's own description: kernels, formats, shapes
+    device_memory_bytes: int
+    streamable_weight_bytes: int | None
+    auxiliary_streams: int
+
+
+class BundleReport(BaseModel):
+    """Everything `vorta-trt inspect BUNDLE` shows."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    path: str
+    manifest: Manifest
+    problems: list[str]  # of running it on this machine; the files themselves are whole
+    network: NetworkReport | None
+    engine: EngineReport | None
+    engine_missing: str | None  # why `engine` is None
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        m, e = self.manifest, self.manifest.engine
+        yield self.path
+        yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
+        yield f"made       {m.created} by {m.created_by}"
+        targets = ", ".join(e.compute_capabilities) + (" and newer" if e.and_newer else "")
+        yield f"engine     {e.flavour} {e.version} for compute capability {targets}"
+        where = f"on {e.builder_gpu}" if e.builder_gpu else "without a GPU"
+        yield f"built      in {e.build_seconds:.1f} s {where}, optimization level {e.optimization_level}"
+        if m.plugin is not None:
+            included = "included" if m.plugin.included else "not included"
+            yield f"plugin     {m.plugin.layers} x {m.plugin.namespace}::{m.plugin.name}"
+            yield f"library    {m.plugin.library} {m.plugin.library_version}, {included}"
+        memory = {"weights": e.memory.weights, "activations": e.memory.activations, "scratch": e.memory.scratch}
+        known = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items() if size is not None)
+        yield f"memory     {known or 'not stated by the builder'}"
+        yield from ("files      " + f"{name} {readable_bytes(entry.bytes)}" for name, entry in m.files.items())
+        yield from ("input      " + describe_tensor(spec) for spec in m.inputs)
+        yield from ("output     " + describe_tensor(spec) for spec in m.outputs)
+        if self.network is not None:
+            yield from network_lines(self.network)
+        if self.engine is not None:
+            memory_here = readable_bytes(self.engine.device_memory_bytes)
+            yield f"on this GPU {self.engine.layers} engine layers, {memory_here} of activations"
+        else:
+            yield f"kernels and formats are not shown: {self.engine_missing}"
+        yield from ("here       " + problem for problem in self.problems)
+
+
+class OnnxReport(BaseModel):
+    """Everything `vorta-trt inspect MODEL.onnx` shows."""
+
+    path: str
+    total_bytes: int
+    opsets: dict[str, int]
+    metadata: dict[str, str]
+    has_function_body: bool
+    nodes_without_plugin_attributes: list[str]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    network: NetworkReport
+
+    def lines(self) -> Iterator[str]:
+        """The report as text."""
+        yield f"{self.path}: {readable_bytes(self.total_bytes)} with its weights"
+        yield "opsets     " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
+        yield f"portable   {'has' if self.has_function_body else 'has NO'} function body for {OPERATOR_NAME}"
+        if self.nodes_without_plugin_attributes:
+            count = len(self.nodes_without_plugin_attributes)
+            yield f"warning    {count} {OPERATOR_NAME} nodes lack plugin attributes: TensorRT would not use the plugin"
+        yield from (f"input      {name} {kind}" for name, kind in self.inputs.items())
+        yield from (f"output     {name} {kind}" for name, kind in self.outputs.items())
+        yield from network_lines(self.network)
+
+
+def network_lines(network: NetworkReport) -> Iterator[str]:
+    yield f"layers     {network.layers}, of them {network.plugin_layers} {OPERATOR_NAME}"
+    yield f"weights    {readable_bytes(network.weight_bytes)}"
+    yield "kinds      " + ", ".join(f"{kind} {count}" for kind, count in network.kinds.items())
+    yield "types      " + ", ".join(f"{dtype} {count}" for dtype, count in network.dtypes.items())
+    for module in network.modules:
+        times = f" x {module.repeats}" if module.repeats > 1 else ""
+        weights = f", weights {readable_bytes(module.weight_bytes)}" if module.weight_bytes else ""
+        yield f"  {module.name or '(no module)'}{times}: {module.layers} layers{weights}"
+
+
+def describe_tensor(spec: TensorSpec) -> str:
+    """ "hidden_states bfloat16 [-1, 16, 21, 60, 104], batch 1 to 2 (tuned for 1)" """
+    text = f"{spec.name} {spec.dtype} {spec.shape}"
+    if spec.profile is None:
+        return text
+    return f"{text}, batch {spec.profile.min[0]} to {spec.profile.max[0]} (tuned for {spec.profile.opt[0]})"
+
+
+def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
+    """Reads a bundle, made for whatever machine. `verify` hashes the files; their sizes are checked in any case."""
+    bundle = Bundle.open(path, verify=verify, runtime=False)
+    problems = bundle.check_runtime()
+    engine: EngineReport | None = None
+    missing: str | None = "; ".join(problems)
+    if not problems:
+        ability = bundle.flavour.can_run()
+        missing = ability.reason
+        if ability:
+            engine, missing = read_engine(bundle), None
+    return BundleReport(
+        path=str(path),
+        manifest=bundle.manifest,
+        problems=problems,
+        network=None if bundle.layers_path is None else report_network(read_layers(bundle.layers_path)),
+        engine=engine,
+        engine_missing=missing,
+    )
+
+
+def inspect_onnx(path: str | Path) -> OnnxReport:
+    """Reads an ONNX file without its weights. Raises FileNotFoundError or OnnxFileError."""
+    onnx = read_onnx(Path(path))
+    graph = from_onnx(onnx.model)
+    tensors = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in graph.tensors.items()}
+    return OnnxReport(
+        path=str(path),
+        total_bytes=onnx.total_bytes,
+        opsets={opset.domain: opset.version for opset in onnx.model.opset_import},
+        metadata={entry.key: entry.value for entry in onnx.model.metadata_props},
+        has_function_body=onnx.has_function_body,
+        nodes_without_plugin_attributes=[node.name for node in onnx.routed_nodes if not node.has_plugin_attributes],
+        inputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.input},
+        outputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.output},
+        network=report_network(graph),
+    )
+
+
+def report_network(graph: LayerGraph) -> NetworkReport:
+    """Counts of a layer graph, and its modules."""
+    kinds = graph.kinds()
+    modules: dict[str, ModuleLine] = {}
+    for module in collapse(graph).modules:  # visits of one module make one line here
+        line = modules.setdefault(
+            module.name, ModuleLine(name=module.name, repeats=1, layers=0, dtypes={}, weight_bytes=0)
+        )
+        line.repeats = max(line.repeats, module.repeats)
+        line.layers += module.layers
+        line.weight_bytes += module.weight_bytes
+        for dtype, count in module.dtypes.items():
+            line.dtypes[dtype] = line.dtypes.get(dtype, 0) + count
+    return NetworkReport(
+        layers=len(graph.layers),
+        plugin_layers=kinds[OPERATOR_NAME],
+        kinds=dict(kinds.most_common()),
+        dtypes=dict(graph.dtypes().most_common()),
+        weight_bytes=graph.weight_bytes(),
+        modules=list(modules.values()),
+    )
+
+
+def read_engine(bundle: Bundle) -> EngineReport:
+    """Deserializes the plan on the present GPU and asks TensorRT's engine inspector. BundleError if it refuses."""
+    flavour = bundle.flavour
+    trt = flavour.module
+    library = bundle.plugin_library()
+    if library is not None:
+        load_plugin(flavour, library.path)
+    with flavour.hub.collect() as collected:
+        engine = trt.Runtime(flavour.logger).deserialize_cuda_engine(bundle.plan_path.read_bytes())
+    if engine is None:
+        raise BundleError(bundle.path, [f"{flavour.title} cannot load the plan: {'; '.join(collected.errors)}"])
+    inspector = engine.create_engine_inspector()
+    information: Any = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return EngineReport(
+        layers=engine.num_layers,
+        layer_information=information,
+        device_memory_bytes=engine.device_memory_size_v2,
+        streamable_weight_bytes=getattr(engine, "streamable_weights_size", None),
+        auxiliary_streams=engine.num_aux_streams,
+    )

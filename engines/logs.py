@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT's log, bridged to Python's `logging`, with collectors that gather what one build said.
+
+TensorRT keeps the first logger of a process for everything global (registry, parser), so there is one bridge per
+flavour, and each build collects from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+ERROR_SEVERITIES = ("INTERNAL_ERROR", "ERROR")
+
+# TensorRT's INFO lists every phase of every build: detail for us. VERBOSE stays below Python's lowest named level.
+LEVELS = {
+    "INTERNAL_ERROR": logging.ERROR,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "INFO": logging.DEBUG,
+    "VERBOSE": logging.DEBUG - 5,
+}
+
+
+def is_noise(message: str) -> bool:
+    """Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from."""
+    return "catchCudaError" in message and "cudaError 35" in message and "\n" not in message.strip()
+
+
+@dataclass
+class Collected:
+    """What TensorRT logged while a collector was open."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    infos: list[str] = field(default_factory=list)
+
+
+class LogHub:
+    """Passes each message to Python's logging and to the collectors that are open."""
+
+    def __init__(self, name: str) -> None:
+        self.logger = logging.getLogger(name)
+        self._collectors: list[Collected] = []
+        self._lock = threading.Lock()  # TensorRT logs from its own threads
+
+    def emit(self, severity: str, message: str) -> None:
+        level = LEVELS[severity]
+        with self._lock:
+            if severity in ERROR_SEVERITIES and (self._collectors or is_noise(message)):
+                level = logging.DEBUG  # whoever collects puts errors into the exception, or logs them itself
+            for collector in () if is_noise(message) else self._collectors:
+                if severity in ERROR_SEVERITIES:
+                    collector.errors.append(message)
+                elif severity == "WARNING":
+                    collector.warnings.append(message)
+                elif severity == "INFO":
+                    collector.infos.append(message)
+        self.logger.log(level, "%s", message)
+
+    @contextmanager
+    def collect(self) -> Iterator[Collected]:
+        collector = Collected()
+        with self._lock:
+            self._collectors.append(collector)
+        try:
+            yield collector
+        finally:
+            with self._lock:
+                self._collectors.remove(collector)
+
+
+def tensorrt_logger(trt: Any, hub: LogHub) -> Any:
+    """An `ILogger` of the flavour's own module that emits into `hub`."""
+
+    class BridgedLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            hub.emit(severity.name, message)
+
+    return BridgedLogger()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT's part of a build: ONNX file in, transformer.plan and layers.json in a folder out."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines import manifest as names
+from vorta_trt.engines.cancel import Cancellation
+from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.flavours import Flavour
+from vorta_trt.engines.gpu import Target
+from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
+from vorta_trt.engines.layers import from_network, write_layers
+from vorta_trt.engines.manifest import EngineMemory, FileEntry, TensorSpec
+from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
+from vorta_trt.engines.onnx_file import OnnxFile
+from vorta_trt.engines.progress import ProgressCallback, progress_monitor
+from vorta_trt.engines.timing_cache import TimingCache
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH = (1, 1, 2)
+
+# The builder logs the engine's memory at INFO level, on machines without a GPU, too.
+_MEMORY_LINES = {
+    "weights": re.compile(r"Total Weights Memory: (\d+) bytes"),
+    "activations": re.compile(r"Total Activation Memory: (\d+) bytes"),
+    "scratch": re.compile(r"Max Scratch Memory: (\d+) bytes"),
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user may choose about an engine; checked before anything slow starts."""
+
+    batch: tuple[int, int, int] = DEFAULT_BATCH
+    compute_capabilities: Sequence[str] | None = None
+    hardware_compatibility: str | None = None
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+    workspace_gib: float | None = None
+    optimization_level: int | None = None
+
+    def __post_init__(self) -> None:
+        smallest, best, largest = self.batch
+        if not 1 <= smallest <= best <= largest:
+            raise ValueError(f"batch {self.batch}: must be 1 <= min <= opt <= max; use e.g. (1, 1, 2)")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ValueError(f"optimization_level {self.optimization_level}: must be 0 (fast build) to 5 (fast engine)")
+        if self.workspace_gib is not None and self.workspace_gib <= 0:
+            raise ValueError(f"workspace_gib {self.workspace_gib}: must be positive; leave it out for no limit")
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """What the build left in the staging folder."""
+
+    files: dict[str, FileEntry]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    plugin_layers: int
+    target: Target
+    flags: list[str]
+    optimization_level: int
+    memory: EngineMemory
+    seconds: float
+
+
+def build_plan(
+    flavour: Flavour,
+    onnx: OnnxFile,
+    options: BuildOptions,
+    folder: Path,
+    callback: ProgressCallback | None,
+    cancellation: Cancellation,
+) -> BuiltPlan:
+    """Parses and builds; writes transformer.plan and layers.json. All TensorRT objects are freed on return."""
+    trt = flavour.module
+    start = time.perf_counter()
+    builder = trt.Builder(flavour.logger)
+    parsed = parse_onnx(flavour, builder, onnx)
+    cancellation.check()
+    inputs, outputs = tensor_specs(parsed.network, options.batch)
+    config = builder.create_builder_config()
+    target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
+    add_profile(builder, config, inputs)
+    _configure(flavour, config, options)
+    cache = TimingCache.attach(flavour, config, options.timing_cache)
+    config.progress_monitor = progress_monitor(trt, callback, cancellation)
+    write_layers(from_network(trt, parsed.network), folder / names.LAYERS)
+    with flavour.hub.collect() as collected, HashedFile(folder / names.PLAN) as plan:
+        built = _serialize(flavour, builder, parsed, config, plan, cancellation)
+    cancellation.check()
+    if not built or plan.entry.bytes == 0:
+        raise BuildError(f"{onnx.path}: {flavour.title} {flavour.version} could not build the engine", collected.errors)
+    for message in collected.errors:
+        logger.warning("%s logged during a successful build: %s", flavour.title, message)
+    if cache is not None:
+        cache.save()
+    return BuiltPlan(
+        files={names.PLAN: plan.entry, names.LAYERS: hash_file(folder / names.LAYERS)},
+        inputs=inputs,
+        outputs=outputs,
+        plugin_layers=len(parsed.plugin_layers),
+        target=target,
+        flags=[flag for flag, value in trt.BuilderFlag.__members__.items() if config.get_flag(value)],
+        optimization_level=config.builder_optimization_level,
+        memory=_memory(collected.infos),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
+    trt = flavour.module
+    # Layer names, types and formats stay in the plan for `inspect`; costs nothing at run time.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # What the model keeps in fp32 (timestep path, router, norms) it keeps for its 23 bits, and those layers are small.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        if flavour.name != "tensorrt":
+            raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def _serialize(
+    flavour: Flavour, builder: Any, parsed: ParsedNetwork, config: Any, plan: HashedFile, cancellation: Cancellation
+) -> bool:
+    """Builds and writes the plan: streamed where TensorRT can, so that it is never in memory a second time."""
+    if hasattr(builder, "build_serialized_network_to_stream"):
+        writer = stream_writer(flavour.module, plan, cancellation.check)
+        built = bool(builder.build_serialized_network_to_stream(parsed.network, config, writer))
+        if writer.error is not None:
+            raise writer.error
+        return built
+    logger.info("%s %s cannot stream plans; this build holds the plan in memory", flavour.title, flavour.version)
+    memory = builder.build_serialized_network(parsed.network, config)
+    if memory is not None:
+        plan.write(memoryview(memory))
+    return memory is not None
+
+
+def _memory(lines: Sequence[str]) -> EngineMemory:
+    """Sums the builder's memory lines (one set per subgraph)."""
+    found: dict[str, int] = {}
+    for line in lines:
+        for field, pattern in _MEMORY_LINES.items():
+            if match := pattern.search(line):
+                found[field] = found.get(field, 0) + int(match[1])
+    return EngineMemory(**found)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading libvorta_trt.so into the plugin registry of a TensorRT flavour."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines.errors import FlavourError
+from vorta_trt.engines.flavours import Flavour
+from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, library_path, rtx_shim_path
+
+logger = logging.getLogger(__name__)
+
+_loaded: dict[str, Path] = {}  # flavour name -> the library that registered our plugin in this process
+
+
+def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
+    """Registers the RoutedAttention plugin with `flavour`, once per process, and returns the library's path.
+
+    `library` defaults to the installed libvorta_trt.so. The path is made absolute: TensorRT's `load_library` accepts a
+    relative one and registers nothing. Raises FlavourError if the plugin is not in the registry afterwards, or if this
+    process has registered it from another file.
+    """
+    path = Path(library or library_path()).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such plugin library; build it (make build) or reinstall vorta-trt")
+    if earlier := _loaded.get(flavour.name):
+        if not earlier.samefile(path):
+            raise FlavourError(
+                f"{path}: this process has loaded the plugin from {earlier} already, and TensorRT keeps one plugin per "
+                "name; use one library per process"
+            )
+        return path
+    trt = flavour.module
+    preload_parser_support(flavour)
+    trt.init_libnvinfer_plugins(flavour.logger, "")
+    with flavour.hub.collect() as collected:
+        if registered(trt) is None:
+            trt.get_plugin_registry().load_library(str(path))
+        if registered(trt) is None:
+            said = "; ".join(collected.errors + collected.warnings) or _reason(path)
+            raise FlavourError(
+                f"{path}: loaded into {flavour.title} {flavour.version}, but it did not register plugin "
+                f"{OPERATOR_NAMESPACE}::{OPERATOR_NAME} version {OPERATOR_VERSION} ({said}); build vorta-trt again"
+            )
+    _loaded[flavour.name] = path
+    return path
+
+
+def registered(trt: Any) -> Any:
+    """The plugin's creator in the registry of module `trt`, or None."""
+    wanted = (OPERATOR_NAMESPACE, OPERATOR_NAME, OPERATOR_VERSION)
+    # Not get_creator(), which logs errors if there is none.
+    for creator in trt.get_plugin_registry().all_creators_recursive:
+        if (creator.plugin_namespace, creator.name, creator.plugin_version) == wanted:
+            return creator
+    return None
+
+
+def _reason(path: Path) -> str:
+    """Why `load_library` registered nothing; TensorRT does not say."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+    return "it has no getCreators()" if not hasattr(library, "getCreators") else "TensorRT logged no reason"
+
+
+def preload_parser_support(flavour: Flavour) -> None:
+    """Makes `libtensorrt_rtx.so` resolvable for the ONNX parser of TensorRT-RTX.
+
+    On the first plugin node the parser dlopens that name, which the wheel lacks (it has `.so.1`), and the process
+    aborts if that fails. The shim carries the name and needs the `.so.1`, which importing the module has loaded.
+    """
+    if flavour.name == "rtx":
+        flavour.module  # noqa: B018  (loads libtensorrt_rtx.so.1 first)
+        ctypes.CDLL(str(rtx_shim_path()), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `polygraphy` command with our plugin registered: python -m vorta_trt.engines.polygraphy_tool run model.onnx --trt
+
+Polygraphy's own `--plugins` dlopens a library and expects it to register itself on loading, as TensorRT's old static
+plugins do. Ours registers through `IPluginRegistry.load_library`, so that one binary fits every TensorRT; without it
+TensorRT would take the function body in the file, silently. Everything else is Polygraphy's, arguments included.
+
+POLYGRAPHY_USE_TENSORRT_RTX=0 chooses `tensorrt` instead of `tensorrt_rtx`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.plugin import load_plugin
+
+VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+def main() -> int:
+    """Runs Polygraphy with this process's arguments and returns its exit code."""
+    os.environ.setdefault(VARIABLE, "1")  # Polygraphy reads it when it is imported
+    load_plugin(get_flavour("rtx" if os.environ[VARIABLE] != "0" else "tensorrt"))
+    from polygraphy.tools import main as run_polygraphy
+
+    sys.argv[0] = "polygraphy"
+    return int(run_polygraphy() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
