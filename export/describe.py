@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata of a model about to be exported: its contract (inputs and outputs) and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import vorta_trt
+from vorta_trt.export.metadata import ModelMetadata, TensorInfo
+from vorta_trt.export.names import OPERATOR_VERSION, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from vorta_trt.export.tracing import BATCH, OUTPUTS, UNBATCHED_INPUTS
+
+if TYPE_CHECKING:
+    from vorta_trt.model import RoutedTransformer
+
+
+def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: str, opset: int) -> ModelMetadata:
+    """`skeleton` is the copy of `model` that is traced, in the precision of the export."""
+    assert model.geometry is not None
+    inputs = _inputs(skeleton)
+    by_name = {info.name: info for info in inputs}
+    latents, text = by_name["hidden_states"], by_name["encoder_hidden_states"]
+    sample, routes = OUTPUTS
+    outputs = (
+        TensorInfo(name=sample, dtype=latents.dtype, shape=latents.shape),
+        TensorInfo(name=routes, dtype="int32", shape=(model.num_layers, BATCH, model.num_heads)),
+    )
+    return ModelMetadata.model_validate(
+        {
+            "vorta_trt_version": vorta_trt.__version__,
+            "torch_version": torch.__version__,
+            "onnx_version": version("onnx"),
+            "onnxscript_version": version("onnxscript"),
+            "family": model.family,
+            "config": _without_paths(model.config),
+            "checkpoint": _checkpoint_name(model),
+            "precision": precision,
+            "geometry": model.geometry.to_dict(),
+            "operator_version": OPERATOR_VERSION,
+            "plugin_namespace": PLUGIN_NAMESPACE,
+            "plugin_version": PLUGIN_VERSION,
+            "opset": opset,
+            "tau": model.tau,
+            "num_layers": model.num_layers,
+            "num_heads": model.num_heads,
+            "head_dim": model.head_dim,
+            "latent_shape": latents.shape[1:],
+            "text_length": text.shape[1],
+            "router_sha256": _router_sha256(model),
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+    )
+
+
+def _inputs(skeleton: RoutedTransformer) -> tuple[TensorInfo, ...]:
+    def info(name: str, tensor: torch.Tensor) -> TensorInfo:
+        shape: list[int | str] = list(tensor.shape)
+        if name not in UNBATCHED_INPUTS:
+            shape[0] = BATCH
+        return TensorInfo.model_validate(
+            {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
+        )
+
+    return tuple(info(name, tensor) for name, tensor in skeleton.inputs(1).items())
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The diffusers config in plain JSON types, without its private entries, which hold paths of this machine."""
+    public = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
+    plain: dict[str, Any] = json.loads(json.dumps(public))
+    return plain
+
+
+def _checkpoint_name(model: RoutedTransformer) -> str | None:
+    if model.checkpoint is None:
+        return None
+    path = model.checkpoint.resolve()
+    return path.parent.name if path.name == "transformer" else path.name
+
+
+def _router_sha256(model: RoutedTransformer) -> str | None:
+    """Over name, shape and float32 bytes of each router parameter, in the order of the names."""
+    if not model.has_router:
+        return None
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "router" in name.split("."):
+            value = parameter.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

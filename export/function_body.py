@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FunctionProto of ``vorta::RoutedAttention``, to be carried by every model that has the node.
+
+TensorRT replaces the node by the plugin; ONNX Runtime and every other ONNX tool run this function instead.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, NameFixPass
+from onnxscript import OnnxFunction
+
+from vorta_trt.export import branch_policies, index_tables, portable_operator
+from vorta_trt.export.names import DOMAIN, OPERATOR, OPERATOR_VERSION, OPSET
+
+_DOC = "VORTA routed attention (arXiv 2505.18809) in standard operators. TensorRT takes the plugin instead."
+
+
+def routed_attention_function(text: bool) -> onnx.FunctionProto:
+    """The function to append to a model; `text`: whether the model's nodes have the fifth input, `text_length`.
+
+    Few tools can pass a missing optional input into a function, so a model whose self-attention has no text tokens
+    carries a function that has no such input. The attributes and their defaults are those of DESIGN section 3.
+    """
+    function = onnx.FunctionProto()
+    function.ParseFromString(_serialized_function(text))
+    return function
+
+
+@cache
+def _serialized_function(text: bool) -> bytes:
+    face = portable_operator.with_text if text else portable_operator.without_text
+    functions = {
+        value.name: ir.serde.deserialize_function(value.to_function_proto())
+        for module in (index_tables, branch_policies, portable_operator)
+        for value in vars(module).values()
+        if isinstance(value, OnnxFunction)
+    }
+    nothing = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, DOMAIN: OPERATOR_VERSION}, name="nothing")
+    model = ir.Model(nothing, ir_version=10, functions=list(functions.values()))
+    inline_helpers = InlinePass(lambda function: function.name != face.name)
+    ir.passes.Sequential(inline_helpers, NameFixPass())(model)  # NameFix: no two subgraphs may share a name
+
+    function = model.functions[DOMAIN, face.name, ""]
+    for node in function.all_nodes():
+        for value in node.outputs:
+            value.shape = None  # onnxscript takes the annotation INT64 for a scalar
+    proto = ir.serde.serialize_function(function)
+    proto.name = OPERATOR
+    proto.doc_string = _DOC
+    del proto.opset_import[:]  # no helper of our own domain is left
+    proto.opset_import.add(domain="", version=OPSET)
+    serialized: bytes = proto.SerializeToString(deterministic=True)
+    return serialized

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold of every exported graph; checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from vorta_trt.export.errors import ExportError
+from vorta_trt.export.graph_passes import routed_nodes
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.export.names import ATTRIBUTES, DOMAIN, OPERATOR
+from vorta_trt.model.geometry import AttentionGeometry
+
+_BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
+_SMALL_TABLE = 1024  # bytes, below which a second copy does not matter
+
+
+def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
+    """Raises ExportError unless the graph is complete and valid.
+
+    Args:
+        model: without weights, which are still inputs behind the model's own (see `tracing.trace`).
+        metadata: what the graph must be.
+    """
+    graph = model.graph
+    _check_routed_nodes(graph, metadata)
+    _check_interface("inputs", graph.inputs[: len(metadata.inputs)], metadata.inputs)
+    _check_interface("outputs", graph.outputs, metadata.outputs)
+    _check_no_other_attention(graph, metadata.num_layers)
+    _check_tables(graph)
+    try:
+        onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx.checker refuses the exported graph: {error}; {_BUG}") from error
+
+
+def _check_routed_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
+    nodes = routed_nodes(graph)
+    if len(nodes) != metadata.num_layers:
+        raise ExportError(f"{len(nodes)} {OPERATOR} nodes: must be one per layer, {metadata.num_layers}; {_BUG}")
+    for node in nodes:
+        attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+        if sorted(attributes) != sorted(ATTRIBUTES):
+            raise ExportError(f"node {node.name} with attributes {sorted(attributes)}: must have {ATTRIBUTES}; {_BUG}")
+        geometry = AttentionGeometry.from_attributes(attributes)
+        if geometry != metadata.attention_geometry:
+            raise ExportError(f"node {node.name} with {geometry}: must have {metadata.attention_geometry}; {_BUG}")
+    foreign = {(node.domain, node.op_type) for node in graph if node.domain} - {(DOMAIN, OPERATOR)}
+    if foreign:
+        raise ExportError(f"operators {sorted(foreign)}: only {DOMAIN}::{OPERATOR} may be outside of ONNX; {_BUG}")
+
+
+def _check_interface(what: str, values: Sequence[ir.Value], expected: Sequence[Any]) -> None:
+    found = [(value.name, _dtype(value), _shape(value)) for value in values]
+    wanted = [(info.name, info.dtype, info.shape) for info in expected]
+    if found != wanted:
+        raise ExportError(f"{what} {found}: must be {wanted}; {_BUG}")
+
+
+def _dtype(value: ir.Value) -> str:
+    names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT32": "int32"}
+    return names.get(value.dtype.name, value.dtype.name) if value.dtype is not None else "unknown"
+
+
+def _shape(value: ir.Value) -> tuple[int | str, ...]:
+    if value.shape is None:
+        return ()
+    return tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+
+
+def _check_no_other_attention(graph: ir.Graph, layers: int) -> None:
+    """At most a cross-attention per layer beside the routed nodes: no self-attention went past the operator."""
+    fused = [node.name for node in graph if (node.domain, node.op_type) == ("", "Attention")]
+    loose = [node.name for node in graph if node.op_type == "Softmax" and len(node.outputs[0].shape or ()) > 3]
+    if len(fused) > layers or loose:
+        raise ExportError(f"attention nodes {fused + loose}: at most one cross-attention per layer may be; {_BUG}")
+
+
+def _check_tables(graph: ir.Graph) -> None:
+    """No constant, such as a rotary table, may be there twice."""
+    seen: dict[bytes, str | None] = {}
+    for value in graph.initializers.values():
+        content = value.const_value
+        if content is None or content.nbytes < _SMALL_TABLE:
+            continue
+        digest = hashlib.sha256(f"{content.dtype} {content.shape}".encode() + content.tobytes()).digest()
+        if digest in seen:
+            raise ExportError(f"initializers {seen[digest]} and {value.name}: hold the same table; {_BUG}")
+        seen[digest] = value.name

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From torch's raw graph to the one that is written: folded, named after the modules, no traces of this machine."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    InlinePass,
+    LiftConstantsToInitializersPass,
+)
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules.common import (
+    materialize_reshape_shape_rule,
+    mul_by_1_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    reshape_reshape_rule,
+)
+
+from vorta_trt.export.names import DOMAIN, OPERATOR
+
+TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
+# The rules that this graph needs. The full set takes minutes on 30 layers, and would drop roundings that torch makes.
+_RULES = (
+    materialize_reshape_shape_rule,
+    mul_by_1_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    reshape_reshape_rule,
+)
+
+
+def clean(model: ir.Model) -> None:
+    """Optimizes and names the graph in place. Parameters are inputs (see `tracing.trace`), so none is folded."""
+    graph = model.graph
+    InlinePass()(model)
+    for _ in range(2):  # what a rewrite leaves behind may fold
+        fold_constants_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        rewrite(model, _RULES)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
+    CommonSubexpressionEliminationPass()(model)
+    _transpose_weights(graph)
+    _norms_in_float32(graph)
+    _name_after_modules(graph)
+    ClearMetadataAndDocStringPass()(model)  # torch leaves file names and source lines there
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph.name = "vorta_trt"
+
+
+def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The `vorta::RoutedAttention` nodes in the order of the layers."""
+    return [node for node in graph if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+
+
+def _transpose_weights(graph: ir.Graph) -> None:
+    """Replaces each transpose of a weight by an input for the transposed weight, named with the suffix `TRANSPOSED`.
+
+    The weight is transposed when it is written, instead of by every runtime when it loads the model.
+    """
+    inputs = {value.name: value for value in graph.inputs}
+    for node in list(graph):
+        weight = node.inputs[0] if (node.domain, node.op_type) == ("", "Transpose") else None
+        if weight is None or weight not in graph.inputs or weight.shape is None or len(weight.shape) != 2:
+            continue
+        name = f"{weight.name}{TRANSPOSED}"
+        if name not in inputs:
+            inputs[name] = ir.Value(name=name, shape=ir.Shape(reversed(weight.shape)), type=weight.type)
+            graph.inputs.append(inputs[name])
+        node.outputs[0].replace_all_uses_with(inputs[name])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            graph.inputs.remove(weight)
+
+
+def _norms_in_float32(graph: ir.Graph) -> None:
+    """Puts casts around norms of half types. Torch computes them in float32 too; not every ONNX runtime would."""
+    for node in list(graph):
+        if (node.domain, node.op_type) != ("", "RMSNormalization"):
+            continue
+        tokens, scale = node.inputs
+        (normed,) = node.outputs
+        if tokens is None or scale is None or tokens.dtype == ir.DataType.FLOAT:
+            continue
+        casts = [_cast(value, ir.DataType.FLOAT, node) for value in (tokens, scale)]
+        exact = ir.node("RMSNormalization", [c.outputs[0] for c in casts], node.attributes)
+        exact.metadata_props.update(node.metadata_props)
+        exact.outputs[0].shape, exact.outputs[0].dtype = normed.shape, ir.DataType.FLOAT
+        rounded = _cast(exact.outputs[0], tokens.dtype, node)
+        new_nodes = [*casts, exact, rounded]
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new_nodes, [normed], rounded.outputs)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType | None, like: ir.Node) -> ir.Node:
+    assert dtype is not None
+    node = ir.node("Cast", [value], {"to": dtype})
+    node.outputs[0].shape, node.outputs[0].dtype = value.shape, dtype
+    node.metadata_props.update(like.metadata_props)
+    return node
+
+
+def _name_after_modules(graph: ir.Graph) -> None:
+    """Names nodes `blocks.0.attn1.to_q/MatMul`, outputs `<node>_output_0`, the output of a block `blocks.0/output`.
+
+    Profilers, engine inspectors and error reports of the next steps show these names.
+    """
+    modules: dict[ir.Node | None, str] = {None: ""}
+    counts: Counter[str] = Counter()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        if scopes:  # ["", "blocks.0", "blocks.0.attn1.to_q", "linear_6"]
+            modules[node] = scopes[-2] if len(scopes) > 1 else ""
+        else:  # made by a rewrite, which kept no scope: counts to the module that it takes its input from
+            modules[node] = next((modules[v.producer()] for v in node.inputs if v is not None and v.producer()), "")
+        name = f"{modules[node]}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name] - 1}"
+        for index, output in enumerate(node.outputs):
+            if not output.is_graph_output():
+                output.name = f"{node.name}_output_{index}"
+    nodes = list(graph)
+    for routed in routed_nodes(graph):
+        block = modules[routed]
+        behind = {node for node in nodes[nodes.index(routed) :] if f"{modules[node]}.".startswith(f"{block}.")}
+        results = [v for node in behind for v in node.outputs if any(user not in behind for user, _ in v.uses())]
+        if len(results) == 1 and not results[0].is_graph_output():
+            results[0].name = f"{block}/output"

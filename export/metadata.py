@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exported file says about itself: everything that engines and runtimes need, in its metadata_props.
+
+The key `vorta_trt` holds one JSON object, `ModelMetadata`; the flat keys beside it repeat parts of it for people and
+other tools. The module does not import torch or onnx, so reading metadata is cheap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vorta_trt.export.errors import OnnxFileError
+from vorta_trt.model.geometry import AttentionGeometry
+
+KEY = "vorta_trt"
+SCHEMA_VERSION: Literal[1] = 1
+
+DataType = Literal["float32", "float16", "bfloat16", "int32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorInfo(_Record):
+    """An input or output of the model; a dimension is a number or the name of a dynamic one ("batch")."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class ModelMetadata(_Record):
+    """Attributes:
+    schema_version: of this record.
+    vorta_trt_version, torch_version, onnx_version, onnxscript_version: what wrote the file.
+    family: "wan" or "hunyuan_video". config: the diffusers config of the transformer, without paths.
+    checkpoint: the checkpoint's name (not its path), None for a model that came from none.
+    precision: of activations and most weights; norms, modulation, router and timestep path are float32.
+    geometry: of the routed attention (see `attention_geometry`).
+    operator_version, plugin_namespace, plugin_version, opset: what the nodes ask for.
+    tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
+    num_layers, num_heads, head_dim: L, N, D.
+    latent_shape: [channels, frames, height, width] of `hidden_states`. text_length: rows of `encoder_hidden_states`.
+    router_sha256: of the router's weights; None means that there is no router and every head is full.
+    inputs, outputs: in order.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    vorta_trt_version: str
+    torch_version: str
+    onnx_version: str
+    onnxscript_version: str
+    family: str
+    config: dict[str, Any]
+    checkpoint: str | None
+    precision: Literal["fp32", "fp16", "bf16"]
+    geometry: dict[str, Any]
+    operator_version: int
+    plugin_namespace: str
+    plugin_version: str
+    opset: int
+    tau: float
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    latent_shape: tuple[int, int, int, int]
+    text_length: int
+    router_sha256: str | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @property
+    def has_router(self) -> bool:
+        return self.router_sha256 is not None
+
+    @property
+    def attention_geometry(self) -> AttentionGeometry:
+        return AttentionGeometry.from_dict(self.geometry)
+
+    def to_metadata_props(self) -> dict[str, str]:
+        geometry = self.attention_geometry
+        return {
+            KEY: self.model_dump_json(),
+            "family": self.family,
+            "precision": self.precision,
+            "checkpoint": self.checkpoint or "",
+            "geometry": str(geometry),
+            "layers, heads, head_dim": f"{self.num_layers}, {self.num_heads}, {self.head_dim}",
+            "router": f"sha256 {self.router_sha256}" if self.router_sha256 else "none, every head is full",
+            "tau": f"{self.tau:g}",
+            "writer": f"vorta-trt {self.vorta_trt_version}",
+        }
+
+    @classmethod
+    def from_metadata_props(cls, properties: Mapping[str, str], source: str = "metadata") -> ModelMetadata:
+        """Raises OnnxFileError if the record is missing, of a newer version, or damaged."""
+        if KEY not in properties:
+            raise OnnxFileError(
+                f"{source}: has no {KEY!r} metadata, so vorta-trt did not export it; export it with `vorta-trt export`"
+            )
+        try:
+            content = json.loads(properties[KEY])
+        except json.JSONDecodeError as error:
+            raise OnnxFileError(f"{source}: its {KEY!r} metadata is not JSON ({error}); export it again") from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise OnnxFileError(
+                f"{source}: its metadata has schema version {version}, this vorta-trt reads up to {SCHEMA_VERSION}; "
+                f"update vorta-trt, or export the model again"
+            )
+        try:
+            metadata = cls.model_validate(content)
+            _ = metadata.attention_geometry
+        except (ValidationError, ValueError, TypeError) as error:
+            raise OnnxFileError(
+                f"{source}: its {KEY!r} metadata is damaged ({_first(error)}); export it again"
+            ) from error
+        return metadata
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        details = error.errors()[0]
+        return f"{'.'.join(map(str, details['loc'])) or 'record'}: {details['msg']}"
+    return str(error)

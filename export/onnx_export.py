@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`export_onnx`: a routed transformer to one ONNX file for TensorRT and ONNX Runtime alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from vorta_trt.export.describe import describe
+from vorta_trt.export.destination import check_destination, data_file, staged
+from vorta_trt.export.function_body import routed_attention_function
+from vorta_trt.export.graph_checks import check_graph
+from vorta_trt.export.graph_passes import clean
+from vorta_trt.export.names import OPSET
+from vorta_trt.export.skeleton import precision_of, skeleton_of
+from vorta_trt.export.tracing import trace
+from vorta_trt.export.weights import attach_weights
+
+if TYPE_CHECKING:
+    from vorta_trt.model import RoutedTransformer
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage and how much of it is done: ("trace" | "translate" | "optimize" | "check", 0, 1), ("write", bytes
+done, bytes in all)."""
+
+INLINE_LIMIT = 2 * 1000**3  # bytes of weights; a protobuf message ends at 2 GiB, tables and graph included
+_INLINE_BELOW = 1024  # bytes; constants that stay in the .onnx file, where tools look for shapes
+
+
+def export_onnx(
+    model: RoutedTransformer,
+    path: str | os.PathLike[str],
+    precision: str | None = None,
+    *,
+    opset: int = OPSET,
+    external_data: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Exports a routed transformer to ONNX.
+
+    The file has one `vorta::RoutedAttention` node per layer, that node's portable function, the router, and metadata
+    (see `read_metadata`). Inputs (Wan): hidden_states [B, C, F, H, W], timestep float32 [B], encoder_hidden_states
+    [B, X, text_dim], tau float32 [1], route_override int32 [L, N]. Outputs: sample like hidden_states, routes int32
+    [L, B, N]. The batch B is dynamic, all else is fixed by the model's geometry.
+
+    Weights are read one by one as they are written, from the model or, for a model loaded with `materialize=False`,
+    from its checkpoint; the export needs next to no memory of its own.
+
+    Args:
+        model: with a geometry. It is not changed.
+        path: the .onnx file; a file there is replaced once the new one is complete.
+        precision: "fp32", "fp16" or "bf16" of activations and most weights; None is the model's own. A float32 model
+            can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
+            diffusers.
+        opset: of the standard operators.
+        external_data: weights in `<path>.data` beside the file; None: above 2 GB, the most that one file can hold.
+        progress: see `Progress`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: no geometry; a precision that the model's weights do not have; an opset; too large for one file.
+        OSError: the destination cannot be written, or the disk is full. Nothing is left behind.
+        ExportError: the exported graph is not as it must be.
+    """
+    path = Path(path)
+    report = progress or _nothing
+    if opset != OPSET:
+        raise ValueError(
+            f"opset {opset}: must be {OPSET}, whose RMSNormalization and Attention the graph uses; leave it out"
+        )
+    if model.geometry is None:
+        raise ValueError(
+            "model without a geometry: must have one, it fixes the video size; pass geometry= to "
+            "RoutedTransformer.from_pretrained, e.g. AttentionGeometry.for_video(81, 480, 832)"
+        )
+    precision = precision_of(model, precision)
+    check_destination(path)
+
+    skeleton, weights = skeleton_of(model, precision)
+    size = sum(weight.nbytes for weight in weights.values())
+    if external_data is None:
+        external_data = size > INLINE_LIMIT
+    elif not external_data and size > INLINE_LIMIT:
+        raise ValueError(
+            f"external_data False with {size / 1e9:.1f} GB of weights: one ONNX file holds at most "
+            f"{INLINE_LIMIT / 1e9:.0f} GB; use external_data=True"
+        )
+    metadata = describe(skeleton, model, precision, opset)
+    graph = trace(skeleton, opset, lambda stage: report(stage, 0, 1))
+    report("optimize", 0, 1)
+    clean(graph)
+    function = ir.serde.deserialize_function(routed_attention_function(text=model.geometry.text_tokens > 0))
+    graph.functions[function.identifier()] = function
+    graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version
+    graph.metadata_props.update(metadata.to_metadata_props())
+    report("check", 0, 1)
+    check_graph(graph, metadata)
+
+    attach_weights(graph.graph, weights)
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    with staged(path, size) as stage:
+        _write(graph, stage, size, external_data, report)
+    logger.info("exported %s: %s, %.1f MB of weights", path, precision, size / 1e6)
+    return path
+
+
+def _write(model: ir.Model, stage: Path, size: int, external_data: bool, report: Progress) -> None:
+    written = 0
+
+    def count(tensor: Any, info: Any) -> None:
+        nonlocal written
+        report("write", written, size)
+        written += tensor.nbytes
+
+    report("write", 0, size)
+    if external_data:
+        ir.save(
+            model,
+            stage,
+            external_data=data_file(stage).name,
+            size_threshold_bytes=_INLINE_BELOW,
+            callback=count,
+        )
+    else:
+        ir.save(model, stage)
+    report("write", size, size)
+
+
+def _nothing(stage: str, done: int, total: int) -> None:
+    pass

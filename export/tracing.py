@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a skeleton to an onnx_ir graph: torch.export, then torch's ONNX translation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+
+from vorta_trt.export.operator_node import translation_table
+from vorta_trt.export.quiet_exporter import without_known_noise
+
+if TYPE_CHECKING:
+    from vorta_trt.model import RoutedTransformer
+
+OUTPUTS = ("sample", "routes")
+BATCH = "batch"
+UNBATCHED_INPUTS = ("tau", "route_override")
+_EXAMPLE_BATCH = 2  # torch takes a size of 1 for a constant
+
+
+def trace(skeleton: RoutedTransformer, opset: int, stage: Callable[[str], None]) -> ir.Model:
+    """The graph of a skeleton (see `skeleton_of`), with a dynamic batch.
+
+    The parameters are graph inputs behind the model's own, until `weights.attach_weights` gives them values: so no pass
+    over the graph can take a placeholder for a constant.
+
+    Args:
+        stage: called with "trace" and "translate" as the work gets there.
+    """
+    inputs = skeleton.inputs(_EXAMPLE_BATCH)
+    batch = torch.export.Dim(BATCH)
+    shapes = {name: None if name in UNBATCHED_INPUTS else {0: batch} for name in inputs}
+    with torch.no_grad(), without_known_noise():
+        stage("trace")
+        program = torch.export.export(skeleton, (), inputs, dynamic_shapes=shapes, strict=False)
+        stage("translate")
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            custom_translation_table=translation_table(),
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(OUTPUTS),
+            optimize=False,
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model
+    first_input = model.graph.inputs[0].shape
+    assert first_input is not None
+    _rename_dimension(model, str(first_input[0]), BATCH)
+    for name, _ in skeleton.named_parameters():
+        if (value := model.graph.initializers.pop(name, None)) is not None:
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return model
+
+
+def _rename_dimension(model: ir.Model, old: str, new: str) -> None:
+    """Renames a dimension wherever it occurs, also in expressions such as `2*s0`."""
+    name = re.compile(rf"\b{re.escape(old)}\b")
+    values = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph.all_nodes():
+        values.update(node.outputs)
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                name.sub(new, str(dim)) if isinstance(dim, ir.SymbolicDim) and dim.value is not None else dim
+                for dim in value.shape
+            )
