@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark shares: the description of the machine, and one JSON file per run under results/."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+REPORTED_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt")
+
+
+def environment() -> dict[str, Any]:
+    """GPU, driver, versions, command and commit: what a reader needs to repeat a run."""
+    return {
+        "date": date.today().isoformat(),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "cpu_cores": os.cpu_count(),
+        "cpu": _cpu_name(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+        "python": platform.python_version(),
+        "versions": {name: version for name in REPORTED_PACKAGES if (version := _version(name))},
+    }
+
+
+def write_result(name: str, figures: dict[str, Any]) -> Path:
+    """Writes `results/<date>-<name>.json` and returns its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{date.today().isoformat()}-{name}.json"
+    path.write_text(json.dumps({**environment(), **figures}, indent=2) + "\n")
+    return path
+
+
+class PeakMemory:
+    """Runs a command and samples the memory of its whole process tree.
+
+    `peak_rss_gib` counts every resident page, the page cache of memory-mapped weights included, as `time -v` would;
+    `peak_anonymous_gib` counts what the kernel cannot drop: heap and private copies.
+    """
+
+    def __init__(self, command: list[str], interval: float = 0.05) -> None:
+        self.command = command
+        self.interval = interval
+        self.peak_rss_gib = 0.0
+        self.peak_anonymous_gib = 0.0
+        self.seconds = 0.0
+
+    def run(self) -> PeakMemory:
+        """Raises subprocess.CalledProcessError where the command fails."""
+        start = time.perf_counter()
+        process = subprocess.Popen(self.command)
+        sampler = threading.Thread(target=self._sample, args=(process,))
+        sampler.start()
+        code = process.wait()
+        sampler.join()
+        self.seconds = time.perf_counter() - start
+        if code:
+            raise subprocess.CalledProcessError(code, self.command)
+        return self
+
+    def _sample(self, process: subprocess.Popen[bytes]) -> None:
+        while process.poll() is None:
+            rss = anonymous = 0
+            for pid in _tree(process.pid):
+                fields = _status(pid)
+                rss += fields.get("VmRSS", 0)
+                anonymous += fields.get("RssAnon", 0)
+            self.peak_rss_gib = max(self.peak_rss_gib, rss / 2**20)
+            self.peak_anonymous_gib = max(self.peak_anonymous_gib, anonymous / 2**20)
+            time.sleep(self.interval)
+
+
+def gib(size: int) -> float:
+    """Bytes as GiB, two decimals."""
+    return round(size / 2**30, 2)
+
+
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                pids += _tree(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # the process ended while it was looked at
+    return pids
+
+
+def _status(pid: int) -> dict[str, int]:
+    """The kB lines of /proc/PID/status."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

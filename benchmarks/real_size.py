@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the published sizes go from a checkpoint to an engine on a small machine? Time and memory of each step.
+
+    python benchmarks/real_size.py wan-1.3b --work /big/disk    # checkpoint -> ONNX -> TensorRT-RTX bundle
+    python benchmarks/real_size.py wan-14b --work /big/disk     # checkpoint -> ONNX -> TensorRT-RTX network, not built
+
+The weights are random, the architecture, the video size and every file are the real ones. Building 14B (28 GB of bf16
+weights) takes more memory than the 24 GB that this is about. Memory is that of the whole process tree; see
+`harness.PeakMemory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import PeakMemory, gib, write_result
+
+VIDEO = {"wan-1.3b": (81, 480, 832), "wan-14b": (77, 720, 1280)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architecture", choices=[*VIDEO])
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoint, ONNX file and bundle; kept")
+    parser.add_argument("--step", choices=["checkpoint", "parse"], help=argparse.SUPPRESS)  # run in a child process
+    arguments = parser.parse_args()
+    work, architecture = arguments.work, arguments.architecture
+    if arguments.step == "checkpoint":
+        return make_checkpoint(architecture, work)
+    if arguments.step == "parse":
+        return parse(work / "transformer.onnx", work / "parse.json")
+
+    work.mkdir(parents=True, exist_ok=True)
+    child = [sys.executable, __file__, architecture, "--work", str(work), "--step"]
+    figures: dict[str, Any] = {"architecture": architecture, "video": VIDEO[architecture], "weights": "random, bf16"}
+    if not (work / "checkpoint" / "model_index.json").exists():
+        figures["checkpoint"] = measured([*child, "checkpoint"])
+    weights = sum(file.stat().st_size for file in (work / "checkpoint" / "transformer").glob("*.safetensors"))
+    figures["weights_gib"] = gib(weights)
+
+    vorta_trt = str(Path(sys.executable).with_name("vorta-trt"))
+    size = "x".join(map(str, VIDEO[architecture]))
+    common = [str(work / "checkpoint"), "--router", str(work / "router"), "--size", size, "--precision", "bf16"]
+    if architecture == "wan-1.3b":
+        bundle = work / "wan.bundle"
+        figures["build"] = measured([vorta_trt, "build", *common, "-o", str(bundle), "--overwrite"])
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        figures["engine_build_seconds"] = manifest["engine"]["build_seconds"]
+        figures["plugin_layers"] = manifest["plugin"]["layers"]
+        figures["plan_gib"] = gib((bundle / "transformer.plan").stat().st_size)
+        figures["peak_rss_over_weights"] = round(figures["build"]["peak_rss_gib"] / figures["weights_gib"], 2)
+    else:
+        onnx = work / "transformer.onnx"
+        figures["export"] = measured([vorta_trt, "export", *common, "-o", str(onnx)])
+        figures["parse"] = {**measured([*child, "parse"]), **json.loads((work / "parse.json").read_text())}
+    print(json.dumps(figures, indent=2))
+    print(f"written: {write_result(f'real-size-{architecture}', figures)}")
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    print("$", *command, flush=True)
+    run = PeakMemory(command).run()
+    return {
+        "seconds": round(run.seconds, 1),
+        "peak_rss_gib": round(run.peak_rss_gib, 2),
+        "peak_anonymous_gib": round(run.peak_anonymous_gib, 2),
+    }
+
+
+def make_checkpoint(architecture: str, work: Path) -> None:
+    import torch
+
+    from vorta_trt.model import AttentionGeometry
+    from vorta_trt.model.random_checkpoint import WAN_1_3B, WAN_14B, make_router, make_wan_checkpoint
+
+    shape = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}[architecture]
+    make_wan_checkpoint(work / "checkpoint", **shape, dtype=torch.bfloat16)
+    router = {name: shape[name] for name in ("layers", "heads", "head_dim")}
+    make_router(work / "router", AttentionGeometry.for_video(*VIDEO[architecture]), **router, video=VIDEO[architecture])
+
+
+def parse(path: Path, report: Path) -> None:
+    """Parses the ONNX file into a network and counts the layers."""
+    from vorta_trt.engines.flavours import get_flavour
+    from vorta_trt.engines.network import layers, parse_onnx
+    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.engines.plugin import load_plugin
+
+    flavour = get_flavour("rtx")
+    load_plugin(flavour)
+    parsed = parse_onnx(flavour, flavour.module.Builder(flavour.logger), read_onnx(path))
+    report.write_text(json.dumps({"layers": len(layers(parsed.network)), "plugin_layers": len(parsed.plugin_layers)}))
+
+
+if __name__ == "__main__":
+    main()
