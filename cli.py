@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: options in, a room does the work, a table, JSON or one clean error out.
+
+Nothing heavy is imported before a command runs, so that `vorta-trt --help` is instant. Results go to stdout; progress,
+log and errors to stderr. Exit code 0: done; 1: failed; 2: bad usage.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.from_checkpoint import Source
+
+app = typer.Typer(
+    name="vorta-trt",
+    help="Video diffusion transformers with VORTA's routed sparse attention on NVIDIA TensorRT.",
+    epilog="Example:  vorta-trt demo --output demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Flavour(str, Enum):
+    rtx = "rtx"
+    tensorrt = "tensorrt"
+
+
+class Scheduler(str, Enum):
+    unipc = "unipc"
+    flow_euler = "flow-euler"
+    dpm = "dpm++"
+
+
+class Executor(str, Enum):
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+    reference = "reference"
+
+
+def _command(*examples: str) -> Callable[[Command], Command]:
+    """Registers a command: its examples below the help, and errors as one message instead of a traceback."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def run(*arguments: Any, **options: Any) -> None:
+            debug = bool(options.get("debug"))
+            logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s")
+            try:
+                function(*arguments, **options)
+            except (typer.Exit, typer.BadParameter):
+                raise
+            except KeyboardInterrupt:
+                _fail("interrupted; nothing half-made is left", debug)
+            except Exception as error:
+                _fail(_message(error), debug)
+
+        epilog = "\b\n" + "\n".join(
+            [f"Example{'s' if len(examples) > 1 else ''}:", *(f"  {line}" for line in examples)]
+        )
+        app.command(epilog=epilog)(run)
+        return function
+
+    return decorate
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Log everything, and show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A diffusers pipeline folder, or its transformer/ folder.")
+]
+Router = Annotated[Path | None, typer.Option(help="A router's training folder, or its router.pt.")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
+]
+Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
+Retile = Annotated[bool, typer.Option("--retile", help="Accept a --size that the router was not trained for.")]
+
+
+@_command("vorta-trt doctor", "vorta-trt doctor --json")
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Show what can build and run here, and why not."""
+    from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.doctor import examine, report_lines
+
+    with Stages() as stages:
+        stages("examining this machine")
+        report = examine()
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        marks = {"ok": "[green]ok    [/green]", "note": "[yellow]note  [/yellow]", "failed": "[red]FAILED[/red]"}
+        console = output_console()
+        for state, line in report_lines(report):
+            console.print(marks[state], end=" ")
+            console.print(line, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if report.can_build else 1)
+
+
+@_command("vorta-trt demo --output demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Go the whole way on a small model.
+
+    Makes a checkpoint and a router, exports, builds, verifies, and shows the routes. About a minute, no GPU needed.
+    """
+    from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.demo import next_steps, run_demo
+    from vorta_trt.runtime.verify_report import case_table
+
+    with Stages() as stages:
+        report = run_demo(output, stages)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        console = output_console()
+        for verified in report.verified:
+            console.print(case_table(verified))
+        console.print(report.routes, markup=False, soft_wrap=True)
+        console.print(f"attention FLOPs saved by routing: {100 * report.attention_flops_saved:.1f} %")
+        console.print(f"RoutedAttention plugin layers in the engine: {report.plugin_layers}\n")
+        for what, where in report.files.items():
+            console.print(f"{what + ':':<23}{where}", markup=False, soft_wrap=True)
+        console.print(f"\n{next_steps(report)}", markup=False, soft_wrap=True)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@_command("vorta-trt export Wan2.1-T2V-1.3B-Diffusers --router ROUTER --precision bf16 -o wan.onnx")
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    router: Router = None,
+    size: Size = None,
+    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
+    tau: Tau = None,
+    retile: Retile = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Export a checkpoint to one ONNX file."""
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import export_checkpoint
+
+    source = _source(checkpoint, router, size, precision, tau, retile)
+    with Stages() as stages:
+        path = export_checkpoint(source, output, stages)
+    if as_json:
+        from vorta_trt.export import read_metadata
+
+        typer.echo(f'{{"path": {_quoted(path)}, "metadata": {read_metadata(path).model_dump_json()}}}')
+    else:
+        typer.echo(
+            f"{path}\nnext: {shlex.join(['vorta-trt', 'build', str(path), '-o', str(path.with_suffix('.bundle'))])}"
+        )
+
+
+@_command(
+    "vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle",
+    "vorta-trt build wan.onnx -o wan.bundle",
+)
+def build(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT|ONNX", help="A diffusers folder, or a file of `vorta-trt export`.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
+    router: Router = None,
+    size: Size = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
+    tau: Tau = None,
+    retile: Retile = False,
+    tensorrt: Annotated[
+        Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
+    ] = Flavour.rtx,
+    batch: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine.")] = "1:1:2",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="8.9", help="rtx: GPUs to build for; may be repeated [default: every RTX GPU since Ampere]."
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="tensorrt: ampere_plus or same_compute_capability.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: loads in newer versions and the lean runtime.")
+    ] = False,
+    optimization_level: Annotated[int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast.")] = None,
+    workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
+    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
+    strict: Annotated[bool, typer.Option(help="Refuse ONNX files that `vorta-trt export` did not write.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Build an engine bundle.
+
+    From a checkpoint, which is exported on the way, or from an exported ONNX file.
+    """
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import build_checkpoint, build_onnx
+
+    options: dict[str, Any] = {
+        "tensorrt": tensorrt.value,
+        "batch": _batch(batch),
+        "compute_capabilities": compute_capability,
+        "hardware_compatibility": hardware_compatibility,
+        "version_compatible": version_compatible,
+        "optimization_level": optimization_level,
+        "workspace_gib": workspace_gib,
+        "timing_cache": timing_cache,
+        "include_onnx": keep_onnx,
+        "overwrite": overwrite,
+        "strict": strict,
+    }
+    of_checkpoints = {"--router": router, "--size": size, "--precision": precision, "--tau": tau, "--retile": retile}
+    is_onnx = source.is_file() or source.suffix == ".onnx"
+    if is_onnx and (given := [name for name, value in of_checkpoints.items() if value not in (None, False)]):
+        raise typer.BadParameter(
+            f"{given[0]} belongs to checkpoints, and {source} is an exported file, in which it is fixed; leave it out"
+        )
+    with Stages() as stages:
+        if is_onnx:
+            bundle = build_onnx(source, output, stages, **options)
+        else:
+            checkpoint = _source(source, router, size, precision or Precision.bf16, tau, retile)
+            bundle = build_checkpoint(checkpoint, output, stages, **options)
+    if as_json:
+        typer.echo(f'{{"path": {_quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
+    else:
+        typer.echo(f"{bundle.path}\nnext: {shlex.join(['vorta-trt', 'inspect', str(output)])}")
+
+
+@_command("vorta-trt inspect wan.bundle", "vorta-trt inspect wan.onnx --plot layers.png")
+def inspect(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX")],
+    plot: Annotated[Path | None, typer.Option(help="Draw the layer graph into this file (.png, .svg, .pdf).")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is inside a bundle or ONNX file.
+
+    Layers, types, memory, inputs and outputs; on a GPU that can run the bundle, the engine's own layers, too.
+    """
+    from vorta_trt.runtime.inspection import inspect_target
+
+    report = inspect_target(target, check=check, plot=plot)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        for line in report.lines():
+            typer.echo(line)
+
+
+@_command(
+    "vorta-trt verify wan.onnx Wan2.1-T2V-1.3B-Diffusers --router ROUTER",
+    "vorta-trt verify wan.bundle Wan2.1-T2V-1.3B-Diffusers --router ROUTER --case 'router, tau 0.3' --json",
+)
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],
+    checkpoint: Checkpoint,
+    router: Router = None,
+    precision: Annotated[Precision | None, typer.Option(help="Fail unless the file has this precision.")] = None,
+    executor: Annotated[
+        Executor | None,
+        typer.Option(
+            help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX, reference for ONNX in bf16]."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the random inputs [default: a fresh one, printed].")
+    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Run only this case; may be repeated [default: all].")] = None,
+    layers: Annotated[
+        bool | None, typer.Option(help="Compare after every module, too [default: if a case fails].")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a file or an engine with torch.
+
+    Errors of every output against the checkpoint in fp32, with torch's own error in the same type beside them; after a
+    failure, the first module that departs.
+    """
+    from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.verify import verify as run_verify
+    from vorta_trt.runtime.verify_report import case_table, layer_table
+
+    with Stages() as stages:
+        report = run_verify(
+            target,
+            checkpoint,
+            router,
+            precision=None if precision is None else precision.value,
+            executor=None if executor is None else executor.value,
+            batch=batch,
+            seed=seed,
+            cases=case or (),
+            layers=layers,
+            progress=stages,
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        console = output_console()
+        console.print(case_table(report))
+        if (table := layer_table(report)) is not None:
+            console.print(table)
+        console.print(
+            "[green]verified[/green]" if report.passed else "[red]FAILED: it does not compute what torch does[/red]"
+        )
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@_command(
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --steps 50 --plot routes.png",
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --shift 5 -o routes.json",
+)
+def routes(
+    checkpoint: Checkpoint,
+    router: Annotated[Path, typer.Option(help="A router's training folder, or its router.pt.")],
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p [default: the pipeline's].")
+    ] = None,
+    size: Size = None,
+    tau: Tau = None,
+    retile: Retile = False,
+    precision: Annotated[
+        Precision, typer.Option(help="The router sees the timestep embedding rounded to it.")
+    ] = Precision.bf16,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw layers x heads per step into this file (.png, .svg, .pdf).")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show which branch every head takes.
+
+    At every step of a schedule, with the attention FLOPs that this saves.
+    """
+    from vorta_trt.model import RouteTable
+    from vorta_trt.runtime.schedules import schedule_timesteps
+
+    source = _source(checkpoint, router, size, precision, tau, retile)
+    schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
+    table = RouteTable.from_model(source.model(), schedule.timesteps)
+    if output is not None:
+        output.write_text(table.to_json() + "\n", encoding="utf-8")
+    if plot is not None:
+        table.plot(plot)
+    if as_json:
+        typer.echo(table.to_json())
+    else:
+        typer.echo(f"{schedule.scheduler}, shift {schedule.shift:g}\n{table.summary()}")
+        typer.echo(f"attention FLOPs saved by routing: {100 * table.saved:.1f} %")
+        for path in filter(None, (output, plot)):
+            typer.echo(f"wrote {path}")
+
+
+def _source(
+    checkpoint: Path, router: Path | None, size: str | None, precision: Precision, tau: float | None, retile: bool
+) -> Source:
+    from vorta_trt.runtime.from_checkpoint import Source, VideoSize
+
+    try:
+        video = None if size is None else VideoSize.parse(size)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from error
+    return Source(checkpoint, router, video, precision.value, tau, retile)
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    sizes = text.split(":")
+    if not all(size.isdecimal() for size in sizes) or len(sizes) not in (1, 3):
+        raise typer.BadParameter(f"{text!r}: must be MIN:OPT:MAX or one number; use e.g. 1:1:2", param_hint="--batch")
+    smallest, best, largest = map(int, sizes * 3 if len(sizes) == 1 else sizes)
+    return smallest, best, largest
+
+
+def _quoted(path: Path) -> str:
+    import json
+
+    return json.dumps(str(path))
+
+
+def _message(error: Exception) -> str:
+    """One message for the errors that a user can act on; for a bug, what it is and how to see more."""
+    from vorta_trt.plugins.errors import VortaError
+
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, VortaError):
+        return f"{error.filename or 'system'}: {error.strerror}"
+    if isinstance(error, VortaError | ValueError | OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (this is a bug of vorta-trt; see it with --debug and report it)"
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc(file=sys.stderr)
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="vorta-trt")
+
+
+if __name__ == "__main__":
+    main()

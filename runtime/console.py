@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people see while they wait: one line on stderr with the stage, a bar and the elapsed time."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE_WIDTH = 120  # columns of tables that do not go to a terminal
+
+
+class Stages:
+    """A progress line on stderr; nothing at all if stderr is no terminal. A context manager.
+
+    Calling it with (what, done, total) fits every progress callback of this project; total 0 means unknown. A stage may
+    be named again and again; the bar follows.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("starting", total=None)
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total or None)
+
+    def __enter__(self) -> Stages:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def output_console() -> Console:
+    """A console on stdout: as wide as the terminal, or wide enough for every table in a pipe; never breaks paths."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, highlight=False)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on a small model with the real classes: checkpoint, router, ONNX, bundle, verification, routes."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
+from vorta_trt.runtime.verify_report import VerifyReport
+
+# Small, but of the shape of the real ones: heads of 64 channels and a grid of 12 x 6 x 6 tokens.
+SIZE = VideoSize(45, 96, 96)
+MODEL: dict[str, Any] = {"layers": 4, "heads": 6, "head_dim": 64}
+FFN_DIM = 768
+STEPS = 20
+BF16_CASES = ("router, tau 0.3", "mixed override")  # ONNX's reference evaluator is slow
+
+
+class DemoReport(BaseModel):
+    """What the demo made and measured."""
+
+    folder: str
+    files: dict[str, str]  # what -> where
+    verified: list[VerifyReport]
+    routes: str  # the route table as text
+    attention_flops_saved: float
+    plugin_layers: int
+    runs_on: str  # compute capabilities
+
+    @property
+    def passed(self) -> bool:
+        return all(report.passed for report in self.verified)
+
+
+def run_demo(folder: Path, report: Report) -> DemoReport:
+    """Makes everything in `folder`, which may hold the files of an earlier demo; they are made anew.
+
+    Raises FileExistsError if the folder holds something else.
+    """
+    from vorta_trt.model import AttentionGeometry, RouteTable
+    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+    from vorta_trt.runtime.schedules import schedule_timesteps
+    from vorta_trt.runtime.verify import verify
+
+    folder = _fresh(folder)
+    checkpoint, router = folder / "checkpoint", folder / "router"
+    report("making a small Wan pipeline and a router", 0, 0)
+    geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, "wan")
+    make_wan_checkpoint(checkpoint, **MODEL, ffn_dim=FFN_DIM)
+    make_router(router, geometry, **MODEL, video=(SIZE.frames, SIZE.height, SIZE.width))
+
+    exported = {
+        precision: export_checkpoint(
+            Source(checkpoint, router, precision=precision), folder / f"wan-{precision}.onnx", report
+        )
+        for precision in ("fp32", "bf16")
+    }
+    report("computing the routes", 0, 0)
+    schedule = schedule_timesteps(checkpoint, STEPS)
+    table = RouteTable.from_model(Source(checkpoint, router, precision="bf16").model(), schedule.timesteps)
+    routes, picture = folder / "routes.json", folder / "routes.png"
+    routes.write_text(table.to_json() + "\n", encoding="utf-8")
+    table.plot(picture)
+
+    bundle = build_onnx(
+        exported["bf16"], folder / "wan.bundle", report, routes=routes, include_onnx=True, overwrite=True
+    )
+    verified = [
+        verify(exported["fp32"], checkpoint, router, progress=lambda stage: report(stage, 0, 0)),
+        verify(exported["bf16"], checkpoint, router, cases=BF16_CASES, progress=lambda stage: report(stage, 0, 0)),
+    ]
+    plugin, target = bundle.manifest.plugin, bundle.manifest.engine
+    return DemoReport(
+        folder=str(folder),
+        files={
+            "Wan pipeline": str(checkpoint),
+            "router": str(router),
+            "ONNX, fp32": str(exported["fp32"]),
+            "ONNX, bf16": str(exported["bf16"]),
+            "engine bundle": str(bundle.path),
+            "route table": str(routes),
+            "picture of the routes": str(picture),
+        },
+        verified=verified,
+        routes=table.summary(),
+        attention_flops_saved=table.saved,
+        plugin_layers=plugin.layers if plugin else 0,
+        runs_on=", ".join(target.compute_capabilities) + (" and newer" if target.and_newer else ""),
+    )
+
+
+def next_steps(report: DemoReport) -> str:
+    """What to run on a machine with a GPU, with the names of this demo, and then with a real checkpoint."""
+    folder = Path(report.folder)
+    bundle, checkpoint, router = (
+        shlex.quote(f"{folder.name}/{Path(report.files[what]).name}")
+        for what in ("engine bundle", "Wan pipeline", "router")
+    )
+    return f"""\
+This engine runs on GPUs of compute capability {report.runs_on}. On a machine with one, and with vorta-trt,
+copy {folder} there and compare the engine with torch:
+
+  vorta-trt doctor
+  vorta-trt verify {bundle} {checkpoint} --router {router}
+
+The same with a real checkpoint and its router (the build needs no GPU):
+
+  vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle
+
+and in Python, on the GPU:
+
+  from vorta_trt.runtime import Engine
+  with Engine("wan.bundle") as engine:
+      sample = engine(hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt)["sample"]"""
+
+
+MARKER = ".vorta-trt-demo"
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, empty: new, or cleared if a demo made it."""
+    folder = folder.resolve()
+    if folder.exists():
+        if not folder.is_dir():
+            raise FileExistsError(f"{folder}: is a file; give another --output")
+        if any(folder.iterdir()):
+            if not (folder / MARKER).is_file():
+                raise FileExistsError(f"{folder}: holds files that the demo did not make; give another --output")
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text("Made by `vorta-trt demo`, which may delete this folder.\n", encoding="utf-8")
+    return folder

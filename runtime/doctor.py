@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works on this machine, what does not, and why: the facts behind `vorta-trt doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, computed_field
+
+from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
+from vorta_trt.engines.gpu import architectures_cover, driver_report
+from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.plugins.library import PluginLibrary, load_library
+
+PACKAGES = (
+    "vorta-trt",
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "ml-dtypes",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime",
+    "onnx-graphsurgeon",
+    "polygraphy",
+    "tensorrt-rtx",
+    "tensorrt",
+    "tensorrt-lean",
+    "tensorrt-dispatch",
+    "cuda-python",
+)
+EXPORTER_MODULES = (
+    "torch.onnx",
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "diffusers",
+    "accelerate",
+    "vorta_trt.export.onnx_export",
+)
+
+# What a build takes, in multiples of the weights: peak memory, and disk for the bundle and its temporary export.
+MEMORY_PER_WEIGHTS = 3.0
+DISK_PER_WEIGHTS = 2.5
+
+State = Literal["ok", "note", "failed"]
+
+
+class Finding(BaseModel):
+    """One line of the report."""
+
+    section: str
+    name: str
+    state: State
+    detail: str
+
+
+class DoctorReport(BaseModel):
+    """Everything that was looked at."""
+
+    findings: list[Finding]
+    packages: dict[str, str | None]
+    builds_with: list[str]  # flavours that can export and build here
+    runs_with: list[str]  # flavours that can run engines here
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def can_build(self) -> bool:
+        return bool(self.builds_with)
+
+
+def examine(folder: Path | None = None) -> DoctorReport:
+    """Looks at everything; `folder` is where bundles will be written (default: here). Nothing is changed."""
+    findings = list(_machine(folder or Path.cwd()))
+    findings += _gpus()
+    exporter = _exporter()
+    library_finding, library = _library()
+    findings += [exporter, library_finding]
+    builds, runs = [], []
+    for report in available_flavours():
+        flavour = FLAVOURS[report.name]
+        if report.version is None:
+            detail = f"not installed; {flavour.install_hint}"
+            findings.append(Finding(section="TensorRT", name=report.title, state="note", detail=detail))
+            continue
+        registered = _plugin_in(flavour, library)
+        findings.append(registered)
+        works = registered.state == "ok"
+        for verb, ability in (("builds here", report.build), ("runs here", report.run)):
+            state: State = "ok" if ability else "note"
+            answer = f"{'yes' if ability else 'no'}, {ability.reason.removeprefix(f'{report.title}: ')}"
+            findings.append(Finding(section="TensorRT", name=f"{report.title} {verb}", state=state, detail=answer))
+        builds += [report.name] if report.build and works and exporter.state == "ok" else []
+        runs += [report.name] if report.run and works else []
+    return DoctorReport(findings=findings, packages=_packages(), builds_with=builds, runs_with=runs)
+
+
+def report_lines(report: DoctorReport) -> Iterator[tuple[State, str]]:
+    """The report as lines of text, each with its state."""
+    installed = ", ".join(f"{name} {version}" for name, version in report.packages.items() if version)
+    yield "ok", f"packages: {installed}"
+    if missing := [name for name, version in report.packages.items() if version is None]:
+        yield "note", f"not installed: {', '.join(missing)}"
+    for finding in report.findings:
+        yield finding.state, f"{finding.name}: {finding.detail}"
+    if report.builds_with:
+        yield "ok", f"vorta-trt can build engines here, with: {', '.join(report.builds_with)}"
+    else:
+        yield "failed", "vorta-trt cannot build engines here; see the lines above"
+    if report.runs_with:
+        yield "ok", f"vorta-trt can run engines here, with: {', '.join(report.runs_with)}"
+    else:
+        yield (
+            "note",
+            'no TensorRT runs engines here; executor="onnxruntime" runs exported fp32 and fp16 files on the CPU',
+        )
+
+
+def _machine(folder: Path) -> Iterator[Finding]:
+    system = f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPU cores"
+    yield Finding(section="machine", name="system", state="ok", detail=system)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = shutil.disk_usage(folder).free
+    yield Finding(
+        section="machine", name="memory", state="ok",
+        detail=f"{_gib(memory)}; enough to build checkpoints of up to {_gib(memory / MEMORY_PER_WEIGHTS)} of weights",
+    )  # fmt: skip
+    yield Finding(
+        section="machine", name="disk", state="ok",
+        detail=f"{_gib(free)} free in {folder}; enough for checkpoints of up to {_gib(free / DISK_PER_WEIGHTS)}",
+    )  # fmt: skip
+
+
+def _gpus() -> Iterator[Finding]:
+    report = driver_report()
+    for index, device in enumerate(report.devices):
+        detail = f"{device}, CUDA {report.cuda_version} driver{_driver_version()}"
+        yield Finding(section="GPU", name=f"GPU {index}", state="ok", detail=detail)
+    if not report.devices:
+        yield Finding(section="GPU", name="GPU", state="note", detail=str(report.reason))
+
+
+def _driver_version() -> str:
+    """Such as " 580.95", from nvidia-smi; "" where that tool is missing or fails."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f" {result.stdout.splitlines()[0].strip()}" if result.stdout.strip() else ""
+
+
+def _exporter() -> Finding:
+    """Imports what an export needs; any exception of a broken installation is the finding."""
+
+    def work() -> str:
+        for name in EXPORTER_MODULES:
+            importlib.import_module(name)
+        return "torch, onnx, onnxscript and diffusers import"
+
+    return _attempt("exporter", "ONNX exporter", work)
+
+
+def _library() -> tuple[Finding, PluginLibrary | None]:
+    found: list[PluginLibrary] = []
+
+    def work() -> str:
+        library = load_library()
+        found.append(library)
+        architectures = ", ".join(library.cuda_architectures)
+        return f"{library.path}, version {library.version}, ABI {library.abi_hash}, kernels for {architectures}"
+
+    finding = _attempt("plugin", "plugin library", work)
+    devices = driver_report().devices
+    if found and devices and not architectures_cover(found[0].cuda_architectures, devices[0].capability):
+        detail = f"{finding.detail}; none for {devices[0]}: build vorta-trt with CMAKE_CUDA_ARCHITECTURES for it"
+        finding = finding.model_copy(update={"state": "failed", "detail": detail})
+    return finding, found[0] if found else None
+
+
+def _plugin_in(flavour: Flavour, library: PluginLibrary | None) -> Finding:
+    def work() -> str:
+        if library is None:
+            raise RuntimeError("there is no plugin library, see above")
+        load_plugin(flavour, library.path)
+        return "registers RoutedAttention"
+
+    return _attempt("TensorRT", f"{flavour.title} plugin", work)
+
+
+def _attempt(section: str, name: str, work: Callable[[], str]) -> Finding:
+    """The finding of something that may fail in any way: a doctor reports what is broken, whatever it raises."""
+    try:
+        return Finding(section=section, name=name, state="ok", detail=work())
+    except Exception as error:
+        return Finding(section=section, name=name, state="failed", detail=f"{error}" or type(error).__name__)
+
+
+def _packages() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to an ONNX file or a bundle in one go, with weights that go from disk to disk.
+
+The model is loaded without its weights (`materialize=False`), the exporter copies them one by one, and TensorRT streams
+the plan: the most memory that is ever needed is TensorRT's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.model.geometry import AttentionGeometry
+
+if TYPE_CHECKING:
+    from vorta_trt.engines.progress import BuildProgress
+    from vorta_trt.model import RoutedTransformer
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
+
+TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+ROUTE_STEPS = 50  # Wan's default schedule, for the routes.json of a bundle
+
+
+@dataclass(frozen=True)
+class VideoSize:
+    """Frames, height and width in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> VideoSize:
+        """Reads "77x720x1280"; ValueError names the format."""
+        match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
+        if match is None:
+            raise ValueError(f"size {text!r}: must be FRAMESxHEIGHTxWIDTH in pixels; use e.g. 77x720x1280")
+        return cls(*map(int, match.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to export.
+
+    Args:
+        checkpoint: a diffusers pipeline folder or its transformer/ folder.
+        router: a router's training folder or router.pt; None leaves every head full.
+        size: of the video; None takes the size that the router was trained for.
+        precision: "fp32", "fp16" or "bf16".
+        tau: default routing threshold of the exported model.
+        retile: accept a size that the router was not trained for, with tiles and buckets chosen anew. The router sees
+            the timestep alone, so it works at any size; how well its choices suit another size is not known.
+    """
+
+    checkpoint: Path
+    router: Path | None = None
+    size: VideoSize | None = None
+    precision: str = "bf16"
+    tau: float | None = None
+    retile: bool = False
+
+    def model(self) -> RoutedTransformer:
+        """The routed transformer, its weights left on disk."""
+        import torch
+
+        from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
+        from vorta_trt.model.transformer import DEFAULT_TAU
+
+        if self.precision not in TORCH_DTYPES:
+            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(TORCH_DTYPES)}")
+        with CheckpointReader(self.checkpoint) as reader:
+            family = reader.family
+        router = None if self.router is None else load_router(self.router)
+        trained = None if router is None else router.geometry()
+        return RoutedTransformer.from_pretrained(
+            self.checkpoint,
+            router,
+            self.geometry(family, trained),
+            DEFAULT_TAU if self.tau is None else self.tau,
+            getattr(torch, TORCH_DTYPES[self.precision]),
+            materialize=False,
+        )
+
+    def geometry(self, family: str, trained: AttentionGeometry | None) -> AttentionGeometry:
+        """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""
+        if self.size is None:
+            if trained is None:
+                what = "there is no router" if self.router is None else f"{self.router} has no config.json"
+                raise ValueError(f"size: {what}, so the video size is unknown; give it, e.g. --size 77x720x1280")
+            return trained
+        wanted = AttentionGeometry.for_video(self.size.frames, self.size.height, self.size.width, family)
+        if trained is None:
+            return wanted
+        if trained.grid == wanted.grid:
+            return trained
+        if not self.retile:
+            raise ValueError(
+                f"size {self.size}: has token grid {wanted.grid}, but router {self.router} was trained for grid "
+                f"{trained.grid}; leave --size out to use the router's, or pass --retile to route this size anyway"
+            )
+        logger.warning(
+            "size %s: the router was trained for grid %s; tiles chosen anew: %s", self.size, trained.grid, wanted
+        )
+        return wanted
+
+
+def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
+    """Exports to an .onnx file; raises what loading and `export_onnx` raise."""
+    from vorta_trt.export import export_onnx
+
+    report("loading the checkpoint", 0, 0)
+    return export_onnx(source.model(), path, source.precision, progress=_export_progress(report))
+
+
+def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
+    """Exports into a temporary folder beside the bundle, and builds the engine from there.
+
+    Args:
+        options: of `build_engine`.
+    """
+    from vorta_trt.engines.staging import staging_folder
+    from vorta_trt.export import export_onnx
+
+    if source.precision == "fp32":
+        raise ValueError("precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
+    flavour = get_flavour(tensorrt)
+    if not (ability := flavour.can_build()):  # before the slow part
+        raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
+    # The same kind of folder as the build's own: removed at the end, and by the next build if this process is killed.
+    with staging_folder(bundle, bool(options.get("overwrite"))) as staging:
+        report("loading the checkpoint", 0, 0)
+        model = source.model()
+        onnx = export_onnx(model, staging.path / "model.onnx", source.precision, progress=_export_progress(report))
+        routes = None
+        if model.has_router:
+            routes = write_routes(model, source.checkpoint, staging.path / "routes.json")
+        del model
+        return build_onnx(onnx, bundle, report, tensorrt=tensorrt, routes=routes, **options)
+
+
+def build_onnx(onnx: Path, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
+    """`build_engine` with its progress turned into `report`."""
+    from vorta_trt.engines import build_engine
+
+    def show(event: BuildProgress) -> None:
+        report(f"building: {event.phase}", event.step, event.steps)
+
+    report("reading the ONNX file", 0, 0)
+    return build_engine(onnx, bundle, tensorrt, progress=show, **options)
+
+
+def write_routes(model: RoutedTransformer, checkpoint: Path, path: Path, steps: int = ROUTE_STEPS) -> Path | None:
+    """Writes the route table of the pipeline's own schedule; None if the checkpoint has no scheduler."""
+    from vorta_trt.model import RouteTable
+    from vorta_trt.runtime.schedules import has_scheduler, schedule_timesteps
+
+    if not has_scheduler(checkpoint):
+        logger.info("%s has no scheduler, so the bundle gets no routes.json", checkpoint)
+        return None
+    schedule = schedule_timesteps(checkpoint, steps)
+    path.write_text(RouteTable.from_model(model, schedule.timesteps).to_json() + "\n", encoding="utf-8")
+    return path
+
+
+def _export_progress(report: Report) -> Report:
+    names = {
+        "trace": "exporting: tracing the model",
+        "translate": "exporting: translating to ONNX",
+        "optimize": "exporting: optimizing the graph",
+        "check": "exporting: checking the graph",
+        "write": "exporting: writing weights",
+    }
+
+    def show(stage: str, done: int, total: int) -> None:
+        report(names.get(stage, f"exporting: {stage}"), done, total if stage == "write" else 0)
+
+    return show

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt inspect`: one call for bundles and ONNX files, with a picture of the layers if wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.inspect import BundleReport, OnnxReport, inspect_bundle, inspect_onnx
+from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
+from vorta_trt.engines.onnx_file import read_onnx
+
+
+def inspect_target(path: Path, *, check: bool = False, plot: Path | None = None) -> BundleReport | OnnxReport:
+    """Reads a bundle folder or an .onnx file; nothing is loaded into TensorRT unless a GPU here can run the bundle.
+
+    Args:
+        check: hash every file of a bundle. plot: draw the layer graph into this file (.png, .svg, .pdf).
+    Raises:
+        FileNotFoundError, ValueError, VortaError: no such file, or damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
+        )
+    report = inspect_bundle(path, verify=check) if path.is_dir() else inspect_onnx(path)
+    if plot is not None:
+        from vorta_trt.engines.picture import draw_layers
+
+        draw_layers(_layers(path), plot, title=path.name)
+    return report
+
+
+def _layers(path: Path) -> LayerGraph:
+    if path.is_file():
+        return from_onnx(read_onnx(path).model)
+    layers = Bundle.open(path, verify=False, runtime=False).layers_path
+    if layers is None:
+        raise ValueError(f"{path}: holds no layers.json to draw; build it again, or inspect the ONNX file")
+    return read_layers(layers)

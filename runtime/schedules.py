@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timesteps of a sampling schedule, from the real diffusers schedulers: what the router will see, before sampling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
+SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "unipc": ("UniPCMultistepScheduler", "flow_shift", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", "shift", {}),
+    "dpm++": (
+        "DPMSolverMultistepScheduler",
+        "flow_shift",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A sampling schedule: the scheduler's class, its shift, and the timesteps in sampling order."""
+
+    scheduler: str
+    shift: float | None
+    timesteps: tuple[float, ...]
+
+
+def schedule_timesteps(
+    checkpoint: str | Path, steps: int, scheduler: str | None = None, shift: float | None = None
+) -> Schedule:
+    """The timesteps that diffusers would sample with.
+
+    Args:
+        checkpoint: a pipeline folder (its scheduler/scheduler_config.json is the default) or a transformer folder.
+        steps: number of sampling steps.
+        scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
+        shift: flow shift; None takes the pipeline's own. Wan uses 3.0 at 480p and 5.0 at 720p.
+    Raises:
+        ValueError: unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
+    """
+    import diffusers
+
+    if steps < 1:
+        raise ValueError(f"steps {steps}: must be at least 1; Wan's default is 50")
+    config = _scheduler_config(Path(checkpoint))
+    if scheduler is None:
+        if config is None:
+            raise ValueError(
+                f"{checkpoint} has no scheduler/scheduler_config.json, so its schedule is unknown; "
+                f"give the pipeline folder, or --scheduler ({', '.join(SCHEDULERS)}) and --shift"
+            )
+        name = config.get("_class_name")
+        scheduler = next((key for key, (known, _, _) in SCHEDULERS.items() if known == name), None)
+        if scheduler is None:
+            raise ValueError(
+                f"scheduler {name!r} of {checkpoint}: not one whose timesteps are known here; "
+                f"choose one with --scheduler ({', '.join(SCHEDULERS)})"
+            )
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"scheduler {scheduler!r}: must be one of {', '.join(SCHEDULERS)}")
+    class_name, shift_key, required = SCHEDULERS[scheduler]
+    if shift is None and config is not None:
+        shift = config.get("flow_shift", config.get("shift"))
+    if shift is None:
+        raise ValueError(f"shift: {checkpoint} does not say; give --shift (Wan uses 3.0 at 480p and 5.0 at 720p)")
+    if not shift > 0:
+        raise ValueError(f"shift {shift}: must be positive; Wan uses 3.0 at 480p and 5.0 at 720p")
+    overrides = {**required, shift_key: shift}
+    instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
+    instance.set_timesteps(steps)
+    return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps))
+
+
+def has_scheduler(checkpoint: str | Path) -> bool:
+    """Whether the checkpoint says which schedule it is sampled with."""
+    return _scheduler_config(Path(checkpoint)) is not None
+
+
+def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:
+    """The pipeline's scheduler config; `checkpoint` may also be its transformer/ folder."""
+    for folder in (checkpoint, checkpoint.parent):
+        path = folder / "scheduler" / "scheduler_config.json"
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: not JSON ({error}); restore it from the published checkpoint") from error
+            if not isinstance(config, dict):
+                raise ValueError(f"{path}: must hold one JSON object; restore it from the published checkpoint")
+            return config
+    return None

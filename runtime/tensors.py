@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensor descriptions and the conversions at the edge of an engine: NumPy or torch in, the same kind out.
+
+A tensor changes its type on the way in only where no value changes: bfloat16 to float32 is fine, float32 to bfloat16 is
+the caller's decision and therefore an error here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+ArrayKind: TypeAlias = Literal["numpy", "torch"]
+
+# Bits of a type's significand, with the implicit one, and of its exponent: more of both hold every value of less.
+_MANTISSA_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+_EXPONENT_BITS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    Args:
+        name: its name.
+        dtype: NumPy spelling: "float32", "float16", "bfloat16", "int32", ...
+        shape: an int where the size is fixed, the axis' name where it is free, e.g. ("batch", 16, 20, 90, 160).
+        minimum, maximum: the sizes that a TensorRT optimization profile allows; None where there is no profile.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    minimum: tuple[int, ...] | None = None
+    maximum: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raises ValueError unless a tensor of `shape` may be given for this spec."""
+        shape = tuple(shape)
+        if len(shape) != len(self.shape):
+            raise ValueError(
+                f"{self.name} of shape {shape}: has {len(shape)} axes, the engine takes {len(self.shape)}, "
+                f"[{', '.join(map(str, self.shape))}]; reshape it"
+            )
+        for axis, (size, rule) in enumerate(zip(shape, self.shape, strict=True)):
+            if isinstance(rule, int) and size != rule:
+                raise ValueError(
+                    f"{self.name} of shape {shape}: axis {axis} must be {rule}, because the engine was built for "
+                    f"[{', '.join(map(str, self.shape))}]; give that shape, or build an engine for this one "
+                    "(vorta-trt build --size)"
+                )
+            if self.minimum is None or self.maximum is None:
+                continue
+            if not self.minimum[axis] <= size <= self.maximum[axis]:
+                raise ValueError(
+                    f"{self.name} of shape {shape}: axis {axis} ({rule}) must lie in "
+                    f"{self.minimum[axis]}..{self.maximum[axis]}, the range of the engine's optimization profile; "
+                    "split the batch, or build an engine with a wider range (vorta-trt build --batch min:opt:max)"
+                )
+
+
+def kind_of(name: str, value: object) -> ArrayKind | None:
+    """ "numpy" or "torch" for arrays, None for numbers and lists; TypeError for anything else."""
+    if isinstance(value, np.ndarray):
+        return "numpy"
+    torch = sys.modules.get("torch")  # nobody can hold a tensor without having imported torch
+    if torch is not None and isinstance(value, torch.Tensor):
+        return "torch"
+    if isinstance(value, bool | int | float | list | tuple | np.generic):
+        return None
+    raise TypeError(
+        f"{name} of type {type(value).__name__}: inputs are NumPy arrays or torch tensors; convert it first"
+    )
+
+
+def dtype_name(array: Array) -> str:
+    """NumPy's spelling of the type, for both kinds of array."""
+    return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy type of that name; bfloat16 comes from ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """A NumPy array of the same values and type; zero-copy for contiguous CPU tensors."""
+    if isinstance(array, np.ndarray):
+        return array
+    import torch
+
+    array = array.detach().cpu()
+    if array.dtype == torch.bfloat16:  # NumPy knows bfloat16 only through ml_dtypes, and torch knows nothing of that
+        return array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
+    return np.asarray(array.numpy())
+
+
+def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Tensor:
+    """A torch tensor of the same values and type on `device` (None: where it is, CPU for NumPy)."""
+    import torch
+
+    if isinstance(array, np.ndarray):
+        host: np.ndarray[Any, Any] = np.ascontiguousarray(array).reshape(array.shape)  # it makes scalars 1-D
+        if not host.flags.writeable:  # torch.from_numpy warns about read-only memory
+            host = host.copy()
+        if host.dtype.name == "bfloat16":
+            array = torch.from_numpy(host.view(np.int16)).view(torch.bfloat16)
+        else:
+            array = torch.from_numpy(host)
+    return array if device is None else array.to(device)
+
+
+def cast_exactly(name: str, array: Array, dtype: str) -> Array:
+    """`array` as `dtype` if that changes no value, else TypeError with the rule and the remedy.
+
+    Floats may become wider; integers may become any type that holds their values; float64, which is what Python numbers
+    turn into, may become float32 where every value survives. Narrowing to 16 bits is never done silently.
+    """
+    given = dtype_name(array)
+    if given == dtype:
+        return array
+    if _always_exact(given, dtype):
+        return _cast(array, dtype)
+    by_value = given.startswith(("int", "uint")) or (given == "float64" and dtype == "float32")
+    if by_value and not dtype.startswith("bool"):
+        converted = _cast(array, dtype)
+        if _equal(_cast(converted, given), array):
+            return converted
+        raise TypeError(
+            f"{name} of type {given}: the engine takes {dtype}, which cannot hold every given value exactly; "
+            f"round or clip the values and pass {dtype}"
+        )
+    raise TypeError(
+        f"{name} of type {given}: the engine takes {dtype}, and that conversion changes values; "
+        f"convert it yourself, e.g. {_remedy(name, array, dtype)}"
+    )
+
+
+def check_names(given: Mapping[str, object], specs: Sequence[TensorSpec], optional: Sequence[str] = ()) -> None:
+    """TypeError unless `given` has every required name of `specs` and no other."""
+    known = [spec.name for spec in specs]
+    if unknown := [name for name in given if name not in known]:
+        raise TypeError(f"input {unknown[0]!r}: the engine has no such input; it takes {', '.join(known)}")
+    if missing := [name for name in known if name not in given and name not in optional]:
+        rest = f" (optional: {', '.join(optional)})" if optional else ""
+        raise TypeError(f"input {missing[0]!r} is missing: the engine takes {', '.join(known)}{rest}")
+
+
+def _always_exact(source: str, target: str) -> bool:
+    if source not in _MANTISSA_BITS or target not in _MANTISSA_BITS:
+        return False
+    return _MANTISSA_BITS[source] <= _MANTISSA_BITS[target] and _EXPONENT_BITS[source] <= _EXPONENT_BITS[target]
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    if isinstance(array, np.ndarray):
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller compares the values afterwards
+            return array.astype(numpy_dtype(dtype))
+    import torch
+
+    return array.to(getattr(torch, dtype))
+
+
+def _equal(left: Array, right: Array) -> bool:
+    if isinstance(left, np.ndarray):
+        return bool(np.array_equal(left, to_numpy(right), equal_nan=left.dtype.kind == "f"))
+    return bool(((left == right) | ((left != left) & (right != right))).all())
+
+
+def _remedy(name: str, array: Array, dtype: str) -> str:
+    if not isinstance(array, np.ndarray):
+        return f"{name}.to(torch.{dtype})"
+    return f"{name}.astype({'ml_dtypes.bfloat16' if dtype == 'bfloat16' else f'numpy.{dtype}'})"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `verify` runs: the router at several thresholds, every branch forced, and a mixture, on fresh random inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vorta_trt.runtime.tensors import TensorSpec, numpy_dtype
+
+MAX_TIMESTEP = 1000.0  # of the flow-matching schedules
+DENSE_TAU = 1.1  # no probability reaches it: every head is full
+BRANCHES = {"full": 0, "coreset": 1, "sliding": 2}
+ROUTER_DECIDES = -1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. `feeds` holds every input; floating values are rounded to the engine's type but stored in float32.
+
+    `draw` numbers different random inputs of the same case.
+    """
+
+    name: str
+    feeds: dict[str, np.ndarray[Any, Any]]
+    draw: int = 0
+
+
+def make_cases(
+    inputs: Sequence[TensorSpec],
+    *,
+    default_tau: float,
+    has_router: bool,
+    batch: int,
+    seed: int,
+    only: Sequence[str] = (),
+    draw: int = 0,
+) -> list[Case]:
+    """The cases for an engine with these inputs.
+
+    Args:
+        default_tau: the threshold it was exported with. has_router: without one, every threshold gives the same routes.
+        only: names of cases to run; all if empty. draw: another number gives other inputs for the same seed.
+    Raises:
+        ValueError: `only` names a case that does not exist.
+    """
+    thresholds = {f"router, tau {tau:g}": tau for tau in (default_tau, 0.0, DENSE_TAU)}
+    if not has_router:
+        thresholds = {"no router": default_tau}
+    names = [*thresholds, *(f"all {branch}" for branch in BRANCHES), "mixed override"]
+    if unknown := sorted(set(only) - set(names)):
+        raise ValueError(f"case {unknown[0]!r}: must be one of {', '.join(map(repr, names))}")
+    layers_heads = next(_sizes(spec, batch) for spec in inputs if spec.name == "route_override")  # [L, N]
+    cases = []
+    for index, name in enumerate(names):
+        generator = np.random.default_rng((seed, index, draw))  # a case's inputs do not depend on which others run
+        override = np.full(layers_heads, ROUTER_DECIDES, np.int32)
+        if name.startswith("all "):
+            override[:] = BRANCHES[name.removeprefix("all ")]
+        elif name == "mixed override":
+            override[:] = generator.integers(ROUTER_DECIDES, len(BRANCHES), override.shape)
+        tau = np.array([thresholds.get(name, default_tau)], np.float32)
+        feeds = {
+            spec.name: {"tau": tau, "route_override": override}.get(spec.name, _random(generator, spec, batch))
+            for spec in inputs
+        }
+        if not only or name in only:
+            cases.append(Case(name, feeds, draw))
+    return cases
+
+
+def _random(generator: np.random.Generator, spec: TensorSpec, batch: int) -> np.ndarray[Any, Any]:
+    shape = _sizes(spec, batch)
+    if spec.name == "timestep":
+        return generator.uniform(0, MAX_TIMESTEP, shape).astype(np.float32)  # [B]
+    values = generator.standard_normal(shape, np.float32)
+    return values.astype(numpy_dtype(spec.dtype)).astype(np.float32)
+
+
+def _sizes(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else batch for size in spec.shape)

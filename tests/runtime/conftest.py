@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny Wan checkpoint with a router, and what is made of it; each is made once, when the first test asks for it.
+
+Imports wait for the fixtures, so that the tests of a GPU machine need no more packages than they use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from vorta_trt.model import AttentionGeometry
+
+SIZE = (45, 96, 96)  # token grid (12, 6, 6)
+MODEL = {"layers": 2, "heads": 3, "head_dim": 32}
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Wan:
+    """A checkpoint and its router, in a folder with a space in its name."""
+
+    folder: Path
+    geometry: AttentionGeometry
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def router(self) -> Path:
+        return self.folder / "router"
+
+    def export(self, precision: str) -> Path:
+        from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
+
+        source = Source(self.checkpoint, self.router, precision=precision)
+        return export_checkpoint(source, self.folder / f"{precision}.onnx", silent)
+
+
+@pytest.fixture(scope="session")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Wan:
+    from vorta_trt.model import AttentionGeometry
+    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+
+    made = Wan(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(*SIZE, "wan"))
+    make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=160, text_dim=48)
+    make_router(made.router, made.geometry, **MODEL)
+    return made
+
+
+@pytest.fixture(scope="session")
+def fp32(wan: Wan) -> Path:
+    return wan.export("fp32")
+
+
+@pytest.fixture(scope="session")
+def fp16(wan: Wan) -> Path:
+    return wan.export("fp16")
+
+
+@pytest.fixture(scope="session")
+def bf16(wan: Wan) -> Path:
+    return wan.export("bf16")
+
+
+@pytest.fixture(scope="session")
+def bundle(wan: Wan, fp16: Path) -> Path:
+    """An fp16 bundle of TensorRT-RTX with its ONNX file; batch 1 to 2."""
+    from vorta_trt.runtime.from_checkpoint import build_onnx
+
+    return build_onnx(fp16, wan.folder / "with onnx.bundle", silent, include_onnx=True).path
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed, printed; pytest shows it if the test fails."""
+    import secrets
+
+    value = secrets.randbits(31)
+    print(f"seed {value}")
+    return value

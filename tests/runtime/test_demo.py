@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo makes what it says, twice, and touches nothing that it did not make."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vorta_trt.engines import Bundle
+from vorta_trt.model import RouteTable
+from vorta_trt.runtime import demo
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def test_the_whole_way(tmp_path: Path) -> None:
+    folder = tmp_path / "a demo"
+    folder.mkdir()
+    (folder / demo.MARKER).touch()
+    (folder / "left by an earlier demo").touch()
+    report = demo.run_demo(folder, silent)
+    assert report.passed, report.verified
+    assert not (folder / "left by an earlier demo").exists()
+    assert all(Path(path).exists() for path in report.files.values())
+    assert report.plugin_layers == demo.MODEL["layers"]
+    bundle = Bundle.open(report.files["engine bundle"])
+    assert bundle.onnx_path is not None
+    table = RouteTable.from_json(Path(report.files["route table"]).read_text())
+    assert table.saved == pytest.approx(report.attention_flops_saved)
+    assert 0 < report.attention_flops_saved < 1
+    assert set(table.shares()) == {"full", "coreset", "sliding"}
+    assert min(table.shares().values()) > 0  # all branches occur
+    steps = demo.next_steps(report)
+    (command,) = (line for line in steps.splitlines() if "vorta-trt verify" in line)
+    assert shlex.split(command)[2:] == [
+        f"{folder.name}/wan.bundle",
+        f"{folder.name}/checkpoint",
+        "--router",
+        f"{folder.name}/router",
+    ]
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds files that the demo did not make; give another --output"):
+        demo.run_demo(tmp_path, silent)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(FileExistsError, match="is a file"):
+        demo.run_demo(tmp_path / "thesis.tex", silent)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes, geometries, and the export in the middle of a build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vorta_trt.engines import BundleWriteError
+from vorta_trt.model import AttentionGeometry, RouteTable
+from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.runtime import from_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("text", ["77x720x1280", " 77X720x1280 ", "77 x 720 × 1280"])
+def test_sizes(text: str) -> None:
+    assert VideoSize.parse(text) == VideoSize(77, 720, 1280)
+    assert str(VideoSize.parse(text)) == "77x720x1280"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "77x720", "77x720x1280x3", "720p", "77,720,1280", "-77x720x1280", "77.0x720x1280"]
+)
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="must be FRAMESxHEIGHTxWIDTH in pixels; use e.g. 77x720x1280"):
+        VideoSize.parse(text)
+
+
+def test_the_routers_geometry_is_the_default(wan: Any) -> None:
+    assert Source(wan.checkpoint, wan.router).model().geometry == wan.geometry
+    same = Source(wan.checkpoint, wan.router, VideoSize(45, 96, 96)).model()
+    assert same.geometry == wan.geometry
+    assert not same.materialized
+
+
+def test_the_routers_tiles_win_where_the_grid_is_the_same(wan: Any, tmp_path: Path) -> None:
+    trained = AttentionGeometry(wan.geometry.grid, (6, 3, 3), (1, 1, 3), (2, 3, 2), 6)
+    router = make_router(tmp_path / "router", trained, layers=2, heads=3, head_dim=32)
+    assert Source(wan.checkpoint, router, VideoSize(45, 96, 96)).model().geometry == trained
+
+
+def test_a_size_that_the_router_was_not_trained_for(wan: Any, caplog: pytest.LogCaptureFixture) -> None:
+    size = VideoSize(29, 96, 128)
+    message = r"size 29x96x128: has token grid \(8, 6, 8\), but router .* was trained for grid \(12, 6, 6\).*--retile"
+    with pytest.raises(ValueError, match=message):
+        Source(wan.checkpoint, wan.router, size).model()
+    model = Source(wan.checkpoint, wan.router, size, retile=True).model()
+    assert model.geometry == AttentionGeometry.for_video(29, 96, 128, "wan")
+    assert "was trained for grid (12, 6, 6)" in caplog.text
+
+
+def test_a_size_is_needed_without_router_or_config(wan: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size: there is no router, so the video size is unknown; give it"):
+        Source(wan.checkpoint).model()
+    bare = tmp_path / "router.pt"
+    bare.write_bytes(next(wan.router.glob("ckpt/*/router.pt")).read_bytes())
+    with pytest.raises(ValueError, match="size: .*router.pt has no config.json, so the video size is unknown"):
+        Source(wan.checkpoint, bare).model()
+    model = Source(wan.checkpoint, bare, VideoSize(45, 96, 96)).model()
+    assert model.geometry == wan.geometry
+    assert model.has_router
+
+
+def test_tau_and_precision(wan: Any) -> None:
+    assert Source(wan.checkpoint, wan.router).model().tau == 0.3
+    assert Source(wan.checkpoint, wan.router, tau=0.5).model().tau == 0.5
+    with pytest.raises(ValueError, match="precision 'int8': must be one of fp32, fp16, bf16"):
+        Source(wan.checkpoint, wan.router, precision="int8").model()
+
+
+def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    def note(what: str, done: int, total: int) -> None:
+        assert 0 <= done <= total or total == 0
+        stages.append(what)
+
+    bundle = build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "wan 1.bundle", note)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wan 1.bundle"]  # nothing temporary is left
+    assert bundle.manifest.precision == "bf16"
+    assert bundle.manifest.plugin is not None
+    assert bundle.manifest.plugin.layers == 2
+    table = RouteTable.from_json(json.dumps(bundle.routes))
+    assert table.routes.shape == (50, 2, 3)
+    assert {"loading the checkpoint", "exporting: tracing the model", "exporting: writing weights"} <= set(stages)
+    assert any(stage.startswith("building: ") for stage in stages)
+
+
+def test_the_destination_is_checked_before_the_slow_part(
+    wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: Source) -> Any:
+        raise AssertionError("the checkpoint was loaded")
+
+    monkeypatch.setattr(Source, "model", never)
+    (tmp_path / "x.bundle").mkdir()
+    with pytest.raises(BundleWriteError, match="exists and is not a bundle"):
+        build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
+
+
+def test_a_failed_build_leaves_nothing(wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(from_checkpoint, "build_onnx", fail)
+    with pytest.raises(MemoryError):
+        build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
+    assert not list(tmp_path.iterdir())

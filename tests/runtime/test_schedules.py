@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timesteps of the real diffusers schedulers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vorta_trt.runtime.schedules import schedule_timesteps
+
+
+def save_scheduler(folder: Path, name: str = "UniPCMultistepScheduler", **config: Any) -> Path:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"_class_name": name, **config}))
+    return folder
+
+
+def wan_scheduler(folder: Path, shift: float = 3.0) -> Path:
+    return save_scheduler(folder, flow_shift=shift, prediction_type="flow_prediction", use_flow_sigmas=True)
+
+
+def test_the_pipelines_own_schedule(tmp_path: Path) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    expected = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    expected.set_timesteps(10)
+    for checkpoint in (wan_scheduler(tmp_path), tmp_path / "transformer"):
+        schedule = schedule_timesteps(checkpoint, 10)
+        assert schedule.timesteps == tuple(expected.timesteps.tolist())
+        assert (schedule.scheduler, schedule.shift) == ("UniPCMultistepScheduler", 3.0)
+
+
+def test_another_scheduler_takes_the_pipelines_shift(tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    expected = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    expected.set_timesteps(7)
+    schedule = schedule_timesteps(wan_scheduler(tmp_path), 7, "flow-euler")
+    assert schedule.timesteps == pytest.approx(expected.timesteps.tolist())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)  # diffusers
+@pytest.mark.parametrize("scheduler", ["unipc", "flow-euler", "dpm++"])
+def test_a_larger_shift_stays_longer_at_high_noise(tmp_path: Path, scheduler: str) -> None:
+    low, high = (schedule_timesteps(tmp_path, 20, scheduler, shift).timesteps for shift in (1.0, 8.0))
+    assert len(low) == len(high) == 20
+    assert all(first > second for first, second in zip(high, high[1:], strict=False))
+    assert sum(high) > sum(low)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps 0: must be at least 1"),
+        ({"steps": 4, "scheduler": "ddim"}, "scheduler 'ddim': must be one of unipc, flow-euler, dpm"),
+        ({"steps": 4, "shift": -1.0}, "shift -1.0: must be positive"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule_timesteps(wan_scheduler(tmp_path), **arguments)
+
+
+def test_a_checkpoint_without_scheduler(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="has no scheduler/scheduler_config.json.*give the pipeline folder, or --sched"
+    ):
+        schedule_timesteps(tmp_path, 4)
+    with pytest.raises(ValueError, match="shift: .* does not say; give --shift"):
+        schedule_timesteps(tmp_path, 4, "unipc")
+
+
+def test_a_scheduler_that_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scheduler 'DDIMScheduler' of .*: not one whose timesteps are known here"):
+        schedule_timesteps(save_scheduler(tmp_path, "DDIMScheduler"), 4)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_scheduler_config(tmp_path: Path, content: str) -> None:
+    (wan_scheduler(tmp_path) / "scheduler" / "scheduler_config.json").write_text(content)
+    with pytest.raises(ValueError, match="restore it from the published checkpoint"):
+        schedule_timesteps(tmp_path, 4)

@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: exit codes, one clean message for every bad input, JSON that parses, and an instant --help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vorta_trt.cli import app
+from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+
+MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
+COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def vorta(*arguments: object) -> Result:
+    """Runs a command in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, result.stdout, result.stderr)
+
+
+def vorta_process(*arguments: object, **options: Any) -> Result:
+    """Runs a command in a process of its own."""
+    command = [sys.executable, "-m", "vorta_trt.cli", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    return Result(result.returncode, result.stdout, result.stderr)
+
+
+def fails(*arguments: object, message: str, code: int = 1) -> None:
+    """The command ends with `code`, prints nothing on stdout, and one message without a traceback on stderr."""
+    result = vorta(*arguments)
+    assert result.code == code, result
+    assert result.out == ""
+    assert re.search(message, result.err), result.err
+    assert "Traceback" not in result.err
+    if code == 1:
+        assert result.err.count("error: ") == 1
+
+
+@dataclass(frozen=True)
+class Wan:
+    """Everything that the commands work on; the folder has a space in its name."""
+
+    folder: Path
+    geometry: AttentionGeometry
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def router(self) -> Path:
+        return self.folder / "router"
+
+    @property
+    def onnx(self) -> Path:
+        return self.folder / "wan fp32.onnx"
+
+    @property
+    def half(self) -> Path:
+        return self.folder / "wan fp16.onnx"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "wan.bundle"
+
+
+@pytest.fixture(scope="session")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Wan:
+    """A checkpoint and a router, and the files that `export` and `build` make of them."""
+    made = Wan(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(29, 96, 128, "wan"))
+    make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=96, text_dim=32)
+    make_router(made.router, made.geometry, **MODEL)
+    for precision, path in (("fp32", made.onnx), ("fp16", made.half)):
+        exported = vorta("export", made.checkpoint, "--router", made.router, "--precision", precision, "-o", path)
+        assert exported.code == 0, exported
+    assert f"next: vorta-trt build '{made.half}'" in exported.out
+    built = vorta("build", made.half, "-o", made.bundle, "--keep-onnx", "--batch", "1:2:3", "--json")
+    assert built.code == 0, built
+    content = json.loads(built.out)
+    assert content["path"] == str(made.bundle)
+    assert content["manifest"]["inputs"][0]["profile"]["max"][0] == 3
+    return made
+
+
+# -- help and usage ----------------------------------------------------------------------------------------------------
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = vorta_process("--help")
+        seconds.append(time.perf_counter() - start)
+        assert result.code == 0
+    heavy_ones = ("torch", "numpy", "onnx", "pydantic", "rich")
+    code = f"import sys, vorta_trt.cli; print([name for name in {heavy_ones} if name in sys.modules])"
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert heavy == "[]"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    python = time.perf_counter() - start
+    assert min(seconds) < 0.3 + 2 * python  # a busy machine starts Python slowly, too
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for command in COMMANDS:
+        result = vorta(command, "--help")
+        assert result.code == 0
+        assert re.search(rf"Examples?:\n\s+vorta-trt {command}", result.out), result.out
+    assert vorta("--help").out.count("\n  ") > len(COMMANDS)
+
+
+def test_usage_errors() -> None:
+    fails("generate", message="No such command 'generate'", code=2)
+    fails("build", "x.onnx", message="Missing option '--output'", code=2)
+    fails("export", "x", "-o", "y", "--size", "720p", code=2, message="size '720p': must be FRAMESxHEIGHTxWIDTH")
+    fails("export", "x", "-o", "y", "--precision", "int8", code=2, message="'int8' is not one of")
+    fails(
+        "build", "x", "-o", "y", "--tensorrt", "openvino", code=2, message="'openvino' is not one of 'rtx', 'tensorrt'"
+    )
+    fails("build", "x", "-o", "y", "--batch", "1:2", code=2, message="'1:2': must be MIN:OPT:MAX or one number")
+    fails("build", "x.onnx", "-o", "y", "--size", "77x720x1280", code=2, message="--size belongs to checkpoints")
+    fails("routes", "x", message="Missing option '--router'", code=2)
+    fails("verify", "x", "y", "--batch", "0", message="Invalid value for '--batch'", code=2)
+
+
+# -- commands that work ------------------------------------------------------------------------------------------------
+
+
+def test_doctor() -> None:
+    result = vorta("doctor", "--json")
+    assert result.code == 0
+    content = json.loads(result.out)
+    assert content["can_build"] is True
+    text = vorta("doctor").out
+    assert "vorta-trt can build engines here, with: rtx" in text
+
+
+def test_doctor_fails_where_nothing_can_be_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VORTA_TRT_LIBRARY", str(tmp_path / "absent.so"))
+    result = vorta("doctor", "--json")
+    assert result.code == 1
+    assert json.loads(result.out)["can_build"] is False
+
+
+def test_export_as_json(wan: Wan, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    result = vorta(
+        "export", wan.checkpoint, "--size", "29x96x128", "--precision", "fp16", "--tau", "0.4", "-o", path, "--json"
+    )
+    assert result.code == 0, result
+    content = json.loads(result.out)
+    assert content["path"] == str(path)
+    assert content["metadata"]["precision"] == "fp16"
+    assert content["metadata"]["tau"] == 0.4
+    assert content["metadata"]["router_sha256"] is None
+
+
+def test_build_from_a_checkpoint(wan: Wan, tmp_path: Path) -> None:
+    bundle = tmp_path / "in one go.bundle"
+    result = vorta("build", wan.checkpoint, "--router", wan.router, "--size", "29x96x128", "-o", bundle)
+    assert result.code == 0, result
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["precision"] == "bf16"
+    assert manifest["plugin"]["layers"] == 2
+    assert "model.onnx" not in manifest["files"]
+    assert "routes.json" in manifest["files"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [bundle.name]
+
+
+def test_inspect(wan: Wan, tmp_path: Path) -> None:
+    for target in (wan.onnx, wan.bundle):
+        picture = tmp_path / f"{target.name}.png"
+        result = vorta("inspect", target, "--plot", picture)
+        assert result.code == 0, result
+        assert "RoutedAttention" in result.out
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        content = json.loads(vorta("inspect", target, "--json").out)
+        assert content["network"]["plugin_layers"] == 2
+    assert vorta("inspect", wan.bundle, "--check").code == 0
+
+
+def test_verify_passes(wan: Wan) -> None:
+    result = vorta("verify", wan.onnx, wan.checkpoint, "--router", wan.router, "--case", "mixed override", "--seed", 4)
+    assert result.code == 0, result
+    assert "verified" in result.out
+    assert "seed 4" in result.out
+    arguments = ("--router", wan.router, "--executor", "onnxruntime", "--case", "all sliding", "--json")
+    content = json.loads(vorta("verify", wan.bundle, wan.checkpoint, *arguments).out)
+    assert content["passed"] is True
+    assert content["executor"] == "onnxruntime"
+    assert content["cases"][0]["name"] == "all sliding"
+
+
+def test_verify_fails_with_the_place(wan: Wan, tmp_path: Path) -> None:
+    model = onnx.load(wan.onnx)
+    weight = next(tensor for tensor in model.graph.initializer if "blocks.1.attn1.to_v.weight" in tensor.name)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3] *= 1.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "tampered.onnx")
+    arguments = (tmp_path / "tampered.onnx", wan.checkpoint, "--router", wan.router, "--case", "all full")
+    result = vorta("verify", *arguments)
+    assert result.code == 1
+    assert "FAILED: it does not compute what torch does" in result.out
+    assert "first departure: blocks.1.attn1.to_v" in result.out
+    as_json = vorta("verify", *arguments, "--json")
+    assert as_json.code == 1
+    assert json.loads(as_json.out)["layers"]["first_departure"] == "blocks.1.attn1.to_v"
+
+
+def test_routes(wan: Wan, tmp_path: Path) -> None:
+    table, picture = tmp_path / "routes.json", tmp_path / "routes.png"
+    arguments = ("routes", wan.checkpoint, "--router", wan.router, "--steps", 6)
+    result = vorta(*arguments, "-o", table, "--plot", picture)
+    assert result.code == 0, result
+    assert "UniPCMultistepScheduler, shift 5" in result.out
+    assert re.search(r"attention FLOPs saved by routing: \d+\.\d %", result.out)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    printed = json.loads(vorta(*arguments, "--json").out)
+    assert printed == json.loads(table.read_text())
+    assert np.shape(printed["routes"]) == (6, 2, 2)
+    dense = json.loads(vorta(*arguments, "--tau", 1.1, "--scheduler", "flow-euler", "--shift", 3, "--json").out)
+    assert dense["attention_flops_saved"] == 0
+    assert dense["timesteps"] != printed["timesteps"]
+
+
+def test_from_another_folder_with_relative_paths(wan: Wan, tmp_path: Path) -> None:
+    library = Path(os.path.relpath(_library(), tmp_path))
+    environment = {**os.environ, "VORTA_TRT_LIBRARY": str(library)}
+    source = os.path.relpath(wan.half, tmp_path)
+    result = vorta_process("build", source, "-o", "made here.bundle", cwd=tmp_path, env=environment)
+    assert result.code == 0, result
+    assert result.err == ""  # no terminal, no progress bar
+    assert (tmp_path / "made here.bundle" / "transformer.plan").is_file()
+
+
+def _library() -> Path:
+    from vorta_trt.plugins import library_path
+
+    return library_path()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_checkpoint(wan: Wan, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "x.onnx", "--size", "29x96x128")
+    fails("export", tmp_path, *out, message="has neither transformer/config.json nor config.json")
+    fails("export", tmp_path / "absent", *out, message="checkpoint .*absent: does not exist")
+    fails("export", wan.router, *out, message="_class_name|neither")
+    fails("build", tmp_path, "-o", tmp_path / "x.bundle", message="has neither transformer/config.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_router_of_another_model(wan: Wan, tmp_path: Path) -> None:
+    router = make_router(tmp_path / "router", wan.geometry, layers=5, heads=2, head_dim=32)
+    message = "use the router that was trained for this checkpoint"
+    fails("export", wan.checkpoint, "--router", router, "-o", tmp_path / "x.onnx", message=message)
+    fails("routes", wan.checkpoint, "--router", router, message=message)
+    fails("verify", wan.onnx, wan.checkpoint, "--router", router, message=message)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle at all", b"PK\x03\x04 broken zip"])
+def test_a_router_that_is_no_torch_file(wan: Wan, tmp_path: Path, content: bytes) -> None:
+    router = tmp_path / "router.pt"
+    router.write_bytes(content)
+    fails("routes", wan.checkpoint, "--router", router, "--size", "29x96x128", message=r"weights_only=True")
+
+
+def test_a_router_that_is_no_state_dict(wan: Wan, tmp_path: Path) -> None:
+    router = tmp_path / "router.pt"
+    torch.save([torch.ones(3)], router)
+    fails("routes", wan.checkpoint, "--router", router, message="holds a list; must be a state dict")
+    torch.save({"blocks.0.attn1.to_q.weight": torch.ones(3)}, router)
+    fails("routes", wan.checkpoint, "--router", router, message="keys must be blocks")
+    fails("routes", wan.checkpoint, "--router", tmp_path / "absent", message="router .*absent: does not exist")
+
+
+def test_a_router_that_runs_code_is_refused(wan: Wan, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    torch.save({"blocks.0.router.linear.weight": Bomb()}, tmp_path / "router.pt")
+    fails("routes", wan.checkpoint, "--router", tmp_path / "router.pt", message="cannot be read with torch.load")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_size_that_does_not_fit(wan: Wan, tmp_path: Path) -> None:
+    command = ("export", wan.checkpoint, "-o", tmp_path / "x.onnx")
+    fails(*command, message="so the video size is unknown; give it, e.g. --size 77x720x1280")
+    fails(
+        *command, "--size", "30x96x128", message="frames 30 of video 30x96x128: must be 1 \\+ a multiple of 4; nearest"
+    )
+    fails(*command, "--size", "29x97x128", message="height 97 .*must be a multiple of 16 pixels; nearest")
+    mismatch = "was trained for grid .*; leave --size out to use the router's, or pass --retile"
+    fails(*command, "--router", wan.router, "--size", "45x96x96", message=mismatch)
+
+
+def test_a_corrupt_onnx_file(wan: Wan, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.onnx"
+    noise.write_bytes(b"\x08\x07\xff\xff\xff" * 100)
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(wan.onnx.read_bytes()[:-1000])
+    for path in (noise, cut, tmp_path / "absent.onnx"):
+        fails("build", path, "-o", tmp_path / "x.bundle", message="export it|does not exist")
+        fails("inspect", path, message="export it|no such bundle or ONNX file|does not exist")
+        fails("verify", path, wan.checkpoint, "--router", wan.router, message="export it|no such bundle")
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_an_onnx_file_of_another_origin(wan: Wan, tmp_path: Path) -> None:
+    shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [shape], [out])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]), tmp_path / "relu.onnx")
+    fails("build", tmp_path / "relu.onnx", "-o", tmp_path / "x.bundle", message="not a model that vorta-trt exported")
+    fails("verify", tmp_path / "relu.onnx", wan.checkpoint, message="vorta-trt did not export it")
+
+
+def test_a_truncated_plan(wan: Wan, tmp_path: Path) -> None:
+    bundle = shutil.copytree(wan.bundle, tmp_path / "cut.bundle")
+    plan = bundle / "transformer.plan"
+    plan.write_bytes(plan.read_bytes()[: plan.stat().st_size // 2])
+    fails("inspect", bundle, message="transformer.plan is cut short")
+    fails("verify", bundle, wan.checkpoint, "--router", wan.router, message="transformer.plan is cut short")
+
+
+def test_a_plan_with_other_bytes(wan: Wan, tmp_path: Path) -> None:
+    bundle = shutil.copytree(wan.bundle, tmp_path / "changed.bundle")
+    plan = bundle / "transformer.plan"
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    plan.write_bytes(content)
+    assert vorta("inspect", bundle).code == 0  # sizes only
+    fails("inspect", bundle, "--check", message="transformer.plan was changed: its SHA-256 differs")
+
+
+def test_a_manifest_that_was_edited(wan: Wan, tmp_path: Path) -> None:
+    bundle = shutil.copytree(wan.bundle, tmp_path / "edited.bundle")
+    manifest = bundle / "manifest.json"
+    original = manifest.read_text()
+    manifest.write_text(original.replace('"fp16"', '"bf16"'))
+    fails("inspect", bundle, message="manifest.json was changed after the build")
+    manifest.write_text(original.replace('"schema_version": 1', '"schema_version": 99', 1))
+    fails("inspect", bundle, message="schema_version 99, this vorta-trt reads 1")
+    manifest.write_text(original[:200])
+    fails("inspect", bundle, message="manifest.json is not JSON")
+    manifest.unlink()
+    fails("inspect", bundle, message="not a bundle")
+
+
+def test_an_engine_in_fp32(wan: Wan, tmp_path: Path) -> None:
+    command = ("build", wan.checkpoint, "--router", wan.router, "--precision", "fp32", "-o", tmp_path / "x.bundle")
+    fails(*command, message="precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
+    fails("build", wan.onnx, "-o", tmp_path / "x.bundle", message="export the model with precision fp16 or bf16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flavour_that_is_not_installed(wan: Wan, tmp_path: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("package tensorrt is installed")
+    command = ("-o", tmp_path / "x.bundle", "--tensorrt", "tensorrt")
+    fails("build", wan.half, *command, message='package "tensorrt" is not installed; .*install')
+    fails("build", wan.checkpoint, "--router", wan.router, *command, message='package "tensorrt" is not installed')
+
+
+def test_destinations_that_cannot_be_written(wan: Wan, tmp_path: Path) -> None:
+    fails("build", wan.half, "-o", wan.bundle, message=r"this bundle exists; pass overwrite=True \(--overwrite\)")
+    fails("build", wan.half, "-o", wan.checkpoint, message="exists and is not a bundle")
+    fails("build", wan.half, "-o", wan.onnx / "x.bundle", message="a part of the path is a file")
+    fails("export", wan.checkpoint, "--router", wan.router, "-o", wan.onnx / "x.onnx", message="file|folder")
+    fails("routes", wan.checkpoint, "--router", wan.router, "-o", tmp_path / "a" / "r.json", message="No such file")
+    fails("inspect", wan.onnx, "--plot", tmp_path / "layers.docx", message="a picture must end in .png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys").is_dir(), reason="root may write everywhere")
+def test_a_read_only_folder(wan: Wan, tmp_path: Path) -> None:
+    folder = tmp_path / "read only"
+    folder.mkdir(mode=0o555)
+    target = folder if os.geteuid() != 0 else Path("/proc/sys")  # where not even root can make files
+    message = "cannot write|not permitted|no permission|read-only|[Pp]ermission|not writable|No such file"
+    fails("build", wan.half, "-o", target / "x.bundle", message=message)
+    fails("export", wan.checkpoint, "--router", wan.router, "-o", target / "x.onnx", message=message)
+
+
+def test_verify_refuses_what_cannot_be_compared(wan: Wan) -> None:
+    common = ("verify", wan.onnx, wan.checkpoint)
+    fails(*common, message="was exported with a router, so it must be compared with one; give --router")
+    fails(*common, "--router", wan.router, "--precision", "bf16", message="is in fp32")
+    fails(*common, "--router", wan.router, "--case", "all", message="case 'all': must be one of")
+    fails("verify", wan.bundle, wan.checkpoint, "--router", wan.router, message="cannot run here")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = vorta("inspect", tmp_path / "absent.onnx", "--debug")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "error: " in result.err
+
+
+def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vorta_trt.runtime import doctor
+
+    def broken(*arguments: Any) -> Any:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    fails("doctor", message="error: KeyError: 'surprise' .*--debug")
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vorta_trt.runtime import doctor
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    fails("doctor", message="error: interrupted")
