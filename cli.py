@@ -95,7 +95,6 @@ Size = Annotated[
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
 Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
-Retile = Annotated[bool, typer.Option("--retile", help="Accept a --size that the router was not trained for.")]
 
 
 @_command("vorta-trt doctor", "vorta-trt doctor --json")
@@ -157,7 +156,6 @@ def export(
     size: Size = None,
     precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
     tau: Tau = None,
-    retile: Retile = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -165,7 +163,7 @@ def export(
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    source = _source(checkpoint, router, size, precision, tau, retile)
+    source = _source(checkpoint, router, size, precision, tau)
     with Stages() as stages:
         path = export_checkpoint(source, output, stages)
     if as_json:
@@ -191,7 +189,6 @@ def build(
     size: Size = None,
     precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
     tau: Tau = None,
-    retile: Retile = False,
     tensorrt: Annotated[
         Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
     ] = Flavour.rtx,
@@ -237,9 +234,9 @@ def build(
         "overwrite": overwrite,
         "strict": strict,
     }
-    of_checkpoints = {"--router": router, "--size": size, "--precision": precision, "--tau": tau, "--retile": retile}
+    of_checkpoints = {"--router": router, "--size": size, "--precision": precision, "--tau": tau}
     is_onnx = source.is_file() or source.suffix == ".onnx"
-    if is_onnx and (given := [name for name, value in of_checkpoints.items() if value not in (None, False)]):
+    if is_onnx and (given := [name for name, value in of_checkpoints.items() if value is not None]):
         raise typer.BadParameter(
             f"{given[0]} belongs to checkpoints, and {source} is an exported file, in which it is fixed; leave it out"
         )
@@ -247,7 +244,7 @@ def build(
         if is_onnx:
             bundle = build_onnx(source, output, stages, **options)
         else:
-            checkpoint = _source(source, router, size, precision or Precision.bf16, tau, retile)
+            checkpoint = _source(source, router, size, precision or Precision.bf16, tau)
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {_quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
@@ -352,7 +349,6 @@ def routes(
     ] = None,
     size: Size = None,
     tau: Tau = None,
-    retile: Retile = False,
     precision: Annotated[
         Precision, typer.Option(help="The router sees the timestep embedding rounded to it.")
     ] = Precision.bf16,
@@ -372,7 +368,7 @@ def routes(
     from vorta_trt.model import RouteTable
     from vorta_trt.runtime.schedules import schedule_timesteps
 
-    source = _source(checkpoint, router, size, precision, tau, retile)
+    source = _source(checkpoint, router, size, precision, tau)
     schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
     table = RouteTable.from_model(source.model(), schedule.timesteps)
     if output is not None:
@@ -388,16 +384,14 @@ def routes(
             typer.echo(f"wrote {path}")
 
 
-def _source(
-    checkpoint: Path, router: Path | None, size: str | None, precision: Precision, tau: float | None, retile: bool
-) -> Source:
+def _source(checkpoint: Path, router: Path | None, size: str | None, precision: Precision, tau: float | None) -> Source:
     from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 
     try:
         video = None if size is None else VideoSize.parse(size)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from error
-    return Source(checkpoint, router, video, precision.value, tau, retile)
+    return Source(checkpoint, router, video, precision.value, tau)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,6 +76,8 @@ class Flavour:
     @property
     def version(self) -> str | None:
         """The installed version, without importing it; None if the package is absent."""
+        if self.package not in sys.modules and importlib.util.find_spec(self.package) is None:
+            return None
         for suffix in DISTRIBUTION_SUFFIXES:
             try:
                 return importlib.metadata.version(self.package + suffix)

@@ -59,11 +59,10 @@ class Source:
     Args:
         checkpoint: a diffusers pipeline folder or its transformer/ folder.
         router: a router's training folder or router.pt; None leaves every head full.
-        size: of the video; None takes the size that the router was trained for.
+        size: of the video; None takes the size that the router was trained for. The router sees the timestep alone, so
+            it works at any size, with tiles and buckets chosen anew; a warning says so.
         precision: "fp32", "fp16" or "bf16".
         tau: default routing threshold of the exported model.
-        retile: accept a size that the router was not trained for, with tiles and buckets chosen anew. The router sees
-            the timestep alone, so it works at any size; how well its choices suit another size is not known.
     """
 
     checkpoint: Path
@@ -71,7 +70,6 @@ class Source:
     size: VideoSize | None = None
     precision: str = "bf16"
     tau: float | None = None
-    retile: bool = False
 
     def model(self) -> RoutedTransformer:
         """The routed transformer, its weights left on disk."""
@@ -107,13 +105,13 @@ class Source:
             return wanted
         if trained.grid == wanted.grid:
             return trained
-        if not self.retile:
-            raise ValueError(
-                f"size {self.size}: has token grid {wanted.grid}, but router {self.router} was trained for grid "
-                f"{trained.grid}; leave --size out to use the router's, or pass --retile to route this size anyway"
-            )
         logger.warning(
-            "size %s: the router was trained for grid %s; tiles chosen anew: %s", self.size, trained.grid, wanted
+            "size %s: has token grid %s, and router %s was trained for %s; its choices are used with %s",
+            self.size,
+            wanted.grid,
+            self.router,
+            trained.grid,
+            wanted,
         )
         return wanted
 
@@ -148,7 +146,7 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
         routes = None
         if model.has_router:
             routes = write_routes(model, source.checkpoint, staging.path / "routes.json")
-        del model
+        model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
         return build_onnx(onnx, bundle, report, tensorrt=tensorrt, routes=routes, **options)
 
 

@@ -319,8 +319,6 @@ def test_a_size_that_does_not_fit(wan: Wan, tmp_path: Path) -> None:
         *command, "--size", "30x96x128", message="frames 30 of video 30x96x128: must be 1 \\+ a multiple of 4; nearest"
     )
     fails(*command, "--size", "29x97x128", message="height 97 .*must be a multiple of 16 pixels; nearest")
-    mismatch = "was trained for grid .*; leave --size out to use the router's, or pass --retile"
-    fails(*command, "--router", wan.router, "--size", "45x96x96", message=mismatch)
 
 
 def test_a_corrupt_onnx_file(wan: Wan, tmp_path: Path) -> None:
