@@ -16,20 +16,28 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 REPORTED_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt")
 
 
 def environment() -> dict[str, Any]:
-    """GPU, driver, versions, command and commit: what a reader needs to repeat a run."""
+    """GPU, driver, versions, command and commit: what a reader needs to repeat a run.
+
+    The variable VORTA_COMMIT names the commit on a machine that holds the files without their history.
+    """
+    gpu, _, driver = (
+        _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
+    ).partition(", ")
     return {
         "date": date.today().isoformat(),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "command": shlex.join(["python", *(_short(part) for part in sys.argv)]),
+        "commit": os.environ.get("VORTA_COMMIT") or _output("git", "-C", str(HERE), "describe", "--always", "--dirty"),
         "cpu_cores": os.cpu_count(),
         "cpu": _cpu_name(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+        "gpu": gpu or None,
+        "driver": driver or None,
         "python": platform.python_version(),
         "versions": {name: version for name in REPORTED_PACKAGES if (version := _version(name))},
     }
@@ -105,6 +113,11 @@ def _status(pid: int) -> dict[str, int]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
+
+
+def _short(argument: str) -> str:
+    """An absolute path as its last part: results name no folders of the machine they were made on."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _output(*command: str) -> str | None:

@@ -13,17 +13,14 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import shlex
 import statistics
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from harness import environment
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -112,22 +109,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
 
-    gpu, driver = (
-        subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True,
-        ).stdout.splitlines()[0].split(", ")
-    )  # fmt: skip
     result = {
-        "gpu": gpu,
-        "driver": driver,
-        "torch": torch.__version__,
+        **environment(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "library": f"{load_library().version} for {';'.join(load_library().cuda_architectures)}",
-        "command": shlex.join(["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)]),
-        "commit": "pending",
-        "date": date.today().isoformat(),
         "cases": [
             row
             for name in options.geometry

@@ -216,6 +216,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """A callable that loads the parameter when called."""
         return lambda: self.load_parameter(name)
 
+    def unmap_checkpoint(self) -> None:
+        """Lets go of the checkpoint's files, whose pages count as memory of this process; the next load maps them again."""
+        if self._reader is not None:
+            self._reader.close()
+
     # -- helpers of the families ---------------------------------------------------------------------------------------
 
     def _scores(self, block: Any, temb: Tensor) -> Tensor:

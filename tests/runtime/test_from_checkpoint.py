@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vorta_trt.engines import BundleWriteError
 from vorta_trt.model import AttentionGeometry, RouteTable
-from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
 from vorta_trt.runtime import from_checkpoint
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 
@@ -83,11 +84,15 @@ def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:
         assert 0 <= done <= total or total == 0
         stages.append(what)
         if what.startswith("building"):
-            mapped.append(str(wan.checkpoint) in Path("/proc/self/maps").read_text())
+            mapped.append(str(checkpoint) in Path("/proc/self/maps").read_text())
 
-    bundle = build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "wan 1.bundle", note)
+    checkpoint = make_wan_checkpoint(  # of its own, which no other test maps
+        tmp_path / "checkpoint", layers=2, heads=3, head_dim=32, ffn_dim=160, text_dim=48, dtype=torch.bfloat16
+    )
+    folder = tmp_path / "out"
+    bundle = build_checkpoint(Source(checkpoint, wan.router), folder / "wan 1.bundle", note)
     assert not any(mapped)  # the checkpoint's pages would count against the build's memory
-    assert [entry.name for entry in tmp_path.iterdir()] == ["wan 1.bundle"]  # nothing temporary is left
+    assert [entry.name for entry in folder.iterdir()] == ["wan 1.bundle"]  # nothing temporary is left
     assert bundle.manifest.precision == "bf16"
     assert bundle.manifest.plugin is not None
     assert bundle.manifest.plugin.layers == 2
