@@ -16,9 +16,7 @@ __global__ void __launch_bounds__(Traits::kThreads)
   using namespace cute;
   extern __shared__ __align__(128) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
-  if (threadIdx.x == 0) shared.pattern = BlockPattern(params, Traits::kBlockM);
-  __syncthreads();
-  const BlockIteration iteration(params, shared.pattern);
+  const BlockIteration iteration(params, Traits::kBlockM);
   if (!iteration.has_rows()) return;
 
   look_up_tokens<Traits>(iteration, shared);

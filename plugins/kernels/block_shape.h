@@ -31,10 +31,9 @@ inline constexpr BlockShape kBlockShapes[] = {
 /// Shared memory a thread block may ask for on SM86, SM89 and SM120, the smallest of SM80 to SM120.
 inline constexpr int kMaxSharedBytes = 99 * 1024;
 
-/// Q, K, V of 2-byte elements, the token ids of the query rows and, double-buffered, of the keys, and the block's
-/// pattern in the last 128 bytes.
+/// Q, K, V of 2-byte elements, the token ids of the query rows and, double-buffered, of the keys.
 constexpr int shared_bytes(const BlockShape& shape) {
-  return (shape.block_m + 2 * shape.block_n) * shape.head_dim * 2 + (shape.block_m + 2 * shape.block_n) * 4 + 128;
+  return (shape.block_m + 2 * shape.block_n) * shape.head_dim * 2 + (shape.block_m + 2 * shape.block_n) * 4;
 }
 
 constexpr bool is_valid(const BlockShape& shape) {

@@ -6,7 +6,6 @@
 
 #include <type_traits>
 
-#include "block_iteration.cuh"
 #include "block_shape.h"
 #include "cute/tensor.hpp"
 #include "cutlass/numeric_types.h"
@@ -62,7 +61,6 @@ struct SharedStorage {
   alignas(128) typename Traits::Element value[Traits::kBlockN * Traits::kHeadDim];
   int query_token[Traits::kBlockM];   // token id of each row, -1 where there is none
   int key_token[2][Traits::kBlockN];  // of this step's and the next step's keys
-  BlockPattern pattern;
 };
 
 }  // namespace vorta

@@ -43,8 +43,8 @@ struct RowCopyThread {
   }
 };
 
-/// Starts copying the rows of `tokens` to shared memory; rows of token -1 and columns past head_dim become 0, and nothing
-/// is read for them.
+/// Starts copying the rows of `tokens` to shared memory; rows of token -1 and columns past head_dim become 0, and
+/// nothing is read for them.
 template <class Traits, class Layout>
 __device__ void gather_rows_async(const HeadView<const typename Traits::Element>& source, const int* tokens,
                                   int head_dim, typename Traits::Element* destination, const Layout& layout) {
@@ -60,7 +60,7 @@ __device__ void gather_rows_async(const HeadView<const typename Traits::Element>
       const int column = atom * Traits::kSwizzleColumns;
       const bool exists = token >= 0 && thread.column + column < head_dim;
       cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
-          shared + thread.offset(layout, pass, atom), row + column, exists);
+          shared + thread.offset(layout, pass, atom), exists ? row + column : source.data, exists);
     }
   }
 }
