@@ -217,7 +217,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return lambda: self.load_parameter(name)
 
     def unmap_checkpoint(self) -> None:
-        """Lets go of the checkpoint's files, whose pages count as memory of this process; the next load maps them again."""
+        """Lets go of the checkpoint's files, whose pages count as this process's memory; a load maps them again."""
         if self._reader is not None:
             self._reader.close()
 
