@@ -6,8 +6,9 @@ Names are loaded on first use: reading metadata costs no import of torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vorta_trt.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from vorta_trt.export.errors import ExportError as ExportError
@@ -34,13 +35,4 @@ _HOME = {
     "routed_attention_nodes": "onnx_file",
 }
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_attributes(__name__, _HOME)
