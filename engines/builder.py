@@ -71,7 +71,8 @@ def build_engine(
     routes: a routes.json to put into the bundle.
     progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
     overwrite: replace an existing bundle (the old one stays until the new one is complete).
-    strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes.
+    strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
+        attention for GPUs or head dimensions that have no fp8 kernels.
 
     Raises BuildError (with what TensorRT logged), OnnxFileError, FlavourError, BundleWriteError, FileNotFoundError,
     and ValueError for options out of range. Ctrl-C and SIGTERM stop the build. In no case a half bundle is left.
@@ -84,6 +85,7 @@ def build_engine(
         timing_cache=None if timing_cache is None else Path(timing_cache),
         workspace_gib=workspace_gib,
         optimization_level=optimization_level,
+        strict=strict,
     )
     flavour = get_flavour(tensorrt)
     if not (ability := flavour.can_build()):
@@ -183,6 +185,7 @@ def _manifest(
         config=description.config,
         geometry=description.geometry,
         precision=description.precision,
+        attention_precision=description.attention_precision,
         op_version=description.op_version,
         metadata=description.metadata,
         inputs=built.inputs,

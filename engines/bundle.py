@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vorta_trt.engines import fp8
 from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import ComputeCapability, Target, architectures_cover, driver_report
@@ -127,6 +128,8 @@ class Bundle:
                 f"built for compute capability {built_for}, but this GPU is {devices[0]}; build for it with "
                 f"{self._remedy_for(devices[0].capability)}"
             )
+        if devices:
+            problems += fp8.run_problems(self.manifest.attention_precision, devices[0])
         return problems + self._find_plugin()[1]
 
     def _remedy_for(self, capability: ComputeCapability) -> str:

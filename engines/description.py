@@ -11,19 +11,20 @@ from typing import Any
 
 from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.export.metadata import KEY, AttentionPrecision, ModelMetadata
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Fields of the manifest; None for an ONNX file that vorta-trt did not export."""
+    """Fields of the manifest; None for an ONNX file that vorta-trt did not export, except what its nodes tell."""
 
     family: str | None = None
     config: dict[str, Any] | None = None
     geometry: dict[str, Any] | None = None
     precision: Any = None
+    attention_precision: AttentionPrecision = "same"
     op_version: int | None = None
     metadata: dict[str, Any] | None = None
 
@@ -35,12 +36,17 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
     properties = {entry.key: entry.value for entry in onnx.model.metadata_props}
     if KEY not in properties:
         _refuse(onnx, strict, f"it has no {KEY} metadata (did a tool that rewrote the file drop it?)")
-        return ModelDescription()
+        return ModelDescription(attention_precision=onnx.attention_precision)
     metadata = ModelMetadata.from_metadata_props(properties, str(onnx.path))
     if metadata.num_layers != len(onnx.routed_nodes):
         raise OnnxFileError(
             f"{onnx.path}: its metadata speaks of {metadata.num_layers} layers, but it has {len(onnx.routed_nodes)} "
             "RoutedAttention nodes; export it again with vorta-trt export"
+        )
+    if metadata.attention_precision != onnx.attention_precision:
+        raise OnnxFileError(
+            f"{onnx.path}: its metadata speaks of attention precision {metadata.attention_precision!r}, but its "
+            f"RoutedAttention nodes of {onnx.attention_precision!r}; export it again with vorta-trt export"
         )
     content: dict[str, Any] = json.loads(metadata.model_dump_json())  # plain JSON types, for the strict manifest
     return ModelDescription(
@@ -48,6 +54,7 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
         config=content["config"],
         geometry=content["geometry"],
         precision=metadata.precision,
+        attention_precision=metadata.attention_precision,
         op_version=metadata.operator_version,
         metadata=content,
     )

@@ -21,6 +21,7 @@ from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.plugins.library import OPERATOR_NAME
 
 
@@ -72,6 +73,7 @@ class BundleReport(BaseModel):
         m, e = self.manifest, self.manifest.engine
         yield self.path
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
+        yield f"attention  {describe_attention(m.attention_precision)}"
         yield f"made       {m.created} by {m.created_by}"
         targets = ", ".join(e.compute_capabilities) + (" and newer" if e.and_newer else "")
         yield f"engine     {e.flavour} {e.version} for compute capability {targets}"
@@ -106,6 +108,7 @@ class OnnxReport(BaseModel):
     metadata: dict[str, str]
     has_function_body: bool
     nodes_without_plugin_attributes: list[str]
+    attention_precision: AttentionPrecision
     inputs: dict[str, str]
     outputs: dict[str, str]
     network: NetworkReport
@@ -118,9 +121,14 @@ class OnnxReport(BaseModel):
         if self.nodes_without_plugin_attributes:
             count = len(self.nodes_without_plugin_attributes)
             yield f"warning    {count} {OPERATOR_NAME} nodes lack plugin attributes: TensorRT would not use the plugin"
+        yield f"attention  {describe_attention(self.attention_precision)}"
         yield from (f"input      {name} {kind}" for name, kind in self.inputs.items())
         yield from (f"output     {name} {kind}" for name, kind in self.outputs.items())
         yield from network_lines(self.network)
+
+
+def describe_attention(precision: AttentionPrecision) -> str:
+    return "fp8 products, where the kernels have them" if precision == "fp8" else "products in the type of the inputs"
 
 
 def network_lines(network: NetworkReport) -> Iterator[str]:
@@ -175,6 +183,7 @@ def inspect_onnx(path: str | Path) -> OnnxReport:
         metadata={entry.key: entry.value for entry in onnx.model.metadata_props},
         has_function_body=onnx.has_function_body,
         nodes_without_plugin_attributes=[node.name for node in onnx.routed_nodes if not node.has_plugin_attributes],
+        attention_precision=onnx.attention_precision,
         inputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.input},
         outputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.output},
         network=report_network(graph),

@@ -26,9 +26,15 @@ LEVELS = {
 }
 
 
+# What TensorRT's parser says of nodes from before the attribute existed; its absence means "same".
+_OPTIONAL_ATTRIBUTE = "Attribute attention_precision not found in plugin node"
+
+
 def is_noise(message: str) -> bool:
-    """Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from."""
-    return "catchCudaError" in message and "cudaError 35" in message and "\n" not in message.strip()
+    """Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from; and
+    it warns of an attribute that need not be there."""
+    without_driver = "catchCudaError" in message and "cudaError 35" in message
+    return (without_driver or _OPTIONAL_ATTRIBUTE in message) and "\n" not in message.strip()
 
 
 @dataclass
@@ -51,8 +57,9 @@ class LogHub:
     def emit(self, severity: str, message: str) -> None:
         level = LEVELS[severity]
         with self._lock:
-            if severity in ERROR_SEVERITIES and (self._collectors or is_noise(message)):
-                level = logging.DEBUG  # whoever collects puts errors into the exception, or logs them itself
+            # Whoever collects puts errors into the exception, or logs them itself.
+            if is_noise(message) or (severity in ERROR_SEVERITIES and self._collectors):
+                level = min(level, logging.DEBUG)
             for collector in () if is_noise(message) else self._collectors:
                 if severity in ERROR_SEVERITIES:
                     collector.errors.append(message)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
+from vorta_trt.export.metadata import AttentionPrecision
+
 SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
@@ -23,6 +25,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # A plain name inside the bundle: a manifest from elsewhere must not point out of its folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")]
 Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
+# Fields that a later version added, with what their absence means. A manifest from before them was sealed without
+# them, so at these values they are no part of the digest.
+LATER_FIELDS = {"attention_precision": "same"}
+
 DataType = Literal[
     "float32", "float16", "bfloat16", "float8", "float4", "int64", "int32", "int8", "int4", "uint8", "bool"
 ]
@@ -116,6 +122,7 @@ class Manifest(Strict):
     config: dict[str, JsonValue] | None
     geometry: dict[str, JsonValue] | None
     precision: Literal["fp32", "fp16", "bf16"] | None
+    attention_precision: AttentionPrecision = "same"  # read off the nodes, of a file of another origin, too
     op_version: int | None
     metadata: dict[str, JsonValue] | None
     inputs: list[TensorSpec] = Field(min_length=1)
@@ -136,8 +143,9 @@ class Manifest(Strict):
         return self
 
     def computed_digest(self) -> str:
-        """SHA-256 of the canonical JSON of all fields but `digest`."""
-        content = self.model_dump(mode="json", exclude={"digest"})
+        """SHA-256 of the canonical JSON of all fields but `digest`, and but `LATER_FIELDS` that say nothing new."""
+        as_before = {name for name, meaning in LATER_FIELDS.items() if getattr(self, name) == meaning}
+        content = self.model_dump(mode="json", exclude={"digest", *as_before})
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def sealed(self) -> Manifest:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.onnx_file import load_graph
+from vorta_trt.export.metadata import AttentionPrecision
+from vorta_trt.export.onnx_file import attention_precision_of, load_graph
 from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class RoutedNode:
 
     name: str
     has_plugin_attributes: bool
+    attention_precision: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class OnnxFile:
     data_files: tuple[Path, ...]  # external weights
 
     @property
+    def attention_precision(self) -> AttentionPrecision:
+        """ "fp8" if any node permits it: then the kernels have to exist, and the numbers are less exact."""
+        return "fp8" if any(node.attention_precision == "fp8" for node in self.routed_nodes) else "same"
+
+    @property
     def total_bytes(self) -> int:
         return sum(path.stat().st_size for path in (self.path, *self.data_files))
 
@@ -44,31 +51,36 @@ class OnnxFile:
 def read_onnx(path: Path) -> OnnxFile:
     """Reads the graph and checks that the external weights are there and long enough.
 
-    Raises FileNotFoundError, or OnnxFileError for a file that is not ONNX or whose weights are cut short.
+    Raises FileNotFoundError, or OnnxFileError for a file that is not ONNX, whose weights are cut short, or whose
+    RoutedAttention nodes ask for a precision that does not exist.
     """
     model = load_graph(path)
     functions = {(function.domain, function.name): function for function in model.functions}
     return OnnxFile(
         path=path,
         model=model,
-        routed_nodes=tuple(_routed_nodes(model.graph.node, functions)),
+        routed_nodes=tuple(_routed_nodes(path, model.graph.node, functions)),
         has_function_body=(OPERATOR_NAMESPACE, OPERATOR_NAME) in functions,
         data_files=tuple(_external_files(path, model)),
     )
 
 
-def _routed_nodes(nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[RoutedNode]:
+def _routed_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[RoutedNode]:
     """The RoutedAttention nodes of a graph, its subgraphs, and the functions it calls (but not of their own body)."""
     for index, node in enumerate(nodes):
         if (node.domain, node.op_type) == (OPERATOR_NAMESPACE, OPERATOR_NAME):
             names = {attribute.name for attribute in node.attribute}
-            yield RoutedNode(node.name or f"(unnamed node {index})", names.issuperset(PLUGIN_ATTRIBUTES))
+            yield RoutedNode(
+                node.name or f"(unnamed node {index})",
+                names.issuperset(PLUGIN_ATTRIBUTES),
+                attention_precision_of(node, path),
+            )
             continue
         if function := functions.get((node.domain, node.op_type)):
-            yield from _routed_nodes(function.node, functions)
+            yield from _routed_nodes(path, function.node, functions)
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                yield from _routed_nodes(subgraph.node, functions)
+                yield from _routed_nodes(path, subgraph.node, functions)
 
 
 def _external_files(path: Path, model: onnx.ModelProto) -> list[Path]:

@@ -15,6 +15,7 @@ from vorta_trt.engines import manifest as names
 from vorta_trt.engines.cancel import Cancellation
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
+from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
 from vorta_trt.engines.layers import from_network, write_layers
@@ -47,6 +48,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_gib: float | None = None
     optimization_level: int | None = None
+    strict: bool = True  # refuse what could be built, but not run
 
     def __post_init__(self) -> None:
         smallest, best, largest = self.batch
@@ -90,6 +92,7 @@ def build_plan(
     inputs, outputs = tensor_specs(parsed.network, options.batch)
     config = builder.create_builder_config()
     target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
+    check_fp8_build(onnx, target, (layer.get_input(0).shape[3] for layer in parsed.plugin_layers), options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)
     cache = TimingCache.attach(flavour, config, options.timing_cache)

@@ -40,6 +40,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "config": _without_paths(model.config),
             "checkpoint": _checkpoint_name(model),
             "precision": precision,
+            "attention_precision": model.attention_precision,
             "geometry": model.geometry.to_dict(),
             "operator_version": OPERATOR_VERSION,
             "plugin_namespace": PLUGIN_NAMESPACE,

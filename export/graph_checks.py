@@ -13,7 +13,7 @@ import onnx_ir as ir
 from vorta_trt.export.errors import ExportError
 from vorta_trt.export.graph_passes import routed_nodes
 from vorta_trt.export.metadata import ModelMetadata
-from vorta_trt.export.names import ATTRIBUTES, DOMAIN, OPERATOR
+from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, DOMAIN, OPERATOR
 from vorta_trt.model.geometry import AttentionGeometry
 
 _BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
@@ -47,6 +47,12 @@ def _check_routed_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         if sorted(attributes) != sorted(ATTRIBUTES):
             raise ExportError(f"node {node.name} with attributes {sorted(attributes)}: must have {ATTRIBUTES}; {_BUG}")
+        precision = attributes[ATTENTION_PRECISION]
+        if precision != metadata.attention_precision:
+            raise ExportError(
+                f"node {node.name} with {ATTENTION_PRECISION} {precision!r}: must have "
+                f"{metadata.attention_precision!r}; {_BUG}"
+            )
         geometry = AttentionGeometry.from_attributes(attributes)
         if geometry != metadata.attention_geometry:
             raise ExportError(f"node {node.name} with {geometry}: must have {metadata.attention_geometry}; {_BUG}")

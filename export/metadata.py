@@ -20,6 +20,7 @@ KEY = "vorta_trt"
 SCHEMA_VERSION: Literal[1] = 1
 
 DataType = Literal["float32", "float16", "bfloat16", "int32"]
+AttentionPrecision = Literal["same", "fp8"]
 
 
 class _Record(BaseModel):
@@ -44,6 +45,8 @@ class ModelMetadata(_Record):
     family: "wan" or "hunyuan_video". config: the diffusers config of the transformer, without paths.
     checkpoint: the checkpoint's name (not its path), None for a model that came from none.
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
+    attention_precision: what the kernels may multiply routed attention in: "same" as the activations, or "fp8". Files
+        from before it existed have none and mean "same".
     geometry: of the routed attention (see `attention_geometry`).
     operator_version, plugin_namespace, plugin_version, opset: what the nodes ask for.
     tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
@@ -62,6 +65,7 @@ class ModelMetadata(_Record):
     config: dict[str, Any]
     checkpoint: str | None
     precision: Literal["fp32", "fp16", "bf16"]
+    attention_precision: AttentionPrecision = "same"
     geometry: dict[str, Any]
     operator_version: int
     plugin_namespace: str
@@ -91,6 +95,7 @@ class ModelMetadata(_Record):
             KEY: self.model_dump_json(),
             "family": self.family,
             "precision": self.precision,
+            "attention precision": self.attention_precision,
             "checkpoint": self.checkpoint or "",
             "geometry": str(geometry),
             "layers, heads, head_dim": f"{self.num_layers}, {self.num_heads}, {self.head_dim}",

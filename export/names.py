@@ -12,6 +12,8 @@ PLUGIN_VERSION = "1"
 
 INPUTS = ("query", "key", "value", "routes", "text_length")  # the last one only where text_tokens > 0
 OUTPUT = "output"
+ATTENTION_PRECISION = "attention_precision"
+SAME_PRECISION = "same"  # what the absence of the attribute means, in files from before it existed
 ATTRIBUTES = (
     "grid",
     "tile",
@@ -21,6 +23,7 @@ ATTRIBUTES = (
     "coreset_keys",
     "text_tokens",
     "scale",
+    ATTENTION_PRECISION,
     "plugin_namespace",
     "plugin_version",
 )

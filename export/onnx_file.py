@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import ModelMetadata
-from vorta_trt.export.names import DOMAIN, OPERATOR
+from vorta_trt.export.names import ATTENTION_PRECISION, DOMAIN, OPERATOR, SAME_PRECISION
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.plugins.library import ATTENTION_PRECISIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoutedAttentionNode:
-    """A `vorta::RoutedAttention` node: its name in the graph, geometry and softmax scale."""
+    """A `vorta::RoutedAttention` node: its name in the graph, geometry, softmax scale and attention precision."""
 
     name: str
     geometry: AttentionGeometry
     scale: float
+    attention_precision: str = SAME_PRECISION
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -50,8 +52,23 @@ def routed_attention_nodes(path: str | os.PathLike[str]) -> list[RoutedAttention
             geometry = AttentionGeometry.from_attributes(attributes)
         except (TypeError, ValueError) as error:
             raise OnnxFileError(f"model {path}: node {node.name}: {error}; export it again") from error
-        nodes.append(RoutedAttentionNode(node.name, geometry, float(attributes.get("scale", 0.0))))
+        scale = float(attributes.get("scale", 0.0))
+        nodes.append(RoutedAttentionNode(node.name, geometry, scale, attention_precision_of(node, path)))
     return nodes
+
+
+def attention_precision_of(node: onnx.NodeProto, path: str | os.PathLike[str]) -> str:
+    """The attention precision of a `vorta::RoutedAttention` node; OnnxFileError for one that does not exist."""
+    for attribute in node.attribute:
+        if attribute.name == ATTENTION_PRECISION:
+            value: str = attribute.s.decode(errors="replace")
+            if value not in ATTENTION_PRECISIONS:
+                known = " or ".join(map(repr, ATTENTION_PRECISIONS))
+                raise OnnxFileError(
+                    f"model {path}: node {node.name}: {ATTENTION_PRECISION} {value!r}: must be {known}; export it again"
+                )
+            return value
+    return SAME_PRECISION
 
 
 def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ import torch
 from onnxscript import values
 
 from vorta_trt.export.names import (
+    ATTENTION_PRECISION,
     DOMAIN,
     INPUTS,
     OPERATOR,
@@ -19,6 +20,7 @@ from vorta_trt.export.names import (
     OUTPUT,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
+    SAME_PRECISION,
 )
 from vorta_trt.model import operator as _registers_the_torch_operator  # noqa: F401
 
@@ -42,6 +44,7 @@ def operator_schema() -> onnx.defs.OpSchema:
         "coreset_keys": "query",
         "text_tokens": 0,
         "scale": 0.0,
+        ATTENTION_PRECISION: SAME_PRECISION,
         "plugin_namespace": PLUGIN_NAMESPACE,
         "plugin_version": PLUGIN_VERSION,
     }
@@ -76,6 +79,7 @@ def _translate(
     coreset_keys: str,
     text_tokens: int,
     scale: float,
+    attention_precision: str = SAME_PRECISION,
 ) -> Any:
     """Arguments as in the torch operator's schema; all attributes are written, so that no reader needs the defaults."""
     operator = values.Op(values.Opset(DOMAIN, OPERATOR_VERSION), OPERATOR, operator_schema())
@@ -90,6 +94,7 @@ def _translate(
         coreset_keys=coreset_keys,
         text_tokens=text_tokens,
         scale=scale,
+        attention_precision=attention_precision,
         plugin_namespace=PLUGIN_NAMESPACE,
         plugin_version=PLUGIN_VERSION,
     )

@@ -88,10 +88,14 @@ def with_text(
     coreset_keys: str = "query",
     text_tokens: int = 0,
     scale: float = 0.0,
+    attention_precision: str = "same",
     plugin_namespace: str = "vorta",
     plugin_version: str = "1",
 ):
-    """The operator on [B, S+T, N, D] of any float type; attributes as in DESIGN section 3, `scale` 0 for 1/sqrt(D)."""
+    """The operator on [B, S+T, N, D] of any float type; attributes as in DESIGN section 3, `scale` 0 for 1/sqrt(D).
+
+    `attention_precision` is not used: it is a permission to kernels, and this form is exact for each of its values.
+    """
     grid_size = op.Constant(value_ints=grid)  # [3] tokens
     tile_size = op.Constant(value_ints=tile)  # [3] tokens
     bucket_size = op.Constant(value_ints=bucket)  # [3] tokens
@@ -165,6 +169,7 @@ def without_text(
     coreset_keys: str = "query",
     text_tokens: int = 0,
     scale: float = 0.0,
+    attention_precision: str = "same",
     plugin_namespace: str = "vorta",
     plugin_version: str = "1",
 ):
@@ -172,5 +177,5 @@ def without_text(
     no_text = op.Expand(op.Cast(0, to=6), op.Shape(query, start=0, end=1))  # [B]
     return with_text(
         query, key, value, routes, no_text, grid=grid, tile=tile, window=window, bucket=bucket, keep=keep,
-        coreset_keys=coreset_keys, text_tokens=text_tokens, scale=scale,
+        coreset_keys=coreset_keys, text_tokens=text_tokens, scale=scale, attention_precision=attention_precision,
     )  # fmt: skip

@@ -48,7 +48,8 @@ FAMILIES: dict[str, Family] = {
 }
 PUBLISHED_REDUCTION_RATE = 0.5
 _ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_window_size", "lowres_reduction_rate")
-_FOREIGN_ATTRIBUTES = ("scale", "plugin_namespace", "plugin_version")  # on the node, but not geometry
+# On the node, but not geometry.
+_FOREIGN_ATTRIBUTES = ("scale", "attention_precision", "plugin_namespace", "plugin_version")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ On the CPU it is the reference; on CUDA it is the kernels of libvorta_trt, calle
 stream. It traces (fake tensors, torch.export, torch.compile) and differentiates: the backward pass recomputes the
 forward pass through the reference. The branch choice and the coreset are constants of the gradient.
 
+`attention_precision` is a permission to the kernels: with "fp8" they may multiply in 8 bits, Q K^T as int8 and P V as
+e4m3, with scales computed on the fly. The reference, and with it the CPU and every backward pass, is exact either way.
+
 Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim.
 """
 
@@ -18,13 +21,23 @@ from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.reference import routed_attention_reference
+from vorta_trt.plugins.library import (
+    ATTENTION_PRECISIONS,
+    CORESET_KEYS,
+    DTYPES,
+    Problem,
+    Tensors,
+    load_library,
+)
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text_length, int[] grid, int[] tile, "
-    "int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, float scale) -> Tensor"
+    "int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, float scale, "
+    "str attention_precision='same') -> Tensor"
 )
 KERNEL_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_KERNEL_HEAD_DIM = 256
+SAME_PRECISION = "same"
 _ALIGNMENT = 16  # bytes, of the kernels' pointers and strides
 
 
@@ -36,6 +49,7 @@ def routed_attention(
     geometry: AttentionGeometry,
     text_length: Tensor | None = None,
     scale: float | None = None,
+    attention_precision: str = SAME_PRECISION,
 ) -> Tensor:
     """Attention in which every head of every sample takes its own branch.
 
@@ -46,22 +60,33 @@ def routed_attention(
         geometry: the `AttentionGeometry` of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
         scale: of the logits; default 1/sqrt(D).
+        attention_precision: "same" multiplies in the dtype of the inputs; "fp8" lets the kernels multiply in 8 bits,
+            faster and less exact (GPUs of compute capability 9.0, D 64 or 128). The CPU computes the same for both.
 
     Returns:
         [B, S+T, N, D], contiguous; rows of padded text are 0.
 
     Raises:
         TypeError, ValueError: an argument breaks a rule above; the message names argument, value, rule and remedy.
+        LibraryError: CUDA only: there is no kernel for this GPU, or none for "fp8" with this D.
     """
+    check_attention_precision(attention_precision)
     _check_arguments(query, key, value, routes, geometry, text_length)
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale {scale}: must be finite and positive; use None for 1/sqrt(D)")
     out: Tensor = torch.ops.vorta.routed_attention(
         query, key, value, routes, text_length, geometry.grid, geometry.tile, geometry.window, geometry.bucket,
-        geometry.keep, geometry.coreset_keys, geometry.text_tokens, scale,
+        geometry.keep, geometry.coreset_keys, geometry.text_tokens, scale, attention_precision,
     )  # [B, S+T, N, D]  # fmt: skip
     return out
+
+
+def check_attention_precision(value: str) -> None:
+    """Raises ValueError unless `value` names a precision that the operator knows."""
+    if value not in ATTENTION_PRECISIONS:
+        known = " or ".join(map(repr, ATTENTION_PRECISIONS))
+        raise ValueError(f"attention_precision {value!r}: must be {known}; use {SAME_PRECISION!r} unless fp8 is wanted")
 
 
 def _check_arguments(
@@ -137,8 +162,10 @@ def _on_cpu(
     coreset_keys: str,
     text_tokens: int,
     scale: float,
+    attention_precision: str = SAME_PRECISION,
 ) -> Tensor:
     geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    check_attention_precision(attention_precision)
     _check_arguments(query, key, value, routes, geometry, text_length)
     return routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
 
@@ -163,10 +190,10 @@ def _on_cuda(
     coreset_keys: str,
     text_tokens: int,
     scale: float,
+    attention_precision: str = SAME_PRECISION,
 ) -> Tensor:
-    from vorta_trt.plugins.library import CORESET_KEYS, DTYPES, Problem, Tensors, load_library
-
     geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    check_attention_precision(attention_precision)
     _check_arguments(query, key, value, routes, geometry, text_length)
     if query.dtype not in KERNEL_DTYPES:
         raise TypeError(
@@ -197,6 +224,7 @@ def _on_cuda(
         coreset_keys=CORESET_KEYS[coreset_keys],
         text_tokens=text_tokens,
         scale=scale,
+        attention_precision=ATTENTION_PRECISIONS[attention_precision],
     )
     with torch.cuda.device(query.device):
         workspace_bytes = library.workspace_size(problem)
@@ -232,19 +260,17 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    query, key, value, routes, text_length, *geometry, scale = inputs
+    query, key, value, routes, text_length, *attributes = inputs
     ctx.save_for_backward(query, key, value, routes, text_length)
-    ctx.geometry, ctx.scale = tuple(geometry), scale
+    ctx.attributes = tuple(attributes)  # from grid to attention_precision
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     query, key, value, routes, text_length = ctx.saved_tensors
     needed = [position for position in range(3) if ctx.needs_input_grad[position]]
-    grads: list[Tensor | None] = [None] * (5 + len(ctx.geometry) + 1)
+    grads: list[Tensor | None] = [None] * (5 + len(ctx.attributes))
     if needed:
-        found = torch.ops.vorta.routed_attention_backward(
-            grad, query, key, value, routes, text_length, *ctx.geometry, ctx.scale
-        )
+        found = torch.ops.vorta.routed_attention_backward(grad, query, key, value, routes, text_length, *ctx.attributes)
         for position in needed:
             grads[position] = found[position]
     return tuple(grads)
@@ -265,8 +291,9 @@ def _gradients(
     coreset_keys: str,
     text_tokens: int,
     scale: float,
+    attention_precision: str = SAME_PRECISION,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by query, key and value: the reference, recomputed with autograd on."""
+    """Gradients by query, key and value: the reference, recomputed with autograd on, exact for every precision."""
     geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
     with torch.enable_grad():
         query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))

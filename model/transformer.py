@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader, RouterCheckpoint, check_router, load_router
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.operator import SAME_PRECISION, check_attention_precision
 from vorta_trt.model.router import BRANCHES, Router
 
 logger = logging.getLogger(__name__)
@@ -49,16 +50,24 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     Attributes:
         family: "wan". config: the diffusers config. geometry: None until known. tau: default routing threshold.
+        attention_precision: "same" or "fp8", of every routed attention (see `routed_attention`); may be assigned.
         num_layers, num_heads, head_dim, dtype, checkpoint (its path, or None), has_router.
     """
 
     family: str
 
-    def __init__(self, config: Mapping[str, Any], geometry: AttentionGeometry | None, tau: float) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        geometry: AttentionGeometry | None,
+        tau: float,
+        attention_precision: str = SAME_PRECISION,
+    ) -> None:
         super().__init__()
         self.config = dict(config)
         self.geometry = geometry
         self.tau = float(tau)
+        self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
         self.num_layers = int(self.config["num_layers"])
         self.num_heads = int(self.config["num_attention_heads"])
@@ -66,6 +75,16 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.has_router = False
         self._reader: CheckpointReader | None = None
         self._on_disk: frozenset[str] = frozenset()
+
+    @property
+    def attention_precision(self) -> str:
+        """ "same" or "fp8": what every routed attention of this model may be multiplied in."""
+        return self._attention_precision
+
+    @attention_precision.setter
+    def attention_precision(self, value: str) -> None:
+        check_attention_precision(value)
+        self._attention_precision = value
 
     # -- construction --------------------------------------------------------------------------------------------------
 
@@ -79,6 +98,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         dtype: torch.dtype = torch.float32,
         *,
         materialize: bool = True,
+        attention_precision: str = SAME_PRECISION,
     ) -> RoutedTransformer:
         """Loads a diffusers checkpoint and, if given, a router.
 
@@ -91,11 +111,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
             tau: default routing threshold.
             dtype: of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
             materialize: False leaves the weights on disk (see the module's text).
+            attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
 
         Raises:
             FileNotFoundError, CheckpointError: the folder, weights or router are not what they should be.
-            ValueError: a model that is not routed yet (image-to-video), dtype, or no geometry for a router.
+            ValueError: a model that is not routed yet (image-to-video), dtype, no geometry for a router, or an unknown
+                attention_precision.
         """
+        check_attention_precision(attention_precision)
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}; use torch.bfloat16")
         with ExitStack() as until_loaded:
@@ -113,7 +136,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
                         f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, 'wan')"
                     )
             on_disk = _load(model, reader, dtype, None if materialize else family.always_loaded)
-            routed = family.from_model(model, loaded.state_dict if loaded else None, geometry, tau)
+            state = loaded.state_dict if loaded else None
+            routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint = reader.path
             if on_disk:
                 routed._reader, routed._on_disk = reader, on_disk
@@ -127,6 +151,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         router_state: Mapping[str, Tensor] | None = None,
         geometry: AttentionGeometry | None = None,
         tau: float = DEFAULT_TAU,
+        *,
+        attention_precision: str = SAME_PRECISION,
     ) -> RoutedTransformer:
         """Routes a loaded diffusers transformer, which is left as it is; both share their parameters.
 
@@ -142,7 +168,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 f"model of type {name}: must be a diffusers transformer, one of {', '.join(TRANSFORMER_CLASSES)}; "
                 f"for a pipeline use pipeline.transformer"
             )
-        return _family(TRANSFORMER_CLASSES[name], f"model {name}").from_model(model, router_state, geometry, tau)
+        family = _family(TRANSFORMER_CLASSES[name], f"model {name}")
+        return family.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
 
     # -- what a family provides ----------------------------------------------------------------------------------------
 

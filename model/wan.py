@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.operator import routed_attention
+from vorta_trt.model.operator import SAME_PRECISION, routed_attention
 from vorta_trt.model.router import ROUTER_DECIDES, Router, hard_routes
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import DEFAULT_TAU, RoutedTransformer
@@ -48,13 +48,14 @@ class RoutedWanBlock(nn.Module):
         rope: tuple[Tensor, Tensor],
         routes: Tensor,
         geometry: AttentionGeometry,
+        attention_precision: str = SAME_PRECISION,
     ) -> Tensor:
         """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E], routes [B, N] -> [B, S, E]"""
         modulation = self.scale_shift_table + modulation.float()  # [B, 6, E]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)  # [B, 1, E] each
 
         normed = (self.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)  # [B, S, E]
-        attended = self._self_attention(normed, rope, routes, geometry)  # [B, S, E]
+        attended = self._self_attention(normed, rope, routes, geometry, attention_precision)  # [B, S, E]
         hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
@@ -65,13 +66,20 @@ class RoutedWanBlock(nn.Module):
         return (hidden_states.float() + fed.float() * ffn_gate).type_as(hidden_states)
 
     def _self_attention(
-        self, hidden_states: Tensor, rope: tuple[Tensor, Tensor], routes: Tensor, geometry: AttentionGeometry
+        self,
+        hidden_states: Tensor,
+        rope: tuple[Tensor, Tensor],
+        routes: Tensor,
+        geometry: AttentionGeometry,
+        attention_precision: str,
     ) -> Tensor:
         attn = self.attn1
         query = rotate(_split_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *rope)  # [B, S, N, D]
         key = rotate(_split_heads(attn, attn.norm_k(attn.to_k(hidden_states))), *rope)  # [B, S, N, D]
         value = _split_heads(attn, attn.to_v(hidden_states))  # [B, S, N, D]
-        attended = routed_attention(query, key, value, routes, geometry)  # [B, S, N, D]
+        attended = routed_attention(
+            query, key, value, routes, geometry, attention_precision=attention_precision
+        )  # [B, S, N, D]
         return _project(attn, attended.flatten(2, 3))
 
     def _cross_attention(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
@@ -95,8 +103,10 @@ class RoutedWanTransformer(RoutedTransformer):
         router_state: Mapping[str, Tensor] | None = None,
         geometry: AttentionGeometry | None = None,
         tau: float = DEFAULT_TAU,
+        *,
+        attention_precision: str = SAME_PRECISION,
     ) -> None:
-        super().__init__(model.config, geometry, tau)
+        super().__init__(model.config, geometry, tau, attention_precision)
         self.patch_size: Shape = tuple(self.config["patch_size"])
         self.rope = model.rope
         self.patch_embedding = model.patch_embedding
@@ -120,6 +130,8 @@ class RoutedWanTransformer(RoutedTransformer):
         router_state: Mapping[str, Tensor] | None = None,
         geometry: AttentionGeometry | None = None,
         tau: float = DEFAULT_TAU,
+        *,
+        attention_precision: str = SAME_PRECISION,
     ) -> RoutedWanTransformer:
         source = f"model {type(model).__name__}"
         if type(model).__name__ != "WanTransformer3DModel":
@@ -131,7 +143,8 @@ class RoutedWanTransformer(RoutedTransformer):
             cls.check_router_state(model, router_state, "router_state")
             if geometry is None:
                 raise ValueError("geometry None: required with a router; pass AttentionGeometry.for_video(...)")
-        return cls(model, router_state, geometry, tau).train(model.training)
+        routed = cls(model, router_state, geometry, tau, attention_precision=attention_precision)
+        return routed.train(model.training)
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any], source: str) -> None:
@@ -196,7 +209,7 @@ class RoutedWanTransformer(RoutedTransformer):
         for layer, block in enumerate(self.blocks):
             scores = self._scores(block, temb)  # [B, N, 3]
             routes = hard_routes(scores, tau, None if route_override is None else route_override[layer])  # [B, N]
-            tokens = block(tokens, text, modulation, rope, routes, geometry)  # [B, S, E]
+            tokens = block(tokens, text, modulation, rope, routes, geometry, self.attention_precision)  # [B, S, E]
             taken.append(routes)
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)  # [B, 1, E]

@@ -3,6 +3,7 @@
 
 from vorta_trt.plugins.errors import LibraryNotFoundError, VortaError
 from vorta_trt.plugins.library import (
+    ATTENTION_PRECISIONS,
     CORESET_KEYS,
     DTYPES,
     OPERATOR_NAME,
@@ -19,6 +20,7 @@ from vorta_trt.plugins.library import (
 )
 
 __all__ = [
+    "ATTENTION_PRECISIONS",
     "CORESET_KEYS",
     "DTYPES",
     "OPERATOR_NAME",

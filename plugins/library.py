@@ -24,9 +24,11 @@ OPERATOR_NAME = "RoutedAttention"
 OPERATOR_NAMESPACE = "vorta"
 OPERATOR_VERSION = "1"
 
-#: Values of ``Problem.dtype`` and ``Problem.coreset_keys`` by the names that torch and the ONNX attributes use.
+#: Values of ``Problem.dtype``, ``.coreset_keys`` and ``.attention_precision`` by the names that torch and the ONNX
+#: attributes use.
 DTYPES = MappingProxyType({"float16": 0, "bfloat16": 1})
 CORESET_KEYS = MappingProxyType({"query": 0, "key": 1})
+ATTENTION_PRECISIONS = MappingProxyType({"same": 0, "fp8": 1})
 
 
 class Status(IntEnum):
@@ -77,6 +79,8 @@ class Problem(_SizedStructure):
         ("coreset_keys", ctypes.c_int32),
         ("text_tokens", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("attention_precision", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     ]
 
     def __init__(self, **values: Any) -> None:

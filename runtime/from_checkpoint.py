@@ -63,6 +63,7 @@ class Source:
             it works at any size, with tiles and buckets chosen anew; a warning says so.
         precision: "fp32", "fp16" or "bf16".
         tau: default routing threshold of the exported model.
+        attention_precision: "same" or "fp8", see `RoutedTransformer`.
     """
 
     checkpoint: Path
@@ -70,6 +71,7 @@ class Source:
     size: VideoSize | None = None
     precision: str = "bf16"
     tau: float | None = None
+    attention_precision: str = "same"
 
     def model(self) -> RoutedTransformer:
         """The routed transformer, its weights left on disk."""
@@ -91,6 +93,7 @@ class Source:
             DEFAULT_TAU if self.tau is None else self.tau,
             getattr(torch, TORCH_DTYPES[self.precision]),
             materialize=False,
+            attention_precision=self.attention_precision,
         )
 
     def geometry(self, family: str, trained: AttentionGeometry | None) -> AttentionGeometry:

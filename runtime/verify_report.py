@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FP32_LIMIT = 1e-5  # relative L2 error of an fp32 file
+FP8_LIMIT = 5e-2  # of an engine whose attention runs in fp8, which torch here does not
 SAME_DTYPE_FACTOR = 2.0  # times torch's own error in the same type, for fp16 and bf16
 
 RULES = {
@@ -18,6 +19,7 @@ RULES = {
     "fp16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch fp16's own",
     "bf16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch bf16's own",
 }
+FP8_RULE = f"relative L2 error against torch fp32 at most {FP8_LIMIT:g}, because of fp8 attention"
 
 
 class Strict(BaseModel):
@@ -85,6 +87,7 @@ class VerifyReport(Strict):
     router: str | None
     executor: str
     precision: str
+    attention_precision: str = "same"  # of the file; only the kernels, so only TensorRT, compute otherwise in fp8
     batch: int
     seed: int
     rule: str
@@ -98,11 +101,17 @@ class VerifyReport(Strict):
         return bool(self.cases) and all(case.passed for case in self.cases)
 
 
-def limit(torch_relative_l2: float | None) -> float:
-    """What the rule allows; never below the fp32 limit, where rounding alone decides."""
+def rule(precision: str, fp8_attention: bool) -> str:
+    """The rule in words; `fp8_attention`: whether the engine computed its attention in fp8."""
+    return FP8_RULE if fp8_attention else RULES[precision]
+
+
+def limit(torch_relative_l2: float | None, fp8_attention: bool = False) -> float:
+    """What the rule allows; never below the fp32 (fp8: fp8's own) limit, where rounding alone decides."""
+    least = FP8_LIMIT if fp8_attention else FP32_LIMIT
     if torch_relative_l2 is None:
-        return FP32_LIMIT
-    return max(SAME_DTYPE_FACTOR * torch_relative_l2, FP32_LIMIT)
+        return least
+    return max(SAME_DTYPE_FACTOR * torch_relative_l2, least)
 
 
 def case_table(report: VerifyReport) -> Table:

@@ -28,11 +28,15 @@ Outputs = Mapping[str, "np.ndarray[Any, Any]"]
 
 @dataclass(frozen=True)
 class Sides:
-    """The outputs of one case: of the engine, of torch in fp32, and of torch in the engine's type (None for fp32)."""
+    """The outputs of one case: of the engine, of torch in fp32, and of torch in the engine's type (None for fp32).
+
+    fp8_attention: whether the engine computed its attention in fp8.
+    """
 
     engine: Outputs
     truth: Outputs
     same_dtype: Outputs | None
+    fp8_attention: bool = False
 
     def error(self, name: str, engine_name: str | None = None) -> TensorError:
         """How far output `name` (in the engine: `engine_name`) is from the truth, and what the rule allows."""
@@ -47,7 +51,7 @@ class Sides:
             relative_l2=relative,
             torch_max_abs=torch_max_abs,
             torch_relative_l2=torch_relative,
-            limit=limit(torch_relative),
+            limit=limit(torch_relative, self.fp8_attention),
         )
 
     def different(self, name: str) -> int:

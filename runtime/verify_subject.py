@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,8 @@ from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.verify_cases import Case
 
 if TYPE_CHECKING:
-    from polygraphy.backend.base import BaseRunner
-
     from vorta_trt.model import RoutedTransformer
+    from vorta_trt.runtime.verify_runners import EngineRunner
     from vorta_trt.runtime.verify_sides import Sides
 
 Progress = Callable[[str], None]
@@ -32,6 +31,7 @@ class Subject:
     router: Path | None
     executor: str | None
     precision: str
+    attention_precision: str
     geometry: AttentionGeometry
     tau: float
     progress: Progress
@@ -50,16 +50,20 @@ class Subject:
         dtype = getattr(torch, TORCH_DTYPES[precision])
         return RoutedTransformer.from_pretrained(self.checkpoint, self.router, self.geometry, self.tau, dtype)
 
-    def run(self, engine: BaseRunner, cases: Sequence[Case], modules: Sequence[str] = ()) -> list[Sides]:
+    def fp8_attention(self, executor: str) -> bool:
+        """Whether attention is computed in fp8: the portable form, which runs everywhere else, is exact."""
+        return self.attention_precision == "fp8" and executor == "tensorrt"
+
+    def run(self, engine: EngineRunner, cases: Sequence[Case], modules: Sequence[str] = ()) -> list[Sides]:
         """Runs the cases on `engine` and on torch, which also returns the outputs of `modules`."""
         from vorta_trt.runtime.verify_runners import TorchRunner
         from vorta_trt.runtime.verify_sides import run_sides
 
         inputs = self.target.inputs
-        if self.precision == "fp32":
-            return run_sides(
-                engine, TorchRunner(lambda: self.torch_model("fp32"), inputs, modules=modules), None, cases
-            )
-        same = TorchRunner(lambda: self.torch_model(self.precision), inputs, modules=modules)
-        truth = TorchRunner(lambda: self.torch_model("fp32"), inputs, pinned=same.taken, modules=modules)
-        return run_sides(engine, truth, same, cases)
+        same = None
+        truth = TorchRunner(lambda: self.torch_model("fp32"), inputs, modules=modules)
+        if self.precision != "fp32":
+            same = TorchRunner(lambda: self.torch_model(self.precision), inputs, modules=modules)
+            truth = TorchRunner(lambda: self.torch_model("fp32"), inputs, pinned=same.taken, modules=modules)
+        found = run_sides(engine, truth, same, cases)
+        return [replace(sides, fp8_attention=self.fp8_attention(engine.executor)) for sides in found]

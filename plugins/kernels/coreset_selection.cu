@@ -1,152 +1,188 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The coreset: of every bucket its centre and the keep - 1 tokens least similar to it stay, the rest is dropped.
-// One warp ranks one bucket: groups of 8, 16 or 32 lanes read a token each (16 bytes a lane), the cosine similarities
-// land in shared memory, then every lane counts for its tokens how many rank before them. Counting is a stable sort.
+// The coreset of every head that `routes` sends there, and what the attention after it wants beside it: a fixed grid
+// whose blocks find the coreset heads themselves and share out pairs (bucket chunk, head) among them.
+#include "coreset_compaction.cuh"
+#include "coreset_ranking.cuh"
 #include "coreset_selection.h"
-#include "cutlass/array.h"
-#include "cutlass/numeric_types.h"
-#include "validate.h"
+#include "workspace.h"
 
 namespace vorta {
 namespace {
 
-constexpr int kWarps = 8;             // buckets of a block; 256 threads fill an SM with 8 blocks
-constexpr int kLaneElements = 8;      // 16 bytes of float16 or bfloat16
-constexpr float kNormFloor = 1e-12f;  // of torch.nn.functional.normalize
+constexpr int kWarps = 8;  // buckets of a chunk; their kept rows are 12 KB in a row at D = 128, keep = 6
+constexpr int kThreads = kWarps * kWarpLanes;
+constexpr int kTextRows = 8;  // of a warp
 
-/// Which tensor is ranked and where its lists go; `dropped` is null where nobody reads it.
-struct SelectionTarget {
-  TensorView tokens;
-  int32_t* kept;
-  int32_t* dropped;
+/// 64 registers a thread for three rows in flight (D <= 64), 80 for six: as many warps as spill nothing, because they
+/// cover the memory's latency.
+template <int kWidth>
+constexpr int kBlocksPerSm = kWidth == 8 ? 4 : 3;
+
+struct CoresetHead {
+  int sample, head;
 };
 
-template <class Element>
-__device__ cutlass::Array<float, kLaneElements> load_lane(const Element* token, int column, int head_dim) {
-  cutlass::Array<float, kLaneElements> values;
-  values.clear();
-  if (column < head_dim) {
-    const auto raw = *reinterpret_cast<const cutlass::AlignedArray<Element, kLaneElements>*>(token + column);
+struct SharedMemory {
+  BucketScratch scratch[kWarps];
+  int32_t offsets[kMaxBucketTokens];  // token ids of a bucket relative to its first
+  CoresetHead heads[kThreads];
+  int heads_of_warp[kWarps];
+};
+
+/// Lets the kernel after this one start its prologue, if it was launched so; it waits for this one's end by itself.
+__device__ __forceinline__ void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Lists the coreset heads among the kThreads (sample, head) pairs from `first` on, and returns how many they are.
+__device__ int list_coreset_heads(const RoutedAttentionParams& params, int64_t first, SharedMemory& shared) {
+  const int warp = threadIdx.x / kWarpLanes;
+  const int64_t pair = first + threadIdx.x;
+  const bool mine = pair < int64_t{params.batch} * params.heads && params.routes[pair] == VORTA_CORESET;
+  const unsigned votes = __ballot_sync(0xffffffffu, mine);
+  __syncthreads();  // the list before is read to its end, and the offsets are written
+  if (threadIdx.x % kWarpLanes == 0) shared.heads_of_warp[warp] = __popc(votes);
+  __syncthreads();
+  int before = 0, total = 0;
 #pragma unroll
-    for (int i = 0; i < kLaneElements; ++i) values[i] = static_cast<float>(raw[i]);
+  for (int other = 0; other < kWarps; ++other) {
+    before += other < warp ? shared.heads_of_warp[other] : 0;
+    total += shared.heads_of_warp[other];
   }
-  return values;
-}
-
-/// Sum over the `width` lanes of a group, the same in each of them.
-__device__ float group_sum(float value, int width) {
-  for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
-}
-
-/// Cosine similarity of each token of the bucket at `position` with the token `centre`, to `similarity`.
-template <class Element>
-__device__ void bucket_similarities(const BoxPartition& buckets, const int (&position)[3], int centre,
-                                    const Element* tokens, int64_t token_stride, int head_dim, float* similarity) {
-  const int lane = threadIdx.x % 32;
-  const int width = head_dim <= 64 ? 8 : (head_dim <= 128 ? 16 : 32);  // lanes of a group
-  const int column = lane % width * kLaneElements;
-
-  const auto c = load_lane(tokens + buckets.token(position, centre) * token_stride, column, head_dim);
-  float centre_square = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kLaneElements; ++i) centre_square += c[i] * c[i];
-  const float centre_norm = fmaxf(sqrtf(group_sum(centre_square, width)), kNormFloor);
-
-  const int bucket_tokens = buckets.tokens.divisor;
-#pragma unroll 2
-  for (int first = 0; first < bucket_tokens; first += 32 / width) {
-    const int inside = first + lane / width;
-    const int clamped = min(inside, bucket_tokens - 1);  // all lanes take part in the shuffles
-    const auto x = load_lane(tokens + buckets.token(position, clamped) * token_stride, column, head_dim);
-    float dot = 0.0f, square = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kLaneElements; ++i) {
-      dot += c[i] * x[i];
-      square += x[i] * x[i];
-    }
-    dot = group_sum(dot, width);
-    square = group_sum(square, width);
-    if (inside < bucket_tokens && lane % width == 0) {
-      // x/|x| . c/|c|; a NaN ranks last, as in torch.sort, so that the ranks stay a permutation.
-      const float cosine = dot / centre_norm / fmaxf(sqrtf(square), kNormFloor);
-      similarity[inside] = isnan(cosine) ? INFINITY : cosine;
-    }
+  if (mine) {
+    const unsigned heads = params.heads;  // B N < 2^32
+    const int sample = static_cast<unsigned>(pair) / heads;
+    const int position = before + __popc(votes & ((1u << threadIdx.x % kWarpLanes) - 1));
+    shared.heads[position] = {sample, static_cast<int>(static_cast<unsigned>(pair) % heads)};
   }
+  __syncthreads();
+  return total;
 }
 
-/// How many tokens but the centre rank before `inside`: less similar, or as similar and of a lower index.
-__device__ int stable_rank(const float* similarity, int bucket_tokens, int centre, int inside) {
-  int rank = 0;
-  for (int other = 0; other < bucket_tokens; ++other) {
-    const bool before =
-        similarity[other] < similarity[inside] || (similarity[other] == similarity[inside] && other < inside);
-    rank += other != centre && before;
-  }
-  return rank;
-}
-
-template <class Element>
-__device__ void select_bucket(const RoutedAttentionParams& params, const SelectionTarget& target, int bucket,
-                              float* similarity) {
-  const BoxPartition& buckets = params.buckets;
-  const int bucket_tokens = buckets.tokens.divisor;
+/// Ranks one bucket by `tokens` and writes its lists; `dropped` is null where nobody reads it. The kept ids are in
+/// `scratch` afterwards.
+template <class Element, int kWidth>
+__device__ __forceinline__ void select_bucket(const RoutedAttentionParams& params, const TensorView& tokens,
+                                              const CoresetHead& where, int bucket, int first_token,
+                                              const int32_t* offsets, int32_t* kept, int32_t* dropped,
+                                              BucketScratch& scratch) {
+  const int bucket_tokens = params.buckets.tokens.divisor;
   const int keep = params.keep.divisor;
-  int position[3];
-  buckets.split(bucket, position);
-  const int (&extent)[3] = buckets.extent;
+  const int (&extent)[3] = params.buckets.extent;
   const int centre = (extent[0] / 2 * extent[1] + extent[1] / 2) * extent[2] + extent[2] / 2;
-
-  const auto* tokens = static_cast<const Element*>(target.tokens.data) + blockIdx.z * target.tokens.batch_stride +
-                       blockIdx.y * target.tokens.head_stride;
-  bucket_similarities(buckets, position, centre, tokens, target.tokens.token_stride, params.head_dim, similarity);
+  const auto* row = static_cast<const Element*>(tokens.data) + where.sample * tokens.batch_stride +
+                    where.head * tokens.head_stride + first_token * tokens.token_stride;
+  bucket_products<Element, kWidth>(row, tokens.token_stride, params.head_dim, offsets, bucket_tokens, centre, scratch);
+  __syncwarp();
+  bucket_similarities(bucket_tokens, centre, scratch);
   __syncwarp();
 
-  const int64_t head = int64_t{blockIdx.z} * params.heads + blockIdx.y;
-  int32_t* kept = target.kept + head * params.kept_tokens + int64_t{bucket} * keep;
-  for (int inside = threadIdx.x % 32; inside < bucket_tokens; inside += 32) {
+  const int64_t head = int64_t{where.sample} * params.heads + where.head;
+  const int dropped_tokens = params.video_tokens - params.kept_tokens;  // of a head
+  for (int inside = threadIdx.x % kWarpLanes; inside < bucket_tokens; inside += kWarpLanes) {
     // The centre takes slot 0, the others follow by rank.
-    const int slot = inside == centre ? 0 : 1 + stable_rank(similarity, bucket_tokens, centre, inside);
-    const int token = buckets.token(position, inside);
+    const int slot = inside == centre ? 0 : 1 + stable_rank(scratch, bucket_tokens, inside);
+    const int token = first_token + offsets[inside];
     if (slot < keep) {
-      kept[slot] = token;
-    } else if (target.dropped != nullptr) {
-      const int dropped_tokens = params.video_tokens - params.kept_tokens;  // of a head
-      target.dropped[head * dropped_tokens + int64_t{bucket} * (bucket_tokens - keep) + slot - keep] = token;
+      kept[head * params.kept_tokens + bucket * keep + slot] = token;
+      scratch.kept[slot] = token;
+    } else if (dropped != nullptr) {
+      dropped[head * dropped_tokens + bucket * (bucket_tokens - keep) + slot - keep] = token;
+    }
+  }
+  __syncwarp();
+}
+
+/// Any grid does; enough blocks to fill the GPU are best.
+template <class Element, int kWidth>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWidth>)
+    coreset_selection_kernel(const __grid_constant__ RoutedAttentionParams params, const bool compact) {
+  __shared__ SharedMemory shared;
+  launch_dependents();
+  if (blockIdx.x == 0 && threadIdx.x < kWorkCounters) params.work_counter[threadIdx.x] = 0;
+
+  const BoxPartition& buckets = params.buckets;
+  if (threadIdx.x < buckets.tokens.divisor) {
+    constexpr int kOrigin[3] = {0, 0, 0};
+    shared.offsets[threadIdx.x] = buckets.token(kOrigin, threadIdx.x);
+  }
+  const int warp = threadIdx.x / kWarpLanes;
+  BucketScratch& scratch = shared.scratch[warp];
+  const int bucket_chunks = (buckets.count() + kWarps - 1) / kWarps;
+  const int text_chunks = compact ? (params.text_tokens + kWarps * kTextRows - 1) / (kWarps * kTextRows) : 0;
+
+  const int64_t pairs = int64_t{params.batch} * params.heads;
+  for (int64_t first = 0; first < pairs; first += kThreads) {
+    const int heads = list_coreset_heads(params, first, shared);
+    if (heads == 0) continue;
+    // Neighbouring blocks take neighbouring heads of the same tokens, which lie side by side in memory.
+    const int head_step = gridDim.x % heads, chunk_step = gridDim.x / heads;
+    int head = blockIdx.x % heads, chunk = blockIdx.x / heads;
+    for (; chunk < bucket_chunks + text_chunks; head += head_step, chunk += chunk_step) {
+      if (head >= heads) {
+        head -= heads;
+        if (++chunk == bucket_chunks + text_chunks) break;
+      }
+      const CoresetHead where = shared.heads[head];
+      if (chunk < bucket_chunks) {
+        const int bucket = chunk * kWarps + warp;
+        if (bucket >= buckets.count()) continue;  // whole warps only
+        int position[3];
+        buckets.split(bucket, position);
+        const int first_token = buckets.token(position, 0);
+        select_bucket<Element, kWidth>(params, params.query, where, bucket, first_token, shared.offsets,
+                                       params.kept_queries, params.dropped_queries, scratch);
+        if (params.kept_keys != params.kept_queries) {
+          select_bucket<Element, kWidth>(params, params.key, where, bucket, first_token, shared.offsets,
+                                         params.kept_keys, nullptr, scratch);
+        }
+        if constexpr (kWidth < kWarpLanes) {
+          if (compact) {
+            const int keep = params.keep.divisor;
+            copy_rows<kWidth>(head_copy(params, where.sample, where.head), bucket * keep, keep,
+                              [&](int slot) { return scratch.kept[slot]; });
+            __syncwarp();
+          }
+        }
+      } else if constexpr (kWidth < kWarpLanes) {
+        const int begin = ((chunk - bucket_chunks) * kWarps + warp) * kTextRows;
+        const int valid = params.text_length[where.sample];
+        copy_rows<kWidth>(head_copy(params, where.sample, where.head), params.kept_tokens + begin,
+                          min(kTextRows, params.text_tokens - begin),
+                          [&](int row) { return begin + row < valid ? params.video_tokens + begin + row : -1; });
+      }
     }
   }
 }
 
-/// Grid (buckets / kWarps, N, B).
-template <class Element>
-__global__ void __launch_bounds__(32 * kWarps)
-    coreset_selection_kernel(const __grid_constant__ RoutedAttentionParams params) {
-  __shared__ float similarities[kWarps][kMaxBucketTokens];
-  if (params.routes[int64_t{blockIdx.z} * params.heads + blockIdx.y] != VORTA_CORESET) return;
-  const int warp = threadIdx.x / 32;
-  const int bucket = blockIdx.x * kWarps + warp;
-  if (bucket >= params.buckets.count()) return;  // whole warps only
-
-  select_bucket<Element>(params, {params.query, params.kept_queries, params.dropped_queries}, bucket,
-                         similarities[warp]);
-  if (params.kept_keys != params.kept_queries) {
-    __syncwarp();  // the ranks above still read the similarities
-    select_bucket<Element>(params, {params.key, params.kept_keys, nullptr}, bucket, similarities[warp]);
-  }
+template <class Element, int kWidth>
+cudaError_t launch(const RoutedAttentionParams& params, bool compact, cudaStream_t stream) {
+  int device = 0, multiprocessors = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
+    return error;
+  coreset_selection_kernel<Element, kWidth>
+      <<<multiprocessors * kBlocksPerSm<kWidth>, kThreads, 0, stream>>>(params, compact);
+  return cudaGetLastError();
 }
 
 template <class Element>
-cudaError_t launch(const RoutedAttentionParams& params, cudaStream_t stream) {
-  const dim3 grid((params.buckets.count() + kWarps - 1) / kWarps, params.heads, params.batch);
-  coreset_selection_kernel<Element><<<grid, 32 * kWarps, 0, stream>>>(params);
-  return cudaGetLastError();
+cudaError_t launch(const RoutedAttentionParams& params, bool compact, cudaStream_t stream) {
+  if (params.head_dim <= 64) return launch<Element, 8>(params, compact, stream);
+  if (params.head_dim <= 128) return launch<Element, 16>(params, compact, stream);
+  return launch<Element, 32>(params, compact, stream);
 }
 
 }  // namespace
 
-cudaError_t launch_coreset_selection(const RoutedAttentionParams& params, vorta_dtype dtype, cudaStream_t stream) {
-  return dtype == VORTA_FLOAT16 ? launch<cutlass::half_t>(params, stream) : launch<cutlass::bfloat16_t>(params, stream);
+cudaError_t launch_coreset_selection(const RoutedAttentionParams& params, vorta_dtype dtype, bool compact,
+                                     cudaStream_t stream) {
+  if (compact && params.compact_key == nullptr) return cudaErrorInvalidValue;
+  return dtype == VORTA_FLOAT16 ? launch<cutlass::half_t>(params, compact, stream)
+                                : launch<cutlass::bfloat16_t>(params, compact, stream);
 }
 
 }  // namespace vorta

@@ -1,27 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "attention_launch.h"
-#include "block_shape.h"
 #include "coreset_selection.h"
+#include "kernel_path.h"
 #include "last_error.h"
 #include "launch.h"
+#include "sm80/attention_launch.h"
+#include "sm80/block_shape.h"
+#include "sm90/attention_launch.h"
+#include "sm90_fp8/attention_launch.h"
+#include "sm90_fp8/quantize.h"
+#include "workspace.h"
 
 namespace vorta {
 namespace {
 
 template <vorta_dtype kDtype>
-cudaError_t launch_attention_for(const RoutedAttentionParams& params, cudaStream_t stream) {
-  switch (instance_head_dim(params.head_dim)) {
+cudaError_t launch_sm80(const RoutedAttentionParams& params, cudaStream_t stream) {
+  switch (sm80::instance_head_dim(params.head_dim)) {
     case 64:
-      return launch_attention<kDtype, 64>(params, stream);
+      return sm80::launch_attention<kDtype, 64>(params, stream);
     case 96:
-      return launch_attention<kDtype, 96>(params, stream);
+      return sm80::launch_attention<kDtype, 96>(params, stream);
     case 128:
-      return launch_attention<kDtype, 128>(params, stream);
+      return sm80::launch_attention<kDtype, 128>(params, stream);
     case 192:
-      return launch_attention<kDtype, 192>(params, stream);
+      return sm80::launch_attention<kDtype, 192>(params, stream);
     default:
-      return launch_attention<kDtype, 256>(params, stream);
+      return sm80::launch_attention<kDtype, 256>(params, stream);
   }
+}
+
+template <vorta_dtype kDtype>
+cudaError_t launch_sm90(const RoutedAttentionParams& params, cudaStream_t stream) {
+#ifdef VORTA_WITHOUT_SM90  // in builds without 90a, where choose_kernel_path() does not lead here
+  return cudaErrorNoKernelImageForDevice;
+#else
+  return params.head_dim == 64 ? sm90::launch_attention<kDtype, 64>(params, stream)
+                               : sm90::launch_attention<kDtype, 128>(params, stream);
+#endif
+}
+
+template <vorta_dtype kDtype>
+cudaError_t launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
+#ifdef VORTA_WITHOUT_SM90
+  return cudaErrorNoKernelImageForDevice;
+#else
+  if (cudaError_t error = sm90_fp8::launch_quantization(params, kDtype, stream)) return error;
+  return params.head_dim == 64 ? sm90_fp8::launch_attention<kDtype, 64>(params, stream)
+                               : sm90_fp8::launch_attention<kDtype, 128>(params, stream);
+#endif
+}
+
+template <vorta_dtype kDtype>
+cudaError_t launch_attention_on(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
+  if (params.chunk_keys != nullptr) return launch_fp8<kDtype>(params, stream);
+  return path == KernelPath::kSm90 ? launch_sm90<kDtype>(params, stream) : launch_sm80<kDtype>(params, stream);
 }
 
 /// Turns a failed step into a status and a message with what to do next.
@@ -51,15 +83,41 @@ vorta_status report(const char* step, cudaError_t error) {
 
 vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_routed_attention_tensors& tensors,
                     void* stream) noexcept {
+  const bool fp8 = problem.attention_precision == VORTA_PRECISION_FP8;
+  const auto no_fp8 = [&] {
+    return fail(VORTA_UNSUPPORTED,
+                "attention_precision fp8 with head_dim %d: fp8 attention needs a GPU of compute capability 9.0 whose "
+                "kernels are compiled in and not forced off, keys and values with a token stride other than 0, and "
+                "head_dim 64 or 128; use attention_precision same",
+                problem.head_dim);
+  };
+  if (fp8 && !has_chunks(problem)) return no_fp8();
+  if (fp8 && problem.text_tokens > 0) {  // a run with text has ended in an illegal access; see plugins/README.md
+    return fail(VORTA_UNSUPPORTED,
+                "attention_precision fp8 with text_tokens %d: fp8 attention takes no text tokens yet; use "
+                "attention_precision same",
+                problem.text_tokens);
+  }
+  const char* forced = nullptr;
+  if (!is_kernel_path_variable_valid(&forced)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "%s=%s in the environment: must be sm80, the kernels that run on every GPU, or "
+                "not be set; unset it",
+                kKernelPathVariable, forced);
+  }
   const RoutedAttentionParams params = make_params(problem, tensors);
   const auto dtype = static_cast<vorta_dtype>(problem.dtype);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
 
-  if (cudaError_t error = launch_coreset_selection(params, dtype, cuda_stream)) {
+  KernelPath path{};
+  if (cudaError_t error = choose_kernel_path(problem, tensors, &path)) return report("kernel choice", error);
+  if (fp8 && path != KernelPath::kSm90) return no_fp8();
+  const bool compact = path == KernelPath::kSm90 && !fp8;
+  if (cudaError_t error = launch_coreset_selection(params, dtype, compact, cuda_stream)) {
     return report("coreset selection", error);
   }
-  const cudaError_t error = dtype == VORTA_FLOAT16 ? launch_attention_for<VORTA_FLOAT16>(params, cuda_stream)
-                                                   : launch_attention_for<VORTA_BFLOAT16>(params, cuda_stream);
+  const cudaError_t error = dtype == VORTA_FLOAT16 ? launch_attention_on<VORTA_FLOAT16>(path, params, cuda_stream)
+                                                   : launch_attention_on<VORTA_BFLOAT16>(path, params, cuda_stream);
   return error == cudaSuccess ? VORTA_OK : report("attention", error);
 }
 

@@ -28,6 +28,17 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
   params.kept_queries = reinterpret_cast<int32_t*>(workspace + layout.kept_queries);
   params.dropped_queries = reinterpret_cast<int32_t*>(workspace + layout.dropped_queries);
   params.kept_keys = reinterpret_cast<int32_t*>(workspace + layout.kept_keys);
+  if (has_compact_rows(problem)) {
+    params.compact_key = workspace + layout.compact_key;
+    params.compact_value = workspace + layout.compact_value;
+  }
+  if (has_chunks(problem)) {
+    params.chunk_keys = workspace + layout.chunk_keys;
+    params.chunk_values = workspace + layout.chunk_values;
+    params.chunk_notes = workspace + layout.chunk_notes;
+    params.chunks = static_cast<int>(sm90_fp8::chunks_per_head(problem));
+  }
+  params.work_counter = reinterpret_cast<uint32_t*>(workspace + layout.work_counter);
 
   params.batch = problem.batch;
   params.heads = problem.heads;

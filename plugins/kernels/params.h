@@ -26,6 +26,14 @@ struct RoutedAttentionParams {
   int32_t* kept_queries;     // [B, N, kept_tokens], see workspace.h
   int32_t* dropped_queries;  // [B, N, S - kept_tokens]
   int32_t* kept_keys;        // [B, N, kept_tokens]; kept_queries if they choose the keys
+  void* compact_key;  // [B, N, kept_tokens + T, D]: the rows of kept_keys, then the text; null unless D is 64 or 128
+  void* compact_value;
+  uint32_t* work_counter;  // [kWorkCounters]
+
+  void* chunk_keys;  // fp8 only: see sm90_fp8/images.h
+  void* chunk_values;
+  void* chunk_notes;
+  int chunks;  // of a head
 
   int batch, heads, head_dim;
   int video_tokens, text_tokens;  // S, T

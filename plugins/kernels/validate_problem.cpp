@@ -61,6 +61,15 @@ vorta_status check_sizes(const vorta_routed_attention_problem& p) {
     return fail(VORTA_INVALID_ARGUMENT, "scale %g: must be finite and positive; use 0 for 1/sqrt(head_dim)",
                 static_cast<double>(p.scale));
   }
+  if (p.attention_precision != VORTA_PRECISION_SAME && p.attention_precision != VORTA_PRECISION_FP8) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "attention_precision %d: must be %d (same as the inputs) or %d (fp8); use 0 unless fp8 is wanted",
+                p.attention_precision, VORTA_PRECISION_SAME, VORTA_PRECISION_FP8);
+  }
+  if (p.reserved != 0) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "problem.reserved %d: must be 0; set the whole struct to zero before its fields", p.reserved);
+  }
   return VORTA_OK;
 }
 

@@ -31,6 +31,7 @@ inline constexpr FieldSpec kFieldList[] = {
     {"coreset_keys", trt::PluginFieldType::kCHAR, 0, Presence::kRequired},
     {"text_tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
     {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
+    {"attention_precision", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "same"
 };
 inline constexpr int32_t kFieldCount = sizeof(kFieldList) / sizeof(kFieldList[0]);
 

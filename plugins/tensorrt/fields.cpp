@@ -17,7 +17,13 @@ using trt::PluginFieldType;
 
 constexpr char kByQuery[] = "query";
 constexpr char kByKey[] = "key";
+constexpr char kSame[] = "same";
+constexpr char kFp8[] = "fp8";
 constexpr int32_t kMaxShownItems = 8;
+
+const char* nameOf(vorta_coreset_keys keys) { return keys == VORTA_KEYS_BY_KEY ? kByKey : kByQuery; }
+
+const char* nameOf(vorta_attention_precision precision) { return precision == VORTA_PRECISION_FP8 ? kFp8 : kSame; }
 
 const char* typeName(PluginFieldType type) {
   switch (type) {
@@ -130,13 +136,22 @@ std::array<int32_t, Count> integersOf(const PluginField& field) {
   return items;
 }
 
+bool isText(const PluginField& field, const char* text) {
+  return field.type == PluginFieldType::kCHAR && field.data != nullptr && field.length > 0 && textOf(field) == text;
+}
+
 vorta_coreset_keys coresetKeysOf(const PluginField& field) {
-  if (field.type == PluginFieldType::kCHAR && field.data != nullptr && field.length > 0) {
-    if (textOf(field) == kByQuery) return VORTA_KEYS_BY_QUERY;
-    if (textOf(field) == kByKey) return VORTA_KEYS_BY_KEY;
-  }
+  if (isText(field, kByQuery)) return VORTA_KEYS_BY_QUERY;
+  if (isText(field, kByKey)) return VORTA_KEYS_BY_KEY;
   throw PluginError(given(field) +
                     "must be the string \"query\" (Wan) or \"key\" (HunyuanVideo); write one of the two");
+}
+
+vorta_attention_precision attentionPrecisionOf(const PluginField& field) {
+  if (isText(field, kSame)) return VORTA_PRECISION_SAME;
+  if (isText(field, kFp8)) return VORTA_PRECISION_FP8;
+  throw PluginError(given(field) +
+                    "must be the string \"same\" (as the inputs) or \"fp8\"; write one of the two, or leave it out");
 }
 
 float scaleOf(const PluginField& field) {
@@ -180,6 +195,8 @@ void read(const PluginField& field, Attributes& attributes) {
     attributes.textTokens = integersOf<1>(field)[0];
   } else if (is("scale")) {
     attributes.scale = scaleOf(field);
+  } else if (is("attention_precision")) {
+    attributes.attentionPrecision = attentionPrecisionOf(field);
   } else {
     throw PluginError(given(field) + "is not a field of this plugin; the fields are " + fieldNames() + "; remove it");
   }
@@ -220,8 +237,9 @@ Attributes attributesFromFields(const trt::PluginFieldCollection* fields) {
     bool present = spec.presence == Presence::kOptional;
     for (const std::string& name : seen) present = present || name == spec.name;
     if (!present) {
-      throw PluginError(std::string("field ") + spec.name + ": is missing; every node carries " + fieldNames() +
-                        " (scale may be left out); export the model again, or add the attribute");
+      throw PluginError(
+          std::string("field ") + spec.name + ": is missing; every node carries " + fieldNames() +
+          " (scale and attention_precision may be left out); export the model again, or add the attribute");
     }
   }
   checkedProblemOf(attributes, trt::DataType::kHALF, {});  // the kernels' rules on grid, tile, window, bucket and keep
@@ -231,23 +249,28 @@ Attributes attributesFromFields(const trt::PluginFieldCollection* fields) {
 std::string describe(const Attributes& attributes) {
   return "grid=" + shapeOf(attributes.grid) + " tile=" + shapeOf(attributes.tile) +
          " window=" + shapeOf(attributes.window) + " bucket=" + shapeOf(attributes.bucket) +
-         " keep=" + std::to_string(attributes.keep) +
-         " coreset_keys=" + (attributes.coresetKeys == VORTA_KEYS_BY_KEY ? kByKey : kByQuery) +
-         " text_tokens=" + std::to_string(attributes.textTokens) + " scale=" + scaleText(attributes.scale);
+         " keep=" + std::to_string(attributes.keep) + " coreset_keys=" + nameOf(attributes.coresetKeys) +
+         " text_tokens=" + std::to_string(attributes.textTokens) + " scale=" + scaleText(attributes.scale) +
+         " attention_precision=" + nameOf(attributes.attentionPrecision);
 }
 
 SerializedFields::SerializedFields(const Attributes& attributes)
-    : attributes_(attributes), coresetKeys_(attributes.coresetKeys == VORTA_KEYS_BY_KEY ? kByKey : kByQuery) {
-  const auto length = static_cast<int32_t>(coresetKeys_.size());
+    : attributes_(attributes),
+      coresetKeys_(nameOf(attributes.coresetKeys)),
+      attentionPrecision_(nameOf(attributes.attentionPrecision)) {
+  const auto text = [](const char* name, const std::string& value) {
+    return PluginField(name, value.data(), PluginFieldType::kCHAR, static_cast<int32_t>(value.size()));
+  };
   fields_ = {
       {"grid", attributes_.grid.data(), PluginFieldType::kINT32, 3},
       {"tile", attributes_.tile.data(), PluginFieldType::kINT32, 3},
       {"window", attributes_.window.data(), PluginFieldType::kINT32, 3},
       {"bucket", attributes_.bucket.data(), PluginFieldType::kINT32, 3},
       {"keep", &attributes_.keep, PluginFieldType::kINT32, 1},
-      {"coreset_keys", coresetKeys_.data(), PluginFieldType::kCHAR, length},
+      text("coreset_keys", coresetKeys_),
       {"text_tokens", &attributes_.textTokens, PluginFieldType::kINT32, 1},
       {"scale", &attributes_.scale, PluginFieldType::kFLOAT32, 1},
+      text("attention_precision", attentionPrecision_),
   };
   collection_.nbFields = static_cast<int32_t>(fields_.size());
   collection_.fields = fields_.data();

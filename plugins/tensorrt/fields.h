@@ -24,6 +24,7 @@ struct Attributes {
   vorta_coreset_keys coresetKeys = VORTA_KEYS_BY_QUERY;
   int32_t textTokens = 0;
   float scale = 0.0F;  // 0: 1/sqrt(head dimension)
+  vorta_attention_precision attentionPrecision = VORTA_PRECISION_SAME;
 
   int64_t videoTokens() const { return int64_t{grid[0]} * grid[1] * grid[2]; }
   int64_t tokens() const { return videoTokens() + textTokens; }
@@ -48,6 +49,7 @@ class SerializedFields {
  private:
   Attributes attributes_;
   std::string coresetKeys_;
+  std::string attentionPrecision_;
   std::vector<trt::PluginField> fields_;
   trt::PluginFieldCollection collection_;
 };

@@ -116,6 +116,7 @@ vorta_routed_attention_problem problemOf(const Attributes& attributes, DataType 
   problem.coreset_keys = attributes.coresetKeys;
   problem.text_tokens = attributes.textTokens;
   problem.scale = attributes.scale;
+  problem.attention_precision = attributes.attentionPrecision;
   return problem;
 }
 

@@ -57,7 +57,14 @@ class _Graph:
 
 
 def _routed_model(
-    blocks: int, ffn: int, dtype: int, plugin_attributes: bool, function_body: bool, metadata: bool, seed: int
+    blocks: int,
+    ffn: int,
+    dtype: int,
+    plugin_attributes: bool,
+    function_body: bool,
+    metadata: bool,
+    seed: int,
+    attention_precision: str | None,
 ) -> onnx.ModelProto:
     """`blocks` residual blocks, each a RoutedAttention and a feed-forward; inputs hidden_states [B, S, N*D], routes."""
     graph = _Graph(dtype, seed)
@@ -67,6 +74,8 @@ def _routed_model(
     attributes = dict(GEOMETRY.to_attributes(), scale=0.0)
     if plugin_attributes:
         attributes |= {"plugin_namespace": "vorta", "plugin_version": "1"}
+    if attention_precision is not None:
+        attributes["attention_precision"] = attention_precision
     value = graph.linear("hidden_states", "patch_embedding", WIDTH, WIDTH)
     for block in range(blocks):
         scope = f"blocks.{block}"
@@ -110,12 +119,13 @@ def _routed_model(
         functions=[body] if function_body else [],
     )
     if metadata:
-        helper.set_model_props(model, _metadata(blocks).to_metadata_props())
+        helper.set_model_props(model, _metadata(blocks, attention_precision or "same").to_metadata_props())
     return model
 
 
-def _metadata(blocks: int) -> ModelMetadata:
+def _metadata(blocks: int, attention_precision: Any) -> ModelMetadata:
     return ModelMetadata(
+        attention_precision=attention_precision,
         vorta_trt_version="0.1.0",
         torch_version="2.13.0",
         onnx_version="1.23.2",
@@ -156,11 +166,12 @@ def make_model() -> MakeModel:
         metadata: bool = True,
         external_data: bool = False,
         seed: int | None = None,
+        attention_precision: str | None = "same",
     ) -> Path:
         if seed is None:
             seed = int(np.random.default_rng().integers(2**31))
             print(f"weights from seed {seed}")  # shown by pytest when a test fails
-        model = _routed_model(blocks, ffn, dtype, plugin_attributes, function_body, metadata, seed)
+        model = _routed_model(blocks, ffn, dtype, plugin_attributes, function_body, metadata, seed, attention_precision)
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0}
         onnx.save(model, str(path), **(options if external_data else {}))

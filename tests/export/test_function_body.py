@@ -20,7 +20,16 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file
 
 from vorta_trt.export.function_body import routed_attention_function
-from vorta_trt.export.names import ATTRIBUTES, DOMAIN, INPUTS, OPERATOR, OPERATOR_VERSION, OPSET, OUTPUT
+from vorta_trt.export.names import (
+    ATTENTION_PRECISION,
+    ATTRIBUTES,
+    DOMAIN,
+    INPUTS,
+    OPERATOR,
+    OPERATOR_VERSION,
+    OPSET,
+    OUTPUT,
+)
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.reference import routed_attention_reference
 
@@ -217,6 +226,25 @@ def test_optional_attributes_default_as_designed(coreset_keys: str) -> None:
     model = model_of(attributes, "float32", (1, geometry.tokens, 3, 8), (1, 3))
     # The reference evaluator knows no defaults of a function's attributes.
     np.testing.assert_allclose(run_onnxruntime(model, feed), reference(feed, geometry), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("text_tokens", [0, 4])
+def test_every_attention_precision_gives_the_same_bits(runtime: str, text_tokens: int) -> None:
+    """It is a permission to kernels; a node without the attribute is one with "same"."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    geometry = AttentionGeometry((2, 4, 6), (2, 2, 2), (1, 1, 3), (2, 2, 2), 3, "query", text_tokens)
+    feed = random_feed(np.random.default_rng(seed), geometry, 1, 3, 8, np.float32)
+    feed["routes"] = np.array([[FULL, CORESET, SLIDING]], np.int32)
+    results = []
+    for precision in ({}, {ATTENTION_PRECISION: "same"}, {ATTENTION_PRECISION: "fp8"}):
+        attributes = attributes_of(geometry, 0.5) | precision
+        model = model_of(attributes, "float32", (1, geometry.tokens, 3, 8), (1, 3))
+        onnx.checker.check_model(model, full_check=True)
+        results.append(RUNTIMES[runtime](model, feed))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("text_tokens", [0, 4])

@@ -19,7 +19,7 @@ import torch
 import vorta_trt
 from vorta_trt.export import ExportError, TensorInfo, export_onnx, read_metadata, routed_attention_nodes
 from vorta_trt.export.graph_checks import check_graph
-from vorta_trt.export.names import ATTRIBUTES, DOMAIN, OPERATOR
+from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, DOMAIN, OPERATOR
 from vorta_trt.export.skeleton import skeleton_of
 from vorta_trt.model import RoutedTransformer, RouteTable
 
@@ -124,6 +124,43 @@ def test_metadata(exported: Exported, load: Load, checkpoint: Path) -> None:
     assert metadata.config["num_layers"] == LAYERS and metadata.config["text_dim"] == TEXT_DIM
     flat = {prop.key: prop.value for prop in onnx.load(exported("bf16")).metadata_props}
     assert flat["precision"] == "bf16" and flat["checkpoint"] == checkpoint.name
+
+
+def test_attention_precision(exported: Exported, load: Load, tmp_path: Path) -> None:
+    plain = exported("fp32")
+    assert read_metadata(plain).attention_precision == "same"
+    assert {node.attention_precision for node in routed_attention_nodes(plain)} == {"same"}
+
+    model = load(attention_precision="fp8")
+    path = export_onnx(model, tmp_path / "fp8.onnx")
+    metadata = read_metadata(path)
+    assert (metadata.precision, metadata.attention_precision) == ("fp32", "fp8")
+    assert [node.attention_precision for node in routed_attention_nodes(path)] == ["fp8"] * LAYERS
+    flat = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert flat["attention precision"] == "fp8"
+
+    inputs = {name: tensor.numpy() for name, tensor in model.inputs(2).items()}
+    outputs = []
+    for file in (plain, path):
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, inputs))
+    for same, fp8 in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(same, fp8)  # the portable form is exact
+
+    graphs = [onnx.load(file).graph for file in (plain, path)]
+    for node in graphs[1].node:
+        if node.op_type == OPERATOR:
+            (attribute,) = (a for a in node.attribute if a.name == ATTENTION_PRECISION)
+            assert attribute.s == b"fp8"
+            attribute.s = b"same"
+    assert graphs[0].node == graphs[1].node, "nothing else differs"
+
+
+def test_checks_catch_another_attention_precision(exported: Exported) -> None:
+    graph, metadata = ir.load(exported("fp32")), read_metadata(exported("fp32"))
+    message = "blocks.0/RoutedAttention with attention_precision 'same': must have 'fp8'"
+    with pytest.raises(ExportError, match=message):
+        check_graph(graph, metadata.model_copy(update={"attention_precision": "fp8"}))
 
 
 def test_no_path_of_this_machine_in_the_file(exported: Exported, checkpoint: Path) -> None:

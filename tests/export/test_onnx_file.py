@@ -13,6 +13,7 @@ import pytest
 
 from vorta_trt.export import ModelMetadata, OnnxFileError, read_metadata, routed_attention_nodes
 from vorta_trt.export.metadata import KEY
+from vorta_trt.export.names import ATTENTION_PRECISION, OPERATOR
 
 Exported = Callable[[str], Path]
 
@@ -61,6 +62,7 @@ def test_somebody_elses_model(tmp_path: Path) -> None:
     [
         ({"schema_version": 2}, "schema version 2, this vorta-trt reads up to 1; update vorta-trt"),
         ({"precision": "fp8"}, "precision: "),
+        ({"attention_precision": "fp4"}, "attention_precision: "),
         ({"num_layers": 0}, "num_layers: "),
         ({"geometry": {"grid": [4, 6, 8]}}, "geometry with keys"),
         ({"surprise": 1}, "surprise: "),
@@ -72,6 +74,40 @@ def test_damaged_metadata(exported: Exported, change: dict[str, Any], message: s
     properties[KEY] = json.dumps(json.loads(properties[KEY]) | change)
     with pytest.raises(OnnxFileError, match=message):
         ModelMetadata.from_metadata_props(properties, "model x.onnx")
+
+
+def test_metadata_from_before_attention_precision(exported: Exported) -> None:
+    metadata = read_metadata(exported("fp32"))
+    content = json.loads(metadata.model_dump_json())
+    assert content.pop("attention_precision") == "same"
+    assert ModelMetadata.from_metadata_props({KEY: json.dumps(content)}) == metadata
+
+
+def with_attention_precision(source: Path, target: Path, value: str | int | None) -> str:
+    """Writes a copy of a model whose first node has another attention precision, or none; gives the node's name."""
+    model = onnx.load(source)
+    node = next(node for node in model.graph.node if node.op_type == OPERATOR)
+    (attribute,) = (a for a in node.attribute if a.name == ATTENTION_PRECISION)
+    node.attribute.remove(attribute)
+    if value is not None:
+        node.attribute.append(onnx.helper.make_attribute(ATTENTION_PRECISION, value))
+    onnx.save(model, target)
+    return str(node.name)
+
+
+def test_a_node_from_before_attention_precision(exported: Exported, tmp_path: Path) -> None:
+    with_attention_precision(exported("fp32"), tmp_path / "model.onnx", None)
+    assert routed_attention_nodes(tmp_path / "model.onnx") == routed_attention_nodes(exported("fp32"))
+
+
+@pytest.mark.parametrize(("given", "shown"), [("fp4", "'fp4'"), (8, "''")])
+def test_a_node_with_an_unknown_attention_precision(
+    exported: Exported, tmp_path: Path, given: str | int, shown: str
+) -> None:
+    name = with_attention_precision(exported("fp32"), tmp_path / "model.onnx", given)
+    message = f"{name}: attention_precision {shown}: must be 'same' or 'fp8'; export it again"
+    with pytest.raises(OnnxFileError, match=message):
+        routed_attention_nodes(tmp_path / "model.onnx")
 
 
 def test_metadata_that_is_not_json() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.export.function_body import routed_attention_function
-from vorta_trt.export.names import ATTRIBUTES, INPUTS, OPERATOR, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, INPUTS, OPERATOR, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from vorta_trt.export.operator_node import operator_schema, translation_table
 from vorta_trt.export.quiet_exporter import without_known_noise
 from vorta_trt.model import AttentionGeometry, routed_attention
@@ -22,18 +22,22 @@ from vorta_trt.plugins import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSIO
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, geometry: AttentionGeometry) -> None:
+    def __init__(self, geometry: AttentionGeometry, attention_precision: str) -> None:
         super().__init__()
         self.geometry = geometry
+        self.attention_precision = attention_precision
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None = None
     ) -> Tensor:
-        return routed_attention(query, key, value, routes, self.geometry, text_length)
+        return routed_attention(
+            query, key, value, routes, self.geometry, text_length, attention_precision=self.attention_precision
+        )
 
 
 @pytest.mark.parametrize("text_tokens", [0, 6])
-def test_module_with_the_operator(text_tokens: int) -> None:
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_module_with_the_operator(text_tokens: int, precision: str) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +51,7 @@ def test_module_with_the_operator(text_tokens: int) -> None:
             made["text_length"] = torch.randint(0, text_tokens + 1, (batch,), generator=generator, dtype=torch.int32)
         return made
 
-    module = SelfAttention(geometry)
+    module = SelfAttention(geometry, precision)
     example = inputs(2)
     batch = torch.export.Dim("batch")
     with without_known_noise():
@@ -59,7 +63,9 @@ def test_module_with_the_operator(text_tokens: int) -> None:
     model = exported.model_proto
     (node,) = (node for node in model.graph.node if node.op_type == OPERATOR)
     assert len(node.input) == len(example)
-    assert sorted(a.name for a in node.attribute) == sorted(ATTRIBUTES)
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert sorted(attributes) == sorted(ATTRIBUTES)
+    assert attributes[ATTENTION_PRECISION] == precision.encode()
     model.functions.append(routed_attention_function(text=text_tokens > 0))
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

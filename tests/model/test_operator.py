@@ -33,14 +33,18 @@ def test_schema() -> None:
     assert str(torch.ops.vorta.routed_attention.default._schema) == (
         "vorta::routed_attention(Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text_length, "
         "int[] grid, int[] tile, int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, "
-        "float scale) -> Tensor"
+        'float scale, str attention_precision="same") -> Tensor'
     )
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_opcheck(geometry: AttentionGeometry, dtype: torch.dtype, normal: Callable[..., Tensor]) -> None:
-    result = torch.library.opcheck(torch.ops.vorta.routed_attention.default, op_arguments(geometry, normal, dtype))
+@pytest.mark.parametrize("precision", [(), ("same",), ("fp8",)])
+def test_opcheck(
+    geometry: AttentionGeometry, dtype: torch.dtype, precision: tuple[str, ...], normal: Callable[..., Tensor]
+) -> None:
+    given = (*op_arguments(geometry, normal, dtype), *precision)
+    result = torch.library.opcheck(torch.ops.vorta.routed_attention.default, given)
     assert set(result.values()) == {"SUCCESS"}
 
 
@@ -49,6 +53,56 @@ def test_equals_the_reference(geometry: AttentionGeometry, normal: Callable[...,
     given = arguments(geometry, normal, torch.float32)
     assert torch.equal(routed_attention(*given), routed_attention_reference(*given))
     assert torch.equal(routed_attention(*given, scale=0.1), routed_attention_reference(*given, scale=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_fp8_is_a_permission_and_the_cpu_exact(
+    geometry: AttentionGeometry, dtype: torch.dtype, normal: Callable[..., Tensor]
+) -> None:
+    query, key, value, *rest = arguments(geometry, normal, dtype)
+    weight = normal(*query.shape, dtype=dtype)
+    results = []
+    for precision in ("same", "fp8"):
+        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        out = routed_attention(*leaves, *rest, attention_precision=precision)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), leaves)))
+    for same, fp8 in zip(*results, strict=True):
+        assert torch.equal(same, fp8)
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_export_and_compile_keep_the_precision(precision: str, normal: Callable[..., Tensor]) -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor) -> Tensor:
+            return routed_attention(query, key, value, routes, VIDEO, attention_precision=precision)
+
+    query, key, value, routes, *_ = arguments(VIDEO, normal, torch.float32)
+    program = torch.export.export(Attention(), (query, key, value, routes))
+    operator = torch.ops.vorta.routed_attention.default
+    (node,) = (node for node in program.graph.nodes if node.target is operator)
+    position = [argument.name for argument in operator._schema.arguments].index("attention_precision")
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("attention_precision", "same")
+    assert given == precision
+    expected = routed_attention(query, key, value, routes, VIDEO)
+    assert torch.equal(program.module()(query, key, value, routes), expected)
+    compiled = torch.compile(Attention(), backend="aot_eager", fullgraph=True)
+    leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+    out = compiled(*leaves, routes)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves)
+
+
+@pytest.mark.parametrize("precision", ["", "FP8", "bf16", 8, None])
+def test_unknown_precision(precision: Any, normal: Callable[..., Tensor]) -> None:
+    given = arguments(VIDEO, normal, torch.float32)
+    message = f"attention_precision {precision!r}: must be 'same' or 'fp8'; use 'same' unless fp8 is wanted"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        routed_attention(*given, attention_precision=precision)
+    if isinstance(precision, str):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.vorta.routed_attention(*op_arguments(VIDEO, normal, torch.float32), precision)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, routed_attention, routed_attention_reference
+from vorta_trt.plugins import LibraryError
 
 pytestmark = pytest.mark.gpu
 
@@ -68,6 +69,14 @@ def test_no_host_synchronisation_and_graph_capture(normal: Callable[..., Tensor]
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(out, expected)
+
+
+def test_fp8_without_kernels_is_refused(normal: Callable[..., Tensor]) -> None:
+    """No GPU has fp8 kernels for a head dimension of 96, and none falls back in silence."""
+    given = arguments(normal, torch.bfloat16, head_dim=96)
+    with pytest.raises(LibraryError, match="fp8 attention needs .* head_dim 64 or 128; use attention_precision same"):
+        routed_attention(*given, GEOMETRY, lengths(), attention_precision="fp8")
+    assert_close(routed_attention(*given, GEOMETRY, lengths(), attention_precision="same"), given)
 
 
 def test_another_stream(normal: Callable[..., Tensor]) -> None:

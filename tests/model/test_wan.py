@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention_reference
+from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention, routed_attention_reference
 from vorta_trt.model.wan import RoutedWanTransformer, rotate
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -333,3 +334,48 @@ def test_public_attributes(pipeline: Any) -> None:
         "tau": ((1,), torch.float32),
         "route_override": ((3, 4), torch.int32),
     }
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_attention_precision_goes_to_every_layer(
+    pipeline: Any, precision: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vorta_trt.model import wan
+
+    given: list[str] = []
+
+    def attend(*arguments: Any, attention_precision: str) -> Tensor:
+        given.append(attention_precision)
+        return routed_attention(*arguments, attention_precision=attention_precision)
+
+    monkeypatch.setattr(wan, "routed_attention", attend)
+    plain = RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router)
+    assert plain.attention_precision == "same"
+    options = {"attention_precision": precision}
+    for routed in (
+        RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, **options),
+        RoutedTransformer.from_model(diffusers_model(pipeline), geometry=pipeline.geometry, **options),
+        RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, materialize=False, **options),
+    ):
+        assert routed.attention_precision == precision
+        if routed.materialized:
+            assert copy.deepcopy(routed).attention_precision == precision
+            inputs = routed.inputs(1, seed)
+            given.clear()
+            sample, _ = run(routed, inputs, route_override=inputs["route_override"].fill_(2))
+            assert given == [precision] * routed.num_layers
+            plain_sample, _ = run(plain, inputs, route_override=inputs["route_override"])
+            assert torch.equal(sample, plain_sample)
+
+
+def test_unknown_attention_precision(pipeline: Any) -> None:
+    message = "attention_precision 'fp4': must be 'same' or 'fp8'"
+    with pytest.raises(ValueError, match=message):
+        RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, attention_precision="fp4")
+    with pytest.raises(ValueError, match=message):
+        RoutedTransformer.from_model(diffusers_model(pipeline), attention_precision="fp4")
+    routed = RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router)
+    with pytest.raises(ValueError, match=message):
+        routed.attention_precision = "fp4"
+    routed.attention_precision = "fp8"
+    assert routed.attention_precision == "fp8"

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ driver that plays TensorRT, and a plugin library that records its calls, compiled once per session."""
+"""Seeds; the C++ driver that plays TensorRT, and a plugin library that records its calls, compiled once per session."""
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,14 @@ DRIVER = Path(__file__).parent / "driver"
 TENSORRT_11 = 110400
 
 Compile = Callable[..., Path]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed every day and test, printed when the test fails."""
+    value = zlib.crc32(f"{request.node.nodeid}{datetime.date.today()}".encode())
+    print(f"seed {value}")
+    return value
 
 
 @pytest.fixture(scope="session")

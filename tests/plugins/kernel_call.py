@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +18,36 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 #: Bytes of NaN in float16 and bfloat16, of -1 in int32.
 POISON = 0xFF
+#: Bytes behind the workspace that nobody may write.
+GUARD_BYTES = 4096
+#: Head dimensions whose compact keys and values have room in the workspace.
+COMPACT_HEAD_DIMS = (64, 128)
+#: The environment variable that forces a family of kernels. The library reads it at each call.
+KERNELS = "VORTA_TRT_KERNELS"
+
+#: What a profile adds to the logits of a key, by its token id and its place in the sequence, 0 to 1. The steps of 120
+#: and more pass 2^127, and so does their sum: none of it may overflow, wherever the softmax begins.
+LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ramp": lambda token, place: 60 * place - 30,
+    "rising": lambda token, place: 120 * (place * 5).floor() - 240,
+    "falling": lambda token, place: 240 - 120 * (place * 5).floor(),
+    "first-high": lambda token, place: torch.where(place < 0.1, 240.0, -240.0),
+    "last-high": lambda token, place: torch.where(place < 0.96, -240.0, 240.0),
+    "alternating": lambda token, place: 240.0 * (token // 100 % 2) - 120,
+}
+#: First entry of every query under a profile.
+PROFILE_QUERY = 16.0
+
+
+def takes_hopper_kernels(case: Case) -> bool:
+    """Whether a call of this problem runs the kernels for Hopper."""
+    return (
+        case.head_dim in COMPACT_HEAD_DIMS
+        and torch.cuda.get_device_capability() == (9, 0)
+        and any("90a" in name for name in load_library().cuda_architectures)
+        and case.layout != "shared_tokens"  # TMA has no axis along which the address stands still
+        and os.environ.get(KERNELS) != "sm80"
+    )
 
 
 def empty(case: Case, copies: int = 1) -> list[Tensor]:
@@ -42,8 +76,20 @@ def make_inputs(case: Case, seed: int) -> Inputs:
         for sample in range(case.batch):
             tensor[sample, case.valid(sample) :] = float("nan")
     query *= case.magnitude
+    if case.profile:
+        token = torch.arange(query.shape[1], device="cuda")  # [S+T]
+        level = LEVELS[case.profile](token, token / len(token)).float()  # [S+T]
+        for sample in range(case.batch):
+            valid = case.valid(sample)
+            query[sample, :valid, :, 0] = PROFILE_QUERY
+            key[sample, :valid, :, 0] = (level[:valid] * math.sqrt(case.head_dim) / PROFILE_QUERY)[:, None]
     if case.layout == "shared_keys":  # one key and value head for all
         key, value = (tensor[:, :, :1].expand(query.shape) for tensor in (key, value))
+    if case.layout == "shared_samples":  # one sample's for all: that with the most text, whose rows all are numbers
+        longest = max(range(case.batch), key=case.valid)
+        key, value = (tensor[longest : longest + 1].expand(query.shape) for tensor in (key, value))
+    if case.layout == "shared_tokens":  # one key a head, so that all scores of a row are equal
+        key = key[:, :1].expand(query.shape)
     return query, key, value
 
 
@@ -53,6 +99,27 @@ def make_problem(case: Case) -> Problem:
         tile=case.tile, window=case.window, bucket=case.bucket, keep=case.keep,
         coreset_keys=CORESET_KEYS[case.coreset_keys], text_tokens=case.text, scale=0.0,
     )  # fmt: skip
+
+
+def workspace_regions(case: Case) -> dict[str, tuple[int, int]]:
+    """Offset and bytes of everything in the workspace, as plugins/kernels/workspace.h has it."""
+    kept = case.video // math.prod(case.bucket) * case.keep
+    heads = case.batch * case.heads
+    rows = heads * (kept + case.text) * case.head_dim * 2 if case.head_dim in COMPACT_HEAD_DIMS else 0
+    sizes = {
+        "kept_queries": 4 * heads * kept,
+        "dropped_queries": 4 * heads * (case.video - kept),
+        "kept_keys": 4 * heads * kept if case.coreset_keys == "key" else 0,
+        "compact_key": rows,
+        "compact_value": rows,
+        "work_counter": 256,
+    }
+    regions, offset = {}, 0
+    for name, size in sizes.items():
+        regions[name] = (offset, size)
+        offset += (size + 255) // 256 * 256
+    regions["end"] = (offset, 0)
+    return regions
 
 
 class Call:
@@ -66,7 +133,8 @@ class Call:
         self.lengths = torch.tensor(case.lengths, dtype=torch.int32, device="cuda") if case.text else None  # [B]
         self.output = empty(case)[0]  # [B, S+T, N, D]
         size = load_library().workspace_size(self.problem)
-        self.workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+        memory = torch.empty(size + GUARD_BYTES, dtype=torch.uint8, device="cuda")
+        self.workspace, self.guard = memory[:size], memory[size:]
         self.poison()
         self.tensors = Tensors(
             **{
@@ -86,21 +154,28 @@ class Call:
     def poison(self) -> None:
         self.output.fill_(float("nan"))
         self.workspace.fill_(POISON)
+        self.guard.fill_(POISON)
 
     def enqueue(self) -> Tensor:
         load_library().enqueue(self.problem, self.tensors, torch.cuda.current_stream().cuda_stream)
         return self.output
 
+    def region(self, name: str) -> Tensor:
+        """The bytes of a part of the workspace, all samples and heads."""
+        offset, size = workspace_regions(self.case)[name]
+        return self.workspace[offset : offset + size]
+
     def selection(self, sample: int, head: int) -> Selection:
-        """The coreset that the kernels left in the workspace (plugins/kernels/workspace.h)."""
+        """The coreset that the kernels left in the workspace, as lists of token ids."""
+        keys = "kept_keys" if self.case.coreset_keys == "key" else "kept_queries"
+        buckets = self.case.video // math.prod(self.case.bucket)
+        lists = [
+            self.region(name).view(torch.int32).view(self.case.batch, self.case.heads, buckets, -1)[sample, head].long()
+            for name in ("kept_queries", "dropped_queries", keys)
+        ]  # [G, keep], [G, K - keep], [G, keep]
+        return Selection(*lists)
+
+    def compact_rows(self, name: str, sample: int, head: int) -> Tensor:
+        """Rows that the kernels left in `compact_key` or `compact_value`: kept tokens, then the text; [kept + T, D]."""
         case = self.case
-        bucket = case.bucket[0] * case.bucket[1] * case.bucket[2]
-        buckets = case.video // bucket
-        words = self.workspace.view(torch.int32)
-        lists, start = [], 0
-        for width in (case.keep, bucket - case.keep, *((case.keep,) if case.coreset_keys == "key" else ())):
-            count = case.batch * case.heads * buckets * width
-            rows = words[start : start + count].view(case.batch, case.heads, buckets, width)
-            lists.append(rows[sample, head].long())  # [G, width]
-            start += (count + 63) // 64 * 64  # lists start at multiples of 256 bytes
-        return Selection(lists[0], lists[1], lists[-1] if case.coreset_keys == "key" else lists[0])
+        return self.region(name).view(case.torch_dtype).view(case.batch, case.heads, -1, case.head_dim)[sample, head]

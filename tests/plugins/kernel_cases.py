@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 
+from .kernel_call import COMPACT_HEAD_DIMS, LEVELS
 from .kernel_oracle import CORESET, FULL, SLIDING, Case
 
 HEAD_DIMS = (8, 64, 72, 80, 96, 128, 192, 256)
 FAST_HEAD_DIMS = (64, 80, 128, 256)
 DTYPES = ("float16", "bfloat16")
-LAYOUTS = ("fused", "heads_first", "padded_rows", "shared_keys")
+LAYOUTS = ("fused", "heads_first", "padded_rows", "shared_keys", "shared_samples", "shared_tokens")
 
 #: Every branch in both samples at different heads; 7 and -1 are no branch and mean full.
 MIXED = ((FULL, CORESET, SLIDING, 7, SLIDING, CORESET), (CORESET, SLIDING, FULL, CORESET, -1, SLIDING))
@@ -45,6 +48,79 @@ EDGES = (
     replace(TILES, name="two-tokens-past-a-block", grid=(2, 5, 13), tile=(2, 5, 13), bucket=(1, 1, 13), keep=13),
     replace(TEXT, name="one-head", routes=((CORESET,), (SLIDING,))),
     replace(TEXT, name="batch-of-one", routes=MIXED[:1], lengths=(7,)),
+)
+
+#: Tiles along an axis and the window: tiles at the borders share windows in every way there is.
+AXES = ((1, 1), (2, 1), (3, 1), (5, 1), (2, 3), (3, 3), (4, 3), (5, 3), (6, 3), (4, 5), (6, 5), (7, 5))
+GROUP_TILES = ((2, 3, 5), (1, 7, 3), (3, 2, 8), (1, 1, 11))
+
+
+def tile_groups(index: int) -> Case:
+    """Each entry of AXES comes along each axis once."""
+    axes = [AXES[(index + shift) % len(AXES)] for shift in (0, 4, 8)]
+    tile = GROUP_TILES[index % len(GROUP_TILES)]
+    frames, height, width = (tiles * extent for (tiles, _), extent in zip(axes, tile, strict=True))
+    return Case(
+        f"groups-{index}", (frames, height, width), tile, (axes[0][1], axes[1][1], axes[2][1]), tile,
+        math.prod(tile) // 3, ((SLIDING, CORESET), (FULL, SLIDING)), *(((5, 2), 5) if index % 2 else ()),
+        head_dim=COMPACT_HEAD_DIMS[index % 2], dtype=DTYPES[index // 2 % 2],
+    )  # fmt: skip
+
+
+#: One tile is the window. Keys are taken 144 at a time: the plane falls one short, is a prime row or column longer than
+#: a block, fits by halves, badly, exactly.
+WINDOWS = ((1, 13, 11), (2, 1, 149), (1, 149, 1), (3, 7, 7), (1, 5, 29), (2, 12, 12), (4, 6, 23))
+#: Valid text around multiples of a block of keys.
+TEXT_LENGTHS = ((0, 300), (144, 145), (143, 288), (1, 299))
+MANY = Case("many", (2, 18, 32), (2, 9, 16), (1, 1, 1), (2, 3, 2), 6, (), (20,), 20)
+RANDOM_ROUTES = tuple(tuple(random.Random(i).choices((FULL, CORESET, SLIDING), k=40)) for i in range(2))
+#: Several blocks of keys for every branch, text in a block of its own.
+BLOCKS = Case(
+    "blocks", (8, 18, 16), (2, 9, 8), (3, 1, 1), (2, 3, 2), 6, ((FULL, CORESET, SLIDING), (SLIDING, FULL, CORESET)),
+    (150, 40), 150,
+)  # fmt: skip
+
+#: What decides how kernels cut the work: the head dimensions that have kernels for Hopper.
+GROUP_CASES = tuple(tile_groups(i) for i in range(len(AXES)))
+WINDOW_CASES = tuple(
+    Case(
+        f"window-{t}x{h}x{w}", (2 * t, h, 2 * w), (t, h, w), (1, 1, 1), (2, 1, 2), 2,
+        ((SLIDING, CORESET), (SLIDING, FULL)), (1, 145), 145, head_dim=d, dtype=DTYPES[(i + d // 64) % 2],
+    )
+    for i, (t, h, w) in enumerate(WINDOWS)
+    for d in COMPACT_HEAD_DIMS
+)  # fmt: skip
+TEXT_CASES = tuple(
+    replace(TEXT, name=f"text-{n}-{m}", lengths=(n, m), text=300, head_dim=d)
+    for n, m in TEXT_LENGTHS
+    for d in COMPACT_HEAD_DIMS
+)
+MANY_CASES = (
+    *(replace(MANY, name=f"all-{r}", routes=((r,) * 24,), head_dim=d) for r in range(3) for d in COMPACT_HEAD_DIMS),
+    *(replace(MANY, routes=RANDOM_ROUTES, lengths=(20, 3), head_dim=d) for d in COMPACT_HEAD_DIMS),
+)
+PROFILE_CASES = tuple(
+    replace(BLOCKS, name=f"logits-{profile}", profile=profile, head_dim=d, dtype=t)
+    for profile in LEVELS
+    for d in COMPACT_HEAD_DIMS
+    for t in DTYPES
+)
+EQUAL_CASES = tuple(
+    replace(case, name=f"equal-logits-{case.name}", magnitude=0.0, head_dim=d, dtype=t)
+    for case in (TEXT, TILES)
+    for d in COMPACT_HEAD_DIMS
+    for t in DTYPES
+)
+BLOCK_CASES = (*GROUP_CASES, *WINDOW_CASES, *TEXT_CASES, *MANY_CASES, *PROFILE_CASES, *EQUAL_CASES)
+#: Run a second time with the generic kernels where a GPU has others for the head dimension.
+GENERIC_CASES = (
+    *(replace(case, head_dim=d, dtype=t) for case in (TEXT, TILES, RAGGED) for d in COMPACT_HEAD_DIMS for t in DTYPES),
+    *(replace(TEXT, name=n, layout=n, head_dim=d) for n in LAYOUTS for d in COMPACT_HEAD_DIMS),
+    *GROUP_CASES[::3],
+    *WINDOW_CASES[::5],
+    *TEXT_CASES[::3],
+    *PROFILE_CASES[::5],
+    replace(WAN, routes=((CORESET, SLIDING),)),
 )
 
 SMALL_CASES = (

@@ -44,6 +44,7 @@ class Case:
     dtype: str = "bfloat16"
     layout: str = "contiguous"
     magnitude: float = 1.0
+    profile: str = ""  # of the logits along the keys, see kernel_call.LEVELS
 
     @property
     def video(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 from typing import Any
 
@@ -52,6 +53,8 @@ def main(library: str, shim: str, model: str) -> None:
             result["fields_in_plan"] = all(
                 name in content for name in (b"RoutedAttention", b"vorta", b"coreset_keys", b"text_tokens")
             )
+            stored = re.search(rb"attention_precision.{,200}?(same|fp8)", content, re.DOTALL)  # name, type, value
+            result["attention_precision_in_plan"] = stored[1].decode() if stored else None
     result["errors"] = logger.errors
     result["parser_errors"] = [parser.get_error(i).desc() for i in range(parser.num_errors)]
     print(json.dumps(result))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,19 @@ LENGTHS = np.array([5, 0], np.int32)  # [B]
 TEXT = {"grid": (4, 6, 6), "tile": (2, 3, 2), "window": (1, 1, 3), "bucket": (2, 3, 2), "keep": 6, "text_tokens": 7}
 #: Tiles that end inside a block of queries and of keys.
 TILES = {"grid": (2, 9, 32), "tile": (2, 9, 16), "window": (1, 1, 1), "bucket": (2, 3, 1), "keep": 2, "text_tokens": 0}
+
+#: For the kernels of Hopper: two tiles that share a window of three, whose boxes do not fill a block of 144 keys, and
+#: text beyond one block.
+GROUPS = {**TEXT, "grid": (8, 6, 10), "tile": (2, 3, 5), "window": (3, 1, 1), "text_tokens": 150}
+GROUP_LENGTHS = np.array([150, 37], np.int32)  # [B]
+GENERIC_HEAD_DIMS = (8, 80, 192, 256)
+FAST_HEAD_DIMS = (64, 128)
+#: Geometry, dtype, head dimension, and what VORTA_TRT_KERNELS says. The coreset's keys take turns.
+CASES = (
+    *itertools.product((TEXT, TILES), DTYPES, GENERIC_HEAD_DIMS, ("",)),
+    *itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",)),
+    *itertools.product((TEXT, TILES), DTYPES, FAST_HEAD_DIMS, ("sm80",)),
+)
 
 
 def require(result: tuple[Any, ...]) -> Any:
@@ -81,6 +95,7 @@ def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, 
     tokens = math.prod(geometry["grid"]) + geometry["text_tokens"]
     shape = (batch, tokens, heads, head_dim)
     stride = (tokens * heads * head_dim, heads * head_dim, head_dim)
+    lengths = GROUP_LENGTHS if geometry is GROUPS else LENGTHS
     bits = np.full(shape, 0xFFFF, np.uint16)  # NaN
     with Memory() as memory:
         size = library.workspace_size(problem)
@@ -90,7 +105,7 @@ def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, 
             **{f"{name}_stride": stride for name in ("query", "key", "value", "output")},
             output=output,
             routes=memory.put(ROUTES),
-            text_length=memory.put(LENGTHS) if geometry["text_tokens"] else None,
+            text_length=memory.put(lengths) if geometry["text_tokens"] else None,
             workspace=memory.allocate(size),
             workspace_bytes=size,
         )
@@ -104,10 +119,10 @@ def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, 
 
 def main() -> None:
     generator = np.random.default_rng()
-    cases = list(itertools.product((TEXT, TILES), DTYPES, (8, 64, 80, 128, 192, 256), CORESET_KEYS))
-    for case in cases:
-        run(*case, generator)
-    print(f"{len(cases)} problems ran")
+    for (geometry, dtype, head_dim, kernels), coreset_keys in zip(CASES, itertools.cycle(CORESET_KEYS), strict=False):
+        os.environ["VORTA_TRT_KERNELS"] = kernels
+        run(geometry, dtype, head_dim, coreset_keys, generator)
+    print(f"{len(CASES)} problems ran")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
+from vorta_trt.plugins import ATTENTION_PRECISIONS, LibraryError, Problem, Status, Tensors, load_library
 
 PROBLEM: dict[str, Any] = {
     "dtype": 1, "batch": 2, "heads": 3, "head_dim": 64, "grid": (10, 6, 6), "tile": (2, 3, 2), "window": (3, 1, 3),
     "bucket": (2, 3, 2), "keep": 6, "coreset_keys": 0, "text_tokens": 8, "scale": 0.0,
 }  # fmt: skip
 STRIDE = (368 * 3 * 64, 3 * 64, 64)
+KERNELS = "VORTA_TRT_KERNELS"  # the environment variable that forces a family of kernels
 ADDRESS = 0x7F0000000000  # never read: every test is refused before the launch
 TENSORS: dict[str, Any] = {
     "query": ADDRESS, "key": ADDRESS + 0x1000, "value": ADDRESS + 0x2000, "output": ADDRESS + 0x3000,
     "routes": ADDRESS, "text_length": ADDRESS, "workspace": ADDRESS, "workspace_bytes": 1 << 20,
     "query_stride": STRIDE, "key_stride": STRIDE, "value_stride": STRIDE, "output_stride": STRIDE,
 }  # fmt: skip
+
+
+def strides(head_dim: int) -> dict[str, tuple[int, int, int]]:
+    """Those of contiguous tensors."""
+    names = ("query_stride", "key_stride", "value_stride", "output_stride")
+    return dict.fromkeys(names, (368 * 3 * head_dim, 3 * head_dim, head_dim))
 
 
 def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> str:
@@ -66,6 +73,10 @@ def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> s
         ({"keep": 0}, "keep 0: must be 1 to 12, the tokens of bucket (2, 3, 2), its centre included; use e.g. 6"),
         ({"keep": 13}, "keep 13: must be 1 to 12"),
         ({"coreset_keys": 2}, "coreset_keys 2: must be 0 (by query, Wan) or 1 (by key, HunyuanVideo)"),
+        ({"attention_precision": 2}, "attention_precision 2: must be 0 (same as the inputs) or 1 (fp8); use 0 unless "
+                                     "fp8 is wanted"),
+        ({"attention_precision": -1}, "attention_precision -1: must be 0 (same as the inputs) or 1 (fp8)"),
+        ({"reserved": 7}, "problem.reserved 7: must be 0; set the whole struct to zero before its fields"),
     ],
 )  # fmt: skip
 def test_problem_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -88,7 +99,7 @@ def test_problem_is_refused(changed: dict[str, Any], message: str) -> None:
         ({"text_length": None}, "text_tokens 8 need the valid text tokens of every sample; pass an aligned device "
                                 "pointer to int32 [B]"),
         ({"workspace": ADDRESS + 128}, "must be a device pointer aligned to 256 bytes; pass one"),
-        ({"workspace_bytes": 1000}, "workspace_bytes 1000: this problem needs 8704; allocate what "
+        ({"workspace_bytes": 1000}, "workspace_bytes 1000: this problem needs 297728; allocate what "
                                     "vorta_routed_attention_workspace_size says"),
     ],
 )  # fmt: skip
@@ -102,8 +113,8 @@ def test_text_length_without_text_is_refused() -> None:
 
 def test_other_struct_sizes_are_refused() -> None:
     problem, tensors = Problem(**PROBLEM), Tensors(**TENSORS)
-    problem.struct_size = 96
-    with pytest.raises(LibraryError, match=r"problem\.struct_size 96: must be 88 in this library \(API version 1\)"):
+    problem.struct_size = 88  # of API version 1
+    with pytest.raises(LibraryError, match=r"problem\.struct_size 88: must be 96 in this library \(API version 2\)"):
         load_library().validate(problem)
     tensors.struct_size = 8
     with pytest.raises(LibraryError, match=r"tensors\.struct_size 8: must be 168 in this library"):
@@ -112,14 +123,18 @@ def test_other_struct_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("keep", [1, 5, 12])
 @pytest.mark.parametrize("coreset_keys", [0, 1])
+@pytest.mark.parametrize("head_dim", [64, 80, 128])
 @pytest.mark.parametrize("grid", [(10, 6, 6), (20, 45, 80)])
-def test_workspace_formula(keep: int, coreset_keys: int, grid: tuple[int, int, int]) -> None:
+def test_workspace_formula(keep: int, coreset_keys: int, head_dim: int, grid: tuple[int, int, int]) -> None:
     tile = (2, 3, 2)
-    problem = Problem(**{**PROBLEM, "keep": keep, "coreset_keys": coreset_keys, "grid": grid, "tile": tile})
+    changed = {"keep": keep, "coreset_keys": coreset_keys, "head_dim": head_dim, "grid": grid, "tile": tile}
+    problem = Problem(**{**PROBLEM, **changed})
     tokens = grid[0] * grid[1] * grid[2]
     kept = tokens // 12 * keep
     lists = [kept, tokens - kept, *([kept] if coreset_keys else [])]
-    wanted = sum((4 * 2 * 3 * entries + 255) // 256 * 256 for entries in lists)
+    rows = 2 * [kept + 8] if head_dim in (64, 128) else []  # compact keys and values, text included
+    sizes = [*(4 * entries for entries in lists), *(2 * head_dim * entries for entries in rows)]  # of a head
+    wanted = sum((2 * 3 * size + 255) // 256 * 256 for size in sizes) + 256  # the work counters
     assert load_library().workspace_size(problem) == wanted
 
 
@@ -148,9 +163,38 @@ def test_minimal_window_may_exceed_the_grid() -> None:
     load_library().validate(Problem(**{**PROBLEM, "window": (99, 1, 2**31 - 1)}))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")
-def test_enqueue_without_a_gpu_says_so() -> None:
+def test_fp8_is_a_valid_problem_of_any_head_dimension() -> None:
+    """What has kernels is a question of the GPU, asked at the launch."""
+    for head_dim in (64, 96, 128):
+        fp8 = Problem(**{**PROBLEM, "head_dim": head_dim, "attention_precision": ATTENTION_PRECISIONS["fp8"]})
+        load_library().validate(fp8)
+        assert load_library().workspace_size(fp8) > 0
+
+
+def test_fp8_without_kernels_says_so() -> None:
+    """Asked before anything is launched, so on every machine."""
     with pytest.raises(LibraryError) as caught:
-        load_library().enqueue(Problem(**PROBLEM), Tensors(**TENSORS), 0)
+        load_library().enqueue(
+            Problem(**{**PROBLEM, "head_dim": 96, "attention_precision": 1}),
+            Tensors(**{**TENSORS, **strides(96)}),
+            0,
+        )
+    assert caught.value.status is Status.UNSUPPORTED
+    message = "fp8 attention needs a GPU of compute capability 9.0 and head_dim 64 or 128; use attention_precision same"
+    assert message in str(caught.value) and "head_dim 96" in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")
+@pytest.mark.parametrize(("head_dim", "forced"), [(64, None), (128, None), (64, "sm80"), (128, "sm80"), (96, None)])
+def test_enqueue_without_a_gpu_says_so(head_dim: int, forced: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of the kernels comes first, but asks for the device only where there is something to choose."""
+    monkeypatch.delenv(KERNELS, raising=False)
+    if forced is not None:
+        monkeypatch.setenv(KERNELS, forced)
+    library = load_library()
+    with pytest.raises(LibraryError) as caught:
+        library.enqueue(Problem(**{**PROBLEM, "head_dim": head_dim}), Tensors(**{**TENSORS, **strides(head_dim)}), 0)
     assert caught.value.status is Status.CUDA_ERROR
-    assert re.search(r"coreset selection: cudaError\w+: .*; run on a machine with an NVIDIA GPU", str(caught.value))
+    has_choice = head_dim in (64, 128) and forced is None and any("90a" in name for name in library.cuda_architectures)
+    step = "kernel choice" if has_choice else "coreset selection"
+    assert re.search(rf"{step}: cudaError\w+: .*; run on a machine with an NVIDIA GPU", str(caught.value))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,89 +13,58 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from .kernel_call import Call, make_inputs
-from .kernel_cases import LARGE_CASES, SMALL_CASES, TEXT, TILES, WAN_SMALL
-from .kernel_oracle import CORESET, FULL, SLIDING, Case, Selection, bucket_ids, expected, near_ties
+from .kernel_call import KERNELS, POISON, Call, make_inputs, takes_hopper_kernels
+from .kernel_cases import BLOCK_CASES, BLOCKS, GENERIC_CASES, LARGE_CASES, SMALL_CASES, TEXT, TILES, WAN_SMALL
+from .kernel_check import check, measure
+from .kernel_oracle import CORESET, FULL, SLIDING, Case, bucket_ids, sliding_blocks
 
 pytestmark = pytest.mark.gpu
-
-BRANCHES = {FULL: "full", CORESET: "coreset", SLIDING: "sliding"}
-
-
-@pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed every day and test, printed when the test fails."""
-    import datetime
-
-    value = zlib.crc32(f"{request.node.nodeid}{datetime.date.today()}".encode())
-    print(f"seed {value}")
-    return value
+#: A problem for each of the head dimensions that have kernels for Hopper.
+FAST = [replace(TEXT, head_dim=64), replace(TEXT, head_dim=128)]
 
 
-def check_coreset(call: Call, sample: int, head: int) -> tuple[Selection, int]:
-    """The kernels' coreset of a head, once it is shown to be right; and how many near ties it has."""
-    case = call.case
-    selection = call.selection(sample, head)
-    query, key = (tensor[sample, : case.video, head] for tensor in call.inputs[:2])
-    buckets = bucket_ids(case.grid, case.bucket).cuda()  # [G, K]
-    t, h, w = case.bucket
-    assert torch.equal(selection.kept_queries[:, 0], buckets[:, (t // 2 * h + h // 2) * w + w // 2]), "centre first"
-    both = torch.cat([selection.kept_queries, selection.dropped_queries], 1)  # [G, K]
-    assert torch.equal(both.sort(1).values, buckets), "kept and dropped tokens make up the bucket"
-    ties = near_ties(case, query, selection.kept_queries)
-    if case.coreset_keys == "key":
-        ties += near_ties(case, key, selection.kept_keys)
-    return selection, ties
-
-
-def measure(call: Call) -> dict[str, dict[str, float]]:
-    """Per branch: largest and root-mean-square error, and torch's. Asserts what holds for every output."""
-    case, output = call.case, call.output
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    ties = dict.fromkeys(BRANCHES.values(), 0)
-    nothing = torch.empty(0, 0, dtype=torch.long, device="cuda")
-    for sample in range(case.batch):
-        valid = case.valid(sample)
-        assert output[sample, :valid].isfinite().all(), f"{case}: output of sample {sample} is not finite"
-        assert (output[sample, valid:] == 0).all(), f"{case}: padded text of sample {sample} is not 0"
-        for head, route in enumerate(case.routes[sample]):
-            branch = BRANCHES.get(route, "full")
-            selection = Selection(nothing, nothing, nothing)
-            if route == CORESET:
-                selection, tied = check_coreset(call, sample, head)
-                ties[branch] += tied
-            exact, by_torch = expected(case, sample, head, call.inputs, selection)
-            found.setdefault(branch, []).append((exact, by_torch, output[sample, :, head]))
-    report = {}
-    for branch, heads in found.items():
-        exact, by_torch, ours = (torch.stack([head[i] for head in heads]).double() for i in range(3))
-        errors, torch_errors = ours - exact, by_torch - exact
-        report[branch] = {
-            "max_error": errors.abs().max().item(),
-            "torch_max_error": torch_errors.abs().max().item(),
-            "rms_error": errors.square().mean().sqrt().item(),
-            "torch_rms_error": torch_errors.square().mean().sqrt().item(),
-            "near_ties": ties[branch],
-        }
-    return report
-
-
-def check(case: Case, seed: int, record: Callable[[str, Any], None]) -> Call:
-    call = Call(case, make_inputs(case, seed))
-    call.enqueue()
-    torch.cuda.synchronize()
-    for branch, errors in measure(call).items():
-        record(f"{case}-{branch}", errors)
-        assert errors["rms_error"] <= 2 * errors["torch_rms_error"], f"{case} {branch}: {errors}"
-        assert errors["max_error"] <= 2 * errors["torch_max_error"], f"{case} {branch}: {errors}"
-    return call
+@pytest.fixture(params=["default", "sm80"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both families of kernels, where the GPU has a choice."""
+    if request.param == "default":
+        monkeypatch.delenv(KERNELS, raising=False)
+        return
+    if not takes_hopper_kernels(TEXT):
+        pytest.skip("this GPU or this library has one family of kernels: nothing to force")
+    monkeypatch.setenv(KERNELS, request.param)
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_small(case: Case, seed: int, record_property: Callable[[str, Any], None]) -> None:
     check(case, seed, record_property)
+
+
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=str)
+def test_blocks(case: Case, seed: int, record_property: Callable[[str, Any], None]) -> None:
+    check(case, seed, record_property)
+
+
+@pytest.mark.parametrize("case", GENERIC_CASES, ids=str)
+def test_generic_kernels(
+    case: Case, seed: int, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, Any], None]
+) -> None:
+    if not takes_hopper_kernels(case):
+        pytest.skip("the other tests run the generic kernels here")
+    monkeypatch.setenv(KERNELS, "sm80")
+    check(case, seed, lambda name, value: record_property(f"{name}-sm80", value))
+
+
+@pytest.mark.parametrize("case", FAST, ids=str)
+def test_the_variable_forces_the_generic_kernels(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known from what they leave in the workspace: they read no compact keys, so nobody writes any."""
+    call = Call(case, make_inputs(case, seed))
+    call.enqueue()
+    assert (call.region("compact_key") != POISON).any() == takes_hopper_kernels(case)
+    monkeypatch.setenv(KERNELS, "sm80")
+    call.poison()
+    call.enqueue()
+    assert (call.region("compact_key") == POISON).all()
 
 
 @pytest.mark.parametrize("case", LARGE_CASES, ids=str)
@@ -130,16 +98,19 @@ def test_equal_similarities_keep_the_lower_index(coreset_keys: str, seed: int) -
         assert torch.equal(selection.kept_keys, ascending)
 
 
-def test_runs_are_bitwise_equal(seed: int) -> None:
-    call = Call(replace(TILES, head_dim=128), make_inputs(replace(TILES, head_dim=128), seed))
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_runs_are_bitwise_equal(head_dim: int, kernels: None, seed: int) -> None:
+    case = replace(TILES, head_dim=head_dim)
+    call = Call(case, make_inputs(case, seed))
     first = call.enqueue().clone()
     for _ in range(5):
         call.poison()
         assert torch.equal(call.enqueue(), first)
 
 
-def test_nan_in_one_head_stays_there(seed: int) -> None:
-    case = replace(TEXT, routes=((FULL, SLIDING, CORESET, FULL),), lengths=(8,))
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_nan_in_one_head_stays_there(head_dim: int, kernels: None, seed: int) -> None:
+    case = replace(TEXT, routes=((FULL, SLIDING, CORESET, FULL),), lengths=(8,), head_dim=head_dim)
     inputs = make_inputs(case, seed)
     inputs[0][0, 7, 1] = float("nan")
     inputs[0][0, 7, 2] = float("nan")
@@ -149,8 +120,36 @@ def test_nan_in_one_head_stays_there(seed: int) -> None:
     assert output[0, 8:, 1].isfinite().all()
 
 
-def test_graph_replay_equals_eager_and_follows_the_routes(seed: int) -> None:
-    case = replace(TEXT, head_dim=128)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case", [*FAST, replace(BLOCKS, head_dim=64), replace(BLOCKS, head_dim=128)], ids=str)
+def test_poisoned_keys_and_values_reach_only_who_sees_them(case: Case, poison: float, kernels: None, seed: int) -> None:
+    """All of one head, and the first token of a sliding head: outputs of everybody else are the same bits."""
+    case = replace(case, coreset_keys="query")
+    inputs = make_inputs(case, seed)
+    clean = Call(case, inputs).enqueue().clone()
+    poisoned_head = case.routes[1].index(FULL)
+    sliding = case.routes[0].index(SLIDING)
+    for tensor in inputs[1:]:
+        tensor[1, :, poisoned_head] = poison
+        tensor[0, 0, sliding] = poison
+    sees = torch.zeros(case.video + case.text, dtype=torch.bool, device="cuda")  # [S+T]
+    sees[case.video : case.valid(0)] = True  # text sees everything
+    for queries, keys in sliding_blocks(case):
+        if 0 in keys:
+            sees[queries.cuda()] = True
+    same = torch.ones(clean.shape[:3], dtype=torch.bool, device="cuda")  # [B, S+T, N]
+    same[1, :, poisoned_head] = False
+    same[0, sees, sliding] = False
+    assert not same[0, :, sliding].all() and same[0, : case.video, sliding].any()
+    call = Call(case, inputs)
+    assert torch.equal(call.enqueue()[same], clean[same])
+    assert not call.output[0, sees, sliding].isfinite().any()
+    assert not call.output[1, : case.valid(1), poisoned_head].isfinite().any()
+    assert (call.output[1, case.valid(1) :] == 0).all()
+
+
+@pytest.mark.parametrize("case", FAST, ids=str)
+def test_graph_replay_equals_eager_and_follows_the_routes(case: Case, kernels: None, seed: int) -> None:
     call = Call(case, make_inputs(case, seed))
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
@@ -167,6 +166,21 @@ def test_graph_replay_equals_eager_and_follows_the_routes(seed: int) -> None:
         rolled = tuple(tuple(row) for row in call.routes.tolist())
         call.case = replace(case, routes=rolled)
         measure(call)
+
+
+@pytest.mark.parametrize("case", FAST, ids=str)
+def test_calls_in_one_stream_may_share_a_workspace(case: Case, kernels: None, seed: int) -> None:
+    """A call must not begin to fill it before the one ahead is done with it."""
+    others = replace(case, routes=tuple(row[::-1] for row in case.routes))
+    calls = [Call(each, make_inputs(each, seed + i)) for i, each in enumerate((case, others))]
+    wanted = [call.enqueue().clone() for call in calls]
+    calls[1].tensors.workspace = calls[0].tensors.workspace
+    for _ in range(20):
+        for call in calls:
+            call.output.fill_(float("nan"))
+        outputs = [call.enqueue() for call in calls]
+        for output, first in zip(outputs, wanted, strict=True):
+            assert torch.equal(output, first)
 
 
 def test_capture_may_be_the_first_call_of_a_process(seed: int) -> None:
@@ -197,8 +211,9 @@ def test_capture_may_be_the_first_call_of_a_process(seed: int) -> None:
     assert result.stdout.strip() == "equal", result.stderr
 
 
-def test_concurrent_streams(seed: int) -> None:
-    calls = [Call(TEXT, make_inputs(TEXT, seed + i)) for i in range(4)]
+@pytest.mark.parametrize("case", [*FAST, replace(BLOCKS, head_dim=128)], ids=str)
+def test_concurrent_streams(case: Case, kernels: None, seed: int) -> None:
+    calls = [Call(case, make_inputs(case, seed + i)) for i in range(4)]
     wanted = [call.enqueue().clone() for call in calls]
     torch.cuda.synchronize()
     for call in calls:

@@ -101,7 +101,7 @@ def test_triples_have_three_entries(name: str) -> None:
 
 
 def test_structures_know_their_size() -> None:
-    assert problem().struct_size == 88
+    assert problem().struct_size == 96
     assert Tensors().struct_size == 168
 
 
@@ -145,7 +145,7 @@ def test_library_with_another_interface(compile_cpp: Any, tmp_path: Path) -> Non
     source.write_text(
         """#include "vorta_trt/routed_attention.h"
         vorta_status vorta_routed_attention_validate(const vorta_routed_attention_problem* problem) {
-          return problem->struct_size == 96 ? VORTA_OK : VORTA_INVALID_ARGUMENT;
+          return problem->struct_size == 104 ? VORTA_OK : VORTA_INVALID_ARGUMENT;
         }
         vorta_status vorta_routed_attention_workspace_size(const vorta_routed_attention_problem*, size_t*) {
           return VORTA_OK;
@@ -154,14 +154,14 @@ def test_library_with_another_interface(compile_cpp: Any, tmp_path: Path) -> Non
                                                     const vorta_routed_attention_tensors*, void*) {
           return VORTA_OK;
         }
-        const char* vorta_last_error(void) { return "problem.struct_size 88: must be 96"; }
+        const char* vorta_last_error(void) { return "problem.struct_size 96: must be 104"; }
         const char* vorta_version(void) { return "9.9.9"; }
         const char* vorta_abi_hash(void) { return ""; }
         const char* vorta_cuda_architectures(void) { return ""; }
         """
     )
     path = compile_cpp("libfuture.so", f"-I{include}", source, shared=True)
-    with pytest.raises(VortaError, match=r"version 9\.9\.9 has another interface .*struct_size 88: must be 96"):
+    with pytest.raises(VortaError, match=r"version 9\.9\.9 has another interface .*struct_size 96: must be 104"):
         PluginLibrary(path)
 
 

@@ -16,6 +16,7 @@ GOOD = {
     "coreset_keys": "string:query",
     "text_tokens": "int32:8",
     "scale": "float32:0.125",
+    "attention_precision": "string:same",
 }
 
 
@@ -40,6 +41,9 @@ def test_creator_names_itself_and_its_fields(driver: Any) -> None:
         fields(scale="float32:0"),
         fields(text_tokens="int32:0"),
         fields(coreset_keys="string:key"),
+        fields(without="attention_precision"),
+        fields(attention_precision="string:fp8"),
+        fields(attention_precision="string0:fp8"),
         fields(coreset_keys="string0:query"),  # the terminating zero counted in, as some parsers do
         fields(grid="int64:4,6,4", keep="int64:6"),  # ONNX integers are 64-bit
         fields("field=plugin_namespace:string:vorta", "field=plugin_version:string:1"),
@@ -74,6 +78,13 @@ BAD = [
     (fields(coreset_keys="string:value"), 'field coreset_keys = "value" [string x 5]: must be the string "query"'),
     (fields(coreset_keys="string:"), "field coreset_keys [string x 0]: must be the string"),
     (fields(coreset_keys="int32:1"), "field coreset_keys = (1) [int32 x 1]: must be the string"),
+    (
+        fields(attention_precision="string:fp4"),
+        'field attention_precision = "fp4" [string x 3]: must be the string "same"',
+    ),
+    (fields(attention_precision="string:"), "field attention_precision [string x 0]: must be the string"),
+    (fields(attention_precision="int32:1"), "field attention_precision = (1) [int32 x 1]: must be the string"),
+    (fields("field=attention_precision:string:fp8"), 'field attention_precision = "fp8" [string x 3]: stands twice'),
     (fields(tile="int32:3,3,2"), "tile (3, 3, 2): must divide grid (4, 6, 4)"),
     (fields(window="int32:2,1,1"), "window (2, 1, 1): every entry must be odd"),
     (fields(bucket="int32:3,3,2"), "bucket (3, 3, 2): must divide grid (4, 6, 4)"),
@@ -120,7 +131,12 @@ def test_message_goes_to_stderr_without_a_known_logger(driver: Any, version: int
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"coreset_keys": "string:key", "text_tokens": "int32:0", "scale": "float32:0.08838834764"}]
+    "changes",
+    [
+        {},
+        {"coreset_keys": "string:key", "text_tokens": "int32:0", "scale": "float32:0.08838834764"},
+        {"attention_precision": "string:fp8"},
+    ],
 )
 def test_plugin_survives_clone_serialize_and_attach(driver: Any, changes: dict[str, str]) -> None:
     findings = driver("round-trip", *fields(**changes))
@@ -138,4 +154,13 @@ def test_plugin_survives_clone_serialize_and_attach(driver: Any, changes: dict[s
     ]
     assert (findings.one("outputs"), findings.one("tactics")) == ("1", "0")
     assert findings.one("metadata").startswith("grid=4x6x4 tile=2x3x2 window=1x1x1 bucket=2x3x2 keep=6 coreset_keys=")
+    precision = values["attention_precision"].removeprefix("string:")
+    assert findings.one("metadata").endswith(f" attention_precision={precision}")
     assert findings.one("timing cache").startswith(findings.one("metadata"))
+
+
+def test_fields_of_an_older_file_mean_what_they_meant(driver: Any) -> None:
+    """A node without attention_precision is a node with "same": what it serializes and is timed as is equal."""
+    older, newer = (driver("round-trip", *fields(without=name)) for name in ("attention_precision", ""))
+    for key in ("serialized", "attached", "metadata", "timing cache"):
+        assert older.one(key) == newer.one(key)

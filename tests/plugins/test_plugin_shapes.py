@@ -132,8 +132,9 @@ def test_enqueue_passes_everything_on(recording_driver: Any) -> None:
     findings = recording_driver("enqueue", *fields(), *inputs())
     assert findings.one("result") == "0"
     assert findings.one("sizes right") == "1"
-    assert (
-        findings.one("problem") == "dtype=0 batch=2 heads=3 head_dim=64 keep=6 coreset_keys=0 text_tokens=8 scale=0.125"
+    assert findings.one("problem") == (
+        "dtype=0 batch=2 heads=3 head_dim=64 keep=6 coreset_keys=0 text_tokens=8 scale=0.125 attention_precision=0 "
+        "reserved=0"
     )
     geometry = [findings.one(name) for name in ("grid", "tile", "window", "bucket")]
     assert geometry == ["4,6,4", "2,3,2", "1,3,1", "2,3,2"]
@@ -142,6 +143,12 @@ def test_enqueue_passes_everything_on(recording_driver: Any) -> None:
         assert findings.one(f"{name}_stride") == "19968,192,64"
     assert findings.one("workspace") == "0x200000 8192"
     assert findings.one("stream") == "0x300000"
+
+
+@pytest.mark.parametrize(("precision", "code"), [("same", 0), ("fp8", 1)])
+def test_enqueue_passes_the_attention_precision_on(recording_driver: Any, precision: str, code: int) -> None:
+    findings = recording_driver("enqueue", *fields(attention_precision=f"string:{precision}"), *inputs())
+    assert f"attention_precision={code} " in findings.one("problem")
 
 
 def test_enqueue_without_text_passes_no_text_length(recording_driver: Any) -> None:

@@ -73,12 +73,20 @@ def test_node_becomes_our_layer_and_an_engine(tmp_path: Path, precision: str, te
     assert outcome["fields_in_plan"]
 
 
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_attention_precision_reaches_the_plan(tmp_path: Path, precision: str) -> None:
+    outcome = build(one_node_model(tmp_path / "model.onnx", "bf16", 0, attention_precision=precision))
+    assert outcome["parser_errors"] == [] and outcome["plan"] > 0
+    assert outcome["attention_precision_in_plan"] == precision
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"window": [2, 1, 1]}, "window (2, 1, 1): every entry must be odd"),
         ({"keep": None}, "field keep: is missing"),
         ({"coreset_keys": "value"}, 'must be the string "query"'),
+        ({"attention_precision": "fp4"}, 'must be the string "same"'),
         ({"grid": [4, 6, 8]}, "query [?, 96, 2, 64]: must have shape [batch, grid tokens 192"),
     ],
 )

@@ -46,6 +46,7 @@ def test_plugin_loads_and_is_created_from_fields(module: str, tmp_path: Path) ->
         "coreset_keys",
         "text_tokens",
         "scale",
+        "attention_precision",
     ]
     assert not outcome["after_deregister"]
 

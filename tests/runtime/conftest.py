@@ -38,11 +38,11 @@ class Wan:
     def router(self) -> Path:
         return self.folder / "router"
 
-    def export(self, precision: str) -> Path:
+    def export(self, precision: str, attention_precision: str = "same") -> Path:
         from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 
-        source = Source(self.checkpoint, self.router, precision=precision)
-        return export_checkpoint(source, self.folder / f"{precision}.onnx", silent)
+        source = Source(self.checkpoint, self.router, precision=precision, attention_precision=attention_precision)
+        return export_checkpoint(source, self.folder / f"{precision} {attention_precision}.onnx", silent)
 
 
 @pytest.fixture(scope="session")

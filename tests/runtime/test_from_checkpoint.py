@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.engines import BundleWriteError
+from vorta_trt.engines import BuildError, BundleWriteError
 from vorta_trt.model import AttentionGeometry, RouteTable
 from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
 from vorta_trt.runtime import from_checkpoint
@@ -73,6 +73,20 @@ def test_tau_and_precision(wan: Any) -> None:
     assert Source(wan.checkpoint, wan.router, tau=0.5).model().tau == 0.5
     with pytest.raises(ValueError, match="precision 'int8': must be one of fp32, fp16, bf16"):
         Source(wan.checkpoint, wan.router, precision="int8").model()
+
+
+def test_attention_precision(wan: Any, tmp_path: Path) -> None:
+    assert Source(wan.checkpoint, wan.router).model().attention_precision == "same"
+    source = Source(wan.checkpoint, wan.router, attention_precision="fp8")
+    assert source.model().attention_precision == "fp8"
+    with pytest.raises(BuildError, match="attention_precision fp8 needs a GPU of compute capability 9.0, and"):
+        build_checkpoint(source, tmp_path / "wan.bundle", silent)
+    assert not list(tmp_path.iterdir())
+    bundle = build_checkpoint(source, tmp_path / "wan.bundle", silent, strict=False)
+    assert bundle.manifest.attention_precision == "fp8"
+    assert bundle.manifest.plugin is not None and bundle.manifest.plugin.layers == 2
+    with pytest.raises(ValueError, match="attention_precision 'fp4': must be 'same' or 'fp8'"):
+        Source(wan.checkpoint, wan.router, attention_precision="fp4").model()
 
 
 def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 from vorta_trt.runtime.verify import verify
 from vorta_trt.runtime.verify_cases import make_cases
-from vorta_trt.runtime.verify_report import FP32_LIMIT, VerifyReport, case_table, layer_table
+from vorta_trt.runtime.verify_report import FP8_LIMIT, FP32_LIMIT, VerifyReport, case_table, layer_table
 from vorta_trt.runtime.verify_sides import Sides
 
 CASES = [
@@ -259,6 +259,49 @@ def test_twice_the_error_of_torch_in_the_same_type() -> None:
         error = Sides({"x": np.float32([1 + offset, 1, 1, 1])}, truth, torch_same).error("x")
         assert error.passed is passed
         assert error.torch_relative_l2 == pytest.approx(0.005)
+
+
+def test_fp8_attention_has_a_limit_of_its_own() -> None:
+    truth = {"x": np.float32([1, 1, 1, 1])}
+    for offset, passed in ((0.098, True), (0.102, False)):  # relative L2 errors of 0.049 and 0.051
+        for torch_same in (None, {"x": np.float32([1.001, 1, 1, 1])}):
+            engine = {"x": np.float32([1 + offset, 1, 1, 1])}
+            error = Sides(engine, truth, torch_same, fp8_attention=True).error("x")
+            assert error.limit == FP8_LIMIT == 5e-2
+            assert error.passed is passed
+            assert not Sides(engine, truth, torch_same).error("x").passed
+    coarse = {"x": np.float32([1.1, 1, 1, 1])}  # torch's own error may allow more
+    assert Sides(truth, truth, coarse, fp8_attention=True).error("x").limit == pytest.approx(0.1)
+
+
+def test_a_file_with_fp8_attention_is_exact_where_its_portable_form_runs(wan: Any) -> None:
+    report = verify(wan.export("fp32", "fp8"), wan.checkpoint, wan.router, cases=["mixed override"], layers=True)
+    assert report.passed, report
+    assert (report.attention_precision, report.executor) == ("fp8", "onnxruntime")
+    assert report.cases[0].outputs[0].limit == FP32_LIMIT
+    assert f"{FP32_LIMIT:g}" in report.rule
+
+
+def test_an_engine_with_fp8_attention_gets_the_fp8_rule(
+    wan: Any, fp32: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Plays TensorRT with ONNX Runtime on a file whose output is 1 % off: right for fp8, wrong for anything else."""
+    from vorta_trt.runtime.engine import Engine
+
+    def one_percent_more(values: Any) -> None:
+        values *= 1.01
+
+    monkeypatch.setattr(Engine, "executor", "tensorrt")
+    for source, passes in ((wan.export("fp32", "fp8"), True), (fp32, False)):
+        model = source
+        for name in ("proj_out.weight", "proj_out.bias"):
+            model = tampered(model, tmp_path / f"{passes} {name}.onnx", name, one_percent_more)
+        report = verify(model, wan.checkpoint, wan.router, cases=["all sliding"], layers=False)
+        assert report.passed is passes, report
+        if passes:
+            assert report.cases[0].outputs[0].limit == FP8_LIMIT
+            assert report.rule == "relative L2 error against torch fp32 at most 0.05, because of fp8 attention"
+            assert report.rule.partition(",")[0] in printed(report)
 
 
 def test_routes_are_compared_with_torch_in_the_same_type_and_the_truth_takes_them(wan: Any, bf16: Path) -> None:

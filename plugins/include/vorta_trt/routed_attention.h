@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised on every change of a struct or of the meaning of an argument in this header. */
-#define VORTA_API_VERSION 1
+#define VORTA_API_VERSION 2
 
 typedef enum vorta_status {
   VORTA_OK = 0,
@@ -39,21 +39,30 @@ typedef enum vorta_route { VORTA_FULL = 0, VORTA_CORESET = 1, VORTA_SLIDING = 2 
 /* Whose similarities choose the kept keys and values: the queries' (Wan) or the keys' own (HunyuanVideo). */
 typedef enum vorta_coreset_keys { VORTA_KEYS_BY_QUERY = 0, VORTA_KEYS_BY_KEY = 1 } vorta_coreset_keys;
 
+/* What Q.K and P.V are multiplied in; sums are float32 in the end. VORTA_PRECISION_FP8 permits 8 bits with scales
+ * computed on the fly: int8 for Q.K, e4m3 for P.V. Compute capability 9.0, head_dim 64 or 128, no text tokens. */
+typedef enum vorta_attention_precision {
+  VORTA_PRECISION_SAME = 0, /* the type of the inputs */
+  VORTA_PRECISION_FP8 = 1
+} vorta_attention_precision;
+
 /* Everything about a problem but its pointers; enough to size the workspace. */
 typedef struct vorta_routed_attention_problem {
-  size_t struct_size;   /* sizeof(vorta_routed_attention_problem), set by the caller */
-  int32_t dtype;        /* vorta_dtype of query, key, value and output */
-  int32_t batch;        /* B */
-  int32_t heads;        /* N */
-  int32_t head_dim;     /* D: a multiple of 8, at most 256 */
-  int32_t grid[3];      /* frames, height, width of the token grid */
-  int32_t tile[3];      /* divides grid */
-  int32_t window[3];    /* odd, in tiles */
-  int32_t bucket[3];    /* divides grid; at most 64 tokens */
-  int32_t keep;         /* kept tokens of a bucket, its centre included */
-  int32_t coreset_keys; /* vorta_coreset_keys */
-  int32_t text_tokens;  /* T, 0 if the family has no text in its self-attention */
-  float scale;          /* of the logits; 0 means 1/sqrt(D) */
+  size_t struct_size;          /* sizeof(vorta_routed_attention_problem), set by the caller */
+  int32_t dtype;               /* vorta_dtype of query, key, value and output */
+  int32_t batch;               /* B */
+  int32_t heads;               /* N */
+  int32_t head_dim;            /* D: a multiple of 8, at most 256 */
+  int32_t grid[3];             /* frames, height, width of the token grid */
+  int32_t tile[3];             /* divides grid */
+  int32_t window[3];           /* odd, in tiles */
+  int32_t bucket[3];           /* divides grid; at most 64 tokens */
+  int32_t keep;                /* kept tokens of a bucket, its centre included */
+  int32_t coreset_keys;        /* vorta_coreset_keys */
+  int32_t text_tokens;         /* T, 0 if the family has no text in its self-attention */
+  float scale;                 /* of the logits; 0 means 1/sqrt(D) */
+  int32_t attention_precision; /* vorta_attention_precision */
+  int32_t reserved;            /* 0; fills the struct up to its alignment, so that every byte has a name */
 } vorta_routed_attention_problem;
 
 /* Device pointers and strides. Strides are in elements, in the order batch, token, head; the head dimension is

@@ -30,9 +30,10 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
                                             const vorta_routed_attention_tensors* tensors, void* stream) {
   std::printf("sizes right: %d\n",
               problem->struct_size == sizeof(*problem) && tensors->struct_size == sizeof(*tensors));
-  std::printf("problem: dtype=%d batch=%d heads=%d head_dim=%d keep=%d coreset_keys=%d text_tokens=%d scale=%g\n",
+  std::printf("problem: dtype=%d batch=%d heads=%d head_dim=%d keep=%d coreset_keys=%d text_tokens=%d scale=%g",
               problem->dtype, problem->batch, problem->heads, problem->head_dim, problem->keep, problem->coreset_keys,
               problem->text_tokens, static_cast<double>(problem->scale));
+  std::printf(" attention_precision=%d reserved=%d\n", problem->attention_precision, problem->reserved);
   printTriple("grid", problem->grid);
   printTriple("tile", problem->tile);
   printTriple("window", problem->window);

@@ -1,4 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "../attention_launch.cuh"
-
-template cudaError_t vorta::launch_attention<VORTA_FLOAT16, 256>(const RoutedAttentionParams&, cudaStream_t);

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../attention_launch.cuh"
+
+template cudaError_t vorta::sm80::launch_attention<VORTA_BFLOAT16, 256>(const RoutedAttentionParams&, cudaStream_t);

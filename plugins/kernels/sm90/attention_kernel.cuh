@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A persistent kernel, one thread block an SM: the producer warpgroup takes work items and feeds shared memory, the
+// consumer warpgroups compute 64 query rows of the item each.
+#ifndef VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_
+#define VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_
+
+#include "cutlass/arch/grid_dependency_control.h"
+#include "cutlass/arch/reg_reconfig.h"
+#include "epilogue.cuh"
+#include "mainloop.cuh"
+#include "producer.cuh"
+
+namespace vorta::sm90 {
+
+template <class Traits>
+__device__ void consume(const AttentionParams& params, SharedStorage<Traits>& shared) {
+  // Broadcast, so that the compiler knows it for uniform and keeps the matrix descriptors in uniform registers.
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kThreadsPerWarpgroup - 1, 0);
+  Consumer<Traits> consumer(shared, warpgroup);
+  RingPosition<kItemSlots> slot;
+  while (true) {
+    wait(shared.item_full[slot.stage], slot.parity);
+    const WorkItem& item = shared.item[slot.stage];
+    if (item.kind == ItemKind::kEnd) return;
+    if (item.key_blocks > 0 && item.rows > warpgroup * kRowsPerWarpgroup) {
+      consumer.attend(item, params.problem.scale_log2);
+    } else {
+      consumer.skip(item);
+    }
+    store_rows<Traits>(params.problem, item, warpgroup, consumer.output, shared.row_token[slot.stage]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
+    slot = slot.next();
+  }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attention_kernel(const __grid_constant__ AttentionParams params) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
+  if (threadIdx.x == 0) init_barriers(shared);
+  __syncthreads();
+  // Not CUTLASS's wrapper, which is empty unless a macro is set. Everything of the kernels before is visible from here
+  // on.
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+
+  if (threadIdx.x < kThreadsPerWarpgroup) {
+    cutlass::arch::warpgroup_reg_dealloc<Traits::Shape::kProducerRegisters>();
+    switch (threadIdx.x / 32) {
+      case kKeyWarp:
+        return produce_keys(params, shared);
+      case kValueWarp:
+        return produce_values(params, shared);
+      default:
+        return produce_queries(params, shared);
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<Traits::Shape::kConsumerRegisters>();
+    consume(params, shared);
+  }
+#endif
+}
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the Hopper kernel gets, by value.
+#ifndef VORTA_TRT_KERNELS_SM90_ATTENTION_PARAMS_H_
+#define VORTA_TRT_KERNELS_SM90_ATTENTION_PARAMS_H_
+
+#include <cuda.h>
+
+#include "../sliding_plan.h"
+
+namespace vorta::sm90 {
+
+/// How TMA sees one of key and value. Coordinates of a flat map: column, token, head, sample; of the grid map: column,
+/// w, frame * H + h, head, sample.
+struct KeyMaps {
+  CUtensorMap flat;     // box of kKeys tokens
+  CUtensorMap compact;  // the coreset in the workspace; box of kKeys tokens
+  CUtensorMap grid;     // box of SlidingPlan's box_width x box_height tokens
+};
+
+struct AttentionParams {
+  KeyMaps key, value;
+  CUtensorMap fill;  // box of SlidingPlan's `fill` rows, read out of bounds, where TMA gives zeros
+  RoutedAttentionParams problem;
+  SlidingPlan sliding;
+  int blocks_full, blocks_coreset, blocks_text, blocks_sliding;  // query blocks of a head
+};
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_ATTENTION_PARAMS_H_

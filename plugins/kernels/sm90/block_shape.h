@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one table of tile shapes of the Hopper kernel. A thread block is one producer warpgroup and kConsumers consumer
+// warpgroups of 64 query rows each. Keys come kKeys at a time through stages of shared memory.
+#ifndef VORTA_TRT_KERNELS_SM90_BLOCK_SHAPE_H_
+#define VORTA_TRT_KERNELS_SM90_BLOCK_SHAPE_H_
+
+namespace vorta::sm90 {
+
+inline constexpr int kRowsPerWarpgroup = 64;  // M of a wgmma
+inline constexpr int kThreadsPerWarpgroup = 128;
+/// Registers of a thread block at launch, which setmaxnreg can only move between its warpgroups: 65,536 shared by the
+/// threads, rounded down to a multiple of 8 each. Asking for more waits for ever.
+constexpr int registers_per_block(int warpgroups) {
+  const int threads = warpgroups * kThreadsPerWarpgroup;
+  return 65536 / threads / 8 * 8 * threads;
+}
+inline constexpr int kMaxSharedBytes = 227 * 1024;
+
+template <int kHeadDim>
+struct BlockShape;
+
+template <>
+struct BlockShape<128> {
+  static constexpr int kConsumers = 2;
+  // Scores 72 + weights 56 + output 64 registers leave 32 of 224 for everything else. 144 keys are two planes (9, 8) of
+  // the published tiles, so that their windows are cut without waste.
+  static constexpr int kKeys = 144;
+  static constexpr int kKeyStages = 2;
+  static constexpr int kValueStages = 2;  // Q 32 KB + 2 x (K 36 KB + V 36 KB) = 176 KB
+  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kProducerRegisters = 56;
+};
+
+template <>
+struct BlockShape<64> {
+  static constexpr int kConsumers = 2;
+  static constexpr int kKeys = 144;
+  static constexpr int kKeyStages = 4;
+  static constexpr int kValueStages = 4;  // Q 16 KB + 4 x (K 18 KB + V 18 KB) = 160 KB
+  static constexpr int kConsumerRegisters = 224;
+  static constexpr int kProducerRegisters = 56;
+};
+
+template <int kHeadDim>
+constexpr bool is_valid() {
+  using Shape = BlockShape<kHeadDim>;
+  return kHeadDim % 64 == 0         // columns of a 128-byte swizzle atom
+         && Shape::kConsumers == 2  // the query loaders: a warp for each
+         && Shape::kKeys % 16 == 0  // whole wgmma k-steps in P V
+         && Shape::kKeys <= 256     // N of a wgmma, rows of a TMA box
+         && Shape::kProducerRegisters % 8 == 0 && Shape::kConsumerRegisters % 8 == 0  // setmaxnreg
+         && (Shape::kConsumers * Shape::kConsumerRegisters + Shape::kProducerRegisters) * kThreadsPerWarpgroup <=
+                registers_per_block(Shape::kConsumers + 1);
+}
+static_assert(is_valid<64>() && is_valid<128>(), "a block shape breaks a rule of the kernel");
+
+/// Head dimensions that have an instance; others take the generic kernel.
+constexpr bool has_instance(int head_dim) { return head_dim == 64 || head_dim == 128; }
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_BLOCK_SHAPE_H_

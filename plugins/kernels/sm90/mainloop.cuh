@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a consumer warpgroup does with a work item: FlashAttention-3's loop (Shah et al. 2024) over blocks of keys,
+//
+//   S = Q K[j]^T   and   O += P V[j-1]   run on the tensor cores while P of block j is made from S,
+//
+// and the two warpgroups take turns: while one issues its products, the other one is in its softmax.
+#ifndef VORTA_TRT_KERNELS_SM90_MAINLOOP_CUH_
+#define VORTA_TRT_KERNELS_SM90_MAINLOOP_CUH_
+
+#include "softmax.cuh"
+#include "wgmma.cuh"
+
+namespace vorta::sm90 {
+
+/// The warpgroups' turns at the tensor cores.
+template <class Traits>
+struct Turns {
+  static constexpr int kThreads = 2 * kThreadsPerWarpgroup;
+  int warpgroup;
+
+  /// Once per kernel: the first warpgroup starts.
+  __device__ void start() const {
+    if (warpgroup == Traits::kConsumers - 1) pass();
+  }
+  __device__ void take() const { NamedBarrier::sync(kThreads, kTurn + warpgroup); }
+  __device__ void pass() const { NamedBarrier::arrive(kThreads, kTurn + (warpgroup + 1) % Traits::kConsumers); }
+};
+
+template <class Traits>
+class Consumer {
+ public:
+  using Element = typename Traits::Element;
+  using Product = Products<Traits>;
+  static constexpr int kKeys = Traits::kKeys;
+  static constexpr int kOutputs = Product::kOutputs;
+  static constexpr int kExactBlocks = 8;  // of an item, in which the shift is the maximum: see OnlineSoftmax
+
+  float output[kOutputs];
+
+  __device__ Consumer(SharedStorage<Traits>& shared, int warpgroup) : shared_(shared), turns_{warpgroup} {
+    turns_.start();
+  }
+
+  /// Computes this warpgroup's rows of the item, normalized, into `output`.
+  __device__ void attend(const WorkItem& item, float scale_log2) {
+    const uint64_t query = tile_descriptor(shared_.query + turns_.warpgroup * kRowsPerWarpgroup * kSwizzleBytes, 0);
+    OnlineSoftmax softmax(scale_log2);
+    float scores[Product::kScores];
+    // P of the block before is read by the tensor cores while that of this block is made: its early part goes into
+    // registers of its own, the late part has to wait for P V.
+    uint32_t early[2][Product::kEarlyScores / 2], late[Product::kLateScores / 2];
+    const auto weigh_early = [&](uint32_t (&weights)[Product::kEarlyScores / 2]) {
+      softmax.template weigh<Element, 0, Product::kEarlyScores, false>(scores, weights);
+    };
+    const auto weigh_late = [&] {
+      softmax.template weigh<Element, Product::kEarlyScores, Product::kLateScores, true>(scores, late);
+    };
+    const auto rescale = [&] {
+      float correction[2];
+      softmax.raise(scores, correction);
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) output[i] *= correction[row_of(i)];
+    };
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) output[i] = 0.0f;
+
+    wait(shared_.query_full[turns_.warpgroup], query_parity_);
+    wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
+    cute::warpgroup_arrive();
+    Product::query_key(query, key_descriptor(), scores);
+    cute::warpgroup_commit_batch();
+    const KeyBlockNote first = shared_.note[key_ring_.stage];
+    cute::warpgroup_wait<0>();
+    finish_scores(first, item.key_blocks == 1, scores);
+    rescale();
+    weigh_early(early[0]);
+    weigh_late();
+    softmax.accept();
+
+    const auto step = [&](uint32_t (&before)[Product::kEarlyScores / 2], uint32_t (&after)[Product::kEarlyScores / 2],
+                          bool exact, bool last) {
+      wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
+      wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
+      turns_.take();
+      fence_accumulator(output);
+      fence_accumulator(scores);
+      cute::warpgroup_arrive();
+      Product::query_key(query, key_descriptor(), scores);
+      cute::warpgroup_commit_batch();
+      Product::weight_value(before, late, value_descriptor(), output);
+      cute::warpgroup_commit_batch();
+      turns_.pass();
+      const KeyBlockNote note = shared_.note[key_ring_.stage];
+      value_ring_ = value_ring_.next();
+      cute::warpgroup_wait<1>();
+      finish_scores(note, last, scores);
+      weigh_early(after);
+      // The wait for P V stands in both branches, in different words: else the compiler moves it up in front of the
+      // weights that are made meanwhile.
+      if (exact || softmax.is_exceeded()) {
+        asm volatile("wgmma.wait_group.sync.aligned 0;  // and rescale" ::: "memory");
+        fence_accumulator(output);
+        rescale();
+        weigh_early(after);
+      } else {
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        fence_accumulator(output);
+      }
+      release(shared_.value_empty[value_ring_.before()]);
+      weigh_late();
+      if (softmax.is_exceeded()) {
+        rescale();
+        weigh_early(after);
+        weigh_late();
+      }
+      softmax.accept();
+    };
+    const auto finish = [&](const uint32_t (&before)[Product::kEarlyScores / 2]) {
+      wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
+      fence_accumulator(output);
+      cute::warpgroup_arrive();
+      Product::weight_value(before, late, value_descriptor(), output);
+      cute::warpgroup_commit_batch();
+      value_ring_ = value_ring_.next();
+      cute::warpgroup_wait<0>();
+      fence_accumulator(output);
+      release(shared_.value_empty[value_ring_.before()]);
+    };
+
+    int block = 1;
+#pragma unroll 1
+    for (; block + 1 < item.key_blocks; block += 2) {
+      step(early[0], early[1], block < kExactBlocks, false);
+      step(early[1], early[0], block < kExactBlocks, block + 2 == item.key_blocks);
+    }
+    if (block < item.key_blocks) {
+      step(early[0], early[1], block < kExactBlocks, true);
+      finish(early[1]);
+    } else {
+      finish(early[0]);
+    }
+    softmax.normalize(output);
+  }
+
+  /// An item with no row of this warpgroup that has anything to attend to: lets the others have their turns.
+  __device__ void skip(const WorkItem& item) {
+    wait(shared_.query_full[turns_.warpgroup], query_parity_);
+    release_query();
+    for (int block = 0; block < item.key_blocks; ++block) {
+      if (block > 0) turns_.take();
+      if (block > 0) turns_.pass();
+      wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
+      const KeyBlockNote note = shared_.note[key_ring_.stage];
+      release(shared_.key_empty[key_ring_.stage]);
+      key_ring_ = key_ring_.next();
+      wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
+      if (note.dirty) clean_values(note.valid);
+      release(shared_.value_empty[value_ring_.stage]);
+      value_ring_ = value_ring_.next();
+    }
+  }
+
+ private:
+  __device__ uint64_t key_descriptor() const { return tile_descriptor(shared_.key[key_ring_.stage], 0); }
+  __device__ uint64_t value_descriptor() const {
+    return tile_descriptor(shared_.value[value_ring_.stage], kKeys * kSwizzleBytes);
+  }
+
+  /// This warp is done with what the barrier guards.
+  static __device__ void release(ClusterBarrier& barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier.arrive();
+  }
+
+  /// The query rows may be replaced by those of the next item.
+  __device__ void release_query() {
+    NamedBarrier::arrive(Traits::kQueryFreeThreads, kQueryFree + turns_.warpgroup);
+    query_parity_ ^= 1;
+  }
+
+  /// Frees the block of K that the scores were computed from, and takes out of them what is no key.
+  __device__ void finish_scores(const KeyBlockNote& note, bool last, float (&scores)[Product::kScores]) {
+    fence_accumulator(scores);
+    release(shared_.key_empty[key_ring_.stage]);
+    key_ring_ = key_ring_.next();
+    if (last) release_query();
+    if (note.valid < kKeys) {
+      mask_columns(scores, note.valid);
+      if (note.dirty) clean_values(note.valid);
+    }
+  }
+
+  /// Zeroes the rows of the block of V that belongs to the scores from `valid` on: their weights are 0, but 0 times NaN
+  /// is NaN.
+  __device__ void clean_values(int valid) {
+    wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
+    constexpr int kThreads = Traits::kConsumers * kThreadsPerWarpgroup;
+    const int thread = threadIdx.x - kThreadsPerWarpgroup;
+    for (int group = 0; group < Traits::kColumnGroups; ++group) {
+      auto* rows = reinterpret_cast<uint4*>(shared_.value[value_ring_.stage] + group * kKeys * kSwizzleBytes);
+      for (int i = valid * 8 + thread; i < kKeys * 8; i += kThreads) rows[i] = uint4{0, 0, 0, 0};
+    }
+    cutlass::arch::fence_view_async_shared();
+    NamedBarrier::sync(kThreads, kCleaned);
+  }
+
+  SharedStorage<Traits>& shared_;
+  Turns<Traits> turns_;
+  RingPosition<Traits::kKeyStages> key_ring_;
+  RingPosition<Traits::kValueStages> value_ring_;  // of the block whose P is being made or multiplied next
+  unsigned query_parity_ = 0;
+};
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_MAINLOOP_CUH_

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The producer warpgroup. One warp keeps the ring of K full with TMA, one that of V; the others take work items and
+// gather the query rows of the next one with cp.async while the consumers are busy with this one.
+#ifndef VORTA_TRT_KERNELS_SM90_PRODUCER_CUH_
+#define VORTA_TRT_KERNELS_SM90_PRODUCER_CUH_
+
+#include "cute/arch/cluster_sm90.hpp"
+#include "cute/arch/copy_sm80.hpp"
+#include "cute/arch/copy_sm90_tma.hpp"
+#include "shared_storage.cuh"
+
+namespace vorta::sm90 {
+
+/// The blocks of K or V of one work item, in order. One thread of a warp fetches them.
+template <class Traits>
+class KeyStream {
+ public:
+  __device__ KeyStream(const AttentionParams& params, const KeyMaps& maps, const TensorView& tensor,
+                       const WorkItem& item)
+      : params_(params), maps_(maps) {
+    const RoutedAttentionParams& problem = params.problem;
+    head_ = tensor.head_stride == 0 ? 0 : item.head;
+    sample_ = tensor.batch_stride == 0 ? 0 : item.sample;
+    flat_ = &maps.flat;
+    tensor_end_ = problem.video_tokens + problem.text_tokens;
+    switch (item.kind) {
+      case ItemKind::kSliding:
+        window_blocks_ = item.window_blocks;
+        boxes_left_ = params.sliding.boxes;
+        frame_rows_ = problem.tiles.boxes[1] * problem.tiles.extent[1];
+        w_first_ = w_ = item.group.window_origin[2];
+        h_first_ = h_ = item.group.window_origin[0] * frame_rows_ + item.group.window_origin[1];
+        token_ = problem.video_tokens;
+        end_ = problem.video_tokens + item.text_length;
+        break;
+      case ItemKind::kCoreset:
+        flat_ = &maps.compact;
+        head_ = item.head;
+        sample_ = item.sample;
+        tensor_end_ = end_ = item.keys;  // the selection writes zeros behind the valid text
+        break;
+      default:
+        end_ = item.keys;
+    }
+  }
+
+  /// What the next block holds; call it before load().
+  __device__ KeyBlockNote note() const {
+    if (window_blocks_ > 0) {
+      const SlidingPlan& plan = params_.sliding;
+      return {min(plan.boxes_per_block, boxes_left_) * plan.box_width * plan.box_height, 0};  // TMA clears the rest
+    }
+    const int valid = min(Traits::kKeys, end_ - token_);
+    return {valid, valid < Traits::kKeys && token_ + valid < tensor_end_};
+  }
+
+  /// Fetches the next block into `shared`.
+  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared) {
+    full.arrive_and_expect_tx(Traits::kStageBytes);
+    auto* barrier = reinterpret_cast<uint64_t*>(&full);
+    if (window_blocks_ == 0) {
+      load_flat(flat_, barrier, shared, token_, head_, sample_);
+      token_ += Traits::kKeys;
+      return;
+    }
+    --window_blocks_;
+    const SlidingPlan& plan = params_.sliding;
+    for (int box = 0; box < plan.boxes_per_block; ++box) {
+      // Behind the last box comes what is out of bounds, where TMA gives zeros.
+      const int h = boxes_left_-- > 0 ? h_ : params_.problem.video_tokens;
+#pragma unroll
+      for (int group = 0; group < Traits::kColumnGroups; ++group) {
+        cute::SM90_TMA_LOAD_5D::copy(&maps_.grid, barrier, kHint, shared + group * kGroupBytes, group * 64, w_, h,
+                                     head_, sample_);
+      }
+      shared += plan.box_width * plan.box_height * kSwizzleBytes;
+      advance(plan);
+    }
+    if (plan.fill != 0) load_flat(&params_.fill, barrier, shared, 1, 0, 0);
+  }
+
+ private:
+  static constexpr uint64_t kHint = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+
+  static constexpr int kGroupBytes = Traits::kKeys * kSwizzleBytes;  // of 64 columns
+
+  __device__ void load_flat(const CUtensorMap* map, uint64_t* barrier, unsigned char* shared, int token, int head,
+                            int sample) const {
+#pragma unroll
+    for (int group = 0; group < Traits::kColumnGroups; ++group) {
+      cute::SM90_TMA_LOAD_4D::copy(map, barrier, kHint, shared + group * kGroupBytes, group * 64, token, head, sample);
+    }
+  }
+
+  /// To the next box of the window, in raster order.
+  __device__ void advance(const SlidingPlan& plan) {
+    w_ += plan.box_width;
+    if (w_ < w_first_ + plan.window[2]) return;
+    w_ = w_first_;
+    h_ += plan.box_height;
+    if (h_ < h_first_ + plan.window[1]) return;
+    h_first_ += frame_rows_;
+    h_ = h_first_;
+  }
+
+  const AttentionParams& params_;
+  const KeyMaps& maps_;
+  const CUtensorMap* flat_;
+  int head_, sample_;
+  int token_ = 0, end_ = 0, tensor_end_;  // flat: next token, end of the keys, end of what is in memory
+  int window_blocks_ = 0, boxes_left_ = 0;
+  int w_ = 0, h_ = 0, w_first_ = 0, h_first_ = 0, frame_rows_ = 0;  // next box; h counts the rows of all frames
+};
+
+/// Calls `use` with every work item, until there are no more. `use` is a warp's part in it.
+template <class Traits, class Use>
+__device__ void for_each_item(SharedStorage<Traits>& shared, const Use& use) {
+  for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
+    wait(shared.item_full[slot.stage], slot.parity);
+    const WorkItem item = shared.item[slot.stage];
+    if (item.kind == ItemKind::kEnd) return;
+    use(item, slot.stage);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
+  }
+}
+
+/// The warp that keeps the ring of K full.
+template <class Traits>
+__device__ void produce_keys(const AttentionParams& params, SharedStorage<Traits>& shared) {
+  const bool leader = cute::elect_one_sync();
+  RingPosition<Traits::kKeyStages> ring;
+  for_each_item(shared, [&](const WorkItem& item, int) {
+    KeyStream<Traits> keys(params, params.key, params.problem.key, item);
+    for (int block = 0; block < item.key_blocks; ++block) {
+      wait(shared.key_empty[ring.stage], ring.parity ^ 1);
+      if (leader) {
+        shared.note[ring.stage] = keys.note();
+        keys.load(shared.key_full[ring.stage], shared.key[ring.stage]);
+      }
+      ring = ring.next();
+    }
+  });
+}
+
+/// The warp that keeps the ring of V full.
+template <class Traits>
+__device__ void produce_values(const AttentionParams& params, SharedStorage<Traits>& shared) {
+  const bool leader = cute::elect_one_sync();
+  RingPosition<Traits::kValueStages> ring;
+  for_each_item(shared, [&](const WorkItem& item, int) {
+    KeyStream<Traits> values(params, params.value, params.problem.value, item);
+    for (int block = 0; block < item.key_blocks; ++block) {
+      wait(shared.value_empty[ring.stage], ring.parity ^ 1);
+      if (leader) values.load(shared.value_full[ring.stage], shared.value[ring.stage]);
+      ring = ring.next();
+    }
+  });
+}
+
+/// Looks up and prefetches the rows of one consumer warpgroup, then gathers them as soon as their place is free.
+template <class Traits>
+__device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, const WorkItem& item,
+                             int slot, int warpgroup, bool first_item) {
+  using Element = typename Traits::Element;
+  constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
+  constexpr int kRowsPerPass = 32 / kChunks;
+  const int lane = threadIdx.x % 32, chunk = lane % kChunks;
+  const auto* query = static_cast<const Element*>(problem.query.data) + item.sample * problem.query.batch_stride +
+                      item.head * problem.query.head_stride;
+  int* tokens = shared.row_token[slot] + warpgroup * kRowsPerWarpgroup;
+  for (int row = lane; row < kRowsPerWarpgroup; row += 32) {
+    const int token = row_token(problem, item, warpgroup * kRowsPerWarpgroup + row);
+    tokens[row] = token;
+    if (token < 0) continue;
+    const auto* source = query + token * problem.query.token_stride;
+    for (int column = 0; column < Traits::kHeadDim; column += 64) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(source + column));
+    }
+  }
+  __syncwarp();
+  if (!first_item) NamedBarrier::sync(Traits::kQueryFreeThreads, kQueryFree + warpgroup);
+  unsigned char* group =
+      shared.query + chunk / 8 * (Traits::kRows * kSwizzleBytes) + warpgroup * kRowsPerWarpgroup * kSwizzleBytes;
+#pragma unroll 8
+  for (int pass = 0; pass < kRowsPerWarpgroup / kRowsPerPass; ++pass) {
+    const int row = pass * kRowsPerPass + lane / kChunks;
+    const int token = tokens[row];
+    auto* target = reinterpret_cast<cute::uint128_t*>(group + row * kSwizzleBytes + ((chunk ^ row) % 8) * 16);
+    if (token < 0) {  // not stored; products of zeros take the least power
+      *target = cute::uint128_t{};
+      continue;
+    }
+    const auto* source =
+        reinterpret_cast<const cute::uint128_t*>(query + token * problem.query.token_stride + chunk * 8);
+    cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>::copy(*source, *target);
+  }
+  cute::cp_async_fence();
+  cute::cp_async_wait<0>();
+  cutlass::arch::fence_view_async_shared();  // wgmma reads the rows through the asynchronous proxy
+  shared.query_full[warpgroup].arrive();
+}
+
+/// The warps that gather query rows. The first of them also takes the work items, one ahead of the one computed.
+template <class Traits>
+__device__ void produce_queries(const AttentionParams& params, SharedStorage<Traits>& shared) {
+  const RoutedAttentionParams& problem = params.problem;
+  const int warpgroup = threadIdx.x / 32 - kQueryWarp;
+  bool first_item = true;
+  if (warpgroup != 0) {
+    for_each_item(shared, [&](const WorkItem& item, int slot) {
+      load_queries<Traits>(problem, shared, item, slot, warpgroup, first_item);
+      first_item = false;
+    });
+    return;
+  }
+  const HeadCounts counts = count_heads(problem);
+  for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
+    int index = 0;
+    if (threadIdx.x % 32 == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
+    index = __shfl_sync(0xffffffffu, index, 0);
+    const WorkItem item = make_work_item<Traits>(params, counts, index);
+    wait(shared.item_empty[slot.stage], slot.parity ^ 1);
+    if (threadIdx.x % 32 == 0) {
+      shared.item[slot.stage] = item;
+      shared.item_full[slot.stage].arrive();
+    }
+    if (item.kind == ItemKind::kEnd) return;
+    load_queries<Traits>(problem, shared, item, slot.stage, warpgroup, first_item);
+    first_item = false;
+  }
+}
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_PRODUCER_CUH_

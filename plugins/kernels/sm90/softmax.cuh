@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Online softmax (Milakov and Gimelshein 2018) in fp32 and base 2 on a wgmma accumulator: a thread owns a quarter of
+// the columns of two rows, 8 apart; the other quarters lie in the neighbouring three lanes.
+#ifndef VORTA_TRT_KERNELS_SM90_SOFTMAX_CUH_
+#define VORTA_TRT_KERNELS_SM90_SOFTMAX_CUH_
+
+#include <cstdint>
+
+#include "cutlass/numeric_types.h"
+
+namespace vorta::sm90 {
+
+/// One instruction; relative error 2^-22, and exp2(-inf) = 0.
+__device__ inline float exp2_approx(float value) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
+/// Rounds two numbers into one register, `low` first.
+template <class Element>
+__device__ uint32_t pack(float low, float high) {
+  uint32_t result;
+  if constexpr (std::is_same_v<Element, cutlass::bfloat16_t>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  }
+  return result;
+}
+
+template <class Element>
+__device__ float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, cutlass::bfloat16_t>) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+  } else {
+    float2 result;
+    asm("{\n"
+        ".reg .f16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.f32.f16 %0, low;\n"
+        "cvt.f32.f16 %1, high;\n"
+        "}"
+        : "=f"(result.x), "=f"(result.y)
+        : "r"(pair));
+    return result;
+  }
+}
+
+/// The row, 0 or 1 of the thread's two, of accumulator element i.
+__device__ constexpr int row_of(int i) { return i / 2 % 2; }
+
+/// Takes columns from `valid` on out of the softmax.
+template <int kScores>
+__device__ void mask_columns(float (&scores)[kScores], int valid) {
+  const int limit = valid - 2 * (threadIdx.x % 4);  // of the column's part that is known when compiling
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    if (8 * (i / 4) + i % 2 >= limit) scores[i] = -INFINITY;
+  }
+}
+
+/// What a row's scores are shifted by follows the row's maximum only when it has to. Weights are exp2(score * scale -
+/// shift), and any shift gives the same quotient of output and sum as long as nothing overflows or vanishes: floating
+/// point rounds large and small weights alike. So the maximum is looked for in the first blocks of keys, and again
+/// where the weights of a block add up to more than kLimit; the others are spared the search, its latency and the
+/// multiplication of the output. The first blocks, because the one weight that is not rounded is that of the maximum,
+/// 1: that shows where few keys share the weight, and most where there are few keys.
+struct OnlineSoftmax {
+  static constexpr int kChains =
+      4;  // of dependent instructions, to hide their latency; a multiple of row_of()'s period
+  static constexpr float kLimit = 1024.0f;  // of one thread's weights of one block; fp16 ends at 65,504
+
+  float scale_log2;  // of the logits, times log2(e); positive
+  float shift[2];
+  float sum[2];   // of the weights in this thread's columns alone
+  float part[2];  // the same, of the current block
+
+  __device__ explicit OnlineSoftmax(float scale) : scale_log2(scale), shift{-INFINITY, -INFINITY}, sum{}, part{} {}
+
+  /// weights = exp2(scores * scale - shift) for kCount scores from kFirst on, rounded in pairs; their sum before that
+  /// is put into `part`, or added to it.
+  template <class Element, int kFirst, int kCount, bool kAdd, int kScores>
+  __device__ void weigh(const float (&scores)[kScores], uint32_t (&weights)[kCount / 2]) {
+    float chain[kChains] = {};
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      const float low = exp2_approx(scores[kFirst + i] * scale_log2 - shift[row_of(i)]);
+      const float high = exp2_approx(scores[kFirst + i + 1] * scale_log2 - shift[row_of(i)]);
+      weights[i / 2] = pack<Element>(low, high);
+      const float2 rounded = unpack<Element>(weights[i / 2]);
+      chain[i % kChains] += rounded.x;
+      chain[(i + 1) % kChains] += rounded.y;
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      if (!kAdd) part[row] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kChains; ++i) {
+        if (row_of(i) == row) part[row] += chain[i];
+      }
+    }
+  }
+
+  /// Whether the shift was too small for these weights, in any row of the warp; also if there is a NaN.
+  __device__ bool is_exceeded() const { return __any_sync(0xffffffffu, !(part[0] <= kLimit) || !(part[1] <= kLimit)); }
+
+  /// Shifts by the largest score so far from now on; `correction` is what that makes of older sums and outputs.
+  template <int kScores>
+  __device__ void raise(const float (&scores)[kScores], float (&correction)[2]) {
+    static_assert(kScores % kChains == 0, "every chain gets as many scores");
+    float highest[kChains];
+#pragma unroll
+    for (int i = 0; i < kChains; ++i) highest[i] = scores[i];
+#pragma unroll
+    for (int i = kChains; i < kScores; ++i) highest[i % kChains] = fmaxf(highest[i % kChains], scores[i]);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float risen = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < kChains; ++i) {
+        if (row_of(i) == row) risen = fmaxf(risen, highest[i]);
+      }
+      risen = fmaxf(risen, __shfl_xor_sync(0xffffffffu, risen, 1));
+      risen = fmaxf(risen, __shfl_xor_sync(0xffffffffu, risen, 2));
+      const float before = shift[row];
+      shift[row] = fmaxf(before, risen * scale_log2);
+      // A row that has seen no finite score keeps weights of exp2(-inf) = 0, not exp2(-inf + inf) = NaN.
+      if (shift[row] == -INFINITY) shift[row] = 0.0f;
+      correction[row] = exp2_approx(before - shift[row]);
+      sum[row] *= correction[row];
+    }
+  }
+
+  /// Adds the weights of the current block to the sums.
+  __device__ void accept() {
+    sum[0] += part[0];
+    sum[1] += part[1];
+  }
+
+  /// Divides the output by the sums; a row without keys becomes 0.
+  template <int kOutputs>
+  __device__ void normalize(float (&output)[kOutputs]) const {
+    float inverse[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float total = sum[row] + __shfl_xor_sync(0xffffffffu, sum[row], 1);
+      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;  // NaN stays NaN
+    }
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) output[i] *= inverse[row_of(i)];
+  }
+};
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_SOFTMAX_CUH_

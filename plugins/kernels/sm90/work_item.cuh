@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sparsity pattern: which heads make which work items, which token stands in which query row of an item, and which
+// keys it walks over. The mainloop knows no branch; the branches differ in this file and in key_blocks.cuh alone.
+//
+// A head's items depend on its route, which only the device knows. Item numbers run through the heads of one kind after
+// the other, longest items first, and heads of a kind in their order: neighbours share their keys in the L2 cache.
+#ifndef VORTA_TRT_KERNELS_SM90_WORK_ITEM_CUH_
+#define VORTA_TRT_KERNELS_SM90_WORK_ITEM_CUH_
+
+#include "attention_params.h"
+
+namespace vorta::sm90 {
+
+enum class ItemKind : int {
+  kRaster,   // rows and keys are token ids as they are: full heads, and text queries of sliding heads
+  kCoreset,  // rows and keys are kept tokens, then text
+  kSliding,  // rows are tokens of a query group, keys of its window, then text
+  kEnd       // no more work
+};
+
+struct WorkItem {
+  ItemKind kind;
+  int sample, head;
+  int first_row;          // in the branch's order
+  int rows;               // of the block that exist
+  int text_length;        // valid text tokens
+  int keys;               // raster, coreset: keys in all; 0 if every row is padding
+  int key_blocks;         // in all
+  int window_blocks;      // sliding: blocks of the window, text after them
+  QueryGroupBlock group;  // sliding
+};
+
+/// What a query row is: a token id, kNoRow, or ~token of padded text, whose output is 0.
+inline constexpr int kNoRow = INT32_MIN;
+
+/// Heads by kind, counted once by a warp.
+struct HeadCounts {
+  int full, coreset, sliding;
+};
+
+__device__ inline ItemKind kind_of(int route) {
+  return route == VORTA_CORESET ? ItemKind::kCoreset
+                                : (route == VORTA_SLIDING ? ItemKind::kSliding : ItemKind::kRaster);
+}
+
+/// The whole warp calls it.
+__device__ inline HeadCounts count_heads(const RoutedAttentionParams& problem) {
+  const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
+  HeadCounts counts{};
+  for (int first = 0; first < heads; first += 32) {
+    const bool in_range = first + lane < heads;
+    const ItemKind kind = in_range ? kind_of(problem.routes[first + lane]) : ItemKind::kEnd;
+    counts.full += __popc(__ballot_sync(0xffffffffu, kind == ItemKind::kRaster));
+    counts.coreset += __popc(__ballot_sync(0xffffffffu, kind == ItemKind::kCoreset));
+    counts.sliding += __popc(__ballot_sync(0xffffffffu, kind == ItemKind::kSliding));
+  }
+  return counts;
+}
+
+/// The head (sample * N + head) of the given kind that comes after `before` others of it. The whole warp calls it.
+__device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind kind, int before) {
+  const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
+  for (int first = 0;; first += 32) {
+    const bool matches = first + lane < heads && kind_of(problem.routes[first + lane]) == kind;
+    const unsigned found = __ballot_sync(0xffffffffu, matches);
+    const int count = __popc(found);
+    if (before < count) return first + __fns(found, 0, before + 1);
+    before -= count;
+  }
+}
+
+__device__ inline int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+/// Decodes the `index`-th item. The whole warp calls it, and every lane gets the item.
+template <class Traits>
+__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index) {
+  const RoutedAttentionParams& problem = params.problem;
+  WorkItem item{};
+  ItemKind heads_of = ItemKind::kRaster;
+  int per_head = params.blocks_full, first_row = 0;
+  item.kind = ItemKind::kRaster;
+  if (index >= counts.full * per_head) {
+    index -= counts.full * per_head;
+    heads_of = ItemKind::kSliding;
+    per_head = params.blocks_text;
+    first_row = problem.video_tokens;
+    if (index >= counts.sliding * per_head) {
+      index -= counts.sliding * per_head;
+      item.kind = heads_of = ItemKind::kCoreset;
+      per_head = params.blocks_coreset;
+      first_row = 0;
+      if (index >= counts.coreset * per_head) {
+        index -= counts.coreset * per_head;
+        item.kind = heads_of = ItemKind::kSliding;
+        per_head = params.blocks_sliding;
+        if (index >= counts.sliding * per_head) {
+          item.kind = ItemKind::kEnd;
+          return item;
+        }
+      }
+    }
+  }
+  const int before = index / per_head, block = index - before * per_head;
+  const int head = find_head(problem, heads_of, before);
+  item.sample = head / problem.heads;
+  item.head = head - item.sample * problem.heads;
+  item.text_length = problem.text_tokens == 0 ? 0 : min(max(problem.text_length[item.sample], 0), problem.text_tokens);
+  if (item.kind == ItemKind::kSliding) {
+    item.group = query_group_block(params.sliding, block, Traits::kRows);
+    item.rows = item.group.rows;
+    item.window_blocks = params.sliding.key_blocks;
+    item.key_blocks = item.window_blocks + ceil_div(item.text_length, Traits::kKeys);
+    return item;
+  }
+  const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
+  item.first_row = first_row + block * Traits::kRows;
+  item.rows = min(Traits::kRows, video + problem.text_tokens - item.first_row);
+  item.keys = item.first_row < video + item.text_length ? video + item.text_length : 0;
+  item.key_blocks = ceil_div(item.keys, Traits::kKeys);
+  return item;
+}
+
+/// What stands in row `row` of the item.
+__device__ inline int row_token(const RoutedAttentionParams& problem, const WorkItem& item, int row) {
+  if (row >= item.rows) return kNoRow;
+  if (item.kind == ItemKind::kSliding) return item.group.token(problem.tiles, row);
+  int position = item.first_row + row;
+  if (item.kind == ItemKind::kCoreset) {
+    if (position < problem.kept_tokens) {
+      const int64_t head = int64_t{item.sample} * problem.heads + item.head;
+      return problem.kept_queries[head * problem.kept_tokens + position];
+    }
+    position += problem.video_tokens - problem.kept_tokens;
+  }
+  return position < problem.video_tokens + item.text_length ? position : ~position;
+}
+
+}  // namespace vorta::sm90
+
+#endif  // VORTA_TRT_KERNELS_SM90_WORK_ITEM_CUH_

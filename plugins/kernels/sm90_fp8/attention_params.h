@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef VORTA_TRT_KERNELS_SM90_FP8_ATTENTION_PARAMS_H_
+#define VORTA_TRT_KERNELS_SM90_FP8_ATTENTION_PARAMS_H_
+
+#include "../sm90/attention_params.h"
+#include "images.h"
+
+namespace vorta::sm90_fp8 {
+
+/// What the 8-bit kernel gets, by value.
+struct AttentionParams {
+  sm90::AttentionParams pattern;  // its tensor maps are not used
+  Images images;
+};
+
+}  // namespace vorta::sm90_fp8
+
+#endif  // VORTA_TRT_KERNELS_SM90_FP8_ATTENTION_PARAMS_H_
