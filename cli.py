@@ -32,6 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+bench = typer.Typer(
+    help="Measure the kernels beside everything else that computes the same.",
+    epilog="\b\nExample:\n  vorta-trt bench attention --output attention.json --plot attention.png",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.add_typer(bench, name="bench")
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -39,6 +47,11 @@ class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+class AttentionPrecision(str, Enum):
+    same = "same"
+    fp8 = "fp8"
 
 
 class Flavour(str, Enum):
@@ -52,13 +65,23 @@ class Scheduler(str, Enum):
     dpm = "dpm++"
 
 
+class HalfType(str, Enum):
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class BenchInputs(str, Enum):
+    normal = "normal"
+    outliers = "outliers"
+
+
 class Executor(str, Enum):
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
     reference = "reference"
 
 
-def _command(*examples: str) -> Callable[[Command], Command]:
+def _command(*examples: str, group: typer.Typer = app) -> Callable[[Command], Command]:
     """Registers a command: its examples below the help, and errors as one message instead of a traceback."""
 
     def decorate(function: Command) -> Command:
@@ -78,7 +101,7 @@ def _command(*examples: str) -> Callable[[Command], Command]:
         epilog = "\b\n" + "\n".join(
             [f"Example{'s' if len(examples) > 1 else ''}:", *(f"  {line}" for line in examples)]
         )
-        app.command(epilog=epilog)(run)
+        group.command(epilog=epilog)(run)
         return function
 
     return decorate
@@ -95,6 +118,14 @@ Size = Annotated[
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
 Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
+
+
+AttentionPrecisionOption = Annotated[
+    AttentionPrecision | None,
+    typer.Option(
+        help="fp8: less exact attention products, for GPUs of compute capability 9.0 [default: same as --precision]."
+    ),
+]
 
 
 @_command("vorta-trt doctor", "vorta-trt doctor --json")
@@ -155,6 +186,7 @@ def export(
     router: Router = None,
     size: Size = None,
     precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
+    attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -163,7 +195,7 @@ def export(
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    source = _source(checkpoint, router, size, precision, tau)
+    source = _source(checkpoint, router, size, precision, tau, attention_precision)
     with Stages() as stages:
         path = export_checkpoint(source, output, stages)
     if as_json:
@@ -188,6 +220,7 @@ def build(
     router: Router = None,
     size: Size = None,
     precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
+    attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
     tensorrt: Annotated[
         Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
@@ -209,7 +242,9 @@ def build(
     workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
     keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
-    strict: Annotated[bool, typer.Option(help="Refuse ONNX files that `vorta-trt export` did not write.")] = True,
+    strict: Annotated[
+        bool, typer.Option(help="Refuse ONNX files that `vorta-trt export` did not write, and fp8 without kernels.")
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -234,7 +269,13 @@ def build(
         "overwrite": overwrite,
         "strict": strict,
     }
-    of_checkpoints = {"--router": router, "--size": size, "--precision": precision, "--tau": tau}
+    of_checkpoints = {
+        "--router": router,
+        "--size": size,
+        "--precision": precision,
+        "--attention-precision": attention_precision,
+        "--tau": tau,
+    }
     is_onnx = source.is_file() or source.suffix == ".onnx"
     if is_onnx and (given := [name for name, value in of_checkpoints.items() if value is not None]):
         raise typer.BadParameter(
@@ -244,7 +285,7 @@ def build(
         if is_onnx:
             bundle = build_onnx(source, output, stages, **options)
         else:
-            checkpoint = _source(source, router, size, precision or Precision.bf16, tau)
+            checkpoint = _source(source, router, size, precision or Precision.bf16, tau, attention_precision)
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {_quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
@@ -384,14 +425,138 @@ def routes(
             typer.echo(f"wrote {path}")
 
 
-def _source(checkpoint: Path, router: Path | None, size: str | None, precision: Precision, tau: float | None) -> Source:
+@_command(
+    "vorta-trt bench attention --output attention.json --plot attention.png",
+    "vorta-trt bench attention --geometry wan-14b --heads 8 --branch full,sliding --peers cudnn,flash4",
+    "vorta-trt bench attention --small --json",
+    "vorta-trt bench attention --from attention.json --plot attention.png",
+    group=bench,
+)
+def attention(
+    geometry: Annotated[
+        list[str] | None,
+        typer.Option(help="wan-1.3b, wan-14b, hunyuan, aligned or a grid of the small set [default: the first four]."),
+    ] = None,
+    heads: Annotated[list[str] | None, typer.Option(help="Heads of a call [default: 8 and the model's own].")] = None,
+    text_length: Annotated[
+        list[str] | None, typer.Option(help="Valid text tokens, where there is text [default: 77 and 256].")
+    ] = None,
+    branch: Annotated[
+        list[str] | None, typer.Option(help="full, coreset, sliding or mixed [default: all four].")
+    ] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option(help="cudnn, flash2, flash4, flex, gather or none [default: all].")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="same or fp8, of the products inside the kernels [default: same].")
+    ] = None,
+    dtype: Annotated[HalfType, typer.Option(help="Of query, key, value and output.")] = HalfType.bf16,
+    head_dim: Annotated[int, typer.Option(help="A multiple of 8, at most 256.")] = 128,
+    inputs: Annotated[
+        BenchInputs, typer.Option(help="outliers: some channels of query and key are 16 times as large.")
+    ] = BenchInputs.normal,
+    small: Annotated[bool, typer.Option("--small", help="About 1,000 to 10,000 tokens, 12 heads.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="GPU time of one measurement, about.")] = 0.5,
+    junit: Annotated[
+        Path | None, typer.Option(help="Put the errors that the GPU tests recorded in this JUnit file into the report.")
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="Show this report of an earlier --output; measure nothing.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw useful TFLOP/s into this file (.png, .svg, .pdf).")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time the routed-attention kernels beside dense, sparse and gathered attention of others.
+
+    Everything is checked against float32 before it is timed. Options that take several values may be repeated or take a
+    list with commas. Two to three minutes on an H200.
+    """
+    from vorta_trt.benchmarks.report import Report, recorded_errors
+
+    if from_file is not None:
+        report = Report.read(from_file)
+    else:
+        from vorta_trt.benchmarks.attention import Options, run
+        from vorta_trt.benchmarks.cases import BRANCHES
+        from vorta_trt.runtime.console import Stages
+
+        try:
+            options = Options(
+                geometries=_listed(geometry),
+                heads=_numbers(heads, "--heads"),
+                text_lengths=_numbers(text_length, "--text-length"),
+                branches=_listed(branch) or BRANCHES,
+                peers=_listed(peers),
+                precisions=_listed(precision) or ("same",),
+                dtype=dtype.value,
+                head_dim=head_dim,
+                inputs=inputs.value,
+                small=small,
+                seed=seed,
+                seconds=seconds,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        with Stages() as stages:
+            report = run(options, stages)
+    if junit is not None:
+        report = Report({**report.about, "errors": recorded_errors(junit)}, report.rows)
+    if output is not None:
+        output.write_text(report.to_json() + "\n", encoding="utf-8")
+    if plot is not None:
+        from vorta_trt.benchmarks.plot import plot_report
+
+        plot_report(report, plot)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        from vorta_trt.benchmarks.table import case_table, headline, remarks
+        from vorta_trt.runtime.console import output_console
+
+        console = output_console()
+        console.print(headline(report), markup=False, soft_wrap=True)
+        for rows in report.cases().values():
+            console.print(case_table(rows))
+            for line in remarks(rows):
+                console.print(line, markup=False, soft_wrap=True)
+        for path in filter(None, (output, plot)):
+            typer.echo(f"wrote {path}")
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _listed(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+
+
+def _numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
+    parts = _listed(values)
+    for part in parts:
+        if not part.isdecimal():
+            raise typer.BadParameter(f"{part!r}: must be a whole number; use e.g. 8", param_hint=option)
+    return tuple(map(int, parts))
+
+
+def _source(
+    checkpoint: Path,
+    router: Path | None,
+    size: str | None,
+    precision: Precision,
+    tau: float | None,
+    attention_precision: AttentionPrecision | None = None,
+) -> Source:
     from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 
     try:
         video = None if size is None else VideoSize.parse(size)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from error
-    return Source(checkpoint, router, video, precision.value, tau)
+    attention = (attention_precision or AttentionPrecision.same).value
+    return Source(checkpoint, router, video, precision.value, tau, attention)
 
 
 def _batch(text: str) -> tuple[int, int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: the description of the machine, and one JSON file per run under results/."""
+"""What every benchmark shares: the description of the machine, and one JSON file per run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,40 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-REPORTED_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx", "tensorrt")
+REPORTED_PACKAGES = (
+    "vorta-trt",
+    "torch",
+    "triton",
+    "flash-attn-4",
+    "nvidia-cutlass-dsl",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt-rtx",
+    "tensorrt",
+)
 
 
-def environment() -> dict[str, Any]:
+def environment(source: Path = HERE) -> dict[str, Any]:
     """GPU, driver, versions, command and commit: what a reader needs to repeat a run.
 
-    The variable VORTA_COMMIT names the commit on a machine that holds the files without their history.
+    The commit is that of the folder `source`, none if it is an installed one; the variable VORTA_COMMIT names it on a
+    machine that holds the files without their history.
     """
     gpu, _, driver = (
         _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
     ).partition(", ")
     return {
         "date": date.today().isoformat(),
-        "command": shlex.join(["python", *(_short(part) for part in sys.argv)]),
-        "commit": os.environ.get("VORTA_COMMIT") or _output("git", "-C", str(HERE), "describe", "--always", "--dirty"),
+        "command": shlex.join(_command(sys.argv)),
+        "commit": os.environ.get("VORTA_COMMIT") or _commit(source),
         "cpu_cores": os.cpu_count(),
         "cpu": _cpu_name(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -43,11 +56,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Writes `results/<date>-<name>.json` and returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{date.today().isoformat()}-{name}.json"
-    path.write_text(json.dumps({**environment(), **figures}, indent=2) + "\n")
+def write_result(folder: Path, name: str, figures: dict[str, Any]) -> Path:
+    """Writes `<folder>/<date>-<name>.json` and returns its path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{date.today().isoformat()}-{name}.json"
+    path.write_text(json.dumps({**environment(folder), **figures}, indent=2) + "\n")
     return path
 
 
@@ -113,6 +126,21 @@ def _status(pid: int) -> dict[str, int]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    """The command as one would type it."""
+    program, *rest = arguments
+    name = Path(program).name
+    typed = ["vorta-trt"] if name in ("vorta-trt", "cli.py") else ["python", name]
+    return [*typed, *(_short(part) for part in rest)]
+
+
+def _commit(folder: Path) -> str | None:
+    """`git describe` of a folder whose files are tracked; a virtual environment inside a checkout is none."""
+    if not _output("git", "-C", str(folder), "ls-files", "--", "."):
+        return None
+    return _output("git", "-C", str(folder), "describe", "--always", "--dirty")
 
 
 def _short(argument: str) -> str:

@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import PeakMemory, gib, write_result
+from vorta_trt.benchmarks.harness import PeakMemory, gib, write_result
 
+RESULTS = Path(__file__).parent / "results"
 VIDEO = {"wan-1.3b": (81, 480, 832), "wan-14b": (77, 720, 1280)}
 
 
@@ -58,7 +59,7 @@ def main() -> None:
         figures["export"] = measured([vorta_trt, "export", *common, "-o", str(onnx)])
         figures["parse"] = {**measured([*child, "parse"]), **json.loads((work / "parse.json").read_text())}
     print(json.dumps(figures, indent=2))
-    print(f"written: {write_result(f'real-size-{architecture}', figures)}")
+    print(f"written: {write_result(RESULTS, f'real-size-{architecture}', figures)}")
 
 
 def measured(command: list[str]) -> dict[str, float]:
@@ -79,8 +80,10 @@ def make_checkpoint(architecture: str, work: Path) -> None:
 
     shape = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}[architecture]
     make_wan_checkpoint(work / "checkpoint", **shape, dtype=torch.bfloat16)
-    router = {name: shape[name] for name in ("layers", "heads", "head_dim")}
-    make_router(work / "router", AttentionGeometry.for_video(*VIDEO[architecture]), **router, video=VIDEO[architecture])
+    video = VIDEO[architecture]
+    layers, heads, head_dim = (shape[name] for name in ("layers", "heads", "head_dim"))
+    geometry = AttentionGeometry.for_video(*video)
+    make_router(work / "router", geometry, layers=layers, heads=heads, head_dim=head_dim, video=video)
 
 
 def parse(path: Path, report: Path) -> None:

@@ -25,7 +25,7 @@ from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
-COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes")
+COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "bench")
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,25 @@ def test_export_as_json(wan: Wan, tmp_path: Path) -> None:
     assert content["metadata"]["precision"] == "fp16"
     assert content["metadata"]["tau"] == 0.4
     assert content["metadata"]["router_sha256"] is None
+
+
+def test_attention_precision(wan: Wan, tmp_path: Path) -> None:
+    path, bundle = tmp_path / "fp8.onnx", tmp_path / "fp8.bundle"
+    options = (wan.checkpoint, "--router", wan.router, "--attention-precision", "fp8")
+    result = vorta("export", *options, "--precision", "fp16", "-o", path, "--json")
+    assert result.code == 0, result
+    assert json.loads(result.out)["metadata"]["attention_precision"] == "fp8"
+    assert "attention  fp8 products" in vorta("inspect", path).out
+    fails("build", path, "-o", bundle, message="attention_precision fp8 needs a GPU of compute capability 9.0, and")
+    fails("build", *options, "-o", bundle, message="; .*or pass strict=False .--no-strict. to build it as it is")
+    built = vorta("build", *options, "-o", bundle, "--no-strict", "--json")
+    assert built.code == 0, built
+    assert json.loads(built.out)["manifest"]["attention_precision"] == "fp8"
+    assert "attention  fp8 products" in vorta("inspect", bundle).out
+    assert "attention  products in the type of the inputs" in vorta("inspect", wan.bundle).out
+    given = ("--attention-precision", "same")
+    fails("build", path, *given, "-o", bundle, code=2, message="--attention-precision belongs to checkpoints")
+    fails("export", *options[:-1], "fp4", "-o", path, code=2, message="'fp4' is not one of")
 
 
 def test_build_from_a_checkpoint(wan: Wan, tmp_path: Path) -> None:

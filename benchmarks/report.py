@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and files of `vorta-trt bench attention`: the figures, the machine, and how to repeat the run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.plugins.errors import VortaError
+
+SCHEMA = 1
+QUESTION = "attention"
+OURS, CUDNN_NAME = "vorta-trt", "torch cuDNN"
+
+
+class ReportError(VortaError, ValueError):
+    """A file that is no report of this benchmark."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation on one branch of one case.
+
+    state: "ok"; "wrong": it does not compute what the reference does, so it was not timed; "failed": ours raised an
+        error; "unavailable": a peer cannot run this here. `note` has the reason.
+    milliseconds: median, with `minimum` and `p90` over `runs` runs.
+    useful_tflops: 2 products x 2 x D x the pairs that the branch needs; `ceiling_share` of the matrix product's.
+    relative_error: of the checked head against float32; `error_bound` is what it may be; `torch_error` is that of
+        torch's attention in the same type on the same pairs.
+    times_own_dense, times_cudnn: how many times faster than our own dense branch and cuDNN's on the same case.
+    parts: for mixed routes, milliseconds of the sum of the parts and how many times longer the mixed call takes.
+        "prorated" takes each branch's share of the call in which all heads take it, "separate" a call for each branch's
+        heads alone.
+    """
+
+    case: str
+    geometry: str
+    grid: tuple[int, int, int]
+    tile: tuple[int, int, int]
+    window: tuple[int, int, int]
+    tokens: int
+    text_tokens: int
+    text_length: int
+    heads: int
+    head_dim: int
+    dtype: str
+    inputs: str
+    branch: str
+    implementation: str
+    state: str = "ok"
+    note: str = ""
+    density: float | None = None
+    milliseconds: float | None = None
+    minimum: float | None = None
+    p90: float | None = None
+    runs: int | None = None
+    useful_tflops: float | None = None
+    ceiling_share: float | None = None
+    relative_error: float | None = None
+    torch_error: float | None = None
+    error_bound: float | None = None
+    times_own_dense: float | None = None
+    times_cudnn: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> bool:
+        return self.implementation.startswith(OURS)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Row:
+        """Inverse of `dataclasses.asdict`, from JSON; raises ReportError for other keys."""
+        known = {item.name for item in fields(cls)}
+        required = {"case", "geometry", "branch", "implementation"}
+        if not required <= set(content) <= known:
+            raise ReportError(
+                f"row with keys {sorted(content)}: missing {sorted(required - set(content))}, "
+                f"unknown {sorted(set(content) - known)}; use a file of this version's --output"
+            )
+        triples = {name: tuple(content[name]) for name in ("grid", "tile", "window")}
+        return cls(**{**content, **triples})
+
+
+@dataclass(frozen=True)
+class Report:
+    """`about`: environment, options, ceiling; `rows` in the order in which they were measured."""
+
+    about: Mapping[str, Any]
+    rows: Sequence[Row]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing of ours is wrong or failed; peers do not count."""
+        return all(row.state == "ok" for row in self.rows if row.ours)
+
+    def cases(self) -> dict[str, list[Row]]:
+        """Rows by case, in order."""
+        grouped: dict[str, list[Row]] = {}
+        for row in self.rows:
+            grouped.setdefault(row.case, []).append(row)
+        return grouped
+
+    def to_json(self) -> str:
+        content = {"schema": SCHEMA, "question": QUESTION, **self.about, "rows": [asdict(row) for row in self.rows]}
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ReportError(f"{path}: is no JSON ({error}); give a file of --output") from error
+        if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (SCHEMA, QUESTION):
+            raise ReportError(
+                f"{path}: is no report of `bench {QUESTION}` with schema {SCHEMA}; give a file of --output"
+            )
+        if not isinstance(content.get("rows"), list):
+            raise ReportError(f"{path}: has no rows; give a file of --output")
+        rows = [Row.from_dict(row) for row in content["rows"]]
+        about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows")}
+        return cls(about, rows)
+
+
+def failed_row(row: Row, error: Exception) -> Row:
+    """The row of something that raised an error of ours."""
+    return replace(row, state="failed", note=str(error).strip().partition("\n")[0])
+
+
+def with_speedups(rows: Iterable[Row]) -> list[Row]:
+    """The rows of one case, with speedups over our own dense branch and over cuDNN's; absent where one is missing."""
+    rows = list(rows)
+
+    def dense(implementation: str) -> float | None:
+        times = (row.milliseconds for row in rows if (row.branch, row.implementation) == ("full", implementation))
+        return next(times, None)
+
+    ours = [row.implementation for row in rows if row.ours]
+    own = dense(OURS) if OURS in ours else dense(ours[0]) if ours else None  # fp8's own, if it is measured alone
+    cudnn = dense(CUDNN_NAME)
+
+    def times(reference: float | None, row: Row) -> float | None:
+        return None if reference is None or row.milliseconds is None else round(reference / row.milliseconds, 3)
+
+    return [replace(row, times_own_dense=times(own, row), times_cudnn=times(cudnn, row)) for row in rows]
+
+
+def recorded_errors(junit: Path) -> list[dict[str, Any]]:
+    """Errors that `pytest -m gpu tests/plugins --junit-xml FILE -o junit_family=legacy` recorded as properties."""
+    try:
+        properties = list(ElementTree.parse(junit).getroot().iter("property"))
+    except ElementTree.ParseError as error:
+        raise ReportError(f"{junit}: is no XML ({error}); give a file of pytest's --junit-xml") from error
+    return [{"case": item.get("name"), **ast.literal_eval(item.get("value", ""))} for item in properties]
