@@ -92,12 +92,6 @@ vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_r
                 problem.head_dim);
   };
   if (fp8 && !has_chunks(problem)) return no_fp8();
-  if (fp8 && problem.text_tokens > 0) {  // a run with text has ended in an illegal access; see plugins/README.md
-    return fail(VORTA_UNSUPPORTED,
-                "attention_precision fp8 with text_tokens %d: fp8 attention takes no text tokens yet; use "
-                "attention_precision same",
-                problem.text_tokens);
-  }
   const char* forced = nullptr;
   if (!is_kernel_path_variable_valid(&forced)) {
     return fail(VORTA_INVALID_ARGUMENT,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cuda.bindings import runtime
 
-from vorta_trt.plugins import CORESET_KEYS, DTYPES, Problem, Tensors, load_library
+from vorta_trt.plugins import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, Tensors, load_library
 
 ROUTES = np.array([[0, 1, 2], [2, 9, 1]], np.int32)  # [B, N]
 LENGTHS = np.array([5, 0], np.int32)  # [B]
@@ -30,12 +30,14 @@ GROUPS = {**TEXT, "grid": (8, 6, 10), "tile": (2, 3, 5), "window": (3, 1, 1), "t
 GROUP_LENGTHS = np.array([150, 37], np.int32)  # [B]
 GENERIC_HEAD_DIMS = (8, 80, 192, 256)
 FAST_HEAD_DIMS = (64, 128)
-#: Geometry, dtype, head dimension, and what VORTA_TRT_KERNELS says. The coreset's keys take turns.
+#: Geometry, dtype, head dimension, what VORTA_TRT_KERNELS says, and the precision. The coreset's keys take turns.
 CASES = (
-    *itertools.product((TEXT, TILES), DTYPES, GENERIC_HEAD_DIMS, ("",)),
-    *itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",)),
-    *itertools.product((TEXT, TILES), DTYPES, FAST_HEAD_DIMS, ("sm80",)),
+    *itertools.product((TEXT, TILES), DTYPES, GENERIC_HEAD_DIMS, ("",), ("same",)),
+    *itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",), ("same",)),
+    *itertools.product((TEXT, TILES), DTYPES, FAST_HEAD_DIMS, ("sm80",), ("same",)),
 )
+#: On Hopper alone.
+FP8_CASES = tuple(itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",), ("fp8",)))
 
 
 def require(result: tuple[Any, ...]) -> Any:
@@ -85,12 +87,19 @@ def is_finite(bits: np.ndarray, dtype: str) -> bool:
     return bool(((bits & exponent) != exponent).all())
 
 
-def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, generator: np.random.Generator) -> None:
+def run(
+    geometry: dict[str, Any],
+    dtype: str,
+    head_dim: int,
+    precision: str,
+    coreset_keys: str,
+    generator: np.random.Generator,
+) -> None:
     library = load_library()
     batch, heads = ROUTES.shape
     problem = Problem(
         dtype=DTYPES[dtype], batch=batch, heads=heads, head_dim=head_dim, coreset_keys=CORESET_KEYS[coreset_keys],
-        scale=0.0, **geometry,
+        scale=0.0, attention_precision=ATTENTION_PRECISIONS[precision], **geometry,
     )  # fmt: skip
     tokens = math.prod(geometry["grid"]) + geometry["text_tokens"]
     shape = (batch, tokens, heads, head_dim)
@@ -114,15 +123,24 @@ def run(geometry: dict[str, Any], dtype: str, head_dim: int, coreset_keys: str, 
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         require(runtime.cudaMemcpy(bits.ctypes.data, output, bits.nbytes, kind))
     if not is_finite(bits, dtype):
-        raise RuntimeError(f"output of {geometry}, {dtype}, D={head_dim}, keys by {coreset_keys} is not finite")
+        raise RuntimeError(f"output of {geometry}, {dtype}, D={head_dim}, {precision}, keys by {coreset_keys} is not finite")
+
+
+def runs_fp8() -> bool:
+    """Whether this GPU and library have fp8 attention."""
+    properties = require(runtime.cudaGetDeviceProperties(0))
+    hopper = (properties.major, properties.minor) == (9, 0)
+    return hopper and any("90a" in name for name in load_library().cuda_architectures)
 
 
 def main() -> None:
     generator = np.random.default_rng()
-    for (geometry, dtype, head_dim, kernels), coreset_keys in zip(CASES, itertools.cycle(CORESET_KEYS), strict=False):
+    cases = CASES + FP8_CASES if runs_fp8() else CASES
+    for case, coreset_keys in zip(cases, itertools.cycle(CORESET_KEYS), strict=False):
+        geometry, dtype, head_dim, kernels, precision = case
         os.environ["VORTA_TRT_KERNELS"] = kernels
-        run(geometry, dtype, head_dim, coreset_keys, generator)
-    print(f"{len(CASES)} problems ran")
+        run(geometry, dtype, head_dim, precision, coreset_keys, generator)
+    print(f"{len(cases)} problems ran")
 
 
 if __name__ == "__main__":

@@ -185,16 +185,6 @@ def test_fp8_without_kernels_says_so() -> None:
     assert message.endswith("head_dim 64 or 128; use attention_precision same")
 
 
-def test_fp8_with_text_says_so() -> None:
-    """No kernel has been shown to be right with text, so none is launched."""
-    problem = Problem(**{**PROBLEM, "head_dim": 128, "attention_precision": 1, "text_tokens": 5})
-    with pytest.raises(LibraryError, match="text_tokens 5: fp8 attention takes no text tokens yet") as caught:
-        load_library().enqueue(
-            problem, Tensors(**{**TENSORS, **strides(128), "text_length": 4096, "workspace_bytes": 1 << 24}), 0
-        )
-    assert caught.value.status is Status.UNSUPPORTED
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")
 @pytest.mark.parametrize(("head_dim", "forced"), [(64, None), (128, None), (64, "sm80"), (128, "sm80"), (96, None)])
 def test_enqueue_without_a_gpu_says_so(head_dim: int, forced: str | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ typedef enum vorta_route { VORTA_FULL = 0, VORTA_CORESET = 1, VORTA_SLIDING = 2 
 typedef enum vorta_coreset_keys { VORTA_KEYS_BY_QUERY = 0, VORTA_KEYS_BY_KEY = 1 } vorta_coreset_keys;
 
 /* What Q.K and P.V are multiplied in; sums are float32 in the end. VORTA_PRECISION_FP8 permits 8 bits with scales
- * computed on the fly: int8 for Q.K, e4m3 for P.V. Compute capability 9.0, head_dim 64 or 128, no text tokens. */
+ * computed on the fly: int8 for Q.K, e4m3 for P.V. Compute capability 9.0, head_dim 64 or 128. */
 typedef enum vorta_attention_precision {
   VORTA_PRECISION_SAME = 0, /* the type of the inputs */
   VORTA_PRECISION_FP8 = 1

@@ -28,7 +28,7 @@ __device__ void consume(const AttentionParams& params, SharedStorage<Traits>& sh
     if (item.key_blocks > 0 && item.rows > warpgroup * kRowsPerWarpgroup) {
       consumer.attend(slot, problem.scale_log2);
     } else {
-      consumer.skip(item);
+      consumer.skip(slot);
     }
     sm90::store_rows<Traits>(problem, item, warpgroup, consumer.output, shared.row_token[slot.stage]);
     __syncwarp();

@@ -127,8 +127,10 @@ class Consumer {
   }
 
   /// An item with no row of this warpgroup that has anything to attend to: lets the others have their turns.
-  __device__ void skip(const WorkItem& item) {
-    for (int block = 0; block < item.key_blocks; ++block) {
+  __device__ void skip(const RingPosition<kItemSlots>& slot) {
+    wait(shared_.query_full[slot.stage][warpgroup_], slot.parity);  // the tokens of the rows are there, too
+    const int key_blocks = shared_.item[slot.stage].key_blocks;
+    for (int block = 0; block < key_blocks; ++block) {
       if (block > 0) take_turn();
       if (block > 0) pass_turn();
       wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
