@@ -37,6 +37,12 @@ struct SlidingPlan {
   int boxes_per_block;
   int fill;        // rows of a block of keys that no box covers
   int key_blocks;  // of a window
+
+  /// Keys of the window in its `block`-th block: the leading rows.
+  CUTLASS_HOST_DEVICE int keys_in_block(int block) const {
+    const int left = boxes - block * boxes_per_block;
+    return (left < boxes_per_block ? left : boxes_per_block) * box_width * box_height;
+  }
 };
 
 /// A block of query rows: `rows` tokens, in raster order from `first_row` on, of the box at `origin` that is `height`

@@ -5,7 +5,6 @@
 #ifndef VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_
 #define VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_
 
-#include "cutlass/arch/grid_dependency_control.h"
 #include "cutlass/arch/reg_reconfig.h"
 #include "epilogue.cuh"
 #include "mainloop.cuh"
@@ -42,10 +41,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
   if (threadIdx.x == 0) init_barriers(shared);
+  if (threadIdx.x == 32) prefetch_maps(params.key);
+  if (threadIdx.x == 64) prefetch_maps(params.value);
   __syncthreads();
-  // Not CUTLASS's wrapper, which is empty unless a macro is set. Everything of the kernels before is visible from here
-  // on.
-  asm volatile("griddepcontrol.wait;" ::: "memory");
 
   if (threadIdx.x < kThreadsPerWarpgroup) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::Shape::kProducerRegisters>();

@@ -34,7 +34,7 @@ class Consumer {
   using Product = Products<Traits>;
   static constexpr int kKeys = Traits::kKeys;
   static constexpr int kOutputs = Product::kOutputs;
-  static constexpr int kExactBlocks = 8;  // of an item, in which the shift is the maximum: see OnlineSoftmax
+  static constexpr int kExactBlocks = 4;  // of an item, in which the shift is the maximum: see OnlineSoftmax
 
   float output[kOutputs];
 
@@ -56,9 +56,7 @@ class Consumer {
     const auto weigh_late = [&] {
       softmax.template weigh<Element, Product::kEarlyScores, Product::kLateScores, true>(scores, late);
     };
-    const auto rescale = [&] {
-      float correction[2];
-      softmax.raise(scores, correction);
+    const auto rescale = [&](const float (&correction)[2]) {
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) output[i] *= correction[row_of(i)];
     };
@@ -70,16 +68,15 @@ class Consumer {
     cute::warpgroup_arrive();
     Product::query_key(query, key_descriptor(), scores);
     cute::warpgroup_commit_batch();
-    const KeyBlockNote first = shared_.note[key_ring_.stage];
     cute::warpgroup_wait<0>();
-    finish_scores(first, item.key_blocks == 1, scores);
-    rescale();
+    finish_scores(item, 0, scores);
+    softmax.raise(scores);
     weigh_early(early[0]);
     weigh_late();
     softmax.accept();
 
     const auto step = [&](uint32_t (&before)[Product::kEarlyScores / 2], uint32_t (&after)[Product::kEarlyScores / 2],
-                          bool exact, bool last) {
+                          int block) {
       wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
       wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
       turns_.take();
@@ -91,26 +88,28 @@ class Consumer {
       Product::weight_value(before, late, value_descriptor(), output);
       cute::warpgroup_commit_batch();
       turns_.pass();
-      const KeyBlockNote note = shared_.note[key_ring_.stage];
       value_ring_ = value_ring_.next();
       cute::warpgroup_wait<1>();
-      finish_scores(note, last, scores);
+      finish_scores(item, block, scores);
+      const bool exact = block < kExactBlocks;
+      float correction[2];
+      if (exact) softmax.raise(scores, correction);
       weigh_early(after);
       // The wait for P V stands in both branches, in different words: else the compiler moves it up in front of the
       // weights that are made meanwhile.
-      if (exact || softmax.is_exceeded()) {
+      if (exact) {
         asm volatile("wgmma.wait_group.sync.aligned 0;  // and rescale" ::: "memory");
         fence_accumulator(output);
-        rescale();
-        weigh_early(after);
+        rescale(correction);
       } else {
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         fence_accumulator(output);
       }
       release(shared_.value_empty[value_ring_.before()]);
       weigh_late();
-      if (softmax.is_exceeded()) {
-        rescale();
+      if (!exact && softmax.is_exceeded()) {
+        softmax.raise(scores, correction);
+        rescale(correction);
         weigh_early(after);
         weigh_late();
       }
@@ -128,17 +127,18 @@ class Consumer {
       release(shared_.value_empty[value_ring_.before()]);
     };
 
-    int block = 1;
 #pragma unroll 1
-    for (; block + 1 < item.key_blocks; block += 2) {
-      step(early[0], early[1], block < kExactBlocks, false);
-      step(early[1], early[0], block < kExactBlocks, block + 2 == item.key_blocks);
-    }
-    if (block < item.key_blocks) {
-      step(early[0], early[1], block < kExactBlocks, true);
-      finish(early[1]);
-    } else {
-      finish(early[0]);
+    for (int block = 1;; ++block) {
+      if (block == item.key_blocks) {
+        finish(early[0]);
+        break;
+      }
+      step(early[0], early[1], block);
+      if (++block == item.key_blocks) {
+        finish(early[1]);
+        break;
+      }
+      step(early[1], early[0], block);
     }
     softmax.normalize(output);
   }
@@ -151,11 +151,10 @@ class Consumer {
       if (block > 0) turns_.take();
       if (block > 0) turns_.pass();
       wait(shared_.key_full[key_ring_.stage], key_ring_.parity);
-      const KeyBlockNote note = shared_.note[key_ring_.stage];
       release(shared_.key_empty[key_ring_.stage]);
       key_ring_ = key_ring_.next();
       wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
-      if (note.dirty) clean_values(note.valid);
+      if (item.is_dirty(block)) clean_values(item.last_valid);
       release(shared_.value_empty[value_ring_.stage]);
       value_ring_ = value_ring_.next();
     }
@@ -180,14 +179,15 @@ class Consumer {
   }
 
   /// Frees the block of K that the scores were computed from, and takes out of them what is no key.
-  __device__ void finish_scores(const KeyBlockNote& note, bool last, float (&scores)[Product::kScores]) {
+  __device__ void finish_scores(const WorkItem& item, int block, float (&scores)[Product::kScores]) {
     fence_accumulator(scores);
     release(shared_.key_empty[key_ring_.stage]);
     key_ring_ = key_ring_.next();
-    if (last) release_query();
-    if (note.valid < kKeys) {
-      mask_columns(scores, note.valid);
-      if (note.dirty) clean_values(note.valid);
+    if (block == item.key_blocks - 1) release_query();
+    const int valid = item.valid_keys(block);
+    if (valid < kKeys) {
+      mask_columns(scores, valid);
+      if (item.is_dirty(block)) clean_values(valid);
     }
   }
 

@@ -23,7 +23,6 @@ class KeyStream {
     head_ = tensor.head_stride == 0 ? 0 : item.head;
     sample_ = tensor.batch_stride == 0 ? 0 : item.sample;
     flat_ = &maps.flat;
-    tensor_end_ = problem.video_tokens + problem.text_tokens;
     switch (item.kind) {
       case ItemKind::kSliding:
         window_blocks_ = item.window_blocks;
@@ -32,27 +31,15 @@ class KeyStream {
         w_first_ = w_ = item.group.window_origin[2];
         h_first_ = h_ = item.group.window_origin[0] * frame_rows_ + item.group.window_origin[1];
         token_ = problem.video_tokens;
-        end_ = problem.video_tokens + item.text_length;
         break;
       case ItemKind::kCoreset:
         flat_ = &maps.compact;
         head_ = item.head;
         sample_ = item.sample;
-        tensor_end_ = end_ = item.keys;  // the selection writes zeros behind the valid text
         break;
       default:
-        end_ = item.keys;
+        break;
     }
-  }
-
-  /// What the next block holds; call it before load().
-  __device__ KeyBlockNote note() const {
-    if (window_blocks_ > 0) {
-      const SlidingPlan& plan = params_.sliding;
-      return {min(plan.boxes_per_block, boxes_left_) * plan.box_width * plan.box_height, 0};  // TMA clears the rest
-    }
-    const int valid = min(Traits::kKeys, end_ - token_);
-    return {valid, valid < Traits::kKeys && token_ + valid < tensor_end_};
   }
 
   /// Fetches the next block into `shared`.
@@ -108,10 +95,18 @@ class KeyStream {
   const KeyMaps& maps_;
   const CUtensorMap* flat_;
   int head_, sample_;
-  int token_ = 0, end_ = 0, tensor_end_;  // flat: next token, end of the keys, end of what is in memory
+  int token_ = 0;  // flat: the next one
   int window_blocks_ = 0, boxes_left_ = 0;
   int w_ = 0, h_ = 0, w_first_ = 0, h_first_ = 0, frame_rows_ = 0;  // next box; h counts the rows of all frames
 };
+
+__device__ inline void prefetch_maps(const KeyMaps& maps) {
+  for (const CUtensorMap* map : {&maps.flat, &maps.compact, &maps.grid}) cute::prefetch_tma_descriptor(map);
+}
+
+/// Until the coreset selection, which was launched before this kernel and may still run, is done; everything it wrote
+/// is visible from here on. Not CUTLASS's wrapper, which is empty unless a macro is set.
+__device__ inline void wait_for_selection() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 /// Calls `use` with every work item, until there are no more. `use` is a warp's part in it.
 template <class Traits, class Use>
@@ -120,6 +115,7 @@ __device__ void for_each_item(SharedStorage<Traits>& shared, const Use& use) {
     wait(shared.item_full[slot.stage], slot.parity);
     const WorkItem item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
+    if (item.kind == ItemKind::kCoreset) wait_for_selection();
     use(item, slot.stage);
     __syncwarp();
     if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
@@ -135,10 +131,7 @@ __device__ void produce_keys(const AttentionParams& params, SharedStorage<Traits
     KeyStream<Traits> keys(params, params.key, params.problem.key, item);
     for (int block = 0; block < item.key_blocks; ++block) {
       wait(shared.key_empty[ring.stage], ring.parity ^ 1);
-      if (leader) {
-        shared.note[ring.stage] = keys.note();
-        keys.load(shared.key_full[ring.stage], shared.key[ring.stage]);
-      }
+      if (leader) keys.load(shared.key_full[ring.stage], shared.key[ring.stage]);
       ring = ring.next();
     }
   });
@@ -188,13 +181,10 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
     const int row = pass * kRowsPerPass + lane / kChunks;
     const int token = tokens[row];
     auto* target = reinterpret_cast<cute::uint128_t*>(group + row * kSwizzleBytes + ((chunk ^ row) % 8) * 16);
-    if (token < 0) {  // not stored; products of zeros take the least power
-      *target = cute::uint128_t{};
-      continue;
-    }
+    // Rows that are not stored become zeros; products of zeros take the least power.
     const auto* source =
-        reinterpret_cast<const cute::uint128_t*>(query + token * problem.query.token_stride + chunk * 8);
-    cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>::copy(*source, *target);
+        reinterpret_cast<const cute::uint128_t*>(query + max(token, 0) * problem.query.token_stride + chunk * 8);
+    cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>::copy(*source, *target, token >= 0);
   }
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
@@ -202,7 +192,8 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
   shared.query_full[warpgroup].arrive();
 }
 
-/// The warps that gather query rows. The first of them also takes the work items, one ahead of the one computed.
+/// The warps that gather query rows. The first of them also takes the work items, one ahead of the one computed: a
+/// thread block begins with the item of its own number, and the counter goes on behind the last of those.
 template <class Traits>
 __device__ void produce_queries(const AttentionParams& params, SharedStorage<Traits>& shared) {
   const RoutedAttentionParams& problem = params.problem;
@@ -215,20 +206,22 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     });
     return;
   }
-  const HeadCounts counts = count_heads(problem);
+  const HeadCounts counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
+  int index = static_cast<int>(blockIdx.x);
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
-    int index = 0;
-    if (threadIdx.x % 32 == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
-    index = __shfl_sync(0xffffffffu, index, 0);
     const WorkItem item = make_work_item<Traits>(params, counts, index);
     wait(shared.item_empty[slot.stage], slot.parity ^ 1);
     if (threadIdx.x % 32 == 0) {
       shared.item[slot.stage] = item;
       shared.item_full[slot.stage].arrive();
     }
-    if (item.kind == ItemKind::kEnd) return;
+    if (item.kind == ItemKind::kEnd) return wait_for_selection();
+    if (item.kind == ItemKind::kCoreset) wait_for_selection();
     load_queries<Traits>(problem, shared, item, slot.stage, warpgroup, first_item);
+    if (first_item) wait_for_selection();  // it clears the counter
     first_item = false;
+    if (threadIdx.x % 32 == 0) index = static_cast<int>(gridDim.x + atomicAdd(problem.work_counter, 1u));
+    index = __shfl_sync(0xffffffffu, index, 0);
   }
 }
 

@@ -65,12 +65,6 @@ struct KernelTraits {
   static constexpr int kStageBytes = kKeys * kHeadDim * 2;
 };
 
-/// What the producer says about a block of keys.
-struct alignas(8) KeyBlockNote {
-  int valid;  // leading rows that are keys
-  int dirty;  // not 0: the other rows hold bytes that nobody may use, not zeros
-};
-
 template <class Traits>
 struct SharedStorage {
   alignas(1024) unsigned char query[Traits::kQueryBytes];
@@ -80,7 +74,6 @@ struct SharedStorage {
   ClusterBarrier key_empty[Traits::kKeyStages], value_empty[Traits::kValueStages];
   ClusterBarrier query_full[Traits::kConsumers];
   ClusterBarrier item_full[kItemSlots], item_empty[kItemSlots];
-  KeyBlockNote note[Traits::kKeyStages];
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
 };

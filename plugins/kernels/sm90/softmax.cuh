@@ -64,13 +64,15 @@ __device__ void mask_columns(float (&scores)[kScores], int valid) {
 /// What a row's scores are shifted by follows the row's maximum only when it has to. Weights are exp2(score * scale -
 /// shift), and any shift gives the same quotient of output and sum as long as nothing overflows or vanishes: floating
 /// point rounds large and small weights alike. So the maximum is looked for in the first blocks of keys, and again
-/// where the weights of a block add up to more than kLimit; the others are spared the search, its latency and the
-/// multiplication of the output. The first blocks, because the one weight that is not rounded is that of the maximum,
-/// 1: that shows where few keys share the weight, and most where there are few keys.
+/// where the weights of a block are large beside those so far; the others are spared the search, its latency and the
+/// multiplication of the output. Beside those so far, because the one weight that is not rounded is that of the
+/// maximum, 1: that shows where few keys share the weight.
 struct OnlineSoftmax {
   static constexpr int kChains =
       4;  // of dependent instructions, to hide their latency; a multiple of row_of()'s period
-  static constexpr float kLimit = 1024.0f;  // of one thread's weights of one block; fp16 ends at 65,504
+  // One thread's weights of one block may add up to kLimit + kShare * those so far, and to kMost.
+  static constexpr float kLimit = 16.0f, kShare = 0.125f;
+  static constexpr float kMost = 1024.0f;  // fp16 ends at 65,504
 
   float scale_log2;  // of the logits, times log2(e); positive
   float shift[2];
@@ -104,7 +106,10 @@ struct OnlineSoftmax {
   }
 
   /// Whether the shift was too small for these weights, in any row of the warp; also if there is a NaN.
-  __device__ bool is_exceeded() const { return __any_sync(0xffffffffu, !(part[0] <= kLimit) || !(part[1] <= kLimit)); }
+  __device__ bool is_exceeded() const {
+    const auto exceeds = [&](int row) { return !(part[row] <= fminf(fmaf(sum[row], kShare, kLimit), kMost)); };
+    return __any_sync(0xffffffffu, exceeds(0) || exceeds(1));
+  }
 
   /// Shifts by the largest score so far from now on; `correction` is what that makes of older sums and outputs.
   template <int kScores>
@@ -131,6 +136,13 @@ struct OnlineSoftmax {
       correction[row] = exp2_approx(before - shift[row]);
       sum[row] *= correction[row];
     }
+  }
+
+  /// The first block's.
+  template <int kScores>
+  __device__ void raise(const float (&scores)[kScores]) {
+    float correction[2];
+    raise(scores, correction);
   }
 
   /// Adds the weights of the current block to the sums.

@@ -19,8 +19,8 @@
 
 namespace vorta::sm90 {
 
-using cute::GMMA::Major;
-using cute::GMMA::ScaleOut;
+using cute::SM90::GMMA::Major;
+using cute::SM90::GMMA::ScaleOut;
 
 inline constexpr int kStepK = 16;  // of a wgmma on 2-byte elements
 
@@ -32,7 +32,7 @@ __device__ inline uint64_t tile_descriptor(const void* shared, int group_bytes) 
   descriptor.bitfield.leading_byte_offset_ = group_bytes >> 4;
   descriptor.bitfield.stride_byte_offset_ = 8 * kSwizzleBytes >> 4;  // from 8 rows to the next
   descriptor.bitfield.base_offset_ = 0;
-  descriptor.bitfield.layout_type_ = static_cast<uint8_t>(cute::GMMA::LayoutType::B128);
+  descriptor.bitfield.layout_type_ = static_cast<uint8_t>(cute::SM90::GMMA::LayoutType::B128);
   return descriptor;
 }
 
@@ -60,12 +60,12 @@ struct Products {
   using Element = typename Traits::Element;
   static constexpr int kKeys = Traits::kKeys;
   using QueryKey =
-      decltype(cute::GMMA::ss_op_selector<Element, Element, float, cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>,
-                                          Major::K, Major::K>());
+      decltype(cute::SM90::GMMA::ss_op_selector<
+               Element, Element, float, cute::Shape<cute::_64, cute::Int<kKeys>, cute::_16>, Major::K, Major::K>());
   using WeightValue =
-      decltype(cute::GMMA::rs_op_selector<Element, Element, float,
-                                          cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>, cute::_16>, Major::K,
-                                          Major::MN>());
+      decltype(cute::SM90::GMMA::rs_op_selector<Element, Element, float,
+                                                cute::Shape<cute::_64, cute::Int<Traits::kHeadDim>, cute::_16>,
+                                                Major::K, Major::MN>());
   static constexpr int kScores = kKeys / 2;      // registers of a thread
   static constexpr int kSteps = kKeys / kStepK;  // of P V
   static constexpr int kEarlySteps = (kSteps + 1) / 2;

@@ -28,7 +28,17 @@ struct WorkItem {
   int keys;               // raster, coreset: keys in all; 0 if every row is padding
   int key_blocks;         // in all
   int window_blocks;      // sliding: blocks of the window, text after them
+  int last_valid;         // keys in the last block
+  bool last_dirty;        // its other rows hold bytes that nobody may use, not zeros
+  int window_valid[2];    // sliding: keys in a block of the window, and in its last one
   QueryGroupBlock group;  // sliding
+
+  /// Keys in a block: its leading rows.
+  __device__ int valid_keys(int block) const {
+    if (block < window_blocks) return window_valid[block == window_blocks - 1];
+    return block == key_blocks - 1 ? last_valid : INT32_MAX;
+  }
+  __device__ bool is_dirty(int block) const { return last_dirty && block == key_blocks - 1; }
 };
 
 /// What a query row is: a token id, kNoRow, or ~token of padded text, whose output is 0.
@@ -65,12 +75,21 @@ __device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind k
     const bool matches = first + lane < heads && kind_of(problem.routes[first + lane]) == kind;
     const unsigned found = __ballot_sync(0xffffffffu, matches);
     const int count = __popc(found);
-    if (before < count) return first + __fns(found, 0, before + 1);
+    if (before < count) {
+      const bool wanted = matches && __popc(found & ((1u << lane) - 1)) == before;
+      return first + __ffs(__ballot_sync(0xffffffffu, wanted)) - 1;
+    }
     before -= count;
   }
 }
 
 __device__ inline int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+/// What the last of consecutive blocks holds that go over `keys` of `rows` rows.
+__device__ inline void set_last_block(WorkItem& item, int keys, int rows, int block_keys) {
+  item.last_valid = keys - (ceil_div(keys, block_keys) - 1) * block_keys;
+  item.last_dirty = item.last_valid < block_keys && keys < rows;
+}
 
 /// Decodes the `index`-th item. The whole warp calls it, and every lane gets the item.
 template <class Traits>
@@ -111,6 +130,9 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
     item.rows = item.group.rows;
     item.window_blocks = params.sliding.key_blocks;
     item.key_blocks = item.window_blocks + ceil_div(item.text_length, Traits::kKeys);
+    item.window_valid[0] = params.sliding.keys_in_block(0);
+    item.window_valid[1] = params.sliding.keys_in_block(item.window_blocks - 1);
+    set_last_block(item, item.text_length, problem.text_tokens, Traits::kKeys);
     return item;
   }
   const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
@@ -118,6 +140,9 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
   item.rows = min(Traits::kRows, video + problem.text_tokens - item.first_row);
   item.keys = item.first_row < video + item.text_length ? video + item.text_length : 0;
   item.key_blocks = ceil_div(item.keys, Traits::kKeys);
+  // The selection writes zeros behind the valid text of a coreset.
+  const int rows = item.kind == ItemKind::kCoreset ? item.keys : video + problem.text_tokens;
+  set_last_block(item, item.keys, rows, Traits::kKeys);
   return item;
 }
 
