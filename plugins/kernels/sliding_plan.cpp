@@ -51,8 +51,9 @@ void choose_boxes(int keys, SlidingPlan& plan) {
 
 }  // namespace
 
-SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int keys) {
+SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int keys, int cluster) {
   SlidingPlan plan{};
+  plan.cluster = cluster;
   for (int i = 0; i < 3; ++i) {
     plan.kinds[i] = group_axis(tiles.boxes[i], window[i], tiles.extent[i], plan.axis[i]);
     plan.window[i] = window[i] * tiles.extent[i];
@@ -63,7 +64,9 @@ SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3],
     const AxisGroups& height = plan.axis[1][index / plan.kinds[2] % plan.kinds[1]];
     const AxisGroups& width = plan.axis[2][index % plan.kinds[2]];
     const int blocks = ceil_div(frames.extent * height.extent * width.extent, rows);
-    plan.first_block[index + 1] = plan.first_block[index] + frames.count * height.count * width.count * blocks;
+    const int groups = frames.count * height.count * width.count;
+    const int left_over = ceil_div(groups * (blocks % cluster), cluster);
+    plan.first_item[index + 1] = plan.first_item[index] + groups * (blocks / cluster) + left_over;
   }
   choose_boxes(keys, plan);
   return plan;

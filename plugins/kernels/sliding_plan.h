@@ -27,9 +27,10 @@ struct SlidingPlan {
   static constexpr int kMaxClasses = 27;
 
   AxisGroups axis[3][3];
-  int kinds[3];                      // of groups along an axis, 1 to 3
-  int classes;                       // combinations of them
-  int first_block[kMaxClasses + 1];  // query blocks of a head before each class
+  int kinds[3];                     // of groups along an axis, 1 to 3
+  int classes;                      // combinations of them
+  int cluster;                      // query blocks that go over their keys together: an item
+  int first_item[kMaxClasses + 1];  // items of a head before each class
 
   int window[3];                              // tokens
   int box_width, box_height;                  // tokens
@@ -45,12 +46,13 @@ struct SlidingPlan {
   }
 };
 
-/// A block of query rows: `rows` tokens, in raster order from `first_row` on, of the box at `origin` that is `height`
-/// rows of `width` tokens in every frame. They see the window at `window_origin`.
+/// A block of query rows: `rows` tokens, which may be none, in raster order from `first_row` on, of the box at `origin`
+/// that is `height` rows of `width` tokens in every frame. They see the window at `window_origin`.
 struct QueryGroupBlock {
   int first_row, rows;
   int origin[3], height, width;
   int window_origin[3];
+  bool shared_window;  // with the other blocks of the item
 
   CUTLASS_HOST_DEVICE int token(const BoxPartition& tiles, int row) const {
     const int plane = height * width, position = first_row + row;
@@ -60,30 +62,44 @@ struct QueryGroupBlock {
   }
 };
 
-/// The `block`-th query block of a head, of up to `rows` rows.
-CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, int block, int rows) {
+/// The `rank`-th query block, of up to `rows` rows, of a head's `item`-th item. The items of a class are first those
+/// whose blocks come from one group; what is left over of each group then shares an item with what others have left
+/// over.
+CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, int item, int rank, int rows) {
   int index = 0;
-  while (block >= plan.first_block[index + 1]) ++index;
-  block -= plan.first_block[index];
+  while (item >= plan.first_item[index + 1]) ++index;
+  item -= plan.first_item[index];
   const AxisGroups& frames = plan.axis[0][index / (plan.kinds[1] * plan.kinds[2])];
   const AxisGroups& height = plan.axis[1][index / plan.kinds[2] % plan.kinds[1]];
   const AxisGroups& width = plan.axis[2][index % plan.kinds[2]];
   const int tokens = frames.extent * height.extent * width.extent;
-  const int blocks = (tokens + rows - 1) / rows;
-  const int group = block / blocks;
+  const int groups = frames.count * height.count * width.count, blocks = (tokens + rows - 1) / rows;
+  const int whole = blocks / plan.cluster, left = blocks - whole * plan.cluster;  // items, blocks of a group
+  int group, block;
+  bool shared = item < groups * whole, exists = true;
+  if (shared) {
+    group = item / whole;
+    block = (item - group * whole) * plan.cluster + rank;
+  } else {
+    const int position = (item - groups * whole) * plan.cluster + rank;
+    exists = position < groups * left;
+    group = exists ? position / left : groups - 1;
+    block = whole * plan.cluster + (exists ? position - group * left : 0);
+  }
   const int f = group / (height.count * width.count), h = group / width.count % height.count, w = group % width.count;
-  const int first_row = (block - group * blocks) * rows;
+  const int first_row = block * rows, rest = exists ? tokens - first_row : 0;
   return {first_row,
-          tokens - first_row < rows ? tokens - first_row : rows,
+          rest < rows ? rest : rows,
           {frames.origin + f * frames.step, height.origin + h * height.step, width.origin + w * width.step},
           height.extent,
           width.extent,
           {frames.window_origin + f * frames.window_step, height.window_origin + h * height.window_step,
-           width.window_origin + w * width.window_step}};
+           width.window_origin + w * width.window_step},
+          shared};
 }
 
-/// `rows`, `keys`: of a block.
-SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int keys);
+/// `rows`, `keys`: of a block. `cluster`: blocks of an item.
+SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int keys, int cluster);
 
 }  // namespace vorta
 

@@ -29,7 +29,7 @@ struct QueryBlocks {
       : full(ceil_div(params.video_tokens + params.text_tokens, block_m)),
         coreset(ceil_div(params.kept_tokens + params.text_tokens, block_m)),
         sliding_text(ceil_div(params.text_tokens, block_m)),
-        sliding(sliding_text + plan.first_block[plan.classes]) {}
+        sliding(sliding_text + plan.first_item[plan.classes]) {}
 };
 
 /// The rows and columns of one thread block. Rows and columns are positions in the branch's order; -1 is no token.
@@ -48,7 +48,7 @@ class BlockIteration {
         if (block < blocks.sliding_text) {
           use_raster(params.video_tokens + block * block_m);
         } else if (block < blocks.sliding) {
-          use_group(query_group_block(plan, block - blocks.sliding_text, block_m));
+          use_group(query_group_block(plan, block - blocks.sliding_text, 0, block_m));
         }
         break;
       case VORTA_CORESET:

@@ -43,22 +43,25 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) init_barriers(shared);
   if (threadIdx.x == 32) prefetch_maps(params.key);
   if (threadIdx.x == 64) prefetch_maps(params.value);
-  __syncthreads();
+  sync_cluster<Traits>();
 
   if (threadIdx.x < kThreadsPerWarpgroup) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::Shape::kProducerRegisters>();
     switch (threadIdx.x / 32) {
       case kKeyWarp:
-        return produce_keys(params, shared);
+        produce_keys(params, shared);
+        break;
       case kValueWarp:
-        return produce_values(params, shared);
+        produce_values(params, shared);
+        break;
       default:
-        return produce_queries(params, shared);
+        produce_queries(params, shared);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::Shape::kConsumerRegisters>();
     consume(params, shared);
   }
+  if (Traits::kCluster > 1) sync_cluster<Traits>();  // others may still write here
 #endif
 }
 

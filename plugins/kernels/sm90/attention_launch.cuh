@@ -19,12 +19,15 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
 
   AttentionParams params{};
   params.problem = problem;
-  params.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys);
-  const auto blocks = [](int rows) { return (rows + Traits::kRows - 1) / Traits::kRows; };
-  params.blocks_full = blocks(problem.video_tokens + problem.text_tokens);
-  params.blocks_coreset = blocks(problem.kept_tokens + problem.text_tokens);
-  params.blocks_text = blocks(problem.text_tokens);
-  params.blocks_sliding = params.sliding.first_block[params.sliding.classes];
+  params.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys, Traits::kCluster);
+  const auto items = [](int rows) {
+    constexpr int kItemRows = Traits::kCluster * Traits::kRows;
+    return (rows + kItemRows - 1) / kItemRows;
+  };
+  params.items_full = items(problem.video_tokens + problem.text_tokens);
+  params.items_coreset = items(problem.kept_tokens + problem.text_tokens);
+  params.items_text = items(problem.text_tokens);
+  params.items_sliding = params.sliding.first_item[params.sliding.classes];
   if (cudaError_t error = make_tensor_maps(params, kDtype, Traits::kKeys)) return error;
 
   const auto kernel = attention_kernel<Traits>;
@@ -34,19 +37,22 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   int device = 0, processors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
   if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-  const int64_t most =
-      std::max({params.blocks_full, params.blocks_coreset, params.blocks_text + params.blocks_sliding});
+  const int64_t most = std::max({params.items_full, params.items_coreset, params.items_text + params.items_sliding});
 
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(processors, most * problem.batch * problem.heads)));
+  const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, most * problem.batch * problem.heads);
+  config.gridDim = dim3(static_cast<unsigned>(clusters * Traits::kCluster));
   config.blockDim = dim3(Traits::kThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
-  cudaLaunchAttribute overlap{};  // its prologue may run while the coreset selection ends
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // may start while the selection ends
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = Traits::kCluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 

@@ -23,7 +23,7 @@ struct AttentionParams {
   CUtensorMap fill;  // box of SlidingPlan's `fill` rows, read out of bounds, where TMA gives zeros
   RoutedAttentionParams problem;
   SlidingPlan sliding;
-  int blocks_full, blocks_coreset, blocks_text, blocks_sliding;  // query blocks of a head
+  int items_full, items_coreset, items_text, items_sliding;  // of a head, by its route; text: beside items_sliding
 };
 
 }  // namespace vorta::sm90

@@ -22,6 +22,7 @@ struct BlockShape;
 
 template <>
 struct BlockShape<128> {
+  static constexpr int kCluster = 2;  // thread blocks that share their keys
   static constexpr int kConsumers = 2;
   // Scores 72 + weights 56 + output 64 registers leave 32 of 224 for everything else. 144 keys are two planes (9, 8) of
   // the published tiles, so that their windows are cut without waste.
@@ -34,6 +35,7 @@ struct BlockShape<128> {
 
 template <>
 struct BlockShape<64> {
+  static constexpr int kCluster = 1;  // a cluster splits a load by groups of 64 columns
   static constexpr int kConsumers = 2;
   static constexpr int kKeys = 144;
   static constexpr int kKeyStages = 4;
@@ -45,8 +47,9 @@ struct BlockShape<64> {
 template <int kHeadDim>
 constexpr bool is_valid() {
   using Shape = BlockShape<kHeadDim>;
-  return kHeadDim % 64 == 0         // columns of a 128-byte swizzle atom
-         && Shape::kConsumers == 2  // the query loaders: a warp for each
+  return kHeadDim % 64 == 0  // columns of a 128-byte swizzle atom
+         && (Shape::kCluster == 1 || Shape::kCluster == kHeadDim / 64) &&
+         Shape::kConsumers == 2     // the query loaders: a warp for each
          && Shape::kKeys % 16 == 0  // whole wgmma k-steps in P V
          && Shape::kKeys <= 256     // N of a wgmma, rows of a TMA box
          && Shape::kProducerRegisters % 8 == 0 && Shape::kConsumerRegisters % 8 == 0  // setmaxnreg

@@ -166,10 +166,14 @@ class Consumer {
     return tile_descriptor(shared_.value[value_ring_.stage], kKeys * kSwizzleBytes);
   }
 
-  /// This warp is done with what the barrier guards.
+  /// This warp is done with what the barrier guards, which every thread block of the cluster may write.
   static __device__ void release(ClusterBarrier& barrier) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier.arrive();
+    if constexpr (Traits::kCluster == 1) {
+      if (threadIdx.x % 32 == 0) barrier.arrive();
+    } else {
+      barrier.arrive(threadIdx.x % 32, threadIdx.x % 32 < Traits::kCluster);
+    }
   }
 
   /// The query rows may be replaced by those of the next item.

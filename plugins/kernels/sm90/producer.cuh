@@ -20,6 +20,8 @@ class KeyStream {
                        const WorkItem& item)
       : params_(params), maps_(maps) {
     const RoutedAttentionParams& problem = params.problem;
+    shared_ = Traits::kCluster > 1 && item.shared_keys;
+    first_group_ = shared_ ? cluster_rank<Traits>() : 0;
     head_ = tensor.head_stride == 0 ? 0 : item.head;
     sample_ = tensor.batch_stride == 0 ? 0 : item.sample;
     flat_ = &maps.flat;
@@ -56,11 +58,15 @@ class KeyStream {
     for (int box = 0; box < plan.boxes_per_block; ++box) {
       // Behind the last box comes what is out of bounds, where TMA gives zeros.
       const int h = boxes_left_-- > 0 ? h_ : params_.problem.video_tokens;
-#pragma unroll
-      for (int group = 0; group < Traits::kColumnGroups; ++group) {
-        cute::SM90_TMA_LOAD_5D::copy(&maps_.grid, barrier, kHint, shared + group * kGroupBytes, group * 64, w_, h,
-                                     head_, sample_);
-      }
+      for_each_group([&](int group) {
+        auto* target = shared + group * kGroupBytes;
+        if (shared_) {
+          cute::SM90_TMA_LOAD_MULTICAST_5D::copy(&maps_.grid, barrier, kAll, kHint, target, group * 64, w_, h, head_,
+                                                 sample_);
+        } else {
+          cute::SM90_TMA_LOAD_5D::copy(&maps_.grid, barrier, kHint, target, group * 64, w_, h, head_, sample_);
+        }
+      });
       shared += plan.box_width * plan.box_height * kSwizzleBytes;
       advance(plan);
     }
@@ -71,13 +77,27 @@ class KeyStream {
   static constexpr uint64_t kHint = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
 
   static constexpr int kGroupBytes = Traits::kKeys * kSwizzleBytes;  // of 64 columns
+  static constexpr uint16_t kAll = (1 << Traits::kCluster) - 1;      // thread blocks of the cluster
+
+  /// The groups of 64 columns that this thread block loads: one, for the whole cluster, or all, for itself.
+  template <class Load>
+  __device__ void for_each_group(const Load& load) const {
+    load(first_group_);
+    if (shared_) return;
+#pragma unroll
+    for (int group = 1; group < Traits::kColumnGroups; ++group) load(group);
+  }
 
   __device__ void load_flat(const CUtensorMap* map, uint64_t* barrier, unsigned char* shared, int token, int head,
                             int sample) const {
-#pragma unroll
-    for (int group = 0; group < Traits::kColumnGroups; ++group) {
-      cute::SM90_TMA_LOAD_4D::copy(map, barrier, kHint, shared + group * kGroupBytes, group * 64, token, head, sample);
-    }
+    for_each_group([&](int group) {
+      auto* target = shared + group * kGroupBytes;
+      if (shared_) {
+        cute::SM90_TMA_LOAD_MULTICAST_4D::copy(map, barrier, kAll, kHint, target, group * 64, token, head, sample);
+      } else {
+        cute::SM90_TMA_LOAD_4D::copy(map, barrier, kHint, target, group * 64, token, head, sample);
+      }
+    });
   }
 
   /// To the next box of the window, in raster order.
@@ -94,6 +114,8 @@ class KeyStream {
   const AttentionParams& params_;
   const KeyMaps& maps_;
   const CUtensorMap* flat_;
+  bool shared_;  // every thread block of the cluster has these keys, too
+  int first_group_;
   int head_, sample_;
   int token_ = 0;  // flat: the next one
   int window_blocks_ = 0, boxes_left_ = 0;
@@ -192,8 +214,38 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
   shared.query_full[warpgroup].arrive();
 }
 
+/// The number of the next item behind the first ones: the first thread block of a cluster takes it and tells the
+/// others. `parity`: of the calls before. The whole warp calls it.
+template <class Traits>
+__device__ int next_item(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, int rank,
+                         unsigned parity) {
+  int index = 0;
+  const int lane = threadIdx.x % 32;
+  if (Traits::kCluster == 1 || rank == 0) {
+    if (lane == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
+    index = __shfl_sync(0xffffffffu, index, 0);
+    if constexpr (Traits::kCluster > 1) {
+      wait(shared.index_empty, parity ^ 1);
+      if (lane > 0 && lane < Traits::kCluster) {
+        const uint32_t target = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.index), lane);
+        const uint32_t barrier = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.index_full), lane);
+        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(target),
+                     "r"(index), "r"(barrier)
+                     : "memory");
+      }
+    }
+    return index;
+  }
+  if (lane == 0) shared.index_full.arrive_and_expect_tx(sizeof(int));
+  wait(shared.index_full, parity);
+  index = *static_cast<volatile int*>(&shared.index);
+  __syncwarp();
+  shared.index_empty.arrive(0, lane == 0);
+  return index;
+}
+
 /// The warps that gather query rows. The first of them also takes the work items, one ahead of the one computed: a
-/// thread block begins with the item of its own number, and the counter goes on behind the last of those.
+/// cluster begins with the item of its own number, and the counter goes on behind the last of those.
 template <class Traits>
 __device__ void produce_queries(const AttentionParams& params, SharedStorage<Traits>& shared) {
   const RoutedAttentionParams& problem = params.problem;
@@ -207,9 +259,11 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     return;
   }
   const HeadCounts counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
-  int index = static_cast<int>(blockIdx.x);
+  const int rank = cluster_rank<Traits>(), clusters = static_cast<int>(gridDim.x) / Traits::kCluster;
+  int index = static_cast<int>(blockIdx.x) / Traits::kCluster;
+  unsigned parity = 0;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
-    const WorkItem item = make_work_item<Traits>(params, counts, index);
+    const WorkItem item = make_work_item<Traits>(params, counts, index, rank);
     wait(shared.item_empty[slot.stage], slot.parity ^ 1);
     if (threadIdx.x % 32 == 0) {
       shared.item[slot.stage] = item;
@@ -220,8 +274,8 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     load_queries<Traits>(problem, shared, item, slot.stage, warpgroup, first_item);
     if (first_item) wait_for_selection();  // it clears the counter
     first_item = false;
-    if (threadIdx.x % 32 == 0) index = static_cast<int>(gridDim.x + atomicAdd(problem.work_counter, 1u));
-    index = __shfl_sync(0xffffffffu, index, 0);
+    index = clusters + next_item(problem, shared, rank, parity);
+    parity ^= 1;
   }
 }
 

@@ -7,6 +7,7 @@
 #define VORTA_TRT_KERNELS_SM90_SHARED_STORAGE_CUH_
 
 #include "block_shape.h"
+#include "cute/arch/cluster_sm90.hpp"
 #include "cutlass/arch/barrier.h"
 #include "work_item.cuh"
 
@@ -54,6 +55,7 @@ struct KernelTraits {
   using Shape = BlockShape<kHeadDim_>;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kColumnGroups = kHeadDim / 64;
+  static constexpr int kCluster = Shape::kCluster;
   static constexpr int kConsumers = Shape::kConsumers;
   static constexpr int kRows = kConsumers * kRowsPerWarpgroup;
   static constexpr int kKeys = Shape::kKeys;
@@ -76,6 +78,10 @@ struct SharedStorage {
   ClusterBarrier item_full[kItemSlots], item_empty[kItemSlots];
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
+  // How the first block of a cluster tells the others which item comes next.
+  ClusterTransactionBarrier index_full;
+  ClusterBarrier index_empty;
+  int index;
 };
 
 /// Position in a ring of stages and the parity its barriers have this time round.
@@ -90,22 +96,40 @@ struct RingPosition {
   __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
+/// This thread block's number in its cluster.
+template <class Traits>
+__device__ int cluster_rank() {
+  return Traits::kCluster == 1 ? 0 : static_cast<int>(cute::block_rank_in_cluster());
+}
+
+/// Waits for all threads of the cluster.
+template <class Traits>
+__device__ void sync_cluster() {
+  if constexpr (Traits::kCluster == 1) {
+    __syncthreads();
+  } else {
+    cute::cluster_sync();
+  }
+}
+
 template <class Traits>
 __device__ void init_barriers(SharedStorage<Traits>& shared) {
   constexpr int kConsumerWarps = Traits::kConsumers * 4;
   for (int stage = 0; stage < Traits::kKeyStages; ++stage) {
     shared.key_full[stage].init(1);
-    shared.key_empty[stage].init(kConsumerWarps);
+    shared.key_empty[stage].init(kConsumerWarps * Traits::kCluster);
   }
   for (int stage = 0; stage < Traits::kValueStages; ++stage) {
     shared.value_full[stage].init(1);
-    shared.value_empty[stage].init(kConsumerWarps);
+    shared.value_empty[stage].init(kConsumerWarps * Traits::kCluster);
   }
   for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) shared.query_full[consumer].init(32);
   for (int slot = 0; slot < kItemSlots; ++slot) {
     shared.item_full[slot].init(1);
     shared.item_empty[slot].init(kConsumerWarps + kQueryWarpEnd - 1);  // the producer's other warps
   }
+  shared.index_full.init(1);
+  shared.index_empty.init(Traits::kCluster - 1 > 0 ? Traits::kCluster - 1 : 1);
   cutlass::arch::fence_barrier_init();
 }
 

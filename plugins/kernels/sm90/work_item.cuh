@@ -32,6 +32,7 @@ struct WorkItem {
   bool last_dirty;        // its other rows hold bytes that nobody may use, not zeros
   int window_valid[2];    // sliding: keys in a block of the window, and in its last one
   QueryGroupBlock group;  // sliding
+  bool shared_keys;       // the thread blocks of the cluster go over the same keys
 
   /// Keys in a block: its leading rows.
   __device__ int valid_keys(int block) const {
@@ -91,28 +92,29 @@ __device__ inline void set_last_block(WorkItem& item, int keys, int rows, int bl
   item.last_dirty = item.last_valid < block_keys && keys < rows;
 }
 
-/// Decodes the `index`-th item. The whole warp calls it, and every lane gets the item.
+/// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head
+/// and equally many blocks of keys. The whole warp calls it, and every lane gets the item.
 template <class Traits>
-__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index) {
+__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index, int rank = 0) {
   const RoutedAttentionParams& problem = params.problem;
   WorkItem item{};
   ItemKind heads_of = ItemKind::kRaster;
-  int per_head = params.blocks_full, first_row = 0;
+  int per_head = params.items_full, first_row = 0;
   item.kind = ItemKind::kRaster;
   if (index >= counts.full * per_head) {
     index -= counts.full * per_head;
     heads_of = ItemKind::kSliding;
-    per_head = params.blocks_text;
+    per_head = params.items_text;
     first_row = problem.video_tokens;
     if (index >= counts.sliding * per_head) {
       index -= counts.sliding * per_head;
       item.kind = heads_of = ItemKind::kCoreset;
-      per_head = params.blocks_coreset;
+      per_head = params.items_coreset;
       first_row = 0;
       if (index >= counts.coreset * per_head) {
         index -= counts.coreset * per_head;
         item.kind = heads_of = ItemKind::kSliding;
-        per_head = params.blocks_sliding;
+        per_head = params.items_sliding;
         if (index >= counts.sliding * per_head) {
           item.kind = ItemKind::kEnd;
           return item;
@@ -126,7 +128,8 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
   item.head = head - item.sample * problem.heads;
   item.text_length = problem.text_tokens == 0 ? 0 : min(max(problem.text_length[item.sample], 0), problem.text_tokens);
   if (item.kind == ItemKind::kSliding) {
-    item.group = query_group_block(params.sliding, block, Traits::kRows);
+    item.group = query_group_block(params.sliding, block, rank, Traits::kRows);
+    item.shared_keys = item.group.shared_window;
     item.rows = item.group.rows;
     item.window_blocks = params.sliding.key_blocks;
     item.key_blocks = item.window_blocks + ceil_div(item.text_length, Traits::kKeys);
@@ -136,9 +139,11 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
     return item;
   }
   const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
-  item.first_row = first_row + block * Traits::kRows;
-  item.rows = min(Traits::kRows, video + problem.text_tokens - item.first_row);
-  item.keys = item.first_row < video + item.text_length ? video + item.text_length : 0;
+  const int first_of_cluster = first_row + block * Traits::kCluster * Traits::kRows;
+  item.shared_keys = true;
+  item.first_row = first_of_cluster + rank * Traits::kRows;
+  item.rows = max(0, min(Traits::kRows, video + problem.text_tokens - item.first_row));
+  item.keys = first_of_cluster < video + item.text_length ? video + item.text_length : 0;
   item.key_blocks = ceil_div(item.keys, Traits::kKeys);
   // The selection writes zeros behind the valid text of a coreset.
   const int rows = item.kind == ItemKind::kCoreset ? item.keys : video + problem.text_tokens;

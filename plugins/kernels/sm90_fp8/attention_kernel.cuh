@@ -74,12 +74,12 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   params.images = make_images(problem);
   sm90::AttentionParams& pattern = params.pattern;
   pattern.problem = problem;
-  pattern.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys);
+  pattern.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys, 1);
   const auto blocks = [](int rows) { return (rows + Traits::kRows - 1) / Traits::kRows; };
-  pattern.blocks_full = blocks(problem.video_tokens + problem.text_tokens);
-  pattern.blocks_coreset = blocks(problem.kept_tokens + problem.text_tokens);
-  pattern.blocks_text = blocks(problem.text_tokens);
-  pattern.blocks_sliding = pattern.sliding.first_block[pattern.sliding.classes];
+  pattern.items_full = blocks(problem.video_tokens + problem.text_tokens);
+  pattern.items_coreset = blocks(problem.kept_tokens + problem.text_tokens);
+  pattern.items_text = blocks(problem.text_tokens);
+  pattern.items_sliding = pattern.sliding.first_item[pattern.sliding.classes];
 
   const auto kernel = attention_kernel<Traits>;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
@@ -89,7 +89,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   if (cudaError_t error = cudaGetDevice(&device)) return error;
   if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
   const int64_t most =
-      std::max({pattern.blocks_full, pattern.blocks_coreset, pattern.blocks_text + pattern.blocks_sliding});
+      std::max({pattern.items_full, pattern.items_coreset, pattern.items_text + pattern.items_sliding});
   const auto grid = static_cast<unsigned>(std::min<int64_t>(processors, most * problem.batch * problem.heads));
   kernel<<<grid, Traits::kThreads, kSharedBytes, stream>>>(params);
   return cudaGetLastError();

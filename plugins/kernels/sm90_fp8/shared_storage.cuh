@@ -22,6 +22,7 @@ template <class Element_, int kHeadDim_>
 struct KernelTraits {
   using Element = Element_;  // of the inputs and the output
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kCluster = 1;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = kConsumers * kRowsPerWarpgroup;
   static constexpr int kKeys = kChunks * kChunk;
