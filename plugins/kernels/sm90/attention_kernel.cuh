@@ -6,33 +6,10 @@
 #define VORTA_TRT_KERNELS_SM90_ATTENTION_KERNEL_CUH_
 
 #include "cutlass/arch/reg_reconfig.h"
-#include "epilogue.cuh"
 #include "mainloop.cuh"
 #include "producer.cuh"
 
 namespace vorta::sm90 {
-
-template <class Traits>
-__device__ void consume(const AttentionParams& params, SharedStorage<Traits>& shared) {
-  // Broadcast, so that the compiler knows it for uniform and keeps the matrix descriptors in uniform registers.
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kThreadsPerWarpgroup - 1, 0);
-  Consumer<Traits> consumer(shared, warpgroup);
-  RingPosition<kItemSlots> slot;
-  while (true) {
-    wait(shared.item_full[slot.stage], slot.parity);
-    const WorkItem& item = shared.item[slot.stage];
-    if (item.kind == ItemKind::kEnd) return;
-    if (item.key_blocks > 0 && item.rows > warpgroup * kRowsPerWarpgroup) {
-      consumer.attend(item, params.problem.scale_log2);
-    } else {
-      consumer.skip(item);
-    }
-    store_rows<Traits>(params.problem, item, warpgroup, consumer.output, shared.row_token[slot.stage]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
-    slot = slot.next();
-  }
-}
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
@@ -47,19 +24,17 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x < kThreadsPerWarpgroup) {
     cutlass::arch::warpgroup_reg_dealloc<Traits::Shape::kProducerRegisters>();
-    switch (threadIdx.x / 32) {
-      case kKeyWarp:
-        produce_keys(params, shared);
-        break;
-      case kValueWarp:
-        produce_values(params, shared);
-        break;
-      default:
-        produce_queries(params, shared);
+    const int warp = threadIdx.x / 32;
+    if (warp == kKeyWarp || warp == kValueWarp) {
+      produce_blocks(params, shared, warp == kValueWarp);
+    } else {
+      produce_queries(params, shared);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Traits::Shape::kConsumerRegisters>();
-    consume(params, shared);
+    // Broadcast, so that the compiler knows it for uniform and keeps the matrix descriptors in uniform registers.
+    const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kThreadsPerWarpgroup - 1, 0);
+    Consumer<Traits>(params, shared, warpgroup).run();
   }
   if (Traits::kCluster > 1) sync_cluster<Traits>();  // others may still write here
 #endif

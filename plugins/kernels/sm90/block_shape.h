@@ -28,7 +28,7 @@ struct BlockShape<128> {
   // the published tiles, so that their windows are cut without waste.
   static constexpr int kKeys = 144;
   static constexpr int kKeyStages = 2;
-  static constexpr int kValueStages = 2;  // Q 32 KB + 2 x (K 36 KB + V 36 KB) = 176 KB
+  static constexpr int kValueStages = 2;  // 2 x (Q 32 KB + K 36 KB + V 36 KB) = 208 KB
   static constexpr int kConsumerRegisters = 224;
   static constexpr int kProducerRegisters = 56;
 };
@@ -39,7 +39,7 @@ struct BlockShape<64> {
   static constexpr int kConsumers = 2;
   static constexpr int kKeys = 144;
   static constexpr int kKeyStages = 4;
-  static constexpr int kValueStages = 4;  // Q 16 KB + 4 x (K 18 KB + V 18 KB) = 160 KB
+  static constexpr int kValueStages = 4;  // 2 x Q 16 KB + 4 x (K 18 KB + V 18 KB) = 176 KB
   static constexpr int kConsumerRegisters = 224;
   static constexpr int kProducerRegisters = 56;
 };

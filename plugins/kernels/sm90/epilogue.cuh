@@ -66,6 +66,23 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const WorkItem&
   }
 }
 
+/// For an item without keys, or without rows of this warpgroup: the rows that exist are padded text, whose output is 0.
+template <class Traits>
+__device__ void store_zeros(const RoutedAttentionParams& problem, const WorkItem& item, int warpgroup,
+                            const int* row_token) {
+  using Element = typename Traits::Element;
+  constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, of a row
+  const TensorView& view = problem.output;
+  auto* rows = static_cast<Element*>(const_cast<void*>(view.data)) + item.sample * view.batch_stride +
+               item.head * view.head_stride;
+#pragma unroll 1
+  for (int i = threadIdx.x % kThreadsPerWarpgroup; i < kRowsPerWarpgroup * kChunks; i += kThreadsPerWarpgroup) {
+    const int token = row_token[warpgroup * kRowsPerWarpgroup + i / kChunks];
+    if (token == kNoRow) continue;
+    *reinterpret_cast<uint4*>(rows + (token < 0 ? ~token : token) * view.token_stride + i % kChunks * 8) = uint4{};
+  }
+}
+
 }  // namespace vorta::sm90
 
 #endif  // VORTA_TRT_KERNELS_SM90_EPILOGUE_CUH_

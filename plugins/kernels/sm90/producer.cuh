@@ -130,54 +130,38 @@ __device__ inline void prefetch_maps(const KeyMaps& maps) {
 /// is visible from here on. Not CUTLASS's wrapper, which is empty unless a macro is set.
 __device__ inline void wait_for_selection() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-/// Calls `use` with every work item, until there are no more. `use` is a warp's part in it.
-template <class Traits, class Use>
-__device__ void for_each_item(SharedStorage<Traits>& shared, const Use& use) {
+/// The warp that keeps the ring of K full, or that of V: one piece of code for both, since the instructions of a cold
+/// kernel come from memory.
+template <class Traits>
+__device__ void produce_blocks(const AttentionParams& params, SharedStorage<Traits>& shared, bool of_values) {
+  static_assert(Traits::kKeyStages == Traits::kValueStages, "the rings are alike");
+  auto* full = of_values ? shared.value_full : shared.key_full;
+  auto* empty = of_values ? shared.value_empty : shared.key_empty;
+  auto* stages = of_values ? shared.value : shared.key;
+  const KeyMaps& maps = of_values ? params.value : params.key;
+  const TensorView& tensor = of_values ? params.problem.value : params.problem.key;
+  const bool leader = cute::elect_one_sync();
+  RingPosition<Traits::kKeyStages> ring;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
     wait(shared.item_full[slot.stage], slot.parity);
     const WorkItem item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
-    use(item, slot.stage);
+    KeyStream<Traits> stream(params, maps, tensor, item);
+    for (int block = 0; block < item.key_blocks; ++block) {
+      wait(empty[ring.stage], ring.parity ^ 1);
+      if (leader) stream.load(full[ring.stage], stages[ring.stage]);
+      ring = ring.next();
+    }
     __syncwarp();
     if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
   }
 }
 
-/// The warp that keeps the ring of K full.
-template <class Traits>
-__device__ void produce_keys(const AttentionParams& params, SharedStorage<Traits>& shared) {
-  const bool leader = cute::elect_one_sync();
-  RingPosition<Traits::kKeyStages> ring;
-  for_each_item(shared, [&](const WorkItem& item, int) {
-    KeyStream<Traits> keys(params, params.key, params.problem.key, item);
-    for (int block = 0; block < item.key_blocks; ++block) {
-      wait(shared.key_empty[ring.stage], ring.parity ^ 1);
-      if (leader) keys.load(shared.key_full[ring.stage], shared.key[ring.stage]);
-      ring = ring.next();
-    }
-  });
-}
-
-/// The warp that keeps the ring of V full.
-template <class Traits>
-__device__ void produce_values(const AttentionParams& params, SharedStorage<Traits>& shared) {
-  const bool leader = cute::elect_one_sync();
-  RingPosition<Traits::kValueStages> ring;
-  for_each_item(shared, [&](const WorkItem& item, int) {
-    KeyStream<Traits> values(params, params.value, params.problem.value, item);
-    for (int block = 0; block < item.key_blocks; ++block) {
-      wait(shared.value_empty[ring.stage], ring.parity ^ 1);
-      if (leader) values.load(shared.value_full[ring.stage], shared.value[ring.stage]);
-      ring = ring.next();
-    }
-  });
-}
-
-/// Looks up and prefetches the rows of one consumer warpgroup, then gathers them as soon as their place is free.
+/// Looks up and prefetches the rows of one consumer warpgroup, then gathers them.
 template <class Traits>
 __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, const WorkItem& item,
-                             int slot, int warpgroup, bool first_item) {
+                             int slot, int warpgroup) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
   constexpr int kRowsPerPass = 32 / kChunks;
@@ -195,10 +179,9 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
     }
   }
   __syncwarp();
-  if (!first_item) NamedBarrier::sync(Traits::kQueryFreeThreads, kQueryFree + warpgroup);
   unsigned char* group =
-      shared.query + chunk / 8 * (Traits::kRows * kSwizzleBytes) + warpgroup * kRowsPerWarpgroup * kSwizzleBytes;
-#pragma unroll 8
+      shared.query[slot] + chunk / 8 * (Traits::kRows * kSwizzleBytes) + warpgroup * kRowsPerWarpgroup * kSwizzleBytes;
+#pragma unroll 4
   for (int pass = 0; pass < kRowsPerWarpgroup / kRowsPerPass; ++pass) {
     const int row = pass * kRowsPerPass + lane / kChunks;
     const int token = tokens[row];
@@ -211,7 +194,7 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   cutlass::arch::fence_view_async_shared();  // wgmma reads the rows through the asynchronous proxy
-  shared.query_full[warpgroup].arrive();
+  shared.query_full[slot][warpgroup].arrive();
 }
 
 /// The number of the next item behind the first ones: the first thread block of a cluster takes it and tells the
@@ -250,32 +233,33 @@ template <class Traits>
 __device__ void produce_queries(const AttentionParams& params, SharedStorage<Traits>& shared) {
   const RoutedAttentionParams& problem = params.problem;
   const int warpgroup = threadIdx.x / 32 - kQueryWarp;
-  bool first_item = true;
-  if (warpgroup != 0) {
-    for_each_item(shared, [&](const WorkItem& item, int slot) {
-      load_queries<Traits>(problem, shared, item, slot, warpgroup, first_item);
-      first_item = false;
-    });
-    return;
-  }
+  const bool takes_items = warpgroup == 0;
   const HeadCounts counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
   const int rank = cluster_rank<Traits>(), clusters = static_cast<int>(gridDim.x) / Traits::kCluster;
   int index = static_cast<int>(blockIdx.x) / Traits::kCluster;
   unsigned parity = 0;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
-    const WorkItem item = make_work_item<Traits>(params, counts, index, rank);
-    wait(shared.item_empty[slot.stage], slot.parity ^ 1);
-    if (threadIdx.x % 32 == 0) {
-      shared.item[slot.stage] = item;
-      shared.item_full[slot.stage].arrive();
+    if (takes_items) {
+      const WorkItem item = make_work_item<Traits>(params, counts, index, rank);
+      wait(shared.item_empty[slot.stage], slot.parity ^ 1);
+      if (threadIdx.x % 32 == 0) {
+        shared.item[slot.stage] = item;
+        shared.item_full[slot.stage].arrive();
+      }
     }
+    wait(shared.item_full[slot.stage], slot.parity);
+    const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return wait_for_selection();
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
-    load_queries<Traits>(problem, shared, item, slot.stage, warpgroup, first_item);
-    if (first_item) wait_for_selection();  // it clears the counter
-    first_item = false;
-    index = clusters + next_item(problem, shared, rank, parity);
-    parity ^= 1;
+    load_queries<Traits>(problem, shared, item, slot.stage, warpgroup);
+    __syncwarp();
+    if (takes_items) {
+      wait_for_selection();  // it clears the counter
+      index = clusters + next_item(problem, shared, rank, parity);
+      parity ^= 1;
+    } else if (threadIdx.x % 32 == 0) {
+      shared.item_empty[slot.stage].arrive();
+    }
   }
 }
 

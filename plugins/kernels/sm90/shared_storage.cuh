@@ -19,9 +19,8 @@ using cutlass::arch::NamedBarrier;
 
 /// Hardware barriers besides the one of __syncthreads. Who waits at one sleeps, so they serve the long waits.
 enum NamedBarrierId : uint32_t {
-  kTurn = 0,             // + warpgroup: it may issue its products
-  kCleaned = kTurn + 3,  // all consumers: a dirty block of values has been cleaned
-  kQueryFree             // + warpgroup, to its query warp: its query rows may be replaced
+  kTurn = 0,            // + warpgroup: it may issue its products
+  kCleaned = kTurn + 3  // all consumers: a dirty block of values has been cleaned
 };
 
 /// Waits for the phase of the given parity to end. For short waits: it polls.
@@ -62,19 +61,18 @@ struct KernelTraits {
   static constexpr int kKeyStages = Shape::kKeyStages;
   static constexpr int kValueStages = Shape::kValueStages;
   static constexpr int kThreads = (1 + kConsumers) * kThreadsPerWarpgroup;
-  static constexpr int kQueryFreeThreads = kThreadsPerWarpgroup + 32;
   static constexpr int kQueryBytes = kRows * kHeadDim * 2;
   static constexpr int kStageBytes = kKeys * kHeadDim * 2;
 };
 
 template <class Traits>
 struct SharedStorage {
-  alignas(1024) unsigned char query[Traits::kQueryBytes];
+  alignas(1024) unsigned char query[kItemSlots][Traits::kQueryBytes];
   alignas(1024) unsigned char key[Traits::kKeyStages][Traits::kStageBytes];
   alignas(1024) unsigned char value[Traits::kValueStages][Traits::kStageBytes];
   ClusterTransactionBarrier key_full[Traits::kKeyStages], value_full[Traits::kValueStages];
   ClusterBarrier key_empty[Traits::kKeyStages], value_empty[Traits::kValueStages];
-  ClusterBarrier query_full[Traits::kConsumers];
+  ClusterBarrier query_full[kItemSlots][Traits::kConsumers];
   ClusterBarrier item_full[kItemSlots], item_empty[kItemSlots];
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
@@ -123,8 +121,8 @@ __device__ void init_barriers(SharedStorage<Traits>& shared) {
     shared.value_full[stage].init(1);
     shared.value_empty[stage].init(kConsumerWarps * Traits::kCluster);
   }
-  for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) shared.query_full[consumer].init(32);
   for (int slot = 0; slot < kItemSlots; ++slot) {
+    for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) shared.query_full[slot][consumer].init(32);
     shared.item_full[slot].init(1);
     shared.item_empty[slot].init(kConsumerWarps + kQueryWarpEnd - 1);  // the producer's other warps
   }

@@ -91,9 +91,8 @@ struct OnlineSoftmax {
       const float low = exp2_approx(scores[kFirst + i] * scale_log2 - shift[row_of(i)]);
       const float high = exp2_approx(scores[kFirst + i + 1] * scale_log2 - shift[row_of(i)]);
       weights[i / 2] = pack<Element>(low, high);
-      const float2 rounded = unpack<Element>(weights[i / 2]);
-      chain[i % kChains] += rounded.x;
-      chain[(i + 1) % kChains] += rounded.y;
+      chain[i % kChains] += low;
+      chain[(i + 1) % kChains] += high;
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -151,18 +150,16 @@ struct OnlineSoftmax {
     sum[1] += part[1];
   }
 
-  /// Divides the output by the sums; a row without keys becomes 0.
-  template <int kOutputs>
-  __device__ void normalize(float (&output)[kOutputs]) const {
-    float inverse[2];
+  /// Begins a new row. `inverse`: what the old row's output is to be multiplied by, 0 for a row without keys.
+  __device__ void restart(float (&inverse)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float total = sum[row] + __shfl_xor_sync(0xffffffffu, sum[row], 1);
       total += __shfl_xor_sync(0xffffffffu, total, 2);
-      inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;  // NaN stays NaN
+      inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;
+      sum[row] = 0.0f;
+      shift[row] = -INFINITY;
     }
-#pragma unroll
-    for (int i = 0; i < kOutputs; ++i) output[i] *= inverse[row_of(i)];
   }
 };
 

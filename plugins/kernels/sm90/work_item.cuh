@@ -31,6 +31,7 @@ struct WorkItem {
   int last_valid;         // keys in the last block
   bool last_dirty;        // its other rows hold bytes that nobody may use, not zeros
   int window_valid[2];    // sliding: keys in a block of the window, and in its last one
+  int first_partial;      // no block before it has rows that are no keys
   QueryGroupBlock group;  // sliding
   bool shared_keys;       // the thread blocks of the cluster go over the same keys
 
@@ -90,6 +91,9 @@ __device__ inline int ceil_div(int value, int divisor) { return (value + divisor
 __device__ inline void set_last_block(WorkItem& item, int keys, int rows, int block_keys) {
   item.last_valid = keys - (ceil_div(keys, block_keys) - 1) * block_keys;
   item.last_dirty = item.last_valid < block_keys && keys < rows;
+  item.first_partial = item.key_blocks - 1;
+  if (item.window_blocks > 0 && item.window_valid[1] < block_keys) item.first_partial = item.window_blocks - 1;
+  if (item.window_blocks > 0 && item.window_valid[0] < block_keys) item.first_partial = 0;
 }
 
 /// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head
