@@ -16,7 +16,7 @@ struct Copies {
   const int32_t* tokens = nullptr;
   int count = 0;
 
-  __device__ Copies(const RoutedAttentionParams& problem, const WorkItem& item, int row) {
+  __device__ Copies(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
     const int position = item.first_row + row;
     if (item.kind != ItemKind::kCoreset || position >= problem.kept_tokens) return;
     int bucket, slot;
@@ -31,7 +31,7 @@ struct Copies {
 /// output: the accumulator of this warpgroup's 64 rows. Two neighbouring lanes exchange words, so that each has 8 bytes
 /// of a row and four lanes a whole sector of 32.
 template <class Traits>
-__device__ void store_rows(const RoutedAttentionParams& problem, const WorkItem& item, int warpgroup,
+__device__ void store_rows(const RoutedAttentionParams& problem, const QueryBlock& item, int warpgroup,
                            const float (&output)[Traits::kHeadDim / 2], const int* row_token) {
   using Element = typename Traits::Element;
   constexpr int kSectors = Traits::kHeadDim / 16;  // of a row
@@ -68,7 +68,7 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const WorkItem&
 
 /// For an item without keys, or without rows of this warpgroup: the rows that exist are padded text, whose output is 0.
 template <class Traits>
-__device__ void store_zeros(const RoutedAttentionParams& problem, const WorkItem& item, int warpgroup,
+__device__ void store_zeros(const RoutedAttentionParams& problem, const QueryBlock& item, int warpgroup,
                             const int* row_token) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, of a row

@@ -144,11 +144,12 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
   RingPosition<Traits::kKeyStages> ring;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
     wait(shared.item_full[slot.stage], slot.parity);
-    const WorkItem item = shared.item[slot.stage];
+    const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     KeyStream<Traits> stream(params, maps, tensor, item);
-    for (int block = 0; block < item.key_blocks; ++block) {
+    const int key_blocks = item.key_blocks;
+    for (int block = 0; block < key_blocks; ++block) {
       wait(empty[ring.stage], ring.parity ^ 1);
       if (leader) stream.load(full[ring.stage], stages[ring.stage]);
       ring = ring.next();
@@ -160,8 +161,8 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
 
 /// Looks up and prefetches the rows of one consumer warpgroup, then gathers them.
 template <class Traits>
-__device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, const WorkItem& item,
-                             int slot, int warpgroup) {
+__device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared,
+                             const QueryBlock& item, int slot, int warpgroup) {
   using Element = typename Traits::Element;
   constexpr int kChunks = Traits::kHeadDim / 8;  // of 16 bytes, in a row
   constexpr int kRowsPerPass = 32 / kChunks;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The sparsity pattern: which heads make which work items, which token stands in which query row of an item, and which
-// keys it walks over. The mainloop knows no branch; the branches differ in this file and in key_blocks.cuh alone.
+// keys it walks over. The mainloop knows no branch; the branches differ in this file and in producer.cuh alone.
 //
 // A head's items depend on its route, which only the device knows. Item numbers run through the heads of one kind after
 // the other, longest items first, and heads of a kind in their order: neighbours share their keys in the L2 cache.
@@ -19,21 +19,25 @@ enum class ItemKind : int {
   kEnd       // no more work
 };
 
-struct WorkItem {
+/// Which query rows an item has, and what they see.
+struct QueryBlock {
   ItemKind kind;
   int sample, head;
   int first_row;          // in the branch's order
   int rows;               // of the block that exist
   int text_length;        // valid text tokens
   int keys;               // raster, coreset: keys in all; 0 if every row is padding
-  int key_blocks;         // in all
-  int window_blocks;      // sliding: blocks of the window, text after them
-  int last_valid;         // keys in the last block
-  bool last_dirty;        // its other rows hold bytes that nobody may use, not zeros
-  int window_valid[2];    // sliding: keys in a block of the window, and in its last one
-  int first_partial;      // no block before it has rows that are no keys
   QueryGroupBlock group;  // sliding
-  bool shared_keys;       // the thread blocks of the cluster go over the same keys
+};
+
+struct WorkItem : QueryBlock {
+  int key_blocks;       // in all
+  int window_blocks;    // sliding: blocks of the window, text after them
+  int window_valid[2];  // sliding: keys in a block of the window, and in its last one
+  int last_valid;       // keys in the last block
+  bool last_dirty;      // its other rows hold bytes that nobody may use, not zeros
+  bool shared_keys;     // the thread blocks of the cluster go over the same keys
+  int first_partial;    // no block before it has rows that are no keys
 
   /// Keys in a block: its leading rows.
   __device__ int valid_keys(int block) const {
@@ -87,21 +91,13 @@ __device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind k
 
 __device__ inline int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
-/// What the last of consecutive blocks holds that go over `keys` of `rows` rows.
-__device__ inline void set_last_block(WorkItem& item, int keys, int rows, int block_keys) {
-  item.last_valid = keys - (ceil_div(keys, block_keys) - 1) * block_keys;
-  item.last_dirty = item.last_valid < block_keys && keys < rows;
-  item.first_partial = item.key_blocks - 1;
-  if (item.window_blocks > 0 && item.window_valid[1] < block_keys) item.first_partial = item.window_blocks - 1;
-  if (item.window_blocks > 0 && item.window_valid[0] < block_keys) item.first_partial = 0;
-}
-
-/// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head
-/// and equally many blocks of keys. The whole warp calls it, and every lane gets the item.
+/// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head,
+/// and all have keys or none has. The whole warp calls it, and every lane gets the block.
 template <class Traits>
-__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index, int rank = 0) {
+__device__ QueryBlock make_query_block(const AttentionParams& params, const HeadCounts& counts, int index,
+                                       int rank = 0) {
   const RoutedAttentionParams& problem = params.problem;
-  WorkItem item{};
+  QueryBlock item{};
   ItemKind heads_of = ItemKind::kRaster;
   int per_head = params.items_full, first_row = 0;
   item.kind = ItemKind::kRaster;
@@ -133,30 +129,50 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
   item.text_length = problem.text_tokens == 0 ? 0 : min(max(problem.text_length[item.sample], 0), problem.text_tokens);
   if (item.kind == ItemKind::kSliding) {
     item.group = query_group_block(params.sliding, block, rank, Traits::kRows);
-    item.shared_keys = item.group.shared_window;
     item.rows = item.group.rows;
-    item.window_blocks = params.sliding.key_blocks;
-    item.key_blocks = item.window_blocks + ceil_div(item.text_length, Traits::kKeys);
-    item.window_valid[0] = params.sliding.keys_in_block(0);
-    item.window_valid[1] = params.sliding.keys_in_block(item.window_blocks - 1);
-    set_last_block(item, item.text_length, problem.text_tokens, Traits::kKeys);
     return item;
   }
   const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
   const int first_of_cluster = first_row + block * Traits::kCluster * Traits::kRows;
-  item.shared_keys = true;
   item.first_row = first_of_cluster + rank * Traits::kRows;
   item.rows = max(0, min(Traits::kRows, video + problem.text_tokens - item.first_row));
   item.keys = first_of_cluster < video + item.text_length ? video + item.text_length : 0;
-  item.key_blocks = ceil_div(item.keys, Traits::kKeys);
-  // The selection writes zeros behind the valid text of a coreset.
-  const int rows = item.kind == ItemKind::kCoreset ? item.keys : video + problem.text_tokens;
-  set_last_block(item, item.keys, rows, Traits::kKeys);
+  return item;
+}
+
+/// The same with its blocks of keys, of which the parts have equally many.
+template <class Traits>
+__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index, int rank) {
+  const RoutedAttentionParams& problem = params.problem;
+  WorkItem item{};
+  static_cast<QueryBlock&>(item) = make_query_block<Traits>(params, counts, index, rank);
+  if (item.kind == ItemKind::kEnd) return item;
+  item.shared_keys = true;
+  int keys = item.keys, rows = problem.video_tokens + problem.text_tokens;  // of consecutive blocks
+  if (item.kind == ItemKind::kSliding) {
+    item.shared_keys = item.group.shared_window;
+    item.window_blocks = params.sliding.key_blocks;
+    item.window_valid[0] = params.sliding.keys_in_block(0);
+    item.window_valid[1] = params.sliding.keys_in_block(item.window_blocks - 1);
+    keys = item.text_length;
+    rows = problem.text_tokens;
+  } else if (item.kind == ItemKind::kCoreset) {
+    rows = keys;  // the selection writes zeros behind the valid text
+  }
+  const int blocks = ceil_div(keys, Traits::kKeys);
+  item.key_blocks = item.window_blocks + blocks;
+  item.last_valid = keys - (blocks - 1) * Traits::kKeys;
+  item.last_dirty = item.last_valid < Traits::kKeys && keys < rows;
+  item.first_partial = item.key_blocks - 1;
+  if (item.kind == ItemKind::kSliding) {
+    if (item.window_valid[1] < Traits::kKeys) item.first_partial = item.window_blocks - 1;
+    if (item.window_valid[0] < Traits::kKeys) item.first_partial = 0;
+  }
   return item;
 }
 
 /// What stands in row `row` of the item.
-__device__ inline int row_token(const RoutedAttentionParams& problem, const WorkItem& item, int row) {
+__device__ inline int row_token(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
   if (row >= item.rows) return kNoRow;
   if (item.kind == ItemKind::kSliding) return item.group.token(problem.tiles, row);
   int position = item.first_row + row;

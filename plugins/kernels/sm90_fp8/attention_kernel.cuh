@@ -48,13 +48,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x < kThreadsPerWarpgroup) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
-    switch (threadIdx.x / 32) {
-      case sm90::kKeyWarp:
-        return produce_keys(params, shared);
-      case sm90::kValueWarp:
-        return produce_values(params, shared);
-      default:
-        return produce_queries(params, shared);
+    const int warp = threadIdx.x / 32;
+    if (warp == sm90::kKeyWarp || warp == sm90::kValueWarp) {
+      produce_blocks(params, shared, warp == sm90::kValueWarp);
+    } else {
+      produce_queries(params, shared);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();

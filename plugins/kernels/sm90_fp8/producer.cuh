@@ -30,68 +30,43 @@ __device__ void for_each_run(ChunkList& chunks, const Copy& copy) {
   copy(first, count, place);
 }
 
-/// Calls `use` with every work item, until there are no more. `use` is a warp's part in it.
-template <class Traits, class Use>
-__device__ void for_each_item(SharedStorage<Traits>& shared, const Use& use) {
+/// The warp that keeps the ring of K full, or that of V; notes come with K.
+template <class Traits>
+__device__ void produce_blocks(const AttentionParams& params, SharedStorage<Traits>& shared, bool of_values) {
+  static_assert(Traits::kKeyStages == Traits::kValueStages, "the rings are alike");
+  auto* full_barriers = of_values ? shared.value_full : shared.key_full;
+  auto* empty = of_values ? shared.value_empty : shared.key_empty;
+  auto* stages = of_values ? shared.value : shared.key;
+  const unsigned bytes = Traits::kStageBytes + (of_values ? 0 : kChunks * kChunkNoteBytes);
+  const bool leader = cute::elect_one_sync();
+  RingPosition<Traits::kKeyStages> ring;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
     wait(shared.item_full[slot.stage], slot.parity);
-    const WorkItem item = shared.item[slot.stage];
+    const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
-    use(item, slot.stage);
+    ChunkList chunks(params, item);
+    const auto* images = (of_values ? params.images.value : params.images.key) + item.first_chunk * Traits::kChunkBytes;
+    const ChunkNote* notes = params.images.notes + item.first_chunk;
+    const int key_blocks = item.key_blocks;
+    for (int block = 0; block < key_blocks; ++block) {
+      wait(empty[ring.stage], ring.parity ^ 1);
+      if (leader) {
+        auto& full = full_barriers[ring.stage];
+        auto* barrier = reinterpret_cast<uint64_t*>(&full);
+        full.arrive_and_expect_tx(bytes);
+        for_each_run(chunks, [&](int first, int count, int place) {
+          cute::SM90_BULK_COPY_G2S::copy(images + int64_t{first} * Traits::kChunkBytes, barrier,
+                                         stages[ring.stage] + place * Traits::kChunkBytes, count * Traits::kChunkBytes);
+          if (of_values) return;
+          cute::SM90_BULK_COPY_G2S::copy(notes + first, barrier, shared.notes[ring.stage] + place,
+                                         count * kChunkNoteBytes);
+        });
+      }
+      ring = ring.next();
+    }
     __syncwarp();
     if (threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
   }
-}
-
-/// The warp that keeps the ring of K full.
-template <class Traits>
-__device__ void produce_keys(const AttentionParams& params, SharedStorage<Traits>& shared) {
-  const bool leader = cute::elect_one_sync();
-  RingPosition<Traits::kKeyStages> ring;
-  for_each_item(shared, [&](const WorkItem& item, int) {
-    ChunkList chunks(params, item);
-    const auto* images = params.images.key + item.first_chunk * Traits::kChunkBytes;
-    const ChunkNote* notes = params.images.notes + item.first_chunk;
-    for (int block = 0; block < item.key_blocks; ++block) {
-      wait(shared.key_empty[ring.stage], ring.parity ^ 1);
-      if (leader) {
-        auto& full = shared.key_full[ring.stage];
-        full.arrive_and_expect_tx(Traits::kStageBytes + kChunks * kChunkNoteBytes);
-        for_each_run(chunks, [&](int first, int count, int place) {
-          cute::SM90_BULK_COPY_G2S::copy(
-              images + int64_t{first} * Traits::kChunkBytes, reinterpret_cast<uint64_t*>(&full),
-              shared.key[ring.stage] + place * Traits::kChunkBytes, count * Traits::kChunkBytes);
-          cute::SM90_BULK_COPY_G2S::copy(notes + first, reinterpret_cast<uint64_t*>(&full),
-                                         shared.notes[ring.stage] + place, count * kChunkNoteBytes);
-        });
-      }
-      ring = ring.next();
-    }
-  });
-}
-
-/// The warp that keeps the ring of V full.
-template <class Traits>
-__device__ void produce_values(const AttentionParams& params, SharedStorage<Traits>& shared) {
-  const bool leader = cute::elect_one_sync();
-  RingPosition<Traits::kValueStages> ring;
-  for_each_item(shared, [&](const WorkItem& item, int) {
-    ChunkList chunks(params, item);
-    const auto* images = params.images.value + item.first_chunk * Traits::kChunkBytes;
-    for (int block = 0; block < item.key_blocks; ++block) {
-      wait(shared.value_empty[ring.stage], ring.parity ^ 1);
-      if (leader) {
-        auto& full = shared.value_full[ring.stage];
-        full.arrive_and_expect_tx(Traits::kStageBytes);
-        for_each_run(chunks, [&](int first, int count, int place) {
-          cute::SM90_BULK_COPY_G2S::copy(
-              images + int64_t{first} * Traits::kChunkBytes, reinterpret_cast<uint64_t*>(&full),
-              shared.value[ring.stage] + place * Traits::kChunkBytes, count * Traits::kChunkBytes);
-        });
-      }
-      ring = ring.next();
-    }
-  });
 }
 
 template <class Element>
@@ -162,24 +137,26 @@ template <class Traits>
 __device__ void produce_queries(const AttentionParams& params, SharedStorage<Traits>& shared) {
   const RoutedAttentionParams& problem = params.pattern.problem;
   const int warpgroup = threadIdx.x / 32 - sm90::kQueryWarp;
-  if (warpgroup != 0) {
-    for_each_item(
-        shared, [&](const WorkItem& item, int slot) { load_queries<Traits>(problem, shared, item, slot, warpgroup); });
-    return;
-  }
+  const bool takes_items = warpgroup == 0;
   const sm90::HeadCounts counts = sm90::count_heads(problem);
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
-    int index = 0;
-    if (threadIdx.x % 32 == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
-    index = __shfl_sync(0xffffffffu, index, 0);
-    const WorkItem item = make_work_item<Traits>(params, counts, index);
-    wait(shared.item_empty[slot.stage], slot.parity ^ 1);
-    if (threadIdx.x % 32 == 0) {
-      shared.item[slot.stage] = item;
-      shared.item_full[slot.stage].arrive();
+    if (takes_items) {
+      int index = 0;
+      if (threadIdx.x % 32 == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
+      index = __shfl_sync(0xffffffffu, index, 0);
+      const WorkItem item = make_work_item<Traits>(params, counts, index);
+      wait(shared.item_empty[slot.stage], slot.parity ^ 1);
+      if (threadIdx.x % 32 == 0) {
+        shared.item[slot.stage] = item;
+        shared.item_full[slot.stage].arrive();
+      }
     }
+    wait(shared.item_full[slot.stage], slot.parity);
+    const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
     load_queries<Traits>(problem, shared, item, slot.stage, warpgroup);
+    __syncwarp();
+    if (!takes_items && threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
   }
 }
 

@@ -11,7 +11,8 @@ namespace vorta::sm90_fp8 {
 
 using sm90::ItemKind;
 
-struct WorkItem : sm90::WorkItem {
+struct WorkItem : sm90::QueryBlock {
+  int key_blocks;       // in all
   int64_t first_chunk;  // of the head, among all
   int video_chunks;     // of the head
   int text_chunks;      // that hold a valid token
@@ -22,7 +23,7 @@ template <class Traits>
 __device__ WorkItem make_work_item(const AttentionParams& params, const sm90::HeadCounts& counts, int index) {
   const RoutedAttentionParams& problem = params.pattern.problem;
   WorkItem item{};
-  static_cast<sm90::WorkItem&>(item) = sm90::make_work_item<Traits>(params.pattern, counts, index);
+  static_cast<sm90::QueryBlock&>(item) = sm90::make_query_block<Traits>(params.pattern, counts, index);
   if (item.kind == ItemKind::kEnd) return item;
   const int64_t head = int64_t{item.sample} * problem.heads + item.head;
   item.first_chunk = head * params.images.chunks;
