@@ -123,7 +123,8 @@ def run(
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         require(runtime.cudaMemcpy(bits.ctypes.data, output, bits.nbytes, kind))
     if not is_finite(bits, dtype):
-        raise RuntimeError(f"output of {geometry}, {dtype}, D={head_dim}, {precision}, keys by {coreset_keys} is not finite")
+        what = f"{geometry}, {dtype}, D={head_dim}, {precision}, keys by {coreset_keys}"
+        raise RuntimeError(f"output of {what} is not finite")
 
 
 def runs_fp8() -> bool:

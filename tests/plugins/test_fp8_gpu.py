@@ -20,7 +20,8 @@ pytestmark = pytest.mark.gpu
 
 #: Relative error on unit-normal inputs, of a head's output in the Frobenius norm.
 LIMIT = 5e-2
-#: Tiles of 144, 40, 12 and 210 tokens, so that most end within a chunk of 32 keys; text of one and of three query blocks.
+#: Tiles of 144, 40, 12 and 210 tokens, so that most end within a chunk of 32 keys; text of one and of
+#: three query blocks.
 GEOMETRIES = {
     "no-text": AttentionGeometry((4, 18, 16), (2, 9, 8), (3, 1, 1), (2, 3, 2), 6, "query", 0),
     "text": AttentionGeometry((6, 12, 10), (2, 4, 5), (1, 3, 1), (2, 3, 2), 6, "key", 77),
