@@ -35,7 +35,7 @@ class Consumer {
   using Product = Products<Traits>;
   static constexpr int kKeys = Traits::kKeys;
   static constexpr int kOutputs = Product::kOutputs;
-  static constexpr int kExactBlocks = 3;  // of an item, in which the shift is the maximum: see OnlineSoftmax
+  static constexpr int kExactBlocks = 4;  // of an item, in which the shift is the maximum: see OnlineSoftmax
 
   __device__ Consumer(const AttentionParams& params, SharedStorage<Traits>& shared, int warpgroup)
       : params_(params), shared_(shared), turns_{warpgroup} {
