@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # The two commands of the README. Each makes .venv if there is none and installs what it needs.
 #
-#   make demo    a small Wan pipeline folder -> ONNX -> TensorRT-RTX engine bundle, verified, on any machine
+#   make demo    a small Wan pipeline folder -> ONNX -> TensorRT-RTX engine bundle, verified, on any machine;
+#                FAMILY=hunyuan-video takes a small HunyuanVideo instead
 #   make test    linters, types, the order of the rooms, and every test that this machine can run
 #
 # VORTA_CUDA_ARCHITECTURES chooses the GPU architectures that the plugin is compiled for; see plugins/README.md.
 
 PYTHON ?= python3
 VENV ?= .venv
+FAMILY ?= wan
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Whatever the wheel is made of: a change installs it again, and ninja compiles what has changed.
@@ -20,7 +22,7 @@ INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constrain
 .PHONY: demo test lint types check-python clean
 
 demo: $(VENV)/.installed
-	$(BIN)/vorta-trt demo --output demo
+	$(BIN)/vorta-trt demo --family $(FAMILY) --output demo
 
 test: lint
 	$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
     _check_routed_nodes(graph, metadata)
     _check_interface("inputs", graph.inputs[: len(metadata.inputs)], metadata.inputs)
     _check_interface("outputs", graph.outputs, metadata.outputs)
-    _check_no_other_attention(graph, metadata.num_layers)
+    _check_no_other_attention(graph, metadata)
     _check_tables(graph)
     try:
         onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
@@ -79,12 +79,16 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
     return tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
 
 
-def _check_no_other_attention(graph: ir.Graph, layers: int) -> None:
-    """At most a cross-attention per layer beside the routed nodes: no self-attention went past the operator."""
+def _check_no_other_attention(graph: ir.Graph, metadata: ModelMetadata) -> None:
+    """Beside the routed nodes only what the family has: no self-attention of video went past the operator."""
+    if metadata.family == "hunyuan_video":
+        allowed, rule = metadata.config["num_refiner_layers"], "one per layer of the token refiner"
+    else:
+        allowed, rule = metadata.num_layers, "one cross-attention per layer"
     fused = [node.name for node in graph if (node.domain, node.op_type) == ("", "Attention")]
     loose = [node.name for node in graph if node.op_type == "Softmax" and len(node.outputs[0].shape or ()) > 3]
-    if len(fused) > layers or loose:
-        raise ExportError(f"attention nodes {fused + loose}: at most one cross-attention per layer may be; {_BUG}")
+    if len(fused) > allowed or loose:
+        raise ExportError(f"attention nodes {fused + loose}: at most {rule} may be; {_BUG}")
 
 
 def _check_tables(graph: ir.Graph) -> None:

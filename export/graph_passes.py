@@ -89,14 +89,14 @@ def _transpose_weights(graph: ir.Graph) -> None:
 def _norms_in_float32(graph: ir.Graph) -> None:
     """Puts casts around norms of half types. Torch computes them in float32 too; not every ONNX runtime would."""
     for node in list(graph):
-        if (node.domain, node.op_type) != ("", "RMSNormalization"):
+        if (node.domain, node.op_type) not in {("", "RMSNormalization"), ("", "LayerNormalization")}:
             continue
-        tokens, scale = node.inputs
-        (normed,) = node.outputs
-        if tokens is None or scale is None or tokens.dtype == ir.DataType.FLOAT:
+        tokens, *parameters = (value for value in node.inputs if value is not None)  # a scale, and perhaps a bias
+        normed = node.outputs[0]
+        if tokens.dtype == ir.DataType.FLOAT:
             continue
-        casts = [_cast(value, ir.DataType.FLOAT, node) for value in (tokens, scale)]
-        exact = ir.node("RMSNormalization", [c.outputs[0] for c in casts], node.attributes)
+        casts = [_cast(value, ir.DataType.FLOAT, node) for value in (tokens, *parameters)]
+        exact = ir.node(node.op_type, [c.outputs[0] for c in casts], node.attributes)
         exact.metadata_props.update(node.metadata_props)
         exact.outputs[0].shape, exact.outputs[0].dtype = normed.shape, ir.DataType.FLOAT
         rounded = _cast(exact.outputs[0], tokens.dtype, node)
@@ -134,7 +134,9 @@ def _name_after_modules(graph: ir.Graph) -> None:
     nodes = list(graph)
     for routed in routed_nodes(graph):
         block = modules[routed]
-        behind = {node for node in nodes[nodes.index(routed) :] if f"{modules[node]}.".startswith(f"{block}.")}
-        results = [v for node in behind for v in node.outputs if any(user not in behind for user, _ in v.uses())]
-        if len(results) == 1 and not results[0].is_graph_output():
-            results[0].name = f"{block}/output"
+        inside = [node for node in nodes[nodes.index(routed) :] if f"{modules[node]}.".startswith(f"{block}.")]
+        behind = set(inside)
+        results = [v for node in inside for v in node.outputs if any(user not in behind for user, _ in v.uses())]
+        results = [value for value in results if not value.is_graph_output()]
+        for index, value in enumerate(results):  # a dual-stream block has two
+            value.name = f"{block}/output" if len(results) == 1 else f"{block}/output_{index}"

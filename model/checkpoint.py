@@ -159,22 +159,37 @@ def load_router(path: str | Path) -> RouterCheckpoint:
 
 
 def check_router(
-    state: Mapping[str, Tensor], *, family: str, layers: int, heads: int, embedding_dim: int, source: str = "router"
+    state: Mapping[str, Tensor],
+    *,
+    family: str,
+    stacks: Mapping[str, int],
+    heads: int,
+    embedding_dim: int,
+    source: str = "router",
 ) -> None:
-    """Raises CheckpointError unless `state` holds exactly a router per block of this model."""
+    """Raises CheckpointError unless `state` holds exactly a router per block of this model.
+
+    Args:
+        stacks: the model's lists of blocks and their lengths, e.g. {"blocks": 30}.
+    """
+    layers = " + ".join(map(str, stacks.values()))
     model = f"a {family} model with {layers} layers, {heads} heads and embedding size {embedding_dim}"
     remedy = "use the router that was trained for this checkpoint"
-    prefix = {"wan": "blocks"}.get(family)
-    if prefix is None:
-        raise CheckpointError(f"{source}: family {family!r} is not routed yet; use a Wan 2.1 checkpoint")
     shapes = {"weight": (3 * heads, embedding_dim), "bias": (3 * heads,)}
-    expected = {f"{prefix}.{i}.router.linear.{name}": shape for i in range(layers) for name, shape in shapes.items()}
-    foreign = sorted(key for key in state if not key.startswith(f"{prefix}."))
+    expected = {
+        f"{stack}.{block}.router.linear.{name}": shape
+        for stack, length in stacks.items()
+        for block in range(length)
+        for name, shape in shapes.items()
+    }
+    foreign = sorted(key for key in state if key.partition(".")[0] not in stacks)
     if foreign:
         raise CheckpointError(f"{source}: key {foreign[0]!r} belongs to another model family than {model}; {remedy}")
-    found_layers = {int(match[2]) for match in map(_ROUTER_KEY.fullmatch, state) if match}
-    if found_layers and max(found_layers) >= layers:
-        raise CheckpointError(f"{source}: routes {max(found_layers) + 1} layers, but belongs to {model}; {remedy}")
+    for stack, length in stacks.items():
+        found = {int(match[2]) for match in map(_ROUTER_KEY.fullmatch, state) if match and match[1] == stack}
+        if found and max(found) >= length:
+            what = "layers" if len(stacks) == 1 else f"layers of {stack}"
+            raise CheckpointError(f"{source}: routes {max(found) + 1} {what}, but belongs to {model}; {remedy}")
     unexpected = sorted(set(state) - set(expected))
     if unexpected:
         raise CheckpointError(f"{source}: unexpected key {unexpected[0]!r} for {model}; {remedy}")

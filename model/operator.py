@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.branch_attention import branch_attention, mixed_attention
+from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.reference import routed_attention_reference
 from vorta_trt.plugins.library import (
     ATTENTION_PRECISIONS,
@@ -45,7 +46,7 @@ def routed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    routes: Tensor,
+    routes: Tensor | None,
     geometry: AttentionGeometry,
     text_length: Tensor | None = None,
     scale: float | None = None,
@@ -53,10 +54,15 @@ def routed_attention(
 ) -> Tensor:
     """Attention in which every head of every sample takes its own branch.
 
+    For the training of routers, two forms of `routes` ask for torch's own memory-efficient attention and its backward
+    pass on every device, see `branch_attention.py`: a router's scores (float) for the soft mixture, None for full
+    attention.
+
     Args:
         query, key, value: [B, S+T, N, D] of one dtype on one device, after QK norm and rotary embedding. CUDA: float16
             or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
         routes: int32 [B, N], 0 full, 1 coreset, 2 sliding; any other id is full. Never read by the host on CUDA.
+            Or, for training, float scores [B, N, 3]: the sum of scores times branch outputs; or None.
         geometry: the `AttentionGeometry` of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
         scale: of the logits; default 1/sqrt(D).
@@ -75,6 +81,10 @@ def routed_attention(
     scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale {scale}: must be finite and positive; use None for 1/sqrt(D)")
+    if routes is None:
+        return branch_attention(query, key, value, Branch.FULL, geometry, text_length, scale)
+    if _are_scores(routes):
+        return mixed_attention(query, key, value, routes, geometry, text_length, scale)
     out: Tensor = torch.ops.vorta.routed_attention(
         query, key, value, routes, text_length, geometry.grid, geometry.tile, geometry.window, geometry.bucket,
         geometry.keep, geometry.coreset_keys, geometry.text_tokens, scale, attention_precision,
@@ -90,7 +100,12 @@ def check_attention_precision(value: str) -> None:
 
 
 def _check_arguments(
-    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, geometry: AttentionGeometry, text_length: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor | None,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None,
 ) -> None:
     if not isinstance(geometry, AttentionGeometry):
         raise TypeError(f"geometry {geometry!r}: must be an AttentionGeometry; use AttentionGeometry.for_video(...)")
@@ -110,7 +125,13 @@ def _check_arguments(
             f"{geometry.text_tokens} text tokens; use a geometry for your video size, e.g. AttentionGeometry.for_video"
         )
     batch, heads = query.shape[0], query.shape[2]
-    _check_int32("routes", routes, (batch, heads), query)
+    if routes is not None and _are_scores(routes):
+        expected = (batch, heads, len(Branch))
+        if tuple(routes.shape) != expected:
+            raise ValueError(f"routes of shape {tuple(routes.shape)}: scores must be {expected}, as a Router's")
+        _check_device("routes", routes, query)
+    elif routes is not None:
+        _check_int32("routes", routes, (batch, heads), query)
     if text_length is not None:
         if not geometry.text_tokens:
             raise ValueError("text_length given: the geometry has no text tokens; leave it out, or set text_tokens")
@@ -119,6 +140,10 @@ def _check_arguments(
         raise ValueError(
             f"text_length None: required because the geometry has {geometry.text_tokens} text tokens; pass int32 [B]"
         )
+
+
+def _are_scores(routes: Tensor) -> bool:
+    return routes.ndim == 3 and routes.is_floating_point()
 
 
 def _check_int32(name: str, tensor: Tensor, shape: tuple[int, ...], query: Tensor) -> None:

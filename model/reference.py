@@ -15,7 +15,7 @@ is cast back. The method: VORTA, arXiv 2505.18809.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -57,7 +57,7 @@ def routed_attention_reference(
     """
     batch, _, heads, head_dim = query.shape
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    lengths = _text_lengths(text_length, geometry, batch)
+    lengths = text_lengths(text_length, geometry, batch)
     branches = routes.tolist()  # [B][N]
     chunk = max(1, HEADS_BYTES // (3 * 4 * geometry.tokens * head_dim))
 
@@ -103,21 +103,21 @@ def _attend_branch(
 ) -> Tensor:
     """One branch for heads that share it: query, key, value, output [H, S+V, D]."""
     if branch is Branch.SLIDING:
-        groups, restore = _sliding_pattern(geometry, text)
+        groups, restore = sliding_pattern(geometry, text)
         return _attend_blocks(query, key, value, groups, scale)[:, restore.to(query.device)]
     if branch is Branch.CORESET:
         video = geometry.video_tokens
         kept, dropped = select_coreset(query[:, :video], geometry)  # [H, G, keep], [H, G, K-keep]
         key_kept = kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry)[0]
-        query = _gather_video(query, kept, video)  # [H, C+V, D]
-        key, value = _gather_video(key, key_kept, video), _gather_video(value, key_kept, video)  # [H, C+V, D]
+        query = gather_video(query, kept, video)  # [H, C+V, D]
+        key, value = gather_video(key, key_kept, video), gather_video(value, key_kept, video)  # [H, C+V, D]
         out = _attend_blocks(query, key, value, _dense_pattern(geometry.coreset_tokens + text), scale)  # [H, C+V, D]
-        source = _expansion(kept, dropped, video, text)  # [H, S+V]
+        source = expansion_rows(kept, dropped, video, text)  # [H, S+V]
         return out.gather(1, source.unsqueeze(-1).expand(-1, -1, out.shape[-1]))
     return _attend_blocks(query, key, value, _dense_pattern(query.shape[1]), scale)
 
 
-def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float) -> Tensor:
+def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
     """Outputs of all blocks' queries, in the blocks' order: [H, queries, D]."""
     remember = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     outputs = []
@@ -154,7 +154,8 @@ def _dense_pattern(tokens: int) -> list[Block]:
 
 
 @lru_cache(maxsize=16)
-def _sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[Block], Tensor]:
+@torch.inference_mode(False)  # what is kept must serve a later backward pass, too
+def sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Blocks of the sliding branch over video and `text` valid text tokens, and the permutation that restores the order
     of the tokens from the blocks' order."""
     video = geometry.video_tokens
@@ -163,16 +164,16 @@ def _sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[Block
     if text:
         pairs.append((text_ids, torch.arange(video + text)))  # text queries see everything valid
     restore = torch.cat([queries for queries, _ in pairs]).argsort()  # [S+V]
-    return list(pairs), restore
+    return pairs, restore
 
 
-def _gather_video(tokens: Tensor, kept: Tensor, video: int) -> Tensor:
+def gather_video(tokens: Tensor, kept: Tensor, video: int) -> Tensor:
     """Kept video tokens, then all text tokens: [H, S+V, D], [H, G, keep] -> [H, C+V, D]."""
     ids = kept.flatten(1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [H, C, D]
     return torch.cat([tokens[:, :video].gather(1, ids), tokens[:, video:]], dim=1)
 
 
-def _expansion(kept: Tensor, dropped: Tensor, video: int, text: int) -> Tensor:
+def expansion_rows(kept: Tensor, dropped: Tensor, video: int, text: int) -> Tensor:
     """The row of the compact sequence that holds each token's output; a dropped token's is its centre's. [H, S+V]"""
     heads, buckets, keep = kept.shape
     rows = torch.arange(buckets * keep, device=kept.device).view(1, buckets, keep).expand(heads, -1, -1)  # [H, G, keep]
@@ -201,7 +202,7 @@ def _heads_by_branch(routes: list[int]) -> dict[Branch, list[int]]:
     return members
 
 
-def _text_lengths(text_length: Tensor | None, geometry: AttentionGeometry, batch: int) -> list[int]:
+def text_lengths(text_length: Tensor | None, geometry: AttentionGeometry, batch: int) -> list[int]:
     if text_length is None:
         if geometry.text_tokens:
             raise ValueError(

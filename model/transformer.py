@@ -2,7 +2,8 @@
 """`RoutedTransformer`: a diffusers video transformer whose self-attention is routed.
 
 It is built by composition: it holds the diffusers modules themselves, so it shares their parameters, names included,
-and no class is patched. This file has what the families share: loading, and weights that stay on disk.
+and no class is patched. This file has what the families share: construction, geometry, routers, and weights that stay
+on disk.
 
 Weights that stay on disk. `from_pretrained(..., materialize=False)` makes parameters of the right shape and dtype that
 take no memory (all elements share one), for torch.export of models larger than memory. The exporter reads the real ones
@@ -21,60 +22,98 @@ import abc
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
-from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader, RouterCheckpoint, check_router, load_router
+from vorta_trt.model.checkpoint import (
+    TRANSFORMER_CLASSES,
+    CheckpointReader,
+    RouterCheckpoint,
+    check_router,
+    load_router,
+)
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import SAME_PRECISION, check_attention_precision
-from vorta_trt.model.router import BRANCHES, Router
+from vorta_trt.model.router import BRANCHES, ROUTER_DECIDES, Router, hard_routes
+from vorta_trt.model.tiling import Shape
+from vorta_trt.model.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TAU = 0.3  # of the paper
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# First bit pattern of a placeholder's value; the n-th placeholder has the n-th number from there. All are normal
-# numbers, and all differ, so that no exporter takes two parameters of one shape for the same constant.
-_PLACEHOLDER_BITS = {
-    torch.float32: (torch.int32, 0x3F000000),
-    torch.float16: (torch.int16, 0x3800),
-    torch.bfloat16: (torch.int16, 0x3F00),
-}
+MAX_TIMESTEP = 1000  # of the flow-matching schedules
+
+
+class AttentionMode(Enum):
+    """What the heads of a routed transformer compute.
+
+    ROUTED: the branch that the router chose, or the override. MIXED: the sum of all branches, weighted with the
+    router's scores. FULL: full attention through torch, what a MIXED pass is trained to reproduce.
+    """
+
+    ROUTED = "routed"
+    MIXED = "mixed"
+    FULL = "full"
 
 
 class RoutedTransformer(nn.Module, abc.ABC):
     """Base of the routed families; use `from_pretrained` or `from_model`, which pick the family.
 
+    Args:
+        model: the diffusers model. router_state, geometry, tau, attention_precision: as for `from_model`.
+
     Attributes:
-        family: "wan". config: the diffusers config. geometry: None until known. tau: default routing threshold.
-        attention_precision: "same" or "fp8", of every routed attention (see `routed_attention`); may be assigned.
-        num_layers, num_heads, head_dim, dtype, checkpoint (its path, or None), has_router.
+        family: "wan" or "hunyuan_video". config: the diffusers config. geometry: None until known. tau: default routing
+        threshold. attention_precision: "same" or "fp8", of every routed attention (see `routed_attention`); may be
+        assigned. patch_size: latent voxels per token. num_layers (over all stacks of blocks), num_heads, head_dim,
+        dtype, checkpoint (its path, or None), has_router.
+        attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
+            routers' scores [L, B, N, 3] in place of routes. gradient_checkpointing: backward passes recompute blocks.
     """
 
     family: str
+    attention_mode: AttentionMode = AttentionMode.ROUTED
+    gradient_checkpointing: bool = False
+    patch_size: Shape
+    proj_out: Any
+    rope_cos: Tensor
+    rope_sin: Tensor
 
     def __init__(
         self,
-        config: Mapping[str, Any],
-        geometry: AttentionGeometry | None,
-        tau: float,
+        model: Any,
+        router_state: Mapping[str, Tensor] | None = None,
+        geometry: AttentionGeometry | None = None,
+        tau: float = DEFAULT_TAU,
+        *,
         attention_precision: str = SAME_PRECISION,
     ) -> None:
         super().__init__()
-        self.config = dict(config)
+        self.config = dict(model.config)
+        self.patch_size = self.patch_of(self.config)
         self.geometry = geometry
         self.tau = float(tau)
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
-        self.num_layers = int(self.config["num_layers"])
+        self.num_layers = sum(self.block_stacks(self.config).values())
         self.num_heads = int(self.config["num_attention_heads"])
         self.head_dim = int(self.config["attention_head_dim"])
-        self.has_router = False
+        self.has_router = router_state is not None
+        self.rope = model.rope
+        self.proj_out = model.proj_out
+        self._geometry_is_given = geometry is not None
         self._reader: CheckpointReader | None = None
         self._on_disk: frozenset[str] = frozenset()
+        if geometry is not None:
+            self.check_geometry(geometry)
+            self._prepare_rope(geometry)
 
     @property
     def attention_precision(self) -> str:
@@ -123,7 +162,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             raise ValueError(f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}; use torch.bfloat16")
         with ExitStack() as until_loaded:
             reader = until_loaded.enter_context(CheckpointReader(checkpoint))
-            family = _family(reader.family, f"checkpoint {reader.path}")
+            family = _family(reader.family)
             family.check_config(reader.config, f"checkpoint {reader.folder}")
             model = family.empty_diffusers_model(reader.config)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
@@ -133,9 +172,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 if geometry is None:
                     raise ValueError(
                         f"router {loaded.path}: has no config.json beside it, so its geometry is unknown; pass "
-                        f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, 'wan')"
+                        f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, {family.family!r})"
                     )
-            on_disk = _load(model, reader, dtype, None if materialize else family.always_loaded)
+            on_disk = load_weights(model, reader, dtype, None if materialize else family.always_loaded)
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint = reader.path
@@ -157,19 +196,32 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Routes a loaded diffusers transformer, which is left as it is; both share their parameters.
 
         Args:
-            model: a diffusers WanTransformer3DModel.
-            router_state: `blocks.{i}.router.linear.{weight,bias}` -> tensor, for every block; needs `geometry`.
+            model: a diffusers WanTransformer3DModel or HunyuanVideoTransformer3DModel.
+            router_state: `<stack>.{i}.router.linear.{weight,bias}` -> tensor, for every block; needs `geometry`.
+            geometry, tau, attention_precision: as for `from_pretrained`.
         """
-        from vorta_trt.model.checkpoint import TRANSFORMER_CLASSES
-
         name = type(model).__name__
-        if name not in TRANSFORMER_CLASSES:
-            raise TypeError(
-                f"model of type {name}: must be a diffusers transformer, one of {', '.join(TRANSFORMER_CLASSES)}; "
-                f"for a pipeline use pipeline.transformer"
-            )
-        family = _family(TRANSFORMER_CLASSES[name], f"model {name}")
-        return family.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
+        if cls is RoutedTransformer:
+            if name not in TRANSFORMER_CLASSES:
+                raise TypeError(
+                    f"model of type {name}: must be a diffusers transformer, one of {', '.join(TRANSFORMER_CLASSES)}; "
+                    f"for a pipeline use pipeline.transformer"
+                )
+            family = _family(TRANSFORMER_CLASSES[name])
+            return family.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
+        if TRANSFORMER_CLASSES.get(name) != cls.family:
+            expected = next(known for known, family_name in TRANSFORMER_CLASSES.items() if family_name == cls.family)
+            raise TypeError(f"model {name}: must be a {expected}; for a pipeline use pipeline.transformer")
+        source = f"model {name}"
+        cls.check_config(model.config, source)  # type: ignore[arg-type]
+        if any(getattr(module, "fused_projections", False) for module in model.modules()):
+            raise ValueError(f"{source}: fused projections are not routed; call model.unfuse_qkv_projections() first")
+        if router_state is not None:
+            cls.check_router_state(model, router_state, "router_state")
+            if geometry is None:
+                raise ValueError("geometry None: required with a router; pass AttentionGeometry.for_video(...)")
+        routed = cls(model, router_state, geometry, tau, attention_precision=attention_precision)
+        return routed.train(model.training)
 
     # -- what a family provides ----------------------------------------------------------------------------------------
 
@@ -186,6 +238,20 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """The diffusers model with parameters on the meta device and real buffers."""
 
     @classmethod
+    @abc.abstractmethod
+    def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """The lists of routed blocks of a diffusers config and their lengths, in the order that they run in."""
+
+    @classmethod
+    @abc.abstractmethod
+    def patch_of(cls, config: Mapping[str, Any]) -> Shape:
+        """Latent voxels (frames, height, width) per token of a diffusers config."""
+
+    @classmethod
+    def check_geometry(cls, geometry: AttentionGeometry) -> None:
+        """Raises ValueError if a geometry does not suit the family."""
+
+    @classmethod
     def check_router_state(cls, model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         """Raises CheckpointError unless `state` is a router of `model`."""
         config: Mapping[str, Any] = model.config  # type: ignore[assignment]
@@ -193,30 +259,59 @@ class RoutedTransformer(nn.Module, abc.ABC):
         check_router(
             state,
             family=cls.family,
-            layers=config["num_layers"],
+            stacks=cls.block_stacks(config),
             heads=heads,
             embedding_dim=heads * config["attention_head_dim"],
             source=source,
         )
 
     @abc.abstractmethod
-    def forward(
-        self,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        tau: Tensor | float | None = None,
-        route_override: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """One denoising step: the sample, and the routes taken, int32 [L, B, N]."""
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """One denoising step: the sample, and the routes taken, int32 [L, B, N]. The inputs are the family's own."""
 
     @abc.abstractmethod
-    def inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
-        """Random example inputs, by the exported names and in their order."""
+    def timestep_embedding(self, timestep: Tensor) -> Tensor:
+        """What the routers see of timesteps [B]: [B, E]."""
 
     @abc.abstractmethod
+    def routed_blocks(self) -> list[Any]:
+        """The blocks in the order that they run in; each has a `router`, which may be None. L of them."""
+
+    @abc.abstractmethod
+    def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The family's own example inputs behind hidden_states and timestep."""
+
+    @abc.abstractmethod
+    def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
+        """cos and sin of a geometry's tokens, float32 [1, S (+ T), 1, D/2], on the CPU."""
+
+    # -- routes and example inputs -------------------------------------------------------------------------------------
+
     def route_scores(self, timestep: Tensor) -> Tensor:
         """Router scores of timesteps [B], float32 [L, B, N, 3], from the timestep path alone."""
+        temb = self.timestep_embedding(timestep)  # [B, E]
+        return torch.stack([self._scores(block, temb) for block in self.routed_blocks()])  # [L, B, N, 3]
+
+    def inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """Random example inputs of the model's geometry and dtype, by the exported names and in their order."""
+        if self.geometry is None:
+            raise ValueError("geometry None: example inputs need it; pass geometry= when building the model")
+        generator = torch.Generator().manual_seed(seed)
+        device = self.proj_out.weight.device
+        latent = [axis * patch for axis, patch in zip(self.geometry.grid, self.patch_size, strict=True)]
+        override = torch.full((self.num_layers, self.num_heads), ROUTER_DECIDES, dtype=torch.int32)  # [L, N]
+        inputs = {
+            "hidden_states": self._normal(generator, batch, self.config["in_channels"], *latent),  # [B, C, F, H, W]
+            "timestep": torch.rand(batch, generator=generator) * MAX_TIMESTEP,  # [B]
+            **self._condition_inputs(batch, generator),
+            "tau": torch.tensor([self.tau]),  # [1]
+            "route_override": override,
+        }
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+    def _normal(self, generator: torch.Generator, *shape: int) -> Tensor:
+        """Normal numbers in the model's dtype, the same ones for every dtype but for rounding."""
+        return torch.randn(shape, generator=generator).to(self.dtype)
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
@@ -250,6 +345,44 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     # -- helpers of the families ---------------------------------------------------------------------------------------
 
+    def _geometry_for(self, hidden_states: Tensor, text_tokens: int = 0) -> AttentionGeometry:
+        """The geometry of latents [B, C, F, H, W] and T text tokens; derived from them if the model was given none."""
+        grid = token_grid(hidden_states, self.patch_size)
+        geometry = self.geometry
+        if geometry is not None and (geometry.grid, geometry.text_tokens) == (grid, text_tokens):
+            return geometry
+        if geometry is not None and self._geometry_is_given:
+            raise ValueError(self._misfit(geometry, grid, text_tokens))
+        if torch.compiler.is_exporting():
+            raise ValueError("geometry None: must be known before export; pass geometry= when building the model")
+        self.geometry = AttentionGeometry.for_grid(grid, self.family, text_tokens=text_tokens)
+        self._prepare_rope(self.geometry)
+        return self.geometry
+
+    def _misfit(self, geometry: AttentionGeometry, grid: Shape, text_tokens: int) -> str:
+        if geometry.grid != grid:
+            fitting = tuple(axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True))
+            return (
+                f"hidden_states with token grid {grid}: must match the model's geometry, grid {geometry.grid}; "
+                f"pass latents of frames, height, width {fitting}, or build the model with "
+                f"geometry=AttentionGeometry.for_grid({grid}, {self.family!r})"
+            )
+        return (
+            f"encoder_hidden_states with {text_tokens} tokens: must be at most the geometry's {geometry.text_tokens}; "
+            f"shorten it, or build the model with a geometry of text_tokens={text_tokens}"
+        )
+
+    def _prepare_rope(self, geometry: AttentionGeometry) -> None:
+        device = self.proj_out.weight.device
+        for name, table in zip(("rope_cos", "rope_sin"), self._rope_tables(geometry), strict=True):
+            self.register_buffer(name, table.to(device), persistent=False)
+
+    def _check_call(self, route_override: Tensor | None) -> None:
+        """What every family checks first of a call."""
+        if not self.materialized and not torch.compiler.is_exporting():
+            raise RuntimeError("model with materialize=False: its weights are on disk, for export; load it with True")
+        check_route_override(route_override, self.num_layers, self.num_heads)
+
     def _scores(self, block: Any, temb: Tensor) -> Tensor:
         """The block's router's scores of timestep embeddings [B, E]; certainly full if it has none. [B, N, 3]"""
         if block.router is not None:
@@ -258,69 +391,41 @@ class RoutedTransformer(nn.Module, abc.ABC):
         full = torch.tensor([1.0] + [0.0] * (BRANCHES - 1), device=temb.device)  # [3]
         return full.expand(temb.shape[0], self.num_heads, BRANCHES)
 
-    def _make_routers(self, router_state: Mapping[str, Tensor] | None, blocks: str, dim: int) -> list[Router | None]:
+    def _route(self, scores: Tensor, tau: Tensor | float, override: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """What a block's attention follows (`routed_attention`'s routes), and what `forward` tells of it.
+
+        scores [B, N, 3], override int32 [N] -> routes [B, N] twice, or what training asks for and the scores.
+        """
+        if self.attention_mode is AttentionMode.ROUTED:
+            routes = hard_routes(scores, tau, override)  # [B, N]
+            return routes, routes
+        return (scores if self.attention_mode is AttentionMode.MIXED else None), scores
+
+    def _run_block(self, block: nn.Module, *arguments: Any) -> Any:
+        """The block's output; with `gradient_checkpointing`, what is inside is computed again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return recomputed(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return block(*arguments)
+
+    def _make_routers(self, router_state: Mapping[str, Tensor] | None, stack: str) -> list[Router | None]:
+        """The routers of one stack of blocks."""
+        blocks = self.block_stacks(self.config)[stack]
         if router_state is None:
-            return [None] * self.num_layers
+            return [None] * blocks
         routers = []
-        for layer in range(self.num_layers):
-            router = Router(dim, self.num_heads)
-            prefix = f"{blocks}.{layer}.router."
+        for block in range(blocks):
+            router = Router(self.num_heads * self.head_dim, self.num_heads)
+            prefix = f"{stack}.{block}.router."
             router.load_state_dict({key: router_state[prefix + key] for key in ("linear.weight", "linear.bias")})
             routers.append(router)
         return [*routers]
 
 
-def _family(name: str, source: str) -> type[RoutedTransformer]:
-    if name == "wan":
-        from vorta_trt.model.wan import RoutedWanTransformer
+def _family(name: str) -> type[RoutedTransformer]:
+    if name == "hunyuan_video":
+        from vorta_trt.model.hunyuan_video import RoutedHunyuanVideoTransformer
 
-        return RoutedWanTransformer
-    raise CheckpointError(f"{source}: family {name!r} is not routed yet; use a Wan 2.1 text-to-video checkpoint")
+        return RoutedHunyuanVideoTransformer
+    from vorta_trt.model.wan import RoutedWanTransformer
 
-
-def _load(
-    model: nn.Module, reader: CheckpointReader, dtype: torch.dtype, always_loaded: tuple[str, ...] | None
-) -> frozenset[str]:
-    """Gives `model` (on meta) its parameters; those not under `always_loaded` (None: all) become placeholders.
-
-    Returns the names of the placeholders.
-    """
-    keep_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    parameters = dict(model.named_parameters())
-    missing = [name for name in parameters if name not in reader]
-    if missing:
-        raise CheckpointError(
-            f"checkpoint {reader.folder}: lacks {len(missing)} of {len(parameters)} tensors, first {missing[0]!r}; its "
-            f"config.json and weights must belong together; download it again"
-        )
-    unexpected = [
-        name for name in reader.names() if name not in parameters and not any(part in name for part in ignored)
-    ]
-    if unexpected:
-        raise CheckpointError(
-            f"checkpoint {reader.folder}: has {len(unexpected)} tensors that its config.json does not describe, first "
-            f"{unexpected[0]!r}; its config.json and weights must belong together"
-        )
-    on_disk = []
-    for index, (name, parameter) in enumerate(parameters.items()):
-        if reader.shape(name) != tuple(parameter.shape):
-            raise CheckpointError(
-                f"checkpoint {reader.folder}: {name} has shape {reader.shape(name)}, its config.json asks for "
-                f"{tuple(parameter.shape)}; its config.json and weights must belong together"
-            )
-        # diffusers' rule: a module it names keeps its parameters in float32 whatever dtype was asked for.
-        target = torch.float32 if keep_float32.intersection(name.split(".")) else dtype
-        if always_loaded is None or name.startswith(always_loaded):
-            value = nn.Parameter(reader.tensor(name).to(target))
-        else:
-            value = nn.Parameter(_placeholder(tuple(parameter.shape), target, index), requires_grad=False)
-            on_disk.append(name)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, value)
-    return frozenset(on_disk)
-
-
-def _placeholder(shape: tuple[int, ...], dtype: torch.dtype, index: int) -> Tensor:
-    bits, first = _PLACEHOLDER_BITS[dtype]
-    return torch.tensor(first + index, dtype=bits).view(dtype).expand(shape)
+    return RoutedWanTransformer

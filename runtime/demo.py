@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from vorta_trt.runtime.verify_report import VerifyReport
 # Small, but of the shape of the real ones: heads of 64 channels and a grid of 12 x 6 x 6 tokens.
 SIZE = VideoSize(45, 96, 96)
 MODEL: dict[str, Any] = {"layers": 4, "heads": 6, "head_dim": 64}
-FFN_DIM = 768
+FFN_DIM = 768  # of Wan
+DUAL_STREAM_LAYERS = 2  # of HunyuanVideo; the others are single-stream
 STEPS = 20
+NAMES = {"wan": "Wan", "hunyuan_video": "HunyuanVideo"}
 BF16_CASES = ("router, tau 0.3", "mixed override")  # ONNX's reference evaluator is slow
 
 
 class DemoReport(BaseModel):
     """What the demo made and measured."""
 
+    family: str
     folder: str
     files: dict[str, str]  # what -> where
     verified: list[VerifyReport]
@@ -37,26 +41,29 @@ class DemoReport(BaseModel):
         return all(report.passed for report in self.verified)
 
 
-def run_demo(folder: Path, report: Report) -> DemoReport:
+def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
     """Makes everything in `folder`, which may hold the files of an earlier demo; they are made anew.
 
-    Raises FileExistsError if the folder holds something else.
+    Args:
+        family: "wan" or "hunyuan_video".
+    Raises:
+        ValueError: an unknown family. FileExistsError: the folder holds something else.
     """
-    from vorta_trt.model import AttentionGeometry, RouteTable
-    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+    from vorta_trt.model import RouteTable
     from vorta_trt.runtime.schedules import schedule_timesteps
     from vorta_trt.runtime.verify import verify
 
+    if family not in NAMES:
+        raise ValueError(f"family {family!r}: must be one of {', '.join(NAMES)}")
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
-    report("making a small Wan pipeline and a router", 0, 0)
-    geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, "wan")
-    make_wan_checkpoint(checkpoint, **MODEL, ffn_dim=FFN_DIM)
-    make_router(router, geometry, **MODEL, video=(SIZE.frames, SIZE.height, SIZE.width))
+    stem = family.replace("_", "-")
+    report(f"making a small {NAMES[family]} pipeline and a router", 0, 0)
+    _make_model(family, checkpoint, router)
 
     exported = {
         precision: export_checkpoint(
-            Source(checkpoint, router, precision=precision), folder / f"wan-{precision}.onnx", report
+            Source(checkpoint, router, precision=precision), folder / f"{stem}-{precision}.onnx", report
         )
         for precision in ("fp32", "bf16")
     }
@@ -68,7 +75,7 @@ def run_demo(folder: Path, report: Report) -> DemoReport:
     table.plot(picture)
 
     bundle = build_onnx(
-        exported["bf16"], folder / "wan.bundle", report, routes=routes, include_onnx=True, overwrite=True
+        exported["bf16"], folder / f"{stem}.bundle", report, routes=routes, include_onnx=True, overwrite=True
     )
     verified = [
         verify(exported["fp32"], checkpoint, router, progress=lambda stage: report(stage, 0, 0)),
@@ -76,9 +83,10 @@ def run_demo(folder: Path, report: Report) -> DemoReport:
     ]
     plugin, target = bundle.manifest.plugin, bundle.manifest.engine
     return DemoReport(
+        family=family,
         folder=str(folder),
         files={
-            "Wan pipeline": str(checkpoint),
+            "pipeline": str(checkpoint),
             "router": str(router),
             "ONNX, fp32": str(exported["fp32"]),
             "ONNX, bf16": str(exported["bf16"]),
@@ -99,8 +107,9 @@ def next_steps(report: DemoReport) -> str:
     folder = Path(report.folder)
     bundle, checkpoint, router = (
         shlex.quote(f"{folder.name}/{Path(report.files[what]).name}")
-        for what in ("engine bundle", "Wan pipeline", "router")
+        for what in ("engine bundle", "pipeline", "router")
     )
+    real = REAL[report.family]
     return f"""\
 This engine runs on GPUs of compute capability {report.runs_on}. On a machine with one, and with vorta-trt,
 copy {folder} there and compare the engine with torch:
@@ -110,13 +119,55 @@ copy {folder} there and compare the engine with torch:
 
 The same with a real checkpoint and its router (the build needs no GPU):
 
-  vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle
+  vorta-trt build {real.checkpoint} --router ROUTER --size {real.size} --precision bf16 -o {real.bundle}
 
 and in Python, on the GPU:
 
   from vorta_trt.runtime import Engine
-  with Engine("wan.bundle") as engine:
-      sample = engine(hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt)["sample"]"""
+  with Engine("{real.bundle}") as engine:
+      sample = engine({real.inputs})["sample"]"""
+
+
+@dataclass(frozen=True)
+class RealCheckpoint:
+    """What to try after the demo."""
+
+    checkpoint: str
+    size: str
+    bundle: str
+    inputs: str
+
+
+REAL = {
+    "wan": RealCheckpoint(
+        "Wan2.1-T2V-14B-Diffusers",
+        "77x720x1280",
+        "wan.bundle",
+        "hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt",
+    ),
+    "hunyuan_video": RealCheckpoint(
+        "HunyuanVideo",
+        "117x720x1280",
+        "hunyuan-video.bundle",
+        "hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt,\n"
+        "                      encoder_attention_mask=mask, pooled_projections=pooled, guidance=guidance",
+    ),
+}
+
+
+def _make_model(family: str, checkpoint: Path, router: Path) -> None:
+    """Writes a pipeline folder and a router for it."""
+    from vorta_trt.model import AttentionGeometry
+    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+
+    geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, family)
+    sizes = dict(MODEL)
+    if family == "hunyuan_video":
+        sizes.update(layers=DUAL_STREAM_LAYERS, single_layers=MODEL["layers"] - DUAL_STREAM_LAYERS)
+        make_hunyuan_video_checkpoint(checkpoint, **sizes)
+    else:
+        make_wan_checkpoint(checkpoint, **sizes, ffn_dim=FFN_DIM)
+    make_router(router, geometry, **sizes, video=(SIZE.frames, SIZE.height, SIZE.width))
 
 
 MARKER = ".vorta-trt-demo"

@@ -29,7 +29,7 @@ Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
 
 TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-ROUTE_STEPS = 50  # Wan's default schedule, for the routes.json of a bundle
+ROUTE_STEPS = 50  # the default schedule of both families, for the routes.json of a bundle
 
 
 @dataclass(frozen=True)

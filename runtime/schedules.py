@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
     ),
 }
+_USUAL_SHIFTS = "Wan uses 3.0 at 480p and 5.0 at 720p, HunyuanVideo 7.0"
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,15 @@ def schedule_timesteps(
         checkpoint: a pipeline folder (its scheduler/scheduler_config.json is the default) or a transformer folder.
         steps: number of sampling steps.
         scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
-        shift: flow shift; None takes the pipeline's own. Wan uses 3.0 at 480p and 5.0 at 720p.
+        shift: flow shift; None takes the pipeline's own. Wan uses 3.0 at 480p and 5.0 at 720p,
+            HunyuanVideo 7.0.
     Raises:
         ValueError: unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
     """
     import diffusers
 
     if steps < 1:
-        raise ValueError(f"steps {steps}: must be at least 1; Wan's default is 50")
+        raise ValueError(f"steps {steps}: must be at least 1; the pipelines' default is 50")
     config = _scheduler_config(Path(checkpoint))
     if scheduler is None:
         if config is None:
@@ -66,18 +69,30 @@ def schedule_timesteps(
     if shift is None and config is not None:
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
-        raise ValueError(f"shift: {checkpoint} does not say; give --shift (Wan uses 3.0 at 480p and 5.0 at 720p)")
+        raise ValueError(f"shift: {checkpoint} does not say; give --shift ({_USUAL_SHIFTS})")
     if not shift > 0:
-        raise ValueError(f"shift {shift}: must be positive; Wan uses 3.0 at 480p and 5.0 at 720p")
+        raise ValueError(f"shift {shift}: must be positive; {_USUAL_SHIFTS}")
     overrides = {**required, shift_key: shift}
     instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
-    instance.set_timesteps(steps)
+    if _evenly_spaced_sigmas(Path(checkpoint)) and "sigmas" in inspect.signature(instance.set_timesteps).parameters:
+        instance.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
+    else:
+        instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps))
 
 
 def has_scheduler(checkpoint: str | Path) -> bool:
     """Whether the checkpoint says which schedule it is sampled with."""
     return _scheduler_config(Path(checkpoint)) is not None
+
+
+def _evenly_spaced_sigmas(checkpoint: Path) -> bool:
+    """Whether the pipeline of this checkpoint gives its scheduler the sigmas: HunyuanVideo's does, Wan's does not."""
+    for folder in (checkpoint / "transformer", checkpoint):
+        path = folder / "config.json"
+        if path.is_file():
+            return '"HunyuanVideoTransformer3DModel"' in path.read_text(encoding="utf-8")
+    return False
 
 
 def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:

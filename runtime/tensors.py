@@ -129,15 +129,15 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
 def cast_exactly(name: str, array: Array, dtype: str) -> Array:
     """`array` as `dtype` if that changes no value, else TypeError with the rule and the remedy.
 
-    Floats may become wider; integers may become any type that holds their values; float64, which is what Python numbers
-    turn into, may become float32 where every value survives. Narrowing to 16 bits is never done silently.
+    Floats may become wider; integers and booleans may become any type that holds their values; float64, which is what
+    Python numbers turn into, may become float32 where every value survives. Never is anything narrowed to 16 bits.
     """
     given = dtype_name(array)
     if given == dtype:
         return array
     if _always_exact(given, dtype):
         return _cast(array, dtype)
-    by_value = given.startswith(("int", "uint")) or (given == "float64" and dtype == "float32")
+    by_value = given.startswith(("int", "uint", "bool")) or (given == "float64" and dtype == "float32")
     if by_value and not dtype.startswith("bool"):
         converted = _cast(array, dtype)
         if _equal(_cast(converted, given), array):

@@ -12,6 +12,7 @@ import numpy as np
 from vorta_trt.runtime.tensors import TensorSpec, numpy_dtype
 
 MAX_TIMESTEP = 1000.0  # of the flow-matching schedules
+GUIDANCE = (1000.0, 10000.0)  # HunyuanVideo's: 1000 times the guidance scale
 DENSE_TAU = 1.1  # no probability reaches it: every head is full
 BRANCHES = {"full": 0, "coreset": 1, "sliding": 2}
 ROUTER_DECIDES = -1
@@ -76,6 +77,11 @@ def _random(generator: np.random.Generator, spec: TensorSpec, batch: int) -> np.
     shape = _sizes(spec, batch)
     if spec.name == "timestep":
         return generator.uniform(0, MAX_TIMESTEP, shape).astype(np.float32)  # [B]
+    if spec.name == "guidance":
+        return generator.uniform(*GUIDANCE, shape).astype(np.float32)  # [B]
+    if spec.name == "encoder_attention_mask":  # [B, T], another number of valid text tokens for each sample
+        lengths = generator.integers(1, shape[1], (shape[0], 1), endpoint=True)  # [B, 1]
+        return (np.arange(shape[1]) < lengths).astype(np.int32)
     values = generator.standard_normal(shape, np.float32)
     return values.astype(numpy_dtype(spec.dtype)).astype(np.float32)
 

@@ -19,22 +19,13 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.runtime.verify_cases import Case
+from vorta_trt.runtime.verify_modules import compared_modules
 from vorta_trt.runtime.verify_report import LayerReport
 
 if TYPE_CHECKING:
     import onnx
 
     from vorta_trt.runtime.verify_subject import Subject
-
-# Submodules whose outputs are compared, of the model and of every block, in order of execution.
-MODEL_MODULES = (
-    "patch_embedding",
-    "condition_embedder.time_embedder",
-    "condition_embedder.time_proj",
-    "condition_embedder.text_embedder",
-)
-BLOCK_MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
-LAST_MODULES = ("proj_out",)
 
 
 def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerReport:
@@ -47,7 +38,8 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
         note = "the bundle carries no ONNX file to look into; build it with --keep-onnx, or verify the exported file"
         return LayerReport(case=case.name, modules=[], note=note)
     onnx_file = read_onnx(path)
-    tensors = module_tensors(onnx_file.model, subject.target.metadata.num_layers if subject.target.metadata else 0)
+    metadata = subject.target.metadata
+    tensors = module_tensors(onnx_file.model, compared_modules(metadata) if metadata else ())
     with probed_copy(onnx_file, list(tensors.values())) as copy:
         executor = "reference" if subject.precision == "bf16" else "onnxruntime"
         runner = EngineRunner(lambda: Engine(copy, executor=executor))
@@ -66,12 +58,8 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
     return report.model_copy(update={"note": note})
 
 
-def module_tensors(model: onnx.ModelProto, layers: int) -> dict[str, str]:
-    """Module -> the tensor that is its output in the graph, in order of execution, as far as the graph has it."""
-    names = list(MODEL_MODULES)
-    for layer in range(layers):
-        names += [f"blocks.{layer}.{name}" for name in BLOCK_MODULES] + [f"blocks.{layer}"]
-    names += LAST_MODULES
+def module_tensors(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
+    """Module -> the tensor that is its output in the graph, in the order of `names`, as far as the graph has it."""
     graph_outputs = {value.name for value in model.graph.output}
     users: dict[str, list[str]] = {}
     for node in model.graph.node:

@@ -108,8 +108,10 @@ class TorchRunner(BaseRunner):  # type: ignore[misc]
 
         assert self._model is not None
         tensors = {spec.name: torch.from_numpy(np.array(feed_dict[spec.name])) for spec in self._inputs}
-        for name in ("hidden_states", "encoder_hidden_states"):
-            tensors[name] = tensors[name].to(self._model.dtype)
+        activations = next(spec.dtype for spec in self._inputs if spec.name == "hidden_states")
+        for spec in self._inputs:
+            if spec.dtype == activations:
+                tensors[spec.name] = tensors[spec.name].to(self._model.dtype)
         with torch.inference_mode(), _captured(self._model, self._modules) as captured:
             if self._pinned is None:
                 sample, routes = self._model(**tensors)

@@ -18,14 +18,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
-COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "bench")
+COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "bench", "train-router")
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,90 @@ def test_routes(wan: Wan, tmp_path: Path) -> None:
     dense = json.loads(vorta(*arguments, "--tau", 1.1, "--scheduler", "flow-euler", "--shift", 3, "--json").out)
     assert dense["attention_flops_saved"] == 0
     assert dense["timesteps"] != printed["timesteps"]
+
+
+def test_hunyuan_video(tmp_path: Path) -> None:
+    """The same commands, on a checkpoint of the other family."""
+    checkpoint, router, bundle = tmp_path / "a hunyuan video", tmp_path / "router", tmp_path / "hunyuan.bundle"
+    sizes = {"layers": 1, "single_layers": 2, "heads": 2, "head_dim": 32}
+    make_hunyuan_video_checkpoint(checkpoint, text_dim=32, pooled_dim=16, **sizes)
+    make_router(router, AttentionGeometry.for_video(29, 96, 128, "hunyuan_video"), **sizes)
+    common = (checkpoint, "--router", router)
+
+    onnx_file = tmp_path / "hunyuan.onnx"
+    exported = vorta("export", *common, "--precision", "fp16", "-o", onnx_file, "--json")
+    assert exported.code == 0, exported
+    assert json.loads(exported.out)["metadata"]["family"] == "hunyuan_video"
+    verified = vorta("verify", onnx_file, *common, "--case", "mixed override", "--json")
+    assert verified.code == 0, verified
+    built = vorta("build", onnx_file, "-o", bundle, "--json")
+    assert built.code == 0, built
+    assert json.loads(built.out)["manifest"]["plugin"]["layers"] == 3
+    for target in (onnx_file, bundle):
+        inspected = vorta("inspect", target)
+        assert inspected.code == 0 and "encoder_attention_mask" in inspected.out, inspected
+
+    arguments = ("routes", *common, "--steps", 5)
+    assert "FlowMatchEulerDiscreteScheduler, shift 7" in vorta(*arguments).out
+    table = json.loads(vorta(*arguments, "--json").out)
+    assert np.shape(table["routes"]) == (5, 3, 2)
+    assert table["timesteps"][0] == 1000
+    fails("routes", checkpoint, "--router", tmp_path / "absent", message="router .*absent: does not exist")
+    fails("demo", "--family", "mochi", message="'mochi' is not one of 'wan', 'hunyuan-video'", code=2)
+
+
+def test_train_router(wan: Wan, tmp_path: Path) -> None:
+    video, data, run = (29, 96, 128), tmp_path / "data", tmp_path / "run"
+    for kind, tensor in (("latents", torch.randn(16, 8, 12, 16)), ("prompts", torch.randn(7, 32))):
+        (data / kind).mkdir(parents=True)
+        name = "latents" if kind == "latents" else "prompt_embeds"
+        save_file({name: tensor}, data / kind / "cat.safetensors")
+    samples = [{"name": "cat", "caption": "a cat"}]
+    content = {"version": 1, "family": "wan", "video_size": video, "samples": samples}
+    (data / "dataset.json").write_text(json.dumps(content))
+    arguments = ("train-router", wan.checkpoint, "--data", data, "-o", run, "--precision", "fp32", "--device", "cpu")
+    result = vorta(*arguments, "--steps", 2, "--accumulation", 1)
+    assert result.code == 0, result
+    assert "2 steps on 1 samples\nloss " in result.out
+    assert f"next: vorta-trt routes '{wan.checkpoint}' --router {run}" in result.out
+    fails(*arguments, message="output .*run: holds a training run already; continue it with --resume")
+    resumed = vorta("train-router", "run", *arguments[1:], "--steps", 3, "--accumulation", 1, "--resume", "--json")
+    assert resumed.code == 0, resumed
+    assert json.loads(resumed.out)["step"] == 3
+    assert vorta("routes", wan.checkpoint, "--router", run, "--steps", 2).code == 0
+    samples.append({"name": "dog", "caption": "a dog"})
+    (data / "dataset.json").write_text(json.dumps(content))
+    fails(*arguments[:5], tmp_path / "other", message="sample 'dog': its latents .* do not exist")
+    assert not (tmp_path / "other").exists()
+
+
+def test_train_router_usage(wan: Wan, tmp_path: Path) -> None:
+    train = ("train-router", wan.checkpoint, "-o", tmp_path / "run", "--data", tmp_path)
+    fails(*train[:4], message="Missing option '--data'", code=2)
+    fails(*train, "--learning-rate", 0, message="learning_rate 0.0: must be positive and finite", code=2)
+    fails(*train, "--size", "720p", message="size '720p': must be FRAMESxHEIGHTxWIDTH", code=2)
+    fails(*train, "--precision", "fp16", message="'fp16' is not one of", code=2)
+    fails(*train, message="has neither dataset.json nor videos2caption.json")
+    prepare = ("train-router", "prepare", wan.checkpoint, "--videos", tmp_path, "-o", tmp_path / "data")
+    fails(*prepare, message="Missing option '--size'", code=2)
+    fails(*prepare, "--size", "29x96x128", message="holds no video file")
+    help_text = vorta("train-router", "run", "--help").out
+    assert "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER --resume" in help_text
+
+
+def test_the_defaults_of_training_are_the_published_ones() -> None:
+    from inspect import signature
+
+    from vorta_trt.cli import run
+    from vorta_trt.model.training import TrainingSettings
+
+    settings = TrainingSettings().to_dict()
+    settings |= {f"{name}_weight": value for name, value in settings.pop("weights").items()}
+    defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    assert {name: defaults[name] for name in settings} == settings
+    assert (settings["steps"], settings["accumulation"], settings["learning_rate"]) == (100, 4, 1e-2)
+    assert (settings["diffusion_weight"], settings["distillation_weight"]) == (1, 20)
+    assert (settings["regularisation_weight"], settings["intervals"]) == (0.02, 5)
 
 
 def test_from_another_folder_with_relative_paths(wan: Wan, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the model's tests: seeded generators, a small Wan pipeline folder and a router for it."""
+"""Fixtures of the model's tests: seeded generators; small Wan and HunyuanVideo pipeline folders and their routers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from vorta_trt.model import AttentionGeometry
 
 LAYERS, HEADS, HEAD_DIM, TEXT_DIM = 3, 4, 24, 32
+TEXT_TOKENS = 13  # of HunyuanVideo here, padding included
 
 
 @pytest.fixture
@@ -55,3 +56,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     make_wan_checkpoint(root / "wan", ffn_dim=64, text_dim=TEXT_DIM, channels=4, freq_dim=32, seed=1, **sizes)
     make_router(root / "router", geometry, seed=2, **sizes)
     return Pipeline(root / "wan", root / "router", geometry)
+
+
+@pytest.fixture(scope="session")
+def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """2 dual-stream and 1 single-stream blocks."""
+    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
+
+    root = tmp_path_factory.mktemp("pipeline with spaces")
+    geometry = AttentionGeometry.for_video(9, 64, 96, "hunyuan_video", text_tokens=TEXT_TOKENS)  # grid (3, 4, 6)
+    sizes = {"layers": 2, "single_layers": 1, "heads": HEADS, "head_dim": 16}
+    make_hunyuan_video_checkpoint(root / "hunyuan", text_dim=TEXT_DIM, pooled_dim=20, channels=4, seed=3, **sizes)
+    make_router(root / "router", geometry, seed=4, **sizes)
+    return Pipeline(root / "hunyuan", root / "router", geometry)

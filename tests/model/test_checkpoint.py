@@ -100,13 +100,6 @@ def test_folder_of_another_model(checkpoint: Path) -> None:
         RoutedTransformer.from_pretrained(checkpoint)
 
 
-def test_hunyuan_video_is_not_routed_yet(checkpoint: Path) -> None:
-    name = "HunyuanVideoTransformer3DModel"
-    edit_json(checkpoint / "transformer" / "config.json", lambda config: config.update(_class_name=name))
-    with pytest.raises(CheckpointError, match="family 'hunyuan_video' is not routed yet; use a Wan 2.1"):
-        RoutedTransformer.from_pretrained(checkpoint)
-
-
 @pytest.mark.parametrize("key", ["image_dim", "added_kv_proj_dim"])
 def test_image_to_video_is_not_routed_yet(checkpoint: Path, key: str) -> None:
     edit_json(checkpoint / "transformer" / "config.json", lambda config: config.update({key: 1280}))
@@ -288,7 +281,7 @@ def test_state_that_does_not_fit() -> None:
         return {**good, **changes}
 
     def check(values: dict[str, Tensor]) -> None:
-        check_router(values, family="wan", layers=1, heads=2, embedding_dim=4)
+        check_router(values, family="wan", stacks={"blocks": 1}, heads=2, embedding_dim=4)
 
     check(state())
     with pytest.raises(CheckpointError, match="unexpected key 'blocks.0.router.gate'"):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention, routed_attention_reference
-from vorta_trt.model.wan import RoutedWanTransformer, rotate
+from vorta_trt.model.rotary import rotate
+from vorta_trt.model.wan import RoutedWanTransformer
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Wan checkpoint with a router, and what is made of it; each is made once, when the first test asks for it.
+"""A tiny Wan and a tiny HunyuanVideo with routers, and what is made of them; each is made once, when first asked for.
 
 Imports wait for the fixtures, so that the tests of a GPU machine need no more packages than they use.
 """
@@ -24,7 +24,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Wan:
+class Made:
     """A checkpoint and its router, in a folder with a space in its name."""
 
     folder: Path
@@ -46,33 +46,46 @@ class Wan:
 
 
 @pytest.fixture(scope="session")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Wan:
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from vorta_trt.model import AttentionGeometry
     from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
 
-    made = Wan(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(*SIZE, "wan"))
+    made = Made(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(*SIZE, "wan"))
     make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=160, text_dim=48)
     make_router(made.router, made.geometry, **MODEL)
     return made
 
 
 @pytest.fixture(scope="session")
-def fp32(wan: Wan) -> Path:
+def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """2 dual-stream and 2 single-stream blocks; the same folders and methods as of `wan`."""
+    from vorta_trt.model import AttentionGeometry
+    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
+
+    made = Made(tmp_path_factory.mktemp("a hunyuan video"), AttentionGeometry.for_video(*SIZE, "hunyuan_video"))
+    sizes = {"layers": 2, "single_layers": 2, "heads": 3, "head_dim": 32}
+    make_hunyuan_video_checkpoint(made.checkpoint, text_dim=48, pooled_dim=24, **sizes)
+    make_router(made.router, made.geometry, **sizes)
+    return made
+
+
+@pytest.fixture(scope="session")
+def fp32(wan: Made) -> Path:
     return wan.export("fp32")
 
 
 @pytest.fixture(scope="session")
-def fp16(wan: Wan) -> Path:
+def fp16(wan: Made) -> Path:
     return wan.export("fp16")
 
 
 @pytest.fixture(scope="session")
-def bf16(wan: Wan) -> Path:
+def bf16(wan: Made) -> Path:
     return wan.export("bf16")
 
 
 @pytest.fixture(scope="session")
-def bundle(wan: Wan, fp16: Path) -> Path:
+def bundle(wan: Made, fp16: Path) -> Path:
     """An fp16 bundle of TensorRT-RTX with its ONNX file; batch 1 to 2."""
     from vorta_trt.runtime.from_checkpoint import build_onnx
 

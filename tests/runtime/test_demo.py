@@ -17,12 +17,13 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def test_the_whole_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
+def test_the_whole_way(tmp_path: Path, family: str) -> None:
     folder = tmp_path / "a demo"
     folder.mkdir()
     (folder / demo.MARKER).touch()
     (folder / "left by an earlier demo").touch()
-    report = demo.run_demo(folder, silent)
+    report = demo.run_demo(folder, silent, family)
     assert report.passed, report.verified
     assert not (folder / "left by an earlier demo").exists()
     assert all(Path(path).exists() for path in report.files.values())
@@ -34,14 +35,23 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert 0 < report.attention_flops_saved < 1
     assert set(table.shares()) == {"full", "coreset", "sliding"}
     assert min(table.shares().values()) > 0  # all branches occur
+    assert bundle.manifest.family == family == report.family
+    assert bundle.manifest.inputs[0].profile is not None
     steps = demo.next_steps(report)
+    assert f"{demo.REAL[family].checkpoint} --router ROUTER --size {demo.REAL[family].size}" in steps
     (command,) = (line for line in steps.splitlines() if "vorta-trt verify" in line)
     assert shlex.split(command)[2:] == [
-        f"{folder.name}/wan.bundle",
+        f"{folder.name}/{family.replace('_', '-')}.bundle",
         f"{folder.name}/checkpoint",
         "--router",
         f"{folder.name}/router",
     ]
+
+
+def test_an_unknown_family(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="family 'mochi': must be one of wan, hunyuan_video"):
+        demo.run_demo(tmp_path / "demo", silent, "mochi")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:

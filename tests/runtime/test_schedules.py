@@ -43,6 +43,24 @@ def test_another_scheduler_takes_the_pipelines_shift(tmp_path: Path) -> None:
     assert schedule.timesteps == pytest.approx(expected.timesteps.tolist())
 
 
+@pytest.mark.parametrize("steps", [1, 6, 50])
+def test_hunyuan_videos_pipeline_gives_its_scheduler_the_sigmas(tmp_path: Path, steps: int) -> None:
+    import numpy as np
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import retrieve_timesteps
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    sigmas = np.linspace(1.0, 0.0, steps + 1)[:-1]  # as HunyuanVideoPipeline does
+    expected, _ = retrieve_timesteps(scheduler, steps, sigmas=sigmas)
+    save_scheduler(tmp_path, "FlowMatchEulerDiscreteScheduler", shift=7.0)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "HunyuanVideoTransformer3DModel"}')
+    for checkpoint in (tmp_path, tmp_path / "transformer"):
+        schedule = schedule_timesteps(checkpoint, steps)
+        assert schedule.timesteps == pytest.approx(expected.tolist(), rel=1e-6)
+        assert (schedule.scheduler, schedule.shift) == ("FlowMatchEulerDiscreteScheduler", 7.0)
+
+
 @pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )  # diffusers

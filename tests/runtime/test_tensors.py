@@ -41,6 +41,7 @@ def test_other_shapes_are_refused_with_rule_and_remedy(shape: tuple[int, ...], m
         ([999, 0, -3], "int64", "float32"),
         ([1 << 24], "int32", "float32"),
         ([5, 2**31 - 1], "int64", "int32"),
+        ([True, False], "bool", "int32"),
         ([1.5, -2.0], "float16", "float32"),
         ([1.5, -2.0], "bfloat16", "float32"),
         ([1.5, -2.0, float("nan"), float("inf")], "float64", "float32"),

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The branches through torch's memory-efficient attention, for training: the soft mixture, and dense attention.
+
+Training needs all three branches of every head and their gradients. Here each is a call of
+`scaled_dot_product_attention` on the tokens that the branch is about, with the backend that would write a score matrix
+ruled out: full attention as it is, the coreset on the gathered tokens, the sliding branch window by window, since all
+tiles that share a window are one dense rectangle. The patterns are the reference's, and so are the results but
+for rounding.
+
+Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim, H heads of all samples that are computed
+together, V valid text tokens of one sample, C coreset tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.reference import expansion_rows, gather_video, select_coreset, sliding_pattern, text_lengths
+
+# Every backend of scaled_dot_product_attention but MATH, which holds the score matrix. None that fits is an error.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def branch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    branch: Branch,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention with one branch for all heads; differentiable in query, key and value.
+
+    The choice of the coreset is a constant of the gradient.
+
+    Args:
+        query, key, value: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
+        branch: of every head.
+        geometry: grid, tile, window, bucket, keep, coreset_keys, text_tokens.
+        text_length: int32 [B], valid text tokens; required if and only if T > 0.
+        scale: of the logits; default 1/sqrt(D).
+
+    Returns:
+        [B, S+T, N, D] in the dtype of `query`; rows of padded text are 0.
+    """
+    batch, _, _, head_dim = query.shape
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    lengths = text_lengths(text_length, geometry, batch)
+    if not geometry.text_tokens:
+        return _attend_samples(query, key, value, branch, geometry, 0, scale)  # [B, S, N, D]
+    samples = []
+    for sample, length in enumerate(lengths):
+        valid = geometry.video_tokens + length
+        q, k, v = (tensor[sample : sample + 1, :valid] for tensor in (query, key, value))  # [1, S+V, N, D]
+        out = _attend_samples(q, k, v, branch, geometry, length, scale)  # [1, S+V, N, D]
+        samples.append(functional.pad(out, (0, 0, 0, 0, 0, geometry.tokens - valid)))  # [1, S+T, N, D]
+    return torch.cat(samples)  # [B, S+T, N, D]
+
+
+def mixed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Tensor,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The soft mixture that routers are trained in: of each head, the sum of scores times branch outputs.
+
+    Args:
+        scores: float [B, N, 3], what `Router` gives; the sum is in float32.
+        query, key, value, geometry, text_length, scale: as for `branch_attention`.
+
+    Returns:
+        [B, S+T, N, D] in the dtype of `query`.
+    """
+    mixed: Tensor | None = None
+    for branch in Branch:
+        out = branch_attention(query, key, value, branch, geometry, text_length, scale)  # [B, S+T, N, D]
+        weighted = scores[:, None, :, int(branch), None] * out  # [B, S+T, N, D]
+        mixed = weighted if mixed is None else mixed + weighted
+    assert mixed is not None
+    return mixed.to(query.dtype)
+
+
+def _attend_samples(
+    query: Tensor, key: Tensor, value: Tensor, branch: Branch, geometry: AttentionGeometry, text: int, scale: float
+) -> Tensor:
+    """One branch for samples with equally many text tokens: query, key, value, output [B, S+V, N, D]."""
+    batch, _, heads, _ = query.shape
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # [H, S+V, D]
+    if branch is Branch.SLIDING:
+        out = _sliding(q, k, v, geometry, text, scale)  # [H, S+V, D]
+    elif branch is Branch.CORESET:
+        out = _coreset(q, k, v, geometry, text, scale)  # [H, S+V, D]
+    else:
+        out = _attend(q, k, v, scale)  # [H, S+V, D]
+    split: Tensor = out.unflatten(0, (batch, heads))  # [B, N, S+V, D]
+    return split.transpose(1, 2)
+
+
+def _coreset(query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float) -> Tensor:
+    video = geometry.video_tokens
+    kept, dropped = select_coreset(query[:, :video], geometry)  # [H, G, keep], [H, G, K-keep]
+    key_kept = kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry)[0]
+    source = expansion_rows(kept, dropped, video, text)  # [H, S+V]
+    query = gather_video(query, kept, video)  # [H, C+V, D]
+    key, value = gather_video(key, key_kept, video), gather_video(value, key_kept, video)  # [H, C+V, D]
+    out = _attend(query, key, value, scale)  # [H, C+V, D]
+    spread: Tensor = out.gather(1, source.unsqueeze(-1).expand(-1, -1, out.shape[-1]))  # [H, S+V, D]
+    return spread
+
+
+def _sliding(query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float) -> Tensor:
+    blocks, restore = _pattern_on(geometry, text, query.device)
+    remember = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    outputs = []
+    for queries, keys in blocks:
+        if remember:  # the gathered keys and values of all windows are several times the tensors: gather them again
+            out = checkpoint(
+                _attend_tokens, query, key, value, queries, keys, scale, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            out = _attend_tokens(query, key, value, queries, keys, scale)
+        outputs.append(out)
+    return torch.cat(outputs, dim=1).index_select(1, restore)  # [H, S+V, D]
+
+
+def _attend_tokens(query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """The tokens `queries` attend to the tokens `keys`: [H, queries, D]."""
+    q, k, v = query.index_select(1, queries), key.index_select(1, keys), value.index_select(1, keys)
+    return _attend(q, k, v, scale)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """All to all, without a score matrix: query [H, q, D], key and value [H, k, D] -> [H, q, D]."""
+    q, k, v = (tensor.unsqueeze(0) for tensor in (query, key, value))  # the backends take 4 axes
+    with sdpa_kernel(BACKENDS):
+        out: Tensor = functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    return out.squeeze(0)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept must serve a later backward pass, too
+def _pattern_on(
+    geometry: AttentionGeometry, text: int, device: torch.device
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The reference's blocks of the sliding branch, their token ids on `device`."""
+    blocks, restore = sliding_pattern(geometry, text)
+    return [(queries.to(device), keys.to(device)) for queries, keys in blocks], restore.to(device)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo (text to video) with routed attention, in its dual-stream and its single-stream blocks.
+
+The blocks themselves: `hunyuan_video_blocks.py`.
+
+Text tokens take part in the attention of every block: they follow the video tokens, padded to the geometry's T, and a
+mask says which of them are valid. Padded rows are neither attended to nor computed (see `routed_attention`).
+
+The routers see the bare timestep embedding, without text and guidance: a schedule's routes are known before sampling.
+Dtypes follow diffusers' HunyuanVideoTransformer3DModel: everything in the model's dtype, rotary embedding and timestep
+frequencies in float32. Where they do not, less is rounded: QK norms round once, where diffusers' rounds before and
+after its weight; and the timestep embedding is computed in float32, from the weights as they are, and rounded for the
+modulation only. The routers see it unrounded: rounding to 16 bits would route heads elsewhere in every runtime.
+
+Letters: B batch, C latent channels, S video tokens, T text tokens, E = N * D inner dimension, N heads, D head dim, L
+layers (dual-stream blocks first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.hunyuan_video_blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
+from vorta_trt.model.inputs import check_dtypes, check_per_sample
+from vorta_trt.model.operator import SAME_PRECISION
+from vorta_trt.model.rotary import half_tables, with_fixed_tokens
+from vorta_trt.model.tiling import Shape
+from vorta_trt.model.token_refiner import TokenRefiner
+from vorta_trt.model.transformer import DEFAULT_TAU, RoutedTransformer
+
+MIN_GUIDANCE, MAX_GUIDANCE = 1000.0, 10000.0  # of example inputs; the pipeline gives 1000 times its guidance_scale
+
+
+class RoutedHunyuanVideoTransformer(RoutedTransformer):
+    """HunyuanVideoTransformer3DModel with a branch per head; see `RoutedTransformer` for construction."""
+
+    family = "hunyuan_video"
+    always_loaded = ("time_text_embed.timestep_embedder.",)
+
+    def __init__(
+        self,
+        model: Any,
+        router_state: Mapping[str, Tensor] | None = None,
+        geometry: AttentionGeometry | None = None,
+        tau: float = DEFAULT_TAU,
+        *,
+        attention_precision: str = SAME_PRECISION,
+    ) -> None:
+        super().__init__(model, router_state, geometry, tau, attention_precision=attention_precision)
+        self.x_embedder = model.x_embedder
+        self.context_embedder = TokenRefiner(model.context_embedder)
+        self.time_text_embed = model.time_text_embed
+        routers = {stack: self._make_routers(router_state, stack) for stack in self.block_stacks(self.config)}
+        self.transformer_blocks = nn.ModuleList(
+            map(RoutedDualStreamBlock, model.transformer_blocks, routers["transformer_blocks"])
+        )
+        self.single_transformer_blocks = nn.ModuleList(
+            map(RoutedSingleStreamBlock, model.single_transformer_blocks, routers["single_transformer_blocks"])
+        )
+        self.norm_out = model.norm_out
+
+    @classmethod
+    def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        return {
+            "transformer_blocks": int(config["num_layers"]),
+            "single_transformer_blocks": int(config["num_single_layers"]),
+        }
+
+    @classmethod
+    def patch_of(cls, config: Mapping[str, Any]) -> Shape:
+        return config["patch_size_t"], config["patch_size"], config["patch_size"]
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
+        if config.get("image_condition_type") is not None:
+            raise CheckpointError(
+                f"{source}: its config has image_condition_type {config['image_condition_type']!r}, an image-to-video "
+                f"model; only text-to-video is routed so far; use a HunyuanVideo T2V checkpoint"
+            )
+        if config.get("qk_norm", "rms_norm") != "rms_norm":
+            raise CheckpointError(
+                f"{source}: its config has qk_norm {config['qk_norm']!r}; must be 'rms_norm', as in the published "
+                f"HunyuanVideo checkpoints; use one of those"
+            )
+
+    @classmethod
+    def check_geometry(cls, geometry: AttentionGeometry) -> None:
+        if not geometry.text_tokens:
+            raise ValueError(
+                "geometry without text tokens: HunyuanVideo's attention is over video and text; make it for family "
+                "'hunyuan_video', or give text_tokens"
+            )
+
+    @classmethod
+    def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
+        from diffusers import HunyuanVideoTransformer3DModel
+
+        with torch.device("meta"):  # all of its buffers are computed when they are needed
+            model: Any = HunyuanVideoTransformer3DModel.from_config(dict(config))  # type: ignore[no-untyped-call]
+        return model  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.proj_out.weight.dtype  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        guidance: Tensor | None = None,
+        tau: Tensor | float | None = None,
+        route_override: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One denoising step.
+
+        Args:
+            hidden_states: [B, C, F, H, W] latents, in the model's dtype.
+            timestep: [B].
+            encoder_hidden_states: [B, T, text_embed_dim], in the model's dtype; T is the geometry's `text_tokens`, and
+                fewer are padded to it.
+            encoder_attention_mask: [B, T], any dtype; nonzero for valid tokens, which come first.
+            pooled_projections: [B, pooled_projection_dim], in the model's dtype.
+            guidance: [B], 1000 times the guidance scale; needed if the config has `guidance_embeds`, else not used.
+            tau: routing threshold, a number or float32 [1]; None is `self.tau`, above 1 is dense.
+            route_override: int32 [L, N]; -1 lets the router decide, another id (see `Branch`) replaces its choice.
+
+        Returns:
+            sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+
+        Raises:
+            ValueError: the latents or the text do not match the geometry, or a shape or dtype is wrong.
+        """
+        self._check_call(route_override)
+        self._check_conditions(hidden_states, encoder_hidden_states, encoder_attention_mask, pooled_projections)
+        encoder_hidden_states, encoder_attention_mask = self._padded(encoder_hidden_states, encoder_attention_mask)
+        geometry = self._geometry_for(hidden_states, encoder_hidden_states.shape[1])
+        check_per_sample(timestep=timestep, **({} if guidance is None else {"guidance": guidance}))
+        tau = self.tau if tau is None else tau
+
+        valid = encoder_attention_mask != 0  # [B, T]
+        text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
+        attention = JointAttention(geometry, (self.rope_cos, self.rope_sin), text_length, self.attention_precision)
+        bare = self.timestep_embedding(timestep)  # [B, E]
+        temb = self._conditioning(bare, pooled_projections, guidance)  # [B, E]
+        video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
+        text = self.context_embedder(encoder_hidden_states, timestep, valid)  # [B, T, E]
+
+        chosen, taken = [], []
+        for layer, block in enumerate(self.routed_blocks()):
+            scores = self._scores(block, bare)  # [B, N, 3]
+            routes, told = self._route(scores, tau, None if route_override is None else route_override[layer])
+            chosen.append(routes)
+            taken.append(told)
+        dual = len(self.transformer_blocks)
+        for block, routes in zip(self.transformer_blocks, chosen[:dual], strict=True):
+            video, text = self._run_block(block, video, text, temb, routes, attention)
+        tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
+        for block, routes in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
+            tokens = self._run_block(block, tokens, temb, routes, attention)
+
+        video = self.norm_out(tokens[:, : geometry.video_tokens], temb)  # [B, S, E]
+        return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
+
+    def timestep_embedding(self, timestep: Tensor) -> Tensor:
+        """The embedding without text and guidance: [B] -> [B, E], float32."""
+        frequencies = self.time_text_embed.time_proj(timestep)  # [B, 256], float32
+        first, second = (getattr(self.time_text_embed.timestep_embedder, name) for name in ("linear_1", "linear_2"))
+        hidden = functional.silu(functional.linear(frequencies, first.weight.float(), first.bias.float()))  # [B, E]
+        return functional.linear(hidden, second.weight.float(), second.bias.float())
+
+    def routed_blocks(self) -> list[Any]:
+        return [*self.transformer_blocks, *self.single_transformer_blocks]
+
+    def _conditioning(self, bare: Tensor, pooled_projections: Tensor, guidance: Tensor | None) -> Tensor:
+        """What modulates the blocks: timestep, guidance and pooled text together, [B, E] in the model's dtype."""
+        embedder = self.time_text_embed
+        conditioning = bare.to(self.dtype)
+        if embedder.guidance_embedder is not None:
+            if guidance is None:
+                raise ValueError(
+                    "guidance None: required, the config has guidance_embeds; pass 1000 times the guidance scale as "
+                    "[B], e.g. torch.full((batch,), 6000.0)"
+                )
+            frequencies = embedder.time_proj(guidance)  # [B, 256], float32
+            conditioning = conditioning + embedder.guidance_embedder(frequencies.to(self.dtype))
+        return conditioning + embedder.text_embedder(pooled_projections)  # type: ignore[no-any-return]
+
+    def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        assert self.geometry is not None
+        tokens = self.geometry.text_tokens
+        lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)  # [B, 1]
+        inputs = {
+            "encoder_hidden_states": self._normal(generator, batch, tokens, self.config["text_embed_dim"]),
+            "encoder_attention_mask": (torch.arange(tokens) < lengths).to(torch.int32),  # [B, T]
+            "pooled_projections": self._normal(generator, batch, self.config["pooled_projection_dim"]),
+        }
+        if self.config["guidance_embeds"]:
+            share = torch.rand(batch, generator=generator)  # [B]
+            inputs["guidance"] = MIN_GUIDANCE + share * (MAX_GUIDANCE - MIN_GUIDANCE)
+        return inputs
+
+    def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
+        latent = [axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True)]
+        tables = self.rope(torch.empty(1, device="cpu").expand(1, 1, *latent))  # cos and sin [S, D], each value twice
+        cos, sin = half_tables(*(table[None, :, None] for table in tables))  # [1, S, 1, D/2]
+        return with_fixed_tokens(cos, sin, geometry.text_tokens)
+
+    def _check_conditions(self, latents: Tensor, text: Tensor, mask: Tensor, pooled: Tensor) -> None:
+        if text.ndim != 3:
+            raise ValueError(f"encoder_hidden_states of shape {tuple(text.shape)}: must be [B, T, text_embed_dim]")
+        check_dtypes(self.dtype, hidden_states=latents, encoder_hidden_states=text, pooled_projections=pooled)
+        if mask.shape != text.shape[:2]:
+            raise ValueError(
+                f"encoder_attention_mask of shape {tuple(mask.shape)}: must be {tuple(text.shape[:2])}, one entry per "
+                f"row of encoder_hidden_states; pad it with zeros"
+            )
+
+    def _padded(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Text [B, *, text_embed_dim] and mask [B, *] with rows up to the T of a given geometry; those do not count."""
+        if self.geometry is None or not self._geometry_is_given:
+            return text, mask
+        missing = self.geometry.text_tokens - text.shape[1]
+        if missing <= 0:
+            return text, mask
+        return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
+
+    def _unpatchify(self, patches: Tensor, grid: Shape) -> Tensor:
+        """[B, S, C * patch voxels] -> [B, C, F, H, W]"""
+        voxels = patches.reshape(patches.shape[0], *grid, -1, *self.patch_size)  # [B, f, h, w, C, pf, ph, pw]
+        return voxels.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)

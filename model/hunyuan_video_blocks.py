@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo's two kinds of blocks with routed attention over video and text.
+
+Dtypes: see `hunyuan_video.py`.
+
+Letters: B batch, S video tokens, T text tokens, E = N * D inner dimension, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.operator import SAME_PRECISION, routed_attention
+from vorta_trt.model.rotary import rotate
+from vorta_trt.model.router import Router
+
+
+@dataclass(frozen=True)
+class JointAttention:
+    """Routed attention over video and text: all that is the same for every block.
+
+    Attributes:
+        geometry, attention_precision: see `routed_attention`. rope: cos and sin [1, S+T, 1, D/2], of angle 0 for text.
+        text_length: int32 [B], valid text tokens.
+    """
+
+    geometry: AttentionGeometry
+    rope: tuple[Tensor, Tensor]
+    text_length: Tensor
+    attention_precision: str = SAME_PRECISION
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor | None) -> Tensor:
+        """query, key, value [B, S+T, N, D], the former two normed; routes as in `routed_attention` -> [B, S+T, E]"""
+        attended = routed_attention(
+            rotate(query, *self.rope), rotate(key, *self.rope), value, routes, self.geometry, self.text_length,
+            attention_precision=self.attention_precision,
+        )  # [B, S+T, N, D]  # fmt: skip
+        return attended.flatten(2, 3)
+
+
+class RoutedDualStreamBlock(nn.Module):
+    """A diffusers HunyuanVideoTransformerBlock, its attention routed; holds that block's own modules."""
+
+    def __init__(self, block: Any, router: Router | None) -> None:
+        super().__init__()
+        self.norm1, self.norm1_context = block.norm1, block.norm1_context
+        self.attn = block.attn
+        self.norm2, self.ff = block.norm2, block.ff
+        self.norm2_context, self.ff_context = block.norm2_context, block.ff_context
+        self.router = router
+
+    def forward(
+        self, video: Tensor, text: Tensor, temb: Tensor, routes: Tensor | None, attention: JointAttention
+    ) -> tuple[Tensor, Tensor]:
+        """video [B, S, E], text [B, T, E], temb [B, E], routes as in `routed_attention` -> video, text, same shapes"""
+        normed, gate, shift, scale, ff_gate = self.norm1(video, emb=temb)  # [B, S, E], [B, E] four times
+        normed_text, text_gate, text_shift, text_scale, text_ff_gate = self.norm1_context(text, emb=temb)
+        query, key, value = self._heads(normed, normed_text)  # [B, S+T, N, D] each
+        attended = attention(query, key, value, routes)  # [B, S+T, E]
+        for_video, for_text = attended.split((video.shape[1], text.shape[1]), dim=1)  # [B, S, E], [B, T, E]
+        video = video + self.attn.to_out[1](self.attn.to_out[0](for_video)) * gate[:, None]
+        text = text + self.attn.to_add_out(for_text) * text_gate[:, None]
+        video = video + self.ff(self.norm2(video) * (1 + scale[:, None]) + shift[:, None]) * ff_gate[:, None]
+        modulated = self.norm2_context(text) * (1 + text_scale[:, None]) + text_shift[:, None]  # [B, T, E]
+        text = text + self.ff_context(modulated) * text_ff_gate[:, None]
+        return video, text
+
+    def _heads(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed query and key, and value, of the video tokens and the text tokens behind them: [B, S+T, N, D]."""
+        attn = self.attn
+        query = _joined(
+            _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(video))),
+            _rms_norm(attn.norm_added_q, _split_heads(attn, attn.add_q_proj(text))),
+        )
+        key = _joined(
+            _rms_norm(attn.norm_k, _split_heads(attn, attn.to_k(video))),
+            _rms_norm(attn.norm_added_k, _split_heads(attn, attn.add_k_proj(text))),
+        )
+        value = _joined(_split_heads(attn, attn.to_v(video)), _split_heads(attn, attn.add_v_proj(text)))
+        return query, key, value
+
+
+class RoutedSingleStreamBlock(nn.Module):
+    """A diffusers HunyuanVideoSingleTransformerBlock, its attention routed; holds that block's own modules."""
+
+    def __init__(self, block: Any, router: Router | None) -> None:
+        super().__init__()
+        self.norm, self.attn = block.norm, block.attn
+        self.proj_mlp, self.act_mlp, self.proj_out = block.proj_mlp, block.act_mlp, block.proj_out
+        self.router = router
+
+    def forward(self, tokens: Tensor, temb: Tensor, routes: Tensor | None, attention: JointAttention) -> Tensor:
+        """tokens [B, S+T, E], temb [B, E], routes as in `routed_attention` -> [B, S+T, E]"""
+        attn = self.attn
+        normed, gate = self.norm(tokens, emb=temb)  # [B, S+T, E], [B, E]
+        fed = self.act_mlp(self.proj_mlp(normed))  # [B, S+T, 4 E]
+        query = _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(normed)))  # [B, S+T, N, D]
+        key = _rms_norm(attn.norm_k, _split_heads(attn, attn.to_k(normed)))  # [B, S+T, N, D]
+        value = _split_heads(attn, attn.to_v(normed))  # [B, S+T, N, D]
+        attended = attention(query, key, value, routes)  # [B, S+T, E]
+        return tokens + gate[:, None] * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
+
+
+def _rms_norm(norm: Any, tokens: Tensor) -> Tensor:
+    """A diffusers RMSNorm over D, as one operator: [B, *, N, D] -> the same."""
+    return functional.rms_norm(tokens, norm.weight.shape, norm.weight, norm.eps)
+
+
+def _split_heads(attn: Any, tokens: Tensor) -> Tensor:
+    """[B, *, E] -> [B, *, N, D]"""
+    split: Tensor = tokens.unflatten(2, (attn.heads, -1))
+    return split
+
+
+def _joined(video: Tensor, text: Tensor) -> Tensor:
+    """[B, S, N, D] and [B, T, N, D] -> [B, S+T, N, D]"""
+    return torch.cat((video, text), dim=1)

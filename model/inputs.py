@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of what a routed transformer is called with; each error says what was given, the rule and the remedy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.tiling import Shape
+
+
+def token_grid(hidden_states: Tensor, patch: Shape) -> Shape:
+    """The token grid (frames, height, width) of latents [B, C, F, H, W] in patches of that size."""
+    if hidden_states.ndim != 5:
+        raise ValueError(f"hidden_states of shape {tuple(hidden_states.shape)}: must be latents [B, C, F, H, W]")
+    latent = tuple(hidden_states.shape[2:])
+    if any(size % side for size, side in zip(latent, patch, strict=True)):
+        raise ValueError(
+            f"hidden_states with latent frames, height, width {latent}: must be multiples of the patch {patch}; pad or "
+            f"resize the video"
+        )
+    frames, height, width = (size // side for size, side in zip(latent, patch, strict=True))
+    return frames, height, width
+
+
+def check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
+    """Activations must have the dtype of the model."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} of dtype {tensor.dtype}: must be the model's; use {name}.to({dtype})")
+
+
+def check_per_sample(**tensors: Tensor) -> None:
+    """Timesteps and the like are [B]."""
+    for name, tensor in tensors.items():
+        if tensor.ndim != 1:
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B], one per sample")
+
+
+def check_route_override(route_override: Tensor | None, layers: int, heads: int) -> None:
+    """Overrides are int32 [L, N]."""
+    if route_override is None:
+        return
+    shape, expected = tuple(route_override.shape), (layers, heads)
+    if route_override.dtype != torch.int32 or shape != expected:
+        raise ValueError(
+            f"route_override of shape {shape}, {route_override.dtype}: must be int32 {expected}, layers and heads; "
+            f"use torch.full({expected}, -1, dtype=torch.int32) to let the router decide"
+        )

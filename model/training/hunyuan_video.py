@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo (text to video) for router training.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, T padded text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
+from vorta_trt.model.training.families import TrainingFamily
+
+# 1000 times a guidance scale of 1: the prediction that flow matching has a target for; the authors trained with it too.
+UNGUIDED = 1000.0
+
+
+class HunyuanVideoTraining(TrainingFamily):
+    """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`."""
+
+    name = "hunyuan_video"
+    pipeline = "HunyuanVideoPipeline"
+    blocks = ("RoutedDualStreamBlock", "RoutedSingleStreamBlock")
+    frames_per_second = 24.0
+    tiled_vae = True
+    condition_names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+
+    @property
+    def text_tokens(self) -> int:
+        """T."""
+        return FAMILIES[self.name].text_tokens
+
+    def latent_shape(self, geometry: AttentionGeometry) -> tuple[int, int, int, int]:
+        frames, height, width = geometry.grid
+        side = self.config["patch_size"]
+        return self.config["in_channels"], frames * self.config["patch_size_t"], height * side, width * side
+
+    def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        embeds, mask, pooled = (tensors[name] for name in self.condition_names)
+        size, longest = self.config["text_embed_dim"], self.text_tokens
+        if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
+            raise ValueError(
+                f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this "
+                f"checkpoint; encode the captions with its own text encoder"
+            )
+        if mask.shape != embeds.shape[:1]:
+            raise ValueError(
+                f"prompt_attention_mask has shape {tuple(mask.shape)}, must be {tuple(embeds.shape[:1])}, an entry per "
+                f"row of prompt_embeds; encode the captions again"
+            )
+        valid = (mask != 0).to(torch.int32)  # [T]
+        if not bool(valid[0]) or bool((valid.diff() > 0).any()):
+            raise ValueError(
+                "prompt_attention_mask has gaps, its valid tokens must come first; encode the captions again"
+            )
+        if tuple(pooled.shape) != (self.config["pooled_projection_dim"],):
+            raise ValueError(
+                f"pooled_prompt_embeds has shape {tuple(pooled.shape)}, must be "
+                f"({self.config['pooled_projection_dim']},) for this checkpoint; encode the captions again"
+            )
+        padding = longest - embeds.shape[0]
+        return {
+            "prompt_embeds": functional.pad(embeds, (0, 0, 0, padding)),  # [T, text_embed_dim]
+            "prompt_attention_mask": functional.pad(valid, (0, padding)),  # [T]
+            "pooled_prompt_embeds": pooled,
+        }
+
+    def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """There the pooled embedding is the beginning of a first row, before those of the tokens."""
+        prompt = prompt.squeeze(0) if prompt.ndim == 3 else prompt  # [1 + T, text_embed_dim]
+        if mask is None:
+            raise ValueError("has no prompt_attention_mask, which HunyuanVideo needs; encode the captions again")
+        return {
+            "prompt_embeds": prompt[1:],
+            "prompt_attention_mask": mask.flatten()[: prompt.shape[0] - 1],
+            "pooled_prompt_embeds": prompt[0, : self.config["pooled_projection_dim"]],
+        }
+
+    def model_inputs(
+        self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        inputs = {
+            "hidden_states": noisy,  # [B, C, F, H, W]
+            "timestep": timesteps,  # [B]
+            "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, T, text_embed_dim]
+            "encoder_attention_mask": conditions["prompt_attention_mask"],  # [B, T]
+            "pooled_projections": conditions["pooled_prompt_embeds"].to(dtype),  # [B, pooled_projection_dim]
+        }
+        if self.config["guidance_embeds"]:
+            inputs["guidance"] = torch.full_like(timesteps, UNGUIDED)  # [B]
+        return inputs
+
+    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
+        embeds, pooled, mask = pipeline.encode_prompt(caption, device=device, max_sequence_length=self.text_tokens)
+        return {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0], "pooled_prompt_embeds": pooled[0]}
+
+    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`prepare_data`: videos and captions -> the data folder of a training run, through the pipeline's own models.
+
+Captions are encoded first, then videos, so that text encoder and VAE are not on the device together. Every file appears
+whole or not at all; what is there already, of the same video, caption and size, is kept, so that an interrupted or
+extended preparation does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.training.atomic import remove_unfinished, write_file, write_json
+from vorta_trt.model.training.dataset import Progress
+from vorta_trt.model.training.families import TrainingFamily, training_family
+from vorta_trt.model.training.layouts import DATASET_FILE, VERSION, DataError, latent_file, prompt_file
+from vorta_trt.model.training.settings import PRECISIONS
+from vorta_trt.model.training.video import SUFFIXES, check_decoder, read_video
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The folder, the names of its samples, how many of their files were kept, and video -> why it was left out."""
+
+    output: Path
+    samples: tuple[str, ...]
+    kept_files: int
+    skipped: dict[str, str]
+
+    def to_json(self) -> str:
+        return json.dumps({**vars(self), "output": str(self.output)}, indent=2)
+
+    def summary(self) -> str:
+        kept = f", {self.kept_files} of {2 * len(self.samples)} files were there already" if self.kept_files else ""
+        skipped = f", {len(self.skipped)} videos skipped" if self.skipped else ""
+        return f"{len(self.samples)} samples{kept}{skipped}"
+
+
+@dataclass(frozen=True)
+class _Clip:
+    name: str
+    video: Path
+    caption: str
+
+
+def prepare_data(
+    checkpoint: str | Path,
+    videos: str | Path,
+    output: str | Path,
+    video_size: tuple[int, int, int],
+    *,
+    captions: str | Path | None = None,
+    frames_per_second: float | None = None,
+    precision: str = "bf16",
+    device: str | None = None,
+    skip_bad: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> PreparedData:
+    """Makes a data folder, see `layouts.py`.
+
+    Args:
+        checkpoint: a diffusers pipeline folder with text encoder, tokenizer and VAE.
+        videos: a folder of video files; a video's name without its suffix is the sample's name.
+        output: the folder to make, or to complete.
+        video_size: frames, height, width in pixels, see `read_video`.
+        captions: a JSON object, video file name -> caption; None reads <video>.txt beside every video.
+        frames_per_second: None is the model's own rate.
+        precision: "bf16" or "fp32", of the text encoder; the VAE is always float32.
+        device: of torch; None is the GPU if there is one.
+        skip_bad: leave out videos that cannot be used, instead of stopping at the first.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: an argument is not what it should be.
+        DataError: a video or caption cannot be used; the message names it.
+        VortaError: the package that decodes videos is not installed.
+    """
+    check_decoder()
+    output = Path(output)
+    with CheckpointReader(checkpoint) as reader:
+        family = training_family(reader.family, reader.config)
+    geometry = AttentionGeometry.for_video(*video_size, family=family.name)
+    rate = family.frames_per_second if frames_per_second is None else frames_per_second
+    if not rate > 0:
+        raise ValueError(f"frames_per_second {rate}: must be positive; use {family.frames_per_second:g}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: must be {' or '.join(PRECISIONS)}")
+    bad: dict[str, str] = {}
+    clips = _find_clips(Path(videos), None if captions is None else Path(captions), _refusal(bad, skip_bad))
+    for folder in (output, output / "latents", output / "prompts"):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+
+    progress("loading text encoder and VAE", 0, 0)
+    pipeline = _load_pipeline(Path(checkpoint), family, PRECISIONS[precision])
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = _Encoder(pipeline, family, target, family.latent_shape(geometry), video_size, rate)
+    kept = 0
+    for what, encode in (("captions", encoder.prompt), ("videos", encoder.latents)):
+        for index, clip in enumerate(clips):
+            progress(f"encoding {what}", index, len(clips))
+            if clip.video.name in bad:
+                continue
+            try:
+                kept += encode(clip, output)
+            except DataError as error:
+                _refusal(bad, skip_bad)(clip.video.name, str(error))
+        encoder.release()
+    good = [clip for clip in clips if clip.video.name not in bad]
+    if not good:
+        raise DataError(f"videos {videos}: none of {len(bad)} can be used, first {next(iter(bad.values()))}")
+    content = {
+        "version": VERSION,
+        "family": family.name,
+        "video_size": list(video_size),
+        "samples": [{"name": clip.name, "caption": clip.caption} for clip in good],
+    }
+    write_json(output / DATASET_FILE, content)
+    return PreparedData(output, tuple(clip.name for clip in good), kept, bad)
+
+
+class _Encoder:
+    """Text encoder and VAE, one at a time on the device."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        family: TrainingFamily,
+        device: torch.device,
+        shape: tuple[int, int, int, int],
+        size: tuple[int, int, int],
+        rate: float,
+    ) -> None:
+        self.pipeline, self.family, self.device = pipeline, family, device
+        self.shape, self.size, self.rate = shape, size, rate
+
+    @torch.no_grad()
+    def prompt(self, clip: _Clip, output: Path) -> bool:
+        """Writes the caption's embeddings; True if they were there already."""
+        file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
+        if _is_there(file, origin):
+            return True
+        for name, encoder in self.pipeline.components.items():
+            if name.startswith("text_encoder") and encoder is not None:
+                encoder.to(self.device)
+        tensors = self.family.encode_caption(self.pipeline, clip.caption, self.device)
+        try:
+            self.family.conditions(tensors)
+        except ValueError as error:
+            raise DataError(f"caption of {clip.video.name}: {error}") from error
+        _write(file, tensors, origin)
+        return False
+
+    @torch.no_grad()
+    def latents(self, clip: _Clip, output: Path) -> bool:
+        """Writes the video's latents; True if they were there already."""
+        status = clip.video.stat()
+        origin = {"video": f"{clip.video.name} {status.st_size} {self.size} {self.rate:g}"}
+        file = latent_file(output, clip.name)
+        if _is_there(file, origin):
+            return True
+        video = read_video(clip.video, self.size, self.rate)  # [3, F, H, W]
+        vae = self.pipeline.vae.to(self.device)
+        if self.family.tiled_vae:
+            vae.enable_tiling()
+        encoded = vae.encode(video.unsqueeze(0).to(self.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]
+        latents = self.family.normalise(vae, encoded)[0]  # [C, F, H, W]
+        if tuple(latents.shape) != self.shape:
+            raise CheckpointError(
+                f"VAE: gives latents {tuple(latents.shape)} for a video of {self.size}, the transformer takes "
+                f"{self.shape} [channels, frames, height, width]; VAE and transformer must be of one model"
+            )
+        if not bool(latents.isfinite().all()):
+            raise DataError(f"{clip.video.name}: its latents are not finite; leave the video out")
+        _write(file, {"latents": latents}, origin)
+        return False
+
+    def release(self) -> None:
+        """Takes the models off the device."""
+        for component in self.pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _refusal(bad: dict[str, str], skip_bad: bool) -> Callable[[str, str], None]:
+    """What to do about a video that cannot be used: stop, or note it."""
+
+    def refuse(video: str, reason: str) -> None:
+        if not skip_bad:
+            raise DataError(f"{reason}; mend it, or leave out what cannot be used with --skip-bad")
+        logger.warning("skipped %s: %s", video, reason)
+        bad[video] = reason
+
+    return refuse
+
+
+def _find_clips(videos: Path, captions: Path | None, refuse: Callable[[str, str], None]) -> list[_Clip]:
+    """The videos with their captions, by name; the others are refused."""
+    if not videos.is_dir():
+        raise FileNotFoundError(f"videos {videos}: is no folder; give the folder that holds the video files")
+    files = sorted(file for file in videos.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"videos {videos}: holds no video file (known: {', '.join(SUFFIXES)})")
+    texts = None if captions is None else _read_captions(captions)
+    clips: dict[str, _Clip] = {}
+    for file in files:
+        beside = file.with_suffix(".txt")
+        try:
+            caption = _read_caption(beside) if texts is None else texts.get(file.name, "").strip()
+        except DataError as error:
+            refuse(file.name, str(error))
+            continue
+        if not caption:
+            place = f"{beside.name} beside it" if texts is None else f"an entry {file.name!r} in {captions}"
+            refuse(file.name, f"video {file.name}: has no caption; write {place}")
+        elif file.stem in clips:
+            refuse(file.name, f"video {file.name}: {clips[file.stem].video.name} has the same name; rename one")
+        else:
+            clips[file.stem] = _Clip(file.stem, file, caption)
+    return list(clips.values())
+
+
+def _read_caption(file: Path) -> str:
+    """Empty if there is no such file."""
+    try:
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"caption {file.name}: is not UTF-8 text ({error})") from error
+
+
+def _read_captions(file: Path) -> dict[str, str]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"captions {file}: is not valid JSON ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(caption, str) for caption in content.values()):
+        raise DataError(f'captions {file}: must be a JSON object, e.g. {{"cat.mp4": "A cat walks on grass"}}')
+    return content
+
+
+def _load_pipeline(checkpoint: Path, family: TrainingFamily, dtype: torch.dtype) -> Any:
+    """The pipeline without its transformer, on the CPU."""
+    import diffusers
+    import transformers
+
+    index = checkpoint / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {checkpoint}: has no model_index.json; preparing needs the whole pipeline folder, with text "
+            f"encoder, tokenizer and VAE"
+        )
+    classes = {name: entry[1] for name, entry in json.loads(index.read_text()).items() if isinstance(entry, list)}
+    missing = [name for name in ("text_encoder", "tokenizer", "vae") if classes.get(name) is None]
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: has no {', '.join(missing)}; preparing needs the whole pipeline folder; "
+            f"download all of it"
+        )
+    pipeline: Any = getattr(diffusers, family.pipeline)
+    with _without_bars(diffusers.utils.logging, transformers.utils.logging):
+        encoders = {
+            name: getattr(transformers, kind).from_pretrained(checkpoint / name, dtype=dtype).eval()
+            for name, kind in classes.items()
+            if name.startswith("text_encoder") and kind is not None
+        }
+        return pipeline.from_pretrained(checkpoint, transformer=None, **encoders)  # the rest in float32
+
+
+@contextmanager
+def _without_bars(*libraries: Any) -> Iterator[None]:
+    """Progress bars of others would run through ours."""
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _is_there(file: Path, origin: dict[str, str]) -> bool:
+    """Whether the file was made from the same thing."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return False
+    with safe_open(file, framework="pt") as tensors:
+        return bool(tensors.metadata() == origin)
+
+
+def _write(file: Path, tensors: dict[str, Tensor], origin: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(file, lambda unfinished: save_file(whole, unfinished, metadata=origin))

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan 2.1 (text to video) for router training.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.model.wan import TEXT_SEQUENCE
+
+
+class WanTraining(TrainingFamily):
+    """One condition: `prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it."""
+
+    name = "wan"
+    pipeline = "WanPipeline"
+    blocks = ("RoutedWanBlock",)
+    frames_per_second = 16.0
+    condition_names = ("prompt_embeds",)
+
+    def latent_shape(self, geometry: AttentionGeometry) -> tuple[int, int, int, int]:
+        frames, height, width = (
+            axis * patch for axis, patch in zip(geometry.grid, self.config["patch_size"], strict=True)
+        )
+        return self.config["in_channels"], frames, height, width
+
+    def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        embeds = tensors["prompt_embeds"]
+        size = self.config["text_dim"]
+        if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= TEXT_SEQUENCE:
+            raise ValueError(
+                f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {TEXT_SEQUENCE} tokens, {size}] for "
+                f"this checkpoint; encode the captions with its own text encoder"
+            )
+        return {"prompt_embeds": functional.pad(embeds, (0, 0, 0, TEXT_SEQUENCE - embeds.shape[0]))}  # [X, text_dim]
+
+    def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        return {"prompt_embeds": prompt.squeeze(0) if prompt.ndim == 3 else prompt}
+
+    def model_inputs(
+        self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        return {
+            "hidden_states": noisy,  # [B, C, F, H, W]
+            "timestep": timesteps,  # [B]
+            "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_dim]
+        }
+
+    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
+        embeds, _ = pipeline.encode_prompt(
+            caption, do_classifier_free_guidance=False, max_sequence_length=TEXT_SEQUENCE, device=device
+        )  # [1, X, text_dim]
+        return {"prompt_embeds": embeds[0]}
+
+    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )  # [1, C, 1, 1, 1]
+        return (latents - mean) / std

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo: what a sample must hold, and a whole training run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vorta_trt.model import AttentionGeometry, RoutedTransformer, load_router
+from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint
+from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
+from vorta_trt.model.training.hunyuan_video import HunyuanVideoTraining
+
+from .samples import Setup, train_in_two_processes
+
+CONFIG: dict[str, Any] = {
+    "text_embed_dim": 16,
+    "pooled_projection_dim": 12,
+    "guidance_embeds": True,
+    "patch_size": 2,
+    "patch_size_t": 1,
+    "in_channels": 4,
+}
+SIZE = (9, 64, 96)
+
+
+@pytest.fixture
+def family() -> HunyuanVideoTraining:
+    return HunyuanVideoTraining(CONFIG)
+
+
+def sample(**changes: Tensor) -> dict[str, Tensor]:
+    mask = (torch.arange(10) < 7).long()
+    tensors = {
+        "prompt_embeds": torch.randn(10, 16),
+        "prompt_attention_mask": mask,
+        "pooled_prompt_embeds": torch.randn(12),
+    }
+    return {**tensors, **changes}
+
+
+def test_conditions_are_padded(family: HunyuanVideoTraining) -> None:
+    tensors = sample()
+    conditions = family.conditions(tensors)
+    assert torch.equal(conditions["prompt_embeds"][:10], tensors["prompt_embeds"])
+    assert conditions["prompt_embeds"].shape == (256, 16)
+    assert conditions["prompt_attention_mask"].tolist() == [1] * 7 + [0] * 249
+    batch = {name: tensor.unsqueeze(0) for name, tensor in conditions.items()}
+    inputs = family.model_inputs(torch.zeros(1, 4, 3, 8, 12), torch.tensor([500.0]), batch, torch.bfloat16)
+    assert inputs["guidance"].tolist() == [1000.0]
+    assert inputs["pooled_projections"].dtype == torch.bfloat16
+    assert family.latent_shape(AttentionGeometry.for_video(*SIZE, family="hunyuan_video")) == (4, 3, 8, 12)
+
+
+def test_the_reference_layout_has_the_pooled_embedding_in_front(family: HunyuanVideoTraining) -> None:
+    prompt, mask = torch.randn(1, 257, 16), torch.ones(1, 256)
+    conditions = family.conditions(family.reference_conditions(prompt, mask))
+    assert torch.equal(conditions["pooled_prompt_embeds"], prompt[0, 0, :12])
+    assert torch.equal(conditions["prompt_embeds"], prompt[0, 1:])
+    with pytest.raises(ValueError, match="has no prompt_attention_mask"):
+        family.reference_conditions(prompt, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_embeds": torch.zeros(10, 15)}, r"prompt_embeds has shape \(10, 15\)"),
+        ({"prompt_attention_mask": torch.ones(9)}, r"prompt_attention_mask has shape \(9,\), must be \(10,\)"),
+        ({"prompt_attention_mask": torch.tensor([1, 0, 1, 0, 0, 0, 0, 0, 0, 0])}, "must come first"),
+        ({"prompt_attention_mask": torch.zeros(10)}, "must come first"),
+        ({"pooled_prompt_embeds": torch.zeros(11)}, r"pooled_prompt_embeds has shape \(11,\), must be \(12,\)"),
+    ],
+)
+def test_conditions_that_do_not_fit(family: HunyuanVideoTraining, changes: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        family.conditions(sample(**changes))
+
+
+def make_setup(folder: Path, names: Sequence[str]) -> Setup:
+    """A tiny checkpoint, and prepared data of random numbers."""
+    sizes = {"layers": 1, "single_layers": 2, "heads": 2, "head_dim": 16, "refiner_layers": 1}
+    checkpoint = make_hunyuan_video_checkpoint(folder / "model", text_dim=16, pooled_dim=12, channels=4, **sizes)
+    data = folder / "data"
+    for kind in ("latents", "prompts"):
+        (data / kind).mkdir(parents=True)
+    for name in names:
+        save_file({"latents": torch.randn(4, 3, 8, 12)}, data / "latents" / f"{name}.safetensors")
+        save_file(sample(), data / "prompts" / f"{name}.safetensors")
+    samples = [{"name": name, "caption": f"a {name}"} for name in names]
+    content = {"version": 1, "family": "hunyuan_video", "video_size": SIZE, "samples": samples}
+    (data / "dataset.json").write_text(json.dumps(content))
+    return Setup(checkpoint, data)
+
+
+def test_training(tmp_path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    setup = make_setup(tmp_path, ["cat"])
+    weights = LossWeights(diffusion=0, distillation=20, regularisation=0)
+    settings = TrainingSettings(steps=30, accumulation=1, precision="fp32", learning_rate=2e-2, weights=weights)
+    report = train_router(setup.checkpoint, setup.data, tmp_path / "run", settings, device="cpu")
+    assert report is not None
+    assert report.last["distillation"] < 0.5 * report.first["distillation"]
+    assert report.last["score_full"] > report.first["score_full"] + 0.1
+    loaded = load_router(tmp_path / "run")
+    assert (loaded.family, loaded.layers) == ("hunyuan_video", 3)
+    assert {name.split(".router.")[0] for name in loaded.state_dict} == {
+        "transformer_blocks.0",
+        "single_transformer_blocks.0",
+        "single_transformer_blocks.1",
+    }
+    model = RoutedTransformer.from_pretrained(setup.checkpoint, router=tmp_path / "run")
+    _, routes = model(**model.inputs())
+    assert routes.shape == (3, 1, 2)
+
+
+def test_two_sharded_processes_do_what_one_does(tmp_path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    setup = make_setup(tmp_path, ["cat", "dog", "sea"])
+    train_in_two_processes(setup, tmp_path / "two", "fsdp")
+    settings = TrainingSettings(steps=2, accumulation=2, seed=1, precision="fp32")
+    train_router(setup.checkpoint, setup.data, tmp_path / "one", settings, device="cpu")
+    one, two = (load_router(tmp_path / name).state_dict for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)

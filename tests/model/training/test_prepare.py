@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training data from videos and captions, through a tiny VAE and text encoder; frames from real video files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.random_checkpoint import make_wan_checkpoint
+from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
+from vorta_trt.model.training.video import read_video
+from vorta_trt.plugins.errors import VortaError
+
+from .samples import CHANNELS, HEAD_DIM, HEADS, LAYERS, SHAPE, SIZE, TEXT_DIM
+from .videos import WORDS, write_tokenizer, write_video
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny pipeline: transformer, scheduler, tokenizer, text encoder, VAE."""
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    root = tmp_path_factory.mktemp("pipeline") / "wan"
+    sizes = {"layers": LAYERS, "heads": HEADS, "head_dim": HEAD_DIM, "channels": CHANNELS, "text_dim": TEXT_DIM}
+    make_wan_checkpoint(root, ffn_dim=32, freq_dim=32, seed=3, **sizes)
+    torch.manual_seed(4)
+    write_tokenizer(root / "tokenizer")
+    UMT5EncoderModel(
+        UMT5Config(vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).save_pretrained(root / "text_encoder")
+    AutoencoderKLWan(
+        base_dim=4,
+        z_dim=CHANNELS,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * channel for channel in range(CHANNELS)],
+        latents_std=[1.0 + channel for channel in range(CHANNELS)],
+    ).save_pretrained(root / "vae")
+    index = json.loads((root / "model_index.json").read_text())
+    index |= {
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (root / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "the videos"
+    folder.mkdir()
+    for name, grey in (("red", 60), ("blue", 180)):
+        write_video(folder / f"{name}.mp4", [grey] * SIZE[0])
+        (folder / f"{name}.txt").write_text(f"a {name} wall\n")
+    (folder / "notes.md").write_text("not a video")
+    return folder
+
+
+def prepare(checkpoint: Path, videos: Path, output: Path, **options: Any) -> Any:
+    return prepare_data(checkpoint, videos, output, SIZE, precision="fp32", device="cpu", **options)
+
+
+def test_latents_and_embeddings_are_the_pipelines_own(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan, WanPipeline
+
+    prepared = prepare(checkpoint, videos, tmp_path / "data")
+    assert prepared.samples == ("blue", "red")
+    assert json.loads((tmp_path / "data/dataset.json").read_text()) == {
+        "version": 1,
+        "family": "wan",
+        "video_size": list(SIZE),
+        "samples": [{"name": "blue", "caption": "a blue wall"}, {"name": "red", "caption": "a red wall"}],
+    }
+    latents = load_file(tmp_path / "data/latents/red.safetensors")["latents"]
+    assert latents.shape == SHAPE
+    vae = AutoencoderKLWan.from_pretrained(checkpoint, subfolder="vae")
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std))
+    video = read_video(videos / "red.mp4", SIZE, 16.0)
+    with torch.no_grad():
+        encoded = vae.encode(video.unsqueeze(0)).latent_dist.mode()[0]
+    torch.testing.assert_close(latents, (encoded - mean) / std)
+
+    pipeline = WanPipeline.from_pretrained(checkpoint, transformer=None)
+    with torch.no_grad():
+        embeds, _ = pipeline.encode_prompt("a red wall", do_classifier_free_guidance=False, max_sequence_length=512)
+    stored = load_file(tmp_path / "data/prompts/red.safetensors")["prompt_embeds"]
+    torch.testing.assert_close(stored, embeds[0])
+    assert bool((stored[4:] == 0).all())  # three words and the end
+
+    settings = TrainingSettings(steps=2, accumulation=1, precision="fp32")
+    assert train_router(checkpoint, tmp_path / "data", tmp_path / "run", settings, device="cpu") is not None
+
+
+def test_only_what_is_missing_is_made(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    prepare(checkpoint, videos, output)
+    (output / "dataset.json").unlink()  # killed before the end
+    (output / "latents/red.safetensors").unlink()
+    (output / "latents/.unfinished-12-red.safetensors").write_bytes(b"half")
+    kept = (output / "latents/blue.safetensors").stat().st_mtime_ns
+    assert prepare(checkpoint, videos, output).kept_files == 3
+    assert (output / "latents/blue.safetensors").stat().st_mtime_ns == kept
+    assert sorted(file.name for file in (output / "latents").iterdir()) == ["blue.safetensors", "red.safetensors"]
+    (videos / "blue.txt").write_text("a red and blue wall")
+    write_video(videos / "red.mp4", [10] * 12)
+    assert prepare(checkpoint, videos, output).kept_files == 2
+    assert prepare(checkpoint, videos, output, frames_per_second=15).kept_files == 2  # other frames
+    assert "4 of 4 files were there already" in prepare(checkpoint, videos, output, frames_per_second=15).summary()
+
+
+def test_captions_from_a_file(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"red.mp4": "a wall", "blue.mp4": "blue"}))
+    prepare(checkpoint, videos, tmp_path / "data", captions=captions)
+    samples = json.loads((tmp_path / "data/dataset.json").read_text())["samples"]
+    assert [sample["caption"] for sample in samples] == ["blue", "a wall"]
+    captions.write_text(json.dumps({"red.mp4": "a wall"}))
+    with pytest.raises(
+        DataError, match=r"video blue.mp4: has no caption; write an entry 'blue.mp4' in .*captions.json"
+    ):
+        prepare(checkpoint, videos, tmp_path / "data", captions=captions)
+    captions.write_text("[]")
+    with pytest.raises(DataError, match="must be a JSON object"):
+        prepare(checkpoint, videos, tmp_path / "data", captions=captions)
+
+
+def test_bad_videos_are_named_or_skipped(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    write_video(videos / "short.mp4", [0] * 5)
+    (videos / "short.txt").write_text("a wall")
+    with pytest.raises(DataError, match=r"short.mp4 has 5 frames at 16 per second, 9 are needed; .*--skip-bad"):
+        prepare(checkpoint, videos, output)
+    (videos / "short.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"short.mp4 cannot be decoded"):
+        prepare(checkpoint, videos, output)
+    (videos / "short.txt").unlink()
+    with pytest.raises(DataError, match=r"video short.mp4: has no caption; write short.txt beside it"):
+        prepare(checkpoint, videos, output)
+    (videos / "short.txt").write_bytes("Häuser".encode("latin-1"))
+    with pytest.raises(DataError, match=r"caption short.txt: is not UTF-8 text .*--skip-bad"):
+        prepare(checkpoint, videos, output)
+    assert not (output / "dataset.json").exists()
+    write_video(videos / "red.avi", [0] * 9)
+    prepared = prepare(checkpoint, videos, output, skip_bad=True)
+    assert prepared.samples == ("blue", "red")
+    assert set(prepared.skipped) == {"short.mp4", "red.mp4"}  # red.avi comes first
+    assert "2 videos skipped" in prepared.summary()
+
+
+def test_what_cannot_be_prepared(
+    checkpoint: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match="videos .*absent: is no folder"):
+        prepare(checkpoint, tmp_path / "absent", tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no video file"):
+        prepare(checkpoint, tmp_path / "empty", tmp_path / "data")
+    with pytest.raises(FileNotFoundError, match=r"has no model_index.json; preparing needs the whole pipeline folder"):
+        prepare(checkpoint / "transformer", videos, tmp_path / "data")
+    bare = make_wan_checkpoint(tmp_path / "bare", layers=1, heads=1, head_dim=24)
+    with pytest.raises(CheckpointError, match="has no text_encoder, tokenizer, vae"):
+        prepare(bare, videos, tmp_path / "data")
+    with pytest.raises(ValueError, match="frames_per_second -1: must be positive; use 16"):
+        prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(VortaError, match=r"av: is needed to read videos .*pip install 'vorta-trt\[train\]'"):
+        prepare(checkpoint, videos, tmp_path / "other data")
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+def greys_of(video: Tensor) -> list[float]:
+    return ((video[:, :, 8:-8, 8:-8].mean(dim=(0, 2, 3)) + 1) * 127.5 / 10).round().tolist()
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted", "expected"),
+    [
+        (16, 16.0, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (24, 16.0, [0, 1, 3, 4, 6, 7, 9, 10]),
+        (32, 16.0, [0, 2, 4, 6, 8, 10, 12, 14]),
+        (8, 16.0, [0, 0, 1, 1, 2, 2, 3, 3]),
+        (16, 8.0, [0, 2, 4, 6, 8, 10, 12, 14]),
+    ],
+)
+def test_the_frame_on_screen_at_each_time(tmp_path: Path, rate: int, wanted: float, expected: list[int]) -> None:
+    file = write_video(tmp_path / "steps.mp4", [10 * grey for grey in range(16)], rate=rate)
+    assert greys_of(read_video(file, (8, 64, 96), wanted)) == expected
+
+
+def test_the_last_frame_counts_as_long_as_it_is_shown(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "steps.mp4", [0, 100], rate=8)
+    assert greys_of(read_video(file, (4, 64, 96), 16.0)) == [0, 0, 10, 10]
+    with pytest.raises(DataError, match="has 4 frames at 16 per second, 5 are needed"):
+        read_video(file, (5, 64, 96), 16.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (128, 128), (50, 200), (33, 97)])
+def test_frames_cover_the_size_around_the_centre(tmp_path: Path, height: int, width: int) -> None:
+    file = tmp_path / "bars.avi"
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[height // 3 : -(height // 3), width // 3 : -(width // 3)] = 255  # a box in the middle
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("ffv1", rate=16)
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
+        for packet in [*stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")), *stream.encode()]:
+            container.mux(packet)
+    video = read_video(file, (1, 64, 96), 16.0)
+    assert video.shape == (3, 1, 64, 96)
+    assert video.min() >= -1
+    assert video.max() <= 1
+    assert bool((video[:, 0, 30:34, 46:50] > 0.9).all())
+    torch.testing.assert_close(video, video.flip(2), atol=0.2, rtol=0)
+    torch.testing.assert_close(video, video.flip(3), atol=0.2, rtol=0)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run on disk: whole or not at all, readable by `load_router`, and with a log that resuming continues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vorta_trt.model import AttentionGeometry, load_router
+from vorta_trt.model.training.metrics import MetricsLog, read_log
+from vorta_trt.model.training.run_folder import RunError, RunFolder, TrainingState, check_resumable, run_config
+from vorta_trt.plugins.errors import VortaError
+
+ROUTER = {"blocks.0.router.linear.weight": torch.ones(6, 4), "blocks.0.router.linear.bias": torch.zeros(6)}
+
+
+def config_of(geometry: AttentionGeometry) -> dict[str, Any]:
+    return run_config(
+        model_class="WanTransformer3DModel",
+        checkpoint="some/where",
+        video_size=(9, 64, 96),
+        geometry=geometry,
+        training={"steps": 3},
+    )
+
+
+def state(step: int) -> TrainingState:
+    return TrainingState(step, {"seed": 1, "weights": {"diffusion": 1.0}}, {"state": {}, "param_groups": []})
+
+
+@pytest.mark.parametrize("keep", range(1, 13))
+def test_the_published_layout(tmp_path: Path, keep: int) -> None:
+    geometry = AttentionGeometry((4, 6, 4), (2, 3, 2), (1, 3, 1), (2, 3, 2), keep=keep)
+    run = RunFolder(tmp_path / "run")
+    run.start(config_of(geometry))
+    folder = run.save(ROUTER, state(7))
+    assert folder == tmp_path / "run/ckpt/step-000007"
+    loaded = load_router(tmp_path / "run")
+    assert loaded.path == folder / "router.pt"
+    assert loaded.geometry() == geometry
+    assert all(torch.equal(loaded.state_dict[name], tensor) for name, tensor in ROUTER.items())
+    written = json.loads((tmp_path / "run/config.json").read_text())
+    assert list(written) == [
+        "name",
+        "pretrained_model_path",
+        "revision",
+        "train_video_size",
+        "self_attention_kwargs",
+        "training",
+    ]
+    assert set(written["self_attention_kwargs"]) == {
+        "lowres_window_size",
+        "lowres_reduction_rate",
+        "window_size",
+        "tile_size",
+        "latent_shape",
+    }
+
+
+def test_a_checkpoint_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path)
+    run.start(config_of(AttentionGeometry.for_video(9, 64, 96)))
+    run.save(ROUTER, state(5))
+    real, calls = torch.save, []
+
+    def fails_the_second_time(content: object, file: Path) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", fails_the_second_time)
+    with pytest.raises(OSError, match="No space left"):
+        run.save(ROUTER, state(10))
+    assert [entry.name for entry in (tmp_path / "ckpt").iterdir()] == ["step-000005"]
+    assert run.load_state().step == 5
+    load_router(tmp_path)
+
+
+def test_starting_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    left = tmp_path / "ckpt/.unfinished-123-step-000010"
+    left.mkdir(parents=True)
+    (left / "router.pt").write_bytes(b"half")
+    (tmp_path / ".unfinished-123-config.json").write_text("{")
+    run = RunFolder(tmp_path)
+    assert run.steps() == []
+    run.check_new()
+    run.start(config_of(AttentionGeometry.for_video(9, 64, 96)))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ckpt", "config.json"]
+    assert not list((tmp_path / "ckpt").iterdir())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(RunError, match=r"has no ckpt/step-\* to resume from; start the run without --resume"):
+        run.load_state()
+    run.start({})
+    folder = run.save(ROUTER, state(3))
+    with pytest.raises(RunError, match="holds a training run already; continue it with --resume"):
+        run.check_new()
+    check_resumable(run.load_state(), state(3).decisive, steps=4)
+    with pytest.raises(RunError, match="seed is 2, but the run was started with 1"):
+        check_resumable(run.load_state(), {**state(3).decisive, "seed": 2}, steps=4)
+    changed = {"seed": 2, "weights": {"diffusion": 0.5}}
+    with pytest.raises(RunError, match=r"seed is 2.*\(and 1 more differ\)"):
+        check_resumable(run.load_state(), changed, steps=4)
+    with pytest.raises(RunError, match="the run has done 3 steps, 3 are asked for"):
+        check_resumable(run.load_state(), state(3).decisive, steps=3)
+    (folder / "training.pt").write_bytes(b"half a file")
+    with pytest.raises(RunError, match=r"training.pt is not readable .*; remove step-000003"):
+        run.load_state()
+    (folder / "training.pt").unlink()
+    with pytest.raises(
+        RunError, match="was not trained here and cannot be resumed; start another run from it with --rou"
+    ):
+        run.load_state()
+
+
+def test_the_log_continues_where_the_checkpoint_was(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    with MetricsLog(file) as log:
+        for step in range(1, 6):
+            log.write({"step": step, "loss": step / 2})
+    with file.open("a") as stream:
+        stream.write('{"step": 6, "lo')  # killed while writing
+    with MetricsLog(file, resumed_from=3) as log:
+        log.write({"step": 4, "loss": -1.0})
+    assert read_log(file) == [{"step": step, "loss": step / 2} for step in (1, 2, 3)] + [{"step": 4, "loss": -1.0}]
+    with MetricsLog(file):
+        pass
+    assert read_log(file) == []
+
+
+def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    with MetricsLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "report") as log:
+        log.write({"step": 1, "loss": 0.5, "timesteps": [1.0]})
+    assert [file.name.split(".")[0] for file in (tmp_path / "report").iterdir()] == ["events"]
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(VortaError, match=r"tensorboard: is not installed .*pip install 'vorta-trt\[train\]'"):
+        MetricsLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "report")
