@@ -440,32 +440,89 @@ def routes(
         Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw layers x heads per step into this file (.png, .svg, .pdf).")
+        Path | None,
+        typer.Option(help="Draw shares per step and layer, and layers x heads per step (.png, .svg, .pdf)."),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show which branch every head takes.
 
-    At every step of a schedule, with the attention FLOPs that this saves.
+    At every step of a schedule, with the FLOPs that this saves in attention and end to end (counted, not timed).
     """
     from vorta_trt.model import RouteTable
+    from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.schedules import schedule_timesteps
 
     source = _source(checkpoint, router, size, precision, tau)
-    schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
-    table = RouteTable.from_model(source.model(), schedule.timesteps)
-    if output is not None:
-        output.write_text(table.to_json() + "\n", encoding="utf-8")
-    if plot is not None:
-        table.plot(plot)
+    with Stages() as stages:
+        stages("computing the routes")
+        schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
+        table = RouteTable.from_model(source.model(), schedule.timesteps)
+        if output is not None:
+            output.write_text(table.to_json() + "\n", encoding="utf-8")
+        if plot is not None:
+            stages("drawing the picture")
+            table.plot(plot)
     if as_json:
         typer.echo(table.to_json())
     else:
         typer.echo(f"{schedule.scheduler}, shift {schedule.shift:g}\n{table.summary()}")
         typer.echo(f"attention FLOPs saved by routing: {100 * table.saved:.1f} %")
+        if table.total_saved is not None:
+            typer.echo(f"end-to-end FLOPs saved by routing: {100 * table.total_saved:.1f} %")
         for path in filter(None, (output, plot)):
             typer.echo(f"wrote {path}")
+
+
+@_command(
+    "vorta-trt compare dense.mp4 routed.mp4 --video compared.mp4",
+    "vorta-trt compare SAMPLES_DENSE SAMPLES_ROUTED -o compared.json --video COMPARED",
+)
+def compare(
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A video, .npy or .safetensors file of frames, or a folder of them.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same; folders are paired by name without suffix.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="Write A, B and 4 x their difference side by side: a file, or for folders a folder."),
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Of --video [default: the samples' own, or 16].")] = None,
+    lpips: Annotated[
+        bool | None,
+        typer.Option("--lpips/--no-lpips", help="Insist on LPIPS, or leave it out [default: if installed]."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two samples, or two sets of them.
+
+    PSNR, SSIM and LPIPS, of two checkpoints or of two settings of one (tau, overrides, dense). PSNR is over all pixels
+    and channels, SSIM over the luma.
+    """
+    from vorta_trt.runtime.compare import compare_samples
+    from vorta_trt.runtime.compare_report import compare_table
+    from vorta_trt.runtime.console import Stages, output_console
+
+    if fps is not None and video is None:
+        raise typer.BadParameter("belongs to --video; give both", param_hint="--fps")
+    with Stages() as stages:
+        report = compare_samples(first, second, stages, video=video, fps=fps, lpips=lpips)
+    if output is not None:
+        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    console = output_console()
+    console.print(compare_table(report))
+    if report.lpips_note is not None:
+        console.print(f"no LPIPS: {report.lpips_note}", markup=False, soft_wrap=True)
+    for path in filter(None, (output, video)):
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 @_command(

@@ -7,7 +7,7 @@ Letters: P denoising steps, L layers, N heads.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.router import hard_routes
+from vorta_trt.model.transformer_flops import other_flops
 
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
 
 FORMAT = 1
-# Okabe-Ito: told apart with every common form of colour blindness, and by lightness in grey print.
-COLOURS = {Branch.FULL: "#D55E00", Branch.CORESET: "#F0E442", Branch.SLIDING: "#0072B2"}
+MAX_PANELS = 50  # of the picture: every step of the usual schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,8 @@ class RouteTable:
     Attributes:
         timesteps: P numbers. routes: int8 [P, L, N]. scores: float32 [P, L, N, 3]. tau: threshold used.
         geometry, head_dim: for the FLOPs. text_length: valid text tokens assumed, None for all.
+        other_flops: FLOPs of a step and sample outside the routed self-attention, by part (see `transformer_flops`);
+            None if not known, then there are no end-to-end figures.
     """
 
     timesteps: tuple[float, ...]
@@ -42,6 +44,7 @@ class RouteTable:
     geometry: AttentionGeometry
     head_dim: int
     text_length: int | None = None
+    other_flops: Mapping[str, int] | None = None
 
     @classmethod
     def from_model(
@@ -75,6 +78,7 @@ class RouteTable:
             tau,
             model.geometry,
             model.head_dim,
+            other_flops=other_flops(model.family, model.config, model.geometry, has_router=model.has_router),
         )
 
     # -- figures -------------------------------------------------------------------------------------------------------
@@ -85,14 +89,18 @@ class RouteTable:
 
     def shares_per_step(self) -> dict[str, Tensor]:
         """Share of heads per branch and step: [P] each."""
-        return {branch.name.lower(): self._takes(branch).double().mean(dim=(1, 2)) for branch in Branch}
+        return {name: shares.mean(dim=1) for name, shares in self.shares_per_step_and_layer().items()}
+
+    def shares_per_step_and_layer(self) -> dict[str, Tensor]:
+        """Share of heads per branch, step and layer: float64 [P, L] each."""
+        return {branch.name.lower(): self.takes(branch).double().mean(dim=2) for branch in Branch}
 
     def flops_per_step(self) -> Tensor:
         """FLOPs of routed self-attention (QK^T and PV) per step and sample: float64 [P]."""
         flops = torch.zeros(len(self.timesteps), dtype=torch.float64)
         for branch in Branch:
             each = self.geometry.attention_flops(branch, self.head_dim, self.text_length)
-            flops += self._takes(branch).double().sum(dim=(1, 2)) * each
+            flops += self.takes(branch).double().sum(dim=(1, 2)) * each
         return flops
 
     @property
@@ -109,8 +117,31 @@ class RouteTable:
         """Share of dense attention's FLOPs that routing saves over the schedule."""
         return float(self.saved_per_step().mean())
 
-    def _takes(self, branch: Branch) -> Tensor:
-        """bool [P, L, N]; an unknown id is full attention."""
+    @property
+    def other_flops_per_step(self) -> int | None:
+        """FLOPs of a step and sample that routing leaves as they are; None if not known."""
+        return None if self.other_flops is None else sum(self.other_flops.values())
+
+    @property
+    def total_dense_flops(self) -> float | None:
+        """FLOPs of the whole transformer over the schedule, per sample, with dense attention; None if not known."""
+        other = self.other_flops_per_step
+        return None if other is None else len(self.timesteps) * (self.dense_flops + other)
+
+    @property
+    def total_routed_flops(self) -> float | None:
+        """The same with these routes."""
+        other = self.other_flops_per_step
+        return None if other is None else float(self.flops_per_step().sum()) + len(self.timesteps) * other
+
+    @property
+    def total_saved(self) -> float | None:
+        """Share of the transformer's FLOPs that routing saves over the schedule; None if not known."""
+        dense, routed = self.total_dense_flops, self.total_routed_flops
+        return None if dense is None or routed is None else 1 - routed / dense
+
+    def takes(self, branch: Branch) -> Tensor:
+        """Which heads take `branch`, bool [P, L, N]; an unknown id is full attention."""
         if branch is Branch.FULL:
             return (self.routes != int(Branch.CORESET)) & (self.routes != int(Branch.SLIDING))
         return self.routes == int(branch)
@@ -129,6 +160,14 @@ class RouteTable:
             "attention_flops_dense": self.dense_flops * len(self.timesteps),
             "attention_flops_routed": float(self.flops_per_step().sum()),
             "attention_flops_saved": self.saved,
+            "other_flops_per_step": None if self.other_flops is None else dict(self.other_flops),
+            "total_flops_dense": self.total_dense_flops,
+            "total_flops_routed": self.total_routed_flops,
+            "total_flops_saved": self.total_saved,
+            "shares_per_step_and_layer": {
+                name: [[round(share, 6) for share in step] for step in shares.tolist()]
+                for name, shares in self.shares_per_step_and_layer().items()
+            },
             "timesteps": list(self.timesteps),
             "routes": self.routes.tolist(),
             "scores": [round(score, 6) for score in self.scores.flatten().tolist()],
@@ -151,10 +190,11 @@ class RouteTable:
             AttentionGeometry.from_dict(content["geometry"]),
             content["head_dim"],
             content["text_length"],
+            content.get("other_flops_per_step"),  # absent from tables of older versions
         )
 
     def summary(self) -> str:
-        """A few lines of text: shares and FLOPs saved, per step and in total."""
+        """A few lines of text: shares and attention FLOPs saved, per step and in total; end-to-end FLOPs."""
         steps, layers, heads = self.routes.shape
         shares, saved = self.shares_per_step(), self.saved_per_step()
         lines = [
@@ -171,46 +211,19 @@ class RouteTable:
             f"attention per sample and schedule: {self.dense_flops * steps / 1e12:.4g} TFLOP dense, "
             f"{float(self.flops_per_step().sum()) / 1e12:.4g} TFLOP routed"
         )
+        if self.other_flops is not None and self.total_dense_flops and self.total_routed_flops:
+            parts = ", ".join(
+                f"{name.replace('_', ' ')} {flops / 1e12:.4g}" for name, flops in self.other_flops.items()
+            )
+            lines += [
+                f"the rest of a step, in TFLOP: {parts}",
+                f"end to end per sample and schedule: {self.total_dense_flops / 1e12:.4g} TFLOP dense, "
+                f"{self.total_routed_flops / 1e12:.4g} TFLOP routed",
+            ]
         return "\n".join(lines)
 
-    def plot(self, path: str | Path, max_panels: int = 12) -> Path:
-        """A picture, layers x heads, a panel per step (evenly spaced ones beyond `max_panels`).
+    def plot(self, path: str | Path, max_panels: int = MAX_PANELS) -> Path:
+        """A picture, see `route_picture.draw_routes`; the suffix of `path` is the format."""
+        from vorta_trt.model.route_picture import draw_routes
 
-        The suffix of `path` is the format.
-        """
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-
-        steps, layers, heads = self.routes.shape
-        shown = sorted({round(index * (steps - 1) / max(1, min(steps, max_panels) - 1)) for index in range(max_panels)})
-        shown = [step for step in shown if step < steps]
-        columns = min(4, len(shown))
-        rows = -(-len(shown) // columns)
-        figure = Figure(figsize=(1.2 + 2.2 * columns, 1.2 + 2.2 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        ids = torch.where(self._takes(Branch.FULL), int(Branch.FULL), self.routes)  # [P, L, N]
-        saved = self.saved_per_step()
-        for panel in panels.flat[len(shown) :]:
-            panel.set_visible(False)
-        for index, (panel, step) in enumerate(zip(panels.flat, shown, strict=False)):
-            panel.imshow(
-                ids[step].tolist(), cmap=ListedColormap([COLOURS[branch] for branch in Branch]), vmin=0, vmax=2,
-                aspect="auto", interpolation="nearest", extent=(-0.5, heads - 0.5, layers - 0.5, -0.5),
-            )  # fmt: skip
-            panel.set_title(f"t = {self.timesteps[step]:.0f}: {100 * float(saved[step]):.0f} % saved", fontsize="small")
-            panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.yaxis.get_major_locator().set_params(integer=True)
-            panel.tick_params(labelbottom=index + columns >= len(shown))  # the lowest panel of each column
-        figure.supxlabel("head")
-        figure.supylabel("layer")
-        shares = self.shares()
-        handles = [
-            Patch(facecolor=COLOURS[branch], edgecolor="black", linewidth=0.5,
-                  label=f"{branch.name.lower()} {100 * shares[branch.name.lower()]:.1f} %")
-            for branch in Branch
-        ]  # fmt: skip
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
-        path = Path(path)
-        figure.savefig(path, dpi=150)
-        return path
+        return draw_routes(self, path, max_panels)

@@ -26,7 +26,7 @@ from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
-COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "bench", "train-router")
+COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "compare", "bench", "train-router")
 
 
 @dataclass(frozen=True)
@@ -261,13 +261,40 @@ def test_routes(wan: Wan, tmp_path: Path) -> None:
     assert result.code == 0, result
     assert "UniPCMultistepScheduler, shift 5" in result.out
     assert re.search(r"attention FLOPs saved by routing: \d+\.\d %", result.out)
+    assert re.search(r"end-to-end FLOPs saved by routing: \d+\.\d %", result.out)
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = json.loads(vorta(*arguments, "--json").out)
     assert printed == json.loads(table.read_text())
     assert np.shape(printed["routes"]) == (6, 2, 2)
     dense = json.loads(vorta(*arguments, "--tau", 1.1, "--scheduler", "flow-euler", "--shift", 3, "--json").out)
-    assert dense["attention_flops_saved"] == 0
+    assert dense["attention_flops_saved"] == dense["total_flops_saved"] == 0
+    assert dense["total_flops_routed"] == dense["total_flops_dense"] > dense["attention_flops_dense"]
     assert dense["timesteps"] != printed["timesteps"]
+
+
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tmp_path / "a set", tmp_path / "another"
+    for folder in (one, other):
+        folder.mkdir()
+        for name in ("cat", "dog"):
+            np.save(folder / f"{name}.npy", np.random.default_rng(len(name)).random((2, 16, 18, 3)))
+    np.save(other / "dog.npy", np.full((2, 16, 18, 3), 0.5))
+    report, videos = tmp_path / "report.json", tmp_path / "videos"
+    result = vorta("compare", one, other, "-o", report, "--video", videos, "--fps", 8, "--no-lpips")
+    assert result.code == 0, result
+    assert re.search(r"cat .* inf .* 1\.0000", result.out) and "no LPIPS: not asked for" in result.out
+    assert f"wrote {report}\nwrote {videos}" in result.out
+    content = json.loads(vorta("compare", one, other, "--no-lpips", "--json").out)
+    assert content["pairs"][0]["psnr"] == "Infinity" and 0 < content["ssim"] < 1
+    assert content["psnr"] == json.loads(report.read_text())["psnr"]
+    assert sorted(path.name for path in videos.iterdir()) == ["cat.mp4", "dog.mp4"]
+    (one / "cat.npy").unlink()
+    fails("compare", one, other, message="a set lacks cat; samples are paired by name")
+    fails("compare", one, tmp_path / "absent", message="absent: no such file or folder")
+    fails("compare", one, other, "--fps", 8, message="belongs to --video", code=2)
+    fails("compare", one, message="Missing argument 'B'", code=2)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    fails("compare", one / "dog.npy", other / "dog.npy", "--lpips", message="LPIPS needs the package lpips")
 
 
 def test_hunyuan_video(tmp_path: Path) -> None:

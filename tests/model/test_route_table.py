@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,13 @@ def test_json_round_trip(table: RouteTable) -> None:
     )  # fmt: skip
     content = json.loads(table.to_json())
     assert content["attention_flops_saved"] == pytest.approx(table.saved)
+    assert np.shape(content["shares_per_step_and_layer"]["sliding"]) == (5, 3)
+    assert content["total_flops_dense"] == again.total_dense_flops == table.total_dense_flops
+    assert content["total_flops_saved"] == pytest.approx(table.total_saved)
+    for name in [key for key in content if key.startswith(("total_", "other_", "shares_per"))]:
+        del content[name]  # as older versions wrote it
+    older = RouteTable.from_json(json.dumps(content))
+    assert older.total_saved is None and older.saved == table.saved and "end to end" not in older.summary()
     with pytest.raises(ValueError, match="route table of format None: must be 1"):
         RouteTable.from_json("{}")
 
@@ -80,7 +88,9 @@ def test_summary(table: RouteTable) -> None:
     lines = table.summary().splitlines()
     assert lines[0] == "5 steps, 3 layers, 4 heads, tau 0.4"
     assert lines[2].split() == ["timestep", "full", "coreset", "sliding", "saved"]
-    assert lines[3].split()[0] == "1000.0" and lines[-2].split()[0] == "all"
+    assert lines[3].split()[0] == "1000.0" and lines[8].split()[0] == "all"
+    assert lines[9].startswith("attention per sample and schedule: ")
+    assert lines[-1].startswith("end to end per sample and schedule: ")
 
 
 @pytest.mark.parametrize("steps", [1, 5, 40])
@@ -91,8 +101,16 @@ def test_picture(routed: RoutedTransformer, tmp_path: Path, steps: int, suffix: 
     assert path.stat().st_size > 2000
 
 
+def test_shares_per_step_and_layer(table: RouteTable) -> None:
+    shares = table.shares_per_step_and_layer()
+    torch.testing.assert_close(sum(shares.values()), torch.ones(5, 3, dtype=torch.float64))
+    assert float(shares["sliding"][1, 2]) == (table.routes[1, 2] == 2).double().mean()
+
+
 def test_wrong_use(routed: RoutedTransformer, pipeline: Any) -> None:
     with pytest.raises(ValueError, match="timesteps .*: must hold at least one"):
         RouteTable.from_model(routed, [])
+    with pytest.raises(ValueError, match="max_panels 0: must be at least 1"):
+        RouteTable.from_model(routed, TIMESTEPS).plot("routes.png", 0)
     with pytest.raises(ValueError, match="geometry None"):
         RouteTable.from_model(RoutedTransformer.from_pretrained(pipeline.checkpoint), TIMESTEPS)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a route table: shares per step and layer above, layers x heads per step below.
+
+Letters: P denoising steps, L layers, N heads.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vorta_trt.model.geometry import Branch
+
+if TYPE_CHECKING:
+    from vorta_trt.model.route_table import RouteTable
+
+# Okabe-Ito: told apart with every common form of colour blindness, and by lightness in grey print.
+COLOURS = {Branch.FULL: "#D55E00", Branch.CORESET: "#F0E442", Branch.SLIDING: "#0072B2"}
+COLUMNS = 10  # panels beside each other, at most
+SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
+
+
+def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
+    """Draws `table` into a file.
+
+    Args:
+        path: its suffix is the format (.png, .svg, .pdf).
+        max_panels: of layers x heads; of a longer schedule, evenly spaced steps are shown, the first and last included.
+
+    Raises:
+        ValueError: max_panels below 1, or a format that matplotlib does not write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if max_panels < 1:
+        raise ValueError(f"max_panels {max_panels}: must be at least 1; use 50")
+    steps = len(table.timesteps)
+    count = min(steps, max_panels)
+    shown = sorted({round(index * (steps - 1) / max(1, count - 1)) for index in range(count)})
+    columns = min(COLUMNS, max(4, math.ceil(math.sqrt(2 * len(shown)))))
+    rows = -(-len(shown) // columns)
+    panels_height = PANEL * rows + 0.4
+    figure: Any = Figure(figsize=(2 + PANEL * columns, 0.5 + SHARES_HEIGHT + panels_height), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(SHARES_HEIGHT, panels_height))
+    _draw_shares(table, upper)
+    _draw_panels(table, lower, shown, rows, columns)
+    shares = table.shares()
+    handles = [
+        Patch(facecolor=COLOURS[branch], edgecolor="black", linewidth=0.5,
+              label=f"{branch.name.lower()} {100 * shares[branch.name.lower()]:.1f} %")
+        for branch in Branch
+    ]  # fmt: skip
+    lower.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    path = Path(path)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _draw_shares(table: RouteTable, figure: Any) -> None:
+    """A map of steps x layers for each branch."""
+    panels = figure.subplots(1, len(Branch), sharex=True, sharey=True, squeeze=False)[0]
+    drawn: Any = None
+    for panel, (name, shares) in zip(panels, table.shares_per_step_and_layer().items(), strict=True):
+        steps, layers = shares.shape
+        extent = (0.5, steps + 0.5, layers - 0.5, -0.5)
+        drawn = panel.imshow(
+            (100 * shares.T).tolist(), cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="nearest",
+            extent=extent,
+        )  # fmt: skip
+        panel.set_title(f"{name}: share of the layer's heads", fontsize="small")
+        panel.set_xlabel("step")
+        _whole_numbers(panel)
+    panels[0].set_ylabel("layer")
+    figure.colorbar(drawn, ax=list(panels), label="%")
+
+
+def _draw_panels(table: RouteTable, figure: Any, shown: list[int], rows: int, columns: int) -> None:
+    """Layers x heads, a panel per step in `shown`."""
+    from matplotlib.colors import ListedColormap
+
+    _, layers, heads = table.routes.shape
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    ids = torch.where(table.takes(Branch.FULL), int(Branch.FULL), table.routes)  # [P, L, N]
+    saved = table.saved_per_step()
+    for panel in panels.flat[len(shown) :]:
+        panel.set_visible(False)
+    for index, (panel, step) in enumerate(zip(panels.flat, shown, strict=False)):
+        panel.imshow(
+            ids[step].tolist(), cmap=ListedColormap([COLOURS[branch] for branch in Branch]), vmin=0, vmax=2,
+            aspect="auto", interpolation="nearest", extent=(-0.5, heads - 0.5, layers - 0.5, -0.5),
+        )  # fmt: skip
+        title = f"t = {table.timesteps[step]:.0f}: {100 * float(saved[step]):.0f} % saved"
+        panel.set_title(title, fontsize="x-small")
+        _whole_numbers(panel)
+        panel.tick_params(labelbottom=index + columns >= len(shown))  # the lowest panel of each column
+    figure.supxlabel("head")
+    figure.supylabel("layer")
+
+
+def _whole_numbers(panel: Any) -> None:
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.yaxis.get_major_locator().set_params(integer=True)
