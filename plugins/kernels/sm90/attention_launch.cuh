@@ -18,16 +18,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   static_assert(kSharedBytes <= kMaxSharedBytes, "must fit in the shared memory of an SM");
 
   AttentionParams params{};
-  params.problem = problem;
-  params.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys, Traits::kCluster);
-  const auto items = [](int rows) {
-    constexpr int kItemRows = Traits::kCluster * Traits::kRows;
-    return (rows + kItemRows - 1) / kItemRows;
-  };
-  params.items_full = items(problem.video_tokens + problem.text_tokens);
-  params.items_coreset = items(problem.kept_tokens + problem.text_tokens);
-  params.items_text = items(problem.text_tokens);
-  params.items_sliding = params.sliding.first_item[params.sliding.classes];
+  params.plan(problem, Traits::kRows, Traits::kKeys, Traits::kCluster);
   if (cudaError_t error = make_tensor_maps(params, kDtype, Traits::kKeys)) return error;
 
   const auto kernel = attention_kernel<Traits>;
@@ -37,10 +28,9 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   int device = 0, processors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
   if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-  const int64_t most = std::max({params.items_full, params.items_coreset, params.items_text + params.items_sliding});
 
   cudaLaunchConfig_t config{};
-  const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, most * problem.batch * problem.heads);
+  const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, params.most_items());
   config.gridDim = dim3(static_cast<unsigned>(clusters * Traits::kCluster));
   config.blockDim = dim3(Traits::kThreads);
   config.dynamicSmemBytes = kSharedBytes;

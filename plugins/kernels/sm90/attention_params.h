@@ -6,6 +6,8 @@
 
 #include <cuda.h>
 
+#include <algorithm>
+
 #include "../sliding_plan.h"
 
 namespace vorta::sm90 {
@@ -24,6 +26,22 @@ struct AttentionParams {
   RoutedAttentionParams problem;
   SlidingPlan sliding;
   int items_full, items_coreset, items_text, items_sliding;  // of a head, by its route; text: beside items_sliding
+
+  /// Fills in all but the maps. `rows`, `keys`: of a block; `cluster`: blocks of an item.
+  void plan(const RoutedAttentionParams& of, int rows, int keys, int cluster) {
+    problem = of;
+    sliding = make_sliding_plan(of.tiles, of.window, rows, keys, cluster);
+    const auto items = [=](int tokens) { return (tokens + cluster * rows - 1) / (cluster * rows); };
+    items_full = items(of.video_tokens + of.text_tokens);
+    items_coreset = items(of.kept_tokens + of.text_tokens);
+    items_text = items(of.text_tokens);
+    items_sliding = sliding.first_item[sliding.classes];
+  }
+
+  /// Items of all heads, whatever their routes are: no more than this.
+  int64_t most_items() const {
+    return int64_t{std::max({items_full, items_coreset, items_text + items_sliding})} * problem.batch * problem.heads;
+  }
 };
 
 }  // namespace vorta::sm90

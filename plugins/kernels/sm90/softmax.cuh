@@ -30,24 +30,6 @@ __device__ uint32_t pack(float low, float high) {
   return result;
 }
 
-template <class Element>
-__device__ float2 unpack(uint32_t pair) {
-  if constexpr (std::is_same_v<Element, cutlass::bfloat16_t>) {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-  } else {
-    float2 result;
-    asm("{\n"
-        ".reg .f16 low, high;\n"
-        "mov.b32 {low, high}, %2;\n"
-        "cvt.f32.f16 %0, low;\n"
-        "cvt.f32.f16 %1, high;\n"
-        "}"
-        : "=f"(result.x), "=f"(result.y)
-        : "r"(pair));
-    return result;
-  }
-}
-
 /// The row, 0 or 1 of the thread's two, of accumulator element i.
 __device__ constexpr int row_of(int i) { return i / 2 % 2; }
 

@@ -71,13 +71,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   AttentionParams params{};
   params.images = make_images(problem);
   sm90::AttentionParams& pattern = params.pattern;
-  pattern.problem = problem;
-  pattern.sliding = make_sliding_plan(problem.tiles, problem.window, Traits::kRows, Traits::kKeys, 1);
-  const auto blocks = [](int rows) { return (rows + Traits::kRows - 1) / Traits::kRows; };
-  pattern.items_full = blocks(problem.video_tokens + problem.text_tokens);
-  pattern.items_coreset = blocks(problem.kept_tokens + problem.text_tokens);
-  pattern.items_text = blocks(problem.text_tokens);
-  pattern.items_sliding = pattern.sliding.first_item[pattern.sliding.classes];
+  pattern.plan(problem, Traits::kRows, Traits::kKeys, Traits::kCluster);
 
   const auto kernel = attention_kernel<Traits>;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
@@ -86,9 +80,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   int device = 0, processors = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
   if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-  const int64_t most =
-      std::max({pattern.items_full, pattern.items_coreset, pattern.items_text + pattern.items_sliding});
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(processors, most * problem.batch * problem.heads));
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(processors, pattern.most_items()));
   kernel<<<grid, Traits::kThreads, kSharedBytes, stream>>>(params);
   return cudaGetLastError();
 }

@@ -7,6 +7,7 @@
 
 #include "cute/arch/cluster_sm90.hpp"
 #include "cute/arch/copy_sm90_tma.hpp"
+#include "elements.cuh"
 #include "shared_storage.cuh"
 
 namespace vorta::sm90_fp8 {
@@ -69,15 +70,6 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
   }
 }
 
-template <class Element>
-__device__ float2 unpack(uint32_t pair) {
-  if constexpr (std::is_same_v<Element, cutlass::bfloat16_t>) {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-  } else {
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-  }
-}
-
 /// Looks up and prefetches the rows of one consumer warpgroup, loads them, and rounds them to int8, every row with
 /// a scale of its own.
 template <class Traits>
@@ -119,11 +111,7 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
     const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
     uint32_t bytes[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t a = __float2int_rn(x[2 * i].x * inverse), b = __float2int_rn(x[2 * i].y * inverse);
-      const uint32_t c = __float2int_rn(x[2 * i + 1].x * inverse), d = __float2int_rn(x[2 * i + 1].y * inverse);
-      bytes[i] = __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-    }
+    for (int i = 0; i < 2; ++i) bytes[i] = pack_int8(x[2 * i], x[2 * i + 1], inverse);
     *reinterpret_cast<uint2*>(rows + row * Traits::kHeadDim + swizzled_piece<Traits::kHeadDim>(row, in_row / 2) * 16 +
                               in_row % 2 * 8) = uint2{bytes[0], bytes[1]};
     if (in_row == 0) shared.query_scale[slot][warpgroup * kRowsPerWarpgroup + row] = largest / 127.0f;

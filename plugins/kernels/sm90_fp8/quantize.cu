@@ -2,9 +2,7 @@
 //
 // K and V to 8 bits in one pass: a warp makes one chunk of 32 keys, its scales included. Neighbouring warps take
 // neighbouring heads of the same tokens, which lie side by side in memory.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "elements.cuh"
 #include "quantize.h"
 
 namespace vorta::sm90_fp8 {
@@ -17,15 +15,6 @@ constexpr int kPasses = kChunk * kRowLanes / 32;
 constexpr float kLargestValue = 448.0f;  // of e4m3
 constexpr float kLargestKey = 127.0f;
 constexpr float kLeastExponent = -60.0f;  // values below 2^-51 become zeros
-
-template <class Element>
-__device__ __forceinline__ float2 unpack(uint32_t pair) {
-  if constexpr (std::is_same_v<Element, __half>) {
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-  } else {
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-  }
-}
 
 /// kWords 32-bit words from global memory; 2 or 4.
 template <int kWords>
@@ -109,9 +98,7 @@ __device__ __forceinline__ float make_key_image(const TensorView& tensor, int sa
 #pragma unroll
     for (int w = 0; w < kBytes / 4; ++w) {
       const float2 low = unpack<Element>(words[i][2 * w]), high = unpack<Element>(words[i][2 * w + 1]);
-      const uint32_t a = __float2int_rn(low.x * inverse), b = __float2int_rn(low.y * inverse);
-      const uint32_t c = __float2int_rn(high.x * inverse), d = __float2int_rn(high.y * inverse);
-      bytes[w] = __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+      bytes[w] = pack_int8(low, high, inverse);
     }
     auto* target = image + row * kHeadDim + swizzled_piece<kHeadDim>(row, column / 16) * 16 + column % 16;
     if constexpr (kBytes == 8) {
@@ -218,7 +205,8 @@ cudaError_t launch(const RoutedAttentionParams& problem, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_quantization(const RoutedAttentionParams& problem, vorta_dtype dtype, cudaStream_t stream) {
-  return dtype == VORTA_FLOAT16 ? launch<__half>(problem, stream) : launch<__nv_bfloat16>(problem, stream);
+  return dtype == VORTA_FLOAT16 ? launch<cutlass::half_t>(problem, stream)
+                                : launch<cutlass::bfloat16_t>(problem, stream);
 }
 
 }  // namespace vorta::sm90_fp8
