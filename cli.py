@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 app = typer.Typer(
     name="vorta-trt",
     help="Video diffusion transformers with VORTA's routed sparse attention on NVIDIA TensorRT.",
@@ -33,14 +34,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=CONTEXT,
 )
 bench = typer.Typer(
     help="Measure the kernels beside everything else that computes the same.",
     epilog="\b\nExample:\n  vorta-trt bench attention --output attention.json --plot attention.png",
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=CONTEXT,
 )
 app.add_typer(bench, name="bench")
 
@@ -62,7 +63,7 @@ train = typer.Typer(
     "  vorta-trt train-router CHECKPOINT --data DATA -o ROUTER",
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings=CONTEXT,
 )
 app.add_typer(train, name="train-router")
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -29,11 +29,11 @@ from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hunyuan_video_blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
-from vorta_trt.model.operator import SAME_PRECISION
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
+from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.token_refiner import TokenRefiner
-from vorta_trt.model.transformer import DEFAULT_TAU, RoutedTransformer
+from vorta_trt.model.transformer import RoutedTransformer
 
 MIN_GUIDANCE, MAX_GUIDANCE = 1000.0, 10000.0  # of example inputs; the pipeline gives 1000 times its guidance_scale
 
@@ -44,20 +44,10 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
     family = "hunyuan_video"
     always_loaded = ("time_text_embed.timestep_embedder.",)
 
-    def __init__(
-        self,
-        model: Any,
-        router_state: Mapping[str, Tensor] | None = None,
-        geometry: AttentionGeometry | None = None,
-        tau: float = DEFAULT_TAU,
-        *,
-        attention_precision: str = SAME_PRECISION,
-    ) -> None:
-        super().__init__(model, router_state, geometry, tau, attention_precision=attention_precision)
+    def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
         self.x_embedder = model.x_embedder
         self.context_embedder = TokenRefiner(model.context_embedder)
         self.time_text_embed = model.time_text_embed
-        routers = {stack: self._make_routers(router_state, stack) for stack in self.block_stacks(self.config)}
         self.transformer_blocks = nn.ModuleList(
             map(RoutedDualStreamBlock, model.transformer_blocks, routers["transformer_blocks"])
         )
@@ -105,10 +95,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         with torch.device("meta"):  # all of its buffers are computed when they are needed
             model: Any = HunyuanVideoTransformer3DModel.from_config(dict(config))  # type: ignore[no-untyped-call]
         return model  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.proj_out.weight.dtype  # type: ignore[no-any-return]
 
     def forward(
         self,

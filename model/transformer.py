@@ -102,7 +102,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.tau = float(tau)
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
-        self.num_layers = sum(self.block_stacks(self.config).values())
+        stacks = self.block_stacks(self.config)
+        self.num_layers = sum(stacks.values())
         self.num_heads = int(self.config["num_attention_heads"])
         self.head_dim = int(self.config["attention_head_dim"])
         self.has_router = router_state is not None
@@ -114,6 +115,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         if geometry is not None:
             self.check_geometry(geometry)
             self._prepare_rope(geometry)
+        self._take_modules(model, {stack: self._make_routers(router_state, stack) for stack in stacks})
 
     @property
     def attention_precision(self) -> str:
@@ -237,6 +239,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
         """The diffusers model with parameters on the meta device and real buffers."""
 
+    @abc.abstractmethod
+    def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
+        """Makes the diffusers model's modules this model's own, its blocks with the routers of their stack."""
+
     @classmethod
     @abc.abstractmethod
     def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
@@ -316,9 +322,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
     # -- weights -------------------------------------------------------------------------------------------------------
 
     @property
-    @abc.abstractmethod
     def dtype(self) -> torch.dtype:
         """Of the activations (some parameters stay float32)."""
+        return self.proj_out.weight.dtype  # type: ignore[no-any-return]
 
     @property
     def materialized(self) -> bool:

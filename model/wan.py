@@ -25,7 +25,7 @@ from vorta_trt.model.operator import SAME_PRECISION, routed_attention
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
-from vorta_trt.model.transformer import DEFAULT_TAU, RoutedTransformer
+from vorta_trt.model.transformer import RoutedTransformer
 
 TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
 
@@ -99,19 +99,10 @@ class RoutedWanTransformer(RoutedTransformer):
     family = "wan"
     always_loaded = ("condition_embedder.time_embedder.",)
 
-    def __init__(
-        self,
-        model: Any,
-        router_state: Mapping[str, Tensor] | None = None,
-        geometry: AttentionGeometry | None = None,
-        tau: float = DEFAULT_TAU,
-        *,
-        attention_precision: str = SAME_PRECISION,
-    ) -> None:
-        super().__init__(model, router_state, geometry, tau, attention_precision=attention_precision)
+    def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
         self.patch_embedding = model.patch_embedding
         self.condition_embedder = model.condition_embedder
-        self.blocks = nn.ModuleList(map(RoutedWanBlock, model.blocks, self._make_routers(router_state, "blocks")))
+        self.blocks = nn.ModuleList(map(RoutedWanBlock, model.blocks, routers["blocks"]))
         self.norm_out = model.norm_out
         self.scale_shift_table = model.scale_shift_table
 
@@ -152,10 +143,6 @@ class RoutedWanTransformer(RoutedTransformer):
         model.rope = WanRotaryPosEmbed(settings.attention_head_dim, settings.patch_size, settings.rope_max_seq_len)
         empty: nn.Module = model
         return empty
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.proj_out.weight.dtype  # type: ignore[no-any-return]
 
     def forward(
         self,

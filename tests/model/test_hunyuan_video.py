@@ -18,6 +18,8 @@ from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.hunyuan_video import RoutedHunyuanVideoTransformer
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
 
+from .running import check_export_with_dynamic_batch, override, run
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
 TEXT = 13  # padded text tokens of the fixture
@@ -40,16 +42,6 @@ def run_diffusers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 def routed_model(pipeline: Any, **options: Any) -> RoutedTransformer:
     options = {"router": pipeline.router, "geometry": pipeline.geometry, **options}
     return RoutedTransformer.from_pretrained(pipeline.checkpoint, **options)
-
-
-def run(model: RoutedTransformer, inputs: dict[str, Tensor], **changes: Any) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        sample, routes = model(**{**inputs, **changes})
-    return sample, routes
-
-
-def override(routed: RoutedTransformer, branch: int) -> Tensor:
-    return torch.full((routed.num_layers, routed.num_heads), branch, dtype=torch.int32)
 
 
 def mixed(routed: RoutedTransformer, seed: int) -> Tensor:
@@ -450,18 +442,7 @@ def test_head_dim_of_random_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize("materialize", [True, False])
 def test_torch_export_with_dynamic_batch(hunyuan_video: Any, materialize: bool, seed: int) -> None:
     routed = routed_model(hunyuan_video, tau=0.0, materialize=materialize)
-    batch = torch.export.Dim("batch")
-    dynamic: dict[str, Any] = {name: {0: batch} for name in OWN} | {"tau": None, "route_override": None}
-    program = torch.export.export(routed, (), routed.inputs(2, seed), dynamic_shapes=dynamic, strict=False)
-    targets = [str(node.target) for node in program.graph.nodes]
-    assert targets.count("vorta.routed_attention.default") == 3
-    assert not [target for target in targets if "copy" in target or "scatter" in target or "index_put" in target]
-    if materialize:
-        inputs = routed.inputs(3, seed)
-        sample, routes = program.module()(**inputs)
-        expected, expected_routes = run(routed, inputs)
-        assert torch.equal(routes, expected_routes)
-        torch.testing.assert_close(sample, expected, rtol=0, atol=1e-5)
+    check_export_with_dynamic_batch(routed, OWN, seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,6 +15,8 @@ from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attenti
 from vorta_trt.model.rotary import rotate
 from vorta_trt.model.wan import RoutedWanTransformer
 
+from .running import check_export_with_dynamic_batch, override, run
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
 
@@ -30,16 +32,6 @@ def run_diffusers(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         sample: Tensor = model(*(inputs[name] for name in names), return_dict=False)[0]
     return sample
-
-
-def run(model: RoutedTransformer, inputs: dict[str, Tensor], **changes: Any) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        sample, routes = model(**{**inputs, **changes})
-    return sample, routes
-
-
-def override(routed: RoutedTransformer, branch: int) -> Tensor:
-    return torch.full((routed.num_layers, routed.num_heads), branch, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -274,19 +266,7 @@ def test_wrong_models(pipeline: Any) -> None:
 @pytest.mark.parametrize("materialize", [True, False])
 def test_torch_export_with_dynamic_batch(pipeline: Any, materialize: bool, seed: int) -> None:
     routed = RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, tau=0.0, materialize=materialize)
-    batch = torch.export.Dim("batch")
-    dynamic = {name: {0: batch} for name in ("hidden_states", "timestep", "encoder_hidden_states")}
-    dynamic.update(tau=None, route_override=None)  # type: ignore[arg-type]
-    program = torch.export.export(routed, (), routed.inputs(2, seed), dynamic_shapes=dynamic, strict=False)
-    targets = [str(node.target) for node in program.graph.nodes]
-    assert targets.count("vorta.routed_attention.default") == 3
-    assert not [target for target in targets if "copy" in target or "scatter" in target or "index_put" in target]
-    if materialize:
-        inputs = routed.inputs(3, seed)
-        sample, routes = program.module()(**inputs)
-        expected, expected_routes = run(routed, inputs)
-        assert torch.equal(routes, expected_routes)
-        torch.testing.assert_close(sample, expected, rtol=0, atol=1e-5)
+    check_export_with_dynamic_batch(routed, ("hidden_states", "timestep", "encoder_hidden_states"), seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
