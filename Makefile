@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Whatever the wheel is made of: a change installs it again, and ninja compiles what has changed.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt cli.py \
-	$(shell find plugins model export engines runtime benchmarks -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
+	$(shell find plugins model export engines runtime benchmarks commands -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
 # The build requirements of pyproject.toml, installed once: isolated builds would compile everything anew each time.
 BUILD_REQUIREMENTS := $(shell sed -n '/^requires = \[/,/^]/s/^ *\("[^"]*"\),*$$/\1/p' pyproject.toml)
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constraints.txt --no-build-isolation

@@ -369,7 +369,7 @@ def test_train_router_usage(wan: Wan, tmp_path: Path) -> None:
 def test_the_defaults_of_training_are_the_published_ones() -> None:
     from inspect import signature
 
-    from vorta_trt.cli import run
+    from vorta_trt.commands.train_router import run
     from vorta_trt.model.training import TrainingSettings
 
     settings = TrainingSettings().to_dict()

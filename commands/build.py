@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt build`."""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import (
+    AttentionPrecisionOption,
+    Precision,
+    Router,
+    Size,
+    Tau,
+    quoted,
+    source_of,
+)
+
+
+class Flavour(str, Enum):
+    rtx = "rtx"
+    tensorrt = "tensorrt"
+
+
+@command(
+    "vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle",
+    "vorta-trt build wan.onnx -o wan.bundle",
+)
+def build(
+    source: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT|ONNX", help="A diffusers folder, or a file of `vorta-trt export`.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
+    router: Router = None,
+    size: Size = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
+    attention_precision: AttentionPrecisionOption = None,
+    tau: Tau = None,
+    tensorrt: Annotated[
+        Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
+    ] = Flavour.rtx,
+    batch: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine.")] = "1:1:2",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="8.9", help="rtx: GPUs to build for; may be repeated [default: every RTX GPU since Ampere]."
+        ),
+    ] = None,
+    hardware_compatibility: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="tensorrt: ampere_plus or same_compute_capability.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: loads in newer versions and the lean runtime.")
+    ] = False,
+    optimization_level: Annotated[int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast.")] = None,
+    workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
+    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Refuse ONNX files that `vorta-trt export` did not write, and fp8 without kernels.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Build an engine bundle.
+
+    From a checkpoint, which is exported on the way, or from an exported ONNX file.
+    """
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import build_checkpoint, build_onnx
+
+    options: dict[str, Any] = {
+        "tensorrt": tensorrt.value,
+        "batch": _batch(batch),
+        "compute_capabilities": compute_capability,
+        "hardware_compatibility": hardware_compatibility,
+        "version_compatible": version_compatible,
+        "optimization_level": optimization_level,
+        "workspace_gib": workspace_gib,
+        "timing_cache": timing_cache,
+        "include_onnx": keep_onnx,
+        "overwrite": overwrite,
+        "strict": strict,
+    }
+    of_checkpoints = {
+        "--router": router,
+        "--size": size,
+        "--precision": precision,
+        "--attention-precision": attention_precision,
+        "--tau": tau,
+    }
+    is_onnx = source.is_file() or source.suffix == ".onnx"
+    if is_onnx and (given := [name for name, value in of_checkpoints.items() if value is not None]):
+        raise typer.BadParameter(
+            f"{given[0]} belongs to checkpoints, and {source} is an exported file, in which it is fixed; leave it out"
+        )
+    with Stages() as stages:
+        if is_onnx:
+            bundle = build_onnx(source, output, stages, **options)
+        else:
+            checkpoint = source_of(source, router, size, precision or Precision.bf16, tau, attention_precision)
+            bundle = build_checkpoint(checkpoint, output, stages, **options)
+    if as_json:
+        typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
+    else:
+        typer.echo(f"{bundle.path}\nnext: {shlex.join(['vorta-trt', 'inspect', str(output)])}")
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    sizes = text.split(":")
+    if not all(size.isdecimal() for size in sizes) or len(sizes) not in (1, 3):
+        raise typer.BadParameter(f"{text!r}: must be MIN:OPT:MAX or one number; use e.g. 1:1:2", param_hint="--batch")
+    smallest, best, largest = map(int, sizes * 3 if len(sizes) == 1 else sizes)
+    return smallest, best, largest

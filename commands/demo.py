@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt demo`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+
+
+class ModelFamily(str, Enum):
+    wan = "wan"
+    hunyuan_video = "hunyuan-video"
+
+
+@command("vorta-trt demo --output demo", "vorta-trt demo --family hunyuan-video --output demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
+    family: Annotated[ModelFamily, typer.Option(help="Of the small model.")] = ModelFamily.wan,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Go the whole way on a small model.
+
+    Makes a checkpoint and a router, exports, builds, verifies, and shows the routes. About a minute, no GPU needed.
+    """
+    from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.demo import next_steps, run_demo
+    from vorta_trt.runtime.verify_report import case_table
+
+    with Stages() as stages:
+        report = run_demo(output, stages, family.value.replace("-", "_"))
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        console = output_console()
+        for verified in report.verified:
+            console.print(case_table(verified))
+        console.print(report.routes, markup=False, soft_wrap=True)
+        console.print(f"attention FLOPs saved by routing: {100 * report.attention_flops_saved:.1f} %")
+        console.print(f"RoutedAttention plugin layers in the engine: {report.plugin_layers}\n")
+        for what, where in report.files.items():
+            console.print(f"{what + ':':<23}{where}", markup=False, soft_wrap=True)
+        console.print(f"\n{next_steps(report)}", markup=False, soft_wrap=True)
+    raise typer.Exit(0 if report.passed else 1)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt export`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import (
+    AttentionPrecisionOption,
+    Checkpoint,
+    Precision,
+    Router,
+    Size,
+    Tau,
+    quoted,
+    source_of,
+)
+
+
+@command("vorta-trt export Wan2.1-T2V-1.3B-Diffusers --router ROUTER --precision bf16 -o wan.onnx")
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    router: Router = None,
+    size: Size = None,
+    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
+    attention_precision: AttentionPrecisionOption = None,
+    tau: Tau = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Export a checkpoint to one ONNX file."""
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import export_checkpoint
+
+    source = source_of(checkpoint, router, size, precision, tau, attention_precision)
+    with Stages() as stages:
+        path = export_checkpoint(source, output, stages)
+    if as_json:
+        from vorta_trt.export import read_metadata
+
+        typer.echo(f'{{"path": {quoted(path)}, "metadata": {read_metadata(path).model_dump_json()}}}')
+    else:
+        typer.echo(
+            f"{path}\nnext: {shlex.join(['vorta-trt', 'build', str(path), '-o', str(path.with_suffix('.bundle'))])}"
+        )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands take, and how their texts are read."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.from_checkpoint import Source
+
+
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class AttentionPrecision(str, Enum):
+    same = "same"
+    fp8 = "fp8"
+
+
+class Scheduler(str, Enum):
+    unipc = "unipc"
+    flow_euler = "flow-euler"
+    dpm = "dpm++"
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A diffusers pipeline folder, or its transformer/ folder.")
+]
+Router = Annotated[Path | None, typer.Option(help="A router's training folder, or its router.pt.")]
+Size = Annotated[
+    str | None,
+    typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
+]
+Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
+AttentionPrecisionOption = Annotated[
+    AttentionPrecision | None,
+    typer.Option(
+        help="fp8: less exact attention products, for GPUs of compute capability 9.0 [default: same as --precision]."
+    ),
+]
+
+
+def source_of(
+    checkpoint: Path,
+    router: Path | None,
+    size: str | None,
+    precision: Precision,
+    tau: float | None,
+    attention_precision: AttentionPrecision | None = None,
+) -> Source:
+    from vorta_trt.runtime.from_checkpoint import Source, VideoSize
+
+    try:
+        video = None if size is None else VideoSize.parse(size)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from error
+    attention = (attention_precision or AttentionPrecision.same).value
+    return Source(checkpoint, router, video, precision.value, tau, attention)
+
+
+def pixels(size: str) -> tuple[int, int, int]:
+    from vorta_trt.runtime.from_checkpoint import VideoSize
+
+    try:
+        video = VideoSize.parse(size)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from error
+    return video.frames, video.height, video.width
+
+
+def listed(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
+
+
+def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
+    parts = listed(values)
+    for part in parts:
+        if not part.isdecimal():
+            raise typer.BadParameter(f"{part!r}: must be a whole number; use e.g. 8", param_hint=option)
+    return tuple(map(int, parts))
+
+
+def quoted(path: Path) -> str:
+    import json
+
+    return json.dumps(str(path))

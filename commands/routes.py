@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt routes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import (
+    Checkpoint,
+    Precision,
+    Scheduler,
+    Size,
+    Tau,
+    source_of,
+)
+
+
+@command(
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --steps 50 --plot routes.png",
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --shift 5 -o routes.json",
+)
+def routes(
+    checkpoint: Checkpoint,
+    router: Annotated[Path, typer.Option(help="A router's training folder, or its router.pt.")],
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    shift: Annotated[
+        float | None,
+        typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
+    ] = None,
+    size: Size = None,
+    tau: Tau = None,
+    precision: Annotated[
+        Precision, typer.Option(help="The router sees the timestep embedding rounded to it.")
+    ] = Precision.bf16,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw shares per step and layer, and layers x heads per step (.png, .svg, .pdf)."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show which branch every head takes.
+
+    At every step of a schedule, with the FLOPs that this saves in attention and end to end (counted, not timed).
+    """
+    from vorta_trt.model import RouteTable
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.schedules import schedule_timesteps
+
+    source = source_of(checkpoint, router, size, precision, tau)
+    with Stages() as stages:
+        stages("computing the routes")
+        schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
+        table = RouteTable.from_model(source.model(), schedule.timesteps)
+        if output is not None:
+            output.write_text(table.to_json() + "\n", encoding="utf-8")
+        if plot is not None:
+            stages("drawing the picture")
+            table.plot(plot)
+    if as_json:
+        typer.echo(table.to_json())
+    else:
+        typer.echo(f"{schedule.scheduler}, shift {schedule.shift:g}\n{table.summary()}")
+        typer.echo(f"attention FLOPs saved by routing: {100 * table.saved:.1f} %")
+        if table.total_saved is not None:
+            typer.echo(f"end-to-end FLOPs saved by routing: {100 * table.total_saved:.1f} %")
+        for path in filter(None, (output, plot)):
+            typer.echo(f"wrote {path}")

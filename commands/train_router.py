@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt train-router [run]` and `train-router prepare`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vorta_trt.commands.app import CONTEXT, AsJson, Debug, app, command
+from vorta_trt.commands.options import Checkpoint, Device, pixels
+
+
+class _RunUnlessNamed(TyperGroup):
+    """A group whose command `run` may be left out: `train-router CHECKPOINT` is `train-router run CHECKPOINT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+train = typer.Typer(
+    cls=_RunUnlessNamed,
+    help="Train the routers of a checkpoint, or prepare the data for it.",
+    epilog="\b\nExamples:\n"
+    "  vorta-trt train-router prepare CHECKPOINT --videos VIDEOS --size 77x480x832 -o DATA\n"
+    "  vorta-trt train-router CHECKPOINT --data DATA -o ROUTER",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=CONTEXT,
+)
+app.add_typer(train, name="train-router")
+
+
+class TrainingPrecision(str, Enum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@command(
+    "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER",
+    "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER --resume",
+    "torchrun --nproc-per-node 2 -m vorta_trt.cli train-router Wan2.1-T2V-14B-Diffusers --data DATA -o ROUTER --fsdp",
+    group=train,
+)
+def run(
+    checkpoint: Checkpoint,
+    data: Annotated[
+        Path, typer.Option(help="A folder of `train-router prepare`, or the authors' videos2caption.json layout.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The router's training folder to write.")],
+    size: Annotated[
+        str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
+    ] = None,
+    router: Annotated[Path | None, typer.Option(help="Start from this router [default: random].")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 100,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per micro-batch.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
+    max_grad_norm: Annotated[float, typer.Option(help="Gradients are scaled down to it.")] = 1.0,
+    diffusion_weight: Annotated[float, typer.Option(help="Of the flow-matching loss.")] = 1.0,
+    distillation_weight: Annotated[float, typer.Option(help="Of the error against full attention.")] = 20.0,
+    regularisation_weight: Annotated[float, typer.Option(help="Of the squared full-branch scores.")] = 0.02,
+    intervals: Annotated[int, typer.Option(min=1, help="Strata of the timesteps; a step draws from one.")] = 5,
+    reduction_rate: Annotated[float, typer.Option(help="Share of the tokens that the coreset drops.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    precision: Annotated[
+        TrainingPrecision, typer.Option(help="Of frozen weights and activations; routers are float32.")
+    ] = TrainingPrecision.bf16,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute blocks again in the backward pass: slower, far less memory.")
+    ] = True,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in --output.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
+    device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the model over the processes of torchrun.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Event files in OUTPUT/report, beside log.jsonl.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train the routers of a frozen checkpoint; `run` may be left out.
+
+    Writes config.json, ckpt/step-*/router.pt (what --router takes everywhere) and log.jsonl. For several GPUs, start
+    one process per GPU with torchrun.
+    """
+    from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
+
+    try:
+        settings = TrainingSettings(
+            steps=steps,
+            accumulation=accumulation,
+            batch=batch,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            weights=LossWeights(diffusion_weight, distillation_weight, regularisation_weight),
+            intervals=intervals,
+            seed=seed,
+            precision=precision.value,
+            gradient_checkpointing=gradient_checkpointing,
+            checkpoint_every=checkpoint_every,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with _stages_of_main_process() as stages:
+        report = train_router(
+            checkpoint,
+            data,
+            output,
+            settings,
+            video_size=None if size is None else pixels(size),
+            reduction_rate=reduction_rate,
+            router=router,
+            resume=resume,
+            skip_bad=skip_bad,
+            device=device.value,
+            fsdp=fsdp,
+            tensorboard=tensorboard,
+            progress=stages,
+        )
+    if report is None:  # not the main process
+        return
+    if as_json:
+        typer.echo(report.to_json())
+        return
+    typer.echo(
+        f"{report.output}\n{report.summary()}\n"
+        f"next: {shlex.join(['vorta-trt', 'routes', str(checkpoint), '--router', str(output)])}"
+    )
+
+
+@command(
+    "vorta-trt train-router prepare Wan2.1-T2V-1.3B-Diffusers --videos VIDEOS --size 77x480x832 -o DATA", group=train
+)
+def prepare(
+    checkpoint: Checkpoint,
+    videos: Annotated[Path, typer.Option(help="A folder of video files, <video>.txt with the caption beside each.")],
+    size: Annotated[str, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The data folder to write, or to complete.")],
+    captions: Annotated[
+        Path | None, typer.Option(help="A JSON object, video file -> caption, instead of text files.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second to take [default: the model's own].")] = None,
+    precision: Annotated[TrainingPrecision, typer.Option(help="Of the text encoder.")] = TrainingPrecision.bf16,
+    device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out videos that cannot be used.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make training data from videos and captions.
+
+    Encodes both with the pipeline's own text encoder and VAE. What the folder has already is kept.
+    """
+    from vorta_trt.model.training import prepare_data
+    from vorta_trt.runtime.console import Stages
+
+    video = pixels(size)
+    with Stages() as stages:
+        prepared = prepare_data(
+            checkpoint,
+            videos,
+            output,
+            video,
+            captions=captions,
+            frames_per_second=fps,
+            precision=precision.value,
+            device=None if device is Device.auto else device.value,
+            skip_bad=skip_bad,
+            progress=stages,
+        )
+    if as_json:
+        typer.echo(prepared.to_json())
+        return
+    command = ["vorta-trt", "train-router", str(checkpoint), "--data", str(output), "-o", "ROUTER"]
+    typer.echo(f"{prepared.output}\n{prepared.summary()}\nnext: {shlex.join(command)}")
+
+
+def _stages_of_main_process() -> AbstractContextManager[Callable[[str, int, int], None]]:
+    """A progress line, but in the other processes of torchrun none."""
+    from vorta_trt.runtime.console import Stages
+
+    return Stages() if os.environ.get("RANK", "0") == "0" else nullcontext(lambda what, done, total: None)

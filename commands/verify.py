@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt verify`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import (
+    Checkpoint,
+    Precision,
+    Router,
+)
+
+
+class Executor(str, Enum):
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+    reference = "reference"
+
+
+@command(
+    "vorta-trt verify wan.onnx Wan2.1-T2V-1.3B-Diffusers --router ROUTER",
+    "vorta-trt verify wan.bundle Wan2.1-T2V-1.3B-Diffusers --router ROUTER --case 'router, tau 0.3' --json",
+)
+def verify(
+    target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],
+    checkpoint: Checkpoint,
+    router: Router = None,
+    precision: Annotated[Precision | None, typer.Option(help="Fail unless the file has this precision.")] = None,
+    executor: Annotated[
+        Executor | None,
+        typer.Option(
+            help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX, reference for ONNX in bf16]."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the random inputs [default: a fresh one, printed].")
+    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Run only this case; may be repeated [default: all].")] = None,
+    layers: Annotated[
+        bool | None, typer.Option(help="Compare after every module, too [default: if a case fails].")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a file or an engine with torch.
+
+    Errors of every output against the checkpoint in fp32, with torch's own error in the same type beside them; after a
+    failure, the first module that departs.
+    """
+    from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.verify import verify as run_verify
+    from vorta_trt.runtime.verify_report import case_table, layer_table
+
+    with Stages() as stages:
+        report = run_verify(
+            target,
+            checkpoint,
+            router,
+            precision=None if precision is None else precision.value,
+            executor=None if executor is None else executor.value,
+            batch=batch,
+            seed=seed,
+            cases=case or (),
+            layers=layers,
+            progress=stages,
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        console = output_console()
+        console.print(case_table(report))
+        if (table := layer_table(report)) is not None:
+            console.print(table)
+        console.print(
+            "[green]verified[/green]" if report.passed else "[red]FAILED: it does not compute what torch does[/red]"
+        )
+    raise typer.Exit(0 if report.passed else 1)
