@@ -28,7 +28,7 @@ from torch.nn import functional
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hunyuan_video_blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
-from vorta_trt.model.inputs import check_dtypes, check_per_sample
+from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
@@ -134,6 +134,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         tau = self.tau if tau is None else tau
 
         valid = encoder_attention_mask != 0  # [B, T]
+        check_valid_first("encoder_attention_mask", valid)
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
         attention = JointAttention(geometry, (self.rope_cos, self.rope_sin), text_length, self.attention_precision)
         bare = self.timestep_embedding(timestep)  # [B, E]

@@ -37,6 +37,22 @@ def check_per_sample(**tensors: Tensor) -> None:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B], one per sample")
 
 
+def check_valid_first(name: str, valid: Tensor) -> None:
+    """Valid tokens come first: bool [B, T].
+
+    On a GPU this waits for `valid`. It is left out where no value can be read: compiled, exported, or captured.
+    """
+    if torch.compiler.is_compiling() or (valid.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    gaps = (valid[:, 1:] & ~valid[:, :-1]).any(dim=1)  # [B]: a valid token behind one that is not
+    if bool(gaps.any()):
+        sample = int(gaps.int().argmax())
+        raise ValueError(
+            f"{name} of sample {sample}: a valid token follows one that is not, but padding must be behind the text; "
+            f"pad on the right, as the pipeline's own text encoding does"
+        )
+
+
 def check_route_override(route_override: Tensor | None, layers: int, heads: int) -> None:
     """Overrides are int32 [L, N]."""
     if route_override is None:

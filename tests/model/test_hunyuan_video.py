@@ -383,6 +383,8 @@ def test_wrong_inputs(hunyuan_video: Any) -> None:
     )
     attempt(r"of shape \(13, 32\): must be \[B, T, text_embed_dim\]", encoder_hidden_states=text[0])
     attempt(r"encoder_attention_mask of shape \(1, 12\): must be \(1, 13\)", encoder_attention_mask=mask_of([3])[:, 1:])
+    left_padded = mask_of([4]).flip(1)
+    attempt("sample 0: a valid token follows one that is not.*pad on the right", encoder_attention_mask=left_padded)
     attempt("pooled_projections of dtype torch.float16", pooled_projections=inputs["pooled_projections"].half())
     attempt("guidance None: required, the config has guidance_embeds", guidance=None)
     attempt(r"guidance of shape \(\): must be \[B\]", guidance=torch.tensor(6.0))
