@@ -27,7 +27,7 @@ from vorta_trt.engines.description import ModelDescription, created_by, describe
 from vorta_trt.engines.errors import BuildError, BundleWriteError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import driver_report
-from vorta_trt.engines.hashed_file import copy_hashed
+from vorta_trt.engines.hashed_file import copy_hashed, hash_file
 from vorta_trt.engines.heap import release_free_memory
 from vorta_trt.engines.manifest import EngineInfo, FileEntry, Manifest, PluginInfo
 from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
@@ -35,6 +35,7 @@ from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.progress import ProgressCallback, progress_bar
 from vorta_trt.engines.staging import Staging, cannot_write, staging_folder
+from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, PluginLibrary
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def build_engine(
     timing_cache: a file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
     workspace_gib: limit on the scratch memory of a layer.  optimization_level: 0 to 5.
     include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
-    routes: a routes.json to put into the bundle.
+    routes: a routes.json to put into the bundle.  Timestep embedder and routers go into it by themselves.
     progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
     overwrite: replace an existing bundle (the old one stays until the new one is complete).
     strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
@@ -92,12 +93,14 @@ def build_engine(
         raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
     onnx = read_onnx(Path(onnx_path))
     description = describe_model(onnx, strict)
+    timestep_path = timestep_weights(onnx.model, description.family, onnx.path.parent)
     onnx.model.graph.ClearField("initializer")  # weights inside the file: TensorRT reads them itself
     library = load_plugin(flavour) if onnx.routed_nodes else None
     extras = Extras(
         plugin_library=library if include_plugin else None,
         onnx=onnx if include_onnx else None,
         routes=None if routes is None else Path(routes),
+        timestep_path=timestep_path,
     )
     with (
         Cancellation() as cancellation,
@@ -138,6 +141,7 @@ class Extras:
     plugin_library: Path | None
     onnx: OnnxFile | None
     routes: Path | None
+    timestep_path: TimestepWeights | None
 
     def sources(self) -> dict[str, Path]:
         """Name in the bundle -> file. External weights keep the name under which model.onnx refers to them."""
@@ -152,7 +156,13 @@ class Extras:
         return sources
 
     def copy_into(self, folder: Path, cancellation: Cancellation) -> dict[str, FileEntry]:
-        return {name: copy_hashed(source, folder / name, cancellation.check) for name, source in self.sources().items()}
+        files = {
+            name: copy_hashed(source, folder / name, cancellation.check) for name, source in self.sources().items()
+        }
+        if self.timestep_path is not None:
+            self.timestep_path.save(folder / names.TIMESTEP_PATH)
+            files[names.TIMESTEP_PATH] = hash_file(folder / names.TIMESTEP_PATH, cancellation.check)
+        return files
 
 
 def _check_free_space(staging: Staging, onnx: OnnxFile, extras: Extras) -> None:

@@ -14,7 +14,7 @@ from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import ComputeCapability, Target, architectures_cover, driver_report
 from vorta_trt.engines.hashed_file import hash_file
-from vorta_trt.engines.manifest import LAYERS, MANIFEST, ONNX, PLAN, ROUTES, Manifest, read_manifest
+from vorta_trt.engines.manifest import LAYERS, MANIFEST, ONNX, PLAN, ROUTES, TIMESTEP_PATH, Manifest, read_manifest
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
@@ -65,6 +65,11 @@ class Bundle:
     @property
     def layers_path(self) -> Path | None:
         return self.path / LAYERS if LAYERS in self.manifest.files else None
+
+    @property
+    def timestep_path(self) -> Path | None:
+        """Weights of the timestep embedder and the routers (see `model.timestep_path`); older bundles have none."""
+        return self.path / TIMESTEP_PATH if TIMESTEP_PATH in self.manifest.files else None
 
     @property
     def flavour(self) -> Flavour:

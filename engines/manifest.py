@@ -20,6 +20,7 @@ PLUGIN_LIBRARY = "libvorta_trt.so"
 ONNX = "model.onnx"
 ROUTES = "routes.json"
 LAYERS = "layers.json"
+TIMESTEP_PATH = "timestep_path.safetensors"  # timestep embedder and routers: what is known before sampling
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # A plain name inside the bundle: a manifest from elsewhere must not point out of its folder.

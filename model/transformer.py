@@ -164,7 +164,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             raise ValueError(f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}; use torch.bfloat16")
         with ExitStack() as until_loaded:
             reader = until_loaded.enter_context(CheckpointReader(checkpoint))
-            family = _family(reader.family)
+            family = family_of(reader.family)
             family.check_config(reader.config, f"checkpoint {reader.folder}")
             model = family.empty_diffusers_model(reader.config)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
@@ -209,7 +209,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
                     f"model of type {name}: must be a diffusers transformer, one of {', '.join(TRANSFORMER_CLASSES)}; "
                     f"for a pipeline use pipeline.transformer"
                 )
-            family = _family(TRANSFORMER_CLASSES[name])
+            family = family_of(TRANSFORMER_CLASSES[name])
             return family.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
         if TRANSFORMER_CLASSES.get(name) != cls.family:
             expected = next(known for known, family_name in TRANSFORMER_CLASSES.items() if family_name == cls.family)
@@ -227,7 +227,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     # -- what a family provides ----------------------------------------------------------------------------------------
 
-    always_loaded: tuple[str, ...] = ()  # prefixes of parameters that are never left on disk
+    always_loaded: tuple[str, ...] = ()  # prefixes of parameters that are never left on disk: the timestep embedder
+    modulation_projection: str | None = None  # the module from the timestep embedding alone to the blocks' modulation
 
     @classmethod
     @abc.abstractmethod
@@ -279,6 +280,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
         """What the routers see of timesteps [B]: [B, E]."""
 
+    def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
+        """The same before it is rounded to the model's dtype."""
+        return self.timestep_embedding(timestep)
+
     @abc.abstractmethod
     def routed_blocks(self) -> list[Any]:
         """The blocks in the order that they run in; each has a `router`, which may be None. L of them."""
@@ -297,6 +302,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Router scores of timesteps [B], float32 [L, B, N, 3], from the timestep path alone."""
         temb = self.timestep_embedding(timestep)  # [B, E]
         return torch.stack([self._scores(block, temb) for block in self.routed_blocks()])  # [L, B, N, 3]
+
+    @property
+    def timestep_device(self) -> torch.device:
+        """Where the timestep path is computed."""
+        return next(value for name, value in self.named_parameters() if name.startswith(self.always_loaded)).device
 
     def inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Random example inputs of the model's geometry and dtype, by the exported names and in their order."""
@@ -427,7 +437,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return [*routers]
 
 
-def _family(name: str) -> type[RoutedTransformer]:
+def family_of(name: str) -> type[RoutedTransformer]:
+    """The class of a family, "wan" or "hunyuan_video"."""
     if name == "hunyuan_video":
         from vorta_trt.model.hunyuan_video import RoutedHunyuanVideoTransformer
 

@@ -98,6 +98,7 @@ class RoutedWanTransformer(RoutedTransformer):
 
     family = "wan"
     always_loaded = ("condition_embedder.time_embedder.",)
+    modulation_projection = "condition_embedder.time_proj"
 
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
         self.patch_embedding = model.patch_embedding
@@ -195,10 +196,13 @@ class RoutedWanTransformer(RoutedTransformer):
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
         """The embedding before the adaLN projection: [B] -> [B, E], in the model's dtype."""
+        return self.unrounded_timestep_embedding(timestep).to(self.dtype)
+
+    def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep)  # [B, freq_dim], float32
         weight_dtype = embedder.time_embedder.linear_1.weight.dtype
-        return embedder.time_embedder(frequencies.to(weight_dtype)).to(self.dtype)  # type: ignore[no-any-return]
+        return embedder.time_embedder(frequencies.to(weight_dtype))  # type: ignore[no-any-return]
 
     def routed_blocks(self) -> list[Any]:
         return list(self.blocks)

@@ -1,16 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """`StepPlan`: everything known of one request before sampling; `StepState` follows it while sampling.
 
+    path = timestep_path_of("wan.bundle")
+    plan = plan_steps(scheduler.timesteps, path=path, cache=TeaCache.published(path), guards=RouteGuards(dense_first=2))
+    print("\\n".join(plan.lines()))
+
+Routes come from the router, which sees the timestep alone, and from overrides; skipped steps from the cache, which sees
+the timesteps alone. So nothing in a plan is an estimate but its cost.
+
 Letters: P denoising steps, L layers, N heads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vorta_trt.model.route_table import RouteTable
+from vorta_trt.runtime.sampling.cost import PlanCost, StepProfile
+from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.step_cache import StepCache
+
+if TYPE_CHECKING:
+    from vorta_trt.model.timestep_path import TimestepPath
+
+FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +41,9 @@ class StepPlan:
         compute: P; False: the step reuses the last computed sample of its context, no engine launch.
         route_override: int32 [P, L, N], -1 = the router decides; None: the router decides everywhere.
         tau: routing threshold at run time; None: the model's own.
-        routes: what will be taken, if router and timestep path are known.
+        routes: what will be taken, if router and timestep path are known; at a skipped step, what would have been.
+        cost: predicted; None if the routes are not known.
+        settings: of cache and guards, for reports. notes: what the user should know.
     """
 
     timesteps: tuple[float, ...]
@@ -30,7 +51,145 @@ class StepPlan:
     route_override: Tensor | None = None
     tau: float | None = None
     routes: RouteTable | None = None
+    cost: PlanCost | None = None
+    settings: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        steps = len(self.timesteps)
+        if not steps:
+            raise ValueError("timesteps []: must hold at least one; use scheduler.timesteps")
+        if len(self.compute) != steps:
+            raise ValueError(f"compute of {len(self.compute)} steps, timesteps of {steps}: must be as many")
+        if not self.compute[0]:
+            raise ValueError("compute[0] False: the first step has nothing to reuse, it must be computed")
+        if self.route_override is not None and len(self.route_override) != steps:
+            raise ValueError(f"route_override of {len(self.route_override)} steps, timesteps of {steps}: [P, L, N]")
+
+    @property
+    def computed_steps(self) -> int:
+        return sum(self.compute)
 
     def override_at(self, step: int) -> Tensor | None:
         """What the engine takes as `route_override` at a step: int32 [L, N]; None: the router decides everywhere."""
         return None if self.route_override is None else self.route_override[step]
+
+    def departures(self, step: int, taken: Tensor) -> int:
+        """At how many heads the engine took another branch than planned.
+
+        Only a head whose two best scores are equal but for rounding, or whose best is tau but for rounding, may.
+
+        Args:
+            taken: the engine's `routes`, int32 [L, B, N].
+        """
+        if self.routes is None:
+            raise ValueError("routes None: the plan does not know them; make it with the model's timestep path")
+        return int((self.routes.routes[step].unsqueeze(1) != taken.cpu()).any(dim=1).sum())  # of [L, N]
+
+    # -- out -----------------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "timesteps": list(self.timesteps),
+                "compute": list(self.compute),
+                "computed_steps": self.computed_steps,
+                "tau": self.tau if self.routes is None else self.routes.tau,
+                "settings": self.settings or {},
+                "cost": None if self.cost is None else self.cost.to_dict(),
+                "shares": None
+                if self.routes is None
+                else {name: share.tolist() for name, share in self.routes.shares_per_step().items()},
+                "route_override": None if self.route_override is None else self.route_override.tolist(),
+                "routes": None if self.routes is None else self.routes.routes.tolist(),
+                "notes": list(self.notes),
+            }
+        )
+
+    def lines(self) -> list[str]:
+        """The plan as text: a row per step, totals, and what to know of it."""
+        shares = {} if self.routes is None else self.routes.shares_per_step()
+        heading = f"{'step':>4} {'timestep':>9}  {'':7}" + "".join(f"{name:>9}" for name in shares)
+        rows = [heading + (f"{'cost':>9}" if self.cost is not None else "")]
+        for step, (timestep, computed) in enumerate(zip(self.timesteps, self.compute, strict=True)):
+            row = f"{step:>4} {timestep:>9.1f}  {'compute' if computed else 'reuse':7}"
+            row += "".join(f"{100 * float(share[step]):8.1f}%" if computed else f"{'':9}" for share in shares.values())
+            if self.cost is not None:
+                row += f"{100 * self.cost.share(step):8.1f}%"
+            rows.append(row.rstrip())
+        reused = len(self.compute) - self.computed_steps
+        rows.append(f"{self.computed_steps} of {len(self.compute)} steps computed, {reused} reused")
+        if self.cost is not None:
+            passes = "" if self.cost.passes == 1 else f", {self.cost.passes} passes per step"
+            rows.append(
+                f"transformer per sample{passes}: {self.cost.flops / 1e12:.4g} TFLOP, "
+                f"{self.cost.dense_flops / 1e12:.4g} dense without caching: {self.cost.speedup:.2f} times fewer"
+            )
+            if self.cost.seconds is not None and self.cost.dense_seconds is not None:
+                rows.append(
+                    f"from measured parts: {self.cost.seconds:.1f} s, {self.cost.dense_seconds:.1f} s dense without "
+                    f"caching: {self.cost.dense_seconds / self.cost.seconds:.2f} times faster"
+                )
+        return rows + [f"note: {note}" for note in self.notes]
+
+
+def plan_steps(
+    timesteps: Iterable[float] | Tensor,
+    *,
+    path: TimestepPath | None = None,
+    cache: StepCache | None = None,
+    guards: RouteGuards | None = None,
+    calibrated: Tensor | None = None,
+    heads: tuple[int, int] | None = None,
+    tau: float | None = None,
+    timestep_dtype: torch.dtype = torch.float32,
+    passes: int = 1,
+    profile: StepProfile | None = None,
+) -> StepPlan:
+    """Plans one request.
+
+    Args:
+        timesteps: the scheduler's, after set_timesteps.
+        path: the model's timestep path; without it there are neither routes nor cost, and no TeaCache.
+        cache: None computes every step.
+        guards, calibrated: see `RouteGuards`; calibrated routes are int32 [P, L, N]. Steps that a guard makes dense are
+            computed.
+        heads: (L, N), needed for guards without a `path`.
+        tau: routing threshold; None is the model's own.
+        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them: diffusers' HunyuanVideo
+            pipeline to the latents' type, Wan's not at all. Routes and embeddings are those of the rounded ones.
+        passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
+        profile: measured times; for the cost.
+    """
+    given = timesteps.tolist() if isinstance(timesteps, Tensor) else list(timesteps)
+    scheduled = tuple(map(float, given))
+    if not scheduled:
+        raise ValueError("timesteps []: must hold at least one; use scheduler.timesteps")
+    rounded = torch.tensor(scheduled, dtype=torch.float32).to(timestep_dtype)  # [P]
+    seen = tuple(map(float, rounded.tolist()))
+    guards = guards or RouteGuards()
+    if path is not None:
+        heads = path.num_layers, path.num_heads
+    if heads is None and (guards != RouteGuards() or calibrated is not None):
+        raise ValueError("guards without layers and heads: give path= or heads=(layers, heads)")
+    override = None if heads is None else guards.override(len(seen), *heads, calibrated)  # [P, L, N]
+    notes = []
+    if cache is None:
+        compute = (True,) * len(seen)
+    else:
+        compute = cache.compute(seen, path, guards.dense_steps(len(seen)))
+        notes += cache.notes(seen, path)
+    plan = StepPlan(
+        scheduled,
+        compute,
+        override,
+        tau,
+        settings={"cache": None if cache is None else cache.to_dict(), "guards": guards.to_dict()},
+    )
+    if path is None or path.geometry is None:
+        notes.append("routes and cost are unknown: the model's timestep embedder and router are not at hand")
+        return replace(plan, notes=tuple(notes))
+    routes = path.route_table(seen, tau, override)
+    return replace(plan, routes=routes, cost=PlanCost.of(routes, compute, passes, profile), notes=tuple(notes))

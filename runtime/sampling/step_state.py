@@ -14,6 +14,10 @@ A batch of both contexts in one launch is one context; any name will do, if it i
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from vorta_trt.runtime.sampling.step_plan import StepPlan
@@ -21,27 +25,97 @@ from vorta_trt.runtime.sampling.step_plan import StepPlan
 COND, UNCOND = "cond", "uncond"
 
 
+@dataclass
+class _Context:
+    """Where one context is: the step that comes next, and the sample that its skipped steps reuse."""
+
+    following: int = 0
+    kept: Tensor | None = None
+
+
 class StepState:
-    """Of one request; requests side by side have one each."""
+    """Of one request, for one thread; requests side by side have one each.
+
+    Attributes:
+        plan: the plan. computed, reused: how many steps of each context were computed and reused so far.
+    """
 
     def __init__(self, plan: StepPlan) -> None:
         self.plan = plan
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts over: the next call is the first step of a new request, and nothing is kept from the last."""
+        self._contexts: dict[str, _Context] = {}
+        self.computed: Counter[str] = Counter()
+        self.reused: Counter[str] = Counter()
 
     def begin(self, timestep: float | Tensor, context: str = COND) -> int:
         """The step that a call of the transformer belongs to. Called once per step and context, in the plan's order.
 
+        Args:
+            timestep: a number, or the pipeline's tensor of equal numbers. A tensor in a half type is compared with the
+                plan's timestep rounded to that type: HunyuanVideo's pipeline rounds them so. One on a GPU is waited
+                for.
         Raises: ValueError, for a timestep outside the plan or out of order.
         """
-        raise NotImplementedError
+        state = self._contexts.setdefault(context, _Context())
+        step, steps = state.following, len(self.plan.timesteps)
+        given, dtype = _number(timestep)
+        if step == steps:
+            raise ValueError(
+                f"timestep {given:g}, context {context!r}: all {steps} steps of the plan are done; start a request with "
+                f"a new StepState, or reset() it"
+            )
+        if _rounded(self.plan.timesteps[step], dtype) != _rounded(given, dtype):
+            elsewhere = [
+                index for index, other in enumerate(self.plan.timesteps) if _rounded(other, dtype) == given
+            ]
+            what = f"is step {elsewhere[0]} of the plan" if elsewhere else "is not in the plan"
+            raise ValueError(
+                f"timestep {given:g}, context {context!r}: {what}; now comes step {step}, timestep "
+                f"{self.plan.timesteps[step]:g}; plan with the scheduler's own timesteps, call the transformer once per "
+                f"step and context, and reset() between requests"
+            )
+        state.following += 1
+        return step
 
     def reuse(self, step: int, context: str = COND) -> Tensor | None:
-        """The sample to take instead of a launch; None: launch the engine."""
-        raise NotImplementedError
+        """The sample to take instead of a launch, a copy; None: launch the engine."""
+        state = self._at(step, context)
+        if self.plan.compute[step]:
+            return None
+        if state.kept is None:
+            raise RuntimeError(f"step {step}, context {context!r}: reuses a sample, but none was kept; call keep()")
+        self.reused[context] += 1
+        return state.kept.clone()
 
     def keep(self, step: int, context: str, sample: Tensor) -> None:
-        """Takes a copy of the sample that was computed, if a later step reuses it."""
-        raise NotImplementedError
+        """Takes a copy of the sample that was computed, if the step that follows reuses it."""
+        state = self._at(step, context)
+        if not self.plan.compute[step]:
+            raise RuntimeError(f"step {step}, context {context!r}: was computed, but the plan reuses a sample there")
+        self.computed[context] += 1
+        following = self.plan.compute[step + 1 : step + 2]
+        state.kept = sample.detach().clone() if following == (False,) else None
 
-    def reset(self) -> None:
-        """Starts over: the next call is the first step of a new request."""
-        raise NotImplementedError
+    def _at(self, step: int, context: str) -> _Context:
+        state = self._contexts.get(context)
+        if state is None or state.following != step + 1:
+            raise RuntimeError(f"step {step}, context {context!r}: has not begun; call begin() first")
+        return state
+
+
+def _number(timestep: float | Tensor) -> tuple[float, torch.dtype]:
+    """The timestep, and the type that it is exact in."""
+    if not isinstance(timestep, Tensor):
+        return _rounded(float(timestep), torch.float32), torch.float32
+    values = set(timestep.detach().flatten().tolist())
+    if len(values) != 1:
+        raise ValueError(f"timestep with {len(values)} different values: a step has one timestep for the whole batch")
+    dtype = timestep.dtype if timestep.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    return _rounded(float(values.pop()), dtype), dtype
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=torch.float32).to(dtype))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The timestep path of an exported file: the weights of its timestep embedder and routers, by their names in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vorta_trt.export.graph_passes import TRANSPOSED
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TimestepWeights:
+    """Copies of the initializers, by parameter name; external ones are read from `folder` when they are asked for."""
+
+    initializers: Mapping[str, onnx.TensorProto]
+    folder: Path
+
+    def load(self, name: str) -> Tensor:
+        """A weight in the shape and the type that it has in torch."""
+        import ml_dtypes
+        import numpy as np
+        import torch
+        from onnx import numpy_helper
+
+        tensor = self.initializers[name]
+        array = np.array(numpy_helper.to_array(tensor, str(self.folder)))  # a copy: the array may be read-only
+        if array.dtype == ml_dtypes.bfloat16:
+            weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            weight = torch.from_numpy(array)
+        return weight.t().contiguous() if tensor.name.endswith(TRANSPOSED) else weight
+
+    def save(self, path: Path) -> None:
+        """Writes them as `TimestepPath.load` reads them."""
+        from vorta_trt.model.timestep_path import save_timestep_path
+
+        save_timestep_path(path, {name: self.load(name) for name in self.initializers})
+
+
+def timestep_weights(model: onnx.ModelProto, family: str | None, folder: Path) -> TimestepWeights | None:
+    """What an exported graph holds of its timestep path; None for a file of another origin or without it.
+
+    Args:
+        model: with its external weights left on disk, in `folder`. family: as its metadata says.
+    """
+    from vorta_trt.model.timestep_path import timestep_parameters
+
+    if family is None:
+        return None
+    by_name = {tensor.name.removesuffix(TRANSPOSED): tensor for tensor in model.graph.initializer}
+    found: dict[str, onnx.TensorProto] = {}
+    for name in timestep_parameters(family, by_name):
+        found[name] = type(by_name[name])()
+        found[name].CopyFrom(by_name[name])  # outlives the graph, whose initializers a builder drops
+    return TimestepWeights(found, folder) if found else None

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Fallbacks`: whatever runs otherwise than asked for is counted here, logged once, and an error in strict mode."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+
+from vorta_trt.plugins.errors import VortaError
+
+logger = logging.getLogger(__name__)
+
+# What counts, and what the user gets instead. Code that falls back names one of these.
+KINDS = {
+    "cuda graph capture": "the engine is launched without a CUDA graph",
+    "batched guidance": "conditional and unconditional samples run one after the other",
+    "fp8 attention": "attention runs in the precision of the activations",
+    "sparse kernels": "routed heads run in a dense or reference kernel",
+    "planned routes": "the routes are not known before sampling, or others are taken than planned",
+    "device memory": "weights or activations leave the GPU between uses",
+    "executor": "another executor runs the model",
+}
+
+
+class FallbackError(VortaError):
+    """A fallback in strict mode."""
+
+
+class Fallbacks:
+    """Of one run; may be shared by threads.
+
+    Args:
+        strict: every fallback raises.
+    Attributes:
+        counts: how often each kind happened.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def record(self, kind: str, reason: str) -> None:
+        """Notes that something runs otherwise than asked for; called before it does.
+
+        Args:
+            kind: one of `KINDS`. reason: why, with the values.
+        Raises: FallbackError in strict mode; ValueError for an unknown kind.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"fallback {kind!r}: must be one of {', '.join(KINDS)}; add it to runtime.fallbacks.KINDS")
+        if self.strict:
+            raise FallbackError(
+                f"{kind}: {reason}; strict mode refuses what would happen instead: {KINDS[kind]}; mend the cause, or "
+                f"run without --strict"
+            )
+        with self._lock:
+            self.counts[kind] += 1
+            first = self.counts[kind] == 1
+        if first:
+            logger.warning("%s: %s; %s (said once, counted)", kind, reason, KINDS[kind])
+
+    def lines(self) -> list[str]:
+        """One line per kind that happened."""
+        return [f"{kind}: {count} times: {KINDS[kind]}" for kind, count in sorted(self.counts.items())]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`PlanCost`: what a request is predicted to cost, counted in FLOPs and, from measured parts, in seconds.
+
+Counted is the transformer (see `transformer_flops`), for every context of guidance; text encoder, VAE and scheduler are
+left out. FLOPs are not time: sparse branches and small matrices run at other rates than dense ones.
+
+Letters: P denoising steps, L layers, N heads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.model.geometry import Branch
+from vorta_trt.model.route_table import RouteTable
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """Measured seconds of one pass of one sample: of everything outside the routed attention, and of one head of one
+    layer in each branch."""
+
+    other: float
+    full: float
+    coreset: float
+    sliding: float
+
+    @classmethod
+    def load(cls, path: str | Path) -> StepProfile:
+        """From JSON: {"other": 1.2, "full": 2e-3, "coreset": 5e-4, "sliding": 3e-4}."""
+        names = [field.name for field in fields(cls)]
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(**{name: float(content[name]) for name in names})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: not a step profile ({type(error).__name__}: {error}); must be a JSON object with the seconds "
+                f"{', '.join(names)}"
+            ) from error
+
+    def seconds(self, routes: RouteTable) -> list[float]:
+        """Of every step, computed with these routes: P numbers."""
+        seconds = [self.other] * len(routes.timesteps)
+        for branch in Branch:
+            each = float(getattr(self, branch.name.lower()))
+            heads = routes.takes(branch).sum(dim=(1, 2)).tolist()  # P
+            seconds = [so_far + count * each for so_far, count in zip(seconds, heads, strict=True)]
+        return seconds
+
+
+@dataclass(frozen=True)
+class PlanCost:
+    """Of one sample.
+
+    Attributes:
+        step_flops: P, of one pass of every step, skipped or not. dense_step_flops: of a pass with full attention
+            everywhere. compute: P, which steps are computed. passes: launches per computed step, 2 with guidance.
+        step_seconds: P, of one pass; None without a profile. dense_step_seconds: the same, all heads full.
+    """
+
+    step_flops: tuple[float, ...]
+    dense_step_flops: float
+    compute: tuple[bool, ...]
+    passes: int = 1
+    step_seconds: tuple[float, ...] | None = None
+    dense_step_seconds: float | None = None
+
+    @classmethod
+    def of(
+        cls, routes: RouteTable, compute: Sequence[bool], passes: int = 1, profile: StepProfile | None = None
+    ) -> PlanCost | None:
+        """None if the table does not know the FLOPs outside the attention."""
+        other = routes.other_flops_per_step
+        if other is None:
+            return None
+        steps, layers, heads = routes.routes.shape
+        return cls(
+            tuple(float(attention) + other for attention in routes.flops_per_step()),
+            routes.dense_flops + other,
+            tuple(compute),
+            passes,
+            None if profile is None else tuple(profile.seconds(routes)),
+            None if profile is None else profile.other + layers * heads * profile.full,
+        )
+
+    @property
+    def flops(self) -> float:
+        """Of the whole request."""
+        return self.passes * _computed(self.step_flops, self.compute)
+
+    @property
+    def dense_flops(self) -> float:
+        """Of the request with every step computed and every head full."""
+        return self.passes * len(self.compute) * self.dense_step_flops
+
+    @property
+    def speedup(self) -> float:
+        """Dense FLOPs without caching over those of the plan."""
+        return self.dense_flops / self.flops
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the transformer in the whole request."""
+        return None if self.step_seconds is None else self.passes * _computed(self.step_seconds, self.compute)
+
+    @property
+    def dense_seconds(self) -> float | None:
+        """The same, every step computed and every head full."""
+        return None if self.dense_step_seconds is None else self.passes * len(self.compute) * self.dense_step_seconds
+
+    def share(self, step: int) -> float:
+        """What a step costs of a dense one: 0 if it is skipped."""
+        return self.step_flops[step] / self.dense_step_flops if self.compute[step] else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "passes": self.passes,
+            "flops": self.flops,
+            "flops_dense": self.dense_flops,
+            "speedup_in_flops": self.speedup,
+            "flops_per_step": [
+                self.passes * flops * computed for flops, computed in zip(self.step_flops, self.compute, strict=True)
+            ],
+            "seconds": self.seconds,
+            "seconds_dense": self.dense_seconds,
+        }
+
+
+def _computed(values: Sequence[float], compute: Sequence[bool]) -> float:
+    return sum(value for value, computed in zip(values, compute, strict=True) if computed)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a timestep path comes from: a bundle, or an exported ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.runtime.target import Target, read_target
+
+if TYPE_CHECKING:
+    from vorta_trt.engines.bundle import Bundle
+    from vorta_trt.export.metadata import ModelMetadata
+    from vorta_trt.model.timestep_path import TimestepPath
+
+_TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def timestep_path_of(target: str | Path | Bundle | Target) -> TimestepPath | None:
+    """The timestep path of a bundle or of an exported ONNX file; of a checkpoint: `TimestepPath.from_model`.
+
+    Returns: None for a bundle that was built before bundles held it and without its ONNX file, and for files of another
+        origin.
+    Raises: FileNotFoundError, ValueError, VortaError: no such file, or damaged.
+    """
+    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.export.timestep_weights import timestep_weights
+    from vorta_trt.model.timestep_path import TimestepPath
+
+    if not isinstance(target, Target):
+        target = read_target(target)
+    if target.metadata is None:
+        return None
+    model = _model(target.metadata)
+    path: TimestepPath | None = None
+    if target.bundle is not None and target.bundle.timestep_path is not None:
+        path = TimestepPath.load(target.bundle.timestep_path, **model)
+    elif target.onnx_path is not None:
+        onnx = read_onnx(target.onnx_path)
+        weights = timestep_weights(onnx.model, target.metadata.family, onnx.path.parent)
+        if weights is not None:
+            source = str(target.onnx_path)
+            path = TimestepPath.from_weights(weights.initializers, weights.load, source=source, **model)
+    if path is not None and path.has_router != target.metadata.has_router:
+        raise ValueError(
+            f"{target.path}: its metadata and its timestep path disagree about a router; export or build it again"
+        )
+    return path
+
+
+def _model(metadata: ModelMetadata) -> dict[str, Any]:
+    import torch
+
+    return {
+        "family": metadata.family,
+        "config": metadata.config,
+        "geometry": metadata.attention_geometry,
+        "dtype": getattr(torch, _TORCH_DTYPES[metadata.precision]),
+        "tau": metadata.tau,
+    }

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`TeaCache`: steps are skipped while the timestep embedding has changed little (arXiv 2411.19108).
+
+    distance of a step     d = mean |e - e'| / mean |e'|, e' the embedding of the step before
+    accumulated            a += polynomial(d), an estimate of how much the model's output changes
+    a < threshold          the step is skipped; otherwise it is computed and a = 0
+
+The original takes one of three signals for e: in Wan 2.1 the timestep embedding, or its projection to the blocks'
+modulation ("use_ret_steps"); in HunyuanVideo the modulated input of the first block, which depends on the latents and so
+neither leaves an engine nor is known ahead. Here it is the timestep embedding for both families, or for Wan the
+modulation.
+
+The polynomial belongs to a signal and a model. Published are those of Wan 2.1 T2V 1.3B and 14B, for both signals (see
+`PUBLISHED`). All others have to be fitted, HunyuanVideo's too: its published one is for the first block's input. See
+`tea_fit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.model.timestep_path import SIGNALS, Signal
+from vorta_trt.runtime.sampling.step_cache import ends_and
+
+if TYPE_CHECKING:
+    from vorta_trt.model.timestep_path import TimestepPath
+
+
+@dataclass(frozen=True)
+class Published:
+    """What ali-vilab/TeaCache publishes for a model and a signal: the polynomial, highest power first, the threshold of
+    its faster setting, and how many first steps are always computed."""
+
+    coefficients: tuple[float, ...]
+    threshold: float
+    first: int
+
+
+# (layers, heads) of Wan 2.1 T2V, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
+_WAN_1_3B, _WAN_14B = (30, 12), (40, 40)
+PUBLISHED: Mapping[tuple[tuple[int, int], str], Published] = {
+    (_WAN_1_3B, "embedding"): Published(
+        (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01), 0.08, 1
+    ),
+    (_WAN_1_3B, "modulation"): Published(
+        (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02), 0.1, 5
+    ),
+    (_WAN_14B, "embedding"): Published(
+        (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404), 0.2, 1
+    ),
+    (_WAN_14B, "modulation"): Published(
+        (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01), 0.2, 5
+    ),
+}
+IDENTITY = (1.0, 0.0)  # the distance itself; thresholds then are about ten times smaller
+
+
+@dataclass(frozen=True)
+class TeaCache:
+    """A `StepCache`.
+
+    Args:
+        threshold: of the accumulated change; 0 computes every step.
+        coefficients: of the polynomial, highest power first.
+        signal: which embedding. first, last: how many steps at the ends are always computed.
+        fitted_range: distances that the polynomial was fitted on, if known.
+    """
+
+    threshold: float
+    coefficients: tuple[float, ...]
+    signal: Signal = "embedding"
+    first: int = 1
+    last: int = 1
+    fitted_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ValueError(f"threshold {self.threshold}: must be 0, which skips nothing, or more; use e.g. 0.1")
+        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+            raise ValueError(f"coefficients {self.coefficients}: must be finite numbers, highest power first")
+        if self.signal not in SIGNALS:
+            raise ValueError(f"signal {self.signal!r}: must be one of {', '.join(SIGNALS)}")
+        if self.first < 1 or self.last < 1:
+            raise ValueError(f"first {self.first}, last {self.last}: the first and last step are always computed")
+
+    @classmethod
+    def published(cls, path: TimestepPath, threshold: float | None = None, signal: Signal = "embedding") -> TeaCache:
+        """With what is published for the model; ValueError for other models."""
+        known = PUBLISHED.get(((path.num_layers, path.num_heads), signal)) if path.family == "wan" else None
+        if known is None:
+            raise ValueError(
+                f"TeaCache coefficients for a {path.family} model with {path.num_layers} layers and {path.num_heads} "
+                f"heads, signal {signal!r}: none are published (there are some for Wan 2.1 T2V 1.3B and 14B); fit them "
+                f"(vorta_trt.runtime.sampling.tea_fit) and give the file, or take the distance as it is"
+            )
+        return cls(known.threshold if threshold is None else threshold, known.coefficients, signal, known.first)
+
+    def compute(
+        self, timesteps: Sequence[float], path: TimestepPath | None, forced: Sequence[bool]
+    ) -> tuple[bool, ...]:
+        flags, accumulated = [], 0.0
+        changes = [math.inf, *self.changes(self.distances(timesteps, path))]
+        for change, force in zip(changes, ends_and(forced, self.first, self.last), strict=True):
+            accumulated += change
+            computed = force or self.threshold == 0 or not accumulated < self.threshold
+            if computed:
+                accumulated = 0.0
+            flags.append(computed)
+        return tuple(flags)
+
+    def distances(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[float]:
+        """Relative L1 distance of every embedding to the one before: P - 1."""
+        if path is None:
+            raise ValueError(
+                "TeaCache: the timestep embedder is unknown, and it decides which steps are skipped; give the "
+                "checkpoint, build the bundle again (since this version it holds the embedder), or use the broadcast"
+            )
+        embeddings = path.embedding(timesteps, self.signal).double()  # [P, E]
+        before, after = embeddings[:-1], embeddings[1:]
+        distances: list[float] = ((after - before).abs().mean(dim=1) / before.abs().mean(dim=1)).tolist()
+        return distances
+
+    def changes(self, distances: Sequence[float]) -> list[float]:
+        """The polynomial's estimates for the distances. Like the original's they may be negative; see `notes`."""
+        estimates = []
+        for distance in distances:
+            value = 0.0
+            for coefficient in self.coefficients:
+                value = value * distance + coefficient
+            estimates.append(value)
+        return estimates
+
+    def notes(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[str]:
+        distances = self.distances(timesteps, path)
+        notes = []
+        if self.fitted_range is not None:
+            low, high = self.fitted_range
+            outside = sum(not low <= distance <= high for distance in distances)
+            if outside:
+                notes.append(
+                    f"{outside} of {len(distances)} distances lie outside {low:.3g} to {high:.3g}, on which the "
+                    f"polynomial was fitted; fit it on this schedule"
+                )
+        negative = sum(change < 0 for change in self.changes(distances))
+        if negative:
+            notes.append(
+                f"the polynomial says that the output changes by less than nothing at {negative} of {len(distances)} "
+                f"steps: it was fitted on other distances, and steps may be skipped that should not be; use a schedule "
+                f"like the one it was fitted on (50 steps), fit it anew, or use other coefficients"
+            )
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "method": "tea",
+            "threshold": self.threshold,
+            "coefficients": list(self.coefficients),
+            "signal": self.signal,
+            "first": self.first,
+            "last": self.last,
+        }
