@@ -52,7 +52,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "head_dim": model.head_dim,
             "latent_shape": latents.shape[1:],
             "text_length": text.shape[1],
-            "router_sha256": _router_sha256(model),
+            "router_sha256": router_sha256(model),
             "inputs": inputs,
             "outputs": outputs,
         }
@@ -85,7 +85,7 @@ def _checkpoint_name(model: RoutedTransformer) -> str | None:
     return path.parent.name if path.name == "transformer" else path.name
 
 
-def _router_sha256(model: RoutedTransformer) -> str | None:
+def router_sha256(model: RoutedTransformer) -> str | None:
     """Over name, shape and float32 bytes of each router parameter, in the order of the names."""
     if not model.has_router:
         return None

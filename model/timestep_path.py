@@ -184,4 +184,3 @@ def save_timestep_path(path: Path, weights: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
-

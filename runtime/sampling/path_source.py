@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a timestep path comes from: a bundle, or an exported ONNX file."""
+"""Where a timestep path comes from: a bundle, an exported ONNX file, or the checkpoint that they were made from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 _TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def timestep_path_of(target: str | Path | Bundle | Target) -> TimestepPath | None:
-    """The timestep path of a bundle or of an exported ONNX file; of a checkpoint: `TimestepPath.from_model`.
+def timestep_path_of(
+    target: str | Path | Bundle | Target,
+    checkpoint: str | Path | None = None,
+    router: str | Path | None = None,
+) -> TimestepPath | None:
+    """The timestep path of a bundle or of an exported ONNX file; of a model at hand: `TimestepPath.from_model`.
 
-    Returns: None for a bundle that was built before bundles held it and without its ONNX file, and for files of another
-        origin.
-    Raises: FileNotFoundError, ValueError, VortaError: no such file, or damaged.
+    Args:
+        checkpoint, router: what the target was made from; read if the target itself does not hold its timestep path.
+
+    Returns: None for a bundle that was built before bundles held it and without its ONNX file, if there is no
+        checkpoint either, and for files of another origin.
+    Raises: FileNotFoundError, ValueError, VortaError: no such file, damaged, or the router is not the target's.
     """
     from vorta_trt.engines.onnx_file import read_onnx
     from vorta_trt.export.timestep_weights import timestep_weights
@@ -41,11 +48,30 @@ def timestep_path_of(target: str | Path | Bundle | Target) -> TimestepPath | Non
         if weights is not None:
             source = str(target.onnx_path)
             path = TimestepPath.from_weights(weights.initializers, weights.load, source=source, **model)
+    elif checkpoint is not None:
+        path = _of_checkpoint(target.metadata, checkpoint, router)
     if path is not None and path.has_router != target.metadata.has_router:
         raise ValueError(
             f"{target.path}: its metadata and its timestep path disagree about a router; export or build it again"
         )
     return path
+
+
+def _of_checkpoint(metadata: ModelMetadata, checkpoint: str | Path, router: str | Path | None) -> TimestepPath | None:
+    """None if the target has a router and none is given."""
+    from vorta_trt.export.describe import router_sha256
+    from vorta_trt.model.timestep_path import TimestepPath
+    from vorta_trt.model.transformer import RoutedTransformer
+
+    if metadata.has_router and router is None:
+        return None
+    wanted = _model(metadata)
+    model = RoutedTransformer.from_pretrained(
+        checkpoint, router, wanted["geometry"], wanted["tau"], wanted["dtype"], materialize=False
+    )
+    if router_sha256(model) != metadata.router_sha256:
+        raise ValueError(f"router {router}: not the one that the engine was built with; give that one, or leave it out")
+    return TimestepPath.from_model(model)
 
 
 def _model(metadata: ModelMetadata) -> dict[str, Any]:

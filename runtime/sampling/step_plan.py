@@ -113,14 +113,19 @@ class StepPlan:
         shares = {} if self.routes is None else self.routes.shares_per_step()
         heading = f"{'step':>4} {'timestep':>9}  {'':7}" + "".join(f"{name:>9}" for name in shares)
         rows = [heading + (f"{'cost':>9}" if self.cost is not None else "")]
-        for step, (timestep, computed) in enumerate(zip(self.timesteps, self.compute, strict=True)):
-            row = f"{step:>4} {timestep:>9.1f}  {'compute' if computed else 'reuse':7}"
-            row += "".join(f"{100 * float(share[step]):8.1f}%" if computed else f"{'':9}" for share in shares.values())
+        for step, (timestep, runs) in enumerate(zip(self.timesteps, self.compute, strict=True)):
+            row = f"{step:>4} {timestep:>9.1f}  {'compute' if runs else 'reuse':7}"
+            row += "".join(f"{100 * float(share[step]):8.1f}%" if runs else f"{'':9}" for share in shares.values())
             if self.cost is not None:
                 row += f"{100 * self.cost.share(step):8.1f}%"
             rows.append(row.rstrip())
         reused = len(self.compute) - self.computed_steps
-        rows.append(f"{self.computed_steps} of {len(self.compute)} steps computed, {reused} reused")
+        computed = torch.tensor(self.compute)
+        taken = ", ".join(f"{100 * float(share[computed].mean()):.1f}% {name}" for name, share in shares.items())
+        rows.append(
+            f"{self.computed_steps} of {len(self.compute)} steps computed, {reused} reused"
+            + (f"; heads of computed steps: {taken}" if taken else "")
+        )
         if self.cost is not None:
             passes = "" if self.cost.passes == 1 else f", {self.cost.passes} passes per step"
             rows.append(

@@ -64,18 +64,16 @@ class StepState:
         given, dtype = _number(timestep)
         if step == steps:
             raise ValueError(
-                f"timestep {given:g}, context {context!r}: all {steps} steps of the plan are done; start a request with "
-                f"a new StepState, or reset() it"
+                f"timestep {given:g}, context {context!r}: all {steps} steps of the plan are done; start a request "
+                f"with a new StepState, or reset() it"
             )
         if _rounded(self.plan.timesteps[step], dtype) != _rounded(given, dtype):
-            elsewhere = [
-                index for index, other in enumerate(self.plan.timesteps) if _rounded(other, dtype) == given
-            ]
+            elsewhere = [index for index, other in enumerate(self.plan.timesteps) if _rounded(other, dtype) == given]
             what = f"is step {elsewhere[0]} of the plan" if elsewhere else "is not in the plan"
             raise ValueError(
                 f"timestep {given:g}, context {context!r}: {what}; now comes step {step}, timestep "
-                f"{self.plan.timesteps[step]:g}; plan with the scheduler's own timesteps, call the transformer once per "
-                f"step and context, and reset() between requests"
+                f"{self.plan.timesteps[step]:g}; plan with the scheduler's own timesteps, call the transformer once "
+                f"per step and context, and reset() between requests"
             )
         state.following += 1
         return step

@@ -6,8 +6,8 @@
     a < threshold          the step is skipped; otherwise it is computed and a = 0
 
 The original takes one of three signals for e: in Wan 2.1 the timestep embedding, or its projection to the blocks'
-modulation ("use_ret_steps"); in HunyuanVideo the modulated input of the first block, which depends on the latents and so
-neither leaves an engine nor is known ahead. Here it is the timestep embedding for both families, or for Wan the
+modulation ("use_ret_steps"); in HunyuanVideo the modulated input of the first block, which depends on the latents and
+so neither leaves an engine nor is known ahead. Here it is the timestep embedding for both families, or for Wan the
 modulation.
 
 The polynomial belongs to a signal and a model. Published are those of Wan 2.1 T2V 1.3B and 14B, for both signals (see
@@ -56,6 +56,16 @@ PUBLISHED: Mapping[tuple[tuple[int, int], str], Published] = {
     ),
 }
 IDENTITY = (1.0, 0.0)  # the distance itself; thresholds then are about ten times smaller
+
+
+def known_path(path: TimestepPath | None) -> TimestepPath:
+    """The path, or a ValueError that says where it comes from."""
+    if path is None:
+        raise ValueError(
+            "TeaCache: the model's timestep embedder is not at hand, and it decides which steps are skipped; build the "
+            "bundle again, which puts the embedder into it, or use the broadcast cache"
+        )
+    return path
 
 
 @dataclass(frozen=True)
@@ -113,12 +123,7 @@ class TeaCache:
 
     def distances(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[float]:
         """Relative L1 distance of every embedding to the one before: P - 1."""
-        if path is None:
-            raise ValueError(
-                "TeaCache: the timestep embedder is unknown, and it decides which steps are skipped; give the "
-                "checkpoint, build the bundle again (since this version it holds the embedder), or use the broadcast"
-            )
-        embeddings = path.embedding(timesteps, self.signal).double()  # [P, E]
+        embeddings = known_path(path).embedding(timesteps, self.signal).double()  # [P, E]
         before, after = embeddings[:-1], embeddings[1:]
         distances: list[float] = ((after - before).abs().mean(dim=1) / before.abs().mean(dim=1)).tolist()
         return distances

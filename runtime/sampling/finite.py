@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`FiniteCheck`: samples that are not finite stop the run, with the step and, where it can be found, the layer.
+
+One reduction per sample. On a GPU nothing waits for it: the count goes to the host while the GPU works on, and is
+looked at when the next sample comes, or in `finish`. So the run stops one step late there; the error names the step
+that went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.plugins.errors import VortaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Inputs = Mapping[str, Any]
+Locate = Callable[[Inputs], str]
+"""Runs the transformer's inputs of the step again and says where it began; see `locate_non_finite`."""
+
+UNLOCATED = (
+    "to find the layer, run it in ONNX Runtime or torch: build the bundle with --keep-onnx, or give the .onnx file; "
+    "with --tau 2 every head is dense, which tells whether a sparse branch is to blame; in fp16, large activations "
+    "overflow: use bf16"
+)
+
+
+class NonFiniteError(VortaError):
+    """A sample with values that are not finite.
+
+    Attributes:
+        step: its index. timestep, context: of the step. share: of the sample's values. place: where it began, in words.
+    """
+
+    def __init__(self, step: int, timestep: float, context: str, share: float, place: str) -> None:
+        super().__init__(
+            f"step {step}, timestep {timestep:g}, context {context!r}: {100 * share:.3g} % of the sample's values are "
+            f"not finite, so the run was stopped; {place}"
+        )
+        self.step, self.timestep, self.context, self.share, self.place = step, timestep, context, share, place
+
+
+@dataclass
+class _Pending:
+    """A sample whose count may still be on its way to the host."""
+
+    step: int
+    timestep: float
+    context: str
+    values: int
+    count: Tensor  # int64, on the host
+    arrived: Any  # a CUDA event, or None
+    inputs: Inputs | None
+
+    @property
+    def non_finite(self) -> int:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return int(self.count)
+
+
+class FiniteCheck:
+    """Of one request. A context manager: leaving it without an error checks the last sample.
+
+        with FiniteCheck(locate) as check:
+            for every sample that is computed:
+                check(sample, step, timestep, context, inputs)
+
+    Args:
+        locate: finds the layer; None says how to find it.
+    """
+
+    def __init__(self, locate: Locate | None = None) -> None:
+        self._locate = locate
+        self._pending: _Pending | None = None
+
+    def __call__(
+        self, sample: Tensor, step: int, timestep: float, context: str = "cond", inputs: Inputs | None = None
+    ) -> None:
+        """Checks a sample, or on a GPU the one before.
+
+        Args:
+            inputs: of the transformer at this step, by name, for `locate`; kept, not copied, until the next call.
+        Raises: NonFiniteError.
+        """
+        import torch
+
+        self.finish()
+        count: Tensor = (~torch.isfinite(sample)).sum()
+        arrived = None
+        if sample.is_cuda:
+            count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        kept = inputs if self._locate is not None else None
+        self._pending = _Pending(step, timestep, context, sample.numel(), count, arrived, kept)
+        if arrived is None:
+            self.finish()
+
+    def finish(self) -> None:
+        """Checks the sample that is still on its way, if there is one."""
+        pending, self._pending = self._pending, None
+        if pending is None or not pending.non_finite:
+            return
+        place = UNLOCATED
+        if self._locate is not None and pending.inputs is not None:
+            place = self._locate(pending.inputs)
+        share = pending.non_finite / pending.values
+        raise NonFiniteError(pending.step, pending.timestep, pending.context, share, place)
+
+    def __enter__(self) -> FiniteCheck:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()

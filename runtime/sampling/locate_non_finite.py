@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where do values that are not finite begin? The same inputs again, looking at the output of every module.
+
+In an exported ONNX file, whose nodes are named after the modules (see `verify_layers`), a probe behind every module
+says whether its output is finite: the sum of x - x is 0, or NaN. Only these numbers leave the graph, so it needs little
+more memory than a plain run. In torch, forward hooks say the same.
+
+A run of a real-size model on the CPU takes hours; a caller decides whether to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.runtime.target import Target
+from vorta_trt.runtime.tensors import to_numpy
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vorta_trt.model import RoutedTransformer
+
+PROBE = "vorta_trt/finite/"
+
+
+def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
+    """Runs an ONNX file, or the one that a bundle holds, on the CPU; says in words where it began.
+
+    Args:
+        inputs: of the engine, by name.
+    """
+    import numpy as np
+
+    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.runtime.engine import Engine
+    from vorta_trt.runtime.verify_layers import module_tensors, probed_copy
+    from vorta_trt.runtime.verify_modules import compared_modules
+
+    if bad := _bad_inputs(inputs):
+        return bad
+    metadata = target.metadata
+    if target.onnx_path is None or metadata is None:
+        return (
+            "the layer was not looked for, since the bundle holds no ONNX file: build it with --keep-onnx, or run the "
+            "exported file"
+        )
+    onnx_file = read_onnx(target.onnx_path)
+    tensors = module_tensors(onnx_file.model, compared_modules(metadata))
+    probes = _add_probes(onnx_file.model, tensors)
+    with probed_copy(onnx_file, list(probes.values())) as copy, np.errstate(invalid="ignore"):
+        executor = "reference" if metadata.precision == "bf16" else "onnxruntime"
+        with Engine(copy, executor=executor) as engine:
+            known = {spec.name for spec in engine.inputs}
+            outputs = engine(**{name: _host(value) for name, value in inputs.items() if name in known})
+    finite = {module: bool(to_numpy(outputs[probe]) == 0) for module, probe in probes.items()}
+    first = next((module for module, is_finite in finite.items() if not is_finite), None)
+    if first is not None:
+        return f"it began in {first}: the first module of {target.onnx_path.name} whose output is not finite"
+    if target.bundle is not None:
+        return (
+            f"{target.onnx_path.name} gives finite values for the same inputs on the CPU: look at the engine and its "
+            f"kernels, and run with --tau 2 to see whether a sparse branch is to blame"
+        )
+    return "every module's output is finite when the same inputs are run again: look behind the last module"
+
+
+def locate_in_torch(model: RoutedTransformer, inputs: Mapping[str, Any]) -> str:
+    """Runs a routed transformer again; says in words in which module it began."""
+    import torch
+
+    if bad := _bad_inputs(inputs):
+        return bad
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if not found and any(isinstance(part, torch.Tensor) and not _is_finite(part) for part in tensors):
+            found.append(name)
+
+    handles = [
+        module.register_forward_hook(lambda module, given, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return "every module's output is finite when the same inputs are run again: look behind the last module"
+    return f"it began in {found[0]}: the first module whose output is not finite"
+
+
+def _add_probes(model: onnx.ModelProto, tensors: Mapping[str, str]) -> dict[str, str]:
+    """Appends a probe behind every module; module -> the probe's output, 0 or NaN."""
+    import onnx
+
+    probes = {}
+    for module, tensor in tensors.items():
+        difference, probe = f"{PROBE}{module}/difference", f"{PROBE}{module}"
+        model.graph.node.append(onnx.helper.make_node("Sub", [tensor, tensor], [difference], name=difference))
+        model.graph.node.append(onnx.helper.make_node("ReduceSum", [difference], [probe], name=probe, keepdims=0))
+        probes[module] = probe
+    return probes
+
+
+def _bad_inputs(inputs: Mapping[str, Any]) -> str | None:
+    """Says which inputs are not finite themselves."""
+    bad = [name for name, value in inputs.items() if not _is_finite(value)]
+    if not bad:
+        return None
+    return (
+        f"its input {' and '.join(bad)} had such values already: look at the step before, the scheduler or the prompt"
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    array = np.asarray(value)
+    return array.dtype.kind in "iub" or bool(np.isfinite(array.astype(np.float32)).all())
+
+
+def _host(value: Any) -> Any:
+    import torch
+
+    return value.cpu() if isinstance(value, torch.Tensor) else value
