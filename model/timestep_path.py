@@ -107,7 +107,7 @@ class TimestepPath:
             if name not in names or (weight := load(name)).shape != parameter.shape:
                 raise ValueError(
                     f"{source}: lacks {name} of shape {tuple(parameter.shape)}, so it is not the timestep path of this "
-                    f"{family} model; build the bundle again"
+                    f"{family} model; export or build it again"
                 )
             owner, _, leaf = name.rpartition(".")
             setattr(diffusers_model.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))

@@ -95,7 +95,7 @@ class FiniteCheck:
         if sample.is_cuda:
             count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(sample.device))
         kept = inputs if self._locate is not None else None
         self._pending = _Pending(step, timestep, context, sample.numel(), count, arrived, kept)
         if arrived is None:

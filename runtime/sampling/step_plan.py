@@ -163,8 +163,9 @@ def plan_steps(
             computed.
         heads: (L, N), needed for guards without a `path`.
         tau: routing threshold; None is the model's own.
-        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them: diffusers' HunyuanVideo
-            pipeline to the latents' type, Wan's not at all. Routes and embeddings are those of the rounded ones.
+        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them; routes and embeddings
+            are those of the rounded ones. diffusers' Wan pipeline does not round. Its HunyuanVideo pipeline rounds to
+            the latents' type, which FlowMatchEulerDiscreteScheduler makes the sample's type after the first step.
         passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
         profile: measured times; for the cost.
     """
@@ -194,7 +195,10 @@ def plan_steps(
         settings={"cache": None if cache is None else cache.to_dict(), "guards": guards.to_dict()},
     )
     if path is None or path.geometry is None:
-        notes.append("routes and cost are unknown: the model's timestep embedder and router are not at hand")
+        notes.append(
+            "routes and cost are unknown: the model's timestep embedder and router are not at hand; a bundle that is "
+            "built again holds them"
+        )
         return replace(plan, notes=tuple(notes))
     routes = path.route_table(seen, tau, override)
     return replace(plan, routes=routes, cost=PlanCost.of(routes, compute, passes, profile), notes=tuple(notes))

@@ -55,8 +55,8 @@ class StepState:
 
         Args:
             timestep: a number, or the pipeline's tensor of equal numbers. A tensor in a half type is compared with the
-                plan's timestep rounded to that type: HunyuanVideo's pipeline rounds them so. One on a GPU is waited
-                for.
+                plan's timestep rounded to that type: diffusers' HunyuanVideo pipeline rounds them to the latents' type.
+                One on a GPU is waited for.
         Raises: ValueError, for a timestep outside the plan or out of order.
         """
         state = self._contexts.setdefault(context, _Context())
@@ -67,7 +67,7 @@ class StepState:
                 f"timestep {given:g}, context {context!r}: all {steps} steps of the plan are done; start a request "
                 f"with a new StepState, or reset() it"
             )
-        if _rounded(self.plan.timesteps[step], dtype) != _rounded(given, dtype):
+        if _rounded(self.plan.timesteps[step], dtype) != given:
             elsewhere = [index for index, other in enumerate(self.plan.timesteps) if _rounded(other, dtype) == given]
             what = f"is step {elsewhere[0]} of the plan" if elsewhere else "is not in the plan"
             raise ValueError(

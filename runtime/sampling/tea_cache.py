@@ -111,11 +111,19 @@ class TeaCache:
     def compute(
         self, timesteps: Sequence[float], path: TimestepPath | None, forced: Sequence[bool]
     ) -> tuple[bool, ...]:
+        if self.threshold == 0:
+            return (True,) * len(forced)
         flags, accumulated = [], 0.0
-        changes = [math.inf, *self.changes(self.distances(timesteps, path))]
-        for change, force in zip(changes, ends_and(forced, self.first, self.last), strict=True):
+        changes = self.changes(self.distances(timesteps, path))
+        if 2 * sum(change < 0 for change in changes) > len(changes):
+            raise ValueError(
+                f"TeaCache coefficients: at most of the {len(changes)} steps they say that the output changes by less "
+                f"than nothing, so they belong to another model or another schedule (the published ones to 50 steps); "
+                f"fit them anew (vorta_trt.runtime.sampling.tea_fit), or take the distance as it is"
+            )
+        for change, force in zip((math.inf, *changes), ends_and(forced, self.first, self.last), strict=True):
             accumulated += change
-            computed = force or self.threshold == 0 or not accumulated < self.threshold
+            computed = force or not accumulated < self.threshold
             if computed:
                 accumulated = 0.0
             flags.append(computed)
@@ -129,7 +137,7 @@ class TeaCache:
         return distances
 
     def changes(self, distances: Sequence[float]) -> list[float]:
-        """The polynomial's estimates for the distances. Like the original's they may be negative; see `notes`."""
+        """The polynomial's estimates for the distances. As in the original some may be negative; see `notes`."""
         estimates = []
         for distance in distances:
             value = 0.0

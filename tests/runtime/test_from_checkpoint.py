@@ -112,6 +112,7 @@ def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:
     assert bundle.manifest.plugin.layers == 2
     table = RouteTable.from_json(json.dumps(bundle.routes))
     assert table.routes.shape == (50, 2, 3)
+    assert "timestep_path.safetensors" in bundle.manifest.files
     assert {"loading the checkpoint", "exporting: tracing the model", "exporting: writing weights"} <= set(stages)
     assert any(stage.startswith("building: ") for stage in stages)
 

@@ -122,6 +122,15 @@ def test_equal_timesteps_in_a_row_are_steps_of_their_own() -> None:
     assert [state.begin(timestep) for timestep in timesteps] == [0, 1, 2, 3]
 
 
+def test_a_pipeline_that_rounds_from_the_second_step_on() -> None:
+    """diffusers' HunyuanVideo with FlowMatchEuler: the latents start in float32 and take the sample's type."""
+    timesteps = diffusers_timesteps("flow-euler", 12)
+    state = StepState(plan_steps(timesteps, timestep_dtype=torch.bfloat16))
+    assert state.begin(timesteps[0]) == 0
+    assert [state.begin(timestep) for timestep in timesteps[1:].bfloat16()] == list(range(1, 12))
+    assert timesteps[0] == timesteps[0].bfloat16()  # 1000, so the plan's routes are right for it, too
+
+
 def test_requests_side_by_side_do_not_see_each_other() -> None:
     plans = [a_plan("100101"), a_plan("101001", start=700.0)]
     states, engines = [StepState(plan) for plan in plans], [RecordingEngine(), RecordingEngine()]
