@@ -199,6 +199,7 @@ class RoutedWanTransformer(RoutedTransformer):
         return self.unrounded_timestep_embedding(timestep).to(self.dtype)
 
     def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
+        """The same in the type of the embedder's weights, which is float32: [B] -> [B, E]."""
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep)  # [B, freq_dim], float32
         weight_dtype = embedder.time_embedder.linear_1.weight.dtype

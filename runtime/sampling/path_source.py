@@ -6,14 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
 from vorta_trt.runtime.target import Target, read_target
 
 if TYPE_CHECKING:
     from vorta_trt.engines.bundle import Bundle
     from vorta_trt.export.metadata import ModelMetadata
     from vorta_trt.model.timestep_path import TimestepPath
-
-_TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def timestep_path_of(
@@ -48,7 +47,7 @@ def timestep_path_of(
         if weights is not None:
             source = str(target.onnx_path)
             path = TimestepPath.from_weights(weights.initializers, weights.load, source=source, **model)
-    elif checkpoint is not None:
+    if path is None and checkpoint is not None:
         path = _of_checkpoint(target.metadata, checkpoint, router)
     if path is not None and path.has_router != target.metadata.has_router:
         raise ValueError(
@@ -81,6 +80,6 @@ def _model(metadata: ModelMetadata) -> dict[str, Any]:
         "family": metadata.family,
         "config": metadata.config,
         "geometry": metadata.attention_geometry,
-        "dtype": getattr(torch, _TORCH_DTYPES[metadata.precision]),
+        "dtype": getattr(torch, TORCH_DTYPES[metadata.precision]),
         "tau": metadata.tau,
     }
