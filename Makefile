@@ -17,6 +17,8 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt cli.py \
 	$(shell find plugins model export engines runtime benchmarks commands -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
 # The build requirements of pyproject.toml, installed once: isolated builds would compile everything anew each time.
 BUILD_REQUIREMENTS := $(shell sed -n '/^requires = \[/,/^]/s/^ *\("[^"]*"\),*$$/\1/p' pyproject.toml)
+# tensorrt-rtx is a source package, which setuptools turns into a wheel: without isolation it needs both at hand.
+BUILD_REQUIREMENTS += setuptools wheel
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constraints.txt --no-build-isolation
 
 .PHONY: demo test lint types check-python clean
