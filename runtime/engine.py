@@ -185,6 +185,12 @@ class Engine:
         """Bytes on the GPU now: weights, memory for activations, inputs and outputs kept between calls."""
         return self._executor.device_use()
 
+    def room_for(self, batch: int) -> tuple[int, int]:
+        """Bytes on the GPU that a call with `batch` samples takes besides what the engine holds now, and bytes that are
+        free there. (0, 0) for executors on the CPU. ValueError for a batch that the engine does not take."""
+        self._check_open()
+        return self._executor.room_for(batch)
+
     def close(self) -> None:
         """Frees the session or the GPU memory. May be called twice."""
         if not self.closed:

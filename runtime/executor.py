@@ -81,6 +81,10 @@ class Executor(Protocol):
         """What lies on the GPU now; nothing for executors on the CPU."""
         ...
 
+    def room_for(self, batch: int) -> tuple[int, int]:
+        """Bytes on the GPU that a call with `batch` samples takes besides what is held now, and bytes that are free."""
+        ...
+
     def close(self) -> None:
         """Frees what the executor holds. May be called twice, and before or after its contexts."""
         ...

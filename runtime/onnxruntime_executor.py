@@ -60,6 +60,9 @@ class OnnxRuntimeExecutor:
     def device_use(self) -> DeviceUse:
         return DeviceUse()
 
+    def room_for(self, batch: int) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         self._session = None
 

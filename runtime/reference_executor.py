@@ -63,5 +63,8 @@ class ReferenceExecutor:
     def device_use(self) -> DeviceUse:
         return DeviceUse()
 
+    def room_for(self, batch: int) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         self._evaluator = None

@@ -118,6 +118,23 @@ class TensorRTExecutor:
         weights = 0 if self._loaded is None else self._loaded.weights
         return DeviceUse(weights=weights, scratch=self._scratch.size, buffers=sum(kept))
 
+    def room_for(self, batch: int) -> tuple[int, int]:
+        shapes = {s.name: tuple(batch if isinstance(size, str) else size for size in s.shape) for s in self.inputs}
+        with self._lock:
+            loaded = self._open()
+            with self._memory.stream() as stream:
+                profile = choose_profile(loaded.profiles, shapes)
+                kept = self._shaped.get((profile.index, tuple(shapes.values())))
+                shaped = kept or ShapedContext(loaded, self._memory, profile, shapes, stream, layer_ranges=False)
+                needed = max(shaped.scratch_bytes - self._scratch.size, 0)
+                if kept is None:
+                    tensors = {**shapes, **shaped.output_shapes}
+                    specs = (*self.inputs, *self.outputs)
+                    needed += 2 * sum(byte_size(tensors[spec.name], spec.dtype) for spec in specs)  # buffers and copies
+                    self._memory.synchronize()
+                    shaped.close()
+                return needed, self._memory.free_bytes()[0]
+
     def close(self) -> None:
         with self._lock:
             if self._loaded is None:

@@ -24,6 +24,7 @@ from vorta_trt.runtime.cuda_runtime import CudaRuntime, DeviceOutOfMemory
 from vorta_trt.runtime.device_array import CUDA, DeviceArray
 from vorta_trt.runtime.device_memory import CudaPythonMemory
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
+from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.tensorrt_executor import GRAPH, device_index
 
 from .fake_tensorrt import SCRATCH, STREAMING_SCRATCH, WEIGHTS, FakeTensorRT, ProfilingVerbosity
@@ -412,6 +413,22 @@ def test_activations_take_what_the_shapes_need(trt: FakeTensorRT, cuda: HostCuda
         assert engine.device_use().scratch == 2 * SCRATCH
         kept = sum(block.size for block in cuda.blocks.values()) - 2 * SCRATCH - WEIGHTS
         assert engine.device_use().buffers == kept
+
+
+def test_room_for_a_larger_batch(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
+    with Engine(bundle) as engine:
+        check(engine, inputs(1, seed))
+        used, scratch = cuda.used, engine.device_use().scratch
+        needed, free = engine.room_for(2)
+        assert cuda.used == used and free == cuda.total - used
+        for number in range(3):
+            check(engine, inputs(2, seed + number))
+        buffers = engine.device_use().buffers * 2 // 3  # of the two sets of shapes, those of batch 2
+        assert needed == pytest.approx(2 * SCRATCH - scratch + 2 * buffers, rel=0.01)
+        assert engine.room_for(2)[0] == 0  # it is all there
+        assert batched_guidance_fits(engine, reserve=0)
+        with pytest.raises(ValueError, match="fits none of the engine's optimization profiles"):
+            engine.room_for(3)
 
 
 def test_no_growth_over_many_calls(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
