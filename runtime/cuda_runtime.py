@@ -16,8 +16,10 @@ from vorta_trt.plugins.errors import VortaError
 # Values of the CUDA runtime API that have been the same in every version.
 _SUCCESS = 0
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: no hidden order with the default stream
 _DISABLE_TIMING = 2  # cudaEventDisableTiming
+OLD_DRIVER = "; cuda-bindings is of a newer CUDA than the driver: pip install 'cuda-bindings==12.9.*', or update that"
 
 
 class CudaError(VortaError):
@@ -77,7 +79,8 @@ class CudaRuntime:
             self.module.cudaGetLastError()  # or the next call that checks for errors reports this one again
             if int(status) == _OUT_OF_MEMORY:
                 raise DeviceOutOfMemory(name, self.device, None, *self.free_bytes())
-            raise CudaError(f"{name} on device {self.device} failed: {getattr(status, 'name', status)}")
+            what = f"{name} on device {self.device} failed: {getattr(status, 'name', status)}"
+            raise CudaError(what + (OLD_DRIVER if int(status) == _INSUFFICIENT_DRIVER else ""))
         return result[0] if len(result) == 1 else tuple(result)
 
     def free_bytes(self) -> tuple[int, int]:

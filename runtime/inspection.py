@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt inspect`: one call for bundles and ONNX files, with a memory plan, and a picture of the layers if asked."""
+"""`vorta-trt inspect`: one call for bundles and ONNX files, with a memory plan and, if asked, a picture of layers."""
 
 from __future__ import annotations
 

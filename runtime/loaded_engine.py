@@ -38,7 +38,7 @@ class LoadedEngine:
         self.path = bundle.path
         self.flavour = bundle.flavour
         self.engine: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a forgotten context may be collected, and release, inside of make_context
         self._users = 0
         if (library := bundle.plugin_library()) is not None:
             load_plugin(self.flavour, library.path)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import traceback
 from collections import OrderedDict
@@ -141,16 +142,22 @@ class TensorRTExecutor:
                 return
             loaded, self._loaded = self._loaded, None
             with self._memory.current():
-                self._memory.synchronize()
-                self._drop_contexts()
-                if self._capture_stream is not None:
-                    self._memory.cuda.call("cudaStreamDestroy", self._capture_stream)
-                    self._capture_stream = None
-                if self._options.scratch is None:
-                    self._scratch.close()
-                self._memory.close()
-                loaded.release()
+                try:
+                    self._memory.synchronize()
+                    self._drop_contexts()
+                    if self._capture_stream is not None:
+                        self._memory.cuda.call("cudaStreamDestroy", self._capture_stream)
+                        self._capture_stream = None
+                    if self._options.scratch is None:
+                        self._scratch.close()
+                    self._memory.close()
+                finally:
+                    loaded.release()
                 self._memory.release_unused()
+
+    def __del__(self) -> None:
+        if getattr(self, "_loaded", None) is not None and not sys.is_finalizing():
+            self.close()
 
     # --- One run -----------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,10 @@ def test_failures_name_the_call_and_free_what_was_allocated() -> None:
             memory.empty("tau", (2,), "float32")
     assert not cuda.blocks
     cuda.fail["cudaStreamSynchronize"] = 700
-    with pytest.raises(CudaError, match="cudaStreamSynchronize on device 3 failed: 700"):
+    with pytest.raises(CudaError, match="cudaStreamSynchronize on device 3 failed: 700$"):
+        memory.synchronize()
+    cuda.fail["cudaStreamSynchronize"] = 35
+    with pytest.raises(CudaError, match="failed: 35; cuda-bindings is of a newer CUDA than the driver: pip install"):
         memory.synchronize()
 
 
@@ -99,6 +102,7 @@ def test_the_real_cuda_python_has_every_call_that_is_made() -> None:
             assert len(inspect.signature(getattr(module, name)).parameters) == wanted, name
     assert int(module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal) == 1
     assert int(module.cudaError_t.cudaErrorMemoryAllocation) == cuda_runtime._OUT_OF_MEMORY
+    assert int(module.cudaError_t.cudaErrorInsufficientDriver) == cuda_runtime._INSUFFICIENT_DRIVER
     assert module.cudaStreamNonBlocking == cuda_runtime._NON_BLOCKING
     assert module.cudaEventDisableTiming == cuda_runtime._DISABLE_TIMING
 

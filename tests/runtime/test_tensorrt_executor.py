@@ -337,6 +337,16 @@ def test_closing_in_any_order(trt: FakeTensorRT, bundle: Path, first: int, seed:
         engine.context() if first == 0 else opened[0].context()
 
 
+def test_an_engine_that_nobody_closes_is_freed_with_its_last_reference(
+    trt: FakeTensorRT, bundle: Path, seed: int
+) -> None:
+    engine = Engine(bundle)
+    for _ in range(2):
+        check(engine, inputs(1, seed))
+    del engine
+    assert trt.freed == ["context", "engine"]  # and the fixture finds no stream and no graph
+
+
 @pytest.mark.parametrize("graph", [True, False])
 def test_threads_may_share_an_engine(trt: FakeTensorRT, bundle: Path, graph: bool, seed: int) -> None:
     with Engine(bundle, cuda_graph=graph) as engine:
