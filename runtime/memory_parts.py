@@ -40,8 +40,8 @@ class EngineParts:
     Attributes:
         weights. activations: of one call of the largest batch, plugin workspace included. workspace: of that, the
         plugin's; None if unknown. largest_batch. resizes: smaller batches need less. streams: built with weight
-        streaming. can_stream: the flavour has it. built: False for an ONNX file. stated: the builder's figure, else an
-        estimate.
+        streaming. can_stream: the flavour has it. built: False for an ONNX file. stated: activations are the builder's
+        figure, else an estimate. io_per_sample: of inputs and outputs.
     """
 
     weights: int

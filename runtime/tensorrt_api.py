@@ -92,11 +92,11 @@ def scratch_for(engine: Any, context: Any, profile: int) -> int:
     """Bytes that a context needs for the profile and the input shapes that are set in it."""
     if not hasattr(engine, "get_device_memory_size_for_profile_v2"):
         return most_scratch(engine)
-    bound = int(engine.get_device_memory_size_for_profile_v2(profile))
-    if is_streaming(engine):  # the size for the shapes leaves out what streaming needs
-        return bound
+    if is_streaming(engine):  # the sizes below leave out what streaming needs
+        return most_scratch(engine)
     # 0 is an error. Engines built without RUNTIME_ACTIVATION_RESIZE need as much as their profile in any case.
-    return int(context.update_device_memory_size_for_shapes()) or bound
+    for_shapes = int(context.update_device_memory_size_for_shapes())
+    return for_shapes or int(engine.get_device_memory_size_for_profile_v2(profile))
 
 
 def set_scratch(context: Any, address: int, size: int) -> None:

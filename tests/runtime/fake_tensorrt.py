@@ -159,11 +159,11 @@ class Engine10(BaseEngine):
 
     @property
     def device_memory_size_v2(self) -> int:
-        return max(self.get_device_memory_size_for_profile_v2(index) for index in range(len(self.trt.batches)))
+        streaming = self._budget < self.streamable_weights_size
+        return SCRATCH * max(largest for _, _, largest in self.trt.batches) + STREAMING_SCRATCH * streaming
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        streaming = self._budget < self.streamable_weights_size
-        return SCRATCH * self.trt.batches[profile][2] + STREAMING_SCRATCH * streaming
+        return SCRATCH * self.trt.batches[profile][2]  # the bindings of 10.1 to 10.8 call the old function here
 
     @property
     def weight_streaming_budget_v2(self) -> int:
