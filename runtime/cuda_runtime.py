@@ -100,26 +100,30 @@ class CudaRuntime:
         """
         mode = self.module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", stream, mode)
-        refusal: VortaError | None = None
         try:
             enqueue(stream)
-        except VortaError as error:
-            refusal = error
-        finally:
-            status, graph = self.module.cudaStreamEndCapture(stream)
-            self.module.cudaGetLastError()
-        try:
-            if refusal is not None:
-                raise CaptureError(str(refusal)) from refusal
-            if int(status) != _SUCCESS:
-                raise CaptureError(f"cudaStreamEndCapture failed: {getattr(status, 'name', status)}")
-            try:
-                return CudaGraph(self, self.call("cudaGraphInstantiate", graph, 0))
-            except VortaError as error:
+        except BaseException as error:
+            self._discard_capture(stream)
+            if isinstance(error, VortaError):
                 raise CaptureError(str(error)) from error
+            raise
+        try:
+            graph = self.call("cudaStreamEndCapture", stream)
+        except VortaError as error:
+            raise CaptureError(str(error)) from error
+        try:
+            return CudaGraph(self, self.call("cudaGraphInstantiate", graph, 0))
+        except VortaError as error:
+            raise CaptureError(str(error)) from error
         finally:
-            if graph is not None and int(graph) != 0:
-                self.call("cudaGraphDestroy", graph)
+            self.call("cudaGraphDestroy", graph)
+
+    def _discard_capture(self, stream: int) -> None:
+        status, graph = self.module.cudaStreamEndCapture(stream)
+        if int(status) == _SUCCESS:
+            self.call("cudaGraphDestroy", graph)
+        else:
+            self.module.cudaGetLastError()
 
 
 class CudaGraph:

@@ -299,6 +299,8 @@ class Context:
         self.busy = True
         try:
             time.sleep(0.001)  # the real one lets other threads run, too
+            if trt.refuses == "interrupt" or (trt.refuses == "interrupt capture" and cuda.is_capturing(stream)):
+                raise KeyboardInterrupt
             if trt.refuses == "run":
                 trt.error("illegal memory access")
                 return False

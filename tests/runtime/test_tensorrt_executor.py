@@ -646,6 +646,21 @@ def test_refusals_while_running(trt: FakeTensorRT, bundle: Path, refuses: str, m
         check(engine, inputs(1, seed))
 
 
+@pytest.mark.parametrize("when", ["interrupt", "interrupt capture"])
+def test_ctrl_c_leaves_an_engine_that_works(
+    trt: FakeTensorRT, cuda: HostCuda, bundle: Path, when: str, seed: int
+) -> None:
+    with Engine(bundle) as engine:
+        check(engine, inputs(1, seed))
+        trt.refuses = when
+        with pytest.raises(KeyboardInterrupt):
+            engine(**inputs(1, seed))
+        trt.refuses = None
+        for number in range(3):
+            check(engine, inputs(1, seed + number))
+        assert cuda.launches and not engine.fallbacks.counts
+
+
 def test_a_gpu_that_the_engine_was_not_built_for(
     trt: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
