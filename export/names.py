@@ -7,6 +7,8 @@ DOMAIN = "vorta"
 OPERATOR = "RoutedAttention"
 OPERATOR_VERSION = 1  # opset version of the domain
 OPSET = 23  # of the standard operators: RMSNormalization and Attention are single nodes from 23 on
+OPSET_17 = 17  # the newest that TensorRT 8.6 reads
+OPSETS = (OPSET, OPSET_17)
 PLUGIN_NAMESPACE = "vorta"
 PLUGIN_VERSION = "1"
 
