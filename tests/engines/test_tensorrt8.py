@@ -16,7 +16,6 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.engines import fake_tensorrt8 as fake
 from vorta_trt.engines import BuildError, FlavourError, build_engine, flavours
 from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT, TensorRT8, get_flavour
@@ -24,6 +23,8 @@ from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import read_layers
 from vorta_trt.engines.onnx_file import read_onnx
+
+from . import fake_tensorrt8 as fake
 
 HOPPER = Device("H200", ComputeCapability(9, 0), 141 * 2**30)
 
