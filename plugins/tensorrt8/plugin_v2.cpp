@@ -105,8 +105,10 @@ void RoutedAttentionPluginV2::configurePlugin(const trt8::DynamicPluginTensorDes
     const trt::DataType type = widened(inputs[kQuery].desc.type);
     const auto given = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.desc.dims; };
     const auto largest = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.max; };
-    checkedProblemOf(attributes_, type, shapesOf(inputs, inputCount, given));
-    checkedProblemOf(attributes_, type, shapesOf(inputs, inputCount, largest));
+    const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, given);
+    checkedProblemOf(attributes_, type, shapes);
+    // The batch is open while an engine is built. When it runs, shapes are final and nothing is said of the bounds.
+    if (shapes[kQuery].d[0] == kUnknown) checkedProblemOf(attributes_, type, shapesOf(inputs, inputCount, largest));
     return true;
   });
 }

@@ -131,8 +131,12 @@ def test_bad_shapes_are_not_enqueued(driver8: Any, inputs: list[str], message: s
     assert findings.all("pointers") == []
 
 
-def test_workspace(driver8: Any) -> None:
-    assert driver8("configure", *fields(), *INPUTS).one("workspace") == "8192"  # 4096 a sample in the recording C API
+@pytest.mark.parametrize("batch", ["2", "-1"])
+def test_configure_and_workspace(driver8: Any, batch: str) -> None:
+    """An open batch counts with the profile's maximum, whose shape the workspace is asked for; 4096 a sample here."""
+    open_batch = [*[f"input=float16:{batch},104,3,64"] * 3, f"input=int32:{batch},3", f"input=int32:{batch}"]
+    assert driver8("configure", *fields(), *open_batch).all("log") == []
+    assert driver8("configure", *fields(), *INPUTS).one("workspace") == "8192"
 
 
 def test_enqueue_passes_everything_on(driver8: Any) -> None:
