@@ -25,10 +25,9 @@ from onnxscript.rewriter.rules.common import (
     reshape_reshape_rule,
 )
 
-from vorta_trt.export.names import DOMAIN, OPERATOR, OPSET_17
+from vorta_trt.export.names import DOMAIN, OPERATOR, OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
 
-TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
 # The rules that change something in this graph. The full set finds nothing more, and takes minutes on 30 layers.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A graph of opset 23 in the operators of opset 17, the newest that TensorRT 8.6 reads.
 
-What opset 17 lacks is written out:
+What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of:
 
 - `RMSNormalization` as x / sqrt(mean(x^2) + epsilon) * scale, in float32 (see `graph_passes`).
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
   the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1.
+- `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
   are taken in parts: none has more than `MOST_SCORES` scores per sample. A mask becomes the least finite number.
 
@@ -45,6 +46,7 @@ def lower_to_opset_17(model: ir.Model) -> None:
         ExportError: an operator, or a form of one, that is not known here.
     """
     graph = model.graph
+    ShapeInferencePass()(model)  # the rules go by shapes
     _Lowering(graph).run()
     graph.opset_imports[""] = OPSET_17
     model.ir_version = IR_VERSION
@@ -65,6 +67,8 @@ class _Lowering:
             "Gelu": self.gelu,
             "Attention": self.attention,
             "Split": self.split,
+            "Squeeze": self.reshape,
+            "Unsqueeze": self.reshape,
         }
         for node in list(self.graph):
             if node.domain:
@@ -121,6 +125,15 @@ class _Lowering:
         _require(node, size % len(node.outputs) == 0, "makes equal parts")
         parts = self.constant(np.full(len(node.outputs), size // len(node.outputs), np.int64))
         return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
+
+    def reshape(self, node: ir.Node) -> list[ir.Node]:
+        """An axis of extent 1 taken out or put in; at most the batch is open."""
+        shape = node.outputs[0].shape
+        if shape is None or sum(not isinstance(extent, int) for extent in shape) > 1:
+            return []
+        sizes = [extent if isinstance(extent, int) else -1 for extent in shape]
+        (tensor, *_) = _inputs(node)
+        return _typed(tensor, [ir.node("Reshape", [tensor, self.constant(np.array(sizes, np.int64))])])
 
     def attention(self, node: ir.Node) -> list[ir.Node]:
         query, key, value, *masks = _inputs(node)  # [B, N, S, D], [B, N, X, D], [B, N, X, D], bool [B, 1, S, X]
