@@ -62,6 +62,9 @@ def build(
         bool, typer.Option("--version-compatible", help="tensorrt: loads in newer versions and the lean runtime.")
     ] = False,
     optimization_level: Annotated[int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast.")] = None,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="The engine may keep a part of its weights in host memory.")
+    ] = False,
     workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
     keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
@@ -87,6 +90,7 @@ def build(
         "hardware_compatibility": hardware_compatibility,
         "version_compatible": version_compatible,
         "optimization_level": optimization_level,
+        "weight_streaming": weight_streaming,
         "workspace_gib": workspace_gib,
         "timing_cache": timing_cache,
         "include_onnx": keep_onnx,

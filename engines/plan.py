@@ -14,6 +14,7 @@ from typing import Any
 from vorta_trt.engines import manifest as names
 from vorta_trt.engines.cancel import Cancellation
 from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.execution_flags import allow_execution, set_flags
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
@@ -49,6 +50,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_gib: float | None = None
     optimization_level: int | None = None
+    weight_streaming: bool = False
     strict: bool = True  # refuse what could be built, but not run
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ def build_plan(
         outputs=outputs,
         plugin_layers=len(parsed.plugin_layers),
         target=target,
-        flags=[flag for flag, value in trt.BuilderFlag.__members__.items() if config.get_flag(value)],
+        flags=set_flags(trt, config),
         optimization_level=config.builder_optimization_level,
         memory=_memory(collected.infos),
         seconds=time.perf_counter() - start,
@@ -146,6 +148,7 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
         if flavour.name != "tensorrt":
             raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    allow_execution(flavour, config, options.weight_streaming)
 
 
 def _serialize(

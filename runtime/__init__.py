@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from vorta_trt.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from vorta_trt.runtime.device_scratch import DeviceScratch as DeviceScratch
     from vorta_trt.runtime.engine import Engine as Engine
     from vorta_trt.runtime.schedules import schedule_timesteps as schedule_timesteps
     from vorta_trt.runtime.tensors import TensorSpec as TensorSpec
     from vorta_trt.runtime.verify_report import VerifyReport as VerifyReport
 
 _HOME = {
+    "DeviceScratch": "device_scratch",
     "Engine": "engine",
     "TensorSpec": "tensors",
     "VerifyReport": "verify_report",
