@@ -67,8 +67,9 @@ def build_tiny_engine(
     network.mark_output(total.get_output(0))
 
     config = builder.create_builder_config()
-    if hasattr(flavour, "configure"):
-        flavour.configure(config)
+    flavour.configure(config)
+    if flavour.weakly_typed:
+        config.clear_flag(trt.BuilderFlag.FP16)  # it would choose it for these layers
     target = flavour.set_target(config, None, None)
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

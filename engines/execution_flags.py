@@ -43,4 +43,5 @@ def set_flags(trt: Any, config: Any) -> list[str]:
     """The names of the builder flags and of these preview features that are on; for the manifest."""
     flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
     features = {name: getattr(trt.PreviewFeature, name, None) for name in PREVIEWS}
-    return flags + [name for name, feature in features.items() if feature and config.get_preview_feature(feature)]
+    on = (name for name, feature in features.items() if feature is not None and config.get_preview_feature(feature))
+    return [*flags, *on]

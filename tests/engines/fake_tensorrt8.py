@@ -20,6 +20,8 @@ LayerType = Enum(
 )
 BuilderFlag = IntEnum("BuilderFlag", ["FP16", "TF32", "OBEY_PRECISION_CONSTRAINTS"], start=0)
 NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH"], start=0)
+PREVIEWS = ["FASTER_DYNAMIC_SHAPES_0805", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", "PROFILE_SHARING_0806"]
+PreviewFeature = IntEnum("PreviewFeature", PREVIEWS, start=0)
 ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
 MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
 HardwareCompatibilityLevel = Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
@@ -121,6 +123,7 @@ class OnnxParser:
 class BuilderConfig:
     def __init__(self) -> None:
         self.flags: set[BuilderFlag] = {BuilderFlag.TF32}
+        self.previews: set[PreviewFeature] = set()
         self.tactic_sources = 31
         self.builder_optimization_level = 3
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
@@ -139,6 +142,12 @@ class BuilderConfig:
 
     def get_flag(self, flag: BuilderFlag) -> bool:
         return flag in self.flags
+
+    def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
+        (self.previews.add if enable else self.previews.discard)(feature)
+
+    def get_preview_feature(self, feature: PreviewFeature) -> bool:
+        return feature in self.previews
 
     def set_tactic_sources(self, sources: int) -> bool:
         self.tactic_sources = sources

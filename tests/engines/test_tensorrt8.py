@@ -173,7 +173,7 @@ def test_build(tensorrt8: TensorRT8, model17: Path, tmp_path: Path) -> None:
     assert bundle.plan_path.read_bytes() == b"a plan of TensorRT 8.6"
     engine = bundle.manifest.engine
     assert (engine.flavour, engine.version, engine.optimization_level) == ("tensorrt8", "8.6.0", 0)
-    assert engine.flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    assert engine.flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS", "PROFILE_SHARING_0806"]
     assert (engine.memory.scratch, engine.memory.activations) == (4096, 8192)
     assert engine.compute_capabilities == ["9.0"]
     assert bundle.manifest.plugin is not None and bundle.manifest.plugin.layers == 2
