@@ -96,15 +96,18 @@ class Flavour:
     @property
     def version(self) -> str | None:
         """The installed version, without importing it; None if the package is absent."""
-        spec = None if self.package in sys.modules else importlib.util.find_spec(self.package)
-        if self.package not in sys.modules and spec is None:
+        loaded = sys.modules.get(self.package)
+        spec = importlib.util.find_spec(self.package) if loaded is None else None
+        if loaded is None and spec is None:
             return None
         for suffix in DISTRIBUTION_SUFFIXES:
             try:
                 return importlib.metadata.version(self.package + suffix)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        return None if spec is None or spec.origin is None else _stated_version(Path(spec.origin))
+        if spec is None:
+            return getattr(loaded, "__version__", None)
+        return None if spec.origin is None else _stated_version(Path(spec.origin))
 
     @property
     def _release(self) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 
 TensorRT 8.6 takes the types of a network as a hint: with fp16 allowed it runs any layer in float16 or float32, as it
 likes. The model wants some in float32 (norms, modulation, router, timestep path, the sums of the residual stream), so
-every layer is told the type that it computes in and the types of its outputs.
+every layer is told the types of its outputs, and the type that it computes in where that is float32 or where it is a
+matrix product.
 
 Tensors keep their ONNX names. Layers that the parser puts in between have tensors without one; those take the type of
 what they are computed from.
@@ -22,6 +23,11 @@ FLOATS = {"float32": "FLOAT", "float16": "HALF"}
 # Layers whose types are not chosen: constants have theirs, casts are told theirs, a plugin answers for itself, and the
 # others compute shapes.
 SETTLED = ("CONSTANT", "CAST", "IDENTITY", "PLUGIN_V2", "SHAPE", "ASSERTION", "CONDITION")
+
+# Of the layers in float16, only these are told to compute in it, which they would not do by themselves: seen on an H100,
+# weights were widened to float32. Of the others only the outputs are fixed: told to compute a sigmoid in float16,
+# TensorRT 8.6 builds an ill-typed graph and finds no kernel for it.
+PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 
 def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
@@ -49,5 +55,7 @@ def _impose(trt: Any, layer: Any, computed_from: DataType | None, outputs: list[
             layer.set_output_type(index, getattr(trt.DataType, FLOATS[output]))
     # A comparison has no float output, and shall compare in the type of its inputs.
     precision = next((output for output in outputs if output in FLOATS), computed_from)
+    if precision == "float16" and layer.type.name not in PRODUCTS:
+        return
     if precision is not None:
         layer.precision = getattr(trt.DataType, FLOATS[precision])

@@ -15,7 +15,7 @@ Letters: B batch, S video tokens, T text tokens, N heads, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Sequence  # noqa: UP035  (onnxscript takes collections.abc's for a class on Python 3.10)
 
 from onnxscript import FLOAT, INT64, graph, script
 from onnxscript import opset23 as op
