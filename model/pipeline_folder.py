@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from typing import Any
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
+
+# transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a
+# module meanwhile, in another thread, gets parameters without memory. Loading and making modules take turns.
+LOADING = threading.RLock()
 
 PARTS = {
     "WanPipeline": ("text_encoder", "tokenizer", "vae"),
@@ -34,7 +39,7 @@ def load_pipeline(checkpoint: Path, pipeline: str, dtype: torch.dtype, *, purpos
 
     classes = check_pipeline(checkpoint, pipeline, purpose=purpose)
     kind: Any = getattr(diffusers, pipeline)
-    with quiet_libraries():
+    with LOADING, quiet_libraries():
         encoders = {
             name: getattr(transformers, encoder).from_pretrained(checkpoint / name, dtype=dtype).eval()
             for name, encoder in classes.items()

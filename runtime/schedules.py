@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", "flow_shift", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
@@ -95,7 +97,7 @@ def family_schedule(
     overrides = {**required, shift_key: shift}
     instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
     if gives_sigmas and takes_sigmas(instance):
-        instance.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
+        instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as HunyuanVideoPipeline does
     else:
         instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)

@@ -24,10 +24,11 @@ import torch
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.pipeline_folder import load_pipeline, quiet_libraries
+from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
@@ -148,7 +149,7 @@ class VideoGenerator:
             FallbackError: in strict mode. After any error the generator is ready for the next request.
         """
         settings = settings or SamplingSettings()
-        with self._lock, quiet_libraries():
+        with self._lock:
             began, before = time.perf_counter(), dict(self.fallbacks.counts)
             planned = self.plan(settings, negative_prompt)
             if planned.steps.routes is None:
@@ -195,6 +196,12 @@ class VideoGenerator:
                     if count > before.get(kind, 0)
                 ),
             )
+
+    @property
+    def executor(self) -> str:
+        """What runs the transformer: "tensorrt", "onnxruntime", "reference", or "torch"."""
+        denoiser = self.transformer.denoiser
+        return denoiser.engine.executor if isinstance(denoiser, EngineDenoiser) else "torch"
 
     def close(self) -> None:
         """Frees the engine. May be called twice."""
