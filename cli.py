@@ -18,6 +18,7 @@ from vorta_trt.commands import routes as routes
 from vorta_trt.commands import generate as generate
 from vorta_trt.commands import compare as compare
 from vorta_trt.commands import bench as bench
+from vorta_trt.commands import bench_step as bench_step
 from vorta_trt.commands import train_router as train_router
 from vorta_trt.commands.app import app as app
 # isort: on

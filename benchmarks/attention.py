@@ -84,7 +84,7 @@ class Options:
         return self.branches if self.small else ("mixed",)
 
 
-def require_gpu() -> None:
+def require_gpu(command: str = "bench attention") -> None:
     """Raises NoGpuError, saying what is missing."""
     if torch.cuda.is_available():
         return
@@ -94,7 +94,7 @@ def require_gpu() -> None:
         else "torch finds no CUDA GPU"
     )
     raise NoGpuError(
-        f"bench attention: needs a CUDA GPU of compute capability 8.0 or newer, and {found}; run it on such a machine "
+        f"{command}: needs a CUDA GPU of compute capability 8.0 or newer, and {found}; run it on such a machine "
         f"with --output FILE.json, and show that file here with --from FILE.json"
     )
 

@@ -25,6 +25,7 @@ from vorta_trt.commands.options import (
 class Flavour(str, Enum):
     rtx = "rtx"
     tensorrt = "tensorrt"
+    tensorrt8 = "tensorrt8"
 
 
 @command(
@@ -38,11 +39,14 @@ def build(
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
     router: Router = None,
     size: Size = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of weights and activations [default: bf16; for tensorrt8 fp16].")
+    ] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
     tensorrt: Annotated[
-        Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
+        Flavour,
+        typer.Option(help="rtx builds without a GPU; tensorrt, or tensorrt8 for TensorRT 8.6, for the GPU here."),
     ] = Flavour.rtx,
     batch: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine.")] = "1:1:2",
     compute_capability: Annotated[
@@ -58,6 +62,9 @@ def build(
         bool, typer.Option("--version-compatible", help="tensorrt: loads in newer versions and the lean runtime.")
     ] = False,
     optimization_level: Annotated[int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast.")] = None,
+    weight_streaming: Annotated[
+        bool, typer.Option("--weight-streaming", help="The engine may keep a part of its weights in host memory.")
+    ] = False,
     workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
     keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
@@ -72,6 +79,7 @@ def build(
 
     From a checkpoint, which is exported on the way, or from an exported ONNX file.
     """
+    from vorta_trt.engines.flavours import get_flavour
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import build_checkpoint, build_onnx
 
@@ -82,6 +90,7 @@ def build(
         "hardware_compatibility": hardware_compatibility,
         "version_compatible": version_compatible,
         "optimization_level": optimization_level,
+        "weight_streaming": weight_streaming,
         "workspace_gib": workspace_gib,
         "timing_cache": timing_cache,
         "include_onnx": keep_onnx,
@@ -104,7 +113,8 @@ def build(
         if is_onnx:
             bundle = build_onnx(source, output, stages, **options)
         else:
-            checkpoint = source_of(source, router, size, precision or Precision.bf16, tau, attention_precision)
+            usual = Precision(get_flavour(tensorrt.value).precisions[0])
+            checkpoint = source_of(source, router, size, precision or usual, tau, attention_precision)
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,15 +31,19 @@ def export(
     size: Size = None,
     precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
     attention_precision: AttentionPrecisionOption = None,
+    opset: Annotated[int | None, typer.Option(metavar="23|17", help="17 for TensorRT 8.6 [default: 23].")] = None,
     tau: Tau = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Export a checkpoint to one ONNX file."""
+    from vorta_trt.export.names import OPSET_17
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
     source = source_of(checkpoint, router, size, precision, tau, attention_precision)
+    if opset is not None:
+        source = replace(source, opset=opset)
     with Stages() as stages:
         path = export_checkpoint(source, output, stages)
     if as_json:
@@ -46,6 +51,6 @@ def export(
 
         typer.echo(f'{{"path": {quoted(path)}, "metadata": {read_metadata(path).model_dump_json()}}}')
     else:
-        typer.echo(
-            f"{path}\nnext: {shlex.join(['vorta-trt', 'build', str(path), '-o', str(path.with_suffix('.bundle'))])}"
-        )
+        flavour = ["--tensorrt", "tensorrt8"] if opset == OPSET_17 else []
+        following = ["vorta-trt", "build", str(path), *flavour, "-o", str(path.with_suffix(".bundle"))]
+        typer.echo(f"{path}\nnext: {shlex.join(following)}")

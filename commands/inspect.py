@@ -11,21 +11,34 @@ import typer
 from vorta_trt.commands.app import AsJson, Debug, command
 
 
-@command("vorta-trt inspect wan.bundle", "vorta-trt inspect wan.onnx --plot layers.png")
+@command(
+    "vorta-trt inspect wan.bundle",
+    "vorta-trt inspect wan.bundle --memory 24 --checkpoint Wan2.1-T2V-14B-Diffusers",
+    "vorta-trt inspect wan.onnx --plot layers.png",
+)
 def inspect(
     target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX")],
     plot: Annotated[Path | None, typer.Option(help="Draw the layer graph into this file (.png, .svg, .pdf).")] = None,
     check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle.")] = False,
+    memory: Annotated[
+        list[float] | None,
+        typer.Option(metavar="GIB", help="Plan for a card of this size; may be repeated [default: 24, 80 and 141]."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A diffusers pipeline folder: count its text encoder and VAE in the plan.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is inside a bundle or ONNX file.
+    """Show what is inside a bundle or ONNX file, and which GPUs it fits.
 
-    Layers, types, memory, inputs and outputs; on a GPU that can run the bundle, the engine's own layers, too.
+    Layers, types, inputs and outputs, memory by part, and how it runs on cards of several sizes; on a GPU that can run
+    the bundle, the engine's own layers, too.
     """
     from vorta_trt.runtime.inspection import inspect_target
+    from vorta_trt.runtime.memory_plan import CARDS
 
-    report = inspect_target(target, check=check, plot=plot)
+    report = inspect_target(target, check=check, plot=plot, cards=memory or CARDS, checkpoint=checkpoint)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:

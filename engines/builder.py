@@ -53,6 +53,7 @@ def build_engine(
     timing_cache: str | Path | None = None,
     workspace_gib: float | None = None,
     optimization_level: int | None = None,
+    weight_streaming: bool = False,
     include_onnx: bool = False,
     include_plugin: bool = True,
     routes: str | Path | None = None,
@@ -68,6 +69,8 @@ def build_engine(
     version_compatible: tensorrt only; the plan then loads in newer versions and in the lean runtime.
     timing_cache: a file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
     workspace_gib: limit on the scratch memory of a layer.  optimization_level: 0 to 5.
+    weight_streaming: the engine can then run with a part of its weights in host memory (`Engine`'s
+        weight_streaming_budget); not with TensorRT 8.6.
     include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
     routes: a routes.json to put into the bundle.  Timestep embedder and routers go into it by themselves.
     progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
@@ -86,6 +89,7 @@ def build_engine(
         timing_cache=None if timing_cache is None else Path(timing_cache),
         workspace_gib=workspace_gib,
         optimization_level=optimization_level,
+        weight_streaming=weight_streaming,
         strict=strict,
     )
     flavour = get_flavour(tensorrt)

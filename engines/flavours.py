@@ -5,6 +5,7 @@
 | --- | --- | --- | --- |
 | rtx | tensorrt_rtx | on any machine, no GPU needed | RTX GPUs: SM75, 80, 86, 89, 12x |
 | tensorrt | tensorrt 10, 11 | for the GPU of this machine | the GPU it was built for |
+| tensorrt8 | tensorrt 8.6 | for the GPU of this machine, up to SM90, fp16 | the GPU it was built for |
 | lean, dispatch | tensorrt_lean, tensorrt_dispatch | no | version-compatible engines of `tensorrt` |
 """
 
@@ -14,16 +15,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from vorta_trt.engines.errors import FlavourError
 from vorta_trt.engines.gpu import ComputeCapability, Target, driver_report
 from vorta_trt.engines.logs import LogHub, tensorrt_logger
+from vorta_trt.export.names import OPSET_17
 
 logger = logging.getLogger(__name__)
 
@@ -49,41 +54,57 @@ class Flavour:
     package: str
     title: str
     minimum_version: tuple[int, int] = (10, 0)  # the first with IPluginV3 and strongly typed networks
+    needs_because = "IPluginV3 plugins"
     install_hint: str
     run_only = False
     builds_without_gpu = False
     has_timing_cache = False
+    weakly_typed = False  # TensorRT chooses precisions where it is not told
+    newest_opset: int | None = None  # of standard ONNX operators that its parser reads; None: newer than what we export
+    precisions: tuple[str, ...] = ("bf16", "fp16")  # of exported models that it builds, the usual one first
+    optimization_level: int | None = None  # of a build that names none; None: TensorRT's own
+    plugin_entry_point = "getCreators"  # of a plugin library
 
     @cached_property
     def module(self) -> ModuleType:
         """The imported package. Raises FlavourError with the remedy if that fails or the version is too old."""
         if self.version is None:
             raise FlavourError(f'{self.title}: package "{self.package}" is not installed; {self.install_hint}')
-        if self._release < self.minimum_version:
-            needed = ".".join(map(str, self.minimum_version))
-            raise FlavourError(
-                f"{self.title}: {self.package} {self.version} is installed, but vorta-trt needs {needed} or newer "
-                f"(IPluginV3 plugins); {self.install_hint}"
-            )
+        if (wrong := self.wrong_version) is not None:
+            raise FlavourError(f"{self.title}: {wrong}; {self.install_hint}")
         try:
-            return importlib.import_module(self.package)
+            return self._import()
         except (ImportError, OSError, RuntimeError) as error:
             raise FlavourError(
                 f"{self.title}: {self.package} {self.version} is installed but cannot be imported ({error}); "
                 f"{self.install_hint}"
             ) from error
 
+    def _import(self) -> ModuleType:
+        return importlib.import_module(self.package)
+
+    @property
+    def wrong_version(self) -> str | None:
+        """Why the installed version is not one of this flavour; None if it is, or if there is none."""
+        if self.version is None or self._release >= self.minimum_version:
+            return None
+        needed = ".".join(map(str, self.minimum_version))
+        return (
+            f"{self.package} {self.version} is installed, but vorta-trt needs {needed} or newer ({self.needs_because})"
+        )
+
     @property
     def version(self) -> str | None:
         """The installed version, without importing it; None if the package is absent."""
-        if self.package not in sys.modules and importlib.util.find_spec(self.package) is None:
+        spec = None if self.package in sys.modules else importlib.util.find_spec(self.package)
+        if self.package not in sys.modules and spec is None:
             return None
         for suffix in DISTRIBUTION_SUFFIXES:
             try:
                 return importlib.metadata.version(self.package + suffix)
             except importlib.metadata.PackageNotFoundError:
                 continue
-        return None
+        return None if spec is None or spec.origin is None else _stated_version(Path(spec.origin))
 
     @property
     def _release(self) -> tuple[int, int]:
@@ -140,6 +161,9 @@ class Flavour:
     def _always_strongly_typed(self) -> bool:
         return self._release >= (11, 0)
 
+    def configure(self, config: Any) -> None:
+        """Builder settings that every build of this flavour has."""
+
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
         """Tells the builder which GPUs to build for and returns what the engine will run on."""
         raise FlavourError(f"{self.title} has no builder; build with rtx or tensorrt")
@@ -166,6 +190,12 @@ class Flavour:
 def _release(version: str) -> tuple[int, int]:
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
+
+
+def _stated_version(package: Path) -> str | None:
+    """`__version__` in the source of a package that was unpacked without its metadata."""
+    found = re.search(r'^__version__ = "([^"]+)"', package.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else None
 
 
 class TensorRTRTX(Flavour):
@@ -238,6 +268,13 @@ class TensorRT(Flavour):
 
     COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
 
+    @property
+    def wrong_version(self) -> str | None:
+        wrong = super().wrong_version
+        if wrong is None or self._release < TensorRT8.minimum_version or self._release >= TensorRT8.BELOW:
+            return wrong
+        return f"{wrong}; {TensorRT8.title} is the flavour {TensorRT8.name} (--tensorrt {TensorRT8.name})"
+
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
         report = driver_report()
         if not report.devices:
@@ -257,6 +294,59 @@ class TensorRT(Flavour):
         if compatibility == "ampere_plus":
             return Target((ComputeCapability(8, 0),), and_newer=True)
         return Target((present,), and_newer=False)
+
+
+class TensorRT8(TensorRT):
+    """TensorRT 8.6, the newest that is whole on PyPI: V2 plugins, weakly typed networks, opset 17, fp16.
+
+    Networks get the types of the ONNX file all the same: see `layer_types`. Builds are at optimization level 0 unless
+    told otherwise: its matrix products reach over 800 TFLOP/s on a Hopper GPU after 5 seconds each, and those of the
+    default level take minutes each to choose.
+    """
+
+    name = "tensorrt8"
+    title = "TensorRT 8.6"
+    minimum_version = (8, 6)
+    BELOW = (9, 0)  # TensorRT 9 was not looked at
+    install_hint = "with Python 3.10, on a machine with an NVIDIA GPU, install it with: pip install tensorrt==8.6.0"
+    weakly_typed = True
+    newest_opset = OPSET_17
+    precisions = ("fp16",)
+    optimization_level = 0
+    plugin_entry_point = "getPluginCreators"
+
+    COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS"}
+    NEWEST_GPU = ComputeCapability(9, 0)
+
+    @property
+    def wrong_version(self) -> str | None:
+        if self.version is None or self.minimum_version <= self._release < self.BELOW:
+            return None
+        return (
+            f"{self.package} {self.version} is installed, and this flavour is for 8.6; TensorRT 10 and newer are the "
+            f"flavour {TensorRT.name} (--tensorrt {TensorRT.name})"
+        )
+
+    def _import(self) -> ModuleType:
+        # libnvinfer_plugin needs cuBLAS 12 and cuDNN 8, over 1 GB, and our networks call neither. With symbols bound as
+        # they are called, empty libraries of those names will do (see plugins/README.md).
+        flags = sys.getdlopenflags()
+        sys.setdlopenflags(os.RTLD_LAZY)
+        try:
+            return super()._import()
+        finally:
+            sys.setdlopenflags(flags)
+
+    def supports(self, capability: ComputeCapability) -> bool:
+        return super().supports(capability) and capability <= self.NEWEST_GPU
+
+    def network_flags(self) -> int:
+        return 1 << int(self.module.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+
+    def configure(self, config: Any) -> None:
+        config.set_flag(self.module.BuilderFlag.FP16)
+        config.set_flag(self.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)  # those that `layer_types` sets
+        config.set_tactic_sources(0)  # neither cuBLAS nor cuDNN, which need not be installed
 
 
 class LeanRuntime(Flavour):
@@ -279,7 +369,7 @@ class DispatchRuntime(LeanRuntime):
 
 
 FLAVOURS: dict[str, Flavour] = {
-    flavour.name: flavour for flavour in (TensorRTRTX(), TensorRT(), LeanRuntime(), DispatchRuntime())
+    flavour.name: flavour for flavour in (TensorRTRTX(), TensorRT(), TensorRT8(), LeanRuntime(), DispatchRuntime())
 }
 
 

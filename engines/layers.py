@@ -89,8 +89,7 @@ def from_network(trt: Any, network: Any) -> LayerGraph:
         inputs = [tensor for index in range(layer.num_inputs) if (tensor := layer.get_input(index)) is not None]
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
         tensors |= {tensor.name: _tensor(tensor) for tensor in (*inputs, *outputs)}
-        match = _ONNX_LAYER.search(layer.metadata or "")
-        node = match[1] if match else layer.name
+        node = next(iter(onnx_nodes(layer.metadata)), layer.name)
         found.append(
             Layer(
                 name=layer.name,
@@ -142,6 +141,11 @@ def from_onnx(model: Any) -> LayerGraph:
         for node in graph.node
     ]
     return LayerGraph(layers=constants + nodes, tensors=tensors)
+
+
+def onnx_nodes(metadata: str | None) -> list[str]:
+    """The names of the ONNX nodes that a layer was made of, from the metadata that TensorRT keeps with it."""
+    return _ONNX_LAYER.findall(metadata or "")
 
 
 def scope_of_name(name: str) -> str:

@@ -37,7 +37,7 @@ def is_noise(message: str) -> bool:
     return (without_driver or _OPTIONAL_ATTRIBUTE in message) and "\n" not in message.strip()
 
 
-@dataclass
+@dataclass(eq=False)  # collectors of several threads are open at once, and each is one of its own
 class Collected:
     """What TensorRT logged while a collector was open."""
 

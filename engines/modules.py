@@ -8,15 +8,18 @@ module per visit, so that the view has no cycles and reads from top to bottom.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vorta_trt.engines.layers import CONSTANT, Layer, LayerGraph
+from vorta_trt.engines.layers import CONSTANT, Layer, LayerGraph, scope_of_name
 from vorta_trt.plugins.library import OPERATOR_NAME
 
 MOST_MODULES = 32  # more boxes than this cannot be read in one picture
 
+_NODE = re.compile(r"[\w.]*(?:/[\w.]+)+")
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)")
 
 
@@ -82,6 +85,20 @@ def collapse(graph: LayerGraph, most: int = MOST_MODULES) -> ModuleGraph:
         if len(view.modules) <= most:
             break
     return view
+
+
+def module_of_layer(names: Sequence[str]) -> str:
+    """The innermost module that holds all of a layer, e.g. "blocks.*.attn1"; "" if there is none.
+
+    names: the ONNX nodes in the layer, or its own name, in which TensorRT lists them ("a/MatMul + a/Add").
+    """
+    nodes = [node for name in names for node in _NODE.findall(name.replace("...", " "))]  # "first...last"
+    scopes = [_INDEX.sub("*", scope_of_name(node)).split(".") for node in nodes]
+    common = os.path.commonprefix(scopes)  # of lists: part by part
+    name = _truncated(".".join(common), len(common))
+    if any(node.endswith(f"/{OPERATOR_NAME}") for node in nodes):
+        return f"{name}/{OPERATOR_NAME}" if name else OPERATOR_NAME
+    return name
 
 
 def _collapse_to(graph: LayerGraph, scopes: list[str], depth: int) -> ModuleGraph:

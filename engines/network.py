@@ -30,7 +30,7 @@ DATA_TYPES: dict[str, DataType] = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-KERNEL_TYPES = ("float16", "bfloat16")
+KERNEL_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 MOST_NAMES = 5
 
 
@@ -49,8 +49,16 @@ def data_type(dtype: Any) -> DataType:
 
 
 def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
-    """Parses the file into a strongly typed network. Raises BuildError with every parser error, by node name."""
+    """Parses the file into a network, strongly typed if TensorRT can.
+
+    Raises BuildError with every parser error, by node name, and for a file of an opset that the parser does not know.
+    """
     trt = flavour.module
+    if flavour.newest_opset is not None and onnx.opset > flavour.newest_opset:
+        raise BuildError(
+            f"{onnx.path}: is of opset {onnx.opset}, and {flavour.title} reads {flavour.newest_opset} at most; export "
+            f"the model again with --opset {flavour.newest_opset} --precision {flavour.precisions[0]}"
+        )
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
     with flavour.hub.collect() as collected:
@@ -72,16 +80,17 @@ def layers(network: Any) -> list[Any]:
 
 
 def is_routed_attention(trt: Any, layer: Any) -> bool:
-    """Whether a layer is our plugin and not somebody else's IPluginV3."""
-    if layer.type != trt.LayerType.PLUGIN_V3:
-        return False
-    layer.__class__ = trt.IPluginV3Layer  # TensorRT's way of narrowing an ILayer in Python
-    core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
-    return (core.plugin_namespace, core.plugin_name, core.plugin_version) == (
-        OPERATOR_NAMESPACE,
-        OPERATOR_NAME,
-        OPERATOR_VERSION,
-    )
+    """Whether a layer is our plugin and not somebody else's."""
+    names = (OPERATOR_NAMESPACE, OPERATOR_NAME, OPERATOR_VERSION)
+    if layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
+        layer.__class__ = trt.IPluginV3Layer  # TensorRT's way of narrowing an ILayer in Python
+        core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+        return (core.plugin_namespace, core.plugin_name, core.plugin_version) == names
+    if layer.type.name == "PLUGIN_V2" and hasattr(trt, "IPluginV2Layer"):  # TensorRT 8.6
+        layer.__class__ = trt.IPluginV2Layer
+        plugin = layer.plugin
+        return (plugin.plugin_namespace, plugin.plugin_type, plugin.plugin_version) == names
+    return False
 
 
 def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: list[Any]) -> None:
@@ -110,12 +119,15 @@ def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: list[An
             f"{onnx.path}: only {len(plugin_layers)} of {len(onnx.routed_nodes)} RoutedAttention nodes became plugin "
             f"layers: {why}"
         )
+    taken = [KERNEL_TYPES[precision] for precision in flavour.precisions]
+    stated = onnx.value_types() if flavour.weakly_typed else {}
     for layer in plugin_layers:
-        dtype = data_type(layer.get_input(0).dtype)
-        if dtype not in KERNEL_TYPES:
+        query = layer.get_input(0)
+        dtype = stated.get(query.name, data_type(query.dtype))
+        if dtype not in taken:
             raise BuildError(
-                f"{onnx.path}: {layer.name} computes in {dtype}, and the kernels take {' and '.join(KERNEL_TYPES)}; "
-                "export the model with --precision bf16 or fp16"
+                f"{onnx.path}: {layer.name} computes in {dtype}, and the kernels take {' and '.join(taken)} in "
+                f"{flavour.title}; export the model with --precision {' or '.join(flavour.precisions)}"
             )
 
 
@@ -125,8 +137,10 @@ def _names(nodes: list[Any]) -> str:
 
 
 def _describe(error: Any) -> str:
-    node = error.node_name() or f"node {error.node()}"
     said = "\n".join(line for line in error.desc().splitlines() if not is_noise(line))
+    if not hasattr(error, "node_name"):  # TensorRT 8.6 names the node in its description
+        return f"node {error.node()}: {said} [{error.func()}]"
+    node = error.node_name() or f"node {error.node()}"
     return f"{node} ({error.node_operator() or 'no operator'}): {said} [{error.func()}]"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.engines.manifest import DataType
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.export.onnx_file import attention_precision_of, load_graph
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
+# Numbers of onnx.TensorProto.DataType.
+ELEMENT_TYPES: dict[int, DataType] = {
+    1: "float32",
+    3: "int8",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    16: "bfloat16",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,17 @@ class OnnxFile:
     @property
     def total_bytes(self) -> int:
         return sum(path.stat().st_size for path in (self.path, *self.data_files))
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return max((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+    def value_types(self) -> dict[str, DataType]:
+        """Types of the values of the main graph, by name, as far as the file states them."""
+        graph = self.model.graph
+        stated = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        return {name: ELEMENT_TYPES[number] for name, number in stated.items() if number in ELEMENT_TYPES}
 
 
 def read_onnx(path: Path) -> OnnxFile:

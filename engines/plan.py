@@ -14,10 +14,12 @@ from typing import Any
 from vorta_trt.engines import manifest as names
 from vorta_trt.engines.cancel import Cancellation
 from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.execution_flags import allow_execution, set_flags
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
+from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import from_network, write_layers
 from vorta_trt.engines.manifest import EngineMemory, FileEntry, TensorSpec
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
@@ -31,9 +33,9 @@ DEFAULT_BATCH = (1, 1, 2)
 
 # The builder logs the engine's memory at INFO level, on machines without a GPU, too.
 _MEMORY_LINES = {
-    "weights": re.compile(r"Total Weights Memory: (\d+) bytes"),
-    "activations": re.compile(r"Total Activation Memory: (\d+) bytes"),
-    "scratch": re.compile(r"Max Scratch Memory: (\d+) bytes"),
+    "weights": re.compile(r"Total Weights Memory: (\d+)"),
+    "activations": re.compile(r"Total Activation Memory: (\d+)"),
+    "scratch": re.compile(r"(?:Max|Total) Scratch Memory: (\d+)"),  # "Total" in TensorRT 8.6
 }
 
 
@@ -48,6 +50,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_gib: float | None = None
     optimization_level: int | None = None
+    weight_streaming: bool = False
     strict: bool = True  # refuse what could be built, but not run
 
     def __post_init__(self) -> None:
@@ -95,8 +98,17 @@ def build_plan(
     check_fp8_build(onnx, target, (layer.get_input(0).shape[3] for layer in parsed.plugin_layers), options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)
+    if flavour.weakly_typed:
+        impose_types(trt, parsed.network, onnx)
     cache = TimingCache.attach(flavour, config, options.timing_cache)
-    config.progress_monitor = progress_monitor(trt, callback, cancellation)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = progress_monitor(trt, callback, cancellation)
+    else:
+        logger.info(
+            "%s %s tells no progress and cannot be stopped; a build that is cancelled ends when TensorRT is through",
+            flavour.title,
+            flavour.version,
+        )
     write_layers(from_network(trt, parsed.network), folder / names.LAYERS)
     with flavour.hub.collect() as collected, HashedFile(folder / names.PLAN) as plan:
         built = _serialize(flavour, builder, parsed, config, plan, cancellation)
@@ -113,7 +125,7 @@ def build_plan(
         outputs=outputs,
         plugin_layers=len(parsed.plugin_layers),
         target=target,
-        flags=[flag for flag, value in trt.BuilderFlag.__members__.items() if config.get_flag(value)],
+        flags=set_flags(trt, config),
         optimization_level=config.builder_optimization_level,
         memory=_memory(collected.infos),
         seconds=time.perf_counter() - start,
@@ -122,18 +134,21 @@ def build_plan(
 
 def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
     trt = flavour.module
+    flavour.configure(config)
     # Layer names, types and formats stay in the plan for `inspect`; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # What the model keeps in fp32 (timestep path, router, norms) it keeps for its 23 bits, and those layers are small.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
+    level = flavour.optimization_level if options.optimization_level is None else options.optimization_level
+    if level is not None:
+        config.builder_optimization_level = level
     if options.version_compatible:
         if flavour.name != "tensorrt":
             raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    allow_execution(flavour, config, options.weight_streaming)
 
 
 def _serialize(

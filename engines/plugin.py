@@ -41,7 +41,8 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
         if registered(trt) is None:
             trt.get_plugin_registry().load_library(str(path))
         if registered(trt) is None:
-            said = "; ".join(collected.errors + collected.warnings) or _reason(path)
+            said = "; ".join([*collected.errors, *collected.warnings, *_reasons(flavour, path)])
+            said = said or "TensorRT logged no reason"
             raise FlavourError(
                 f"{path}: loaded into {flavour.title} {flavour.version}, but it did not register plugin "
                 f"{OPERATOR_NAMESPACE}::{OPERATOR_NAME} version {OPERATOR_VERSION} ({said}); build vorta-trt again"
@@ -53,20 +54,24 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
 def registered(trt: Any) -> Any:
     """The plugin's creator in the registry of module `trt`, or None."""
     wanted = (OPERATOR_NAMESPACE, OPERATOR_NAME, OPERATOR_VERSION)
-    # Not get_creator(), which logs errors if there is none.
-    for creator in trt.get_plugin_registry().all_creators_recursive:
+    registry = trt.get_plugin_registry()
+    # Not get_creator(), which logs errors if there is none. TensorRT 8.6 has another list.
+    creators = getattr(registry, "all_creators_recursive", None)
+    for creator in registry.plugin_creator_list if creators is None else creators:
         if (creator.plugin_namespace, creator.name, creator.plugin_version) == wanted:
             return creator
     return None
 
 
-def _reason(path: Path) -> str:
-    """Why `load_library` registered nothing; TensorRT does not say."""
+def _reasons(flavour: Flavour, path: Path) -> list[str]:
+    """Why `load_library` registered nothing, where TensorRT does not say."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        return str(error)
-    return "it has no getCreators()" if not hasattr(library, "getCreators") else "TensorRT logged no reason"
+        return [str(error)]
+    if hasattr(library, entry := flavour.plugin_entry_point):
+        return []
+    return [f"it has no {entry}()" + ("; set VORTA_TENSORRT8=ON" if entry == "getPluginCreators" else "")]
 
 
 def preload_parser_support(flavour: Flavour) -> None:

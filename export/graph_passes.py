@@ -25,9 +25,9 @@ from onnxscript.rewriter.rules.common import (
     reshape_reshape_rule,
 )
 
-from vorta_trt.export.names import DOMAIN, OPERATOR
+from vorta_trt.export.names import DOMAIN, OPERATOR, OPSET_17, TRANSPOSED
+from vorta_trt.export.opset17 import lower_to_opset_17
 
-TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
 # The rules that change something in this graph. The full set finds nothing more, and takes minutes on 30 layers.
@@ -41,8 +41,11 @@ _RULES = (
 )
 
 
-def clean(model: ir.Model) -> None:
-    """Optimizes and names the graph in place. Parameters are inputs (see `tracing.trace`), so none is folded."""
+def clean(model: ir.Model, opset: int) -> None:
+    """Optimizes and names the graph in place, and lowers it to `opset`.
+
+    Parameters are inputs (see `tracing.trace`), so none is folded.
+    """
     graph = model.graph
     InlinePass()(model)
     for _ in range(2):  # what a rewrite leaves behind may fold
@@ -53,6 +56,8 @@ def clean(model: ir.Model) -> None:
     CommonSubexpressionEliminationPass()(model)
     _transpose_weights(graph)
     _norms_in_float32(graph)
+    if opset == OPSET_17:
+        lower_to_opset_17(model)
     _name_after_modules(graph)
     ClearMetadataAndDocStringPass()(model)  # torch leaves file names and source lines there
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):

@@ -16,7 +16,7 @@ from vorta_trt.export.destination import check_destination, data_file, staged
 from vorta_trt.export.function_body import routed_attention_function
 from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.graph_passes import clean
-from vorta_trt.export.names import OPSET
+from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
 from vorta_trt.export.skeleton import precision_of, skeleton_of
 from vorta_trt.export.tracing import trace
 from vorta_trt.export.weights import attach_weights
@@ -45,7 +45,7 @@ def export_onnx(
 ) -> Path:
     """Exports a routed transformer to ONNX.
 
-    The file has one `vorta::RoutedAttention` node per layer, that node's portable function, the router, and metadata
+    The file has one `vorta::RoutedAttention` node per layer, that node's portable form, the router, and metadata
     (see `read_metadata`). Inputs (Wan): hidden_states [B, C, F, H, W], timestep float32 [B], encoder_hidden_states
     [B, X, text_dim], tau float32 [1], route_override int32 [L, N]. HunyuanVideo: encoder_attention_mask int32 [B, T],
     pooled_projections [B, pooled_dim] and guidance float32 [B] behind encoder_hidden_states [B, T, text_dim]. Outputs:
@@ -61,7 +61,8 @@ def export_onnx(
         precision: "fp32", "fp16" or "bf16" of activations and most weights; None is the model's own. A float32 model
             can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
             diffusers.
-        opset: of the standard operators.
+        opset: of the standard operators: 23, or 17 for TensorRT 8.6, in "fp16" or "fp32". A file of opset 17 has no
+            portable form of `vorta::RoutedAttention`: ONNX Runtime does not run it; verify the model in opset 23.
         external_data: weights in `<path>.data` beside the file; None: above 2 GB, the most that one file can hold.
         progress: see `Progress`.
 
@@ -75,9 +76,10 @@ def export_onnx(
     """
     path = Path(path)
     report = progress or _nothing
-    if opset != OPSET:
+    if opset not in OPSETS:
         raise ValueError(
-            f"opset {opset}: must be {OPSET}, whose RMSNormalization and Attention the graph uses; leave it out"
+            f"opset {opset}: must be {OPSET}, whose RMSNormalization and Attention the graph uses, or {OPSET_17} for "
+            "TensorRT 8.6; leave it out"
         )
     if model.geometry is None:
         raise ValueError(
@@ -85,6 +87,11 @@ def export_onnx(
             "RoutedTransformer.from_pretrained, e.g. AttentionGeometry.for_video(81, 480, 832)"
         )
     precision = precision_of(model, precision)
+    if opset == OPSET_17 and precision == "bf16":
+        raise ValueError(
+            f"precision 'bf16' in opset {OPSET_17}: must be 'fp16' or 'fp32', TensorRT 8.6 has no bfloat16; export a "
+            "model in float32 or float16 with precision='fp16'"
+        )
     check_destination(path)
 
     skeleton, weights = skeleton_of(model, precision)
@@ -97,11 +104,12 @@ def export_onnx(
             f"{INLINE_LIMIT / 1e9:.0f} GB; use external_data=True"
         )
     metadata = describe(skeleton, model, precision, opset)
-    graph = trace(skeleton, opset, lambda stage: report(stage, 0, 1))
+    graph = trace(skeleton, OPSET, lambda stage: report(stage, 0, 1))
     report("optimize", 0, 1)
-    clean(graph)
-    function = ir.serde.deserialize_function(routed_attention_function(text=model.geometry.text_tokens > 0))
-    graph.functions[function.identifier()] = function
+    clean(graph, opset)
+    if opset == OPSET:  # the function is written in it
+        function = ir.serde.deserialize_function(routed_attention_function(text=model.geometry.text_tokens > 0))
+        graph.functions[function.identifier()] = function
     graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version
     graph.metadata_props.update(metadata.to_metadata_props())
     report("check", 0, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vorta_trt.export.graph_passes import TRANSPOSED
+from vorta_trt.export.names import TRANSPOSED
 
 if TYPE_CHECKING:
     import onnx

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir import tensor_adapters
 from torch import Tensor
 
-from vorta_trt.export.graph_passes import TRANSPOSED
+from vorta_trt.export.names import TRANSPOSED
 from vorta_trt.export.skeleton import Weight
 
 

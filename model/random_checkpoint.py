@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,7 @@ def make_router(
     else:
         name = "HunyuanVideoTransformer3DModel"
         stacks = {"transformer_blocks": layers, "single_transformer_blocks": single_layers}
-    generator = torch.Generator().manual_seed(seed)
-    dim = heads * head_dim
-    state: dict[str, Tensor] = {}
-    for prefix in (f"{stack}.{i}.router.linear." for stack, length in stacks.items() for i in range(length)):
-        # SiLU of a normal variable has a root mean square near 0.6: logits of the timestep have a spread near 1.
-        weight = torch.randn(heads * BRANCHES, dim, generator=generator) * (1.6 / math.sqrt(dim))
-        state[prefix + "weight"] = weight.to(dtype)  # [3 N, E]
-        state[prefix + "bias"] = torch.randn(heads * BRANCHES, generator=generator).to(dtype)  # [3 N]
+    state = random_router_state(stacks, heads, heads * head_dim, dtype, seed)
     folder = path / "ckpt" / f"step-{ROUTER_STEP:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "router.pt")
@@ -206,14 +199,29 @@ def make_router(
     return path
 
 
+def random_router_state(
+    stacks: Mapping[str, int], heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> dict[str, Tensor]:
+    """The weights of a router for these stacks of blocks, `make_router`'s: [3 N, E] and [3 N] per block."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    for prefix in (f"{stack}.{i}.router.linear." for stack, length in stacks.items() for i in range(length)):
+        # SiLU of a normal variable has a root mean square near 0.6: logits of the timestep have a spread near 1.
+        weight = torch.randn(heads * BRANCHES, dim, generator=generator) * (1.6 / math.sqrt(dim))
+        state[prefix + "weight"] = weight.to(dtype)  # [3 N, E]
+        state[prefix + "bias"] = torch.randn(heads * BRANCHES, generator=generator).to(dtype)  # [3 N]
+    return state
+
+
 def _random_weights(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> Iterator[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
-        yield name, _random_weight(name, shape, generator).to(dtype)
+        yield name, random_weight(name, shape, generator).to(dtype)
 
 
-def _random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    tensor = torch.randn(shape, generator=generator)
+def random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A parameter of that name and shape, float32, on the generator's device."""
+    tensor = torch.randn(shape, generator=generator, device=generator.device)
     if name.endswith("scale_shift_table"):
         return tensor.mul_(0.5)  # modulation of order 1, as in trained models: attention reaches the output
     if name.endswith("bias"):

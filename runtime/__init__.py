@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vorta_trt.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from vorta_trt.runtime.device_scratch import DeviceScratch as DeviceScratch
     from vorta_trt.runtime.engine import Engine as Engine
     from vorta_trt.runtime.pipelines.generator import GeneratedVideo as GeneratedVideo
     from vorta_trt.runtime.pipelines.generator import VideoGenerator as VideoGenerator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.verify_report import VerifyReport as VerifyReport
 
 _HOME = {
+    "DeviceScratch": "device_scratch",
     "Engine": "engine",
     "GeneratedVideo": "pipelines.generator",
     "SamplingSettings": "pipelines.settings",

@@ -1,46 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device buffers and a stream for the TensorRT executor: torch where it has CUDA, cuda-python otherwise."""
+"""Device buffers and a stream for one execution context: torch's where it has CUDA, cuda-python's otherwise."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.tensors import Array, ArrayKind, numpy_dtype, to_numpy, to_torch
+from vorta_trt.runtime.cuda_runtime import CudaRuntime, DeviceOutOfMemory
+from vorta_trt.runtime.device_array import CUDA, DeviceArray
+from vorta_trt.runtime.executor import CLOSED
+from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size, numpy_dtype, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
 
+ALIGNMENT = 256  # bytes: what TensorRT asks of every tensor's address
+
+
+class Block(Protocol):
+    """A piece of device memory that stays until it is freed."""
+
+    pointer: int
+    size: int
+
+    def free(self) -> None:
+        """Gives the memory back. The caller has waited for what uses it. May be called twice."""
+        ...
+
 
 class DeviceMemory(Protocol):
-    """Where an engine's tensors live. A run happens inside `stream()`, and its results are valid after it."""
+    """Where the tensors of one execution context live, and the stream that it runs on.
+
+    A run happens inside `stream()`, on the thread that entered it; what it returns is valid after it.
+    """
 
     array_kind: ArrayKind
+    device: int
+    cuda: CudaRuntime
 
-    def stream(self) -> Any:
-        """A context manager that gives the handle of a CUDA stream (an int)."""
+    def current(self) -> AbstractContextManager[None]:
+        """Makes the GPU the current device of this thread, as TensorRT and the CUDA runtime want it."""
         ...
 
-    def upload(self, array: Array) -> Any:
-        """`array` on the device, contiguous."""
+    def stream(self) -> AbstractContextManager[int]:
+        """Gives the handle of the stream, ordered with the caller's."""
         ...
 
-    def empty(self, shape: Sequence[int], dtype: str) -> Any:
-        """An uninitialised buffer on the device."""
+    def place(self, name: str, array: AnyArray) -> Any:
+        """`array` on the device, contiguous and aligned; the very same memory where it already is that."""
+        ...
+
+    def empty(self, name: str, shape: Sequence[int], dtype: str) -> Any:
+        """A fresh, uninitialised buffer for the caller of the engine."""
+        ...
+
+    def keep(self, name: str, shape: Sequence[int], dtype: str) -> Any:
+        """An uninitialised buffer that this context keeps between runs."""
+        ...
+
+    def fill(self, buffer: Any, array: AnyArray) -> None:
+        """Copies `array` into a kept buffer of its shape and type."""
+        ...
+
+    def copy(self, name: str, buffer: Any) -> Any:
+        """A fresh buffer for the caller with the values of a kept one."""
         ...
 
     def pointer(self, buffer: Any) -> int:
         """The device address of a buffer."""
         ...
 
-    def download(self, buffer: Any) -> Array:
-        """The buffer as an array of `array_kind`."""
+    def deliver(self, buffer: Any, on_gpu: bool) -> Any:
+        """A buffer as the caller gets it: a tensor or array on the GPU, or an array of `array_kind` on the host."""
+        ...
+
+    def allocate(self, what: str, size: int) -> Block:
+        """`size` bytes. DeviceOutOfMemory says what they were for."""
+        ...
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Free and total bytes of the GPU; what this library keeps without using it counts as free."""
+        ...
+
+    def release_unused(self) -> None:
+        """Gives memory that this library keeps for later back to the driver, where TensorRT can have it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits for what runs on the stream."""
         ...
 
     def close(self) -> None:
@@ -49,31 +101,37 @@ class DeviceMemory(Protocol):
 
 
 def device_memory(device: int) -> DeviceMemory:
-    """The memory of GPU number `device`. VortaError with the remedy if neither torch nor cuda-python can reach it."""
+    """The memory of GPU number `device`. VortaError with the remedy where cuda-python is not installed."""
+    cuda = CudaRuntime.load(device)
     torch = importlib.import_module("torch")
     if torch.version.cuda is not None and torch.cuda.is_available():
-        return TorchMemory(device)
-    try:
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise VortaError(
-            f"device {device}: no way to its memory: torch {torch.__version__} has no usable CUDA, and cuda-python is "
-            "not installed; install a CUDA build of torch, or: pip install cuda-python"
-        ) from error
-    return CudaPythonMemory(device, runtime)
+        return TorchMemory(cuda)
+    return CudaPythonMemory(cuda)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
 
 
 class TorchMemory:
-    """torch CUDA tensors: inputs on the GPU are used in place, outputs are tensors on the GPU."""
+    """torch CUDA tensors from torch's own allocator, on a stream of torch's."""
 
     array_kind: ArrayKind = "torch"
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, cuda: CudaRuntime) -> None:
         import torch
 
-        self._device = torch.device("cuda", device)
+        self.cuda = cuda
+        self.device = cuda.device
+        self._device = torch.device("cuda", cuda.device)
         self._stream: torch.cuda.Stream | None = torch.cuda.Stream(self._device)
         self._caller = torch.cuda.current_stream(self._device)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        import torch
+
+        with torch.cuda.device(self._device):
+            yield
 
     @contextmanager
     def stream(self) -> Iterator[int]:
@@ -81,105 +139,237 @@ class TorchMemory:
 
         stream = self._stream
         if stream is None:
-            raise RuntimeError("the executor is closed; make a new Engine")
+            raise RuntimeError(CLOSED)
         # TensorRT synchronises needlessly on the default stream, so it gets its own, ordered with the caller's.
         self._caller = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._caller)
-        with torch.cuda.stream(stream):
-            yield stream.cuda_stream
-        self._caller.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                yield stream.cuda_stream
+        finally:
+            self._caller.wait_stream(stream)
 
-    def upload(self, array: Array) -> torch.Tensor:
-        tensor = to_torch(array, self._device).contiguous()
+    def place(self, name: str, array: AnyArray) -> torch.Tensor:
+        tensor = self._tensor(array)
+        with self._memory_for(name, tensor.numel() * tensor.element_size()):
+            tensor = tensor.to(self._device, non_blocking=_may_overlap(tensor)).contiguous()
+            if tensor.data_ptr() % ALIGNMENT:  # a part of a larger tensor
+                tensor = tensor.clone()
         if self._stream is not None:
             tensor.record_stream(self._stream)  # its memory is not reused before the run is over
         return tensor
 
-    def empty(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    def empty(self, name: str, shape: Sequence[int], dtype: str) -> torch.Tensor:
         import torch
 
-        tensor = torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
-        tensor.record_stream(self._caller)  # who will read it
-        return tensor
+        with self._memory_for(name, byte_size(shape, dtype)):
+            return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
+
+    keep = empty
+
+    def fill(self, buffer: torch.Tensor, array: AnyArray) -> None:
+        tensor = self._tensor(array)
+        buffer.copy_(tensor, non_blocking=_may_overlap(tensor))
+        if tensor.is_cuda and self._stream is not None:
+            tensor.record_stream(self._stream)
+
+    def copy(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
+        with self._memory_for(name, buffer.numel() * buffer.element_size()):
+            return buffer.clone()
 
     def pointer(self, buffer: torch.Tensor) -> int:
         return buffer.data_ptr()
 
-    def download(self, buffer: torch.Tensor) -> Array:
+    def deliver(self, buffer: torch.Tensor, on_gpu: bool) -> torch.Tensor:
+        buffer.record_stream(self._caller)  # who will read it
         return buffer
 
-    def close(self) -> None:
+    def allocate(self, what: str, size: int) -> _TorchBlock:
+        import torch
+
+        with self.current(), self._memory_for(what, size):
+            return _TorchBlock(torch.empty(size, dtype=torch.uint8, device=self._device))
+
+    def free_bytes(self) -> tuple[int, int]:
+        import torch
+
+        with self.current():
+            free, total = self.cuda.free_bytes()
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return free + unused, total
+
+    def release_unused(self) -> None:
+        import torch
+
+        with self.current():
+            torch.cuda.empty_cache()
+
+    def synchronize(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
-            self._stream = None
+
+    def close(self) -> None:
+        self.synchronize()
+        self._stream = None
+
+    def _tensor(self, array: AnyArray) -> torch.Tensor:
+        import torch
+
+        return torch.utils.dlpack.from_dlpack(array) if isinstance(array, DeviceArray) else to_torch(array)
+
+    @contextmanager
+    def _memory_for(self, what: str, size: int) -> Iterator[None]:
+        import torch
+
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceOutOfMemory(what, self.device, size, *self.free_bytes()) from error
 
 
-@dataclass
-class _Buffer:
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: str
+def _may_overlap(tensor: torch.Tensor) -> bool:
+    """Whether the host need not wait for a copy. It has to for pinned memory, which the caller may then write to;
+    other host memory is copied aside before the call returns."""
+    return tensor.is_cuda or not tensor.is_pinned()
 
 
-@dataclass
+class _TorchBlock:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor: torch.Tensor | None = tensor
+        self.pointer, self.size = tensor.data_ptr(), tensor.numel()
+
+    def free(self) -> None:
+        if self._tensor is not None:
+            import torch
+
+            device, self._tensor = self._tensor.device, None
+            with torch.cuda.device(device):
+                torch.cuda.empty_cache()  # it is large, and TensorRT cannot use what torch keeps for later
+
+
+# --- cuda-python -----------------------------------------------------------------------------------------------------
+
+
 class CudaPythonMemory:
-    """Plain CUDA buffers through cuda-python; NumPy arrays in and out."""
+    """Plain CUDA buffers through cuda-python; NumPy arrays, and GPU arrays with `__dlpack__`, in and out."""
 
-    device: int
-    cuda: Any  # cuda.bindings.runtime
     array_kind: ArrayKind = "numpy"
-    _handle: Any = None
-    _buffers: list[_Buffer] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._call("cudaSetDevice", self.device)
-        self._handle = self._call("cudaStreamCreate")
+    def __init__(self, cuda: CudaRuntime) -> None:
+        self.cuda = cuda
+        self.device = cuda.device
+        self._temporary: list[_CudaBlock] = []  # freed with the run
+        self._handle: int | None = None
+        with self.current():
+            self._handle = cuda.make_stream()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        # Not set back: where the device before had no context yet, that would make one.
+        self.cuda.call("cudaSetDevice", self.device)
+        yield
 
     @contextmanager
     def stream(self) -> Iterator[int]:
         if self._handle is None:
-            raise RuntimeError("the executor is closed; make a new Engine")
-        self._call("cudaSetDevice", self.device)
-        try:
-            yield int(self._handle)
-            self._call("cudaStreamSynchronize", self._handle)
-        finally:
-            while self._buffers:
-                self._call("cudaFreeAsync", self._buffers.pop().pointer, self._handle)
+            raise RuntimeError(CLOSED)
+        with self.current():
+            try:
+                yield self._handle
+            finally:
+                self.synchronize()
+                while self._temporary:
+                    self._temporary.pop().free()
 
-    def upload(self, array: Array) -> _Buffer:
+    def place(self, name: str, array: AnyArray) -> DeviceArray:
+        if isinstance(array, DeviceArray):
+            if array.device == (CUDA, self.device) and array.pointer % ALIGNMENT == 0:
+                return array
+            raise ValueError(
+                f"{name}: lies at address {array.pointer:#x} of device {array.device}, and the engine reads aligned "
+                f"({ALIGNMENT} bytes) memory of cuda:{self.device}; copy it there, or give a NumPy array"
+            )
+        host = to_numpy(array)
+        buffer = self._array(name, host.shape, host.dtype.name, self._temporary)
+        self.fill(buffer, host)
+        return buffer
+
+    def empty(self, name: str, shape: Sequence[int], dtype: str) -> DeviceArray:
+        return self._array(name, shape, dtype)
+
+    keep = empty
+
+    def fill(self, buffer: DeviceArray, array: AnyArray) -> None:
+        kinds = self.cuda.module.cudaMemcpyKind
+        if isinstance(array, DeviceArray):
+            size = byte_size(array.shape, array.dtype)
+            self._copy(buffer.pointer, array.pointer, size, kinds.cudaMemcpyDeviceToDevice)
+            return
         host = np.ascontiguousarray(to_numpy(array))
-        buffer = self.empty(host.shape, host.dtype.name)
-        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", buffer.pointer, host.ctypes.data, host.nbytes, kind, self._handle)
-        self._call("cudaStreamSynchronize", self._handle)  # `host` may be a temporary
-        return buffer
+        self._copy(buffer.pointer, host.ctypes.data, host.nbytes, kinds.cudaMemcpyHostToDevice)
+        self.synchronize()  # `host` may be a temporary
 
-    def empty(self, shape: Sequence[int], dtype: str) -> _Buffer:
-        size = int(np.prod(shape, dtype=np.int64)) * numpy_dtype(dtype).itemsize
-        buffer = _Buffer(int(self._call("cudaMallocAsync", max(size, 1), self._handle)), tuple(shape), dtype)
-        self._buffers.append(buffer)
-        return buffer
+    def copy(self, name: str, buffer: DeviceArray) -> DeviceArray:
+        made = self.empty(name, buffer.shape, buffer.dtype)
+        self.fill(made, buffer)
+        return made
 
-    def pointer(self, buffer: _Buffer) -> int:
+    def pointer(self, buffer: DeviceArray) -> int:
         return buffer.pointer
 
-    def download(self, buffer: _Buffer) -> Array:
+    def deliver(self, buffer: DeviceArray, on_gpu: bool) -> Any:
+        if on_gpu:
+            return buffer
         host = np.empty(buffer.shape, numpy_dtype(buffer.dtype))
-        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", host.ctypes.data, buffer.pointer, host.nbytes, kind, self._handle)
-        self._call("cudaStreamSynchronize", self._handle)
+        kinds = self.cuda.module.cudaMemcpyKind
+        self._copy(host.ctypes.data, buffer.pointer, host.nbytes, kinds.cudaMemcpyDeviceToHost)
+        self.synchronize()
         return host
+
+    def allocate(self, what: str, size: int) -> _CudaBlock:
+        with self.current():
+            try:
+                return _CudaBlock(self.cuda, int(self.cuda.call("cudaMalloc", max(size, 1))), size)
+            except DeviceOutOfMemory as error:
+                raise DeviceOutOfMemory(what, self.device, size, *self.cuda.free_bytes()) from error
+
+    def free_bytes(self) -> tuple[int, int]:
+        with self.current():
+            return self.cuda.free_bytes()
+
+    def release_unused(self) -> None:
+        pass  # it keeps nothing
+
+    def synchronize(self) -> None:
+        if self._handle is not None:
+            self.cuda.call("cudaStreamSynchronize", self._handle)
 
     def close(self) -> None:
         if self._handle is not None:
-            handle, self._handle = self._handle, None
-            self._call("cudaStreamSynchronize", handle)
-            self._call("cudaStreamDestroy", handle)
+            with self.current():
+                self.synchronize()
+                handle, self._handle = self._handle, None
+                self.cuda.call("cudaStreamDestroy", handle)
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        function: Callable[..., tuple[Any, ...]] = getattr(self.cuda, name)
-        status, *result = function(*arguments)
-        if int(status) != 0:
-            raise VortaError(f"{name} on device {self.device} failed: {getattr(status, 'name', status)}")
-        return result[0] if result else None
+    def _array(
+        self, name: str, shape: Sequence[int], dtype: str, owners: list[_CudaBlock] | None = None
+    ) -> DeviceArray:
+        block = self.allocate(f"{name} of shape {tuple(shape)}", byte_size(shape, dtype))
+        if owners is not None:
+            owners.append(block)
+        return DeviceArray(block.pointer, shape, dtype, (CUDA, self.device), block)
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        self.cuda.call("cudaMemcpyAsync", target, source, size, kind, self._handle)
+
+
+class _CudaBlock:
+    """Memory of cudaMalloc; freed with the last array that lies in it. cudaFree waits for whatever uses it."""
+
+    def __init__(self, cuda: CudaRuntime, pointer: int, size: int) -> None:
+        self.pointer, self.size = pointer, size
+        self._free = weakref.finalize(self, cuda.call, "cudaFree", pointer)
+        self._free.atexit = False  # the driver frees everything then
+
+    def free(self) -> None:
+        self._free()

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.manifest import ONNX
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.executor import Executor
+from vorta_trt.runtime.device_array import DeviceArray
+from vorta_trt.runtime.executor import ContextOptions, DeviceUse, Executor, Outputs
+from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.nvtx import nvtx_range
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import (
-    Array,
-    ArrayKind,
+    AnyArray,
     TensorSpec,
+    as_array,
     cast_exactly,
     check_names,
     kind_of,
@@ -25,6 +28,12 @@ from vorta_trt.runtime.tensors import (
     to_numpy,
     to_torch,
 )
+from vorta_trt.runtime.weight_streaming import Budget, check_budget
+
+if TYPE_CHECKING:
+    from vorta_trt.export.metadata import ModelMetadata
+    from vorta_trt.runtime.device_scratch import DeviceScratch
+    from vorta_trt.runtime.layer_times import LayerTimes
 
 EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 ROUTER_DECIDES = -1
@@ -36,6 +45,9 @@ class Engine:
         with Engine("wan.bundle") as engine:
             sample = engine(hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt)["sample"]
 
+    Threads may share an engine: their calls run one after the other. For calls that overlap, give each thread a
+    `context()`, or an engine of its own.
+
     Args:
         path: a bundle folder, an .onnx file, or an opened `Bundle`.
         executor: "tensorrt" is a bundle's default and needs a GPU that the bundle was built for. "onnxruntime" is an
@@ -44,9 +56,22 @@ class Engine:
         device: for tensorrt, "cuda", "cuda:1" or 1. The others run on the CPU: "cpu" or None.
         verify: hash every file of a bundle before loading it (about a second per gigabyte).
 
+    The rest concerns "tensorrt" alone; the others ignore `cuda_graph`, `outputs` and `nvtx`, and refuse the rest:
+        cuda_graph: capture a CUDA graph per optimization profile and input shapes in their second call, and replay it
+            from then on. Inputs are then copied into buffers of the engine. Where TensorRT does not allow it, the
+            engine is launched without, and `fallbacks` counts that. The last 4 sets of shapes are kept.
+        outputs: "copy": the outputs of a call are the caller's. "reuse": they lie in buffers of the engine and are
+            valid until its next call with the same shapes, by whatever thread; spares a copy. NumPy outputs are always
+            copies.
+        scratch: a `DeviceScratch` that this engine shares with others; None: memory for activations of its own.
+        weight_streaming_budget: bytes of weights that stay on the GPU, the rest is copied in every call; "auto" goes by
+            the free memory. For bundles built with --weight-streaming. Excludes CUDA graphs where not all weights fit.
+        nvtx: ranges of every layer for Nsight Systems, which slow launching down. A range per call is always there.
+        fallbacks: counts what runs otherwise than asked for, or refuses it (strict); None: counts of its own.
+
     Attributes:
         inputs, outputs: `TensorSpec`s. metadata: what the exporter wrote (family, geometry,
-            precision, ...), None for a file of another origin.
+            precision, ...), None for a file of another origin. device: "cpu" or "cuda:N". fallbacks: as above.
 
     Raises:
         FileNotFoundError, ValueError, VortaError: no such file, damaged, or it cannot run here; says what to do. There
@@ -60,19 +85,40 @@ class Engine:
         executor: str | None = None,
         device: str | int | None = None,
         verify: bool = True,
+        cuda_graph: bool = True,
+        outputs: Outputs = "copy",
+        scratch: DeviceScratch | None = None,
+        weight_streaming_budget: Budget | None = None,
+        nvtx: bool = False,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
         if executor is not None and executor not in EXECUTORS:
             raise ValueError(f"executor {executor!r}: must be one of {', '.join(EXECUTORS)}")
+        check_budget(weight_streaming_budget)
+        options = ContextOptions(cuda_graph, outputs, scratch, nvtx, Fallbacks() if fallbacks is None else fallbacks)
         target = _read(path, executor, verify)
-        self.path = target.path
-        self.metadata = target.metadata
-        self._executor = _load(target, executor, device)
+        loaded = _load(target, executor, device, options, weight_streaming_budget)
+        self._set(target.path, target.metadata, loaded, options)
+
+    def _set(self, path: Path, metadata: ModelMetadata | None, executor: Executor, options: ContextOptions) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._executor = executor
+        self._options = options
         self.closed = False
 
     @property
     def executor(self) -> str:
         """The name of the executor in use."""
         return self._executor.name
+
+    @property
+    def device(self) -> str:
+        return self._executor.device
+
+    @property
+    def fallbacks(self) -> Fallbacks:
+        return self._options.fallbacks
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -82,33 +128,68 @@ class Engine:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._executor.outputs
 
-    def __call__(self, **inputs: Any) -> dict[str, Array]:
+    def __call__(self, *, step: object = None, **inputs: Any) -> dict[str, Any]:
         """One denoising step.
 
-        Args: the inputs by name, as `Engine.inputs` lists them. `tau` may be left out (the exported default), and so
-            may `route_override` (the router decides everywhere). A tensor of another type is converted where that
-            changes no value.
-        Returns: the outputs by name, NumPy arrays, or torch tensors if any input is one (on the device of the first).
-        Raises: TypeError (name, type), ValueError (shape).
+        Args: the inputs by name, as `Engine.inputs` lists them: NumPy arrays, torch tensors, anything with
+            `__dlpack__`, or numbers. What lies on the engine's GPU, contiguous, is read where it is or copied there.
+            `tau` may be left out (the exported default), and so may `route_override` (the router decides everywhere). A
+            tensor of another type is converted where that changes no value.
+            step: the step's number, for the NVTX range of this call.
+        Returns: the outputs by name: torch tensors, on the device of the first torch tensor (or array with
+            `__dlpack__`) among the inputs; NumPy arrays if there is none. Without a torch that has CUDA, GPU arrays
+            with `__dlpack__` take the place of torch tensors on the GPU. How long they are valid: `outputs`, above.
+        Raises: TypeError (name, type), ValueError (shape), VortaError (TensorRT; memory).
         """
-        if self.closed:
-            raise RuntimeError(f"{self.path}: this engine is closed; open a new one")
-        defaults = self._defaults()
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        check_names(inputs, self.inputs, optional=tuple(defaults))
-        like = self._first_tensor(inputs)
-        feeds: dict[str, Array] = {}
-        for spec in self.inputs:
-            value: Any = inputs[spec.name] if spec.name in inputs else defaults[spec.name]
-            array = np.asarray(value) if kind_of(spec.name, value) is None else value
-            array = cast_exactly(spec.name, array, spec.dtype)
-            spec.check_shape(array.shape)
-            feeds[spec.name] = _as_kind(array, self._executor.array_kind)
-        self._check_batch(feeds)
-        outputs = self._executor.run(feeds)
-        if like is None:
-            return {name: to_numpy(array) for name, array in outputs.items()}
-        return {name: to_torch(array, like.device) for name, array in outputs.items()}
+        feeds, like = self._feeds(inputs)
+        with nvtx_range(f"{self.path.name} step {step}" if step is not None else self.path.name):
+            outputs = self._executor.run(feeds, on_gpu=_on_gpu(like))
+            return {name: _like(array, like) for name, array in outputs.items()}
+
+    def context(
+        self,
+        *,
+        cuda_graph: bool | None = None,
+        outputs: Outputs | None = None,
+        scratch: DeviceScratch | None = None,
+        nvtx: bool | None = None,
+    ) -> Engine:
+        """A second engine on the same weights, whose calls may overlap with those of this one.
+
+        It has a stream, buffers, CUDA graphs and (unless `scratch` says otherwise) memory for activations of its own.
+        The options are this engine's where they are left out. Both may be closed in any order; the weights stay as
+        long as one is open.
+        """
+        self._check_open()
+        options = self._options
+        options = ContextOptions(
+            cuda_graph=options.cuda_graph if cuda_graph is None else cuda_graph,
+            outputs=options.outputs if outputs is None else outputs,
+            scratch=scratch,
+            nvtx=options.nvtx if nvtx is None else nvtx,
+            fallbacks=options.fallbacks,
+        )
+        made = Engine.__new__(Engine)
+        made._set(self.path, self.metadata, self._executor.context(options), options)
+        return made
+
+    def profile(self, *, repeats: int = 10, **inputs: Any) -> LayerTimes:
+        """The time of every layer, over `repeats` runs with these inputs, and by module of the model.
+
+        Raises: as a call does; VortaError where the executor is not "tensorrt".
+        """
+        feeds, _ = self._feeds(inputs)
+        return self._executor.layer_times(feeds, repeats)
+
+    def device_use(self) -> DeviceUse:
+        """Bytes on the GPU now: weights, memory for activations, inputs and outputs kept between calls."""
+        return self._executor.device_use()
+
+    def room_for(self, batch: int) -> tuple[int, int]:
+        """Bytes on the GPU that a call with `batch` samples takes besides what the engine holds now, and bytes that are
+        free there. (0, 0) for executors on the CPU. ValueError for a batch that the engine does not take."""
+        self._check_open()
+        return self._executor.room_for(batch)
 
     def close(self) -> None:
         """Frees the session or the GPU memory. May be called twice."""
@@ -124,6 +205,38 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError(f"{self.path}: this engine is closed; open a new one")
+
+    def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, AnyArray], AnyArray | None]:
+        """Every input of the executor, checked; and the first tensor among them, which says where outputs go."""
+        self._check_open()
+        defaults = self._defaults()
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        check_names(inputs, self.inputs, optional=tuple(defaults))
+        arrays = {name: as_array(name, value) for name, value in inputs.items()}
+        tensors = (name for name, value in inputs.items() if kind_of(name, value) in ("torch", "dlpack"))
+        like = next((arrays[name] for name in tensors), None)
+        feeds: dict[str, AnyArray] = {}
+        for spec in self.inputs:
+            given = arrays[spec.name] if spec.name in arrays else defaults[spec.name]
+            array = cast_exactly(spec.name, given, spec.dtype)
+            spec.check_shape(array.shape)
+            feeds[spec.name] = self._as_kind(spec.name, array)
+        self._check_batch(feeds)
+        return feeds, like
+
+    def _as_kind(self, name: str, array: AnyArray) -> AnyArray:
+        if isinstance(array, DeviceArray):
+            if self.device == "cpu":
+                raise TypeError(
+                    f"{name}: lies on a GPU, executor {self.executor!r} runs on the CPU, and this torch has no CUDA to "
+                    "copy it; copy it to the host first"
+                )
+            return array
+        return to_numpy(array) if self._executor.array_kind == "numpy" else to_torch(array)
+
     def _defaults(self) -> dict[str, np.ndarray[Any, Any]]:
         """The inputs that may be left out, with the values they then have."""
         defaults: dict[str, np.ndarray[Any, Any]] = {}
@@ -134,10 +247,7 @@ class Engine:
                 defaults["route_override"] = np.full(spec.shape, ROUTER_DECIDES, numpy_dtype(spec.dtype))  # [L, N]
         return defaults
 
-    def _first_tensor(self, inputs: dict[str, Any]) -> Any:
-        return next((value for name, value in inputs.items() if kind_of(name, value) == "torch"), None)
-
-    def _check_batch(self, feeds: dict[str, Array]) -> None:
+    def _check_batch(self, feeds: dict[str, AnyArray]) -> None:
         """Axes of one name have one size."""
         seen: dict[str, tuple[str, int]] = {}
         for spec in self.inputs:
@@ -161,14 +271,16 @@ def _read(path: str | Path | Bundle, executor: str | None, verify: bool) -> Targ
         raise
 
 
-def _load(target: Target, executor: str | None, device: str | int | None) -> Executor:
+def _load(
+    target: Target, executor: str | None, device: str | int | None, options: ContextOptions, budget: Budget | None
+) -> Executor:
     if target.bundle is None:
-        return _load_onnx(target.path, executor or "onnxruntime", device)
+        return _load_onnx(target.path, executor or "onnxruntime", device, options, budget)
     if executor in (None, "tensorrt"):
         from vorta_trt.runtime.tensorrt_executor import TensorRTExecutor
 
         try:
-            return TensorRTExecutor(target.bundle, device)
+            return TensorRTExecutor.load(target.bundle, device, options, budget)
         except VortaError as error:
             if executor is None:
                 _say_alternative(target.bundle.path, error)
@@ -178,16 +290,21 @@ def _load(target: Target, executor: str | None, device: str | int | None) -> Exe
             f"{target.path}: executor {executor!r} runs the ONNX file of a bundle, and this one was built without it; "
             "build it with --keep-onnx, or give the exported .onnx file"
         )
-    return _load_onnx(target.onnx_path, str(executor), device)
+    return _load_onnx(target.onnx_path, str(executor), device, options, budget)
 
 
-def _load_onnx(path: Path, executor: str, device: str | int | None) -> Executor:
+def _load_onnx(
+    path: Path, executor: str, device: str | int | None, options: ContextOptions, budget: Budget | None
+) -> Executor:
     if executor == "tensorrt":
         raise VortaError(
             f"{path}: executor 'tensorrt' runs bundles; build one with: vorta-trt build {path.name} -o NAME.bundle"
         )
     if device not in (None, "cpu"):
         raise ValueError(f"device {device!r}: executor {executor!r} runs on the CPU; leave device out")
+    for name, value in (("weight_streaming_budget", budget), ("scratch", options.scratch)):
+        if value is not None:
+            raise ValueError(f"{name}: executor {executor!r} runs on the CPU; leave it out")
     if executor == "reference":
         from vorta_trt.runtime.reference_executor import ReferenceExecutor
 
@@ -204,5 +321,16 @@ def _say_alternative(path: Path, error: VortaError) -> None:
         error.args = (f"{error}\n  {remedy}", *error.args[1:])
 
 
-def _as_kind(array: Array, kind: ArrayKind) -> Array:
-    return to_numpy(array) if kind == "numpy" else to_torch(array)
+def _on_gpu(like: AnyArray | None) -> bool:
+    if like is None or isinstance(like, np.ndarray):
+        return False
+    return isinstance(like, DeviceArray) or like.is_cuda
+
+
+def _like(array: Any, like: AnyArray | None) -> Any:
+    """An output as the caller of the engine gets it."""
+    if isinstance(array, DeviceArray):  # only made where that is what was given
+        return array
+    if like is None or isinstance(like, np.ndarray):
+        return to_numpy(array)
+    return to_torch(array, None if isinstance(like, DeviceArray) else like.device)

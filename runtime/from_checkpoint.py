@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.export.names import OPSET
 from vorta_trt.model.geometry import AttentionGeometry
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Source:
         precision: "fp32", "fp16" or "bf16".
         tau: default routing threshold of the exported model.
         attention_precision: "same" or "fp8", see `RoutedTransformer`.
+        opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
     """
 
     checkpoint: Path
@@ -72,6 +74,7 @@ class Source:
     precision: str = "bf16"
     tau: float | None = None
     attention_precision: str = "same"
+    opset: int = OPSET
 
     def model(self) -> RoutedTransformer:
         """The routed transformer, its weights left on disk."""
@@ -124,7 +127,7 @@ def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
     from vorta_trt.export import export_onnx
 
     report("loading the checkpoint", 0, 0)
-    return export_onnx(source.model(), path, source.precision, progress=_export_progress(report))
+    return export_onnx(source.model(), path, source.precision, opset=source.opset, progress=_export_progress(report))
 
 
 def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
@@ -139,13 +142,18 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     if source.precision == "fp32":
         raise ValueError("precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
     flavour = get_flavour(tensorrt)
+    if source.precision not in flavour.precisions:
+        known = " or ".join(flavour.precisions)
+        raise ValueError(f"precision {source.precision!r}: {flavour.title} has none such; use --precision {known}")
+    opset = flavour.newest_opset or OPSET
     if not (ability := flavour.can_build()):  # before the slow part
         raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
     # The same kind of folder as the build's own: removed at the end, and by the next build if this process is killed.
     with staging_folder(bundle, bool(options.get("overwrite"))) as staging:
         report("loading the checkpoint", 0, 0)
         model = source.model()
-        onnx = export_onnx(model, staging.path / "model.onnx", source.precision, progress=_export_progress(report))
+        path, show = staging.path / "model.onnx", _export_progress(report)
+        onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
         routes = None
         if model.has_router:
             routes = write_routes(model, source.checkpoint, staging.path / "routes.json")

@@ -1,21 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt inspect`: one call for bundles and ONNX files, with a picture of the layers if wanted."""
+"""`vorta-trt inspect`: one call for bundles and ONNX files, with a memory plan and, if asked, a picture of layers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.inspect import BundleReport, OnnxReport, inspect_bundle, inspect_onnx
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
 from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
+from vorta_trt.runtime.target import read_target
 
 
-def inspect_target(path: Path, *, check: bool = False, plot: Path | None = None) -> BundleReport | OnnxReport:
+class BundleInspection(BundleReport):
+    """What is in a bundle, and what of it fits where."""
+
+    memory_plan: MemoryPlan
+
+    def lines(self) -> Iterator[str]:
+        yield from super().lines()
+        yield from self.memory_plan.lines()
+
+
+class OnnxInspection(OnnxReport):
+    """What is in an ONNX file, and what of its engine would fit where."""
+
+    memory_plan: MemoryPlan
+
+    def lines(self) -> Iterator[str]:
+        yield from super().lines()
+        yield from self.memory_plan.lines()
+
+
+def inspect_target(
+    path: Path,
+    *,
+    check: bool = False,
+    plot: Path | None = None,
+    cards: Sequence[float] = CARDS,
+    checkpoint: Path | None = None,
+) -> BundleInspection | OnnxInspection:
     """Reads a bundle folder or an .onnx file; nothing is loaded into TensorRT unless a GPU here can run the bundle.
 
     Args:
         check: hash every file of a bundle. plot: draw the layer graph into this file (.png, .svg, .pdf).
+        cards: GiB of the cards of the memory plan. checkpoint: a pipeline folder, for the plan's text encoder and VAE.
     Raises:
         FileNotFoundError, ValueError, VortaError: no such file, or damaged.
     """
@@ -24,11 +55,14 @@ def inspect_target(path: Path, *, check: bool = False, plot: Path | None = None)
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
         )
     report = inspect_bundle(path, verify=check) if path.is_dir() else inspect_onnx(path)
+    plan = plan_memory(read_target(path), checkpoint, cards)
     if plot is not None:
         from vorta_trt.engines.picture import draw_layers
 
         draw_layers(_layers(path), plot, title=path.name)
-    return report
+    if isinstance(report, BundleReport):
+        return BundleInspection(**dict(report), memory_plan=plan)
+    return OnnxInspection(**dict(report), memory_plan=plan)
 
 
 def _layers(path: Path) -> LayerGraph:

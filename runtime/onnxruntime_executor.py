@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.onnx_file import graph_specs, needs_bfloat16
-from vorta_trt.runtime.tensors import Array, ArrayKind
+from vorta_trt.runtime.tensors import AnyArray, ArrayKind
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from vorta_trt.runtime.layer_times import LayerTimes
 
 
 class OnnxRuntimeExecutor:
@@ -25,6 +30,7 @@ class OnnxRuntimeExecutor:
     """
 
     name = "onnxruntime"
+    device = "cpu"
     array_kind: ArrayKind = "numpy"
 
     def __init__(self, path: Path) -> None:
@@ -37,11 +43,25 @@ class OnnxRuntimeExecutor:
         self.inputs, self.outputs = graph_specs(model)
         self._session: onnxruntime.InferenceSession | None = _session(path)
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        if self._session is None:
-            raise RuntimeError("the executor is closed; make a new Engine")
+    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool = False) -> dict[str, Any]:
+        if (session := self._session) is None:
+            raise RuntimeError(CLOSED)
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))  # any number of threads at a time
+
+    def context(self, options: ContextOptions) -> OnnxRuntimeExecutor:
+        if self._session is None:
+            raise RuntimeError(CLOSED)
+        return copy(self)  # the session is shared, and freed when both are closed
+
+    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+        raise VortaError(NO_LAYER_TIMES.format(name=self.name))
+
+    def device_use(self) -> DeviceUse:
+        return DeviceUse()
+
+    def room_for(self, batch: int) -> tuple[int, int]:
+        return 0, 0
 
     def close(self) -> None:
         self._session = None

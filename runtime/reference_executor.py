@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.export.reference_form import for_reference_evaluator
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.onnx_file import graph_specs
-from vorta_trt.runtime.tensors import Array, ArrayKind
+from vorta_trt.runtime.tensors import AnyArray, ArrayKind
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
+
+    from vorta_trt.runtime.layer_times import LayerTimes
 
 
 class ReferenceExecutor:
@@ -26,6 +32,7 @@ class ReferenceExecutor:
     """
 
     name = "reference"
+    device = "cpu"
     array_kind: ArrayKind = "numpy"
 
     def __init__(self, path: Path) -> None:
@@ -35,13 +42,29 @@ class ReferenceExecutor:
         model = read_onnx(path).model
         self.inputs, self.outputs = graph_specs(model)
         onnx.load_external_data_for_model(model, str(path.parent))
+        self._lock = threading.Lock()  # an evaluator keeps its results in itself
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(for_reference_evaluator(model))
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        if self._evaluator is None:
-            raise RuntimeError("the executor is closed; make a new Engine")
+    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool = False) -> dict[str, Any]:
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._evaluator.run(names, dict(feeds)), strict=True))
+        with self._lock:
+            if self._evaluator is None:
+                raise RuntimeError(CLOSED)
+            return dict(zip(names, self._evaluator.run(names, dict(feeds)), strict=True))
+
+    def context(self, options: ContextOptions) -> ReferenceExecutor:
+        if self._evaluator is None:
+            raise RuntimeError(CLOSED)
+        return copy(self)  # with the same lock: the contexts take turns
+
+    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+        raise VortaError(NO_LAYER_TIMES.format(name=self.name))
+
+    def device_use(self) -> DeviceUse:
+        return DeviceUse()
+
+    def room_for(self, batch: int) -> tuple[int, int]:
+        return 0, 0
 
     def close(self) -> None:
         self._evaluator = None

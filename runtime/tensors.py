@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor descriptions and the conversions at the edge of an engine: NumPy or torch in, the same kind out.
+"""Tensor descriptions and the conversions at the edge of an engine: NumPy, torch or DLPack in, the same kind out.
 
 A tensor changes its type on the way in only where no value changes: bfloat16 to float32 is fine, float32 to bfloat16 is
 the caller's decision and therefore an error here.
@@ -7,6 +7,7 @@ the caller's decision and therefore an error here.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from vorta_trt.runtime.device_array import CPU, DeviceArray
+
 if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+AnyArray: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor | DeviceArray"
 ArrayKind: TypeAlias = Literal["numpy", "torch"]
 
 # Bits of a type's significand, with the implicit one, and of its exponent: more of both hold every value of less.
@@ -70,8 +74,8 @@ class TensorSpec:
                 )
 
 
-def kind_of(name: str, value: object) -> ArrayKind | None:
-    """ "numpy" or "torch" for arrays, None for numbers and lists; TypeError for anything else."""
+def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
+    """ "numpy", "torch" or, for arrays of other libraries, "dlpack"; None for numbers and lists; else TypeError."""
     if isinstance(value, np.ndarray):
         return "numpy"
     torch = sys.modules.get("torch")  # nobody can hold a tensor without having imported torch
@@ -79,13 +83,37 @@ def kind_of(name: str, value: object) -> ArrayKind | None:
         return "torch"
     if isinstance(value, bool | int | float | list | tuple | np.generic):
         return None
+    if hasattr(value, "__dlpack__"):
+        return "dlpack"
     raise TypeError(
-        f"{name} of type {type(value).__name__}: inputs are NumPy arrays or torch tensors; convert it first"
+        f"{name} of type {type(value).__name__}: inputs are NumPy arrays or torch tensors, or "
+        "anything with __dlpack__; convert it first"
     )
 
 
-def dtype_name(array: Array) -> str:
-    """NumPy's spelling of the type, for both kinds of array."""
+def as_array(name: str, value: Any) -> AnyArray:
+    """An input of any kind as an array, without a copy for those that are arrays.
+
+    Arrays of other libraries become torch tensors, or `DeviceArray`s on a GPU that this torch cannot reach.
+    """
+    kind = kind_of(name, value)
+    if kind is None:
+        return np.asarray(value)
+    if kind != "dlpack":
+        array: Array = value
+        return array
+    import torch
+
+    if torch.version.cuda is None and value.__dlpack_device__()[0] != CPU:
+        return DeviceArray.from_dlpack(name, value)
+    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(value)
+    return tensor
+
+
+def dtype_name(array: AnyArray) -> str:
+    """NumPy's spelling of the type, for every kind of array."""
+    if isinstance(array, DeviceArray):
+        return array.dtype
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
 
 
@@ -97,6 +125,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     return np.dtype(name)
+
+
+def byte_size(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of an array without gaps."""
+    return math.prod(shape) * numpy_dtype(dtype).itemsize
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -126,7 +159,7 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
     return array if device is None else array.to(device)
 
 
-def cast_exactly(name: str, array: Array, dtype: str) -> Array:
+def cast_exactly(name: str, array: AnyArray, dtype: str) -> AnyArray:
     """`array` as `dtype` if that changes no value, else TypeError with the rule and the remedy.
 
     Floats may become wider; integers and booleans may become any type that holds their values; float64, which is what
@@ -135,6 +168,11 @@ def cast_exactly(name: str, array: Array, dtype: str) -> Array:
     given = dtype_name(array)
     if given == dtype:
         return array
+    if isinstance(array, DeviceArray):
+        raise TypeError(
+            f"{name} of type {given}: the engine takes {dtype}, and what lies in another library's memory is not "
+            f"converted; convert it yourself"
+        )
     if _always_exact(given, dtype):
         return _cast(array, dtype)
     by_value = given.startswith(("int", "uint", "bool")) or (given == "float64" and dtype == "float32")

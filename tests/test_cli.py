@@ -226,6 +226,11 @@ def test_inspect(wan: Wan, tmp_path: Path) -> None:
         content = json.loads(vorta("inspect", target, "--json").out)
         assert content["network"]["plugin_layers"] == 2
     assert vorta("inspect", wan.bundle, "--check").code == 0
+    assert "141 GiB: guidance batched" in vorta("inspect", wan.bundle).out
+    (card,) = json.loads(vorta("inspect", wan.bundle, "--memory", 8, "--json").out)["memory_plan"]["cards"]
+    assert (card["gib"], card["fits"], card["text_encoder"]) == (8, True, None)
+    fails("inspect", wan.bundle, "--memory", 0, message="memory 0: must be the GiB of a card")
+    fails("inspect", wan.bundle, "--checkpoint", tmp_path, message="neither text_encoder/ nor vae/ with weights")
 
 
 def test_verify_passes(wan: Wan) -> None:

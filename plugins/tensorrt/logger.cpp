@@ -19,14 +19,17 @@ enum class LoggerLayout { kUnknown, kPlain, kVersioned };
 std::atomic<plain::ILoggerFinder*> plainFinder{nullptr};
 std::atomic<versioned::ILoggerFinder*> versionedFinder{nullptr};
 
-// `version` is major * 10000 + minor * 100 + patch. TensorRT-RTX counts from 1; 1.7 has the new layout, older ones were
-// not looked at.
+// `version` is major * 10000 + minor * 100 + patch, and was major * 1000 + ... up to TensorRT 9. TensorRT-RTX counts
+// from 1; 1.7 has the new layout, older ones were not looked at.
 LoggerLayout layoutOf(int32_t version) {
+  constexpr int32_t kTensorRt86 = 8600;
+  constexpr int32_t kTensorRt87 = 8700;
   constexpr int32_t kRtxVersioned = 10700;
   constexpr int32_t kTensorRt10 = 100000;
   constexpr int32_t kTensorRt11 = 110000;
   if (version >= kTensorRt11) return LoggerLayout::kVersioned;
   if (version >= kTensorRt10) return LoggerLayout::kPlain;
+  if (version >= kTensorRt86 && version < kTensorRt87) return LoggerLayout::kPlain;
   return version >= kRtxVersioned ? LoggerLayout::kVersioned : LoggerLayout::kUnknown;
 }
 

@@ -13,7 +13,7 @@ namespace vorta::plugin {
 // The same values in every version.
 enum class Severity : int32_t { kINTERNAL_ERROR = 0, kERROR = 1, kWARNING = 2, kINFO = 3, kVERBOSE = 4 };
 
-// TensorRT 10.
+// TensorRT 8.6 and 10.
 namespace plain {
 
 class ILogger {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "layer.h"
 #include "logger.h"
 #include "shapes.h"
 
@@ -42,13 +43,6 @@ std::vector<Dims> shapesOf(const trt::DimsExprs* tensors, int32_t count) {
     shapes.push_back(dims);
   }
   return shapes;
-}
-
-// Strides of a row-major [B, S+T, N, D] tensor along batch, token and head, in elements.
-void setStrides(const Dims& dims, int64_t (&strides)[3]) {
-  strides[2] = dims.d[3];
-  strides[1] = dims.d[2] * strides[2];
-  strides[0] = dims.d[1] * strides[1];
 }
 
 }  // namespace
@@ -133,11 +127,7 @@ size_t RoutedAttentionPlugin::getWorkspaceSize(const trt::DynamicPluginTensorDes
                                                int32_t outputCount) const noexcept {
   return guarded<size_t>("getWorkspaceSize", 0, [&] {
     checkCounts(attributes_, inputCount, outputCount);
-    const auto problem =
-        checkedProblemOf(attributes_, inputs[kQuery].desc.type, shapesOf(inputs, inputCount, Bound::kMax));
-    size_t bytes = 0;
-    if (vorta_routed_attention_workspace_size(&problem, &bytes) != VORTA_OK) throw PluginError(vorta_last_error());
-    return bytes;
+    return workspaceBytes(attributes_, inputs[kQuery].desc.type, shapesOf(inputs, inputCount, Bound::kMax));
   });
 }
 
@@ -154,24 +144,7 @@ int32_t RoutedAttentionPlugin::enqueue(const trt::PluginTensorDesc* inputDescs,
                                        const trt::PluginTensorDesc* /*outputDescs*/, const void* const* inputs,
                                        void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
   return guarded("enqueue", kFailure, [&] {
-    const auto problem = problemOf(attributes_, inputDescs[kQuery].type, inputDescs[kQuery].dims);
-    vorta_routed_attention_tensors tensors{};
-    tensors.struct_size = sizeof(tensors);
-    tensors.query = inputs[kQuery];
-    tensors.key = inputs[kKey];
-    tensors.value = inputs[kValue];
-    tensors.routes = static_cast<const int32_t*>(inputs[kRoutes]);
-    if (attributes_.textTokens > 0) tensors.text_length = static_cast<const int32_t*>(inputs[kTextLength]);
-    tensors.output = outputs[kAttention];
-    for (auto* strides : {&tensors.query_stride, &tensors.key_stride, &tensors.value_stride, &tensors.output_stride}) {
-      setStrides(inputDescs[kQuery].dims, *strides);
-    }
-    tensors.workspace = workspace;
-    // TensorRT gave what getWorkspaceSize() asked for at the profile's maximum, which is at least this.
-    if (vorta_routed_attention_workspace_size(&problem, &tensors.workspace_bytes) != VORTA_OK ||
-        vorta_routed_attention_enqueue(&problem, &tensors, stream) != VORTA_OK) {
-      throw PluginError(vorta_last_error());
-    }
+    launch(attributes_, inputDescs[kQuery].type, inputDescs[kQuery].dims, inputs, outputs, workspace, stream);
     return kSuccess;
   });
 }

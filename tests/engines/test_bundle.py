@@ -123,7 +123,7 @@ def test_another_tensorrt_version(bundle: Path) -> None:
 
 def test_an_unknown_flavour(bundle: Path) -> None:
     edit(bundle, reseal=True, engine__flavour="openvino")
-    assert "'openvino': unknown; use one of rtx, tensorrt, lean, dispatch" in problems(bundle)
+    assert "'openvino': unknown; use one of rtx, tensorrt, tensorrt8, lean, dispatch" in problems(bundle)
 
 
 def test_a_flavour_that_is_not_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, flavour: Flavour, version: str | 
 
 
 def test_an_unknown_flavour_lists_the_known_ones(tmp_path: Path) -> None:
-    words = "TensorRT flavour 'openvino': unknown; use one of rtx, tensorrt, lean, dispatch"
+    words = "TensorRT flavour 'openvino': unknown; use one of rtx, tensorrt, tensorrt8, lean, dispatch"
     with pytest.raises(FlavourError, match=words):
         get_flavour("openvino")
     with pytest.raises(FlavourError, match=words):
@@ -43,7 +43,7 @@ def test_an_unknown_flavour_lists_the_known_ones(tmp_path: Path) -> None:
 
 def test_rtx_builds_here() -> None:
     reports = {report.name: report for report in available_flavours()}
-    assert list(reports) == ["rtx", "tensorrt", "lean", "dispatch"]
+    assert list(reports) == ["rtx", "tensorrt", "tensorrt8", "lean", "dispatch"]
     assert reports["rtx"].build and reports["rtx"].version
     for name in ("lean", "dispatch"):
         assert not reports[name].build and "has no builder" in reports[name].build.reason

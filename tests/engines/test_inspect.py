@@ -15,7 +15,7 @@ from vorta_trt.engines import inspect as inspect_module
 from vorta_trt.engines.flavours import Ability, Flavour
 from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.layers import Layer, LayerGraph, Tensor, read_layers, readable_bytes, scope_of_name
-from vorta_trt.engines.modules import collapse
+from vorta_trt.engines.modules import collapse, module_of_layer
 from vorta_trt.engines.picture import caption
 
 
@@ -153,6 +153,23 @@ def test_a_coarser_view_keeps_the_plugin_and_the_order() -> None:
 def test_weights_and_nameless_layers_join_their_user() -> None:
     graph = chain("patch/Conv", "noname", "proj_out/MatMul")
     assert [(module.name, module.layers) for module in collapse(graph).modules] == [("patch", 1), ("proj_out", 2)]
+
+
+@pytest.mark.parametrize(
+    ("names", "module"),
+    [
+        (["blocks.3.attn1.to_q/MatMul", "blocks.3.attn1.norm_q/Mul"], "blocks.*.attn1"),
+        (["blocks.0.attn1.to_q/MatMul + blocks.0.attn1.to_q/Add"], "blocks.*.attn1.to_q"),
+        (["blocks.3.attn1/RoutedAttention"], "blocks.*.attn1/RoutedAttention"),
+        (["{ForeignNode[blocks.0.norm1/Mul...blocks.0.ffn/MatMul]}"], "blocks.*"),
+        (["Reformatting CopyNode for Input Tensor 0 to proj_out/MatMul"], "proj_out"),
+        (["blocks.0/Add", "blocks.1/Mul"], "blocks.*"),
+        (["blocks.0/Add", "proj_out/MatMul"], ""),
+        (["val_17"], ""),
+    ],
+)
+def test_modules_of_engine_layers(names: list[str], module: str) -> None:
+    assert module_of_layer(names) == module
 
 
 def test_captions() -> None:

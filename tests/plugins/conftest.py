@@ -17,10 +17,12 @@ from vorta_trt.plugins import library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugins" / "tensorrt"
+PLUGIN8 = ROOT / "plugins" / "tensorrt8"
 DRIVER = Path(__file__).parent / "driver"
 
 #: What getInferLibVersion() of the TensorRT that the driver plays says by default.
 TENSORRT_11 = 110400
+TENSORRT_8 = 8600
 
 Compile = Callable[..., Path]
 
@@ -72,12 +74,14 @@ class Findings:
 class Driver:
     """Runs the driver in a process of its own: a crash of the plugin is a failed test, not a dead session."""
 
-    def __init__(self, program: Path, library: Path) -> None:
+    def __init__(self, program: Path, library: Path, version: int = TENSORRT_11) -> None:
         self.program = program
         self.library = library
+        self.version = version
 
-    def __call__(self, command: str, *arguments: str, version: int = TENSORRT_11) -> Findings:
-        line = [str(self.program), str(self.library), str(version), command, *arguments]
+    def __call__(self, command: str, *arguments: str, version: int | None = None) -> Findings:
+        said = self.version if version is None else version
+        line = [str(self.program), str(self.library), str(said), command, *arguments]
         result = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
         pairs = [text.partition(":") for text in result.stdout.splitlines()]
         findings = Findings([(key, value.strip()) for key, _, value in pairs], result.stderr)
@@ -98,8 +102,21 @@ def driver(driver_program: Path) -> Driver:
 
 
 @pytest.fixture(scope="session")
-def recording_driver(driver_program: Path, compile_cpp: Compile) -> Driver:
-    """Drives the same plugin over a C API that prints its arguments."""
-    sources = [*sorted(PLUGIN.glob("*.cpp")), DRIVER / "recording_c_api.cpp"]
+def recording_library(compile_cpp: Compile) -> Path:
+    """The plugin with the interfaces of all versions of TensorRT, over a C API that prints its arguments."""
+    sources = [*sorted(PLUGIN.glob("*.cpp")), *sorted(PLUGIN8.glob("*.cpp")), DRIVER / "recording_c_api.cpp"]
     includes = [f"-I{PLUGIN}", f"-I{ROOT / 'plugins' / 'include'}"]
-    return Driver(driver_program, compile_cpp("librecording.so", *includes, *sources, shared=True))
+    return compile_cpp("librecording.so", *includes, *sources, shared=True)
+
+
+@pytest.fixture(scope="session")
+def recording_driver(driver_program: Path, recording_library: Path) -> Driver:
+    """Drives the same plugin over a C API that prints its arguments."""
+    return Driver(driver_program, recording_library)
+
+
+@pytest.fixture(scope="session")
+def driver8(compile_cpp: Compile, recording_library: Path) -> Driver:
+    """Drives the plugin as TensorRT 8.6 does."""
+    program = compile_cpp("driver8", f"-I{PLUGIN}", f"-I{PLUGIN8}", DRIVER / "driver8.cpp")
+    return Driver(program, recording_library, TENSORRT_8)

@@ -2,8 +2,9 @@
 """Our declarations of TensorRT's plugin interface agree with its headers: values, layouts, slots, names.
 
 ``tests/data/tensorrt_abi.json`` holds the facts of TensorRT 10.0 to 11.1, which ``list_abi.cpp`` listed from their
-headers. With ``VORTA_TENSORRT_INCLUDE_DIR`` set, those headers are compared too (``VORTA_CUDA_INCLUDE_DIR`` names the
-folder of cuda_runtime_api.h if it is not that of the package nvidia-cuda-runtime).
+headers, ``tensorrt8_abi.json`` those of TensorRT 8.6. With ``VORTA_TENSORRT_INCLUDE_DIR`` or
+``VORTA_TENSORRT8_INCLUDE_DIR`` set, those headers are compared too (``VORTA_CUDA_INCLUDE_DIR`` names the folder of
+cuda_runtime_api.h if it is not that of the package nvidia-cuda-runtime).
 """
 
 from __future__ import annotations
@@ -77,6 +78,29 @@ def test_declarations_agree_with_installed_headers(our_facts: Facts, compile_cpp
     quiet = "-Wno-error=deprecated-declarations"
     program = compile_cpp("list_abi_theirs", "-DVORTA_USE_TENSORRT_HEADERS", quiet, f"-I{PLUGIN}", *system, LISTING)
     assert_agree(our_facts, listed(program))
+
+
+# -- TensorRT 8.6 ------------------------------------------------------------------------------------------------------
+
+PLUGIN8 = ROOT / "plugins" / "tensorrt8"
+LISTING8 = PLUGIN8 / "conformance" / "list_abi.cpp"
+INCLUDES8 = [f"-I{PLUGIN}", f"-I{PLUGIN / 'conformance'}", f"-I{PLUGIN8}"]
+KNOWN8 = json.loads((ROOT / "tests" / "data" / "tensorrt8_abi.json").read_text())
+
+
+def test_declarations_agree_with_tensorrt_8(compile_cpp: Any) -> None:
+    ours = listed(compile_cpp("list_abi8_ours", *INCLUDES8, LISTING8))
+    assert KNOWN8 and all(known["facts"] == ours for known in KNOWN8)
+    assert all(slot >= 0 for functions in ours["slots"].values() for slot in functions.values())
+
+
+def test_declarations_agree_with_installed_headers_of_tensorrt_8(compile_cpp: Any) -> None:
+    headers = os.environ.get("VORTA_TENSORRT8_INCLUDE_DIR")
+    if not headers:
+        pytest.skip("VORTA_TENSORRT8_INCLUDE_DIR is not set: no TensorRT 8.6 headers to compare with")
+    system = [argument for folder in (headers, cuda_include()) if folder for argument in ("-isystem", folder)]
+    real = ["-DVORTA_USE_TENSORRT8_HEADERS", "-Wno-error=deprecated-declarations"]
+    assert listed(compile_cpp("list_abi8_theirs", *real, *INCLUDES8, *system, LISTING8)) == KNOWN8[0]["facts"]
 
 
 def test_plugin_compiles_against_installed_headers(compile_cpp: Any) -> None:

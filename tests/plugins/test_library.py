@@ -66,7 +66,9 @@ def test_library_shows_only_its_interface(without_override: None) -> None:
         ["nm", "-D", "--defined-only", library_path()], capture_output=True, text=True, check=True
     ).stdout
     names = {line.split()[-1] for line in symbols.splitlines()}
-    assert {name for name in names if not name.startswith("vorta_")} == {"getCreators", "setLoggerFinder"}
+    entry_points = {name for name in names if not name.startswith("vorta_")}
+    entry_points -= {"getPluginCreators"}  # of a library that was built with VORTA_TENSORRT8=ON
+    assert entry_points == {"getCreators", "setLoggerFinder"}
     dynamic = subprocess.run(["readelf", "-d", library_path()], capture_output=True, text=True, check=True).stdout
     assert "RPATH" not in dynamic
     assert "RUNPATH" not in dynamic

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from vorta_trt.engines import Bundle, build_engine
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime import Engine
+from vorta_trt.runtime import DeviceScratch, Engine
 
 NEEDED = ("hidden_states", "timestep", "encoder_hidden_states")
 
@@ -113,6 +114,29 @@ def test_closing(model: RoutedTransformer, fp32: Path, seed: int) -> None:
         engine(**example(model, 1, seed))
 
 
+def test_a_context_on_the_cpu_shares_the_session(model: RoutedTransformer, fp32: Path, seed: int) -> None:
+    inputs = example(model, 1, seed)
+    engine = Engine(fp32)
+    expected = engine(**inputs)["sample"]
+    other = engine.context()
+    engine.close()
+    with pytest.raises(RuntimeError, match="this engine is closed; open a new one"):
+        engine.context()
+    with other:
+        assert torch.equal(other(**inputs)["sample"], expected)
+        assert (other.device, other.device_use().weights) == ("cpu", 0)
+        with pytest.raises(VortaError, match="executor 'onnxruntime' has no times per layer; run the bundle with"):
+            other.profile(**inputs)
+
+
+def test_threads_on_the_cpu(model: RoutedTransformer, fp32: Path, seed: int) -> None:
+    inputs = [example(model, 1, seed + number) for number in range(3)]
+    with Engine(fp32) as engine, ThreadPoolExecutor(3) as pool:
+        expected = [engine(**each)["sample"] for each in inputs]
+        for result, wanted in zip(pool.map(lambda each: engine(**each)["sample"], inputs), expected, strict=True):
+            assert torch.equal(result, wanted)
+
+
 def test_bfloat16_needs_the_reference_evaluator(model: RoutedTransformer, bf16: Path, seed: int) -> None:
     with pytest.raises(ValueError, match='is in bfloat16: .* use executor="reference"'):
         Engine(bf16)
@@ -194,7 +218,13 @@ def test_arguments(fp32: Path) -> None:
         Engine(fp32, executor="tensorrt")
     with pytest.raises(ValueError, match="device 'cuda': executor 'onnxruntime' runs on the CPU"):
         Engine(fp32, device="cuda")
-    Engine(fp32, device="cpu").close()
+    with pytest.raises(
+        ValueError, match="weight_streaming_budget: executor 'onnxruntime' runs on the CPU; leave it out"
+    ):
+        Engine(fp32, weight_streaming_budget=0)
+    with DeviceScratch() as scratch, pytest.raises(ValueError, match="scratch: executor 'reference' runs on the CPU"):
+        Engine(fp32, executor="reference", scratch=scratch)
+    Engine(fp32, device="cpu", cuda_graph=False, outputs="reuse").close()
 
 
 def _file(path: Path, content: bytes) -> Path:

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vorta_trt.engines import BuildError, BundleWriteError
+from vorta_trt.engines import BuildError, BundleWriteError, get_flavour
+from vorta_trt.engines.flavours import Ability
+from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry, RouteTable
 from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
-from vorta_trt.runtime import from_checkpoint
+from vorta_trt.runtime import Engine, from_checkpoint
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 
 
@@ -137,3 +140,25 @@ def test_a_failed_build_leaves_nothing(wan: Any, tmp_path: Path, monkeypatch: py
     with pytest.raises(MemoryError):
         build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_8_gets_opset_17_in_float16(wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its file is nothing that ONNX Runtime could run."""
+    monkeypatch.setattr(type(get_flavour("tensorrt8")), "can_build", lambda self: Ability(True, "stands in for a GPU"))
+    kept = tmp_path / "kept.onnx"
+
+    def keep(onnx: Path, *arguments: Any, **options: Any) -> None:
+        assert options["tensorrt"] == "tensorrt8"
+        shutil.copy(onnx, kept)
+
+    monkeypatch.setattr(from_checkpoint, "build_onnx", keep)
+    for precision in ("bf16", "fp32"):
+        with pytest.raises(ValueError, match=f"precision '{precision}'.*use --precision"):
+            source = Source(wan.checkpoint, wan.router, precision=precision)
+            build_checkpoint(source, tmp_path / "m.bundle", silent, tensorrt="tensorrt8")
+    build_checkpoint(
+        Source(wan.checkpoint, wan.router, precision="fp16"), tmp_path / "m.bundle", silent, tensorrt="tensorrt8"
+    )
+    assert (read_metadata(kept).opset, read_metadata(kept).precision) == (17, "fp16")
+    with pytest.raises(ValueError, match="has no portable form of vorta::RoutedAttention, as files of opset 17"):
+        Engine(kept)

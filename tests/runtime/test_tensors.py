@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.runtime.tensors import TensorSpec, cast_exactly, check_names, dtype_name, kind_of, to_numpy, to_torch
+from vorta_trt.runtime.tensors import (
+    TensorSpec,
+    as_array,
+    byte_size,
+    cast_exactly,
+    check_names,
+    dtype_name,
+    kind_of,
+    to_numpy,
+    to_torch,
+)
 
 SPEC = TensorSpec("latents", "float16", ("batch", 4, 6), (1, 4, 6), (3, 4, 6))
 
@@ -118,3 +128,27 @@ def test_only_arrays_and_numbers_are_inputs() -> None:
     assert kind_of("tau", [0.3]) is None
     with pytest.raises(TypeError, match="tau of type str: inputs are NumPy arrays or torch tensors"):
         kind_of("tau", "0.3")
+
+
+class OfAnotherLibrary:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+
+def test_arrays_of_other_libraries_are_torch_tensors_without_a_copy() -> None:
+    tensor = torch.arange(6).bfloat16()
+    other = OfAnotherLibrary(tensor)
+    assert kind_of("latents", other) == "dlpack"
+    taken = as_array("latents", other)
+    assert isinstance(taken, torch.Tensor)
+    assert taken.data_ptr() == tensor.data_ptr() and torch.equal(taken, tensor)
+    assert as_array("latents", tensor) is tensor
+    np.testing.assert_array_equal(as_array("tau", [0.5]), np.array([0.5]))
+
+
+def test_byte_sizes() -> None:
+    assert [byte_size(shape, dtype) for shape, dtype in (((2, 3), "bfloat16"), ((), "float32"), ((0, 4), "int32"))] == [
+        12,
+        4,
+        0,
+    ]

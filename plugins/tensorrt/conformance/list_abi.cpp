@@ -4,56 +4,18 @@
 // virtual tables, interface versions and C++ type names. Compiled once against our declarations and once against a
 // TensorRT installation's headers (-DVORTA_USE_TENSORRT_HEADERS), both have to agree; the probes below also make the
 // compiler compare every signature. Assumes the Itanium C++ ABI.
-#include <cstddef>
 #include <cstdio>
-#include <cstring>
-#include <initializer_list>
 #include <type_traits>
 #include <typeinfo>
 
+#include "facts.h"
 #include "logger_abi.h"
 #include "tensorrt_api.h"
 
 namespace {
 
 namespace trt = vorta::trt;
-
-struct Fact {
-  const char* name;
-  long long value;
-};
-
-void printFacts(const char* group, std::initializer_list<Fact> facts) {
-  std::printf("    \"%s\": {", group);
-  const char* separator = "";
-  for (const Fact& fact : facts) {
-    std::printf("%s\"%s\": %lld", separator, fact.name, fact.value);
-    separator = ", ";
-  }
-  std::printf("}");
-}
-
-// Index of a virtual function in its class's table: a pointer to a virtual member is 1 + the byte offset of its slot.
-template <typename Member>
-long long slotOf(Member member) {
-  struct {
-    std::ptrdiff_t function;
-    std::ptrdiff_t adjustment;
-  } raw;
-  static_assert(sizeof(raw) == sizeof(member));
-  std::memcpy(&raw, &member, sizeof(raw));
-  const bool isVirtual = (raw.function & 1) == 1 && raw.adjustment == 0;
-  return isVirtual ? (raw.function - 1) / static_cast<std::ptrdiff_t>(sizeof(void*)) : -1;
-}
-
-#define VALUE(type, enumerator) \
-  Fact { #enumerator, static_cast<long long>(trt::type::enumerator) }
-#define FIELD(type, field) \
-  Fact { #field, static_cast<long long>(offsetof(trt::type, field)) }
-#define SIZES(type) \
-  Fact{"sizeof", sizeof(trt::type)}, Fact { "alignof", alignof(trt::type) }
-#define SLOT(type, function) \
-  Fact { #function, slotOf(&trt::type::function) }
+using namespace conformance;
 
 // --- Probes: the least classes that implement each interface; `override` makes the compiler check the signatures. ---
 
@@ -134,15 +96,6 @@ struct ExprBuilderProbe : trt::IExprBuilder {
   static constexpr auto pointer = &ExprBuilderProbe::mImpl;
   using trt::IExprBuilder::mImpl;
 };
-
-// A pointer to a data member is the member's offset.
-template <typename Member>
-long long offsetOf(Member member) {
-  std::ptrdiff_t offset = 0;
-  static_assert(sizeof(offset) == sizeof(member));
-  std::memcpy(&offset, &member, sizeof(offset));
-  return offset;
-}
 
 template <typename Probe>
 void printInterface(const char* name, const char* end) {

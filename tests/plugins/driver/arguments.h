@@ -115,6 +115,20 @@ struct Inputs {
   }
 };
 
+// Reads field=... and input=... from the fifth argument on.
+inline void readArguments(int count, char** arguments, Fields& fields, Inputs& inputs) {
+  for (int i = 4; i < count; ++i) {
+    const std::string argument = arguments[i];
+    if (argument.rfind("field=", 0) == 0) {
+      fields.add(argument.substr(6));
+    } else if (argument.rfind("input=", 0) == 0) {
+      inputs.add(argument.substr(6));
+    } else {
+      fail("argument " + argument);
+    }
+  }
+}
+
 }  // namespace driver
 
 #endif  // VORTA_TESTS_ARGUMENTS_H_

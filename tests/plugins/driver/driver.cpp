@@ -226,16 +226,7 @@ int main(int argumentCount, char** arguments) {
   trt::IPluginCreatorInterface* const* creators = getCreators(creatorCount);
   if (creatorCount != 1) fail("expected one creator, got " + std::to_string(creatorCount));
   Session session{static_cast<trt::IPluginCreatorV3One*>(creators[0]), {}, {}, nullptr};
-  for (int i = 4; i < argumentCount; ++i) {
-    const std::string argument = arguments[i];
-    if (argument.rfind("field=", 0) == 0) {
-      session.fields.add(argument.substr(6));
-    } else if (argument.rfind("input=", 0) == 0) {
-      session.inputs.add(argument.substr(6));
-    } else {
-      fail("argument " + argument);
-    }
-  }
+  readArguments(argumentCount, arguments, session.fields, session.inputs);
 
   const std::map<std::string, std::function<void(Session&)>> onCreator = {{"creator", describeCreator},
                                                                           {"create", create},

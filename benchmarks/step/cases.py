@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: whole transformers at their published sizes with random weights, and the routes of their heads.
+
+Letters: L layers, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.benchmarks.cases import FULL_SHARE
+from vorta_trt.model import AttentionGeometry, Branch
+from vorta_trt.model.transformer import family_of
+from vorta_trt.model.transformer_flops import other_flops
+
+DENSE = "dense"
+MIXES = ("30/70", "50/50", "70/30")  # coreset / sliding, in percent of the heads that are not full
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One model at one video size, batch 1.
+
+    Args:
+        name: of the model. family: "wan" or "hunyuan_video". video: frames, height, width in pixels.
+        config: of the diffusers transformer, where it differs from the defaults: those are Wan 14B's, HunyuanVideo's.
+        passes: of the transformer in a step of ordinary sampling: 2 with classifier-free guidance, 1 where guidance is
+            an input of the model. shift: of the schedule.
+    """
+
+    name: str
+    family: str
+    config: Mapping[str, Any]
+    video: tuple[int, int, int]
+    passes: int
+    shift: float
+
+    @cached_property
+    def geometry(self) -> AttentionGeometry:
+        return AttentionGeometry.for_video(*self.video, self.family)
+
+    def with_layers(self, layers: int) -> StepCase:
+        """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""
+        if layers < 1:
+            raise ValueError(f"layers {layers}: must be at least 1")
+        if self.family == "wan":
+            return replace(self, config={**self.config, "num_layers": layers})
+        dual = max(1, round(layers / 3))
+        return replace(self, config={**self.config, "num_layers": dual, "num_single_layers": layers - dual})
+
+    def flops(self, config: Mapping[str, Any], routes: Tensor) -> float:
+        """Of one pass with these routes, int32 [L, N]; `config` is the whole one, with the defaults."""
+        other = other_flops(self.family, config, self.geometry, has_router=True)
+        head_dim = int(config["attention_head_dim"])
+        attention = sum(
+            int((routes == int(branch)).sum()) * self.geometry.attention_flops(branch, head_dim) for branch in Branch
+        )
+        return float(sum(other.values()) + attention)
+
+    def layers_and_heads(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        return sum(family_of(self.family).block_stacks(config).values()), int(config["num_attention_heads"])
+
+    def __str__(self) -> str:
+        return f"{self.name} {'x'.join(map(str, self.video))}, {self.geometry.tokens:,} tokens"
+
+
+CASES = {
+    case.name: case
+    for case in (
+        StepCase(
+            "wan-1.3b",
+            "wan",
+            {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
+            (81, 480, 832),
+            passes=2,
+            shift=3.0,
+        ),
+        StepCase("wan-14b", "wan", {}, (77, 720, 1280), passes=2, shift=5.0),
+        StepCase("hunyuan-video", "hunyuan_video", {}, (117, 720, 1280), passes=1, shift=7.0),
+    )
+}
+
+
+def select_case(name: str, layers: int | None = None) -> StepCase:
+    """Raises ValueError for an unknown name."""
+    if name not in CASES:
+        raise ValueError(f"model {name!r}: must be one of {', '.join(CASES)}")
+    return CASES[name] if layers is None else CASES[name].with_layers(layers)
+
+
+def mixed_routes(mix: str, layers: int, heads: int, seed: int = 0) -> Tensor:
+    """A branch for every head, int32 [L, N]: 0.2 % full, at least one; the others split by `mix`, spread at random.
+
+    Args:
+        mix: "dense", or the shares of coreset and sliding among the other heads in percent, "30/70".
+    Raises: ValueError.
+    """
+    total = layers * heads
+    if mix == DENSE:
+        return torch.zeros(layers, heads, dtype=torch.int32)
+    parts = mix.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or sum(map(int, parts)) != 100:
+        raise ValueError(f"mix {mix!r}: must be 'dense' or percent of coreset and sliding heads, e.g. 50/50")
+    full = max(1, round(FULL_SHARE * total))
+    coreset = round((total - full) * int(parts[0]) / 100)
+    routes = torch.full((total,), int(Branch.SLIDING), dtype=torch.int32)  # [L N]
+    routes[:full] = int(Branch.FULL)
+    routes[full : full + coreset] = int(Branch.CORESET)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return routes[order].view(layers, heads)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer of a case, made on the GPU with random weights, and the ways to run it.
+
+The routed transformer and diffusers' own share their parameters, so both fit where one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vorta_trt.benchmarks.step.cases import StepCase
+from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.random_checkpoint import random_router_state, random_weight
+from vorta_trt.model.transformer import AttentionMode, family_of
+
+# cuDNN wherever it can: not for the masked attention of HunyuanVideo's few text tokens.
+BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+OURS, TORCH, DIFFUSERS = "vorta-trt", "torch cuDNN", "diffusers cuDNN"
+EAGER, COMPILED = "eager", "compiled"
+Run = Callable[..., Tensor]
+"""Called with a timestep; gives the sample."""
+
+
+@dataclass
+class Subject:
+    """A case's models on a device.
+
+    Attributes:
+        routed: ours. dense: diffusers' own, with the same parameters. inputs: of ours, by name, batch 1.
+    """
+
+    case: StepCase
+    routed: RoutedTransformer
+    dense: Any
+    inputs: dict[str, Tensor]
+
+    @classmethod
+    def make(cls, case: StepCase, device: str, dtype: torch.dtype, seed: int = 0) -> Subject:
+        """Random weights of the size that keeps activations near 1, and a random router."""
+        kind = family_of(case.family)
+        model: Any = kind.empty_diffusers_model(case.config)
+        generator = torch.Generator(device).manual_seed(seed)
+        keep_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+        for name, parameter in list(model.named_parameters()):
+            weight = random_weight(name, tuple(parameter.shape), generator)
+            target = torch.float32 if keep_float32.intersection(name.split(".")) else dtype
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(weight.to(target), requires_grad=False))
+        heads, head_dim = model.config["num_attention_heads"], model.config["attention_head_dim"]
+        state = random_router_state(kind.block_stacks(model.config), heads, heads * head_dim, seed=seed)
+        routed = kind.from_model(model.eval(), state, case.geometry).to(device).eval()
+        model.rope.to(device)
+        return cls(case, routed, model, routed.inputs(seed=seed))
+
+    def runs(self, implementation: str, routes: Tensor | None) -> Run:
+        """One pass by an implementation; `routes`, int32 [L, N], are ours alone."""
+        inputs = {name: value for name, value in self.inputs.items() if name != "timestep"}
+
+        def ours(timestep: float) -> Tensor:
+            given = {**inputs, "route_override": routes}
+            sample: Tensor = self.routed(**given, timestep=self._timestep(timestep))[0]
+            return sample
+
+        def torch_dense(timestep: float) -> Tensor:
+            self.routed.attention_mode = AttentionMode.FULL
+            try:
+                sample: Tensor = self.routed(**inputs, timestep=self._timestep(timestep))[0]
+                return sample
+            finally:
+                self.routed.attention_mode = AttentionMode.ROUTED
+
+        def diffusers_dense(timestep: float) -> Tensor:
+            own = {name: value for name, value in inputs.items() if name not in ("tau", "route_override")}
+            sample: Tensor = self.dense(**own, timestep=self._timestep(timestep), return_dict=False)[0]
+            return sample
+
+        chosen = {OURS: ours, TORCH: torch_dense, DIFFUSERS: diffusers_dense}[implementation]
+
+        def run(timestep: float) -> Tensor:
+            with torch.no_grad(), sdpa_kernel(BACKENDS, set_priority=True):  # Wan's cross-attention, too
+                return chosen(timestep)
+
+        return run
+
+    @contextmanager
+    def compiled(self, implementation: str) -> Iterator[None]:
+        """Blocks are compiled by torch.compile, one after the other as they are first run; afterwards not any more."""
+        blocks = self._dense_blocks() if implementation == DIFFUSERS else self.routed.routed_blocks()
+        torch.compiler.reset()
+        for block in blocks:
+            block.compile(dynamic=False)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None
+            torch.compiler.reset()
+
+    @property
+    def device(self) -> torch.device:
+        return self.routed.proj_out.weight.device  # type: ignore[no-any-return]
+
+    def _dense_blocks(self) -> list[nn.Module]:
+        stacks = self.routed.block_stacks(self.routed.config)
+        return [block for stack in stacks for block in getattr(self.dense, stack)]
+
+    def _timestep(self, value: float) -> Tensor:
+        return torch.full((1,), value, device=self.device)  # [B]

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long does a denoising step take, and a whole schedule of them: routed beside dense, end to end?
+
+`vorta-trt bench step`. The model has its published size and random weights; routes are drawn with the published shares
+and given through `route_override`. Dense is the same torch code with cuDNN's attention, and diffusers' own model, on
+the same weights in the same run. The first sample of every row is compared with what it must equal but for rounding.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.benchmarks.attention import Progress
+from vorta_trt.benchmarks.cases import DTYPES
+from vorta_trt.benchmarks.harness import environment
+from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.loops import MEASURED_STEPS, Loop, run_loop, scheduler_of
+from vorta_trt.benchmarks.step.measure import difference, time_step
+from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, OURS, TORCH, Subject
+from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
+from vorta_trt.model.timestep_path import TimestepPath
+from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
+from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
+
+logger = logging.getLogger(__name__)
+MODES = (EAGER, COMPILED)
+PEERS = {"cudnn": TORCH, "diffusers": DIFFUSERS}
+STEPS = 50  # of the ordinary schedule
+DISTILLED_STEPS = 6
+TEA_SHARE = 0.5  # of the steps that TeaCache computes: Wan 14B takes half the time at the usual threshold, 0.2
+DIFFERENCE_BOUND = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
+"""Of samples that should be equal but for rounding, which grows from layer to layer of a deep network."""
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """Of a run.
+
+    Args:
+        model: a name of `cases.CASES`. layers: fewer than it has. mixes: see `mixed_routes`. modes: of `MODES`.
+        peers: of `PEERS`. steps: timed passes of each row. loops: sampling loops as well.
+        precisions: of our attention, "same" and "fp8".
+    """
+
+    model: str = "wan-14b"
+    layers: int | None = None
+    mixes: tuple[str, ...] = MIXES
+    modes: tuple[str, ...] = MODES
+    peers: tuple[str, ...] = tuple(PEERS)
+    precisions: tuple[str, ...] = ("same",)
+    steps: int = 5
+    loops: bool = True
+    dtype: str = "bf16"
+    device: str = "cuda"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is not known."""
+        select_case(self.model, self.layers)
+        for mix in self.mixes:
+            mixed_routes(mix, 1, 1)
+        known = {"modes": MODES, "peers": tuple(PEERS), "precisions": ("same", "fp8"), "dtype": tuple(DTYPES)}
+        for name, allowed in known.items():
+            given = getattr(self, name)
+            for value in (given,) if isinstance(given, str) else given:
+                if value not in allowed:
+                    raise ValueError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
+        if not self.mixes or not self.modes:
+            raise ValueError("mixes and modes: must each have at least one entry; leave them out for all")
+        if self.steps < 1:
+            raise ValueError(f"steps {self.steps}: must be at least 1; use 5")
+
+
+def run(options: StepOptions, progress: Progress) -> StepReport:
+    """Measures one model on a device. Raises what making the model raises."""
+    return run_case(select_case(options.model, options.layers), options, progress)
+
+
+def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepReport:
+    start = time.perf_counter()
+    progress(f"{case}: making the model")
+    subject = Subject.make(case, options.device, DTYPES[options.dtype], options.seed)
+    bench = _Bench(subject, options, progress)
+    rows = [row for mode in options.modes for row in bench.rows(mode)]
+    loops = bench.loops(rows) if options.loops else []
+    layers, heads = case.layers_and_heads(subject.routed.config)
+    about = {
+        **environment(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "case": str(case),
+        "family": case.family,
+        "geometry": case.geometry.to_dict(),
+        "layers": layers,
+        "heads": heads,
+        "weights": f"random, {options.dtype}",
+        "passes_per_step": case.passes,
+        "options": asdict(options),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return StepReport(about, rows, loops)
+
+
+class _Bench:
+    """The rows of one subject."""
+
+    def __init__(self, subject: Subject, options: StepOptions, progress: Progress) -> None:
+        self.subject, self.options, self.progress = subject, options, progress
+        self.case = subject.case
+        self.layers, self.heads = self.case.layers_and_heads(subject.routed.config)
+        self.timesteps = self._timesteps(STEPS)[:: max(1, STEPS // options.steps)][: options.steps]
+        self.bound = DIFFERENCE_BOUND[DTYPES[options.dtype]]
+        self.samples: dict[str, Tensor] = {}  # what rows are compared with: of the eager rows, by routes
+
+    def rows(self, mode: str) -> list[StepRow]:
+        """Every implementation in one mode."""
+        rows = []
+        for implementation, wanted in self._plan():
+            with self.subject.compiled(implementation) if mode == COMPILED else nullcontext():
+                for routes, precision in wanted:
+                    rows.append(self._row(implementation, mode, routes, precision))
+        return with_speedups(rows)
+
+    def _plan(self) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+        """Implementations and their routes, peers first: the first sample is what the dense ones are compared with."""
+        for peer in self.options.peers:
+            yield PEERS[peer], [(DENSE, "same")]
+        own = [(routes, precision) for precision in self.options.precisions for routes in (DENSE, *self.options.mixes)]
+        yield OURS, own
+
+    def _row(self, implementation: str, mode: str, routes: str, precision: str) -> StepRow:
+        name = implementation if precision == "same" else f"{implementation} {precision}"
+        row = StepRow(name, mode, routes)
+        self.progress(f"{self.case}: {name}, {mode}, {routes}")
+        chosen = mixed_routes(routes, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
+        self.subject.routed.attention_precision = precision
+        try:
+            return self._measured(row, self.subject.runs(implementation, chosen), chosen)
+        except (RuntimeError, NotImplementedError) as error:  # out of memory, no kernel, a compiler's error
+            logger.debug("%s", row, exc_info=True)
+            state = "failed" if implementation == OURS else "unavailable"
+            note = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            return replace(row, state=state, note=note)
+        finally:
+            self.subject.routed.attention_precision = "same"
+            gc.collect()
+            if self.subject.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _measured(self, row: StepRow, run: Any, routes: Tensor) -> StepRow:
+        first: list[Tensor] = []
+
+        def kept(timestep: float) -> Tensor:
+            sample: Tensor = run(timestep)
+            if not first:
+                first.append(sample)
+            return sample
+
+        timing = time_step(kept, self.timesteps, self.subject.device)
+        reference = self.samples.setdefault(row.routes, first[0].cpu())
+        found = difference(first[0].cpu(), reference)
+        flops = self.case.flops(self.subject.routed.config, routes)
+        row = replace(
+            row,
+            difference=found,
+            cold=round(timing.cold, 3),
+            median=round(timing.median, 4),
+            minimum=round(timing.minimum, 4),
+            runs=timing.runs,
+            peak_memory_gib=timing.peak_memory_gib,
+            kernel_shares=timing.kernel_shares,
+            flops=flops,
+            tflops=round(flops / timing.median * 1e-12, 1),
+        )
+        if row.implementation in (OURS, *PEERS.values()) and not found <= self.bound:
+            return replace(row, state="wrong", note=f"differs by {found:.2e}, more than {self.bound:.0e}")
+        return row
+
+    # -- loops ---------------------------------------------------------------------------------------------------------
+
+    def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
+        """Of the last mode and the middle mix: routed, with TeaCache on top, and a distilled schedule of few steps."""
+        mode, mix = self.options.modes[-1], self.options.mixes[len(self.options.mixes) // 2]
+        routes = mixed_routes(mix, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
+        run, latents = self.subject.runs(OURS, routes), self.subject.inputs["hidden_states"]
+        made = []
+        with self.subject.compiled(OURS) if mode == COMPILED else nullcontext():
+            run(self.timesteps[0])  # compiles
+            for loop in self._planned_loops():
+                self.progress(f"{self.case}: {loop.name}, {mix}")
+                made.append(run_loop(self.case, loop, run, latents, mix))
+        dense = next((row for row in rows if (row.implementation, row.mode, row.state) == (TORCH, mode, "ok")), None)
+        if dense is None or dense.median is None:
+            return made
+        whole = STEPS * self.case.passes * dense.median  # seconds of the dense schedule
+        against = f"against {STEPS} dense steps of {self.case.passes} x {dense.median:.3f} s (row {TORCH}, {mode})"
+        return [
+            replace(
+                loop,
+                times_dense=round(whole / loop.seconds, 2),
+                note="; ".join(filter(None, (loop.note, against))),
+            )
+            for loop in made
+        ]
+
+    def _planned_loops(self) -> list[Loop]:
+        cached, how = self._tea_plan()
+        return [
+            Loop(f"{STEPS} steps", self._plan_of(STEPS), self.case.passes, MEASURED_STEPS // 2),
+            Loop(f"{STEPS} steps, TeaCache", cached, self.case.passes, MEASURED_STEPS, how),
+            Loop(f"{DISTILLED_STEPS} distilled steps", self._plan_of(DISTILLED_STEPS), 1, DISTILLED_STEPS),
+        ]
+
+    def _plan_of(self, steps: int, cache: TeaCache | None = None) -> StepPlan:
+        path = TimestepPath.from_model(self.subject.routed)
+        return plan_steps(self._timesteps(steps), path=path, cache=cache)
+
+    def _tea_plan(self) -> tuple[StepPlan, str]:
+        """Which steps TeaCache skips is a matter of trained weights, which are not here. What is taken is the share
+        that its authors report, through the bare distance of the random embeddings and a threshold that gives it."""
+        path = TimestepPath.from_model(self.subject.routed)
+        distances = TeaCache(0.0, IDENTITY).distances(self._timesteps(STEPS), path)
+        low, high = 0.0, sum(distances)
+        for _ in range(30):  # the number of computed steps falls as the threshold grows
+            middle = (low + high) / 2
+            plan = self._plan_of(STEPS, TeaCache(middle, IDENTITY))
+            low, high = (middle, high) if plan.computed_steps > STEPS * TEA_SHARE else (low, middle)
+        plan = self._plan_of(STEPS, TeaCache(high, IDENTITY))
+        return plan, f"{plan.computed_steps} of {STEPS} steps computed, as TeaCache's authors report for Wan 14B at 0.2"
+
+    def _timesteps(self, steps: int) -> list[float]:
+        return [float(timestep) for timestep in scheduler_of(self.case, steps).timesteps]
+
+
+def with_speedups(rows: Sequence[StepRow]) -> list[StepRow]:
+    """The rows of one mode, with how many times faster they are than torch with cuDNN."""
+    dense = next((row.median for row in rows if row.implementation == TORCH and row.state == "ok"), None)
+    if dense is None:
+        return list(rows)
+    return [row if row.median is None else replace(row, times_dense=round(dense / row.median, 3)) for row in rows]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build must allow for the runtime to share memory, capture CUDA graphs and stream weights.
+
+| | in | what it allows |
+| --- | --- | --- |
+| PROFILE_SHARING_0806 | 8.6 (later ones always do) | several execution contexts on one optimization profile |
+| RUNTIME_ACTIVATION_RESIZE_10_10 | 10.10, RTX | memory for the batch of a call instead of for the largest one |
+| REQUIRE_USER_ALLOCATION | RTX | no allocation during a call, so that CUDA graphs can be captured |
+| WEIGHT_STREAMING | 10, RTX | a part of the weights stays in host memory; on request, in the place of the line above |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.flavours import Flavour
+
+PREVIEWS = ("PROFILE_SHARING_0806", "RUNTIME_ACTIVATION_RESIZE_10_10")
+RESIZES = "RUNTIME_ACTIVATION_RESIZE_10_10"
+STREAMING = "WEIGHT_STREAMING"
+
+
+def allow_execution(flavour: Flavour, config: Any, weight_streaming: bool) -> None:
+    """Sets what the flavour knows of the table above. BuildError for streaming where it knows none."""
+    trt = flavour.module
+    for name in PREVIEWS:
+        feature = getattr(trt.PreviewFeature, name, None)
+        if feature is not None and not config.get_preview_feature(feature):
+            config.set_preview_feature(feature, True)
+    if weight_streaming and not hasattr(trt.BuilderFlag, STREAMING):
+        raise BuildError(
+            f"weight_streaming: {flavour.title} {flavour.version} has none; leave it out, or build with TensorRT 10 or "
+            "newer, or TensorRT-RTX"
+        )
+    if weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
+def set_flags(trt: Any, config: Any) -> list[str]:
+    """The names of the builder flags and of these preview features that are on; for the manifest."""
+    flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
+    features = {name: getattr(trt.PreviewFeature, name, None) for name in PREVIEWS}
+    on = (name for name, feature in features.items() if feature is not None and config.get_preview_feature(feature))
+    return [*flags, *on]

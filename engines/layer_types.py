@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types of an ONNX file, imposed on a weakly typed network.
+
+TensorRT 8.6 takes the types of a network as a hint: with fp16 allowed it runs any layer in float16 or float32, as it
+likes. The model wants some in float32 (norms, modulation, router, timestep path, the sums of the residual stream), so
+every layer is told the type that it computes in and the types of its outputs.
+
+Tensors keep their ONNX names. Layers that the parser puts in between have tensors without one; those take the type of
+what they are computed from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vorta_trt.engines.manifest import DataType
+from vorta_trt.engines.network import data_type, layers
+from vorta_trt.engines.onnx_file import OnnxFile
+
+FLOATS = {"float32": "FLOAT", "float16": "HALF"}
+
+# Layers whose types are not chosen: constants have theirs, casts are told theirs, a plugin answers for itself, and the
+# others compute shapes.
+SETTLED = ("CONSTANT", "CAST", "IDENTITY", "PLUGIN_V2", "SHAPE", "ASSERTION", "CONDITION")
+
+
+def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
+    """Sets precision and output types of every layer that computes floats, as the ONNX file has them."""
+    stated = onnx.value_types()
+    known: dict[str, DataType] = {}
+    for layer in layers(network):
+        inputs = [tensor for index in range(layer.num_inputs) if (tensor := layer.get_input(index)) is not None]
+        outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+        for tensor in inputs:
+            known.setdefault(tensor.name, stated.get(tensor.name, data_type(tensor.dtype)))
+        computed_from = next((known[tensor.name] for tensor in inputs if known[tensor.name] in FLOATS), None)
+        for tensor in outputs:
+            own = data_type(tensor.dtype)
+            if own in FLOATS and computed_from is not None and layer.type.name not in SETTLED:
+                own = computed_from
+            known[tensor.name] = stated.get(tensor.name, own)
+        if layer.type.name not in SETTLED:
+            _impose(trt, layer, computed_from, [known[tensor.name] for tensor in outputs])
+
+
+def _impose(trt: Any, layer: Any, computed_from: DataType | None, outputs: list[DataType]) -> None:
+    for index, output in enumerate(outputs):
+        if output in FLOATS:
+            layer.set_output_type(index, getattr(trt.DataType, FLOATS[output]))
+    # A comparison has no float output, and shall compare in the type of its inputs.
+    precision = next((output for output in outputs if output in FLOATS), computed_from)
+    if precision is not None:
+        layer.precision = getattr(trt.DataType, FLOATS[precision])

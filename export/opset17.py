@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A graph of opset 23 in the operators of opset 17, the newest that TensorRT 8.6 reads.
+
+What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of:
+
+- `RMSNormalization` as x / sqrt(mean(x^2) + epsilon) * scale, in float32 (see `graph_passes`).
+- `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
+  the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1.
+- `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
+- `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
+  are taken in parts: none has more than `MOST_SCORES` scores per sample. A mask becomes the least finite number.
+
+Letters: B batch, N heads, S queries, X keys, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from vorta_trt.export.errors import ExportError
+from vorta_trt.export.names import OPSET_17
+
+IR_VERSION = 8  # of the ONNX release that brought opset 17
+# TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
+MOST_SCORES = 1 << 29
+
+_NUMPY: dict[ir.DataType, Any] = {
+    ir.DataType.FLOAT: np.float32,
+    ir.DataType.FLOAT16: np.float16,
+    ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
+}
+_NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
+
+
+def lower_to_opset_17(model: ir.Model) -> None:
+    """Rewrites the main graph in place. Every value has a type afterwards, for a builder has to be told them.
+
+    Raises:
+        ExportError: an operator, or a form of one, that is not known here.
+    """
+    graph = model.graph
+    ShapeInferencePass()(model)  # the rules go by shapes
+    _Lowering(graph).run()
+    graph.opset_imports[""] = OPSET_17
+    model.ir_version = IR_VERSION
+    ShapeInferencePass()(model)
+    if untyped := [value.name for node in graph for value in node.outputs if value.dtype is None]:
+        raise ExportError(f"values {untyped[:3]} have no type after lowering to opset {OPSET_17}; please report it")
+
+
+class _Lowering:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.constants: dict[tuple[bytes, str, tuple[int, ...]], ir.Value] = {}
+
+    def run(self) -> None:
+        rules: dict[str, Callable[[ir.Node], Sequence[ir.Node]]] = {
+            "RMSNormalization": self.rms_normalization,
+            "LayerNormalization": self.layer_normalization,
+            "Gelu": self.gelu,
+            "Attention": self.attention,
+            "Split": self.split,
+            "Squeeze": self.reshape,
+            "Unsqueeze": self.reshape,
+        }
+        for node in list(self.graph):
+            if node.domain:
+                continue
+            if node.op_type in rules and (new := rules[node.op_type](node)):
+                for made in new:
+                    made.metadata_props.update(node.metadata_props)  # the module that it belongs to
+                ir.convenience.replace_nodes_and_values(
+                    self.graph, node, [node], new, list(node.outputs), list(new[-1].outputs)
+                )
+            else:
+                for name in _NEWER_ATTRIBUTES.get(node.op_type, ()):
+                    node.attributes.pop(name, None)
+
+    # -- Rules: the nodes that replace one, the last with its outputs; none if it may stay ----------------------------
+
+    def rms_normalization(self, node: ir.Node) -> list[ir.Node]:
+        tokens, scale = _inputs(node)
+        _require(node, _axis(node) in (-1, _rank(tokens) - 1), "normalizes the last axis")
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        square = _apply("Mul", tokens, tokens)
+        mean = ir.node("ReduceMean", [square.outputs[0]], {"axes": [-1], "keepdims": 1})
+        raised = _apply("Add", mean, self.scalar(epsilon, tokens))
+        root = _apply("Sqrt", raised)
+        normed = _apply("Div", tokens, root)
+        return _typed(tokens, [square, mean, raised, root, normed, _apply("Mul", normed, scale)])
+
+    def layer_normalization(self, node: ir.Node) -> list[ir.Node]:
+        """TensorRT 8.6 wants a bias of the scale's shape, and where there is none adds a number."""
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            return []
+        tokens, scale = _inputs(node)
+        bias = self.constant(np.zeros(_sizes(scale), _numpy(scale)))
+        return _typed(tokens, [ir.node("LayerNormalization", [tokens, scale, bias], node.attributes)])
+
+    def gelu(self, node: ir.Node) -> list[ir.Node]:
+        (x,) = _inputs(node)
+        _require(node, node.attributes.get_string("approximate", "none") == "tanh", "approximates by tanh")
+        slope = 2 * math.sqrt(2 / math.pi)
+        square = _apply("Mul", x, x)
+        curved = _apply("Mul", square, self.scalar(slope * 0.044715, x))
+        raised = _apply("Add", curved, self.scalar(slope, x))
+        steep = _apply("Mul", raised, x)
+        gate = _apply("Sigmoid", steep)
+        return _typed(x, [square, curved, raised, steep, gate, _apply("Mul", gate, x)])
+
+    def split(self, node: ir.Node) -> list[ir.Node]:
+        """Equal parts, with their sizes as an input: TensorRT 8.6 would compute them in the engine."""
+        if len(_inputs(node)) > 1:
+            return []
+        (tensor,) = _inputs(node)
+        axis = node.attributes.get_int("axis", 0)
+        size = _sizes(tensor)[axis]
+        _require(node, size % len(node.outputs) == 0, "makes equal parts")
+        parts = self.constant(np.full(len(node.outputs), size // len(node.outputs), np.int64))
+        return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
+
+    def reshape(self, node: ir.Node) -> list[ir.Node]:
+        """An axis of extent 1 taken out or put in; at most the batch is open."""
+        shape = node.outputs[0].shape
+        if shape is None or sum(not isinstance(extent, int) for extent in shape) > 1:
+            return []
+        sizes = [extent if isinstance(extent, int) else -1 for extent in shape]
+        (tensor, *_) = _inputs(node)
+        return _typed(tensor, [ir.node("Reshape", [tensor, self.constant(np.array(sizes, np.int64))])])
+
+    def attention(self, node: ir.Node) -> list[ir.Node]:
+        query, key, value, *masks = _inputs(node)  # [B, N, S, D], [B, N, X, D], [B, N, X, D], bool [B, 1, S, X]
+        plain = not any(node.attributes.get_int(name, 0) for name in ("is_causal", "qk_matmul_output_mode"))
+        _require(node, plain and _rank(query) == 4 and len(masks) <= 1, "has 4 axes, no causal mask and no cache")
+        _, heads, rows, head_dim = _sizes(query)
+        scale = node.attributes.get_float("scale", 1 / math.sqrt(head_dim))
+        turned = ir.node("Transpose", [key], {"perm": [0, 1, 3, 2]})  # [B, N, D, X]
+        keys = _apply("Mul", turned, self.scalar(scale, key))  # [B, N, D, X]
+        count = _parts(rows, heads * rows * _sizes(key)[2])
+        _require(node, not masks or count == 1, f"has at most {MOST_SCORES} scores where it is masked")
+        made = [turned, keys]
+        parts: list[ir.Value] = [query]
+        if count > 1:
+            sizes = self.constant(np.full(count, rows // count, np.int64))
+            made.append(ir.node("Split", [query, sizes], {"axis": 2}, num_outputs=count))
+            parts = list(made[-1].outputs)  # [B, N, S / parts, D]
+        attended = []
+        for part in parts:
+            scores = _apply("MatMul", part, keys)  # [B, N, S / parts, X]
+            made.append(scores)
+            if masks:
+                least = float(np.finfo(_numpy(query)).min)
+                made.append(ir.node("Where", [masks[0], scores.outputs[0], self.scalar(least, query)]))
+            made.append(ir.node("Softmax", [made[-1].outputs[0]], {"axis": -1}))
+            made.append(_apply("MatMul", made[-1], value))  # [B, N, S / parts, D]
+            attended.append(made[-1].outputs[0])
+        if count > 1:
+            made.append(ir.node("Concat", attended, {"axis": 2}))  # [B, N, S, D]
+        return _typed(query, made)
+
+    # -- Constants, each there once ------------------------------------------------------------------------------------
+
+    def scalar(self, number: float, like: ir.Value) -> ir.Value:
+        return self.constant(np.array(number, _numpy(like)))
+
+    def constant(self, content: np.ndarray[Any, Any]) -> ir.Value:
+        key = (content.tobytes(), str(content.dtype), content.shape)
+        if key not in self.constants:
+            name = f"lowered_{len(self.constants)}"
+            value = ir.Value(name=name, const_value=ir.tensor(content, name=name))
+            assert value.const_value is not None
+            value.shape, value.type = ir.Shape(content.shape), ir.TensorType(value.const_value.dtype)
+            self.graph.register_initializer(value)
+            self.constants[key] = value
+        return self.constants[key]
+
+
+def _parts(rows: int, scores: int) -> int:
+    """The least number of equal parts of `rows` whose share of `scores` is at most MOST_SCORES."""
+    least = math.ceil(scores / MOST_SCORES)
+    return next(count for count in range(least, rows + 1) if rows % count == 0)
+
+
+def _apply(operator: str, *inputs: ir.Node | ir.Value) -> ir.Node:
+    values = [given.outputs[0] if isinstance(given, ir.Node) else given for given in inputs]
+    return ir.node(operator, values)
+
+
+def _typed(like: ir.Value, nodes: list[ir.Node]) -> list[ir.Node]:
+    assert like.dtype is not None
+    for node in nodes:
+        for output in node.outputs:
+            output.dtype = like.dtype
+    return nodes
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _axis(node: ir.Node) -> int:
+    return int(node.attributes.get_int("axis", -1))
+
+
+def _rank(value: ir.Value) -> int:
+    assert value.shape is not None
+    return len(value.shape)
+
+
+def _sizes(value: ir.Value) -> list[int]:
+    """Extents; the batch, which has no number, counts as 1."""
+    assert value.shape is not None
+    return [extent if isinstance(extent, int) else 1 for extent in value.shape]
+
+
+def _numpy(value: ir.Value) -> Any:
+    assert value.dtype is not None
+    return _NUMPY[value.dtype]
+
+
+def _require(node: ir.Node, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ExportError(
+            f"{node.op_type} {node.name}: in opset {OPSET_17} it must be one that {rule}; please report it"
+        )

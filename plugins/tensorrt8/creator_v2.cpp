@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "creator_v2.h"
+
+#include <utility>
+#include <vector>
+
+#include "fields.h"
+#include "logger.h"
+#include "plugin_v2.h"
+#include "serialized.h"
+
+namespace vorta::plugin {
+namespace {
+
+// The fields as the V3 interface spells them. Field types have one value in every version that has them.
+std::vector<trt::PluginField> fieldsOf(const trt8::PluginFieldCollection& collection) {
+  std::vector<trt::PluginField> fields;
+  for (int32_t i = 0; i < collection.nbFields; ++i) {
+    const trt8::PluginField& field = collection.fields[i];
+    const auto type = static_cast<trt::PluginFieldType>(static_cast<int32_t>(field.type));
+    fields.emplace_back(field.name, field.data, type, field.length);
+  }
+  return fields;
+}
+
+// Runs `attributes` and makes a plugin from what it gives; messages say which layer they are about.
+template <typename AttributesOf>
+trt8::IPluginV2* make(const char* where, const trt8::AsciiChar* name, const std::string& pluginNamespace,
+                      AttributesOf&& attributesOf) noexcept {
+  return guarded<trt8::IPluginV2*>(where, nullptr, [&]() -> trt8::IPluginV2* {
+    try {
+      return new RoutedAttentionPluginV2(std::forward<AttributesOf>(attributesOf)(), pluginNamespace);
+    } catch (const PluginError& error) {
+      const std::string layer = name == nullptr || *name == '\0' ? "" : std::string("layer ") + name + ": ";
+      throw PluginError(layer + error.what());
+    }
+  });
+}
+
+}  // namespace
+
+RoutedAttentionCreatorV2::RoutedAttentionCreatorV2() {
+  for (int32_t i = 0; i < kFieldCount; ++i) {
+    const auto type = static_cast<trt8::PluginFieldType>(static_cast<int32_t>(kFieldList[i].type));
+    fields_[i] = trt8::PluginField(kFieldList[i].name, nullptr, type, kFieldList[i].length);
+  }
+  collection_.nbFields = kFieldCount;
+  collection_.fields = fields_.data();
+}
+
+trt8::IPluginV2* RoutedAttentionCreatorV2::createPlugin(const trt8::AsciiChar* name,
+                                                        const trt8::PluginFieldCollection* fields) noexcept {
+  return make("createPlugin", name, namespace_, [&] {
+    if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr)) return attributesFromFields(nullptr);
+    const std::vector<trt::PluginField> converted = fieldsOf(*fields);
+    const trt::PluginFieldCollection collection{static_cast<int32_t>(converted.size()), converted.data()};
+    return attributesFromFields(&collection);
+  });
+}
+
+trt8::IPluginV2* RoutedAttentionCreatorV2::deserializePlugin(const trt8::AsciiChar* name, const void* data,
+                                                             size_t bytes) noexcept {
+  return make("deserializePlugin", name, namespace_, [&] { return readAttributes(data, bytes); });
+}
+
+void RoutedAttentionCreatorV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {
+  guarded("setPluginNamespace", 0, [&] {
+    namespace_ = pluginNamespace == nullptr ? "" : pluginNamespace;
+    return 0;
+  });
+}
+
+const trt8::PluginFieldCollection* RoutedAttentionCreatorV2::getFieldNames() noexcept { return &collection_; }
+const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginName() const noexcept { return kOperatorName; }
+const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginVersion() const noexcept { return kOperatorVersion; }
+const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
+
+}  // namespace vorta::plugin

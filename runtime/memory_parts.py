@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many bytes of GPU memory each part of a video pipeline takes, as far as files tell; what is estimated says so.
+
+The engine: from a bundle's manifest (the builder states weights and activations) or, before a build, from an ONNX file.
+The rest: from the checkpoint's folder. Letters: S video tokens, T text tokens, E inner dimension, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines.execution_flags import RESIZES, STREAMING
+from vorta_trt.engines.inspect import inspect_onnx
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.library import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, load_library
+from vorta_trt.runtime.target import Target
+from vorta_trt.runtime.tensors import TensorSpec, byte_size
+
+ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+UNBUILT_BATCH = 2  # the largest batch of an engine that `vorta-trt build` makes by default
+# float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
+# (UniPC: 3), what step caching keeps.
+LATENT_COPIES = 10
+# Of Wan's and HunyuanVideo's VAE: pixels per latent, and frames per latent frame behind the first.
+SPATIAL, TEMPORAL = 8, 4
+# HunyuanVideo's VAE decodes in tiles, or the published size fits no card: diffusers' defaults for enable_tiling.
+TILE_FRAMES, TILE_PIXELS = 16, 256
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """Bytes of an engine.
+
+    Attributes:
+        weights. activations: of one call of the largest batch, plugin workspace included. workspace: of that, the
+        plugin's; None if unknown. largest_batch. resizes: smaller batches need less. streams: built with weight
+        streaming. can_stream: the flavour has it. built: False for an ONNX file. stated: activations are the builder's
+        figure, else an estimate. io_per_sample: of inputs and outputs.
+    """
+
+    weights: int
+    activations: int
+    workspace: int | None
+    largest_batch: int
+    resizes: bool
+    streams: bool
+    can_stream: bool
+    built: bool
+    stated: bool
+    io_per_sample: int
+
+    def activations_for(self, batch: int) -> int:
+        """For one batch size. In proportion to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2
+        (the builder's figures of TensorRT-RTX 1.7 for one block of Wan 1.3B, Wan 14B and HunyuanVideo)."""
+        return self.activations * batch // self.largest_batch if self.resizes else self.activations
+
+    def tensors_for(self, batch: int) -> int:
+        """Inputs and outputs in the engine's buffers, and the caller's copy of both."""
+        return 2 * self.io_per_sample * batch
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """Bytes of what stands around the transformer. None: not given, or unknown.
+
+    Attributes:
+        text_encoder: weights of all text encoders in 16 bits. vae: weights as stored. decoding: what the VAE needs to
+        decode one video besides, estimated from its widest layers, and the video itself.
+    """
+
+    text_encoder: int | None
+    vae: int | None
+    decoding: int | None
+
+
+def engine_parts(target: Target) -> EngineParts:
+    """Of a bundle or an ONNX file."""
+    per_sample = sum(byte_size(_sized(spec), spec.dtype) for spec in (*target.inputs, *target.outputs))
+    metadata = target.metadata
+    if target.bundle is None:
+        weights = inspect_onnx(target.path).network.weight_bytes
+        batch, flags, stated = UNBUILT_BATCH, [RESIZES], None
+        can_stream = True
+    else:
+        engine = target.bundle.manifest.engine
+        weights = engine.memory.weights or target.bundle.plan_path.stat().st_size
+        batch = max((spec.maximum[0] for spec in target.inputs if spec.maximum), default=1)
+        flags, stated = engine.flags, engine.memory.activations
+        can_stream = engine.flavour in ("rtx", "tensorrt")
+    estimate = 0 if metadata is None else batch * _activations_per_sample(metadata)
+    return EngineParts(
+        weights=weights,
+        activations=estimate if stated is None else stated,
+        workspace=None if metadata is None else _workspace(metadata, batch),
+        largest_batch=batch,
+        resizes=RESIZES in flags,
+        streams=STREAMING in flags,
+        can_stream=can_stream,
+        built=target.bundle is not None,
+        stated=stated is not None,
+        io_per_sample=per_sample,
+    )
+
+
+def sampling_bytes(metadata: ModelMetadata | None) -> int:
+    """Latents and what schedulers keep of them, for one video."""
+    return 0 if metadata is None else LATENT_COPIES * 4 * math.prod(metadata.latent_shape)
+
+
+def pipeline_parts(checkpoint: Path | None, metadata: ModelMetadata | None) -> PipelineParts:
+    """Of a diffusers pipeline folder. FileNotFoundError if that has neither text encoder nor VAE."""
+    if checkpoint is None:
+        return PipelineParts(None, None, None)
+    encoders = [folder for folder in sorted(checkpoint.glob("text_encoder*")) if folder.is_dir()]
+    text = [size for folder in encoders if (size := _weights(folder, 2)) is not None]
+    vae = _weights(checkpoint / "vae", None)
+    if not text and vae is None:
+        raise FileNotFoundError(
+            f"{checkpoint}: has neither text_encoder/ nor vae/ with weights; give the folder of a whole pipeline"
+        )
+    decoding = None
+    config = checkpoint / "vae" / "config.json"
+    if vae is not None and metadata is not None and config.is_file():
+        decoding = _decoding(json.loads(config.read_text(encoding="utf-8")), metadata)
+    return PipelineParts(sum(text) if text else None, vae, decoding)
+
+
+def _sized(spec: TensorSpec) -> tuple[int, ...]:
+    """Of one sample."""
+    return tuple(1 if isinstance(size, str) else size for size in spec.shape)
+
+
+def _activations_per_sample(metadata: ModelMetadata) -> int:
+    """Where no builder has told: the plugin's workspace and 2 F + 7 E values for each of the S + T tokens.
+
+    A fit from above: 0, 11 and 59 % over the builder's figures of TensorRT-RTX 1.7 for one block of HunyuanVideo
+    (10.7 GB), Wan 14B (8.9 GB) and Wan 1.3B (1.2 GB) at the published sizes.
+    """
+    geometry, width = metadata.attention_geometry, metadata.num_heads * metadata.head_dim
+    config = metadata.config
+    inner = int(config.get("ffn_dim") or width * float(config.get("mlp_ratio") or 4.0))
+    tokens = math.prod(geometry.grid) + geometry.text_tokens
+    return (2 * inner + 7 * width) * tokens * ITEM_BYTES[metadata.precision] + (_workspace(metadata, 1) or 0)
+
+
+def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
+    """Of one RoutedAttention layer, asked from the plugin library; None where that cannot tell (fp32, no library)."""
+    geometry = metadata.attention_geometry
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(metadata.precision)
+    if dtype is None:
+        return None
+    problem = Problem(
+        dtype=DTYPES[dtype],
+        batch=batch,
+        heads=metadata.num_heads,
+        head_dim=metadata.head_dim,
+        grid=geometry.grid,
+        tile=geometry.tile,
+        window=geometry.window,
+        bucket=geometry.bucket,
+        keep=geometry.keep,
+        coreset_keys=CORESET_KEYS[geometry.coreset_keys],
+        text_tokens=geometry.text_tokens,
+        attention_precision=ATTENTION_PRECISIONS[metadata.attention_precision],
+    )
+    try:
+        return load_library().workspace_size(problem)
+    except VortaError:  # no library, or one without kernels for it: the figure is for information
+        return None
+
+
+def _weights(folder: Path, item_bytes: int | None) -> int | None:
+    """Bytes of the weights in a folder, with `item_bytes` per value (None: as stored); None if there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = [file.stat().st_size for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
+        return sum(pickled) if pickled else None
+    total = 0
+    for file in files:
+        for tensor in _header(file).values():
+            start, end = tensor["data_offsets"]
+            total += end - start if item_bytes is None else math.prod(tensor["shape"]) * item_bytes
+    return total
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file: 8 bytes with the length of a JSON header, then the header."""
+    with file.open("rb") as content:
+        header: dict[str, Any] = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _decoding(config: Mapping[str, Any], metadata: ModelMetadata) -> int | None:
+    """The video in float32, and three times the widest tensor of the decoder: its input, its output, and a copy.
+
+    Wan's decoder takes one latent frame at a time and is run in float32; its widest tensor has 2 x base_dim channels at
+    full resolution. HunyuanVideo's is run in 16 bits on tiles. None for other VAEs.
+    """
+    _, latent_frames, latent_height, latent_width = metadata.latent_shape
+    frames, pixels = 1 + TEMPORAL * (latent_frames - 1), SPATIAL**2 * latent_height * latent_width
+    if "base_dim" in config:
+        widest = 2 * int(config["base_dim"]) * TEMPORAL * pixels * 4
+    elif metadata.family == "hunyuan_video" and config.get("block_out_channels"):
+        widest = 2 * int(config["block_out_channels"][0]) * TILE_FRAMES * TILE_PIXELS**2 * 2
+    else:
+        return None
+    return 3 * widest + 3 * frames * pixels * 4

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`MemoryPlan`: what of a pipeline fits a GPU, and how it has to run to fit; and the same question to an open engine.
+
+Three stages never run at the same time: encoding the prompt, sampling, decoding the video. What stays on the GPU counts
+in each of them. In the order in which things are given up: text encoder on the GPU, VAE on the GPU, guidance as one
+batch of two, all weights of the engine on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from vorta_trt.engines.layers import readable_bytes
+from vorta_trt.runtime.memory_parts import (
+    EngineParts,
+    PipelineParts,
+    engine_parts,
+    pipeline_parts,
+    sampling_bytes,
+)
+from vorta_trt.runtime.target import Target
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.engine import Engine
+
+CARDS = (24.0, 80.0, 141.0)  # GiB
+# CUDA context, kernels, cuBLAS and cuDNN, fragments of allocators: an allowance, not a measurement.
+RESERVE = 3 << 29  # 1.5 GiB
+ENCODING = 1 << 29  # activations of a text encoder on one prompt: an allowance
+STREAMING_SCRATCH = 1 << 29  # for the layers on their way in; an allowance
+GUIDANCE = 2  # samples of one denoising step with classifier-free guidance
+
+
+Stage = Literal["beside", "alone", "too large"]
+
+
+class CardPlan(BaseModel):
+    """How the pipeline runs on a card of `gib` GiB.
+
+    Attributes:
+        fits: whether it runs at all. guidance: both samples of a step in one call, or one after the other.
+        text_encoder, vae: "stays" on the GPU or "leaves" it while the engine samples; None: not in the plan.
+        weight_streaming_budget: bytes for `Engine(weight_streaming_budget=...)`; None: all weights fit.
+        encoding, decoding: of prompt and video, "beside" the engine, "alone" (before it is opened, after it is closed),
+        or "too large"; None: unknown.
+        sampling_bytes: needed while sampling, with everything that stays. remarks: what to do about it.
+    """
+
+    gib: float
+    fits: bool
+    guidance: Literal["batched", "sequential"]
+    text_encoder: Literal["stays", "leaves"] | None
+    vae: Literal["stays", "leaves"] | None
+    weight_streaming_budget: int | None
+    encoding: Stage | None
+    decoding: Stage | None
+    sampling_bytes: int
+    remarks: list[str]
+
+    def line(self) -> str:
+        if not self.fits:
+            return f"{self.gib:g} GiB: does not fit; " + "; ".join(self.remarks)
+        parts = [f"guidance {self.guidance}"]
+        for name, place in (("text encoder", self.text_encoder), ("VAE", self.vae)):
+            if place is not None:
+                parts.append(f"{name} {place}")
+        if self.weight_streaming_budget is not None:
+            parts.append(f"weights streamed, {readable_bytes(self.weight_streaming_budget)} of them on the GPU")
+        if self.encoding == "alone":
+            parts.append("prompt encoded before the engine is opened")
+        if self.decoding == "alone":
+            parts.append("video decoded after the engine is closed")
+        for name, stage in (("encoding", self.encoding), ("decoding", self.decoding)):
+            if stage == "too large":
+                parts.append(f"{name} needs more than the card has")
+        needed = readable_bytes(self.sampling_bytes)
+        return f"{self.gib:g} GiB: {', '.join(parts)}; sampling takes {needed}" + "".join(
+            f"; {r}" for r in self.remarks
+        )
+
+
+class MemoryPlan(BaseModel):
+    """Bytes by part, and what follows for each card. None: unknown, or not given."""
+
+    weights: int
+    activations: dict[int, int]  # by batch
+    activations_stated: bool  # by the builder; else estimated
+    plugin_workspace: int | None  # part of the activations, at the largest batch
+    inputs_and_outputs: dict[int, int]  # by batch, the caller's copies included
+    latents: int
+    text_encoder: int | None
+    vae: int | None
+    decoding: int | None
+    reserve: int
+    cards: list[CardPlan]
+
+    def lines(self) -> Iterator[str]:
+        """The plan as text."""
+        source = "the builder's figure" if self.activations_stated else "estimated"
+        by_batch = ", ".join(f"{readable_bytes(size)} for batch {batch}" for batch, size in self.activations.items())
+        yield f"GPU memory weights {readable_bytes(self.weights)}"
+        yield f"           activations {by_batch} ({source})"
+        if self.plugin_workspace is not None:
+            yield f"           of them plugin workspace {readable_bytes(self.plugin_workspace)} for the largest batch"
+        tensors = ", ".join(f"{readable_bytes(size)} for batch {b}" for b, size in self.inputs_and_outputs.items())
+        yield f"           inputs and outputs {tensors}; latents of sampling {readable_bytes(self.latents)}"
+        rest = (("text encoder", self.text_encoder), ("VAE", self.vae), ("decoding, estimated", self.decoding))
+        known = ", ".join(f"{name} {readable_bytes(size)}" for name, size in rest if size is not None)
+        yield f"           {known or 'text encoder and VAE not counted (--checkpoint)'}"
+        yield f"           CUDA, kernels and fragments {readable_bytes(self.reserve)}, an allowance"
+        yield from (f"  {card.line()}" for card in self.cards)
+
+
+def plan_memory(target: Target, checkpoint: Path | None = None, cards: Sequence[float] = CARDS) -> MemoryPlan:
+    """The plan of a bundle or an ONNX file.
+
+    Args:
+        checkpoint: a diffusers pipeline folder, for text encoder and VAE. cards: GiB of each card.
+    Raises:
+        FileNotFoundError (checkpoint), ValueError (cards).
+    """
+    if wrong := [card for card in cards if card <= 0]:
+        raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
+    parts, rest = engine_parts(target), pipeline_parts(checkpoint, target.metadata)
+    latents = sampling_bytes(target.metadata)
+    batches = sorted({1, min(GUIDANCE, parts.largest_batch)})
+    return MemoryPlan(
+        weights=parts.weights,
+        activations={batch: parts.activations_for(batch) for batch in batches},
+        activations_stated=parts.stated,
+        plugin_workspace=parts.workspace,
+        inputs_and_outputs={batch: parts.tensors_for(batch) for batch in batches},
+        latents=latents,
+        text_encoder=rest.text_encoder,
+        vae=rest.vae,
+        decoding=rest.decoding,
+        reserve=RESERVE,
+        cards=[_for_card(card, parts, rest, latents) for card in cards],
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    batched: bool
+    text_encoder: bool  # whether it stays
+    vae: bool
+
+
+def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int) -> CardPlan:
+    room = int(gib * 2**30) - RESERVE
+    can_batch = parts.largest_batch >= GUIDANCE
+    choices = [
+        _Choice(batched, text, vae)
+        for batched, vae, text in product(*((True, False) for _ in range(3)))
+        if can_batch or not batched
+    ]
+
+    def needed(choice: _Choice) -> int:
+        """While sampling, without the weights of the engine."""
+        batch = GUIDANCE if choice.batched else 1
+        staying = (rest.text_encoder or 0) * choice.text_encoder + (rest.vae or 0) * choice.vae
+        return parts.activations_for(batch) + parts.tensors_for(batch) + latents + staying
+
+    chosen = next((choice for choice in choices if needed(choice) + parts.weights <= room), None)
+    budget, remarks = None, [] if can_batch else [_one_sample(parts)]
+    if chosen is None:
+        chosen = _Choice(batched=False, text_encoder=False, vae=False)
+        budget = room - needed(chosen) - STREAMING_SCRATCH
+        remarks += _streaming_remarks(parts, budget)
+    weights = parts.weights if budget is None else max(budget, 0) + STREAMING_SCRATCH
+    streamable = parts.can_stream and (parts.streams or not parts.built)
+    text, vae = (rest.text_encoder or 0) * chosen.text_encoder, (rest.vae or 0) * chosen.vae
+    beside = needed(chosen) - text - vae + weights
+    return CardPlan(
+        gib=gib,
+        fits=budget is None or (budget > 0 and streamable),
+        guidance="batched" if chosen.batched else "sequential",
+        text_encoder=None if rest.text_encoder is None else "stays" if chosen.text_encoder else "leaves",
+        vae=None if rest.vae is None else "stays" if chosen.vae else "leaves",
+        weight_streaming_budget=None if budget is None else max(budget, 0),
+        encoding=_stage(rest.text_encoder, ENCODING, weights + vae, room),
+        decoding=_stage(rest.vae, rest.decoding, beside + text, room),
+        sampling_bytes=needed(chosen) + weights + RESERVE,
+        remarks=remarks,
+    )
+
+
+def _one_sample(parts: EngineParts) -> str:
+    return "the engine takes one sample a call: guidance can only be sequential (build --batch 1:1:2 for both)"
+
+
+def _streaming_remarks(parts: EngineParts, budget: int) -> list[str]:
+    if budget <= 0:
+        remark = "activations alone need more; take a smaller video, or another card"
+        if not parts.resizes and parts.largest_batch > 1:
+            remark = "activations alone need more; build with --batch 1, or take a smaller video"
+        return [remark]
+    if not parts.can_stream:
+        return ["the weights do not fit, and TensorRT 8.6 cannot stream them; build with TensorRT 10 or newer, or RTX"]
+    if parts.built and not parts.streams:
+        return ["the weights do not fit; build with --weight-streaming"]
+    return [] if parts.streams else ["build with --weight-streaming"]
+
+
+def _stage(model: int | None, working: int | None, beside: int, room: int) -> Stage | None:
+    """Where a model runs that needs `working` bytes, with `beside` bytes of other parts on the GPU."""
+    if model is None or working is None:
+        return None
+    alone = model + working
+    return "beside" if alone + beside <= room else "alone" if alone <= room else "too large"
+
+
+# --- An open engine --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GuidanceFit:
+    """Whether both samples of guidance fit into one call of an engine; true or false as a whole.
+
+    Attributes:
+        needed_bytes: GPU memory that such a call takes besides what the engine holds. free_bytes: what there is.
+        reason: both in words, for a message or `Fallbacks.record("batched guidance", fit.reason)`.
+    """
+
+    fits: bool
+    needed_bytes: int
+    free_bytes: int
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+
+def batched_guidance_fits(engine: Engine, *, reserve: int = RESERVE) -> GuidanceFit:
+    """Asks the engine, on the GPU as it is now, whether a call with two samples fits; nothing is allocated.
+
+    Args:
+        reserve: bytes to leave free for the rest of the pipeline. Engines on the CPU only look at the batch they take.
+    """
+    largest = max((spec.maximum[0] for spec in engine.inputs if spec.maximum), default=GUIDANCE)
+    if largest < GUIDANCE:
+        return GuidanceFit(
+            False, 0, 0, f"the engine takes {largest} sample a call; build it with --batch 1:1:{GUIDANCE} for two"
+        )
+    needed, free = engine.room_for(GUIDANCE)
+    fits = engine.device == "cpu" or needed + reserve <= free
+    return GuidanceFit(
+        fits,
+        needed,
+        free,
+        f"a call with {GUIDANCE} samples takes {readable_bytes(needed)} more, {readable_bytes(free)} are free on "
+        f"{engine.device}, {readable_bytes(reserve)} of them kept for the rest",
+    )

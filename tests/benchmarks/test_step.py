@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt bench step`: tiny models on the CPU through the very code that measures the real ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vorta_trt.benchmarks.report import ReportError
+from vorta_trt.benchmarks.step import run as step_run
+from vorta_trt.benchmarks.step.cases import CASES, StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.loops import Loop, run_loop
+from vorta_trt.benchmarks.step.measure import difference, kind_of_kernel
+from vorta_trt.benchmarks.step.models import DIFFUSERS, EAGER, OURS, TORCH, Subject
+from vorta_trt.benchmarks.step.plot import plot_report
+from vorta_trt.benchmarks.step.report import StepReport
+from vorta_trt.benchmarks.step.run import StepOptions, run_case
+from vorta_trt.benchmarks.step.table import headline, loop_table, remarks, step_table
+from vorta_trt.model import Branch
+from vorta_trt.runtime.sampling.step_plan import StepPlan
+
+SIZES = {"num_attention_heads": 4, "attention_head_dim": 32}
+WAN = StepCase(
+    "tiny", "wan", {"num_layers": 2, "ffn_dim": 64, "text_dim": 24, **SIZES}, (17, 96, 96), passes=2, shift=3.0
+)
+HUNYUAN_VIDEO = StepCase(
+    "tiny",
+    "hunyuan_video",
+    {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "text_embed_dim": 24,
+        "pooled_projection_dim": 16,
+        "rope_axes_dim": (4, 14, 14),
+        **SIZES,
+    },
+    (9, 96, 96),
+    passes=1,
+    shift=7.0,
+)
+OPTIONS = StepOptions(mixes=("50/50",), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
+
+
+def silent(what: str, done: int = 0, total: int = 0) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", params=[WAN, HUNYUAN_VIDEO], ids=lambda case: case.family)
+def report(request: pytest.FixtureRequest) -> StepReport:
+    return run_case(request.param, OPTIONS, silent)
+
+
+def test_every_implementation_computes_the_same_dense_sample(report: StepReport) -> None:
+    rows = {(row.implementation, row.routes): row for row in report.rows}
+    assert set(rows) == {(TORCH, "dense"), (DIFFUSERS, "dense"), (OURS, "dense"), (OURS, "50/50")}
+    assert report.passed
+    for row in rows.values():
+        assert row.median is not None and row.median > 0 and row.runs == 2
+        assert row.difference is not None and row.difference < 1e-5
+    assert rows[OURS, "50/50"].flops < rows[OURS, "dense"].flops  # type: ignore[operator]
+    assert rows[TORCH, "dense"].times_dense == 1
+
+
+def test_loops_are_counted_from_measured_steps(report: StepReport) -> None:
+    plain, tea, distilled = report.loops
+    passes = report.about["passes_per_step"]
+    assert (plain.steps, plain.computed, plain.passes, plain.extrapolated) == (50, 50, passes, True)
+    assert plain.seconds == pytest.approx(50 * plain.computed_seconds, rel=1e-2)
+    assert (tea.computed, tea.measured) == (25, 10)
+    assert 0 < tea.measured_computed < 10
+    assert tea.reused_seconds is not None
+    assert tea.seconds == pytest.approx(25 * tea.computed_seconds + 25 * tea.reused_seconds, rel=1e-2)
+    assert (distilled.steps, distilled.passes, distilled.extrapolated) == (6, 1, False)
+    dense = report.row(TORCH, EAGER)
+    assert dense is not None and dense.median is not None
+    assert plain.times_dense == pytest.approx(50 * passes * dense.median / plain.seconds, rel=1e-2)
+
+
+def test_report_comes_back_from_its_file_and_is_shown(report: StepReport, tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    file.write_text(report.to_json())
+    again = StepReport.read(file)
+    assert again == replace(report, about=json.loads(json.dumps(report.about)))
+    assert "no GPU" in headline(again)
+    assert step_table(again).row_count == 4 and loop_table(again).row_count == 3
+    assert plot_report(again, tmp_path / "step.png").stat().st_size > 10_000
+    assert all("TeaCache" in line or "dense steps" in line for line in remarks(again))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no", "is no JSON"),
+        ('{"schema": 1, "question": "attention"}', "is no report of `bench step`"),
+        ('{"schema": 1, "question": "step", "rows": [{"speed": 1}], "loops": []}', "does not know"),
+    ],
+)
+def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    file.write_text(content)
+    with pytest.raises(ReportError, match=message):
+        StepReport.read(file)
+
+
+def test_a_wrong_sample_is_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Subject.runs
+
+    def runs(self: Subject, implementation: str, routes: torch.Tensor | None) -> Any:
+        run = right(self, implementation, routes)
+        return (lambda timestep: 2 * run(timestep)) if implementation == OURS else run
+
+    monkeypatch.setattr(Subject, "runs", runs)
+    report = run_case(WAN, replace(OPTIONS, peers=("cudnn",), loops=False), silent)
+    assert [row.state for row in report.rows] == ["ok", "wrong", "ok"]  # the mix has nothing to be compared with
+    assert not report.passed
+    assert "differs by" in remarks(report)[0]
+
+
+def test_a_peer_that_cannot_run_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Subject.runs
+
+    def runs(self: Subject, implementation: str, routes: torch.Tensor | None) -> Any:
+        def fail(timestep: float) -> torch.Tensor:
+            raise RuntimeError("out of memory\nand more")
+
+        return fail if implementation == DIFFUSERS else right(self, implementation, routes)
+
+    monkeypatch.setattr(Subject, "runs", runs)
+    report = run_case(WAN, replace(OPTIONS, peers=("diffusers",), loops=False), silent)
+    assert report.passed
+    assert (report.rows[0].state, report.rows[0].note) == ("unavailable", "RuntimeError: out of memory")
+    assert report.rows[1].times_dense is None
+
+
+def test_mixes_have_the_published_share_of_full_heads() -> None:
+    routes = mixed_routes("30/70", 40, 40, seed=3)
+    counts = [int((routes == int(branch)).sum()) for branch in Branch]
+    assert counts == [3, 479, 1118]
+    assert not torch.equal(routes, mixed_routes("30/70", 40, 40, seed=4))
+    assert not mixed_routes("dense", 2, 3).any()
+
+
+@pytest.mark.parametrize("mix", ["half", "50/60", "50", "-10/110", "1/2/97"])
+def test_bad_mixes_are_refused(mix: str) -> None:
+    with pytest.raises(ValueError, match="must be 'dense' or percent"):
+        mixed_routes(mix, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "sora"}, "model 'sora': must be one of wan-1.3b"),
+        ({"modes": ("fast",)}, "modes 'fast'"),
+        ({"peers": ("flash",)}, "peers 'flash'"),
+        ({"precisions": ("int4",)}, "precisions 'int4'"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"steps": 0}, "steps 0"),
+        ({"layers": 0}, "layers 0"),
+        ({"mixes": ()}, "at least one"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StepOptions(**options)
+
+
+def test_the_published_models_have_their_sizes() -> None:
+    assert CASES["wan-14b"].geometry.tokens == 72_000
+    assert CASES["hunyuan-video"].geometry.tokens == 108_256
+    fewer = select_case("hunyuan-video", 6).config
+    assert (fewer["num_layers"], fewer["num_single_layers"]) == (2, 4)
+    assert select_case("wan-14b", 3).config["num_layers"] == 3
+
+
+def test_a_window_without_a_computed_step_is_refused() -> None:
+    plan = StepPlan((900.0, 500.0), (True, False))
+    with pytest.raises(ValueError, match="none of its first 0 steps is computed"):
+        run_loop(WAN, Loop("none", plan, 1, 0), lambda timestep: torch.zeros(1), torch.zeros(1), "50/50")
+
+
+def test_kernels_are_known_by_their_names() -> None:
+    assert kind_of_kernel("void vorta::sm90::attention_kernel<Traits>(Params)") == "attention"
+    assert kind_of_kernel("cudnn_generated_fort_native_sdpa_sm90_flash_fprop") == "attention"
+    assert kind_of_kernel("nvjet_tst_256x128_64x4_1x2_h_bz_coopB_TNT") == "matrix products"
+    assert kind_of_kernel("triton_red_fused__scaled_dot_product_attention_add_mul_0") == "other"
+    assert kind_of_kernel("void at::native::vectorized_elementwise_kernel<4>") == "other"
+
+
+def test_difference_is_relative_and_infinite_without_numbers() -> None:
+    assert difference(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])) == pytest.approx(0.08)
+    assert difference(torch.tensor([math.nan]), torch.tensor([1.0])) == math.inf
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # of torch's own compiler
+def test_compiled_blocks_are_themselves_again_afterwards() -> None:
+    subject = Subject.make(WAN, "cpu", torch.float32)
+    with subject.compiled(OURS):
+        assert all(block._compiled_call_impl is not None for block in subject.routed.routed_blocks())
+    assert all(block._compiled_call_impl is None for block in subject.routed.routed_blocks())
+    assert step_run.MODES[0] == EAGER

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fits which card. The figures of the large models are real ones: the builder's for one block, times the blocks'
+weights; text encoder and VAE have the sizes of Wan 2.1's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vorta_trt.engines import Bundle
+from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts
+from vorta_trt.runtime.memory_plan import RESERVE, CardPlan, batched_guidance_fits, plan_memory
+from vorta_trt.runtime.target import Target, read_target
+from vorta_trt.runtime.tensors import TensorSpec
+
+GIB = 2**30
+STREAMING, RESIZE = "WEIGHT_STREAMING", "RUNTIME_ACTIVATION_RESIZE_10_10"
+
+
+def engine(
+    bundle: Path,
+    weights: int,
+    activations: int | None,
+    batch: int = 2,
+    flavour: str = "rtx",
+    flags: tuple[str, ...] = (),
+) -> Target:
+    """The bundle of the tests with other figures in its manifest."""
+    target = read_target(bundle)
+    assert target.bundle is not None
+    manifest = target.bundle.manifest
+    memory = manifest.engine.memory.model_copy(update={"weights": weights, "activations": activations})
+    update = {"memory": memory, "flavour": flavour, "flags": list(flags)}
+    changed = manifest.model_copy(update={"engine": manifest.engine.model_copy(update=update)})
+    inputs = tuple(
+        replace(spec, maximum=(batch, *spec.maximum[1:])) if spec.maximum else spec for spec in target.inputs
+    )
+    return replace(target, bundle=Bundle(target.bundle.path, changed), inputs=inputs)
+
+
+def weights_file(folder: Path, dtype: str, item_bytes: int, count: int) -> None:
+    """A safetensors file that ends behind its header: nothing else may be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensor = {"dtype": dtype, "shape": [count], "data_offsets": [0, count * item_bytes]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "weight": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+@pytest.fixture(scope="module")
+def wan_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a pipeline")
+    weights_file(folder / "text_encoder", "F32", 4, 5_680_910_336)  # UMT5-XXL, 10.6 GiB in 16 bits
+    weights_file(folder / "vae", "F32", 4, 126_892_531)
+    (folder / "vae" / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan", "base_dim": 96}))
+    return folder
+
+
+WAN_14B = {"weights": 28_577_000_000, "activations": 17_758_976_000}  # batch 2, 77x720x1280
+
+
+def cards(target: Target, *sizes: float, checkpoint: Path | None = None) -> list[CardPlan]:
+    plan = plan_memory(target, checkpoint, sizes)
+    assert plan == type(plan).model_validate_json(plan.model_dump_json())
+    assert len(list(plan.lines())) >= 6 + len(sizes)
+    return plan.cards
+
+
+def test_an_h200_has_room_for_everything(bundle: Path, wan_pipeline: Path) -> None:
+    (card,) = cards(engine(bundle, **WAN_14B, flags=(RESIZE,)), 141, checkpoint=wan_pipeline)
+    assert (card.fits, card.guidance, card.text_encoder, card.vae) == (True, "batched", "stays", "stays")
+    assert (card.encoding, card.decoding, card.weight_streaming_budget) == ("beside", "beside", None)
+    assert 54 * GIB < card.sampling_bytes < 58 * GIB
+    assert "guidance batched, text encoder stays, VAE stays; sampling takes 5" in card.line()
+
+
+def test_what_leaves_first(bundle: Path, wan_pipeline: Path) -> None:
+    """Text encoder, VAE, batched guidance, weights: in this order, as the card shrinks."""
+    target = engine(bundle, **WAN_14B, flags=(RESIZE, STREAMING))
+    found = cards(target, 80, 50, 44.9, 44.6, 40, 24, checkpoint=wan_pipeline)
+    assert [(card.guidance, card.text_encoder, card.vae) for card in found] == [
+        ("batched", "stays", "stays"),
+        ("batched", "leaves", "stays"),
+        ("batched", "leaves", "leaves"),
+        ("sequential", "leaves", "stays"),
+        ("sequential", "leaves", "stays"),
+        ("sequential", "leaves", "leaves"),
+    ]
+    assert [card.weight_streaming_budget is not None for card in found] == [False] * 5 + [True]
+    assert all(card.sampling_bytes <= card.gib * GIB for card in found)
+    small = found[-1]
+    assert small.weight_streaming_budget is not None and 13 * GIB < small.weight_streaming_budget < 14 * GIB
+    assert (small.encoding, small.decoding) == ("alone", "alone")
+    assert "weights streamed, 13." in small.line() and "prompt encoded before the engine is opened" in small.line()
+    assert "video decoded after the engine is closed" in small.line()
+
+
+@pytest.mark.parametrize(
+    ("options", "remark"),
+    [
+        ({"flags": (RESIZE,)}, "the weights do not fit; build with --weight-streaming"),
+        ({"flavour": "tensorrt8"}, "activations alone need more; build with --batch 1, or take a smaller video"),
+        (
+            {"flavour": "tensorrt8", "batch": 1},
+            "TensorRT 8.6 cannot stream them; build with TensorRT 10 or newer, or RTX",
+        ),
+    ],
+)
+def test_what_does_not_fit_says_what_to_do(bundle: Path, options: dict[str, Any], remark: str) -> None:
+    activations = WAN_14B["activations"] * 2 // (3 - options.get("batch", 2)) // 2
+    (card,) = cards(engine(bundle, WAN_14B["weights"], activations, **options), 17.5 if "batch" not in options else 24)
+    assert not card.fits
+    assert remark in card.line() and card.line().startswith(f"{card.gib:g} GiB: does not fit")
+
+
+def test_activations_without_resizing_are_those_of_the_largest_batch(bundle: Path) -> None:
+    old = plan_memory(engine(bundle, **WAN_14B, flavour="tensorrt8"))
+    new = plan_memory(engine(bundle, **WAN_14B, flags=(RESIZE,)))
+    assert old.activations == {1: WAN_14B["activations"], 2: WAN_14B["activations"]}
+    assert new.activations == {1: WAN_14B["activations"] // 2, 2: WAN_14B["activations"]}
+
+
+def test_an_engine_for_one_sample_has_no_batched_guidance(bundle: Path) -> None:
+    (card,) = cards(engine(bundle, 10**9, 10**9, batch=1), 80)
+    assert card.guidance == "sequential"
+    assert "guidance can only be sequential (build --batch 1:1:2 for both)" in card.line()
+
+
+def test_figures_of_a_bundle_and_of_its_onnx_file(bundle: Path, fp16: Path) -> None:
+    built, exported = engine_parts(read_target(bundle)), engine_parts(read_target(fp16))
+    assert built.stated and built.built and not exported.stated and not exported.built
+    assert built.workspace == exported.workspace and built.workspace is not None and built.workspace > 0
+    assert built.io_per_sample == exported.io_per_sample > 2 * 2 * 16 * 12**3  # latents in and out, fp16
+    assert exported.weights == pytest.approx(built.weights, rel=0.2)
+    assert exported.activations == pytest.approx(built.activations, rel=1)
+    text = "\n".join(plan_memory(read_target(fp16)).lines())
+    assert "(estimated)" in text and "text encoder and VAE not counted (--checkpoint)" in text
+
+
+def test_estimates_where_the_builder_said_nothing(bundle: Path) -> None:
+    parts = engine_parts(engine(bundle, 0, None))
+    assert not parts.stated and parts.activations > 0
+    assert parts.weights == (bundle / "transformer.plan").stat().st_size
+
+
+def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:
+    metadata = read_target(bundle).metadata
+    parts = pipeline_parts(wan_pipeline, metadata)
+    assert (parts.text_encoder, parts.vae) == (2 * 5_680_910_336, 4 * 126_892_531)
+    video, widest = 3 * 45 * 96 * 96 * 4, 192 * 4 * 96 * 96 * 4  # frames 45, 96 x 96 pixels
+    assert parts.decoding == 3 * widest + video
+    assert pipeline_parts(None, metadata).vae is None
+    with pytest.raises(
+        FileNotFoundError, match="neither text_encoder/ nor vae/ with weights; give the folder of a whole"
+    ):
+        pipeline_parts(tmp_path, metadata)
+
+
+def test_tiled_decoding_of_hunyuan_video(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:
+    weights_file(tmp_path / "vae", "F16", 2, 1000)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [128, 256]}))
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "pytorch_model.bin").write_bytes(b"x" * 500)
+    metadata = read_target(bundle).metadata
+    assert metadata is not None
+    parts = pipeline_parts(tmp_path, metadata.model_copy(update={"family": "hunyuan_video"}))
+    assert (parts.text_encoder, parts.vae) == (500, 2000)
+    assert parts.decoding == 3 * 256 * 16 * 256 * 256 * 2 + 3 * 45 * 96 * 96 * 4
+    assert pipeline_parts(tmp_path, metadata).decoding is None  # a VAE that nobody knows
+
+
+def test_cards_have_a_size(bundle: Path) -> None:
+    with pytest.raises(ValueError, match="memory 0: must be the GiB of a card; use e.g. 24"):
+        plan_memory(read_target(bundle), cards=[24, 0])
+
+
+# --- An open engine ----------------------------------------------------------
+
+
+def opened(largest: int, needed: int, free: int, device: str = "cuda:0") -> Any:
+    spec = TensorSpec("hidden_states", "float16", ("batch", 4), (1, 4), (largest, 4))
+    return SimpleNamespace(inputs=[spec], device=device, room_for=lambda batch: (needed * batch, free))
+
+
+def test_batched_guidance_goes_by_the_free_memory() -> None:
+    fit = batched_guidance_fits(opened(2, GIB, 2 * GIB + RESERVE))
+    assert fit and (fit.needed_bytes, fit.free_bytes) == (2 * GIB, 2 * GIB + RESERVE)
+    tight = batched_guidance_fits(opened(2, GIB, 2 * GIB + RESERVE - 1))
+    assert not tight
+    assert (
+        tight.reason
+        == "a call with 2 samples takes 2.0 GiB more, 3.5 GiB are free on cuda:0, 1.5 GiB of them kept for the rest"
+    )
+    assert batched_guidance_fits(opened(2, GIB, 2 * GIB), reserve=0)
+    assert batched_guidance_fits(opened(2, 0, 0, "cpu"))
+    alone = batched_guidance_fits(opened(1, 0, 99 * GIB))
+    assert not alone and "the engine takes 1 sample a call; build it with --batch 1:1:2 for two" in alone.reason
