@@ -20,7 +20,6 @@ from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
 from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx, locate_in_torch
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.target import read_target
-from vorta_trt.runtime.tensorrt_executor import device_index
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
@@ -33,8 +32,7 @@ class Denoiser(abc.ABC):
     Attributes:
         family: "wan" or "hunyuan_video". config: of the diffusers transformer.
         latent_shape: (C, F, H, W); None if any will do. text_tokens: rows of `encoder_hidden_states`; None if any
-            number will do. input_names: what `run` takes. max_batch: None for no limit.
-        heads: (L, N). has_router: or every head is full. on_cpu: launches run on the CPU.
+            number will do. input_names: what `run` takes. heads: (L, N).
     """
 
     family: str
@@ -42,9 +40,7 @@ class Denoiser(abc.ABC):
     latent_shape: tuple[int, int, int, int] | None
     text_tokens: int | None
     input_names: tuple[str, ...]
-    max_batch: int | None
     heads: tuple[int, int]
-    has_router: bool
 
     @property
     @abc.abstractmethod
@@ -58,12 +54,17 @@ class Denoiser(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        tau: float | None = None,
+        route_override: Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One launch: the sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
 
         Args:
             inputs: by name, in the model's types. tau, route_override (int32 [L, N]): None is the model's own.
+            step: its number, for profilers.
         """
 
     @abc.abstractmethod
@@ -76,36 +77,28 @@ class Denoiser(abc.ABC):
 
     @property
     def on_cpu(self) -> bool:
+        """Whether launches run on the CPU."""
         return self.device.type == "cpu"
 
 
 class EngineDenoiser(Denoiser):
-    """A bundle or an exported ONNX file in an `Engine`, which stays the caller's to close.
+    """A bundle or an exported ONNX file in an `Engine`, which stays the caller's to close."""
 
-    Args:
-        device: of the engine, as it was given to it.
-    """
-
-    def __init__(self, engine: Engine, device: str | int | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         metadata = engine.metadata
         if metadata is None:
             raise VortaError(
                 f"{engine.path}: says nothing about its model, since `vorta-trt export` did not write it; export the "
                 f"checkpoint, and build from that file"
             )
-        specs = {spec.name: spec for spec in engine.inputs}
-        maximum = specs["hidden_states"].maximum
         self.engine = engine
-        self._device = _device_of(engine, device)
         self.family = metadata.family
         self.config = metadata.config
         self._dtype: torch.dtype = getattr(torch, TORCH_DTYPES[metadata.precision])
         self.latent_shape = metadata.latent_shape
         self.text_tokens = metadata.text_length
-        self.input_names = tuple(specs)
-        self.max_batch = None if maximum is None else maximum[0]
+        self.input_names = tuple(spec.name for spec in engine.inputs)
         self.heads = metadata.num_layers, metadata.num_heads
-        self.has_router = metadata.has_router
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,13 +106,22 @@ class EngineDenoiser(Denoiser):
 
     @property
     def device(self) -> torch.device:
-        return self._device
+        # A torch without CUDA has no tensors on the engine's GPU: they come and go through host memory.
+        return torch.device(self.engine.device if torch.cuda.is_available() else "cpu")
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.engine.device == "cpu"
 
     def run(
-        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        tau: float | None = None,
+        route_override: Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         threshold = None if tau is None else np.array([tau], np.float32)  # [1]
-        outputs: Mapping[str, Any] = self.engine(**inputs, tau=threshold, route_override=route_override)
+        outputs: Mapping[str, Any] = self.engine(**inputs, tau=threshold, route_override=route_override, step=step)
         return outputs["sample"], outputs["routes"]
 
     def timestep_path(self) -> TimestepPath | None:
@@ -149,9 +151,7 @@ class TorchDenoiser(Denoiser):
         if model.family == "hunyuan_video":
             self.input_names += ("encoder_attention_mask", "pooled_projections")
             self.input_names += ("guidance",) if model.config["guidance_embeds"] else ()
-        self.max_batch = None
         self.heads = model.num_layers, model.num_heads
-        self.has_router = model.has_router
 
     @property
     def dtype(self) -> torch.dtype:
@@ -162,7 +162,11 @@ class TorchDenoiser(Denoiser):
         return self.model.proj_out.weight.device  # type: ignore[no-any-return]
 
     def run(
-        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        tau: float | None = None,
+        route_override: Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         override = None if route_override is None else route_override.to(self.device)  # [L, N]
         with torch.no_grad():
@@ -175,10 +179,3 @@ class TorchDenoiser(Denoiser):
 
     def locate(self, inputs: Mapping[str, Any]) -> str:
         return locate_in_torch(self.model, inputs)
-
-
-def _device_of(engine: Engine, device: str | int | None) -> torch.device:
-    if engine.executor != "tensorrt" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    known: Any = getattr(engine, "device", None)
-    return torch.device("cuda", device_index(device)) if known is None else torch.device(known)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +85,7 @@ class VideoGenerator:
     Args:
         source, checkpoint: as for `RequestPlanner`, or a planner.
         executor, device: as for `Engine`. A routed model runs where it is. Text encoders and VAE go to the same device.
-        verify: hash the files of a bundle before loading it.
+        verify, engine: as for `Engine`, the latter its further options, e.g. {"weight_streaming_budget": "auto"}.
         strict: whatever would run otherwise than asked for is an error.
         cpu_offload: text encoders and VAE are on the GPU only while they are used.
         vae_tiling: decode in tiles, which takes less memory; None does for HunyuanVideo.
@@ -106,13 +106,14 @@ class VideoGenerator:
         strict: bool = False,
         cpu_offload: bool = False,
         vae_tiling: bool | None = None,
+        engine: Mapping[str, Any] | None = None,
     ) -> None:
         self.planner = source if isinstance(source, RequestPlanner) else RequestPlanner(source, checkpoint)
         self.fallbacks = Fallbacks(strict)
         self._lock = threading.Lock()
         self._planned: tuple[SamplingSettings, PlannedRequest] | None = None
         folder = self.planner.require_checkpoint()
-        self.transformer = self._load_transformer(executor, device, verify)
+        self.transformer = self._load_transformer(executor, device, verify, engine or {})
         try:
             self.pipeline = self._load_pipeline(folder)
             self._place(cpu_offload)
@@ -219,14 +220,16 @@ class VideoGenerator:
     def _takes_guidance(self) -> bool:
         return bool(self.planner.config.get("guidance_embeds"))
 
-    def _load_transformer(self, executor: str | None, device: str | int | None, verify: bool) -> VortaTransformer:
+    def _load_transformer(
+        self, executor: str | None, device: str | int | None, verify: bool, engine: Mapping[str, Any]
+    ) -> VortaTransformer:
         source = self.planner.source
         if not isinstance(source, RoutedTransformer):
             return VortaTransformer.from_bundle(
-                source, executor=executor, device=device, verify=verify, fallbacks=self.fallbacks
+                source, executor=executor, device=device, verify=verify, fallbacks=self.fallbacks, **engine
             )
-        if executor is not None or device is not None:
-            raise ValueError("executor and device: a routed model runs in torch, where it is; leave them out")
+        if executor is not None or device is not None or engine:
+            raise ValueError("executor, device and engine: a routed model runs in torch, where it is; leave them out")
         return VortaTransformer.from_model(source, fallbacks=self.fallbacks)
 
     def _load_pipeline(self, folder: Path) -> Any:

@@ -6,8 +6,8 @@ In the first step both are launched, and the conditions of the second are kept. 
 launches both and keeps the other half, which the call for "uncond" takes, if and only if it comes with the very same
 tensors (see `Snapshot`): latents, timestep and conditions. So P steps are P + 1 launches instead of 2 P.
 
-Whatever does not come as expected is launched on its own, counted as a fallback, and ends the batching of the request:
-another guess would cost another half launch for nothing.
+Whatever does not come as expected, or does not fit into memory, is launched on its own, counted as a fallback, and ends
+the batching of the request: another guess would cost another half launch for nothing.
 
 A launch of twice the batch adds up in another order: samples are equal but for rounding.
 """
@@ -20,6 +20,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from vorta_trt.runtime.cuda_runtime import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.inputs import STEP_INPUTS
 from vorta_trt.runtime.pipelines.snapshot import Snapshot
@@ -80,7 +81,11 @@ class GuidanceBatching:
             return self._launch(inputs, COND)
         other = {**inputs, **other}  # latents and timestep are the same
         both = {name: torch.cat((inputs[name], other[name])) for name in inputs}  # [2 B, ...]
-        cond, uncond = self._launch(both, BOTH).chunk(2)  # [B, C, F, H, W] each
+        try:
+            cond, uncond = self._launch(both, BOTH).chunk(2)  # [B, C, F, H, W] each
+        except (DeviceOutOfMemory, torch.OutOfMemoryError) as error:
+            self._give_up(str(error))
+            return self._launch(inputs, COND)
         self._waiting = Snapshot(_of_step(given)), uncond
         return cond
 

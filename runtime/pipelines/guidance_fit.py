@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser
 from vorta_trt.runtime.pipelines.guidance import KIND, GuidanceMode
-
-CONTEXTS = 2
-MEMORY_PLAN = "vorta_trt.runtime.memory_plan"
 
 
 def use_batched_guidance(denoiser: Denoiser, mode: GuidanceMode, fallbacks: Fallbacks) -> bool:
@@ -32,9 +27,7 @@ def use_batched_guidance(denoiser: Denoiser, mode: GuidanceMode, fallbacks: Fall
 
 
 def _problem(denoiser: Denoiser) -> str | None:
-    if denoiser.max_batch is not None and denoiser.max_batch < CONTEXTS:
-        return f"the engine takes batches of up to {denoiser.max_batch}; build it with --batch 1:1:{CONTEXTS}"
-    if isinstance(denoiser, EngineDenoiser) and find_spec(MEMORY_PLAN) is not None:
-        fit = import_module(MEMORY_PLAN).batched_guidance_fits(denoiser.engine)
-        return None if fit else str(fit.reason)
+    if isinstance(denoiser, EngineDenoiser):
+        fit = batched_guidance_fits(denoiser.engine)
+        return None if fit else fit.reason
     return None

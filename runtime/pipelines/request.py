@@ -80,7 +80,7 @@ class Request:
 
     def _launch(self, inputs: Inputs, context: str) -> Tensor:
         override = self.plan.override_at(self._step)
-        sample, routes = self._denoiser.run(inputs, self.plan.tau, override)  # [B, C, F, H, W], [L, B, N]
+        sample, routes = self._denoiser.run(inputs, self.plan.tau, override, self._step)  # [B, C, F, H, W], [L, B, N]
         self.launches[context] += 1
         known = {"tau": self.plan.tau, "route_override": override}
         run_again = {**inputs, **{name: value for name, value in known.items() if value is not None}}

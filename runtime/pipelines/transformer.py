@@ -94,20 +94,22 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         device: str | int | None = None,
         verify: bool = True,
         fallbacks: Fallbacks | None = None,
+        **options: Any,
     ) -> VortaTransformer:
         """Of a bundle or of an exported ONNX file.
 
         Args:
             bundle: its path, or an `Engine`, which stays the caller's to close.
-            executor, device, verify: as for `Engine`, if it is made here; `close` then closes it.
-            fallbacks: counts what runs otherwise than asked for, or refuses it (`Fallbacks(strict=True)`).
+            executor, device, verify, options: as for `Engine`, if it is made here; `close` then closes it.
+            fallbacks: counts what runs otherwise than asked for, or refuses it (`Fallbacks(strict=True)`); None takes
+                those of the engine.
         Raises: what `Engine` raises; VortaError, for a file that `vorta-trt export` did not write.
         """
         if isinstance(bundle, Engine):
-            return _class_of(bundle.metadata)(EngineDenoiser(bundle, device), fallbacks)
-        engine = Engine(bundle, executor=executor, device=device, verify=verify)
+            return _class_of(bundle.metadata)(EngineDenoiser(bundle), fallbacks or bundle.fallbacks)
+        engine = Engine(bundle, executor=executor, device=device, verify=verify, fallbacks=fallbacks, **options)
         try:
-            return _class_of(engine.metadata)(EngineDenoiser(engine, device), fallbacks, engine)
+            return _class_of(engine.metadata)(EngineDenoiser(engine), engine.fallbacks, engine)
         except BaseException:
             engine.close()
             raise

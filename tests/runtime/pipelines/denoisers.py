@@ -23,22 +23,25 @@ class RecordingDenoiser(Denoiser):
         launches: batch sizes. overrides, taus: of every launch. routes: what it says that it took, int32 [L, N].
     """
 
-    family, text_tokens, has_router = "wan", TEXT, True
+    family, text_tokens = "wan", TEXT
     config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2]}
     latent_shape = SHAPE
     input_names = ("hidden_states", "timestep", "encoder_hidden_states")
     heads = (LAYERS, HEADS)
     dtype, device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
 
-    def __init__(self, max_batch: int | None = None) -> None:
-        self.max_batch = max_batch
+    def __init__(self) -> None:
         self.launches: list[int] = []
         self.overrides: list[Tensor | None] = []
         self.taus: list[float | None] = []
         self.routes = torch.zeros(LAYERS, HEADS, dtype=torch.int32)
 
     def run(
-        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        tau: float | None = None,
+        route_override: Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         latents, timestep, text = inputs.values()
         self.launches.append(len(latents))

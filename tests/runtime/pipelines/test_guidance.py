@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from vorta_trt.runtime import Engine
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
+from vorta_trt.runtime.memory_plan import GuidanceFit
+from vorta_trt.runtime.pipelines import guidance_fit
+from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
 from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.guidance_fit import use_batched_guidance
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
@@ -136,20 +142,55 @@ def test_pipelines_sample_the_same_but_for_rounding(tiny: Tiny) -> None:
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("mode", "max_batch", "expected"),
-    [
-        (GuidanceMode.AUTO, 2, False),  # on the CPU
-        (GuidanceMode.SEQUENTIAL, 2, False),
-        (GuidanceMode.BATCHED, None, True),
-        (GuidanceMode.BATCHED, 2, True),
-        (GuidanceMode.BATCHED, 1, False),
-    ],
-)
-def test_what_decides(mode: GuidanceMode, max_batch: int | None, expected: bool) -> None:
+class Crowded(RecordingDenoiser):
+    """Has no memory for two samples."""
+
+    def run(self, inputs: Any, *options: Any) -> Any:
+        if len(inputs["hidden_states"]) > 1:
+            raise torch.OutOfMemoryError("two samples do not fit")
+        return super().run(inputs, *options)
+
+
+def test_memory_that_is_gone_when_it_is_needed() -> None:
+    denoiser = Crowded()
+    transformer = transformer_of(denoiser)
+    expected = sample(transformer)
+    with transformer.request(transformer.plan(TIMESTEPS), guidance=GuidanceMode.BATCHED) as request:
+        assert all(map(torch.equal, sample(transformer), expected))
+    assert request.fallbacks.counts == {"batched guidance": 1}
+    assert request.launches == {"cond": 5, "uncond": 5}
+    with pytest.raises(FallbackError, match="batched guidance: two samples do not fit"):
+        with transformer.request(
+            transformer.plan(TIMESTEPS), guidance=GuidanceMode.BATCHED, fallbacks=Fallbacks(strict=True)
+        ):
+            sample(transformer)
+
+
+class GpuDenoiser(EngineDenoiser):
+    """An engine as if it were on a GPU."""
+
+    on_cpu = False
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("mode", GuidanceMode)
+def test_on_a_gpu_profile_and_memory_decide(monkeypatch: pytest.MonkeyPatch, mode: GuidanceMode, fits: bool) -> None:
+    answer = GuidanceFit(fits, 9, 5, "9 bytes more, 5 are free")
+    monkeypatch.setattr(guidance_fit, "batched_guidance_fits", lambda engine: answer)
     fallbacks = Fallbacks()
-    assert use_batched_guidance(RecordingDenoiser(max_batch), mode, fallbacks) is expected
-    assert fallbacks.counts == ({"batched guidance": 1} if max_batch == 1 else {})
-    if max_batch == 1:
-        with pytest.raises(FallbackError, match="takes batches of up to 1; build it with --batch 1:1:2"):
-            use_batched_guidance(RecordingDenoiser(max_batch), mode, Fallbacks(strict=True))
+    assert use_batched_guidance(GpuDenoiser(), mode, fallbacks) is (fits and mode is not GuidanceMode.SEQUENTIAL)
+    asked_for = mode is GuidanceMode.BATCHED and not fits
+    assert fallbacks.counts == ({"batched guidance": 1} if asked_for else {})
+    if asked_for:
+        with pytest.raises(FallbackError, match="batched guidance: 9 bytes more, 5 are free"):
+            use_batched_guidance(GpuDenoiser(), mode, Fallbacks(strict=True))
+
+
+@pytest.mark.parametrize("mode", GuidanceMode)
+def test_on_the_cpu_and_in_torch_only_who_asks_gets_it(tiny_wan: Tiny, mode: GuidanceMode) -> None:
+    with Engine(tiny_wan.onnx) as engine:
+        for denoiser in (EngineDenoiser(engine), RecordingDenoiser()):
+            assert use_batched_guidance(denoiser, mode, Fallbacks(strict=True)) is (mode is GuidanceMode.BATCHED)

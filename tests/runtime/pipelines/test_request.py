@@ -130,8 +130,8 @@ def test_steps_are_announced_and_may_be_refused() -> None:
 class Overflowing(RecordingDenoiser):
     """Not finite from a timestep on."""
 
-    def run(self, inputs: Any, tau: Any = None, route_override: Any = None) -> Any:
-        result, routes = super().run(inputs, tau, route_override)
+    def run(self, inputs: Any, *options: Any) -> Any:
+        result, routes = super().run(inputs, *options)
         return result / (0 if float(inputs["timestep"][0]) == 600 else 1), routes
 
 
