@@ -128,6 +128,13 @@ def generate(
         Executor | None, typer.Option(help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX].")
     ] = None,
     device: Annotated[str | None, typer.Option(help="GPU, e.g. cuda:1 [default: the first].")] = None,
+    weight_streaming: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GIB|auto",
+            help="Weights that stay on the GPU, of bundles built with --weight-streaming [default: all].",
+        ),
+    ] = None,
     cpu_offload: Annotated[
         bool, typer.Option("--cpu-offload", help="Text encoders and VAE are on the GPU only while they are used.")
     ] = False,
@@ -203,6 +210,7 @@ def generate(
                 strict=strict,
                 cpu_offload=cpu_offload,
                 vae_tiling=vae_tiling,
+                engine=None if weight_streaming is None else {"weight_streaming_budget": _budget(weight_streaming)},
             ) as generator:
                 for number, (text, file) in enumerate(jobs):
                     video = generator.generate(
@@ -237,6 +245,11 @@ def _sigmas(timesteps: str | None, sigmas: str | None) -> tuple[float, ...] | No
     if timesteps is not None:
         return tuple(timestep / TRAIN_TIMESTEPS for timestep in decimals(timesteps, "--timesteps"))
     return None if sigmas is None else decimals(sigmas, "--sigmas")
+
+
+def _budget(text: str) -> int | str:
+    """Bytes, or "auto"."""
+    return text if text == "auto" else int(decimals(text, "--weight-streaming")[0] * (1 << 30))
 
 
 def _jobs(prompt: str | None, prompts: Path | None, output: Path | None, suffix: Format) -> list[tuple[str, Path]]:

@@ -97,7 +97,7 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: must be numbers; use e.g. 1000,757,522", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r}: must be numbers with commas between them", param_hint=option) from None
 
 
 def quoted(path: Path) -> str:

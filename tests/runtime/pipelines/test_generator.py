@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingSettings, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
+from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
 from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
@@ -240,10 +240,10 @@ def test_a_vae_that_overflows(tiny_wan: Tiny) -> None:
             generator.generate("a red wall", settings=FEW)
 
 
-def test_a_model_without_router(tiny_wan: Tiny) -> None:
-    geometry = AttentionGeometry.for_video(*SIZE)
-    dense = RoutedTransformer.from_pretrained(tiny_wan.checkpoint, geometry=geometry)
-    with VideoGenerator(dense, strict=True) as generator:
+def test_a_file_without_router(tiny_wan: Tiny, tmp_path: Path) -> None:
+    source = Source(tiny_wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
+    dense = export_checkpoint(source, tmp_path / "dense.onnx", lambda *what: None)
+    with VideoGenerator(dense, tiny_wan.checkpoint, strict=True) as generator:
         video = generator.generate("a red wall", settings=FEW)
     assert video.planned.steps.routes is not None
     assert video.planned.steps.routes.shares()["full"] == 1

@@ -29,8 +29,8 @@ def inputs(tiny: Tiny, seed: int, dtype: torch.dtype = torch.float32) -> dict[st
 
 
 def build_here(source: Source, path: Path) -> Path:
-    """A bundle that runs on this GPU, if any flavour builds one: full TensorRT's, or TensorRT-RTX's."""
-    flavour = "tensorrt" if get_flavour("tensorrt").can_build() else "rtx"
+    """A bundle of the first flavour that builds one here."""
+    flavour = next(name for name in ("tensorrt", "tensorrt8", "rtx") if get_flavour(name).can_build())
     return build_checkpoint(source, path, lambda *what: None, tensorrt=flavour).path
 
 
