@@ -24,7 +24,7 @@ import torch
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.pipeline_folder import load_pipeline
+from vorta_trt.model.pipeline_folder import check_pipeline, load_pipeline
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.fallbacks import Fallbacks
@@ -34,6 +34,7 @@ from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettin
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.video_file import write_frames
 
+PURPOSE = "generation"  # what needs the pipeline folder, in errors
 StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
 
 
@@ -113,6 +114,7 @@ class VideoGenerator:
         self._lock = threading.Lock()
         self._planned: tuple[SamplingSettings, PlannedRequest] | None = None
         folder = self.planner.require_checkpoint()
+        check_pipeline(folder, self.planner.pipeline, purpose=PURPOSE)  # before an engine is loaded
         self.transformer = self._load_transformer(executor, device, verify, engine or {})
         try:
             self.pipeline = self._load_pipeline(folder)
@@ -205,7 +207,7 @@ class VideoGenerator:
         return denoiser.engine.executor if isinstance(denoiser, EngineDenoiser) else "torch"
 
     def close(self) -> None:
-        """Frees the engine. May be called twice."""
+        """Frees the engine; text encoders and VAE go with this object. May be called twice."""
         self.transformer.close()
 
     def __enter__(self) -> VideoGenerator:
@@ -239,7 +241,7 @@ class VideoGenerator:
         encoder_dtype, vae_dtype = (
             getattr(torch, name) if on_gpu else torch.float32 for name in (types.encoder_dtype, types.vae_dtype)
         )
-        pipeline = load_pipeline(folder, self.planner.pipeline, encoder_dtype, purpose="generation")
+        pipeline = load_pipeline(folder, self.planner.pipeline, encoder_dtype, purpose=PURPOSE)
         torch.nn.Module.to(pipeline.vae, vae_dtype)  # diffusers' `to` warns of modules to keep, even if there are none
         pipeline.set_progress_bar_config(disable=True)
         self._check_parts(folder, pipeline)

@@ -26,7 +26,7 @@ from vorta_trt.runtime.sampling.finite import NonFiniteError
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
-from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, latents
+from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny
 
 FEW = SamplingSettings(steps=2)
 
@@ -316,4 +316,3 @@ def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
     with VideoGenerator(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as generator:
         one, again = (generator.generate("a red wall", seed=1, settings=FEW) for _ in range(2))
     assert np.abs(one.frames.astype(int) - again.frames).max() <= 1
-    assert latents(tiny.pipeline(generator.transformer).to("cuda"), 2).is_cuda
