@@ -103,6 +103,11 @@ class PeakMemory:
             time.sleep(self.interval)
 
 
+def resident_mib() -> float:
+    """Memory of this process, in MiB."""
+    return _status(os.getpid())["VmRSS"] / 2**10
+
+
 def gib(size: int) -> float:
     """Bytes as GiB, two decimals."""
     return round(size / 2**30, 2)

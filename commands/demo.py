@@ -26,7 +26,8 @@ def demo(
 ) -> None:
     """Go the whole way on a small model.
 
-    Makes a checkpoint and a router, exports, builds, verifies, and shows the routes. About a minute, no GPU needed.
+    Makes a pipeline and a router, exports, builds, verifies, shows the routes, and generates a video, in ONNX Runtime.
+    About a minute, no GPU needed.
     """
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.demo import next_steps, run_demo

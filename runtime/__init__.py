@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundle -> results: executors behind one `Engine`, verification, schedules. Names are loaded on first use."""
+"""Bundle -> results: executors behind one `Engine`, verification, videos. Names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from vorta_trt.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vorta_trt.runtime.device_scratch import DeviceScratch as DeviceScratch
     from vorta_trt.runtime.engine import Engine as Engine
+    from vorta_trt.runtime.pipelines.generator import GeneratedVideo as GeneratedVideo
+    from vorta_trt.runtime.pipelines.generator import VideoGenerator as VideoGenerator
+    from vorta_trt.runtime.pipelines.settings import SamplingSettings as SamplingSettings
+    from vorta_trt.runtime.pipelines.transformer import VortaTransformer as VortaTransformer
     from vorta_trt.runtime.schedules import schedule_timesteps as schedule_timesteps
     from vorta_trt.runtime.tensors import TensorSpec as TensorSpec
     from vorta_trt.runtime.verify_report import VerifyReport as VerifyReport
@@ -17,8 +21,12 @@ if TYPE_CHECKING:
 _HOME = {
     "DeviceScratch": "device_scratch",
     "Engine": "engine",
+    "GeneratedVideo": "pipelines.generator",
+    "SamplingSettings": "pipelines.settings",
     "TensorSpec": "tensors",
     "VerifyReport": "verify_report",
+    "VideoGenerator": "pipelines.generator",
+    "VortaTransformer": "pipelines.transformer",
     "schedule_timesteps": "schedules",
 }
 __all__ = list(_HOME)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way on a small model with the real classes: checkpoint, router, ONNX, bundle, verification, routes."""
+"""The whole way on a small model with the real classes: checkpoint, router, ONNX, bundle, verification, video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SIZE = VideoSize(45, 96, 96)
 MODEL: dict[str, Any] = {"layers": 4, "heads": 6, "head_dim": 64}
 FFN_DIM = 768  # of Wan
 DUAL_STREAM_LAYERS = 2  # of HunyuanVideo; the others are single-stream
-STEPS = 20
+STEPS, VIDEO_STEPS = 20, 6
+PROMPT = "a red wall"  # of words that the small tokenizer knows; the video is noise, as the weights are
 NAMES = {"wan": "Wan", "hunyuan_video": "HunyuanVideo"}
 BF16_CASES = ("router, tau 0.3", "mixed override")  # ONNX's reference evaluator is slow
 
@@ -77,6 +78,7 @@ def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
     bundle = build_onnx(
         exported["bf16"], folder / f"{stem}.bundle", report, routes=routes, include_onnx=True, overwrite=True
     )
+    video = _make_video(exported["fp32"], folder, report)
     verified = [
         verify(exported["fp32"], checkpoint, router, progress=lambda stage: report(stage, 0, 0)),
         verify(exported["bf16"], checkpoint, router, cases=BF16_CASES, progress=lambda stage: report(stage, 0, 0)),
@@ -93,6 +95,7 @@ def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
             "engine bundle": str(bundle.path),
             "route table": str(routes),
             "picture of the routes": str(picture),
+            "video": str(video),
         },
         verified=verified,
         routes=table.summary(),
@@ -112,20 +115,16 @@ def next_steps(report: DemoReport) -> str:
     real = REAL[report.family]
     return f"""\
 This engine runs on GPUs of compute capability {report.runs_on}. On a machine with one, and with vorta-trt,
-copy {folder} there and compare the engine with torch:
+copy {folder} there, compare the engine with torch, and generate with it:
 
   vorta-trt doctor
   vorta-trt verify {bundle} {checkpoint} --router {router}
+  vorta-trt generate {bundle} --checkpoint {checkpoint} --prompt "{PROMPT}" -o video.mp4
 
 The same with a real checkpoint and its router (the build needs no GPU):
 
   vorta-trt build {real.checkpoint} --router ROUTER --size {real.size} --precision bf16 -o {real.bundle}
-
-and in Python, on the GPU:
-
-  from vorta_trt.runtime import Engine
-  with Engine("{real.bundle}") as engine:
-      sample = engine({real.inputs})["sample"]"""
+  vorta-trt generate {real.bundle} --prompt "A cat walks on grass" -o cat.mp4"""
 
 
 @dataclass(frozen=True)
@@ -135,23 +134,11 @@ class RealCheckpoint:
     checkpoint: str
     size: str
     bundle: str
-    inputs: str
 
 
 REAL = {
-    "wan": RealCheckpoint(
-        "Wan2.1-T2V-14B-Diffusers",
-        "77x720x1280",
-        "wan.bundle",
-        "hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt",
-    ),
-    "hunyuan_video": RealCheckpoint(
-        "HunyuanVideo",
-        "117x720x1280",
-        "hunyuan-video.bundle",
-        "hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt,\n"
-        "                      encoder_attention_mask=mask, pooled_projections=pooled, guidance=guidance",
-    ),
+    "wan": RealCheckpoint("Wan2.1-T2V-14B-Diffusers", "77x720x1280", "wan.bundle"),
+    "hunyuan_video": RealCheckpoint("HunyuanVideo", "117x720x1280", "hunyuan-video.bundle"),
 }
 
 
@@ -159,6 +146,7 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
     """Writes a pipeline folder and a router for it."""
     from vorta_trt.model import AttentionGeometry
     from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+    from vorta_trt.model.random_pipeline import complete_pipeline
 
     geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, family)
     sizes = dict(MODEL)
@@ -167,7 +155,30 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
         make_hunyuan_video_checkpoint(checkpoint, **sizes)
     else:
         make_wan_checkpoint(checkpoint, **sizes, ffn_dim=FFN_DIM)
+    complete_pipeline(checkpoint)
     make_router(router, geometry, **sizes, video=(SIZE.frames, SIZE.height, SIZE.width))
+
+
+def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
+    """Samples with diffusers' pipeline and the exported file in ONNX Runtime; bare frames where av is not installed."""
+    from vorta_trt.plugins.errors import VortaError
+    from vorta_trt.runtime.frames import import_av
+    from vorta_trt.runtime.pipelines.generator import VideoGenerator
+    from vorta_trt.runtime.pipelines.settings import SamplingSettings
+
+    try:
+        import_av()
+        path = folder / "video.mp4"
+    except VortaError:
+        path = folder / "video.npy"
+    with VideoGenerator(onnx, strict=True) as generator:
+        video = generator.generate(
+            PROMPT,
+            seed=0,
+            settings=SamplingSettings(steps=VIDEO_STEPS),
+            on_step=lambda step, planned: report("generating a video", step, VIDEO_STEPS),
+        )
+    return video.save(path)
 
 
 MARKER = ".vorta-trt-demo"

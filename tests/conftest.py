@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared test setup: GPU tests are skipped, with the reason, where there is no CUDA device."""
+"""Shared test setup: GPU tests are skipped, with the reason, where there is no CUDA device; tiny pipelines.
+
+Imports wait for the fixtures, so that the tests of a GPU machine need no more packages than they use.
+"""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from .tiny import Tiny
 
 
 @cache
@@ -23,3 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and (reason := _no_gpu_reason()):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    from .tiny import make_wan
+
+    return make_wan(tmp_path_factory.mktemp("tiny wan"))
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    from .tiny import make_hunyuan_video
+
+    return make_hunyuan_video(tmp_path_factory.mktemp("tiny hunyuan video"))

@@ -26,7 +26,10 @@ from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
-COMMANDS = ("doctor", "demo", "export", "build", "inspect", "verify", "routes", "compare", "bench", "train-router")
+COMMANDS = (
+    *("doctor", "demo", "export", "build", "inspect", "verify", "routes", "generate", "compare", "bench"),
+    "train-router",
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def test_every_command_has_help_with_an_example() -> None:
 
 
 def test_usage_errors() -> None:
-    fails("generate", message="No such command 'generate'", code=2)
+    fails("sample", message="No such command 'sample'", code=2)
     fails("build", "x.onnx", message="Missing option '--output'", code=2)
     fails("export", "x", "-o", "y", "--size", "720p", code=2, message="size '720p': must be FRAMESxHEIGHTxWIDTH")
     fails("export", "x", "-o", "y", "--precision", "int8", code=2, message="'int8' is not one of")

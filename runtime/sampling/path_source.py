@@ -29,30 +29,40 @@ def timestep_path_of(
         checkpoint either, and for files of another origin.
     Raises: FileNotFoundError, ValueError, VortaError: no such file, damaged, or the router is not the target's.
     """
-    from vorta_trt.engines.onnx_file import read_onnx
-    from vorta_trt.export.timestep_weights import timestep_weights
-    from vorta_trt.model.timestep_path import TimestepPath
+    from vorta_trt.model.pipeline_folder import LOADING
 
     if not isinstance(target, Target):
         target = read_target(target)
     if target.metadata is None:
         return None
-    model = _model(target.metadata)
+    with LOADING:
+        path = _load(target, target.metadata, checkpoint, router)
+    if path is not None and path.has_router != target.metadata.has_router:
+        raise ValueError(
+            f"{target.path}: its metadata and its timestep path disagree about a router; export or build it again"
+        )
+    return path
+
+
+def _load(
+    target: Target, metadata: ModelMetadata, checkpoint: str | Path | None, router: str | Path | None
+) -> TimestepPath | None:
+    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.export.timestep_weights import timestep_weights
+    from vorta_trt.model.timestep_path import TimestepPath
+
+    model = _model(metadata)
     path: TimestepPath | None = None
     if target.bundle is not None and target.bundle.timestep_path is not None:
         path = TimestepPath.load(target.bundle.timestep_path, **model)
     elif target.onnx_path is not None:
         onnx = read_onnx(target.onnx_path)
-        weights = timestep_weights(onnx.model, target.metadata.family, onnx.path.parent)
+        weights = timestep_weights(onnx.model, metadata.family, onnx.path.parent)
         if weights is not None:
             source = str(target.onnx_path)
             path = TimestepPath.from_weights(weights.initializers, weights.load, source=source, **model)
     if path is None and checkpoint is not None:
-        path = _of_checkpoint(target.metadata, checkpoint, router)
-    if path is not None and path.has_router != target.metadata.has_router:
-        raise ValueError(
-            f"{target.path}: its metadata and its timestep path disagree about a router; export or build it again"
-        )
+        path = _of_checkpoint(metadata, checkpoint, router)
     return path
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of sampling commands become a plan, or an error that names the option."""
+"""The options of sampling commands become what a plan is made of, or an error that names the option."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from vorta_trt.commands import sampling_options
 from vorta_trt.commands.sampling_options import Cache, CacheSignal, SamplingOptions
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
+from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, PUBLISHED, TeaCache
 from vorta_trt.runtime.sampling.tea_fit import TeaCoefficients
 
@@ -26,8 +27,15 @@ class FakePath:
 PATH: Any = FakePath()
 
 
+def plan_of(options: SamplingOptions, timesteps: list[float], path: Any = None, **known: Any) -> StepPlan:
+    """What `generate` plans with the options."""
+    return plan_steps(
+        timesteps, path=path, cache=options.step_cache(path), guards=options.guards(), tau=options.tau, **known
+    )
+
+
 def test_everything_is_off_by_default() -> None:
-    plan = SamplingOptions().plan([900.0, 500.0], None)
+    plan = plan_of(SamplingOptions(), [900.0, 500.0])
     assert plan.compute == (True, True)
     assert (plan.route_override, plan.tau) == (None, None)
 
@@ -52,7 +60,7 @@ def test_broadcast() -> None:
 
 def test_guards_and_tau_reach_the_plan() -> None:
     options = SamplingOptions(dense_first=1, dense_layers=["0, 2", "1"], tau=0.5)
-    plan = options.plan([900.0, 500.0], None, heads=(4, 3))
+    plan = plan_of(options, [900.0, 500.0], heads=(4, 3))
     assert plan.tau == 0.5
     assert plan.route_override is not None
     assert plan.route_override[0].tolist() == [[0] * 3] * 4
@@ -73,12 +81,12 @@ def test_guards_and_tau_reach_the_plan() -> None:
 )
 def test_options_that_do_not_go_together(options: SamplingOptions, message: str) -> None:
     with pytest.raises(typer.BadParameter, match=message):
-        options.plan([900.0, 500.0], PATH if options.cache is Cache.tea else None, heads=(4, 3))
+        plan_of(options, [900.0, 500.0], PATH if options.cache is Cache.tea else None, heads=(4, 3))
 
 
 def test_tea_cache_needs_the_timestep_embedder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model's timestep embedder is not at hand"):
-        SamplingOptions(Cache.tea).plan([900.0, 500.0], None)
+        plan_of(SamplingOptions(Cache.tea), [900.0, 500.0])
     fitted = TeaCoefficients((1.0, 2.0), "modulation", (0.1, 0.2))
     fitted.save(tmp_path / "tea.json")
     options = SamplingOptions(Cache.tea, 0.1, str(tmp_path / "tea.json"), CacheSignal.embedding)
@@ -117,7 +125,7 @@ def test_a_command_with_all_of_them() -> None:
             dense_layers,
             tau,
         )
-        typer.echo("\n".join(options.plan([700.0, 500.0, 300.0], None, heads=(2, 3)).lines()))
+        typer.echo("\n".join(plan_of(options, [700.0, 500.0, 300.0], heads=(2, 3)).lines()))
         typer.echo(f"strict {strict}, dry run {dry_run}")
 
     arguments = (

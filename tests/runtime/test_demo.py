@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from vorta_trt.cli import app
 from vorta_trt.engines import Bundle
 from vorta_trt.model import RouteTable
 from vorta_trt.runtime import demo
+from vorta_trt.runtime.frames import read_frames
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -18,7 +23,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
-def test_the_whole_way(tmp_path: Path, family: str) -> None:
+def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a demo"
     folder.mkdir()
     (folder / demo.MARKER).touch()
@@ -37,7 +42,12 @@ def test_the_whole_way(tmp_path: Path, family: str) -> None:
     assert min(table.shares().values()) > 0  # all branches occur
     assert bundle.manifest.family == family == report.family
     assert bundle.manifest.inputs[0].profile is not None
+    (video,) = (Path(path) for what, path in report.files.items() if what == "video")
+    frames = np.stack(list(read_frames(video)))
+    assert frames.shape == (demo.SIZE.frames, demo.SIZE.height, demo.SIZE.width, 3)
+    assert frames.std() > 0.01
     steps = demo.next_steps(report)
+    assert f"vorta-trt generate {demo.REAL[family].bundle} --prompt" in steps
     assert f"{demo.REAL[family].checkpoint} --router ROUTER --size {demo.REAL[family].size}" in steps
     (command,) = (line for line in steps.splitlines() if "vorta-trt verify" in line)
     assert shlex.split(command)[2:] == [
@@ -46,6 +56,31 @@ def test_the_whole_way(tmp_path: Path, family: str) -> None:
         "--router",
         f"{folder.name}/router",
     ]
+    if family == "wan":
+        run_the_readme(folder, monkeypatch)
+
+
+def readme(fence: str, *sections: str) -> list[str]:
+    """The blocks of the README's sections in one language."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    parts = [text.split(f"\n## {section}\n")[1].split("\n## ")[0] for section in sections]
+    return [block for part in parts for block in re.findall(rf"```{fence}\n(.*?)```", part, re.DOTALL)]
+
+
+def run_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README says that the demo's files are good for, beside their folder."""
+    (folder.parent / "demo").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    commands = [line for block in readme("bash", "Generate") for line in block.splitlines() if "generate demo/" in line]
+    assert len(commands) == 2
+    for line in commands:
+        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        assert result.exit_code == 0, result.output
+    scripts = readme("python", "Generate", "In a diffusers pipeline")
+    assert len(scripts) == 2
+    for script in scripts:
+        exec(compile(script, "README.md", "exec"), {})
+    assert Path("wall.mp4").is_file()
 
 
 def test_an_unknown_family(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.runtime.schedules import schedule_timesteps
+from vorta_trt.runtime.schedules import family_schedule, schedule_timesteps
 
 
 def save_scheduler(folder: Path, name: str = "UniPCMultistepScheduler", **config: Any) -> Path:
@@ -59,6 +59,17 @@ def test_hunyuan_videos_pipeline_gives_its_scheduler_the_sigmas(tmp_path: Path, 
         schedule = schedule_timesteps(checkpoint, steps)
         assert schedule.timesteps == pytest.approx(expected.tolist(), rel=1e-6)
         assert (schedule.scheduler, schedule.shift) == ("FlowMatchEulerDiscreteScheduler", 7.0)
+
+
+def test_hunyuan_video_with_another_scheduler_that_takes_sigmas(tmp_path: Path) -> None:
+    import numpy as np
+    from diffusers import UniPCMultistepScheduler
+
+    expected = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0)
+    expected.set_timesteps(sigmas=np.linspace(1.0, 0.0, 9)[:-1])
+    schedule = family_schedule(None, 8, "unipc", 7.0, gives_sigmas=True)
+    assert schedule.timesteps == tuple(map(float, expected.timesteps.tolist()))
+    assert schedule.timesteps != family_schedule(None, 8, "unipc", 7.0, gives_sigmas=False).timesteps
 
 
 @pytest.mark.filterwarnings(

@@ -154,6 +154,22 @@ def test_reset_starts_a_new_request_without_the_old_samples() -> None:
         state.begin(900.0)
 
 
+def test_a_schedule_that_starts_over_is_told_from_the_next_step() -> None:
+    state = StepState(a_plan("111"))  # 900, 890, 880
+    assert not state.starts_over(900.0)  # the first request
+    for step, timestep in enumerate((900.0, 890.0, 880.0)):
+        state.begin(timestep)
+        assert state.starts_over(torch.tensor([900.0]))
+        assert not state.starts_over(880.0)
+        assert state.starts_over(torch.tensor(900.0).half())
+        assert not state.starts_over(900.0, UNCOND), step
+    twice = StepState(StepPlan((900.0, 900.0, 880.0), (True, True, True)))
+    twice.begin(900.0)
+    assert not twice.starts_over(900.0)  # it is the second step
+    twice.begin(900.0)
+    assert twice.starts_over(900.0)
+
+
 def test_a_kept_sample_is_a_copy_and_so_is_a_reused_one() -> None:
     state = StepState(a_plan("1001"))
     sample = torch.ones(3)

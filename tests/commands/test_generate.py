@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt generate`: real videos of tiny pipelines, plans without sampling, and bad usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from vorta_trt.cli import app
+from vorta_trt.runtime import video_file
+from vorta_trt.runtime.frames import frame_rate, read_frames
+from vorta_trt.runtime.video_writer import VideoWriter
+
+from ..tiny import FRAMES, HEIGHT, WIDTH, Tiny
+
+av = pytest.importorskip("av")
+
+
+def generate(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def one_error(result: Result, message: str) -> None:
+    assert result.stdout == ""
+    assert re.search(message, result.stderr), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle_without_onnx(tiny_wan: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+
+    source = Source(tiny_wan.checkpoint, tiny_wan.router, precision="bf16")
+    return build_checkpoint(source, tmp_path_factory.mktemp("bundle") / "wan.bundle", lambda *what: None).path
+
+
+def test_a_video(tiny_wan: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "wall.mp4"
+    result = generate(tiny_wan.onnx, "--prompt", "a red wall", "--steps", 3, "--seed", 5, "-o", file)
+    assert re.fullmatch(rf"wrote {file}: seed 5, 3 steps, 6 launches, [\d.]+ s\n", result.stdout)
+    assert np.stack(list(read_frames(file))).shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert frame_rate(file) == 16
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wall.mp4"]
+
+
+def test_everything_together(tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red wall\n\n  a blue wall  \n", encoding="utf-8")
+    options = [
+        *("--negative-prompt", "red", "--true-guidance-scale", 3, "--guidance-scale", 4, "--steps", 5, "--seed", 2),
+        *("--guidance-batching", "batched", "--cache", "broadcast", "--cache-range", "100:999", "--dense-last", 1),
+        *("--dense-layers", "0", "--tau", 0.4, "--format", "npy", "--strict", "--checkpoint"),
+        tiny_hunyuan_video.checkpoint,
+    ]
+    result = generate(tiny_hunyuan_video.onnx, "--prompts", prompts, *options, "-o", tmp_path / "videos", "--json")
+    content = json.loads(result.stdout)
+    assert [(video["prompt"], video["seed"]) for video in content["videos"]] == [("a red wall", 2), ("a blue wall", 2)]
+    assert [video["launches"] for video in content["videos"]] == [4, 4]  # 3 computed steps, the first in two launches
+    assert [video["reused_steps"] for video in content["videos"]] == [2, 2]
+    frames = [np.load(tmp_path / "videos" / f"00{number}.npy") for number in (0, 1)]
+    assert not np.array_equal(*frames)
+    alone = generate(
+        tiny_hunyuan_video.onnx, "--prompt", "a blue wall", *options, "-o", tmp_path / "alone.npy", "--json"
+    )
+    assert json.loads(alone.stdout)["videos"][0]["output"] == str(tmp_path / "alone.npy")
+    assert np.array_equal(np.load(tmp_path / "alone.npy"), frames[1])
+
+
+def test_a_fresh_seed_is_told(tiny_wan: Tiny, tmp_path: Path) -> None:
+    arguments = [tiny_wan.onnx, "--prompt", "a red wall", "--timesteps", "1000,757,522", "--renoise"]
+    said = generate(*arguments, "-o", tmp_path / "one.npy").stdout
+    match = re.search(r"seed (\d+), 3 steps, 3 launches", said)
+    assert match is not None
+    generate(*arguments, "--seed", match[1], "-o", tmp_path / "two.npy")
+    assert np.array_equal(np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy"))
+
+
+def test_a_plan_without_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
+    options = ["--steps", 10, "--cache", "broadcast", "--dense-first", 2, "--dry-run"]
+    shown = generate(tiny_wan.onnx, *options).stdout
+    assert shown.startswith("UniPCMultistepScheduler, shift 5\nstep  timestep")
+    assert re.search(r"\n   0     999.0  compute   100.0%     0.0%     0.0%   100.0%\n", shown)
+    assert "9 of 10 steps computed, 1 reused" in shown
+    assert "TFLOP" in shown
+    content = json.loads(generate(tiny_wan.onnx, *options, "--json").stdout)
+    assert content["passes"] == 2
+    assert content["plan"]["computed_steps"] == 9
+    assert np.array(content["plan"]["routes"]).shape == (10, 2, 3)
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"other": 1.0, "full": 0.1, "coreset": 0.05, "sliding": 0.01}')
+    assert "from measured parts: " in generate(tiny_wan.onnx, *options, "--step-profile", profile).stdout
+
+
+def test_a_bundles_plan_needs_no_gpu(bundle_without_onnx: Path, tiny_wan: Tiny) -> None:
+    shown = generate(
+        bundle_without_onnx, "--checkpoint", tiny_wan.checkpoint, "--cache", "tea", "--cache-coefficients", "none",
+        "--cache-threshold", 5, "--steps", 20, "--dry-run",
+    ).stdout  # fmt: skip
+    assert re.search(r"\d+ of 20 steps computed, [1-9]\d* reused", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "x.mp4"], "--prompt / --prompts.*give one of them"),
+        (["--prompt", "a", "--prompts", "b", "-o", "x.mp4"], "--prompt / --prompts.*give one of them"),
+        (["--prompt", "a"], "--output.*is missing; give e.g. -o video.mp4"),
+        (["--dry-run", "--timesteps", "9,1", "--sigmas", "1"], "--timesteps / --sigmas"),
+        (["--dry-run", "--timesteps", "999,1", "--steps", "2"], "--steps.*leave it out"),
+        (["--dry-run", "--timesteps", "many"], "--timesteps.*'many': must be numbers"),
+        (["--dry-run", "--cache-interval", "2"], "--cache-interval.*belongs to --cache broadcast"),
+        (["--dry-run", "--scheduler", "ddim"], "'ddim' is not one of"),
+    ],
+)
+def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
+    result = generate(tiny_wan.onnx, *arguments, code=2)
+    one_error(result, message.replace(".*", r"(.|\n)*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a", "-o", "x.gif"], "error: video x.gif: its suffix must be one of"),
+        (["--prompt", "a", "-o", "absent/x.mp4"], "error: video absent/x.mp4: its folder does not exist"),
+        (["--prompts", "absent.txt", "-o", "x"], "error: prompts absent.txt: no such file"),
+        (["--prompt", "a", "-o", "x.mp4", "--cpu-offload"], "error: cpu_offload: there is no GPU to keep free"),
+        (["--prompt", "a", "-o", "x.mp4", "--checkpoint", "absent"], "error: checkpoint absent: is no folder"),
+        (["--prompt", "a", "-o", "x.mp4", "--device", "cuda"], "error: device 'cuda': executor 'onnxruntime' runs on"),
+        (["--prompt", "a", "-o", "x.mp4", "--weight-streaming", "1.5"], "error: .*weight_streaming_budget"),
+        (["--dry-run", "--sigmas", "0.2,0.5"], "error: sigmas 0.2, 0.5: must fall"),
+        (["--dry-run", "--renoise"], "error: renoise: needs given steps"),
+        (["--dry-run", "--dense-layers", "7"], "error: dense layer 7: must be one of the model's, 0 to 1"),
+    ],
+)
+def test_what_fails(
+    tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_error(generate(tiny_wan.onnx, *arguments, code=1), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe wall", "is not UTF-8 text .*save it as UTF-8"), (b"\n \n", "holds no prompt; write one per line")],
+)
+def test_bad_prompt_files(tiny_wan: Tiny, tmp_path: Path, content: bytes, message: str) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes(content)
+    one_error(generate(tiny_wan.onnx, "--prompts", prompts, "-o", tmp_path / "videos", code=1), message)
+    assert not (tmp_path / "videos").exists()
+    prompts.write_text("a wall")
+    one_error(generate(tiny_wan.onnx, "--prompts", prompts, "-o", prompts, code=1), "is a file, and several videos go")
+
+
+def test_an_engine_that_cannot_run_here_says_what_can(
+    tiny_wan: Tiny, bundle_without_onnx: Path, tmp_path: Path
+) -> None:
+    arguments: list[Any] = ["--checkpoint", tiny_wan.checkpoint, "--prompt", "a", "-o", tmp_path / "x.mp4"]
+    one_error(
+        generate(bundle_without_onnx, *arguments, "--executor", "onnxruntime", code=1), "build it with --keep-onnx"
+    )
+
+
+def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
+    """In a process of its own, on a terminal, whose bar tells the step."""
+    command = [sys.executable, "-m", "vorta_trt.cli", "generate", tiny_wan.onnx, "--prompt", "a red wall"]
+    command += ["--steps", 20000, "--scheduler", "flow-euler", "--guidance-scale", 1, "-o", tmp_path / "wall.mp4"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([str(part) for part in command], stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    said = b""
+    while not re.search(rb"step [1-9]\d+: \d+ % full, \d+ % coreset, \d+ % sliding", said):
+        said += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 4096):
+            said += part
+    assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == 1
+    assert b"error: interrupted; nothing half-made is left" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "npy"])
+def test_ctrl_c_while_writing(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(video_file, "_save", interrupted)
+    monkeypatch.setattr(VideoWriter, "write", interrupted)
+    arguments = ["--prompt", "a", "--sigmas", "1", "-o", tmp_path / f"wall.{suffix}"]
+    one_error(generate(tiny_wan.onnx, *arguments, code=1), "error: interrupted; nothing half-made is left")
+    assert list(tmp_path.iterdir()) == []

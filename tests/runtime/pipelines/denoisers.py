@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformer that is no model: it says what it was asked, quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.runtime.pipelines.denoiser import Denoiser
+from vorta_trt.runtime.pipelines.transformer import VortaTransformer, VortaWanTransformer
+
+SHAPE = (4, 2, 4, 4)  # C, F, H, W
+LAYERS, HEADS, TEXT = 2, 3, 5
+
+
+class RecordingDenoiser(Denoiser):
+    """A Wan whose sample is a function of latents, timestep and prompt, row by row.
+
+    Attributes:
+        launches: batch sizes. overrides, taus: of every launch. routes: what it says that it took, int32 [L, N].
+    """
+
+    family, text_tokens = "wan", TEXT
+    config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2]}
+    latent_shape = SHAPE
+    input_names = ("hidden_states", "timestep", "encoder_hidden_states")
+    heads = (LAYERS, HEADS)
+    dtype, device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.launches: list[int] = []
+        self.overrides: list[Tensor | None] = []
+        self.taus: list[float | None] = []
+        self.routes = torch.zeros(LAYERS, HEADS, dtype=torch.int32)
+
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        tau: float | None = None,
+        route_override: Tensor | None = None,
+        step: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        latents, timestep, text = inputs.values()
+        self.launches.append(len(latents))
+        self.overrides.append(route_override)
+        self.taus.append(tau)
+        scale = timestep + text.mean(dim=(1, 2))  # [B]
+        return latents * scale[:, None, None, None, None], self.routes[:, None].expand(-1, len(latents), -1)
+
+    def timestep_path(self) -> None:
+        return None
+
+    def locate(self, inputs: Mapping[str, Any]) -> str:
+        return f"looked at {', '.join(inputs)}"
+
+
+def transformer_of(denoiser: Denoiser) -> VortaTransformer:
+    return VortaWanTransformer(denoiser)

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos from prompts: the same for the same seed, whatever was generated before or beside; and what stops it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime import SamplingSettings, VideoGenerator
+from vorta_trt.runtime.fallbacks import FallbackError
+from vorta_trt.runtime.frames import frame_rate, read_frames
+from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
+from vorta_trt.runtime.pipelines.guidance import GuidanceMode
+from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
+from vorta_trt.runtime.sampling.finite import NonFiniteError
+from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
+
+from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny
+
+FEW = SamplingSettings(steps=2)
+
+
+def living_tensors() -> int:
+    """How many there are, without those of tracers and such."""
+    gc.collect()
+    return sum(type(found) is torch.Tensor for found in gc.get_objects())
+
+
+def test_a_video_is_the_stock_pipelines(tiny: Tiny) -> None:
+    with VideoGenerator(tiny.onnx) as generator:
+        video = generator.generate("a red wall", seed=7, settings=FEW)
+        pipeline = generator.pipeline
+        arguments: dict[str, Any] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2}
+        expected = pipeline(
+            "a red wall", generator=torch.Generator().manual_seed(7), output_type="np", **arguments
+        ).frames[0]
+    assert video.frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
+    assert np.abs(video.frames / 255 - expected).max() <= 0.5 / 255 + 1e-5
+    assert video.frames.std() > 1
+    assert (video.seed, video.launches) == (7, 4 if tiny.family == "wan" else 2)
+    assert video.frames_per_second == (16 if tiny.family == "wan" else 24)
+
+
+def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
+    cached = SamplingSettings(
+        steps=6, cache=StepBroadcast(3, (100, 950)), guards=RouteGuards(dense_first=1), guidance=GuidanceMode.BATCHED
+    )
+    with VideoGenerator(tiny_wan.onnx) as generator:
+        first = generator.generate("a red wall", seed=1, settings=cached)
+        other = generator.generate("a blue wall", negative_prompt="red", seed=2, settings=FEW)
+        again = generator.generate("a red wall", seed=1, settings=cached)
+    assert np.array_equal(first.frames, again.frames)
+    assert not np.array_equal(first.frames, other.frames)
+    assert first.launches == again.launches == first.planned.steps.computed_steps + 1 == 5
+    assert again.fallbacks == ()
+
+
+def test_seeds_are_told_and_matter(tiny_hunyuan_video: Tiny) -> None:
+    with VideoGenerator(tiny_hunyuan_video.onnx) as generator:
+        one, other = (generator.generate("a red wall", settings=FEW) for _ in range(2))
+        assert one.seed != other.seed
+        assert not np.array_equal(one.frames, other.frames)
+        assert np.array_equal(one.frames, generator.generate("a red wall", seed=one.seed, settings=FEW).frames)
+
+
+def test_a_routed_model_generates_without_any_engine(tiny: Tiny) -> None:
+    with VideoGenerator(tiny.model()) as generator:
+        in_torch = generator.generate("a red wall", seed=3, settings=FEW)
+        with pytest.raises(ValueError, match="a routed model runs in torch, where it is"):
+            VideoGenerator(tiny.model(), executor="onnxruntime")
+    with VideoGenerator(tiny.onnx) as generator:
+        video = generator.generate("a red wall", seed=3, settings=FEW)
+    assert np.abs(in_torch.frames.astype(int) - video.frames).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(steps=3, scheduler="flow-euler", shift=3.0),
+        SamplingSettings(steps=3, scheduler="unipc"),
+        SamplingSettings(sigmas=(1.0, 0.757, 0.522)),
+        SamplingSettings(sigmas=(1.0, 0.757, 0.522), renoise=True),
+    ],
+    ids=["flow-euler", "unipc", "distilled", "renoise"],
+)
+def test_schedules(tiny: Tiny, settings: SamplingSettings) -> None:
+    with VideoGenerator(tiny.onnx, strict=True) as generator:
+        one, again = (generator.generate("a red wall", seed=5, settings=settings) for _ in range(2))
+    assert np.array_equal(one.frames, again.frames)
+    assert one.planned.steps.computed_steps == 3
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_dpm_with_wan(tiny_wan: Tiny) -> None:
+    with VideoGenerator(tiny_wan.onnx) as generator:
+        video = generator.generate("a red wall", seed=5, settings=SamplingSettings(steps=3, scheduler="dpm++"))
+    assert video.launches == 6
+
+
+def test_renoising_takes_fresh_noise_after_every_step_but_the_last() -> None:
+    from vorta_trt.runtime.fixed_schedule import fixed_schedule
+
+    scheduler = fixed_schedule([1.0, 0.5], renoise=True).instance
+    scheduler.generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
+    latents, velocity = torch.ones(1, 2, 3), torch.full((1, 2, 3), 0.25)
+    first, second = scheduler.timesteps
+    latents = scheduler.step(velocity, first, latents, return_dict=False)[0]
+    torch.testing.assert_close(latents, 0.5 * torch.full((1, 2, 3), 0.75) + 0.5 * noise)
+    after = scheduler.step(velocity, second, latents, return_dict=False)[0]
+    torch.testing.assert_close(after, latents - 0.5 * velocity)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    with VideoGenerator(tiny_wan.onnx) as generator:
+        video = generator.generate("a red wall", seed=1, settings=FEW)
+    video.save(tmp_path / "video.npy")
+    assert np.array_equal(np.load(tmp_path / "video.npy"), video.frames)
+    video.save(tmp_path / "video.mp4", 12)
+    decoded = np.stack(list(read_frames(tmp_path / "video.mp4")))
+    assert decoded.shape == video.frames.shape
+    assert np.abs(decoded * 255 - video.frames).mean() < 12  # H.264, of noise
+    assert frame_rate(tmp_path / "video.mp4") == 12
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["video.mp4", "video.npy"]
+    with pytest.raises(ValueError, match=r"its suffix must be one of .mkv, .mov, .mp4, .npy; use video.mp4"):
+        video.save(tmp_path / "video.gif")
+    with pytest.raises(FileNotFoundError, match="its folder does not exist; make it first"):
+        video.save(tmp_path / "absent" / "video.mp4")
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[generate\]'"):
+        video.save(tmp_path / "other.mp4")
+    assert not (tmp_path / "other.mp4").exists()
+
+
+# -- many requests -----------------------------------------------------------------------------------------------------
+
+
+def test_two_generators_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny) -> None:
+    seeds = (1, 2, 3)
+    results: dict[tuple[str, int], Any] = {}
+
+    def work(tiny: Tiny) -> None:
+        with VideoGenerator(tiny.onnx) as generator:
+            for seed in seeds:
+                results[tiny.family, seed] = generator.generate("a red wall", seed=seed, settings=FEW).frames
+
+    threads = [threading.Thread(target=work, args=(tiny,)) for tiny in (tiny_wan, tiny_hunyuan_video)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for tiny in (tiny_wan, tiny_hunyuan_video):
+        with VideoGenerator(tiny.onnx) as generator:
+            alone = generator.generate("a red wall", seed=2, settings=FEW).frames
+        assert np.array_equal(results[tiny.family, 2], alone)
+
+
+def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> None:
+    inside, most = 0, 0
+
+    def watch(step: int, planned: PlannedRequest) -> None:
+        nonlocal inside, most
+        inside += step == 0
+        most = max(most, inside)
+        inside -= step == 1
+
+    with VideoGenerator(tiny_hunyuan_video.onnx) as generator:
+        videos: list[Any] = []
+        threads = [
+            threading.Thread(
+                target=lambda: videos.append(generator.generate("a red wall", seed=1, settings=FEW, on_step=watch))
+            )
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == 1
+    assert len(videos) == 3
+    assert all(np.array_equal(video.frames, videos[0].frames) for video in videos)
+
+
+def test_requests_take_no_memory_with_them(tiny: Tiny) -> None:
+    """benchmarks/repeated_requests.py measures the memory of the process over 200 requests."""
+    settings = SamplingSettings(steps=3, cache=StepBroadcast(2, (100, 999)), guidance=GuidanceMode.BATCHED)
+    with VideoGenerator(tiny.onnx) as generator:
+        generator.generate("a red wall", seed=0, settings=settings)
+        before = living_tensors()
+        for seed in range(5):
+            generator.generate("a red wall", seed=seed, settings=settings)
+        assert living_tensors() == before
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_an_error_leaves_the_generator_ready(tiny_wan: Tiny) -> None:
+    def stop(step: int, planned: PlannedRequest) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with VideoGenerator(tiny_wan.onnx) as generator:
+        expected = generator.generate("a red wall", seed=1, settings=FEW).frames
+        with pytest.raises(KeyboardInterrupt):
+            generator.generate("a red wall", seed=1, settings=FEW, on_step=stop)
+        with pytest.raises(ValueError, match="negative prompt 'x': has no effect without guidance"):
+            generator.generate("a", negative_prompt="x", settings=SamplingSettings(steps=2, guidance_scale=1.0))
+        assert np.array_equal(generator.generate("a red wall", seed=1, settings=FEW).frames, expected)
+
+
+def test_samples_that_are_not_finite(tiny_wan: Tiny) -> None:
+    model = tiny_wan.model()
+    with torch.no_grad():
+        model.routed_blocks()[1].ffn.net[2].weight[0, 0] = float("nan")
+    with VideoGenerator(model) as generator, pytest.raises(NonFiniteError, match=r"step 0, .*it began in blocks.1.ffn"):
+        generator.generate("a red wall", settings=FEW)
+
+
+def test_a_vae_that_overflows(tiny_wan: Tiny) -> None:
+    with VideoGenerator(tiny_wan.onnx) as generator:
+        with torch.no_grad():
+            next(generator.pipeline.vae.decoder.parameters()).fill_(float("inf"))
+        with pytest.raises(VortaError, match="the decoded video has values that are not finite"):
+            generator.generate("a red wall", settings=FEW)
+
+
+def test_a_file_without_router(tiny_wan: Tiny, tmp_path: Path) -> None:
+    source = Source(tiny_wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
+    dense = export_checkpoint(source, tmp_path / "dense.onnx", lambda *what: None)
+    with VideoGenerator(dense, tiny_wan.checkpoint, strict=True) as generator:
+        video = generator.generate("a red wall", settings=FEW)
+    assert video.planned.steps.routes is not None
+    assert video.planned.steps.routes.shares()["full"] == 1
+
+
+def test_strict_wants_to_know_the_routes(tiny_wan: Tiny) -> None:
+    planner = RequestPlanner(tiny_wan.onnx)
+    planner.path = None  # as of a bundle from before bundles held it
+    with VideoGenerator(planner) as generator:
+        video = generator.generate("a red wall", settings=FEW)
+        assert video.fallbacks == ("planned routes: 1 times",)
+    with VideoGenerator(planner, strict=True) as generator:
+        with pytest.raises(FallbackError, match="planned routes: .* does not hold its timestep path"):
+            generator.generate("a red wall", settings=FEW)
+
+
+def copy_of(tiny: Tiny, folder: Path) -> Path:
+    return Path(shutil.copytree(tiny.checkpoint, folder / "copy"))
+
+
+def test_checkpoints_of_another_model(tiny_wan: Tiny, tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a HunyuanVideoPipeline; generation needs the WanPipeline folder"):
+        VideoGenerator(tiny_wan.onnx, tiny_hunyuan_video.checkpoint)
+    folder = copy_of(tiny_wan, tmp_path)
+    config = folder / "vae" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"z_dim": 6, "latents_mean": [0.0] * 6, "latents_std": [1.0] * 6})
+    )
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    from diffusers import AutoencoderKLWan
+
+    AutoencoderKLWan.from_config(json.loads(config.read_text())).save_pretrained(folder / "vae")
+    with pytest.raises(CheckpointError, match="VAE channels 6, but .*fp32.onnx takes 4; give the pipeline folder"):
+        VideoGenerator(tiny_wan.onnx, folder)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
+def test_missing_parts(tiny_wan: Tiny, tmp_path: Path, part: str) -> None:
+    folder = copy_of(tiny_wan, tmp_path)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
+    with pytest.raises(CheckpointError, match=f"has no {part}; generation needs the whole pipeline folder"):
+        VideoGenerator(tiny_wan.onnx, folder)
+
+
+def test_folders_that_are_no_pipeline(tiny_wan: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no model_index.json; generation needs the whole pipeline folder"):
+        VideoGenerator(tiny_wan.onnx, tmp_path / "folder")
+    (tmp_path / "folder" / "model_index.json").write_text("[")
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        VideoGenerator(tiny_wan.onnx, tmp_path / "folder")
+
+
+def test_offload_without_a_gpu(tiny_wan: Tiny) -> None:
+    with pytest.raises(VortaError, match="cpu_offload: there is no GPU to keep free"):
+        VideoGenerator(tiny_wan.onnx, cpu_offload=True)
+
+
+def test_tiles(tiny: Tiny) -> None:
+    with VideoGenerator(tiny.onnx) as generator:
+        assert generator.pipeline.vae.use_tiling == (tiny.family == "hunyuan_video")
+    with VideoGenerator(tiny.onnx, vae_tiling=tiny.family == "wan") as generator:
+        assert generator.pipeline.vae.use_tiling == (tiny.family == "wan")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cpu_offload", [False, True])
+def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
+    with VideoGenerator(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as generator:
+        one, again = (generator.generate("a red wall", seed=1, settings=FEW) for _ in range(2))
+    assert np.abs(one.frames.astype(int) - again.frames).max() <= 1

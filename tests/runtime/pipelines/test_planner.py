@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a request before sampling, of bundles, files and models that are not loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from vorta_trt.engines import Bundle
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.runtime.pipelines.settings import SamplingSettings
+from vorta_trt.runtime.sampling.cost import StepProfile
+from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
+from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
+from vorta_trt.runtime.schedules import schedule_timesteps
+
+from ...tiny import SIZE, Tiny
+
+
+def test_a_file_and_its_model_are_planned_alike(tiny: Tiny) -> None:
+    planners = RequestPlanner(tiny.onnx, tiny.checkpoint), RequestPlanner(tiny.model(), tiny.checkpoint)
+    timesteps = schedule_timesteps(tiny.checkpoint, 12).timesteps
+    distances = TeaCache(0, IDENTITY).distances(timesteps, planners[0].path)
+    settings = SamplingSettings(
+        steps=12,
+        cache=TeaCache(3 * sorted(distances)[6], IDENTITY),
+        guards=RouteGuards(dense_first=1, dense_layers=(1,)),
+        tau=0.5,
+        profile=StepProfile(1.0, 0.4, 0.2, 0.1),
+    )
+    file, model = (planner.plan(settings) for planner in planners)
+    assert file.schedule == model.schedule
+    assert file.schedule.timesteps == timesteps
+    assert file.steps.compute == model.steps.compute
+    assert 2 < file.steps.computed_steps < 12
+    assert file.steps.routes is not None and model.steps.routes is not None
+    assert torch.equal(file.steps.routes.routes, model.steps.routes.routes)
+    assert file.steps.cost == model.steps.cost
+    assert file.steps.cost is not None and file.steps.cost.seconds is not None
+    assert file.passes == (2 if tiny.family == "wan" else 1)
+    assert planners[0].size == planners[1].size == SIZE
+    assert json.loads(json.dumps(file.to_dict()))["plan"]["tau"] == 0.5
+    assert file.lines()[0].startswith(file.schedule.scheduler)
+
+
+def test_bundles_need_no_gpu(bundle: Path, tiny_wan: Tiny) -> None:
+    for source in (bundle, Bundle.open(bundle, runtime=False)):
+        planner = RequestPlanner(source, tiny_wan.checkpoint)
+        assert planner.dtype == torch.float16
+        assert planner.plan(SamplingSettings(steps=4)).steps.routes is not None
+
+
+def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RequestPlanner(tiny_wan.onnx).checkpoint == tiny_wan.checkpoint  # beside the file
+    assert RequestPlanner(tiny_wan.model()).checkpoint == tiny_wan.checkpoint
+    file = Path(shutil.copy(tiny_wan.onnx, tmp_path / "alone.onnx"))
+    planner = RequestPlanner(file)
+    assert planner.checkpoint is None
+    with pytest.raises(
+        CheckpointError, match=r"alone.onnx: holds the transformer alone; .* folder 'checkpoint' .*--checkpoint FOLDER"
+    ):
+        planner.require_checkpoint()
+    monkeypatch.chdir(tiny_wan.folder)
+    assert RequestPlanner(file).checkpoint == Path("checkpoint")  # here
+    assert RequestPlanner(file, tiny_wan.checkpoint / "transformer").checkpoint == tiny_wan.checkpoint
+    with pytest.raises(FileNotFoundError, match="checkpoint absent: is no folder"):
+        RequestPlanner(file, "absent")
+
+
+def test_without_a_checkpoint_the_schedule_must_be_said(tiny_wan: Tiny, tmp_path: Path) -> None:
+    planner = RequestPlanner(shutil.copy(tiny_wan.onnx, tmp_path))
+    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --shift"):
+        planner.plan(SamplingSettings())
+    assert len(planner.plan(SamplingSettings(steps=7, scheduler="unipc", shift=3.0)).steps.timesteps) == 7
+    assert planner.plan(SamplingSettings(sigmas=(1.0, 0.5))).steps.timesteps == (1000.0, 500.0)
+
+
+def test_distilled_schedules(tiny: Tiny) -> None:
+    planner = RequestPlanner(tiny.onnx)
+    planned = planner.plan(SamplingSettings(sigmas=(1.0, 0.757, 0.522)))
+    assert planned.steps.timesteps == (1000.0, 757.0, 522.0)
+    assert planned.passes == 1  # guidance is off
+    assert planned.schedule.shift is None
+    if tiny.family == "wan":
+        assert planner.plan(SamplingSettings(sigmas=(1.0, 0.5), guidance_scale=3.0)).passes == 2
+
+
+def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: Tiny) -> None:
+    """diffusers' HunyuanVideo gives its transformer bfloat16 timesteps, but for the first."""
+    model = tiny_hunyuan_video.model(dtype=torch.bfloat16)
+    planner = RequestPlanner(model, tiny_hunyuan_video.checkpoint)
+    planned = planner.plan(SamplingSettings(steps=9)).steps
+    assert planned.routes is not None
+    exact = torch.tensor(planned.timesteps)
+    assert not torch.equal(exact.bfloat16().float(), exact)
+    assert torch.equal(torch.tensor(planned.routes.timesteps[1:]), exact[1:].bfloat16().float())
+    with_unipc = planner.plan(SamplingSettings(steps=9, scheduler="unipc")).steps  # keeps latents in float32
+    assert with_unipc.routes is not None
+    assert with_unipc.routes.timesteps == with_unipc.timesteps
+
+
+# -- calibrated routes -------------------------------------------------------------------------------------------------
+
+
+class FakeCalibration:
+    """In the place of `RouteCalibration`."""
+
+    checked: tuple[Any, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> FakeCalibration:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return cls()
+
+    def check(self, *model: Any) -> None:
+        type(self).checked = model
+
+    def overrides(self, timesteps: Iterable[float]) -> torch.Tensor:
+        rows = [[[2 if timestep > 700 else -1] * 3] * 2 for timestep in timesteps]
+        return torch.tensor(rows, dtype=torch.int32)
+
+
+def test_calibrated_routes(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    module: Any = ModuleType("vorta_trt.model.route_calibration")
+    module.RouteCalibration = FakeCalibration
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    file = tmp_path / "routes.json"
+    file.write_text("{}")
+    planner = RequestPlanner(tiny_wan.onnx, route_override=file)
+    assert FakeCalibration.checked == ("wan", 2, 3, planner.geometry)
+    steps = planner.plan(SamplingSettings(steps=8, guards=RouteGuards(dense_first=1))).steps
+    assert steps.routes is not None
+    assert steps.routes.routes[0].eq(0).all()  # a guard is stronger
+    assert steps.routes.routes[1].eq(2).all()
+    assert RequestPlanner(tiny_wan.onnx).calibration is None
+    with pytest.raises(FileNotFoundError, match="absent.json"):
+        RequestPlanner(tiny_wan.onnx, route_override=tmp_path / "absent.json")
+    opened = Bundle.open(bundle, runtime=False)
+    monkeypatch.setattr(Bundle, "route_override_path", file, raising=False)
+    assert RequestPlanner(opened).calibration is not None
+    assert RequestPlanner(opened, route_override=None).calibration is None
+
+
+# -- settings that do not go together ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "negative", "message"),
+    [
+        ({"guidance_scale": 1.0}, "ugly", "negative prompt 'ugly': has no effect without guidance; give a guidance sc"),
+        ({"true_guidance_scale": 2.0}, None, "true guidance scale: is HunyuanVideo's"),
+        ({"steps": 0}, None, "steps 0: must be at least 1"),
+        ({"sigmas": (0.5, 0.7)}, None, "sigmas 0.5, 0.7: must fall from at most 1 to above 0"),
+        ({"sigmas": (1.5, 0.7)}, None, "must fall from at most 1"),
+        ({"sigmas": ()}, None, "sigmas none: must fall"),
+        ({"cache": StepBroadcast(), "guards": RouteGuards(dense_layers=(9,))}, None, "dense layer 9: must be one of"),
+    ],
+)
+def test_wan(tiny_wan: Tiny, settings: dict[str, Any], negative: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RequestPlanner(tiny_wan.onnx).plan(SamplingSettings(**settings), negative)
+
+
+@pytest.mark.parametrize(
+    ("settings", "negative", "message"),
+    [
+        ({}, "ugly", "negative prompt 'ugly': has no effect without guidance; give a true guidance scale above 1"),
+        ({"scheduler": "dpm++"}, None, "scheduler DPMSolver.*: HunyuanVideo's pipeline chooses the sigmas"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_hunyuan_video(tiny_hunyuan_video: Tiny, settings: dict[str, Any], negative: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RequestPlanner(tiny_hunyuan_video.onnx).plan(SamplingSettings(**settings), negative)
+
+
+def test_hunyuan_video_without_guidance_embedding(tiny_hunyuan_video: Tiny) -> None:
+    planner = RequestPlanner(tiny_hunyuan_video.onnx)
+    planner.config["guidance_embeds"] = False
+    with pytest.raises(ValueError, match="guidance scale 4: this HunyuanVideo has no guidance embedding"):
+        planner.plan(SamplingSettings(guidance_scale=4.0))
+    assert planner.plan(SamplingSettings(true_guidance_scale=4.0), "ugly").passes == 2
+
+
+@pytest.mark.parametrize("settings", [{"scheduler": "unipc"}, {"shift": 3.0}])
+def test_given_steps_have_their_own_scheduler(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="sampled with flow-euler and not shifted; leave both out"):
+        SamplingSettings(sigmas=(1.0,), **settings)
+    with pytest.raises(ValueError, match="renoise: needs given steps"):
+        SamplingSettings(renoise=True)
+
+
+def test_sources_that_cannot_be_used(tiny_wan: Tiny, tmp_path: Path) -> None:
+    model = onnx.load(tiny_wan.onnx)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(VortaError, match="foreign.onnx: `vorta-trt export` did not write it"):
+        RequestPlanner(tmp_path / "foreign.onnx")
+    with pytest.raises(FileNotFoundError, match="no such bundle or ONNX file"):
+        RequestPlanner(tmp_path / "absent.bundle")
+    routed = tiny_wan.model()
+    routed.geometry = None
+    with pytest.raises(ValueError, match="geometry None: videos have the geometry's size"):
+        RequestPlanner(routed)
