@@ -24,9 +24,9 @@ FLOATS = {"float32": "FLOAT", "float16": "HALF"}
 # others compute shapes.
 SETTLED = ("CONSTANT", "CAST", "IDENTITY", "PLUGIN_V2", "SHAPE", "ASSERTION", "CONDITION")
 
-# Of the layers in float16, only these are told to compute in it, which they would not do by themselves: seen on an H100,
-# weights were widened to float32. Of the others only the outputs are fixed: told to compute a sigmoid in float16,
-# TensorRT 8.6 builds an ill-typed graph and finds no kernel for it.
+# Of the layers in float16, only these are told to compute in it: on an H100 they widened their weights to float32 when
+# they were not. Of the others only the outputs are fixed: told to compute a sigmoid in float16, TensorRT 8.6 builds an
+# ill-typed graph and finds no kernel for it.
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 
