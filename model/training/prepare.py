@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.training.atomic import remove_unfinished, write_file, write_json
 from vorta_trt.model.training.dataset import Progress
 from vorta_trt.model.training.families import TrainingFamily, training_family
@@ -104,7 +104,7 @@ def prepare_data(
         remove_unfinished(folder)
 
     progress("loading text encoder and VAE", 0, 0)
-    pipeline = _load_pipeline(Path(checkpoint), family, PRECISIONS[precision])
+    pipeline = load_pipeline(Path(checkpoint), family.pipeline, PRECISIONS[precision], purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = _Encoder(pipeline, family, target, family.latent_shape(geometry), video_size, rate)
     kept = 0
@@ -250,47 +250,6 @@ def _read_captions(file: Path) -> dict[str, str]:
     if not isinstance(content, dict) or not all(isinstance(caption, str) for caption in content.values()):
         raise DataError(f'captions {file}: must be a JSON object, e.g. {{"cat.mp4": "A cat walks on grass"}}')
     return content
-
-
-def _load_pipeline(checkpoint: Path, family: TrainingFamily, dtype: torch.dtype) -> Any:
-    """The pipeline without its transformer, on the CPU."""
-    import diffusers
-    import transformers
-
-    index = checkpoint / "model_index.json"
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint}: has no model_index.json; preparing needs the whole pipeline folder, with text "
-            f"encoder, tokenizer and VAE"
-        )
-    classes = {name: entry[1] for name, entry in json.loads(index.read_text()).items() if isinstance(entry, list)}
-    missing = [name for name in ("text_encoder", "tokenizer", "vae") if classes.get(name) is None]
-    if missing:
-        raise CheckpointError(
-            f"checkpoint {checkpoint}: has no {', '.join(missing)}; preparing needs the whole pipeline folder; "
-            f"download all of it"
-        )
-    pipeline: Any = getattr(diffusers, family.pipeline)
-    with _without_bars(diffusers.utils.logging, transformers.utils.logging):
-        encoders = {
-            name: getattr(transformers, kind).from_pretrained(checkpoint / name, dtype=dtype).eval()
-            for name, kind in classes.items()
-            if name.startswith("text_encoder") and kind is not None
-        }
-        return pipeline.from_pretrained(checkpoint, transformer=None, **encoders)  # the rest in float32
-
-
-@contextmanager
-def _without_bars(*libraries: Any) -> Iterator[None]:
-    """Progress bars of others would run through ours."""
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def _is_there(file: Path, origin: dict[str, str]) -> bool:

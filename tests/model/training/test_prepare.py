@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.random_checkpoint import make_wan_checkpoint
+from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training.video import read_video
 from vorta_trt.plugins.errors import VortaError
 
 from .samples import CHANNELS, HEAD_DIM, HEADS, LAYERS, SHAPE, SIZE, TEXT_DIM
-from .videos import WORDS, write_tokenizer, write_video
+from .videos import write_video
 
 av = pytest.importorskip("av")
 
@@ -28,34 +29,10 @@ av = pytest.importorskip("av")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny pipeline: transformer, scheduler, tokenizer, text encoder, VAE."""
-    from diffusers import AutoencoderKLWan
-    from transformers import UMT5Config, UMT5EncoderModel
-
     root = tmp_path_factory.mktemp("pipeline") / "wan"
     sizes = {"layers": LAYERS, "heads": HEADS, "head_dim": HEAD_DIM, "channels": CHANNELS, "text_dim": TEXT_DIM}
     make_wan_checkpoint(root, ffn_dim=32, freq_dim=32, seed=3, **sizes)
-    torch.manual_seed(4)
-    write_tokenizer(root / "tokenizer")
-    UMT5EncoderModel(
-        UMT5Config(vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    ).save_pretrained(root / "text_encoder")
-    AutoencoderKLWan(
-        base_dim=4,
-        z_dim=CHANNELS,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.1 * channel for channel in range(CHANNELS)],
-        latents_std=[1.0 + channel for channel in range(CHANNELS)],
-    ).save_pretrained(root / "vae")
-    index = json.loads((root / "model_index.json").read_text())
-    index |= {
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
-    (root / "model_index.json").write_text(json.dumps(index))
-    return root
+    return complete_pipeline(root)
 
 
 @pytest.fixture

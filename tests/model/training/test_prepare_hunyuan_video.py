@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint
+from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training.video import read_video
 
 from .samples import SIZE
-from .videos import WORDS, write_tokenizer, write_video
+from .videos import write_video
 
 TEXT_DIM, POOLED_DIM, CHANNELS = 16, 12, 4
 CAPTION = "a red wall, a blue wall"
@@ -23,9 +23,6 @@ CAPTION = "a red wall, a blue wall"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderKLHunyuanVideo
-    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
-
     root = make_hunyuan_video_checkpoint(
         tmp_path_factory.mktemp("pipeline") / "hunyuan video",
         layers=1,
@@ -37,29 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         refiner_layers=1,
         channels=CHANNELS,
     )
-    torch.manual_seed(4)
-    for name in ("tokenizer", "tokenizer_2"):
-        write_tokenizer(root / name)
-    width = {"vocab_size": len(WORDS), "intermediate_size": 32, "num_attention_heads": 2, "pad_token_id": 0}
-    LlamaModel(LlamaConfig(hidden_size=TEXT_DIM, num_hidden_layers=3, num_key_value_heads=2, **width)).save_pretrained(
-        root / "text_encoder"
-    )
-    CLIPTextModel(
-        CLIPTextConfig(hidden_size=POOLED_DIM, num_hidden_layers=1, eos_token_id=1, bos_token_id=None, **width)
-    ).save_pretrained(root / "text_encoder_2")
-    AutoencoderKLHunyuanVideo(
-        latent_channels=CHANNELS, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
-    ).save_pretrained(root / "vae")
-    index = json.loads((root / "model_index.json").read_text())
-    index |= {
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
-        "text_encoder": ["transformers", "LlamaModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModel"],
-        "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
-    }
-    (root / "model_index.json").write_text(json.dumps(index))
-    return root
+    return complete_pipeline(root)
 
 
 def test_latents_and_embeddings_are_the_pipelines_own(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos, and a tokenizer for their captions; the tests that import this are skipped without av."""
+"""Videos; the tests that import this are skipped without av."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 av = pytest.importorskip("av")
-WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "wall")
 
 
 def write_video(file: Path, greys: Sequence[int], *, rate: int = 16, height: int = 64, width: int = 96) -> Path:
@@ -25,16 +24,3 @@ def write_video(file: Path, greys: Sequence[int], *, rate: int = 16, height: int
         for packet in stream.encode():
             container.mux(packet)
     return file
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token per word of WORDS."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
