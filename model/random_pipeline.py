@@ -48,9 +48,10 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
-    PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=padding, eos_token=end, unk_token=unknown
-    ).save_pretrained(folder)
+    )
+    made.save_pretrained(folder)
 
 
 def _add_wan(path: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
     ),
 }
+TRAIN_TIMESTEPS = 1000  # of all flow-matching schedules: timestep = 1000 * sigma
 _USUAL_SHIFTS = "Wan uses 3.0 at 480p and 5.0 at 720p, HunyuanVideo 7.0"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A sampling schedule: the scheduler's class, its shift, and the timesteps in sampling order."""
+    """A sampling schedule: the scheduler's class, its shift (None: the steps are fixed), and the timesteps in sampling
+    order. `instance` is the diffusers scheduler, for a pipeline to sample with."""
 
     scheduler: str
     shift: float | None
     timesteps: tuple[float, ...]
+    instance: Any = field(default=None, repr=False, compare=False)
 
 
 def schedule_timesteps(
@@ -45,22 +48,39 @@ def schedule_timesteps(
     Raises:
         ValueError: unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
     """
+    return family_schedule(checkpoint, steps, scheduler, shift, gives_sigmas=_evenly_spaced_sigmas(Path(checkpoint)))
+
+
+def family_schedule(
+    checkpoint: str | Path | None,
+    steps: int,
+    scheduler: str | None = None,
+    shift: float | None = None,
+    *,
+    gives_sigmas: bool,
+) -> Schedule:
+    """`schedule_timesteps` where the family is known, so that there may be no checkpoint.
+
+    Args:
+        gives_sigmas: the pipeline gives its scheduler evenly spaced sigmas, as HunyuanVideo's does and Wan's does not.
+    """
     import diffusers
 
     if steps < 1:
         raise ValueError(f"steps {steps}: must be at least 1; the pipelines' default is 50")
-    config = _scheduler_config(Path(checkpoint))
+    config = None if checkpoint is None else _scheduler_config(Path(checkpoint))
+    source = "no checkpoint was found, which" if checkpoint is None else str(checkpoint)
     if scheduler is None:
         if config is None:
             raise ValueError(
-                f"{checkpoint} has no scheduler/scheduler_config.json, so its schedule is unknown; "
+                f"{source} has no scheduler/scheduler_config.json, so its schedule is unknown; "
                 f"give the pipeline folder, or --scheduler ({', '.join(SCHEDULERS)}) and --shift"
             )
         name = config.get("_class_name")
         scheduler = next((key for key, (known, _, _) in SCHEDULERS.items() if known == name), None)
         if scheduler is None:
             raise ValueError(
-                f"scheduler {name!r} of {checkpoint}: not one whose timesteps are known here; "
+                f"scheduler {name!r} of {source}: not one whose timesteps are known here; "
                 f"choose one with --scheduler ({', '.join(SCHEDULERS)})"
             )
     if scheduler not in SCHEDULERS:
@@ -69,16 +89,21 @@ def schedule_timesteps(
     if shift is None and config is not None:
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
-        raise ValueError(f"shift: {checkpoint} does not say; give --shift ({_USUAL_SHIFTS})")
+        raise ValueError(f"shift: {source} does not say; give --shift ({_USUAL_SHIFTS})")
     if not shift > 0:
         raise ValueError(f"shift {shift}: must be positive; {_USUAL_SHIFTS}")
     overrides = {**required, shift_key: shift}
     instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
-    if _evenly_spaced_sigmas(Path(checkpoint)) and "sigmas" in inspect.signature(instance.set_timesteps).parameters:
+    if gives_sigmas and takes_sigmas(instance):
         instance.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
     else:
         instance.set_timesteps(steps)
-    return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps))
+    return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)
+
+
+def takes_sigmas(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler lets the pipeline choose the sigmas."""
+    return "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
 
 
 def has_scheduler(checkpoint: str | Path) -> bool:
