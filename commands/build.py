@@ -14,6 +14,7 @@ from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Precision,
+    RouteOverride,
     Router,
     Size,
     Tau,
@@ -29,6 +30,7 @@ class Flavour(str, Enum):
 
 @command(
     "vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle",
+    "vorta-trt build Wan2.1-T2V-14B-Diffusers --route-override calibration.json -o wan.bundle",
     "vorta-trt build wan.onnx -o wan.bundle",
 )
 def build(
@@ -41,6 +43,7 @@ def build(
     precision: Annotated[Precision | None, typer.Option(help="Of weights and activations [default: bf16].")] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
+    route_override: RouteOverride = None,
     tensorrt: Annotated[
         Flavour, typer.Option(help="rtx builds without a GPU; tensorrt for the GPU here.")
     ] = Flavour.rtx,
@@ -102,9 +105,11 @@ def build(
         )
     with Stages() as stages:
         if is_onnx:
-            bundle = build_onnx(source, output, stages, **options)
+            bundle = build_onnx(source, output, stages, route_override=route_override, **options)
         else:
-            checkpoint = source_of(source, router, size, precision or Precision.bf16, tau, attention_precision)
+            checkpoint = source_of(
+                source, router, size, precision or Precision.bf16, tau, attention_precision, route_override
+            )
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')

@@ -23,6 +23,15 @@ COLUMNS = 10  # panels beside each other, at most
 SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
+def check_format(path: Path) -> None:
+    """Raises ValueError if matplotlib does not write files of that suffix."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"picture {path}: its suffix must be one of {', '.join(sorted(known))}; use .png")
+
+
 def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     """Draws `table` into a file.
 
