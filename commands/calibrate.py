@@ -68,7 +68,7 @@ def calibrate(
     whose errors stay within the budget, per layer, head and bucket of timesteps, and checked on what was held back.
     """
     from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
-    from vorta_trt.model.route_picture import check_format
+    from vorta_trt.model.route_picture import check_picture
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.schedules import schedule_timesteps
 
@@ -90,7 +90,7 @@ def calibrate(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
-        check_format(plot)
+        check_picture(plot)
 
     def make_scheduler(count: int) -> Any:
         return schedule_timesteps(checkpoint, count, None if scheduler is None else scheduler.value, shift).instance

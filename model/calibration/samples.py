@@ -3,7 +3,8 @@
 
 Both give the transformer's inputs at timesteps of all buckets, one sample at a time. Data: a sample's latents with
 noise, as in router training, at one step of the schedule per bucket; which one differs from sample to sample. Prompts:
-a dense run of the pipeline's own scheduler from noise, with as few steps as wanted; every step on the way counts.
+a dense run of the pipeline's own scheduler from noise, with as few steps as wanted; every step on the way counts, and
+of classifier-free guidance the pass with the prompt.
 
 Letters: C latent channels, F, H, W latent frames, height, width.
 """

@@ -118,6 +118,7 @@ def test_usage(folder: Path, tmp_path: Path) -> None:
         ((*data, "--size", "720p"), 2, "size '720p': must be FRAMESxHEIGHTxWIDTH"),
         ((*data, "--dtype", "int8"), 2, "'int8' is not one of"),
         ((*data, "--plot", tmp_path / "routes.bmpx"), 1, "routes.bmpx: its suffix must be one of"),
+        ((*data, "--plot", tmp_path / "absent" / "routes.png"), 1, "routes.png: its folder does not exist"),
         ((*data, "--size", "9x64x96"), 1, "(?s)samples cannot be used.*must be .16, 3, 8, 12."),
         ((*data, "--target-share", 0.01), 1, "target share 0.01: the cheapest branch everywhere takes"),
         (("--prompts", prompts, "--size", "29x96x128"), 1, "has no text_encoder, tokenizer, vae"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vorta_trt.model import Branch, RoutedTransformer
@@ -250,6 +251,22 @@ def test_hunyuan_video(hunyuan_video: Path, prompts: Path, tmp_path: Path, monke
     assert (len(report.measured), len(report.held_back)) == (1, 1)
     run(hunyuan_video, output, source={"prompts": prompts}, video_size=SIZE, samples=1, guidance_scale=3.0)
     assert guidance[3:] == [3000.0] * 3
+
+
+def test_hunyuan_video_from_data(hunyuan_video: Path, tmp_path: Path) -> None:
+    """Text of another length in every sample; latents and text in float32 as they are prepared."""
+    data = write_data(tmp_path / "data", ["cat", "dog"], family="hunyuan_video")
+    for name, length in (("cat", 3), ("dog", 7)):
+        text = {
+            "prompt_embeds": torch.randn(9, TEXT_DIM),
+            "prompt_attention_mask": (torch.arange(9) < length).long(),
+            "pooled_prompt_embeds": torch.randn(12),
+        }
+        save_file(text, data / f"prompts/{name}.safetensors")
+    report = run(hunyuan_video, tmp_path / "c.json", source={"data": data}, budget=0.3)
+    check_choice(report, 0.3)
+    assert {*report.measured, *report.held_back} == {"cat", "dog"}
+    assert bool((report.calibration.errors[..., 1:] > 0).all())
 
 
 # -- what is refused, before anything slow -----------------------------------------------------------------------------
