@@ -15,6 +15,7 @@ from vorta_trt.commands import build as build
 from vorta_trt.commands import inspect as inspect
 from vorta_trt.commands import verify as verify
 from vorta_trt.commands import routes as routes
+from vorta_trt.commands import generate as generate
 from vorta_trt.commands import compare as compare
 from vorta_trt.commands import bench as bench
 from vorta_trt.commands import bench_step as bench_step

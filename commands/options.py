@@ -101,6 +101,13 @@ def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def decimals(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: must be numbers; use e.g. 1000,757,522", param_hint=option) from None
+
+
 def quoted(path: Path) -> str:
     import json
 

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of commands that sample, step caching and quality guards, and the plan that they ask for."""
+"""Options of commands that sample: step caching and quality guards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vorta_trt.commands.options import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor
-
     from vorta_trt.model.timestep_path import TimestepPath
     from vorta_trt.runtime.sampling.route_guards import RouteGuards
     from vorta_trt.runtime.sampling.step_cache import StepCache
-    from vorta_trt.runtime.sampling.step_plan import StepPlan
 
 
 class Cache(str, Enum):
@@ -92,32 +87,6 @@ class SamplingOptions:
     dense_last: int = 0
     dense_layers: list[str] | None = None
     tau: float | None = None
-
-    def plan(
-        self,
-        timesteps: Iterable[float],
-        path: TimestepPath | None,
-        calibrated: Tensor | None = None,
-        **known: Any,
-    ) -> StepPlan:
-        """The plan of a request.
-
-        Args:
-            timesteps: the scheduler's. path: of the model, if known. calibrated: int32 [P, L, N], under the guards.
-            known: heads, timestep_dtype, passes, profile of `plan_steps`.
-        Raises: typer.BadParameter for options that do not go together; ValueError.
-        """
-        from vorta_trt.runtime.sampling.step_plan import plan_steps
-
-        return plan_steps(
-            timesteps,
-            path=path,
-            cache=self.step_cache(path),
-            guards=self.guards(),
-            calibrated=calibrated,
-            tau=self.tau,
-            **known,
-        )
 
     def guards(self) -> RouteGuards:
         from vorta_trt.runtime.sampling.route_guards import RouteGuards

@@ -41,6 +41,11 @@ class Family:
     coreset_keys: str
     text_tokens: int
 
+    def video_size(self, frames: int, height: int, width: int) -> Shape:
+        """Pixels (frames, height, width) of a video of that many latent frames, rows and columns."""
+        pixels = self.spatial_compression
+        return self.temporal_compression * (frames - 1) + 1, pixels * height, pixels * width
+
 
 FAMILIES: dict[str, Family] = {
     "wan": Family(4, 8, (1, 2, 2), coreset_keys="query", text_tokens=0),

@@ -11,7 +11,8 @@ from pathlib import Path
 from vorta_trt.runtime.compare_report import CompareReport, PairReport
 from vorta_trt.runtime.frames import SUFFIXES, Frame, SampleError, frame_rate, read_frames
 from vorta_trt.runtime.image_quality import LpipsUnavailableError, load_lpips, mean_squared_error, ssim
-from vorta_trt.runtime.side_by_side import SideBySideWriter
+from vorta_trt.runtime.side_by_side import beside
+from vorta_trt.runtime.video_writer import VideoWriter
 
 Report = Callable[[str, int, int], None]  # (what, done, total); total 0 is unknown
 Distance = Callable[[Frame, Frame], float]
@@ -131,10 +132,10 @@ def _compare_pair(
     distances: list[float] = []
     shape: tuple[int, ...] = ()
     with ExitStack() as stack:
-        writer: SideBySideWriter | None = None
+        writer: VideoWriter | None = None
         if video is not None:
             rate = fps if fps is not None else frame_rate(one) or frame_rate(other) or DEFAULT_RATE
-            writer = stack.enter_context(SideBySideWriter(video, rate))
+            writer = stack.enter_context(VideoWriter(video, rate, extra="compare"))
         for left, right in _frame_pairs(one, other):
             progress(len(errors) + 1)
             shape = left.shape
@@ -143,7 +144,7 @@ def _compare_pair(
             if distance is not None:
                 distances.append(distance(left, right))
             if writer is not None:
-                writer.write(left, right)
+                writer.write(beside(left, right))
     return PairReport(
         name=name,
         first=str(one),

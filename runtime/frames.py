@@ -65,16 +65,18 @@ def frame_rate(path: Path) -> float | None:
     return float(rate) if rate else None
 
 
-def import_av() -> Any:
+def import_av(extra: str = "compare") -> Any:
     """The package that decodes and encodes videos.
 
-    Raises VortaError if it is not installed.
+    Args:
+        extra: of vorta-trt, which installs it.
+    Raises: VortaError, if it is not installed.
     """
     try:
         import av
     except ImportError as error:
         raise VortaError(
-            f"av: is needed for video files and not installed ({error}); run pip install 'vorta-trt[compare]'"
+            f"av: is needed for video files and not installed ({error}); run pip install 'vorta-trt[{extra}]'"
         ) from error
     return av
 

@@ -1,82 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video of two samples beside each other, with their difference."""
+"""Frames of two samples beside each other, with their difference."""
 
 from __future__ import annotations
-
-from fractions import Fraction
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.frames import Frame, import_av
+from vorta_trt.runtime.frames import Frame
 
 GAIN = 4  # of the difference, which is hard to see otherwise
 GAP = 8  # white pixels between the panels
-CODEC, QUALITY = "libx264", "16"  # constant rate factor; 18 counts as visually lossless
-SUFFIXES = (".mkv", ".mov", ".mp4")
 
 
-class SideBySideWriter:
-    """Writes first | second | GAIN times their absolute difference, as H.264. A context manager.
-
-    The file appears under its name when the `with` block ends without an error; otherwise nothing is left of it.
-
-    Args:
-        path: suffix .mkv, .mov or .mp4; its folder must exist. rate: frames per second.
-
-    Raises:
-        ValueError: another suffix, or a rate that is not positive. VortaError: av is not installed or lacks H.264.
-        OSError: the file cannot be written.
-    """
-
-    def __init__(self, path: Path, rate: float) -> None:
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"video {path}: its suffix must be one of {', '.join(SUFFIXES)}; use {path.stem}.mp4")
-        if not 0 < rate < 1000:
-            raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
-        self._av = import_av()
-        if CODEC not in self._av.codecs_available:
-            raise VortaError(f"av {self._av.__version__} lacks the encoder {CODEC}; install av from PyPI")
-        self._path = path
-        self._unfinished = path.with_name(f".unfinished-{path.name}")
-        self._rate = Fraction(rate).limit_denominator(1001)
-        self._container: Any = None
-        self._stream: Any = None
-
-    def __enter__(self) -> SideBySideWriter:
-        self._unfinished.touch()  # OSError with the path, where it cannot be written
-        self._container = self._av.open(str(self._unfinished), "w")
-        return self
-
-    def write(self, first: Frame, second: Frame) -> None:
-        """Appends one frame of each, both [H, W, 3] in [0, 1]."""
-        picture = _beside(first, second)  # [H', W', 3]
-        if self._stream is None:
-            self._stream = self._container.add_stream(CODEC, rate=self._rate, options={"crf": QUALITY})
-            self._stream.height, self._stream.width = picture.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
-        for packet in self._stream.encode(self._av.VideoFrame.from_ndarray(picture, format="rgb24")):
-            self._container.mux(packet)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None and self._stream is not None:
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
-            self._container.close()
-            if error is None:
-                self._unfinished.replace(self._path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-
-def _beside(first: Frame, second: Frame) -> npt.NDArray[np.uint8]:
+def beside(first: Frame, second: Frame) -> npt.NDArray[np.uint8]:
     """[H, W, 3] each -> [H', W', 3] with even sides, as the encoder needs them."""
     gap = np.ones((first.shape[0], GAP, 3))  # [H, GAP, 3]
     difference = (GAIN * np.abs(first - second)).clip(0, 1)  # [H, W, 3]

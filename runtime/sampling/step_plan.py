@@ -163,9 +163,10 @@ def plan_steps(
             computed.
         heads: (L, N), needed for guards without a `path`.
         tau: routing threshold; None is the model's own.
-        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them; routes and embeddings
-            are those of the rounded ones. diffusers' Wan pipeline does not round. Its HunyuanVideo pipeline rounds to
-            the latents' type, which FlowMatchEulerDiscreteScheduler makes the sample's type after the first step.
+        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them, from the second step
+            on; routes and embeddings are those of the rounded ones. diffusers' Wan pipeline does not round. Its
+            HunyuanVideo pipeline rounds to the latents' type: float32 at first, and after the first step what the
+            scheduler makes it, the sample's type with FlowMatchEulerDiscreteScheduler.
         passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
         profile: measured times; for the cost.
     """
@@ -173,8 +174,8 @@ def plan_steps(
     scheduled = tuple(map(float, given))
     if not scheduled:
         raise ValueError("timesteps []: must hold at least one; use scheduler.timesteps")
-    rounded = torch.tensor(scheduled, dtype=torch.float32).to(timestep_dtype)  # [P]
-    seen = tuple(map(float, rounded.tolist()))
+    exact = torch.tensor(scheduled, dtype=torch.float32)  # [P]
+    seen = (*map(float, exact[:1].tolist()), *map(float, exact[1:].to(timestep_dtype).tolist()))
     guards = guards or RouteGuards()
     if path is not None:
         heads = path.num_layers, path.num_heads

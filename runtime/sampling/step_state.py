@@ -78,6 +78,18 @@ class StepState:
         state.following += 1
         return step
 
+    def starts_over(self, timestep: float | Tensor, context: str = COND) -> bool:
+        """Whether a call can only be the first of another request: the plan's first timestep where another is due.
+
+        So a pipeline that is called again, after a whole request or after one that was broken off, is noticed without
+        being told. Two steps with the first timestep in a row are not.
+        """
+        following, steps = self._contexts.get(context, _Context()).following, self.plan.timesteps
+        given, dtype = _number(timestep)
+        if following == 0 or _rounded(steps[0], dtype) != given:
+            return False
+        return following == len(steps) or _rounded(steps[following], dtype) != given
+
     def reuse(self, step: int, context: str = COND) -> Tensor | None:
         """The sample to take instead of a launch, a copy; None: launch the engine."""
         state = self._at(step, context)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt generate`."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import Scheduler, decimals
+from vorta_trt.commands.sampling_options import (
+    CacheCoefficients,
+    CacheInterval,
+    CacheOption,
+    CacheRange,
+    CacheSignalOption,
+    CacheThreshold,
+    DenseFirst,
+    DenseLast,
+    DenseLayers,
+    DryRun,
+    RunTau,
+    SamplingOptions,
+    Strict,
+)
+from vorta_trt.commands.verify import Executor
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.pipelines.generator import StepReport
+    from vorta_trt.runtime.pipelines.planner import PlannedRequest
+
+
+class GuidanceBatching(str, Enum):
+    auto = "auto"
+    batched = "batched"
+    sequential = "sequential"
+
+
+class Format(str, Enum):
+    mp4 = "mp4"
+    npy = "npy"
+
+
+@command(
+    'vorta-trt generate wan.bundle --prompt "A cat walks on grass" -o cat.mp4',
+    "vorta-trt generate wan.bundle --steps 30 --cache tea --dense-first 2 --dry-run",
+    "vorta-trt generate wan.bundle --prompts prompts.txt --seed 1 -o videos",
+    'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
+)
+def generate(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The video: .mp4, .mkv, .mov, or .npy for the bare frames; a folder for --prompts."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A prompt per line; the videos are 000.mp4 and so on.")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The pipeline folder, for text encoder, VAE and scheduler [default: the one that the bundle was made "
+            "from, if it lies beside it or here]."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the noise, for every prompt [default: a fresh one, printed].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: 50].")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    shift: Annotated[
+        float | None,
+        typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,T,...",
+            help="The steps themselves, for distilled models, e.g. 1000,757,522; guidance is then off by default.",
+        ),
+    ] = None,
+    sigmas: Annotated[
+        str | None, typer.Option(metavar="S,S,...", help="The same as sigmas: timesteps over 1000.")
+    ] = None,
+    renoise: Annotated[
+        bool, typer.Option("--renoise", help="Fresh noise after each given step, as DMD-distilled models want.")
+    ] = False,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="1 is off for Wan; HunyuanVideo takes it as an input [default: 5 for Wan, 6]."),
+    ] = None,
+    true_guidance_scale: Annotated[
+        float, typer.Option(min=1, help="HunyuanVideo: guidance with a negative prompt, at twice the cost; 1 is off.")
+    ] = 1.0,
+    guidance_batching: Annotated[
+        GuidanceBatching,
+        typer.Option(help="Both samples of guidance in one launch; auto: if the engine's batch and memory allow."),
+    ] = GuidanceBatching.auto,
+    cache: CacheOption = None,
+    cache_threshold: CacheThreshold = None,
+    cache_coefficients: CacheCoefficients = None,
+    cache_signal: CacheSignalOption = None,
+    cache_range: CacheRange = None,
+    cache_interval: CacheInterval = None,
+    route_override: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|none", help="Calibrated routes [default: those in the bundle, if there are any]."),
+    ] = None,
+    dense_first: DenseFirst = 0,
+    dense_last: DenseLast = 0,
+    dense_layers: DenseLayers = None,
+    tau: RunTau = None,
+    step_profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measured seconds of a step's parts, to predict the time.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second [default: 16 for Wan, 24].")] = None,
+    video_format: Annotated[Format, typer.Option("--format", help="Of the videos of --prompts.")] = Format.mp4,
+    executor: Annotated[
+        Executor | None, typer.Option(help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX].")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="GPU, e.g. cuda:1 [default: the first].")] = None,
+    cpu_offload: Annotated[
+        bool, typer.Option("--cpu-offload", help="Text encoders and VAE are on the GPU only while they are used.")
+    ] = False,
+    vae_tiling: Annotated[
+        bool | None, typer.Option(help="Decode in tiles, with less memory [default: only HunyuanVideo].")
+    ] = None,
+    locate: Annotated[
+        bool | None,
+        typer.Option(help="Where values are not finite, look for the layer on the CPU [default: if it runs there]."),
+    ] = None,
+    strict: Strict = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Generate videos from prompts.
+
+    With diffusers' pipeline, in which the engine takes the place of the transformer. The video's size is the engine's.
+    """
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.pipelines.generator import VideoGenerator
+    from vorta_trt.runtime.pipelines.guidance import GuidanceMode
+    from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
+    from vorta_trt.runtime.pipelines.settings import DEFAULT_STEPS, SamplingSettings
+    from vorta_trt.runtime.sampling.cost import StepProfile
+
+    _one_of("--prompt / --prompts", prompt, prompts, needed=not dry_run)
+    _one_of("--timesteps / --sigmas", timesteps, sigmas)
+    if not dry_run and output is None:
+        raise typer.BadParameter("is missing; give e.g. -o video.mp4", param_hint="--output")
+    given = _sigmas(timesteps, sigmas)
+    if steps is not None and given is not None:
+        raise typer.BadParameter("the given timesteps or sigmas are the steps; leave it out", param_hint="--steps")
+    options = SamplingOptions(
+        cache,
+        cache_threshold,
+        cache_coefficients,
+        cache_signal,
+        cache_range,
+        cache_interval,
+        dense_first,
+        dense_last,
+        dense_layers,
+        tau,
+    )
+    with Stages() as stages:
+        stages("reading the model")
+        bundled = BUNDLED if route_override is None else None if route_override == "none" else route_override
+        planner = RequestPlanner(target, checkpoint, route_override=bundled)
+        settings = SamplingSettings(
+            steps=DEFAULT_STEPS if steps is None else steps,
+            scheduler=None if scheduler is None else scheduler.value,
+            shift=shift,
+            sigmas=given,
+            renoise=renoise,
+            guidance_scale=guidance_scale,
+            true_guidance_scale=true_guidance_scale,
+            guidance=GuidanceMode(guidance_batching.value),
+            cache=options.step_cache(planner.path),
+            guards=options.guards(),
+            tau=tau,
+            profile=None if step_profile is None else StepProfile.load(step_profile),
+        )
+        planned = planner.plan(settings, negative_prompt)  # says what is wrong before anything large is loaded
+        if not dry_run:
+            jobs = _jobs(prompt, prompts, output, video_format)
+            stages("loading text encoder, VAE and engine")
+            videos = []
+            with VideoGenerator(
+                planner,
+                executor=None if executor is None else executor.value,
+                device=device,
+                strict=strict,
+                cpu_offload=cpu_offload,
+                vae_tiling=vae_tiling,
+            ) as generator:
+                for number, (text, file) in enumerate(jobs):
+                    video = generator.generate(
+                        text,
+                        negative_prompt=negative_prompt,
+                        seed=seed,
+                        settings=settings,
+                        locate=locate,
+                        on_step=_step_bar(stages, number, len(jobs)),
+                    )
+                    video.save(file, fps)
+                    seed = video.seed  # one for all
+                    videos.append({"output": str(file), **video.to_dict()})
+    if dry_run:
+        typer.echo(json.dumps(planned.to_dict()) if as_json else "\n".join(planned.lines()))
+    elif as_json:
+        typer.echo(json.dumps({"scheduler": planned.schedule.scheduler, "videos": videos}, indent=2))
+    else:
+        for entry in videos:
+            typer.echo(_line(entry))
+
+
+def _one_of(options: str, *values: object, needed: bool = False) -> None:
+    given = sum(value is not None for value in values)
+    if given > 1 or (needed and not given):
+        raise typer.BadParameter("give one of them", param_hint=options)
+
+
+def _sigmas(timesteps: str | None, sigmas: str | None) -> tuple[float, ...] | None:
+    from vorta_trt.runtime.schedules import TRAIN_TIMESTEPS
+
+    if timesteps is not None:
+        return tuple(timestep / TRAIN_TIMESTEPS for timestep in decimals(timesteps, "--timesteps"))
+    return None if sigmas is None else decimals(sigmas, "--sigmas")
+
+
+def _jobs(prompt: str | None, prompts: Path | None, output: Path | None, suffix: Format) -> list[tuple[str, Path]]:
+    """Prompts and the files of their videos."""
+    from vorta_trt.runtime.pipelines.prompts import output_files, read_prompts
+    from vorta_trt.runtime.video_file import check_output
+
+    assert output is not None
+    if prompts is not None:
+        texts = read_prompts(prompts)
+        return list(zip(texts, output_files(output, len(texts), f".{suffix.value}"), strict=True))
+    assert prompt is not None
+    check_output(output)
+    return [(prompt, output)]
+
+
+def _step_bar(stages: Stages, number: int, count: int) -> StepReport:
+    """Shows the step that begins, and what it does."""
+    of_several = f"video {number + 1} of {count}, " if count > 1 else ""
+
+    def show(step: int, planned: PlannedRequest) -> None:
+        plan = planned.steps
+        what = ""
+        if not plan.compute[step]:
+            what = ": reused"
+        elif plan.routes is not None:
+            shares = plan.routes.shares_per_step()
+            what = ": " + ", ".join(f"{100 * float(share[step]):.0f} % {name}" for name, share in shares.items())
+        stages(f"{of_several}step {step + 1}{what}", step, len(plan.compute))
+
+    return show
+
+
+def _line(video: dict[str, Any]) -> str:
+    reused = f" ({video['reused_steps']} reused)" if video["reused_steps"] else ""
+    fallbacks = f"; {'; '.join(video['fallbacks'])}" if video["fallbacks"] else ""
+    return (
+        f"wrote {video['output']}: seed {video['seed']}, {video['steps']} steps{reused}, {video['launches']} launches, "
+        f"{video['seconds']:.1f} s{fallbacks}"
+    )

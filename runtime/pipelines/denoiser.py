@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Denoiser`: one launch of a transformer, whatever runs it: an engine, or a routed model in torch.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, L layers, N heads.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.engine import Engine
+from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
+from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx, locate_in_torch
+from vorta_trt.runtime.sampling.path_source import timestep_path_of
+from vorta_trt.runtime.target import read_target
+from vorta_trt.runtime.tensorrt_executor import device_index
+
+if TYPE_CHECKING:
+    from vorta_trt.model import RoutedTransformer
+    from vorta_trt.model.timestep_path import TimestepPath
+
+
+class Denoiser(abc.ABC):
+    """What the pipelines know of a transformer.
+
+    Attributes:
+        family: "wan" or "hunyuan_video". config: of the diffusers transformer.
+        latent_shape: (C, F, H, W); None if any will do. text_tokens: rows of `encoder_hidden_states`; None if any
+            number will do. input_names: what `run` takes. max_batch: None for no limit.
+        heads: (L, N). has_router: or every head is full. on_cpu: launches run on the CPU.
+    """
+
+    family: str
+    config: Mapping[str, Any]
+    latent_shape: tuple[int, int, int, int] | None
+    text_tokens: int | None
+    input_names: tuple[str, ...]
+    max_batch: int | None
+    heads: tuple[int, int]
+    has_router: bool
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+
+    @property
+    @abc.abstractmethod
+    def device(self) -> torch.device:
+        """Where inputs are expected; others are copied there."""
+
+    @abc.abstractmethod
+    def run(
+        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One launch: the sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+
+        Args:
+            inputs: by name, in the model's types. tau, route_override (int32 [L, N]): None is the model's own.
+        """
+
+    @abc.abstractmethod
+    def timestep_path(self) -> TimestepPath | None:
+        """The timestep path of the model, None if it is not at hand."""
+
+    @abc.abstractmethod
+    def locate(self, inputs: Mapping[str, Any]) -> str:
+        """Where values that are not finite begin when these inputs are run again, in words."""
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+
+class EngineDenoiser(Denoiser):
+    """A bundle or an exported ONNX file in an `Engine`, which stays the caller's to close.
+
+    Args:
+        device: of the engine, as it was given to it.
+    """
+
+    def __init__(self, engine: Engine, device: str | int | None = None) -> None:
+        metadata = engine.metadata
+        if metadata is None:
+            raise VortaError(
+                f"{engine.path}: says nothing about its model, since `vorta-trt export` did not write it; export the "
+                f"checkpoint, and build from that file"
+            )
+        specs = {spec.name: spec for spec in engine.inputs}
+        maximum = specs["hidden_states"].maximum
+        self.engine = engine
+        self._device = _device_of(engine, device)
+        self.family = metadata.family
+        self.config = metadata.config
+        self._dtype: torch.dtype = getattr(torch, TORCH_DTYPES[metadata.precision])
+        self.latent_shape = metadata.latent_shape
+        self.text_tokens = metadata.text_length
+        self.input_names = tuple(specs)
+        self.max_batch = None if maximum is None else maximum[0]
+        self.heads = metadata.num_layers, metadata.num_heads
+        self.has_router = metadata.has_router
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def run(
+        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        threshold = None if tau is None else np.array([tau], np.float32)  # [1]
+        outputs: Mapping[str, Any] = self.engine(**inputs, tau=threshold, route_override=route_override)
+        return outputs["sample"], outputs["routes"]
+
+    def timestep_path(self) -> TimestepPath | None:
+        return timestep_path_of(self.engine.path)
+
+    def locate(self, inputs: Mapping[str, Any]) -> str:
+        return locate_in_onnx(read_target(self.engine.path), inputs)
+
+
+class TorchDenoiser(Denoiser):
+    """A routed model in torch: on a GPU with the kernels of the plugin, on the CPU with the reference."""
+
+    def __init__(self, model: RoutedTransformer) -> None:
+        if not model.materialized:
+            raise ValueError("model with materialize=False: its weights are on disk, for export; load it with True")
+        geometry = model.geometry
+        self.model = model
+        self.family = model.family
+        self.config = model.config
+        self.latent_shape = None
+        self.text_tokens = None
+        if geometry is not None:
+            frames, height, width = (axis * patch for axis, patch in zip(geometry.grid, model.patch_size, strict=True))
+            self.latent_shape = model.config["in_channels"], frames, height, width
+            self.text_tokens = geometry.text_tokens or None
+        self.input_names = ("hidden_states", "timestep", "encoder_hidden_states")
+        if model.family == "hunyuan_video":
+            self.input_names += ("encoder_attention_mask", "pooled_projections")
+            self.input_names += ("guidance",) if model.config["guidance_embeds"] else ()
+        self.max_batch = None
+        self.heads = model.num_layers, model.num_heads
+        self.has_router = model.has_router
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.proj_out.weight.device  # type: ignore[no-any-return]
+
+    def run(
+        self, inputs: Mapping[str, Tensor], tau: float | None = None, route_override: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        override = None if route_override is None else route_override.to(self.device)  # [L, N]
+        with torch.no_grad():
+            return self.model(**inputs, tau=tau, route_override=override)  # type: ignore[no-any-return]
+
+    def timestep_path(self) -> TimestepPath | None:
+        from vorta_trt.model.timestep_path import TimestepPath
+
+        return TimestepPath.from_model(self.model)
+
+    def locate(self, inputs: Mapping[str, Any]) -> str:
+        return locate_in_torch(self.model, inputs)
+
+
+def _device_of(engine: Engine, device: str | int | None) -> torch.device:
+    if engine.executor != "tensorrt" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    known: Any = getattr(engine, "device", None)
+    return torch.device("cuda", device_index(device)) if known is None else torch.device(known)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
+
+planner = RequestPlanner("wan.bundle", "Wan2.1-T2V-14B-Diffusers")
+print("\\n".join(planner.plan(SamplingSettings(steps=30, guards=RouteGuards(dense_first=2))).lines()))
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
+from vorta_trt.model.training.families import training_family
+from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
+from vorta_trt.runtime.pipelines.route_override import Calibration, load_calibration
+from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
+from vorta_trt.runtime.sampling.path_source import timestep_path_of
+from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
+from vorta_trt.runtime.schedules import Schedule, family_schedule, takes_sigmas
+from vorta_trt.runtime.target import Target, read_target
+
+if TYPE_CHECKING:
+    from vorta_trt.model.timestep_path import TimestepPath
+
+BUNDLED = "bundled"  # the routes that lie in the bundle, if any do
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """The schedule, the plan of its steps, and samples per step: 2 with classifier-free guidance."""
+
+    schedule: Schedule
+    steps: StepPlan
+    passes: int
+
+    def lines(self) -> list[str]:
+        """As text."""
+        shift = "steps as given" if self.schedule.shift is None else f"shift {self.schedule.shift:g}"
+        return [f"{self.schedule.scheduler}, {shift}", *self.steps.lines()]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "scheduler": self.schedule.scheduler,
+            "shift": self.schedule.shift,
+            "passes": self.passes,
+            "plan": json.loads(self.steps.to_json()),
+        }
+
+
+class RequestPlanner:
+    """Of a bundle, an exported ONNX file, or a routed model in torch.
+
+    Args:
+        source: the bundle's or the file's path, an opened bundle, or the model.
+        checkpoint: the diffusers pipeline folder that it was made from; None looks for one of the name that the source
+            remembers, beside the source and in the current folder.
+        route_override: a file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any.
+    Raises: FileNotFoundError, ValueError, VortaError: something is missing, damaged, or does not belong together.
+
+    Attributes:
+        family, config, geometry, dtype, heads (L, N): of the model. size: frames, height, width in pixels.
+        checkpoint: the pipeline folder, None if there is none. path: timestep path, None if it is not at hand.
+        pipeline: class in diffusers. frames_per_second: of the family's videos. tiled_vae: its VAE needs tiles.
+        calibration: routes, or None.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Bundle | RoutedTransformer,
+        checkpoint: str | Path | None = None,
+        *,
+        route_override: str | Path | None = BUNDLED,
+    ) -> None:
+        self.source = source
+        target: Target | None = None
+        if isinstance(source, RoutedTransformer):
+            model: Any = source
+            if source.geometry is None:
+                raise ValueError(
+                    "geometry None: videos have the geometry's size; pass geometry= when building the model"
+                )
+            self.geometry: AttentionGeometry = source.geometry
+            self.dtype, remembered = source.dtype, source.checkpoint
+            where: Path | None = None if remembered is None else remembered.parent
+        else:
+            target = read_target(source)
+            model = target.metadata
+            if model is None:
+                raise VortaError(f"{target.path}: `vorta-trt export` did not write it; export the checkpoint again")
+            self.geometry = model.attention_geometry
+            self.dtype = getattr(torch, TORCH_DTYPES[model.precision])
+            remembered, where = model.checkpoint, target.path.absolute().parent
+        self.name = type(source).__name__ if target is None else str(target.path)
+        self.remembered = None if remembered is None else Path(remembered).name
+        self.family: str = model.family
+        self.config: dict[str, Any] = dict(model.config)
+        self.heads: tuple[int, int] = model.num_layers, model.num_heads
+        self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
+        self.path = self._timestep_path(target)
+        self.calibration: Calibration | None = load_calibration(self._calibration_file(target, route_override))
+        if self.calibration is not None:
+            self.calibration.check(self.family, *self.heads, self.geometry)
+        family = training_family(self.family, self.config)
+        self.pipeline, self.frames_per_second, self.tiled_vae = (
+            family.pipeline,
+            family.frames_per_second,
+            family.tiled_vae,
+        )
+        _, *latent = family.latent_shape(self.geometry)
+        self.size = FAMILIES[self.family].video_size(*latent)
+
+    def schedule(self, settings: SamplingSettings) -> Schedule:
+        """The schedule that the pipeline will sample with.
+
+        Raises: ValueError, if it cannot be known, or the family's pipeline does not take it.
+        """
+        if settings.sigmas is not None:
+            from vorta_trt.runtime.fixed_schedule import fixed_schedule
+
+            return fixed_schedule(settings.sigmas, renoise=settings.renoise)
+        gives_sigmas = FAMILY_SAMPLING[self.family].gives_sigmas
+        schedule = family_schedule(
+            self.checkpoint, settings.steps, settings.scheduler, settings.shift, gives_sigmas=gives_sigmas
+        )
+        if gives_sigmas and not takes_sigmas(schedule.instance):
+            raise ValueError(
+                f"scheduler {schedule.scheduler}: HunyuanVideo's pipeline chooses the sigmas, which it does not take; "
+                f"use flow-euler or unipc"
+            )
+        return schedule
+
+    def plan(self, settings: SamplingSettings, negative_prompt: str | None = None) -> PlannedRequest:
+        """Schedule, routes, skipped steps and predicted cost.
+
+        Raises: ValueError, for settings that do not suit the family or the schedule.
+        """
+        _, passes = guidance_arguments(
+            self.family, settings, negative_prompt, takes_guidance=bool(self.config.get("guidance_embeds"))
+        )
+        schedule = self.schedule(settings)
+        rounded = FAMILY_SAMPLING[self.family].gives_sigmas
+        steps = plan_steps(
+            schedule.timesteps,
+            path=self.path,
+            heads=self.heads,
+            cache=settings.cache,
+            guards=settings.guards,
+            calibrated=None if self.calibration is None else self.calibration.overrides(schedule.timesteps),
+            tau=settings.tau,
+            timestep_dtype=_latents_dtype(schedule, self.dtype) if rounded else torch.float32,
+            passes=passes,
+            profile=settings.profile,
+        )
+        return PlannedRequest(schedule, steps, passes)
+
+    def require_checkpoint(self) -> Path:
+        """The pipeline folder, or a CheckpointError that says which one to give."""
+        if self.checkpoint is None:
+            which = "that it was made from" if self.remembered is None else f"{self.remembered!r} that it was made from"
+            raise CheckpointError(
+                f"{self.name}: holds the transformer alone; text encoder, tokenizer, VAE and scheduler lie in the "
+                f"pipeline folder {which}, which is neither beside it nor here; give it (--checkpoint FOLDER)"
+            )
+        return self.checkpoint
+
+    def _timestep_path(self, target: Target | None) -> TimestepPath | None:
+        if target is not None:
+            return timestep_path_of(target)
+        from vorta_trt.model.timestep_path import TimestepPath
+
+        assert isinstance(self.source, RoutedTransformer)
+        return TimestepPath.from_model(self.source)
+
+    def _calibration_file(self, target: Target | None, choice: str | Path | None) -> Path | None:
+        if choice != BUNDLED:
+            return None if choice is None else Path(choice)
+        bundle = None if target is None else target.bundle
+        return getattr(bundle, "route_override_path", None)
+
+
+def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:
+    if given is not None:
+        path = Path(given)
+        if not path.is_dir():
+            raise FileNotFoundError(f"checkpoint {path}: is no folder; give the diffusers pipeline folder")
+        if path.name == "transformer" and (path.parent / "model_index.json").is_file():
+            return path.parent
+        return path
+    if remembered is None:
+        return None
+    name = Path(remembered)
+    places = [place / name for place in (beside, Path()) if place is not None]
+    return next((place for place in places if (place / "model_index.json").is_file()), None)
+
+
+def _latents_dtype(schedule: Schedule, sample_dtype: torch.dtype) -> torch.dtype:
+    """The type of the latents after a step, which begin in float32."""
+    scheduler = copy.deepcopy(schedule.instance)
+    scheduler.set_begin_index(0)
+    sample, latents = torch.ones(1, 1, dtype=sample_dtype), torch.ones(1, 1)
+    after: torch.Tensor = scheduler.step(sample, scheduler.timesteps[0], latents, return_dict=False)[0]
+    return after.dtype
