@@ -70,6 +70,7 @@ def calibrate(
     from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
     from vorta_trt.model.route_picture import check_picture
     from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.pipelines.prompts import read_prompts
     from vorta_trt.runtime.schedules import schedule_timesteps
 
     if (data is None) == (prompts is None):
@@ -102,7 +103,7 @@ def calibrate(
             make_scheduler,
             settings,
             data=data,
-            prompts=prompts,
+            prompts=None if prompts is None else read_prompts(prompts),
             video_size=None if size is None else pixels(size),
             steps=steps,
             skip_bad=skip_bad,

@@ -83,8 +83,8 @@ class Source:
 
         return None if self.route_override is None else RouteCalibration.load(self.route_override)
 
-    def model(self) -> RoutedTransformer:
-        """The routed transformer, its weights left on disk."""
+    def model(self, *, materialize: bool = False) -> RoutedTransformer:
+        """The routed transformer; unless `materialize`, its weights are left on disk."""
         import torch
 
         from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
@@ -105,7 +105,7 @@ class Source:
             self.geometry(family, trained),
             DEFAULT_TAU if self.tau is None else self.tau,
             getattr(torch, TORCH_DTYPES[self.precision]),
-            materialize=False,
+            materialize=materialize,
             attention_precision=self.attention_precision,
         )
         if calibrated is not None:

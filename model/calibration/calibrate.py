@@ -32,7 +32,7 @@ from torch import Tensor
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
 from vorta_trt.model.calibration.passes import CalibrationPasses
-from vorta_trt.model.calibration.prompts import encode_prompts, read_prompts
+from vorta_trt.model.calibration.prompts import encode_prompts
 from vorta_trt.model.calibration.report import CalibrationReport
 from vorta_trt.model.calibration.samples import (
     CalibrationSamples,
@@ -62,7 +62,7 @@ def calibrate_routes(
     settings: CalibrationSettings | None = None,
     *,
     data: str | Path | None = None,
-    prompts: str | Path | None = None,
+    prompts: Sequence[str] | None = None,
     video_size: tuple[int, int, int] | None = None,
     steps: int = 50,
     skip_bad: bool = False,
@@ -77,7 +77,7 @@ def calibrate_routes(
         scheduler: makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
         settings: numbers; None is the defaults.
         data, prompts: one of both. data: a folder of `prepare_data`, or the reference code's layout, of which some
-            samples are drawn. prompts: a text file, one prompt a line, of which the first are taken.
+            samples are drawn. prompts: of which the first are taken.
         video_size: frames, height, width in pixels; None takes the data's.
         steps: of the schedule that the buckets are cut from, and FLOPs are counted for.
         skip_bad: leave out samples that cannot be used instead of refusing to start.
@@ -118,7 +118,9 @@ def calibrate_routes(
         dataset = _draw(LatentDataset(layout, family, shape), settings, skip_bad, progress)
         samples = DataSamples(dataset, timesteps, buckets, make, settings.seed)
     else:
-        texts = read_prompts(Path(str(prompts)), settings.samples)
+        texts = list(prompts or ())[: settings.samples]
+        if not texts:
+            raise ValueError("prompts: there are none; give one or more, better four")
         _check_run(scheduler(settings.run_steps).timesteps, buckets)
         guided = family.classifier_free_guidance and guidance > 1
         conditions = encode_prompts(

@@ -15,20 +15,6 @@ from vorta_trt.model.training.families import TrainingFamily
 from vorta_trt.model.training.settings import PRECISIONS
 
 
-def read_prompts(path: Path, most: int) -> list[str]:
-    """The first `most` lines of a file that are not empty. Raises FileNotFoundError, or ValueError if there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts {path}: no such file; write one prompt a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts {path}: is not UTF-8 text ({error}); write one prompt a line") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"prompts {path}: holds none; write one prompt a line")
-    return prompts[:most]
-
-
 @torch.no_grad()
 def encode_prompts(
     checkpoint: Path,
