@@ -20,6 +20,7 @@ from vorta_trt.commands import compare as compare
 from vorta_trt.commands import bench as bench
 from vorta_trt.commands import bench_step as bench_step
 from vorta_trt.commands import train_router as train_router
+from vorta_trt.commands import calibrate as calibrate
 from vorta_trt.commands.app import app as app
 # isort: on
 

@@ -14,6 +14,7 @@ from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Precision,
+    RouteOverride,
     Router,
     Size,
     Tau,
@@ -30,6 +31,7 @@ class Flavour(str, Enum):
 
 @command(
     "vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle",
+    "vorta-trt build Wan2.1-T2V-14B-Diffusers --route-override calibration.json -o wan.bundle",
     "vorta-trt build wan.onnx -o wan.bundle",
 )
 def build(
@@ -44,6 +46,7 @@ def build(
     ] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
+    route_override: RouteOverride = None,
     tensorrt: Annotated[
         Flavour,
         typer.Option(help="rtx builds without a GPU; tensorrt, or tensorrt8 for TensorRT 8.6, for the GPU here."),
@@ -111,10 +114,10 @@ def build(
         )
     with Stages() as stages:
         if is_onnx:
-            bundle = build_onnx(source, output, stages, **options)
+            bundle = build_onnx(source, output, stages, route_override=route_override, **options)
         else:
             usual = Precision(get_flavour(tensorrt.value).precisions[0])
-            checkpoint = source_of(source, router, size, precision or usual, tau, attention_precision)
+            checkpoint = source_of(source, router, size, precision or usual, tau, attention_precision, route_override)
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')

@@ -45,6 +45,13 @@ Size = Annotated[
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
 Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
+Shift = Annotated[
+    float | None,
+    typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
+]
+RouteOverride = Annotated[
+    Path | None, typer.Option("--route-override", metavar="FILE", help="Routes of `vorta-trt calibrate`.")
+]
 AttentionPrecisionOption = Annotated[
     AttentionPrecision | None,
     typer.Option(
@@ -60,6 +67,7 @@ def source_of(
     precision: Precision,
     tau: float | None,
     attention_precision: AttentionPrecision | None = None,
+    route_override: Path | None = None,
 ) -> Source:
     from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 
@@ -68,7 +76,7 @@ def source_of(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from error
     attention = (attention_precision or AttentionPrecision.same).value
-    return Source(checkpoint, router, video, precision.value, tau, attention)
+    return Source(checkpoint, router, video, precision.value, tau, attention, route_override=route_override)
 
 
 def pixels(size: str) -> tuple[int, int, int]:

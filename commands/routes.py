@@ -12,7 +12,10 @@ from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.options import (
     Checkpoint,
     Precision,
+    RouteOverride,
+    Router,
     Scheduler,
+    Shift,
     Size,
     Tau,
     source_of,
@@ -22,16 +25,15 @@ from vorta_trt.commands.options import (
 @command(
     "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --steps 50 --plot routes.png",
     "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --shift 5 -o routes.json",
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --route-override calibration.json --plot routes.png",
 )
 def routes(
     checkpoint: Checkpoint,
-    router: Annotated[Path, typer.Option(help="A router's training folder, or its router.pt.")],
+    router: Router = None,
+    route_override: RouteOverride = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
     scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
-    shift: Annotated[
-        float | None,
-        typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
-    ] = None,
+    shift: Shift = None,
     size: Size = None,
     tau: Tau = None,
     precision: Annotated[
@@ -51,15 +53,19 @@ def routes(
 
     At every step of a schedule, with the FLOPs that this saves in attention and end to end (counted, not timed).
     """
-    from vorta_trt.model import RouteTable
+    from vorta_trt.model.timestep_path import TimestepPath
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.schedules import schedule_timesteps
 
-    source = source_of(checkpoint, router, size, precision, tau)
+    if router is None and route_override is None:
+        raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
+    source = source_of(checkpoint, router, size, precision, tau, route_override=route_override)
     with Stages() as stages:
         stages("computing the routes")
         schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
-        table = RouteTable.from_model(source.model(), schedule.timesteps)
+        timestep_path, calibrated = TimestepPath.from_model(source.model()), source.calibrated_routes()
+        override = None if calibrated is None else calibrated.overrides(schedule.timesteps)  # [P, L, N]
+        table = timestep_path.route_table(schedule.timesteps, route_override=override)
         if output is not None:
             output.write_text(table.to_json() + "\n", encoding="utf-8")
         if plot is not None:

@@ -34,6 +34,7 @@ from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build_plan
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.progress import ProgressCallback, progress_bar
+from vorta_trt.engines.route_override import check_route_override
 from vorta_trt.engines.staging import Staging, cannot_write, staging_folder
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, PluginLibrary
@@ -57,6 +58,7 @@ def build_engine(
     include_onnx: bool = False,
     include_plugin: bool = True,
     routes: str | Path | None = None,
+    route_override: str | Path | None = None,
     progress: ProgressCallback | bool = False,
     overwrite: bool = False,
     strict: bool = True,
@@ -73,6 +75,7 @@ def build_engine(
         weight_streaming_budget); not with TensorRT 8.6.
     include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
     routes: a routes.json to put into the bundle.  Timestep embedder and routers go into it by themselves.
+    route_override: routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told otherwise.
     progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
     overwrite: replace an existing bundle (the old one stays until the new one is complete).
     strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
@@ -97,6 +100,8 @@ def build_engine(
         raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
     onnx = read_onnx(Path(onnx_path))
     description = describe_model(onnx, strict)
+    if route_override is not None:
+        check_route_override(Path(route_override), description)
     timestep_path = timestep_weights(onnx.model, description.family, onnx.path.parent)
     onnx.model.graph.ClearField("initializer")  # weights inside the file: TensorRT reads them itself
     library = load_plugin(flavour) if onnx.routed_nodes else None
@@ -104,6 +109,7 @@ def build_engine(
         plugin_library=library if include_plugin else None,
         onnx=onnx if include_onnx else None,
         routes=None if routes is None else Path(routes),
+        route_override=None if route_override is None else Path(route_override),
         timestep_path=timestep_path,
     )
     with (
@@ -145,6 +151,7 @@ class Extras:
     plugin_library: Path | None
     onnx: OnnxFile | None
     routes: Path | None
+    route_override: Path | None
     timestep_path: TimestepWeights | None
 
     def sources(self) -> dict[str, Path]:
@@ -157,6 +164,8 @@ class Extras:
             sources |= {file.name: file for file in self.onnx.data_files}
         if self.routes is not None:
             sources[names.ROUTES] = self.routes
+        if self.route_override is not None:
+            sources[names.ROUTE_OVERRIDE] = self.route_override
         return sources
 
     def copy_into(self, folder: Path, cancellation: Cancellation) -> dict[str, FileEntry]:

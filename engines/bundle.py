@@ -14,7 +14,17 @@ from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import ComputeCapability, Target, architectures_cover, driver_report
 from vorta_trt.engines.hashed_file import hash_file
-from vorta_trt.engines.manifest import LAYERS, MANIFEST, ONNX, PLAN, ROUTES, TIMESTEP_PATH, Manifest, read_manifest
+from vorta_trt.engines.manifest import (
+    LAYERS,
+    MANIFEST,
+    ONNX,
+    PLAN,
+    ROUTE_OVERRIDE,
+    ROUTES,
+    TIMESTEP_PATH,
+    Manifest,
+    read_manifest,
+)
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
@@ -70,6 +80,11 @@ class Bundle:
     def timestep_path(self) -> Path | None:
         """Weights of the timestep embedder and the routers (see `model.timestep_path`); older bundles have none."""
         return self.path / TIMESTEP_PATH if TIMESTEP_PATH in self.manifest.files else None
+
+    @property
+    def route_override_path(self) -> Path | None:
+        """Calibrated routes (see `model.route_calibration`), if the bundle was built with some."""
+        return self.path / ROUTE_OVERRIDE if ROUTE_OVERRIDE in self.manifest.files else None
 
     @property
     def flavour(self) -> Flavour:

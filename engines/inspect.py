@@ -21,6 +21,7 @@ from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.route_override import describe_route_override
 from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.plugins.library import OPERATOR_NAME
 
@@ -64,6 +65,7 @@ class BundleReport(BaseModel):
     path: str
     manifest: Manifest
     problems: list[str]  # of running it on this machine; the files themselves are whole
+    route_override: str | None = None  # calibrated routes, in a line
     network: NetworkReport | None
     engine: EngineReport | None
     engine_missing: str | None  # why `engine` is None
@@ -87,6 +89,8 @@ class BundleReport(BaseModel):
         known = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items() if size is not None)
         yield f"memory     {known or 'not stated by the builder'}"
         yield from ("files      " + f"{name} {readable_bytes(entry.bytes)}" for name, entry in m.files.items())
+        if self.route_override is not None:
+            yield f"overrides  {self.route_override}"
         yield from ("input      " + describe_tensor(spec) for spec in m.inputs)
         yield from ("output     " + describe_tensor(spec) for spec in m.outputs)
         if self.network is not None:
@@ -165,6 +169,7 @@ def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
         path=str(path),
         manifest=bundle.manifest,
         problems=problems,
+        route_override=describe_route_override(bundle),
         network=None if bundle.layers_path is None else report_network(read_layers(bundle.layers_path)),
         engine=engine,
         engine_missing=missing,

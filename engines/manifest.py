@@ -19,6 +19,7 @@ PLAN = "transformer.plan"
 PLUGIN_LIBRARY = "libvorta_trt.so"
 ONNX = "model.onnx"
 ROUTES = "routes.json"
+ROUTE_OVERRIDE = "route_override.json"  # routes of `vorta-trt calibrate`, see model.route_calibration
 LAYERS = "layers.json"
 TIMESTEP_PATH = "timestep_path.safetensors"  # timestep embedder and routers: what is known before sampling
 

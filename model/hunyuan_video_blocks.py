@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.operator import SAME_PRECISION, routed_attention
+from vorta_trt.model.operator import SAME_PRECISION, AttentionObserver, routed_attention
 from vorta_trt.model.rotary import rotate
 from vorta_trt.model.router import Router
 
@@ -35,17 +35,27 @@ class JointAttention:
     text_length: Tensor
     attention_precision: str = SAME_PRECISION
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor | None) -> Tensor:
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor | None, observer: AttentionObserver | None
+    ) -> Tensor:
         """query, key, value [B, S+T, N, D], the former two normed; routes as in `routed_attention` -> [B, S+T, E]"""
+        query, key = rotate(query, *self.rope), rotate(key, *self.rope)
         attended = routed_attention(
-            rotate(query, *self.rope), rotate(key, *self.rope), value, routes, self.geometry, self.text_length,
-            attention_precision=self.attention_precision,
-        )  # [B, S+T, N, D]  # fmt: skip
+            query, key, value, routes, self.geometry, self.text_length, attention_precision=self.attention_precision
+        )  # [B, S+T, N, D]
+        if observer is not None:
+            observer(query, key, value, attended, self.text_length)
         return attended.flatten(2, 3)
 
 
 class RoutedDualStreamBlock(nn.Module):
-    """A diffusers HunyuanVideoTransformerBlock, its attention routed; holds that block's own modules."""
+    """A diffusers HunyuanVideoTransformerBlock, its attention routed; holds that block's own modules.
+
+    Attributes:
+        observer: is told of every attention, see `AttentionObserver`.
+    """
+
+    observer: AttentionObserver | None = None
 
     def __init__(self, block: Any, router: Router | None) -> None:
         super().__init__()
@@ -62,7 +72,7 @@ class RoutedDualStreamBlock(nn.Module):
         normed, gate, shift, scale, ff_gate = self.norm1(video, emb=temb)  # [B, S, E], [B, E] four times
         normed_text, text_gate, text_shift, text_scale, text_ff_gate = self.norm1_context(text, emb=temb)
         query, key, value = self._heads(normed, normed_text)  # [B, S+T, N, D] each
-        attended = attention(query, key, value, routes)  # [B, S+T, E]
+        attended = attention(query, key, value, routes, self.observer)  # [B, S+T, E]
         for_video, for_text = attended.split((video.shape[1], text.shape[1]), dim=1)  # [B, S, E], [B, T, E]
         video = video + self.attn.to_out[1](self.attn.to_out[0](for_video)) * gate[:, None]
         text = text + self.attn.to_add_out(for_text) * text_gate[:, None]
@@ -70,6 +80,10 @@ class RoutedDualStreamBlock(nn.Module):
         modulated = self.norm2_context(text) * (1 + text_scale[:, None]) + text_shift[:, None]  # [B, T, E]
         text = text + self.ff_context(modulated) * text_ff_gate[:, None]
         return video, text
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """What the attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        return self.attn.to_out[0].weight, self.attn.to_add_out.weight
 
     def _heads(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normed query and key, and value, of the video tokens and the text tokens behind them: [B, S+T, N, D]."""
@@ -87,7 +101,13 @@ class RoutedDualStreamBlock(nn.Module):
 
 
 class RoutedSingleStreamBlock(nn.Module):
-    """A diffusers HunyuanVideoSingleTransformerBlock, its attention routed; holds that block's own modules."""
+    """A diffusers HunyuanVideoSingleTransformerBlock, its attention routed; holds that block's own modules.
+
+    Attributes:
+        observer: is told of every attention, see `AttentionObserver`.
+    """
+
+    observer: AttentionObserver | None = None
 
     def __init__(self, block: Any, router: Router | None) -> None:
         super().__init__()
@@ -103,8 +123,13 @@ class RoutedSingleStreamBlock(nn.Module):
         query = _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(normed)))  # [B, S+T, N, D]
         key = _rms_norm(attn.norm_k, _split_heads(attn, attn.to_k(normed)))  # [B, S+T, N, D]
         value = _split_heads(attn, attn.to_v(normed))  # [B, S+T, N, D]
-        attended = attention(query, key, value, routes)  # [B, S+T, E]
+        attended = attention(query, key, value, routes, self.observer)  # [B, S+T, E]
         return tokens + gate[:, None] * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """What the attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        weight: Tensor = self.proj_out.weight[:, : self.attn.to_q.out_features]  # the rest is for the feed forward
+        return weight, weight
 
 
 def _rms_norm(norm: Any, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ KERNEL_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_KERNEL_HEAD_DIM = 256
 SAME_PRECISION = "same"
 _ALIGNMENT = 16  # bytes, of the kernels' pointers and strides
+
+AttentionObserver = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], object]
+"""What a block's `observer` is called with: query, key, value and output of its attention, and text_length."""
 
 
 def routed_attention(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.training.atomic import write_file
 
 if TYPE_CHECKING:
     from vorta_trt.model.route_table import RouteTable
@@ -23,6 +24,17 @@ COLUMNS = 10  # panels beside each other, at most
 SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
+def check_picture(path: Path) -> None:
+    """Raises ValueError or FileNotFoundError if `draw_routes` could not write `path`, before anything slow."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise ValueError(f"picture {path}: its suffix must be one of {', '.join(sorted(known))}; use .png")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"picture {path}: its folder does not exist; make it first")
+
+
 def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     """Draws `table` into a file.
 
@@ -31,13 +43,14 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
         max_panels: of layers x heads; of a longer schedule, evenly spaced steps are shown, the first and last included.
 
     Raises:
-        ValueError: max_panels below 1, or a format that matplotlib does not write.
+        ValueError, FileNotFoundError: max_panels below 1, or what `check_picture` raises.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     if max_panels < 1:
         raise ValueError(f"max_panels {max_panels}: must be at least 1; use 50")
+    check_picture(Path(path))
     steps = len(table.timesteps)
     count = min(steps, max_panels)
     shown = sorted({round(index * (steps - 1) / max(1, count - 1)) for index in range(count)})
@@ -56,7 +69,7 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     ]  # fmt: skip
     lower.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     path = Path(path)
-    figure.savefig(path, dpi=150)
+    write_file(path, lambda unfinished: figure.savefig(unfinished, dpi=150))
     return path
 
 

@@ -286,7 +286,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def routed_blocks(self) -> list[Any]:
-        """The blocks in the order that they run in; each has a `router`, which may be None. L of them."""
+        """The blocks in the order that they run in, L of them.
+
+        Each has a `router` and an `observer`, which may be None, and `output_weights()`.
+        """
 
     @abc.abstractmethod
     def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:

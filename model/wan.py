@@ -21,7 +21,7 @@ from torch.nn import functional
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
-from vorta_trt.model.operator import SAME_PRECISION, routed_attention
+from vorta_trt.model.operator import SAME_PRECISION, AttentionObserver, routed_attention
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
@@ -31,7 +31,13 @@ TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every promp
 
 
 class RoutedWanBlock(nn.Module):
-    """A diffusers WanTransformerBlock, its self-attention routed; holds that block's own modules."""
+    """A diffusers WanTransformerBlock, its self-attention routed; holds that block's own modules.
+
+    Attributes:
+        observer: is told of every self-attention, see `AttentionObserver`.
+    """
+
+    observer: AttentionObserver | None = None
 
     def __init__(self, block: Any, router: Router | None) -> None:
         super().__init__()
@@ -82,7 +88,14 @@ class RoutedWanBlock(nn.Module):
         attended = routed_attention(
             query, key, value, routes, geometry, attention_precision=attention_precision
         )  # [B, S, N, D]
+        if self.observer is not None:
+            self.observer(query, key, value, attended, None)
         return _project(attn, attended.flatten(2, 3))
+
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """What the self-attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        weight: Tensor = self.attn1.to_out[0].weight
+        return weight, weight
 
     def _cross_attention(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         attn = self.attn2

@@ -23,6 +23,7 @@ from vorta_trt.model.geometry import AttentionGeometry
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress
     from vorta_trt.model import RoutedTransformer
+    from vorta_trt.model.route_calibration import RouteCalibration
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class Source:
     Args:
         checkpoint: a diffusers pipeline folder or its transformer/ folder.
         router: a router's training folder or router.pt; None leaves every head full.
-        size: of the video; None takes the size that the router was trained for. The router sees the timestep alone, so
-            it works at any size, with tiles and buckets chosen anew; a warning says so.
+        size: of the video; None takes the size that the router was trained for, or without one that of
+            `route_override`. The router sees the timestep alone, so it works at any size, with tiles and buckets chosen
+            anew; a warning says so.
         precision: "fp32", "fp16" or "bf16".
         tau: default routing threshold of the exported model.
         attention_precision: "same" or "fp8", see `RoutedTransformer`.
         opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
+        route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
     """
 
     checkpoint: Path
@@ -75,9 +78,16 @@ class Source:
     tau: float | None = None
     attention_precision: str = "same"
     opset: int = OPSET
+    route_override: Path | None = None
 
-    def model(self) -> RoutedTransformer:
-        """The routed transformer, its weights left on disk."""
+    def calibrated_routes(self) -> RouteCalibration | None:
+        """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
+        from vorta_trt.model.route_calibration import RouteCalibration
+
+        return None if self.route_override is None else RouteCalibration.load(self.route_override)
+
+    def model(self, *, materialize: bool = False) -> RoutedTransformer:
+        """The routed transformer; unless `materialize`, its weights are left on disk."""
         import torch
 
         from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
@@ -89,15 +99,21 @@ class Source:
             family = reader.family
         router = None if self.router is None else load_router(self.router)
         trained = None if router is None else router.geometry()
-        return RoutedTransformer.from_pretrained(
+        calibrated = self.calibrated_routes()
+        if router is None and self.size is None and calibrated is not None:
+            trained = calibrated.geometry
+        model = RoutedTransformer.from_pretrained(
             self.checkpoint,
             router,
             self.geometry(family, trained),
             DEFAULT_TAU if self.tau is None else self.tau,
             getattr(torch, TORCH_DTYPES[self.precision]),
-            materialize=False,
+            materialize=materialize,
             attention_precision=self.attention_precision,
         )
+        if calibrated is not None:
+            calibrated.check(family, model.num_layers, model.num_heads, model.geometry)
+        return model
 
     def geometry(self, family: str, trained: AttentionGeometry | None) -> AttentionGeometry:
         """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""
@@ -154,11 +170,12 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
         model = source.model()
         path, show = staging.path / "model.onnx", _export_progress(report)
         onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
-        routes = None
-        if model.has_router:
-            routes = write_routes(model, source.checkpoint, staging.path / "routes.json")
+        routes, calibrated = None, source.calibrated_routes()
+        if model.has_router or calibrated is not None:
+            routes = write_routes(model, source.checkpoint, staging.path / "routes.json", calibrated=calibrated)
         model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
-        return build_onnx(onnx, bundle, report, tensorrt=tensorrt, routes=routes, **options)
+        options |= {"routes": routes, "route_override": source.route_override}
+        return build_onnx(onnx, bundle, report, tensorrt=tensorrt, **options)
 
 
 def build_onnx(onnx: Path, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
@@ -172,16 +189,28 @@ def build_onnx(onnx: Path, bundle: Path, report: Report, *, tensorrt: str = "rtx
     return build_engine(onnx, bundle, tensorrt, progress=show, **options)
 
 
-def write_routes(model: RoutedTransformer, checkpoint: Path, path: Path, steps: int = ROUTE_STEPS) -> Path | None:
-    """Writes the route table of the pipeline's own schedule; None if the checkpoint has no scheduler."""
-    from vorta_trt.model import RouteTable
+def write_routes(
+    model: RoutedTransformer,
+    checkpoint: Path,
+    path: Path,
+    steps: int = ROUTE_STEPS,
+    calibrated: RouteCalibration | None = None,
+) -> Path | None:
+    """Writes the route table of the pipeline's own schedule; None if the checkpoint has no scheduler.
+
+    Args:
+        calibrated: routes that go before the router's.
+    """
+    from vorta_trt.model.timestep_path import TimestepPath
     from vorta_trt.runtime.schedules import has_scheduler, schedule_timesteps
 
     if not has_scheduler(checkpoint):
         logger.info("%s has no scheduler, so the bundle gets no routes.json", checkpoint)
         return None
-    schedule = schedule_timesteps(checkpoint, steps)
-    path.write_text(RouteTable.from_model(model, schedule.timesteps).to_json() + "\n", encoding="utf-8")
+    timesteps = schedule_timesteps(checkpoint, steps).timesteps
+    override = None if calibrated is None else calibrated.overrides(timesteps)  # [P, L, N]
+    table = TimestepPath.from_model(model).route_table(timesteps, route_override=override)
+    path.write_text(table.to_json() + "\n", encoding="utf-8")
     return path
 
 

@@ -20,6 +20,14 @@ from vorta_trt.model.router import Router
 DEVICES = ("auto", "cpu", "cuda")
 
 
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that is unknown or not there."""
+    if device not in DEVICES:
+        raise ValueError(f"device {device!r}: must be one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch finds no CUDA GPU here; use --device cpu, which suits small models only")
+
+
 def make_accelerator(device: str) -> Any:
     """accelerate's Accelerator for the processes that were started.
 
@@ -30,10 +38,7 @@ def make_accelerator(device: str) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    if device not in DEVICES:
-        raise ValueError(f"device {device!r}: must be one of {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': torch finds no CUDA GPU here; use --device cpu, which suits small models only")
+    check_device(device)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise ValueError(

@@ -26,6 +26,8 @@ class TrainingFamily(abc.ABC):
         name: as in `RoutedTransformer.family`. pipeline: diffusers' class that loads text encoder and VAE.
         blocks: names of the routed block classes, the units that FSDP shards. frames_per_second: of its videos.
         tiled_vae: its VAE encodes large videos only in tiles. condition_names: tensors of a sample beside its latents.
+        guidance_scale: its pipeline's default. classifier_free_guidance: it comes from a second pass, of an empty
+            prompt; otherwise it is embedded, or there is none.
     """
 
     name: str
@@ -34,6 +36,8 @@ class TrainingFamily(abc.ABC):
     frames_per_second: float
     tiled_vae: bool = False
     condition_names: tuple[str, ...]
+    guidance_scale: float
+    classifier_free_guidance: bool = False
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)

@@ -29,6 +29,7 @@ class HunyuanVideoTraining(TrainingFamily):
     frames_per_second = 24.0
     tiled_vae = True
     condition_names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+    guidance_scale = 6.0
 
     @property
     def text_tokens(self) -> int:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.plugins.errors import VortaError
 
 DATASET_FILE = "dataset.json"
 REFERENCE_FILES = ("videos2caption.json", "video2caption.json")
@@ -64,6 +65,16 @@ class Layout(abc.ABC):
         self.path = path
         self.samples = samples
         self.video_size = video_size
+
+    def size(self, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        """The size that is asked for, or the data's own. Raises VortaError if neither is known."""
+        size = given or self.video_size
+        if size is None:
+            raise VortaError(
+                f"data {self.path}: the reference code's layout does not say the size of its videos; give it with "
+                f"--size, e.g. --size 77x720x1280"
+            )
+        return size
 
     @abc.abstractmethod
     def latents(self, sample: Sample) -> Tensor:

@@ -16,7 +16,7 @@ from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.dataset import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator
 from vorta_trt.model.training.families import training_family
-from vorta_trt.model.training.layouts import Layout, open_layout
+from vorta_trt.model.training.layouts import open_layout
 from vorta_trt.model.training.metrics import MetricsLog, read_log
 from vorta_trt.model.training.objective import RouterObjective
 from vorta_trt.model.training.routers import attach_routers, freeze_all_but_routers
@@ -24,7 +24,6 @@ from vorta_trt.model.training.run_folder import RunFolder, TrainingState, check_
 from vorta_trt.model.training.settings import TrainingSettings
 from vorta_trt.model.training.trainer import RouterTrainer
 from vorta_trt.model.transformer import RoutedTransformer
-from vorta_trt.plugins.errors import VortaError
 
 TENSORBOARD_FOLDER = "report"  # where the authors' code has it
 
@@ -106,7 +105,7 @@ def train_router(
         config, name = reader.config, reader.family
     family = training_family(name, config)
     layout = open_layout(Path(data), name)
-    size = _video_size(video_size, layout)
+    size = layout.size(video_size)
     geometry = AttentionGeometry.for_video(*size, family=name, window=window, reduction_rate=reduction_rate)
     run = RunFolder(output)
     state = run.load_state() if resume else None
@@ -210,16 +209,6 @@ def _means(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Means of what the lines of a log measure."""
     names = [name for name, value in lines[0].items() if isinstance(value, float) and name != "learning_rate"]
     return {name: statistics.fmean(line[name] for line in lines) for name in names}
-
-
-def _video_size(given: tuple[int, int, int] | None, layout: Layout) -> tuple[int, int, int]:
-    size = given or layout.video_size
-    if size is None:
-        raise VortaError(
-            f"data {layout.path}: the reference code's layout does not say the size of its videos; give it with "
-            f"--size, e.g. --size 77x720x1280"
-        )
-    return size
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -26,6 +26,8 @@ class WanTraining(TrainingFamily):
     blocks = ("RoutedWanBlock",)
     frames_per_second = 16.0
     condition_names = ("prompt_embeds",)
+    guidance_scale = 5.0
+    classifier_free_guidance = True
 
     def latent_shape(self, geometry: AttentionGeometry) -> tuple[int, int, int, int]:
         frames, height, width = (

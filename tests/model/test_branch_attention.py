@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vorta_trt.model import AttentionGeometry, Branch, routed_attention, routed_attention_reference
 from vorta_trt.model.branch_attention import branch_attention, mixed_attention
+
+from .watching import LargestTensor
 
 WAN = AttentionGeometry((4, 6, 4), (2, 3, 2), (1, 1, 1), (2, 3, 2), keep=6)
 TEXT = AttentionGeometry((4, 4, 4), (2, 2, 2), (3, 1, 1), (2, 2, 2), keep=3, coreset_keys="key", text_tokens=6)
@@ -125,18 +126,3 @@ def test_training_after_inference_mode(attend: Any, normal: Callable[..., Tensor
     torch.testing.assert_close(out, expected)
     out.sum().backward()
     assert query.grad is not None
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operator returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt calibrate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.options import Checkpoint, Device, Precision, Scheduler, Shift, pixels
+
+
+@command(
+    "vorta-trt calibrate Wan2.1-T2V-14B-Diffusers --prompts prompts.txt --size 77x720x1280 -o calibration.json",
+    "vorta-trt calibrate Wan2.1-T2V-14B-Diffusers --data DATA --target-share 0.3 -o calibration.json --plot routes.png",
+    "vorta-trt build Wan2.1-T2V-14B-Diffusers --route-override calibration.json -o wan.bundle",
+)
+def calibrate(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One prompt a line; measured in short denoising runs.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder of `train-router prepare`, or the authors' own layout."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Largest relative error of a layer's attention output [default: 0.1].")
+    ] = None,
+    target_share: Annotated[
+        float | None, typer.Option(help="Instead: the least error at this share of dense attention's FLOPs, e.g. 0.3.")
+    ] = None,
+    buckets: Annotated[int, typer.Option(min=1, help="Of the schedule's timesteps; each has its own routes.")] = 5,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Prompts or samples to use at most; a quarter of them checks.")
+    ] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Of the schedule that buckets are cut from.")] = 50,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    shift: Shift = None,
+    run_steps: Annotated[int, typer.Option(min=1, help="Of the denoising runs of --prompts.")] = 10,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Of those runs; where it is embedded, everywhere [default: the pipeline's]."),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
+    dtype: Annotated[
+        Precision, typer.Option("--dtype", help="Of weights and activations; fp32 on the CPU alone.")
+    ] = Precision.bf16,
+    device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw shares per step and layer, and layers x heads per step (.png, .svg, .pdf)."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Choose routes without a router, from a few prompts or samples.
+
+    In dense passes, each branch of every head is compared with full attention; then the cheapest branches are taken
+    whose errors stay within the budget, per layer, head and bucket of timesteps, and checked on what was held back.
+    """
+    from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
+    from vorta_trt.model.route_picture import check_picture
+    from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.pipelines.prompts import read_prompts
+    from vorta_trt.runtime.schedules import schedule_timesteps
+
+    if (data is None) == (prompts is None):
+        raise typer.BadParameter("give one of --prompts FILE and --data DATA", param_hint="--prompts, --data")
+    if prompts is not None and size is None:
+        raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
+    try:
+        settings = CalibrationSettings(
+            budget=budget,
+            target_share=target_share,
+            buckets=buckets,
+            samples=samples,
+            run_steps=run_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            dtype=dtype.value,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if plot is not None:
+        check_picture(plot)
+
+    def make_scheduler(count: int) -> Any:
+        return schedule_timesteps(checkpoint, count, None if scheduler is None else scheduler.value, shift).instance
+
+    with Stages() as stages:
+        report = calibrate_routes(
+            checkpoint,
+            output,
+            make_scheduler,
+            settings,
+            data=data,
+            prompts=None if prompts is None else read_prompts(prompts),
+            video_size=None if size is None else pixels(size),
+            steps=steps,
+            skip_bad=skip_bad,
+            device=device.value,
+            progress=stages,
+        )
+        if plot is not None:
+            stages("drawing the picture")
+            report.table.plot(plot)
+    if as_json:
+        typer.echo(report.to_json())
+        return
+    following = ["vorta-trt", "build", str(checkpoint), "--route-override", str(output), "-o", "BUNDLE"]
+    typer.echo(report.summary())
+    for path in filter(None, (output, plot)):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"next: {shlex.join(following)}")

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calibrate_routes`: routes without a router, from a checkpoint and a few samples or prompts, in minutes.
+
+    check what was given -> samples -> dense passes that measure every branch -> choose -> check -> file
+
+Time and memory, predicted from the kernels' measured times on an H200 (README, "Measured"), not run at this size. Wan
+14B at 77 x 720 x 1280, 72,000 tokens, bf16, one GPU:
+
+    a dense pass      40 layers x 40 heads x 28.8 ms / 8 = 5.8 s of attention; 1.75 PFLOP besides at 500 TFLOP/s: 3.5 s
+    to measure        coreset and sliding of all heads: 40 x 40 x (7.3 + 4.0) ms / 8 = 2.3 s; || O W^T ||: 40 products
+                      of 2 S E^2 = 3.8 TFLOP: 0.3 s; Gram matrices, 2 x 2 S E D each layer, in float32: 0.2 s
+    4 samples         3 measured x 5 buckets x 12 s, 1 checked x 5 x (11 + 7) s: 4.5 minutes
+    4 prompts         runs of 10 steps with classifier-free guidance: 3 x 10 x (12 + 9) s, 10 x (11 + 9 + 7) s: 15 min
+    memory            28.6 GB of weights; a block's activations: up to 8 tensors of S x E in bf16 (0.74 GB each) and 3
+                      in float32 (1.5 GB), or the feed forward's two of S x 13,824 (2 GB each): 10 GB; the branches of
+                      some heads at a time (`output_error.ROWS_BYTES`), with the kernels' workspace: 1 GB. 40 GB in all.
+
+The text encoder is gone before the transformer is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
+from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
+from vorta_trt.model.calibration.passes import CalibrationPasses
+from vorta_trt.model.calibration.prompts import encode_prompts
+from vorta_trt.model.calibration.report import CalibrationReport
+from vorta_trt.model.calibration.samples import (
+    CalibrationSamples,
+    DataSamples,
+    InputMaker,
+    MakeScheduler,
+    PromptSamples,
+)
+from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, DTYPES, CalibrationSettings
+from vorta_trt.model.checkpoint import CheckpointReader
+from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.route_calibration import RouteCalibration
+from vorta_trt.model.timestep_path import TimestepPath
+from vorta_trt.model.training.dataset import LatentDataset, Progress
+from vorta_trt.model.training.devices import check_device
+from vorta_trt.model.training.families import training_family
+from vorta_trt.model.training.layouts import open_layout
+from vorta_trt.model.training.timesteps import sample_indices
+from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.plugins.library import load_library
+
+
+def calibrate_routes(
+    checkpoint: str | Path,
+    output: str | Path,
+    scheduler: MakeScheduler,
+    settings: CalibrationSettings | None = None,
+    *,
+    data: str | Path | None = None,
+    prompts: Sequence[str] | None = None,
+    video_size: tuple[int, int, int] | None = None,
+    steps: int = 50,
+    skip_bad: bool = False,
+    device: str = "auto",
+    progress: Progress = lambda what, done, total: None,
+) -> CalibrationReport:
+    """Chooses a branch per bucket of timesteps, layer and head, and writes the file of `RouteCalibration`.
+
+    Args:
+        checkpoint: a diffusers pipeline folder; with data, its transformer/ folder will do.
+        output: the file to write, or to replace.
+        scheduler: makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
+        settings: numbers; None is the defaults.
+        data, prompts: one of both. data: a folder of `prepare_data`, or the reference code's layout, of which some
+            samples are drawn. prompts: of which the first are taken.
+        video_size: frames, height, width in pixels; None takes the data's.
+        steps: of the schedule that the buckets are cut from, and FLOPs are counted for.
+        skip_bad: leave out samples that cannot be used instead of refusing to start.
+        device: "auto", "cpu" or "cuda".
+        progress: called with (what, done, total).
+
+    Raises:
+        FileNotFoundError, CheckpointError, DataError, ValueError, OSError: an argument is not what it should be; all
+            but a prompt without an embedding is found before the transformer is loaded.
+        CalibrationError: an error is not finite. LibraryError: the kernels cannot run on this GPU.
+    """
+    began = time.perf_counter()
+    settings = settings or CalibrationSettings()
+    output = Path(output)
+    _check_output(output)
+    target = _device(device, settings.dtype)
+    if (data is None) == (prompts is None):
+        raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
+    with CheckpointReader(checkpoint) as reader:
+        family, name = training_family(reader.family, reader.config), reader.path.resolve()
+    layout = None if data is None else open_layout(Path(data), family.name)
+    if layout is None and video_size is None:
+        raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")
+    size = video_size if layout is None else layout.size(video_size)
+    assert size is not None
+    geometry = AttentionGeometry.for_video(*size, family=family.name)
+    timesteps = [float(step) for step in scheduler(steps).timesteps]
+    buckets = make_buckets(timesteps, settings.buckets)
+    head_dim = int(family.config["attention_head_dim"])
+    costs = [geometry.attention_flops(branch, head_dim) for branch in Branch]
+    if settings.target_share is not None:
+        check_share(costs, settings.target_share)
+    guidance = family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    make = InputMaker(family, DTYPES[settings.dtype], target, guidance)
+    shape = family.latent_shape(geometry)
+    samples: CalibrationSamples
+    if layout is not None:
+        dataset = _draw(LatentDataset(layout, family, shape), settings, skip_bad, progress)
+        samples = DataSamples(dataset, timesteps, buckets, make, settings.seed)
+    else:
+        texts = list(prompts or ())[: settings.samples]
+        if not texts:
+            raise ValueError("prompts: there are none; give one or more, better four")
+        _check_run(scheduler(settings.run_steps).timesteps, buckets)
+        guided = family.classifier_free_guidance and guidance > 1
+        conditions = encode_prompts(
+            Path(checkpoint), family, [*texts, *([""] if guided else [])], settings.dtype, target, progress
+        )
+        samples = PromptSamples(texts, conditions, shape, scheduler, settings.run_steps, make, settings.seed)
+
+    progress("loading the model", 0, 0)
+    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=DTYPES[settings.dtype]).to(target)
+    run = CalibrationPasses(model, samples, buckets, progress)
+    squares = run.measure()  # [K, L, N, 3]
+    if settings.target_share is None:
+        budget = DEFAULT_BUDGET if settings.budget is None else settings.budget
+        routes = choose_within_budget(squares, costs, budget)
+    else:
+        in_bucket = bucket_of(timesteps, buckets).bincount(minlength=len(buckets)).tolist()  # [K]
+        routes = choose_within_share(squares, costs, in_bucket, settings.target_share)
+        budget = float(squares.gather(3, routes.long().unsqueeze(3)).sum(dim=2).sqrt().max())
+    calibration = RouteCalibration(
+        family=family.name,
+        geometry=geometry,
+        buckets=buckets,
+        routes=routes,
+        errors=squares.sqrt().float(),
+        budget=budget,
+        checkpoint=name.parent.name if name.name == "transformer" else name.name,
+    )
+    check = run.check(calibration)
+    measured, held_back = (tuple(samples.names[index] for index in part) for part in (run.measured, run.held_back))
+    made = {
+        **settings.to_dict(),
+        "video_size": list(size),
+        "steps": steps,
+        "source": "prompts" if layout is None else "data",
+        "measured": list(measured),
+        "held_back": list(held_back),
+        "device": torch.cuda.get_device_name(target) if target.type == "cuda" else target.type,
+        "check": check.to_dict(),
+    }
+    calibration = replace(calibration, settings=made)
+    calibration.save(output)
+    table = TimestepPath.from_model(model).route_table(timesteps, route_override=calibration.overrides(timesteps))
+    peak = torch.cuda.max_memory_allocated(target) / 2**30 if target.type == "cuda" else None
+    seconds = time.perf_counter() - began
+    return CalibrationReport(output, calibration, table, check, measured, held_back, seconds, peak)
+
+
+def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool, progress: Progress) -> LatentDataset:
+    """As many of the samples as are wanted, checked."""
+    count = len(dataset)
+    drawn = sample_indices(settings.seed, 0, min(settings.samples, count), count) if count else []
+    dataset.samples = [dataset.samples[index] for index in drawn]
+    dataset.leave_out(dataset.find_bad(progress), skip_bad)
+    return dataset
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise IsADirectoryError(f"output {output}: is a folder; give the file to write, e.g. {output}/calibration.json")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"output {output}: its folder does not exist; make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise PermissionError(f"output {output}: its folder cannot be written; give another")
+
+
+def _device(name: str, dtype: str) -> torch.device:
+    check_device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if dtype == "fp32":
+        raise ValueError("dtype 'fp32' on a GPU: the kernels take bf16 and fp16; use --dtype bf16, or --device cpu")
+    load_library()  # LibraryError now, not after minutes
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _check_run(timesteps: Sequence[float] | Tensor, buckets: Sequence[Bucket]) -> None:
+    missed = set(range(len(buckets))) - set(bucket_of(timesteps, buckets).tolist())
+    if missed:
+        upper, lower = buckets[min(missed)]
+        raise ValueError(
+            f"run steps {len(timesteps)}: none falls into the bucket of timesteps {upper:g} to {lower:g}; use more "
+            f"--run-steps or fewer --buckets"
+        )

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a calibration came to: for people and for scripts.
+
+Letters: K buckets, L layers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.calibration.buckets import bucket_of
+from vorta_trt.model.geometry import Branch
+from vorta_trt.model.route_calibration import RouteCalibration
+from vorta_trt.model.route_table import RouteTable
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """The chosen routes against dense on what was held back, root mean squares over it.
+
+    Attributes:
+        layer_errors: of the layers' attention outputs, all heads together, in dense passes: float64 [K, L].
+        sample_errors: of the model's output, where the errors of all layers have come together: float64 [K].
+    """
+
+    layer_errors: Tensor
+    sample_errors: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "sample_errors": [round(error, 6) for error in self.sample_errors.tolist()],
+            "worst_layer_errors": [round(error, 6) for error in self.layer_errors.amax(dim=1).tolist()],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationReport:
+    """The calibration, its file, and how it was checked.
+
+    Attributes:
+        table: the routes of the whole schedule. measured, held_back: samples; both the same one if there is only one,
+            held back with other noise and at other steps. seconds: all in all. peak_memory_gib: of the GPU.
+    """
+
+    output: Path
+    calibration: RouteCalibration
+    table: RouteTable
+    check: Check
+    measured: tuple[str, ...]
+    held_back: tuple[str, ...]
+    seconds: float
+    peak_memory_gib: float | None
+
+    def buckets(self) -> list[dict[str, Any]]:
+        """A row per bucket."""
+        calibration, table = self.calibration, self.table
+        members = bucket_of(table.timesteps, calibration.buckets)  # [P]
+        saved = table.saved_per_step()  # [P]
+        rows = []
+        for bucket, (upper, lower) in enumerate(calibration.buckets):
+            routes = calibration.routes[bucket]
+            rows.append(
+                {
+                    "upper": upper,
+                    "lower": lower,
+                    "steps": int((members == bucket).sum()),
+                    **{branch.name.lower(): float((routes == int(branch)).double().mean()) for branch in Branch},
+                    "attention_flops_saved": float(saved[members == bucket].mean()),
+                    "predicted_worst_layer_error": float(calibration.layer_errors[bucket].max()),
+                    "found_worst_layer_error": float(self.check.layer_errors[bucket].max()),
+                    "found_median_layer_error": float(torch.median(self.check.layer_errors[bucket])),
+                    "sample_error": float(self.check.sample_errors[bucket]),
+                }
+            )
+        return rows
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(
+            {
+                "output": str(self.output),
+                "budget": self.calibration.budget,
+                "shares": self.table.shares(),
+                "attention_flops_saved": self.table.saved,
+                "total_flops_saved": self.table.total_saved,
+                "buckets": self.buckets(),
+                "measured": list(self.measured),
+                "held_back": list(self.held_back),
+                "settings": self.calibration.settings,
+                "seconds": round(self.seconds, 3),
+                "peak_memory_gib": self.peak_memory_gib,
+            }
+        )
+
+    def summary(self) -> str:
+        """A table of the buckets, and what to make of it."""
+        lines = [
+            f"{'timesteps':>16}{'steps':>7}{'full':>8}{'coreset':>9}{'sliding':>9}{'saved':>8}"
+            f"{'layer error: predicted':>24}{'found':>8}{'sample error':>14}"
+        ]
+        for row in self.buckets():
+            lines.append(
+                f"{row['upper']:8.1f} - {row['lower']:5.1f}{row['steps']:7}{100 * row['full']:7.1f}%"
+                f"{100 * row['coreset']:8.1f}%{100 * row['sliding']:8.1f}%{100 * row['attention_flops_saved']:7.1f}%"
+                f"{row['predicted_worst_layer_error']:24.4f}{row['found_worst_layer_error']:8.4f}"
+                f"{row['sample_error']:14.4f}"
+            )
+        other = "" if set(self.measured).isdisjoint(self.held_back) else ", with other noise at other steps"
+        lines += [
+            "errors are relative, of the worst layer; found ones on what was held back",
+            f"measured on {len(self.measured)} samples, checked on {len(self.held_back)}{other}; "
+            f"budget of a layer {self.calibration.budget:.4g}",
+            f"attention FLOPs saved: {100 * self.table.saved:.1f} %",
+        ]
+        if self.table.total_saved is not None:
+            lines.append(f"end-to-end FLOPs saved: {100 * self.table.total_saved:.1f} %")
+        memory = "" if self.peak_memory_gib is None else f", {self.peak_memory_gib:.1f} GiB of GPU memory at most"
+        lines.append(f"{self.seconds:.0f} s{memory}")
+        return "\n".join(lines)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model sees while it is measured: noisy latents of prepared data, or those of denoising runs of prompts.
+
+Both give the transformer's inputs at timesteps of all buckets, one sample at a time. Data: a sample's latents with
+noise, as in router training, at one step of the schedule per bucket; which one differs from sample to sample. Prompts:
+a dense run of the pipeline's own scheduler from noise, with as few steps as wanted; every step on the way counts, and
+of classifier-free guidance the pass with the prompt.
+
+Letters: C latent channels, F, H, W latent frames, height, width.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.calibration.buckets import Bucket, bucket_of
+from vorta_trt.model.training.dataset import LatentDataset
+from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.model.training.timesteps import add_noise, draw_noise
+
+Inputs = dict[str, Any]
+Visit = Callable[[float, Inputs], Tensor]
+"""Called with a timestep and the transformer's inputs there; gives the dense sample [1, C, F, H, W]."""
+
+MakeScheduler = Callable[[int], Any]
+"""A fresh diffusers scheduler with that many steps set."""
+
+
+@dataclass(frozen=True)
+class InputMaker:
+    """The transformer's inputs of one noisy latent.
+
+    Attributes:
+        family: whose inputs. dtype, device: of the model. guidance: scale, embedded where the model embeds it.
+    """
+
+    family: TrainingFamily
+    dtype: torch.dtype
+    device: torch.device
+    guidance: float
+
+    def __call__(self, noisy: Tensor, timestep: float, conditions: Mapping[str, Tensor]) -> Inputs:
+        """noisy [1, C, F, H, W], conditions [1, ...] each"""
+        at = torch.tensor([timestep], dtype=torch.float32, device=self.device)  # [1]
+        on_device = {name: tensor.to(self.device) for name, tensor in conditions.items()}
+        inputs = self.family.model_inputs(noisy.to(self.device, self.dtype), at, on_device, self.dtype)
+        if "guidance" in inputs:
+            inputs["guidance"] = torch.full_like(at, 1000 * self.guidance)  # [1]
+        return inputs
+
+
+class CalibrationSamples(abc.ABC):
+    """Samples by their index.
+
+    Attributes:
+        names: of the samples. visits: how often `walk` calls `visit`.
+    """
+
+    names: tuple[str, ...]
+    visits: int
+
+    @abc.abstractmethod
+    def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
+        """Visits timesteps of all buckets with one sample.
+
+        Args:
+            position: which of a bucket's steps, 0 the first and below 1; runs of prompts visit all of theirs.
+            part: number of this walk, for the noise. predict: a dense pass that is not measured.
+        """
+
+
+class DataSamples(CalibrationSamples):
+    """Samples of a data folder.
+
+    Args:
+        dataset: checked. timesteps: of the schedule. buckets: of it. make: inputs. seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        timesteps: Sequence[float],
+        buckets: Sequence[Bucket],
+        make: InputMaker,
+        seed: int,
+    ) -> None:
+        self.dataset, self.make, self.seed = dataset, make, seed
+        self.names = tuple(sample.name for sample in dataset.samples)
+        self.visits = len(buckets)
+        members = bucket_of(timesteps, buckets).tolist()  # [P]
+        self.steps = [
+            [step for step, member in zip(timesteps, members, strict=True) if member == bucket]
+            for bucket in range(len(buckets))
+        ]
+
+    def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
+        latents, conditions = self.dataset.batch([index])  # [1, C, F, H, W]
+        for bucket, steps in enumerate(self.steps):
+            timestep = steps[int(position * len(steps))]
+            noise = draw_noise(self.seed, part, bucket, tuple(latents.shape))  # [1, C, F, H, W]
+            noisy = add_noise(latents, noise, torch.tensor([timestep]))
+            visit(timestep, self.make(noisy, timestep, conditions))
+
+
+class PromptSamples(CalibrationSamples):
+    """Dense denoising runs.
+
+    Args:
+        prompts: as given. conditions: of each prompt, [1, ...] each; one more than there are prompts if the runs have
+            classifier-free guidance, then the last is that of the empty prompt. shape: C, F, H, W. scheduler, steps: of
+            the runs. make: inputs, and the guidance scale. seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        conditions: Sequence[Mapping[str, Tensor]],
+        shape: tuple[int, int, int, int],
+        scheduler: MakeScheduler,
+        steps: int,
+        make: InputMaker,
+        seed: int,
+    ) -> None:
+        self.names = tuple(prompts)
+        self.conditions, self.shape = conditions, shape
+        self.empty = conditions[len(prompts)] if len(conditions) > len(prompts) else None
+        self.scheduler, self.visits = scheduler, steps
+        self.make, self.seed = make, seed
+
+    def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
+        scheduler = self.scheduler(self.visits)
+        latents = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
+        for step in scheduler.timesteps:
+            timestep = float(step)
+            prediction = visit(timestep, self.make(latents, timestep, self.conditions[index]))  # [1, C, F, H, W]
+            if self.empty is not None:
+                without = predict(self.make(latents, timestep, self.empty))  # [1, C, F, H, W]
+                prediction = without + self.make.guidance * (prediction - without)
+            latents = scheduler.step(prediction, step, latents, return_dict=False)[0]

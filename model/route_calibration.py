@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RouteCalibration`: routes that `vorta-trt calibrate` chose, a branch per bucket of timesteps, layer and head.
+
+A JSON file; as a `route_override` it takes the place of a router, or goes before one.
+
+    calibration = RouteCalibration.load("calibration.json")
+    calibration.check("wan", layers=40, heads=40, geometry=geometry)
+    override = calibration.overrides(scheduler.timesteps)  # int32 [P, L, N]
+
+Letters: P denoising steps, K buckets, L layers, N heads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.calibration.buckets import Bucket, bucket_of
+from vorta_trt.model.geometry import FAMILIES, AttentionGeometry, Branch
+from vorta_trt.model.training.atomic import write_file
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+DIGITS = 6  # significant ones, of the errors in the file
+
+
+@dataclass(frozen=True, eq=False)
+class RouteCalibration:
+    """Routes, and what they were chosen from.
+
+    Attributes:
+        family: "wan" or "hunyuan_video". geometry: of the attention that was measured.
+        buckets: K pairs (upper, lower) of timesteps, both included, from much noise to little.
+        routes: int8 [K, L, N], ids of `Branch`.
+        errors: float32 [K, L, N, 3], of each branch the root mean square error behind the output projection, relative
+            to the layer's full attention (see `calibration.measure`).
+        budget: what the error of a layer in a bucket, heads added up in squares, does not exceed.
+        checkpoint: its name. settings: of the calibration, and what its check found; plain JSON types.
+    """
+
+    family: str
+    geometry: AttentionGeometry
+    buckets: tuple[Bucket, ...]
+    routes: Tensor
+    errors: Tensor
+    budget: float
+    checkpoint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family {self.family!r}: must be one of {', '.join(map(repr, FAMILIES))}")
+        if not self.buckets:
+            raise ValueError("buckets: there are none, but routes belong to one")
+        ends = [end for bucket in self.buckets for end in bucket]
+        if not all(map(math.isfinite, ends)) or ends != sorted(ends, reverse=True):
+            raise ValueError(f"buckets {self.buckets}: must be pairs (upper, lower) of timesteps that descend")
+        shape = tuple(self.routes.shape)
+        if self.routes.dtype != torch.int8 or len(shape) != 3 or shape[0] != len(self.buckets) or 0 in shape:
+            raise ValueError(
+                f"routes of shape {shape}, {self.routes.dtype}: must be int8 [{len(self.buckets)}, "
+                f"L, N], a branch per bucket, layer and head"
+            )
+        if not 0 <= int(self.routes.min()) <= int(self.routes.max()) < len(Branch):
+            raise ValueError("routes: must be 0 (full), 1 (coreset) or 2 (sliding)")
+        expected = (*shape, len(Branch))
+        if self.errors.dtype != torch.float32 or tuple(self.errors.shape) != expected:
+            raise ValueError(
+                f"errors of shape {tuple(self.errors.shape)}, {self.errors.dtype}: must be float32 {expected}, one per "
+                f"branch"
+            )
+        if not bool((self.errors.isfinite() & (self.errors >= 0)).all()):
+            raise ValueError("errors: must be finite and not negative")
+        if not 0 <= self.budget < math.inf:
+            raise ValueError(f"budget {self.budget}: must be finite and not negative")
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    def overrides(self, timesteps: Sequence[float] | Tensor) -> Tensor:
+        """The routes of a schedule: each step has those of its bucket, outside of all of the nearest. int32 [P, L, N]
+
+        Args:
+            timesteps: as the scheduler gives them, of any schedule.
+        """
+        return self.routes[bucket_of(timesteps, self.buckets)].to(torch.int32)
+
+    def check(self, family: str, layers: int, heads: int, geometry: AttentionGeometry | None = None) -> None:
+        """Raises ValueError, naming the mismatch, unless the routes are for such a model.
+
+        Another geometry is a warning: branches were compared on other tokens, but every route can be taken.
+        """
+        for what, own, given in (
+            ("family", self.family, family),
+            ("layers", self.routes.shape[1], layers),
+            ("heads", self.routes.shape[2], heads),
+        ):
+            if own != given:
+                raise ValueError(
+                    f"calibrated routes of {self.checkpoint or 'a checkpoint'}: are for {what} {own}, the model has "
+                    f"{given}; calibrate the model itself with `vorta-trt calibrate`"
+                )
+        if geometry is not None and geometry != self.geometry:
+            logger.warning(
+                "calibrated routes of %s: were measured with %s and are used with %s; calibrate for this size",
+                self.checkpoint or "a checkpoint",
+                self.geometry,
+                geometry,
+            )
+
+    @property
+    def layer_errors(self) -> Tensor:
+        """What the errors predict for each layer: the root of the sum of its heads' squares, float64 [K, L]."""
+        chosen = self.errors.double().gather(3, self.routes.long().unsqueeze(3)).squeeze(3)  # [K, L, N]
+        return chosen.square().sum(dim=2).sqrt()
+
+    def shares(self) -> dict[str, float]:
+        """Share of heads per branch, over all buckets and layers."""
+        return {branch.name.lower(): float((self.routes == int(branch)).double().mean()) for branch in Branch}
+
+    def describe(self) -> str:
+        """One line."""
+        shares = ", ".join(f"{100 * share:.1f}% {name}" for name, share in self.shares().items())
+        layers, heads = self.routes.shape[1:]
+        return (
+            f"{len(self.buckets)} buckets, {layers} layers, {heads} heads: {shares}; error of a layer at most "
+            f"{self.budget:.3g}; measured on {self.checkpoint or 'a checkpoint'}"
+        )
+
+    # -- out and in ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """As JSON; the file is replaced once the new one is complete."""
+        content = {
+            "format": FORMAT,
+            "family": self.family,
+            "checkpoint": self.checkpoint,
+            "geometry": self.geometry.to_dict(),
+            "budget": self.budget,
+            "buckets": [list(bucket) for bucket in self.buckets],
+            "shares": self.shares(),
+            "settings": self.settings,
+            "routes": self.routes.tolist(),
+            "errors": _rounded(self.errors.tolist()),
+        }
+        text = json.dumps(content, allow_nan=False) + "\n"
+        write_file(Path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: str | Path) -> RouteCalibration:
+        """Inverse of `save`, errors to 6 digits.
+
+        Raises: FileNotFoundError; ValueError for a file that `save` did not write, or that is damaged, naming what.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"calibrated routes {path}: no such file; make it with `vorta-trt calibrate`")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                found = content.get("format") if isinstance(content, dict) else type(content).__name__
+                raise ValueError(f"format {found!r}: must be {FORMAT}")
+            return cls(
+                family=content["family"],
+                geometry=AttentionGeometry.from_dict(content["geometry"]),
+                buckets=tuple((float(upper), float(lower)) for upper, lower in content["buckets"]),
+                routes=_tensor("routes", content["routes"], torch.int8),
+                errors=_tensor("errors", content["errors"], torch.float32),
+                budget=float(content["budget"]),
+                checkpoint=str(content["checkpoint"]),
+                settings=dict(content["settings"]),
+            )
+        except KeyError as error:
+            raise ValueError(f"calibrated routes {path}: {error} is missing; {_REMEDY}") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"calibrated routes {path}: {error}; {_REMEDY}") from error
+
+
+_REMEDY = "make the file again with `vorta-trt calibrate`"
+
+
+def _tensor(name: str, values: Any, dtype: torch.dtype) -> Tensor:
+    """Nested lists of numbers; ValueError naming them if they are none, or no whole numbers where those are needed."""
+    try:
+        numbers = torch.tensor(values, dtype=torch.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: must be nested lists of numbers ({error})") from error
+    converted = numbers.to(dtype)
+    if not dtype.is_floating_point and not torch.equal(converted.double(), numbers):
+        raise ValueError(f"{name}: must be whole numbers")
+    return converted
+
+
+def _rounded(values: Any) -> Any:
+    """Nested lists with short numbers: those of float32 have digits that mean nothing."""
+    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.{DIGITS}g}")

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt compare --of`: two settings of one model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from vorta_trt.cli import app
+from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.random_pipeline import complete_pipeline
+
+MODEL = {"layers": 2, "heads": 3, "head_dim": 16}
+
+
+def vorta(*arguments: object, code: int = 0) -> str:
+    """What the command printed on stdout, or for another `code` on stderr."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.stderr if code else result.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("a wan")
+    make_wan_checkpoint(root / "checkpoint", **MODEL, ffn_dim=32, text_dim=16, channels=4, freq_dim=32)
+    complete_pipeline(root / "checkpoint")
+    make_router(root / "router", AttentionGeometry.for_video(9, 64, 96), **MODEL)
+    return root
+
+
+def test_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    common = ("compare", "dense", "tau=0.4", "--of", folder / "checkpoint", "--router", folder / "router")
+    common = (*common, "--prompt", "a red wall", "--steps", 2, "--precision", "fp32", "--no-lpips")
+    report = tmp_path / "report.json"
+    text = vorta(*common, "-o", report, "--keep", tmp_path / "kept")
+    assert "dense against tau=0.4" in text and f"wrote {tmp_path}/kept" in text
+    content = json.loads(report.read_text())
+    assert (content["first"], content["second"]) == ("dense", "tau=0.4")
+    assert content["pairs"][0]["frames"] == 9
+    assert sorted(path.name for path in tmp_path.rglob("*.npy")) == ["000.npy", "000.npy"]
+    again = json.loads(vorta(*common, "--json"))
+    assert again["psnr"] == content["psnr"]  # the same noise
+    assert json.loads(vorta(*common, "--seed", 1, "--json"))["psnr"] != content["psnr"]
+
+
+def test_usage(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "wan.onnx").write_bytes(b"")
+    of = ("--of", folder / "checkpoint")
+    cases: list[tuple[tuple[Any, ...], int, str]] = [
+        (
+            ("dense", "routed", "--prompt", "a wall"),
+            2,
+            "samples with a model; give that with --of",
+        ),
+        (("dense", "sparse", *of, "--prompt", "a wall"), 2, "setting 'sparse': 'sparse' is none"),
+        (("dense", "routed", *of), 2, "give one of them"),
+        (("dense", "routed", *of, "--prompts", tmp_path / "none.txt"), 1, "none.txt: no such file"),
+        (("dense", "routed", *of, "--prompt", "a wall"), 1, "size: there is no router"),
+        (
+            ("dense", "routed", "--of", tmp_path / "wan.onnx", "--prompt", "a", "--size", "9x64x96"),
+            2,
+            "belongs to check",
+        ),
+        (("dense", "routed", "--of", tmp_path / "absent.bundle", "--prompt", "a"), 1, "absent.bundle: no such"),
+    ]
+    for arguments, code, message in cases:
+        assert re.search(message, vorta("compare", *arguments, code=code)), arguments
