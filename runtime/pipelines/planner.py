@@ -18,11 +18,11 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training.families import training_family
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
-from vorta_trt.runtime.pipelines.route_override import Calibration, load_calibration
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
@@ -107,7 +107,8 @@ class RequestPlanner:
         self.heads: tuple[int, int] = model.num_layers, model.num_heads
         self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
         self.path = self._timestep_path(target)
-        self.calibration: Calibration | None = load_calibration(self._calibration_file(target, route_override))
+        file = _calibration_file(target, route_override)
+        self.calibration = None if file is None else RouteCalibration.load(file)
         if self.calibration is not None:
             self.calibration.check(self.family, *self.heads, self.geometry)
         family = training_family(self.family, self.config)
@@ -181,11 +182,11 @@ class RequestPlanner:
         assert isinstance(self.source, RoutedTransformer)
         return TimestepPath.from_model(self.source)
 
-    def _calibration_file(self, target: Target | None, choice: str | Path | None) -> Path | None:
-        if choice != BUNDLED:
-            return None if choice is None else Path(choice)
-        bundle = None if target is None else target.bundle
-        return getattr(bundle, "route_override_path", None)
+
+def _calibration_file(target: Target | None, choice: str | Path | None) -> Path | None:
+    if choice != BUNDLED:
+        return None if choice is None else Path(choice)
+    return None if target is None or target.bundle is None else target.bundle.route_override_path
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

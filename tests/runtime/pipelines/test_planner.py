@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -17,6 +14,7 @@ import torch
 
 from vorta_trt.engines import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.settings import SamplingSettings
@@ -114,44 +112,45 @@ def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: T
 # -- calibrated routes -------------------------------------------------------------------------------------------------
 
 
-class FakeCalibration:
-    """In the place of `RouteCalibration`."""
-
-    checked: tuple[Any, ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> FakeCalibration:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        return cls()
-
-    def check(self, *model: Any) -> None:
-        type(self).checked = model
-
-    def overrides(self, timesteps: Iterable[float]) -> torch.Tensor:
-        rows = [[[2 if timestep > 700 else -1] * 3] * 2 for timestep in timesteps]
-        return torch.tensor(rows, dtype=torch.int32)
-
-
 def test_calibrated_routes(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
-    module: Any = ModuleType("vorta_trt.model.route_calibration")
-    module.RouteCalibration = FakeCalibration
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    geometry = RequestPlanner(tiny_wan.onnx).geometry
     file = tmp_path / "routes.json"
-    file.write_text("{}")
+    RouteCalibration(
+        family="wan",
+        geometry=geometry,
+        buckets=((1000.0, 700.0), (699.0, 0.0)),
+        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
+        errors=torch.zeros(2, 2, 3, 3),
+        budget=0.1,
+    ).save(file)
     planner = RequestPlanner(tiny_wan.onnx, route_override=file)
-    assert FakeCalibration.checked == ("wan", 2, 3, planner.geometry)
     steps = planner.plan(SamplingSettings(steps=8, guards=RouteGuards(dense_first=1))).steps
     assert steps.routes is not None
     assert steps.routes.routes[0].eq(0).all()  # a guard is stronger
-    assert steps.routes.routes[1].eq(2).all()
+    for timestep, routes in zip(steps.timesteps[1:], steps.routes.routes[1:], strict=True):
+        assert routes.eq(2 if timestep > 700 else 1).all()
     assert RequestPlanner(tiny_wan.onnx).calibration is None
     with pytest.raises(FileNotFoundError, match="absent.json"):
         RequestPlanner(tiny_wan.onnx, route_override=tmp_path / "absent.json")
     opened = Bundle.open(bundle, runtime=False)
-    monkeypatch.setattr(Bundle, "route_override_path", file, raising=False)
+    monkeypatch.setattr(Bundle, "route_override_path", file)
     assert RequestPlanner(opened).calibration is not None
     assert RequestPlanner(opened, route_override=None).calibration is None
+
+
+def test_calibrated_routes_of_another_model_are_refused(
+    tiny_wan: Tiny, tiny_hunyuan_video: Tiny, tmp_path: Path
+) -> None:
+    RouteCalibration(
+        family="wan",
+        geometry=RequestPlanner(tiny_wan.onnx).geometry,
+        buckets=((1000.0, 0.0),),
+        routes=torch.zeros(1, 2, 3, dtype=torch.int8),
+        errors=torch.zeros(1, 2, 3, 3),
+        budget=0.1,
+    ).save(tmp_path / "routes.json")
+    with pytest.raises(ValueError, match="are for family wan, the model has hunyuan_video"):
+        RequestPlanner(tiny_hunyuan_video.onnx, route_override=tmp_path / "routes.json")
 
 
 # -- settings that do not go together ----------------------------------------------------------------------------------
