@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.runtime.compare import Report, compare_samples
 from vorta_trt.runtime.compare_report import CompareReport
+from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
 from vorta_trt.runtime.pipelines.generator import VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
@@ -100,7 +101,7 @@ def compare_settings(
         settings: what is common to both. seed: of the noise of every sample. executor: of `Engine`.
         video, fps, lpips: as for `compare_samples`; fps is the model's own by default.
 
-    Raises: what generating and comparing raise.
+    Raises: FileExistsError, if other samples lie in the folder. What generating and comparing raise.
     """
     sampled: Path | RoutedTransformer = target
     if source is not None:
@@ -113,8 +114,8 @@ def compare_settings(
     ]
     for planner, request in zip(planners, requests, strict=True):
         planner.plan(request)  # says what is wrong before anything large is loaded
-    for name, planner, request, setting in zip(("first", "second"), planners, requests, (first, second), strict=True):
-        files = output_files(_made(folder / name), len(prompts), FRAMES)
+    places = [_sample_files(folder / name, len(prompts)) for name in ("first", "second")]
+    for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
         report(f"loading for {setting.text}", 0, 0)
         with VideoGenerator(planner, executor=executor) as generator:
             for number, (prompt, file) in enumerate(zip(prompts, files, strict=True)):
@@ -137,6 +138,14 @@ def _on_device(model: RoutedTransformer) -> RoutedTransformer:
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _sample_files(folder: Path, count: int) -> list[Path]:
+    """The files of one setting's samples; refuses a folder with others, which would be compared, too."""
+    files = output_files(folder, count, FRAMES)
+    if others := sorted(
+        path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path not in files
+    ):
+        raise FileExistsError(
+            f"{folder}: holds {others[0]}, which is not of these {count} prompts and would be compared, too; give "
+            f"another folder, or empty this one"
+        )
+    return files

@@ -111,3 +111,7 @@ def test_what_does_not_fit_is_refused_before_sampling(
     monkeypatch.setattr(module, "VideoGenerator", lambda *arguments, **options: pytest.fail("it was loaded"))
     with pytest.raises(FileNotFoundError, match="absent.json: no such file; make it with `vorta-trt calibrate`"):
         compare(source, tmp_path, "dense", f"override={tmp_path}/absent.json")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/002.npy").touch()
+    with pytest.raises(FileExistsError, match="second: holds 002.npy, which is not of these 2 prompts"):
+        compare(source, tmp_path, "dense", "routed")
