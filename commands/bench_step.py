@@ -10,7 +10,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.bench import HalfType, bench
-from vorta_trt.commands.options import listed
+from vorta_trt.commands.options import check_folder, listed
 
 
 @command(
@@ -51,7 +51,11 @@ def step(
     takes five to eight minutes there.
     """
     from vorta_trt.benchmarks.step.report import StepReport
+    from vorta_trt.model.route_picture import check_picture
 
+    check_folder(output, "--output")
+    if plot is not None:
+        check_picture(plot)
     if from_file is not None:
         report = StepReport.read(from_file)
     else:

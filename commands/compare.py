@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Precision, Router, Size, source_of
+from vorta_trt.commands.options import Precision, Router, Size, check_folder, source_of
 from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def compare(
         Path | None,
         typer.Option(help="Write A, B and 4 x their difference side by side: a file, or for folders a folder."),
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Of --video [default: the samples' own, or 16].")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=999, help="Of --video [default: the samples' own, or 16].")
+    ] = None,
     lpips: Annotated[
         bool | None,
         typer.Option("--lpips/--no-lpips", help="Insist on LPIPS, or leave it out [default: if installed]."),
@@ -78,6 +80,7 @@ def compare(
 
     if fps is not None and video is None:
         raise typer.BadParameter("belongs to --video; give both", param_hint="--fps")
+    check_folder(output, "--output")
     common: dict[str, Any] = {"video": video, "fps": fps, "lpips": lpips}
     sampling = {
         "--prompts": prompts, "--prompt": prompt, "--checkpoint": checkpoint, "--router": router, "--size": size,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Scheduler, decimals
+from vorta_trt.commands.options import Scheduler, Shift, decimals
 from vorta_trt.commands.sampling_options import (
     CacheCoefficients,
     CacheInterval,
@@ -48,7 +48,7 @@ class Format(str, Enum):
 
 @command(
     'vorta-trt generate wan.bundle --prompt "A cat walks on grass" -o cat.mp4',
-    "vorta-trt generate wan.bundle --steps 30 --cache tea --dense-first 2 --dry-run",
+    "vorta-trt generate wan.bundle --cache tea --dense-first 2 --dry-run",
     "vorta-trt generate wan.bundle --prompts prompts.txt --seed 1 -o videos",
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
 )
@@ -77,10 +77,7 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: 50].")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
-    shift: Annotated[
-        float | None,
-        typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
-    ] = None,
+    shift: Shift = None,
     timesteps: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +119,9 @@ def generate(
     step_profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measured seconds of a step's parts, to predict the time.")
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames per second [default: 16 for Wan, 24].")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=999, help="Frames per second [default: 16 for Wan, 24].")
+    ] = None,
     video_format: Annotated[Format, typer.Option("--format", help="Of the videos of --prompts.")] = Format.mp4,
     executor: Annotated[
         Executor | None, typer.Option(help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX].")

@@ -108,6 +108,12 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r}: must be numbers with commas between them", param_hint=option) from None
 
 
+def check_folder(path: Path | None, option: str) -> None:
+    """Usage error if the folder of a file to write is not there, before anything slow."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{path}: its folder does not exist; make it first", param_hint=option)
+
+
 def quoted(path: Path) -> str:
     import json
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from vorta_trt.benchmarks.report import ReportError
 from vorta_trt.benchmarks.step import run as step_run
@@ -22,6 +23,7 @@ from vorta_trt.benchmarks.step.plot import plot_report
 from vorta_trt.benchmarks.step.report import StepReport
 from vorta_trt.benchmarks.step.run import StepOptions, run_case
 from vorta_trt.benchmarks.step.table import headline, loop_table, remarks, step_table
+from vorta_trt.cli import app
 from vorta_trt.model import Branch
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
@@ -91,6 +93,33 @@ def test_report_comes_back_from_its_file_and_is_shown(report: StepReport, tmp_pa
     assert step_table(again).row_count == 4 and loop_table(again).row_count == 3
     assert plot_report(again, tmp_path / "step.png").stat().st_size > 10_000
     assert all("TeaCache" in line or "dense steps" in line for line in remarks(again))
+
+
+def bench(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["bench", "step", *map(str, arguments)])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def test_the_command_shows_a_kept_report(report: StepReport, tmp_path: Path) -> None:
+    file, picture = tmp_path / "step.json", tmp_path / "step.png"
+    file.write_text(report.to_json())
+    code, shown = bench("--from", file, "--plot", picture)
+    assert code == 0 and f"wrote {picture}" in shown and "one pass" in shown and "sampling" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(bench("--from", file, "--json")[1]) == json.loads(report.to_json())
+
+
+def test_what_the_command_refuses_before_it_measures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments, code, message in (
+        ((), 1, "bench step: needs a CUDA GPU"),
+        (("--mix", "50/60"), 2, "must be 'dense' or percent"),
+        (("--output", tmp_path / "absent/step.json"), 2, "its folder does not exist"),
+        (("--plot", tmp_path / "step.bmpx"), 1, "its suffix must be one of"),
+    ):
+        assert bench(*arguments)[0] == code, arguments
+        assert message in bench(*arguments)[1], arguments
 
 
 @pytest.mark.parametrize(

@@ -65,11 +65,6 @@ def routes(folder: Path) -> Path:
     return output
 
 
-def test_help() -> None:
-    assert re.search(r"Examples:\n\s+vorta-trt calibrate", vorta("calibrate", "--help"))
-    assert "calibrate" in vorta("--help")
-
-
 def test_json(folder: Path, tmp_path: Path) -> None:
     command = ("calibrate", folder / "checkpoint", "--data", folder / "data", "-o", tmp_path / "c.json", *QUICK)
     content = json.loads(vorta(*command, "--budget", 0.3, "--json"))

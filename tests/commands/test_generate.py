@@ -124,6 +124,7 @@ def test_a_bundles_plan_needs_no_gpu(bundle_without_onnx: Path, tiny_wan: Tiny) 
         (["--dry-run", "--timesteps", "many"], "--timesteps.*'many': must be numbers"),
         (["--dry-run", "--cache-interval", "2"], "--cache-interval.*belongs to --cache broadcast"),
         (["--dry-run", "--scheduler", "ddim"], "'ddim' is not one of"),
+        (["--prompt", "a", "-o", "x.mp4", "--fps", "0"], "--fps.*greater than or equal to 0.1"),
     ],
 )
 def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
