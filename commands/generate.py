@@ -177,7 +177,6 @@ def generate(
         dense_first,
         dense_last,
         dense_layers,
-        tau,
     )
     with Stages() as stages:
         stages("reading the model")

@@ -75,7 +75,7 @@ DryRun = Annotated[
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The options above, as given."""
+    """The options above that say what is cached and guarded, as given."""
 
     cache: Cache | None = None
     cache_threshold: float | None = None
@@ -86,7 +86,6 @@ class SamplingOptions:
     dense_first: int = 0
     dense_last: int = 0
     dense_layers: list[str] | None = None
-    tau: float | None = None
 
     def guards(self) -> RouteGuards:
         from vorta_trt.runtime.sampling.route_guards import RouteGuards

@@ -63,7 +63,11 @@ def test_usage(folder: Path, tmp_path: Path) -> None:
         (("dense", "sparse", *of, "--prompt", "a wall"), 2, "setting 'sparse': 'sparse' is none"),
         (("dense", "routed", *of), 2, "give one of them"),
         (("dense", "routed", *of, "--prompt", "a", "-o", tmp_path / "none/r.json"), 2, "its folder does not exist"),
-        (("dense", "routed", *of, "--prompt", "a", "--video", "v", "--fps", -1), 2, "--fps.*greater than or equal to 0.1"),
+        (
+            ("dense", "routed", *of, "--prompt", "a", "--video", "v", "--fps", -1),
+            2,
+            "--fps.*greater than or equal to 0.1",
+        ),
         (("dense", "routed", *of, "--prompts", tmp_path / "none.txt"), 1, "none.txt: no such file"),
         (("dense", "routed", *of, "--prompt", "a wall"), 1, "size: there is no router"),
         (

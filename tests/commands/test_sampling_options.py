@@ -29,9 +29,7 @@ PATH: Any = FakePath()
 
 def plan_of(options: SamplingOptions, timesteps: list[float], path: Any = None, **known: Any) -> StepPlan:
     """What `generate` plans with the options."""
-    return plan_steps(
-        timesteps, path=path, cache=options.step_cache(path), guards=options.guards(), tau=options.tau, **known
-    )
+    return plan_steps(timesteps, path=path, cache=options.step_cache(path), guards=options.guards(), **known)
 
 
 def test_everything_is_off_by_default() -> None:
@@ -58,10 +56,9 @@ def test_broadcast() -> None:
     assert options.step_cache(None) == StepBroadcast(3, (200, 700.5))
 
 
-def test_guards_and_tau_reach_the_plan() -> None:
-    options = SamplingOptions(dense_first=1, dense_layers=["0, 2", "1"], tau=0.5)
+def test_guards_reach_the_plan() -> None:
+    options = SamplingOptions(dense_first=1, dense_layers=["0, 2", "1"])
     plan = plan_of(options, [900.0, 500.0], heads=(4, 3))
-    assert plan.tau == 0.5
     assert plan.route_override is not None
     assert plan.route_override[0].tolist() == [[0] * 3] * 4
     assert plan.route_override[1].tolist() == [[0] * 3] * 3 + [[-1] * 3]
@@ -123,10 +120,9 @@ def test_a_command_with_all_of_them() -> None:
             dense_first,
             dense_last,
             dense_layers,
-            tau,
         )
         typer.echo("\n".join(plan_of(options, [700.0, 500.0, 300.0], heads=(2, 3)).lines()))
-        typer.echo(f"strict {strict}, dry run {dry_run}")
+        typer.echo(f"tau {tau}, strict {strict}, dry run {dry_run}")
 
     arguments = (
         "--cache broadcast --cache-range 100:800 --cache-interval 9 --dense-layers 1 --tau 0.4 --strict --dry-run"
@@ -134,7 +130,7 @@ def test_a_command_with_all_of_them() -> None:
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     assert "2 of 3 steps computed, 1 reused" in result.output
-    assert "strict True, dry run True" in result.output
+    assert "tau 0.4, strict True, dry run True" in result.output
     result = CliRunner().invoke(app, ["--cache-interval", "9"])
     assert result.exit_code == 2
     assert "--cache-interval" in result.output
