@@ -29,6 +29,7 @@ from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
+from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
@@ -127,9 +128,10 @@ class VideoGenerator:
 
     def plan(self, settings: SamplingSettings, negative_prompt: str | None = None) -> PlannedRequest:
         """`RequestPlanner.plan`; that of the last settings is kept."""
-        if self._planned is None or self._planned[0] != settings:
-            self._planned = settings, self.planner.plan(settings, negative_prompt)
-        return self._planned[1]
+        planned = self._planned  # once: other threads may plan meanwhile
+        if planned is None or planned[0] != settings:
+            planned = self._planned = settings, self.planner.plan(settings, negative_prompt)
+        return planned[1]
 
     def generate(
         self,
@@ -169,7 +171,7 @@ class VideoGenerator:
             self.pipeline.scheduler = scheduler
             request = self.transformer.request(
                 planned.steps,
-                guidance=settings.guidance,
+                guidance=settings.guidance if planned.passes > 1 else GuidanceMode.SEQUENTIAL,
                 fallbacks=self.fallbacks,
                 locate=locate,
                 on_step=None if on_step is None else lambda step: on_step(step, planned),

@@ -20,6 +20,7 @@ from vorta_trt.runtime import SamplingSettings, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
+from vorta_trt.runtime.pipelines import guidance_fit
 from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
@@ -64,6 +65,13 @@ def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
     assert not np.array_equal(first.frames, other.frames)
     assert first.launches == again.launches == first.planned.steps.computed_steps + 1 == 5
     assert again.fallbacks == ()
+
+
+def test_guidance_that_is_off_is_not_batched(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guidance_fit, "batched_guidance_fits", lambda engine: pytest.fail("nothing to batch"))
+    settings = SamplingSettings(steps=2, guidance_scale=1.0, guidance=GuidanceMode.BATCHED)
+    with VideoGenerator(tiny_wan.onnx, strict=True) as generator:
+        assert generator.generate("a red wall", settings=settings).launches == 2
 
 
 def test_seeds_are_told_and_matter(tiny_hunyuan_video: Tiny) -> None:
