@@ -134,9 +134,11 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """`plan_steps` with what is known of this model.
 
         Args:
-            timesteps: those that the pipeline will sample with, in order. options: cache, guards, tau, ... of
-                `plan_steps`.
+            timesteps: those that the pipeline will sample with, in order; see `schedule_timesteps`.
+            options: cache, guards, tau, ... of `plan_steps`. Timesteps are rounded as the family's pipeline does with
+                its own scheduler, unless `timestep_dtype` is given.
         """
+        options.setdefault("timestep_dtype", self.dtype if self.denoiser.family == "hunyuan_video" else torch.float32)
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
 
     @contextmanager

@@ -72,8 +72,8 @@ class StepState:
             what = f"is step {elsewhere[0]} of the plan" if elsewhere else "is not in the plan"
             raise ValueError(
                 f"timestep {given:g}, context {context!r}: {what}; now comes step {step}, timestep "
-                f"{self.plan.timesteps[step]:g}; plan with the scheduler's own timesteps, call the transformer once "
-                f"per step and context, and reset() between requests"
+                f"{self.plan.timesteps[step]:g}; plan with the pipeline's own timesteps (schedule_timesteps), call the "
+                f"transformer once per step and context, and reset() between requests"
             )
         state.following += 1
         return step

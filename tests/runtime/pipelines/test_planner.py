@@ -16,6 +16,7 @@ from vorta_trt.engines import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime import VortaTransformer
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.settings import SamplingSettings
 from vorta_trt.runtime.sampling.cost import StepProfile
@@ -104,6 +105,9 @@ def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: T
     exact = torch.tensor(planned.timesteps)
     assert not torch.equal(exact.bfloat16().float(), exact)
     assert torch.equal(torch.tensor(planned.routes.timesteps[1:]), exact[1:].bfloat16().float())
+    dropped_in = VortaTransformer.from_model(model).plan(schedule_timesteps(tiny_hunyuan_video.checkpoint, 9).timesteps)
+    assert dropped_in.routes is not None
+    assert dropped_in.routes.timesteps == planned.routes.timesteps
     with_unipc = planner.plan(SamplingSettings(steps=9, scheduler="unipc")).steps  # keeps latents in float32
     assert with_unipc.routes is not None
     assert with_unipc.routes.timesteps == with_unipc.timesteps
