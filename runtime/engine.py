@@ -128,6 +128,11 @@ class Engine:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._executor.outputs
 
+    @property
+    def reuses_outputs(self) -> bool:
+        """Whether it was made with outputs="reuse"."""
+        return self._options.outputs == "reuse"
+
     def __call__(self, *, step: object = None, **inputs: Any) -> dict[str, Any]:
         """One denoising step.
 

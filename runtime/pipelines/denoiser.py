@@ -91,6 +91,11 @@ class EngineDenoiser(Denoiser):
                 f"{engine.path}: says nothing about its model, since `vorta-trt export` did not write it; export the "
                 f"checkpoint, and build from that file"
             )
+        if engine.reuses_outputs:
+            raise ValueError(
+                "outputs 'reuse': pipelines keep the sample of one call over the next, which would overwrite it; leave "
+                "it out"
+            )
         self.engine = engine
         self.family = metadata.family
         self.config = metadata.config

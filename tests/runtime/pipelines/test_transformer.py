@@ -291,5 +291,7 @@ def test_files_and_models_that_cannot_be_used(tiny_wan: Tiny, tmp_path: Path) ->
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(VortaError, match="`vorta-trt export` did not write it; export the checkpoint"):
         VortaTransformer.from_bundle(tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="outputs 'reuse': pipelines keep the sample of one call over the next"):
+        VortaTransformer.from_bundle(tiny_wan.onnx, outputs="reuse")
     with pytest.raises(ValueError, match="materialize=False"):
         VortaTransformer.from_model(tiny_wan.model(materialize=False))
