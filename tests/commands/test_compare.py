@@ -8,15 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
-from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
-from vorta_trt.model.random_pipeline import complete_pipeline
 
-MODEL = {"layers": 2, "heads": 3, "head_dim": 16}
+from ..tiny import Tiny
 
 
 def vorta(*arguments: object, code: int = 0) -> str:
@@ -27,17 +23,8 @@ def vorta(*arguments: object, code: int = 0) -> str:
     return result.stderr if code else result.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("a wan")
-    make_wan_checkpoint(root / "checkpoint", **MODEL, ffn_dim=32, text_dim=16, channels=4, freq_dim=32)
-    complete_pipeline(root / "checkpoint")
-    make_router(root / "router", AttentionGeometry.for_video(9, 64, 96), **MODEL)
-    return root
-
-
-def test_a_checkpoint(folder: Path, tmp_path: Path) -> None:
-    common = ("compare", "dense", "tau=0.4", "--of", folder / "checkpoint", "--router", folder / "router")
+def test_a_checkpoint(tiny_wan: Tiny, tmp_path: Path) -> None:
+    common = ("compare", "dense", "tau=0.4", "--of", tiny_wan.checkpoint, "--router", tiny_wan.router)
     common = (*common, "--prompt", "a red wall", "--steps", 2, "--precision", "fp32", "--no-lpips")
     report = tmp_path / "report.json"
     text = vorta(*common, "-o", report, "--keep", tmp_path / "kept")
@@ -51,9 +38,9 @@ def test_a_checkpoint(folder: Path, tmp_path: Path) -> None:
     assert json.loads(vorta(*common, "--seed", 1, "--json"))["psnr"] != content["psnr"]
 
 
-def test_usage(folder: Path, tmp_path: Path) -> None:
+def test_usage(tiny_wan: Tiny, tmp_path: Path) -> None:
     (tmp_path / "wan.onnx").write_bytes(b"")
-    of = ("--of", folder / "checkpoint")
+    of = ("--of", tiny_wan.checkpoint)
     cases: list[tuple[tuple[Any, ...], int, str]] = [
         (
             ("dense", "routed", "--prompt", "a wall"),

@@ -11,18 +11,16 @@ import pytest
 import torch
 
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
-from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime.compare_settings import DENSE_TAU, Setting, compare_settings
-from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 from vorta_trt.runtime.pipelines.generator import VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
 from vorta_trt.runtime.pipelines.settings import SamplingSettings
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 
-SIZE = (9, 64, 96)
-MODEL = {"layers": 2, "heads": 3, "head_dim": 16}
+from ..tiny import SIZE, Tiny
+
 PROMPTS = ["a red wall", "a blue wall"]
 SETTINGS = SamplingSettings(steps=2)
 
@@ -31,17 +29,14 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    root = tmp_path_factory.mktemp("a wan")
-    make_wan_checkpoint(root / "wan", **MODEL, ffn_dim=32, text_dim=16, channels=4, freq_dim=32, seed=3)
-    make_router(root / "router", AttentionGeometry.for_video(*SIZE), **MODEL)
-    return Source(complete_pipeline(root / "wan"), root / "router", VideoSize(*SIZE), "fp32")
+@pytest.fixture
+def source(tiny_wan: Tiny) -> Source:
+    return Source(tiny_wan.checkpoint, tiny_wan.router, VideoSize(*SIZE), "fp32")
 
 
-@pytest.fixture(scope="module")
-def calibrated(source: Source) -> Path:
-    path = source.checkpoint.parent / "calibration.json"
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Path:
+    path = tmp_path / "calibration.json"
     RouteCalibration(
         family="wan",
         geometry=AttentionGeometry.for_video(*SIZE),
@@ -89,11 +84,10 @@ def test_a_checkpoint_in_torch(source: Source, tmp_path: Path) -> None:
     assert all(pair.mean_squared_error == 0 for pair in equal.pairs)  # tau 0 and 0.3 are the same routes
 
 
-def test_an_onnx_file_with_calibrated_routes(source: Source, calibrated: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_with_calibrated_routes(source: Source, calibrated: Path, tiny_wan: Tiny, tmp_path: Path) -> None:
     """The same as the checkpoint in torch, but for rounding to 8 bits."""
-    onnx = export_checkpoint(source, tmp_path / "wan.onnx", silent)
     override = f"override={calibrated}"
-    report = compare(source, tmp_path / "onnx", "dense", override, onnx)
+    report = compare(source, tmp_path / "onnx", "dense", override, tiny_wan.onnx)
     assert report.second == override and report.psnr < 80
     compare(source, tmp_path / "torch", "dense", override)
     for name in ("first/000.npy", "second/001.npy"):
