@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the memory of a process grow with the requests that it serves?
 
-    python benchmarks/repeated_requests.py demo/wan-fp32.onnx              # 200 requests of 2 steps
+    python benchmarks/repeated_requests.py demo/wan-fp32.onnx              # 200 requests of 3 steps
     python benchmarks/repeated_requests.py wan.bundle --checkpoint FOLDER --requests 50
 
 Resident memory after every tenth request, each with another seed, guidance, a skipped step and a decoded video. The
@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--name", default="repeated-requests", help="of the result")
     arguments = parser.parse_args()
+    if arguments.requests < 2 * EVERY:
+        parser.error(f"--requests {arguments.requests}: must be at least {2 * EVERY}, for two looks at the memory")
 
     settings = SamplingSettings(steps=arguments.steps, cache=StepBroadcast(2, (0, 1000)))
     memory: list[float] = []

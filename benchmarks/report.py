@@ -112,19 +112,23 @@ class Report:
     @classmethod
     def read(cls, path: Path) -> Report:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ReportError(f"{path}: is no JSON ({error}); give a file of --output") from error
-        if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (SCHEMA, QUESTION):
-            raise ReportError(
-                f"{path}: is no report of `bench {QUESTION}` with schema {SCHEMA}; give a file of --output"
-            )
+        content = read_content(path, SCHEMA, QUESTION)
         if not isinstance(content.get("rows"), list):
             raise ReportError(f"{path}: has no rows; give a file of --output")
         rows = [Row.from_dict(row) for row in content["rows"]]
         about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows")}
         return cls(about, rows)
+
+
+def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:
+    """The JSON object of a report; raises OSError, or ReportError for that of another question or version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportError(f"{path}: is no JSON ({error}); give a file of --output") from error
+    if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (schema, question):
+        raise ReportError(f"{path}: is no report of `bench {question}` with schema {schema}; give a file of --output")
+    return content
 
 
 def failed_row(row: Row, error: Exception) -> Row:

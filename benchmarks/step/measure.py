@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times one way to run a step: checked first, then cold, then warm, with its memory and where its time goes.
+"""Times one way to run a step: cold, then warm, with its memory and where its time goes.
 
 A step takes seconds, so each is timed from one synchronisation of the GPU to the next; the host's part is in it.
 """

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.benchmarks.report import ReportError
+from vorta_trt.benchmarks.report import ReportError, read_content
 from vorta_trt.benchmarks.step.cases import DENSE
 
 SCHEMA = 1
@@ -20,10 +20,11 @@ QUESTION = "step"
 class StepRow:
     """One implementation, eager or compiled, with one set of routes.
 
-    state: "ok"; "wrong": its sample differs from the reference's, so it was not timed; "failed", "unavailable": `note`
-        has the reason.
+    state: "ok"; "wrong": its sample differs from the reference's, and its times count for nothing; "failed",
+        "unavailable": `note` has the reason.
     cold, median, minimum: seconds of one pass, see `StepTiming`. tflops: FLOPs of the pass over the median.
-    difference: of the sample, relative, to the dense one for dense rows and to the eager one for compiled rows.
+    difference: of the sample, relative, to the first one with the same routes: dense to the first peer's, routed to the
+        first mode's. The first routed one has nothing to be compared with.
     times_dense: how many times faster than torch with cuDNN attention in the same mode.
     """
 
@@ -98,14 +99,7 @@ class StepReport:
     @classmethod
     def read(cls, path: Path) -> StepReport:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ReportError(f"{path}: is no JSON ({error}); give a file of --output") from error
-        if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (SCHEMA, QUESTION):
-            raise ReportError(
-                f"{path}: is no report of `bench {QUESTION}` with schema {SCHEMA}; give a file of --output"
-            )
+        content = read_content(path, SCHEMA, QUESTION)
         try:
             rows = [StepRow(**row) for row in content["rows"]]
             loops = [LoopRow(**loop) for loop in content["loops"]]

@@ -3,7 +3,9 @@
 
 `vorta-trt bench step`. The model has its published size and random weights; routes are drawn with the published shares
 and given through `route_override`. Dense is the same torch code with cuDNN's attention, and diffusers' own model, on
-the same weights in the same run. The first sample of every row is compared with what it must equal but for rounding.
+the same weights in the same run. The first sample of every row is compared with the first one of the same routes, which
+it must equal but for rounding: dense rows with a peer's, compiled routed rows with the eager one. What the kernels
+compute is checked by `vorta-trt bench attention`.
 """
 
 from __future__ import annotations
