@@ -19,24 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.benchmarks.harness import gib, write_result
-from vorta_trt.benchmarks.router_training import RESULTS, VIDEO, make_checkpoint, make_data
+from vorta_trt.benchmarks.router_training import VIDEO, make_checkpoint, make_data, make_parser
 
 DENSE_PASSES = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architecture", choices=[*VIDEO])
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoint and data; kept")
-    parser.add_argument(
-        "--size", type=lambda text: tuple(map(int, text.split("x"))), help="FxHxW [default: the paper's]"
-    )
-    parser.add_argument("--layers", type=int, help="fewer than the architecture has")
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--buckets", type=int, default=5)
     parser.add_argument("--target-share", type=float, default=0.3, help="of dense attention's FLOPs")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
     figures = measure(arguments)
     print(json.dumps(figures, indent=2))

@@ -26,23 +26,29 @@ TEXT_TOKENS = 120
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architecture", choices=[*VIDEO])
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoint and data; kept")
-    parser.add_argument(
-        "--size", type=lambda text: tuple(map(int, text.split("x"))), help="FxHxW [default: the paper's]"
-    )
-    parser.add_argument("--layers", type=int, help="fewer than the architecture has")
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--accumulation", type=int, default=4)
     parser.add_argument("--no-gradient-checkpointing", action="store_true")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
     if arguments.steps <= WARMUP:
         parser.error(f"--steps {arguments.steps}: must be more than the {WARMUP} steps of warm-up")
     figures = measure(arguments)
     print(json.dumps({name: value for name, value in figures.items() if name != "curve"}, indent=2))
     print(f"written: {write_result(arguments.output, f'router-training-{arguments.architecture}', figures)}")
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark that makes a checkpoint and data for it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architecture", choices=[*VIDEO])
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoint and data; kept")
+    parser.add_argument(
+        "--size", type=lambda text: tuple(map(int, text.split("x"))), help="FxHxW [default: the paper's]"
+    )
+    parser.add_argument("--layers", type=int, help="fewer than the architecture has")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file")
+    return parser
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
