@@ -190,8 +190,12 @@ class _Bench:
     # -- loops ---------------------------------------------------------------------------------------------------------
 
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
-        """Of the last mode and the middle mix: routed, with TeaCache on top, and a distilled schedule of few steps."""
+        """Of the last mode and the middle mix, unless its row failed: routed, with TeaCache on top, and a distilled
+        schedule of few steps."""
         mode, mix = self.options.modes[-1], self.options.mixes[len(self.options.mixes) // 2]
+        states = {row.state for row in rows if (row.implementation, row.mode, row.routes) == (OURS, mode, mix)}
+        if states - {"ok"}:
+            return []  # the row says why
         routes = mixed_routes(mix, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
         run, latents = self.subject.runs(OURS, routes), self.subject.inputs["hidden_states"]
         made = []

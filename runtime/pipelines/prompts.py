@@ -16,7 +16,7 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts {path}: no such file; give a text file with one prompt per line")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts {path}: is not UTF-8 text ({error}); save it as UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip()]

@@ -167,6 +167,21 @@ def test_a_peer_that_cannot_run_is_a_row_with_the_reason(monkeypatch: pytest.Mon
     assert report.rows[1].times_dense is None
 
 
+def test_without_a_routed_pass_there_are_rows_but_no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Subject.runs
+
+    def runs(self: Subject, implementation: str, routes: torch.Tensor | None) -> Any:
+        def fail(timestep: float) -> torch.Tensor:
+            raise torch.OutOfMemoryError("out of memory")
+
+        return fail if implementation == OURS else right(self, implementation, routes)
+
+    monkeypatch.setattr(Subject, "runs", runs)
+    report = run_case(WAN, replace(OPTIONS, peers=("cudnn",)), silent)
+    assert [row.state for row in report.rows] == ["ok", "failed", "failed"]
+    assert not report.loops and not report.passed
+
+
 def test_mixes_have_the_published_share_of_full_heads() -> None:
     routes = mixed_routes("30/70", 40, 40, seed=3)
     counts = [int((routes == int(branch)).sum()) for branch in Branch]

@@ -59,7 +59,7 @@ def test_a_video(tiny_wan: Tiny, tmp_path: Path) -> None:
 
 def test_everything_together(tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red wall\n\n  a blue wall  \n", encoding="utf-8")
+    prompts.write_text("a red wall\n\n  a blue wall  \n", encoding="utf-8-sig")
     options = [
         *("--negative-prompt", "red", "--true-guidance-scale", 3, "--guidance-scale", 4, "--steps", 5, "--seed", 2),
         *("--guidance-batching", "batched", "--cache", "broadcast", "--cache-range", "100:999", "--dense-last", 1),

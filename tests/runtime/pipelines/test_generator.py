@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
+from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
 from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny
 
@@ -65,6 +67,24 @@ def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
     assert not np.array_equal(first.frames, other.frames)
     assert first.launches == again.launches == first.planned.steps.computed_steps + 1 == 5
     assert again.fallbacks == ()
+
+
+@pytest.mark.parametrize("guidance", [GuidanceMode.SEQUENTIAL, GuidanceMode.BATCHED])
+def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
+    """Both contexts skip the same steps, which launch nothing; the video is not that of all steps."""
+    cache = TeaCache(2.0, IDENTITY)
+    guided: dict[str, Any] = {} if tiny.family == "wan" else {"true_guidance_scale": 3.0}
+    settings = SamplingSettings(steps=10, guidance=guidance, **guided)
+    with VideoGenerator(tiny.onnx, strict=True) as generator:
+        computed = generator.plan(replace(settings, cache=cache)).steps.computed_steps
+        video, again = (
+            generator.generate("a red wall", seed=1, settings=replace(settings, cache=cache)) for _ in range(2)
+        )
+        whole = generator.generate("a red wall", seed=1, settings=settings)
+    assert 1 < computed < 10
+    assert video.launches == (2 * computed if guidance is GuidanceMode.SEQUENTIAL else computed + 1)
+    assert np.array_equal(video.frames, again.frames)
+    assert not np.array_equal(video.frames, whole.frames)
 
 
 def test_guidance_that_is_off_is_not_batched(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
