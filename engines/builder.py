@@ -7,7 +7,7 @@
 Polygraphy's loaders are not used here, for three reasons: they choose between TensorRT and TensorRT-RTX once per
 process (an environment variable), they log to one global logger while our errors carry what this very build said, and
 `EngineBytesFromNetwork` holds the whole plan in memory where we stream it. `polygraphy` and `trtexec` themselves work
-on the ONNX files; the README shows how.
+on the ONNX files; docs/nvidia-tools.md shows how.
 """
 
 from __future__ import annotations

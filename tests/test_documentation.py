@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents and help say what is there: commands that parse, names that can be imported, links that lead somewhere.
+
+tests/runtime/test_demo.py runs what README.md does with the demo's files.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from vorta_trt.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "plugins/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `vorta-trt` in a text, whose lines may go on behind a backslash."""
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [
+        shlex.split(line, comments=True) for line in lines if re.search(r"^\s*vorta-trt |-m vorta_trt\.cli ", line)
+    ]
+    return [line[line.index("vorta-trt" if "vorta-trt" in line else "vorta_trt.cli") + 1 :] for line in words]
+
+
+def parse(arguments: list[str]) -> None:
+    """Raises a usage error, as the command line would, or KeyError for an unknown command; runs nothing."""
+    command: Any = get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
+    arguments = arguments[1:]
+    while arguments and arguments[0] in getattr(command, "commands", {}):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command = getattr(command, "commands", {}).get("run", command)  # `train-router CHECKPOINT`
+    command.make_context("vorta-trt", arguments)
+
+
+def helps(command: Any) -> list[str]:
+    """The epilogs of all commands, which hold their examples."""
+    below = [text for child in getattr(command, "commands", {}).values() for text in helps(child)]
+    return [command.epilog or "", *below]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_a_document(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for arguments in commands("\n".join(blocks(document, "bash"))):
+        parse(arguments)
+    for script in blocks(document, "python"):
+        for node in ast.walk(ast.parse(script)):
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("vorta_trt"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
+        linked = document.parent / target if target else document
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_documented_commands_are_found_and_wrong_ones_are_noticed() -> None:
+    found = [arguments[0] for arguments in commands("\n".join(blocks(ROOT / "README.md", "bash")))]
+    assert {"routes", "build", "generate", "compare", "export", "verify"} <= set(found)
+    assert ["train-router", "CHECKPOINT", "--data", "DATA", "-o", "ROUTER", "--fsdp"] in commands(
+        "\n".join(blocks(ROOT / "docs/training.md", "bash"))
+    )
+    for wrong, message in (
+        (["generate", "wan.bundle", "--promt", "a"], "No such option"),
+        (["build", "wan.onnx"], "Missing parameter: output"),
+        (["train-router", "CHECKPOINT", "--data", "DATA", "-o", "ROUTER", "--fsdpp"], "No such option"),
+        (["sample"], "sample"),
+    ):
+        with pytest.raises(Exception, match=message):
+            parse(wrong)
+
+
+def test_examples_of_help() -> None:
+    examples = [arguments for text in helps(get_command(app)) for arguments in commands(text)]
+    assert len(examples) > 30
+    for arguments in examples:
+        parse(arguments)
