@@ -60,7 +60,8 @@ def sample_in_stages(
     for number, sampled in enumerate(latents):
         on_stage("decoding", number, len(latents))
         began = time.perf_counter()
-        video = decode_latents(pipeline, sampler.planner.family, sampled.output)
+        # On the host, so that the GPU does not hold this video while the next is decoded.
+        video = decode_latents(pipeline, sampler.planner.family, sampled.output).cpu()
         seconds_of_it = seconds + sampled.seconds + time.perf_counter() - began
         yield replace(sampled, output=video, seconds=seconds_of_it)
     del pipeline
