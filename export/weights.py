@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir import tensor_adapters
 from torch import Tensor
 
-from vorta_trt.export.names import TRANSPOSED
+from vorta_trt.export.names import KERNEL, TRANSPOSED
 from vorta_trt.export.skeleton import Weight
 
 
@@ -18,9 +18,8 @@ def attach_weights(graph: ir.Graph, weights: Mapping[str, Weight]) -> None:
     for value in [value for value in graph.inputs if _parameter(value) in weights]:
         name = _parameter(value)
         assert value.name is not None and value.shape is not None
-        transposed = value.name != name
         value.const_value = ir.LazyTensor(
-            _reader(weights[name].load, transposed),
+            _reader(weights[name].load, value.name.removeprefix(name)),
             dtype=tensor_adapters.from_torch_dtype(weights[name].dtype),
             shape=value.shape,
             name=value.name,
@@ -30,12 +29,18 @@ def attach_weights(graph: ir.Graph, weights: Mapping[str, Weight]) -> None:
 
 
 def _parameter(value: ir.Value) -> str:
-    return (value.name or "").removesuffix(TRANSPOSED)
+    return (value.name or "").removesuffix(TRANSPOSED).removesuffix(KERNEL)
 
 
-def _reader(load: Callable[[], Tensor], transposed: bool) -> Callable[[], ir.TensorProtocol]:
+def _reader(load: Callable[[], Tensor], form: str) -> Callable[[], ir.TensorProtocol]:
+    """Loads a parameter in the form that a suffix of `names` stands for."""
+
     def read() -> ir.TensorProtocol:
         tensor = load()
-        return tensor_adapters.TorchTensor((tensor.t() if transposed else tensor).contiguous())
+        if form == TRANSPOSED:
+            tensor = tensor.t()  # [in, out]
+        elif form == KERNEL:
+            tensor = tensor[:, :, None, None]  # [out, in, 1, 1]
+        return tensor_adapters.TorchTensor(tensor.contiguous())
 
     return read
