@@ -33,6 +33,9 @@ def step(
     ] = None,
     dtype: Annotated[HalfType, typer.Option(help="Of weights and activations.")] = HalfType.bf16,
     steps: Annotated[int, typer.Option(min=1, help="Timed passes of each row.")] = 5,
+    bundle: Annotated[
+        Path | None, typer.Option(help="An engine of the same model, batch 1, to be measured as well.")
+    ] = None,
     loops: Annotated[bool, typer.Option("--loops/--no-loops", help="Sampling loops as well.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and routes.")] = 0,
     from_file: Annotated[
@@ -73,6 +76,7 @@ def step(
                 steps=steps,
                 loops=loops,
                 seed=seed,
+                bundle=bundle,
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
