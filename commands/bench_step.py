@@ -24,7 +24,7 @@ def step(
     layers: Annotated[int | None, typer.Option(min=1, help="Fewer layers than the model has.")] = None,
     mix: Annotated[
         list[str] | None,
-        typer.Option(help="Percent of coreset and sliding heads [default: 30/70, 50/50 and 70/30]."),
+        typer.Option(help="Percent of coreset and sliding heads, or dense [default: dense, 30/70, 50/50, 70/30]."),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="eager, compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
@@ -59,7 +59,7 @@ def step(
         report = StepReport.read(from_file)
     else:
         from vorta_trt.benchmarks.attention import require_gpu
-        from vorta_trt.benchmarks.step.cases import MIXES
+        from vorta_trt.benchmarks.step.cases import DENSE, MIXES
         from vorta_trt.benchmarks.step.run import MODES, PEERS, StepOptions, run
         from vorta_trt.runtime.console import Stages
 
@@ -68,7 +68,7 @@ def step(
             options = StepOptions(
                 model=model,
                 layers=layers,
-                mixes=listed(mix) or MIXES,
+                mixes=listed(mix) or (DENSE, *MIXES),
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),

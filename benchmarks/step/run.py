@@ -54,7 +54,7 @@ class StepOptions:
 
     model: str = "wan-14b"
     layers: int | None = None
-    mixes: tuple[str, ...] = MIXES
+    mixes: tuple[str, ...] = (DENSE, *MIXES)
     modes: tuple[str, ...] = MODES
     peers: tuple[str, ...] = tuple(PEERS)
     precisions: tuple[str, ...] = ("same",)
@@ -138,15 +138,14 @@ class _Bench:
         """Implementations and their routes, peers first: the first sample is what the dense ones are compared with."""
         for peer in self.options.peers:
             yield PEERS[peer], [(DENSE, "same")]
-        own = [(routes, precision) for precision in self.options.precisions for routes in (DENSE, *self.options.mixes)]
-        yield OURS, own
+        yield OURS, [(mix, precision) for precision in self.options.precisions for mix in self.options.mixes]
 
     def engine_rows(self, bundle: Path) -> list[StepRow]:
         """The engine's. Its weights are its own: of its samples it is only checked that they are finite."""
         options = self.options
         rows = []
         with open_engine(bundle, self.case, self.layers, self.heads, options.device, options.seed) as engine:
-            for routes in (DENSE, *options.mixes):
+            for routes in options.mixes:
                 chosen = self._routes(routes)
                 run = engine.run(chosen, routes == DENSE)
                 rows.append(self._guarded(StepRow(engine.name, ENGINE, routes), run, chosen))
@@ -217,8 +216,9 @@ class _Bench:
     # -- loops ---------------------------------------------------------------------------------------------------------
 
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
-        """Of the last mode and the middle mix: routed, with TeaCache on top, and a distilled schedule of few steps."""
-        mode, mix = self.options.modes[-1], self.options.mixes[len(self.options.mixes) // 2]
+        """Of the last mode and the middle one of the routed mixes: routed, with TeaCache on top, and a distilled schedule of few steps."""
+        mode, mixes = self.options.modes[-1], [mix for mix in self.options.mixes if mix != DENSE] or [DENSE]
+        mix = mixes[len(mixes) // 2]
         run, latents = self.subject.runs(OURS, self._routes(mix)), self.subject.inputs["hidden_states"]
         made = []
         with self.subject.compiled(OURS) if mode == COMPILED else nullcontext():

@@ -45,7 +45,7 @@ HUNYUAN_VIDEO = StepCase(
     passes=1,
     shift=7.0,
 )
-OPTIONS = StepOptions(mixes=("50/50",), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
+OPTIONS = StepOptions(mixes=("dense", "50/50"), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
 
 
 def silent(what: str, done: int = 0, total: int = 0) -> None:
