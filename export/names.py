@@ -15,7 +15,6 @@ PLUGIN_VERSION = "1"
 INPUTS = ("query", "key", "value", "routes", "text_length")  # the last one only where text_tokens > 0
 OUTPUT = "output"
 TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
-KERNEL = ".kernel"  # suffix of a weight that is stored as [out, in, 1, 1]
 ATTENTION_PRECISION = "attention_precision"
 SAME_PRECISION = "same"  # what the absence of the attribute means, in files from before it existed
 ATTRIBUTES = (

@@ -7,7 +7,6 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
   the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
-- Linear layers as convolutions, see `linear_layers`.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
   are taken in parts: none has more than `MOST_SCORES` scores per sample. A mask becomes the least finite number.
 
@@ -26,7 +25,6 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vorta_trt.export.errors import ExportError
-from vorta_trt.export.linear_layers import linear_layers_as_convolutions
 from vorta_trt.export.names import OPSET_17
 
 IR_VERSION = 8  # of the ONNX release that brought opset 17
@@ -72,7 +70,6 @@ class _Lowering:
             "Squeeze": self.reshape,
             "Unsqueeze": self.reshape,
         }
-        linear_layers_as_convolutions(self.graph, self.constant)
         for node in list(self.graph):
             if node.domain:
                 continue

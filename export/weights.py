@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir import tensor_adapters
 from torch import Tensor
 
-from vorta_trt.export.names import KERNEL, TRANSPOSED
+from vorta_trt.export.names import TRANSPOSED
 from vorta_trt.export.skeleton import Weight
 
 
@@ -18,8 +18,9 @@ def attach_weights(graph: ir.Graph, weights: Mapping[str, Weight]) -> None:
     for value in [value for value in graph.inputs if _parameter(value) in weights]:
         name = _parameter(value)
         assert value.name is not None and value.shape is not None
+        transposed = value.name != name
         value.const_value = ir.LazyTensor(
-            _reader(weights[name].load, value.name.removeprefix(name)),
+            _reader(weights[name].load, transposed),
             dtype=tensor_adapters.from_torch_dtype(weights[name].dtype),
             shape=value.shape,
             name=value.name,
@@ -29,18 +30,12 @@ def attach_weights(graph: ir.Graph, weights: Mapping[str, Weight]) -> None:
 
 
 def _parameter(value: ir.Value) -> str:
-    return (value.name or "").removesuffix(TRANSPOSED).removesuffix(KERNEL)
+    return (value.name or "").removesuffix(TRANSPOSED)
 
 
-def _reader(load: Callable[[], Tensor], form: str) -> Callable[[], ir.TensorProtocol]:
-    """Loads a parameter in the form that a suffix of `names` stands for."""
-
+def _reader(load: Callable[[], Tensor], transposed: bool) -> Callable[[], ir.TensorProtocol]:
     def read() -> ir.TensorProtocol:
         tensor = load()
-        if form == TRANSPOSED:
-            tensor = tensor.t()  # [in, out]
-        elif form == KERNEL:
-            tensor = tensor[:, :, None, None]  # [out, in, 1, 1]
-        return tensor_adapters.TorchTensor(tensor.contiguous())
+        return tensor_adapters.TorchTensor((tensor.t() if transposed else tensor).contiguous())
 
     return read

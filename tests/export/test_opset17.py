@@ -102,24 +102,6 @@ def test_every_value_has_a_type(exported17: Export, family: str) -> None:
     assert {name for node in graph.node for name in node.output} <= known
 
 
-def test_linear_layers_over_tokens_are_convolutions(exported17: Export) -> None:
-    """With their bias, over rows and never over a single one; the only products left are those of attention."""
-    model, path = exported17("wan", "fp16")
-    graph = onnx.load(path).graph
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    inside = [node for node in graph.node if node.name.startswith("blocks.1.")]
-    layers = [node for node in inside if node.op_type == "Conv"]
-    linear = [module for module in model.get_submodule("blocks.1").modules() if isinstance(module, torch.nn.Linear)]
-    assert len(layers) == len(linear) - 1  # the router, in float32
-    for node in layers:
-        _, kernel, bias = node.input
-        assert sizes[kernel] == (*sizes[bias], sizes[kernel][1], 1, 1)
-    assert not any(node.op_type == "MatMul" for node in inside)
-    assert {node.name.split("/")[0] for node in graph.node if node.op_type == "MatMul"} == {
-        f"blocks.{layer}" for layer in range(model.num_layers)
-    }
-
-
 def test_norms_router_and_timestep_path_are_float32(exported17: Export) -> None:
     _, path = exported17("wan", "fp16")
     graph = onnx.load(path).graph
