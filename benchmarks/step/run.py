@@ -216,7 +216,7 @@ class _Bench:
     # -- loops ---------------------------------------------------------------------------------------------------------
 
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
-        """Of the last mode and the middle one of the routed mixes: routed, with TeaCache on top, and a distilled schedule of few steps."""
+        """Of the last mode and the middle routed mix: as it is, with TeaCache on top, and of few distilled steps."""
         mode, mixes = self.options.modes[-1], [mix for mix in self.options.mixes if mix != DENSE] or [DENSE]
         mix = mixes[len(mixes) // 2]
         run, latents = self.subject.runs(OURS, self._routes(mix)), self.subject.inputs["hidden_states"]
