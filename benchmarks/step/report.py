@@ -18,14 +18,14 @@ QUESTION = "step"
 
 @dataclass(frozen=True)
 class StepRow:
-    """One implementation, eager or compiled, with one set of routes.
+    """One implementation, eager, compiled or as an engine, with one set of routes.
 
     state: "ok"; "wrong": its sample differs from the reference's, and its times count for nothing; "failed",
         "unavailable": `note` has the reason.
     cold, median, minimum: seconds of one pass, see `StepTiming`. tflops: FLOPs of the pass over the median.
     difference: of the sample, relative, to the first one with the same routes: dense to the first peer's, routed to the
         first mode's. The first routed one has nothing to be compared with.
-    times_dense: how many times faster than torch with cuDNN attention in the same mode.
+    times_dense: how many times faster than torch with cuDNN attention in the same mode; engines: in the last mode.
     """
 
     implementation: str
