@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.description import ModelDescription
 from vorta_trt.engines.errors import BundleError
+
+if TYPE_CHECKING:
+    from vorta_trt.model.route_calibration import RouteCalibration
 
 
 def check_route_override(path: Path, description: ModelDescription) -> None:
@@ -25,13 +29,19 @@ def check_route_override(path: Path, description: ModelDescription) -> None:
     calibration.check(description.family, layers, heads, AttentionGeometry.from_dict(description.geometry))
 
 
-def describe_route_override(bundle: Bundle) -> str | None:
-    """A line about a bundle's calibrated routes, None if it has none. Raises BundleError if they are not readable."""
+def load_route_override(bundle: Bundle) -> RouteCalibration | None:
+    """A bundle's calibrated routes, None if it has none. Raises BundleError if they are not readable."""
     from vorta_trt.model.route_calibration import RouteCalibration
 
     if bundle.route_override_path is None:
         return None
     try:
-        return RouteCalibration.load(bundle.route_override_path).describe()
+        return RouteCalibration.load(bundle.route_override_path)
     except ValueError as error:
         raise BundleError(bundle.path, [str(error)]) from error
+
+
+def describe_route_override(bundle: Bundle) -> str | None:
+    """A line about a bundle's calibrated routes, None if it has none; raises as `load_route_override`."""
+    calibration = load_route_override(bundle)
+    return None if calibration is None else calibration.describe()

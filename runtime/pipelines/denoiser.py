@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
@@ -23,6 +24,7 @@ from vorta_trt.runtime.target import read_target
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
+    from vorta_trt.model.route_calibration import RouteCalibration
     from vorta_trt.model.timestep_path import TimestepPath
 
 
@@ -70,6 +72,10 @@ class Denoiser(abc.ABC):
     @abc.abstractmethod
     def timestep_path(self) -> TimestepPath | None:
         """The timestep path of the model, None if it is not at hand."""
+
+    def calibration(self) -> RouteCalibration | None:
+        """Calibrated routes that come with the model; None if there are none."""
+        return None
 
     @abc.abstractmethod
     def locate(self, inputs: Mapping[str, Any]) -> str:
@@ -131,6 +137,10 @@ class EngineDenoiser(Denoiser):
 
     def timestep_path(self) -> TimestepPath | None:
         return timestep_path_of(self.engine.path)
+
+    def calibration(self) -> RouteCalibration | None:
+        bundle = read_target(self.engine.path).bundle
+        return None if bundle is None else load_route_override(bundle)
 
     def locate(self, inputs: Mapping[str, Any]) -> str:
         return locate_in_onnx(read_target(self.engine.path), inputs)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -107,8 +108,7 @@ class RequestPlanner:
         self.heads: tuple[int, int] = model.num_layers, model.num_heads
         self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
         self.path = self._timestep_path(target)
-        file = _calibration_file(target, route_override)
-        self.calibration = None if file is None else RouteCalibration.load(file)
+        self.calibration = _calibration(target, route_override)
         if self.calibration is not None:
             self.calibration.check(self.family, *self.heads, self.geometry)
         family = training_family(self.family, self.config)
@@ -183,10 +183,10 @@ class RequestPlanner:
         return TimestepPath.from_model(self.source)
 
 
-def _calibration_file(target: Target | None, choice: str | Path | None) -> Path | None:
+def _calibration(target: Target | None, choice: str | Path | None) -> RouteCalibration | None:
     if choice != BUNDLED:
-        return None if choice is None else Path(choice)
-    return None if target is None or target.bundle is None else target.bundle.route_override_path
+        return None if choice is None else RouteCalibration.load(choice)
+    return None if target is None or target.bundle is None else load_route_override(target.bundle)
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

@@ -4,7 +4,8 @@
     pipe = WanPipeline.from_pretrained(checkpoint, transformer=VortaTransformer.from_bundle("wan.bundle"))
     pipe = WanPipeline.from_pretrained(checkpoint, transformer=VortaTransformer.from_model(routed_transformer))
 
-Without a request, every call of the pipeline is one launch, with the model's own tau and routes. Within one
+Without a request, every call of the pipeline is one launch, with the model's own tau and routes: its router's, or the
+calibrated ones of its bundle. Within one
 
     plan = pipe.transformer.plan(timesteps, cache=StepBroadcast(), guards=RouteGuards(dense_first=2))
     with pipe.transformer.request(plan):
@@ -48,6 +49,7 @@ from vorta_trt.runtime.sampling.step_state import COND
 if TYPE_CHECKING:
     from vorta_trt.engines.bundle import Bundle
     from vorta_trt.model import RoutedTransformer
+    from vorta_trt.model.route_calibration import RouteCalibration
     from vorta_trt.model.timestep_path import TimestepPath
 
 logger = logging.getLogger(__name__)
@@ -130,14 +132,22 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """Timestep embedder and routers, from which plans know their routes; None if they are not at hand."""
         return self.denoiser.timestep_path()
 
+    @cached_property
+    def calibration(self) -> RouteCalibration | None:
+        """Calibrated routes of the bundle, by the timestep; None if it has none."""
+        return self.denoiser.calibration()
+
     def plan(self, timesteps: Iterable[float] | Tensor, **options: Any) -> StepPlan:
         """`plan_steps` with what is known of this model.
 
         Args:
             timesteps: those that the pipeline will sample with, in order; see `schedule_timesteps`.
-            options: cache, guards, tau, ... of `plan_steps`. Timesteps are rounded as the family's pipeline does with
-                its own scheduler, unless `timestep_dtype` is given.
+            options: cache, guards, tau, ... of `plan_steps`. Unless given, `calibrated` is what the bundle holds (None:
+                the router decides), and timesteps are rounded as the family's pipeline does with its own scheduler.
         """
+        timesteps = timesteps if isinstance(timesteps, Tensor) else list(timesteps)
+        if self.calibration is not None:
+            options.setdefault("calibrated", self.calibration.overrides(timesteps))
         options.setdefault("timestep_dtype", self.dtype if self.denoiser.family == "hunyuan_video" else torch.float32)
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
 
@@ -200,7 +210,10 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         latents = given["hidden_states"]
         assert latents is not None
         if self._request is None:
-            sample, _ = self.denoiser.run(self._convert(given, self._context))  # [B, C, F, H, W]
+            inputs, routes = self._convert(given, self._context), None
+            if self.calibration is not None:
+                routes = self.calibration.overrides(inputs["timestep"][:1])[0]  # [L, N]
+            sample, _ = self.denoiser.run(inputs, None, routes)  # [B, C, F, H, W]
         else:
             sample = self._request.sample(self._context, given)
         sample = sample.to(latents.device, latents.dtype)

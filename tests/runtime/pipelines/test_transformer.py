@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, VortaTransformer
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
@@ -80,6 +82,45 @@ def test_true_guidance_of_hunyuan_video(tiny_hunyuan_video: Tiny) -> None:
         sampled = latents(tiny.pipeline(transformer), **arguments)
     expected = latents(tiny.pipeline(VortaTransformer.from_model(tiny.model())), **arguments)
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-3)
+
+
+def test_calibrated_routes_of_a_bundle(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes by the timestep, with and without a plan; the engine alone knows nothing of them."""
+    with VortaTransformer.from_bundle(bundle, executor="onnxruntime") as plain:
+        assert plain.calibration is None
+        geometry = plain.denoiser.engine.metadata.attention_geometry  # type: ignore[attr-defined]
+    RouteCalibration(
+        family="wan",
+        geometry=geometry,
+        buckets=((1000.0, 700.0), (700.0, 0.0)),
+        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
+        errors=torch.zeros(2, 2, 3, 3),
+        budget=0.1,
+    ).save(tmp_path / "routes.json")
+    monkeypatch.setattr(Bundle, "route_override_path", tmp_path / "routes.json")
+    with VortaTransformer.from_bundle(bundle, executor="onnxruntime") as transformer:
+        taken: list[set[int]] = []
+        run = transformer.denoiser.run
+
+        def watched(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            sample, routes = run(*arguments, **options)
+            taken.append(set(routes.flatten().tolist()))
+            return sample, routes
+
+        monkeypatch.setattr(transformer.denoiser, "run", watched)
+        shapes = {spec.name: spec.shape for spec in transformer.denoiser.engine.inputs}  # type: ignore[attr-defined]
+        latents, text = (torch.randn(1, *shapes[name][1:]) for name in ("hidden_states", "encoder_hidden_states"))
+
+        def sample() -> None:
+            for timestep in (900.0, 400.0):
+                transformer(latents, torch.tensor([timestep]), text)
+
+        sample()
+        with transformer.request(transformer.plan([900.0, 400.0])):
+            sample()
+        with transformer.request(transformer.plan(iter([900.0, 400.0]), calibrated=None, tau=2.0)):
+            sample()
+    assert taken == [{2}, {1}, {2}, {1}, {0}, {0}]
 
 
 @pytest.mark.gpu
