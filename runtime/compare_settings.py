@@ -21,7 +21,7 @@ from vorta_trt.runtime.compare import Report, compare_samples
 from vorta_trt.runtime.compare_report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
-from vorta_trt.runtime.pipelines.generator import VideoGenerator
+from vorta_trt.runtime.pipelines.generator import GeneratedVideo, VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
 from vorta_trt.runtime.pipelines.settings import SamplingSettings
@@ -118,13 +118,7 @@ def compare_settings(
     for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
         report(f"loading for {setting.text}", 0, 0)
         with VideoGenerator(planner, executor=executor) as generator:
-            for number, (prompt, file) in enumerate(zip(prompts, files, strict=True)):
-
-                def show(step: int, planned: PlannedRequest, number: int = number, text: str = setting.text) -> None:
-                    steps = len(planned.steps.compute)
-                    report(f"{text}: sample {number + 1} of {len(prompts)}, step {step + 1}", step, steps)
-
-                generator.generate(prompt, seed=seed, settings=request, on_step=show).save(file)
+            _sample(generator, prompts, files, request, seed, setting.text, report)
     compared = compare_samples(
         folder / "first", folder / "second", report, video=video, fps=fps or planners[0].frames_per_second, lpips=lpips
     )
@@ -136,6 +130,26 @@ def _on_device(model: RoutedTransformer) -> RoutedTransformer:
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _sample(
+    generator: VideoGenerator,
+    prompts: Sequence[str],
+    files: Sequence[Path],
+    request: SamplingSettings,
+    seed: int,
+    text: str,
+    report: Report,
+) -> None:
+    """A sample of every prompt into its file."""
+
+    def show(number: int, step: int, planned: PlannedRequest) -> None:
+        report(f"{text}: sample {number + 1} of {len(prompts)}, step {step + 1}", step, len(planned.steps.compute))
+
+    def write(number: int, video: GeneratedVideo) -> None:
+        video.save(files[number])
+
+    generator.generate_each(prompts, write, seed=seed, settings=request, on_step=show, on_stage=report)
 
 
 def _sample_files(folder: Path, count: int) -> list[Path]:
