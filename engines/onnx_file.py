@@ -59,6 +59,11 @@ class OnnxFile:
         return sum(path.stat().st_size for path in (self.path, *self.data_files))
 
     @property
+    def is_portable(self) -> bool:
+        """Whether it runs without the plugin; files of opset 17 do not."""
+        return self.has_function_body or not self.routed_nodes
+
+    @property
     def opset(self) -> int:
         """Version of the standard operators."""
         return max((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

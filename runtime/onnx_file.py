@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the executors must know of an ONNX file: the specs of its inputs and outputs, and whether it is in bfloat16."""
+"""What the executors must know of an ONNX file: its inputs and outputs, and whether it can run without TensorRT."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from vorta_trt.runtime.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
+
+    from vorta_trt.engines.onnx_file import OnnxFile
+
+NOT_PORTABLE = (
+    "has no portable form of vorta::RoutedAttention, as files of opset 17 for TensorRT 8.6 have none; export the model "
+    "without --opset to run it here"
+)
+
+
+def check_portable(file: OnnxFile) -> None:
+    """ValueError for a file that only TensorRT with the plugin runs."""
+    if not file.is_portable:
+        raise ValueError(f"{file.path}: {NOT_PORTABLE}")
 
 
 def graph_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

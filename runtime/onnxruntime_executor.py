@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
-from vorta_trt.runtime.onnx_file import graph_specs, needs_bfloat16
+from vorta_trt.runtime.onnx_file import check_portable, graph_specs, needs_bfloat16
 from vorta_trt.runtime.tensors import AnyArray, ArrayKind
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class OnnxRuntimeExecutor:
     Args:
         path: the .onnx file; external data is found beside it.
     Raises:
-        FileNotFoundError, ValueError: no such file, not an ONNX model, or one in bfloat16.
+        FileNotFoundError, ValueError: no such file, not an ONNX model, one in bfloat16, or one without portable form.
     """
 
     name = "onnxruntime"
@@ -34,7 +34,9 @@ class OnnxRuntimeExecutor:
     array_kind: ArrayKind = "numpy"
 
     def __init__(self, path: Path) -> None:
-        model = read_onnx(path).model
+        file = read_onnx(path)
+        check_portable(file)
+        model = file.model
         if needs_bfloat16(model):
             raise ValueError(
                 f"{path} is in bfloat16: ONNX Runtime has no bfloat16 convolution on the CPU; "

@@ -13,7 +13,7 @@ from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.export.reference_form import for_reference_evaluator
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
-from vorta_trt.runtime.onnx_file import graph_specs
+from vorta_trt.runtime.onnx_file import check_portable, graph_specs
 from vorta_trt.runtime.tensors import AnyArray, ArrayKind
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class ReferenceExecutor:
     Args:
         path: the .onnx file; external data is found beside it and loaded whole.
     Raises:
-        FileNotFoundError, ValueError: no such file, or not an ONNX model.
+        FileNotFoundError, ValueError: no such file, not an ONNX model, or one without portable form.
     """
 
     name = "reference"
@@ -39,7 +39,9 @@ class ReferenceExecutor:
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        model = read_onnx(path).model
+        file = read_onnx(path)
+        check_portable(file)
+        model = file.model
         self.inputs, self.outputs = graph_specs(model)
         onnx.load_external_data_for_model(model, str(path.parent))
         self._lock = threading.Lock()  # an evaluator keeps its results in itself

@@ -55,13 +55,7 @@ def read_target(path: str | Path | Bundle, *, verify: bool = False, runtime: boo
         return _of_bundle(path, Bundle.open(path, verify=verify, runtime=runtime))
     if path.name == MANIFEST:
         raise ValueError(f"{path}: is the manifest of a bundle; give its folder, {path.parent}")
-    onnx = read_onnx(path)
-    if onnx.routed_nodes and not onnx.has_function_body:
-        raise ValueError(
-            f"{path}: has no portable form of vorta::RoutedAttention, as files of opset 17 for TensorRT 8.6 have none; "
-            "export the model without --opset to run it here"
-        )
-    model = onnx.model
+    model = read_onnx(path).model
     entries = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_metadata_props(entries, str(path)) if KEY in entries else None
     return Target(path, None, path, metadata, *graph_specs(model))

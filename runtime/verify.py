@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.runtime.onnx_file import check_portable
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verify_cases import Case, make_cases
 from vorta_trt.runtime.verify_redraw import Outcome, redraw
@@ -114,6 +116,8 @@ def _subject(
     progress(f"reading {path.name}")
     target = read_target(path)
     metadata = target.metadata
+    if target.onnx_path is not None and (target.bundle is None or executor in ("onnxruntime", "reference")):
+        check_portable(read_onnx(target.onnx_path))  # before torch has run
     if metadata is None:
         raise ValueError(f"{path}: vorta-trt did not export it (no metadata), so there is nothing to compare it with")
     if precision is not None and precision != metadata.precision:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
+from vorta_trt.runtime.onnx_file import NOT_PORTABLE
 from vorta_trt.runtime.verify_cases import Case
 from vorta_trt.runtime.verify_modules import compared_modules
 from vorta_trt.runtime.verify_report import LayerReport
@@ -38,6 +39,8 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
         note = "the bundle carries no ONNX file to look into; build it with --keep-onnx, or verify the exported file"
         return LayerReport(case=case.name, modules=[], note=note)
     onnx_file = read_onnx(path)
+    if not onnx_file.is_portable:
+        return LayerReport(case=case.name, modules=[], note=f"the ONNX file {NOT_PORTABLE}")
     metadata = subject.target.metadata
     tensors = module_tensors(onnx_file.model, compared_modules(metadata) if metadata else ())
     with probed_copy(onnx_file, list(tensors.values())) as copy:

@@ -34,6 +34,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
 
     from vorta_trt.engines.onnx_file import read_onnx
     from vorta_trt.runtime.engine import Engine
+    from vorta_trt.runtime.onnx_file import NOT_PORTABLE
     from vorta_trt.runtime.verify_layers import module_tensors, probed_copy
     from vorta_trt.runtime.verify_modules import compared_modules
 
@@ -46,6 +47,8 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
             "exported file"
         )
     onnx_file = read_onnx(target.onnx_path)
+    if not onnx_file.is_portable:
+        return f"the layer was not looked for, since {target.onnx_path.name} {NOT_PORTABLE}"
     tensors = module_tensors(onnx_file.model, compared_modules(metadata))
     probes = _add_probes(onnx_file.model, tensors)
     with probed_copy(onnx_file, list(probes.values())) as copy, np.errstate(invalid="ignore"):
