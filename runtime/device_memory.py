@@ -165,7 +165,11 @@ class TorchMemory:
         with self._memory_for(name, byte_size(shape, dtype)):
             return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
 
-    keep = empty
+    def keep(self, name: str, shape: Sequence[int], dtype: str) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode(False):  # a tensor of inference mode can be filled in that mode alone
+            return self.empty(name, shape, dtype)
 
     def fill(self, buffer: torch.Tensor, array: AnyArray) -> None:
         tensor = self._tensor(array)
@@ -181,6 +185,8 @@ class TorchMemory:
         return buffer.data_ptr()
 
     def deliver(self, buffer: torch.Tensor, on_gpu: bool) -> torch.Tensor:
+        if not on_gpu:
+            return buffer.cpu()  # here, where no other call can overwrite it meanwhile
         buffer.record_stream(self._caller)  # who will read it
         return buffer
 

@@ -164,13 +164,12 @@ class TensorRTExecutor:
     def _run(self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray], stream: int, on_gpu: bool) -> dict[str, Any]:
         memory = self._memory
         shaped = self._context_for(loaded, feeds, stream)
-        to_host = not on_gpu and memory.array_kind == "numpy"  # `deliver` copies
         if self._graphs:
             outputs = self._run_kept(shaped, feeds, stream)
-            if self._options.outputs == "copy" and not to_host:
+            if self._options.outputs == "copy" and on_gpu:  # to the host, `deliver` copies
                 outputs = {name: memory.copy(name, buffer) for name, buffer in outputs.items()}
         else:
-            keep = to_host or self._options.outputs == "reuse"
+            keep = not on_gpu or self._options.outputs == "reuse"
             outputs = self._run_in_place(shaped, feeds, stream, keep)
         return {name: memory.deliver(buffer, on_gpu) for name, buffer in outputs.items()}
 

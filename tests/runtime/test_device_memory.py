@@ -107,6 +107,17 @@ def test_the_real_cuda_python_has_every_call_that_is_made() -> None:
     assert module.cudaEventDisableTiming == cuda_runtime._DISABLE_TIMING
 
 
+def test_buffers_of_torch_outlive_the_mode_that_they_were_made_in() -> None:
+    """An engine that is warmed up under `torch.inference_mode` is called outside of it, too."""
+    memory = TorchMemory.__new__(TorchMemory)  # without a GPU: on the CPU, and without a stream
+    memory.device, memory._device, memory._stream = 0, torch.device("cpu"), None
+    with torch.inference_mode():
+        kept = memory.keep("latents", (3,), "float32")
+        memory.fill(kept, torch.ones(3))
+    memory.fill(kept, torch.arange(3.0))
+    assert kept.tolist() == [0, 1, 2] and not kept.is_inference()
+
+
 # --- On a GPU ----------------------------------------------------------------
 
 
@@ -131,6 +142,7 @@ def test_a_round_trip_on_the_gpu(memory: Any, dtype: str, seed: int) -> None:
             kept = memory.keep("latents", (4, 6), dtype)
             memory.fill(kept, array)
             out = [memory.deliver(each, on_gpu=False) for each in (placed, memory.copy("latents", kept))]
+            assert not any(isinstance(each, torch.Tensor) and each.is_cuda for each in out)
         for each in out:
             np.testing.assert_array_equal(to_numpy(each), to_numpy(host))
 
