@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CPU, CUDA = 1, 2  # DLDeviceType
+LEGACY_STREAM = 1  # cudaStreamLegacy, the default stream; DLPack gives it the same number
 _KINDS = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}  # DLDataTypeCode by the type's name
 _CODES = {code: kind for kind, code in _KINDS.items()}
 
@@ -53,16 +54,17 @@ class DeviceArray:
         self.pointer, self.shape, self.dtype, self.device, self.owner = pointer, tuple(shape), dtype, device, owner
 
     @classmethod
-    def from_dlpack(cls, name: str, array: Any, stream: int | None = None) -> DeviceArray:
+    def from_dlpack(cls, name: str, array: Any) -> DeviceArray:
         """A view of `array`, an object with `__dlpack__`, without a copy.
+
+        What the array's library still computes is ordered before what comes next on the default stream.
 
         Args:
             name: of the tensor, for messages.
-            stream: what the array's library still computes is ordered before what comes next on this CUDA stream.
         Raises: TypeError (type), ValueError (not contiguous).
         """
         on_gpu = tuple(array.__dlpack_device__())[0] == CUDA
-        capsule = array.__dlpack__(stream=stream) if on_gpu else array.__dlpack__()
+        capsule = array.__dlpack__(stream=LEGACY_STREAM) if on_gpu else array.__dlpack__()
         managed = _take(capsule)
         tensor = managed.contents
         owner = _Taken(managed)

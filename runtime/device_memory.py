@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vorta_trt.runtime.cuda_runtime import CudaRuntime, DeviceOutOfMemory
-from vorta_trt.runtime.device_array import CUDA, DeviceArray
+from vorta_trt.runtime.cuda_runtime import CudaEvent, CudaRuntime, DeviceOutOfMemory
+from vorta_trt.runtime.device_array import CUDA, LEGACY_STREAM, DeviceArray
 from vorta_trt.runtime.executor import CLOSED
 from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size, numpy_dtype, to_numpy, to_torch
 
@@ -290,6 +290,7 @@ class CudaPythonMemory:
     def place(self, name: str, array: AnyArray) -> DeviceArray:
         if isinstance(array, DeviceArray):
             if array.device == (CUDA, self.device) and array.pointer % ALIGNMENT == 0:
+                self._wait_for_default_stream()
                 return array
             raise ValueError(
                 f"{name}: lies at address {array.pointer:#x} of device {array.device}, and the engine reads aligned "
@@ -306,18 +307,18 @@ class CudaPythonMemory:
     keep = empty
 
     def fill(self, buffer: DeviceArray, array: AnyArray) -> None:
-        kinds = self.cuda.module.cudaMemcpyKind
         if isinstance(array, DeviceArray):
-            size = byte_size(array.shape, array.dtype)
-            self._copy(buffer.pointer, array.pointer, size, kinds.cudaMemcpyDeviceToDevice)
+            self._wait_for_default_stream()
+            self._copy_on_device(buffer, array)
             return
         host = np.ascontiguousarray(to_numpy(array))
-        self._copy(buffer.pointer, host.ctypes.data, host.nbytes, kinds.cudaMemcpyHostToDevice)
+        kind = self.cuda.module.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(buffer.pointer, host.ctypes.data, host.nbytes, kind)
         self.synchronize()  # `host` may be a temporary
 
     def copy(self, name: str, buffer: DeviceArray) -> DeviceArray:
         made = self.empty(name, buffer.shape, buffer.dtype)
-        self.fill(made, buffer)
+        self._copy_on_device(made, buffer)
         return made
 
     def pointer(self, buffer: DeviceArray) -> int:
@@ -364,6 +365,18 @@ class CudaPythonMemory:
         if owners is not None:
             owners.append(block)
         return DeviceArray(block.pointer, shape, dtype, (CUDA, self.device), block)
+
+    def _wait_for_default_stream(self) -> None:
+        """Behind which the libraries of given arrays have put their work (`DeviceArray.from_dlpack`)."""
+        assert self._handle is not None
+        given = CudaEvent(self.cuda)
+        given.record(LEGACY_STREAM)
+        given.hold_back(self._handle)
+        given.close()
+
+    def _copy_on_device(self, target: DeviceArray, source: DeviceArray) -> None:
+        kind = self.cuda.module.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(target.pointer, source.pointer, byte_size(source.shape, source.dtype), kind)
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
         self.cuda.call("cudaMemcpyAsync", target, source, size, kind, self._handle)

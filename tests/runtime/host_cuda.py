@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 ALIGNMENT = 256
+DEFAULT_STREAM = 1  # cudaStreamLegacy
 OUT_OF_MEMORY, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 2, 900, 901
 
 
@@ -47,7 +48,7 @@ class HostCuda:
     def __init__(self, total: int = 1 << 30, device: int = 0) -> None:
         self.total, self.device = total, device
         self.blocks: dict[int, Block] = {}
-        self.streams: dict[int, Stream] = {}
+        self.all_streams: dict[int, Stream] = {DEFAULT_STREAM: Stream()}
         self.events: dict[int, tuple[int, int] | None] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executables: dict[int, list[Callable[[], None]]] = {}
@@ -64,6 +65,11 @@ class HostCuda:
     # --- For the tests -----------------------------------------------------------------------------------------------
 
     @property
+    def streams(self) -> dict[int, Stream]:
+        """Those that somebody has made."""
+        return {handle: stream for handle, stream in self.all_streams.items() if handle != DEFAULT_STREAM}
+
+    @property
     def used(self) -> int:
         return sum(block.size for block in self.blocks.values())
 
@@ -77,7 +83,7 @@ class HostCuda:
     def put(self, stream: int, run: Callable[[], None], ready: Callable[[], bool] = lambda: True) -> None:
         """What a kernel launch does: puts work on a stream, or into the graph that the stream is captured into."""
         with self._lock:
-            into = self.streams[stream]
+            into = self.all_streams[stream]
             if into.capture is not None:
                 into.capture.append(run)
                 return
@@ -85,10 +91,10 @@ class HostCuda:
             into.pending.append((ready, run))
 
     def is_capturing(self, stream: int) -> bool:
-        return self.streams[stream].capture is not None
+        return self.all_streams[stream].capture is not None
 
     def spoil(self, stream: int) -> None:
-        self.streams[stream].spoilt = True
+        self.all_streams[stream].spoilt = True
 
     def check_device(self) -> None:
         assert getattr(self._current, "device", 0) == self.device, "another device is current on this thread"
@@ -96,8 +102,8 @@ class HostCuda:
     def drain(self, stream: int | None = None) -> None:
         """Runs what is pending, streams interleaved at random, until `stream` (None: every stream) is done."""
         with self._lock:
-            while any(each.pending for handle, each in self.streams.items() if stream in (None, handle)):
-                able = [each for each in self.streams.values() if each.pending and each.pending[0][0]()]
+            while any(each.pending for handle, each in self.all_streams.items() if stream in (None, handle)):
+                able = [each for each in self.all_streams.values() if each.pending and each.pending[0][0]()]
                 assert able, "every stream waits for another one"
                 chosen = self._random.choice(able)
                 _, run = chosen.pending.popleft()
@@ -106,7 +112,7 @@ class HostCuda:
 
     def _unsafe(self) -> int:
         """The status of a call that a thread must not make while it captures."""
-        for stream in self.streams.values():
+        for stream in self.all_streams.values():
             if stream.capturing_thread == threading.get_ident():
                 stream.spoilt = True
                 return CAPTURE_UNSUPPORTED
@@ -172,12 +178,12 @@ class HostCuda:
         self.check_device()
         assert flags == 1, "a stream that is ordered with the default stream"
         handle = next(self._handles)
-        self.streams[handle] = Stream()
+        self.all_streams[handle] = Stream()
         return 0, handle
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int]:
         self.drain(stream)
-        del self.streams[stream]
+        del self.all_streams[stream]
         return (0,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
@@ -200,29 +206,33 @@ class HostCuda:
     def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
         with self._lock:
             assert not self.is_capturing(stream)
-            self.events[event] = (stream, self.streams[stream].issued)
+            self.events[event] = (stream, self.all_streams[stream].issued)
         return (0,)
 
     def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[int]:
         with self._lock:
             if (recorded := self.events[event]) is not None:
                 source, count = recorded
-                self.put(stream, lambda: None, lambda: source not in self.streams or self.streams[source].done >= count)
+                self.put(
+                    stream,
+                    lambda: None,
+                    lambda: source not in self.all_streams or self.all_streams[source].done >= count,
+                )
         return (0,)
 
     def cudaEventSynchronize(self, event: int) -> tuple[int]:
-        if (recorded := self.events[event]) is not None and recorded[0] in self.streams:
+        if (recorded := self.events[event]) is not None and recorded[0] in self.all_streams:
             self.drain(recorded[0])
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
         assert mode == 1, "other threads' calls would spoil the capture"
-        into = self.streams[stream]
+        into = self.all_streams[stream]
         into.capture, into.capturing_thread, into.spoilt = [], threading.get_ident(), False
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int | None]:
-        into = self.streams[stream]
+        into = self.all_streams[stream]
         assert into.capture is not None and into.capturing_thread == threading.get_ident()
         work, into.capture, into.capturing_thread = into.capture, None, None
         if into.spoilt:

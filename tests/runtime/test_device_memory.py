@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime import cuda_runtime, device_memory
+from vorta_trt.runtime import cuda_runtime, device_array, device_memory
 from vorta_trt.runtime.cuda_runtime import CudaError, CudaRuntime, DeviceOutOfMemory
 from vorta_trt.runtime.device_array import DeviceArray
 from vorta_trt.runtime.device_memory import ALIGNMENT, CudaPythonMemory, TorchMemory
@@ -104,6 +104,7 @@ def test_the_real_cuda_python_has_every_call_that_is_made() -> None:
     assert int(module.cudaError_t.cudaErrorMemoryAllocation) == cuda_runtime._OUT_OF_MEMORY
     assert int(module.cudaError_t.cudaErrorInsufficientDriver) == cuda_runtime._INSUFFICIENT_DRIVER
     assert module.cudaStreamNonBlocking == cuda_runtime._NON_BLOCKING
+    assert int(module.cudaStreamLegacy) == device_array.LEGACY_STREAM
     assert module.cudaEventDisableTiming == cuda_runtime._DISABLE_TIMING
 
 

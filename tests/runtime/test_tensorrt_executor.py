@@ -7,9 +7,11 @@ The bundle, its checks and the plugin library are real; `fake_tensorrt` and `hos
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.tensorrt_executor import GRAPH, device_index
 
 from .fake_tensorrt import SCRATCH, STREAMING_SCRATCH, WEIGHTS, FakeTensorRT, ProfilingVerbosity
-from .host_cuda import HostCuda
+from .host_cuda import DEFAULT_STREAM, HostCuda
 
 ADA = gpu.Device("NVIDIA RTX 4090", gpu.ComputeCapability(8, 9), 24 << 30)
 HOPPER = gpu.Device("NVIDIA H200", gpu.ComputeCapability(9, 0), 141 << 30)
@@ -149,6 +151,27 @@ def test_gpu_arrays_in_and_out(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, 
 def _read(cuda: HostCuda, array: DeviceArray) -> Any:
     memory = cuda.bytes_at(array.pointer, int(np.prod(array.shape)) * 2)
     return np.frombuffer(memory, np.float16).reshape(array.shape)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_gpu_arrays_that_are_still_being_computed(
+    trt: FakeTensorRT, cuda: HostCuda, bundle: Path, graph: bool, seed: int
+) -> None:
+    """Their library has ordered its work before what comes next on the default stream, as DLPack asks of it."""
+    feeds = inputs(1, seed)
+    memory = CudaPythonMemory(CudaRuntime(0, cuda))
+    with memory.stream():
+        hidden = memory.keep("hidden_states", feeds["hidden_states"].shape, "float16")
+    with Engine(bundle, cuda_graph=graph) as engine:
+        for number in range(4):
+            wanted = inputs(1, seed + number)["hidden_states"]
+            for _ in range(50):
+                cuda.put(DEFAULT_STREAM, lambda: None)
+            cuda.put(DEFAULT_STREAM, partial(ctypes.memmove, hidden.pointer, wanted.tobytes(), wanted.nbytes))
+            sample = engine(**{**feeds, "hidden_states": hidden})["sample"]
+            np.testing.assert_array_equal(_read(cuda, sample), expected({**feeds, "hidden_states": wanted}))
+    del hidden, sample
+    memory.close()
 
 
 def test_gpu_arrays_that_cannot_be_read_in_place(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
