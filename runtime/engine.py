@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
-from vorta_trt.engines.manifest import ONNX
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device_array import DeviceArray
 from vorta_trt.runtime.executor import ContextOptions, DeviceUse, Executor, Outputs
@@ -96,7 +96,7 @@ class Engine:
             raise ValueError(f"executor {executor!r}: must be one of {', '.join(EXECUTORS)}")
         check_budget(weight_streaming_budget)
         options = ContextOptions(cuda_graph, outputs, scratch, nvtx, Fallbacks() if fallbacks is None else fallbacks)
-        target = _read(path, executor, verify)
+        target = read_target(path, verify=verify)
         loaded = _load(target, executor, device, options, weight_streaming_budget)
         self._set(target.path, target.metadata, loaded, options)
 
@@ -262,15 +262,6 @@ class Engine:
                     )
 
 
-def _read(path: str | Path | Bundle, executor: str | None, verify: bool) -> Target:
-    try:
-        return read_target(path, verify=verify, runtime=executor in (None, "tensorrt"))
-    except VortaError as error:
-        if executor is None and not isinstance(path, Bundle):
-            _say_alternative(Path(path), error)
-        raise
-
-
 def _load(
     target: Target, executor: str | None, device: str | int | None, options: ContextOptions, budget: Budget | None
 ) -> Executor:
@@ -283,7 +274,7 @@ def _load(
             return TensorRTExecutor.load(target.bundle, device, options, budget)
         except VortaError as error:
             if executor is None:
-                _say_alternative(target.bundle.path, error)
+                _say_alternative(target, error)
             raise
     if target.onnx_path is None:
         raise VortaError(
@@ -314,9 +305,10 @@ def _load_onnx(
     return OnnxRuntimeExecutor(path)
 
 
-def _say_alternative(path: Path, error: VortaError) -> None:
+def _say_alternative(target: Target, error: VortaError) -> None:
     """Adds what runs without this GPU to an error of the default executor, if the bundle has it."""
-    if (path / ONNX).is_file():
+    portable = target.metadata is None or target.metadata.opset != OPSET_17
+    if target.onnx_path is not None and portable:
         remedy = 'to run its model.onnx on the CPU instead, slowly: executor="onnxruntime" ("reference" for bfloat16)'
         error.args = (f"{error}\n  {remedy}", *error.args[1:])
 

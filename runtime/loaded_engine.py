@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan of a bundle in GPU memory: weights that any number of execution contexts share.
 
-Everything that can be checked without the GPU has been checked when `Bundle.open` returns: hashes, flavour and version,
-compute capability, plugin ABI and kernels. What is left for this file is what only TensorRT itself can say.
+What can be checked before TensorRT is asked comes first: files and hashes when the bundle is opened, then, in
+`check_device`, flavour and version, compute capability, plugin ABI and kernels. What is left only TensorRT can say.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines.bundle import Bundle
-from vorta_trt.engines.gpu import ComputeCapability, Target, driver_report
+from vorta_trt.engines.errors import BundleError
+from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device_memory import DeviceMemory
@@ -40,7 +41,7 @@ class LoadedEngine:
         self.engine: Any = None
         self._lock = threading.RLock()  # a forgotten context may be collected, and release, inside of make_context
         self._users = 0
-        if (library := bundle.plugin_library()) is not None:
+        if (library := bundle.plugin_library(memory.device)) is not None:
             load_plugin(self.flavour, library.path)
         memory.release_unused()
         try:
@@ -105,21 +106,15 @@ class LoadedEngine:
 
 def check_device(bundle: Bundle, index: int, device: object) -> None:
     """VortaError unless this machine has GPU number `index`, and the engine runs on it."""
-    if not (ability := bundle.flavour.can_run()):
-        raise VortaError(f"{bundle.path}: {bundle.flavour.title} cannot run here: {ability.reason}")
+    if problems := bundle.check_runtime(index):
+        raise BundleError(bundle.path, problems)
     devices = driver_report().devices
-    if index >= len(devices):
+    if devices and index >= len(devices):
         raise VortaError(
             f"device {device}: this machine has {len(devices)} GPU(s); use cuda:0 to cuda:{len(devices) - 1}"
         )
-    engine = bundle.manifest.engine
-    target = Target(tuple(map(ComputeCapability.parse, engine.compute_capabilities)), engine.and_newer)
-    if not target.covers(devices[index].capability):
-        built_for = ", ".join(engine.compute_capabilities) + (" and newer" if engine.and_newer else "")
-        raise VortaError(
-            f"device {device}: {bundle.path} was built for compute capability {built_for}, and cuda:{index} is "
-            f"{devices[index]}; use another GPU, or build the bundle for this one"
-        )
+    if not (ability := bundle.flavour.can_run(index)):
+        raise VortaError(f"{bundle.path}: {bundle.flavour.title} cannot run here: {ability.reason}")
 
 
 @contextmanager

@@ -35,12 +35,12 @@ class Target:
     outputs: tuple[TensorSpec, ...]
 
 
-def read_target(path: str | Path | Bundle, *, verify: bool = False, runtime: bool = False) -> Target:
-    """Reads a bundle's manifest or an ONNX file's graph.
+def read_target(path: str | Path | Bundle, *, verify: bool = False) -> Target:
+    """Reads a bundle's manifest or an ONNX file's graph, made for whatever machine.
 
     Args:
         path: a bundle folder, an .onnx file, or an opened bundle.
-        verify: hash every file of a bundle. runtime: check that this machine can run it.
+        verify: hash every file of a bundle.
     Raises:
         FileNotFoundError, ValueError, VortaError: no such file, or damaged.
     """
@@ -52,7 +52,7 @@ def read_target(path: str | Path | Bundle, *, verify: bool = False, runtime: boo
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
         )
     if path.is_dir():
-        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=runtime))
+        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False))
     if path.name == MANIFEST:
         raise ValueError(f"{path}: is the manifest of a bundle; give its folder, {path.parent}")
     model = read_onnx(path).model
