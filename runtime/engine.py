@@ -161,6 +161,8 @@ class Engine:
         long as one is open.
         """
         self._check_open()
+        if self.device == "cpu":
+            _refuse_on_cpu(self.executor, scratch=scratch)
         options = self._options
         options = ContextOptions(
             cuda_graph=options.cuda_graph if cuda_graph is None else cuda_graph,
@@ -293,9 +295,7 @@ def _load_onnx(
         )
     if device not in (None, "cpu"):
         raise ValueError(f"device {device!r}: executor {executor!r} runs on the CPU; leave device out")
-    for name, value in (("weight_streaming_budget", budget), ("scratch", options.scratch)):
-        if value is not None:
-            raise ValueError(f"{name}: executor {executor!r} runs on the CPU; leave it out")
+    _refuse_on_cpu(executor, weight_streaming_budget=budget, scratch=options.scratch)
     if executor == "reference":
         from vorta_trt.runtime.reference_executor import ReferenceExecutor
 
@@ -303,6 +303,11 @@ def _load_onnx(
     from vorta_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
 
     return OnnxRuntimeExecutor(path)
+
+
+def _refuse_on_cpu(executor: str, **options: object) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{given[0]}: executor {executor!r} runs on the CPU; leave it out")
 
 
 def _say_alternative(target: Target, error: VortaError) -> None:

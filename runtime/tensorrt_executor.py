@@ -221,8 +221,8 @@ class TensorRTExecutor:
         except CaptureError as error:
             obstacle = str(error)
         if obstacle is not None:
+            self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode an error, every time
             self._graphs = False  # the same engine would refuse the next shapes, too
-            self._options.fallbacks.record(GRAPH, obstacle)
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 

@@ -229,6 +229,9 @@ def test_arguments(fp32: Path) -> None:
         Engine(fp32, weight_streaming_budget=0)
     with DeviceScratch() as scratch, pytest.raises(ValueError, match="scratch: executor 'reference' runs on the CPU"):
         Engine(fp32, executor="reference", scratch=scratch)
+    with Engine(fp32) as engine, DeviceScratch() as scratch:
+        with pytest.raises(ValueError, match="scratch: executor 'onnxruntime' runs on the CPU; leave it out"):
+            engine.context(scratch=scratch)
     Engine(fp32, device="cpu", cuda_graph=False, outputs="reuse").close()
 
 

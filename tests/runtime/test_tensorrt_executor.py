@@ -233,11 +233,11 @@ def test_a_capture_that_tensorrt_refuses(
     fallbacks = Fallbacks(strict)
     with Engine(bundle, fallbacks=fallbacks) as engine:
         trt.refuses = "capture"
-        check(engine, inputs(1, seed))
-        if strict:
+        for batch in (1, 2, 1) if strict else ():
+            check(engine, inputs(batch, seed))
             with pytest.raises(FallbackError, match="cuda graph capture: .*not permitted when stream is capturing"):
-                engine(**inputs(1, seed))
-        for number in range(3):
+                engine(**inputs(batch, seed))
+        for number in range(0 if strict else 4):
             check(engine, inputs(2, seed + number))
         assert not cuda.launches
         assert fallbacks.counts[GRAPH] == (0 if strict else 1)
