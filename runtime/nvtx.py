@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 
@@ -20,8 +20,7 @@ def nvtx_range(name: str) -> AbstractContextManager[Any]:
 def _annotation() -> Callable[[str], AbstractContextManager[Any]]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.version.cuda is not None:
-        ranges: Callable[[str], AbstractContextManager[Any]] = torch.cuda.nvtx.range
-        return ranges
+        return partial(torch.cuda.nvtx.range, "{}")  # which formats: a name may have braces
     if importlib.util.find_spec("nvtx") is not None:
         annotate: Callable[[str], AbstractContextManager[Any]] = importlib.import_module("nvtx").annotate
         return annotate
