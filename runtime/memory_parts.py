@@ -193,7 +193,13 @@ def _weights(folder: Path, item_bytes: int | None) -> int | None:
 def _header(file: Path) -> dict[str, Any]:
     """The tensors of a safetensors file: 8 bytes with the length of a JSON header, then the header."""
     with file.open("rb") as content:
-        header: dict[str, Any] = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        length = int.from_bytes(content.read(8), "little")
+        try:
+            if length > file.stat().st_size:
+                raise ValueError(f"its header would have {length} bytes")
+            header: dict[str, Any] = json.loads(content.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file}: not readable as safetensors ({error}); download the checkpoint again") from error
     header.pop("__metadata__", None)
     return header
 

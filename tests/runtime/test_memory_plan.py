@@ -99,6 +99,12 @@ def test_what_leaves_first(bundle: Path, wan_pipeline: Path) -> None:
     assert "video decoded after the engine is closed" in small.line()
 
 
+def test_later_prompts_are_encoded_beside_what_the_engine_keeps(bundle: Path, wan_pipeline: Path) -> None:
+    """The weights and the text encoder would fit, 37.7 GiB, but not with the activations of the first request."""
+    (card,) = cards(engine(bundle, **WAN_14B, flags=(RESIZE,)), 44, checkpoint=wan_pipeline)
+    assert (card.fits, card.text_encoder, card.encoding) == (True, "leaves", "alone")
+
+
 @pytest.mark.parametrize(
     ("options", "remark"),
     [
@@ -158,6 +164,22 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
         FileNotFoundError, match="neither text_encoder/ nor vae/ with weights; give the folder of a whole"
     ):
         pipeline_parts(tmp_path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "its header would have 2336927755350992246 bytes"),
+        (b"", "Expecting value"),
+        (b"\x04" + bytes(7) + b'{"\xff"', "codec can't decode"),
+    ],
+    ids=["a pointer of Git LFS", "empty", "noise"],
+)
+def test_weights_that_are_none(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.safetensors: not readable as .*{reason}.*; download the checkpoint"):
+        pipeline_parts(tmp_path, None)
 
 
 def test_tiled_decoding_of_hunyuan_video(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:
