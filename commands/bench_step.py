@@ -24,7 +24,7 @@ def step(
     layers: Annotated[int | None, typer.Option(min=1, help="Fewer layers than the model has.")] = None,
     mix: Annotated[
         list[str] | None,
-        typer.Option(help="Percent of coreset and sliding heads [default: 30/70, 50/50 and 70/30]."),
+        typer.Option(help="Percent of coreset and sliding heads, or dense [default: dense, 30/70, 50/50, 70/30]."),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="eager, compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
@@ -33,6 +33,9 @@ def step(
     ] = None,
     dtype: Annotated[HalfType, typer.Option(help="Of weights and activations.")] = HalfType.bf16,
     steps: Annotated[int, typer.Option(min=1, help="Timed passes of each row.")] = 5,
+    bundle: Annotated[
+        Path | None, typer.Option(help="An engine of the same model, batch 1, to be measured as well.")
+    ] = None,
     loops: Annotated[bool, typer.Option("--loops/--no-loops", help="Sampling loops as well.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and routes.")] = 0,
     from_file: Annotated[
@@ -56,7 +59,7 @@ def step(
         report = StepReport.read(from_file)
     else:
         from vorta_trt.benchmarks.attention import require_gpu
-        from vorta_trt.benchmarks.step.cases import MIXES
+        from vorta_trt.benchmarks.step.cases import DENSE, MIXES
         from vorta_trt.benchmarks.step.run import MODES, PEERS, StepOptions, run
         from vorta_trt.runtime.console import Stages
 
@@ -65,7 +68,7 @@ def step(
             options = StepOptions(
                 model=model,
                 layers=layers,
-                mixes=listed(mix) or MIXES,
+                mixes=listed(mix) or (DENSE, *MIXES),
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),
@@ -73,6 +76,7 @@ def step(
                 steps=steps,
                 loops=loops,
                 seed=seed,
+                bundle=bundle,
             )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error

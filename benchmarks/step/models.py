@@ -28,7 +28,7 @@ BACKENDS = [
     SDPBackend.MATH,
 ]
 OURS, TORCH, DIFFUSERS = "vorta-trt", "torch cuDNN", "diffusers cuDNN"
-EAGER, COMPILED = "eager", "compiled"
+EAGER, COMPILED, ENGINE = "eager", "compiled", "engine"
 Run = Callable[..., Tensor]
 """Called with a timestep; gives the sample."""
 

@@ -18,13 +18,13 @@ QUESTION = "step"
 
 @dataclass(frozen=True)
 class StepRow:
-    """One implementation, eager or compiled, with one set of routes.
+    """One implementation, eager, compiled or as an engine, with one set of routes.
 
     state: "ok"; "wrong": its sample differs from the reference's, so it was not timed; "failed", "unavailable": `note`
         has the reason.
     cold, median, minimum: seconds of one pass, see `StepTiming`. tflops: FLOPs of the pass over the median.
     difference: of the sample, relative, to the dense one for dense rows and to the eager one for compiled rows.
-    times_dense: how many times faster than torch with cuDNN attention in the same mode.
+    times_dense: how many times faster than torch with cuDNN attention in the same mode; engines: in the last mode.
     """
 
     implementation: str

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from vorta_trt.benchmarks.attention import Progress
 from vorta_trt.benchmarks.cases import DTYPES
 from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.engine import open_engine
 from vorta_trt.benchmarks.step.loops import MEASURED_STEPS, Loop, run_loop, scheduler_of
 from vorta_trt.benchmarks.step.measure import difference, time_step
-from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, OURS, TORCH, Subject
+from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE, OURS, TORCH, Run, Subject
 from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
@@ -48,12 +49,12 @@ class StepOptions:
     Args:
         model: a name of `cases.CASES`. layers: fewer than it has. mixes: see `mixed_routes`. modes: of `MODES`.
         peers: of `PEERS`. steps: timed passes of each row. loops: sampling loops as well.
-        precisions: of our attention, "same" and "fp8".
+        precisions: of our attention, "same" and "fp8". bundle: an engine of the same model, measured as well.
     """
 
     model: str = "wan-14b"
     layers: int | None = None
-    mixes: tuple[str, ...] = MIXES
+    mixes: tuple[str, ...] = (DENSE, *MIXES)
     modes: tuple[str, ...] = MODES
     peers: tuple[str, ...] = tuple(PEERS)
     precisions: tuple[str, ...] = ("same",)
@@ -62,6 +63,7 @@ class StepOptions:
     dtype: str = "bf16"
     device: str = "cuda"
     seed: int = 0
+    bundle: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is not known."""
@@ -92,6 +94,8 @@ def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepRe
     bench = _Bench(subject, options, progress)
     rows = [row for mode in options.modes for row in bench.rows(mode)]
     loops = bench.loops(rows) if options.loops else []
+    if options.bundle is not None:
+        rows += with_speedups(bench.engine_rows(options.bundle), bench.dense_seconds(rows))
     layers, heads = case.layers_and_heads(subject.routed.config)
     about = {
         **environment(),
@@ -104,7 +108,7 @@ def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepRe
         "heads": heads,
         "weights": f"random, {options.dtype}",
         "passes_per_step": case.passes,
-        "options": asdict(options),
+        "options": {**asdict(options), "bundle": None if options.bundle is None else options.bundle.name},
         "seconds": round(time.perf_counter() - start, 1),
     }
     return StepReport(about, rows, loops)
@@ -128,35 +132,53 @@ class _Bench:
             with self.subject.compiled(implementation) if mode == COMPILED else nullcontext():
                 for routes, precision in wanted:
                     rows.append(self._row(implementation, mode, routes, precision))
-        return with_speedups(rows)
+        return with_speedups(rows, next((row.median for row in rows if row.implementation == TORCH), None))
 
     def _plan(self) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
         """Implementations and their routes, peers first: the first sample is what the dense ones are compared with."""
         for peer in self.options.peers:
             yield PEERS[peer], [(DENSE, "same")]
-        own = [(routes, precision) for precision in self.options.precisions for routes in (DENSE, *self.options.mixes)]
-        yield OURS, own
+        yield OURS, [(mix, precision) for precision in self.options.precisions for mix in self.options.mixes]
+
+    def engine_rows(self, bundle: Path) -> list[StepRow]:
+        """The engine's. Its weights are its own: of its samples it is only checked that they are finite."""
+        options = self.options
+        rows = []
+        with open_engine(bundle, self.case, self.layers, self.heads, options.device, options.seed) as engine:
+            for routes in options.mixes:
+                chosen = self._routes(routes)
+                run = engine.run(chosen, routes == DENSE)
+                rows.append(self._guarded(StepRow(engine.name, ENGINE, routes), run, chosen))
+        return rows
+
+    def _routes(self, mix: str) -> Tensor:
+        return mixed_routes(mix, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
 
     def _row(self, implementation: str, mode: str, routes: str, precision: str) -> StepRow:
         name = implementation if precision == "same" else f"{implementation} {precision}"
-        row = StepRow(name, mode, routes)
-        self.progress(f"{self.case}: {name}, {mode}, {routes}")
-        chosen = mixed_routes(routes, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
+        chosen = self._routes(routes)
         self.subject.routed.attention_precision = precision
         try:
-            return self._measured(row, self.subject.runs(implementation, chosen), chosen)
+            return self._guarded(StepRow(name, mode, routes), self.subject.runs(implementation, chosen), chosen)
+        finally:
+            self.subject.routed.attention_precision = "same"
+
+    def _guarded(self, row: StepRow, run: Run, routes: Tensor) -> StepRow:
+        """A measured row, or one that says what was raised, so that a long run's other rows are kept."""
+        self.progress(f"{self.case}: {row.implementation}, {row.mode}, {row.routes}")
+        try:
+            return self._measured(row, run, routes)
         except (RuntimeError, NotImplementedError) as error:  # out of memory, no kernel, a compiler's error
             logger.debug("%s", row, exc_info=True)
-            state = "failed" if implementation == OURS else "unavailable"
+            state = "unavailable" if row.implementation in PEERS.values() else "failed"
             note = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
             return replace(row, state=state, note=note)
         finally:
-            self.subject.routed.attention_precision = "same"
             gc.collect()
             if self.subject.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _measured(self, row: StepRow, run: Any, routes: Tensor) -> StepRow:
+    def _measured(self, row: StepRow, run: Run, routes: Tensor) -> StepRow:
         first: list[Tensor] = []
 
         def kept(timestep: float) -> Tensor:
@@ -166,8 +188,8 @@ class _Bench:
             return sample
 
         timing = time_step(kept, self.timesteps, self.subject.device)
-        reference = self.samples.setdefault(row.routes, first[0].cpu())
-        found = difference(first[0].cpu(), reference)
+        sample = first[0].cpu()
+        found = difference(sample, sample if row.mode == ENGINE else self.samples.setdefault(row.routes, sample))
         flops = self.case.flops(self.subject.routed.config, routes)
         row = replace(
             row,
@@ -181,28 +203,33 @@ class _Bench:
             flops=flops,
             tflops=round(flops / timing.median * 1e-12, 1),
         )
-        if row.implementation in (OURS, *PEERS.values()) and not found <= self.bound:
+        exact = row.implementation in (OURS, *PEERS.values())  # fp8 rounds more
+        if not found <= (self.bound if exact else 1.0):
             return replace(row, state="wrong", note=f"differs by {found:.2e}, more than {self.bound:.0e}")
         return row
+
+    def dense_seconds(self, rows: Sequence[StepRow]) -> float | None:
+        """Of a pass of torch with cuDNN's attention, in the last of the modes."""
+        wanted = (TORCH, self.options.modes[-1], "ok")
+        return next((row.median for row in rows if (row.implementation, row.mode, row.state) == wanted), None)
 
     # -- loops ---------------------------------------------------------------------------------------------------------
 
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
-        """Of the last mode and the middle mix: routed, with TeaCache on top, and a distilled schedule of few steps."""
-        mode, mix = self.options.modes[-1], self.options.mixes[len(self.options.mixes) // 2]
-        routes = mixed_routes(mix, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
-        run, latents = self.subject.runs(OURS, routes), self.subject.inputs["hidden_states"]
+        """Of the last mode and the middle routed mix: as it is, with TeaCache on top, and of few distilled steps."""
+        mode, mixes = self.options.modes[-1], [mix for mix in self.options.mixes if mix != DENSE] or [DENSE]
+        mix = mixes[len(mixes) // 2]
+        run, latents = self.subject.runs(OURS, self._routes(mix)), self.subject.inputs["hidden_states"]
         made = []
         with self.subject.compiled(OURS) if mode == COMPILED else nullcontext():
             run(self.timesteps[0])  # compiles
             for loop in self._planned_loops():
                 self.progress(f"{self.case}: {loop.name}, {mix}")
                 made.append(run_loop(self.case, loop, run, latents, mix))
-        dense = next((row for row in rows if (row.implementation, row.mode, row.state) == (TORCH, mode, "ok")), None)
-        if dense is None or dense.median is None:
+        if (dense := self.dense_seconds(rows)) is None:
             return made
-        whole = STEPS * self.case.passes * dense.median  # seconds of the dense schedule
-        against = f"against {STEPS} dense steps of {self.case.passes} x {dense.median:.3f} s (row {TORCH}, {mode})"
+        whole = STEPS * self.case.passes * dense  # seconds of the dense schedule
+        against = f"against {STEPS} dense steps of {self.case.passes} x {dense:.3f} s (row {TORCH}, {mode})"
         return [
             replace(
                 loop,
@@ -241,9 +268,9 @@ class _Bench:
         return [float(timestep) for timestep in scheduler_of(self.case, steps).timesteps]
 
 
-def with_speedups(rows: Sequence[StepRow]) -> list[StepRow]:
-    """The rows of one mode, with how many times faster they are than torch with cuDNN."""
-    dense = next((row.median for row in rows if row.implementation == TORCH and row.state == "ok"), None)
-    if dense is None:
-        return list(rows)
-    return [row if row.median is None else replace(row, times_dense=round(dense / row.median, 3)) for row in rows]
+def with_speedups(rows: Sequence[StepRow], dense: float | None) -> list[StepRow]:
+    """The rows, with how many times faster they are than `dense` seconds."""
+    return [
+        row if dense is None or row.median is None else replace(row, times_dense=round(dense / row.median, 3))
+        for row in rows
+    ]

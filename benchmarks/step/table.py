@@ -25,6 +25,7 @@ def headline(report: StepReport) -> str:
     return (
         f"{', '.join(parts)}\n{about['case']}, {about['layers']} layers, {about['heads']} heads, {about['weights']}, "
         f"batch 1; a pass is one call of the transformer; x dense: times faster than torch with cuDNN in the same mode"
+        " (an engine: in the last mode)"
     )
 
 

@@ -22,6 +22,7 @@ from vorta_trt.benchmarks.step.plot import plot_report
 from vorta_trt.benchmarks.step.report import StepReport
 from vorta_trt.benchmarks.step.run import StepOptions, run_case
 from vorta_trt.benchmarks.step.table import headline, loop_table, remarks, step_table
+from vorta_trt.export import export_onnx
 from vorta_trt.model import Branch
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
@@ -44,7 +45,7 @@ HUNYUAN_VIDEO = StepCase(
     passes=1,
     shift=7.0,
 )
-OPTIONS = StepOptions(mixes=("50/50",), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
+OPTIONS = StepOptions(mixes=("dense", "50/50"), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
 
 
 def silent(what: str, done: int = 0, total: int = 0) -> None:
@@ -120,6 +121,32 @@ def test_a_wrong_sample_is_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.state for row in report.rows] == ["ok", "wrong", "ok"]  # the mix has nothing to be compared with
     assert not report.passed
     assert "differs by" in remarks(report)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the tiny Wan, with weights of its own."""
+    model = Subject.make(WAN, "cpu", torch.float32, seed=5).routed
+    return export_onnx(model, tmp_path_factory.mktemp("engine") / "wan.onnx", "fp32")
+
+
+def test_an_engine_is_measured_beside_torch(exported: Path) -> None:
+    report = run_case(WAN, replace(OPTIONS, peers=("cudnn",), loops=False, bundle=exported), silent)
+    engine = [row for row in report.rows if row.mode == "engine"]
+    assert [(row.implementation, row.routes) for row in engine] == [
+        ("engine, onnxruntime fp32", "dense"),
+        ("engine, onnxruntime fp32", "50/50"),
+    ]
+    dense = report.row(TORCH, EAGER)
+    assert report.passed and dense is not None and dense.median is not None
+    for row in engine:
+        assert row.median is not None and row.times_dense == pytest.approx(dense.median / row.median, rel=0.05)
+    assert report.about["options"]["bundle"] == "wan.onnx"
+
+
+def test_an_engine_of_another_model_is_refused(exported: Path) -> None:
+    with pytest.raises(ValueError, match="has layers 2, and tiny has 1; give its --model"):
+        run_case(WAN.with_layers(1), replace(OPTIONS, peers=(), loops=False, bundle=exported), silent)
 
 
 def test_a_peer_that_cannot_run_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,9 @@ def test_an_engine_like_torch_is_right(work: Path, capsys: pytest.CaptureFixture
         ("router, tau 0.45", 1), ("router, tau 0.45", 2), ("mixed", 1), ("mixed", 2)
     ]  # fmt: skip
     assert all(o.right and 1e-5 < o.error == o.torch_error < 1e-2 for o in outcomes)
-    assert all(0 < o.routed_heads < 3 * 4 * o.batch for o in outcomes)  # not all of one kind
+    draws = [(draw, outcome) for outcome in outcomes for draw in outcome.draws]
+    assert len(draws) == 4 * chain.DRAWS
+    assert all(0 < draw.routed_heads < 3 * 4 * outcome.batch for draw, outcome in draws)  # not all of one kind
     chain.show(outcomes)
     shown = capsys.readouterr().out
     assert "mixed" in shown and "WRONG" not in shown
@@ -77,9 +79,12 @@ def test_an_engine_that_errs_is_found(work: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_table_marks_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    right = chain.Outcome(64, "mixed", 1, 1e-3, 1e-3, True, True, 5)
-    chain.show([right, replace(right, error=3e-3), replace(right, graph_equal=False)])
-    assert [line.endswith("WRONG") for line in capsys.readouterr().out.splitlines()] == [False, False, True, True]
+    draw = chain.Draw(1e-3, 1e-3, True, True, 5)
+    outlier, differs = replace(draw, error=3e-3), replace(draw, graph_equal=False)
+    cases = [(draw,) * 3, (draw, draw, outlier), (draw, outlier, outlier), (draw, draw, differs)]
+    chain.show([chain.Outcome(64, "mixed", 1, draws) for draws in cases])
+    shown = [line.endswith("WRONG") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert shown == [False, False, True, True]
 
 
 def test_14b_inputs_and_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
