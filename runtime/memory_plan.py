@@ -176,7 +176,7 @@ def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int)
     weights = parts.weights if budget is None else max(budget, 0) + STREAMING_SCRATCH
     streamable = parts.can_stream and (parts.streams or not parts.built)
     text, vae = (rest.text_encoder or 0) * chosen.text_encoder, (rest.vae or 0) * chosen.vae
-    beside = needed(chosen) - text - vae + weights  # what the engine keeps from its first call on
+    beside = needed(chosen) - text - vae + weights
     return CardPlan(
         gib=gib,
         fits=budget is None or (budget > 0 and streamable),
@@ -184,7 +184,7 @@ def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int)
         text_encoder=None if rest.text_encoder is None else "stays" if chosen.text_encoder else "leaves",
         vae=None if rest.vae is None else "stays" if chosen.vae else "leaves",
         weight_streaming_budget=None if budget is None else max(budget, 0),
-        encoding=_stage(rest.text_encoder, ENCODING, beside + vae, room),
+        encoding=_stage(rest.text_encoder, ENCODING, weights + vae, room),
         decoding=_stage(rest.vae, rest.decoding, beside + text, room),
         sampling_bytes=needed(chosen) + weights + RESERVE,
         remarks=remarks,

@@ -99,12 +99,6 @@ def test_what_leaves_first(bundle: Path, wan_pipeline: Path) -> None:
     assert "video decoded after the engine is closed" in small.line()
 
 
-def test_later_prompts_are_encoded_beside_what_the_engine_keeps(bundle: Path, wan_pipeline: Path) -> None:
-    """The weights and the text encoder would fit, 37.7 GiB, but not with the activations of the first request."""
-    (card,) = cards(engine(bundle, **WAN_14B, flags=(RESIZE,)), 44, checkpoint=wan_pipeline)
-    assert (card.fits, card.text_encoder, card.encoding) == (True, "leaves", "alone")
-
-
 @pytest.mark.parametrize(
     ("options", "remark"),
     [
