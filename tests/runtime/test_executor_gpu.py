@@ -109,6 +109,25 @@ def test_how_long_outputs_are_valid(tiny: Path, check: Any, graph: bool, seed: i
 
 
 @pytest.mark.parametrize("graph", [True, False])
+def test_calls_in_and_outside_of_inference_mode(tiny: Path, check: Any, graph: bool, seed: int) -> None:
+    """And with inputs that autograd tracks, whose graph does not grow from call to call."""
+    from vorta_trt.benchmarks.tiny_engine import tiny_inputs
+
+    tracked = {name: torch.from_numpy(value).cuda() * 1 for name, value in tiny_inputs(2, WIDTH, seed).items()}
+    tracked["hidden_states"].requires_grad_()
+    with Engine(tiny, cuda_graph=graph) as engine:
+        with torch.inference_mode():
+            for number in range(2):
+                check(engine, 2, seed + number)
+        expected = check(engine, 2, seed)
+        with torch.enable_grad():
+            sample = engine(**{name: value * 1 for name, value in tracked.items()})["sample"]
+        assert torch.equal(sample, expected) and not sample.requires_grad
+        with torch.inference_mode():
+            check(engine, 2, seed + 2)
+
+
+@pytest.mark.parametrize("graph", [True, False])
 def test_the_callers_stream_is_waited_for_and_waits(tiny: Path, graph: bool, seed: int) -> None:
     """Inputs that are still being computed, outputs that are used at once, inputs that are overwritten at once."""
     from vorta_trt.benchmarks.tiny_engine import TOKENS, tiny_sample, tiny_weights
