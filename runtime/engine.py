@@ -12,10 +12,11 @@ import numpy as np
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device_array import DeviceArray
-from vorta_trt.runtime.executor import ContextOptions, DeviceUse, Executor, Outputs
+from vorta_trt.runtime.device.device_array import DeviceArray
+from vorta_trt.runtime.device.nvtx import nvtx_range
+from vorta_trt.runtime.executors.executor import ContextOptions, DeviceUse, Executor, Outputs
+from vorta_trt.runtime.executors.weight_streaming import Budget, check_budget
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.nvtx import nvtx_range
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import (
     AnyArray,
@@ -28,12 +29,11 @@ from vorta_trt.runtime.tensors import (
     to_numpy,
     to_torch,
 )
-from vorta_trt.runtime.weight_streaming import Budget, check_budget
 
 if TYPE_CHECKING:
     from vorta_trt.export.metadata import ModelMetadata
-    from vorta_trt.runtime.device_scratch import DeviceScratch
-    from vorta_trt.runtime.layer_times import LayerTimes
+    from vorta_trt.runtime.device.device_scratch import DeviceScratch
+    from vorta_trt.runtime.executors.layer_times import LayerTimes
 
 EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 ROUTER_DECIDES = -1
@@ -270,7 +270,7 @@ def _load(
     if target.bundle is None:
         return _load_onnx(target.path, executor or "onnxruntime", device, options, budget)
     if executor in (None, "tensorrt"):
-        from vorta_trt.runtime.tensorrt_executor import TensorRTExecutor
+        from vorta_trt.runtime.executors.tensorrt_executor import TensorRTExecutor
 
         try:
             return TensorRTExecutor.load(target.bundle, device, options, budget)
@@ -297,10 +297,10 @@ def _load_onnx(
         raise ValueError(f"device {device!r}: executor {executor!r} runs on the CPU; leave device out")
     _refuse_on_cpu(executor, weight_streaming_budget=budget, scratch=options.scratch)
     if executor == "reference":
-        from vorta_trt.runtime.reference_executor import ReferenceExecutor
+        from vorta_trt.runtime.executors.reference_executor import ReferenceExecutor
 
         return ReferenceExecutor(path)
-    from vorta_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
+    from vorta_trt.runtime.executors.onnxruntime_executor import OnnxRuntimeExecutor
 
     return OnnxRuntimeExecutor(path)
 

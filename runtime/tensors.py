@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from vorta_trt.runtime.device_array import CPU, DeviceArray
+from vorta_trt.runtime.device.device_array import CPU, DeviceArray
 
 if TYPE_CHECKING:
     import torch
