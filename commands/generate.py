@@ -31,14 +31,21 @@ from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.pipelines.generator import StepReport
+    from vorta_trt.runtime.pipelines.generator import GeneratedVideo
     from vorta_trt.runtime.pipelines.planner import PlannedRequest
+    from vorta_trt.runtime.pipelines.sampler import OnStep
 
 
 class GuidanceBatching(str, Enum):
     auto = "auto"
     batched = "batched"
     sequential = "sequential"
+
+
+class MemoryMode(str, Enum):
+    auto = "auto"
+    resident = "resident"
+    staged = "staged"
 
 
 class Format(str, Enum):
@@ -128,6 +135,13 @@ def generate(
         Executor | None, typer.Option(help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX].")
     ] = None,
     device: Annotated[str | None, typer.Option(help="GPU, e.g. cuda:1 [default: the first].")] = None,
+    memory_mode: Annotated[
+        MemoryMode,
+        typer.Option(
+            help="resident: all is loaded together. staged: all prompts are encoded before the engine is opened, the "
+            "videos decoded after it is closed. auto: what the memory plan says of the GPU's free memory."
+        ),
+    ] = MemoryMode.auto,
     weight_streaming: Annotated[
         str | None,
         typer.Option(
@@ -202,33 +216,44 @@ def generate(
         if not dry_run:
             jobs = _jobs(prompt, prompts, output, video_format)
             stages("loading text encoder, VAE and engine")
-            videos = []
+            videos: list[dict[str, Any]] = []
+
+            def write(number: int, video: GeneratedVideo) -> None:
+                file = video.save(jobs[number][1], fps)
+                videos.append({"output": str(file), **video.to_dict()})
+
             with VideoGenerator(
                 planner,
                 executor=None if executor is None else executor.value,
                 device=device,
                 strict=strict,
+                memory_mode=memory_mode.value,
                 cpu_offload=cpu_offload,
                 vae_tiling=vae_tiling,
                 engine=None if weight_streaming is None else {"weight_streaming_budget": _budget(weight_streaming)},
             ) as generator:
-                for number, (text, file) in enumerate(jobs):
-                    video = generator.generate(
-                        text,
-                        negative_prompt=negative_prompt,
-                        seed=seed,
-                        settings=settings,
-                        locate=locate,
-                        on_step=_step_bar(stages, number, len(jobs)),
-                    )
-                    video.save(file, fps)
-                    seed = video.seed  # one for all
-                    videos.append({"output": str(file), **video.to_dict()})
+                generator.generate_each(
+                    [text for text, _ in jobs],
+                    write,
+                    negative_prompt=negative_prompt,
+                    seed=seed,
+                    settings=settings,
+                    locate=locate,
+                    on_step=_step_bar(stages, len(jobs)),
+                    on_stage=stages,
+                )
+                memory = generator.memory
     if dry_run:
         typer.echo(json.dumps(planned.to_dict()) if as_json else "\n".join(planned.lines()))
     elif as_json:
-        typer.echo(json.dumps({"scheduler": planned.schedule.scheduler, "videos": videos}, indent=2))
+        content = {"scheduler": planned.schedule.scheduler, "memory": memory.to_dict(), "videos": videos}
+        typer.echo(json.dumps(content, indent=2))
     else:
+        if memory.is_staged or (memory.cpu_offload, memory.stream_weights) != (
+            cpu_offload,
+            weight_streaming is not None,
+        ):
+            typer.echo(f"memory mode {memory.mode.value}: {memory.reason}")
         for entry in videos:
             typer.echo(_line(entry))
 
@@ -266,11 +291,11 @@ def _jobs(prompt: str | None, prompts: Path | None, output: Path | None, suffix:
     return [(prompt, output)]
 
 
-def _step_bar(stages: Stages, number: int, count: int) -> StepReport:
+def _step_bar(stages: Stages, count: int) -> OnStep:
     """Shows the step that begins, and what it does."""
-    of_several = f"video {number + 1} of {count}, " if count > 1 else ""
 
-    def show(step: int, planned: PlannedRequest) -> None:
+    def show(number: int, step: int, planned: PlannedRequest) -> None:
+        of_several = f"video {number + 1} of {count}, " if count > 1 else ""
         plan = planned.steps
         what = ""
         if not plan.compute[step]:

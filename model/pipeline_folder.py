@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,22 @@ PARTS = {
 }
 
 
-def load_pipeline(checkpoint: Path, pipeline: str, dtype: torch.dtype, *, purpose: str, transformer: Any = None) -> Any:
+def load_pipeline(
+    checkpoint: Path,
+    pipeline: str,
+    dtype: torch.dtype,
+    *,
+    purpose: str,
+    transformer: Any = None,
+    without: Collection[str] = (),
+) -> Any:
     """The pipeline on the CPU, without the transformer of the checkpoint.
 
     Args:
         pipeline: its class in diffusers.
         dtype: of the text encoders; everything else is float32.
         purpose: what needs it, for errors. transformer: what takes the place of the transformer.
+        without: further parts that are not loaded, of `PARTS`; the pipeline has None in their place.
     Raises:
         FileNotFoundError, CheckpointError: it is not the whole folder of such a pipeline.
     """
@@ -43,9 +52,10 @@ def load_pipeline(checkpoint: Path, pipeline: str, dtype: torch.dtype, *, purpos
         encoders = {
             name: getattr(transformers, encoder).from_pretrained(checkpoint / name, dtype=dtype).eval()
             for name, encoder in classes.items()
-            if name.startswith("text_encoder") and encoder is not None
+            if name.startswith("text_encoder") and encoder is not None and name not in without
         }
-        return kind.from_pretrained(checkpoint, transformer=transformer, **encoders)
+        absent = dict.fromkeys(without)
+        return kind.from_pretrained(checkpoint, transformer=transformer, **encoders, **absent)
 
 
 def check_pipeline(checkpoint: Path, pipeline: str, *, purpose: str) -> dict[str, str | None]:

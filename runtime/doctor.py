@@ -91,9 +91,9 @@ def examine(folder: Path | None = None) -> DoctorReport:
     builds, runs = [], []
     for report in available_flavours():
         flavour = FLAVOURS[report.name]
-        if report.version is None:
-            detail = f"not installed; {flavour.install_hint}"
-            findings.append(Finding(section="TensorRT", name=report.title, state="note", detail=detail))
+        absent = f"not installed; {flavour.install_hint}" if report.version is None else _of_another_flavour(flavour)
+        if absent is not None:
+            findings.append(Finding(section="TensorRT", name=report.title, state="note", detail=absent))
             continue
         registered = _plugin_in(flavour, library)
         findings.append(registered)
@@ -198,6 +198,12 @@ def _plugin_in(flavour: Flavour, library: PluginLibrary | None) -> Finding:
         return "registers RoutedAttention"
 
     return _attempt("TensorRT", f"{flavour.title} plugin", work)
+
+
+def _of_another_flavour(flavour: Flavour) -> str | None:
+    """What is installed, if that is another flavour's version of the same package, with which nothing is wrong."""
+    others = (other for other in FLAVOURS.values() if other.package == flavour.package)
+    return flavour.wrong_version if any(other.wrong_version is None for other in others) else None
 
 
 def _attempt(section: str, name: str, work: Callable[[], str]) -> Finding:

@@ -47,8 +47,8 @@ class CardPlan(BaseModel):
         fits: whether it runs at all. guidance: both samples of a step in one call, or one after the other.
         text_encoder, vae: "stays" on the GPU or "leaves" it while the engine samples; None: not in the plan.
         weight_streaming_budget: bytes for `Engine(weight_streaming_budget=...)`; None: all weights fit.
-        encoding, decoding: of prompt and video, "beside" the engine, "alone" (before it is opened, after it is closed),
-        or "too large"; None: unknown.
+        encoding, decoding: of prompt and video, "beside" the engine, which keeps its activations from one video to the
+        next, "alone" (before it is opened, after it is closed), or "too large"; None: unknown.
         sampling_bytes: needed while sampling, with everything that stays. remarks: what to do about it.
     """
 
@@ -161,22 +161,25 @@ def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int)
         if can_batch or not batched
     ]
 
-    def needed(choice: _Choice) -> int:
-        """While sampling, without the weights of the engine."""
+    def needed(choice: _Choice, streams: bool = False) -> int:
+        """While sampling, without the weights of the engine. One that streams takes activations of its largest batch:
+        only that figure of TensorRT has streaming's own scratch memory in it (`tensorrt_api.scratch_for`)."""
         batch = GUIDANCE if choice.batched else 1
         staying = (rest.text_encoder or 0) * choice.text_encoder + (rest.vae or 0) * choice.vae
-        return parts.activations_for(batch) + parts.tensors_for(batch) + latents + staying
+        activations = parts.activations if streams else parts.activations_for(batch)
+        return activations + parts.tensors_for(batch) + latents + staying
 
     chosen = next((choice for choice in choices if needed(choice) + parts.weights <= room), None)
     budget, remarks = None, [] if can_batch else [_one_sample(parts)]
     if chosen is None:
         chosen = _Choice(batched=False, text_encoder=False, vae=False)
-        budget = room - needed(chosen) - STREAMING_SCRATCH
+        budget = room - needed(chosen, streams=True) - STREAMING_SCRATCH
         remarks += _streaming_remarks(parts, budget)
     weights = parts.weights if budget is None else max(budget, 0) + STREAMING_SCRATCH
     streamable = parts.can_stream and (parts.streams or not parts.built)
     text, vae = (rest.text_encoder or 0) * chosen.text_encoder, (rest.vae or 0) * chosen.vae
-    beside = needed(chosen) - text - vae + weights
+    sampling = needed(chosen, streams=budget is not None)
+    beside = sampling - text - vae + weights
     return CardPlan(
         gib=gib,
         fits=budget is None or (budget > 0 and streamable),
@@ -184,9 +187,9 @@ def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int)
         text_encoder=None if rest.text_encoder is None else "stays" if chosen.text_encoder else "leaves",
         vae=None if rest.vae is None else "stays" if chosen.vae else "leaves",
         weight_streaming_budget=None if budget is None else max(budget, 0),
-        encoding=_stage(rest.text_encoder, ENCODING, weights + vae, room),
+        encoding=_stage(rest.text_encoder, ENCODING, beside + vae, room),
         decoding=_stage(rest.vae, rest.decoding, beside + text, room),
-        sampling_bytes=needed(chosen) + weights + RESERVE,
+        sampling_bytes=sampling + weights + RESERVE,
         remarks=remarks,
     )
 
@@ -196,16 +199,16 @@ def _one_sample(parts: EngineParts) -> str:
 
 
 def _streaming_remarks(parts: EngineParts, budget: int) -> list[str]:
+    smaller = budget + parts.activations - parts.activations // parts.largest_batch  # of an engine for one sample
     if budget <= 0:
-        remark = "activations alone need more; take a smaller video, or another card"
-        if not parts.resizes and parts.largest_batch > 1:
-            remark = "activations alone need more; build with --batch 1, or take a smaller video"
-        return [remark]
+        remedy = "build with --batch 1, or take a smaller video" if smaller > 0 else "take a smaller video"
+        return [f"activations alone need more; {remedy}, or another card"]
     if not parts.can_stream:
         return ["the weights do not fit, and TensorRT 8.6 cannot stream them; build with TensorRT 10 or newer, or RTX"]
-    if parts.built and not parts.streams:
-        return ["the weights do not fit; build with --weight-streaming"]
-    return [] if parts.streams else ["build with --weight-streaming"]
+    flags = [] if parts.streams else ["--weight-streaming"]
+    flags += [f"--batch 1 (keeps {readable_bytes(min(smaller, parts.weights))})"] if smaller > budget else []
+    problem = "the weights do not fit; " if parts.built and not parts.streams else ""
+    return [f"{problem}build with {' and '.join(flags)}"] if flags else []
 
 
 def _stage(model: int | None, working: int | None, beside: int, room: int) -> Stage | None:

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from vorta_trt.engines import gpu
+from vorta_trt.engines import plugin as plugin_module
+from vorta_trt.engines.flavours import FLAVOURS, TensorRT
 from vorta_trt.runtime import doctor
+
+from ..engines import fake_tensorrt8
 
 
 def test_this_machine_can_build(tmp_path: Path) -> None:
@@ -53,3 +58,36 @@ def test_a_gpu_without_kernels_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert library.state == "failed"
     assert "none for NVIDIA TITAN V" in library.detail
     assert any("NVIDIA TITAN V" in finding.detail for finding in report.findings if finding.section == "GPU")
+
+
+@pytest.mark.parametrize(
+    ("version", "absent", "present", "detail"),
+    [
+        ("8.6.0", "tensorrt", "tensorrt8", "needs 10.0 or newer .*TensorRT 8.6 is the flavour tensorrt8"),
+        ("10.14.1", "tensorrt8", "tensorrt", "for 8.6; TensorRT 10 and newer are the flavour tensorrt "),
+    ],
+)
+def test_a_version_of_another_flavour_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, absent: str, present: str, detail: str
+) -> None:
+    monkeypatch.setattr(TensorRT, "version", version)  # of both flavours
+    found = FLAVOURS[present]
+    monkeypatch.setitem(found.__dict__, "module", fake_tensorrt8)
+    report = doctor.examine(tmp_path)
+    found.__dict__.pop("logger", None)
+    plugin_module._loaded.pop(present, None)
+    states = {finding.name: (finding.state, finding.detail) for finding in report.findings}
+    state, said = states[FLAVOURS[absent].title]
+    assert state == "note"
+    assert re.search(detail, said)
+    assert states[f"{found.title} plugin"] == ("ok", "registers RoutedAttention")
+    assert f"{FLAVOURS[absent].title} plugin" not in states
+    assert "failed" not in {finding.state for finding in report.findings}
+
+
+def test_a_version_of_no_flavour_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(TensorRT, "version", "9.3.0")
+    report = doctor.examine(tmp_path)
+    (finding,) = (finding for finding in report.findings if finding.name == "TensorRT plugin")
+    assert finding.state == "failed"
+    assert "tensorrt 9.3.0 is installed, but vorta-trt needs 10.0 or newer" in finding.detail

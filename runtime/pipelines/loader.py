@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`PartsLoader`: text encoders and VAE of a pipeline folder, all of them or those of one stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.pipeline_folder import PARTS, check_pipeline, load_pipeline
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING
+
+PURPOSE = "generation"  # what needs the pipeline folder, in errors
+
+
+class PartsLoader:
+    """Of the folder that a planner has found; looks at it, and loads nothing yet.
+
+    Args:
+        vae_tiling: decode in tiles; None does for the families that need it.
+    Raises: CheckpointError, FileNotFoundError: a folder that is not the model's pipeline, or none.
+    """
+
+    def __init__(self, planner: RequestPlanner, vae_tiling: bool | None) -> None:
+        self._planner = planner
+        self._folder = planner.require_checkpoint()
+        self._tiled = planner.tiled_vae if vae_tiling is None else vae_tiling
+        self._check(check_pipeline(self._folder, planner.pipeline, purpose=PURPOSE))
+
+    def load(self, device: torch.device, transformer: Any = None, *, encoders: bool = True, vae: bool = True) -> Any:
+        """diffusers' pipeline, on the CPU.
+
+        Args:
+            device: where the parts will run, which decides their precision. transformer: takes the transformer's place.
+            encoders, vae: whether text encoders with their tokenizers, and the VAE, are loaded; else they are None.
+        """
+        types, name = FAMILY_SAMPLING[self._planner.family], self._planner.pipeline
+        encoder_dtype, vae_dtype = (
+            getattr(torch, dtype) if device.type == "cuda" else torch.float32
+            for dtype in (types.encoder_dtype, types.vae_dtype)
+        )
+        wanted = {part: vae if part == "vae" else encoders for part in PARTS[name]}
+        without = [part for part, loaded in wanted.items() if not loaded]
+        pipeline = load_pipeline(self._folder, name, encoder_dtype, purpose=PURPOSE, without=without)
+        if vae:
+            # diffusers' `to` warns of modules to keep, even if there are none
+            torch.nn.Module.to(pipeline.vae, vae_dtype)
+            if self._tiled:
+                pipeline.vae.enable_tiling()
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.transformer = transformer
+        return pipeline
+
+    def _check(self, classes: dict[str, str | None]) -> None:
+        """Text encoders and VAE must give what the transformer takes."""
+        import diffusers
+        import transformers
+
+        config = self._planner.config
+        text = "text_dim" if self._planner.family == "wan" else "text_embed_dim"
+        vae: dict[str, Any] = getattr(diffusers, str(classes["vae"])).load_config(self._folder / "vae")
+        encoder = getattr(transformers, str(classes["text_encoder"])).config_class
+        found = {
+            "VAE channels": vae.get("z_dim", vae.get("latent_channels")),
+            "text encoder's width": encoder.from_pretrained(self._folder / "text_encoder").hidden_size,
+        }
+        wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[text]}
+        for what, value in wanted.items():
+            if found[what] not in (value, None):
+                raise CheckpointError(
+                    f"checkpoint {self._folder}: {what} {found[what]}, but {self._planner.name} takes {value}; give "
+                    f"the pipeline folder that it was made from"
+                )

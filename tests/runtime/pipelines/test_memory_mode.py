@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staged generation: the same videos, with one part loaded at a time; and who chooses it, by which figures."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vorta_trt.runtime import Engine, SamplingSettings, VideoGenerator
+from vorta_trt.runtime.memory_plan import CardPlan
+from vorta_trt.runtime.pipelines import loader, memory_mode, transformer
+from vorta_trt.runtime.pipelines.generator import GeneratedVideo
+from vorta_trt.runtime.pipelines.guidance import GuidanceMode
+from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan, choose_memory
+from vorta_trt.runtime.pipelines.planner import PlannedRequest
+from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
+
+from ...tiny import Tiny
+
+PROMPTS = ["a red wall", "a blue wall", "a red wall"]
+GPU = torch.device("cuda", 0)
+
+
+class Watch:
+    """What is loaded, as it comes and goes.
+
+    Attributes:
+        events: "open" and "close" of the engine, "parts" with the names of what has been loaded of the pipeline.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self._parts: dict[str, weakref.ref[Any]] = {}
+        watch = self
+
+        class WatchedEngine(Engine):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                watch.events.append(f"open beside {watch.loaded()}")
+                super().__init__(*arguments, **options)
+
+            def close(self) -> None:
+                if not self.closed:
+                    watch.events.append("close")
+                super().close()
+
+        load = loader.load_pipeline
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            watch.events.append(f"load beside {watch.loaded()}")
+            pipeline = load(*arguments, **options)
+            for name in ("text_encoder", "text_encoder_2", "vae"):
+                if (part := getattr(pipeline, name, None)) is not None:
+                    watch._parts[name] = weakref.ref(part)
+            return pipeline
+
+        monkeypatch.setattr(transformer, "Engine", WatchedEngine)
+        monkeypatch.setattr(loader, "load_pipeline", watched)
+
+    def loaded(self) -> list[str]:
+        """Parts that somebody holds on to; no collection here, which would hide that nobody lets go of cycles."""
+        return sorted(name for name, part in self._parts.items() if part() is not None)
+
+
+def settings(family: str) -> SamplingSettings:
+    """With guidance in both families."""
+    return SamplingSettings(steps=3, true_guidance_scale=1.0 if family == "wan" else 3.0)
+
+
+def generate(generator: VideoGenerator, family: str, **options: Any) -> list[GeneratedVideo]:
+    videos: list[GeneratedVideo] = []
+
+    def keep(number: int, video: GeneratedVideo) -> None:
+        assert number == len(videos)
+        videos.append(video)
+
+    generator.generate_each(PROMPTS, keep, seed=3, negative_prompt="red", settings=settings(family), **options)
+    return videos
+
+
+def test_staged_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoGenerator(tiny.onnx) as generator:
+        assert generator.memory.mode is MemoryMode.RESIDENT
+        expected = generate(generator, tiny.family)
+    watch = Watch(monkeypatch)
+    stages: list[tuple[str, int, int]] = []
+    steps: list[tuple[int, int]] = []
+    with VideoGenerator(tiny.onnx, memory_mode="staged", strict=True) as generator:
+        assert watch.events == []
+        videos = generate(
+            generator,
+            tiny.family,
+            on_stage=lambda *stage: stages.append(stage),
+            on_step=lambda number, step, planned: steps.append((number, step)),
+        )
+        again = generator.generate("a blue wall", seed=3, settings=SamplingSettings(steps=3))
+        assert generator.executor == "onnxruntime"
+    for video, resident in zip(videos, expected, strict=True):
+        assert np.array_equal(video.frames, resident.frames)
+        assert (video.prompt, video.seed, video.launches) == (resident.prompt, 3, 6)
+        assert 0 < video.seconds
+    assert not np.array_equal(videos[0].frames, videos[1].frames)
+    assert not np.array_equal(again.frames, videos[1].frames)  # without the negative prompt
+    one_request = ["load beside []", "open beside []", "load beside []", "close", "load beside []"]
+    assert watch.events == 2 * one_request  # encoders, engine, a pipeline of scheduler and engine, VAE
+    assert steps == [(number, step) for number in range(3) for step in range(3)]
+    assert stages == [
+        ("loading the text encoder", 0, 0),
+        ("encoding prompts", 0, 3),  # every text once, the negative prompt, too
+        ("encoding prompts", 1, 3),
+        ("encoding prompts", 2, 3),
+        ("loading the engine", 0, 0),
+        ("loading the VAE", 0, 0),
+        ("decoding", 0, 3),
+        ("decoding", 1, 3),
+        ("decoding", 2, 3),
+    ]
+
+
+def test_every_setting_works_staged(tiny_wan: Tiny) -> None:
+    chosen = SamplingSettings(
+        steps=6, scheduler="flow-euler", cache=StepBroadcast(3, (100, 950)), guidance=GuidanceMode.BATCHED
+    )
+    videos = []
+    for mode in MemoryMode:
+        with VideoGenerator(tiny_wan.onnx, memory_mode=mode, vae_tiling=True, strict=True) as generator:
+            videos.append(generator.generate("a red wall", seed=1, settings=chosen))
+    assert all(np.array_equal(video.frames, videos[0].frames) for video in videos)
+    assert {video.launches for video in videos} == {videos[0].planned.steps.computed_steps + 1}
+
+
+def test_a_stopped_request_leaves_nothing_loaded(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(number: int, step: int, planned: PlannedRequest) -> None:
+        if (number, step) == (1, 1):
+            raise KeyboardInterrupt
+
+    watch = Watch(monkeypatch)
+    with VideoGenerator(tiny_wan.onnx, memory_mode="staged") as generator:
+        with pytest.raises(KeyboardInterrupt):
+            generate(generator, "wan", on_step=stop)
+        assert watch.events[-1] == "close"
+        gc.collect()
+        assert watch.loaded() == []
+        assert len(generate(generator, "wan")) == 3
+
+
+def test_a_video_is_there_before_the_next_is_decoded(tiny_wan: Tiny, tmp_path: Path) -> None:
+    def write(number: int, video: GeneratedVideo) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        video.save(tmp_path / f"{number}.npy")
+
+    with VideoGenerator(tiny_wan.onnx, memory_mode="staged") as generator:
+        with pytest.raises(KeyboardInterrupt):
+            generator.generate_each(PROMPTS, write, settings=SamplingSettings(steps=1))
+    assert [file.name for file in tmp_path.iterdir()] == ["0.npy"]
+
+
+def test_what_has_no_effect(tiny_wan: Tiny) -> None:
+    with pytest.raises(ValueError, match="cpu_offload: has no effect in memory mode staged"):
+        VideoGenerator(tiny_wan.onnx, memory_mode="staged", cpu_offload=True)
+    with pytest.raises(ValueError, match="memory mode staged: opens and closes an engine, and a routed model stays"):
+        VideoGenerator(tiny_wan.model(), memory_mode="staged")
+    with pytest.raises(ValueError, match="memory mode 'small': must be one of auto, resident, staged"):
+        VideoGenerator(tiny_wan.onnx, memory_mode="small")
+
+
+# -- who chooses -------------------------------------------------------------------------------------------------------
+
+
+def card(**changes: Any) -> CardPlan:
+    """80 GiB, everything stays."""
+    plan = CardPlan(
+        gib=80,
+        fits=True,
+        guidance="batched",
+        text_encoder="stays",
+        vae="stays",
+        weight_streaming_budget=None,
+        encoding="beside",
+        decoding="beside",
+        sampling_bytes=60 << 30,
+        remarks=[],
+    )
+    return plan.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode", "encoders", "offload", "streams"),
+    [
+        ({}, "resident", GPU, False, False),
+        ({"text_encoder": "leaves"}, "resident", GPU, True, False),
+        ({"weight_streaming_budget": 9, "text_encoder": "leaves", "vae": "leaves"}, "resident", GPU, True, True),
+        ({"encoding": "alone"}, "staged", GPU, False, False),
+        ({"decoding": "alone"}, "staged", GPU, False, False),
+        ({"encoding": "too large"}, "staged", torch.device("cpu"), False, False),
+        ({"encoding": "alone", "vae": "leaves", "weight_streaming_budget": 9}, "staged", GPU, False, True),
+        ({"fits": False, "weight_streaming_budget": 9}, "staged", GPU, False, False),  # not built for streaming
+        ({"text_encoder": None, "vae": None, "encoding": None, "decoding": None}, "resident", GPU, False, False),
+    ],
+)
+def test_auto_follows_the_plan(
+    changes: dict[str, Any], mode: str, encoders: torch.device, offload: bool, streams: bool
+) -> None:
+    choice = by_plan(MemoryMode.AUTO, card(**changes), GPU)
+    assert (choice.mode.value, choice.encoders) == (mode, encoders)
+    assert (choice.cpu_offload, choice.stream_weights) == (offload, streams)
+    assert choice.reason.startswith("free on the GPU are 80 GiB: ")
+    asked = by_plan(MemoryMode.STAGED, card(**changes), GPU)
+    assert (asked.mode, asked.encoders, asked.stream_weights) == (MemoryMode.STAGED, encoders, False)
+    assert asked.reason.startswith("asked for; free on the GPU are 80 GiB: ")
+
+
+def test_what_was_asked_for_stays_asked_for() -> None:
+    choice = by_plan(MemoryMode.AUTO, card(), GPU, cpu_offload=True, stream_weights=True)
+    assert choice.cpu_offload and choice.stream_weights
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A machine whose GPU runs the bundle; `free`: bytes."""
+    machine = SimpleNamespace(free=24 << 30)
+    read = memory_mode.read_target
+    monkeypatch.setattr(memory_mode, "read_target", lambda source, runtime=False: read(source))
+    monkeypatch.setattr(memory_mode, "check_device", lambda *what: None)
+    monkeypatch.setattr(memory_mode, "_free_bytes", lambda index: machine.free)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    yield machine
+
+
+def test_auto_asks_for_the_free_memory(bundle: Path, tiny_wan: Tiny, gpu: Any) -> None:
+    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint, device="cuda:1")
+    assert (choice.mode, choice.device) == (MemoryMode.RESIDENT, torch.device("cuda", 1))
+    assert "24 GiB: guidance batched, text encoder stays, VAE stays" in choice.reason
+    gpu.free = 1 << 20
+    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint)
+    assert choice.is_staged
+    assert "0.1 GiB: does not fit" in choice.reason
+
+
+def test_without_cuda_in_torch_only_the_engine_is_on_the_gpu(
+    bundle: Path, tiny_wan: Tiny, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.free = 1 << 20
+    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint)
+    assert (choice.mode, choice.device.type) == (MemoryMode.RESIDENT, "cpu")
