@@ -15,6 +15,7 @@ import torch
 
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
 from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts
 from vorta_trt.runtime.memory_plan import (
     RESERVE,
@@ -26,7 +27,6 @@ from vorta_trt.runtime.memory_plan import (
 from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import TensorSpec
-from vorta_trt.runtime.weight_streaming import HEADROOM, set_budget
 
 GIB = 2**30
 STREAMING, RESIZE = "WEIGHT_STREAMING", "RUNTIME_ACTIVATION_RESIZE_10_10"
