@@ -16,7 +16,7 @@ from vorta_trt.commands.options import Precision, Router, Size, check_folder, so
 from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
-    from vorta_trt.runtime.compare_report import CompareReport
+    from vorta_trt.runtime.comparison.report import CompareReport
     from vorta_trt.runtime.console import Stages
 
 
@@ -74,8 +74,8 @@ def compare(
     PSNR, SSIM and LPIPS. PSNR is over all pixels and channels, SSIM over the luma. With --of, both settings sample the
     same prompts from the same noise.
     """
-    from vorta_trt.runtime.compare import compare_samples
-    from vorta_trt.runtime.compare_report import compare_table
+    from vorta_trt.runtime.comparison.compare import compare_samples
+    from vorta_trt.runtime.comparison.report import compare_table
     from vorta_trt.runtime.console import Stages, output_console
 
     if fps is not None and video is None:
@@ -110,7 +110,7 @@ def _compare_settings(
     of: Path, first: str, second: str, sampling: dict[str, Any], common: dict[str, Any], stages: Stages
 ) -> CompareReport:
     from vorta_trt.engines.manifest import MANIFEST
-    from vorta_trt.runtime.compare_settings import Setting, compare_settings
+    from vorta_trt.runtime.comparison.settings import Setting, compare_settings
     from vorta_trt.runtime.pipelines.prompts import read_prompts
     from vorta_trt.runtime.pipelines.settings import DEFAULT_STEPS, SamplingSettings
 

@@ -31,7 +31,7 @@ def demo(
     """
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.demo import next_steps, run_demo
-    from vorta_trt.runtime.verify_report import case_table
+    from vorta_trt.runtime.verification.report import case_table
 
     with Stages() as stages:
         report = run_demo(output, stages, family.value.replace("-", "_"))

@@ -55,8 +55,8 @@ def verify(
     failure, the first module that departs.
     """
     from vorta_trt.runtime.console import Stages, output_console
-    from vorta_trt.runtime.verify import verify as run_verify
-    from vorta_trt.runtime.verify_report import case_table, layer_table
+    from vorta_trt.runtime.verification.report import case_table, layer_table
+    from vorta_trt.runtime.verification.verify import verify as run_verify
 
     with Stages() as stages:
         report = run_verify(

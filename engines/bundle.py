@@ -12,7 +12,7 @@ from typing import Any
 from vorta_trt.engines import fp8
 from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
-from vorta_trt.engines.gpu import ComputeCapability, Target, architectures_cover, driver_report
+from vorta_trt.engines.gpu import ComputeCapability, Device, Target, architectures_cover, driver_report
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import (
     LAYERS,
@@ -108,10 +108,10 @@ class Bundle:
         manifest.write(self.path / MANIFEST)
         return Bundle(self.path, manifest)
 
-    def plugin_library(self) -> PluginLibrary | None:
-        """The library to load for this engine: the installed one if its ABI fits, else the bundle's own; None if the
-        engine has no plugin. Raises BundleError if neither fits."""
-        library, problems = self._find_plugin()
+    def plugin_library(self, device: int = 0) -> PluginLibrary | None:
+        """The library to load for this engine on GPU number `device`: the installed one if its ABI fits, else the
+        bundle's own; None if the engine has no plugin. Raises BundleError if neither fits."""
+        library, problems = self._find_plugin(device)
         if problems:
             raise BundleError(self.path, problems)
         return library
@@ -130,8 +130,9 @@ class Bundle:
                 problems.append(f"{name} was changed: its SHA-256 differs from the manifest's; copy or build it again")
         return problems
 
-    def check_runtime(self) -> list[str]:
-        """What keeps the engine from running here: flavour, version, GPU (if there is one), plugin ABI and kernels."""
+    def check_runtime(self, device: int = 0) -> list[str]:
+        """What keeps the engine from running here: flavour, version, GPU number `device` (if there is one), plugin ABI
+        and kernels."""
         engine = self.manifest.engine
         try:
             flavour = self.flavour
@@ -141,23 +142,24 @@ class Bundle:
         if problem := flavour.version_problem(engine.version, engine.version_compatible):
             problems.append(problem)
         target = Target(tuple(map(ComputeCapability.parse, engine.compute_capabilities)), engine.and_newer)
-        devices = driver_report().devices
-        if devices and not target.covers(devices[0].capability):
+        gpu = _gpu(device)
+        if gpu is not None and not target.covers(gpu.capability):
             built_for = ", ".join(engine.compute_capabilities) + (" and newer" if engine.and_newer else "")
+            which = f"cuda:{device}" if device else "this GPU"
             problems.append(
-                f"built for compute capability {built_for}, but this GPU is {devices[0]}; build for it with "
-                f"{self._remedy_for(devices[0].capability)}"
+                f"built for compute capability {built_for}, but {which} is {gpu}; build for it with "
+                f"{self._remedy_for(gpu.capability)}"
             )
-        if devices:
-            problems += fp8.run_problems(self.manifest.attention_precision, devices[0])
-        return problems + self._find_plugin()[1]
+        if gpu is not None:
+            problems += fp8.run_problems(self.manifest.attention_precision, gpu)
+        return problems + self._find_plugin(device)[1]
 
     def _remedy_for(self, capability: ComputeCapability) -> str:
         if self.flavour.name == "rtx" and self.flavour.version and self.flavour.supports(capability):
             return f"--compute-capability {capability}"
         return "--tensorrt tensorrt on a machine with that GPU"
 
-    def _find_plugin(self) -> tuple[PluginLibrary | None, list[str]]:
+    def _find_plugin(self, device: int) -> tuple[PluginLibrary | None, list[str]]:
         needed = self.manifest.plugin
         if needed is None:
             return None, []
@@ -165,7 +167,7 @@ class Bundle:
         try:
             library = load_library()
             if library.abi_hash == needed.abi_hash:
-                return library, self._kernel_problems(library)
+                return library, _kernel_problems(library, device)
             problems.append(
                 f"built with plugin ABI {needed.abi_hash} (libvorta_trt {needed.library_version}), but {library.path} "
                 f"has {library.abi_hash} ({library.version}); build the bundle again, or install that version"
@@ -182,13 +184,19 @@ class Bundle:
         if library.abi_hash != needed.abi_hash:
             return None, [*problems, f"{own} has plugin ABI {library.abi_hash}, too"]
         logger.info("%s: using the bundle's own plugin library; the installed one does not fit (%s)", own, problems[0])
-        return library, self._kernel_problems(library)
+        return library, _kernel_problems(library, device)
 
-    def _kernel_problems(self, library: PluginLibrary) -> list[str]:
-        devices = driver_report().devices
-        if not devices or architectures_cover(library.cuda_architectures, devices[0].capability):
-            return []
-        return [
-            f"{library.path} has kernels for {', '.join(library.cuda_architectures)}, none for this GPU "
-            f"({devices[0]}); build vorta-trt with VORTA_CUDA_ARCHITECTURES={devices[0].capability.sm[2:]}"
-        ]
+
+def _kernel_problems(library: PluginLibrary, device: int) -> list[str]:
+    gpu = _gpu(device)
+    if gpu is None or architectures_cover(library.cuda_architectures, gpu.capability):
+        return []
+    return [
+        f"{library.path} has kernels for {', '.join(library.cuda_architectures)}, none for this GPU "
+        f"({gpu}); build vorta-trt with VORTA_CUDA_ARCHITECTURES={gpu.capability.sm[2:]}"
+    ]
+
+
+def _gpu(number: int) -> Device | None:
+    devices = driver_report().devices
+    return devices[number] if number < len(devices) else None

@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from vorta_trt.engines.errors import FlavourError
-from vorta_trt.engines.gpu import ComputeCapability, Target, driver_report
+from vorta_trt.engines.gpu import ComputeCapability, Device, Target, driver_report
 from vorta_trt.engines.logs import LogHub, tensorrt_logger
 from vorta_trt.export.names import OPSET_17
 
@@ -131,13 +131,16 @@ class Flavour:
         except FlavourError as error:
             return Ability(False, str(error))
         report = driver_report()
-        if report.devices:
+        if report.devices and self.builds_without_gpu:
             return Ability(True, f"on {report.devices[0]}")
+        if report.devices:  # the engine will run on it
+            return self._ability_on(report.devices[0])
         if self.builds_without_gpu:
             return Ability(True, "ahead of time; needs no GPU")
         return Ability(False, f"{self.title} builds for the GPU of the machine, and there is none: {report.reason}")
 
-    def can_run(self) -> Ability:
+    def can_run(self, device: int = 0) -> Ability:
+        """On GPU number `device`, one of those that this machine has, if any."""
         try:
             self.module  # noqa: B018
         except FlavourError as error:
@@ -145,10 +148,12 @@ class Flavour:
         report = driver_report()
         if not report.devices:
             return Ability(False, str(report.reason))
-        device = report.devices[0]
-        if not self.supports(device.capability):
-            return Ability(False, f"{self.title} does not support {device}")
-        return Ability(True, f"on {device}")
+        return self._ability_on(report.devices[device])
+
+    def _ability_on(self, gpu: Device) -> Ability:
+        if not self.supports(gpu.capability):
+            return Ability(False, f"{self.title} does not support {gpu}")
+        return Ability(True, f"on {gpu}")
 
     def supports(self, capability: ComputeCapability) -> bool:
         """Whether this flavour runs at all on such a GPU."""

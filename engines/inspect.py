@@ -234,7 +234,9 @@ def read_engine(bundle: Bundle) -> EngineReport:
     return EngineReport(
         layers=engine.num_layers,
         layer_information=information,
-        device_memory_bytes=getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size,
+        device_memory_bytes=engine.device_memory_size_v2
+        if hasattr(engine, "device_memory_size_v2")
+        else engine.device_memory_size,  # TensorRT 8.6
         streamable_weight_bytes=getattr(engine, "streamable_weights_size", None),
         auxiliary_streams=engine.num_aux_streams,
     )

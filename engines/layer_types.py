@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vorta_trt.engines.manifest import DataType
 from vorta_trt.engines.network import data_type, layers
 from vorta_trt.engines.onnx_file import OnnxFile
 
@@ -33,7 +32,7 @@ PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
     """Sets precision and output types of every layer that computes floats, as the ONNX file has them."""
     stated = onnx.value_types()
-    known: dict[str, DataType] = {}
+    known: dict[str, str] = {}
     for layer in layers(network):
         inputs = [tensor for index in range(layer.num_inputs) if (tensor := layer.get_input(index)) is not None]
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
@@ -41,7 +40,7 @@ def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
             known.setdefault(tensor.name, stated.get(tensor.name, data_type(tensor.dtype)))
         computed_from = next((known[tensor.name] for tensor in inputs if known[tensor.name] in FLOATS), None)
         for tensor in outputs:
-            own = data_type(tensor.dtype)
+            own: str = data_type(tensor.dtype)
             if own in FLOATS and computed_from is not None and layer.type.name not in SETTLED:
                 own = computed_from
             known[tensor.name] = stated.get(tensor.name, own)
@@ -49,7 +48,7 @@ def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
             _impose(trt, layer, computed_from, [known[tensor.name] for tensor in outputs])
 
 
-def _impose(trt: Any, layer: Any, computed_from: DataType | None, outputs: list[DataType]) -> None:
+def _impose(trt: Any, layer: Any, computed_from: str | None, outputs: list[str]) -> None:
     for index, output in enumerate(outputs):
         if output in FLOATS:
             layer.set_output_type(index, getattr(trt.DataType, FLOATS[output]))

@@ -52,7 +52,8 @@ class LogHub:
     def __init__(self, name: str) -> None:
         self.logger = logging.getLogger(name)
         self._collectors: list[Collected] = []
-        self._lock = threading.Lock()  # TensorRT logs from its own threads
+        # TensorRT logs from its own threads. A forgotten engine may be collected, and log, inside of `emit`.
+        self._lock = threading.RLock()
 
     def emit(self, severity: str, message: str) -> None:
         level = LEVELS[severity]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.engines.manifest import DataType
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.export.onnx_file import attention_precision_of, load_graph
@@ -18,16 +17,6 @@ if TYPE_CHECKING:
     import onnx
 
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
-# Numbers of onnx.TensorProto.DataType.
-ELEMENT_TYPES: dict[int, DataType] = {
-    1: "float32",
-    3: "int8",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    16: "bfloat16",
-}
 
 
 @dataclass(frozen=True)
@@ -59,15 +48,22 @@ class OnnxFile:
         return sum(path.stat().st_size for path in (self.path, *self.data_files))
 
     @property
+    def is_portable(self) -> bool:
+        """Whether it runs without the plugin; files of opset 17 do not."""
+        return self.has_function_body or not self.routed_nodes
+
+    @property
     def opset(self) -> int:
         """Version of the standard operators."""
         return max((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
-    def value_types(self) -> dict[str, DataType]:
+    def value_types(self) -> dict[str, str]:
         """Types of the values of the main graph, by name, as far as the file states them."""
+        from onnx.helper import tensor_dtype_to_np_dtype
+
         graph = self.model.graph
         stated = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-        return {name: ELEMENT_TYPES[number] for name, number in stated.items() if number in ELEMENT_TYPES}
+        return {name: tensor_dtype_to_np_dtype(number).name for name, number in stated.items() if number}
 
 
 def read_onnx(path: Path) -> OnnxFile:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vorta_trt.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from vorta_trt.runtime.device_scratch import DeviceScratch as DeviceScratch
+    from vorta_trt.runtime.device.device_scratch import DeviceScratch as DeviceScratch
     from vorta_trt.runtime.engine import Engine as Engine
     from vorta_trt.runtime.pipelines.generator import GeneratedVideo as GeneratedVideo
     from vorta_trt.runtime.pipelines.generator import VideoGenerator as VideoGenerator
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.transformer import VortaTransformer as VortaTransformer
     from vorta_trt.runtime.schedules import schedule_timesteps as schedule_timesteps
     from vorta_trt.runtime.tensors import TensorSpec as TensorSpec
-    from vorta_trt.runtime.verify_report import VerifyReport as VerifyReport
+    from vorta_trt.runtime.verification.report import VerifyReport as VerifyReport
 
 _HOME = {
-    "DeviceScratch": "device_scratch",
+    "DeviceScratch": "device.device_scratch",
     "Engine": "engine",
     "GeneratedVideo": "pipelines.generator",
     "SamplingSettings": "pipelines.settings",
     "TensorSpec": "tensors",
-    "VerifyReport": "verify_report",
+    "VerifyReport": "verification.report",
     "VideoGenerator": "pipelines.generator",
     "VortaTransformer": "pipelines.transformer",
     "schedule_timesteps": "schedules",

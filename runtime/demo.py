@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
-from vorta_trt.runtime.verify_report import VerifyReport
+from vorta_trt.runtime.verification.report import VerifyReport
 
 # Small, but of the shape of the real ones: heads of 64 channels and a grid of 12 x 6 x 6 tokens.
 SIZE = VideoSize(45, 96, 96)
@@ -52,7 +52,7 @@ def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
     """
     from vorta_trt.model import RouteTable
     from vorta_trt.runtime.schedules import schedule_timesteps
-    from vorta_trt.runtime.verify import verify
+    from vorta_trt.runtime.verification.verify import verify
 
     if family not in NAMES:
         raise ValueError(f"family {family!r}: must be one of {', '.join(NAMES)}")

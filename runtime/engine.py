@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
-from vorta_trt.engines.manifest import ONNX
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device_array import DeviceArray
-from vorta_trt.runtime.executor import ContextOptions, DeviceUse, Executor, Outputs
+from vorta_trt.runtime.device.device_array import DeviceArray
+from vorta_trt.runtime.device.nvtx import nvtx_range
+from vorta_trt.runtime.executors.executor import ContextOptions, DeviceUse, Executor, Outputs
+from vorta_trt.runtime.executors.weight_streaming import Budget, check_budget
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.nvtx import nvtx_range
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import (
     AnyArray,
@@ -28,12 +29,11 @@ from vorta_trt.runtime.tensors import (
     to_numpy,
     to_torch,
 )
-from vorta_trt.runtime.weight_streaming import Budget, check_budget
 
 if TYPE_CHECKING:
     from vorta_trt.export.metadata import ModelMetadata
-    from vorta_trt.runtime.device_scratch import DeviceScratch
-    from vorta_trt.runtime.layer_times import LayerTimes
+    from vorta_trt.runtime.device.device_scratch import DeviceScratch
+    from vorta_trt.runtime.executors.layer_times import LayerTimes
 
 EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 ROUTER_DECIDES = -1
@@ -96,7 +96,7 @@ class Engine:
             raise ValueError(f"executor {executor!r}: must be one of {', '.join(EXECUTORS)}")
         check_budget(weight_streaming_budget)
         options = ContextOptions(cuda_graph, outputs, scratch, nvtx, Fallbacks() if fallbacks is None else fallbacks)
-        target = _read(path, executor, verify)
+        target = read_target(path, verify=verify)
         loaded = _load(target, executor, device, options, weight_streaming_budget)
         self._set(target.path, target.metadata, loaded, options)
 
@@ -166,6 +166,8 @@ class Engine:
         long as one is open.
         """
         self._check_open()
+        if self.device == "cpu":
+            _refuse_on_cpu(self.executor, scratch=scratch)
         options = self._options
         options = ContextOptions(
             cuda_graph=options.cuda_graph if cuda_graph is None else cuda_graph,
@@ -267,28 +269,19 @@ class Engine:
                     )
 
 
-def _read(path: str | Path | Bundle, executor: str | None, verify: bool) -> Target:
-    try:
-        return read_target(path, verify=verify, runtime=executor in (None, "tensorrt"))
-    except VortaError as error:
-        if executor is None and not isinstance(path, Bundle):
-            _say_alternative(Path(path), error)
-        raise
-
-
 def _load(
     target: Target, executor: str | None, device: str | int | None, options: ContextOptions, budget: Budget | None
 ) -> Executor:
     if target.bundle is None:
         return _load_onnx(target.path, executor or "onnxruntime", device, options, budget)
     if executor in (None, "tensorrt"):
-        from vorta_trt.runtime.tensorrt_executor import TensorRTExecutor
+        from vorta_trt.runtime.executors.tensorrt_executor import TensorRTExecutor
 
         try:
             return TensorRTExecutor.load(target.bundle, device, options, budget)
         except VortaError as error:
             if executor is None:
-                _say_alternative(target.bundle.path, error)
+                _say_alternative(target, error)
             raise
     if target.onnx_path is None:
         raise VortaError(
@@ -307,21 +300,25 @@ def _load_onnx(
         )
     if device not in (None, "cpu"):
         raise ValueError(f"device {device!r}: executor {executor!r} runs on the CPU; leave device out")
-    for name, value in (("weight_streaming_budget", budget), ("scratch", options.scratch)):
-        if value is not None:
-            raise ValueError(f"{name}: executor {executor!r} runs on the CPU; leave it out")
+    _refuse_on_cpu(executor, weight_streaming_budget=budget, scratch=options.scratch)
     if executor == "reference":
-        from vorta_trt.runtime.reference_executor import ReferenceExecutor
+        from vorta_trt.runtime.executors.reference_executor import ReferenceExecutor
 
         return ReferenceExecutor(path)
-    from vorta_trt.runtime.onnxruntime_executor import OnnxRuntimeExecutor
+    from vorta_trt.runtime.executors.onnxruntime_executor import OnnxRuntimeExecutor
 
     return OnnxRuntimeExecutor(path)
 
 
-def _say_alternative(path: Path, error: VortaError) -> None:
+def _refuse_on_cpu(executor: str, **options: object) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{given[0]}: executor {executor!r} runs on the CPU; leave it out")
+
+
+def _say_alternative(target: Target, error: VortaError) -> None:
     """Adds what runs without this GPU to an error of the default executor, if the bundle has it."""
-    if (path / ONNX).is_file():
+    portable = target.metadata is None or target.metadata.opset != OPSET_17
+    if target.onnx_path is not None and portable:
         remedy = 'to run its model.onnx on the CPU instead, slowly: executor="onnxruntime" ("reference" for bfloat16)'
         error.args = (f"{error}\n  {remedy}", *error.args[1:])
 

@@ -17,6 +17,7 @@ from typing import Any
 from vorta_trt.engines.execution_flags import RESIZES, STREAMING
 from vorta_trt.engines.inspect import inspect_onnx
 from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, load_library
 from vorta_trt.runtime.target import Target
@@ -85,8 +86,8 @@ def engine_parts(target: Target) -> EngineParts:
     metadata = target.metadata
     if target.bundle is None:
         weights = inspect_onnx(target.path).network.weight_bytes
-        batch, flags, stated = UNBUILT_BATCH, [RESIZES], None
-        can_stream = True
+        can_stream = metadata is None or metadata.opset != OPSET_17  # which is for TensorRT 8.6
+        batch, flags, stated = UNBUILT_BATCH, [RESIZES] if can_stream else [], None
     else:
         engine = target.bundle.manifest.engine
         weights = engine.memory.weights or target.bundle.plan_path.stat().st_size
@@ -192,7 +193,13 @@ def _weights(folder: Path, item_bytes: int | None) -> int | None:
 def _header(file: Path) -> dict[str, Any]:
     """The tensors of a safetensors file: 8 bytes with the length of a JSON header, then the header."""
     with file.open("rb") as content:
-        header: dict[str, Any] = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+        length = int.from_bytes(content.read(8), "little")
+        try:
+            if length > file.stat().st_size:
+                raise ValueError(f"its header would have {length} bytes")
+            header: dict[str, Any] = json.loads(content.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file}: not readable as safetensors ({error}); download the checkpoint again") from error
     header.pop("__metadata__", None)
     return header
 

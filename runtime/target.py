@@ -12,7 +12,7 @@ from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.export.metadata import KEY, ModelMetadata
-from vorta_trt.runtime.onnx_file import graph_specs
+from vorta_trt.runtime.executors.onnx_file import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
 
 BATCH = "batch"  # what -1 in a manifest's shapes stands for
@@ -35,12 +35,12 @@ class Target:
     outputs: tuple[TensorSpec, ...]
 
 
-def read_target(path: str | Path | Bundle, *, verify: bool = False, runtime: bool = False) -> Target:
-    """Reads a bundle's manifest or an ONNX file's graph.
+def read_target(path: str | Path | Bundle, *, verify: bool = False) -> Target:
+    """Reads a bundle's manifest or an ONNX file's graph, made for whatever machine.
 
     Args:
         path: a bundle folder, an .onnx file, or an opened bundle.
-        verify: hash every file of a bundle. runtime: check that this machine can run it.
+        verify: hash every file of a bundle.
     Raises:
         FileNotFoundError, ValueError, VortaError: no such file, or damaged.
     """
@@ -52,16 +52,10 @@ def read_target(path: str | Path | Bundle, *, verify: bool = False, runtime: boo
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
         )
     if path.is_dir():
-        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=runtime))
+        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False))
     if path.name == MANIFEST:
         raise ValueError(f"{path}: is the manifest of a bundle; give its folder, {path.parent}")
-    onnx = read_onnx(path)
-    if onnx.routed_nodes and not onnx.has_function_body:
-        raise ValueError(
-            f"{path}: has no portable form of vorta::RoutedAttention, as files of opset 17 for TensorRT 8.6 have none; "
-            "export the model without --opset to run it here"
-        )
-    model = onnx.model
+    model = read_onnx(path).model
     entries = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_metadata_props(entries, str(path)) if KEY in entries else None
     return Target(path, None, path, metadata, *graph_specs(model))

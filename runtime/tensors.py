@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from vorta_trt.runtime.device_array import CPU, DeviceArray
+from vorta_trt.runtime.device.device_array import CPU, DeviceArray
 
 if TYPE_CHECKING:
     import torch
@@ -94,13 +94,14 @@ def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
 def as_array(name: str, value: Any) -> AnyArray:
     """An input of any kind as an array, without a copy for those that are arrays.
 
-    Arrays of other libraries become torch tensors, or `DeviceArray`s on a GPU that this torch cannot reach.
+    Arrays of other libraries become torch tensors, or `DeviceArray`s on a GPU that this torch cannot reach. Torch
+    tensors leave their autograd graph, which an engine's buffers would otherwise keep alive from call to call.
     """
     kind = kind_of(name, value)
     if kind is None:
         return np.asarray(value)
     if kind != "dlpack":
-        array: Array = value
+        array: Array = value.detach() if getattr(value, "requires_grad", False) else value
         return array
     import torch
 

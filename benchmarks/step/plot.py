@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vorta_trt.benchmarks.step.measure import REST
 from vorta_trt.benchmarks.step.report import StepReport
 
-COLOURS = {"attention": "#2e7d32", "matrix products": "#37474f", "other": "#bdbdbd"}
+COLOURS = {"attention": "#2e7d32", "matrix products": "#37474f", REST: "#bdbdbd"}
 WHOLE = "#2e7d32"
 
 
@@ -25,18 +26,19 @@ def plot_report(report: StepReport, path: Path) -> Path:
     names = [f"{row.implementation}, {row.mode}, {row.routes}" for row in rows]
     starts = [0.0] * len(rows)
     for kind, colour in COLOURS.items():
-        widths = [(row.median or 0.0) * row.kernel_shares.get(kind, 0.0) for row in rows]
+        # Without a GPU there are no shares: the whole bar is of the last kind then.
+        shares = [row.kernel_shares.get(kind, 0.0) if row.kernel_shares else float(kind == REST) for row in rows]
+        widths = [(row.median or 0.0) * share for row, share in zip(rows, shares, strict=True)]
         panels[0].barh(names, widths, left=starts, color=colour, label=kind)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    # Without a GPU there are no shares: the whole bar then.
-    bars = panels[0].barh(names, [(row.median or 0.0) - start for row, start in zip(rows, starts, strict=True)],
-                          left=starts, color=COLOURS["other"])  # fmt: skip
-    labels = [f"{row.median:.2f} s" + (f", {row.times_dense:.2f} x" if row.times_dense else "") for row in rows]
-    panels[0].bar_label(bars, labels=labels, fontsize="x-small", padding=2)
+    for position, row in enumerate(rows):
+        label = f"{row.median:.2f} s" + (f", {row.times_dense:.2f} x" if row.times_dense else "")
+        end = (row.median or 0.0, position)
+        panels[0].annotate(label, end, (3, 0), textcoords="offset points", va="center", fontsize="x-small")
     panels[0].set_xlabel("seconds of a pass")
     panels[0].legend(fontsize="x-small", loc="lower right")
     panels[0].invert_yaxis()
-    panels[0].margins(x=0.15)
+    panels[0].margins(x=0.2)
     if loops:
         names = [f"{loop.name}, {loop.routes}" for loop in loops]
         bars = panels[1].barh(names, [loop.times_dense for loop in loops], color=WHOLE)

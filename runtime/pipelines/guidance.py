@@ -20,7 +20,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from vorta_trt.runtime.cuda_runtime import DeviceOutOfMemory
+from vorta_trt.runtime.device.cuda_runtime import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.inputs import STEP_INPUTS
 from vorta_trt.runtime.pipelines.snapshot import Snapshot

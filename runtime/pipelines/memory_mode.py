@@ -20,11 +20,11 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device_memory import device_memory
-from vorta_trt.runtime.loaded_engine import check_device
+from vorta_trt.runtime.device.device_memory import device_memory
+from vorta_trt.runtime.executors.loaded_engine import check_device
+from vorta_trt.runtime.executors.tensorrt_executor import device_index
 from vorta_trt.runtime.memory_plan import CardPlan, plan_memory
 from vorta_trt.runtime.target import read_target
-from vorta_trt.runtime.tensorrt_executor import device_index
 
 CPU = torch.device("cpu")
 
@@ -103,7 +103,6 @@ def choose_memory(
         return MemoryChoice(MemoryMode.RESIDENT, "the model runs on the CPU", **asked)
     index = device_index(device)
     try:
-        read_target(source, runtime=True)
         check_device(target.bundle, index, device)
     except VortaError as error:  # the engine says this, too, and with a remedy: resident, it is opened before all else
         return MemoryChoice(MemoryMode.RESIDENT, str(error), **asked)

@@ -34,6 +34,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from vorta_trt.model.pipeline_folder import LOADING
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
@@ -82,7 +83,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self.model = denoiser.model  # as a submodule, its parameters move with this module
         else:
             # Offloading asks a module's parameters where the module is. This one has no element.
-            self.place = nn.Parameter(torch.empty(0, dtype=denoiser.dtype), requires_grad=False)
+            with LOADING:
+                self.place = nn.Parameter(torch.empty(0, dtype=denoiser.dtype), requires_grad=False)
         self.register_to_config(**denoiser.config)  # type: ignore[no-untyped-call]
 
     # -- construction --------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where do values that are not finite begin? The same inputs again, looking at the output of every module.
 
-In an exported ONNX file, whose nodes are named after the modules (see `verify_layers`), a probe behind every module
-says whether its output is finite: the sum of x - x is 0, or NaN. Only these numbers leave the graph, so it needs little
-more memory than a plain run. In torch, forward hooks say the same.
+In an exported ONNX file, whose nodes are named after the modules (see `verification.layers`), a probe behind every
+module says whether its output is finite: the sum of x - x is 0, or NaN. Only these numbers leave the graph, so it needs
+little more memory than a plain run. In torch, forward hooks say the same.
 
 A run of a real-size model on the CPU takes hours; a caller decides whether to look.
 """
@@ -34,8 +34,9 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
 
     from vorta_trt.engines.onnx_file import read_onnx
     from vorta_trt.runtime.engine import Engine
-    from vorta_trt.runtime.verify_layers import module_tensors, probed_copy
-    from vorta_trt.runtime.verify_modules import compared_modules
+    from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
+    from vorta_trt.runtime.verification.layers import module_tensors, probed_copy
+    from vorta_trt.runtime.verification.modules import compared_modules
 
     if bad := _bad_inputs(inputs):
         return bad
@@ -46,6 +47,8 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
             "exported file"
         )
     onnx_file = read_onnx(target.onnx_path)
+    if not onnx_file.is_portable:
+        return f"the layer was not looked for, since {target.onnx_path.name} {NOT_PORTABLE}"
     tensors = module_tensors(onnx_file.model, compared_modules(metadata))
     probes = _add_probes(onnx_file.model, tensors)
     with probed_copy(onnx_file, list(probes.values())) as copy, np.errstate(invalid="ignore"):

@@ -48,7 +48,17 @@ class FakeEngine:
         return SimpleNamespace(get_engine_information=lambda kind: '{"Layers": [{"Name": "x"}]}')
 
 
-@pytest.mark.parametrize("engine", [FakeEngine(), None])
+class FakeEngine86(FakeEngine):
+    """Of TensorRT 8.6, which has one figure, of its own name."""
+
+    device_memory_size = 4096
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        raise AttributeError
+
+
+@pytest.mark.parametrize("engine", [FakeEngine(), FakeEngine86(), None])
 def test_the_engine_itself_is_read_where_it_runs(
     built: Bundle, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine | None
 ) -> None:

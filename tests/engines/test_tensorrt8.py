@@ -99,6 +99,14 @@ def test_gpus() -> None:
     assert TensorRT().supports(_cc("12.0"))
 
 
+def test_nothing_is_built_on_a_gpu_that_is_too_new(tensorrt8: TensorRT8, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tensorrt8.can_build()
+    blackwell = Device("RTX 5090", ComputeCapability(12, 0), 32 * 2**30)
+    monkeypatch.setattr(flavours, "driver_report", lambda: DriverReport((blackwell, HOPPER), "13.0", None))
+    assert "TensorRT 8.6 does not support RTX 5090" in tensorrt8.can_build().reason
+    assert not tensorrt8.can_build() and not tensorrt8.can_run() and tensorrt8.can_run(1)
+
+
 def _cc(text: str) -> ComputeCapability:
     return ComputeCapability.parse(text)
 

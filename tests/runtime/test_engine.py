@@ -157,6 +157,11 @@ def test_a_bundle_does_not_fall_back_to_the_cpu(bundle: Path) -> None:
     with pytest.raises(VortaError, match="cannot run here") as caught:
         Engine(bundle, executor="tensorrt")
     assert "onnxruntime" not in str(caught.value)
+    manifest = Bundle.open(bundle, runtime=False).manifest
+    for_8_6 = manifest.model_copy(update={"metadata": {**(manifest.metadata or {}), "opset": 17}})
+    with pytest.raises(VortaError, match="cannot run here") as caught:
+        Engine(Bundle(bundle, for_8_6))  # whose ONNX file nothing on the CPU runs
+    assert "onnxruntime" not in str(caught.value)
 
 
 def test_the_onnx_file_of_a_bundle(model: RoutedTransformer, bundle: Path, fp16: Path, seed: int) -> None:
@@ -224,6 +229,9 @@ def test_arguments(fp32: Path) -> None:
         Engine(fp32, weight_streaming_budget=0)
     with DeviceScratch() as scratch, pytest.raises(ValueError, match="scratch: executor 'reference' runs on the CPU"):
         Engine(fp32, executor="reference", scratch=scratch)
+    with Engine(fp32) as engine, DeviceScratch() as scratch:
+        with pytest.raises(ValueError, match="scratch: executor 'onnxruntime' runs on the CPU; leave it out"):
+            engine.context(scratch=scratch)
     Engine(fp32, device="cpu", cuda_graph=False, outputs="reuse").close()
 
 

@@ -17,9 +17,9 @@ from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 from vorta_trt.runtime.target import read_target
-from vorta_trt.runtime.verify import verify
-from vorta_trt.runtime.verify_cases import make_cases
-from vorta_trt.runtime.verify_modules import compared_modules
+from vorta_trt.runtime.verification.cases import make_cases
+from vorta_trt.runtime.verification.modules import compared_modules
+from vorta_trt.runtime.verification.verify import verify
 
 LAYERS, HEADS, TEXT = 4, 3, 256
 

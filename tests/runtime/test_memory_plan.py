@@ -15,6 +15,7 @@ import torch
 
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
 from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts
 from vorta_trt.runtime.memory_plan import (
     RESERVE,
@@ -26,7 +27,6 @@ from vorta_trt.runtime.memory_plan import (
 from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import TensorSpec
-from vorta_trt.runtime.weight_streaming import HEADROOM, set_budget
 
 GIB = 2**30
 STREAMING, RESIZE = "WEIGHT_STREAMING", "RUNTIME_ACTIVATION_RESIZE_10_10"
@@ -210,6 +210,22 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
         FileNotFoundError, match="neither text_encoder/ nor vae/ with weights; give the folder of a whole"
     ):
         pipeline_parts(tmp_path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "its header would have 2336927755350992246 bytes"),
+        (b"", "Expecting value"),
+        (b"\x04" + bytes(7) + b'{"\xff"', "codec can't decode"),
+    ],
+    ids=["a pointer of Git LFS", "empty", "noise"],
+)
+def test_weights_that_are_none(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.safetensors: not readable as .*{reason}.*; download the checkpoint"):
+        pipeline_parts(tmp_path, None)
 
 
 def test_tiled_decoding_of_hunyuan_video(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_arrays_of_other_libraries_are_torch_tensors_without_a_copy() -> None:
     assert isinstance(taken, torch.Tensor)
     assert taken.data_ptr() == tensor.data_ptr() and torch.equal(taken, tensor)
     assert as_array("latents", tensor) is tensor
+    tracked = tensor.clone().requires_grad_() * 2
+    assert not as_array("latents", tracked).requires_grad  # type: ignore[union-attr]
     np.testing.assert_array_equal(as_array("tau", [0.5]), np.array([0.5]))
 
 

@@ -227,8 +227,6 @@ def test_what_was_asked_for_stays_asked_for() -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A machine whose GPU runs the bundle; `free`: bytes."""
     machine = SimpleNamespace(free=24 << 30)
-    read = memory_mode.read_target
-    monkeypatch.setattr(memory_mode, "read_target", lambda source, runtime=False: read(source))
     monkeypatch.setattr(memory_mode, "check_device", lambda *what: None)
     monkeypatch.setattr(memory_mode, "_free_bytes", lambda index: machine.free)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.pipeline_folder import LOADING
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, VortaTransformer
@@ -56,6 +58,18 @@ def test_a_model_without_router_samples_what_diffusers_own_samples(tiny: Tiny, s
     expected = latents(tiny.pipeline(own), seed=seed)
     routed = VortaTransformer.from_model(RoutedTransformer.from_model(own))
     torch.testing.assert_close(latents(tiny.pipeline(routed), seed=seed), expected, rtol=0, atol=1e-3)
+
+
+def test_made_while_another_thread_loads_a_pipeline(tiny_wan: Tiny) -> None:
+    """Which makes parameters without memory in the whole process."""
+    made: list[VortaTransformer] = []
+    with Engine(tiny_wan.onnx) as engine:
+        thread = threading.Thread(target=lambda: made.append(VortaTransformer.from_bundle(engine)))
+        with LOADING, accelerate.init_empty_weights():
+            thread.start()
+            thread.join(0.5)
+        thread.join()
+        assert made[0].place.device == torch.device("cpu")
 
 
 def test_passed_to_from_pretrained(tiny_wan: Tiny, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two settings of one model side by side: the same prompts from the same noise, sampled with both, then compared.
+
+A setting is written as parts with commas between them:
+
+    dense                           full attention everywhere
+    routed                          as the model is: its router, and the calibrated routes of its bundle
+    tau=0.4                         routing threshold
+    override=FILE, override=none    calibrated routes, or not those of the bundle
+    dense-first=2, dense-last=1     steps at the ends with full attention
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vorta_trt.runtime.comparison.compare import Report, compare_samples
+from vorta_trt.runtime.comparison.report import CompareReport
+from vorta_trt.runtime.frames import SUFFIXES
+from vorta_trt.runtime.from_checkpoint import Source
+from vorta_trt.runtime.pipelines.generator import GeneratedVideo, VideoGenerator
+from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.prompts import output_files
+from vorta_trt.runtime.pipelines.settings import SamplingSettings
+from vorta_trt.runtime.sampling.route_guards import RouteGuards
+
+if TYPE_CHECKING:
+    from vorta_trt.model.transformer import RoutedTransformer
+
+DENSE_TAU = 2.0  # no score reaches it
+FRAMES = ".npy"  # of the samples: what is compared has not been through a codec
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to sample; see the module's text.
+
+    Attributes:
+        text: as given. tau, guards: of `SamplingSettings`. route_override: of `RequestPlanner`.
+    """
+
+    text: str
+    tau: float | None = None
+    guards: RouteGuards = RouteGuards()
+    route_override: str | Path | None = BUNDLED
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """Raises ValueError, naming the part that is none."""
+        setting = cls(text)
+        for part in text.split(","):
+            name, equals, value = part.strip().partition("=")
+            try:
+                setting = setting._with(name, value if equals else None)
+            except (ValueError, KeyError) as error:
+                reason = f" ({error})" if equals and isinstance(error, ValueError) else ""
+                raise ValueError(
+                    f"setting {text!r}: {part.strip()!r} is none{reason}; use dense, routed, tau=0.4, override=FILE, "
+                    f"override=none, dense-first=2 or dense-last=1, with commas between several"
+                ) from error
+        return setting
+
+    def _with(self, name: str, value: str | None) -> Setting:
+        if value is None:
+            whole = {"dense": {"tau": DENSE_TAU, "route_override": None}, "routed": {}}
+            return replace(self, **whole[name])  # type: ignore[arg-type]
+        if name == "tau":
+            return replace(self, tau=float(value))
+        if name == "override":
+            return replace(self, route_override=None if value == "none" else Path(value))
+        guard = {"dense-first": "dense_first", "dense-last": "dense_last"}[name]
+        return replace(self, guards=replace(self.guards, **{guard: int(value)}))  # type: ignore[arg-type]
+
+
+def compare_settings(
+    target: Path,
+    first: Setting,
+    second: Setting,
+    prompts: Sequence[str],
+    folder: Path,
+    report: Report,
+    *,
+    source: Source | None = None,
+    checkpoint: Path | None = None,
+    settings: SamplingSettings | None = None,
+    seed: int = 0,
+    executor: str | None = None,
+    video: Path | None = None,
+    fps: float | None = None,
+    lpips: bool | None = None,
+) -> CompareReport:
+    """`compare_samples` of what two settings of one model make of the same prompts.
+
+    Args:
+        target: a bundle or an exported ONNX file; not looked at with `source`.
+        folder: where the samples go, as first/000.npy, second/000.npy and so on.
+        source: a checkpoint, which runs in torch. checkpoint: as for `RequestPlanner`.
+        settings: what is common to both. seed: of the noise of every sample. executor: of `Engine`.
+        video, fps, lpips: as for `compare_samples`; fps is the model's own by default.
+
+    Raises: FileExistsError, if other samples lie in the folder. What generating and comparing raise.
+    """
+    sampled: Path | RoutedTransformer = target
+    if source is not None:
+        sampled, checkpoint = _on_device(source.model(materialize=True)), source.checkpoint
+    planners = [
+        RequestPlanner(sampled, checkpoint, route_override=setting.route_override) for setting in (first, second)
+    ]
+    requests = [
+        replace(settings or SamplingSettings(), tau=setting.tau, guards=setting.guards) for setting in (first, second)
+    ]
+    for planner, request in zip(planners, requests, strict=True):
+        planner.plan(request)  # says what is wrong before anything large is loaded
+    places = [_sample_files(folder / name, len(prompts)) for name in ("first", "second")]
+    for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
+        report(f"loading for {setting.text}", 0, 0)
+        with VideoGenerator(planner, executor=executor) as generator:
+            _sample(generator, prompts, files, request, seed, setting.text, report)
+    compared = compare_samples(
+        folder / "first", folder / "second", report, video=video, fps=fps or planners[0].frames_per_second, lpips=lpips
+    )
+    return compared.model_copy(update={"first": first.text, "second": second.text})
+
+
+def _on_device(model: RoutedTransformer) -> RoutedTransformer:
+    """On the GPU, if there is one."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _sample(
+    generator: VideoGenerator,
+    prompts: Sequence[str],
+    files: Sequence[Path],
+    request: SamplingSettings,
+    seed: int,
+    text: str,
+    report: Report,
+) -> None:
+    """A sample of every prompt into its file."""
+
+    def show(number: int, step: int, planned: PlannedRequest) -> None:
+        report(f"{text}: sample {number + 1} of {len(prompts)}, step {step + 1}", step, len(planned.steps.compute))
+
+    def write(number: int, video: GeneratedVideo) -> None:
+        video.save(files[number])
+
+    generator.generate_each(prompts, write, seed=seed, settings=request, on_step=show, on_stage=report)
+
+
+def _sample_files(folder: Path, count: int) -> list[Path]:
+    """The files of one setting's samples; refuses a folder with others, which would be compared, too."""
+    files = output_files(folder, count, FRAMES)
+    if others := sorted(
+        path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path not in files
+    ):
+        raise FileExistsError(
+            f"{folder}: holds {others[0]}, which is not of these {count} prompts and would be compared, too; give "
+            f"another folder, or empty this one"
+        )
+    return files

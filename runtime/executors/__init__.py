@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs an engine: TensorRT on a GPU, ONNX Runtime and ONNX's reference evaluator on the CPU."""

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times per layer of an engine, measured by TensorRT (IProfiler), as a table by module and as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from vorta_trt.engines.layers import onnx_nodes
+from vorta_trt.engines.modules import module_of_layer
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.executors.loaded_engine import LoadedEngine
+    from vorta_trt.runtime.executors.shaped_context import ShapedContext
+
+WARM_UP = 2
+
+
+class LayerTime(BaseModel):
+    """One layer of the engine. milliseconds: median over the runs."""
+
+    name: str
+    module: str  # "blocks.*.attn1"; "" for what belongs to none
+    milliseconds: float
+
+
+class ModuleTime(BaseModel):
+    """All layers of a module in all blocks that repeat it. share: of the sum over all layers."""
+
+    name: str
+    layers: int
+    milliseconds: float
+    share: float
+
+
+class LayerTimes(BaseModel):
+    """What `Engine.profile` measured. Launching layer by layer, with a wait after each run, is slower than a replayed
+    CUDA graph: read the shares, and take the time of a call from a benchmark.
+
+    Attributes:
+        runs: measured. milliseconds: sum over the layers of their medians.
+    """
+
+    runs: int
+    milliseconds: float
+    layers: list[LayerTime]
+    modules: list[ModuleTime]  # slowest first
+
+    def lines(self, most: int = 20) -> Iterator[str]:
+        """The modules as a table."""
+        yield f"{self.milliseconds:.3f} ms in {len(self.layers)} layers, median of {self.runs} runs"
+        for module in self.modules[:most]:
+            name = module.name or "(no module)"
+            yield f"{module.milliseconds:10.3f} ms {module.share:7.1%}  {name}, {module.layers} layers"
+        if len(self.modules) > most:
+            rest = self.modules[most:]
+            spent = sum(module.milliseconds for module in rest)
+            yield f"{spent:10.3f} ms {sum(module.share for module in rest):7.1%}  {len(rest)} more modules"
+
+
+def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, run: Callable[[], object]) -> LayerTimes:
+    """Runs `run`, which launches `shaped`, `repeats` times and a few times before.
+
+    Raises: ValueError for no repeats.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats {repeats}: must be 1 or more")
+    for _ in range(WARM_UP):
+        run()
+    profiler = _profiler(loaded.flavour.module)
+    shaped.profile_with(profiler)
+    run()  # the first run with a profiler prepares it
+    profiler.times.clear()
+    for _ in range(repeats):
+        run()
+    return summarise(profiler.times, _nodes_of_layers(loaded), repeats)
+
+
+def summarise(times: dict[str, list[float]], nodes: dict[str, list[str]], repeats: int) -> LayerTimes:
+    """Layer name -> its times of every run; nodes: layer name -> the ONNX nodes in it, where TensorRT tells."""
+    layers = [
+        # A layer may report several times a run: its parts add up.
+        LayerTime(name=name, module=module_of_layer(nodes.get(name) or [name]), milliseconds=_median(spent, repeats))
+        for name, spent in times.items()
+    ]
+    total = sum(layer.milliseconds for layer in layers)
+    modules: dict[str, ModuleTime] = {}
+    for layer in layers:
+        module = modules.setdefault(layer.module, ModuleTime(name=layer.module, layers=0, milliseconds=0, share=0))
+        module.layers += 1
+        module.milliseconds += layer.milliseconds
+    for module in modules.values():
+        module.share = module.milliseconds / total if total else 0.0
+    ordered = sorted(modules.values(), key=lambda module: -module.milliseconds)
+    return LayerTimes(runs=repeats, milliseconds=total, layers=layers, modules=ordered)
+
+
+def _median(spent: list[float], repeats: int) -> float:
+    parts = len(spent) // repeats
+    if parts * repeats != len(spent) or parts == 0:
+        return sum(spent) / repeats
+    return statistics.median(sum(spent[run * parts : (run + 1) * parts]) for run in range(repeats))
+
+
+def _profiler(trt: Any) -> Any:
+    class Recorder(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.times: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.times.setdefault(layer_name, []).append(ms)
+
+    return Recorder()
+
+
+def _nodes_of_layers(loaded: LoadedEngine) -> dict[str, list[str]]:
+    trt = loaded.flavour.module
+    inspector = loaded.engine.create_engine_inspector()
+    listed = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
+    return {
+        layer["Name"]: onnx_nodes(layer.get("Metadata"))
+        for layer in listed
+        if isinstance(layer, dict) and "Name" in layer  # plain names, where the engine was not built in detail
+    }

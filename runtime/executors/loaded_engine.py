@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a bundle in GPU memory: weights that any number of execution contexts share.
+
+What can be checked before TensorRT is asked comes first: files and hashes when the bundle is opened, then, in
+`check_device`, flavour and version, compute capability, plugin ABI and kernels. What is left only TensorRT can say.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.errors import BundleError
+from vorta_trt.engines.gpu import driver_report
+from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.device_memory import DeviceMemory
+from vorta_trt.runtime.executors.optimization_profiles import read_profiles, widest
+from vorta_trt.runtime.executors.tensorrt_api import checked, make_context, runtime_config
+from vorta_trt.runtime.executors.weight_streaming import Budget, set_budget
+from vorta_trt.runtime.target import manifest_spec
+
+
+class LoadedEngine:
+    """One deserialised engine on one GPU. Freed when the last of its users has released it.
+
+    Attributes:
+        inputs, outputs: `TensorSpec`s with the widest range of the profiles. profiles: of the plan.
+        weights: bytes of weights on the GPU. engine: TensorRT's own object.
+    """
+
+    def __init__(self, bundle: Bundle, memory: DeviceMemory, budget: Budget | None) -> None:
+        manifest = bundle.manifest
+        self.path = bundle.path
+        self.flavour = bundle.flavour
+        self.engine: Any = None
+        self._lock = threading.RLock()  # a forgotten context may be collected, and release, inside of make_context
+        self._users = 0
+        if (library := bundle.plugin_library(memory.device)) is not None:
+            load_plugin(self.flavour, library.path)
+        memory.release_unused()
+        try:
+            self._runtime = self.flavour.module.Runtime(self.flavour.logger)
+            size = manifest.engine.memory.weights or bundle.plan_path.stat().st_size
+            self.engine = self._deserialise(bundle.plan_path, memory, size)
+            self.weights = size
+            if budget is not None:
+                self.weights = set_budget(self.flavour, self.engine, memory, budget)
+            inputs = tuple(map(manifest_spec, manifest.inputs))
+            self.outputs = tuple(map(manifest_spec, manifest.outputs))
+            self._check_tensors([spec.name for spec in (*inputs, *self.outputs)])
+            self.profiles = read_profiles(self.engine, inputs)
+            self.inputs = tuple(widest(spec, self.profiles) for spec in inputs)
+            self._config = runtime_config(self.flavour.module, self.engine)
+        except BaseException:
+            self._free()
+            raise
+
+    def make_context(self, memory: DeviceMemory, layer_ranges: bool) -> Any:
+        """A new execution context without memory for activations. Its user drops it before `release`."""
+        with self._lock:
+            arguments = (self.flavour.module, self.engine, self._config, layer_ranges)
+            return checked(self.flavour, "creating the execution context", make_context, *arguments, memory=memory)
+
+    def retain(self) -> LoadedEngine:
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._free()
+
+    def _free(self) -> None:
+        # TensorRT wants its objects freed from the inside out.
+        self._config = None
+        self.engine = None
+        self._runtime = None
+
+    def _deserialise(self, plan: Path, memory: DeviceMemory, size: int) -> Any:
+        with _mapped(plan) as content:
+            deserialise = self._runtime.deserialize_cuda_engine
+            return checked(self.flavour, f"loading {plan}", deserialise, content, memory=memory, needed=size)
+
+    def _check_tensors(self, listed: list[str]) -> None:
+        """The plan and the manifest must name the same tensors (the hashes match, so this is a bug of the build)."""
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        if set(names) != set(listed):
+            raise VortaError(
+                f"{self.path}: the plan has tensors {sorted(names)}, the manifest {sorted(listed)}; build it again"
+            )
+        host = self.flavour.module.TensorLocation.HOST
+        if on_host := [name for name in names if self.engine.get_tensor_location(name) == host]:
+            raise VortaError(
+                f"{self.path}: the plan reads {', '.join(on_host)} on the host, to infer shapes from it, and this "
+                "executor gives every input on the GPU; export and build the model again"
+            )
+
+
+def check_device(bundle: Bundle, index: int, device: object) -> None:
+    """VortaError unless this machine has GPU number `index`, and the engine runs on it."""
+    if problems := bundle.check_runtime(index):
+        raise BundleError(bundle.path, problems)
+    devices = driver_report().devices
+    if devices and index >= len(devices):
+        raise VortaError(
+            f"device {device}: this machine has {len(devices)} GPU(s); use cuda:0 to cuda:{len(devices) - 1}"
+        )
+    if not (ability := bundle.flavour.can_run(index)):
+        raise VortaError(f"{bundle.path}: {bundle.flavour.title} cannot run here: {ability.reason}")
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The file as memory; paged in as TensorRT reads it, so that a plan of many gigabytes is not held twice."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the plan of a bundle on a GPU, with the TensorRT flavour that built it: 8.6, 10, 11, RTX."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.cuda_runtime import CaptureError
+from vorta_trt.runtime.device.device_memory import DeviceMemory, device_memory
+from vorta_trt.runtime.device.device_scratch import DeviceScratch
+from vorta_trt.runtime.executors.executor import CLOSED, ContextOptions, DeviceUse
+from vorta_trt.runtime.executors.layer_times import LayerTimes, measure_layers
+from vorta_trt.runtime.executors.loaded_engine import LoadedEngine, check_device
+from vorta_trt.runtime.executors.optimization_profiles import OptimizationProfile, Shape, choose_profile
+from vorta_trt.runtime.executors.shaped_context import ShapedContext
+from vorta_trt.runtime.executors.tensorrt_api import is_streaming
+from vorta_trt.runtime.executors.weight_streaming import Budget
+from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size
+
+GRAPH = "cuda graph capture"  # the kind of fallback
+MOST_SHAPES = 4  # sets of input shapes whose context, buffers and graph are kept; the one not used for longest goes
+
+Key = tuple[int, tuple[Shape, ...]]
+
+
+class TensorRTExecutor:
+    """An engine on one GPU, with one stream; calls from several threads run one after the other.
+
+    Args:
+        loaded: the engine; this executor becomes one of its users. memory: where its tensors live.
+        options: see `Engine`.
+    Raises:
+        VortaError: this machine cannot run the engine; says why and what to do.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, loaded: LoadedEngine, memory: DeviceMemory, options: ContextOptions) -> None:
+        self.inputs, self.outputs = loaded.inputs, loaded.outputs
+        self.device = f"cuda:{memory.device}"
+        self.array_kind: ArrayKind = memory.array_kind
+        self._loaded: LoadedEngine | None = loaded.retain()
+        self._memory = memory
+        self._options = options
+        self._scratch = DeviceScratch() if options.scratch is None else options.scratch
+        self._shaped: OrderedDict[Key, ShapedContext] = OrderedDict()
+        self._capture_stream: int | None = None
+        self._graphs = options.cuda_graph
+        self._lock = threading.Lock()
+        try:
+            if self._graphs and is_streaming(loaded.engine):
+                options.fallbacks.record(GRAPH, "the engine streams weights: the host waits for copies in every call")
+                self._graphs = False
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def load(
+        cls, bundle: Bundle, device: str | int | None, options: ContextOptions, budget: Budget | None = None
+    ) -> TensorRTExecutor:
+        """Loads the plan of an opened bundle onto a GPU: "cuda", "cuda:1" or 1; None is the first one."""
+        index = device_index(device)
+        check_device(bundle, index, device)
+        memory = device_memory(index)
+        try:
+            with memory.current():
+                return cls(LoadedEngine(bundle, memory, budget), memory, options)
+        except BaseException:
+            memory.close()
+            raise
+
+    def context(self, options: ContextOptions) -> TensorRTExecutor:
+        with self._lock:
+            loaded = self._open()
+            memory = device_memory(self._memory.device)
+            try:
+                return TensorRTExecutor(loaded, memory, options)
+            except BaseException:
+                memory.close()
+                raise
+
+    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool) -> dict[str, Any]:
+        with self._lock:
+            loaded = self._open()
+            with self._memory.stream() as stream, self._freed_on_error():
+                return self._run(loaded, feeds, stream, on_gpu)
+
+    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+        with self._lock:
+            loaded = self._open()
+            with self._memory.stream() as stream, self._freed_on_error():
+                profile, shapes = self._profile_for(loaded, feeds)
+                shaped = ShapedContext(loaded, self._memory, profile, shapes, stream, layer_ranges=False)
+                try:
+                    return measure_layers(
+                        loaded, shaped, repeats, lambda: self._run_in_place(shaped, feeds, stream, keep=True)
+                    )
+                finally:
+                    self._memory.synchronize()
+                    shaped.close()
+
+    def device_use(self) -> DeviceUse:
+        kept = (
+            byte_size(buffer.shape, spec.dtype)
+            for shaped in list(self._shaped.values())
+            for spec in (*self.inputs, *self.outputs)
+            if (buffer := shaped.buffers.get(spec.name)) is not None
+        )
+        weights = 0 if self._loaded is None else self._loaded.weights
+        return DeviceUse(weights=weights, scratch=self._scratch.size, buffers=sum(kept))
+
+    def room_for(self, batch: int) -> tuple[int, int]:
+        shapes = {s.name: tuple(batch if isinstance(size, str) else size for size in s.shape) for s in self.inputs}
+        with self._lock:
+            loaded = self._open()
+            with self._memory.stream() as stream:
+                profile = choose_profile(loaded.profiles, shapes)
+                kept = self._shaped.get((profile.index, tuple(shapes.values())))
+                shaped = kept or ShapedContext(loaded, self._memory, profile, shapes, stream, layer_ranges=False)
+                needed = max(shaped.scratch_bytes - self._scratch.size, 0)
+                if kept is None:
+                    tensors = {**shapes, **shaped.output_shapes}
+                    specs = (*self.inputs, *self.outputs)
+                    needed += 2 * sum(byte_size(tensors[spec.name], spec.dtype) for spec in specs)  # buffers and copies
+                    self._memory.synchronize()
+                    shaped.close()
+                return needed, self._memory.free_bytes()[0]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._loaded is None:
+                return
+            loaded, self._loaded = self._loaded, None
+            with self._memory.current():
+                try:
+                    self._memory.synchronize()
+                    self._drop_contexts()
+                    if self._capture_stream is not None:
+                        self._memory.cuda.call("cudaStreamDestroy", self._capture_stream)
+                        self._capture_stream = None
+                    if self._options.scratch is None:
+                        self._scratch.close()
+                    self._memory.close()
+                finally:
+                    loaded.release()
+                self._memory.release_unused()
+
+    def __del__(self) -> None:
+        if getattr(self, "_loaded", None) is not None and not sys.is_finalizing():
+            self.close()
+
+    # --- One run -----------------------------------------------------------------------------------------------------
+
+    def _run(self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray], stream: int, on_gpu: bool) -> dict[str, Any]:
+        memory = self._memory
+        shaped = self._context_for(loaded, feeds, stream)
+        if self._graphs:
+            outputs = self._run_kept(shaped, feeds, stream)
+            if self._options.outputs == "copy" and on_gpu:  # to the host, `deliver` copies
+                outputs = {name: memory.copy(name, buffer) for name, buffer in outputs.items()}
+        else:
+            keep = not on_gpu or self._options.outputs == "reuse"
+            outputs = self._run_in_place(shaped, feeds, stream, keep)
+        return {name: memory.deliver(buffer, on_gpu) for name, buffer in outputs.items()}
+
+    def _run_kept(self, shaped: ShapedContext, feeds: Mapping[str, AnyArray], stream: int) -> dict[str, Any]:
+        """With inputs and outputs in buffers that stay where they are, as a CUDA graph from the second run on."""
+        memory = self._memory
+        for spec in self.inputs:
+            if spec.name not in shaped.buffers:
+                shaped.buffers[spec.name] = memory.keep(spec.name, feeds[spec.name].shape, spec.dtype)
+            memory.fill(shaped.buffers[spec.name], feeds[spec.name])
+        outputs = self._kept_outputs(shaped)
+        with self._scratch.lend(memory, stream, shaped.scratch_bytes) as scratch:
+            shaped.bind({name: memory.pointer(buffer) for name, buffer in shaped.buffers.items()}, scratch)
+            if shaped.ready_to_capture:
+                self._capture(shaped)
+            shaped.run(stream)
+        return outputs
+
+    def _run_in_place(
+        self, shaped: ShapedContext, feeds: Mapping[str, AnyArray], stream: int, keep: bool
+    ) -> dict[str, Any]:
+        """With inputs where the caller has them, and outputs in fresh buffers unless they are kept."""
+        memory = self._memory
+        placed = {spec.name: memory.place(spec.name, feeds[spec.name]) for spec in self.inputs}
+        shapes = shaped.output_shapes
+        outputs = (
+            self._kept_outputs(shaped)
+            if keep
+            else {spec.name: memory.empty(spec.name, shapes[spec.name], spec.dtype) for spec in self.outputs}
+        )
+        with self._scratch.lend(memory, stream, shaped.scratch_bytes) as scratch:
+            shaped.bind({name: memory.pointer(buffer) for name, buffer in {**placed, **outputs}.items()}, scratch)
+            shaped.run(stream)
+        return outputs
+
+    def _kept_outputs(self, shaped: ShapedContext) -> dict[str, Any]:
+        for spec in self.outputs:
+            if spec.name not in shaped.buffers:
+                shape = shaped.output_shapes[spec.name]
+                shaped.buffers[spec.name] = self._memory.keep(spec.name, shape, spec.dtype)
+        return {spec.name: shaped.buffers[spec.name] for spec in self.outputs}
+
+    def _capture(self, shaped: ShapedContext) -> None:
+        """On a stream of its own, so that what others do on the run's stream meanwhile is no part of the graph."""
+        if self._capture_stream is None:
+            self._capture_stream = self._memory.cuda.make_stream()
+        try:
+            obstacle = shaped.capture(self._capture_stream)
+        except CaptureError as error:
+            obstacle = str(error)
+        if obstacle is not None:
+            self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode an error, every time
+            self._graphs = False  # the same engine would refuse the next shapes, too
+
+    # --- Contexts ----------------------------------------------------------------------------------------------------
+
+    def _profile_for(
+        self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray]
+    ) -> tuple[OptimizationProfile, dict[str, Shape]]:
+        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self.inputs}
+        return choose_profile(loaded.profiles, shapes), shapes
+
+    def _context_for(self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray], stream: int) -> ShapedContext:
+        profile, shapes = self._profile_for(loaded, feeds)
+        key = (profile.index, tuple(shapes.values()))
+        if key in self._shaped:
+            self._shaped.move_to_end(key)
+            return self._shaped[key]
+        while len(self._shaped) >= MOST_SHAPES:
+            self._memory.synchronize()
+            self._shaped.popitem(last=False)[1].close()
+        self._shaped[key] = ShapedContext(loaded, self._memory, profile, shapes, stream, self._options.nvtx)
+        return self._shaped[key]
+
+    def _drop_contexts(self) -> None:
+        while self._shaped:
+            self._shaped.popitem()[1].close()
+
+    @contextmanager
+    def _freed_on_error(self) -> Iterator[None]:
+        """After a failed run nothing stays on the GPU that the next one makes again: it may have been for memory."""
+        try:
+            yield
+        except VortaError as error:
+            self._memory.synchronize()
+            self._drop_contexts()
+            for each in (error, error.__cause__):
+                if each is not None:  # the variables of what has failed hold buffers as long as the error is kept
+                    traceback.clear_frames(each.__traceback__)
+            raise
+
+    def _open(self) -> LoadedEngine:
+        if self._loaded is None:
+            raise RuntimeError(CLOSED)
+        return self._loaded
+
+
+def device_index(device: str | int | None) -> int:
+    """The number in "cuda:1", 1, "cuda" or None; ValueError for anything else."""
+    if device is None:
+        return 0
+    match = re.fullmatch(r"(?:cuda)?(?:(?<=cuda):)?(\d*)", str(device))
+    if match is None or str(device).endswith(":") or device == "":
+        raise ValueError(
+            f'device {device!r}: must be "cuda", "cuda:N" or a number N; TensorRT runs on NVIDIA GPUs only'
+        )
+    return int(match[1] or 0)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight streaming: a part of an engine's weights stays in host memory and is copied to the GPU while it runs.
+
+For cards that the weights do not fit. The budget is what may stay on the GPU, in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from vorta_trt.engines.flavours import Flavour
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.device_memory import DeviceMemory
+from vorta_trt.runtime.executors.tensorrt_api import most_scratch
+
+Budget = int | Literal["auto"]
+
+# What "auto" leaves free beside weights and activations: inputs, outputs, CUDA graphs, kernels loaded later.
+HEADROOM = 1 << 30
+
+
+def check_budget(budget: Budget | None) -> None:
+    """ValueError for a budget that no engine takes."""
+    if budget is None or budget == "auto" or (isinstance(budget, int) and budget >= 0):
+        return
+    raise ValueError(
+        f"weight_streaming_budget {budget!r}: must be bytes of weights to keep on the GPU (0 streams the most), or "
+        '"auto", which goes by the free memory'
+    )
+
+
+def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budget) -> int:
+    """Sets the budget of an engine that has no context yet, and returns it in bytes.
+
+    "auto" is worked out here: TensorRT's own automatic budget leaves nothing for other models, and its Python binding
+    cuts it off at 32 bits.
+    Raises: VortaError if the flavour or this engine has no weight streaming, or TensorRT refuses.
+    """
+    if not hasattr(engine, "weight_streaming_budget_v2"):
+        raise VortaError(
+            f"weight_streaming_budget {budget}: {flavour.title} {flavour.version} has no weight streaming; leave it "
+            "out, or use TensorRT 10 or newer, or TensorRT-RTX"
+        )
+    streamable = int(engine.streamable_weights_size)
+    if streamable == 0:
+        raise VortaError(
+            f"weight_streaming_budget {budget}: the engine was built without weight streaming, all its weights lie on "
+            "the GPU; leave it out, or build the engine with --weight-streaming"
+        )
+    if budget == "auto":
+        _set(flavour, engine, 0)  # then the engine tells how much scratch memory streaming takes
+        wanted = max(memory.free_bytes()[0] - most_scratch(engine) - HEADROOM, 0)
+    else:
+        wanted = budget
+    wanted = min(wanted, streamable)
+    _set(flavour, engine, wanted)
+    return wanted
+
+
+def _set(flavour: Flavour, engine: Any, budget: int) -> None:
+    with flavour.hub.collect() as collected:
+        engine.weight_streaming_budget_v2 = budget  # the property drops whether it worked
+    if collected.errors or int(engine.weight_streaming_budget_v2) > budget:
+        said = "; ".join(collected.errors) or f"the budget is {int(engine.weight_streaming_budget_v2)}"
+        raise VortaError(
+            f"weight_streaming_budget {budget}: {flavour.title} {flavour.version} refuses it ({said}); give fewer bytes"
+        )

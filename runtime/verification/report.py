@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outcome of `verify`: JSON for scripts, a table for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FP32_LIMIT = 1e-5  # relative L2 error of an fp32 file
+FP8_LIMIT = 5e-2  # of an engine whose attention runs in fp8, which torch here does not
+SAME_DTYPE_FACTOR = 2.0  # times torch's own error in the same type, for fp16 and bf16
+
+RULES = {
+    "fp32": f"relative L2 error against torch fp32 at most {FP32_LIMIT:g}",
+    "fp16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch fp16's own",
+    "bf16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch bf16's own",
+}
+FP8_RULE = f"relative L2 error against torch fp32 at most {FP8_LIMIT:g}, because of fp8 attention"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class TensorError(Strict):
+    """How far a tensor is from the same one computed by torch in fp32.
+
+    max_abs: largest absolute difference. relative_l2: |x - y| / |y|. torch_*: the same for torch in the engine's
+    type; None for fp32. limit: what the rule allows for relative_l2.
+    """
+
+    name: str
+    max_abs: float
+    relative_l2: float
+    torch_max_abs: float | None
+    torch_relative_l2: float | None
+    limit: float
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        return self.relative_l2 <= self.limit  # False for nan
+
+
+class CaseReport(Strict):
+    """One case.
+
+    different_routes counts the heads, of all samples and layers, that took another branch in torch. draws: 1, or on how
+    many different inputs the case ran (see `redraw`); the numbers are those of the middle one.
+    """
+
+    name: str
+    draws: int = 1
+    outputs: list[TensorError]
+    different_routes: int
+    routes: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        return self.different_routes == 0 and all(output.passed for output in self.outputs)
+
+
+class LayerReport(Strict):
+    """Errors after every module, in order of execution, for one case."""
+
+    case: str
+    modules: list[TensorError]
+    note: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def first_departure(self) -> str | None:
+        """The first module whose output breaks the rule."""
+        return next((module.name for module in self.modules if not module.passed), None)
+
+
+class VerifyReport(Strict):
+    """What `verify` found; `passed` is the verdict."""
+
+    target: str
+    checkpoint: str
+    router: str | None
+    executor: str
+    precision: str
+    attention_precision: str = "same"  # of the file; only the kernels, so only TensorRT, compute otherwise in fp8
+    batch: int
+    seed: int
+    rule: str
+    seconds: float
+    cases: list[CaseReport]
+    layers: LayerReport | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+
+def rule(precision: str, fp8_attention: bool) -> str:
+    """The rule in words; `fp8_attention`: whether the engine computed its attention in fp8."""
+    return FP8_RULE if fp8_attention else RULES[precision]
+
+
+def limit(torch_relative_l2: float | None, fp8_attention: bool = False) -> float:
+    """What the rule allows; never below the fp32 (fp8: fp8's own) limit, where rounding alone decides."""
+    least = FP8_LIMIT if fp8_attention else FP32_LIMIT
+    if torch_relative_l2 is None:
+        return least
+    return max(SAME_DTYPE_FACTOR * torch_relative_l2, least)
+
+
+def case_table(report: VerifyReport) -> Table:
+    """Every case with its errors, torch's own beside them."""
+    from rich.table import Table
+
+    table = Table(title=f"{report.target} ({report.executor}) against torch", caption=_rule(report))
+    _columns(table, report.precision, "case", "output")
+    table.add_column("routes", justify="right")
+    table.add_column("")
+    for case in report.cases:
+        routes = "equal" if case.different_routes == 0 else f"{case.different_routes} of {case.routes} differ"
+        for index, output in enumerate(case.outputs):
+            first = index == 0
+            verdict = output.passed and (case.different_routes == 0 or not first)
+            cells = [_case_name(case) if first else "", output.name, *_errors(output, report.precision)]
+            table.add_row(*cells, routes if first else "", _verdict(verdict))
+    return table
+
+
+def layer_table(report: VerifyReport) -> Table | None:
+    """Every module with its error, up to the first that departs and the two after it."""
+    from rich.table import Table
+
+    layers = report.layers
+    if layers is None:
+        return None
+    table = Table(title=f"after each module, case {layers.case!r}", caption=layers.note)
+    _columns(table, report.precision, "module")
+    table.add_column("")
+    for module in layers.modules:
+        table.add_row(module.name, *_errors(module, report.precision), _verdict(module.passed))
+    return table
+
+
+def _case_name(case: CaseReport) -> str:
+    return case.name if case.draws == 1 else f"{case.name} (middle of {case.draws})"
+
+
+def _rule(report: VerifyReport) -> str:
+    return f"rule: {report.rule}; routes equal. seed {report.seed}, batch {report.batch}, {report.seconds:.1f} s"
+
+
+def _columns(table: Table, precision: str, *names: str) -> None:
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    headers = ["max abs", "rel. L2"]
+    if precision != "fp32":
+        headers += [f"torch {precision}"]
+    for header in (*headers, "limit"):
+        table.add_column(header, justify="right", no_wrap=True)
+
+
+def _errors(error: TensorError, precision: str) -> list[str]:
+    cells = [f"{error.max_abs:.1e}", f"{error.relative_l2:.1e}"]
+    if precision != "fp32":
+        cells.append("" if error.torch_relative_l2 is None else f"{error.torch_relative_l2:.1e}")
+    return [*cells, f"{error.limit:.1e}"]
+
+
+def _verdict(passed: bool) -> str:
+    return "[green]ok[/green]" if passed else "[red]FAILED[/red]"

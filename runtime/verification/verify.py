@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does an exported file or a built engine compute what the checkpoint computes?
+
+The truth is torch in float32. A file in float32 must agree to rounding; one in float16 or bfloat16 may be off by twice
+of what torch itself is off in that type. Where a checkpoint in 16 bits routes a head elsewhere than the same checkpoint
+in 32, because its timestep embedding is rounded, the truth takes the 16-bit routes: what is compared is arithmetic, and
+the routes are compared on their own, with torch in the same type. Torch has no attention in fp8 here: an engine that
+was built for it may be off by 5e-2, whatever its type.
+
+    cases -> sides run one after another (runners, sides) -> errors and rule (report)
+          -> after a failure that may be bad luck, other inputs (redraw)
+          -> after a failure, the same after every module (layers)
+
+A model of real size has so many near-tied coreset choices that some differ between any two programs in fp32, too; the
+fp32 rule is for small models, and for real ones with heads that are all full or sliding.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.runtime.executors.onnx_file import check_portable
+from vorta_trt.runtime.target import read_target
+from vorta_trt.runtime.verification.cases import Case, make_cases
+from vorta_trt.runtime.verification.redraw import Outcome, redraw
+from vorta_trt.runtime.verification.report import LayerReport, VerifyReport, rule
+from vorta_trt.runtime.verification.subject import Progress, Subject
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+def verify(
+    target: str | Path,
+    checkpoint: str | Path,
+    router: str | Path | None = None,
+    *,
+    precision: Precision | None = None,
+    executor: str | None = None,
+    batch: int = 1,
+    seed: int | None = None,
+    cases: Sequence[str] = (),
+    layers: bool | None = None,
+    progress: Progress = lambda stage: None,
+) -> VerifyReport:
+    """Compares an ONNX file or a bundle with the torch checkpoint it was made from.
+
+    Args:
+        target: an exported .onnx file or a bundle.
+        checkpoint, router: what it was exported from, as for `RoutedTransformer.from_pretrained`.
+        precision: the precision it must have; None takes its own.
+        executor: as for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
+        batch: samples per run. seed: of the random inputs; None draws one (the report says which).
+        cases: names of the cases to run, see `make_cases`; all if empty.
+        layers: compare after every module, too; None does so if a case fails.
+        progress: is told what runs now.
+    Raises:
+        FileNotFoundError, ValueError, VortaError: something cannot be loaded, or the file was exported from something
+            else; the message names the mismatch. Numbers that disagree are no exception: see the report's `passed`.
+    """
+    from vorta_trt.runtime.verification.runners import EngineRunner
+
+    start = time.perf_counter()
+    if batch < 1:
+        raise ValueError(f"batch {batch}: must be at least 1")
+    seed = secrets.randbits(32) if seed is None else seed
+    subject = _subject(Path(target), Path(checkpoint), router, precision, executor, progress)
+
+    def draw(only: Sequence[str], number: int = 0) -> list[Case]:
+        return make_cases(
+            subject.target.inputs,
+            default_tau=subject.tau,
+            has_router=router is not None,
+            batch=batch,
+            seed=seed,
+            only=only,
+            draw=number,
+        )
+
+    todo = draw(cases)
+    runner = EngineRunner(subject.engine)
+    outcomes = [Outcome(case, sides) for case, sides in zip(todo, subject.run(runner, todo), strict=True)]
+    outcomes = redraw(outcomes, lambda name, number: draw([name], number)[0], lambda more: subject.run(runner, more))
+    failed = [outcome.case for outcome in outcomes if not outcome.report.passed]
+    return VerifyReport(
+        target=str(target),
+        checkpoint=str(checkpoint),
+        router=None if router is None else str(router),
+        executor=runner.executor,
+        precision=subject.precision,
+        batch=batch,
+        seed=seed,
+        attention_precision=subject.attention_precision,
+        rule=rule(subject.precision, subject.fp8_attention(runner.executor)),
+        cases=[outcome.report for outcome in outcomes],
+        layers=_layer_report(subject, [*failed, *todo][0], not failed)
+        if layers or (layers is None and failed)
+        else None,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def _subject(
+    path: Path,
+    checkpoint: Path,
+    router: str | Path | None,
+    precision: str | None,
+    executor: str | None,
+    progress: Progress,
+) -> Subject:
+    """Reads what was exported, and refuses what cannot be compared."""
+    progress(f"reading {path.name}")
+    target = read_target(path)
+    metadata = target.metadata
+    if target.onnx_path is not None and (target.bundle is None or executor in ("onnxruntime", "reference")):
+        check_portable(read_onnx(target.onnx_path))  # before torch has run
+    if metadata is None:
+        raise ValueError(f"{path}: vorta-trt did not export it (no metadata), so there is nothing to compare it with")
+    if precision is not None and precision != metadata.precision:
+        raise ValueError(
+            f"precision {precision!r}: {path} is in {metadata.precision}; leave it out, or export with "
+            f"--precision {precision}"
+        )
+    if metadata.has_router and router is None:
+        raise ValueError(f"{path}: was exported with a router, so it must be compared with one; give --router")
+    if not metadata.has_router and router is not None:
+        raise ValueError(f"{path}: was exported without a router, so every head is full; leave --router out")
+    if executor is None and target.bundle is None and metadata.precision == "bf16":
+        executor = "reference"  # ONNX Runtime has no bfloat16 convolution on the CPU
+    return Subject(
+        target=target,
+        checkpoint=checkpoint,
+        router=None if router is None else Path(router),
+        executor=executor,
+        precision=metadata.precision,
+        attention_precision=metadata.attention_precision,
+        geometry=metadata.attention_geometry,
+        tau=metadata.tau,
+        progress=progress,
+    )
+
+
+def _layer_report(subject: Subject, case: Case, case_passed: bool) -> LayerReport:
+    from vorta_trt.runtime.verification.layers import compare_layers
+
+    return compare_layers(subject, case, case_passed)
