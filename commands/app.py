@@ -67,6 +67,10 @@ def _message(error: Exception) -> str:
         return f"{error.filename or 'system'}: {error.strerror}"
     if isinstance(error, VortaError | ValueError | OSError):
         return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return (
+            f"{error}\nclose what else uses the GPU, or take less of it: see the command's options on memory and size"
+        )
     return f"{type(error).__name__}: {error} (this is a bug of vorta-trt; see it with --debug and report it)"
 
 

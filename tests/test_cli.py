@@ -574,6 +574,16 @@ def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     fails("doctor", message="error: KeyError: 'surprise' .*--debug")
 
 
+def test_a_full_gpu_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vorta_trt.runtime import doctor
+
+    def full(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr(doctor, "examine", full)
+    fails("doctor", message="error: CUDA out of memory.* 9.00 GiB.\nclose what else uses the GPU, or take less of it")
+
+
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from vorta_trt.runtime import doctor
 

@@ -200,9 +200,12 @@ class VideoGenerator:
             locate: see `VortaTransformer.request`. on_step: called as every step begins. on_stage: called with what is
                 done between the steps, where that is much: staged. All three callbacks may raise to stop the request.
         Raises:
-            ValueError: settings that do not suit the family. NonFiniteError: with step and, if looked for, layer.
+            ValueError: no prompt; settings that do not suit the family. NonFiniteError: with step and, if looked for,
+                layer.
             FallbackError: in strict mode. After any error the generator is ready for the next request.
         """
+        if not prompts:
+            raise ValueError("prompts []: must hold at least one")
         settings = settings or SamplingSettings()
         with self._lock:
             planned = self.plan(settings, negative_prompt)

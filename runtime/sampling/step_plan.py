@@ -14,6 +14,7 @@ Letters: P denoising steps, L layers, N heads.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,8 @@ def plan_steps(
         raise ValueError("timesteps []: must hold at least one; use scheduler.timesteps")
     exact = torch.tensor(scheduled, dtype=torch.float32)  # [P]
     seen = (*map(float, exact[:1].tolist()), *map(float, exact[1:].to(timestep_dtype).tolist()))
+    if tau is not None and not math.isfinite(tau):
+        raise ValueError(f"tau {tau}: must be a number; above 1 every head is full, use 2")
     guards = guards or RouteGuards()
     if path is not None:
         heads = path.num_layers, path.num_heads

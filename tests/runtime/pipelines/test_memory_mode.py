@@ -158,6 +158,8 @@ def test_a_video_is_there_before_the_next_is_decoded(tiny_wan: Tiny, tmp_path: P
         video.save(tmp_path / f"{number}.npy")
 
     with VideoGenerator(tiny_wan.onnx, memory_mode="staged") as generator:
+        with pytest.raises(ValueError, match="must hold at least one"):
+            generator.generate_each([], write)
         with pytest.raises(KeyboardInterrupt):
             generator.generate_each(PROMPTS, write, settings=SamplingSettings(steps=1))
     assert [file.name for file in tmp_path.iterdir()] == ["0.npy"]

@@ -310,6 +310,12 @@ def test_plans_that_cannot_be(path: TimestepPath) -> None:
         a_plan("1").departures(0, torch.zeros(2, 1, 3))
 
 
+@pytest.mark.parametrize("tau", [float("nan"), float("inf")])
+def test_a_threshold_that_is_no_number(path: TimestepPath, tau: float) -> None:
+    with pytest.raises(ValueError, match="must be a number; above 1 every head is full"):
+        plan_steps([900.0, 500.0], path=path, tau=tau)
+
+
 def test_without_the_models_timestep_path() -> None:
     plan = plan_steps([700.0, 500.0, 300.0], cache=StepBroadcast(), guards=RouteGuards(dense_last=1), heads=(2, 3))
     assert plan.compute == (True, False, True)
