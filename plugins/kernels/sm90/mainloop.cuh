@@ -35,7 +35,8 @@ class Consumer {
   using Product = Products<Traits>;
   static constexpr int kKeys = Traits::kKeys;
   static constexpr int kOutputs = Product::kOutputs;
-  static constexpr int kExactBlocks = 4;  // of an item, in which the shift is the maximum: see OnlineSoftmax
+  // Of an item, in which the shift is the maximum: see OnlineSoftmax. In short rows a single weight counts for more.
+  static constexpr int kExactBlocks = 4, kExactBlocksOfShort = 16, kShort = 32;
 
   __device__ Consumer(const AttentionParams& params, SharedStorage<Traits>& shared, int warpgroup)
       : params_(params), shared_(shared), turns_{warpgroup} {
@@ -83,12 +84,12 @@ class Consumer {
       value_ring_ = value_ring_.next();
       cute::warpgroup_wait<1>();
     };
-    const auto step = [&](const WorkItem& item, uint64_t query, int first_partial, int block,
+    const auto step = [&](const WorkItem& item, uint64_t query, int key_blocks, int first_partial, int block,
                           const uint32_t (&before)[Product::kEarlyScores / 2],
                           uint32_t (&after)[Product::kEarlyScores / 2]) {
       issue(query, before);
       finish_scores(item, first_partial, block, scores);
-      const bool exact = block < kExactBlocks;
+      const bool exact = block < (key_blocks < kShort ? kExactBlocksOfShort : kExactBlocks);
       float correction[2];
       if (exact) softmax.raise(scores, correction);
       weigh_early(after);
@@ -104,7 +105,7 @@ class Consumer {
       }
       release(shared_.value_empty[value_ring_.before()]);
       weigh_late();
-      if (!exact && softmax.is_exceeded()) {
+      if (!exact && softmax.is_exceeded(key_blocks)) {
         softmax.raise(scores, correction);
         rescale(correction);
         weigh_early(after);
@@ -182,9 +183,9 @@ class Consumer {
       unfinished = slot.stage;
 #pragma unroll 1
       for (int block = 1; block < key_blocks; block += 2) {
-        step(item, query, first_partial, block, early[1], early[0]);
+        step(item, query, key_blocks, first_partial, block, early[1], early[0]);
         if (block + 1 == key_blocks) break;
-        step(item, query, first_partial, block + 1, early[0], early[1]);
+        step(item, query, key_blocks, first_partial, block + 1, early[0], early[1]);
       }
       if (key_blocks % 2 == 1) {
 #pragma unroll

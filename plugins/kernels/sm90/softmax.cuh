@@ -52,8 +52,8 @@ __device__ void mask_columns(float (&scores)[kScores], int valid) {
 struct OnlineSoftmax {
   static constexpr int kChains =
       4;  // of dependent instructions, to hide their latency; a multiple of row_of()'s period
-  // One thread's weights of one block may add up to kLimit + kShare * those so far, and to kMost.
-  static constexpr float kLimit = 16.0f, kShare = 0.125f;
+  // One thread's weights of one block may add up to limit() + kShare * those so far, and to kMost.
+  static constexpr float kShare = 0.125f;
   static constexpr float kMost = 1024.0f;  // fp16 ends at 65,504
 
   float scale_log2;  // of the logits, times log2(e); positive
@@ -86,9 +86,13 @@ struct OnlineSoftmax {
     }
   }
 
+  /// Of a row of so many blocks of keys: the fewer there are, the larger is the share of one large weight.
+  static __device__ float limit(int key_blocks) { return fminf(0.25f * key_blocks, 16.0f); }
+
   /// Whether the shift was too small for these weights, in any row of the warp; also if there is a NaN.
-  __device__ bool is_exceeded() const {
-    const auto exceeds = [&](int row) { return !(part[row] <= fminf(fmaf(sum[row], kShare, kLimit), kMost)); };
+  __device__ bool is_exceeded(int key_blocks) const {
+    const float least = limit(key_blocks);
+    const auto exceeds = [&](int row) { return !(part[row] <= fminf(fmaf(sum[row], kShare, least), kMost)); };
     return __any_sync(0xffffffffu, exceeds(0) || exceeds(1));
   }
 
