@@ -6,6 +6,7 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - `RMSNormalization` as x / sqrt(mean(x^2) + epsilon) * scale, in float32 (see `graph_passes`).
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
   the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1.
+- `Shape` of some axes as a choice from all of them.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
   are taken in parts: none has more than `MOST_SCORES` scores per sample. A mask becomes the least finite number.
@@ -67,6 +68,7 @@ class _Lowering:
             "Gelu": self.gelu,
             "Attention": self.attention,
             "Split": self.split,
+            "Shape": self.shape,
             "Squeeze": self.reshape,
             "Unsqueeze": self.reshape,
         }
@@ -125,6 +127,19 @@ class _Lowering:
         _require(node, size % len(node.outputs) == 0, "makes equal parts")
         parts = self.constant(np.full(len(node.outputs), size // len(node.outputs), np.int64))
         return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
+
+    def shape(self, node: ir.Node) -> list[ir.Node]:
+        """Of some axes: TensorRT 8.6 reads past which ones, and gives all."""
+        (tensor,) = _inputs(node)
+        axes = range(_rank(tensor))
+        first, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(axes))
+        if (wanted := axes[first:end]) == axes:
+            return []
+        every = ir.node("Shape", [tensor])
+        every.outputs[0].shape = ir.Shape([len(axes)])
+        indices = self.constant(np.array(wanted, np.int64))
+        picked = ir.node("Gather", [every.outputs[0], indices], {"axis": 0})
+        return _typed(indices, [every, picked])
 
     def reshape(self, node: ir.Node) -> list[ir.Node]:
         """An axis of extent 1 taken out or put in; at most the batch is open."""

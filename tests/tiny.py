@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
-from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
 CHANNELS = 4
@@ -85,3 +87,12 @@ def make_hunyuan_video(folder: Path) -> Tiny:
         tiny.checkpoint, text_dim=TEXT_DIM, pooled_dim=24, refiner_layers=1, channels=CHANNELS, **sizes
     )
     return _finish(tiny, **sizes)
+
+
+def build_here(source: Source, path: Path) -> Path:
+    """A bundle of the first flavour that builds one here; skips the test if no engine of it runs here."""
+    flavour = next(name for name in ("tensorrt", "tensorrt8", "rtx") if get_flavour(name).can_build())
+    bundle = build_checkpoint(source, path, lambda *what: None, tensorrt=flavour).path
+    if not (ability := get_flavour(flavour).can_run()):
+        pytest.skip(f"no engine runs here: {ability.reason}")
+    return bundle

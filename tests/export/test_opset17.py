@@ -92,6 +92,18 @@ def test_file_is_what_tensorrt_8_reads(exported17: Export, family: str) -> None:
     assert operators["RoutedAttention"] == read_metadata(path).num_layers
 
 
+def test_batch_without_a_router(load: Callable[..., RoutedTransformer], tmp_path: Path) -> None:
+    """It comes from the extents of an input, of which TensorRT 8.6 gives all, whatever `Shape` is told."""
+    model = load(router=None)
+    path = export_onnx(model, tmp_path / "wan.onnx", "fp32", opset=17)
+    shapes = [node for node in onnx.load(path, load_external_data=False).graph.node if node.op_type == "Shape"]
+    assert shapes and not any(node.attribute for node in shapes)
+    inputs = fresh_inputs(model, 2, 0.3, "mixed")
+    (sample, routes), (expected, expected_routes) = evaluate(path, inputs), in_torch(model, inputs)
+    assert (routes == expected_routes).all()
+    assert errors(sample, expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_value_has_a_type(exported17: Export, family: str) -> None:
     """The builder of TensorRT 8.6 chooses types where it is not told, so the file tells all of them."""

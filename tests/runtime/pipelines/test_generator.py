@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingSettings, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
 from vorta_trt.runtime.pipelines import guidance_fit
+from vorta_trt.runtime.pipelines.generator import GeneratedVideo
 from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
@@ -29,7 +31,7 @@ from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
-from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny
+from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, build_here
 
 FEW = SamplingSettings(steps=2)
 
@@ -344,3 +346,45 @@ def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
     with VideoGenerator(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as generator:
         one, again = (generator.generate("a red wall", seed=1, settings=FEW) for _ in range(2))
     assert np.abs(one.frames.astype(int) - again.frames).max() <= 1
+
+
+@pytest.mark.gpu
+def test_memory_modes_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_path: Path) -> None:
+    """Staged, it gives the videos of resident, and leaves nothing on the GPU. Strict: the engine takes the planned
+    routes, in CUDA graphs."""
+    RouteCalibration(
+        family="wan",
+        geometry=RequestPlanner(tiny_wan.onnx).geometry,
+        buckets=((1000.0, 900.0), (899.0, 0.0)),
+        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
+        errors=torch.zeros(2, 2, 3, 3),
+        budget=0.1,
+    ).save(tmp_path / "routes.json")
+    source = Source(tiny_wan.checkpoint, precision="fp16", route_override=tmp_path / "routes.json")
+    bundle = build_here(source, tmp_path / "wan.bundle")
+    settings = SamplingSettings(steps=6, guards=RouteGuards(dense_last=1))
+    frames: list[list[Any]] = []
+    free = []
+
+    def run(mode: str) -> None:
+        videos: list[GeneratedVideo] = []
+        with VideoGenerator(bundle, tiny_wan.checkpoint, strict=True, memory_mode=mode) as generator:
+            generator.generate_each(
+                ["a red wall", "a blue wall"], lambda _, video: videos.append(video), seed=1, settings=settings
+            )
+            assert (generator.memory.mode.value, generator.executor) == (mode, "tensorrt")
+        routes = videos[0].planned.steps.routes
+        assert routes is not None
+        assert routes.routes.unique().tolist() == [0, 1, 2]
+        frames.append([video.frames.astype(int) for video in videos])
+
+    for mode in ("resident", "staged", "staged", "staged"):
+        run(mode)
+        gc.collect()
+        torch.cuda.empty_cache()
+        free.append(torch.cuda.mem_get_info()[0])
+    resident, *staged = frames
+    for each in staged:
+        assert all(np.abs(one - other).max() <= 1 for one, other in zip(resident, each, strict=True))
+    assert np.abs(resident[0] - resident[1]).max() > 1
+    assert free[3] >= free[2]  # the first ones load kernels
