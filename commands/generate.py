@@ -148,6 +148,13 @@ def generate(
             help="Weights that stay on the GPU, of bundles built with --weight-streaming [default: all].",
         ),
     ] = None,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graph/--no-cuda-graph",
+            help="Replay the engine as a CUDA graph; impossible with streamed weights.",
+        ),
+    ] = True,
     cpu_offload: Annotated[
         bool, typer.Option("--cpu-offload", help="Text encoders and VAE are on the GPU only while they are used.")
     ] = False,
@@ -213,6 +220,9 @@ def generate(
         planned = planner.plan(settings, negative_prompt)  # says what is wrong before anything large is loaded
         if not dry_run:
             jobs = _jobs(prompt, prompts, output, video_format)
+            engine: dict[str, Any] = {} if cuda_graph else {"cuda_graph": False}
+            if weight_streaming is not None:
+                engine["weight_streaming_budget"] = _budget(weight_streaming)
             stages("loading text encoder, VAE and engine")
             videos: list[dict[str, Any]] = []
 
@@ -228,7 +238,7 @@ def generate(
                 memory_mode=memory_mode.value,
                 cpu_offload=cpu_offload,
                 vae_tiling=vae_tiling,
-                engine=None if weight_streaming is None else {"weight_streaming_budget": _budget(weight_streaming)},
+                engine=engine,
             ) as generator:
                 generator.generate_each(
                     [text for text, _ in jobs],

@@ -176,6 +176,10 @@ class Flavour:
         """Tells the builder which GPUs to build for and returns what the engine will run on."""
         raise FlavourError(f"{self.title} has no builder; build with rtx or tensorrt")
 
+    def target(self, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        """What `set_target` returns, asked before there is a build."""
+        return self.set_target(self.module.Builder(self.logger).create_builder_config(), capabilities, compatibility)
+
     def version_problem(self, built_with: str, version_compatible: bool) -> str | None:
         """Why a plan built with `built_with` does not load in the installed version; None if it does."""
         if self.version is None:

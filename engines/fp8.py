@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.gpu import ComputeCapability, Device, Target
-from vorta_trt.engines.onnx_file import OnnxFile
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ HEAD_DIMS = (64, 128)
 _REMEDY = "use --attention-precision same"
 
 
-def check_build(onnx: OnnxFile, target: Target, head_dims: Iterable[int], strict: bool) -> None:
+def check_build(source: Path, attention_precision: str, target: Target, head_dims: Iterable[int], strict: bool) -> None:
     """An engine with fp8 attention that nothing could run: a BuildError if `strict`, else a warning.
 
-    head_dims: of the RoutedAttention layers.
+    source: what it is built from. head_dims: of the RoutedAttention layers.
     """
-    if onnx.attention_precision != "fp8":
+    if attention_precision != "fp8":
         return
     missing = []
     if not target.covers(CAPABILITY):
@@ -37,7 +37,7 @@ def check_build(onnx: OnnxFile, target: Target, head_dims: Iterable[int], strict
         known = " or ".join(map(str, HEAD_DIMS))
         missing.append(f"needs head_dim {known}, and this model has {', '.join(map(str, unknown))}; {_REMEDY}")
     for reason in missing:
-        message = f"{onnx.path}: attention_precision fp8 {reason}"
+        message = f"{source}: attention_precision fp8 {reason}"
         if strict:
             raise BuildError(f"{message}; or pass strict=False (--no-strict) to build it as it is")
         logger.warning("%s", message)

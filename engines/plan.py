@@ -95,7 +95,8 @@ def build_plan(
     inputs, outputs = tensor_specs(parsed.network, options.batch)
     config = builder.create_builder_config()
     target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
-    check_fp8_build(onnx, target, (layer.get_input(0).shape[3] for layer in parsed.plugin_layers), options.strict)
+    head_dims = (layer.get_input(0).shape[3] for layer in parsed.plugin_layers)
+    check_fp8_build(onnx.path, onnx.attention_precision, target, head_dims, options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)
     if flavour.weakly_typed:

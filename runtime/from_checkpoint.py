@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.export.names import OPSET
 from vorta_trt.model.geometry import AttentionGeometry
 
@@ -168,6 +169,9 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     with staging_folder(bundle, bool(options.get("overwrite"))) as staging:
         report("loading the checkpoint", 0, 0)
         model = source.model()
+        if source.attention_precision == "fp8":  # refused here, not after the export
+            target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
+            check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], bool(options.get("strict", True)))
         path, show = staging.path / "model.onnx", _export_progress(report)
         onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
         routes, calibrated = None, source.calibrated_routes()

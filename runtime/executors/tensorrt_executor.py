@@ -58,7 +58,11 @@ class TensorRTExecutor:
         self._lock = threading.Lock()
         try:
             if self._graphs and is_streaming(loaded.engine):
-                options.fallbacks.record(GRAPH, "the engine streams weights: the host waits for copies in every call")
+                options.fallbacks.record(
+                    GRAPH,
+                    "the engine streams weights, and the host waits for the copies; ask "
+                    "for no graph with cuda_graph=False (--no-cuda-graph)",
+                )
                 self._graphs = False
         except BaseException:
             self.close()

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vorta_trt.cli import app
-from vorta_trt.runtime import video_file
+from vorta_trt.runtime import VortaTransformer, video_file
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.video_writer import VideoWriter
 
@@ -200,6 +200,22 @@ def test_memory_modes(tiny_wan: Tiny, tmp_path: Path) -> None:
     one = [tiny_wan.onnx, "--prompt", "a red wall", "--sigmas", "1", "--memory-mode", "staged"]
     said = generate(*one, "-o", tmp_path / "one.npy").stdout
     assert said.startswith(f"memory mode staged: asked for\nwrote {tmp_path / 'one.npy'}: seed ")
+
+
+def test_options_of_the_engine_reach_it(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def opened(source: object, **options: Any) -> None:
+        given.append(options)
+        raise ValueError("opened")
+
+    monkeypatch.setattr(VortaTransformer, "from_bundle", opened)
+    arguments = [tiny_wan.onnx, "--prompt", "a red wall", "-o", tmp_path / "wall.mp4"]
+    streamed = ["--weight-streaming", 1.5, "--no-cuda-graph", "--device", "cuda:1"]
+    for options in ([], streamed):
+        one_error(generate(*arguments, *options, code=1), "error: opened")
+    names = ("cuda_graph", "weight_streaming_budget", "device")
+    assert [[options.get(name) for name in names] for options in given] == [[None] * 3, [False, 3 << 29, "cuda:1"]]
 
 
 def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
