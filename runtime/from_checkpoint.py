@@ -169,9 +169,9 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     with staging_folder(bundle, bool(options.get("overwrite"))) as staging:
         report("loading the checkpoint", 0, 0)
         model = source.model()
-        if source.attention_precision == "fp8":  # refused here, not after the export
+        if source.attention_precision == "fp8" and options.get("strict", True):  # refused before the export, too
             target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
-            check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], bool(options.get("strict", True)))
+            check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
         path, show = staging.path / "model.onnx", _export_progress(report)
         onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
         routes, calibrated = None, source.calibrated_routes()
