@@ -14,6 +14,7 @@ from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
@@ -89,10 +90,22 @@ def make_hunyuan_video(folder: Path) -> Tiny:
     return _finish(tiny, **sizes)
 
 
+def save_calibration(path: Path, geometry: AttentionGeometry, *buckets: tuple[float, float]) -> Path:
+    """Calibrated routes of the tiny Wan: sliding in the first bucket of timesteps, coreset in the second."""
+    RouteCalibration(
+        family="wan",
+        geometry=geometry,
+        buckets=buckets,
+        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
+        errors=torch.zeros(2, 2, 3, 3),
+        budget=0.1,
+    ).save(path)
+    return path
+
+
 def build_here(source: Source, path: Path) -> Path:
     """A bundle of the first flavour that builds one here; skips the test if no engine of it runs here."""
     flavour = next(name for name in ("tensorrt", "tensorrt8", "rtx") if get_flavour(name).can_build())
-    bundle = build_checkpoint(source, path, lambda *what: None, tensorrt=flavour).path
     if not (ability := get_flavour(flavour).can_run()):
         pytest.skip(f"no engine runs here: {ability.reason}")
-    return bundle
+    return build_checkpoint(source, path, lambda *what: None, tensorrt=flavour).path

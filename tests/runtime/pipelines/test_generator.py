@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingSettings, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
@@ -31,7 +30,7 @@ from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
-from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, build_here
+from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, build_here, save_calibration
 
 FEW = SamplingSettings(steps=2)
 
@@ -352,15 +351,9 @@ def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
 def test_memory_modes_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_path: Path) -> None:
     """Staged, it gives the videos of resident, and leaves nothing on the GPU. Strict: the engine takes the planned
     routes, in CUDA graphs."""
-    RouteCalibration(
-        family="wan",
-        geometry=RequestPlanner(tiny_wan.onnx).geometry,
-        buckets=((1000.0, 900.0), (899.0, 0.0)),
-        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
-        errors=torch.zeros(2, 2, 3, 3),
-        budget=0.1,
-    ).save(tmp_path / "routes.json")
-    source = Source(tiny_wan.checkpoint, precision="fp16", route_override=tmp_path / "routes.json")
+    geometry = RequestPlanner(tiny_wan.onnx).geometry
+    routes_file = save_calibration(tmp_path / "routes.json", geometry, (1000.0, 900.0), (899.0, 0.0))
+    source = Source(tiny_wan.checkpoint, precision="fp16", route_override=routes_file)
     bundle = build_here(source, tmp_path / "wan.bundle")
     settings = SamplingSettings(steps=6, guards=RouteGuards(dense_last=1))
     frames: list[list[Any]] = []

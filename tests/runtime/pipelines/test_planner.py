@@ -25,7 +25,7 @@ from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 from vorta_trt.runtime.schedules import schedule_timesteps
 
-from ...tiny import SIZE, Tiny
+from ...tiny import SIZE, Tiny, save_calibration
 
 
 def test_a_file_and_its_model_are_planned_alike(tiny: Tiny) -> None:
@@ -119,14 +119,7 @@ def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: T
 def test_calibrated_routes(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     geometry = RequestPlanner(tiny_wan.onnx).geometry
     file = tmp_path / "routes.json"
-    RouteCalibration(
-        family="wan",
-        geometry=geometry,
-        buckets=((1000.0, 700.0), (699.0, 0.0)),
-        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
-        errors=torch.zeros(2, 2, 3, 3),
-        budget=0.1,
-    ).save(file)
+    save_calibration(file, geometry, (1000.0, 700.0), (699.0, 0.0))
     planner = RequestPlanner(tiny_wan.onnx, route_override=file)
     steps = planner.plan(SamplingSettings(steps=8, guards=RouteGuards(dense_first=1))).steps
     assert steps.routes is not None

@@ -16,12 +16,11 @@ from torch import Tensor
 from vorta_trt.engines import Bundle
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.pipeline_folder import LOADING
-from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, VortaTransformer
 from vorta_trt.runtime.from_checkpoint import Source
 
-from ...tiny import Tiny, build_here, latents
+from ...tiny import Tiny, build_here, latents, save_calibration
 
 
 def inputs(tiny: Tiny, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -96,14 +95,7 @@ def test_calibrated_routes_of_a_bundle(bundle: Path, tmp_path: Path, monkeypatch
     with VortaTransformer.from_bundle(bundle, executor="onnxruntime") as plain:
         assert plain.calibration is None
         geometry = plain.denoiser.engine.metadata.attention_geometry  # type: ignore[attr-defined]
-    RouteCalibration(
-        family="wan",
-        geometry=geometry,
-        buckets=((1000.0, 700.0), (700.0, 0.0)),
-        routes=torch.tensor([2, 1], dtype=torch.int8).view(2, 1, 1).expand(2, 2, 3).contiguous(),  # [K, L, N]
-        errors=torch.zeros(2, 2, 3, 3),
-        budget=0.1,
-    ).save(tmp_path / "routes.json")
+    save_calibration(tmp_path / "routes.json", geometry, (1000.0, 700.0), (700.0, 0.0))
     monkeypatch.setattr(Bundle, "route_override_path", tmp_path / "routes.json")
     with VortaTransformer.from_bundle(bundle, executor="onnxruntime") as transformer:
         taken: list[set[int]] = []
