@@ -198,17 +198,20 @@ class AttentionGeometry:
         grid: Sequence[int],
         family: str = "wan",
         *,
+        tile: Sequence[int] | None = None,
+        bucket: Sequence[int] | None = None,
         window: Sequence[int] = PUBLISHED_WINDOW,
         reduction_rate: float = PUBLISHED_REDUCTION_RATE,
         text_tokens: int | None = None,
     ) -> AttentionGeometry:
-        """Geometry for a token grid (frames, height, width); tile and bucket by the rule in `tiling.py`.
+        """Geometry for a token grid (frames, height, width); tile and bucket, unless given, by the rule in `tiling.py`.
 
         Raises ValueError naming the nearest grids that can be tiled, if this one cannot.
         """
         settings = _family(family)
         grid = _shape("grid", grid)
-        tile, bucket = choose_tile(grid), choose_bucket(grid)
+        tile = choose_tile(grid) if tile is None else _shape("tile", tile)
+        bucket = choose_bucket(grid) if bucket is None else _shape("bucket", bucket)
         if tile is None or bucket is None:
             raise ValueError(
                 f"grid {grid}: cannot be tiled, its divisors give no near-cubic {'bucket' if tile else 'tile'}; "
@@ -232,6 +235,8 @@ class AttentionGeometry:
         width: int,
         family: str = "wan",
         *,
+        tile: Sequence[int] | None = None,
+        bucket: Sequence[int] | None = None,
         window: Sequence[int] = PUBLISHED_WINDOW,
         reduction_rate: float = PUBLISHED_REDUCTION_RATE,
         text_tokens: int | None = None,
@@ -262,12 +267,20 @@ class AttentionGeometry:
             if size % step:
                 raise ValueError(f"{name} {size} of video {video}: must be a multiple of {step} pixels; {remedy()}")
         grid = (round(wanted[0]), round(wanted[1]), round(wanted[2]))
-        if choose_tile(grid) is None or choose_bucket(grid) is None:
+        if (tile is None and choose_tile(grid) is None) or (bucket is None and choose_bucket(grid) is None):
             raise ValueError(
                 f"video {video}: its token grid {grid} cannot be tiled, its divisors give no near-cubic shape; "
                 f"{remedy()}"
             )
-        return cls.for_grid(grid, family, window=window, reduction_rate=reduction_rate, text_tokens=text_tokens)
+        return cls.for_grid(
+            grid,
+            family,
+            tile=tile,
+            bucket=bucket,
+            window=window,
+            reduction_rate=reduction_rate,
+            text_tokens=text_tokens,
+        )
 
     @classmethod
     def from_router_config(

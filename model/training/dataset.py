@@ -92,8 +92,6 @@ class LatentDataset:
         if sample.prompt is None or not sample.prompt.is_file():
             why = "none is named" if sample.prompt is None else f"{sample.prompt} does not exist"
             raise DataError(f"{name}: has a caption but no text embedding, {why}")
-        if sample.mask is not None and not sample.mask.is_file():
-            raise DataError(f"{name}: its text mask {sample.mask} does not exist")
         try:
             latents = self._fit(self.layout.latents(sample))  # [C, F, H, W]
             conditions = self.family.conditions(self.layout.prompt(sample, self.family))

@@ -11,7 +11,8 @@ Prepared, by `vorta-trt train-router prepare`; a folder with
 
 Reference, of the VORTA authors' code; a JSON list beside the folders latent/, prompt_embed/ and, where the family needs
 it, prompt_attention_mask/, each entry {"latent_path": ..., "prompt_embed_path": ..., "caption": ...}, tensors by
-torch.save. Their latents may have more frames than are trained on: the last ones count.
+torch.save. Their latents may have more frames than are trained on: the last ones count. The data of a family without
+text masks may name mask files all the same; nobody reads them, so they need not be there.
 
 Letters: C latent channels, F, H, W latent frames, height, width, X text tokens.
 """
@@ -35,6 +36,7 @@ from vorta_trt.plugins.errors import VortaError
 DATASET_FILE = "dataset.json"
 REFERENCE_FILES = ("videos2caption.json", "video2caption.json")
 VERSION = 1
+MASK = "prompt_attention_mask"  # the condition, and the key of the reference layout that names its file
 
 
 class DataError(ValueError):
@@ -101,7 +103,11 @@ class ReferenceLayout(Layout):
         return tensor.squeeze(0) if tensor.ndim == 5 else tensor
 
     def prompt(self, sample: Sample, family: TrainingFamily) -> Mapping[str, Tensor]:
-        mask = None if sample.mask is None else _read_pt(sample.mask)
+        mask = None
+        if sample.mask is not None and MASK in family.condition_names:
+            if not sample.mask.is_file():
+                raise DataError(f"its text mask {sample.mask} does not exist; encode the captions again")
+            mask = _read_pt(sample.mask)
         return family.reference_conditions(_read_pt(_named(sample)), mask)
 
 
@@ -166,7 +172,7 @@ def _reference_sample(file: Path, index: int, entry: Any) -> Sample:
     if not isinstance(entry, dict) or "latent_path" not in entry:
         raise DataError(f"data {file}: entry {index} has no latent_path; restore the file of the reference code")
     name = Path(entry["latent_path"]).stem
-    prompt, mask = entry.get("prompt_embed_path"), entry.get("prompt_attention_mask")
+    prompt, mask = entry.get("prompt_embed_path"), entry.get(MASK)
     return Sample(
         name,
         str(entry.get("caption", "")),

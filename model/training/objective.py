@@ -7,7 +7,7 @@ Of one noisy latent, the model with mixed branches gives a prediction p, and the
     distillation     mean squared error of p and q, the output of the last layer
     regularisation   sum over the layers of the mean over samples and heads of (score of the full branch)^2
 
-In the fifth of the timesteps with the least noise the diffusion term is left out and the distillation weighs twice:
+Where there is the least noise (timesteps below 200) the diffusion term is left out and the distillation weighs twice:
 there a prediction is nearly noise itself, whose error says little about the branches.
 
 Letters: B batch, C latent channels, N heads, L layers.

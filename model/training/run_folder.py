@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vorta_trt.model.geometry import AttentionGeometry, keep_tokens
+from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.training.atomic import remove_unfinished, write_folder, write_json
 
 ROUTER_FILE = "router.pt"
@@ -154,10 +154,14 @@ def run_config(
 
 
 def reduction_rate(geometry: AttentionGeometry) -> float:
-    """The rate that `keep_tokens` turns into the geometry's `keep`."""
-    rate = 1 - geometry.keep / geometry.bucket_tokens
-    if keep_tokens(geometry.bucket, rate) != geometry.keep:  # rounded down to one less
-        rate = 1 - (geometry.keep + 0.5) / geometry.bucket_tokens
+    """Returns the rate that `int(tokens * (1 - rate))` turns into the geometry's `keep`.
+
+    That formula is the authors' own. They take no minimum of it: a rate that gives 0 breaks their coreset branch.
+    """
+    tokens = geometry.bucket_tokens
+    rate = 1 - geometry.keep / tokens
+    if int(tokens * (1 - rate)) != geometry.keep:  # rounded down to one less
+        rate = 1 - (geometry.keep + 0.5) / tokens
     return rate
 
 

@@ -51,8 +51,12 @@ def sample_indices(seed: int, first: int, count: int, samples: int) -> list[int]
 
 
 def least_noise(timesteps: Tensor, intervals: int) -> Tensor:
-    """Which timesteps [B] lie in the interval with the least noise: bool [B]."""
-    return timesteps <= TIMESTEPS / intervals
+    """Says which timesteps [B] have too little noise for the diffusion term: bool [B].
+
+    These are the timesteps below the upper end of the last interval. The end itself (200 of 1000, with 5 intervals) is
+    not one of them, as in the authors' code, although it is drawn from that interval.
+    """
+    return timesteps < TIMESTEPS / intervals
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -33,6 +33,14 @@ def test_published_settings_of_wan() -> None:
     assert geometry.density("full") == 1
 
 
+def test_a_tile_and_a_bucket_of_ones_own() -> None:
+    geometry = AttentionGeometry.for_video(77, 720, 1280, tile=(4, 5, 8), bucket=[5, 3, 2], reduction_rate=0.9)
+    assert (geometry.tile, geometry.bucket, geometry.keep) == ((4, 5, 8), (5, 3, 2), 3 - 1)  # int(2.9999999999999996)
+    assert AttentionGeometry.for_grid((1, 1, 37), tile=(1, 1, 37), bucket=(1, 1, 1)).tiles == (1, 1, 1)
+    with pytest.raises(ValueError, match=r"tile \(6, 9, 8\): entry 6 must divide the grid's frame extent 20; use 5"):
+        AttentionGeometry.for_video(77, 720, 1280, tile=(6, 9, 8))
+
+
 def test_published_settings_of_hunyuan_video() -> None:
     geometry = AttentionGeometry.for_video(117, 720, 1280, "hunyuan_video")
     assert geometry == AttentionGeometry((30, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, "key", 256)

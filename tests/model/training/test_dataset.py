@@ -151,6 +151,17 @@ def test_a_bad_sample_of_the_reference_layout(tmp_path: Path, family: WanTrainin
     assert len(open_checked(folder, family, skip_bad=True)) == 1
 
 
+def test_text_masks_that_nobody_reads_may_be_absent(tmp_path: Path, family: WanTraining) -> None:
+    folder = reference_layout(tmp_path / "data")
+    entries = json.loads((folder / "videos2caption.json").read_text())
+    entries = [{**entry, "prompt_attention_mask": f"{index}.pt"} for index, entry in enumerate(entries)]
+    (folder / "videos2caption.json").write_text(json.dumps(entries))
+    assert len(open_checked(folder, family)) == 2
+    (folder / "prompt_attention_mask").mkdir()
+    (folder / "prompt_attention_mask/0.pt").write_bytes(b"not a tensor")
+    assert len(open_checked(folder, family)) == 2
+
+
 def test_all_samples_bad(tmp_path: Path, family: WanTraining) -> None:
     folder = write_data(tmp_path, NAMES)
     for name in NAMES:

@@ -16,6 +16,7 @@ from torch import Tensor
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, load_router
 from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint
 from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
+from vorta_trt.model.training.dataset import LatentDataset
 from vorta_trt.model.training.hunyuan_video import HunyuanVideoTraining
 
 from .samples import Setup, train_in_two_processes
@@ -66,6 +67,20 @@ def test_the_reference_layout_has_the_pooled_embedding_in_front(family: HunyuanV
     assert torch.equal(conditions["prompt_embeds"], prompt[0, 1:])
     with pytest.raises(ValueError, match="has no prompt_attention_mask"):
         family.reference_conditions(prompt, None)
+
+
+def test_a_text_mask_that_is_read_must_be_there(family: HunyuanVideoTraining, tmp_path: Path) -> None:
+    for kind, tensor in (("latent", torch.zeros(4, 3, 8, 12)), ("prompt_embed", torch.randn(257, 16))):
+        (tmp_path / kind).mkdir()
+        torch.save(tensor, tmp_path / kind / "cat.pt")
+    entry = {"latent_path": "cat.pt", "prompt_embed_path": "cat.pt", "prompt_attention_mask": "cat.pt", "caption": "c"}
+    (tmp_path / "videos2caption.json").write_text(json.dumps([entry]))
+    dataset = LatentDataset.open(tmp_path, family, (4, 3, 8, 12))
+    bad = dataset.find_bad(lambda what, done, total: None)
+    assert "its text mask" in bad[0] and "prompt_attention_mask/cat.pt does not exist" in bad[0]
+    (tmp_path / "prompt_attention_mask").mkdir()
+    torch.save(torch.ones(256), tmp_path / "prompt_attention_mask/cat.pt")
+    assert not dataset.find_bad(lambda what, done, total: None)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from vorta_trt.model import AttentionGeometry, load_router
+from vorta_trt.model.geometry import keep_tokens
 from vorta_trt.model.training.metrics import MetricsLog, read_log
-from vorta_trt.model.training.run_folder import RunError, RunFolder, TrainingState, check_resumable, run_config
+from vorta_trt.model.training.run_folder import (
+    RunError,
+    RunFolder,
+    TrainingState,
+    check_resumable,
+    reduction_rate,
+    run_config,
+)
 from vorta_trt.plugins.errors import VortaError
 
 ROUTER = {"blocks.0.router.linear.weight": torch.ones(6, 4), "blocks.0.router.linear.bias": torch.zeros(6)}
@@ -30,6 +38,24 @@ def config_of(geometry: AttentionGeometry) -> dict[str, Any]:
 
 def state(step: int) -> TrainingState:
     return TrainingState(step, {"seed": 1, "weights": {"diffusion": 1.0}}, {"state": {}, "param_groups": []})
+
+
+def authors_keep(bucket: tuple[int, int, int], rate: float) -> int:
+    """`get_group_info` of the authors' code: the centre, and as many other tokens of a bucket as stay."""
+    frames, height, width = bucket
+    return int(frames * height * width * (1 - rate)) - 1 + 1
+
+
+def test_both_codes_read_the_same_keep() -> None:
+    """Every size of a bucket up to 512 tokens, and every keep: the rate as it stands in config.json."""
+    for tokens in range(1, 513):
+        geometry = AttentionGeometry((1, 1, tokens), (1, 1, tokens), (1, 1, 1), (1, 1, tokens), keep=1)
+        for keep in range(1, tokens + 1):
+            object.__setattr__(geometry, "keep", keep)  # a new one would be checked 131,328 times
+            rate = json.loads(json.dumps(reduction_rate(geometry)))
+            assert authors_keep((1, 1, tokens), rate) == keep_tokens((1, 1, tokens), rate) == keep
+    published = AttentionGeometry.for_video(77, 720, 1280)
+    assert reduction_rate(published) == 0.5
 
 
 @pytest.mark.parametrize("keep", range(1, 13))
