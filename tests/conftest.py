@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared test setup: GPU tests are skipped, with the reason, where there is no CUDA device; tiny pipelines.
+"""Shared test setup: GPU tests are skipped, with the reason, where there is no CUDA device; signals; tiny pipelines.
 
 Imports wait for the fixtures, so that the tests of a GPU machine need no more packages than they use.
 """
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and (reason := _no_gpu_reason()):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM have Python's own handlers, here and in child processes.
+
+    A shell that starts `make test` in the background lets both be ignored, and children inherit that.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

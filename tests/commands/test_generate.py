@@ -218,6 +218,7 @@ def test_options_of_the_engine_reach_it(tiny_wan: Tiny, tmp_path: Path, monkeypa
     assert [[options.get(name) for name in names] for options in given] == [[None] * 3, [False, 3 << 29, "cuda:1"]]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red wall\na blue wall\n", encoding="utf-8")
@@ -234,6 +235,7 @@ def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkey
     assert [entry.name for entry in (tmp_path / "videos").iterdir()] == ["000.mp4"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
     """In a process of its own, on a terminal, whose bar tells the step."""
     command = [sys.executable, "-m", "vorta_trt.cli", "generate", tiny_wan.onnx, "--prompt", "a red wall"]
@@ -254,6 +256,7 @@ def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("suffix", ["mp4", "npy"])
 def test_ctrl_c_while_writing(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     def interrupted(*arguments: Any) -> None:

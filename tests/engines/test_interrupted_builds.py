@@ -93,6 +93,7 @@ def test_sigkill_keeps_the_bundle_that_was_to_be_replaced(model: Path, output: P
     assert Bundle.open(target).manifest == before
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_the_build_and_clean_up(model: Path, output: Path, tmp_path: Path, number: signal.Signals) -> None:
     code, errors = SlowBuild(model, output / "m.bundle", tmp_path / "marker").stop(number)

@@ -102,6 +102,7 @@ def test_really_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_sigterm_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_pair(path, "old")
