@@ -49,7 +49,7 @@ $(VENV)/.build-requirements: pyproject.toml constraints.txt | check-python
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.build-requirements
-	$(INSTALL) '.[generate]'
+	$(INSTALL) '.[rtx,video,plot]'
 	@touch $@
 
 $(VENV)/.installed-test: $(SOURCES) $(VENV)/.build-requirements

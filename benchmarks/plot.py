@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vorta_trt.benchmarks.cases import BRANCHES
 from vorta_trt.benchmarks.report import Report
+from vorta_trt.plugins.extras import import_extra
 
 COLUMNS = 2  # panels beside each other
 OUR_COLOURS = ("#2e7d32", "#81c784", "#00695c", "#80cbc4")
@@ -15,8 +16,6 @@ PEER_COLOURS = ("#37474f", "#78909c", "#6a1b9a", "#ba68c8", "#ef6c00", "#ffb74d"
 
 def plot_report(report: Report, path: Path) -> Path:
     """One panel per case; the figure on a bar is its time. The suffix of `path` is the format."""
-    from matplotlib.figure import Figure
-
     cases = report.cases()
     if not any(row.milliseconds for row in report.rows):
         raise ValueError("nothing to plot: no row of the report was timed; its notes say why")
@@ -27,7 +26,9 @@ def plot_report(report: Report, path: Path) -> Path:
     palette |= {name: PEER_COLOURS[index % len(PEER_COLOURS)] for index, name in enumerate(others)}
     columns = min(COLUMNS, len(cases))
     lines = -(-len(cases) // columns)
-    figure = Figure(figsize=(8 * columns, 1 + 3.4 * lines), layout="constrained")
+    figure = import_extra("matplotlib.figure", "plot").Figure(
+        figsize=(8 * columns, 1 + 3.4 * lines), layout="constrained"
+    )
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     ceiling = report.about.get("ceiling_tflops")
     for panel in panels.flat[len(cases) :]:

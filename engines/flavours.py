@@ -217,7 +217,7 @@ class TensorRTRTX(Flavour):
     package = "tensorrt_rtx"
     title = "TensorRT-RTX"
     minimum_version = (1, 3)
-    install_hint = "install it with: pip install tensorrt-rtx"
+    install_hint = "install it with: pip install 'vorta-trt[rtx]'"
     builds_without_gpu = True
     _always_strongly_typed = True
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.engines.layers import UNKNOWN, LayerGraph, readable_bytes
 from vorta_trt.engines.modules import Module, ModuleGraph, collapse
+from vorta_trt.plugins.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +30,6 @@ def draw_layers(graph: LayerGraph, path: str | Path, title: str = "") -> Path:
 
     Rows follow the data from top to bottom; a dashed line leads into the next repetition of a block.
     """
-    from matplotlib.figure import Figure
-
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: a picture must end in {', '.join(FORMATS)}")
@@ -39,7 +38,7 @@ def draw_layers(graph: LayerGraph, path: str | Path, title: str = "") -> Path:
     columns = [x for x, _ in places]
     rows = max(y for _, y in places) + 1
     width = max(columns) - min(columns) + COLUMN + 1.2
-    figure = Figure(figsize=(width, rows * ROW + 0.8), layout="constrained")
+    figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(width, rows * ROW + 0.8), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlim(min(columns) - COLUMN / 2 - 0.9, max(columns) + COLUMN / 2 + 0.3)
     axes.set_ylim(-rows * ROW + ROW / 2 - 0.1, ROW / 2 + 0.1)

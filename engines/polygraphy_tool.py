@@ -15,6 +15,7 @@ import sys
 
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.telemetry import disable_telemetry
 
 VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 
@@ -22,6 +23,7 @@ VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 def main() -> int:
     """Runs Polygraphy with this process's arguments and returns its exit code."""
     os.environ.setdefault(VARIABLE, "1")  # Polygraphy reads it when it is imported
+    disable_telemetry()  # of ONNX Runtime, for --onnxrt
     load_plugin(get_flavour("rtx" if os.environ[VARIABLE] != "0" else "tensorrt"))
     from polygraphy.tools import main as run_polygraphy
 

@@ -14,6 +14,7 @@ import torch
 
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.training.atomic import write_file
+from vorta_trt.plugins.extras import import_extra
 
 if TYPE_CHECKING:
     from vorta_trt.model.route_table import RouteTable
@@ -25,10 +26,8 @@ SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
 def check_picture(path: Path) -> None:
-    """Raises ValueError or FileNotFoundError if `draw_routes` could not write `path`, before anything slow."""
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
+    """Raises ValueError, FileNotFoundError or MissingExtraError if `draw_routes` could not write `path`."""
+    known = import_extra("matplotlib.backend_bases", "plot").FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"picture {path}: its suffix must be one of {', '.join(sorted(known))}; use .png")
     if not path.absolute().parent.is_dir():
@@ -45,12 +44,12 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     Raises:
         ValueError, FileNotFoundError: max_panels below 1, or what `check_picture` raises.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     if max_panels < 1:
         raise ValueError(f"max_panels {max_panels}: must be at least 1; use 50")
     check_picture(Path(path))
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     steps = len(table.timesteps)
     count = min(steps, max_panels)
     shown = sorted({round(index * (steps - 1) / max(1, count - 1)) for index in range(count)})

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
 
@@ -56,6 +57,7 @@ def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
 
     if family not in NAMES:
         raise ValueError(f"family {family!r}: must be one of {', '.join(NAMES)}")
+    import_extra("matplotlib", "plot")  # before the long work, for the picture of the routes
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
     stem = family.replace("_", "-")

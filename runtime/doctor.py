@@ -33,7 +33,6 @@ PACKAGES = (
     "onnxscript",
     "onnx-ir",
     "onnxruntime",
-    "onnx-graphsurgeon",
     "polygraphy",
     "tensorrt-rtx",
     "tensorrt",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.extras import import_extra
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
@@ -65,20 +66,9 @@ def frame_rate(path: Path) -> float | None:
     return float(rate) if rate else None
 
 
-def import_av(extra: str = "compare") -> Any:
-    """The package that decodes and encodes videos.
-
-    Args:
-        extra: of vorta-trt, which installs it.
-    Raises: VortaError, if it is not installed.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise VortaError(
-            f"av: is needed for video files and not installed ({error}); run pip install 'vorta-trt[{extra}]'"
-        ) from error
-    return av
+def import_av() -> Any:
+    """Imports the package that decodes and encodes videos; raises `MissingExtraError` if it is not installed."""
+    return import_extra("av", "video")
 
 
 def _decode(path: Path) -> Iterator[npt.NDArray[np.uint8]]:

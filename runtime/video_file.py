@@ -12,7 +12,6 @@ from vorta_trt.model.training.atomic import write_file
 from vorta_trt.runtime.frames import import_av
 from vorta_trt.runtime.video_writer import SUFFIXES, VideoWriter
 
-EXTRA = "generate"  # of vorta-trt, which installs av
 ARRAYS = ".npy"
 
 
@@ -28,7 +27,7 @@ def check_output(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"video {path}: its folder does not exist; make it first")
     if path.suffix.lower() != ARRAYS:
-        import_av(EXTRA)
+        import_av()
 
 
 def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: float) -> Path:
@@ -41,7 +40,7 @@ def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: f
     if path.suffix.lower() == ARRAYS:
         write_file(path, lambda unfinished: _save(unfinished, frames))
         return path
-    with VideoWriter(path, frames_per_second, EXTRA) as writer:
+    with VideoWriter(path, frames_per_second) as writer:
         for frame in frames:
             writer.write(frame)
     return path

@@ -24,19 +24,18 @@ class VideoWriter:
 
     Args:
         path: suffix .mkv, .mov or .mp4; its folder must exist. rate: frames per second.
-        extra: of vorta-trt, which installs av, for the error if it is missing.
 
     Raises:
         ValueError: another suffix, or a rate that is not positive. VortaError: av is not installed or lacks H.264.
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, rate: float, extra: str) -> None:
+    def __init__(self, path: Path, rate: float) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"video {path}: its suffix must be one of {', '.join(SUFFIXES)}; use {path.stem}.mp4")
         if not 0 < rate < 1000:
             raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
-        self._av = import_av(extra)
+        self._av = import_av()
         if CODEC not in self._av.codecs_available:
             raise VortaError(f"av {self._av.__version__} lacks the encoder {CODEC}; install av from PyPI")
         self._path = path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vorta_trt.benchmarks.step.measure import REST
 from vorta_trt.benchmarks.step.report import StepReport
+from vorta_trt.plugins.extras import import_extra
 
 COLOURS = {"attention": "#2e7d32", "matrix products": "#37474f", REST: "#bdbdbd"}
 WHOLE = "#2e7d32"
@@ -14,14 +15,14 @@ WHOLE = "#2e7d32"
 
 def plot_report(report: StepReport, path: Path) -> Path:
     """Left, a bar per row; right, a bar per loop. The suffix of `path` is the format."""
-    from matplotlib.figure import Figure
-
     rows = [row for row in report.rows if row.state == "ok" and row.median is not None]
     if not rows:
         raise ValueError("nothing to plot: no row of the report was timed; its notes say why")
     loops = [loop for loop in report.loops if loop.times_dense is not None]
     height = 1.5 + 0.35 * max(len(rows), len(loops))
-    figure = Figure(figsize=(14 if loops else 9, height), layout="constrained")
+    figure = import_extra("matplotlib.figure", "plot").Figure(
+        figsize=(14 if loops else 9, height), layout="constrained"
+    )
     panels = figure.subplots(1, 2 if loops else 1, squeeze=False)[0]
     names = [f"{row.implementation}, {row.mode}, {row.routes}" for row in rows]
     starts = [0.0] * len(rows)

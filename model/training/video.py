@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.training.layouts import DataError
-from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.extras import import_extra
 
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _EARLY = 1e-3  # seconds that a frame may start late: containers round times
@@ -59,13 +59,8 @@ def read_video(file: Path, size: tuple[int, int, int], frames_per_second: float)
 
 
 def check_decoder() -> None:
-    """Raises VortaError if the package that decodes videos is not installed."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise VortaError(
-            f"av: is needed to read videos and not installed ({error}); run pip install 'vorta-trt[train]'"
-        ) from error
+    """Raises `MissingExtraError` if the package that decodes videos is not installed."""
+    import_extra("av", "video")
 
 
 def _decode(file: Path) -> Iterator[tuple[float, float, Any]]:

@@ -135,7 +135,7 @@ def _compare_pair(
         writer: VideoWriter | None = None
         if video is not None:
             rate = fps if fps is not None else frame_rate(one) or frame_rate(other) or DEFAULT_RATE
-            writer = stack.enter_context(VideoWriter(video, rate, extra="compare"))
+            writer = stack.enter_context(VideoWriter(video, rate))
         for left, right in _frame_pairs(one, other):
             progress(len(errors) + 1)
             shape = left.shape

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.engines.telemetry import disable_telemetry
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.onnx_file import check_portable, graph_specs, needs_bfloat16
@@ -70,6 +71,7 @@ class OnnxRuntimeExecutor:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
+    disable_telemetry()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 

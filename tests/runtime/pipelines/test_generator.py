@@ -171,7 +171,7 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(FileNotFoundError, match="its folder does not exist; make it first"):
         video.save(tmp_path / "absent" / "video.mp4")
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[generate\]'"):
+    with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[video\]'"):
         video.save(tmp_path / "other.mp4")
     assert not (tmp_path / "other.mp4").exists()
 
