@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vorta_trt.benchmarks.cases import BRANCHES, DTYPES, Case, Inputs, checked_head, make_inputs, select_cases
+from vorta_trt.benchmarks.cases import BRANCHES, Case, Inputs, checked_head, make_inputs, select_cases
 from vorta_trt.benchmarks.checks import FACTOR, SELECTION_BOUND, Expected, expected, relative_error
 from vorta_trt.benchmarks.graph import GraphReplay
 from vorta_trt.benchmarks.harness import environment
@@ -25,6 +25,7 @@ from vorta_trt.benchmarks.peers import CUDNN, select_peers
 from vorta_trt.benchmarks.report import OURS, Report, Row, failed_row, with_speedups
 from vorta_trt.benchmarks.routed import Capture, Routed
 from vorta_trt.benchmarks.timing import Run, Timer, Timing, matmul_ceiling, tflops
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError
 
@@ -108,7 +109,7 @@ def run(options: Options, progress: Progress) -> Report:
     with torch.no_grad():
         timer = Timer(options.seconds)
         progress("measuring the matrix product's ceiling")
-        ceiling = matmul_ceiling(timer, DTYPES[options.dtype])
+        ceiling = matmul_ceiling(timer, torch_dtype(options.dtype))
         cases = options.cases()
         for index, case in enumerate(cases):
 

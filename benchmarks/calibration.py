@@ -20,6 +20,7 @@ from typing import Any
 
 from vorta_trt.benchmarks.harness import gib, write_result
 from vorta_trt.benchmarks.router_training import VIDEO, make_checkpoint, make_data, make_parser
+from vorta_trt.model.precision import torch_dtype
 
 DENSE_PASSES = 3
 
@@ -101,10 +102,9 @@ def dense_pass_seconds(checkpoint: Path, geometry: Any, dtype: str) -> float:
 
     from vorta_trt.model import RoutedTransformer
     from vorta_trt.model.calibration.measure import dense
-    from vorta_trt.model.calibration.settings import DTYPES
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=DTYPES[dtype]).to(device)
+    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=torch_dtype(dtype)).to(device)
     inputs = {name: tensor for name, tensor in model.inputs().items() if name not in ("tau", "route_override")}
     took = []
     for _ in range(1 + DENSE_PASSES):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, Branch
+from vorta_trt.model.precision import torch_dtype
 
 FULL_SHARE = 0.002  # of the heads that the published routers send to the full branch
 BRANCHES = ("full", "coreset", "sliding", "mixed")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OUTLIER_CHANNELS, OUTLIER_FACTOR = 4, 16.0
 
 
@@ -151,7 +151,7 @@ def make_inputs(case: Case, device: str, seed: int) -> Inputs:
     """Normal numbers; with `outliers`, four channels of the query and four others of the key are 16 times as large."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (1, case.geometry.tokens, case.heads, case.head_dim)
-    dtype = DTYPES[case.dtype]
+    dtype = torch_dtype(case.dtype)
     query, key, value = (torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3))
     if case.inputs == "outliers":
         query[..., :OUTLIER_CHANNELS] *= OUTLIER_FACTOR

@@ -22,6 +22,7 @@ import torch
 
 from vorta_trt.benchmarks.harness import write_result
 from vorta_trt.benchmarks.tiny_engine import build_tiny_engine, runnable_flavour
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.engine import Engine
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,8 +107,8 @@ def _requests(engine: Engine) -> Callable[[int], None]:
 
 def _random(shape: list[int], dtype: str) -> torch.Tensor:
     if dtype.startswith("int"):  # a mask of valid text tokens
-        return torch.ones(shape, dtype=getattr(torch, dtype), device="cuda")
-    return torch.randn(shape, device="cuda").to(getattr(torch, dtype))
+        return torch.ones(shape, dtype=torch_dtype(dtype), device="cuda")
+    return torch.randn(shape, device="cuda").to(torch_dtype(dtype))
 
 
 def _used_bytes() -> int:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.benchmarks.harness import write_result
 from vorta_trt.benchmarks.step.measure import difference
 from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.precision import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,13 +153,12 @@ def build(work: Path, head_dim: int, level: int | None) -> None:
 
 
 def load(work: Path, head_dim: int, dtype: str) -> RoutedTransformer:
-    import torch
 
     from vorta_trt.model import RoutedTransformer
 
     checkpoint = work / f"wan-{head_dim}"
     return RoutedTransformer.from_pretrained(
-        checkpoint, router=checkpoint / "router", geometry=GEOMETRY, dtype=getattr(torch, dtype)
+        checkpoint, router=checkpoint / "router", geometry=GEOMETRY, dtype=torch_dtype(dtype)
     )
 
 

@@ -273,7 +273,7 @@ def _one_of(options: str, *values: object, needed: bool = False) -> None:
 
 
 def _sigmas(timesteps: str | None, sigmas: str | None) -> tuple[float, ...] | None:
-    from vorta_trt.runtime.schedules import TRAIN_TIMESTEPS
+    from vorta_trt.model.constants import TRAIN_TIMESTEPS
 
     if timesteps is not None:
         return tuple(timestep / TRAIN_TIMESTEPS for timestep in decimals(timesteps, "--timesteps"))

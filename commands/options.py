@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vorta_trt.model.constants import DEFAULT_TAU
+
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
@@ -44,7 +46,9 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
-Tau = Annotated[float | None, typer.Option(help="Default routing threshold; above 1 is dense [default: 0.3].")]
+Tau = Annotated[
+    float | None, typer.Option(help=f"Default routing threshold; above 1 is dense [default: {DEFAULT_TAU}].")
+]
 Shift = Annotated[
     float | None,
     typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vorta_trt.engines.network import data_type, layers
+from vorta_trt.engines.network import data_type, layers, tensorrt_type
 from vorta_trt.engines.onnx_file import OnnxFile
 
-FLOATS = {"float32": "FLOAT", "float16": "HALF"}
+FLOATS = ("float32", "float16")
 
 # Layers whose types are not chosen: constants have theirs, casts are told theirs, a plugin answers for itself, and the
 # others compute shapes.
@@ -51,10 +51,10 @@ def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
 def _impose(trt: Any, layer: Any, computed_from: str | None, outputs: list[str]) -> None:
     for index, output in enumerate(outputs):
         if output in FLOATS:
-            layer.set_output_type(index, getattr(trt.DataType, FLOATS[output]))
+            layer.set_output_type(index, tensorrt_type(trt, output))
     # A comparison has no float output, and shall compare in the type of its inputs.
     precision = next((output for output in outputs if output in FLOATS), computed_from)
     if precision == "float16" and layer.type.name not in PRODUCTS:
         return
     if precision is not None:
-        layer.precision = getattr(trt.DataType, FLOATS[precision])
+        layer.precision = tensorrt_type(trt, precision)

@@ -11,22 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from vorta_trt.engines.network import DATA_TYPES, is_routed_attention, layers
+from vorta_trt.engines.network import is_routed_attention, layers
+from vorta_trt.model.precision import BITS, TENSORRT_TYPES
 from vorta_trt.plugins.library import OPERATOR_NAME
 
-DATA_TYPE_BITS = {
-    "float32": 32,
-    "float16": 16,
-    "bfloat16": 16,
-    "float8": 8,
-    "float4": 4,
-    "int64": 64,
-    "int32": 32,
-    "int8": 8,
-    "int4": 4,
-    "uint8": 8,
-    "bool": 8,
-}
 CONSTANT = "CONSTANT"
 UNKNOWN = "unknown"  # the type of a tensor that an ONNX file does not state
 
@@ -46,7 +34,7 @@ class Tensor(Strict):
     @property
     def bytes(self) -> int:
         """Size with a dynamic dimension counted once."""
-        return math.prod(max(size, 1) for size in self.shape) * DATA_TYPE_BITS.get(self.dtype, 0) // 8
+        return math.prod(max(size, 1) for size in self.shape) * BITS.get(self.dtype, 0) // 8
 
 
 class Layer(Strict):
@@ -108,7 +96,7 @@ def _tensor(tensor: Any) -> Tensor:
         shape = list(tensor.shape)
     except ValueError:
         shape = []
-    return Tensor(dtype=DATA_TYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), shape=shape)
+    return Tensor(dtype=TENSORRT_TYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), shape=shape)
 
 
 def from_onnx(model: Any) -> LayerGraph:

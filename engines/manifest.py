@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from vorta_trt.export.metadata import AttentionPrecision
+from vorta_trt.model.precision import DataType, PrecisionName
 
 SCHEMA_VERSION = 1
 
@@ -30,10 +31,6 @@ Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 # Fields that a later version added, with what their absence means. A manifest from before them was sealed without
 # them, so at these values they are no part of the digest.
 LATER_FIELDS = {"attention_precision": "same"}
-
-DataType = Literal[
-    "float32", "float16", "bfloat16", "float8", "float4", "int64", "int32", "int8", "int4", "uint8", "bool"
-]
 
 
 class Strict(BaseModel):
@@ -123,7 +120,7 @@ class Manifest(Strict):
     family: str | None
     config: dict[str, JsonValue] | None
     geometry: dict[str, JsonValue] | None
-    precision: Literal["fp32", "fp16", "bf16"] | None
+    precision: PrecisionName | None
     attention_precision: AttentionPrecision = "same"  # read off the nodes, of a file of another origin, too
     op_version: int | None
     metadata: dict[str, JsonValue] | None

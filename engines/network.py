@@ -10,27 +10,14 @@ from typing import Any
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.logs import is_noise
-from vorta_trt.engines.manifest import DataType, ShapeRange, TensorSpec
+from vorta_trt.engines.manifest import ShapeRange, TensorSpec
 from vorta_trt.engines.onnx_file import PLUGIN_ATTRIBUTES, OnnxFile
 from vorta_trt.engines.plugin import registered
+from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
 from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION
 
 logger = logging.getLogger(__name__)
 
-DATA_TYPES: dict[str, DataType] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8",
-    "FP4": "float4",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "INT4": "int4",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-KERNEL_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 MOST_NAMES = 5
 
 
@@ -45,7 +32,12 @@ class ParsedNetwork:
 
 def data_type(dtype: Any) -> DataType:
     """A TensorRT DataType as the manifest spells it."""
-    return DATA_TYPES[dtype.name]
+    return TENSORRT_TYPES[dtype.name]
+
+
+def tensorrt_type(trt: Any, name: str) -> Any:
+    """The member of `trt.DataType` for a data type."""
+    return getattr(trt.DataType, DATA_TYPES[name].tensorrt)
 
 
 def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
@@ -119,7 +111,7 @@ def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: list[An
             f"{onnx.path}: only {len(plugin_layers)} of {len(onnx.routed_nodes)} RoutedAttention nodes became plugin "
             f"layers: {why}"
         )
-    taken = [KERNEL_TYPES[precision] for precision in flavour.precisions]
+    taken = [PRECISIONS[precision] for precision in flavour.precisions]
     stated = onnx.value_types() if flavour.weakly_typed else {}
     for layer in plugin_layers:
         query = layer.get_input(0)

@@ -69,8 +69,7 @@ def _check_interface(what: str, values: Sequence[ir.Value], expected: Sequence[A
 
 
 def _dtype(value: ir.Value) -> str:
-    names = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "INT32": "int32"}
-    return names.get(value.dtype.name, value.dtype.name) if value.dtype is not None else "unknown"
+    return str(value.dtype.numpy().name) if value.dtype is not None else "unknown"
 
 
 def _shape(value: ir.Value) -> tuple[int | str, ...]:

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.precision import DataType, PrecisionName
 
 KEY = "vorta_trt"
 SCHEMA_VERSION: Literal[1] = 1
 
-DataType = Literal["float32", "float16", "bfloat16", "int32"]
 AttentionPrecision = Literal["same", "fp8"]
 
 
@@ -64,7 +64,7 @@ class ModelMetadata(_Record):
     family: str
     config: dict[str, Any]
     checkpoint: str | None
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: PrecisionName
     attention_precision: AttentionPrecision = "same"
     geometry: dict[str, Any]
     operator_version: int

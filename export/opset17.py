@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -32,11 +31,6 @@ IR_VERSION = 8  # of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
 MOST_SCORES = 1 << 29
 
-_NUMPY: dict[ir.DataType, Any] = {
-    ir.DataType.FLOAT: np.float32,
-    ir.DataType.FLOAT16: np.float16,
-    ir.DataType.BFLOAT16: ml_dtypes.bfloat16,
-}
 _NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
 
 
@@ -237,7 +231,7 @@ def _sizes(value: ir.Value) -> list[int]:
 
 def _numpy(value: ir.Value) -> Any:
     assert value.dtype is not None
-    return _NUMPY[value.dtype]
+    return value.dtype.numpy()
 
 
 def _require(node: ir.Node, holds: bool, rule: str) -> None:

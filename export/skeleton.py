@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.export.timestep_table import tabulate_timesteps
+from vorta_trt.model.precision import PRECISIONS, precision_name, torch_dtype
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
-
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,22 @@ def precision_of(model: RoutedTransformer, precision: str | None) -> str:
     Raises:
         ValueError: unknown, or not reachable from the model's dtype.
     """
-    own = next((name for name, dtype in PRECISIONS.items() if dtype == model.dtype), None)
+    own = precision_name(model.dtype)
     wanted = own if precision is None else precision
-    if wanted not in PRECISIONS:
+    if wanted is None or wanted not in PRECISIONS:
         given = f"model of dtype {model.dtype}" if precision is None else f"precision {precision!r}"
         raise ValueError(f"{given}: must be one of {', '.join(PRECISIONS)}; use precision='bf16'")
     if wanted != own and own != "fp32":
         raise ValueError(
             f"precision {wanted!r} of a model in {model.dtype}: its weights are rounded already; load it with "
-            f"RoutedTransformer.from_pretrained(..., dtype={PRECISIONS[wanted]}), or export it as {own!r}"
+            f"RoutedTransformer.from_pretrained(..., dtype={torch_dtype(wanted)}), or export it as {own!r}"
         )
     return wanted
 
 
 def skeleton_of(model: RoutedTransformer, precision: str) -> tuple[RoutedTransformer, dict[str, Weight]]:
     """A copy of `model` on the CPU, in eval mode, with placeholders for parameters; and the weights by name."""
-    dtypes = _parameter_dtypes(model, PRECISIONS[precision])
+    dtypes = _parameter_dtypes(model, torch_dtype(precision))
     weights: dict[str, Weight] = {}
     replaced: dict[int, object] = {}  # as deepcopy's memo: what stands here is not copied
     for name, parameter in model.named_parameters():

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vorta_trt.model.branch_attention import branch_attention, mixed_attention
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.precision import dtype_name
 from vorta_trt.model.reference import routed_attention_reference
 from vorta_trt.plugins.library import (
     ATTENTION_PRECISIONS,
@@ -37,7 +38,6 @@ SCHEMA = (
     "int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, float scale, "
     "str attention_precision='same') -> Tensor"
 )
-KERNEL_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_KERNEL_HEAD_DIM = 256
 SAME_PRECISION = "same"
 _ALIGNMENT = 16  # bytes, of the kernels' pointers and strides
@@ -224,7 +224,7 @@ def _on_cuda(
     geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
     check_attention_precision(attention_precision)
     _check_arguments(query, key, value, routes, geometry, text_length)
-    if query.dtype not in KERNEL_DTYPES:
+    if dtype_name(query.dtype) not in DTYPES:
         raise TypeError(
             f"query of dtype {query.dtype} on CUDA: the kernels compute in float16 and bfloat16; convert query, key "
             f"and value with .to(torch.bfloat16), or use vorta_trt.model.routed_attention_reference for {query.dtype}"
@@ -241,7 +241,7 @@ def _on_cuda(
     text_length = None if text_length is None else text_length.contiguous()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, S+T, N, D]
     problem = Problem(
-        dtype=DTYPES[KERNEL_DTYPES[query.dtype]],
+        dtype=DTYPES[dtype_name(query.dtype)],
         batch=batch,
         heads=heads,
         head_dim=head_dim,

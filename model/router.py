@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.geometry import Branch
 
 BRANCHES = len(Branch)
-ROUTER_DECIDES = -1  # in `route_override`
 
 
 class Router(nn.Module):

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.constants import DEFAULT_TAU
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.route_table import RouteTable
 from vorta_trt.model.router import hard_routes
-from vorta_trt.model.transformer import DEFAULT_TAU, RoutedTransformer, family_of
+from vorta_trt.model.transformer import RoutedTransformer, family_of
 from vorta_trt.model.transformer_flops import other_flops
 
 if TYPE_CHECKING:

@@ -37,18 +37,16 @@ from vorta_trt.model.checkpoint import (
     check_router,
     load_router,
 )
+from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES, TRAIN_TIMESTEPS
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import SAME_PRECISION, check_attention_precision
-from vorta_trt.model.router import BRANCHES, ROUTER_DECIDES, Router, hard_routes
+from vorta_trt.model.precision import PRECISIONS, precision_name
+from vorta_trt.model.router import BRANCHES, Router, hard_routes
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.weights import load_weights
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TAU = 0.3  # of the paper
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_TIMESTEP = 1000  # of the flow-matching schedules
 
 
 class AttentionMode(Enum):
@@ -160,8 +158,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 attention_precision.
         """
         check_attention_precision(attention_precision)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}; use torch.bfloat16")
+        if precision_name(dtype) is None:
+            known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
+            raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
             reader = until_loaded.enter_context(CheckpointReader(checkpoint))
             family = family_of(reader.family)
@@ -321,7 +320,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         override = torch.full((self.num_layers, self.num_heads), ROUTER_DECIDES, dtype=torch.int32)  # [L, N]
         inputs = {
             "hidden_states": self._normal(generator, batch, self.config["in_channels"], *latent),  # [B, C, F, H, W]
-            "timestep": torch.rand(batch, generator=generator) * MAX_TIMESTEP,  # [B]
+            "timestep": torch.rand(batch, generator=generator) * TRAIN_TIMESTEPS,  # [B]
             **self._condition_inputs(batch, generator),
             "tau": torch.tensor([self.tau]),  # [1]
             "route_override": override,

@@ -11,6 +11,8 @@ import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.model.constants import ROUTER_DECIDES
+from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.device_array import DeviceArray
 from vorta_trt.runtime.device.nvtx import nvtx_range
@@ -25,7 +27,6 @@ from vorta_trt.runtime.tensors import (
     cast_exactly,
     check_names,
     kind_of,
-    numpy_dtype,
     to_numpy,
     to_torch,
 )
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.executors.layer_times import LayerTimes
 
 EXECUTORS = ("tensorrt", "onnxruntime", "reference")
-ROUTER_DECIDES = -1
 
 
 class Engine:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from vorta_trt.runtime.schedules import TRAIN_TIMESTEPS, Schedule
+from vorta_trt.model.constants import TRAIN_TIMESTEPS
+from vorta_trt.runtime.schedules import Schedule
 
 
 class FixedFlowSchedule(FlowMatchEulerDiscreteScheduler):

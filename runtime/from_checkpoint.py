@@ -19,7 +19,9 @@ from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.export.names import OPSET
+from vorta_trt.model.constants import DEFAULT_TAU
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.precision import PRECISIONS, torch_dtype
 
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress
@@ -31,7 +33,6 @@ logger = logging.getLogger(__name__)
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
 
-TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ROUTE_STEPS = 50  # the default schedule of both families, for the routes.json of a bundle
 
 
@@ -89,13 +90,11 @@ class Source:
 
     def model(self, *, materialize: bool = False) -> RoutedTransformer:
         """The routed transformer; unless `materialize`, its weights are left on disk."""
-        import torch
 
         from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
-        from vorta_trt.model.transformer import DEFAULT_TAU
 
-        if self.precision not in TORCH_DTYPES:
-            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(TORCH_DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
         with CheckpointReader(self.checkpoint) as reader:
             family = reader.family
         router = None if self.router is None else load_router(self.router)
@@ -108,7 +107,7 @@ class Source:
             router,
             self.geometry(family, trained),
             DEFAULT_TAU if self.tau is None else self.tau,
-            getattr(torch, TORCH_DTYPES[self.precision]),
+            torch_dtype(self.precision),
             materialize=materialize,
             attention_precision=self.attention_precision,
         )

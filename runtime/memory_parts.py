@@ -18,12 +18,12 @@ from vorta_trt.engines.execution_flags import RESIZES, STREAMING
 from vorta_trt.engines.inspect import inspect_onnx
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, load_library
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import TensorSpec, byte_size
 
-ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 UNBUILT_BATCH = 2  # the largest batch of an engine that `vorta-trt build` makes by default
 # float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
 # (UniPC: 3), what step caching keeps.
@@ -147,14 +147,14 @@ def _activations_per_sample(metadata: ModelMetadata) -> int:
     config = metadata.config
     inner = int(config.get("ffn_dim") or width * float(config.get("mlp_ratio") or 4.0))
     tokens = math.prod(geometry.grid) + geometry.text_tokens
-    return (2 * inner + 7 * width) * tokens * ITEM_BYTES[metadata.precision] + (_workspace(metadata, 1) or 0)
+    return (2 * inner + 7 * width) * tokens * BITS[PRECISIONS[metadata.precision]] // 8 + (_workspace(metadata, 1) or 0)
 
 
 def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
     """Of one RoutedAttention layer, asked from the plugin library; None where that cannot tell (fp32, no library)."""
     geometry = metadata.attention_geometry
-    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(metadata.precision)
-    if dtype is None:
+    dtype = PRECISIONS[metadata.precision]
+    if dtype not in DTYPES:
         return None
     problem = Problem(
         dtype=DTYPES[dtype],

@@ -21,7 +21,6 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
     ),
 }
-TRAIN_TIMESTEPS = 1000  # of all flow-matching schedules: timestep = 1000 * sigma
 _USUAL_SHIFTS = "Wan uses 3.0 at 480p and 5.0 at 720p, HunyuanVideo 7.0"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from vorta_trt.model.precision import numpy_dtype, torch_dtype
 from vorta_trt.runtime.device.device_array import CPU, DeviceArray
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
 AnyArray: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor | DeviceArray"
 ArrayKind: TypeAlias = Literal["numpy", "torch"]
-
-# Bits of a type's significand, with the implicit one, and of its exponent: more of both hold every value of less.
-_MANTISSA_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
-_EXPONENT_BITS = {"float64": 11, "float32": 8, "float16": 5, "bfloat16": 8}
 
 
 @dataclass(frozen=True)
@@ -118,16 +115,6 @@ def dtype_name(array: AnyArray) -> str:
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy type of that name; bfloat16 comes from ml_dtypes."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
-
-
 def byte_size(shape: Sequence[int], dtype: str) -> int:
     """Bytes of an array without gaps."""
     return math.prod(shape) * numpy_dtype(dtype).itemsize
@@ -202,18 +189,22 @@ def check_names(given: Mapping[str, object], specs: Sequence[TensorSpec], option
 
 
 def _always_exact(source: str, target: str) -> bool:
-    if source not in _MANTISSA_BITS or target not in _MANTISSA_BITS:
+    """Whether both are floats, and more bits of significand and exponent hold every value of fewer."""
+    if "float" not in source or "float" not in target:
         return False
-    return _MANTISSA_BITS[source] <= _MANTISSA_BITS[target] and _EXPONENT_BITS[source] <= _EXPONENT_BITS[target]
+    import ml_dtypes
+
+    finfo: Any = ml_dtypes.finfo
+    few, many = finfo(numpy_dtype(source)), finfo(numpy_dtype(target))
+    return bool(few.nmant <= many.nmant and few.nexp <= many.nexp)
 
 
 def _cast(array: Array, dtype: str) -> Array:
     if isinstance(array, np.ndarray):
         with np.errstate(over="ignore", invalid="ignore"):  # the caller compares the values afterwards
             return array.astype(numpy_dtype(dtype))
-    import torch
 
-    return array.to(getattr(torch, dtype))
+    return array.to(torch_dtype(dtype))
 
 
 def _equal(left: Array, right: Array) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.benchmarks.step.models import Run
+from vorta_trt.model.constants import DENSE_TAU, ROUTER_DECIDES
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime import Engine
-
-DENSE_TAU = 2.0  # above 1 every head is full
 
 
 class CaseEngine:
@@ -30,7 +30,7 @@ class CaseEngine:
         self._inputs: dict[str, Tensor] = {}
         for spec in engine.inputs:
             shape = [size if isinstance(size, int) else 1 for size in spec.shape]
-            dtype = getattr(torch, spec.dtype)
+            dtype = torch_dtype(spec.dtype)
             if dtype.is_floating_point:
                 random = torch.randn(shape, generator=generator, device=device)
                 self._inputs[spec.name] = random.to(dtype)
@@ -39,7 +39,7 @@ class CaseEngine:
 
     def run(self, routes: Tensor, dense: bool) -> Run:
         """Passes with these routes, int32 [L, N], or dense by `tau`, as users ask for it."""
-        override = torch.full_like(routes, -1) if dense else routes
+        override = torch.full_like(routes, ROUTER_DECIDES) if dense else routes
         given = {**self._inputs, "route_override": override}
         if dense:
             given["tau"] = torch.full_like(self._inputs["tau"], DENSE_TAU)

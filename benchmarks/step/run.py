@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from vorta_trt.benchmarks.attention import Progress
-from vorta_trt.benchmarks.cases import DTYPES
 from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes, select_case
 from vorta_trt.benchmarks.step.engine import open_engine
@@ -30,6 +29,7 @@ from vorta_trt.benchmarks.step.loops import MEASURED_STEPS, Loop, run_loop, sche
 from vorta_trt.benchmarks.step.measure import difference, time_step
 from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE, OURS, TORCH, Run, Subject
 from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
+from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
@@ -72,7 +72,7 @@ class StepOptions:
         select_case(self.model, self.layers)
         for mix in self.mixes:
             mixed_routes(mix, 1, 1)
-        known = {"modes": MODES, "peers": tuple(PEERS), "precisions": ("same", "fp8"), "dtype": tuple(DTYPES)}
+        known = {"modes": MODES, "peers": tuple(PEERS), "precisions": ("same", "fp8"), "dtype": tuple(PRECISIONS)}
         for name, allowed in known.items():
             given = getattr(self, name)
             for value in (given,) if isinstance(given, str) else given:
@@ -92,7 +92,7 @@ def run(options: StepOptions, progress: Progress) -> StepReport:
 def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepReport:
     start = time.perf_counter()
     progress(f"{case}: making the model")
-    subject = Subject.make(case, options.device, DTYPES[options.dtype], options.seed)
+    subject = Subject.make(case, options.device, torch_dtype(options.dtype), options.seed)
     bench = _Bench(subject, options, progress)
     rows = [row for mode in options.modes for row in bench.rows(mode)]
     loops = bench.loops(rows) if options.loops else []
@@ -124,7 +124,7 @@ class _Bench:
         self.case = subject.case
         self.layers, self.heads = self.case.layers_and_heads(subject.routed.config)
         self.timesteps = self._timesteps(STEPS)[:: max(1, STEPS // options.steps)][: options.steps]
-        self.bound = DIFFERENCE_BOUND[DTYPES[options.dtype]]
+        self.bound = DIFFERENCE_BOUND[torch_dtype(options.dtype)]
         self.samples: dict[str, Tensor] = {}  # what rows are compared with: of the eager rows, by routes
 
     def rows(self, mode: str) -> list[StepRow]:

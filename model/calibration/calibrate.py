@@ -41,9 +41,10 @@ from vorta_trt.model.calibration.samples import (
     MakeScheduler,
     PromptSamples,
 )
-from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, DTYPES, CalibrationSettings
+from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.model.training.dataset import LatentDataset, Progress
@@ -111,7 +112,7 @@ def calibrate_routes(
     if settings.target_share is not None:
         check_share(costs, settings.target_share)
     guidance = family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
-    make = InputMaker(family, DTYPES[settings.dtype], target, guidance)
+    make = InputMaker(family, torch_dtype(settings.dtype), target, guidance)
     shape = family.latent_shape(geometry)
     samples: CalibrationSamples
     if layout is not None:
@@ -129,7 +130,9 @@ def calibrate_routes(
         samples = PromptSamples(texts, conditions, shape, scheduler, settings.run_steps, make, settings.seed)
 
     progress("loading the model", 0, 0)
-    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=DTYPES[settings.dtype]).to(target)
+    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=torch_dtype(settings.dtype)).to(
+        target
+    )
     run = CalibrationPasses(model, samples, buckets, progress)
     squares = run.measure()  # [K, L, N, 3]
     if settings.target_share is None:

@@ -7,9 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+from vorta_trt.model.precision import PRECISIONS
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Of a layer's attention output, all heads together. For scale: fp8 products alone are 4 % off on unit-normal inputs.
 # SpargeAttn (arXiv 2502.18137) tunes its heads to a mean absolute error of 6 to 8 % on CogVideoX and 2 to 3 % on Wan,
 # where its users still see a difference (thu-ml/SpargeAttn, issues 33 and 65). So a tenth is no promise of quality but
@@ -57,8 +56,8 @@ class CalibrationSettings:
             raise ValueError(f"guidance scale {self.guidance_scale}: must be finite and not negative; use 1 for none")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed}: must be 0 or more")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}")
+        if self.dtype not in PRECISIONS:
+            raise ValueError(f"dtype {self.dtype!r}: must be one of {', '.join(PRECISIONS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.atomic import remove_unfinished, write_file, write_json
 from vorta_trt.model.training.dataset import Progress
 from vorta_trt.model.training.families import TrainingFamily, training_family
@@ -104,7 +105,7 @@ def prepare_data(
         remove_unfinished(folder)
 
     progress("loading text encoder and VAE", 0, 0)
-    pipeline = load_pipeline(Path(checkpoint), family.pipeline, PRECISIONS[precision], purpose="preparing")
+    pipeline = load_pipeline(Path(checkpoint), family.pipeline, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = _Encoder(pipeline, family, target, family.latent_shape(geometry), video_size, rate)
     kept = 0

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.objective import LossWeights
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = ("bf16", "fp32")  # gradients underflow in fp16
 # Of a run that is resumed; everything else decides what the numbers are.
 _MAY_CHANGE = ("steps", "checkpoint_every", "gradient_checkpointing")
 
@@ -63,7 +64,7 @@ class TrainingSettings:
     @property
     def dtype(self) -> torch.dtype:
         """Of the frozen weights and the activations."""
-        return PRECISIONS[self.precision]
+        return torch_dtype(self.precision)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -14,7 +14,8 @@ import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
-TIMESTEPS = 1000
+from vorta_trt.model.constants import TRAIN_TIMESTEPS
+
 _INTERVALS, _TIMESTEPS, _NOISE, _ORDER = range(4)  # streams of random numbers
 
 
@@ -32,7 +33,7 @@ def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int) 
     """
     share = torch.rand(count, generator=_generator(_TIMESTEPS, seed, step, part))  # [count], in [0, 1)
     share = (share + interval_of(seed, step, intervals)) / intervals
-    return TIMESTEPS - (share * TIMESTEPS).floor().clamp(max=TIMESTEPS - 1)
+    return TRAIN_TIMESTEPS - (share * TRAIN_TIMESTEPS).floor().clamp(max=TRAIN_TIMESTEPS - 1)
 
 
 def draw_noise(seed: int, step: int, part: int, shape: tuple[int, ...]) -> Tensor:
@@ -56,12 +57,12 @@ def least_noise(timesteps: Tensor, intervals: int) -> Tensor:
     These are the timesteps below the upper end of the last interval. The end itself (200 of 1000, with 5 intervals) is
     not one of them, as in the authors' code, although it is drawn from that interval.
     """
-    return timesteps < TIMESTEPS / intervals
+    return timesteps < TRAIN_TIMESTEPS / intervals
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the model sees: (1 - t/1000) latents + t/1000 noise, all [B, C, F, H, W], timesteps [B]."""
-    sigma = (timesteps / TIMESTEPS).view(-1, *[1] * (latents.ndim - 1))  # [B, 1, 1, 1, 1]
+    sigma = (timesteps / TRAIN_TIMESTEPS).view(-1, *[1] * (latents.ndim - 1))  # [B, 1, 1, 1, 1]
     return (1 - sigma) * latents + sigma * noise
 
 

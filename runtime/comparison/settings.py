@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
@@ -30,7 +31,6 @@ from vorta_trt.runtime.sampling.route_guards import RouteGuards
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
 
-DENSE_TAU = 2.0  # no score reaches it
 FRAMES = ".npy"  # of the samples: what is compared has not been through a codec
 
 

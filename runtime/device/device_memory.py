@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vorta_trt.model.precision import numpy_dtype, torch_dtype
 from vorta_trt.runtime.device.cuda_runtime import CudaEvent, CudaRuntime, DeviceOutOfMemory
 from vorta_trt.runtime.device.device_array import CUDA, LEGACY_STREAM, DeviceArray
-from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size, numpy_dtype, to_numpy, to_torch
+from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +164,7 @@ class TorchMemory:
         import torch
 
         with self._memory_for(name, byte_size(shape, dtype)):
-            return torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._device)
+            return torch.empty(tuple(shape), dtype=torch_dtype(dtype), device=self._device)
 
     def keep(self, name: str, shape: Sequence[int], dtype: str) -> torch.Tensor:
         import torch

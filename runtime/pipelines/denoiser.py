@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vorta_trt.engines.route_override import load_route_override
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
-from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
 from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx, locate_in_torch
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.target import read_target
@@ -105,7 +105,7 @@ class EngineDenoiser(Denoiser):
         self.engine = engine
         self.family = metadata.family
         self.config = metadata.config
-        self._dtype: torch.dtype = getattr(torch, TORCH_DTYPES[metadata.precision])
+        self._dtype: torch.dtype = torch_dtype(metadata.precision)
         self.latent_shape = metadata.latent_shape
         self.text_tokens = metadata.text_length
         self.input_names = tuple(spec.name for spec in engine.inputs)

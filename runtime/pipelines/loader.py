@@ -9,6 +9,7 @@ import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.pipeline_folder import PARTS, check_pipeline, load_pipeline
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING
 
@@ -38,7 +39,7 @@ class PartsLoader:
         """
         types, name = FAMILY_SAMPLING[self._planner.family], self._planner.pipeline
         encoder_dtype, vae_dtype = (
-            getattr(torch, dtype) if device.type == "cuda" else torch.float32
+            torch_dtype(dtype) if device.type == "cuda" else torch.float32
             for dtype in (types.encoder_dtype, types.vae_dtype)
         )
         wanted = {part: vae if part == "vae" else encoders for part in PARTS[name]}

@@ -19,11 +19,11 @@ from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training.families import training_family
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
@@ -99,7 +99,7 @@ class RequestPlanner:
             if model is None:
                 raise VortaError(f"{target.path}: `vorta-trt export` did not write it; export the checkpoint again")
             self.geometry = model.attention_geometry
-            self.dtype = getattr(torch, TORCH_DTYPES[model.precision])
+            self.dtype = torch_dtype(model.precision)
             remembered, where = model.checkpoint, target.path.absolute().parent
         self.name = type(source).__name__ if target is None else str(target.path)
         self.remembered = None if remembered is None else Path(remembered).name

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.plugins.errors import VortaError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ Locate = Callable[[Inputs], str]
 
 UNLOCATED = (
     "to find the layer, run it in ONNX Runtime or torch: build the bundle with --keep-onnx, or give the .onnx file; "
-    "with --tau 2 every head is dense, which tells whether a sparse branch is to blame; in fp16, large activations "
-    "overflow: use bf16"
+    f"with --tau {DENSE_TAU:g} every head is dense, which tells whether a sparse branch is to blame; in fp16, large "
+    "activations overflow: use bf16"
 )
 
 

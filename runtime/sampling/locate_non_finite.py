@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import to_numpy
 
@@ -63,7 +64,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
     if target.bundle is not None:
         return (
             f"{target.onnx_path.name} gives finite values for the same inputs on the CPU: look at the engine and its "
-            f"kernels, and run with --tau 2 to see whether a sparse branch is to blame"
+            f"kernels, and run with --tau {DENSE_TAU:g} to see whether a sparse branch is to blame"
         )
     return "every module's output is finite when the same inputs are run again: look behind the last module"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.runtime.from_checkpoint import TORCH_DTYPES
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.target import Target, read_target
 
 if TYPE_CHECKING:
@@ -84,12 +84,11 @@ def _of_checkpoint(metadata: ModelMetadata, checkpoint: str | Path, router: str 
 
 
 def _model(metadata: ModelMetadata) -> dict[str, Any]:
-    import torch
 
     return {
         "family": metadata.family,
         "config": metadata.config,
         "geometry": metadata.attention_geometry,
-        "dtype": getattr(torch, TORCH_DTYPES[metadata.precision]),
+        "dtype": torch_dtype(metadata.precision),
         "tau": metadata.tau,
     }

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.geometry import Branch
-from vorta_trt.model.router import ROUTER_DECIDES
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vorta_trt.runtime.tensors import TensorSpec, numpy_dtype
+from vorta_trt.model.constants import DENSE_TAU, ROUTER_DECIDES, TRAIN_TIMESTEPS
+from vorta_trt.model.geometry import Branch
+from vorta_trt.model.precision import numpy_dtype
+from vorta_trt.runtime.tensors import TensorSpec
 
-MAX_TIMESTEP = 1000.0  # of the flow-matching schedules
 GUIDANCE = (1000.0, 10000.0)  # HunyuanVideo's: 1000 times the guidance scale
-DENSE_TAU = 1.1  # no probability reaches it: every head is full
-BRANCHES = {"full": 0, "coreset": 1, "sliding": 2}
-ROUTER_DECIDES = -1
+BRANCHES = {branch.name.lower(): int(branch) for branch in Branch}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def make_cases(
 def _random(generator: np.random.Generator, spec: TensorSpec, batch: int) -> np.ndarray[Any, Any]:
     shape = _sizes(spec, batch)
     if spec.name == "timestep":
-        return generator.uniform(0, MAX_TIMESTEP, shape).astype(np.float32)  # [B]
+        return generator.uniform(0, TRAIN_TIMESTEPS, shape).astype(np.float32)  # [B]
     if spec.name == "guidance":
         return generator.uniform(*GUIDANCE, shape).astype(np.float32)  # [B]
     if spec.name == "encoder_attention_mask":  # [B, T], another number of valid text tokens for each sample

@@ -18,8 +18,9 @@ from polygraphy import util
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
+from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.runtime.engine import Engine
-from vorta_trt.runtime.tensors import TensorSpec, numpy_dtype, to_numpy
+from vorta_trt.runtime.tensors import TensorSpec, to_numpy
 
 if TYPE_CHECKING:
     import torch

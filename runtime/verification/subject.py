@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.verification.cases import Case
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.verification.sides import Sides
 
 Progress = Callable[[str], None]
-TORCH_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,11 @@ class Subject:
 
     def torch_model(self, precision: str) -> RoutedTransformer:
         """The checkpoint in torch, with the geometry that the file was exported for."""
-        import torch
 
         from vorta_trt.model import RoutedTransformer
 
         self.progress(f"running torch in {precision}")
-        dtype = getattr(torch, TORCH_DTYPES[precision])
+        dtype = torch_dtype(precision)
         return RoutedTransformer.from_pretrained(self.checkpoint, self.router, self.geometry, self.tau, dtype)
 
     def fp8_attention(self, executor: str) -> bool:

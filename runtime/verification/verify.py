@@ -21,9 +21,9 @@ import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.executors.onnx_file import check_portable
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import Case, make_cases
@@ -31,15 +31,13 @@ from vorta_trt.runtime.verification.redraw import Outcome, redraw
 from vorta_trt.runtime.verification.report import LayerReport, VerifyReport, rule
 from vorta_trt.runtime.verification.subject import Progress, Subject
 
-Precision = Literal["fp32", "fp16", "bf16"]
-
 
 def verify(
     target: str | Path,
     checkpoint: str | Path,
     router: str | Path | None = None,
     *,
-    precision: Precision | None = None,
+    precision: PrecisionName | None = None,
     executor: str | None = None,
     batch: int = 1,
     seed: int | None = None,

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.runtime.comparison.settings import DENSE_TAU, Setting, compare_settings
+from vorta_trt.runtime.comparison.settings import Setting, compare_settings
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 from vorta_trt.runtime.pipelines.generator import VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device import cuda_runtime, device_array, device_memory
 from vorta_trt.runtime.device.cuda_runtime import CudaError, CudaRuntime, DeviceOutOfMemory
 from vorta_trt.runtime.device.device_array import DeviceArray
 from vorta_trt.runtime.device.device_memory import ALIGNMENT, CudaPythonMemory, TorchMemory
-from vorta_trt.runtime.tensors import numpy_dtype, to_numpy
+from vorta_trt.runtime.tensors import to_numpy
 
 from .host_cuda import HostCuda
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.flavours import Flavour
-from vorta_trt.runtime.tensors import numpy_dtype
+from vorta_trt.model.precision import numpy_dtype
 
 from ..device.host_cuda import ALIGNMENT, HostCuda
 

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that several rooms share. This module imports nothing, so that reading one of them costs nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROUTER_DECIDES: Final = -1
+"""In `route_override`: the router decides about this head. Ids from 0 on are those of `Branch`."""
+
+DEFAULT_TAU: Final = 0.3
+"""Routing threshold of the authors' inference script. It changes no route: the best of 3 scores is at least 1/3."""
+
+DENSE_TAU: Final = 1.1
+"""A routing threshold that no score reaches, because scores are probabilities: every head is full."""
+
+TRAIN_TIMESTEPS: Final = 1000
+"""Timesteps of every flow-matching schedule: timestep = 1000 * sigma, from 1000 (noise) down to 0 (video)."""
