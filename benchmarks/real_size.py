@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work, architecture = arguments.work, arguments.architecture
     if arguments.step == "checkpoint":
-        return make_checkpoint(architecture, work)
+        return make_files(architecture, work)
     if arguments.step == "parse":
         return parse(work / "transformer.onnx", work / "parse.json")
 
@@ -74,29 +73,23 @@ def measured(command: list[str]) -> dict[str, float]:
     }
 
 
-def make_checkpoint(architecture: str, work: Path) -> None:
+def make_files(architecture: str, work: Path) -> None:
     import torch
 
     from vorta_trt.model import AttentionGeometry
-    from vorta_trt.model.random_checkpoint import (
-        HUNYUAN_VIDEO,
-        WAN_1_3B,
-        WAN_14B,
-        make_hunyuan_video_checkpoint,
-        make_router,
-        make_wan_checkpoint,
-    )
+    from vorta_trt.model.families.hunyuan_video.random import HUNYUAN_VIDEO
+    from vorta_trt.model.families.wan.random import WAN_1_3B, WAN_14B
+    from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 
     shape = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B, "hunyuan-video": HUNYUAN_VIDEO}[architecture]
     family = "hunyuan_video" if shape is HUNYUAN_VIDEO else "wan"
-    make: Callable[..., Path] = make_hunyuan_video_checkpoint if shape is HUNYUAN_VIDEO else make_wan_checkpoint
-    make(work / "checkpoint", **shape, dtype=torch.bfloat16)
+    make_checkpoint(work / "checkpoint", family, **shape, dtype=torch.bfloat16)
     video = VIDEO[architecture]
     blocks: dict[str, Any] = {
         name: shape[name] for name in ("layers", "single_layers", "heads", "head_dim") if name in shape
     }
     geometry = AttentionGeometry.for_video(*video, family)
-    make_router(work / "router", geometry, **blocks, video=video)
+    make_router(work / "router", geometry, family, **blocks, video=video)
 
 
 def parse(path: Path, report: Path) -> None:

@@ -102,7 +102,8 @@ def make_checkpoint(work: Path, architecture: str, layers: int | None) -> tuple[
     """The checkpoint's folder, made if it is not there, and its number of layers."""
     import torch
 
-    from vorta_trt.model.random_checkpoint import WAN_1_3B, WAN_14B, make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import WAN_1_3B, WAN_14B
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 
     shape = dict({"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}[architecture])
     shape["layers"] = layers or shape["layers"]
@@ -117,7 +118,7 @@ def make_data(work: Path, video: tuple[int, int, int], samples: int = 4) -> Path
     import torch
     from safetensors.torch import save_file
 
-    from vorta_trt.model.random_checkpoint import WAN_1_3B
+    from vorta_trt.model.families.wan.random import WAN_1_3B
 
     folder = work / f"data-{'x'.join(map(str, video))}"
     generator = torch.Generator().manual_seed(0)

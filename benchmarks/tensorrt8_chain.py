@@ -133,7 +133,8 @@ def main() -> int:
 def export(work: Path, head_dim: int) -> None:
     """Checkpoint, router and an ONNX file of opset 17 in float16."""
     from vorta_trt.export import export_onnx
-    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+    from vorta_trt.model.random_checkpoint import make_router
 
     sizes: dict[str, Any] = {"layers": LAYERS, "heads": HEADS, "head_dim": head_dim}
     checkpoint = work / f"wan-{head_dim}"

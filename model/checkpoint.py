@@ -20,19 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.errors import CheckpointError as CheckpointError
+from vorta_trt.model.families import families, family_of_config
 from vorta_trt.model.geometry import AttentionGeometry
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
-TRANSFORMER_CLASSES = {"WanTransformer3DModel": "wan", "HunyuanVideoTransformer3DModel": "hunyuan_video"}
-_ROUTER_KEY = re.compile(r"(blocks|transformer_blocks|single_transformer_blocks)\.(\d+)\.router\.linear\.(weight|bias)")
+_ROUTER_KEY = re.compile(r"(\w+)\.(\d+)\.router\.linear\.(weight|bias)")
 _STEP = re.compile(r"step-(\d+)")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint or router is not what it should be; the message says what was given, the rule and the remedy."""
 
 
 class CheckpointReader:
@@ -42,7 +39,7 @@ class CheckpointReader:
         path: a diffusers pipeline folder, or its `transformer/` folder.
 
     Attributes:
-        folder: the transformer's folder. config: its config.json. family: "wan" or "hunyuan_video".
+        folder: the transformer's folder. config: its config.json. family: name of the model family.
 
     A context manager; `close` drops the file mappings. Tensors are views into them, paged in on first use.
 
@@ -55,13 +52,7 @@ class CheckpointReader:
         self.path = Path(path)
         self.folder = _transformer_folder(self.path)
         self.config: dict[str, Any] = _read_json(self.folder / "config.json", "a diffusers transformer")
-        name = self.config.get("_class_name")
-        if name not in TRANSFORMER_CLASSES:
-            raise CheckpointError(
-                f"checkpoint {self.path}: its config.json says _class_name {name!r}; must be one of "
-                f"{', '.join(TRANSFORMER_CLASSES)}; point to a diffusers pipeline folder or its transformer/ folder"
-            )
-        self.family = TRANSFORMER_CLASSES[name]
+        self.family = family_of_config(self.config, f"checkpoint {self.path}").name
         self._files = _weight_files(self.folder)  # tensor name -> file, or None -> the only file
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
@@ -113,7 +104,7 @@ class RouterCheckpoint:
     Attributes:
         state_dict: `<blocks>.{i}.router.linear.{weight,bias}` -> tensor.
         path: the router.pt. config: its training config.json, None if it lies alone.
-        family: "wan" or "hunyuan_video", by the keys. layers: number of routed blocks.
+        family: name of the model family, by the keys. layers: number of routed blocks.
     """
 
     state_dict: dict[str, Tensor]
@@ -213,9 +204,7 @@ def check_router(
 
 def _transformer_folder(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(
-            f"checkpoint {path}: does not exist; download it first, e.g. with `huggingface-cli download`"
-        )
+        raise FileNotFoundError(f"checkpoint {path}: does not exist; download it first, e.g. with `hf download`")
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path}: is a file; give the pipeline folder or its transformer/ folder")
     for folder in (path / "transformer", path):
@@ -320,16 +309,22 @@ def _load_state(file: Path) -> dict[str, Tensor]:
 
 
 def _router_family(file: Path, state: dict[str, Tensor]) -> tuple[str, int]:
-    matches = {key: _ROUTER_KEY.fullmatch(key) for key in state}
-    unknown = sorted(key for key, match in matches.items() if match is None)
+    known = {stack for family in families() for stack in family.router_stacks}
+    found = {key: match for key in state if (match := _ROUTER_KEY.fullmatch(key)) and match[1] in known}
+    unknown = sorted(set(state) - set(found))
     if unknown or not state:
         what = f"key {unknown[0]!r}" if unknown else "no tensor"
-        raise CheckpointError(
-            f"router {file}: holds {what}; keys must be blocks.{{i}}.router.linear.{{weight,bias}} (Wan), or the same "
-            f"under transformer_blocks and single_transformer_blocks (HunyuanVideo); use the router.pt of a training"
+        keys = ", or ".join(
+            f"{' and '.join(f'{stack}.{{i}}.router.linear.*' for stack in family.router_stacks)} ({family})"
+            for family in families()
         )
-    stacks = {match[1] for match in matches.values() if match}
-    if "blocks" in stacks and len(stacks) > 1:
-        raise CheckpointError(f"router {file}: mixes keys of Wan and HunyuanVideo; use the router.pt of one model")
-    family = "wan" if "blocks" in stacks else "hunyuan_video"
-    return family, len({(match[1], match[2]) for match in matches.values() if match})
+        raise CheckpointError(f"router {file}: holds {what}; keys must be {keys}; use the router.pt of a training")
+    stacks = {match[1] for match in found.values()}
+    fitting = [family for family in families() if stacks <= set(family.router_stacks)]
+    if not fitting:
+        raise CheckpointError(
+            f"router {file}: mixes keys of several model families ({', '.join(sorted(stacks))}); use the router.pt of "
+            f"one model"
+        )
+    family = min(fitting, key=lambda family: len(family.router_stacks))  # the one that lacks the fewest stacks
+    return family.name, len({(match[1], match[2]) for match in found.values()})

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
+from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, Shape, choose_bucket, choose_tile, nearest_grids
 
 AXES = ("frame", "height", "width")
@@ -31,26 +32,6 @@ class Branch(IntEnum):
     SLIDING = 2
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a model family fixes: pixels per token, who chooses the coreset keys, text in the self-attention."""
-
-    temporal_compression: int  # of the VAE: 1 + n * temporal_compression frames become 1 + n latent frames
-    spatial_compression: int  # of the VAE
-    patch: Shape  # latent voxels per token
-    coreset_keys: str
-    text_tokens: int
-
-    def video_size(self, frames: int, height: int, width: int) -> Shape:
-        """Pixels (frames, height, width) of a video of that many latent frames, rows and columns."""
-        pixels = self.spatial_compression
-        return self.temporal_compression * (frames - 1) + 1, pixels * height, pixels * width
-
-
-FAMILIES: dict[str, Family] = {
-    "wan": Family(4, 8, (1, 2, 2), coreset_keys="query", text_tokens=0),
-    "hunyuan_video": Family(4, 8, (1, 2, 2), coreset_keys="key", text_tokens=256),
-}
 PUBLISHED_REDUCTION_RATE = 0.5
 _ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_window_size", "lowres_reduction_rate")
 # On the node, but not geometry.
@@ -67,8 +48,8 @@ class AttentionGeometry:
         window: sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
         bucket: coreset bucket in tokens; divides `grid`.
         keep: tokens of a bucket that stay, its centre included; 1 <= keep <= prod(bucket).
-        coreset_keys: "query" if the queries' similarities choose the kept keys and values too (Wan), "key" if the
-            keys' own do (HunyuanVideo).
+        coreset_keys: "query" if the queries' similarities choose the kept keys and values too, "key" if the keys' own
+            do.
         text_tokens: T, padded text tokens behind the video tokens; 0 if the self-attention has none.
 
     Raises:
@@ -110,8 +91,8 @@ class AttentionGeometry:
             )
         if self.coreset_keys not in ("query", "key"):
             raise ValueError(
-                f"coreset_keys {self.coreset_keys!r}: must be 'query' (Wan: the queries' choice) or 'key' "
-                f"(HunyuanVideo: the keys' own similarities)"
+                f"coreset_keys {self.coreset_keys!r}: must be 'query' (the queries' choice) or 'key' (the keys' own "
+                f"similarities)"
             )
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
@@ -196,7 +177,7 @@ class AttentionGeometry:
     def for_grid(
         cls,
         grid: Sequence[int],
-        family: str = "wan",
+        family: str = DEFAULT_FAMILY,
         *,
         tile: Sequence[int] | None = None,
         bucket: Sequence[int] | None = None,
@@ -208,7 +189,7 @@ class AttentionGeometry:
 
         Raises ValueError naming the nearest grids that can be tiled, if this one cannot.
         """
-        settings = _family(family)
+        settings = get_family(family)
         grid = _shape("grid", grid)
         tile = choose_tile(grid) if tile is None else _shape("tile", tile)
         bucket = choose_bucket(grid) if bucket is None else _shape("bucket", bucket)
@@ -233,7 +214,7 @@ class AttentionGeometry:
         frames: int,
         height: int,
         width: int,
-        family: str = "wan",
+        family: str = DEFAULT_FAMILY,
         *,
         tile: Sequence[int] | None = None,
         bucket: Sequence[int] | None = None,
@@ -244,11 +225,11 @@ class AttentionGeometry:
         """Geometry for a video of `frames` x `height` x `width` pixels.
 
         The VAE turns 1 + 4n frames into 1 + n latent frames and shrinks height and width by 8, patches of (1, 2, 2)
-        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52).
+        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors.
 
         Raises ValueError naming the nearest video sizes that fit, if this one does not.
         """
-        settings = _family(family)
+        settings = get_family(family)
         sizes = {"frames": frames, "height": height, "width": width}
         pixels = tuple(_integer(name, value, 1) for name, value in sizes.items())
         temporal = settings.temporal_compression * settings.patch[0]
@@ -284,10 +265,10 @@ class AttentionGeometry:
 
     @classmethod
     def from_router_config(
-        cls, config: Mapping[str, Any], family: str = "wan", *, text_tokens: int | None = None
+        cls, config: Mapping[str, Any], family: str = DEFAULT_FAMILY, *, text_tokens: int | None = None
     ) -> AttentionGeometry:
         """Geometry from a router's training `config.json` (the whole mapping, or its `self_attention_kwargs`)."""
-        settings = _family(family)
+        settings = get_family(family)
         if "self_attention_kwargs" in config:
             config = config["self_attention_kwargs"]
         if not isinstance(config, Mapping):
@@ -372,12 +353,6 @@ def _branch(branch: str | Branch) -> Branch:
     if isinstance(branch, str) and branch.upper() in Branch.__members__:
         return Branch[branch.upper()]
     raise ValueError(f"branch {branch!r}: must be 'full', 'coreset' or 'sliding'")
-
-
-def _family(name: str) -> Family:
-    if name not in FAMILIES:
-        raise ValueError(f"family {name!r}: must be one of {', '.join(map(repr, FAMILIES))}")
-    return FAMILIES[name]
 
 
 def _integer(name: str, value: Any, lowest: int) -> int:

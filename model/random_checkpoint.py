@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints with random weights and the files of real ones, for `vorta-trt demo`, tests and measurements of size.
 
-`make_wan_checkpoint` and `make_hunyuan_video_checkpoint` write what diffusers' `save_pretrained` of such a pipeline
-writes; small models go through it, large ones are streamed shard by shard, so that a 14B checkpoint needs one shard of
-memory. `make_router` writes the layout of the published routers.
+`make_checkpoint` writes what diffusers' `save_pretrained` of a pipeline writes; small models go through it, large ones
+are streamed shard by shard, so that a 14B checkpoint needs one shard of memory. `make_router` writes the layout of the
+published routers. The models themselves are made by each family's random.py.
 """
 
 from __future__ import annotations
@@ -18,106 +18,34 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.model.checkpoint import INDEX, WEIGHTS
+from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.router import BRANCHES
 
-# Architectures of the published checkpoints (their transformer/config.json).
-WAN_1_3B: dict[str, int] = {"layers": 30, "heads": 12, "head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
-WAN_14B: dict[str, int] = {"layers": 40, "heads": 40, "head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
-HUNYUAN_VIDEO: dict[str, int] = {
-    "layers": 20, "single_layers": 40, "heads": 24, "head_dim": 128, "text_dim": 4096, "pooled_dim": 768
-}  # fmt: skip
 STREAM_ABOVE_BYTES = 1 << 30
 SHARD_BYTES = 2 << 30
 ROUTER_STEP = 100  # as in the published checkpoints
 
 
-def make_wan_checkpoint(
-    path: str | Path,
-    *,
-    layers: int = 3,
-    heads: int = 4,
-    head_dim: int = 32,
-    ffn_dim: int = 256,
-    text_dim: int = 64,
-    channels: int = 16,
-    freq_dim: int = 256,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    shard_bytes: int = SHARD_BYTES,
-) -> Path:
-    """A Wan text-to-video pipeline folder: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
+def make_checkpoint(path: str | Path, family: str = DEFAULT_FAMILY, **sizes: Any) -> Path:
+    """A pipeline folder of a family: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
 
     Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
+
+    Args:
+        path: of the folder.
+        family: name of the model family.
+        sizes: of the model, see `make_checkpoint` in the family's random.py.
 
     Returns:
         `path`.
     """
-    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
-
-    with torch.device("meta"):
-        model: Any = WanTransformer3DModel(  # type: ignore[no-untyped-call]
-            num_layers=layers,
-            num_attention_heads=heads,
-            attention_head_dim=head_dim,
-            ffn_dim=ffn_dim,
-            text_dim=text_dim,
-            in_channels=channels,
-            out_channels=channels,
-            freq_dim=freq_dim,
-        )
-    scheduler: Any = UniPCMultistepScheduler(  # type: ignore[no-untyped-call]
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
-    )
-    return _write_pipeline(Path(path), "WanPipeline", model, scheduler, dtype, seed, shard_bytes)
+    made: Path = get_family(family).load("random").make_checkpoint(path, **sizes)
+    return made
 
 
-def make_hunyuan_video_checkpoint(
-    path: str | Path,
-    *,
-    layers: int = 2,
-    single_layers: int = 2,
-    heads: int = 4,
-    head_dim: int = 32,
-    text_dim: int = 64,
-    pooled_dim: int = 48,
-    refiner_layers: int = 2,
-    channels: int = 16,
-    guidance: bool = True,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    shard_bytes: int = SHARD_BYTES,
-) -> Path:
-    """A HunyuanVideo text-to-video pipeline folder, made like `make_wan_checkpoint`'s.
-
-    Args:
-        head_dim: even, at least 6; the rotary embedding divides it among frames, height and width about as 2 : 7 : 7.
-    """
-    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
-
-    if head_dim % 2 or head_dim < 6:
-        raise ValueError(f"head_dim {head_dim}: must be even and at least 6; use {max(6, head_dim + head_dim % 2)}")
-    height = width = 7 * head_dim // 32 * 2  # 56 of 128, as published
-    with torch.device("meta"):
-        model: Any = HunyuanVideoTransformer3DModel(  # type: ignore[no-untyped-call]
-            num_layers=layers,
-            num_single_layers=single_layers,
-            num_refiner_layers=refiner_layers,
-            num_attention_heads=heads,
-            attention_head_dim=head_dim,
-            text_embed_dim=text_dim,
-            pooled_projection_dim=pooled_dim,
-            in_channels=channels,
-            out_channels=channels,
-            guidance_embeds=guidance,
-            rope_axes_dim=(head_dim - height - width, height, width),
-        )
-    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)  # type: ignore[no-untyped-call]
-    return _write_pipeline(Path(path), "HunyuanVideoPipeline", model, scheduler, dtype, seed, shard_bytes)
-
-
-def _write_pipeline(
-    path: Path, pipeline: str, model: Any, scheduler: Any, dtype: torch.dtype, seed: int, shard_bytes: int
+def write_pipeline(
+    path: Path, family: str, model: Any, scheduler: Any, dtype: torch.dtype, seed: int, shard_bytes: int
 ) -> Path:
     """Gives `model` (on meta) random weights and writes the folder; text encoders and VAE are left out."""
     from diffusers import __version__ as diffusers_version
@@ -136,13 +64,13 @@ def _write_pipeline(
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
         model.save_pretrained(folder)
     scheduler.save_pretrained(path / "scheduler")
-    absent = ("text_encoder", "tokenizer", "vae", *(("text_encoder_2", "tokenizer_2") if "Hunyuan" in pipeline else ()))
+    facts = get_family(family)
     index: dict[str, Any] = {
-        "_class_name": pipeline,
+        "_class_name": facts.pipeline_class,
         "_diffusers_version": diffusers_version,
         "scheduler": ["diffusers", type(scheduler).__name__],
         "transformer": ["diffusers", type(model).__name__],
-        **{part: [None, None] for part in absent},
+        **{part: [None, None] for part in facts.components},
     }
     _write_json(path / "model_index.json", dict(sorted(index.items())))
     return path
@@ -151,9 +79,10 @@ def _write_pipeline(
 def make_router(
     path: str | Path,
     geometry: AttentionGeometry,
+    family: str = DEFAULT_FAMILY,
     *,
     layers: int = 3,
-    single_layers: int | None = None,
+    single_layers: int = 0,
     heads: int = 4,
     head_dim: int = 32,
     video: tuple[int, int, int] | None = None,
@@ -167,23 +96,23 @@ def make_router(
     schedule.
 
     Args:
-        single_layers: None for Wan; a number makes a router for HunyuanVideo, of `layers` + `single_layers` blocks.
+        path: of the folder.
+        geometry: that it was trained with.
+        family: name of the model family.
+        layers: blocks of the model's first stack. single_layers: blocks of its second stack, if it has one.
 
     Returns:
         `path`.
     """
     path = Path(path)
-    if single_layers is None:
-        name, stacks = "WanTransformer3DModel", {"blocks": layers}
-    else:
-        name = "HunyuanVideoTransformer3DModel"
-        stacks = {"transformer_blocks": layers, "single_transformer_blocks": single_layers}
+    facts = get_family(family)
+    stacks = dict(zip(facts.router_stacks, (layers, single_layers), strict=False))
     state = random_router_state(stacks, heads, heads * head_dim, dtype, seed)
     folder = path / "ckpt" / f"step-{ROUTER_STEP:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "router.pt")
     config = {
-        "name": name,
+        "name": facts.transformer_class,
         "pretrained_model_path": "random",
         "revision": None,
         "train_video_size": list(video) if video else None,

@@ -4,7 +4,7 @@
 A JSON file; as a `route_override` it takes the place of a router, or goes before one.
 
     calibration = RouteCalibration.load("calibration.json")
-    calibration.check("wan", layers=40, heads=40, geometry=geometry)
+    calibration.check(model.family, layers=40, heads=40, geometry=geometry)
     override = calibration.overrides(scheduler.timesteps)  # int32 [P, L, N]
 
 Letters: P denoising steps, K buckets, L layers, N heads.
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
-from vorta_trt.model.geometry import FAMILIES, AttentionGeometry, Branch
+from vorta_trt.model.families import family_names
+from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.training.atomic import write_file
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class RouteCalibration:
     """Routes, and what they were chosen from.
 
     Attributes:
-        family: "wan" or "hunyuan_video". geometry: of the attention that was measured.
+        family: name of the model family. geometry: of the attention that was measured.
         buckets: K pairs (upper, lower) of timesteps, both included, from much noise to little.
         routes: int8 [K, L, N], ids of `Branch`.
         errors: float32 [K, L, N, 3], of each branch the root mean square error behind the output projection, relative
@@ -57,8 +58,8 @@ class RouteCalibration:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r}: must be one of {', '.join(map(repr, FAMILIES))}")
+        if self.family not in family_names():
+            raise ValueError(f"family {self.family!r}: must be one of {', '.join(map(repr, family_names()))}")
         if not self.buckets:
             raise ValueError("buckets: there are none, but routes belong to one")
         ends = [end for bucket in self.buckets for end in bucket]

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.route_table import RouteTable
 from vorta_trt.model.router import hard_routes
-from vorta_trt.model.transformer import RoutedTransformer, family_of
+from vorta_trt.model.transformer import RoutedTransformer, routed_class
 from vorta_trt.model.transformer_flops import other_flops
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class TimestepPath:
 
     Attributes:
         family, config, geometry, tau, num_layers, num_heads, head_dim, has_router: as of the model.
-        signals: what `embedding` can give: "embedding", and for Wan "modulation".
+        signals: what `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
     """
 
     def __init__(self, model: RoutedTransformer, load: Callable[[str], Tensor]) -> None:
@@ -53,7 +54,7 @@ class TimestepPath:
         self.tau = model.tau
         self.num_layers, self.num_heads, self.head_dim = model.num_layers, model.num_heads, model.head_dim
         self.has_router = model.has_router
-        self.signals = SIGNALS if model.modulation_projection else SIGNALS[:1]
+        self.signals = SIGNALS if model.facts().modulation_projection else SIGNALS[:1]
 
     @classmethod
     def from_model(cls, model: RoutedTransformer) -> TimestepPath:
@@ -95,15 +96,15 @@ class TimestepPath:
         Args:
             load: gives the weight of a name; the modulation's is asked for when it is needed.
             family, config, geometry, tau: of the model, as its metadata has them. dtype: of its activations, to which
-                Wan's timestep embedding is rounded. source: of the weights, for errors.
+                the timestep embedding may be rounded. source: of the weights, for errors.
         Raises: ValueError, if they are not the timestep path of such a model.
         """
-        kind = family_of(family)
+        kind = routed_class(family)
         names = set(names)
         diffusers_model: Any = kind.empty_diffusers_model(config)
         diffusers_model.proj_out.to(dtype)  # where a routed model reads its dtype; the weights below keep their own
         for name, parameter in list(diffusers_model.named_parameters()):
-            if not name.startswith(kind.always_loaded):
+            if not name.startswith(kind.facts().always_loaded):
                 continue
             if name not in names or (weight := load(name)).shape != parameter.shape:
                 raise ValueError(
@@ -123,7 +124,7 @@ class TimestepPath:
         """What changes with the timestep: float32 [P, E], or [P, 6 E] for "modulation", on the CPU.
 
         "embedding" is what the routers see, unrounded. "modulation" is its projection to the shifts, scales and gates
-        of Wan's blocks; HunyuanVideo's depend on the prompt as well, so there is none.
+        of the blocks; there is none where those depend on the prompt as well.
         """
         if signal not in self.signals:
             raise ValueError(
@@ -132,7 +133,7 @@ class TimestepPath:
         with torch.no_grad():
             embedding = self._model.unrounded_timestep_embedding(self._tensor(timesteps)).float()  # [P, E]
             if signal == "modulation":
-                projection = (f"{self._model.modulation_projection}.{leaf}" for leaf in ("weight", "bias"))
+                projection = (f"{self._model.facts().modulation_projection}.{leaf}" for leaf in ("weight", "bias"))
                 weight, bias = (self._load(name).to(embedding.device, torch.float32) for name in projection)
                 embedding = functional.linear(functional.silu(embedding), weight, bias)  # [P, 6 E]
             return embedding.cpu()
@@ -175,8 +176,8 @@ class TimestepPath:
 
 def timestep_parameters(family: str, names: Iterable[str]) -> list[str]:
     """Which of a model's parameters are its timestep path."""
-    kind = family_of(family)
-    prefixes = (*kind.always_loaded, *([f"{kind.modulation_projection}."] if kind.modulation_projection else []))
+    facts = get_family(family)
+    prefixes = (*facts.always_loaded, *([f"{facts.modulation_projection}."] if facts.modulation_projection else []))
     return [name for name in names if name.startswith(prefixes) or ROUTER in name]
 
 

@@ -30,14 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from vorta_trt.model.checkpoint import (
-    TRANSFORMER_CLASSES,
-    CheckpointReader,
-    RouterCheckpoint,
-    check_router,
-    load_router,
-)
-from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES, TRAIN_TIMESTEPS
+from vorta_trt.model.checkpoint import CheckpointReader, RouterCheckpoint, check_router, load_router
+from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
+from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import SAME_PRECISION, check_attention_precision
@@ -68,7 +63,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         model: the diffusers model. router_state, geometry, tau, attention_precision: as for `from_model`.
 
     Attributes:
-        family: "wan" or "hunyuan_video". config: the diffusers config. geometry: None until known. tau: default routing
+        family: name of the model family. config: the diffusers config. geometry: None until known. tau: default routing
         threshold. attention_precision: "same" or "fp8", of every routed attention (see `routed_attention`); may be
         assigned. patch_size: latent voxels per token. num_layers (over all stacks of blocks), num_heads, head_dim,
         dtype, checkpoint (its path, or None), has_router.
@@ -95,12 +90,12 @@ class RoutedTransformer(nn.Module, abc.ABC):
     ) -> None:
         super().__init__()
         self.config = dict(model.config)
-        self.patch_size = self.patch_of(self.config)
+        self.patch_size = self.facts().patch_of(self.config)
         self.geometry = geometry
         self.tau = float(tau)
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
-        stacks = self.block_stacks(self.config)
+        stacks = self.facts().stacks(self.config)
         self.num_layers = sum(stacks.values())
         self.num_heads = int(self.config["num_attention_heads"])
         self.head_dim = int(self.config["attention_head_dim"])
@@ -163,8 +158,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
             reader = until_loaded.enter_context(CheckpointReader(checkpoint))
-            family = family_of(reader.family)
-            family.check_config(reader.config, f"checkpoint {reader.folder}")
+            family = routed_class(reader.family)
             model = family.empty_diffusers_model(reader.config)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
             if loaded is not None:
@@ -175,7 +169,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
                         f"router {loaded.path}: has no config.json beside it, so its geometry is unknown; pass "
                         f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, {family.family!r})"
                     )
-            on_disk = load_weights(model, reader, dtype, None if materialize else family.always_loaded)
+            on_disk = load_weights(model, reader, dtype, None if materialize else family.facts().always_loaded)
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint = reader.path
@@ -197,24 +191,27 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Routes a loaded diffusers transformer, which is left as it is; both share their parameters.
 
         Args:
-            model: a diffusers WanTransformer3DModel or HunyuanVideoTransformer3DModel.
+            model: a diffusers transformer of a family in `model.families`.
             router_state: `<stack>.{i}.router.linear.{weight,bias}` -> tensor, for every block; needs `geometry`.
             geometry, tau, attention_precision: as for `from_pretrained`.
         """
         name = type(model).__name__
         if cls is RoutedTransformer:
-            if name not in TRANSFORMER_CLASSES:
+            family = family_of_class(name)
+            if family is None:
+                known = ", ".join(known.transformer_class for known in families())
                 raise TypeError(
-                    f"model of type {name}: must be a diffusers transformer, one of {', '.join(TRANSFORMER_CLASSES)}; "
-                    f"for a pipeline use pipeline.transformer"
+                    f"model of type {name}: must be a diffusers transformer, one of {known}; for a pipeline use "
+                    f"pipeline.transformer"
                 )
-            family = family_of(TRANSFORMER_CLASSES[name])
-            return family.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
-        if TRANSFORMER_CLASSES.get(name) != cls.family:
-            expected = next(known for known, family_name in TRANSFORMER_CLASSES.items() if family_name == cls.family)
-            raise TypeError(f"model {name}: must be a {expected}; for a pipeline use pipeline.transformer")
+            kind = routed_class(family.name)
+            return kind.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
+        if name != cls.facts().transformer_class:
+            raise TypeError(
+                f"model {name}: must be a {cls.facts().transformer_class}; for a pipeline use pipeline.transformer"
+            )
         source = f"model {name}"
-        cls.check_config(model.config, source)  # type: ignore[arg-type]
+        cls.facts().check_config(model.config, source)  # type: ignore[arg-type]
         if any(getattr(module, "fused_projections", False) for module in model.modules()):
             raise ValueError(f"{source}: fused projections are not routed; call model.unfuse_qkv_projections() first")
         if router_state is not None:
@@ -226,13 +223,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     # -- what a family provides ----------------------------------------------------------------------------------------
 
-    always_loaded: tuple[str, ...] = ()  # prefixes of parameters that are never left on disk: the timestep embedder
-    modulation_projection: str | None = None  # the module from the timestep embedding alone to the blocks' modulation
-
     @classmethod
-    @abc.abstractmethod
-    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
-        """Raises ValueError if a diffusers config describes a model that is not routed."""
+    def facts(cls) -> ModelFamily:
+        """What is true of the family whatever the checkpoint."""
+        return get_family(cls.family)
 
     @classmethod
     @abc.abstractmethod
@@ -244,18 +238,15 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Makes the diffusers model's modules this model's own, its blocks with the routers of their stack."""
 
     @classmethod
-    @abc.abstractmethod
-    def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        """The lists of routed blocks of a diffusers config and their lengths, in the order that they run in."""
-
-    @classmethod
-    @abc.abstractmethod
-    def patch_of(cls, config: Mapping[str, Any]) -> Shape:
-        """Latent voxels (frames, height, width) per token of a diffusers config."""
-
-    @classmethod
     def check_geometry(cls, geometry: AttentionGeometry) -> None:
         """Raises ValueError if a geometry does not suit the family."""
+        family = cls.facts()
+        if bool(geometry.text_tokens) != family.joint_attention:
+            rule = "some, its self-attention is over video and text" if family.joint_attention else "none"
+            raise ValueError(
+                f"geometry with {geometry.text_tokens} text tokens: must have {rule}; make it for family "
+                f"{family.name!r}"
+            )
 
     @classmethod
     def check_router_state(cls, model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -265,7 +256,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         check_router(
             state,
             family=cls.family,
-            stacks=cls.block_stacks(config),
+            stacks=cls.facts().stacks(config),
             heads=heads,
             embedding_dim=heads * config["attention_head_dim"],
             source=source,
@@ -291,10 +282,6 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The family's own example inputs behind hidden_states and timestep."""
-
-    @abc.abstractmethod
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         """cos and sin of a geometry's tokens, float32 [1, S (+ T), 1, D/2], on the CPU."""
 
@@ -308,7 +295,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
     @property
     def timestep_device(self) -> torch.device:
         """Where the timestep path is computed."""
-        return next(value for name, value in self.named_parameters() if name.startswith(self.always_loaded)).device
+        return next(
+            value for name, value in self.named_parameters() if name.startswith(self.facts().always_loaded)
+        ).device
 
     def inputs(self, batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Random example inputs of the model's geometry and dtype, by the exported names and in their order."""
@@ -316,20 +305,24 @@ class RoutedTransformer(nn.Module, abc.ABC):
             raise ValueError("geometry None: example inputs need it; pass geometry= when building the model")
         generator = torch.Generator().manual_seed(seed)
         device = self.proj_out.weight.device
-        latent = [axis * patch for axis, patch in zip(self.geometry.grid, self.patch_size, strict=True)]
-        override = torch.full((self.num_layers, self.num_heads), ROUTER_DECIDES, dtype=torch.int32)  # [L, N]
-        inputs = {
-            "hidden_states": self._normal(generator, batch, self.config["in_channels"], *latent),  # [B, C, F, H, W]
-            "timestep": torch.rand(batch, generator=generator) * TRAIN_TIMESTEPS,  # [B]
-            **self._condition_inputs(batch, generator),
-            "tau": torch.tensor([self.tau]),  # [1]
-            "route_override": override,
-        }
+        inputs = {spec.name: self._example(spec, batch, generator) for spec in self.facts().inputs(self.config)}
+        inputs["tau"] = torch.tensor([self.tau])  # [1]
+        inputs["route_override"] = torch.full((self.num_layers, self.num_heads), ROUTER_DECIDES, dtype=torch.int32)
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
-    def _normal(self, generator: torch.Generator, *shape: int) -> Tensor:
-        """Normal numbers in the model's dtype, the same ones for every dtype but for rounding."""
-        return torch.randn(shape, generator=generator).to(self.dtype)
+    def _example(self, spec: ModelInput, batch: int, generator: torch.Generator) -> Tensor:
+        """Random values of an input, the same ones for every dtype of the model but for rounding."""
+        assert self.geometry is not None
+        if spec.kind == "uniform":
+            return spec.low + torch.rand(batch, generator=generator) * (spec.high - spec.low)  # [B]
+        if spec.kind == "latents":
+            shape: tuple[int, ...] = self.facts().latent_shape(self.config, self.geometry.grid)
+        else:
+            shape = spec.shape(self.facts().text_rows(self.geometry.text_tokens))
+        if spec.kind == "mask":
+            lengths = torch.randint(1, shape[0] + 1, (batch, 1), generator=generator)  # [B, 1]
+            return (torch.arange(shape[0]) < lengths).to(torch.int32)  # [B, T]
+        return torch.randn((batch, *shape), generator=generator).to(self.dtype)  # [B, ...]
 
     # -- weights -------------------------------------------------------------------------------------------------------
 
@@ -427,7 +420,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     def _make_routers(self, router_state: Mapping[str, Tensor] | None, stack: str) -> list[Router | None]:
         """The routers of one stack of blocks."""
-        blocks = self.block_stacks(self.config)[stack]
+        blocks = self.facts().stacks(self.config)[stack]
         if router_state is None:
             return [None] * blocks
         routers = []
@@ -439,12 +432,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return [*routers]
 
 
-def family_of(name: str) -> type[RoutedTransformer]:
-    """The class of a family, "wan" or "hunyuan_video"."""
-    if name == "hunyuan_video":
-        from vorta_trt.model.hunyuan_video import RoutedHunyuanVideoTransformer
-
-        return RoutedHunyuanVideoTransformer
-    from vorta_trt.model.wan import RoutedWanTransformer
-
-    return RoutedWanTransformer
+def routed_class(family: str) -> type[RoutedTransformer]:
+    """The routed transformer of a family."""
+    facts = get_family(family)
+    kind: type[RoutedTransformer] = getattr(facts.load("transformer"), facts.routed_class)
+    return kind

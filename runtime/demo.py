@@ -5,24 +5,21 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
 
 # Small, but of the shape of the real ones: heads of 64 channels and a grid of 12 x 6 x 6 tokens.
 SIZE = VideoSize(45, 96, 96)
-MODEL: dict[str, Any] = {"layers": 4, "heads": 6, "head_dim": 64}
-FFN_DIM = 768  # of Wan
-DUAL_STREAM_LAYERS = 2  # of HunyuanVideo; the others are single-stream
+HEADS: dict[str, Any] = {"heads": 6, "head_dim": 64}
 STEPS, VIDEO_STEPS = 20, 6
 PROMPT = "a red wall"  # of words that the small tokenizer knows; the video is noise, as the weights are
-NAMES = {"wan": "Wan", "hunyuan_video": "HunyuanVideo"}
 BF16_CASES = ("router, tau 0.3", "mixed override")  # ONNX's reference evaluator is slow
 
 
@@ -43,11 +40,11 @@ class DemoReport(BaseModel):
         return all(report.passed for report in self.verified)
 
 
-def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
+def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> DemoReport:
     """Makes everything in `folder`, which may hold the files of an earlier demo; they are made anew.
 
     Args:
-        family: "wan" or "hunyuan_video".
+        family: name of the model family.
     Raises:
         ValueError: an unknown family. FileExistsError: the folder holds something else.
     """
@@ -55,13 +52,12 @@ def run_demo(folder: Path, report: Report, family: str = "wan") -> DemoReport:
     from vorta_trt.runtime.schedules import schedule_timesteps
     from vorta_trt.runtime.verification.verify import verify
 
-    if family not in NAMES:
-        raise ValueError(f"family {family!r}: must be one of {', '.join(NAMES)}")
+    facts = get_family(family)
     import_extra("matplotlib", "plot")  # before the long work, for the picture of the routes
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
     stem = family.replace("_", "-")
-    report(f"making a small {NAMES[family]} pipeline and a router", 0, 0)
+    report(f"making a small {facts} pipeline and a router", 0, 0)
     _make_model(family, checkpoint, router)
 
     exported = {
@@ -114,7 +110,8 @@ def next_steps(report: DemoReport) -> str:
         shlex.quote(f"{folder.name}/{Path(report.files[what]).name}")
         for what in ("engine bundle", "pipeline", "router")
     )
-    real = REAL[report.family]
+    real = get_family(report.family).demo
+    real_bundle = f"{report.family.replace('_', '-')}.bundle"
     return f"""\
 This engine runs on GPUs of compute capability {report.runs_on}. On a machine with one, and with vorta-trt,
 copy {folder} there, compare the engine with torch, and generate with it:
@@ -125,40 +122,21 @@ copy {folder} there, compare the engine with torch, and generate with it:
 
 The same with a real checkpoint and its router (the build needs no GPU):
 
-  vorta-trt build {real.checkpoint} --router ROUTER --size {real.size} --precision bf16 -o {real.bundle}
-  vorta-trt generate {real.bundle} --prompt "A cat walks on grass" -o cat.mp4"""
-
-
-@dataclass(frozen=True)
-class RealCheckpoint:
-    """What to try after the demo."""
-
-    checkpoint: str
-    size: str
-    bundle: str
-
-
-REAL = {
-    "wan": RealCheckpoint("Wan2.1-T2V-14B-Diffusers", "77x720x1280", "wan.bundle"),
-    "hunyuan_video": RealCheckpoint("HunyuanVideo", "117x720x1280", "hunyuan-video.bundle"),
-}
+  vorta-trt build {real.checkpoint} --router ROUTER --size {real.size} --precision bf16 -o {real_bundle}
+  vorta-trt generate {real_bundle} --prompt "A cat walks on grass" -o cat.mp4"""
 
 
 def _make_model(family: str, checkpoint: Path, router: Path) -> None:
     """Writes a pipeline folder and a router for it."""
     from vorta_trt.model import AttentionGeometry
-    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+    from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
     from vorta_trt.model.random_pipeline import complete_pipeline
 
     geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, family)
-    sizes = dict(MODEL)
-    if family == "hunyuan_video":
-        sizes.update(layers=DUAL_STREAM_LAYERS, single_layers=MODEL["layers"] - DUAL_STREAM_LAYERS)
-        make_hunyuan_video_checkpoint(checkpoint, **sizes)
-    else:
-        make_wan_checkpoint(checkpoint, **sizes, ffn_dim=FFN_DIM)
+    demo = get_family(family).demo
+    make_checkpoint(checkpoint, family, **HEADS, **demo.blocks, **demo.sizes)
     complete_pipeline(checkpoint)
-    make_router(router, geometry, **sizes, video=(SIZE.frames, SIZE.height, SIZE.width))
+    make_router(router, geometry, family, **HEADS, **demo.blocks, video=(SIZE.frames, SIZE.height, SIZE.width))
 
 
 def _make_video(onnx: Path, folder: Path, report: Report) -> Path:

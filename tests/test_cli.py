@@ -23,7 +23,9 @@ from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
 COMMANDS = (
@@ -310,7 +312,7 @@ def test_hunyuan_video(tmp_path: Path) -> None:
     checkpoint, router, bundle = tmp_path / "a hunyuan video", tmp_path / "router", tmp_path / "hunyuan.bundle"
     sizes = {"layers": 1, "single_layers": 2, "heads": 2, "head_dim": 32}
     make_hunyuan_video_checkpoint(checkpoint, text_dim=32, pooled_dim=16, **sizes)
-    make_router(router, AttentionGeometry.for_video(29, 96, 128, "hunyuan_video"), **sizes)
+    make_router(router, AttentionGeometry.for_video(29, 96, 128, "hunyuan_video"), "hunyuan_video", **sizes)
     common = (checkpoint, "--router", router)
 
     onnx_file = tmp_path / "hunyuan.onnx"

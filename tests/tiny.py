@@ -12,7 +12,9 @@ import torch
 
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
@@ -69,7 +71,7 @@ def _finish(tiny: Tiny, **sizes: int) -> Tiny:
     """Adds the other parts of the pipeline, a router, and the exported file."""
     complete_pipeline(tiny.checkpoint)
     geometry = AttentionGeometry.for_video(*SIZE, tiny.family)
-    make_router(tiny.router, geometry, video=SIZE, **sizes)
+    make_router(tiny.router, geometry, tiny.family, video=SIZE, **sizes)
     export_checkpoint(Source(tiny.checkpoint, tiny.router, precision="fp32"), tiny.onnx, lambda *what: None)
     return tiny
 

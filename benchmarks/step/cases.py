@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vorta_trt.benchmarks.cases import FULL_SHARE
 from vorta_trt.model import AttentionGeometry, Branch
-from vorta_trt.model.transformer import family_of
+from vorta_trt.model.families import get_family
 from vorta_trt.model.transformer_flops import other_flops
 
 DENSE = "dense"
@@ -64,7 +64,7 @@ class StepCase:
         return float(sum(other.values()) + attention)
 
     def layers_and_heads(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        return sum(family_of(self.family).block_stacks(config).values()), int(config["num_attention_heads"])
+        return sum(get_family(self.family).stacks(config).values()), int(config["num_attention_heads"])
 
     def __str__(self) -> str:
         return f"{self.name} {'x'.join(map(str, self.video))}, {self.geometry.tokens:,} tokens"

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.random_checkpoint import random_router_state, random_weight
-from vorta_trt.model.transformer import AttentionMode, family_of
+from vorta_trt.model.transformer import AttentionMode, routed_class
 
 # cuDNN wherever it can: not for the masked attention of HunyuanVideo's few text tokens.
 BACKENDS = [
@@ -49,7 +49,7 @@ class Subject:
     @classmethod
     def make(cls, case: StepCase, device: str, dtype: torch.dtype, seed: int = 0) -> Subject:
         """Random weights of the size that keeps activations near 1, and a random router."""
-        kind = family_of(case.family)
+        kind = routed_class(case.family)
         model: Any = kind.empty_diffusers_model(case.config)
         generator = torch.Generator(device).manual_seed(seed)
         keep_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
@@ -59,7 +59,7 @@ class Subject:
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(weight.to(target), requires_grad=False))
         heads, head_dim = model.config["num_attention_heads"], model.config["attention_head_dim"]
-        state = random_router_state(kind.block_stacks(model.config), heads, heads * head_dim, seed=seed)
+        state = random_router_state(kind.facts().stacks(model.config), heads, heads * head_dim, seed=seed)
         routed = kind.from_model(model.eval(), state, case.geometry).to(device).eval()
         model.rope.to(device)
         return cls(case, routed, model, routed.inputs(seed=seed))
@@ -113,7 +113,7 @@ class Subject:
         return self.routed.proj_out.weight.device  # type: ignore[no-any-return]
 
     def _dense_blocks(self) -> list[nn.Module]:
-        stacks = self.routed.block_stacks(self.routed.config)
+        stacks = self.routed.facts().stacks(self.routed.config)
         return [block for stack in stacks for block in getattr(self.dense, stack)]
 
     def _timestep(self, value: float) -> Tensor:

@@ -43,13 +43,13 @@ from vorta_trt.model.calibration.samples import (
 )
 from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
+from vorta_trt.model.families.training import training_family
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.model.training.dataset import LatentDataset, Progress
 from vorta_trt.model.training.devices import check_device
-from vorta_trt.model.training.families import training_family
 from vorta_trt.model.training.layouts import open_layout
 from vorta_trt.model.training.timesteps import sample_indices
 from vorta_trt.model.transformer import RoutedTransformer
@@ -99,21 +99,21 @@ def calibrate_routes(
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
     with CheckpointReader(checkpoint) as reader:
         family, name = training_family(reader.family, reader.config), reader.path.resolve()
-    layout = None if data is None else open_layout(Path(data), family.name)
+    layout = None if data is None else open_layout(Path(data), family.facts.name)
     if layout is None and video_size is None:
         raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")
     size = video_size if layout is None else layout.size(video_size)
     assert size is not None
-    geometry = AttentionGeometry.for_video(*size, family=family.name)
+    geometry = AttentionGeometry.for_video(*size, family=family.facts.name)
     timesteps = [float(step) for step in scheduler(steps).timesteps]
     buckets = make_buckets(timesteps, settings.buckets)
     head_dim = int(family.config["attention_head_dim"])
     costs = [geometry.attention_flops(branch, head_dim) for branch in Branch]
     if settings.target_share is not None:
         check_share(costs, settings.target_share)
-    guidance = family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    guidance = family.facts.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     make = InputMaker(family, torch_dtype(settings.dtype), target, guidance)
-    shape = family.latent_shape(geometry)
+    shape = family.facts.latent_shape(family.config, geometry.grid)
     samples: CalibrationSamples
     if layout is not None:
         dataset = _draw(LatentDataset(layout, family, shape), settings, skip_bad, progress)
@@ -123,7 +123,7 @@ def calibrate_routes(
         if not texts:
             raise ValueError("prompts: there are none; give one or more, better four")
         _check_run(scheduler(settings.run_steps).timesteps, buckets)
-        guided = family.classifier_free_guidance and guidance > 1
+        guided = family.facts.classifier_free_guidance and guidance > 1
         conditions = encode_prompts(
             Path(checkpoint), family, [*texts, *([""] if guided else [])], settings.dtype, target, progress
         )
@@ -143,7 +143,7 @@ def calibrate_routes(
         routes = choose_within_share(squares, costs, in_bucket, settings.target_share)
         budget = float(squares.gather(3, routes.long().unsqueeze(3)).sum(dim=2).sqrt().max())
     calibration = RouteCalibration(
-        family=family.name,
+        family=family.facts.name,
         geometry=geometry,
         buckets=buckets,
         routes=routes,

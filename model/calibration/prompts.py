@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.dataset import Progress
-from vorta_trt.model.training.families import TrainingFamily
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def encode_prompts(
     """
     progress("loading the text encoder", 0, 0)
     width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
-    pipeline = load_pipeline(checkpoint, family.pipeline, width, purpose="calibrating with prompts")
+    pipeline = load_pipeline(checkpoint, family.facts.pipeline_class, width, purpose="calibrating with prompts")
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     for encoder in encoders:
         encoder.to(device)

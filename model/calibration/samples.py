@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
+from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.training.dataset import LatentDataset
-from vorta_trt.model.training.families import TrainingFamily
 from vorta_trt.model.training.timesteps import add_noise, draw_noise
 
 Inputs = dict[str, Any]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.training.layouts import DataError, Layout, Sample, open_layout
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class LatentDataset:
     @classmethod
     def open(cls, path: str | Path, family: TrainingFamily, shape: tuple[int, int, int, int]) -> LatentDataset:
         """The data at `path`, not checked yet; see `open_layout`."""
-        return cls(open_layout(Path(path), family.name), family, shape)
+        return cls(open_layout(Path(path), family.facts.name), family, shape)
 
     def __len__(self) -> int:
         return len(self.samples)

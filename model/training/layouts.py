@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.plugins.errors import VortaError
 
 DATASET_FILE = "dataset.json"

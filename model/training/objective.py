@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.geometry import Branch
-from vorta_trt.model.training.families import TrainingFamily
 from vorta_trt.model.training.timesteps import add_noise, least_noise
 from vorta_trt.model.transformer import AttentionMode, RoutedTransformer
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
+from vorta_trt.model.families.training import TrainingFamily, training_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.atomic import remove_unfinished, write_file, write_json
 from vorta_trt.model.training.dataset import Progress
-from vorta_trt.model.training.families import TrainingFamily, training_family
 from vorta_trt.model.training.layouts import DATASET_FILE, VERSION, DataError, latent_file, prompt_file
 from vorta_trt.model.training.settings import PRECISIONS
 from vorta_trt.model.training.video import SUFFIXES, check_decoder, read_video
@@ -92,10 +92,10 @@ def prepare_data(
     output = Path(output)
     with CheckpointReader(checkpoint) as reader:
         family = training_family(reader.family, reader.config)
-    geometry = AttentionGeometry.for_video(*video_size, family=family.name)
-    rate = family.frames_per_second if frames_per_second is None else frames_per_second
+    geometry = AttentionGeometry.for_video(*video_size, family=family.facts.name)
+    rate = family.facts.frames_per_second if frames_per_second is None else frames_per_second
     if not rate > 0:
-        raise ValueError(f"frames_per_second {rate}: must be positive; use {family.frames_per_second:g}")
+        raise ValueError(f"frames_per_second {rate}: must be positive; use {family.facts.frames_per_second:g}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: must be {' or '.join(PRECISIONS)}")
     bad: dict[str, str] = {}
@@ -105,9 +105,12 @@ def prepare_data(
         remove_unfinished(folder)
 
     progress("loading text encoder and VAE", 0, 0)
-    pipeline = load_pipeline(Path(checkpoint), family.pipeline, torch_dtype(precision), purpose="preparing")
+    kind = family.facts.pipeline_class
+    pipeline = load_pipeline(Path(checkpoint), kind, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = _Encoder(pipeline, family, target, family.latent_shape(geometry), video_size, rate)
+    encoder = _Encoder(
+        pipeline, family, target, family.facts.latent_shape(family.config, geometry.grid), video_size, rate
+    )
     kept = 0
     for what, encode in (("captions", encoder.prompt), ("videos", encoder.latents)):
         for index, clip in enumerate(clips):
@@ -124,7 +127,7 @@ def prepare_data(
         raise DataError(f"videos {videos}: none of {len(bad)} can be used, first {next(iter(bad.values()))}")
     content = {
         "version": VERSION,
-        "family": family.name,
+        "family": family.facts.name,
         "video_size": list(video_size),
         "samples": [{"name": clip.name, "caption": clip.caption} for clip in good],
     }
@@ -174,10 +177,10 @@ class _Encoder:
             return True
         video = read_video(clip.video, self.size, self.rate)  # [3, F, H, W]
         vae = self.pipeline.vae.to(self.device)
-        if self.family.tiled_vae:
+        if self.family.facts.tiled_vae:
             vae.enable_tiling()
         encoded = vae.encode(video.unsqueeze(0).to(self.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]
-        latents = self.family.normalise(vae, encoded)[0]  # [C, F, H, W]
+        latents = self.family.facts.normalise(vae, encoded)[0]  # [C, F, H, W]
         if tuple(latents.shape) != self.shape:
             raise CheckpointError(
                 f"VAE: gives latents {tuple(latents.shape)} for a video of {self.size}, the transformer takes "

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.checkpoint import CheckpointReader, load_router
+from vorta_trt.model.families.training import training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
 from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.dataset import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator
-from vorta_trt.model.training.families import training_family
 from vorta_trt.model.training.layouts import open_layout
 from vorta_trt.model.training.metrics import MetricsLog, read_log
 from vorta_trt.model.training.objective import RouterObjective
@@ -117,7 +117,7 @@ def train_router(
     if not accelerator.is_main_process:
         progress = _silent
 
-    dataset = LatentDataset(layout, family, family.latent_shape(geometry))
+    dataset = LatentDataset(layout, family, family.facts.latent_shape(config, geometry.grid))
     skipped = _check_data(accelerator, dataset, skip_bad, progress)
     decisive = {
         **settings.decisive(),

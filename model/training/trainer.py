@@ -55,7 +55,7 @@ class RouterTrainer:
         self.settings = settings
         self.model = objective.model
         self.model.gradient_checkpointing = settings.gradient_checkpointing
-        self.objective = place(accelerator, objective, objective.family.blocks, fsdp)
+        self.objective = place(accelerator, objective, objective.family.facts.block_classes, fsdp)
         self.routers = list(router_parameters(self.model).values())  # now: sharding puts others in their place
         self.optimizer = torch.optim.AdamW(self.routers, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 

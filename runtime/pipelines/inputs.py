@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.geometry import FAMILIES
+from vorta_trt.model.families import get_family
 from vorta_trt.model.inputs import check_per_sample, check_valid_first
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
 from vorta_trt.runtime.pipelines.snapshot import Snapshot
@@ -67,7 +67,7 @@ class ModelInputs:
             raise ValueError(
                 f"hidden_states of shape {shape}: must have {expected[0]} channels; give the pipeline this model's VAE"
             )
-        family = FAMILIES[self._denoiser.family]
+        family = get_family(self._denoiser.family)
         asked, built = ("x".join(map(str, family.video_size(*sizes))) for sizes in (shape[2:], expected[1:]))
         frames, height, width = family.video_size(*expected[1:])
         raise ValueError(
@@ -87,7 +87,7 @@ class ModelInputs:
             raise ValueError(f"encoder_hidden_states of shape {tuple(text.shape)}: must be [B, T, channels]")
         rows = text.shape[1]
         padding = 0 if tokens is None else tokens - rows
-        padded = self._denoiser.family == "hunyuan_video"  # its mask tells padding from text; Wan has none
+        padded = get_family(self._denoiser.family).joint_attention  # a mask tells padding from text
         if padding < 0 or (padding and not padded):
             raise ValueError(
                 f"encoder_hidden_states with {rows} rows: this model takes {'at most ' if padded else ''}{tokens}; "

@@ -18,10 +18,10 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
+from vorta_trt.model.families import get_family
+from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.model.training.families import training_family
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
@@ -111,14 +111,14 @@ class RequestPlanner:
         self.calibration = _calibration(target, route_override)
         if self.calibration is not None:
             self.calibration.check(self.family, *self.heads, self.geometry)
-        family = training_family(self.family, self.config)
+        family = get_family(self.family)
         self.pipeline, self.frames_per_second, self.tiled_vae = (
-            family.pipeline,
+            family.pipeline_class,
             family.frames_per_second,
             family.tiled_vae,
         )
-        _, *latent = family.latent_shape(self.geometry)
-        self.size = FAMILIES[self.family].video_size(*latent)
+        _, *latent = family.latent_shape(self.config, self.geometry.grid)
+        self.size = family.video_size(*latent)
 
     def schedule(self, settings: SamplingSettings) -> Schedule:
         """The schedule that the pipeline will sample with.

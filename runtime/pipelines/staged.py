@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vorta_trt.model.training.families import training_family
+from vorta_trt.model.families.training import training_family
 from vorta_trt.runtime.pipelines.decoding import decode_latents
 from vorta_trt.runtime.pipelines.loader import PartsLoader
 from vorta_trt.runtime.pipelines.memory_mode import MemoryChoice

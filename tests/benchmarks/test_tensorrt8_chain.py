@@ -14,7 +14,8 @@ import vorta_trt.runtime
 from vorta_trt.benchmarks import tensorrt8_chain as chain
 from vorta_trt.benchmarks import tensorrt8_chain_14b as chain_14b
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 
 SMALL = AttentionGeometry(grid=(2, 6, 4), tile=(2, 3, 2), window=(1, 1, 1), bucket=(2, 3, 2), keep=6)
 

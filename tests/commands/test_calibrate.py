@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from vorta_trt.cli import app
 from vorta_trt.engines import Bundle
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.model.route_calibration import RouteCalibration
 
 SIZE = (29, 96, 128)  # grid (8, 6, 8)

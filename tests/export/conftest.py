@@ -12,7 +12,9 @@ import torch
 
 from vorta_trt.export import export_onnx
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 
 GEOMETRY = AttentionGeometry(grid=(4, 6, 8), tile=(2, 3, 4), window=(1, 3, 1), bucket=(2, 3, 2), keep=6)
 LAYERS, HEADS, HEAD_DIM = 3, 4, 16
@@ -67,7 +69,7 @@ def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Load:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny-hunyuan-video"
     sizes = {"layers": 2, "single_layers": 2, "heads": HEADS, "head_dim": HEAD_DIM}
     make_hunyuan_video_checkpoint(path, text_dim=24, pooled_dim=20, **sizes)
-    make_router(path / "router", HUNYUAN_VIDEO_GEOMETRY, **sizes)
+    make_router(path / "router", HUNYUAN_VIDEO_GEOMETRY, "hunyuan_video", **sizes)
 
     def loaded(precision: str = "fp32", **options: object) -> RoutedTransformer:
         arguments = {

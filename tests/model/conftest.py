@@ -48,7 +48,8 @@ class Pipeline:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+    from vorta_trt.model.random_checkpoint import make_router
 
     root = tmp_path_factory.mktemp("pipeline with spaces")
     geometry = AttentionGeometry.for_video(9, 64, 96)  # grid (3, 4, 6)
@@ -61,11 +62,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 @pytest.fixture(scope="session")
 def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """2 dual-stream and 1 single-stream blocks."""
-    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
+    from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+    from vorta_trt.model.random_checkpoint import make_router
 
     root = tmp_path_factory.mktemp("pipeline with spaces")
     geometry = AttentionGeometry.for_video(9, 64, 96, "hunyuan_video", text_tokens=TEXT_TOKENS)  # grid (3, 4, 6)
     sizes = {"layers": 2, "single_layers": 1, "heads": HEADS, "head_dim": 16}
     make_hunyuan_video_checkpoint(root / "hunyuan", text_dim=TEXT_DIM, pooled_dim=20, channels=4, seed=3, **sizes)
-    make_router(root / "router", geometry, seed=4, **sizes)
+    make_router(root / "router", geometry, "hunyuan_video", seed=4, **sizes)
     return Pipeline(root / "hunyuan", root / "router", geometry)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer, load_router
 from vorta_trt.model.checkpoint import CheckpointError, check_router
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 
 
 @pytest.fixture

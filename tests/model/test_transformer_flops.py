@@ -10,7 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, RouteTable
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router, make_wan_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.model.transformer_flops import other_flops
 
 
@@ -25,7 +27,7 @@ def test_equals_what_torch_counts(family: str, has_router: bool, tmp_path: Path)
     else:
         sizes["single_layers"] = 3
         make_hunyuan_video_checkpoint(tmp_path / "model", text_dim=48, pooled_dim=24, **sizes)
-    router = make_router(tmp_path / "router", geometry, **sizes) if has_router else None
+    router = make_router(tmp_path / "router", geometry, family, **sizes) if has_router else None
     model = RoutedTransformer.from_pretrained(tmp_path / "model", router, geometry=geometry)
     inputs = model.inputs(1, 0)
     counter = FlopCounterMode(display=False)

@@ -48,7 +48,8 @@ class Made:
 @pytest.fixture(scope="session")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from vorta_trt.model import AttentionGeometry
-    from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+    from vorta_trt.model.random_checkpoint import make_router
 
     made = Made(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(*SIZE, "wan"))
     make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=160, text_dim=48)
@@ -60,12 +61,13 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """2 dual-stream and 2 single-stream blocks; the same folders and methods as of `wan`."""
     from vorta_trt.model import AttentionGeometry
-    from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
+    from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+    from vorta_trt.model.random_checkpoint import make_router
 
     made = Made(tmp_path_factory.mktemp("a hunyuan video"), AttentionGeometry.for_video(*SIZE, "hunyuan_video"))
     sizes = {"layers": 2, "single_layers": 2, "heads": 3, "head_dim": 32}
     make_hunyuan_video_checkpoint(made.checkpoint, text_dim=48, pooled_dim=24, **sizes)
-    make_router(made.router, made.geometry, **sizes)
+    make_router(made.router, made.geometry, "hunyuan_video", **sizes)
     return made
 
 

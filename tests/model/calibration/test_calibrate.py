@@ -19,7 +19,8 @@ from vorta_trt.model.calibration import calibrate as module
 from vorta_trt.model.calibration.buckets import bucket_of
 from vorta_trt.model.calibration.measure import measure_branches
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_wan_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training.layouts import DataError

@@ -48,7 +48,7 @@ def test_errors_are_those_of_the_reference(checkpoint: Path, seed: int) -> None:
 
 
 def test_a_whole_calibration(tmp_path: Path) -> None:
-    from vorta_trt.model.random_checkpoint import make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 
     from ..training.samples import CHANNELS, SIZE, TEXT_DIM, write_data
     from .schedulers import scheduler_of

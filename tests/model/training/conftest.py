@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.training.families import training_family
-from vorta_trt.model.training.wan import WanTraining
+from vorta_trt.model.families.training import training_family
+from vorta_trt.model.families.wan.training import WanTraining
 
 from .samples import CHANNELS, HEAD_DIM, HEADS, LAYERS, TEXT_DIM, Setup, write_data
 
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    from vorta_trt.model.random_checkpoint import make_wan_checkpoint
+    from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 
     root = tmp_path_factory.mktemp("router training")
     make_wan_checkpoint(

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vorta_trt.model.families.wan.training import WanTraining
 from vorta_trt.model.training.dataset import LatentDataset
 from vorta_trt.model.training.layouts import DataError
-from vorta_trt.model.training.wan import WanTraining
 
 from .samples import CHANNELS, SHAPE, SIZE, TEXT_DIM, Setup, write_data
 

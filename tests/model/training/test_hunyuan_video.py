@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, load_router
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.hunyuan_video.training import HunyuanVideoTraining
 from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
 from vorta_trt.model.training.dataset import LatentDataset
-from vorta_trt.model.training.hunyuan_video import HunyuanVideoTraining
 
 from .samples import Setup, train_in_two_processes
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.families.wan.training import WanTraining
 from vorta_trt.model.training.objective import LossWeights, RouterObjective
 from vorta_trt.model.training.routers import attach_routers, freeze_all_but_routers, router_parameters
-from vorta_trt.model.training.wan import WanTraining
 
 from .samples import GEOMETRY, HEADS, LAYERS, SHAPE, TEXT_DIM, Setup
 

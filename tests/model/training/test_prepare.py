@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.random_checkpoint import make_wan_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training.video import read_video

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training.video import read_video

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import RoutedTransformer, hard_routes, load_router
+from vorta_trt.model.families.wan.training import WanTraining
 from vorta_trt.model.training import (
     DataError,
     LossWeights,
@@ -30,7 +31,6 @@ from vorta_trt.model.training.metrics import read_log
 from vorta_trt.model.training.objective import RouterObjective
 from vorta_trt.model.training.routers import attach_routers
 from vorta_trt.model.training.timesteps import draw_noise
-from vorta_trt.model.training.wan import WanTraining
 
 from .samples import GEOMETRY, ONE_THREAD, SHAPE, Setup, train_in_two_processes, write_data
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from vorta_trt.model.random_checkpoint import make_router, make_wan_checkpoint
+from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 from vorta_trt.runtime.verification.cases import make_cases

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
 from vorta_trt.model.operator import SAME_PRECISION, AttentionObserver, routed_attention
@@ -26,8 +25,6 @@ from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import RoutedTransformer
-
-TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
 
 
 class RoutedWanBlock(nn.Module):
@@ -110,8 +107,6 @@ class RoutedWanTransformer(RoutedTransformer):
     """WanTransformer3DModel with a branch per head; see `RoutedTransformer` for construction."""
 
     family = "wan"
-    always_loaded = ("condition_embedder.time_embedder.",)
-    modulation_projection = "condition_embedder.time_proj"
 
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
         self.patch_embedding = model.patch_embedding
@@ -119,32 +114,6 @@ class RoutedWanTransformer(RoutedTransformer):
         self.blocks = nn.ModuleList(map(RoutedWanBlock, model.blocks, routers["blocks"]))
         self.norm_out = model.norm_out
         self.scale_shift_table = model.scale_shift_table
-
-    @classmethod
-    def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        return {"blocks": int(config["num_layers"])}
-
-    @classmethod
-    def patch_of(cls, config: Mapping[str, Any]) -> Shape:
-        frames, height, width = config["patch_size"]
-        return frames, height, width
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
-        for name in ("image_dim", "added_kv_proj_dim"):
-            if config.get(name) is not None:
-                raise CheckpointError(
-                    f"{source}: its config has {name} {config[name]}, an image-to-video model; only text-to-video is "
-                    f"routed so far; use a Wan 2.1 T2V checkpoint"
-                )
-
-    @classmethod
-    def check_geometry(cls, geometry: AttentionGeometry) -> None:
-        if geometry.text_tokens:
-            raise ValueError(
-                f"geometry with {geometry.text_tokens} text tokens: must have none, Wan's self-attention is over video "
-                f"alone; make it for family 'wan'"
-            )
 
     @classmethod
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
@@ -220,10 +189,6 @@ class RoutedWanTransformer(RoutedTransformer):
 
     def routed_blocks(self) -> list[Any]:
         return list(self.blocks)
-
-    def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        text = self._normal(generator, batch, TEXT_SEQUENCE, self.config["text_dim"])  # [B, X, text_dim]
-        return {"encoder_hidden_states": text}
 
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         longest = self.config["rope_max_seq_len"]

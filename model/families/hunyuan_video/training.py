@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.geometry import FAMILIES, AttentionGeometry
-from vorta_trt.model.training.families import TrainingFamily
+from vorta_trt.model.families.training import TrainingFamily
 
 # 1000 times a guidance scale of 1: the prediction that flow matching has a target for; the authors trained with it too.
 UNGUIDED = 1000.0
@@ -23,27 +22,11 @@ UNGUIDED = 1000.0
 class HunyuanVideoTraining(TrainingFamily):
     """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`."""
 
-    name = "hunyuan_video"
-    pipeline = "HunyuanVideoPipeline"
-    blocks = ("RoutedDualStreamBlock", "RoutedSingleStreamBlock")
-    frames_per_second = 24.0
-    tiled_vae = True
     condition_names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
-    guidance_scale = 6.0
-
-    @property
-    def text_tokens(self) -> int:
-        """T."""
-        return FAMILIES[self.name].text_tokens
-
-    def latent_shape(self, geometry: AttentionGeometry) -> tuple[int, int, int, int]:
-        frames, height, width = geometry.grid
-        side = self.config["patch_size"]
-        return self.config["in_channels"], frames * self.config["patch_size_t"], height * side, width * side
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeds, mask, pooled = (tensors[name] for name in self.condition_names)
-        size, longest = self.config["text_embed_dim"], self.text_tokens
+        size, longest = self.config["text_embed_dim"], self.facts.text_tokens
         if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
             raise ValueError(
                 f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this "
@@ -97,9 +80,7 @@ class HunyuanVideoTraining(TrainingFamily):
         return inputs
 
     def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
-        embeds, pooled, mask = pipeline.encode_prompt(caption, device=device, max_sequence_length=self.text_tokens)
+        embeds, pooled, mask = pipeline.encode_prompt(
+            caption, device=device, max_sequence_length=self.facts.text_tokens
+        )
         return {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0], "pooled_prompt_embeds": pooled[0]}
-
-    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
-        scaled: Tensor = latents * vae.config.scaling_factor
-        return scaled

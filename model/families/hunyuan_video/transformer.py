@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo (text to video) with routed attention, in its dual-stream and its single-stream blocks.
 
-The blocks themselves: `hunyuan_video_blocks.py`.
+The blocks themselves: `blocks.py`.
 
 Text tokens take part in the attention of every block: they follow the video tokens, padded to the geometry's T, and a
 mask says which of them are valid. Padded rows are neither attended to nor computed (see `routed_attention`).
@@ -25,24 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.families.hunyuan_video.blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
+from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.hunyuan_video_blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
-from vorta_trt.model.token_refiner import TokenRefiner
 from vorta_trt.model.transformer import RoutedTransformer
-
-MIN_GUIDANCE, MAX_GUIDANCE = 1000.0, 10000.0  # of example inputs; the pipeline gives 1000 times its guidance_scale
 
 
 class RoutedHunyuanVideoTransformer(RoutedTransformer):
     """HunyuanVideoTransformer3DModel with a branch per head; see `RoutedTransformer` for construction."""
 
     family = "hunyuan_video"
-    always_loaded = ("time_text_embed.timestep_embedder.",)
 
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
         self.x_embedder = model.x_embedder
@@ -55,38 +51,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             map(RoutedSingleStreamBlock, model.single_transformer_blocks, routers["single_transformer_blocks"])
         )
         self.norm_out = model.norm_out
-
-    @classmethod
-    def block_stacks(cls, config: Mapping[str, Any]) -> dict[str, int]:
-        return {
-            "transformer_blocks": int(config["num_layers"]),
-            "single_transformer_blocks": int(config["num_single_layers"]),
-        }
-
-    @classmethod
-    def patch_of(cls, config: Mapping[str, Any]) -> Shape:
-        return config["patch_size_t"], config["patch_size"], config["patch_size"]
-
-    @classmethod
-    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
-        if config.get("image_condition_type") is not None:
-            raise CheckpointError(
-                f"{source}: its config has image_condition_type {config['image_condition_type']!r}, an image-to-video "
-                f"model; only text-to-video is routed so far; use a HunyuanVideo T2V checkpoint"
-            )
-        if config.get("qk_norm", "rms_norm") != "rms_norm":
-            raise CheckpointError(
-                f"{source}: its config has qk_norm {config['qk_norm']!r}; must be 'rms_norm', as in the published "
-                f"HunyuanVideo checkpoints; use one of those"
-            )
-
-    @classmethod
-    def check_geometry(cls, geometry: AttentionGeometry) -> None:
-        if not geometry.text_tokens:
-            raise ValueError(
-                "geometry without text tokens: HunyuanVideo's attention is over video and text; make it for family "
-                "'hunyuan_video', or give text_tokens"
-            )
 
     @classmethod
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
@@ -181,20 +145,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             frequencies = embedder.time_proj(guidance)  # [B, 256], float32
             conditioning = conditioning + embedder.guidance_embedder(frequencies.to(self.dtype))
         return conditioning + embedder.text_embedder(pooled_projections)  # type: ignore[no-any-return]
-
-    def _condition_inputs(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        assert self.geometry is not None
-        tokens = self.geometry.text_tokens
-        lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)  # [B, 1]
-        inputs = {
-            "encoder_hidden_states": self._normal(generator, batch, tokens, self.config["text_embed_dim"]),
-            "encoder_attention_mask": (torch.arange(tokens) < lengths).to(torch.int32),  # [B, T]
-            "pooled_projections": self._normal(generator, batch, self.config["pooled_projection_dim"]),
-        }
-        if self.config["guidance_embeds"]:
-            share = torch.rand(batch, generator=generator)  # [B]
-            inputs["guidance"] = MIN_GUIDANCE + share * (MAX_GUIDANCE - MIN_GUIDANCE)
-        return inputs
 
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         latent = [axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True)]

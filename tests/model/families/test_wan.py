@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention, routed_attention_reference
+from vorta_trt.model.families.wan.transformer import RoutedWanTransformer
 from vorta_trt.model.rotary import rotate
-from vorta_trt.model.wan import RoutedWanTransformer
 
-from .running import check_export_with_dynamic_batch, override, run
+from ..running import check_export_with_dynamic_batch, override, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
@@ -321,7 +321,7 @@ def test_public_attributes(pipeline: Any) -> None:
 def test_attention_precision_goes_to_every_layer(
     pipeline: Any, precision: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model import wan
+    from vorta_trt.model.families.wan import transformer as wan
 
     given: list[str] = []
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo's two kinds of blocks with routed attention over video and text.
 
-Dtypes: see `hunyuan_video.py`.
+Dtypes: see `transformer.py`.
 
 Letters: B batch, S video tokens, T text tokens, E = N * D inner dimension, N heads, D head dim.
 """

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, RouteTable, load_router, routed_attention_reference
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.hunyuan_video import RoutedHunyuanVideoTransformer
-from vorta_trt.model.random_checkpoint import make_hunyuan_video_checkpoint, make_router
+from vorta_trt.model.families import get_family
+from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
+from vorta_trt.model.families.hunyuan_video.transformer import RoutedHunyuanVideoTransformer
+from vorta_trt.model.random_checkpoint import make_router
 
-from .running import check_export_with_dynamic_batch, override, run
+from ..running import check_export_with_dynamic_batch, override, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
@@ -132,7 +134,7 @@ def test_padded_text_reaches_nothing(hunyuan_video: Any, poison: float, seed: in
 def test_padded_rows_come_out_of_the_attention_as_zeros(
     hunyuan_video: Any, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model import hunyuan_video_blocks as module
+    from vorta_trt.model.families.hunyuan_video import blocks as module
 
     outputs: list[Tensor] = []
     attend = module.routed_attention
@@ -274,10 +276,10 @@ def test_a_router_on_disk(hunyuan_video: Any, tmp_path: Path) -> None:
     assert geometry is not None and geometry.coreset_keys == "key" and geometry.text_tokens == 256
     assert RoutedTransformer.from_pretrained(hunyuan_video.checkpoint, hunyuan_video.router).geometry == geometry
 
-    def attempt(message: str, **sizes: Any) -> None:
+    def attempt(message: str, family: str = "hunyuan_video", **sizes: Any) -> None:
         shutil.rmtree(tmp_path / "router", ignore_errors=True)
         sizes = {"layers": 2, "single_layers": 1, "heads": 4, "head_dim": 16, **sizes}
-        router = make_router(tmp_path / "router", hunyuan_video.geometry, **sizes)
+        router = make_router(tmp_path / "router", hunyuan_video.geometry, family, **sizes)
         with pytest.raises(CheckpointError, match=message):
             routed_model(hunyuan_video, router=router)
 
@@ -286,7 +288,7 @@ def test_a_router_on_disk(hunyuan_video: Any, tmp_path: Path) -> None:
     attempt(f"routes 3 layers of transformer_blocks, but belongs to {model}", layers=3)
     attempt("lacks 2 of 6 tensors, first 'transformer_blocks.1.router.linear.weight'", layers=1)
     attempt(r"has shape \(15, 80\), must be \(12, 64\)", heads=5)
-    attempt("key 'blocks.0.router.linear.bias' belongs to another model family", single_layers=None)
+    attempt("key 'blocks.0.router.linear.bias' belongs to another model family", family="wan")
 
 
 # -- composition -------------------------------------------------------------------------------------------------------
@@ -399,7 +401,7 @@ def test_wrong_models(hunyuan_video: Any, pipeline: Any) -> None:
 
     model = diffusers_model(hunyuan_video)
     with pytest.raises(
-        ValueError, match="geometry without text tokens: HunyuanVideo's attention is over video and text"
+        ValueError, match="geometry with 0 text tokens: must have some, its self-attention is over video and text"
     ):
         RoutedTransformer.from_model(model, geometry=AttentionGeometry.for_grid((3, 4, 6)))
     state = load_router(hunyuan_video.router).state_dict
@@ -426,7 +428,7 @@ def test_wrong_models(hunyuan_video: Any, pipeline: Any) -> None:
 def test_configs_that_are_not_routed(hunyuan_video: Any, change: dict[str, Any], message: str) -> None:
     model = diffusers_model(hunyuan_video)
     with pytest.raises(CheckpointError, match=message):
-        RoutedHunyuanVideoTransformer.check_config({**model.config, **change}, "checkpoint x")
+        get_family("hunyuan_video").check_config({**model.config, **change}, "checkpoint x")
 
 
 def test_head_dim_of_random_checkpoints(tmp_path: Path) -> None:
@@ -486,7 +488,7 @@ def test_public_attributes(hunyuan_video: Any) -> None:
 def test_attention_precision_goes_to_every_layer(
     hunyuan_video: Any, precision: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model import hunyuan_video_blocks as module
+    from vorta_trt.model.families.hunyuan_video import blocks as module
 
     given: list[str] = []
     attend = module.routed_attention
@@ -505,7 +507,7 @@ def test_attention_precision_goes_to_every_layer(
 def test_published_size() -> None:
     geometry = AttentionGeometry.for_video(117, 720, 1280, "hunyuan_video")
     config = {"num_layers": 20, "num_single_layers": 40}
-    assert sum(RoutedHunyuanVideoTransformer.block_stacks(config).values()) == 60
+    assert sum(get_family("hunyuan_video").stacks(config).values()) == 60
     assert (geometry.grid, geometry.tile, geometry.text_tokens) == ((30, 45, 80), (6, 9, 8), 256)
 
 

@@ -13,27 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.training.families import TrainingFamily
-from vorta_trt.model.wan import TEXT_SEQUENCE
+from vorta_trt.model.families.training import TrainingFamily
+from vorta_trt.model.families.wan import TEXT_SEQUENCE
 
 
 class WanTraining(TrainingFamily):
     """One condition: `prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it."""
 
-    name = "wan"
-    pipeline = "WanPipeline"
-    blocks = ("RoutedWanBlock",)
-    frames_per_second = 16.0
     condition_names = ("prompt_embeds",)
-    guidance_scale = 5.0
-    classifier_free_guidance = True
-
-    def latent_shape(self, geometry: AttentionGeometry) -> tuple[int, int, int, int]:
-        frames, height, width = (
-            axis * patch for axis, patch in zip(geometry.grid, self.config["patch_size"], strict=True)
-        )
-        return self.config["in_channels"], frames, height, width
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeds = tensors["prompt_embeds"]
@@ -62,10 +49,3 @@ class WanTraining(TrainingFamily):
             caption, do_classifier_free_guidance=False, max_sequence_length=TEXT_SEQUENCE, device=device
         )  # [1, X, text_dim]
         return {"prompt_embeds": embeds[0]}
-
-    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )  # [1, C, 1, 1, 1]
-        return (latents - mean) / std

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ModelFamily`: everything that is true of one family of models and of no other.
+
+A family's facts need no torch. What does is in modules of the family's folder, which the facts name and `load` imports:
+the routed transformer, the conditions of training, the random checkpoints.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, S video tokens, T text tokens, E inner
+dimension, L layers, N heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, int, int]
+InputKind = Literal["latents", "embedding", "uniform", "mask"]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """An input of a family's transformer.
+
+    Attributes:
+        name: the argument of diffusers' model, and of the exported engine.
+        kind: "latents" [B, C, F, H, W] and "embedding" are in the type of the activations; "uniform" is float32 [B];
+            "mask" is int32, nonzero for valid entries, which come first.
+        sizes: axes behind B, for "embedding" and "mask"; "text" stands for the rows of text.
+        low, high: bounds of a "uniform" input, for examples.
+        step: whether it changes at every denoising step; the others are conditions.
+    """
+
+    name: str
+    kind: InputKind
+    sizes: tuple[int | str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    step: bool = False
+
+    def shape(self, text_rows: int) -> tuple[int, ...]:
+        """The sizes behind B as numbers; latents have none here."""
+        return tuple(text_rows if size == "text" else int(size) for size in self.sizes)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a request is guided.
+
+    Attributes:
+        arguments: what diffusers' pipeline is called with.
+        passes: samples of a step, 2 with classifier-free guidance.
+    """
+
+    arguments: dict[str, Any]
+    passes: int
+
+
+@dataclass(frozen=True)
+class PublishedTeaCache:
+    """What the authors of TeaCache publish for one checkpoint and one signal.
+
+    Attributes:
+        coefficients: of the polynomial, highest power first.
+        threshold: of the faster of the published settings.
+        first: how many first steps are always computed.
+    """
+
+    coefficients: tuple[float, ...]
+    threshold: float
+    first: int
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """The small model of `vorta-trt demo`, and what to try after it.
+
+    Attributes:
+        blocks: how many blocks the stacks have, as the random checkpoint and the random router take them.
+        sizes: further arguments of the family's random checkpoint.
+        checkpoint: the name of a real checkpoint.
+        size: of that one's videos, frames x height x width.
+    """
+
+    blocks: Mapping[str, int]
+    sizes: Mapping[str, int]
+    checkpoint: str
+    size: str
+
+
+class ModelFamily(abc.ABC):
+    """The facts of a family; stateless, so that a registry holds one object of each.
+
+    Attributes:
+        name: as metadata, bundles and calibrated routes hold it; also the folder under `model/families/`.
+        title: for people.
+        transformer_class: diffusers' class of the transformer, `_class_name` of its config.
+        pipeline_class: diffusers' class of the pipeline.
+        components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
+        neutral_settings: what model_index.json may say of the sampling, and the values that change nothing.
+        routed_class: class of the routed transformer in the folder's transformer.py.
+        training_class: class of the training conditions in the folder's training.py.
+        router_stacks: names of the lists of blocks in a router's keys, in the order that they run in.
+        block_classes: names of the routed block classes, which are the units that FSDP shards.
+        always_loaded: prefixes of parameters that are never left on disk, which are those of the timestep embedder.
+        modulation_projection: module from the timestep embedding alone to the blocks' modulation, if there is one.
+        coreset_keys: whose similarities choose a coreset's keys, see `AttentionGeometry`.
+        text_tokens: T of the self-attention, 0 if it is over video alone.
+        patch: latent voxels per token (frames, height, width), as published.
+        temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames.
+        spatial_compression: of the VAE, pixels per latent voxel.
+        text_width: name in the config of the width of the text embeddings.
+        guidance_scale: default of the pipeline.
+        classifier_free_guidance: the guidance scale costs a second pass; otherwise the model embeds it, or has none.
+        gives_sigmas: the pipeline gives its scheduler the sigmas, and rounds timesteps to the type of the latents.
+        encoder_dtype, vae_dtype: torch types on a GPU; everything is float32 on the CPU.
+        tiled_vae: the VAE takes videos of published size only in tiles.
+        frames_per_second: of the family's videos.
+        usual_shifts: flow shifts in use, for help and errors.
+        demo: see `DemoModel`.
+    """
+
+    name: str
+    title: str
+    transformer_class: str
+    pipeline_class: str
+    components: tuple[str, ...]
+    neutral_settings: Mapping[str, tuple[object, ...]] = {}
+    routed_class: str
+    training_class: str
+    router_stacks: tuple[str, ...]
+    block_classes: tuple[str, ...]
+    always_loaded: tuple[str, ...]
+    modulation_projection: str | None = None
+    coreset_keys: str
+    text_tokens: int = 0
+    patch: Shape = (1, 2, 2)
+    temporal_compression: int = 4
+    spatial_compression: int = 8
+    text_width: str
+    guidance_scale: float
+    classifier_free_guidance: bool
+    gives_sigmas: bool
+    encoder_dtype: str
+    vae_dtype: str
+    tiled_vae: bool = False
+    frames_per_second: float
+    usual_shifts: str
+    demo: DemoModel
+
+    def __str__(self) -> str:
+        return self.title
+
+    # -- modules that need torch ---------------------------------------------------------------------------------------
+
+    def load(self, part: Literal["transformer", "training", "random"]) -> Any:
+        """A module of the family's folder."""
+        return importlib.import_module(f"{type(self).__module__}.{part}")
+
+    def diffusers_transformer(self) -> Any:
+        """diffusers' class of the transformer."""
+        import diffusers
+
+        return getattr(diffusers, self.transformer_class)
+
+    def float32_modules(self) -> frozenset[str]:
+        """Names of modules whose parameters stay in float32 in every precision: diffusers' rule."""
+        return frozenset(getattr(self.diffusers_transformer(), "_keep_in_fp32_modules", None) or ())
+
+    # -- configs -------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def check_config(self, config: Mapping[str, Any], source: str) -> None:
+        """Raises CheckpointError if a transformer config of the family's class describes a model that is not routed."""
+
+    @abc.abstractmethod
+    def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """The lists of routed blocks and their lengths, in the order that they run in; names are `router_stacks`."""
+
+    @abc.abstractmethod
+    def patch_of(self, config: Mapping[str, Any]) -> Shape:
+        """Latent voxels (frames, height, width) per token."""
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, config: Mapping[str, Any], grid: Shape) -> tuple[int, int, int, int]:
+        """C, F, H, W of the latents that give a token grid."""
+        frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
+        return config["in_channels"], frames, height, width
+
+    def video_size(self, frames: int, height: int, width: int) -> Shape:
+        """Pixels (frames, height, width) of a video of that many latent frames, rows and columns."""
+        pixels = self.spatial_compression
+        return self.temporal_compression * (frames - 1) + 1, pixels * height, pixels * width
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
+        """The transformer's inputs, in order; latents and timestep come first."""
+
+    @abc.abstractmethod
+    def text_rows(self, text_tokens: int) -> int:
+        """Rows of `encoder_hidden_states` of a model whose self-attention has that many text tokens."""
+
+    @property
+    def joint_attention(self) -> bool:
+        """Whether the self-attention is over video and text; then a mask tells text from padding."""
+        return self.text_tokens > 0
+
+    # -- guidance ------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def guidance(
+        self,
+        config: Mapping[str, Any],
+        *,
+        scale: float | None,
+        true_scale: float,
+        negative_prompt: str | None,
+        distilled: bool,
+    ) -> Guidance:
+        """What the pipeline is called with.
+
+        Args:
+            config: of the diffusers transformer.
+            scale: guidance scale, None for the default.
+            true_scale: scale of classifier-free guidance of models that embed `scale`; 1 is off.
+            negative_prompt: what guidance leads away from, None for none.
+            distilled: the steps are given, as distilled models want them, so that guidance is off by default.
+
+        Raises:
+            ValueError: something would have no effect.
+        """
+
+    # -- VAE -----------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
+        """What the VAE's encoder gives -> what the transformer denoises; [B, C, F, H, W] both."""
+
+    @abc.abstractmethod
+    def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
+        """The inverse, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
+
+    @abc.abstractmethod
+    def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:
+        """Latent channels of a VAE's config, None if it does not say."""
+
+    @abc.abstractmethod
+    def decoding_bytes(self, vae_config: Mapping[str, Any], frames: int, pixels: int) -> int | None:
+        """Bytes of the widest tensor while a VAE decodes a video, None if they are unknown.
+
+        Args:
+            vae_config: of the VAE.
+            frames: of the video. pixels: of each.
+        """
+
+    # -- cost ----------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def other_flops(self, config: Mapping[str, Any], video_tokens: int, text_tokens: int) -> dict[str, int]:
+        """FLOPs of one step of one sample outside the routed self-attention and the routers, by part.
+
+        The parts, and what is counted, are those of `transformer_flops.other_flops`.
+        """
+
+    @abc.abstractmethod
+    def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
+        """How many attention operators an exported graph has beside the routed ones at most, and what they are."""
+
+    @abc.abstractmethod
+    def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
+        """Submodules that a verification compares to find where two runs depart, in the order of execution."""
+
+    # -- step caching --------------------------------------------------------------------------------------------------
+
+    def tea_cache_models(self) -> tuple[str, ...]:
+        """Checkpoints with published TeaCache coefficients."""
+        return ()
+
+    def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
+        """What is published for a checkpoint of `tea_cache_models` and a signal."""
+        return None
+
+
+def linear_flops(rows: int, inputs: int, outputs: int) -> int:
+    """FLOPs of [rows, inputs] x [inputs, outputs]."""
+    return 2 * rows * inputs * outputs
+
+
+def attention_flops(queries: int, keys: int, dim: int) -> int:
+    """FLOPs of Q K^T and P V over all heads, `dim` = N * D."""
+    return 4 * queries * keys * dim
+
+
+def mlp_flops(rows: int, inputs: int, hidden: int, outputs: int) -> int:
+    """FLOPs of two linear layers."""
+    return linear_flops(rows, inputs, hidden) + linear_flops(rows, hidden, outputs)
+
+
+def volume(shape: Shape) -> int:
+    """Voxels of a patch."""
+    return math.prod(shape)

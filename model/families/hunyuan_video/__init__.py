@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts of HunyuanVideo, text to video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.model.constants import TRAIN_TIMESTEPS
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.family import (
+    DemoModel,
+    Guidance,
+    ModelFamily,
+    ModelInput,
+    Shape,
+    attention_flops,
+    linear_flops,
+    mlp_flops,
+    volume,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FREQUENCIES = 256  # channels of the sinusoidal embeddings
+REFINER_MLP_RATIO = 4  # of the token refiner, whatever the config's mlp_ratio
+# The VAE decodes in tiles, or the published size fits no card: diffusers' defaults for enable_tiling.
+TILE_FRAMES, TILE_PIXELS = 16, 256
+# The two results of a dual-stream block have no name of their own in the graph, so the block itself is not compared.
+_DUAL_STREAM_BLOCK = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    *("attn.to_out.0", "attn.to_add_out", "ff", "ff_context"),
+)
+_SINGLE_STREAM_BLOCK = ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v", "proj_out")
+
+
+class HunyuanVideo(ModelFamily):
+    """Attention over video and text in dual-stream and single-stream blocks, embedded guidance."""
+
+    name = "hunyuan_video"
+    title = "HunyuanVideo"
+    transformer_class = "HunyuanVideoTransformer3DModel"
+    pipeline_class = "HunyuanVideoPipeline"
+    components = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+    routed_class = "RoutedHunyuanVideoTransformer"
+    training_class = "HunyuanVideoTraining"
+    router_stacks = ("transformer_blocks", "single_transformer_blocks")
+    block_classes = ("RoutedDualStreamBlock", "RoutedSingleStreamBlock")
+    always_loaded = ("time_text_embed.timestep_embedder.",)
+    coreset_keys = "key"
+    text_tokens = 256
+    text_width = "text_embed_dim"
+    guidance_scale = 6.0
+    classifier_free_guidance = False
+    gives_sigmas = True
+    encoder_dtype = "float16"
+    vae_dtype = "float16"
+    tiled_vae = True
+    frames_per_second = 24.0
+    usual_shifts = "7.0"
+    demo = DemoModel({"layers": 2, "single_layers": 2}, {}, "HunyuanVideo", "117x720x1280")
+
+    def check_config(self, config: Mapping[str, Any], source: str) -> None:
+        if config.get("image_condition_type") is not None:
+            raise CheckpointError(
+                f"{source}: its config has image_condition_type {config['image_condition_type']!r}, an image-to-video "
+                f"model; only text-to-video is routed so far; use a {self.title} T2V checkpoint"
+            )
+        if config.get("qk_norm", "rms_norm") != "rms_norm":
+            raise CheckpointError(
+                f"{source}: its config has qk_norm {config['qk_norm']!r}; must be 'rms_norm', as in the published "
+                f"{self.title} checkpoints; use one of those"
+            )
+
+    def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
+        return {
+            "transformer_blocks": int(config["num_layers"]),
+            "single_transformer_blocks": int(config["num_single_layers"]),
+        }
+
+    def patch_of(self, config: Mapping[str, Any]) -> Shape:
+        return config["patch_size_t"], config["patch_size"], config["patch_size"]
+
+    def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
+        inputs = (
+            ModelInput("hidden_states", "latents", step=True),  # [B, C, F, H, W]
+            ModelInput("timestep", "uniform", high=TRAIN_TIMESTEPS, step=True),  # [B]
+            ModelInput("encoder_hidden_states", "embedding", ("text", config["text_embed_dim"])),  # [B, T, ...]
+            ModelInput("encoder_attention_mask", "mask", ("text",)),  # [B, T]
+            ModelInput("pooled_projections", "embedding", (config["pooled_projection_dim"],)),  # [B, ...]
+        )
+        if not config["guidance_embeds"]:
+            return inputs
+        # The pipeline gives 1000 times its guidance_scale.
+        return *inputs, ModelInput("guidance", "uniform", low=1000.0, high=10000.0)  # [B]
+
+    def text_rows(self, text_tokens: int) -> int:
+        return text_tokens
+
+    def guidance(
+        self,
+        config: Mapping[str, Any],
+        *,
+        scale: float | None,
+        true_scale: float,
+        negative_prompt: str | None,
+        distilled: bool,
+    ) -> Guidance:
+        if scale is not None and not config.get("guidance_embeds"):
+            raise ValueError(
+                f"guidance scale {scale:g}: this {self.title} has no guidance embedding, so it would have no effect; "
+                f"leave it out, or give a true guidance scale"
+            )
+        guided = true_scale > 1
+        if negative_prompt is not None and not guided:
+            raise ValueError(
+                f"negative prompt {negative_prompt!r}: has no effect without guidance; give a true guidance scale "
+                f"above 1, or leave it out"
+            )
+        arguments: dict[str, Any] = {
+            "guidance_scale": self.guidance_scale if scale is None else scale,
+            "true_cfg_scale": true_scale,
+        }
+        if guided:
+            arguments["negative_prompt"] = negative_prompt or ""
+        return Guidance(arguments, 2 if guided else 1)
+
+    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled
+
+    def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
+        scaled: Tensor = latents / vae.config.scaling_factor
+        return scaled
+
+    def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:
+        return vae_config.get("latent_channels")
+
+    def decoding_bytes(self, vae_config: Mapping[str, Any], frames: int, pixels: int) -> int | None:
+        """The decoder runs in 16 bits on tiles."""
+        channels = vae_config.get("block_out_channels")
+        return None if not channels else 2 * int(channels[0]) * TILE_FRAMES * TILE_PIXELS**2 * 2
+
+    def other_flops(self, config: Mapping[str, Any], video_tokens: int, text_tokens: int) -> dict[str, int]:
+        video, text, tokens = video_tokens, text_tokens, video_tokens + text_tokens
+        dual, single = config["num_layers"], config["num_single_layers"]
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        hidden = int(dim * config["mlp_ratio"])
+        voxels = volume(self.patch_of(config))
+        text_dim = config["text_embed_dim"]
+        timestep = mlp_flops(1, FREQUENCIES, dim, dim)
+        refiner = (
+            timestep
+            + mlp_flops(1, text_dim, dim, dim)  # the mean text token
+            + linear_flops(text, text_dim, dim)
+            + config["num_refiner_layers"]
+            * (
+                4 * linear_flops(text, dim, dim)
+                + attention_flops(text, text, dim)
+                + mlp_flops(text, dim, REFINER_MLP_RATIO * dim, dim)
+                + linear_flops(1, dim, 2 * dim)
+            )
+        )
+        modulation = (
+            dual * 2 * linear_flops(1, dim, 6 * dim)
+            + single * linear_flops(1, dim, 3 * dim)
+            + linear_flops(1, dim, 2 * dim)
+        )
+        conditioning = (
+            timestep
+            + bool(config["guidance_embeds"]) * timestep
+            + mlp_flops(1, config["pooled_projection_dim"], dim, dim)
+            + refiner
+            + modulation
+        )
+        # A single-stream block has one output matrix for attention and feed forward; each part has its own rows of it.
+        return {
+            "projections": (dual + single) * 4 * linear_flops(tokens, dim, dim),
+            "feed_forward": (dual + single) * mlp_flops(tokens, dim, hidden, dim),
+            "cross_attention": 0,
+            "conditioning": conditioning,
+            "patches": linear_flops(video, config["in_channels"] * voxels, dim)
+            + linear_flops(video, dim, config["out_channels"] * voxels),
+        }
+
+    def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
+        return config["num_refiner_layers"], "one per layer of the token refiner"
+
+    def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
+        return [
+            *(f"time_text_embed.{name}" for name in ("guidance_embedder", "text_embedder")),  # not all have the first
+            "x_embedder",
+            "context_embedder.proj_in",
+            *(
+                f"context_embedder.token_refiner.refiner_blocks.{layer}"
+                for layer in range(config["num_refiner_layers"])
+            ),
+            *(
+                f"transformer_blocks.{layer}.{name}"
+                for layer in range(config["num_layers"])
+                for name in _DUAL_STREAM_BLOCK
+            ),
+            *(
+                f"single_transformer_blocks.{layer}{name}"
+                for layer in range(config["num_single_layers"])
+                for name in (*(f".{part}" for part in _SINGLE_STREAM_BLOCK), "")
+            ),
+            "norm_out",
+            "proj_out",
+        ]

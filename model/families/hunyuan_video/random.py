@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo with random weights: a checkpoint, and the parts of a pipeline around it.
+
+`make_checkpoint` and `add_parts` are what `random_checkpoint` and `random_pipeline` call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
+from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
+
+# Architecture of the published checkpoint (its transformer/config.json).
+HUNYUAN_VIDEO: dict[str, int] = {
+    "layers": 20, "single_layers": 40, "heads": 24, "head_dim": 128, "text_dim": 4096, "pooled_dim": 768
+}  # fmt: skip
+
+
+def make_checkpoint(
+    path: str | Path,
+    *,
+    layers: int = 2,
+    single_layers: int = 2,
+    heads: int = 4,
+    head_dim: int = 32,
+    text_dim: int = 64,
+    pooled_dim: int = 48,
+    refiner_layers: int = 2,
+    channels: int = 16,
+    guidance: bool = True,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """A HunyuanVideo text-to-video pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
+
+    Args:
+        head_dim: even, at least 6; the rotary embedding divides it among frames, height and width about as 2 : 7 : 7.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
+
+    if head_dim % 2 or head_dim < 6:
+        raise ValueError(f"head_dim {head_dim}: must be even and at least 6; use {max(6, head_dim + head_dim % 2)}")
+    height = width = 7 * head_dim // 32 * 2  # 56 of 128, as published
+    with torch.device("meta"):
+        model: Any = HunyuanVideoTransformer3DModel(  # type: ignore[no-untyped-call]
+            num_layers=layers,
+            num_single_layers=single_layers,
+            num_refiner_layers=refiner_layers,
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            text_embed_dim=text_dim,
+            pooled_projection_dim=pooled_dim,
+            in_channels=channels,
+            out_channels=channels,
+            guidance_embeds=guidance,
+            rope_axes_dim=(head_dim - height - width, height, width),
+        )
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)  # type: ignore[no-untyped-call]
+    return write_pipeline(Path(path), "hunyuan_video", model, scheduler, dtype, seed, shard_bytes)
+
+
+def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Writes the parts; returns their entries of model_index.json."""
+    from diffusers import AutoencoderKLHunyuanVideo
+    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+    for name in ("tokenizer", "tokenizer_2"):
+        write_tokenizer(path / name)
+    common: dict[str, Any] = {
+        "vocab_size": len(WORDS),
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "pad_token_id": 0,
+    }
+    LlamaModel(
+        LlamaConfig(hidden_size=config["text_embed_dim"], num_hidden_layers=3, num_key_value_heads=2, **common)
+    ).save_pretrained(path / "text_encoder")
+    pooled = config["pooled_projection_dim"]
+    CLIPTextModel(
+        CLIPTextConfig(hidden_size=pooled, num_hidden_layers=1, eos_token_id=1, bos_token_id=None, **common)
+    ).save_pretrained(path / "text_encoder_2")
+    vae: Any = AutoencoderKLHunyuanVideo(  # type: ignore[no-untyped-call]
+        latent_channels=config["in_channels"], block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+    )
+    vae.save_pretrained(path / "vae")
+    return {
+        "tokenizer": TOKENIZER,
+        "tokenizer_2": TOKENIZER,
+        "text_encoder": ["transformers", "LlamaModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModel"],
+        "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+    }

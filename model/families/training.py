@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`TrainingFamily`: the part of a family that turns captions and stored samples into the transformer's inputs.
+
+Router training, calibration and the preparation of their data use it.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.families import ModelFamily, get_family
+
+
+class TrainingFamily(abc.ABC):
+    """How a family's samples become its inputs, and how captions become samples.
+
+    Args:
+        facts: of the family.
+        config: of the diffusers transformer.
+
+    Attributes:
+        facts: of the family.
+        config: of the diffusers transformer.
+        condition_names: tensors of a sample beside its latents.
+    """
+
+    condition_names: tuple[str, ...]
+
+    def __init__(self, facts: ModelFamily, config: Mapping[str, Any]) -> None:
+        self.facts = facts
+        self.config = dict(config)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One sample's conditions as the model takes them (padded), without a batch axis.
+
+        Raises:
+            ValueError: a tensor breaks a rule, which the message names; the caller names the sample.
+        """
+
+    @abc.abstractmethod
+    def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """The tensors of `conditions` from one sample of the reference code's layout."""
+
+    @abc.abstractmethod
+    def model_inputs(
+        self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """The routed transformer's arguments: noisy [B, C, F, H, W], timesteps [B], conditions [B, ...] each."""
+
+    # -- preparation ---------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
+        """The tensors of `conditions` of a caption, by the pipeline's text encoders; without a batch axis."""
+
+
+def training_family(name: str, config: Mapping[str, Any]) -> TrainingFamily:
+    """The training part of a family, for a diffusers transformer's config."""
+    facts = get_family(name)
+    kind: type[TrainingFamily] = getattr(facts.load("training"), facts.training_class)
+    return kind(facts, config)

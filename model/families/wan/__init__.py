@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts of Wan 2.1, text to video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.model.constants import TRAIN_TIMESTEPS
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.family import (
+    DemoModel,
+    Guidance,
+    ModelFamily,
+    ModelInput,
+    PublishedTeaCache,
+    Shape,
+    attention_flops,
+    linear_flops,
+    mlp_flops,
+    volume,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
+_BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
+
+# Checkpoint, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
+_TEA_CACHE: Mapping[tuple[str, str], PublishedTeaCache] = {
+    ("Wan2.1-T2V-1.3B", "embedding"): PublishedTeaCache(
+        (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01), 0.08, 1
+    ),
+    ("Wan2.1-T2V-1.3B", "modulation"): PublishedTeaCache(
+        (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02), 0.1, 5
+    ),
+    ("Wan2.1-T2V-14B", "embedding"): PublishedTeaCache(
+        (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404), 0.2, 1
+    ),
+    ("Wan2.1-T2V-14B", "modulation"): PublishedTeaCache(
+        (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01), 0.2, 5
+    ),
+}
+
+
+class Wan(ModelFamily):
+    """Self-attention over video alone, cross-attention to the text, classifier-free guidance."""
+
+    name = "wan"
+    title = "Wan"
+    transformer_class = "WanTransformer3DModel"
+    pipeline_class = "WanPipeline"
+    components = ("text_encoder", "tokenizer", "vae")
+    routed_class = "RoutedWanTransformer"
+    training_class = "WanTraining"
+    router_stacks = ("blocks",)
+    block_classes = ("RoutedWanBlock",)
+    always_loaded = ("condition_embedder.time_embedder.",)
+    modulation_projection = "condition_embedder.time_proj"
+    coreset_keys = "query"
+    text_width = "text_dim"
+    guidance_scale = 5.0
+    classifier_free_guidance = True
+    gives_sigmas = False
+    encoder_dtype = "bfloat16"
+    vae_dtype = "float32"
+    frames_per_second = 16.0
+    usual_shifts = "3.0 at 480p and 5.0 at 720p"
+    demo = DemoModel({"layers": 4}, {"ffn_dim": 768}, "Wan2.1-T2V-14B-Diffusers", "77x720x1280")
+
+    def check_config(self, config: Mapping[str, Any], source: str) -> None:
+        for name in ("image_dim", "added_kv_proj_dim"):
+            if config.get(name) is not None:
+                raise CheckpointError(
+                    f"{source}: its config has {name} {config[name]}, an image-to-video model; only text-to-video is "
+                    f"routed so far; use a Wan 2.1 T2V checkpoint"
+                )
+
+    def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
+        return {"blocks": int(config["num_layers"])}
+
+    def patch_of(self, config: Mapping[str, Any]) -> Shape:
+        frames, height, width = config["patch_size"]
+        return frames, height, width
+
+    def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
+        return (
+            ModelInput("hidden_states", "latents", step=True),  # [B, C, F, H, W]
+            ModelInput("timestep", "uniform", high=TRAIN_TIMESTEPS, step=True),  # [B]
+            ModelInput("encoder_hidden_states", "embedding", ("text", config["text_dim"])),  # [B, X, text_dim]
+        )
+
+    def text_rows(self, text_tokens: int) -> int:
+        return TEXT_SEQUENCE
+
+    def guidance(
+        self,
+        config: Mapping[str, Any],
+        *,
+        scale: float | None,
+        true_scale: float,
+        negative_prompt: str | None,
+        distilled: bool,
+    ) -> Guidance:
+        if true_scale != 1:
+            raise ValueError(
+                f"true guidance scale {true_scale:g}: {self.title}'s guidance scale is the true one; give that instead"
+            )
+        if scale is None:
+            scale = 1.0 if distilled else self.guidance_scale
+        guided = scale > 1
+        if negative_prompt is not None and not guided:
+            raise ValueError(
+                f"negative prompt {negative_prompt!r}: has no effect without guidance; give a guidance scale above 1, "
+                f"or leave it out"
+            )
+        arguments: dict[str, Any] = {"guidance_scale": scale}
+        if guided:
+            arguments["negative_prompt"] = negative_prompt or ""
+        return Guidance(arguments, 2 if guided else 1)
+
+    def normalise(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, std = _statistics(vae, latents)  # [1, C, 1, 1, 1]
+        return (latents - mean) / std
+
+    def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, std = _statistics(vae, latents)  # [1, C, 1, 1, 1]
+        # Not `latents * std`, which rounds otherwise than the pipeline does.
+        return latents / (1.0 / std) + mean
+
+    def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:
+        return vae_config.get("z_dim")
+
+    def decoding_bytes(self, vae_config: Mapping[str, Any], frames: int, pixels: int) -> int | None:
+        """The decoder takes one latent frame at a time in float32, with 2 x base_dim channels at full resolution."""
+        base = vae_config.get("base_dim")
+        return None if base is None else 2 * int(base) * self.temporal_compression * pixels * 4
+
+    def other_flops(self, config: Mapping[str, Any], video_tokens: int, text_tokens: int) -> dict[str, int]:
+        video, text, layers = video_tokens, TEXT_SEQUENCE, config["num_layers"]
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        voxels = volume(self.patch_of(config))
+        outputs = config["out_channels"] or config["in_channels"]
+        cross = (
+            2 * linear_flops(video, dim, dim)  # query, output
+            + 2 * linear_flops(text, dim, dim)  # key, value
+            + attention_flops(video, text, dim)
+        )
+        conditioning = (
+            mlp_flops(1, config["freq_dim"], dim, dim)  # timestep
+            + linear_flops(1, dim, 6 * dim)  # modulation, shared by the layers
+            + mlp_flops(text, config["text_dim"], dim, dim)
+        )
+        return {
+            "projections": layers * 4 * linear_flops(video, dim, dim),
+            "feed_forward": layers * mlp_flops(video, dim, config["ffn_dim"], dim),
+            "cross_attention": layers * cross,
+            "conditioning": conditioning,
+            "patches": linear_flops(video, config["in_channels"] * voxels, dim)
+            + linear_flops(video, dim, outputs * voxels),
+        }
+
+    def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
+        return config["num_layers"], "one cross-attention per layer"
+
+    def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
+        return [
+            "patch_embedding",
+            *(f"condition_embedder.{name}" for name in ("time_embedder", "time_proj", "text_embedder")),
+            *(
+                f"blocks.{layer}{name}"
+                for layer in range(config["num_layers"])
+                for name in (*(f".{part}" for part in _BLOCK), "")
+            ),
+            "proj_out",
+        ]
+
+    def tea_cache_models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(model for model, _ in _TEA_CACHE))
+
+    def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
+        return _TEA_CACHE.get((model, signal))
+
+
+def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's latents, [1, C, 1, 1, 1] in the type and place of `latents`."""
+    import torch
+
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std

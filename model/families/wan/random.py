@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan with random weights: a checkpoint, and the parts of a pipeline around it.
+
+`make_checkpoint` and `add_parts` are what `random_checkpoint` and `random_pipeline` call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
+from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
+
+# Architectures of the published checkpoints (their transformer/config.json).
+WAN_1_3B: dict[str, int] = {"layers": 30, "heads": 12, "head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
+WAN_14B: dict[str, int] = {"layers": 40, "heads": 40, "head_dim": 128, "ffn_dim": 13824, "text_dim": 4096}
+
+
+def make_checkpoint(
+    path: str | Path,
+    *,
+    layers: int = 3,
+    heads: int = 4,
+    head_dim: int = 32,
+    ffn_dim: int = 256,
+    text_dim: int = 64,
+    channels: int = 16,
+    freq_dim: int = 256,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """A Wan text-to-video pipeline folder: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
+
+    Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
+
+    Returns:
+        `path`.
+    """
+    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+    with torch.device("meta"):
+        model: Any = WanTransformer3DModel(  # type: ignore[no-untyped-call]
+            num_layers=layers,
+            num_attention_heads=heads,
+            attention_head_dim=head_dim,
+            ffn_dim=ffn_dim,
+            text_dim=text_dim,
+            in_channels=channels,
+            out_channels=channels,
+            freq_dim=freq_dim,
+        )
+    scheduler: Any = UniPCMultistepScheduler(  # type: ignore[no-untyped-call]
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    return write_pipeline(Path(path), "wan", model, scheduler, dtype, seed, shard_bytes)
+
+
+def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Writes the parts; returns their entries of model_index.json."""
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    channels = config["in_channels"]
+    write_tokenizer(path / "tokenizer")
+    UMT5EncoderModel(
+        UMT5Config(vocab_size=len(WORDS), d_model=config["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ).save_pretrained(path / "text_encoder")
+    vae: Any = AutoencoderKLWan(  # type: ignore[no-untyped-call]
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * channel for channel in range(channels)],
+        latents_std=[1.0 + 0.1 * channel for channel in range(channels)],
+    )
+    vae.save_pretrained(path / "vae")
+    return {
+        "tokenizer": TOKENIZER,
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
