@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt bench`: one command per benchmark."""
+"""`vorta-trt bench attention` and `vorta-trt bench step`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vorta_trt.commands.app import CONTEXT, AsJson, Debug, app, command
-from vorta_trt.commands.options import (
-    listed,
-    numbers,
-)
+from vorta_trt.commands.app import AsJson, Debug, command, group
+from vorta_trt.commands.expand import Options
+from vorta_trt.commands.options import Seed, check_folder, listed, numbers, usage
 
-bench = typer.Typer(
-    help="Measure the kernels beside everything else that computes the same.",
-    epilog="\b\nExample:\n  vorta-trt bench attention --output attention.json --plot attention.png",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vorta_trt.benchmarks.report import Report
+    from vorta_trt.benchmarks.step.report import StepReport
+
+bench = group(
+    "bench",
+    "Measure our kernels and models beside others.",
+    "vorta-trt bench attention --output attention.json --plot attention.png",
+    "vorta-trt bench step --model wan-14b --output step.json --plot step.png",
 )
-app.add_typer(bench, name="bench")
 
 
 class HalfType(str, Enum):
@@ -35,6 +39,56 @@ class BenchInputs(str, Enum):
     outliers = "outliers"
 
 
+HalfPrecision = Annotated[HalfType, typer.Option(help="The type of weights, activations and attention inputs.")]
+ProductPrecision = Annotated[
+    list[str] | None,
+    typer.Option(help="The precision of the products inside our attention: same or fp8 [default: same]."),
+]
+
+
+@dataclass(frozen=True)
+class ReportFiles(Options):
+    """Where a report comes from and goes to."""
+
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="Show this report of an earlier --output and measure nothing.")
+    ] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw the report into this file (.png, .svg, .pdf).")] = None
+
+    def check(self) -> None:
+        """Refuses files that cannot be written, before the long work."""
+        from vorta_trt.model.route_picture import check_picture
+
+        check_folder(self.output, "--output")
+        if self.plot is not None:
+            check_picture(self.plot)
+
+    def show(
+        self,
+        report: Report | StepReport,
+        as_json: bool,
+        draw: Callable[[Path], object],
+        text: Iterable[RenderableType],
+    ) -> NoReturn:
+        """Writes and prints a report; the exit code says whether everything of ours passed."""
+        from vorta_trt.runtime.console import output_console
+
+        if self.output is not None:
+            self.output.write_text(report.to_json() + "\n", encoding="utf-8")
+        if self.plot is not None:
+            draw(self.plot)
+        if as_json:
+            typer.echo(report.to_json())
+        else:
+            console = output_console()
+            for part in text:
+                console.print(part, markup=False, soft_wrap=isinstance(part, str))
+            for path in filter(None, (self.output, self.plot)):
+                typer.echo(f"wrote {path}")
+        raise typer.Exit(0 if report.passed else 1)
+
+
 @command(
     "vorta-trt bench attention --output attention.json --plot attention.png",
     "vorta-trt bench attention --geometry wan-14b --heads 8 --branch full,sliding --peers cudnn,flash4",
@@ -43,13 +97,17 @@ class BenchInputs(str, Enum):
     group=bench,
 )
 def attention(
+    files: ReportFiles,
     geometry: Annotated[
         list[str] | None,
         typer.Option(help="wan-1.3b, wan-14b, hunyuan, aligned or a grid of the small set [default: the first four]."),
     ] = None,
-    heads: Annotated[list[str] | None, typer.Option(help="Heads of a call [default: 8 and the model's own].")] = None,
+    heads: Annotated[
+        list[str] | None, typer.Option(help="How many heads a call has [default: 8 and the model's own].")
+    ] = None,
     text_length: Annotated[
-        list[str] | None, typer.Option(help="Valid text tokens, where there is text [default: 77 and 256].")
+        list[str] | None,
+        typer.Option(help="How many text tokens are valid, where there is text [default: 77 and 256]."),
     ] = None,
     branch: Annotated[
         list[str] | None, typer.Option(help="full, coreset, sliding or mixed [default: all four].")
@@ -57,46 +115,42 @@ def attention(
     peers: Annotated[
         list[str] | None, typer.Option(help="cudnn, flash2, flash4, flex, gather or none [default: all].")
     ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="same or fp8, of the products inside the kernels [default: same].")
-    ] = None,
-    dtype: Annotated[HalfType, typer.Option(help="Of query, key, value and output.")] = HalfType.bf16,
-    head_dim: Annotated[int, typer.Option(help="A multiple of 8, at most 256.")] = 128,
+    precision: ProductPrecision = None,
+    dtype: HalfPrecision = HalfType.bf16,
+    head_dim: Annotated[int, typer.Option(help="The size of a head: a multiple of 8, at most 256.")] = 128,
     inputs: Annotated[
-        BenchInputs, typer.Option(help="outliers: some channels of query and key are 16 times as large.")
+        BenchInputs, typer.Option(help="outliers makes some channels of query and key 16 times as large.")
     ] = BenchInputs.normal,
-    small: Annotated[bool, typer.Option("--small", help="About 1,000 to 10,000 tokens, 12 heads.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.01, help="GPU time of one measurement, about.")] = 0.5,
+    small: Annotated[
+        bool, typer.Option("--small", help="Measure small sizes instead: about 1,000 to 10,000 tokens, 12 heads.")
+    ] = False,
+    seed: Seed = 0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how much GPU time one measurement takes.")] = 0.5,
     junit: Annotated[
         Path | None, typer.Option(help="Put the errors that the GPU tests recorded in this JUnit file into the report.")
     ] = None,
-    from_file: Annotated[
-        Path | None, typer.Option("--from", help="Show this report of an earlier --output; measure nothing.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw useful TFLOP/s into this file (.png, .svg, .pdf).")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Time the routed-attention kernels beside dense, sparse and gathered attention of others.
+    """Time our attention kernels beside others.
 
-    Everything is checked against float32 before it is timed. Options that take several values may be repeated or take a
-    list with commas. Two to three minutes on an H200.
+    The others are dense, sparse and gathered attention. Everything is checked against float32 before it is timed.
+    Options that take several values may be repeated or take a list with commas. The default set takes two to three
+    minutes on an H200.
     """
     from vorta_trt.benchmarks.report import Report, recorded_errors
 
-    if from_file is not None:
-        report = Report.read(from_file)
+    files.check()
+    if files.from_file is not None:
+        report = Report.read(files.from_file)
     else:
-        from vorta_trt.benchmarks.attention import Options, run
+        from vorta_trt.benchmarks.attention import Options as AttentionOptions
+        from vorta_trt.benchmarks.attention import run
         from vorta_trt.benchmarks.cases import BRANCHES
         from vorta_trt.runtime.console import Stages
 
-        try:
-            options = Options(
+        with usage():
+            options = AttentionOptions(
                 geometries=listed(geometry),
                 heads=numbers(heads, "--heads"),
                 text_lengths=numbers(text_length, "--text-length"),
@@ -110,30 +164,85 @@ def attention(
                 seed=seed,
                 seconds=seconds,
             )
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
         with Stages() as stages:
             report = run(options, stages)
     if junit is not None:
         report = Report({**report.about, "errors": recorded_errors(junit)}, report.rows)
-    if output is not None:
-        output.write_text(report.to_json() + "\n", encoding="utf-8")
-    if plot is not None:
-        from vorta_trt.benchmarks.plot import plot_report
+    from vorta_trt.benchmarks.plot import plot_report
+    from vorta_trt.benchmarks.table import case_table, headline, remarks
 
-        plot_report(report, plot)
-    if as_json:
-        typer.echo(report.to_json())
+    text: list[RenderableType] = [headline(report)]
+    for rows in report.cases().values():
+        text += [case_table(rows), *remarks(rows)]
+    files.show(report, as_json, lambda path: plot_report(report, path), text)
+
+
+@command(
+    "vorta-trt bench step --model wan-14b --output step.json --plot step.png",
+    "vorta-trt bench step --model hunyuan-video --mode compiled --mix 50/50 --no-loops",
+    "vorta-trt bench step --from step.json --plot step.png",
+    group=bench,
+)
+def step(
+    files: ReportFiles,
+    model: Annotated[str, typer.Option(help="wan-1.3b, wan-14b or hunyuan-video.")] = "wan-14b",
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(help="Percent of coreset and sliding heads, or dense [default: dense, 30/70, 50/50, 70/30]."),
+    ] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
+    peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
+    precision: ProductPrecision = None,
+    dtype: HalfPrecision = HalfType.bf16,
+    steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 5,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Measure this engine of the same model, batch 1, as well.")
+    ] = None,
+    loops: Annotated[bool, typer.Option("--loops/--no-loops", help="Measure sampling loops as well.")] = True,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time transformer steps and sampling loops.
+
+    Routed attention is measured beside dense, with random weights at real size. Dense is the same code with cuDNN's
+    attention, and diffusers' own model. The largest model takes 32 GiB. On an H100 everything takes a quarter of an
+    hour, --mode compiled --peers cudnn five to six minutes.
+    """
+    from vorta_trt.benchmarks.step.report import StepReport
+
+    files.check()
+    if files.from_file is not None:
+        report = StepReport.read(files.from_file)
     else:
-        from vorta_trt.benchmarks.table import case_table, headline, remarks
-        from vorta_trt.runtime.console import output_console
+        from vorta_trt.benchmarks.attention import require_gpu
+        from vorta_trt.benchmarks.step.cases import DENSE, MIXES
+        from vorta_trt.benchmarks.step.run import MODES, PEERS, StepOptions, run
+        from vorta_trt.runtime.console import Stages
 
-        console = output_console()
-        console.print(headline(report), markup=False, soft_wrap=True)
-        for rows in report.cases().values():
-            console.print(case_table(rows))
-            for line in remarks(rows):
-                console.print(line, markup=False, soft_wrap=True)
-        for path in filter(None, (output, plot)):
-            typer.echo(f"wrote {path}")
-    raise typer.Exit(0 if report.passed else 1)
+        chosen = listed(peers)
+        with usage():
+            options = StepOptions(
+                model=model,
+                layers=layers,
+                mixes=listed(mix) or (DENSE, *MIXES),
+                modes=listed(mode) or MODES,
+                peers=() if chosen == ("none",) else chosen or tuple(PEERS),
+                precisions=listed(precision) or ("same",),
+                dtype=dtype.value,
+                steps=steps,
+                loops=loops,
+                seed=seed,
+                bundle=bundle,
+            )
+        require_gpu("bench step")
+        with Stages() as stages:
+            report = run(options, stages)
+    from vorta_trt.benchmarks.step.plot import plot_report
+    from vorta_trt.benchmarks.step.table import headline, loop_table, remarks, step_table
+
+    tables = (step_table(report), *((loop_table(report),) if report.loops else ()))
+    files.show(report, as_json, lambda path: plot_report(report, path), (headline(report), *tables, *remarks(report)))

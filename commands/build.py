@@ -42,35 +42,56 @@ def build(
     router: Router = None,
     size: Size = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="Of weights and activations [default: bf16; for tensorrt8 fp16].")
+        Precision | None, typer.Option(help="The type of weights and activations [default: bf16; for tensorrt8 fp16].")
     ] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
     route_override: RouteOverride = None,
     tensorrt: Annotated[
         Flavour,
-        typer.Option(help="rtx builds without a GPU; tensorrt, or tensorrt8 for TensorRT 8.6, for the GPU here."),
+        typer.Option(help="rtx builds without a GPU; tensorrt and tensorrt8 (TensorRT 8.6) build for the GPU here."),
     ] = Flavour.rtx,
-    batch: Annotated[str, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engine.")] = "1:1:2",
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="MIN:OPT:MAX", help="Batch sizes that the engine takes: the least, the usual and the largest."
+        ),
+    ] = "1:1:2",
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="8.9", help="rtx: GPUs to build for; may be repeated [default: every RTX GPU since Ampere]."
+            metavar="8.9", help="rtx: build for this GPU; may be repeated [default: every RTX GPU since Ampere]."
         ),
     ] = None,
     hardware_compatibility: Annotated[
-        str | None, typer.Option(metavar="LEVEL", help="tensorrt: ampere_plus or same_compute_capability.")
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="tensorrt: run on other GPUs, too: ampere_plus or same_compute_capability [default: neither].",
+        ),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="tensorrt: loads in newer versions and the lean runtime.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="tensorrt: build an engine that newer versions and the lean runtime load."
+        ),
     ] = False,
-    optimization_level: Annotated[int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast [default: TensorRT's own].")
+    ] = None,
     weight_streaming: Annotated[
-        bool, typer.Option("--weight-streaming", help="The engine may keep a part of its weights in host memory.")
+        bool, typer.Option("--weight-streaming", help="Let the engine keep a part of its weights in host memory.")
     ] = False,
-    workspace_gib: Annotated[float | None, typer.Option(help="Most scratch memory of a layer, in GiB.")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: a file that makes later builds faster.")] = None,
-    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle, too.")] = False,
+    workspace_gib: Annotated[
+        float | None, typer.Option(help="Limit the scratch memory of a layer, in GiB [default: the memory of the GPU].")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="tensorrt: keep measured kernels in this file, which makes later builds faster [default: none]."
+        ),
+    ] = None,
+    keep_onnx: Annotated[bool, typer.Option("--keep-onnx", help="Put the ONNX file into the bundle as well.")] = False,
     strict: Annotated[
         bool, typer.Option(help="Refuse ONNX files that `vorta-trt export` did not write, and fp8 without kernels.")
     ] = True,
@@ -80,7 +101,7 @@ def build(
 ) -> None:
     """Build an engine bundle.
 
-    From a checkpoint, which is exported on the way, or from an exported ONNX file.
+    It is built from a checkpoint, which is exported on the way, or from an exported ONNX file.
     """
     from vorta_trt.engines.flavours import get_flavour
     from vorta_trt.runtime.console import Stages

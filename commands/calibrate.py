@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Checkpoint, Device, Precision, Scheduler, Shift, pixels
+from vorta_trt.commands.options import Checkpoint, Device, Precision, Scheduler, Seed, Shift, pixels
 
 
 @command(
@@ -22,50 +22,60 @@ def calibrate(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One prompt a line; measured in short denoising runs.")
+        Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder of `train-router prepare`, or the authors' own layout."),
+        typer.Option(help="Measure on this folder of `train-router prepare`, or one in the authors' layout."),
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="Largest relative error of a layer's attention output [default: 0.1].")
+        float | None,
+        typer.Option(help="The largest relative error that a layer's attention output may have [default: 0.1]."),
     ] = None,
     target_share: Annotated[
-        float | None, typer.Option(help="Instead: the least error at this share of dense attention's FLOPs, e.g. 0.3.")
+        float | None,
+        typer.Option(help="Instead, find the least error at this share of dense attention's FLOPs, e.g. 0.3."),
     ] = None,
-    buckets: Annotated[int, typer.Option(min=1, help="Of the schedule's timesteps; each has its own routes.")] = 5,
+    buckets: Annotated[
+        int, typer.Option(min=1, help="Into how many buckets timesteps are cut; each bucket has its own routes.")
+    ] = 5,
     samples: Annotated[
-        int, typer.Option(min=1, help="Prompts or samples to use at most; a quarter of them checks.")
+        int,
+        typer.Option(min=1, help="How many prompts or samples are used at most; a quarter of them checks the routes."),
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Of the schedule that buckets are cut from.")] = 50,
-    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps the schedule has that buckets are cut from.")] = 50,
+    scheduler: Annotated[
+        Scheduler | None, typer.Option(help="The scheduler that makes the timesteps [default: the pipeline's own].")
+    ] = None,
     shift: Shift = None,
-    run_steps: Annotated[int, typer.Option(min=1, help="Of the denoising runs of --prompts.")] = 10,
+    run_steps: Annotated[int, typer.Option(min=1, help="How many steps the denoising runs of --prompts have.")] = 10,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(help="Of those runs; where it is embedded, everywhere [default: the pipeline's]."),
+        typer.Option(
+            help="The guidance scale of those runs; of a model that embeds it, of all passes [default: the pipeline's]."
+        ),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
     dtype: Annotated[
-        Precision, typer.Option("--dtype", help="Of weights and activations; fp32 on the CPU alone.")
+        Precision, typer.Option("--dtype", help="The type of weights and activations; fp32 runs on the CPU alone.")
     ] = Precision.bf16,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw shares per step and layer, and layers x heads per step (.png, .svg, .pdf)."),
+        typer.Option(help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Choose routes without a router, from a few prompts or samples.
+    """Choose routes without a router.
 
-    In dense passes, each branch of every head is compared with full attention; then the cheapest branches are taken
-    whose errors stay within the budget, per layer, head and bucket of timesteps, and checked on what was held back.
+    A few prompts or samples are enough. In dense passes, each branch of every head is compared with full attention.
+    Then the cheapest branches are taken whose errors stay within the budget, per layer, head and bucket of timesteps,
+    and checked on what was held back.
     """
     from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
     from vorta_trt.model.route_picture import check_picture

@@ -35,19 +35,27 @@ def compare(
             "routed, tau=0.4, override=FILE, override=none, dense-first=2, dense-last=1, or several with commas.",
         ),
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same; folders are paired by name without suffix.")],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Like A. The files of two folders are paired by name without suffix.")
+    ],
     of: Annotated[
         Path | None,
         typer.Option("--of", metavar="BUNDLE|ONNX|CHECKPOINT", help="Sample with it, and compare two settings."),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="With --of: a prompt per line.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="With --of: one prompt.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --of: sample every prompt of this file.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="With --of: sample this prompt.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file, as for `generate`.")
+        Path | None,
+        typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file [default: found as by `generate`]."),
     ] = None,
     router: Router = None,
     size: Size = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of a checkpoint in --of [default: bf16].")] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="With --of: the type of a checkpoint's weights and activations [default: bf16]."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="With --of: sampling steps [default: 50].")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="With --of: of every sample's noise [default: 0].")] = None,
     executor: Annotated[Executor | None, typer.Option(help="With --of: as for `generate`.")] = None,
@@ -57,22 +65,28 @@ def compare(
     ] = None,
     video: Annotated[
         Path | None,
-        typer.Option(help="Write A, B and 4 x their difference side by side: a file, or for folders a folder."),
+        typer.Option(
+            help="Write A, B and 4 times their difference side by side into this file, or for folders into this folder."
+        ),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.1, max=999, help="Of --video [default: the samples' own, or 16].")
+        float | None,
+        typer.Option(min=0.1, max=999, help="Frames per second of --video [default: the samples' own, or 16]."),
     ] = None,
     lpips: Annotated[
         bool | None,
-        typer.Option("--lpips/--no-lpips", help="Insist on LPIPS, or leave it out [default: if installed]."),
+        typer.Option(
+            "--lpips/--no-lpips",
+            help="Insist on LPIPS, or leave it out [default: computed if its package is installed].",
+        ),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two samples, two sets of them, or two settings of one model.
+    """Compare samples, or two settings of one model.
 
-    PSNR, SSIM and LPIPS. PSNR is over all pixels and channels, SSIM over the luma. With --of, both settings sample the
-    same prompts from the same noise.
+    It shows PSNR, SSIM and LPIPS of two files or two folders. PSNR is over all pixels and channels, SSIM over the luma.
+    With --of, both settings sample the same prompts from the same noise.
     """
     from vorta_trt.runtime.comparison.compare import compare_samples
     from vorta_trt.runtime.comparison.report import compare_table

@@ -19,15 +19,17 @@ class ModelFamily(str, Enum):
 
 @command("vorta-trt demo --output demo", "vorta-trt demo --family hunyuan-video --output demo")
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
-    family: Annotated[ModelFamily, typer.Option(help="Of the small model.")] = ModelFamily.wan,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for everything that it makes.")] = Path(
+        "demo"
+    ),
+    family: Annotated[ModelFamily, typer.Option(help="The model family of the small model.")] = ModelFamily.wan,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Go the whole way on a small model.
 
-    Makes a pipeline and a router, exports, builds, verifies, shows the routes, and generates a video, in ONNX Runtime.
-    About a minute, no GPU needed.
+    It makes a pipeline and a router, exports, builds, verifies, shows the routes, and generates a video in ONNX
+    Runtime. It takes about a minute and needs no GPU.
     """
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.demo import next_steps, run_demo

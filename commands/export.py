@@ -29,9 +29,11 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     router: Router = None,
     size: Size = None,
-    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.bf16,
+    precision: Annotated[Precision, typer.Option(help="The type of weights and activations.")] = Precision.bf16,
     attention_precision: AttentionPrecisionOption = None,
-    opset: Annotated[int | None, typer.Option(metavar="23|17", help="17 for TensorRT 8.6 [default: 23].")] = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
+    ] = None,
     tau: Tau = None,
     as_json: AsJson = False,
     debug: Debug = False,

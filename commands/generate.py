@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Scheduler, Shift, decimals
+from vorta_trt.commands.options import MOST_SEED, Scheduler, Shift, decimals
 from vorta_trt.commands.sampling_options import (
     CacheCoefficients,
     CacheInterval,
@@ -80,10 +80,13 @@ def generate(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the noise, for every prompt [default: a fresh one, printed].")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="The seed of every video's noise [default: a fresh one, printed]."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: 50].")] = None,
-    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    scheduler: Annotated[
+        Scheduler | None, typer.Option(help="The scheduler that makes the timesteps [default: the pipeline's own].")
+    ] = None,
     shift: Shift = None,
     timesteps: Annotated[
         str | None,
@@ -129,7 +132,9 @@ def generate(
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=999, help="Frames per second [default: 16 for Wan, 24].")
     ] = None,
-    video_format: Annotated[Format, typer.Option("--format", help="Of the videos of --prompts.")] = Format.mp4,
+    video_format: Annotated[
+        Format, typer.Option("--format", help="The format of the videos of --prompts.")
+    ] = Format.mp4,
     executor: Annotated[
         Executor | None, typer.Option(help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX].")
     ] = None,

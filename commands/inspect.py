@@ -17,23 +17,25 @@ from vorta_trt.commands.app import AsJson, Debug, command
     "vorta-trt inspect wan.onnx --plot layers.png",
 )
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX")],
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],
     plot: Annotated[Path | None, typer.Option(help="Draw the layer graph into this file (.png, .svg, .pdf).")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Hash every file of the bundle.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the hash of every file of the bundle.")] = False,
     memory: Annotated[
         list[float] | None,
-        typer.Option(metavar="GIB", help="Plan for a card of this size; may be repeated [default: 24, 80 and 141]."),
+        typer.Option(
+            metavar="GIB", help="Plan the memory of a card of this size; may be repeated [default: 24, 80 and 141]."
+        ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A diffusers pipeline folder: count its text encoder and VAE in the plan.")
+        Path | None, typer.Option(help="Count the text encoder and VAE of this pipeline folder in the memory plan.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is inside a bundle or ONNX file, and which GPUs it fits.
+    """Show what is in a bundle or ONNX file.
 
-    Layers, types, inputs and outputs, memory by part, and how it runs on cards of several sizes; on a GPU that can run
-    the bundle, the engine's own layers, too.
+    It lists layers, types, inputs and outputs, memory by part, and how the engine runs on cards of several sizes. On a
+    GPU that can run the bundle, it lists the engine's own layers as well.
     """
     from vorta_trt.runtime.inspection import inspect_target
     from vorta_trt.runtime.memory_plan import CARDS

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +15,9 @@ from vorta_trt.model.constants import DEFAULT_TAU
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
+
+
+MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
 
 class Precision(str, Enum):
@@ -47,21 +52,31 @@ Size = Annotated[
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
 Tau = Annotated[
-    float | None, typer.Option(help=f"Default routing threshold; above 1 is dense [default: {DEFAULT_TAU}].")
+    float | None,
+    typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The seed of everything random.")]
 Shift = Annotated[
     float | None,
-    typer.Option(help="Flow shift; Wan: 3 at 480p, 5 at 720p; HunyuanVideo: 7 [default: the pipeline's]."),
+    typer.Option(help="Shift of the schedule towards noise [default: the pipeline's own]."),
 ]
 RouteOverride = Annotated[
-    Path | None, typer.Option("--route-override", metavar="FILE", help="Routes of `vorta-trt calibrate`.")
+    Path | None,
+    typer.Option("--route-override", metavar="FILE", help="Use the routes in this file of `vorta-trt calibrate`."),
 ]
 AttentionPrecisionOption = Annotated[
     AttentionPrecision | None,
-    typer.Option(
-        help="fp8: less exact attention products, for GPUs of compute capability 9.0 [default: same as --precision]."
-    ),
+    typer.Option(help="fp8 makes attention faster and less exact on GPUs of compute capability 9.0 [default: same]."),
 ]
+
+
+@contextmanager
+def usage(option: str | None = None) -> Iterator[None]:
+    """Turns the ValueError of a bad option into a usage error, which names the option if it is given."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def source_of(
@@ -75,10 +90,8 @@ def source_of(
 ) -> Source:
     from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 
-    try:
+    with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--size") from error
     attention = (attention_precision or AttentionPrecision.same).value
     return Source(checkpoint, router, video, precision.value, tau, attention, route_override=route_override)
 
@@ -86,10 +99,8 @@ def source_of(
 def pixels(size: str) -> tuple[int, int, int]:
     from vorta_trt.runtime.from_checkpoint import VideoSize
 
-    try:
+    with usage("--size"):
         video = VideoSize.parse(size)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--size") from error
     return video.frames, video.height, video.width
 
 
@@ -113,7 +124,7 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
 
 
 def check_folder(path: Path | None, option: str) -> None:
-    """Usage error if the folder of a file to write is not there, before anything slow."""
+    """Makes a usage error if the folder of a file to write is not there, before anything slow."""
     if path is not None and not path.absolute().parent.is_dir():
         raise typer.BadParameter(f"{path}: its folder does not exist; make it first", param_hint=option)
 

@@ -31,27 +31,31 @@ def routes(
     checkpoint: Checkpoint,
     router: Router = None,
     route_override: RouteOverride = None,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 50,
-    scheduler: Annotated[Scheduler | None, typer.Option(help="[default: the pipeline's own]")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps the schedule has.")] = 50,
+    scheduler: Annotated[
+        Scheduler | None, typer.Option(help="The scheduler that makes the timesteps [default: the pipeline's own].")
+    ] = None,
     shift: Shift = None,
     size: Size = None,
     tau: Tau = None,
     precision: Annotated[
-        Precision, typer.Option(help="The router sees the timestep embedding rounded to it.")
+        Precision,
+        typer.Option(help="The type of the model; the router sees a timestep embedding that is rounded to it."),
     ] = Precision.bf16,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw shares per step and layer, and layers x heads per step (.png, .svg, .pdf)."),
+        typer.Option(help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show which branch every head takes.
 
-    At every step of a schedule, with the FLOPs that this saves in attention and end to end (counted, not timed).
+    The table has a row for every step of a schedule, with the FLOPs that the routes save in attention and end to end.
+    FLOPs are counted, not timed.
     """
     from vorta_trt.model.timestep_path import TimestepPath
     from vorta_trt.runtime.console import Stages

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vorta_trt.commands.app import CONTEXT, AsJson, Debug, app, command
-from vorta_trt.commands.options import Checkpoint, Device, pixels
+from vorta_trt.commands.app import AsJson, Debug, command, group
+from vorta_trt.commands.options import Checkpoint, Device, Seed, pixels
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -27,17 +27,13 @@ class _RunUnlessNamed(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-train = typer.Typer(
+train = group(
+    "train-router",
+    "Train routers, or prepare the data for it.",
+    "vorta-trt train-router prepare CHECKPOINT --videos VIDEOS --size 77x480x832 -o DATA",
+    "vorta-trt train-router CHECKPOINT --data DATA -o ROUTER",
     cls=_RunUnlessNamed,
-    help="Train the routers of a checkpoint, or prepare the data for it.",
-    epilog="\b\nExamples:\n"
-    "  vorta-trt train-router prepare CHECKPOINT --videos VIDEOS --size 77x480x832 -o DATA\n"
-    "  vorta-trt train-router CHECKPOINT --data DATA -o ROUTER",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings=CONTEXT,
 )
-app.add_typer(train, name="train-router")
 
 
 class TrainingPrecision(str, Enum):
@@ -64,20 +60,22 @@ def run(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 100,
     accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 4,
     batch: Annotated[int, typer.Option(min=1, help="Samples per micro-batch.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
-    max_grad_norm: Annotated[float, typer.Option(help="Gradients are scaled down to it.")] = 1.0,
-    diffusion_weight: Annotated[float, typer.Option(help="Of the flow-matching loss.")] = 1.0,
-    distillation_weight: Annotated[float, typer.Option(help="Of the error against full attention.")] = 20.0,
-    regularisation_weight: Annotated[float, typer.Option(help="Of the squared full-branch scores.")] = 0.02,
-    intervals: Annotated[int, typer.Option(min=1, help="Strata of the timesteps; a step draws from one.")] = 5,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-2,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 1e-2,
+    max_grad_norm: Annotated[float, typer.Option(help="Scale gradients down to this norm.")] = 1.0,
+    diffusion_weight: Annotated[float, typer.Option(help="Weight of the flow-matching loss.")] = 1.0,
+    distillation_weight: Annotated[float, typer.Option(help="Weight of the error against full attention.")] = 20.0,
+    regularisation_weight: Annotated[float, typer.Option(help="Weight of the squared full-branch scores.")] = 0.02,
+    intervals: Annotated[
+        int, typer.Option(min=1, help="How many intervals the timesteps have; a step draws from one of them.")
+    ] = 5,
     reduction_rate: Annotated[float, typer.Option(help="Share of the tokens that the coreset drops.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Seed = 0,
     precision: Annotated[
-        TrainingPrecision, typer.Option(help="Of frozen weights and activations; routers are float32.")
+        TrainingPrecision, typer.Option(help="The type of frozen weights and activations; routers are float32.")
     ] = TrainingPrecision.bf16,
     gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Compute blocks again in the backward pass: slower, far less memory.")
+        bool, typer.Option(help="Compute blocks again in the backward pass, which is slower and takes far less memory.")
     ] = True,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in --output.")] = False,
@@ -85,14 +83,14 @@ def run(
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the model over the processes of torchrun.")] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Event files in OUTPUT/report, beside log.jsonl.")
+        bool, typer.Option("--tensorboard", help="Write event files into OUTPUT/report, beside log.jsonl.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train the routers of a frozen checkpoint; `run` may be left out.
+    """Train the routers of a checkpoint (`run` may be left out).
 
-    Writes config.json, ckpt/step-*/router.pt (what --router takes everywhere) and log.jsonl. For several GPUs, start
+    It writes config.json, ckpt/step-*/router.pt (what --router takes everywhere) and log.jsonl. For several GPUs, start
     one process per GPU with torchrun.
     """
     from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
@@ -150,10 +148,13 @@ def prepare(
     size: Annotated[str, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The data folder to write, or to complete.")],
     captions: Annotated[
-        Path | None, typer.Option(help="A JSON object, video file -> caption, instead of text files.")
+        Path | None,
+        typer.Option(help="Take captions from this JSON object, video file -> caption, instead of text files."),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second to take [default: the model's own].")] = None,
-    precision: Annotated[TrainingPrecision, typer.Option(help="Of the text encoder.")] = TrainingPrecision.bf16,
+    precision: Annotated[
+        TrainingPrecision, typer.Option(help="The type of the text encoder.")
+    ] = TrainingPrecision.bf16,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out videos that cannot be used.")] = False,
     as_json: AsJson = False,
@@ -161,7 +162,7 @@ def prepare(
 ) -> None:
     """Make training data from videos and captions.
 
-    Encodes both with the pipeline's own text encoder and VAE. What the folder has already is kept.
+    It encodes both with the pipeline's own text encoder and VAE. What the folder has already is kept.
     """
     from vorta_trt.model.training import prepare_data
     from vorta_trt.runtime.console import Stages

@@ -11,6 +11,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.options import (
+    MOST_SEED,
     Checkpoint,
     Precision,
     Router,
@@ -35,24 +36,25 @@ def verify(
     executor: Annotated[
         Executor | None,
         typer.Option(
-            help="What runs it [default: tensorrt for bundles, onnxruntime for ONNX, reference for ONNX in bf16]."
+            help="Run it with this [default: tensorrt for bundles, onnxruntime for ONNX, reference for ONNX in bf16]."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per run.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="How many samples a run has.")] = 1,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of the random inputs [default: a fresh one, printed].")
+        int | None,
+        typer.Option(min=0, max=MOST_SEED, help="The seed of the random inputs [default: a fresh one, printed]."),
     ] = None,
     case: Annotated[list[str] | None, typer.Option(help="Run only this case; may be repeated [default: all].")] = None,
     layers: Annotated[
-        bool | None, typer.Option(help="Compare after every module, too [default: if a case fails].")
+        bool | None, typer.Option(help="Compare after every module as well [default: if a case fails].")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Compare a file or an engine with torch.
 
-    Errors of every output against the checkpoint in fp32, with torch's own error in the same type beside them; after a
-    failure, the first module that departs.
+    It shows the error of every output against the checkpoint in fp32, beside torch's own error in the same type. After
+    a failure it names the first module that departs.
     """
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.verification.report import case_table, layer_table

@@ -38,17 +38,20 @@ def commands(text: str) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> None:
     """Raises a usage error, as the command line would, or KeyError for an unknown command; runs nothing."""
-    command: Any = get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
-    arguments = arguments[1:]
-    while arguments and arguments[0] in getattr(command, "commands", {}):
-        command, arguments = command.commands[arguments[0]], arguments[1:]
-    command = getattr(command, "commands", {}).get("run", command)  # `train-router CHECKPOINT`
+    command: Any = get_command(app)
+    while arguments and hasattr(command, "commands"):
+        name = "run" if "run" in command.commands and arguments[0] not in command.commands else arguments[0]
+        arguments = arguments[name == arguments[0] :]  # `train-router CHECKPOINT` is `train-router run CHECKPOINT`
+        if name not in command.commands:
+            raise KeyError(name)
+        command = command.get_command(None, name)
     command.make_context("vorta-trt", arguments)
 
 
 def helps(command: Any) -> list[str]:
     """The epilogs of all commands, which hold their examples."""
-    below = [text for child in getattr(command, "commands", {}).values() for text in helps(child)]
+    children = [command.get_command(None, name) for name in getattr(command, "commands", {})]
+    below = [text for child in children for text in helps(child)]
     return [command.epilog or "", *below]
 
 

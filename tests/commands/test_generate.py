@@ -231,7 +231,7 @@ def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkey
 
     monkeypatch.setattr(VideoWriter, "write", interrupted)
     arguments = ["--prompts", prompts, "--sigmas", "1", "--memory-mode", "staged", "-o", tmp_path / "videos"]
-    one_error(generate(tiny_wan.onnx, *arguments, code=1), "error: interrupted; nothing half-made is left")
+    one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert [entry.name for entry in (tmp_path / "videos").iterdir()] == ["000.mp4"]
 
 
@@ -251,7 +251,7 @@ def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
         while part := os.read(ours, 4096):
             said += part
     assert process.communicate(timeout=60)[0] == b""
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert b"error: interrupted; nothing half-made is left" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -265,5 +265,5 @@ def test_ctrl_c_while_writing(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(video_file, "_save", interrupted)
     monkeypatch.setattr(VideoWriter, "write", interrupted)
     arguments = ["--prompt", "a", "--sigmas", "1", "-o", tmp_path / f"wall.{suffix}"]
-    one_error(generate(tiny_wan.onnx, *arguments, code=1), "error: interrupted; nothing half-made is left")
+    one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert list(tmp_path.iterdir()) == []
