@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from vorta_trt.model.files import write_json
 
 HERE = Path(__file__).parent
 REPORTED_PACKAGES = (
@@ -60,7 +61,7 @@ def write_result(folder: Path, name: str, figures: dict[str, Any]) -> Path:
     """Writes `<folder>/<date>-<name>.json` and returns its path."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{date.today().isoformat()}-{name}.json"
-    path.write_text(json.dumps({**environment(folder), **figures}, indent=2) + "\n")
+    write_json(path, {**environment(folder), **figures})
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vorta_trt.benchmarks.cases import BRANCHES
 from vorta_trt.benchmarks.report import Report
+from vorta_trt.model.files import new_file
 from vorta_trt.plugins.extras import import_extra
 
 COLUMNS = 2  # panels beside each other
@@ -54,5 +55,6 @@ def plot_report(report: Report, path: Path) -> Path:
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize="small")
     machine = report.about.get("gpu") or "no GPU"
     figure.suptitle(f"{machine}: useful TFLOP/s, ms on the bars; dashed: the matrix product", fontsize="medium")
-    figure.savefig(path, dpi=150)
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     return path

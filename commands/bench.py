@@ -72,10 +72,11 @@ class ReportFiles(Options):
         text: Iterable[RenderableType],
     ) -> NoReturn:
         """Writes and prints a report; the exit code says whether everything of ours passed."""
+        from vorta_trt.model.files import write_text
         from vorta_trt.runtime.console import output_console
 
         if self.output is not None:
-            self.output.write_text(report.to_json() + "\n", encoding="utf-8")
+            write_text(self.output, report.to_json() + "\n")
         if self.plot is not None:
             draw(self.plot)
         if as_json:

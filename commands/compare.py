@@ -108,7 +108,9 @@ def compare(
         else:
             report = _compare_settings(of, first, second, sampling, common, stages)
     if output is not None:
-        output.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        from vorta_trt.model.files import write_text
+
+        write_text(output, report.model_dump_json(indent=2) + "\n")
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return

@@ -124,9 +124,14 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
 
 
 def check_folder(path: Path | None, option: str) -> None:
-    """Makes a usage error if the folder of a file to write is not there, before anything slow."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"{path}: its folder does not exist; make it first", param_hint=option)
+    """Makes a usage error if a file cannot be written, before anything slow."""
+    from vorta_trt.model.files import WriteError, check_output
+
+    if path is not None:
+        try:
+            check_output(path)
+        except WriteError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def quoted(path: Path) -> str:

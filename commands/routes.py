@@ -71,7 +71,9 @@ def routes(
         override = None if calibrated is None else calibrated.overrides(schedule.timesteps)  # [P, L, N]
         table = timestep_path.route_table(schedule.timesteps, route_override=override)
         if output is not None:
-            output.write_text(table.to_json() + "\n", encoding="utf-8")
+            from vorta_trt.model.files import write_text
+
+            write_text(output, table.to_json() + "\n")
         if plot is not None:
             stages("drawing the picture")
             table.plot(plot)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from vorta_trt.engines.errors import BuildCancelled as BuildCancelled
     from vorta_trt.engines.errors import BuildError as BuildError
     from vorta_trt.engines.errors import BundleError as BundleError
-    from vorta_trt.engines.errors import BundleWriteError as BundleWriteError
     from vorta_trt.engines.errors import FlavourError as FlavourError
     from vorta_trt.engines.flavours import available_flavours as available_flavours
     from vorta_trt.engines.flavours import get_flavour as get_flavour
@@ -30,7 +29,6 @@ _HOME = {
     "BuildProgress": "progress",
     "Bundle": "bundle",
     "BundleError": "errors",
-    "BundleWriteError": "errors",
     "FlavourError": "errors",
     "Manifest": "manifest",
     "available_flavours": "flavours",

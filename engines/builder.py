@@ -15,16 +15,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.engines import manifest as names
-from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.bundle import Bundle, new_bundle
 from vorta_trt.engines.cancel import Cancellation
 from vorta_trt.engines.description import ModelDescription, created_by, describe_model
-from vorta_trt.engines.errors import BuildError, BundleWriteError
+from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
@@ -35,8 +34,8 @@ from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.progress import ProgressCallback, progress_bar
 from vorta_trt.engines.route_override import check_route_override
-from vorta_trt.engines.staging import Staging, cannot_write, staging_folder
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
+from vorta_trt.model.files import check_space
 from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, PluginLibrary
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,6 @@ def build_engine(
     weight_streaming: bool = False,
     include_onnx: bool = False,
     include_plugin: bool = True,
-    routes: str | Path | None = None,
     route_override: str | Path | None = None,
     progress: ProgressCallback | bool = False,
     overwrite: bool = False,
@@ -74,14 +72,13 @@ def build_engine(
     weight_streaming: the engine can then run with a part of its weights in host memory (`Engine`'s
         weight_streaming_budget); not with TensorRT 8.6.
     include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
-    routes: a routes.json to put into the bundle.  Timestep embedder and routers go into it by themselves.
     route_override: routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told otherwise.
     progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
     overwrite: replace an existing bundle (the old one stays until the new one is complete).
     strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
         attention for GPUs or head dimensions that have no fp8 kernels.
 
-    Raises BuildError (with what TensorRT logged), OnnxFileError, FlavourError, BundleWriteError, FileNotFoundError,
+    Raises BuildError (with what TensorRT logged), OnnxFileError, FlavourError, WriteError, FileNotFoundError,
     and ValueError for options out of range. Ctrl-C and SIGTERM stop the build. In no case a half bundle is left.
     """
     options = BuildOptions(
@@ -108,31 +105,24 @@ def build_engine(
     extras = Extras(
         plugin_library=library if include_plugin else None,
         onnx=onnx if include_onnx else None,
-        routes=None if routes is None else Path(routes),
         route_override=None if route_override is None else Path(route_override),
         timestep_path=timestep_path,
     )
     with (
         Cancellation() as cancellation,
         _progress_callback(progress) as callback,
-        staging_folder(Path(bundle_path), overwrite) as staging,
+        new_bundle(Path(bundle_path), overwrite) as folder,
     ):
-        try:
-            _check_free_space(staging, onnx, extras)
-            built = build_plan(flavour, onnx, options, staging.path, callback, cancellation)
-            release_free_memory()
-            files = built.files | extras.copy_into(staging.path, cancellation)
-            _manifest(flavour, onnx, options, description, built, library, include_plugin, files).write(
-                staging.path / names.MANIFEST
-            )
-            cancellation.check()
-            staging.commit()
-        except OSError as error:
-            if isinstance(error, BundleWriteError):
-                raise
-            raise cannot_write(staging.destination, error) from error
+        # A plan is about as large as the ONNX file's weights.
+        check_space(bundle_path, onnx.total_bytes + sum(file.stat().st_size for file in extras.sources().values()))
+        built = build_plan(flavour, onnx, options, folder, callback, cancellation)
+        release_free_memory()
+        files = built.files | extras.copy_into(folder, cancellation)
+        manifest = _manifest(flavour, onnx, options, description, built, library, include_plugin, files)
+        manifest.write(folder / names.MANIFEST)
+        cancellation.check()
     logger.info("%s: built with %s %s in %.1f s", bundle_path, flavour.title, flavour.version, built.seconds)
-    return Bundle.open(staging.destination, verify=False, runtime=False)
+    return Bundle.open(bundle_path, verify=False, runtime=False)
 
 
 @contextlib.contextmanager
@@ -150,7 +140,6 @@ class Extras:
 
     plugin_library: Path | None
     onnx: OnnxFile | None
-    routes: Path | None
     route_override: Path | None
     timestep_path: TimestepWeights | None
 
@@ -162,8 +151,6 @@ class Extras:
         if self.onnx is not None:
             sources[names.ONNX] = self.onnx.path
             sources |= {file.name: file for file in self.onnx.data_files}
-        if self.routes is not None:
-            sources[names.ROUTES] = self.routes
         if self.route_override is not None:
             sources[names.ROUTE_OVERRIDE] = self.route_override
         return sources
@@ -176,17 +163,6 @@ class Extras:
             self.timestep_path.save(folder / names.TIMESTEP_PATH)
             files[names.TIMESTEP_PATH] = hash_file(folder / names.TIMESTEP_PATH, cancellation.check)
         return files
-
-
-def _check_free_space(staging: Staging, onnx: OnnxFile, extras: Extras) -> None:
-    """Raises before a long build whose result cannot fit; a plan is about as large as the ONNX file's weights."""
-    needed = onnx.total_bytes + sum(source.stat().st_size for source in extras.sources().values())
-    free = shutil.disk_usage(staging.path).free
-    if free < needed:
-        raise BundleWriteError(
-            f"{staging.destination}: about {needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free; free some "
-            "space or write to another disk"
-        )
 
 
 def _manifest(

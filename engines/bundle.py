@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from vorta_trt.engines import fp8
 from vorta_trt.engines.errors import BundleError, FlavourError
@@ -20,11 +20,11 @@ from vorta_trt.engines.manifest import (
     ONNX,
     PLAN,
     ROUTE_OVERRIDE,
-    ROUTES,
     TIMESTEP_PATH,
     Manifest,
     read_manifest,
 )
+from vorta_trt.model.files import WriteError, make_way, new_folder
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
@@ -89,24 +89,6 @@ class Bundle:
     @property
     def flavour(self) -> Flavour:
         return get_flavour(self.manifest.engine.flavour)
-
-    @property
-    def routes(self) -> dict[str, Any] | None:
-        """The content of routes.json, if there is one."""
-        if ROUTES not in self.manifest.files:
-            return None
-        content: dict[str, Any] = json.loads((self.path / ROUTES).read_text(encoding="utf-8"))
-        return content
-
-    def add_routes(self, source: Path) -> Bundle:
-        """Puts a routes.json into the bundle, or replaces it, and returns the bundle with its new manifest."""
-        temporary = self.path / f".{ROUTES}.new"
-        shutil.copyfile(source, temporary)
-        files = {**self.manifest.files, ROUTES: hash_file(temporary)}
-        temporary.replace(self.path / ROUTES)
-        manifest = self.manifest.model_copy(update={"files": files}).sealed()
-        manifest.write(self.path / MANIFEST)
-        return Bundle(self.path, manifest)
 
     def plugin_library(self, device: int = 0) -> PluginLibrary | None:
         """The library to load for this engine on GPU number `device`: the installed one if its ABI fits, else the
@@ -185,6 +167,27 @@ class Bundle:
             return None, [*problems, f"{own} has plugin ABI {library.abi_hash}, too"]
         logger.info("%s: using the bundle's own plugin library; the installed one does not fit (%s)", own, problems[0])
         return library, _kernel_problems(library, device)
+
+
+def check_new_bundle(path: Path, overwrite: bool) -> None:
+    """Raises WriteError unless `path` is free, or a bundle that may be replaced."""
+    make_way(path)
+    if not path.exists():
+        return
+    if not (path / MANIFEST).is_file():
+        raise WriteError(path, errno.EEXIST, f"exists and is not a bundle (no {MANIFEST}); give another path")
+    if not overwrite:
+        raise WriteError(
+            path, errno.EEXIST, "this bundle exists; pass overwrite=True (--overwrite) or give another path"
+        )
+
+
+@contextmanager
+def new_bundle(path: Path, overwrite: bool) -> Iterator[Path]:
+    """An empty folder that becomes the bundle when the block ends without an error; see `new_folder`."""
+    check_new_bundle(path, overwrite)
+    with new_folder(path, replaces=MANIFEST if overwrite else None) as folder:
+        yield folder
 
 
 def _kernel_problems(library: PluginLibrary, device: int) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stopping a long build on SIGINT or SIGTERM so that its temporary files go first.
+"""Stopping a long build on SIGINT, SIGTERM or SIGHUP so that its temporary files go first.
 
 TensorRT calls back into Python between its steps; an exception raised there by a signal handler is swallowed. So the
 handlers only note the signal, the progress monitor tells TensorRT to stop, and the signal is delivered again, to the
@@ -15,7 +15,7 @@ from typing import Any
 
 from vorta_trt.engines.errors import BuildCancelled
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Cancellation:
@@ -29,6 +29,8 @@ class Cancellation:
     def __enter__(self) -> Cancellation:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, a shell's background jobs
+                    continue
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -27,10 +27,6 @@ class BuildCancelled(BuildError):
     """The build was stopped by a signal, by Ctrl-C, or by the progress callback."""
 
 
-class BundleWriteError(VortaError, OSError):
-    """The bundle's folder cannot be written: read-only, full, or something else is in the way."""
-
-
 class BundleError(VortaError):
     """A bundle is damaged or does not fit this machine; `problems` names every mismatch found."""
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from vorta_trt.export.metadata import AttentionPrecision
+from vorta_trt.model.files import write_text
 from vorta_trt.model.precision import DataType, PrecisionName
 
 SCHEMA_VERSION = 1
@@ -19,7 +20,6 @@ MANIFEST = "manifest.json"
 PLAN = "transformer.plan"
 PLUGIN_LIBRARY = "libvorta_trt.so"
 ONNX = "model.onnx"
-ROUTES = "routes.json"
 ROUTE_OVERRIDE = "route_override.json"  # routes of `vorta-trt calibrate`, see model.route_calibration
 LAYERS = "layers.json"
 TIMESTEP_PATH = "timestep_path.safetensors"  # timestep embedder and routers: what is known before sampling
@@ -152,10 +152,8 @@ class Manifest(Strict):
         return self.model_copy(update={"digest": self.computed_digest()})
 
     def write(self, path: Path) -> None:
-        """Writes the sealed manifest, through a temporary file so that a reader never sees half of it."""
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(self.sealed().model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        """Writes the sealed manifest."""
+        write_text(path, self.sealed().model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:

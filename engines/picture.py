@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.engines.layers import UNKNOWN, LayerGraph, readable_bytes
 from vorta_trt.engines.modules import Module, ModuleGraph, collapse
+from vorta_trt.model.files import new_file
 from vorta_trt.plugins.extras import import_extra
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def draw_layers(graph: LayerGraph, path: str | Path, title: str = "") -> Path:
     _draw_edges(axes, modules, places)
     for module, (x, y) in zip(modules.modules, places, strict=True):
         _draw_module(axes, module, x, -y * ROW)
-    figure.savefig(path, dpi=130)
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
     return path
 
 

@@ -7,11 +7,11 @@ TensorRT-RTX has none: its calls are no-ops there; what it caches are kernels co
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines.flavours import Flavour
+from vorta_trt.model.files import new_file
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ class TimingCache:
 
     def save(self) -> None:
         """Replaces the file in one step, so that builds that run side by side never read half of it."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(memoryview(self._cache.serialize()))
-        temporary.replace(self.path)
+        with new_file(self.path) as unfinished:
+            unfinished.write_bytes(memoryview(self._cache.serialize()))

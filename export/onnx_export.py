@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from vorta_trt.export.describe import describe
-from vorta_trt.export.destination import check_destination, data_file, staged
 from vorta_trt.export.function_body import routed_attention_function
 from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.graph_passes import clean
 from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
+from vorta_trt.export.onnx_file import data_file
 from vorta_trt.export.skeleton import precision_of, skeleton_of
 from vorta_trt.export.tracing import trace
 from vorta_trt.export.weights import attach_weights
+from vorta_trt.model.files import check_output, check_space, new_file
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
@@ -92,7 +93,7 @@ def export_onnx(
             f"precision 'bf16' in opset {OPSET_17}: must be 'fp16' or 'fp32', TensorRT 8.6 has no bfloat16; export a "
             "model in float32 or float16 with precision='fp16'"
         )
-    check_destination(path)
+    check_output(path)
 
     skeleton, weights = skeleton_of(model, precision)
     size = sum(weight.nbytes for weight in weights.values())
@@ -103,6 +104,7 @@ def export_onnx(
             f"external_data False with {size / 1e9:.1f} GB of weights: one ONNX file holds at most "
             f"{INLINE_LIMIT / 1e9:.0f} GB; use external_data=True"
         )
+    check_space(path, size)
     metadata = describe(skeleton, model, precision, opset)
     graph = trace(skeleton, OPSET, lambda stage: report(stage, 0, 1))
     report("optimize", 0, 1)
@@ -117,7 +119,7 @@ def export_onnx(
 
     attach_weights(graph.graph, weights)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    with staged(path, size) as stage:
+    with new_file(path, data_file(path).name, size=size) as stage:
         _write(graph, stage, size, external_data, report)
     logger.info("exported %s: %s, %.1f MB of weights", path, precision, size / 1e6)
     return path

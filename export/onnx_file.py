@@ -17,6 +17,8 @@ from vorta_trt.plugins.library import ATTENTION_PRECISIONS
 if TYPE_CHECKING:
     import onnx
 
+DATA_SUFFIX = ".data"  # of the external data file: model.onnx.data beside model.onnx
+
 
 @dataclass(frozen=True)
 class RoutedAttentionNode:
@@ -26,6 +28,11 @@ class RoutedAttentionNode:
     geometry: AttentionGeometry
     scale: float
     attention_precision: str = SAME_PRECISION
+
+
+def data_file(path: Path) -> Path:
+    """Where the external data of the model at `path` lies, if it has any."""
+    return path.with_name(path.name + DATA_SUFFIX)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families import family_names
+from vorta_trt.model.files import write_text
 from vorta_trt.model.geometry import AttentionGeometry, Branch
-from vorta_trt.model.training.atomic import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class RouteCalibration:
             "errors": _rounded(self.errors.tolist()),
         }
         text = json.dumps(content, allow_nan=False) + "\n"
-        write_file(Path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: str | Path) -> RouteCalibration:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vorta_trt.model.files import check_output, new_file
 from vorta_trt.model.geometry import Branch
-from vorta_trt.model.training.atomic import write_file
 from vorta_trt.plugins.extras import import_extra
 
 if TYPE_CHECKING:
@@ -26,12 +26,11 @@ SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
 def check_picture(path: Path) -> None:
-    """Raises ValueError, FileNotFoundError or MissingExtraError if `draw_routes` could not write `path`."""
+    """Raises ValueError, WriteError or MissingExtraError if `draw_routes` could not write `path`."""
     known = import_extra("matplotlib.backend_bases", "plot").FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in known:
         raise ValueError(f"picture {path}: its suffix must be one of {', '.join(sorted(known))}; use .png")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"picture {path}: its folder does not exist; make it first")
+    check_output(path)
 
 
 def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
@@ -42,7 +41,7 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
         max_panels: of layers x heads; of a longer schedule, evenly spaced steps are shown, the first and last included.
 
     Raises:
-        ValueError, FileNotFoundError: max_panels below 1, or what `check_picture` raises.
+        ValueError, WriteError: max_panels below 1, or what `check_picture` raises.
     """
     if max_panels < 1:
         raise ValueError(f"max_panels {max_panels}: must be at least 1; use 50")
@@ -68,7 +67,8 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     ]  # fmt: skip
     lower.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     path = Path(path)
-    write_file(path, lambda unfinished: figure.savefig(unfinished, dpi=150))
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
+from vorta_trt.model.files import write_text
 from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
@@ -70,12 +71,10 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
     schedule = schedule_timesteps(checkpoint, STEPS)
     table = RouteTable.from_model(Source(checkpoint, router, precision="bf16").model(), schedule.timesteps)
     routes, picture = folder / "routes.json", folder / "routes.png"
-    routes.write_text(table.to_json() + "\n", encoding="utf-8")
+    write_text(routes, table.to_json() + "\n")
     table.plot(picture)
 
-    bundle = build_onnx(
-        exported["bf16"], folder / f"{stem}.bundle", report, routes=routes, include_onnx=True, overwrite=True
-    )
+    bundle = build_onnx(exported["bf16"], folder / f"{stem}.bundle", report, include_onnx=True, overwrite=True)
     video = _make_video(exported["fp32"], folder, report)
     verified = [
         verify(exported["fp32"], checkpoint, router, progress=lambda stage: report(stage, 0, 0)),
@@ -175,5 +174,5 @@ def _fresh(folder: Path) -> Path:
                 raise FileExistsError(f"{folder}: holds files that the demo did not make; give another --output")
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text("Made by `vorta-trt demo`, which may delete this folder.\n", encoding="utf-8")
+    write_text(folder / MARKER, "Made by `vorta-trt demo`, which may delete this folder.\n")
     return folder

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.bundle import Bundle, check_new_bundle
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.export.names import OPSET
 from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.files import temporary_folder
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
-
-ROUTE_STEPS = 50  # the default schedule of both families, for the routes.json of a bundle
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,6 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     Args:
         options: of `build_engine`.
     """
-    from vorta_trt.engines.staging import staging_folder
     from vorta_trt.export import export_onnx
 
     if source.precision == "fp32":
@@ -164,20 +162,17 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     opset = flavour.newest_opset or OPSET
     if not (ability := flavour.can_build()):  # before the slow part
         raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
-    # The same kind of folder as the build's own: removed at the end, and by the next build if this process is killed.
-    with staging_folder(bundle, bool(options.get("overwrite"))) as staging:
+    check_new_bundle(bundle, bool(options.get("overwrite")))
+    with temporary_folder(bundle) as folder:
         report("loading the checkpoint", 0, 0)
         model = source.model()
         if source.attention_precision == "fp8" and options.get("strict", True):  # refused before the export, too
             target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
-        path, show = staging.path / "model.onnx", _export_progress(report)
+        path, show = folder / "model.onnx", _export_progress(report)
         onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
-        routes, calibrated = None, source.calibrated_routes()
-        if model.has_router or calibrated is not None:
-            routes = write_routes(model, source.checkpoint, staging.path / "routes.json", calibrated=calibrated)
         model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
-        options |= {"routes": routes, "route_override": source.route_override}
+        options["route_override"] = source.route_override
         return build_onnx(onnx, bundle, report, tensorrt=tensorrt, **options)
 
 
@@ -190,31 +185,6 @@ def build_onnx(onnx: Path, bundle: Path, report: Report, *, tensorrt: str = "rtx
 
     report("reading the ONNX file", 0, 0)
     return build_engine(onnx, bundle, tensorrt, progress=show, **options)
-
-
-def write_routes(
-    model: RoutedTransformer,
-    checkpoint: Path,
-    path: Path,
-    steps: int = ROUTE_STEPS,
-    calibrated: RouteCalibration | None = None,
-) -> Path | None:
-    """Writes the route table of the pipeline's own schedule; None if the checkpoint has no scheduler.
-
-    Args:
-        calibrated: routes that go before the router's.
-    """
-    from vorta_trt.model.timestep_path import TimestepPath
-    from vorta_trt.runtime.schedules import has_scheduler, schedule_timesteps
-
-    if not has_scheduler(checkpoint):
-        logger.info("%s has no scheduler, so the bundle gets no routes.json", checkpoint)
-        return None
-    timesteps = schedule_timesteps(checkpoint, steps).timesteps
-    override = None if calibrated is None else calibrated.overrides(timesteps)  # [P, L, N]
-    table = TimestepPath.from_model(model).route_table(timesteps, route_override=override)
-    path.write_text(table.to_json() + "\n", encoding="utf-8")
-    return path
 
 
 def _export_progress(report: Report) -> Report:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vorta_trt.model.training.atomic import write_file
+from vorta_trt.model import files
 from vorta_trt.runtime.frames import import_av
 from vorta_trt.runtime.video_writer import SUFFIXES, VideoWriter
 
@@ -18,14 +18,13 @@ ARRAYS = ".npy"
 def check_output(path: Path) -> None:
     """Raises what `write_frames` would raise, before anything is generated.
 
-    Raises: ValueError, for another suffix; FileNotFoundError, without its folder; VortaError, without av.
+    Raises: ValueError, for another suffix; WriteError, where it cannot be written; VortaError, without av.
     """
     if path.suffix.lower() not in (*SUFFIXES, ARRAYS):
         raise ValueError(
             f"video {path}: its suffix must be one of {', '.join((*SUFFIXES, ARRAYS))}; use {path.stem}.mp4"
         )
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"video {path}: its folder does not exist; make it first")
+    files.check_output(path)
     if path.suffix.lower() != ARRAYS:
         import_av()
 
@@ -38,14 +37,10 @@ def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: f
     """
     check_output(path)
     if path.suffix.lower() == ARRAYS:
-        write_file(path, lambda unfinished: _save(unfinished, frames))
+        with files.new_file(path) as unfinished, unfinished.open("wb") as file:  # np.save would add a suffix to a name
+            np.save(file, frames)
         return path
     with VideoWriter(path, frames_per_second) as writer:
         for frame in frames:
             writer.write(frame)
     return path
-
-
-def _save(path: Path, frames: npt.NDArray[np.uint8]) -> None:
-    with path.open("wb") as file:  # np.save would add a suffix to a name
-        np.save(file, frames)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vorta_trt.model.files import new_file
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.frames import import_av
 
@@ -38,15 +39,13 @@ class VideoWriter:
         self._av = import_av()
         if CODEC not in self._av.codecs_available:
             raise VortaError(f"av {self._av.__version__} lacks the encoder {CODEC}; install av from PyPI")
-        self._path = path
-        self._unfinished = path.with_name(f".unfinished-{path.name}")
+        self._file = new_file(path)
         self._rate = Fraction(rate).limit_denominator(1001)
         self._container: Any = None
         self._stream: Any = None
 
     def __enter__(self) -> VideoWriter:
-        self._unfinished.touch()  # OSError with the path, where it cannot be written
-        self._container = self._av.open(str(self._unfinished), "w")
+        self._container = self._av.open(str(self._file.__enter__()), "w")
         return self
 
     def write(self, frame: npt.NDArray[np.uint8]) -> None:
@@ -66,7 +65,7 @@ class VideoWriter:
                 for packet in self._stream.encode():
                     self._container.mux(packet)
             self._container.close()
-            if error is None:
-                self._unfinished.replace(self._path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+        except BaseException as late:
+            self._file.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._file.__exit__(kind, error, trace)

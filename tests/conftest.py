@@ -36,11 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM have Python's own handlers, here and in child processes.
+    """SIGINT, SIGTERM and SIGHUP have Python's own handlers, here and in child processes.
 
-    A shell that starts `make test` in the background lets both be ignored, and children inherit that.
+    A shell that starts `make test` in the background lets them be ignored, and children inherit that.
     """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():

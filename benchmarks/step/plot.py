@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vorta_trt.benchmarks.step.measure import REST
 from vorta_trt.benchmarks.step.report import StepReport
+from vorta_trt.model.files import new_file
 from vorta_trt.plugins.extras import import_extra
 
 COLOURS = {"attention": "#2e7d32", "matrix products": "#37474f", REST: "#bdbdbd"}
@@ -48,5 +49,6 @@ def plot_report(report: StepReport, path: Path) -> Path:
         panels[1].invert_yaxis()
         panels[1].margins(x=0.15)
     figure.suptitle(f"{report.about.get('gpu') or 'no GPU'}: {report.about['case']}", fontsize="medium")
-    figure.savefig(path, dpi=150)
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     return path

@@ -20,7 +20,6 @@ The text encoder is gone before the transformer is loaded.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +43,7 @@ from vorta_trt.model.calibration.samples import (
 from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.families.training import training_family
+from vorta_trt.model.files import check_output
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -93,7 +93,7 @@ def calibrate_routes(
     began = time.perf_counter()
     settings = settings or CalibrationSettings()
     output = Path(output)
-    _check_output(output)
+    check_output(output)
     target = _device(device, settings.dtype)
     if (data is None) == (prompts is None):
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
@@ -178,15 +178,6 @@ def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool,
     dataset.samples = [dataset.samples[index] for index in drawn]
     dataset.leave_out(dataset.find_bad(progress), skip_bad)
     return dataset
-
-
-def _check_output(output: Path) -> None:
-    if output.is_dir():
-        raise IsADirectoryError(f"output {output}: is a folder; give the file to write, e.g. {output}/calibration.json")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"output {output}: its folder does not exist; make it first")
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(f"output {output}: its folder cannot be written; give another")
 
 
 def _device(name: str, dtype: str) -> torch.device:

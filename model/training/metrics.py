@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vorta_trt.model.training.atomic import write_file
+from vorta_trt.model.files import write_text
 from vorta_trt.plugins.errors import VortaError
 
 
@@ -34,7 +34,7 @@ class MetricsLog:
             self._writer = _tensorboard_writer(tensorboard, resumed_from)
         kept = [line for line in read_log(file) if line["step"] <= resumed_from] if resumed_from else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_file(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        write_text(file, text)
         self._stream = file.open("a", encoding="utf-8")
 
     def write(self, metrics: dict[str, Any]) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.families.training import TrainingFamily, training_family
+from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.atomic import remove_unfinished, write_file, write_json
 from vorta_trt.model.training.dataset import Progress
 from vorta_trt.model.training.layouts import DATASET_FILE, VERSION, DataError, latent_file, prompt_file
 from vorta_trt.model.training.settings import PRECISIONS
@@ -102,7 +102,6 @@ def prepare_data(
     clips = _find_clips(Path(videos), None if captions is None else Path(captions), _refusal(bad, skip_bad))
     for folder in (output, output / "latents", output / "prompts"):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
 
     progress("loading text encoder and VAE", 0, 0)
     kind = family.facts.pipeline_class
@@ -270,4 +269,5 @@ def _write(file: Path, tensors: dict[str, Tensor], origin: dict[str, str]) -> No
     from safetensors.torch import save_file
 
     whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    write_file(file, lambda unfinished: save_file(whole, unfinished, metadata=origin))
+    with new_file(file) as unfinished:
+        save_file(whole, unfinished, metadata=origin)

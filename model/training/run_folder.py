@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.files import new_folder, write_json
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.training.atomic import remove_unfinished, write_folder, write_json
 
 ROUTER_FILE = "router.pt"
 STATE_FILE = "training.pt"
@@ -72,21 +72,16 @@ class RunFolder:
             )
 
     def start(self, config: dict[str, Any]) -> None:
-        """Makes the folder, removes what a killed process left unfinished, and writes config.json."""
+        """Makes the folder and writes config.json."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, self.checkpoints):
-            remove_unfinished(folder)
         write_json(self.path / CONFIG_FILE, config)
 
     def save(self, router: dict[str, Tensor], state: TrainingState) -> Path:
         """Writes a step's folder and returns it."""
         folder = self._folder(state.step)
-
-        def fill(unfinished: Path) -> None:
+        with new_folder(folder) as unfinished:
             torch.save(router, unfinished / ROUTER_FILE)
             torch.save(vars(state), unfinished / STATE_FILE)
-
-        write_folder(folder, fill)
         return folder
 
     def load_state(self) -> TrainingState:

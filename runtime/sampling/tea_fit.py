@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vorta_trt.model.files import write_json
 from vorta_trt.model.timestep_path import SIGNALS, Signal
 from vorta_trt.runtime.sampling.tea_cache import TeaCache
 
@@ -82,10 +83,7 @@ class TeaCoefficients:
 
     def save(self, path: str | Path) -> None:
         """As JSON; the file is replaced once the new one is complete."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> TeaCoefficients:

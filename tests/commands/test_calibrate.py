@@ -94,8 +94,7 @@ def test_a_bundle_holds_them(folder: Path, routes: Path, tmp_path: Path) -> None
     assert bundle.route_override_path is not None and bundle.manifest.geometry is not None
     calibration = RouteCalibration.load(bundle.route_override_path)
     assert AttentionGeometry.from_dict(bundle.manifest.geometry) == calibration.geometry
-    assert bundle.routes is not None
-    assert bundle.routes["routes"] == calibration.overrides(bundle.routes["timesteps"]).tolist()
+    assert calibration.routes.equal(RouteCalibration.load(routes).routes)
     assert re.search(r"overrides +2 buckets, 2 layers, 2 heads", vorta("inspect", path))
     assert "2 buckets" in json.loads(vorta("inspect", path, "--json"))["route_override"]
 

@@ -185,8 +185,7 @@ def built(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Bu
     """A bundle with everything in it; read only: tests that change it take `bundle`."""
     folder = tmp_path_factory.mktemp("built bundle")
     model = make_model(folder / "small.onnx", external_data=True)
-    (folder / "routes.json").write_text('{"routes": [[0, 1], [2, 0]]}')
-    return build_engine(model, folder / "small.bundle", include_onnx=True, routes=folder / "routes.json")
+    return build_engine(model, folder / "small.bundle", include_onnx=True)
 
 
 @pytest.fixture

@@ -76,9 +76,9 @@ def test_a_plan_with_one_flipped_bit(bundle: Path) -> None:
 def test_every_damage_is_named_at_once(bundle: Path) -> None:
     (bundle / "layers.json").unlink()
     (bundle / "model.onnx").write_bytes(b"x")
-    (bundle / "routes.json").write_text("{}" * 9)
+    (bundle / "small.onnx.data").unlink()
     found = problems(bundle)
-    for words in ("layers.json is missing", "model.onnx is cut short", "routes.json"):
+    for words in ("layers.json is missing", "model.onnx is cut short", "small.onnx.data is missing"):
         assert words in found
 
 
@@ -173,13 +173,6 @@ def test_the_bundles_own_library_serves_where_the_installed_one_does_not(
     assert library is not None and library.path == (bundle / "libvorta_trt.so").resolve()
     (bundle / "libvorta_trt.so").unlink()
     assert "libvorta_trt.so: no such file" in problems(bundle)
-
-
-def test_routes_can_be_added_later(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "new.json").write_text('{"routes": [[1, 1]]}')
-    changed = Bundle.open(bundle).add_routes(tmp_path / "new.json")
-    assert changed.routes == {"routes": [[1, 1]]}
-    assert Bundle.open(bundle).manifest == changed.manifest
 
 
 def test_extra_files_do_no_harm(bundle: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_bundle_in_one_go(hunyuan_video: Any, tmp_path: Path) -> None:
         *("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"),
         *("guidance", "tau", "route_override"),
     ]
-    assert bundle.routes is not None and np.array(bundle.routes["routes"]).shape == (50, LAYERS, HEADS)
+    assert "timestep_path.safetensors" in manifest.files
 
 
 def test_another_size_than_the_routers(hunyuan_video: Any) -> None:

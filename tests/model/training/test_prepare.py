@@ -86,7 +86,8 @@ def test_only_what_is_missing_is_made(checkpoint: Path, videos: Path, tmp_path: 
     prepare(checkpoint, videos, output)
     (output / "dataset.json").unlink()  # killed before the end
     (output / "latents/red.safetensors").unlink()
-    (output / "latents/.unfinished-12-red.safetensors").write_bytes(b"half")
+    (output / "latents/.red.safetensors.unfinished-12-ab").mkdir()
+    (output / "latents/.red.safetensors.unfinished-12-ab/red.safetensors").write_bytes(b"half")
     kept = (output / "latents/blue.safetensors").stat().st_mtime_ns
     assert prepare(checkpoint, videos, output).kept_files == 3
     assert (output / "latents/blue.safetensors").stat().st_mtime_ns == kept

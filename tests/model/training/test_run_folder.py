@@ -107,17 +107,18 @@ def test_a_checkpoint_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeyp
     load_router(tmp_path)
 
 
-def test_starting_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    left = tmp_path / "ckpt/.unfinished-123-step-000010"
+def test_the_next_run_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    left = tmp_path / "ckpt/.step-000010.unfinished-123-ab"
     left.mkdir(parents=True)
     (left / "router.pt").write_bytes(b"half")
-    (tmp_path / ".unfinished-123-config.json").write_text("{")
+    (tmp_path / ".config.json.unfinished-123-ab").mkdir()
     run = RunFolder(tmp_path)
     assert run.steps() == []
     run.check_new()
     run.start(config_of(AttentionGeometry.for_video(9, 64, 96)))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["ckpt", "config.json"]
-    assert not list((tmp_path / "ckpt").iterdir())
+    run.save(ROUTER, state(10))
+    assert [entry.name for entry in (tmp_path / "ckpt").iterdir()] == ["step-000010"]
 
 
 def test_refusals(tmp_path: Path) -> None:

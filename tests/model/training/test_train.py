@@ -196,7 +196,7 @@ def test_a_killed_run_leaves_a_loadable_checkpoint(setup: Setup, tmp_path: Path)
 
     step = max(int(folder.name[5:]) for folder in (run / "ckpt").glob("step-*")) + 2
     train(setup, run, steps=step, resume=True)
-    assert not list(run.rglob(".unfinished-*"))
+    assert not list(run.rglob(".*unfinished-*"))
     train(setup, tmp_path / "whole", steps=step)
     assert_same_run(tmp_path / "whole", run, step)
 
