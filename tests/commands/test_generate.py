@@ -136,7 +136,7 @@ def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
     ("arguments", "message"),
     [
         (["--prompt", "a", "-o", "x.gif"], "error: video x.gif: its suffix must be one of"),
-        (["--prompt", "a", "-o", "absent/x.mp4"], "error: video absent/x.mp4: its folder does not exist"),
+        (["--prompt", "a", "-o", "absent/x.mp4"], "error: output absent/x.mp4: its folder does not exist"),
         (["--prompts", "absent.txt", "-o", "x"], "error: prompts absent.txt: no such file"),
         (["--prompt", "a", "-o", "x.mp4", "--cpu-offload"], "error: cpu_offload: there is no GPU to keep free"),
         (

@@ -22,6 +22,7 @@ from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, DOMAIN, OPERATOR
 from vorta_trt.export.skeleton import skeleton_of
 from vorta_trt.model import RoutedTransformer, RouteTable
+from vorta_trt.model.files import WriteError
 
 LAYERS, HEADS, TEXT_DIM = 3, 4, 24  # of the checkpoint in conftest.py
 
@@ -271,8 +272,8 @@ def test_model_without_geometry(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
-        (".", IsADirectoryError, "is a folder; give a file name"),
-        ("missing/model.onnx", FileNotFoundError, "its folder does not exist; create it first"),
+        (".", WriteError, "is a folder; give a file name"),
+        ("missing/model.onnx", WriteError, "its folder does not exist; create it first"),
     ],
 )
 def test_bad_destination(load: Load, tmp_path: Path, target: str, error: type[OSError], message: str) -> None:

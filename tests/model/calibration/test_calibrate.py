@@ -21,6 +21,7 @@ from vorta_trt.model.calibration.measure import measure_branches
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
+from vorta_trt.model.files import WriteError
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training.layouts import DataError
@@ -293,8 +294,8 @@ def test_what_cannot_be_calibrated(wan: Path, data: Path, tmp_path: Path) -> Non
     refused("target share 0.01: the cheapest branch everywhere takes 0.25", budget=None, target_share=0.01)
     refused("buckets 9: must be between 1 and the 8 different timesteps", buckets=9)
     refused("run steps 3: none falls into the bucket", source={"prompts": PROMPTS}, video_size=SIZE, buckets=4)
-    refused("c.json: its folder does not exist", FileNotFoundError, output=tmp_path / "absent/c.json")
-    refused("is a folder; give the file to write", IsADirectoryError, output=tmp_path)
+    refused("c.json: its folder does not exist", WriteError, output=tmp_path / "absent/c.json")
+    refused("is a folder; give a file name", WriteError, output=tmp_path)
     refused("device 'tpu': must be one of", device="tpu")
     refused("data .*absent: does not exist", FileNotFoundError, source={"data": tmp_path / "absent"})
     refused("prompts: there are none", source={"prompts": []}, video_size=SIZE)

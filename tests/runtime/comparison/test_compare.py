@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vorta_trt.model.files import WriteError
 from vorta_trt.runtime.comparison.compare import compare_samples
 from vorta_trt.runtime.comparison.image_quality import LpipsUnavailableError
 from vorta_trt.runtime.comparison.report import CompareReport
@@ -127,12 +128,12 @@ def test_a_failure_leaves_no_video(tmp_path: Path, seed: int) -> None:
         compare(one, one, video=path, fps=0.0)
     with pytest.raises(ValueError, match="is a folder of samples, among which the videos would count"):
         compare(tmp_path, tmp_path, video=tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(WriteError, match="v.mp4: its folder does not exist"):
         compare(one, one, video=tmp_path / "absent" / "v.mp4")
     save(tmp_path / "bad.npy", np.zeros(3))
     with pytest.raises(SampleError, match="is no video"):
         compare(one, tmp_path / "bad.npy", video=path)
-    assert not list(tmp_path.glob("*.mp4")) and not list(tmp_path.glob(".unfinished*"))
+    assert not list(tmp_path.glob("*.mp4")) and not list(tmp_path.glob(".*"))
 
 
 def test_pairing_errors(tmp_path: Path, seed: int) -> None:

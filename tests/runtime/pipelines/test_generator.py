@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.files import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingSettings, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
@@ -168,7 +169,7 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video.mp4", "video.npy"]
     with pytest.raises(ValueError, match=r"its suffix must be one of .mkv, .mov, .mp4, .npy; use video.mp4"):
         video.save(tmp_path / "video.gif")
-    with pytest.raises(FileNotFoundError, match="its folder does not exist; make it first"):
+    with pytest.raises(WriteError, match="its folder does not exist; create it first"):
         video.save(tmp_path / "absent" / "video.mp4")
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[video\]'"):
