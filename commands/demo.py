@@ -31,6 +31,7 @@ def demo(
     It makes a pipeline and a router, exports, builds, verifies, shows the routes, and generates a video in ONNX
     Runtime. It takes about a minute and needs no GPU.
     """
+    from vorta_trt.model.tables import table_lines
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.demo import next_steps, run_demo
     from vorta_trt.runtime.verification.report import case_table
@@ -46,7 +47,7 @@ def demo(
         console.print(report.routes, markup=False, soft_wrap=True)
         console.print(f"attention FLOPs saved by routing: {100 * report.attention_flops_saved:.1f} %")
         console.print(f"RoutedAttention plugin layers in the engine: {report.plugin_layers}\n")
-        for what, where in report.files.items():
-            console.print(f"{what + ':':<23}{where}", markup=False, soft_wrap=True)
+        for line in table_lines(("", ""), report.files.items(), left=2):
+            console.print(line, markup=False, soft_wrap=True)
         console.print(f"\n{next_steps(report)}", markup=False, soft_wrap=True)
     raise typer.Exit(0 if report.passed else 1)

@@ -65,7 +65,7 @@ def progress_monitor(trt: Any, callback: ProgressCallback | None, cancellation: 
 
 @contextmanager
 def progress_bar(description: str = "build") -> Iterator[ProgressCallback]:
-    """A rich progress bar on stderr: one line per open phase, the innermost phases come and go."""
+    """A progress bar on stderr, if that is a terminal: a line per open phase; the innermost come and go."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -75,7 +75,8 @@ def progress_bar(description: str = "build") -> Iterator[ProgressCallback]:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.file.isatty()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(event: BuildProgress) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.router import hard_routes
+from vorta_trt.model.tables import percent, table_lines
 from vorta_trt.model.transformer_flops import other_flops
 
 if TYPE_CHECKING:
@@ -197,20 +198,22 @@ class RouteTable:
         """A few lines of text: shares and attention FLOPs saved, per step and in total; end-to-end FLOPs."""
         steps, layers, heads = self.routes.shape
         shares, saved = self.shares_per_step(), self.saved_per_step()
+        rows = [
+            (
+                f"{timestep:.1f}",
+                *(percent(float(share[step])) for share in shares.values()),
+                percent(float(saved[step])),
+            )
+            for step, timestep in enumerate(self.timesteps)
+        ]
+        total = ("all", *map(percent, self.shares().values()), percent(self.saved))
         lines = [
             f"{steps} steps, {layers} layers, {heads} heads, tau {self.tau:g}",
             str(self.geometry),
-            f"{'timestep':>9}" + "".join(f"{name:>9}" for name in shares) + f"{'saved':>9}",
-        ]
-        for step, timestep in enumerate(self.timesteps):
-            row = "".join(f"{100 * float(share[step]):8.1f}%" for share in shares.values())
-            lines.append(f"{timestep:9.1f}{row}{100 * float(saved[step]):8.1f}%")
-        total = "".join(f"{100 * share:8.1f}%" for share in self.shares().values())
-        lines.append(f"{'all':>9}{total}{100 * self.saved:8.1f}%")
-        lines.append(
+            *table_lines(("timestep", *shares, "saved"), (*rows, total)),
             f"attention per sample and schedule: {self.dense_flops * steps / 1e12:.4g} TFLOP dense, "
-            f"{float(self.flops_per_step().sum()) / 1e12:.4g} TFLOP routed"
-        )
+            f"{float(self.flops_per_step().sum()) / 1e12:.4g} TFLOP routed",
+        ]
         if self.other_flops is not None and self.total_dense_flops and self.total_routed_flops:
             parts = ", ".join(
                 f"{name.replace('_', ' ')} {flops / 1e12:.4g}" for name, flops in self.other_flops.items()

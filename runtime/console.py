@@ -32,7 +32,7 @@ class Stages:
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.file.isatty())
         self._task = self._bar.add_task("starting", total=None)
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:

@@ -18,6 +18,7 @@ from vorta_trt.model.calibration.buckets import bucket_of
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.route_table import RouteTable
+from vorta_trt.model.tables import percent, table_lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,17 +101,19 @@ class CalibrationReport:
 
     def summary(self) -> str:
         """A table of the buckets, and what to make of it."""
-        lines = [
-            f"{'timesteps':>16}{'steps':>7}{'full':>8}{'coreset':>9}{'sliding':>9}{'saved':>8}"
-            f"{'layer error: predicted':>24}{'found':>8}{'sample error':>14}"
-        ]
-        for row in self.buckets():
-            lines.append(
-                f"{row['upper']:8.1f} - {row['lower']:5.1f}{row['steps']:7}{100 * row['full']:7.1f}%"
-                f"{100 * row['coreset']:8.1f}%{100 * row['sliding']:8.1f}%{100 * row['attention_flops_saved']:7.1f}%"
-                f"{row['predicted_worst_layer_error']:24.4f}{row['found_worst_layer_error']:8.4f}"
-                f"{row['sample_error']:14.4f}"
+        branches = [branch.name.lower() for branch in Branch]
+        names = ("predicted_worst_layer_error", "found_worst_layer_error", "sample_error")
+        rows = [
+            (
+                f"{row['upper']:.1f} - {row['lower']:.1f}",
+                str(row["steps"]),
+                *(percent(row[name]) for name in (*branches, "attention_flops_saved")),
+                *(f"{row[name]:.4f}" for name in names),
             )
+            for row in self.buckets()
+        ]
+        errors = ("layer error: predicted", "found", "sample error")
+        lines = table_lines(("timesteps", "steps", *branches, "saved", *errors), rows)
         other = "" if set(self.measured).isdisjoint(self.held_back) else ", with other noise at other steps"
         lines += [
             "errors are relative, of the worst layer; found ones on what was held back",
