@@ -28,9 +28,9 @@ from vorta_trt.benchmarks.timing import Run, Timer, Timing, matmul_ceiling, tflo
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.operator_schema import choices
 
 logger = logging.getLogger(__name__)
-PRECISIONS = ("same", "fp8")
 
 
 class NoGpuError(VortaError):
@@ -64,8 +64,8 @@ class Options:
             if branch not in BRANCHES:
                 raise ValueError(f"branch {branch!r}: must be one of {', '.join(BRANCHES)}")
         for precision in self.precisions:
-            if precision not in PRECISIONS:
-                raise ValueError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
+            if precision not in choices("attention_precision"):
+                raise ValueError(f"precision {precision!r}: must be one of {', '.join(choices('attention_precision'))}")
         select_peers(self.peers)
         self.cases()
 

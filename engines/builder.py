@@ -36,7 +36,8 @@ from vorta_trt.engines.progress import ProgressCallback, progress_bar
 from vorta_trt.engines.route_override import check_route_override
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space
-from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, PluginLibrary
+from vorta_trt.plugins.library import PluginLibrary
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 logger = logging.getLogger(__name__)
 
@@ -212,9 +213,9 @@ def _manifest(
 def _plugin_info(path: Path, layer_count: int, included: bool) -> PluginInfo:
     library = PluginLibrary(path)
     return PluginInfo(
-        name=OPERATOR_NAME,
-        version=OPERATOR_VERSION,
-        namespace=OPERATOR_NAMESPACE,
+        name=ROUTED_ATTENTION.name,
+        version=ROUTED_ATTENTION.version,
+        namespace=ROUTED_ATTENTION.namespace,
         library=names.PLUGIN_LIBRARY,
         included=included,
         library_version=library.version,

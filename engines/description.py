@@ -11,7 +11,8 @@ from typing import Any
 
 from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.metadata import KEY, AttentionPrecision, ModelMetadata
+from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,7 @@ from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.route_override import describe_route_override
-from vorta_trt.export.metadata import AttentionPrecision
-from vorta_trt.plugins.library import OPERATOR_NAME
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
 
 
 class ModuleLine(BaseModel):
@@ -121,10 +120,13 @@ class OnnxReport(BaseModel):
         """The report as text."""
         yield f"{self.path}: {readable_bytes(self.total_bytes)} with its weights"
         yield "opsets     " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
-        yield f"portable   {'has' if self.has_function_body else 'has NO'} function body for {OPERATOR_NAME}"
+        yield f"portable   {'has' if self.has_function_body else 'has NO'} function body for {ROUTED_ATTENTION.name}"
         if self.nodes_without_plugin_attributes:
             count = len(self.nodes_without_plugin_attributes)
-            yield f"warning    {count} {OPERATOR_NAME} nodes lack plugin attributes: TensorRT would not use the plugin"
+            yield (
+                f"warning    {count} {ROUTED_ATTENTION.name} nodes lack plugin attributes: "
+                "TensorRT would not use the plugin"
+            )
         yield f"attention  {describe_attention(self.attention_precision)}"
         yield from (f"input      {name} {kind}" for name, kind in self.inputs.items())
         yield from (f"output     {name} {kind}" for name, kind in self.outputs.items())
@@ -136,7 +138,7 @@ def describe_attention(precision: AttentionPrecision) -> str:
 
 
 def network_lines(network: NetworkReport) -> Iterator[str]:
-    yield f"layers     {network.layers}, of them {network.plugin_layers} {OPERATOR_NAME}"
+    yield f"layers     {network.layers}, of them {network.plugin_layers} {ROUTED_ATTENTION.name}"
     yield f"weights    {readable_bytes(network.weight_bytes)}"
     yield "kinds      " + ", ".join(f"{kind} {count}" for kind, count in network.kinds.items())
     yield "types      " + ", ".join(f"{dtype} {count}" for dtype, count in network.dtypes.items())
@@ -210,7 +212,7 @@ def report_network(graph: LayerGraph) -> NetworkReport:
             line.dtypes[dtype] = line.dtypes.get(dtype, 0) + count
     return NetworkReport(
         layers=len(graph.layers),
-        plugin_layers=kinds[OPERATOR_NAME],
+        plugin_layers=kinds[ROUTED_ATTENTION.name],
         kinds=dict(kinds.most_common()),
         dtypes=dict(graph.dtypes().most_common()),
         weight_bytes=graph.weight_bytes(),

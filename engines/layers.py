@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vorta_trt.engines.network import is_routed_attention, layers
 from vorta_trt.model.precision import BITS, TENSORRT_TYPES
-from vorta_trt.plugins.library import OPERATOR_NAME
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 CONSTANT = "CONSTANT"
 UNKNOWN = "unknown"  # the type of a tensor that an ONNX file does not state
@@ -81,7 +81,7 @@ def from_network(trt: Any, network: Any) -> LayerGraph:
         found.append(
             Layer(
                 name=layer.name,
-                kind=OPERATOR_NAME if is_routed_attention(trt, layer) else layer.type.name,
+                kind=ROUTED_ATTENTION.name if is_routed_attention(trt, layer) else layer.type.name,
                 scope=scope_of_name(node),
                 inputs=[tensor.name for tensor in inputs],
                 outputs=[tensor.name for tensor in outputs],

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
-from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.model.files import write_text
 from vorta_trt.model.precision import DataType, PrecisionName
+from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 SCHEMA_VERSION = 1
 

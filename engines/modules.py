@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vorta_trt.engines.layers import CONSTANT, Layer, LayerGraph, scope_of_name
-from vorta_trt.plugins.library import OPERATOR_NAME
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 MOST_MODULES = 32  # more boxes than this cannot be read in one picture
 
@@ -42,7 +42,7 @@ class Module:
 
     @property
     def is_plugin(self) -> bool:
-        return set(self.kinds) == {OPERATOR_NAME}
+        return set(self.kinds) == {ROUTED_ATTENTION.name}
 
     @property
     def container(self) -> str | None:
@@ -96,8 +96,8 @@ def module_of_layer(names: Sequence[str]) -> str:
     scopes = [_INDEX.sub("*", scope_of_name(node)).split(".") for node in nodes]
     common = os.path.commonprefix(scopes)  # of lists: part by part
     name = _truncated(".".join(common), len(common))
-    if any(node.endswith(f"/{OPERATOR_NAME}") for node in nodes):
-        return f"{name}/{OPERATOR_NAME}" if name else OPERATOR_NAME
+    if any(node.endswith(f"/{ROUTED_ATTENTION.name}") for node in nodes):
+        return f"{name}/{ROUTED_ATTENTION.name}" if name else ROUTED_ATTENTION.name
     return name
 
 
@@ -135,8 +135,8 @@ def _place(layer: Layer, scope: str, depth: int) -> Place:
     match = _INDEX.search(scope)
     # A block's number and its name are one step: "blocks.3.attn1" has depth 2.
     name = _truncated(_INDEX.sub("*", scope), depth)
-    if layer.kind == OPERATOR_NAME:
-        name = f"{name}/{OPERATOR_NAME}" if name else OPERATOR_NAME
+    if layer.kind == ROUTED_ATTENTION.name:
+        name = f"{name}/{ROUTED_ATTENTION.name}" if name else ROUTED_ATTENTION.name
     return Place(name, int(match[0]) if match else None)
 
 

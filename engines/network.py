@@ -11,10 +11,10 @@ from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.logs import is_noise
 from vorta_trt.engines.manifest import ShapeRange, TensorSpec
-from vorta_trt.engines.onnx_file import PLUGIN_ATTRIBUTES, OnnxFile
+from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.engines.plugin import registered
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
-from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION
+from vorta_trt.plugins.operator_schema import PLUGIN_ATTRIBUTES, ROUTED_ATTENTION
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
         parsed = parser.parse_from_file(str(onnx.path.resolve()))
     errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
     if not parsed or errors:
-        ours = [message for message in collected.errors if message.startswith(f"[{OPERATOR_NAMESPACE}::")]
+        ours = [message for message in collected.errors if message.startswith(f"[{ROUTED_ATTENTION.namespace}::")]
         raise BuildError(
             f"{onnx.path}: {flavour.title} {flavour.version} cannot import this model; {_remedy(flavour, onnx)}",
             ours + errors or collected.errors,
@@ -73,7 +73,7 @@ def layers(network: Any) -> list[Any]:
 
 def is_routed_attention(trt: Any, layer: Any) -> bool:
     """Whether a layer is our plugin and not somebody else's."""
-    names = (OPERATOR_NAMESPACE, OPERATOR_NAME, OPERATOR_VERSION)
+    names = (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, ROUTED_ATTENTION.version)
     if layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
         layer.__class__ = trt.IPluginV3Layer  # TensorRT's way of narrowing an ILayer in Python
         core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
@@ -102,7 +102,7 @@ def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: list[An
             )
         elif registered(flavour.module) is None:
             why = (
-                f"plugin {OPERATOR_NAMESPACE}::{OPERATOR_NAME} is not registered with {flavour.title}, so that "
+                f"plugin {ROUTED_ATTENTION} is not registered with {flavour.title}, so that "
                 "TensorRT took the function body in the file; load libvorta_trt.so first"
             )
         else:
@@ -138,7 +138,7 @@ def _describe(error: Any) -> str:
 
 def _remedy(flavour: Flavour, onnx: OnnxFile) -> str:
     if onnx.routed_nodes and registered(flavour.module) is None:
-        return f"plugin {OPERATOR_NAMESPACE}::{OPERATOR_NAME} is not registered: load libvorta_trt.so first"
+        return f"plugin {ROUTED_ATTENTION} is not registered: load libvorta_trt.so first"
     return "TensorRT names the node below; export the model again with vorta-trt"
 
 

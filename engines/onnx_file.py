@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.metadata import AttentionPrecision
 from vorta_trt.export.onnx_file import attention_precision_of, load_graph
-from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE
+from vorta_trt.plugins.operator_schema import PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, AttentionPrecision
 
 if TYPE_CHECKING:
     import onnx
-
-PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def read_onnx(path: Path) -> OnnxFile:
         path=path,
         model=model,
         routed_nodes=tuple(_routed_nodes(path, model.graph.node, functions)),
-        has_function_body=(OPERATOR_NAMESPACE, OPERATOR_NAME) in functions,
+        has_function_body=ROUTED_ATTENTION.node_type in functions,
         data_files=tuple(_external_files(path, model)),
     )
 
@@ -86,7 +83,7 @@ def read_onnx(path: Path) -> OnnxFile:
 def _routed_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[RoutedNode]:
     """The RoutedAttention nodes of a graph, its subgraphs, and the functions it calls (but not of their own body)."""
     for index, node in enumerate(nodes):
-        if (node.domain, node.op_type) == (OPERATOR_NAMESPACE, OPERATOR_NAME):
+        if (node.domain, node.op_type) == ROUTED_ATTENTION.node_type:
             names = {attribute.name for attribute in node.attribute}
             yield RoutedNode(
                 node.name or f"(unnamed node {index})",

@@ -10,7 +10,8 @@ from typing import Any
 
 from vorta_trt.engines.errors import FlavourError
 from vorta_trt.engines.flavours import Flavour
-from vorta_trt.plugins.library import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION, library_path, rtx_shim_path
+from vorta_trt.plugins.library import library_path, rtx_shim_path
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
             said = said or "TensorRT logged no reason"
             raise FlavourError(
                 f"{path}: loaded into {flavour.title} {flavour.version}, but it did not register plugin "
-                f"{OPERATOR_NAMESPACE}::{OPERATOR_NAME} version {OPERATOR_VERSION} ({said}); build vorta-trt again"
+                f"{ROUTED_ATTENTION} version {ROUTED_ATTENTION.version} ({said}); build vorta-trt again"
             )
     _loaded[flavour.name] = path
     return path
@@ -53,7 +54,7 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
 
 def registered(trt: Any) -> Any:
     """The plugin's creator in the registry of module `trt`, or None."""
-    wanted = (OPERATOR_NAMESPACE, OPERATOR_NAME, OPERATOR_VERSION)
+    wanted = (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, ROUTED_ATTENTION.version)
     registry = trt.get_plugin_registry()
     # Not get_creator(), which logs errors if there is none. TensorRT 8.6 has another list.
     creators = getattr(registry, "all_creators_recursive", None)

@@ -12,8 +12,9 @@ import torch
 
 import vorta_trt
 from vorta_trt.export.metadata import ModelMetadata, TensorInfo
-from vorta_trt.export.names import OPERATOR_VERSION, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from vorta_trt.export.tracing import BATCH, OUTPUTS, UNBATCHED_INPUTS
+from vorta_trt.model.precision import dtype_name
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
@@ -42,9 +43,8 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "precision": precision,
             "attention_precision": model.attention_precision,
             "geometry": model.geometry.to_dict(),
-            "operator_version": OPERATOR_VERSION,
-            "plugin_namespace": PLUGIN_NAMESPACE,
-            "plugin_version": PLUGIN_VERSION,
+            "operator_version": int(ROUTED_ATTENTION.version),
+            **ROUTED_ATTENTION.selection,
             "opset": opset,
             "tau": model.tau,
             "num_layers": model.num_layers,
@@ -64,9 +64,7 @@ def _inputs(skeleton: RoutedTransformer) -> tuple[TensorInfo, ...]:
         shape: list[int | str] = list(tensor.shape)
         if name not in UNBATCHED_INPUTS:
             shape[0] = BATCH
-        return TensorInfo.model_validate(
-            {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
-        )
+        return TensorInfo.model_validate({"name": name, "dtype": dtype_name(tensor.dtype), "shape": shape})
 
     return tuple(info(name, tensor) for name, tensor in skeleton.inputs(1).items())
 

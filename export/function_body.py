@@ -14,7 +14,8 @@ from onnx_ir.passes.common import InlinePass, NameFixPass
 from onnxscript import OnnxFunction
 
 from vorta_trt.export import branch_policies, index_tables, portable_operator
-from vorta_trt.export.names import DOMAIN, OPERATOR, OPERATOR_VERSION, OPSET
+from vorta_trt.export.names import OPSET
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 _DOC = "VORTA routed attention (arXiv 2505.18809) in standard operators. TensorRT takes the plugin instead."
 
@@ -39,17 +40,23 @@ def _serialized_function(text: bool) -> bytes:
         for value in vars(module).values()
         if isinstance(value, OnnxFunction)
     }
-    nothing = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, DOMAIN: OPERATOR_VERSION}, name="nothing")
+    nothing = ir.Graph(
+        [],
+        [],
+        nodes=[],
+        opset_imports={"": OPSET, ROUTED_ATTENTION.namespace: int(ROUTED_ATTENTION.version)},
+        name="nothing",
+    )
     model = ir.Model(nothing, ir_version=10, functions=list(functions.values()))
     inline_helpers = InlinePass(lambda function: function.name != face.name)
     ir.passes.Sequential(inline_helpers, NameFixPass())(model)  # NameFix: no two subgraphs may share a name
 
-    function = model.functions[DOMAIN, face.name, ""]
+    function = model.functions[ROUTED_ATTENTION.namespace, face.name, ""]
     for node in function.all_nodes():
         for value in node.outputs:
             value.shape = None  # onnxscript takes the annotation INT64 for a scalar
     proto = ir.serde.serialize_function(function)
-    proto.name = OPERATOR
+    proto.name = ROUTED_ATTENTION.name
     proto.doc_string = _DOC
     del proto.opset_import[:]  # no helper of our own domain is left
     proto.opset_import.add(domain="", version=OPSET)

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from vorta_trt.export.errors import ExportError
 from vorta_trt.export.graph_passes import routed_nodes
 from vorta_trt.export.metadata import ModelMetadata
-from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, DOMAIN, OPERATOR, OPSET_17
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 _BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
 _SMALL_TABLE = 1024  # bytes, below which a second copy does not matter
@@ -42,23 +43,28 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
 def _check_routed_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
     nodes = routed_nodes(graph)
     if len(nodes) != metadata.num_layers:
-        raise ExportError(f"{len(nodes)} {OPERATOR} nodes: must be one per layer, {metadata.num_layers}; {_BUG}")
+        raise ExportError(
+            f"{len(nodes)} {ROUTED_ATTENTION.name} nodes: must be one per layer, {metadata.num_layers}; {_BUG}"
+        )
     for node in nodes:
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
-        if sorted(attributes) != sorted(ATTRIBUTES):
-            raise ExportError(f"node {node.name} with attributes {sorted(attributes)}: must have {ATTRIBUTES}; {_BUG}")
-        precision = attributes[ATTENTION_PRECISION]
+        if sorted(attributes) != sorted(ROUTED_ATTENTION.node_attributes):
+            raise ExportError(
+                f"node {node.name} with attributes {sorted(attributes)}: must have "
+                f"{ROUTED_ATTENTION.node_attributes}; {_BUG}"
+            )
+        precision = attributes["attention_precision"]
         if precision != metadata.attention_precision:
             raise ExportError(
-                f"node {node.name} with {ATTENTION_PRECISION} {precision!r}: must have "
+                f"node {node.name} with attention_precision {precision!r}: must have "
                 f"{metadata.attention_precision!r}; {_BUG}"
             )
         geometry = AttentionGeometry.from_attributes(attributes)
         if geometry != metadata.attention_geometry:
             raise ExportError(f"node {node.name} with {geometry}: must have {metadata.attention_geometry}; {_BUG}")
-    foreign = {(node.domain, node.op_type) for node in graph if node.domain} - {(DOMAIN, OPERATOR)}
+    foreign = {(node.domain, node.op_type) for node in graph if node.domain} - {ROUTED_ATTENTION.node_type}
     if foreign:
-        raise ExportError(f"operators {sorted(foreign)}: only {DOMAIN}::{OPERATOR} may be outside of ONNX; {_BUG}")
+        raise ExportError(f"operators {sorted(foreign)}: only {ROUTED_ATTENTION} may be outside of ONNX; {_BUG}")
 
 
 def _check_interface(what: str, values: Sequence[ir.Value], expected: Sequence[Any]) -> None:

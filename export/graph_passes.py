@@ -25,8 +25,9 @@ from onnxscript.rewriter.rules.common import (
     reshape_reshape_rule,
 )
 
-from vorta_trt.export.names import DOMAIN, OPERATOR, OPSET_17, TRANSPOSED
+from vorta_trt.export.names import OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
@@ -68,7 +69,7 @@ def clean(model: ir.Model, opset: int) -> None:
 
 def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
     """The `vorta::RoutedAttention` nodes in the order of the layers."""
-    return [node for node in graph if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
+    return [node for node in graph if (node.domain, node.op_type) == ROUTED_ATTENTION.node_type]
 
 
 def _transpose_weights(graph: ir.Graph) -> None:

@@ -16,11 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import DataType, PrecisionName
+from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 KEY = "vorta_trt"
 SCHEMA_VERSION: Literal[1] = 1
-
-AttentionPrecision = Literal["same", "fp8"]
 
 
 class _Record(BaseModel):

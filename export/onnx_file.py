@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import ModelMetadata
-from vorta_trt.export.names import ATTENTION_PRECISION, DOMAIN, OPERATOR, SAME_PRECISION
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.library import ATTENTION_PRECISIONS
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, SAME_PRECISION, choices
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +51,7 @@ def routed_attention_nodes(path: str | os.PathLike[str]) -> list[RoutedAttention
 
     nodes = []
     for node in load_graph(path).graph.node:
-        if (node.domain, node.op_type) != (DOMAIN, OPERATOR):
+        if (node.domain, node.op_type) != ROUTED_ATTENTION.node_type:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         try:
@@ -67,12 +66,12 @@ def routed_attention_nodes(path: str | os.PathLike[str]) -> list[RoutedAttention
 def attention_precision_of(node: onnx.NodeProto, path: str | os.PathLike[str]) -> str:
     """The attention precision of a `vorta::RoutedAttention` node; OnnxFileError for one that does not exist."""
     for attribute in node.attribute:
-        if attribute.name == ATTENTION_PRECISION:
+        if attribute.name == "attention_precision":
             value: str = attribute.s.decode(errors="replace")
-            if value not in ATTENTION_PRECISIONS:
-                known = " or ".join(map(repr, ATTENTION_PRECISIONS))
+            if value not in choices("attention_precision"):
+                known = " or ".join(map(repr, choices("attention_precision")))
                 raise OnnxFileError(
-                    f"model {path}: node {node.name}: {ATTENTION_PRECISION} {value!r}: must be {known}; export it again"
+                    f"model {path}: node {node.name}: attention_precision {value!r}: must be {known}; export it again"
                 )
             return value
     return SAME_PRECISION

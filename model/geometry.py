@@ -16,6 +16,7 @@ from typing import Any
 
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, Shape, choose_bucket, choose_tile, nearest_grids
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
 
 AXES = ("frame", "height", "width")
 
@@ -34,8 +35,6 @@ class Branch(IntEnum):
 
 PUBLISHED_REDUCTION_RATE = 0.5
 _ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_window_size", "lowres_reduction_rate")
-# On the node, but not geometry.
-_FOREIGN_ATTRIBUTES = ("scale", "attention_precision", "plugin_namespace", "plugin_version")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class AttentionGeometry:
                 f"keep {self.keep}: must be between 1 and the {self.bucket_tokens} tokens of bucket {self.bucket}; "
                 f"use {self.bucket_tokens} to keep all"
             )
-        if self.coreset_keys not in ("query", "key"):
+        if self.coreset_keys not in choices("coreset_keys"):
             raise ValueError(
                 f"coreset_keys {self.coreset_keys!r}: must be 'query' (the queries' choice) or 'key' (the keys' own "
                 f"similarities)"
@@ -292,29 +291,18 @@ class AttentionGeometry:
 
     # -- serialisation -------------------------------------------------------------------------------------------------
 
-    def to_attributes(self) -> dict[str, Any]:
-        """Attributes of the ONNX node / fields of the plugin, by their exact names; `scale` comes from the head."""
-        return {
-            "grid": list(self.grid),
-            "tile": list(self.tile),
-            "window": list(self.window),
-            "bucket": list(self.bucket),
-            "keep": self.keep,
-            "coreset_keys": self.coreset_keys,
-            "text_tokens": self.text_tokens,
-        }
-
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> AttentionGeometry:
-        """Inverse of `to_attributes`; the node's `scale` and `plugin_*` attributes are allowed and left aside."""
-        values = {key: value for key, value in attributes.items() if key not in _FOREIGN_ATTRIBUTES}
+        """The geometry of an ONNX node, from its attributes; those that are no geometry are left aside."""
+        foreign = set(ROUTED_ATTENTION.node_attributes) - {field.name for field in fields(cls)}
+        values = {key: value for key, value in attributes.items() if key not in foreign}
         coreset_keys = values.get("coreset_keys")
         if isinstance(coreset_keys, bytes):  # as onnx gives string attributes
             values["coreset_keys"] = coreset_keys.decode()
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The fields in plain JSON types: what an ONNX node and a plugin carry of the geometry, by their names."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod

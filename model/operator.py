@@ -24,23 +24,22 @@ from vorta_trt.model.branch_attention import branch_attention, mixed_attention
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.model.reference import routed_attention_reference
-from vorta_trt.plugins.library import (
-    ATTENTION_PRECISIONS,
-    CORESET_KEYS,
-    DTYPES,
-    Problem,
-    Tensors,
-    load_library,
-)
+from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, Tensors, load_library
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, SAME_PRECISION, Attribute, choices
 
-SCHEMA = (
-    "(Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text_length, int[] grid, int[] tile, "
-    "int[] window, int[] bucket, int keep, str coreset_keys, int text_tokens, float scale, "
-    "str attention_precision='same') -> Tensor"
-)
 MAX_KERNEL_HEAD_DIM = 256
-SAME_PRECISION = "same"
 _ALIGNMENT = 16  # bytes, of the kernels' pointers and strides
+
+
+def _declared(attribute: Attribute) -> str:
+    """An attribute in a torch schema; callers from before `attention_precision` existed leave it out."""
+    default = f"='{attribute.default}'" if attribute.name == "attention_precision" else ""
+    return f"{attribute.kind.value} {attribute.name}{default}"
+
+
+ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text_length, " + ", ".join(
+    map(_declared, ROUTED_ATTENTION.attributes)
+)
 
 AttentionObserver = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], object]
 """What a block's `observer` is called with: query, key, value and output of its attention, and text_length."""
@@ -90,16 +89,15 @@ def routed_attention(
     if _are_scores(routes):
         return mixed_attention(query, key, value, routes, geometry, text_length, scale)
     out: Tensor = torch.ops.vorta.routed_attention(
-        query, key, value, routes, text_length, geometry.grid, geometry.tile, geometry.window, geometry.bucket,
-        geometry.keep, geometry.coreset_keys, geometry.text_tokens, scale, attention_precision,
-    )  # [B, S+T, N, D]  # fmt: skip
+        query, key, value, routes, text_length, *geometry.to_dict().values(), scale, attention_precision
+    )  # [B, S+T, N, D]
     return out
 
 
 def check_attention_precision(value: str) -> None:
     """Raises ValueError unless `value` names a precision that the operator knows."""
-    if value not in ATTENTION_PRECISIONS:
-        known = " or ".join(map(repr, ATTENTION_PRECISIONS))
+    if value not in choices("attention_precision"):
+        known = " or ".join(map(repr, choices("attention_precision")))
         raise ValueError(f"attention_precision {value!r}: must be {known}; use {SAME_PRECISION!r} unless fp8 is wanted")
 
 
@@ -163,38 +161,22 @@ def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
         raise ValueError(f"{name} on {tensor.device}: must be where query is; use {name}.to('{query.device}')")
 
 
-def _geometry(
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    bucket: list[int],
-    keep: int,
-    coreset_keys: str,
-    text_tokens: int,
-) -> AttentionGeometry:
-    shapes: dict[str, Any] = {"grid": grid, "tile": tile, "window": window, "bucket": bucket}
-    return AttentionGeometry(**shapes, keep=keep, coreset_keys=coreset_keys, text_tokens=text_tokens)
-
-
-@torch.library.custom_op("vorta::routed_attention", mutates_args=(), device_types="cpu", schema=SCHEMA)
-def _on_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    text_length: Tensor | None,
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    bucket: list[int],
-    keep: int,
-    coreset_keys: str,
-    text_tokens: int,
-    scale: float,
-    attention_precision: str = SAME_PRECISION,
-) -> Tensor:
-    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+def _attributes(values: tuple[Any, ...]) -> tuple[AttentionGeometry, float, str]:
+    """Geometry, scale and precision from the operator's attributes, in the order of the table."""
+    named = dict(zip((attribute.name for attribute in ROUTED_ATTENTION.attributes), values, strict=False))
+    attention_precision = named.pop("attention_precision", SAME_PRECISION)
     check_attention_precision(attention_precision)
+    scale = named.pop("scale")
+    return AttentionGeometry.from_dict(named), scale, attention_precision
+
+
+@torch.library.custom_op(
+    "vorta::routed_attention", mutates_args=(), device_types="cpu", schema=f"({ARGUMENTS}) -> Tensor"
+)
+def _on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
+) -> Tensor:
+    geometry, scale, _ = _attributes(attributes)
     _check_arguments(query, key, value, routes, geometry, text_length)
     return routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
 
@@ -206,25 +188,11 @@ def _fake(query: Tensor, *arguments: Any) -> Tensor:
 
 @_on_cpu.register_kernel("cuda")
 def _on_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    text_length: Tensor | None,
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    bucket: list[int],
-    keep: int,
-    coreset_keys: str,
-    text_tokens: int,
-    scale: float,
-    attention_precision: str = SAME_PRECISION,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
 ) -> Tensor:
-    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
-    check_attention_precision(attention_precision)
+    geometry, scale, attention_precision = _attributes(attributes)
     _check_arguments(query, key, value, routes, geometry, text_length)
-    if dtype_name(query.dtype) not in DTYPES:
+    if dtype_name(query.dtype) not in KERNEL_DTYPES:
         raise TypeError(
             f"query of dtype {query.dtype} on CUDA: the kernels compute in float16 and bfloat16; convert query, key "
             f"and value with .to(torch.bfloat16), or use vorta_trt.model.routed_attention_reference for {query.dtype}"
@@ -241,19 +209,13 @@ def _on_cuda(
     text_length = None if text_length is None else text_length.contiguous()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, S+T, N, D]
     problem = Problem(
-        dtype=DTYPES[dtype_name(query.dtype)],
+        dtype=dtype_name(query.dtype),
         batch=batch,
         heads=heads,
         head_dim=head_dim,
-        grid=geometry.grid,
-        tile=geometry.tile,
-        window=geometry.window,
-        bucket=geometry.bucket,
-        keep=keep,
-        coreset_keys=CORESET_KEYS[coreset_keys],
-        text_tokens=text_tokens,
+        **geometry.to_dict(),
         scale=scale,
-        attention_precision=ATTENTION_PRECISIONS[attention_precision],
+        attention_precision=attention_precision,
     )
     with torch.cuda.device(query.device):
         workspace_bytes = library.workspace_size(problem)
@@ -312,18 +274,10 @@ def _gradients(
     value: Tensor,
     routes: Tensor,
     text_length: Tensor | None,
-    grid: list[int],
-    tile: list[int],
-    window: list[int],
-    bucket: list[int],
-    keep: int,
-    coreset_keys: str,
-    text_tokens: int,
-    scale: float,
-    attention_precision: str = SAME_PRECISION,
+    *attributes: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by query, key and value: the reference, recomputed with autograd on, exact for every precision."""
-    geometry = _geometry(grid, tile, window, bucket, keep, coreset_keys, text_tokens)
+    geometry, scale, _ = _attributes(attributes)
     with torch.enable_grad():
         query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
         out = routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
@@ -339,9 +293,8 @@ _on_cpu.register_autograd(_backward, setup_context=_remember)
 
 # Not a custom_op: those run with autograd switched off underneath them, and this one needs it for its recomputation.
 # With a fallthrough for the autograd key nothing switches it off.
-_arguments = SCHEMA.removeprefix("(").removesuffix(" -> Tensor")
 _library = torch.library.Library("vorta", "FRAGMENT")
-_library.define(f"routed_attention_backward(Tensor grad, {_arguments} -> (Tensor, Tensor, Tensor)")
+_library.define(f"routed_attention_backward(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 _library.impl("routed_attention_backward", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("routed_attention_backward", _gradients, "CPU")
 _library.impl("routed_attention_backward", _gradients, "CUDA")

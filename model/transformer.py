@@ -35,11 +35,12 @@ from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
-from vorta_trt.model.operator import SAME_PRECISION, check_attention_precision
+from vorta_trt.model.operator import check_attention_precision
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.router import BRANCHES, Router, hard_routes
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.weights import load_weights
+from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,7 @@
 
 from vorta_trt.plugins.errors import LibraryNotFoundError, VortaError
 from vorta_trt.plugins.library import (
-    ATTENTION_PRECISIONS,
-    CORESET_KEYS,
-    DTYPES,
-    OPERATOR_NAME,
-    OPERATOR_NAMESPACE,
-    OPERATOR_VERSION,
+    KERNEL_DTYPES,
     LibraryError,
     PluginLibrary,
     Problem,
@@ -18,14 +13,11 @@ from vorta_trt.plugins.library import (
     load_library,
     rtx_shim_path,
 )
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 __all__ = [
-    "ATTENTION_PRECISIONS",
-    "CORESET_KEYS",
-    "DTYPES",
-    "OPERATOR_NAME",
-    "OPERATOR_NAMESPACE",
-    "OPERATOR_VERSION",
+    "KERNEL_DTYPES",
+    "ROUTED_ATTENTION",
     "LibraryError",
     "LibraryNotFoundError",
     "PluginLibrary",

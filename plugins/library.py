@@ -13,22 +13,15 @@ from collections.abc import Sequence
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from vorta_trt.plugins.errors import LibraryNotFoundError, VortaError
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Kind
 
 LIBRARY_NAME = "libvorta_trt.so"
 LIBRARY_VARIABLE = "VORTA_TRT_LIBRARY"
-OPERATOR_NAME = "RoutedAttention"
-OPERATOR_NAMESPACE = "vorta"
-OPERATOR_VERSION = "1"
-
-#: Values of ``Problem.dtype``, ``.coreset_keys`` and ``.attention_precision`` by the names that torch and the ONNX
-#: attributes use.
-DTYPES = MappingProxyType({"float16": 0, "bfloat16": 1})
-CORESET_KEYS = MappingProxyType({"query": 0, "key": 1})
-ATTENTION_PRECISIONS = MappingProxyType({"same": 0, "fp8": 1})
+KERNEL_DTYPES = ("float16", "bfloat16")
+"""Types that the kernels compute in; the index is the C API's value."""
 
 
 class Status(IntEnum):
@@ -57,12 +50,19 @@ class _SizedStructure(ctypes.Structure):
 
 _Int3 = ctypes.c_int32 * 3
 _Strides = ctypes.c_int64 * 3
+_C_TYPES: dict[Kind, Any] = {
+    Kind.TRIPLE: _Int3,
+    Kind.INTEGER: ctypes.c_int32,
+    Kind.NUMBER: ctypes.c_float,
+    Kind.CHOICE: ctypes.c_int32,
+}
 
 
 class Problem(_SizedStructure):
     """``vorta_routed_attention_problem``: everything about a call but its pointers.
 
-    Triples may be given as any sequence: ``Problem(grid=(20, 45, 80), ...)``.
+    Triples may be given as any sequence, and `dtype` and choices by name:
+    ``Problem(dtype="bfloat16", grid=(20, 45, 80), coreset_keys="query", ...)``.
     """
 
     _fields_ = [
@@ -71,22 +71,19 @@ class Problem(_SizedStructure):
         ("batch", ctypes.c_int32),
         ("heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
-        ("grid", _Int3),
-        ("tile", _Int3),
-        ("window", _Int3),
-        ("bucket", _Int3),
-        ("keep", ctypes.c_int32),
-        ("coreset_keys", ctypes.c_int32),
-        ("text_tokens", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("attention_precision", ctypes.c_int32),
+        *((attribute.name, _C_TYPES[attribute.kind]) for attribute in ROUTED_ATTENTION.attributes),
         ("reserved", ctypes.c_int32),
     ]
 
     def __init__(self, **values: Any) -> None:
-        for name in ("grid", "tile", "window", "bucket"):
-            if name in values:
-                values[name] = _Int3(*_triple(name, values[name]))
+        if isinstance(values.get("dtype"), str):
+            values["dtype"] = KERNEL_DTYPES.index(values["dtype"])
+        for attribute in ROUTED_ATTENTION.attributes:
+            value = values.get(attribute.name)
+            if attribute.kind is Kind.TRIPLE and value is not None:
+                values[attribute.name] = _Int3(*_triple(attribute.name, value))
+            elif isinstance(value, str):
+                values[attribute.name] = attribute.choices.index(value)
         super().__init__(**values)
 
 

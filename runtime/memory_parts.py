@@ -20,7 +20,7 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.library import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, load_library
+from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, load_library
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import TensorSpec, byte_size
 
@@ -154,21 +154,16 @@ def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
     """Of one RoutedAttention layer, asked from the plugin library; None where that cannot tell (fp32, no library)."""
     geometry = metadata.attention_geometry
     dtype = PRECISIONS[metadata.precision]
-    if dtype not in DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return None
     problem = Problem(
-        dtype=DTYPES[dtype],
+        dtype=dtype,
         batch=batch,
         heads=metadata.num_heads,
         head_dim=metadata.head_dim,
-        grid=geometry.grid,
-        tile=geometry.tile,
-        window=geometry.window,
-        bucket=geometry.bucket,
-        keep=geometry.keep,
-        coreset_keys=CORESET_KEYS[geometry.coreset_keys],
-        text_tokens=geometry.text_tokens,
-        attention_precision=ATTENTION_PRECISIONS[metadata.attention_precision],
+        **geometry.to_dict(),
+        scale=0.0,
+        attention_precision=metadata.attention_precision,
     )
     try:
         return load_library().workspace_size(problem)

@@ -31,6 +31,7 @@ from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE,
 from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.timestep_path import TimestepPath
+from vorta_trt.plugins.operator_schema import choices
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
@@ -72,7 +73,12 @@ class StepOptions:
         select_case(self.model, self.layers)
         for mix in self.mixes:
             mixed_routes(mix, 1, 1)
-        known = {"modes": MODES, "peers": tuple(PEERS), "precisions": ("same", "fp8"), "dtype": tuple(PRECISIONS)}
+        known = {
+            "modes": MODES,
+            "peers": tuple(PEERS),
+            "precisions": choices("attention_precision"),
+            "dtype": tuple(PRECISIONS),
+        }
         for name, allowed in known.items():
             given = getattr(self, name)
             for value in (given,) if isinstance(given, str) else given:

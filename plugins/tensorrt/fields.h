@@ -1,58 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Attributes of one RoutedAttention node, read from TensorRT's plugin fields and written back to them.
+// Attributes of one RoutedAttention node, which its plugin fields hold.
 #ifndef VORTA_TENSORRT_FIELDS_H_
 #define VORTA_TENSORRT_FIELDS_H_
 
-#include <array>
-#include <string>
-#include <vector>
-
-#include "field_list.h"
+#include "field_table.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta::plugin {
 
-using Int3 = std::array<int32_t, 3>;
-
+// The C API's problem, of which only the members from `grid` on are known before the shapes are.
 struct Attributes {
-  Int3 grid{};    // frames, height, width of the token grid
-  Int3 tile{};    // tokens of a tile
-  Int3 window{};  // tiles, odd
-  Int3 bucket{};  // tokens of a bucket
-  int32_t keep = 0;
-  vorta_coreset_keys coresetKeys = VORTA_KEYS_BY_QUERY;
-  int32_t textTokens = 0;
-  float scale = 0.0F;  // 0: 1/sqrt(head dimension)
-  vorta_attention_precision attentionPrecision = VORTA_PRECISION_SAME;
+  vorta_routed_attention_problem problem{};
 
-  int64_t videoTokens() const { return int64_t{grid[0]} * grid[1] * grid[2]; }
-  int64_t tokens() const { return videoTokens() + textTokens; }
+  int32_t textTokens() const { return problem.text_tokens; }
+  int64_t videoTokens() const { return int64_t{problem.grid[0]} * problem.grid[1] * problem.grid[2]; }
+  int64_t tokens() const { return videoTokens() + textTokens(); }
+
+  // The values of the fields, as field_table.h has them.
+  const void* record() const { return problem.grid; }
+  void* record() { return problem.grid; }
 };
 
-// Reads and validates `fields`; the fields of a network (build) and those of an engine (runtime) are the same.
-// Throws PluginError that names field, given value, rule and remedy.
+inline constexpr size_t kRecordBytes = 68;
+
+// The operator's table: names, types and choices of its fields.
+extern const FieldTable kRoutedAttention;
+
+// Reads and validates fields and the kernels' rules on them. Throws PluginError.
 Attributes attributesFromFields(const trt::PluginFieldCollection* fields);
-
-// "grid=20x45x80 tile=5x9x8 ...": for the timing cache and the engine inspector.
-std::string describe(const Attributes& attributes);
-
-// The fields that attributesFromFields() reads back. Points into itself, hence neither copied nor moved.
-class SerializedFields {
- public:
-  explicit SerializedFields(const Attributes& attributes);
-  SerializedFields(const SerializedFields&) = delete;
-  SerializedFields& operator=(const SerializedFields&) = delete;
-
-  const trt::PluginFieldCollection* collection() const { return &collection_; }
-
- private:
-  Attributes attributes_;
-  std::string coresetKeys_;
-  std::string attentionPrecision_;
-  std::vector<trt::PluginField> fields_;
-  trt::PluginFieldCollection collection_;
-};
 
 }  // namespace vorta::plugin
 

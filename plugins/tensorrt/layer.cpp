@@ -32,7 +32,7 @@ void launch(const Attributes& attributes, trt::DataType type, const trt::Dims& q
   tensors.key = inputs[kKey];
   tensors.value = inputs[kValue];
   tensors.routes = static_cast<const int32_t*>(inputs[kRoutes]);
-  if (attributes.textTokens > 0) tensors.text_length = static_cast<const int32_t*>(inputs[kTextLength]);
+  if (attributes.textTokens() > 0) tensors.text_length = static_cast<const int32_t*>(inputs[kTextLength]);
   tensors.output = outputs[kAttention];
   for (auto* strides : {&tensors.query_stride, &tensors.key_stride, &tensors.value_stride, &tensors.output_stride}) {
     setStrides(query, *strides);

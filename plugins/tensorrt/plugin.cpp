@@ -49,8 +49,8 @@ std::vector<Dims> shapesOf(const trt::DimsExprs* tensors, int32_t count) {
 
 RoutedAttentionPlugin::RoutedAttentionPlugin(const Attributes& attributes)
     : attributes_(attributes),
-      fields_(attributes),
-      metadata_(describe(attributes)),
+      fields_(kRoutedAttention, attributes.record()),
+      metadata_(describeFields(kRoutedAttention, attributes.record())),
       timingCacheId_(metadata_ + " vorta_trt=" + vorta_version() + " abi=" + vorta_abi_hash()) {}
 
 trt::IPluginCapability* RoutedAttentionPlugin::getCapabilityInterface(trt::PluginCapabilityType type) noexcept {

@@ -72,12 +72,14 @@ int64_t extentOr(int64_t extent, int64_t least) {
 
 }  // namespace
 
-int32_t inputCountOf(const Attributes& attributes) { return attributes.textTokens > 0 ? kTextLength + 1 : kTextLength; }
+int32_t inputCountOf(const Attributes& attributes) {
+  return attributes.textTokens() > 0 ? kTextLength + 1 : kTextLength;
+}
 
 void checkCounts(const Attributes& attributes, int32_t inputCount, int32_t outputCount) {
   if (inputCount != inputCountOf(attributes) || outputCount != kOutputCount) {
     throw PluginError(std::to_string(inputCount) + " inputs and " + std::to_string(outputCount) +
-                      " outputs: with text_tokens " + std::to_string(attributes.textTokens) + " there are " +
+                      " outputs: with text_tokens " + std::to_string(attributes.textTokens()) + " there are " +
                       std::to_string(inputCountOf(attributes)) +
                       " inputs (query, key, value, routes, and text_length if and only if text_tokens > 0) and 1 "
                       "output; correct the node");
@@ -100,23 +102,12 @@ void checkTypes(const Attributes& attributes, const DataType* inputTypes) {
 }
 
 vorta_routed_attention_problem problemOf(const Attributes& attributes, DataType type, const Dims& query) {
-  vorta_routed_attention_problem problem{};
+  vorta_routed_attention_problem problem = attributes.problem;
   problem.struct_size = sizeof(problem);
   problem.dtype = type == DataType::kBF16 ? VORTA_BFLOAT16 : VORTA_FLOAT16;
   problem.batch = static_cast<int32_t>(query.d[0]);
   problem.heads = static_cast<int32_t>(query.d[2]);
   problem.head_dim = static_cast<int32_t>(query.d[3]);
-  for (int32_t axis = 0; axis < 3; ++axis) {
-    problem.grid[axis] = attributes.grid[axis];
-    problem.tile[axis] = attributes.tile[axis];
-    problem.window[axis] = attributes.window[axis];
-    problem.bucket[axis] = attributes.bucket[axis];
-  }
-  problem.keep = attributes.keep;
-  problem.coreset_keys = attributes.coresetKeys;
-  problem.text_tokens = attributes.textTokens;
-  problem.scale = attributes.scale;
-  problem.attention_precision = attributes.attentionPrecision;
   return problem;
 }
 
@@ -127,11 +118,11 @@ vorta_routed_attention_problem checkedProblemOf(const Attributes& attributes, Da
     query.d[1] = attributes.tokens();
     requireShape(kQuery, inputs[kQuery], query,
                  "[batch, grid tokens " + std::to_string(attributes.videoTokens()) + " + text_tokens " +
-                     std::to_string(attributes.textTokens) + ", heads, head dimension]");
+                     std::to_string(attributes.textTokens()) + ", heads, head dimension]");
     query = inputs[kQuery];
     for (int32_t input : {kKey, kValue}) requireShape(input, inputs[input], query, "of query");
     requireShape(kRoutes, inputs[kRoutes], Dims{2, {query.d[0], query.d[2]}}, "[batch, heads]");
-    if (attributes.textTokens > 0) {
+    if (attributes.textTokens() > 0) {
       requireShape(kTextLength, inputs[kTextLength], Dims{1, {query.d[0]}}, "[batch]");
     }
   }

@@ -71,7 +71,7 @@ def _routed_model(
     tokens = GEOMETRY.video_tokens
     split = graph.integers("split", [0, tokens, HEADS, HEAD_DIM])
     merge = graph.integers("merge", [0, tokens, WIDTH])
-    attributes = dict(GEOMETRY.to_attributes(), scale=0.0)
+    attributes = dict(GEOMETRY.to_dict(), scale=0.0)
     if plugin_attributes:
         attributes |= {"plugin_namespace": "vorta", "plugin_version": "1"}
     if attention_precision is not None:

@@ -20,18 +20,10 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file
 
 from vorta_trt.export.function_body import routed_attention_function
-from vorta_trt.export.names import (
-    ATTENTION_PRECISION,
-    ATTRIBUTES,
-    DOMAIN,
-    INPUTS,
-    OPERATOR,
-    OPERATOR_VERSION,
-    OPSET,
-    OUTPUT,
-)
+from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.reference import routed_attention_reference
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 FULL, CORESET, SLIDING = 0, 1, 2
 CASES = load_file(Path(__file__).parents[1] / "data" / "attention.safetensors")
@@ -48,15 +40,22 @@ def model_of(
 ) -> onnx.ModelProto:
     """One node and its function; `shape` of query, key, value and output; entries may be names."""
     text = attributes.get("text_tokens", 0) > 0
-    names = INPUTS if text else INPUTS[:-1]
+    names = ROUTED_ATTENTION.inputs if text else ROUTED_ATTENTION.inputs[:-1]
     info = onnx.helper.make_tensor_value_info
     inputs = [info(name, ONNX_TYPES[dtype], shape) for name in names[:3]]
     inputs.append(info("routes", onnx.TensorProto.INT32, routes))
     if text:
         inputs.append(info("text_length", onnx.TensorProto.INT32, routes[:1]))
-    node = onnx.helper.make_node(OPERATOR, names, [OUTPUT], domain=DOMAIN, **attributes)
-    graph = onnx.helper.make_graph([node], "one_node", inputs, [info(OUTPUT, ONNX_TYPES[dtype], shape)])
-    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, OPERATOR_VERSION)]
+    node = onnx.helper.make_node(
+        ROUTED_ATTENTION.name, names, [ROUTED_ATTENTION.output], domain=ROUTED_ATTENTION.namespace, **attributes
+    )
+    graph = onnx.helper.make_graph(
+        [node], "one_node", inputs, [info(ROUTED_ATTENTION.output, ONNX_TYPES[dtype], shape)]
+    )
+    opsets = [
+        onnx.helper.make_opsetid("", OPSET),
+        onnx.helper.make_opsetid(ROUTED_ATTENTION.namespace, int(ROUTED_ATTENTION.version)),
+    ]
     return onnx.helper.make_model(
         graph, functions=[routed_attention_function(text)], opset_imports=opsets, ir_version=11
     )
@@ -77,7 +76,7 @@ RUNTIMES = {"onnxruntime": run_onnxruntime, "reference evaluator": run_reference
 
 
 def attributes_of(geometry: AttentionGeometry, scale: float) -> dict[str, Any]:
-    return {**geometry.to_attributes(), "scale": scale, **PLUGIN}
+    return {**geometry.to_dict(), "scale": scale, **PLUGIN}
 
 
 def random_geometry(rng: np.random.Generator) -> AttentionGeometry:
@@ -103,12 +102,12 @@ def random_feed(
     rng: np.random.Generator, geometry: AttentionGeometry, batch: int, heads: int, head_dim: int, dtype: Any
 ) -> dict[str, np.ndarray]:
     shape = (batch, geometry.tokens, heads, head_dim)
-    feed = {name: rng.standard_normal(shape).astype(np.float32).astype(dtype) for name in INPUTS[:3]}
+    feed = {name: rng.standard_normal(shape).astype(np.float32).astype(dtype) for name in ROUTED_ATTENTION.inputs[:3]}
     feed["routes"] = rng.integers(0, 3, (batch, heads)).astype(np.int32)
     if geometry.text_tokens:
         feed["text_length"] = rng.integers(0, geometry.text_tokens + 1, batch).astype(np.int32)
         for sample, length in enumerate(feed["text_length"]):  # padded rows must not be read
-            for name in INPUTS[:3]:
+            for name in ROUTED_ATTENTION.inputs[:3]:
                 feed[name][sample, geometry.video_tokens + length :] = np.nan
     return feed
 
@@ -120,7 +119,7 @@ def reference(feed: dict[str, np.ndarray], geometry: AttentionGeometry, scale: f
         for name, array in feed.items()
     }
     return routed_attention_reference(
-        *(tensors[name] for name in INPUTS[:4]), geometry, tensors.get("text_length"), scale
+        *(tensors[name] for name in ROUTED_ATTENTION.inputs[:4]), geometry, tensors.get("text_length"), scale
     ).numpy()
 
 
@@ -139,7 +138,7 @@ def reference(feed: dict[str, np.ndarray], geometry: AttentionGeometry, scale: f
 def test_reproduces_the_published_code(case: str, route: int, coreset_keys: str, runtime: str) -> None:
     text = "with_text" in case
     geometry = AttentionGeometry((10, 6, 6), (2, 3, 2), (3, 1, 3), (2, 3, 2), 6, coreset_keys, 8 if text else 0)
-    feed = {name: CASES[name][:, : geometry.tokens] for name in INPUTS[:3]}
+    feed = {name: CASES[name][:, : geometry.tokens] for name in ROUTED_ATTENTION.inputs[:3]}
     feed["routes"] = np.full((1, 2), route, np.int32)
     if text:
         feed["text_length"] = np.array([5], np.int32)
@@ -238,7 +237,7 @@ def test_every_attention_precision_gives_the_same_bits(runtime: str, text_tokens
     feed = random_feed(np.random.default_rng(seed), geometry, 1, 3, 8, np.float32)
     feed["routes"] = np.array([[FULL, CORESET, SLIDING]], np.int32)
     results = []
-    for precision in ({}, {ATTENTION_PRECISION: "same"}, {ATTENTION_PRECISION: "fp8"}):
+    for precision in ({}, {"attention_precision": "same"}, {"attention_precision": "fp8"}):
         attributes = attributes_of(geometry, 0.5) | precision
         model = model_of(attributes, "float32", (1, geometry.tokens, 3, 8), (1, 3))
         onnx.checker.check_model(model, full_check=True)
@@ -255,7 +254,7 @@ def test_checkers_accept_it_and_see_the_output_shape(dtype: str, text_tokens: in
     model = model_of(attributes_of(geometry, 0.5), dtype, shape, ("batch", 3))
     onnx.checker.check_model(model, full_check=True)
     model.graph.node[0].output[0] = "inner"  # what is declared must not be what we read back
-    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], [OUTPUT]))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], [ROUTED_ATTENTION.output]))
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=False)
     (inner,) = (info for info in inferred.graph.value_info if info.name == "inner")
     assert [d.dim_param or d.dim_value for d in inner.type.tensor_type.shape.dim] == list(shape)
@@ -265,10 +264,12 @@ def test_checkers_accept_it_and_see_the_output_shape(dtype: str, text_tokens: in
 @pytest.mark.parametrize("text", [False, True])
 def test_function_declares_every_attribute_and_stands_alone(text: bool) -> None:
     function = routed_attention_function(text)
-    assert sorted([*function.attribute, *(a.name for a in function.attribute_proto)]) == sorted(ATTRIBUTES)
-    assert list(function.input) == list(INPUTS if text else INPUTS[:-1])
+    assert sorted([*function.attribute, *(a.name for a in function.attribute_proto)]) == sorted(
+        ROUTED_ATTENTION.node_attributes
+    )
+    assert list(function.input) == list(ROUTED_ATTENTION.inputs if text else ROUTED_ATTENTION.inputs[:-1])
     assert {o.domain: o.version for o in function.opset_import} == {"": OPSET}
-    assert (function.domain, function.name) == (DOMAIN, OPERATOR)
+    assert (function.domain, function.name) == ROUTED_ATTENTION.node_type
     assert function is not routed_attention_function(text), "callers may change what they get"
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vorta_trt.export import ExportError, export_onnx, read_metadata, routed_attention_nodes
 from vorta_trt.export.graph_checks import check_graph
-from vorta_trt.export.names import DOMAIN, OPERATOR
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 from .running import (
     CORESET,
@@ -76,7 +76,7 @@ def test_nodes(hunyuan_video_file: Exported, hunyuan_video: Load) -> None:
     onnx.checker.check_model(model, full_check=True)
     nodes = [node for node in model.graph.node if node.domain]
     assert [(node.domain, node.op_type, node.name) for node in nodes] == [
-        (DOMAIN, OPERATOR, f"{block}/{OPERATOR}") for block in BLOCKS
+        (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, f"{block}/{ROUTED_ATTENTION.name}") for block in BLOCKS
     ]
     assert all(len(node.input) == 5 for node in nodes)
     assert len({node.input[4] for node in nodes}) == 1, "one text length for all layers"
@@ -102,7 +102,7 @@ def test_norms_and_softmax_are_float32(hunyuan_video_file: Exported, precision: 
     for node in graph.node:
         if node.op_type in ("RMSNormalization", "LayerNormalization", "Softmax"):
             assert inferred[node.input[0]] == onnx.TensorProto.FLOAT, node.name
-        if node.op_type in ("MatMul", "Attention", OPERATOR):
+        if node.op_type in ("MatMul", "Attention", ROUTED_ATTENTION.name):
             assert inferred[node.input[0]] == half, node.name
 
 
@@ -128,7 +128,7 @@ def test_without_guidance(tmp_path: Path) -> None:
 
 def test_attention_past_the_operator_is_found(hunyuan_video_file: Exported) -> None:
     graph, metadata = ir.load(hunyuan_video_file("fp32")), read_metadata(hunyuan_video_file("fp32"))
-    query, key, value, *_ = next(node for node in graph.graph if node.op_type == OPERATOR).inputs
+    query, key, value, *_ = next(node for node in graph.graph if node.op_type == ROUTED_ATTENTION.name).inputs
     graph.graph.append(ir.node("Attention", [query, key, value], name="past the operator"))
     with pytest.raises(ExportError, match="past the operator.*at most one per layer of the token refiner"):
         check_graph(graph, metadata)

@@ -19,10 +19,10 @@ import torch
 import vorta_trt
 from vorta_trt.export import ExportError, TensorInfo, export_onnx, read_metadata, routed_attention_nodes
 from vorta_trt.export.graph_checks import check_graph
-from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, DOMAIN, OPERATOR
 from vorta_trt.export.skeleton import skeleton_of
 from vorta_trt.model import RoutedTransformer, RouteTable
 from vorta_trt.model.files import WriteError
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 LAYERS, HEADS, TEXT_DIM = 3, 4, 24  # of the checkpoint in conftest.py
 
@@ -63,18 +63,19 @@ def test_nodes(exported: Exported, load: Load) -> None:
     onnx.checker.check_model(model, full_check=True)
     nodes = [node for node in model.graph.node if node.domain]
     assert [(node.domain, node.op_type, node.name) for node in nodes] == [
-        (DOMAIN, OPERATOR, f"blocks.{layer}/{OPERATOR}") for layer in range(LAYERS)
+        (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, f"blocks.{layer}/{ROUTED_ATTENTION.name}")
+        for layer in range(LAYERS)
     ]
     for node in nodes:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        assert sorted(attributes) == sorted(ATTRIBUTES)
+        assert sorted(attributes) == sorted(ROUTED_ATTENTION.node_attributes)
         assert (attributes["plugin_namespace"], attributes["plugin_version"]) == (b"vorta", b"1")
         assert len(node.input) == 4
     counts = Counter(node.op_type for node in model.graph.node)
     assert counts["Attention"] == LAYERS, "cross-attention stays one node"
     assert counts["RMSNormalization"] == 4 * LAYERS, "QK norms stay single nodes"
-    assert [(f.domain, f.name) for f in model.functions] == [(DOMAIN, OPERATOR)]
-    assert {o.domain: o.version for o in model.opset_import} == {"": 23, DOMAIN: 1}
+    assert [(f.domain, f.name) for f in model.functions] == [(ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name)]
+    assert {o.domain: o.version for o in model.opset_import} == {"": 23, ROUTED_ATTENTION.namespace: 1}
     found = routed_attention_nodes(exported("bf16"))
     assert {node.geometry for node in found} == {load().geometry}
     assert [node.scale for node in found] == [pytest.approx(0.25)] * LAYERS
@@ -96,7 +97,7 @@ def test_norms_modulation_router_and_timestep_path_are_float32(exported: Exporte
     for node in graph.node:
         if node.op_type in ("RMSNormalization", "LayerNormalization", "Softmax"):
             assert inferred[node.input[0]] == onnx.TensorProto.FLOAT, node.name
-        if node.op_type in ("MatMul", "Attention", OPERATOR):
+        if node.op_type in ("MatMul", "Attention", ROUTED_ATTENTION.name):
             assert inferred[node.input[0]] == half, node.name
 
 
@@ -150,8 +151,8 @@ def test_attention_precision(exported: Exported, load: Load, tmp_path: Path) -> 
 
     graphs = [onnx.load(file).graph for file in (plain, path)]
     for node in graphs[1].node:
-        if node.op_type == OPERATOR:
-            (attribute,) = (a for a in node.attribute if a.name == ATTENTION_PRECISION)
+        if node.op_type == ROUTED_ATTENTION.name:
+            (attribute,) = (a for a in node.attribute if a.name == "attention_precision")
             assert attribute.s == b"fp8"
             attribute.s = b"same"
     assert graphs[0].node == graphs[1].node, "nothing else differs"
@@ -310,7 +311,7 @@ def test_checks_catch_a_wrong_graph(exported: Exported) -> None:
         check_graph(graph, metadata)
     sine.const_value = held
 
-    query, key, value, _ = next(node for node in graph.graph if node.op_type == OPERATOR).inputs
+    query, key, value, _ = next(node for node in graph.graph if node.op_type == ROUTED_ATTENTION.name).inputs
     past_the_operator = ir.node("Attention", [query, key, value], name="blocks.0/Attention_1")
     graph.graph.append(past_the_operator)
     with pytest.raises(ExportError, match="blocks.0/Attention_1.*at most one cross-attention per layer"):

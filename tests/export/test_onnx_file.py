@@ -13,7 +13,7 @@ import pytest
 
 from vorta_trt.export import ModelMetadata, OnnxFileError, read_metadata, routed_attention_nodes
 from vorta_trt.export.metadata import KEY
-from vorta_trt.export.names import ATTENTION_PRECISION, OPERATOR
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 Exported = Callable[[str], Path]
 
@@ -86,11 +86,11 @@ def test_metadata_from_before_attention_precision(exported: Exported) -> None:
 def with_attention_precision(source: Path, target: Path, value: str | int | None) -> str:
     """Writes a copy of a model whose first node has another attention precision, or none; gives the node's name."""
     model = onnx.load(source)
-    node = next(node for node in model.graph.node if node.op_type == OPERATOR)
-    (attribute,) = (a for a in node.attribute if a.name == ATTENTION_PRECISION)
+    node = next(node for node in model.graph.node if node.op_type == ROUTED_ATTENTION.name)
+    (attribute,) = (a for a in node.attribute if a.name == "attention_precision")
     node.attribute.remove(attribute)
     if value is not None:
-        node.attribute.append(onnx.helper.make_attribute(ATTENTION_PRECISION, value))
+        node.attribute.append(onnx.helper.make_attribute("attention_precision", value))
     onnx.save(model, target)
     return str(node.name)
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.export.function_body import routed_attention_function
-from vorta_trt.export.names import ATTENTION_PRECISION, ATTRIBUTES, INPUTS, OPERATOR, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from vorta_trt.export.operator_node import operator_schema, translation_table
 from vorta_trt.export.quiet_exporter import without_known_noise
 from vorta_trt.model import AttentionGeometry, routed_attention
-from vorta_trt.plugins import OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 
 class SelfAttention(nn.Module):
@@ -45,7 +44,7 @@ def test_module_with_the_operator(text_tokens: int, precision: str) -> None:
 
     def inputs(batch: int) -> dict[str, Tensor]:
         shape = (batch, geometry.tokens, 3, 8)
-        made = {name: torch.randn(shape, generator=generator) for name in INPUTS[:3]}
+        made = {name: torch.randn(shape, generator=generator) for name in ROUTED_ATTENTION.inputs[:3]}
         made["routes"] = torch.randint(0, 3, (batch, 3), generator=generator, dtype=torch.int32)
         if text_tokens:
             made["text_length"] = torch.randint(0, text_tokens + 1, (batch,), generator=generator, dtype=torch.int32)
@@ -61,11 +60,11 @@ def test_module_with_the_operator(text_tokens: int, precision: str) -> None:
         )
     assert exported is not None
     model = exported.model_proto
-    (node,) = (node for node in model.graph.node if node.op_type == OPERATOR)
+    (node,) = (node for node in model.graph.node if node.op_type == ROUTED_ATTENTION.name)
     assert len(node.input) == len(example)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    assert sorted(attributes) == sorted(ATTRIBUTES)
-    assert attributes[ATTENTION_PRECISION] == precision.encode()
+    assert sorted(attributes) == sorted(ROUTED_ATTENTION.node_attributes)
+    assert attributes["attention_precision"] == precision.encode()
     model.functions.append(routed_attention_function(text=text_tokens > 0))
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -76,7 +75,7 @@ def test_module_with_the_operator(text_tokens: int, precision: str) -> None:
 
 def test_schema_has_the_attributes_and_defaults_of_the_function() -> None:
     schema, function = operator_schema(), routed_attention_function(text=True)
-    assert sorted(schema.attributes) == sorted(ATTRIBUTES)
+    assert sorted(schema.attributes) == sorted(ROUTED_ATTENTION.node_attributes)
     required = {name for name, attribute in schema.attributes.items() if attribute.required}
     assert required == set(function.attribute)
     value: Callable[[onnx.AttributeProto], object] = onnx.helper.get_attribute_value
@@ -84,5 +83,6 @@ def test_schema_has_the_attributes_and_defaults_of_the_function() -> None:
     assert defaults == {attribute.name: value(attribute) for attribute in function.attribute_proto}
 
 
-def test_names_are_those_of_the_plugin() -> None:
-    assert (OPERATOR, PLUGIN_NAMESPACE, PLUGIN_VERSION) == (OPERATOR_NAME, OPERATOR_NAMESPACE, OPERATOR_VERSION)
+def test_identity() -> None:
+    assert (ROUTED_ATTENTION.node_type, ROUTED_ATTENTION.version) == (("vorta", "RoutedAttention"), "1")
+    assert ROUTED_ATTENTION.selection == {"plugin_namespace": "vorta", "plugin_version": "1"}

@@ -153,7 +153,7 @@ def test_lists_become_tuples_and_geometry_hashes() -> None:
 
 def test_attributes_and_dictionaries_round_trip() -> None:
     geometry = AttentionGeometry(**VALID)
-    attributes = geometry.to_attributes()
+    attributes = geometry.to_dict()
     assert list(attributes) == ["grid", "tile", "window", "bucket", "keep", "coreset_keys", "text_tokens"]
     node = {**attributes, "coreset_keys": b"query", "scale": 0.5, "plugin_namespace": b"vorta", "plugin_version": b"1"}
     assert AttentionGeometry.from_attributes(node) == geometry

@@ -30,6 +30,9 @@ STRAYS = {
     "TensorRT's names of types": (r"""["'](HALF|BF16)["']""", "model/precision.py"),
     "-1 for the router's decision": (r"ROUTER_DECIDES\b.*= *-1|_like\([^)]*routes[^)]*, -1\)", "model/constants.py"),
     "the default tau": (r"\w*TAU\w*(: *\w+)? *= *\d", "model/constants.py"),
+    "the operator's name": (r"""["']RoutedAttention["']""", "plugins/operator_schema.py"),
+    "what picks the plugin": (r"""["']plugin_(namespace|version)["'](?!, field)""", "plugins/operator_schema.py"),
+    "values of an attribute": (r"""["']same["'], ["']fp8["']""", "plugins/operator_schema.py"),
     "the training timesteps": (r"\w*TIMESTEPS?(: *\w+)? *= *1_?000\b", "model/constants.py"),
 }
 

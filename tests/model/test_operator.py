@@ -25,7 +25,7 @@ def arguments(geometry: AttentionGeometry, normal: Callable[..., Tensor], dtype:
 
 def op_arguments(geometry: AttentionGeometry, normal: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Any, ...]:
     query, key, value, routes, _, length = arguments(geometry, normal, dtype)
-    attributes = tuple(geometry.to_attributes().values())
+    attributes = tuple(geometry.to_dict().values())
     return (query.requires_grad_(), key.requires_grad_(), value.requires_grad_(), routes, length, *attributes, 0.3)
 
 

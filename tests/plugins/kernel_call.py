@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vorta_trt.plugins import CORESET_KEYS, DTYPES, Problem, Tensors, load_library
+from vorta_trt.plugins import Problem, Tensors, load_library
 
 from .kernel_oracle import Case, Selection
 
@@ -95,9 +95,9 @@ def make_inputs(case: Case, seed: int) -> Inputs:
 
 def make_problem(case: Case) -> Problem:
     return Problem(
-        dtype=DTYPES[case.dtype], batch=case.batch, heads=case.heads, head_dim=case.head_dim, grid=case.grid,
+        dtype=case.dtype, batch=case.batch, heads=case.heads, head_dim=case.head_dim, grid=case.grid,
         tile=case.tile, window=case.window, bucket=case.bucket, keep=case.keep,
-        coreset_keys=CORESET_KEYS[case.coreset_keys], text_tokens=case.text, scale=0.0,
+        coreset_keys=case.coreset_keys, text_tokens=case.text, scale=0.0,
     )  # fmt: skip
 
 

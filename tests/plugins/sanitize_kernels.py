@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from cuda.bindings import runtime
 
-from vorta_trt.plugins import ATTENTION_PRECISIONS, CORESET_KEYS, DTYPES, Problem, Tensors, load_library
+from vorta_trt.plugins import Problem, Tensors, load_library
+from vorta_trt.plugins.library import KERNEL_DTYPES
+from vorta_trt.plugins.operator_schema import choices
 
 ROUTES = np.array([[0, 1, 2], [2, 9, 1]], np.int32)  # [B, N]
 LENGTHS = np.array([5, 0], np.int32)  # [B]
@@ -32,12 +34,12 @@ GENERIC_HEAD_DIMS = (8, 80, 192, 256)
 FAST_HEAD_DIMS = (64, 128)
 #: Geometry, dtype, head dimension, what VORTA_TRT_KERNELS says, and the precision. The coreset's keys take turns.
 CASES = (
-    *itertools.product((TEXT, TILES), DTYPES, GENERIC_HEAD_DIMS, ("",), ("same",)),
-    *itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",), ("same",)),
-    *itertools.product((TEXT, TILES), DTYPES, FAST_HEAD_DIMS, ("sm80",), ("same",)),
+    *itertools.product((TEXT, TILES), KERNEL_DTYPES, GENERIC_HEAD_DIMS, ("",), ("same",)),
+    *itertools.product((TEXT, TILES, GROUPS), KERNEL_DTYPES, FAST_HEAD_DIMS, ("",), ("same",)),
+    *itertools.product((TEXT, TILES), KERNEL_DTYPES, FAST_HEAD_DIMS, ("sm80",), ("same",)),
 )
 #: On Hopper alone.
-FP8_CASES = tuple(itertools.product((TEXT, TILES, GROUPS), DTYPES, FAST_HEAD_DIMS, ("",), ("fp8",)))
+FP8_CASES = tuple(itertools.product((TEXT, TILES, GROUPS), KERNEL_DTYPES, FAST_HEAD_DIMS, ("",), ("fp8",)))
 
 
 def require(result: tuple[Any, ...]) -> Any:
@@ -98,8 +100,8 @@ def run(
     library = load_library()
     batch, heads = ROUTES.shape
     problem = Problem(
-        dtype=DTYPES[dtype], batch=batch, heads=heads, head_dim=head_dim, coreset_keys=CORESET_KEYS[coreset_keys],
-        scale=0.0, attention_precision=ATTENTION_PRECISIONS[precision], **geometry,
+        dtype=dtype, batch=batch, heads=heads, head_dim=head_dim, coreset_keys=coreset_keys,
+        scale=0.0, attention_precision=precision, **geometry,
     )  # fmt: skip
     tokens = math.prod(geometry["grid"]) + geometry["text_tokens"]
     shape = (batch, tokens, heads, head_dim)
@@ -137,7 +139,7 @@ def runs_fp8() -> bool:
 def main() -> None:
     generator = np.random.default_rng()
     cases = CASES + FP8_CASES if runs_fp8() else CASES
-    for case, coreset_keys in zip(cases, itertools.cycle(CORESET_KEYS), strict=False):
+    for case, coreset_keys in zip(cases, itertools.cycle(choices("coreset_keys")), strict=False):
         geometry, dtype, head_dim, kernels, precision = case
         os.environ["VORTA_TRT_KERNELS"] = kernels
         run(geometry, dtype, head_dim, precision, coreset_keys, generator)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.plugins import ATTENTION_PRECISIONS, LibraryError, Problem, Status, Tensors, load_library
+from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
 
 PROBLEM: dict[str, Any] = {
     "dtype": 1, "batch": 2, "heads": 3, "head_dim": 64, "grid": (10, 6, 6), "tile": (2, 3, 2), "window": (3, 1, 3),
@@ -166,7 +166,7 @@ def test_minimal_window_may_exceed_the_grid() -> None:
 def test_fp8_is_a_valid_problem_of_any_head_dimension() -> None:
     """What has kernels is a question of the GPU, asked at the launch."""
     for head_dim in (64, 96, 128):
-        fp8 = Problem(**{**PROBLEM, "head_dim": head_dim, "attention_precision": ATTENTION_PRECISIONS["fp8"]})
+        fp8 = Problem(**{**PROBLEM, "head_dim": head_dim, "attention_precision": "fp8"})
         load_library().validate(fp8)
         assert load_library().workspace_size(fp8) > 0
 

@@ -28,7 +28,7 @@ from vorta_trt.plugins import (
 
 def problem(**changed: Any) -> Problem:
     values: dict[str, Any] = {
-        "dtype": plugins.DTYPES["bfloat16"],
+        "dtype": "bfloat16",
         "batch": 1,
         "heads": 2,
         "head_dim": 64,
@@ -37,7 +37,7 @@ def problem(**changed: Any) -> Problem:
         "window": (1, 1, 1),
         "bucket": (2, 3, 2),
         "keep": 6,
-        "coreset_keys": plugins.CORESET_KEYS["query"],
+        "coreset_keys": "query",
         "text_tokens": 0,
         "scale": 0.0,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,12 @@ def test_null_collection_is_refused(driver8: Any) -> None:
 def test_plugin_survives_clone_and_serialization(driver8: Any, changes: dict[str, str]) -> None:
     findings = driver8("round-trip", *fields(**changes))
     assert (findings.one("bytes"), findings.one("same bytes")) == ("76", "yes")
+    codes = {"coreset_keys": {"query": 0, "key": 1}, "attention_precision": {"same": 0, "fp8": 1}}
+    keys, precision = (codes[name][{**GOOD, **changes}[name].removeprefix("string:")] for name in codes)
+    shapes = [4, 6, 4, 2, 3, 2, 1, 3, 1, 2, 3, 2]
+    eighth = int.from_bytes(struct.pack("<f", 0.125), "little")
+    expected = [int.from_bytes(b"vtRA", "little"), 1, *shapes, 6, keys, 8, eighth, precision]
+    assert [int(word) for word in findings.one("words").split()] == expected  # engines of every version hold this
     assert findings.one("clone") == "elsewhere::RoutedAttention"  # a clone keeps the namespace that it was given
     assert findings.one("attached") == "vorta::RoutedAttention 1"
     assert findings.one("outputs") == "1"

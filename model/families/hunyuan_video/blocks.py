@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.operator import SAME_PRECISION, AttentionObserver, routed_attention
+from vorta_trt.model.operator import AttentionObserver, routed_attention
 from vorta_trt.model.rotary import rotate
 from vorta_trt.model.router import Router
+from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from torch.nn import functional
 
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
-from vorta_trt.model.operator import SAME_PRECISION, AttentionObserver, routed_attention
+from vorta_trt.model.operator import AttentionObserver, routed_attention
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 
 class RoutedWanBlock(nn.Module):

@@ -6,6 +6,7 @@
 //   driver8 LIBRARY VERSION COMMAND [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
 #include <dlfcn.h>
 
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -110,6 +111,13 @@ void roundTrip(Session& session) {
   Plugin attached = dynamic(restored->clone());
   restored.reset();
   print("bytes", std::to_string(bytes.size()));
+  std::string words;
+  for (size_t offset = 0; offset < bytes.size(); offset += 4) {
+    int32_t word;
+    std::memcpy(&word, bytes.data() + offset, 4);
+    words += (offset == 0 ? "" : " ") + std::to_string(word);
+  }
+  print("words", words);
   print("same bytes", bytesOf(*attached) == bytes ? "yes" : "no");
   print("clone", std::string(clone->getPluginNamespace()) + "::" + clone->getPluginType());
   print("attached", std::string(attached->getPluginNamespace()) + "::" + attached->getPluginType() + " " +

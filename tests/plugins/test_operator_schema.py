@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's table in Python is the contract's, and the same as the plugin's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Attribute, Kind
+
+#: Value of TensorRT's PluginFieldType and how many items, as the creator announces a field of that kind.
+FIELD_TYPES = {Kind.TRIPLE: "5 3", Kind.INTEGER: "5 1", Kind.NUMBER: "1 1", Kind.CHOICE: "6 0"}
+EXAMPLES = {
+    "grid": "int32:4,6,4",
+    "tile": "int32:2,3,2",
+    "window": "int32:1,1,1",
+    "bucket": "int32:2,3,2",
+    "keep": "int32:6",
+    "text_tokens": "int32:8",
+    "scale": "float32:0.125",
+}
+WITH_DEFAULT = [attribute for attribute in ROUTED_ATTENTION.attributes if attribute.default is not None]
+
+
+def given(**changed: str | None) -> list[str]:
+    """Fields of the driver, every string field with its default; None leaves a field out."""
+    choices = {a.name: f"string:{a.default}" for a in ROUTED_ATTENTION.attributes if a.kind is Kind.CHOICE}
+    values = {**EXAMPLES, **choices, **changed}
+    return [f"field={name}:{value}" for name, value in values.items() if value is not None]
+
+
+def test_table_is_the_contracts() -> None:
+    """Names, order and types stand in exported files and engines: they never change within a version."""
+    assert [(a.name, a.kind.name, a.default) for a in ROUTED_ATTENTION.attributes] == [
+        ("grid", "TRIPLE", None),
+        ("tile", "TRIPLE", None),
+        ("window", "TRIPLE", None),
+        ("bucket", "TRIPLE", None),
+        ("keep", "INTEGER", None),
+        ("coreset_keys", "CHOICE", "query"),
+        ("text_tokens", "INTEGER", 0),
+        ("scale", "NUMBER", 0.0),
+        ("attention_precision", "CHOICE", "same"),
+    ]
+    assert ROUTED_ATTENTION.inputs == ("query", "key", "value", "routes", "text_length")
+
+
+def test_plugin_has_the_same_identity_and_fields(recording_driver: Any) -> None:
+    findings = recording_driver("creator")
+    assert findings.one("creator") == f"{ROUTED_ATTENTION} {ROUTED_ATTENTION.version}"
+    expected = [f"{a.name} {FIELD_TYPES[a.kind]}" for a in ROUTED_ATTENTION.attributes]
+    assert findings.all("field") == expected
+
+
+@pytest.mark.parametrize("attribute", [a for a in ROUTED_ATTENTION.attributes if a.choices], ids=lambda a: a.name)
+def test_plugin_takes_the_same_choices(recording_driver: Any, attribute: Attribute) -> None:
+    for choice in attribute.choices:
+        metadata = recording_driver("round-trip", *given(**{attribute.name: f"string:{choice}"})).one("metadata")
+        assert f"{attribute.name}={choice}" in metadata.split()
+    refused = recording_driver("create", *given(**{attribute.name: "string:"})).one("log")
+    assert " or ".join(f'"{choice}"' for choice in attribute.choices) in refused
+
+
+@pytest.mark.parametrize("attribute", WITH_DEFAULT, ids=lambda a: a.name)
+def test_absent_field_has_the_tables_default_or_is_refused(recording_driver: Any, attribute: Attribute) -> None:
+    """The plugin insists on more fields than ONNX does; what it lets out means the same."""
+    findings = recording_driver("round-trip", *given(**{attribute.name: None}))
+    if findings.one("created") == "no":
+        assert f"field {attribute.name}: is missing" in findings.one("log")
+        assert attribute.name in ("coreset_keys", "text_tokens")
+    else:
+        default = f"{attribute.default:g}" if attribute.kind is Kind.NUMBER else attribute.default
+        assert f"{attribute.name}={default}" in findings.one("metadata").split()
