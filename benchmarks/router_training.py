@@ -28,7 +28,7 @@ TEXT_TOKENS = 120
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--no-gradient-checkpointing", action="store_true")
     arguments = parser.parse_args()
     if arguments.steps <= WARMUP:
@@ -55,14 +55,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains, and gathers the figures from the run's log."""
     from vorta_trt.model import AttentionGeometry
     from vorta_trt.model.training import TrainingSettings, train_router
-    from vorta_trt.model.training.metrics import read_log
+    from vorta_trt.model.training.run_folder import RunFolder
 
     video = arguments.size or VIDEO[arguments.architecture]
     checkpoint, layers = make_checkpoint(arguments.work, arguments.architecture, arguments.layers)
     data = make_data(arguments.work, video)
     settings = TrainingSettings(
         steps=arguments.steps,
-        accumulation=arguments.accumulation,
+        batch_size=arguments.batch_size,
         gradient_checkpointing=not arguments.no_gradient_checkpointing,
         checkpoint_every=arguments.steps,
     )
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         if report is None:
             raise SystemExit("one process at a time: start it without torchrun")
-        curve = read_log(report.output / "log.jsonl")
+        curve = RunFolder(report.output).read_log()
     timed = [line["seconds"] for line in curve[WARMUP:]]
     geometry = AttentionGeometry.for_video(*video)
     weights = sum(file.stat().st_size for file in (checkpoint / "transformer").glob("*.safetensors"))

@@ -41,6 +41,15 @@ class TrainingPrecision(str, Enum):
     fp32 = "fp32"
 
 
+class Schedule(str, Enum):
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+    cosine_with_restarts = "cosine_with_restarts"
+    polynomial = "polynomial"
+
+
 @command(
     "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER",
     "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER --resume",
@@ -57,19 +66,46 @@ def run(
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
     router: Annotated[Path | None, typer.Option(help="Start from this router [default: random].")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 100,
-    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches per step and process.")] = 4,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per micro-batch.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW.")] = 1e-2,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 1e-2,
-    max_grad_norm: Annotated[float, typer.Option(help="Scale gradients down to this norm.")] = 1.0,
-    diffusion_weight: Annotated[float, typer.Option(help="Weight of the flow-matching loss.")] = 1.0,
-    distillation_weight: Annotated[float, typer.Option(help="Weight of the error against full attention.")] = 20.0,
-    regularisation_weight: Annotated[float, typer.Option(help="Weight of the squared full-branch scores.")] = 0.02,
-    intervals: Annotated[
-        int, typer.Option(min=1, help="How many intervals the timesteps have; a step draws from one of them.")
-    ] = 5,
-    reduction_rate: Annotated[float, typer.Option(help="Share of the tokens that the coreset drops.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="How many optimiser steps to do.")] = 100,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per step, shared out over all processes; the same with any number.")
+    ] = 4,
+    micro_batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples that a process computes at once: speed and memory, nothing else.")
+    ] = 1,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate, at its highest.")] = 1e-2,
+    schedule: Annotated[
+        Schedule, typer.Option(help="How the learning rate changes over the steps, by diffusers' names.")
+    ] = Schedule.constant,
+    warmup_steps: Annotated[
+        int, typer.Option(min=0, help="Steps over which the learning rate rises from 0 first.")
+    ] = 0,
+    schedule_cycles: Annotated[int, typer.Option(min=1, help="Restarts with cosine_with_restarts.")] = 1,
+    schedule_power: Annotated[float, typer.Option(help="Exponent with polynomial.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
+    max_grad_norm: Annotated[float, typer.Option(help="Norm that longer gradients are scaled down to.")] = 1.0,
+    diffusion_weight: Annotated[float, typer.Option(min=0, help="Weight of the flow-matching loss.")] = 1.0,
+    distillation_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the error against full attention.")
+    ] = 20.0,
+    regularisation_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the squared full-branch scores.")
+    ] = 0.02,
+    intervals: Annotated[int, typer.Option(min=1, help="Strata of the timesteps; a step draws from one.")] = 5,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar="FxHxW", help="Tile of the sliding branch, in tokens [default: what fits the size]."),
+    ] = None,
+    window: Annotated[
+        str, typer.Option(metavar="FxHxW", help="Window of the sliding branch, in tiles; odd numbers.")
+    ] = "3x3x3",
+    bucket: Annotated[
+        str | None,
+        typer.Option(metavar="FxHxW", help="Bucket of the coreset branch, in tokens [default: what fits the size]."),
+    ] = None,
+    reduction_rate: Annotated[
+        float, typer.Option(help="Share of a bucket's tokens that the coreset branch drops.")
+    ] = 0.5,
     seed: Seed = 0,
     precision: Annotated[
         TrainingPrecision, typer.Option(help="The type of frozen weights and activations; routers are float32.")
@@ -91,19 +127,25 @@ def run(
     """Train the routers of a checkpoint (`run` may be left out).
 
     It writes config.json, ckpt/step-*/router.pt (what --router takes everywhere) and log.jsonl. For several GPUs, start
-    one process per GPU with torchrun.
+    one process per GPU with torchrun; they share the samples of a step out among them.
     """
     from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
 
     try:
         settings = TrainingSettings(
             steps=steps,
-            accumulation=accumulation,
-            batch=batch,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
             learning_rate=learning_rate,
+            schedule=schedule.value,
+            warmup_steps=warmup_steps,
+            schedule_cycles=schedule_cycles,
+            schedule_power=schedule_power,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
-            weights=LossWeights(diffusion_weight, distillation_weight, regularisation_weight),
+            weights=LossWeights(
+                diffusion=diffusion_weight, distillation=distillation_weight, regularisation=regularisation_weight
+            ),
             intervals=intervals,
             seed=seed,
             precision=precision.value,
@@ -119,6 +161,9 @@ def run(
             output,
             settings,
             video_size=None if size is None else pixels(size),
+            tile=None if tile is None else _shape(tile, "--tile"),
+            window=_shape(window, "--window"),
+            bucket=None if bucket is None else _shape(bucket, "--bucket"),
             reduction_rate=reduction_rate,
             router=router,
             resume=resume,
@@ -186,6 +231,15 @@ def prepare(
         return
     command = ["vorta-trt", "train-router", str(checkpoint), "--data", str(output), "-o", "ROUTER"]
     typer.echo(f"{prepared.output}\n{prepared.summary()}\nnext: {shlex.join(command)}")
+
+
+def _shape(text: str, option: str) -> tuple[int, int, int]:
+    """A tile, window or bucket from e.g. 2x3x2."""
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r}: must be FRAMESxHEIGHTxWIDTH; use e.g. 2x3x2", param_hint=option)
+    frames, height, width = map(int, parts)
+    return frames, height, width
 
 
 def _stages_of_main_process() -> AbstractContextManager[Callable[[str, int, int], None]]:

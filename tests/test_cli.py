@@ -347,12 +347,12 @@ def test_train_router(wan: Wan, tmp_path: Path) -> None:
     content = {"version": 1, "family": "wan", "video_size": video, "samples": samples}
     (data / "dataset.json").write_text(json.dumps(content))
     arguments = ("train-router", wan.checkpoint, "--data", data, "-o", run, "--precision", "fp32", "--device", "cpu")
-    result = vorta(*arguments, "--steps", 2, "--accumulation", 1)
+    result = vorta(*arguments, "--steps", 2, "--batch-size", 1)
     assert result.code == 0, result
-    assert "2 steps on 1 samples\nloss " in result.out
+    assert "2 steps on 1 samples\nbatch size 1, on 1 process of 1\nloss " in result.out
     assert f"next: vorta-trt routes '{wan.checkpoint}' --router {run}" in result.out
     fails(*arguments, message="output .*run: holds a training run already; continue it with --resume")
-    resumed = vorta("train-router", "run", *arguments[1:], "--steps", 3, "--accumulation", 1, "--resume", "--json")
+    resumed = vorta("train-router", "run", *arguments[1:], "--steps", 3, "--batch-size", 1, "--resume", "--json")
     assert resumed.code == 0, resumed
     assert json.loads(resumed.out)["step"] == 3
     assert vorta("routes", wan.checkpoint, "--router", run, "--steps", 2).code == 0
@@ -365,7 +365,9 @@ def test_train_router(wan: Wan, tmp_path: Path) -> None:
 def test_train_router_usage(wan: Wan, tmp_path: Path) -> None:
     train = ("train-router", wan.checkpoint, "-o", tmp_path / "run", "--data", tmp_path)
     fails(*train[:4], message="Missing option '--data'", code=2)
-    fails(*train, "--learning-rate", 0, message="learning_rate 0.0: must be positive and finite", code=2)
+    fails(*train, "--learning-rate", 0, message="learning_rate 0.0: must be greater than 0", code=2)
+    fails(*train, "--tile", "5x9", message="'5x9': must be FRAMESxHEIGHTxWIDTH", code=2)
+    fails(*train, "--warmup-steps", 5, message="warmup_steps 5: schedule 'constant' has no warm-up", code=2)
     fails(*train, "--size", "720p", message="size '720p': must be FRAMESxHEIGHTxWIDTH", code=2)
     fails(*train, "--precision", "fp16", message="'fp16' is not one of", code=2)
     fails(*train, message="has neither dataset.json nor videos2caption.json")
@@ -382,11 +384,12 @@ def test_the_defaults_of_training_are_the_published_ones() -> None:
     from vorta_trt.commands.train_router import run
     from vorta_trt.model.training import TrainingSettings
 
-    settings = TrainingSettings().to_dict()
+    settings = TrainingSettings().model_dump()
     settings |= {f"{name}_weight": value for name, value in settings.pop("weights").items()}
     defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
     assert {name: defaults[name] for name in settings} == settings
-    assert (settings["steps"], settings["accumulation"], settings["learning_rate"]) == (100, 4, 1e-2)
+    assert (settings["schedule"], settings["warmup_steps"], defaults["window"]) == ("constant", 0, "3x3x3")
+    assert (settings["steps"], settings["batch_size"], settings["learning_rate"]) == (100, 4, 1e-2)
     assert (settings["diffusion_weight"], settings["distillation_weight"]) == (1, 20)
     assert (settings["regularisation_weight"], settings["intervals"]) == (0.02, 5)
 

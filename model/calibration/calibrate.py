@@ -48,9 +48,8 @@ from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.timestep_path import TimestepPath
-from vorta_trt.model.training.dataset import LatentDataset, Progress
+from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.devices import check_device
-from vorta_trt.model.training.layouts import open_layout
 from vorta_trt.model.training.timesteps import sample_indices
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.library import load_library
@@ -99,10 +98,10 @@ def calibrate_routes(
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
     with CheckpointReader(checkpoint) as reader:
         family, name = training_family(reader.family, reader.config), reader.path.resolve()
-    layout = None if data is None else open_layout(Path(data), family.facts.name)
-    if layout is None and video_size is None:
+    dataset = None if data is None else LatentDataset(data, family)
+    if dataset is None and video_size is None:
         raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")
-    size = video_size if layout is None else layout.size(video_size)
+    size = video_size if dataset is None else dataset.size(video_size)
     assert size is not None
     geometry = AttentionGeometry.for_video(*size, family=family.facts.name)
     timesteps = [float(step) for step in scheduler(steps).timesteps]
@@ -115,8 +114,9 @@ def calibrate_routes(
     make = InputMaker(family, torch_dtype(settings.dtype), target, guidance)
     shape = family.facts.latent_shape(family.config, geometry.grid)
     samples: CalibrationSamples
-    if layout is not None:
-        dataset = _draw(LatentDataset(layout, family, shape), settings, skip_bad, progress)
+    if dataset is not None:
+        dataset.shape = shape
+        _draw(dataset, settings, skip_bad, progress)
         samples = DataSamples(dataset, timesteps, buckets, make, settings.seed)
     else:
         texts = list(prompts or ())[: settings.samples]
@@ -157,7 +157,7 @@ def calibrate_routes(
         **settings.to_dict(),
         "video_size": list(size),
         "steps": steps,
-        "source": "prompts" if layout is None else "data",
+        "source": "prompts" if dataset is None else "data",
         "measured": list(measured),
         "held_back": list(held_back),
         "device": torch.cuda.get_device_name(target) if target.type == "cuda" else target.type,
@@ -171,13 +171,12 @@ def calibrate_routes(
     return CalibrationReport(output, calibration, table, check, measured, held_back, seconds, peak)
 
 
-def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool, progress: Progress) -> LatentDataset:
-    """As many of the samples as are wanted, checked."""
+def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool, progress: Progress) -> None:
+    """Leaves as many of the samples as are wanted, checked."""
     count = len(dataset)
     drawn = sample_indices(settings.seed, 0, min(settings.samples, count), count) if count else []
     dataset.samples = [dataset.samples[index] for index in drawn]
     dataset.leave_out(dataset.find_bad(progress), skip_bad)
-    return dataset
 
 
 def _device(name: str, dtype: str) -> torch.device:

@@ -17,7 +17,7 @@ from vorta_trt.model.calibration.report import Check
 from vorta_trt.model.calibration.samples import CalibrationSamples, Inputs
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.model.training.dataset import Progress
+from vorta_trt.model.training.data import Progress
 from vorta_trt.model.transformer import RoutedTransformer
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.dataset import Progress
+from vorta_trt.model.training.data import Progress
 
 
 @torch.no_grad()

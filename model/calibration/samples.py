@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families.training import TrainingFamily
-from vorta_trt.model.training.dataset import LatentDataset
+from vorta_trt.model.training.data import LatentDataset
 from vorta_trt.model.training.timesteps import add_noise, draw_noise
 
 Inputs = dict[str, Any]

@@ -8,12 +8,11 @@ Sharded (FSDP2): every device holds its part of the frozen weights, and of one b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vorta_trt.model.router import Router
 
@@ -29,11 +28,12 @@ def check_device(device: str) -> None:
 
 
 def make_accelerator(device: str) -> Any:
-    """accelerate's Accelerator for the processes that were started.
+    """Makes accelerate's Accelerator for the processes that were started.
 
     Precision is the model's own business (`TrainingSettings.precision`), so accelerate casts nothing.
 
-    Raises ValueError for a device that is not there, and for ways of distribution other than this module's.
+    Raises:
+        ValueError: The device is not there, or accelerate was set up for ways of distribution other than this module's.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
@@ -49,10 +49,13 @@ def make_accelerator(device: str) -> Any:
 
 
 def place(accelerator: Any, objective: nn.Module, blocks: tuple[str, ...], fsdp: bool) -> nn.Module:
-    """The objective on its device or devices.
+    """Puts the objective on its device or devices.
 
     Args:
-        blocks: class names of the transformer blocks. fsdp: shard instead of replicate.
+        accelerator: Of accelerate.
+        objective: Model and loss.
+        blocks: Class names of the transformer blocks.
+        fsdp: Whether to shard it instead of replicating it.
     """
     if not fsdp:
         placed: nn.Module = accelerator.prepare(objective)
@@ -64,42 +67,21 @@ def place(accelerator: Any, objective: nn.Module, blocks: tuple[str, ...], fsdp:
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     # Routers are units of their own: they run before their block, and are float32 where it is not.
-    for kind in ((Router.__name__,), blocks):
+    for kinds in ((Router.__name__,), blocks):
         for module in [*objective.modules()]:
-            if type(module).__name__ in kind:
+            if type(module).__name__ in kinds:
                 fully_shard(module, mesh=mesh)
     fully_shard(objective, mesh=mesh)
     return objective
 
 
-@contextmanager
-def accumulating(accelerator: Any, objective: nn.Module, is_last: bool) -> Iterator[None]:
-    """A micro-batch's forward and backward pass: gradients are exchanged after the last one alone."""
+def accumulating(accelerator: Any, objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Surrounds a micro-batch's forward and backward pass: gradients are exchanged after the last one alone."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(is_last)
-        yield
-    elif is_last:
-        yield
-    else:
-        with accelerator.no_sync(objective):
-            yield
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, gathered from all processes if the tensor is sharded."""
-    gather = getattr(tensor, "full_tensor", None)
-    gathered: Tensor = tensor if gather is None else gather()
-    return gathered.cpu().clone()
-
-
-def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """The inverse of `whole`: on the device of `reference`, and sharded if that is."""
-    tensor = tensor.to(reference.device)
-    mesh = getattr(reference, "device_mesh", None)
-    if mesh is None:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor, mesh, reference.placements)  # type: ignore[attr-defined]
+    elif not is_last:
+        quiet: AbstractContextManager[None] = accelerator.no_sync(objective)
+        return quiet
+    return nullcontext()

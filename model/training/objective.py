@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a router is trained to minimise (VORTA, arXiv 2505.18809).
+"""What is trained, a router per block of a frozen model, and what it is to minimise (VORTA, arXiv 2505.18809).
 
 Of one noisy latent, the model with mixed branches gives a prediction p, and the same model with full attention gives q:
 
@@ -15,41 +15,54 @@ Letters: B batch, C latent channels, N heads, L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.router import Router
+from vorta_trt.model.training.settings import LossWeights
 from vorta_trt.model.training.timesteps import add_noise, least_noise
 from vorta_trt.model.transformer import AttentionMode, RoutedTransformer
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms; the defaults are the published ones."""
+def attach_routers(model: RoutedTransformer, seed: int) -> None:
+    """Gives every block that has no router one with random weights, as torch starts linear layers, from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    dim = model.num_heads * model.head_dim
+    for block in list(model.modules()):
+        if getattr(block, "router", model) is None:  # a routed block without a router
+            router = Router(dim, model.num_heads)
+            for parameter in router.parameters():
+                nn.init.uniform_(parameter, -1 / math.sqrt(dim), 1 / math.sqrt(dim), generator=generator)
+            block.router = router
+    model.has_router = True
 
-    diffusion: float = 1.0
-    distillation: float = 20.0
-    regularisation: float = 0.02
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} weight {value}: must be a finite number, 0 or more; use 0 to leave it out")
-        if self.diffusion == self.distillation == 0:
-            raise ValueError("diffusion and distillation weight 0: nothing to learn from; use 1 and 20")
+def freeze_all_but_routers(model: RoutedTransformer) -> None:
+    """Lets gradients reach the routers alone."""
+    model.requires_grad_(False).eval()
+    for parameter in router_parameters(model).values():
+        parameter.requires_grad_(True)
+
+
+def router_parameters(model: RoutedTransformer) -> dict[str, nn.Parameter]:
+    """Returns `<stack>.{i}.router.linear.{weight,bias}` -> parameter, the names of the published checkpoints."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".router." in name}
 
 
 class RouterObjective(nn.Module):
     """A routed transformer with its loss as one module: what is wrapped for several devices.
 
     Args:
-        model: frozen but for its routers. family: its inputs. weights: of the terms. intervals: of the timesteps; the
-            one with the least noise has no diffusion term.
+        model: The transformer, frozen but for its routers.
+        family: What its inputs are.
+        weights: Weights of the terms.
+        intervals: Intervals of the timesteps; the one with the least noise has no diffusion term.
     """
 
     def __init__(
@@ -64,14 +77,17 @@ class RouterObjective(nn.Module):
     def forward(
         self, latents: Tensor, noise: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The losses of a micro-batch.
+        """Computes the losses of a micro-batch.
 
         Args:
-            latents, noise: float32 [B, C, F, H, W]. timesteps: float32 [B]. conditions: the family's, [B, ...] each.
+            latents: float32 [B, C, F, H, W].
+            noise: As latents.
+            timesteps: float32 [B].
+            conditions: The family's, [B, ...] each.
 
         Returns:
-            total: the weighted sum, to be minimised. diffusion, distillation, regularisation: the terms before
-            weighting. scores: the routers', [L, B, N, 3]. All but `total` are detached.
+            total, the weighted sum, to be minimised; diffusion, distillation, regularisation, the terms before
+            weighting; scores, the routers', [L, B, N, 3]. All but `total` are detached.
         """
         noisy = add_noise(latents, noise, timesteps).to(self.model.dtype)  # [B, C, F, H, W]
         inputs = self.family.model_inputs(noisy, timesteps, conditions, self.model.dtype)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,9 +24,8 @@ from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.dataset import Progress
-from vorta_trt.model.training.layouts import DATASET_FILE, VERSION, DataError, latent_file, prompt_file
-from vorta_trt.model.training.settings import PRECISIONS
+from vorta_trt.model.training.data import DATASET_FILE, VERSION, DataError, Progress, latent_file, prompt_file
+from vorta_trt.model.training.settings import TrainingPrecision
 from vorta_trt.model.training.video import SUFFIXES, check_decoder, read_video
 
 logger = logging.getLogger(__name__)
@@ -96,8 +95,8 @@ def prepare_data(
     rate = family.facts.frames_per_second if frames_per_second is None else frames_per_second
     if not rate > 0:
         raise ValueError(f"frames_per_second {rate}: must be positive; use {family.facts.frames_per_second:g}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: must be {' or '.join(PRECISIONS)}")
+    if precision not in get_args(TrainingPrecision):
+        raise ValueError(f"precision {precision!r}: must be {' or '.join(get_args(TrainingPrecision))}")
     bad: dict[str, str] = {}
     clips = _find_clips(Path(videos), None if captions is None else Path(captions), _refusal(bad, skip_bad))
     for folder in (output, output / "latents", output / "prompts"):

@@ -4,9 +4,12 @@
     config.json                     model, video size and geometry (`self_attention_kwargs`); ours adds `training`
     ckpt/step-000100/router.pt      the routers' parameters
     ckpt/step-000100/training.pt    what resuming needs besides: optimiser, settings
-    log.jsonl                       a line per step, see `metrics.py`
+    log.jsonl                       a line per step
+    report/                         TensorBoard's event files, if asked for, where the authors' code has them
 
-A step's folder appears whole or not at all.
+A step's folder appears whole or not at all. A line of the log has step, loss (weighted), diffusion, distillation,
+regularisation (before weighting), grad_norm, learning_rate, interval and timesteps that were drawn, score_<branch>
+(mean of the routers' scores), share_<branch> (of the heads, by hard routes), seconds, and on a GPU peak_memory_gib.
 """
 
 from __future__ import annotations
@@ -14,20 +17,21 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from vorta_trt.model.files import new_folder, write_json
+from vorta_trt.model.files import new_folder, write_json, write_text
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.records import Record, first_error
+from vorta_trt.plugins.extras import import_extra
 
 ROUTER_FILE = "router.pt"
 STATE_FILE = "training.pt"
-CONFIG_FILE = "config.json"
-LOG_FILE = "log.jsonl"
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -35,18 +39,24 @@ class RunError(ValueError):
     """A run folder cannot be used as asked; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class TrainingState:
+class TrainingState(Record):
     """What a run is resumed from.
 
     Attributes:
-        step: steps done. decisive: settings, data, geometry and number of processes, which must stay. optimizer: its
-        `state_dict`, tensors whole and on the CPU.
+        step: Steps done.
+        decisive: Settings, data and geometry, which must stay.
+        optimizer: The optimiser's `state_dict`, tensors whole and on the CPU.
     """
 
-    step: int
+    step: Annotated[int, Field(ge=1)]
     decisive: dict[str, Any]
     optimizer: dict[str, Any]
+
+
+class _LogLine(Record):
+    model_config = ConfigDict(extra="allow")
+
+    step: Annotated[int, Field(ge=1)]
 
 
 class RunFolder:
@@ -55,10 +65,10 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "ckpt"
-        self.log_file = self.path / LOG_FILE
+        self.log_file = self.path / "log.jsonl"
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
+        """Returns the steps that have a checkpoint, ascending."""
         if not self.checkpoints.is_dir():
             return []
         found = [_STEP.fullmatch(entry.name) for entry in self.checkpoints.iterdir()]
@@ -74,18 +84,21 @@ class RunFolder:
     def start(self, config: dict[str, Any]) -> None:
         """Makes the folder and writes config.json."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / CONFIG_FILE, config)
+        write_json(self.path / "config.json", config)
 
     def save(self, router: dict[str, Tensor], state: TrainingState) -> Path:
         """Writes a step's folder and returns it."""
-        folder = self._folder(state.step)
-        with new_folder(folder) as unfinished:
+        with new_folder(self._folder(state.step)) as unfinished:
             torch.save(router, unfinished / ROUTER_FILE)
-            torch.save(vars(state), unfinished / STATE_FILE)
-        return folder
+            torch.save(state.model_dump(), unfinished / STATE_FILE)
+        return self._folder(state.step)
 
     def load_state(self) -> TrainingState:
-        """The state of the latest step. Raises RunError if there is none or it is not readable."""
+        """Returns the state of the latest step.
+
+        Raises:
+            RunError: There is none, or it is not readable.
+        """
         steps = self.steps()
         if not steps:
             raise RunError(f"output {self.path}: has no ckpt/step-* to resume from; start the run without --resume")
@@ -96,19 +109,76 @@ class RunFolder:
                 f"another run from it with --router {self.path}"
             )
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            return TrainingState(**content)
-        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
+            return TrainingState.model_validate(torch.load(file, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
+            reason = first_error(error) if isinstance(error, ValidationError) else error
             raise RunError(
-                f"output {self.path}: {file} is not readable ({error}); remove {file.parent.name} to resume from the "
+                f"output {self.path}: {file} is not readable ({reason}); remove {file.parent.name} to resume from the "
                 f"step before"
             ) from error
 
     def router_file(self, step: int) -> Path:
+        """Returns where the routers of a step are."""
         return self._folder(step) / ROUTER_FILE
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Returns the lines of the log; a last line that a kill cut off is left out.
+
+        Raises:
+            RunError: A line is none of a log; the message names it.
+        """
+        if not self.log_file.is_file():
+            return []
+        line, lines = TypeAdapter(_LogLine), []
+        for number, text in enumerate(self.log_file.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                lines.append(line.validate_json(text).model_dump())
+            except ValidationError as error:
+                raise RunError(
+                    f"log {self.log_file}, line {number}: {first_error(error)}; remove the line, or the whole file"
+                ) from error
+        return lines
 
     def _folder(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
+
+
+class MetricsLog:
+    """Appends to a run's log. A context manager.
+
+    Args:
+        run: The folder.
+        resumed_from: Lines of later steps, which will be done again, are dropped; 0 starts anew.
+        tensorboard: Whether to write event files, too.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+
+    def __init__(self, run: RunFolder, resumed_from: int = 0, tensorboard: bool = False) -> None:
+        self._writer = _tensorboard_writer(run.path / "report", resumed_from) if tensorboard else None
+        kept = [line for line in run.read_log() if line["step"] <= resumed_from] if resumed_from else []
+        write_text(run.log_file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._stream = run.log_file.open("a", encoding="utf-8")
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Writes one step's line; it is with the system when this returns."""
+        self._stream.write(json.dumps(metrics) + "\n")
+        self._stream.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, metrics["step"])
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def check_resumable(state: TrainingState, decisive: dict[str, Any], steps: int) -> None:
@@ -131,7 +201,7 @@ def check_resumable(state: TrainingState, decisive: dict[str, Any], steps: int) 
 def run_config(
     *, model_class: str, checkpoint: str, video_size: tuple[int, int, int], geometry: AttentionGeometry, training: Any
 ) -> dict[str, Any]:
-    """config.json, as the authors' code writes it, and `training` beside."""
+    """Returns the content of config.json, as the authors' code writes it, and `training` beside."""
     return {
         "name": model_class,
         "pretrained_model_path": checkpoint,
@@ -167,3 +237,11 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
         nested = value if isinstance(value, dict) else {}
         flat.update({f"{name}.{key}": part for key, part in nested.items()} or {name: value})
     return flat
+
+
+def _tensorboard_writer(folder: Path, resumed_from: int) -> Any:
+    import_extra("tensorboard", "train")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(log_dir=str(folder), purge_step=resumed_from + 1 if resumed_from else None)
+    return writer

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step draws: timesteps, noise and samples, each a function of the seed and the step alone.
+"""What a training step draws: timesteps, noise and samples, each a function of seed, step and sample alone.
 
-Nothing here has a state, so a resumed run draws exactly what the uninterrupted one would have, on any device.
+Nothing here has a state, so a resumed run draws exactly what the uninterrupted one would have, on any device, and
+processes and micro-batches draw together what a single one would.
 
 Flow matching: a latent x and noise e are mixed to (1 - s) x + s e at timestep t = 1000 s; the model predicts e - x.
 Timesteps are the integers 1 (little noise) .. 1000. They are cut into intervals; a step draws all of its timesteps from
@@ -20,16 +21,20 @@ _INTERVALS, _TIMESTEPS, _NOISE, _ORDER = range(4)  # streams of random numbers
 
 
 def interval_of(seed: int, step: int, intervals: int) -> int:
-    """Which interval a step (from 1 on) draws from; 0 has the most noise."""
+    """Returns which interval a step (from 1 on) draws from; 0 has the most noise."""
     turn, position = divmod(step - 1, intervals)
     return int(torch.randperm(intervals, generator=_generator(_INTERVALS, seed, turn))[position])
 
 
 def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int) -> Tensor:
-    """Timesteps of one part of a step, uniform in the step's interval: float32 [count].
+    """Draws timesteps of one part of a step, uniform in the step's interval: float32 [count].
 
     Args:
-        part: number of the micro-batch among all micro-batches and processes of this step.
+        seed: Of the run.
+        step: From 1 on.
+        part: Number of the sample in the step.
+        count: How many timesteps.
+        intervals: How many intervals there are.
     """
     share = torch.rand(count, generator=_generator(_TIMESTEPS, seed, step, part))  # [count], in [0, 1)
     share = (share + interval_of(seed, step, intervals)) / intervals
@@ -37,12 +42,12 @@ def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int) 
 
 
 def draw_noise(seed: int, step: int, part: int, shape: tuple[int, ...]) -> Tensor:
-    """Normal noise, float32, on the CPU."""
+    """Draws normal noise, float32, on the CPU."""
     return torch.randn(shape, generator=_generator(_NOISE, seed, step, part))
 
 
 def sample_indices(seed: int, first: int, count: int, samples: int) -> list[int]:
-    """Indices of the samples at positions `first`, `first` + 1, .. of endless epochs, each in an order of its own."""
+    """Returns the samples at positions `first`, `first` + 1, .. of endless epochs, each in an order of its own."""
     indices = []
     for position in range(first, first + count):
         epoch, offset = divmod(position, samples)
@@ -61,7 +66,7 @@ def least_noise(timesteps: Tensor, intervals: int) -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the model sees: (1 - t/1000) latents + t/1000 noise, all [B, C, F, H, W], timesteps [B]."""
+    """Returns what the model sees: (1 - t/1000) latents + t/1000 noise, all [B, C, F, H, W], timesteps [B]."""
     sigma = (timesteps / TRAIN_TIMESTEPS).view(-1, *[1] * (latents.ndim - 1))  # [B, 1, 1, 1, 1]
     return (1 - sigma) * latents + sigma * noise
 

@@ -3,54 +3,61 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from vorta_trt.model.checkpoint import CheckpointReader, load_router
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
 from vorta_trt.model.tiling import PUBLISHED_WINDOW
-from vorta_trt.model.training.dataset import LatentDataset, Progress
+from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator
-from vorta_trt.model.training.layouts import open_layout
-from vorta_trt.model.training.metrics import MetricsLog, read_log
-from vorta_trt.model.training.objective import RouterObjective
-from vorta_trt.model.training.routers import attach_routers, freeze_all_but_routers
-from vorta_trt.model.training.run_folder import RunFolder, TrainingState, check_resumable, run_config
+from vorta_trt.model.training.objective import RouterObjective, attach_routers, freeze_all_but_routers
+from vorta_trt.model.training.run_folder import MetricsLog, RunFolder, TrainingState, check_resumable, run_config
 from vorta_trt.model.training.settings import TrainingSettings
 from vorta_trt.model.training.trainer import RouterTrainer
 from vorta_trt.model.transformer import RoutedTransformer
 
-TENSORBOARD_FOLDER = "report"  # where the authors' code has it
 
-
-@dataclass(frozen=True)
-class TrainingReport:
+class TrainingReport(BaseModel):
     """What a run came to.
 
     Attributes:
-        output: the run folder. step: steps done. samples, skipped: of the data. first, last: means of the numbers in
-            the log over the first and the last steps, as many as there are intervals, so that they compare.
+        output: The run folder.
+        step: Steps done.
+        samples: Samples of the data.
+        skipped: Samples that were left out.
+        batch_size: Samples of a step, over all processes.
+        processes: Processes that shared them.
+        first: Means of the numbers in the log over the first steps, as many as there are intervals.
+        last: The same over the last steps, so that they compare.
     """
 
     output: Path
     step: int
     samples: int
     skipped: int
+    batch_size: int
+    processes: int
     first: dict[str, float]
     last: dict[str, float]
 
     def to_json(self) -> str:
-        return json.dumps({**vars(self), "output": str(self.output)}, indent=2)
+        """Returns one JSON object."""
+        return self.model_dump_json(indent=2)
 
     def summary(self) -> str:
+        """Returns three lines for people."""
         skipped = f" ({self.skipped} skipped)" if self.skipped else ""
+        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
         return (
             f"{self.step} steps on {self.samples} samples{skipped}\n"
+            f"batch size {self.batch_size}, on {processes} of {self.batch_size // self.processes}\n"
             f"loss {self.first['loss']:.4g} -> {self.last['loss']:.4g}, "
             f"score of the full branch {self.first['score_full']:.3f} -> {self.last['score_full']:.3f}"
         )
@@ -63,7 +70,9 @@ def train_router(
     settings: TrainingSettings | None = None,
     *,
     video_size: tuple[int, int, int] | None = None,
+    tile: Sequence[int] | None = None,
     window: Sequence[int] = PUBLISHED_WINDOW,
+    bucket: Sequence[int] | None = None,
     reduction_rate: float = PUBLISHED_REDUCTION_RATE,
     router: str | Path | None = None,
     resume: bool = False,
@@ -75,41 +84,54 @@ def train_router(
 ) -> TrainingReport | None:
     """Trains the routers of a diffusers checkpoint.
 
-    Start one process per GPU, e.g. with torchrun, to train on several.
+    Start one process per GPU, e.g. with torchrun, to train on several. They share the samples of a step out among them,
+    so the batch is as large as with one.
 
     Args:
-        checkpoint: a diffusers pipeline folder or its transformer/ folder.
-        data: a folder of `prepare_data`, or the reference code's layout, see `layouts.py`.
-        output: the run folder to make, see `run_folder.py`; with `resume`, the one to continue.
-        settings: numbers; None is the published ones.
-        video_size: frames, height, width in pixels; None takes the data's.
-        window, reduction_rate: of the sliding and the coreset branch.
-        router: where the routers start; None is random.
-        resume: continue with the step after the latest checkpoint as if there had been no interruption; bit for bit
+        checkpoint: A diffusers pipeline folder or its transformer/ folder.
+        data: A folder of `prepare_data`, or the reference code's layout, see `data.py`.
+        output: The run folder to make, see `run_folder.py`; with `resume`, the one to continue.
+        settings: Numbers; None is the published ones.
+        video_size: Frames, height, width in pixels; None takes the data's.
+        tile: Tile of the sliding branch in tokens; None takes the published one, or what fits the size.
+        window: Window of the sliding branch in tiles.
+        bucket: Bucket of the coreset branch in tokens; None takes the published one, or what fits the size.
+        reduction_rate: Share of a bucket's tokens that the coreset branch drops.
+        router: Where the routers start; None is random.
+        resume: Continue with the step after the latest checkpoint as if there had been no interruption; bit for bit
             where torch's backward passes are deterministic, as they are on the CPU.
-        skip_bad: leave out samples that cannot be trained on instead of refusing to start.
-        device: "auto", "cpu" or "cuda". fsdp: shard the frozen weights over the processes.
-        tensorboard: write event files beside log.jsonl.
-        progress: called with (what, done, total); by the main process alone.
+        skip_bad: Leave out samples that cannot be trained on instead of refusing to start.
+        device: "auto", "cpu" or "cuda".
+        fsdp: Shard the frozen weights over the processes.
+        tensorboard: Write event files beside log.jsonl.
+        progress: Called with (what, done, total), by the main process alone.
 
     Returns:
         The report; None in processes other than the main one.
 
     Raises:
-        FileNotFoundError, CheckpointError, DataError, RunError, ValueError: an argument is not what it should be.
-        TrainingError: the loss became infinite or NaN.
-        VortaError: a package that an option needs is not installed.
+        FileNotFoundError: A file or folder that is given does not exist.
+        CheckpointError: Checkpoint or router are not what they should be.
+        DataError: The data is not.
+        RunError: The output folder is not.
+        ValueError: An argument is not.
+        TrainingError: The loss became infinite or NaN.
+        VortaError: A package that an option needs is not installed.
     """
     settings = settings or TrainingSettings()
     with CheckpointReader(checkpoint) as reader:
         config, name = reader.config, reader.family
     family = training_family(name, config)
-    layout = open_layout(Path(data), name)
-    size = layout.size(video_size)
-    geometry = AttentionGeometry.for_video(*size, family=name, window=window, reduction_rate=reduction_rate)
+    dataset = LatentDataset(data, family)
+    size = dataset.size(video_size)
+    geometry = AttentionGeometry.for_video(
+        *size, family=name, tile=tile, bucket=bucket, window=window, reduction_rate=reduction_rate
+    )
+    dataset.shape = family.facts.latent_shape(config, geometry.grid)
     run = RunFolder(output)
     state = run.load_state() if resume else None
     accelerator = make_accelerator(device)
+    settings.micro_batches(accelerator.num_processes)
     if state is None:
         if accelerator.is_main_process:
             run.check_new()
@@ -117,40 +139,49 @@ def train_router(
     if not accelerator.is_main_process:
         progress = _silent
 
-    dataset = LatentDataset(layout, family, family.facts.latent_shape(config, geometry.grid))
     skipped = _check_data(accelerator, dataset, skip_bad, progress)
-    decisive = {
-        **settings.decisive(),
-        "data": dataset.fingerprint(),
-        "geometry": geometry.to_dict(),
-        "processes": accelerator.num_processes,
-    }
+    decisive = {**settings.decisive(), "data": dataset.fingerprint(), "geometry": geometry.to_dict()}
     if state is not None:
         check_resumable(state, decisive, settings.steps)
 
     progress("loading the model", 0, 0)
     start = run.router_file(state.step) if state is not None else router
-    model = _trainable_model(checkpoint, start, geometry, settings)
+    loaded = None if start is None else load_router(start)
+    model = RoutedTransformer.from_pretrained(checkpoint, router=loaded, geometry=geometry, dtype=settings.dtype)
+    attach_routers(model, settings.seed)
+    freeze_all_but_routers(model)
     objective = RouterObjective(model, family, settings.weights, settings.intervals)
     trainer = RouterTrainer(accelerator, objective, dataset, settings, fsdp)
     if state is not None:
         trainer.restore(state)
     if accelerator.is_main_process:
-        training = {"settings": settings.to_dict(), "samples": len(dataset), "processes": accelerator.num_processes}
         run.start(
             run_config(
                 model_class=config["_class_name"],
                 checkpoint=str(checkpoint),
                 video_size=size,
                 geometry=geometry,
-                training=training,
+                training={
+                    "settings": settings.model_dump(mode="json"),
+                    "samples": len(dataset),
+                    "processes": accelerator.num_processes,
+                },
             )
         )
     _run(trainer, run, state, decisive, tensorboard, progress)
     if not accelerator.is_main_process:
         return None
-    lines, turn = read_log(run.log_file), settings.intervals
-    return TrainingReport(run.path, settings.steps, len(dataset), skipped, _means(lines[:turn]), _means(lines[-turn:]))
+    lines, turn = run.read_log(), settings.intervals
+    return TrainingReport(
+        output=run.path,
+        step=settings.steps,
+        samples=len(dataset),
+        skipped=skipped,
+        batch_size=settings.batch_size,
+        processes=accelerator.num_processes,
+        first=_means(lines[:turn]),
+        last=_means(lines[-turn:]),
+    )
 
 
 def _run(
@@ -161,38 +192,23 @@ def _run(
     tensorboard: bool,
     progress: Progress,
 ) -> None:
-    """The steps after `state`, with log and checkpoints."""
+    """Does the steps after `state`, with log and checkpoints."""
     accelerator, settings = trainer.accelerator, trainer.settings
     done = 0 if state is None else state.step
-    log = None
-    if accelerator.is_main_process:
-        log = MetricsLog(run.log_file, done, run.path / TENSORBOARD_FOLDER if tensorboard else None)
-    try:
-        progress(f"step {done + 1} of {settings.steps}", done, settings.steps)
+    main = accelerator.is_main_process
+    with MetricsLog(run, done, tensorboard) if main else nullcontext() as log:
+        progress(f"step {done + 1} of {settings.steps}, batch size {settings.batch_size}", done, settings.steps)
         for number in range(done + 1, settings.steps + 1):
             metrics = trainer.step(number)
             if log is not None:
                 log.write(metrics)
             if number % settings.checkpoint_every == 0 or number == settings.steps:
                 router, reached = trainer.state(number, decisive)
-                if accelerator.is_main_process:
+                if main:
                     run.save(router, reached)
                 accelerator.wait_for_everyone()
             what = f"step {number} of {settings.steps}, loss {metrics['loss']:.4g}, full {metrics['share_full']:.0%}"
             progress(what, number, settings.steps)
-    finally:
-        if log is not None:
-            log.close()
-
-
-def _trainable_model(
-    checkpoint: str | Path, router: str | Path | None, geometry: AttentionGeometry, settings: TrainingSettings
-) -> RoutedTransformer:
-    loaded = None if router is None else load_router(router)
-    model = RoutedTransformer.from_pretrained(checkpoint, router=loaded, geometry=geometry, dtype=settings.dtype)
-    attach_routers(model, settings.seed)
-    freeze_all_but_routers(model)
-    return model
 
 
 def _check_data(accelerator: Any, dataset: LatentDataset, skip_bad: bool, progress: Progress) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: one optimiser step after another, on one device or on many.
 
-With several processes each takes its own samples and noise from the same step's interval of timesteps; gradients and
-metrics are their mean.
+A step has `batch_size` samples, shared out over processes and micro-batches; gradients and metrics are the mean over
+them, so neither the number of processes nor the size of a micro-batch changes what a run computes, but for rounding.
 
 Letters: B batch, L layers, N heads.
 """
@@ -15,19 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.router import hard_routes
-from vorta_trt.model.training.dataset import LatentDataset
-from vorta_trt.model.training.devices import accumulating, place, spread_like, whole
-from vorta_trt.model.training.objective import RouterObjective
-from vorta_trt.model.training.routers import router_parameters, router_state
+from vorta_trt.model.training.data import LatentDataset
+from vorta_trt.model.training.devices import accumulating, place
+from vorta_trt.model.training.objective import RouterObjective, router_parameters
 from vorta_trt.model.training.run_folder import TrainingState
 from vorta_trt.model.training.settings import TrainingSettings
 from vorta_trt.model.training.timesteps import draw_noise, draw_timesteps, interval_of, sample_indices
 from vorta_trt.plugins.errors import VortaError
 
 _TERMS = ("total", "diffusion", "distillation", "regularisation")
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
 class TrainingError(VortaError):
@@ -38,8 +44,14 @@ class RouterTrainer:
     """Routers, their optimiser, and the data.
 
     Args:
-        accelerator: of accelerate. objective: model and loss, not placed on the devices yet. dataset: checked. fsdp:
-            shard the model over the processes.
+        accelerator: Of accelerate.
+        objective: Model and loss, not placed on the devices yet.
+        dataset: The data, checked.
+        settings: Numbers of the run.
+        fsdp: Whether to shard the model over the processes.
+
+    Raises:
+        ValueError: The samples of a step cannot be shared out evenly over the processes.
     """
 
     def __init__(
@@ -50,35 +62,49 @@ class RouterTrainer:
         settings: TrainingSettings,
         fsdp: bool = False,
     ) -> None:
-        self.accelerator = accelerator
-        self.dataset = dataset
-        self.settings = settings
+        from diffusers.optimization import get_scheduler
+
+        self.accelerator, self.dataset, self.settings = accelerator, dataset, settings
+        self.micro_batches = settings.micro_batches(accelerator.num_processes)
         self.model = objective.model
         self.model.gradient_checkpointing = settings.gradient_checkpointing
         self.objective = place(accelerator, objective, objective.family.facts.block_classes, fsdp)
         self.routers = list(router_parameters(self.model).values())  # now: sharding puts others in their place
         self.optimizer = torch.optim.AdamW(self.routers, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = get_scheduler(
+            settings.schedule,
+            self.optimizer,
+            num_warmup_steps=settings.warmup_steps,
+            num_training_steps=settings.steps,
+            num_cycles=settings.schedule_cycles,
+            power=settings.schedule_power,
+        )
+        self._factor = schedule.lr_lambdas[0]  # of the learning rate, a function of the steps done
 
     def step(self, number: int) -> dict[str, Any]:
         """Does the step `number` (from 1 on) and returns its line of the log.
 
-        Raises TrainingError, before anything is changed, if the loss or its gradient is not finite.
+        Raises:
+            TrainingError: The loss or its gradient is not finite; nothing was changed.
         """
         began = time.perf_counter()
         settings = self.settings
+        rate = settings.learning_rate * self._factor(number - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad()
-        terms, routes, timesteps = [], [], []
-        for part in range(settings.accumulation):
-            losses, drawn = self._backward(number, part)
+        terms, routes = [], []
+        for part in range(self.micro_batches):
+            losses = self._backward(number, part)
             terms.append(torch.stack([losses[name].detach().float() for name in _TERMS]))  # [terms]
             routes.append(_branch_shares(losses["scores"], self.model.tau))  # [2, 3]
-            timesteps.append(drawn)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.routers, settings.max_grad_norm))  # []
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.routers, settings.max_grad_norm)  # []
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         values = self._mean(torch.stack(terms).mean(dim=0))  # [terms]
-        if not math.isfinite(float(norm)) or not bool(values.isfinite().all()):
+        if not math.isfinite(norm) or not bool(values.isfinite().all()):
             found = ", ".join(f"{name} {value:g}" for name, value in zip(_TERMS, values.tolist(), strict=True))
             raise TrainingError(
-                f"step {number}: the loss or its gradient is not finite ({found}, gradient norm {float(norm):g}); the "
+                f"step {number}: the loss or its gradient is not finite ({found}, gradient norm {norm:g}); the "
                 f"last checkpoint is intact: start another run from it with --router and a lower --learning-rate, or "
                 f"try --precision fp32"
             )
@@ -87,10 +113,10 @@ class RouterTrainer:
         metrics: dict[str, Any] = {
             "step": number,
             **dict(zip(("loss", *_TERMS[1:]), values.tolist(), strict=True)),
-            "grad_norm": float(norm),
-            "learning_rate": settings.learning_rate,
+            "grad_norm": norm,
+            "learning_rate": rate,
             "interval": interval_of(settings.seed, number, settings.intervals),
-            "timesteps": torch.cat(timesteps).tolist(),
+            "timesteps": self._timesteps(number, range(settings.batch_size)).tolist(),
             **{f"score_{branch.name.lower()}": scores[branch] for branch in Branch},
             **{f"share_{branch.name.lower()}": shares[branch] for branch in Branch},
             "seconds": time.perf_counter() - began,
@@ -100,44 +126,39 @@ class RouterTrainer:
         return metrics
 
     def state(self, step: int, decisive: dict[str, Any]) -> tuple[dict[str, Tensor], TrainingState]:
-        """What a checkpoint holds. Every process must call it."""
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {
-            index: {name: whole(value) for name, value in state.items()} for index, state in optimizer["state"].items()
-        }
-        return router_state(self.model), TrainingState(step, decisive, optimizer)
+        """Returns what a checkpoint holds, in the main process. Every process must call it."""
+        model = get_model_state_dict(self.objective, options=_WHOLE)
+        router = {name.removeprefix("model."): tensor for name, tensor in model.items() if ".router." in name}
+        optimizer = get_optimizer_state_dict(self.objective, self.optimizer, options=_WHOLE)
+        return router, TrainingState(step=step, decisive=decisive, optimizer=optimizer)
 
     def restore(self, state: TrainingState) -> None:
-        """The optimiser of a checkpoint; the routers' parameters are the model's own when it is made."""
-        optimizer = {**state.optimizer}
-        optimizer["state"] = {
-            index: {
-                name: value if name == "step" else spread_like(value, self.routers[index])
-                for name, value in held.items()
-            }
-            for index, held in optimizer["state"].items()
-        }
-        self.optimizer.load_state_dict(optimizer)
+        """Takes a checkpoint's optimiser; the routers' parameters are the model's own when it is made."""
+        set_optimizer_state_dict(self.objective, self.optimizer, state.optimizer, options=_WHOLE)
 
-    def _backward(self, number: int, part: int) -> tuple[dict[str, Tensor], Tensor]:
-        """One micro-batch: adds to the gradients, returns the losses and the timesteps [B]."""
+    def _backward(self, number: int, part: int) -> dict[str, Tensor]:
+        """Adds one micro-batch of this process to the gradients; returns its losses."""
         settings, accelerator = self.settings, self.accelerator
-        processes, device = accelerator.num_processes, accelerator.device
-        part_of_all = part * processes + accelerator.process_index
-        position = ((number - 1) * settings.accumulation * processes + part_of_all) * settings.batch
-        indices = sample_indices(settings.seed, position, settings.batch, len(self.dataset))
+        device, size = accelerator.device, settings.micro_batch_size
+        first = (part * accelerator.num_processes + accelerator.process_index) * size
+        inside = range(first, first + size)  # of the step's samples
+        indices = sample_indices(settings.seed, (number - 1) * settings.batch_size + first, size, len(self.dataset))
         latents, conditions = self.dataset.batch(indices)  # [B, C, F, H, W]
-        timesteps = draw_timesteps(settings.seed, number, part_of_all, settings.batch, settings.intervals)  # [B]
-        noise = draw_noise(settings.seed, number, part_of_all, tuple(latents.shape))  # [B, C, F, H, W]
-        with accumulating(accelerator, self.objective, part == settings.accumulation - 1):
+        noise = torch.stack([draw_noise(settings.seed, number, at, tuple(latents.shape[1:])) for at in inside])
+        with accumulating(accelerator, self.objective, part == self.micro_batches - 1):
             losses: dict[str, Tensor] = self.objective(
                 latents.to(device),
                 noise.to(device),
-                timesteps.to(device),
+                self._timesteps(number, inside).to(device),
                 {name: tensor.to(device) for name, tensor in conditions.items()},
             )
-            accelerator.backward(losses["total"] / settings.accumulation)
-        return losses, timesteps
+            accelerator.backward(losses["total"] / self.micro_batches)
+        return losses
+
+    def _timesteps(self, number: int, samples: range) -> Tensor:
+        """The timesteps of samples of a step: float32 [B]."""
+        seed, intervals = self.settings.seed, self.settings.intervals
+        return torch.cat([draw_timesteps(seed, number, at, 1, intervals) for at in samples])
 
     def _mean(self, values: Tensor) -> Tensor:
         """Over the processes, on the CPU."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.training.layouts import DataError
+from vorta_trt.model.training.data import DataError
 from vorta_trt.plugins.extras import import_extra
 
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")

@@ -24,7 +24,7 @@ from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_chec
 from vorta_trt.model.files import WriteError
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.model.training.layouts import DataError
+from vorta_trt.model.training.data import DataError
 
 from ..training.samples import CHANNELS, GEOMETRY, HEAD_DIM, HEADS, LAYERS, SIZE, TEXT_DIM, write_data
 from .schedulers import scheduler_of

@@ -26,7 +26,7 @@ PROCESS = """
 import sys
 from vorta_trt.model.training import TrainingSettings, train_router
 checkpoint, data, output, fsdp, resume = sys.argv[1:]
-settings = TrainingSettings(steps=4 if resume else 2, accumulation=1, seed=1, precision="fp32")
+settings = TrainingSettings(steps=4 if resume else 2, batch_size=2, seed=1, precision="fp32")
 report = train_router(
     checkpoint, data, output, settings, device="cpu", fsdp=bool(fsdp), resume=bool(resume)
 )

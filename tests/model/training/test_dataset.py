@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vorta_trt.model.families.wan.training import WanTraining
-from vorta_trt.model.training.dataset import LatentDataset
-from vorta_trt.model.training.layouts import DataError
+from vorta_trt.model.training.data import DataError, LatentDataset
 
 from .samples import CHANNELS, SHAPE, SIZE, TEXT_DIM, Setup, write_data
 
@@ -22,7 +21,7 @@ NAMES = ["cat", "dog", "sea"]
 
 
 def open_checked(path: Path, family: WanTraining, skip_bad: bool = False) -> LatentDataset:
-    dataset = LatentDataset.open(path, family, SHAPE)
+    dataset = LatentDataset(path, family, SHAPE)
     dataset.leave_out(dataset.find_bad(lambda what, done, total: None), skip_bad)
     return dataset
 
@@ -30,7 +29,7 @@ def open_checked(path: Path, family: WanTraining, skip_bad: bool = False) -> Lat
 def test_prepared_data(setup: Setup, family: WanTraining) -> None:
     dataset = open_checked(setup.data, family)
     assert len(dataset) == 3
-    assert dataset.layout.video_size == SIZE
+    assert dataset.video_size == SIZE
     latents, conditions = dataset.batch([2, 0])
     assert latents.shape == (2, *SHAPE)
     assert latents.dtype == torch.float32
@@ -184,11 +183,11 @@ def test_folders_that_are_no_data(tmp_path: Path, family: WanTraining) -> None:
     with pytest.raises(DataError, match="is not valid JSON"):
         open_checked(tmp_path, family)
     write_data(tmp_path, NAMES, version=9)
-    with pytest.raises(DataError, match="has version 9, must be 1"):
+    with pytest.raises(DataError, match="dataset.json: version 9: must be 1; prepare"):
         open_checked(tmp_path, family)
     write_data(tmp_path, NAMES, family="hunyuan_video")
     with pytest.raises(DataError, match="was prepared for family 'hunyuan_video', the checkpoint is 'wan'"):
         open_checked(tmp_path, family)
     write_data(tmp_path, NAMES, samples=[{"name": "cat"}])
-    with pytest.raises(DataError, match="needs video_size and samples with name and caption"):
+    with pytest.raises(DataError, match="samples.0.caption: is missing; prepare the data again"):
         open_checked(tmp_path, family)

@@ -16,8 +16,9 @@ from torch import Tensor
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, load_router
 from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.families.hunyuan_video.training import HunyuanVideoTraining
+from vorta_trt.model.families.training import training_family
 from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
-from vorta_trt.model.training.dataset import LatentDataset
+from vorta_trt.model.training.data import LatentDataset
 
 from .samples import Setup, train_in_two_processes
 
@@ -34,7 +35,9 @@ SIZE = (9, 64, 96)
 
 @pytest.fixture
 def family() -> HunyuanVideoTraining:
-    return HunyuanVideoTraining(CONFIG)
+    made = training_family("hunyuan_video", CONFIG)
+    assert isinstance(made, HunyuanVideoTraining)
+    return made
 
 
 def sample(**changes: Tensor) -> dict[str, Tensor]:
@@ -57,7 +60,8 @@ def test_conditions_are_padded(family: HunyuanVideoTraining) -> None:
     inputs = family.model_inputs(torch.zeros(1, 4, 3, 8, 12), torch.tensor([500.0]), batch, torch.bfloat16)
     assert inputs["guidance"].tolist() == [1000.0]
     assert inputs["pooled_projections"].dtype == torch.bfloat16
-    assert family.latent_shape(AttentionGeometry.for_video(*SIZE, family="hunyuan_video")) == (4, 3, 8, 12)
+    grid = AttentionGeometry.for_video(*SIZE, family="hunyuan_video").grid
+    assert family.facts.latent_shape(CONFIG, grid) == (4, 3, 8, 12)
 
 
 def test_the_reference_layout_has_the_pooled_embedding_in_front(family: HunyuanVideoTraining) -> None:
@@ -75,7 +79,7 @@ def test_a_text_mask_that_is_read_must_be_there(family: HunyuanVideoTraining, tm
         torch.save(tensor, tmp_path / kind / "cat.pt")
     entry = {"latent_path": "cat.pt", "prompt_embed_path": "cat.pt", "prompt_attention_mask": "cat.pt", "caption": "c"}
     (tmp_path / "videos2caption.json").write_text(json.dumps([entry]))
-    dataset = LatentDataset.open(tmp_path, family, (4, 3, 8, 12))
+    dataset = LatentDataset(tmp_path, family, (4, 3, 8, 12))
     bad = dataset.find_bad(lambda what, done, total: None)
     assert "its text mask" in bad[0] and "prompt_attention_mask/cat.pt does not exist" in bad[0]
     (tmp_path / "prompt_attention_mask").mkdir()
@@ -118,7 +122,7 @@ def test_training(tmp_path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     setup = make_setup(tmp_path, ["cat"])
     weights = LossWeights(diffusion=0, distillation=20, regularisation=0)
-    settings = TrainingSettings(steps=30, accumulation=1, precision="fp32", learning_rate=2e-2, weights=weights)
+    settings = TrainingSettings(steps=30, batch_size=1, precision="fp32", learning_rate=2e-2, weights=weights)
     report = train_router(setup.checkpoint, setup.data, tmp_path / "run", settings, device="cpu")
     assert report is not None
     assert report.last["distillation"] < 0.5 * report.first["distillation"]
@@ -139,7 +143,7 @@ def test_two_sharded_processes_do_what_one_does(tmp_path: Path, seed: int) -> No
     torch.manual_seed(seed)
     setup = make_setup(tmp_path, ["cat", "dog", "sea"])
     train_in_two_processes(setup, tmp_path / "two", "fsdp")
-    settings = TrainingSettings(steps=2, accumulation=2, seed=1, precision="fp32")
+    settings = TrainingSettings(steps=2, batch_size=2, seed=1, precision="fp32")
     train_router(setup.checkpoint, setup.data, tmp_path / "one", settings, device="cpu")
     one, two = (load_router(tmp_path / name).state_dict for name in ("one", "two"))
     for name, tensor in one.items():

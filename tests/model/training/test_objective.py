@@ -11,8 +11,13 @@ from torch import Tensor
 
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.families.wan.training import WanTraining
-from vorta_trt.model.training.objective import LossWeights, RouterObjective
-from vorta_trt.model.training.routers import attach_routers, freeze_all_but_routers, router_parameters
+from vorta_trt.model.training.objective import (
+    LossWeights,
+    RouterObjective,
+    attach_routers,
+    freeze_all_but_routers,
+    router_parameters,
+)
 
 from .samples import GEOMETRY, HEADS, LAYERS, SHAPE, TEXT_DIM, Setup
 
@@ -105,9 +110,12 @@ def test_the_model_is_left_as_it_was(objective: RouterObjective, batch: dict[str
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"regularisation": -1}, "regularisation weight -1: must be a finite number, 0 or more"),
-        ({"distillation": float("nan")}, "distillation weight nan"),
-        ({"diffusion": 0, "distillation": 0}, "nothing to learn from"),
+        ({"regularisation": -1}, "regularisation -1: must be greater than or equal to 0"),
+        ({"distillation": float("nan")}, "distillation nan: must be a finite number"),
+        (
+            {"diffusion": 0, "distillation": 0},
+            "weights of diffusion and distillation 0: there is nothing to learn from",
+        ),
     ],
 )
 def test_weights_that_make_no_sense(weights: dict[str, float], message: str) -> None:

@@ -77,7 +77,7 @@ def test_latents_and_embeddings_are_the_pipelines_own(checkpoint: Path, videos: 
     torch.testing.assert_close(stored, embeds[0])
     assert bool((stored[4:] == 0).all())  # three words and the end
 
-    settings = TrainingSettings(steps=2, accumulation=1, precision="fp32")
+    settings = TrainingSettings(steps=2, batch_size=1, precision="fp32")
     assert train_router(checkpoint, tmp_path / "data", tmp_path / "run", settings, device="cpu") is not None
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_prepared(
     with pytest.raises(ValueError, match="frames_per_second -1: must be positive; use 16"):
         prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(VortaError, match=r"av: is needed to read videos .*pip install 'vorta-trt\[train\]'"):
+    with pytest.raises(VortaError, match=r"package av is not installed .*pip install 'vorta-trt\[video\]'"):
         prepare(checkpoint, videos, tmp_path / "other data")
 
 

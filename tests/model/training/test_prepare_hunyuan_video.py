@@ -59,6 +59,6 @@ def test_latents_and_embeddings_are_the_pipelines_own(checkpoint: Path, tmp_path
     latents = load_file(data / "latents/wall.safetensors")["latents"]
     torch.testing.assert_close(latents, encoded[0] * pipeline.vae.config.scaling_factor)
 
-    settings = TrainingSettings(steps=1, accumulation=1, precision="fp32")
+    settings = TrainingSettings(steps=1, batch_size=1, precision="fp32")
     report = train_router(checkpoint, data, tmp_path / "run", settings, device="cpu")
     assert report is not None and report.step == 1

@@ -12,8 +12,8 @@ import torch
 
 from vorta_trt.model import AttentionGeometry, load_router
 from vorta_trt.model.geometry import keep_tokens
-from vorta_trt.model.training.metrics import MetricsLog, read_log
 from vorta_trt.model.training.run_folder import (
+    MetricsLog,
     RunError,
     RunFolder,
     TrainingState,
@@ -37,7 +37,9 @@ def config_of(geometry: AttentionGeometry) -> dict[str, Any]:
 
 
 def state(step: int) -> TrainingState:
-    return TrainingState(step, {"seed": 1, "weights": {"diffusion": 1.0}}, {"state": {}, "param_groups": []})
+    return TrainingState(
+        step=step, decisive={"seed": 1, "weights": {"diffusion": 1.0}}, optimizer={"state": {}, "param_groups": []}
+    )
 
 
 def authors_keep(bucket: tuple[int, int, int], rate: float) -> int:
@@ -137,6 +139,9 @@ def test_refusals(tmp_path: Path) -> None:
         check_resumable(run.load_state(), changed, steps=4)
     with pytest.raises(RunError, match="the run has done 3 steps, 3 are asked for"):
         check_resumable(run.load_state(), state(3).decisive, steps=3)
+    torch.save({**state(3).model_dump(), "step": "3"}, folder / "training.pt")
+    with pytest.raises(RunError, match=r"training.pt is not readable \(step '3': .*; remove step-000003"):
+        run.load_state()
     (folder / "training.pt").write_bytes(b"half a file")
     with pytest.raises(RunError, match=r"training.pt is not readable .*; remove step-000003"):
         run.load_state()
@@ -148,25 +153,35 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_the_log_continues_where_the_checkpoint_was(tmp_path: Path) -> None:
-    file = tmp_path / "log.jsonl"
-    with MetricsLog(file) as log:
+    run, file = RunFolder(tmp_path), tmp_path / "log.jsonl"
+    with MetricsLog(run) as log:
         for step in range(1, 6):
             log.write({"step": step, "loss": step / 2})
     with file.open("a") as stream:
         stream.write('{"step": 6, "lo')  # killed while writing
-    with MetricsLog(file, resumed_from=3) as log:
+    with MetricsLog(run, resumed_from=3) as log:
         log.write({"step": 4, "loss": -1.0})
-    assert read_log(file) == [{"step": step, "loss": step / 2} for step in (1, 2, 3)] + [{"step": 4, "loss": -1.0}]
-    with MetricsLog(file):
+    assert run.read_log() == [{"step": step, "loss": step / 2} for step in (1, 2, 3)] + [{"step": 4, "loss": -1.0}]
+    with MetricsLog(run):
         pass
-    assert read_log(file) == []
+    assert run.read_log() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [("{", "is not valid JSON"), ('{"step": "5"}', "step '5'"), ("[1]", r"content \[1\]"), ("{}", "step: is missing")],
+)
+def test_a_log_that_was_edited(tmp_path: Path, line: str, wrong: str) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(RunError, match=rf"log .*log.jsonl, line 2: {wrong}.*; remove the line"):
+        RunFolder(tmp_path).read_log()
 
 
 def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    with MetricsLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "report") as log:
+    with MetricsLog(RunFolder(tmp_path), tensorboard=True) as log:
         log.write({"step": 1, "loss": 0.5, "timesteps": [1.0]})
     assert [file.name.split(".")[0] for file in (tmp_path / "report").iterdir()] == ["events"]
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(VortaError, match=r"tensorboard: is not installed .*pip install 'vorta-trt\[train\]'"):
-        MetricsLog(tmp_path / "log.jsonl", tensorboard=tmp_path / "report")
+    monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
+    with pytest.raises(VortaError, match=r"package tensorboard is not installed .*pip install 'vorta-trt\[train\]'"):
+        MetricsLog(RunFolder(tmp_path), tensorboard=True)

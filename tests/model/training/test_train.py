@@ -26,10 +26,9 @@ from vorta_trt.model.training import (
     TrainingSettings,
     train_router,
 )
-from vorta_trt.model.training.dataset import LatentDataset
-from vorta_trt.model.training.metrics import read_log
-from vorta_trt.model.training.objective import RouterObjective
-from vorta_trt.model.training.routers import attach_routers
+from vorta_trt.model.training.data import LatentDataset
+from vorta_trt.model.training.objective import RouterObjective, attach_routers
+from vorta_trt.model.training.run_folder import RunFolder
 from vorta_trt.model.training.timesteps import draw_noise
 
 from .samples import GEOMETRY, ONE_THREAD, SHAPE, Setup, train_in_two_processes, write_data
@@ -38,7 +37,7 @@ GRID = torch.linspace(1, 1000, 41)  # timesteps that routers are looked at
 
 
 def train(setup: Setup, output: Path, data: Path | None = None, **options: Any) -> TrainingReport:
-    settings = {"precision": "fp32", "steps": 10, "accumulation": 2, "seed": 1}
+    settings = {"precision": "fp32", "steps": 10, "batch_size": 2, "seed": 1}
     settings |= {name: options.pop(name) for name in list(options) if hasattr(TrainingSettings(), name)}
     report = train_router(
         setup.checkpoint, data or setup.data, output, TrainingSettings(**settings), device="cpu", **options
@@ -70,7 +69,7 @@ def full_share(scores: Tensor) -> float:
 def test_the_loss_falls(setup: Setup, family: WanTraining, tmp_path: Path) -> None:
     weights = LossWeights(diffusion=1.0, distillation=20.0, regularisation=0.02)
     report = train(setup, tmp_path / "run", steps=40, weights=weights)
-    dataset = LatentDataset.open(setup.data, family, SHAPE)
+    dataset = LatentDataset(setup.data, family, SHAPE)
     latents, conditions = dataset.batch([0, 1, 2])
 
     def distance(run: Path | None) -> tuple[float, float]:
@@ -103,7 +102,7 @@ def test_the_full_branch_falls_under_the_regulariser_and_rises_without(setup: Se
     assert rises[..., 0].mean() > 2 * falls[..., 0].mean()
     assert full_share(rises) > 0.5
 
-    log = read_log(tmp_path / "rises/log.jsonl")
+    log = RunFolder(tmp_path / "rises").read_log()
     assert [line["step"] for line in log] == list(range(1, 26))
     assert log[-1]["share_full"] > log[0]["share_full"]
     for line in log:
@@ -125,7 +124,9 @@ def test_what_is_written_routes_the_model(setup: Setup, tmp_path: Path) -> None:
 
 def test_bf16_and_tensorboard(setup: Setup, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    report = train(setup, tmp_path / "run", steps=3, precision="bf16", batch=2, tensorboard=True)
+    report = train(
+        setup, tmp_path / "run", steps=3, precision="bf16", batch_size=4, micro_batch_size=2, tensorboard=True
+    )
     assert all(value == value for value in report.last.values())
     assert any((tmp_path / "run/report").iterdir())
     assert all(tensor.dtype == torch.float32 for tensor in load_router(tmp_path / "run").state_dict.values())
@@ -139,7 +140,7 @@ def assert_same_run(one: Path, other: Path, step: int) -> None:
     for name in ("router.pt", "training.pt"):
         held = [torch.load(run / f"ckpt/step-{step:06d}" / name, weights_only=True) for run in (one, other)]
         assert_equal(*held)
-    logs = [[{**line, "seconds": 0} for line in read_log(run / "log.jsonl")] for run in (one, other)]
+    logs = [[{**line, "seconds": 0} for line in RunFolder(run).read_log()] for run in (one, other)]
     assert logs[0] == logs[1]
 
 
@@ -172,7 +173,7 @@ def test_resuming_changes_nothing(setup: Setup, tmp_path: Path) -> None:
 KILLED = """
 import sys
 from vorta_trt.model.training import TrainingSettings, train_router
-settings = TrainingSettings(steps=100000, accumulation=2, seed=1, precision="fp32", checkpoint_every=1)
+settings = TrainingSettings(steps=100000, batch_size=2, seed=1, precision="fp32", checkpoint_every=1)
 train_router(*sys.argv[1:], settings, device="cpu")
 """
 
@@ -206,11 +207,11 @@ def test_two_processes_do_what_one_does(setup: Setup, tmp_path: Path, fsdp: str)
     for resume in ("", "resume") if fsdp else ("",):
         train_in_two_processes(setup, tmp_path / "two", fsdp, resume)
     steps = 4 if fsdp else 2
-    train(setup, tmp_path / "one", steps=steps, accumulation=2)
+    train(setup, tmp_path / "one", steps=steps, batch_size=2)
     one, two = (load_router(tmp_path / name).state_dict for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
-    assert len(read_log(tmp_path / "two/log.jsonl")) == steps
+    assert len(RunFolder(tmp_path / "two").read_log()) == steps
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -253,11 +254,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(setup: Setup, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("steps", 0, "steps 0: must be at least 1"),
-        ("learning_rate", 0.0, "learning_rate 0.0: must be positive and finite"),
+        ("steps", 0, "steps 0: must be greater than or equal to 1"),
+        ("learning_rate", 0.0, "learning_rate 0.0: must be greater than 0"),
+        ("learning_rate", float("inf"), "learning_rate inf: must be a finite number"),
         ("weight_decay", -1.0, "weight_decay -1.0"),
-        ("seed", -1, "seed -1: must be 0 or more"),
-        ("precision", "fp16", "precision 'fp16': must be bf16 or fp32"),
+        ("seed", -1, "seed -1: must be greater than or equal to 0"),
+        ("precision", "fp16", "precision 'fp16': must be 'bf16' or 'fp32'"),
+        ("schedule", "exponential", "schedule 'exponential': must be 'constant'"),
+        ("warmup_steps", 5, "warmup_steps 5: schedule 'constant' has no warm-up; use 'constant_with_warmup'"),
+        ("accumulation", 4, "accumulation: is not known"),
     ],
 )
 def test_settings_that_make_no_sense(name: str, value: Any, message: str) -> None:
