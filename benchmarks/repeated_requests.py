@@ -22,7 +22,7 @@ EVERY = 10  # requests between two looks
 
 
 def main() -> None:
-    from vorta_trt.runtime import SamplingSettings, VideoGenerator
+    from vorta_trt.runtime import SamplingParams, VideoGenerator
     from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,12 +35,12 @@ def main() -> None:
     if arguments.requests < 2 * EVERY:
         parser.error(f"--requests {arguments.requests}: must be at least {2 * EVERY}, for two looks at the memory")
 
-    settings = SamplingSettings(steps=arguments.steps, cache=StepBroadcast(2, (0, 1000)))
+    params = SamplingParams(num_inference_steps=arguments.steps, cache=StepBroadcast(2, (0, 1000)))
     memory: list[float] = []
     with VideoGenerator(arguments.target, arguments.checkpoint) as generator:
         start = time.perf_counter()
         for request in range(arguments.requests):
-            video = generator.generate("a red wall", seed=request, settings=settings)
+            video = generator.generate("a red wall", params, seed=request)
             if request % EVERY == EVERY - 1:
                 gc.collect()
                 memory.append(round(resident_mib(), 1))

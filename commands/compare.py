@@ -128,7 +128,7 @@ def _compare_settings(
     from vorta_trt.engines.manifest import MANIFEST
     from vorta_trt.runtime.comparison.settings import Setting, compare_settings
     from vorta_trt.runtime.pipelines.prompts import read_prompts
-    from vorta_trt.runtime.pipelines.settings import DEFAULT_STEPS, SamplingSettings
+    from vorta_trt.runtime.sampling.params import DEFAULT_STEPS, SamplingParams
 
     try:
         settings = Setting.parse(first), Setting.parse(second)
@@ -152,8 +152,9 @@ def _compare_settings(
             stages,
             source=source,
             checkpoint=sampling["--checkpoint"],
-            settings=SamplingSettings(steps=sampling["--steps"] or DEFAULT_STEPS),
-            seed=sampling["--seed"] or 0,
+            params=SamplingParams(
+                num_inference_steps=sampling["--steps"] or DEFAULT_STEPS, seed=sampling["--seed"] or 0
+            ),
             executor=None if sampling["--executor"] is None else sampling["--executor"].value,
             **common,
         )

@@ -181,10 +181,9 @@ def generate(
     """
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.generator import VideoGenerator
-    from vorta_trt.runtime.pipelines.guidance import GuidanceMode
     from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
-    from vorta_trt.runtime.pipelines.settings import DEFAULT_STEPS, SamplingSettings
     from vorta_trt.runtime.sampling.cost import StepProfile
+    from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
     _one_of("--prompt / --prompts", prompt, prompts, needed=not dry_run)
     _one_of("--timesteps / --sigmas", timesteps, sigmas)
@@ -208,21 +207,26 @@ def generate(
         stages("reading the model")
         bundled = BUNDLED if route_override is None else None if route_override == "none" else route_override
         planner = RequestPlanner(target, checkpoint, route_override=bundled)
-        settings = SamplingSettings(
-            steps=DEFAULT_STEPS if steps is None else steps,
+        guards = options.guards()
+        params = SamplingParams(
+            num_inference_steps=steps,  # type: ignore[arg-type]  # None is the default
             scheduler=None if scheduler is None else scheduler.value,
-            shift=shift,
+            flow_shift=shift,
             sigmas=given,
             renoise=renoise,
             guidance_scale=guidance_scale,
-            true_guidance_scale=true_guidance_scale,
-            guidance=GuidanceMode(guidance_batching.value),
+            true_cfg_scale=true_guidance_scale,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            guidance_batching=GuidanceMode(guidance_batching.value),
             cache=options.step_cache(planner.path),
-            guards=options.guards(),
+            dense_first=guards.dense_first,
+            dense_last=guards.dense_last,
+            dense_layers=guards.dense_layers,
             tau=tau,
-            profile=None if step_profile is None else StepProfile.load(step_profile),
         )
-        planned = planner.plan(settings, negative_prompt)  # says what is wrong before anything large is loaded
+        profile = None if step_profile is None else StepProfile.load(step_profile)
+        planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
         if not dry_run:
             jobs = _jobs(prompt, prompts, output, video_format)
             engine: dict[str, Any] = {} if cuda_graph else {"cuda_graph": False}
@@ -248,9 +252,7 @@ def generate(
                 generator.generate_each(
                     [text for text, _ in jobs],
                     write,
-                    negative_prompt=negative_prompt,
-                    seed=seed,
-                    settings=settings,
+                    params=params,
                     locate=locate,
                     on_step=_step_bar(stages, len(jobs)),
                     on_stage=stages,

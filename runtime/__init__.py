@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.engine import Engine as Engine
     from vorta_trt.runtime.pipelines.generator import GeneratedVideo as GeneratedVideo
     from vorta_trt.runtime.pipelines.generator import VideoGenerator as VideoGenerator
-    from vorta_trt.runtime.pipelines.settings import SamplingSettings as SamplingSettings
     from vorta_trt.runtime.pipelines.transformer import VortaTransformer as VortaTransformer
+    from vorta_trt.runtime.sampling.params import SamplingParams as SamplingParams
     from vorta_trt.runtime.schedules import schedule_timesteps as schedule_timesteps
     from vorta_trt.runtime.tensors import TensorSpec as TensorSpec
     from vorta_trt.runtime.verification.report import VerifyReport as VerifyReport
@@ -22,7 +22,7 @@ _HOME = {
     "DeviceScratch": "device.device_scratch",
     "Engine": "engine",
     "GeneratedVideo": "pipelines.generator",
-    "SamplingSettings": "pipelines.settings",
+    "SamplingParams": "sampling.params",
     "TensorSpec": "tensors",
     "VerifyReport": "verification.report",
     "VideoGenerator": "pipelines.generator",

@@ -143,7 +143,7 @@ def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
     from vorta_trt.plugins.errors import VortaError
     from vorta_trt.runtime.frames import import_av
     from vorta_trt.runtime.pipelines.generator import VideoGenerator
-    from vorta_trt.runtime.pipelines.settings import SamplingSettings
+    from vorta_trt.runtime.sampling.params import SamplingParams
 
     try:
         import_av()
@@ -153,8 +153,7 @@ def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
     with VideoGenerator(onnx, strict=True) as generator:
         video = generator.generate(
             PROMPT,
-            seed=0,
-            settings=SamplingSettings(steps=VIDEO_STEPS),
+            params=SamplingParams(num_inference_steps=VIDEO_STEPS, seed=0),
             on_step=lambda step, planned: report("generating a video", step, VIDEO_STEPS),
         )
     return video.save(path)

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from vorta_trt.model.constants import TRAIN_TIMESTEPS
 
 # Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -21,6 +24,7 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
     ),
 }
+FLOW_EULER = "flow-euler"
 _USUAL_SHIFTS = "Wan uses 3.0 at 480p and 5.0 at 720p, HunyuanVideo 7.0"
 
 
@@ -68,7 +72,7 @@ def family_schedule(
     import diffusers
 
     if steps < 1:
-        raise ValueError(f"steps {steps}: must be at least 1; the pipelines' default is 50")
+        raise ValueError(f"num_inference_steps {steps}: must be at least 1; the pipelines' default is 50")
     config = None if checkpoint is None else _scheduler_config(Path(checkpoint))
     source = "no checkpoint was found, which" if checkpoint is None else str(checkpoint)
     if scheduler is None:
@@ -100,6 +104,64 @@ def family_schedule(
     else:
         instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)
+
+
+def given_schedule(
+    checkpoint: str | Path | None,
+    scheduler: str = FLOW_EULER,
+    *,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
+    renoise: bool = False,
+) -> Schedule:
+    """Steps at exactly these sigmas or timesteps, whatever schedule the pipeline would choose; nothing is shifted.
+
+    Args:
+        checkpoint: whose scheduler config says everything else of the scheduler, if it is of the same class.
+        scheduler: "unipc", "flow-euler" or "dpm++".
+        sigmas: falling, from at most 1 to above 0; the last step goes to 0. Timesteps are what the scheduler makes of
+            them: 1000 times as much, for "unipc" and "dpm++" without the fraction.
+        timesteps: the same, given as timesteps.
+        renoise: after every step take the video that the model predicts and add fresh noise, which is how models of
+            distribution matching distillation (DMD) are sampled; otherwise a step of the scheduler.
+    """
+    import diffusers
+    import torch
+
+    class_name, shift_key, required = SCHEDULERS[scheduler]
+    kind: Any = getattr(diffusers, class_name)
+    given = list(map(float, sigmas if timesteps is None else [value / TRAIN_TIMESTEPS for value in timesteps]))
+
+    class GivenSteps(kind):  # type: ignore[misc]
+        """Attributes: generator: of the noise that is added after every step."""
+
+        generator: torch.Generator | None = None
+
+        def set_timesteps(
+            self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None
+        ) -> None:
+            """Whatever number of steps, or sigmas, the pipeline asks for."""
+            super().set_timesteps(len(given), device=device)  # begins a new sample
+            exact = torch.tensor(given, dtype=torch.float64)  # [P]
+            times = exact * TRAIN_TIMESTEPS if timesteps is None else torch.tensor(timesteps, dtype=torch.float64)
+            if scheduler != FLOW_EULER:  # at 1 their signal is 0, of which they take the logarithm
+                exact = exact.clamp(max=1 - 1e-6)
+                times = exact * TRAIN_TIMESTEPS if timesteps is None else times
+            self.sigmas = torch.cat((exact, torch.zeros(1))).to(self.sigmas.device, torch.float32)  # [P + 1]
+            self.timesteps = times.to(self.timesteps.device, self.timesteps.dtype)  # [P]
+
+        def step(self, *arguments: Any, **options: Any) -> Any:
+            noise = {"generator": self.generator} if renoise else {}
+            return super().step(*arguments, **noise, **options)
+
+    GivenSteps.__name__ = GivenSteps.__qualname__ = f"Given{class_name}"
+    config = None if checkpoint is None else _scheduler_config(Path(checkpoint))
+    if config is None or config.get("_class_name") != class_name:
+        config = {}
+    plain = {shift_key: 1.0, "use_dynamic_shifting": False, "stochastic_sampling": renoise}
+    instance = GivenSteps.from_config({**config, **required, **plain})
+    instance.set_timesteps()
+    return Schedule(class_name, None, tuple(map(float, instance.timesteps)), instance)
 
 
 def takes_sigmas(scheduler: Any) -> bool:

@@ -13,9 +13,11 @@ A setting is written as parts with commas between them:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
@@ -25,8 +27,7 @@ from vorta_trt.runtime.from_checkpoint import Source
 from vorta_trt.runtime.pipelines.generator import GeneratedVideo, VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
-from vorta_trt.runtime.pipelines.settings import SamplingSettings
-from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.params import SamplingParams, explain
 
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
@@ -39,12 +40,11 @@ class Setting:
     """How to sample; see the module's text.
 
     Attributes:
-        text: as given. tau, guards: of `SamplingSettings`. route_override: of `RequestPlanner`.
+        text: as given. params: what it says of `SamplingParams`. route_override: of `RequestPlanner`.
     """
 
     text: str
-    tau: float | None = None
-    guards: RouteGuards = RouteGuards()
+    params: dict[str, Any] = field(default_factory=dict)
     route_override: str | Path | None = BUNDLED
 
     @classmethod
@@ -65,14 +65,18 @@ class Setting:
 
     def _with(self, name: str, value: str | None) -> Setting:
         if value is None:
-            whole = {"dense": {"tau": DENSE_TAU, "route_override": None}, "routed": {}}
-            return replace(self, **whole[name])  # type: ignore[arg-type]
-        if name == "tau":
-            return replace(self, tau=float(value))
+            whole: dict[str, dict[str, Any]] = {"dense": {"tau": DENSE_TAU}, "routed": {}}
+            override = None if name == "dense" else self.route_override
+            return replace(self, params=self.params | whole[name], route_override=override)
         if name == "override":
             return replace(self, route_override=None if value == "none" else Path(value))
-        guard = {"dense-first": "dense_first", "dense-last": "dense_last"}[name]
-        return replace(self, guards=replace(self.guards, **{guard: int(value)}))  # type: ignore[arg-type]
+        names = {"tau": "tau", "dense-first": "dense_first", "dense-last": "dense_last"}
+        given = {names[name]: float(value) if name == "tau" else int(value)}
+        try:
+            SamplingParams(**given)
+        except ValidationError as error:
+            raise ValueError(explain(error)) from error
+        return replace(self, params=self.params | given)
 
 
 def compare_settings(
@@ -85,8 +89,7 @@ def compare_settings(
     *,
     source: Source | None = None,
     checkpoint: Path | None = None,
-    settings: SamplingSettings | None = None,
-    seed: int = 0,
+    params: SamplingParams | None = None,
     executor: str | None = None,
     video: Path | None = None,
     fps: float | None = None,
@@ -98,7 +101,7 @@ def compare_settings(
         target: a bundle or an exported ONNX file; not looked at with `source`.
         folder: where the samples go, as first/000.npy, second/000.npy and so on.
         source: a checkpoint, which runs in torch. checkpoint: as for `RequestPlanner`.
-        settings: what is common to both. seed: of the noise of every sample. executor: of `Engine`.
+        params: what is common to both; its seed is 0 unless given. executor: of `Engine`.
         video, fps, lpips: as for `compare_samples`; fps is the model's own by default.
 
     Raises: FileExistsError, if other samples lie in the folder. What generating and comparing raise.
@@ -109,16 +112,15 @@ def compare_settings(
     planners = [
         RequestPlanner(sampled, checkpoint, route_override=setting.route_override) for setting in (first, second)
     ]
-    requests = [
-        replace(settings or SamplingSettings(), tau=setting.tau, guards=setting.guards) for setting in (first, second)
-    ]
+    common = (params or SamplingParams()).model_dump(exclude_unset=True)
+    requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in (first, second)]
     for planner, request in zip(planners, requests, strict=True):
         planner.plan(request)  # says what is wrong before anything large is loaded
     places = [_sample_files(folder / name, len(prompts)) for name in ("first", "second")]
     for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
         report(f"loading for {setting.text}", 0, 0)
         with VideoGenerator(planner, executor=executor) as generator:
-            _sample(generator, prompts, files, request, seed, setting.text, report)
+            _sample(generator, prompts, files, request, setting.text, report)
     compared = compare_samples(
         folder / "first", folder / "second", report, video=video, fps=fps or planners[0].frames_per_second, lpips=lpips
     )
@@ -136,8 +138,7 @@ def _sample(
     generator: VideoGenerator,
     prompts: Sequence[str],
     files: Sequence[Path],
-    request: SamplingSettings,
-    seed: int,
+    request: SamplingParams,
     text: str,
     report: Report,
 ) -> None:
@@ -149,7 +150,7 @@ def _sample(
     def write(number: int, video: GeneratedVideo) -> None:
         video.save(files[number])
 
-    generator.generate_each(prompts, write, seed=seed, settings=request, on_step=show, on_stage=report)
+    generator.generate_each(prompts, write, params=request, on_step=show, on_stage=report)
 
 
 def _sample_files(folder: Path, count: int) -> list[Path]:

@@ -30,9 +30,9 @@ from vorta_trt.runtime.pipelines.loader import PartsLoader
 from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, choose_memory
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.sampler import OnStep, Sampled, Sampler
-from vorta_trt.runtime.pipelines.settings import SamplingSettings, guidance_arguments
 from vorta_trt.runtime.pipelines.staged import OnStage, sample_in_stages
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.video_file import write_frames
 
 BUDGET = "weight_streaming_budget"
@@ -118,7 +118,7 @@ class VideoGenerator:
         self.planner = source if isinstance(source, RequestPlanner) else RequestPlanner(source, checkpoint)
         self.fallbacks = Fallbacks(strict)
         self._lock = threading.Lock()
-        self._planned: tuple[SamplingSettings, PlannedRequest] | None = None
+        self._planned: tuple[SamplingParams, PlannedRequest] | None = None
         self._loader = PartsLoader(self.planner, vae_tiling)  # checks the folder before an engine is loaded
         self._engine = {"executor": executor, "device": device, **(engine or {})}
         self._verify = verify
@@ -144,22 +144,21 @@ class VideoGenerator:
             self.close()
             raise
 
-    def plan(self, settings: SamplingSettings, negative_prompt: str | None = None) -> PlannedRequest:
-        """`RequestPlanner.plan`; that of the last settings is kept."""
+    def plan(self, params: SamplingParams) -> PlannedRequest:
+        """`RequestPlanner.plan`; that of the last parameters is kept."""
         planned = self._planned  # once: other threads may plan meanwhile
-        if planned is None or planned[0] != settings:
-            planned = self._planned = settings, self.planner.plan(settings, negative_prompt)
+        if planned is None or planned[0] != params:
+            planned = self._planned = params, self.planner.plan(params)
         return planned[1]
 
     def generate(
         self,
         prompt: str,
+        params: SamplingParams | None = None,
         *,
-        negative_prompt: str | None = None,
-        seed: int | None = None,
-        settings: SamplingSettings | None = None,
         locate: bool | None = None,
         on_step: StepReport | None = None,
+        **changes: Any,
     ) -> GeneratedVideo:
         """One video of the model's size; see `generate_each`, which several prompts should go to together.
 
@@ -170,11 +169,10 @@ class VideoGenerator:
         self.generate_each(
             [prompt],
             lambda _, video: videos.append(video),
-            negative_prompt=negative_prompt,
-            seed=seed,
-            settings=settings,
+            params,
             locate=locate,
             on_step=None if on_step is None else lambda _, step, planned: on_step(step, planned),
+            **changes,
         )
         return videos[0]
 
@@ -182,38 +180,34 @@ class VideoGenerator:
         self,
         prompts: Sequence[str],
         on_video: OnVideo,
+        params: SamplingParams | None = None,
         *,
-        negative_prompt: str | None = None,
-        seed: int | None = None,
-        settings: SamplingSettings | None = None,
         locate: bool | None = None,
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
+        **changes: Any,
     ) -> None:
         """A video of the model's size for every prompt. Staged, the engine is opened and closed once for all of them.
 
         Args:
             on_video: called with the number of a prompt and its video as soon as that is decoded; not to call this
                 generator.
-            negative_prompt: what guidance leads away from; needs classifier-free guidance.
-            seed: of the noise of every video, whatever the device; None is a fresh one.
+            params: how to sample; its seed is that of every video. changes: of these parameters, by name.
             locate: see `VortaTransformer.request`. on_step: called as every step begins. on_stage: called with what is
                 done between the steps, where that is much: staged. All three callbacks may raise to stop the request.
         Raises:
-            ValueError: no prompt; settings that do not suit the family. NonFiniteError: with step and, if looked for,
+            ValueError: no prompt; parameters that do not suit the family. NonFiniteError: with step and, if looked for,
                 layer.
             FallbackError: in strict mode. After any error the generator is ready for the next request.
         """
         if not prompts:
             raise ValueError("prompts []: must hold at least one")
-        settings = settings or SamplingSettings()
+        params = (params or SamplingParams()).updated(**changes)
         with self._lock:
-            planned = self.plan(settings, negative_prompt)
-            arguments, _ = guidance_arguments(
-                self.planner.family, settings, negative_prompt, takes_guidance=self._takes_guidance
-            )
-            seed = secrets.randbits(32) if seed is None else seed
-            sampler = Sampler(self.planner, settings, planned, seed, self.fallbacks, locate, on_step)
+            planned = self.plan(params)
+            arguments, _ = self.planner.guidance(params)
+            seed = secrets.randbits(32) if params.seed is None else params.seed
+            sampler = Sampler(self.planner, params, planned, seed, self.fallbacks, locate, on_step)
             if self.memory.is_staged:
                 report: OnStage = on_stage or (lambda *_: None)
                 videos = sample_in_stages(
@@ -239,10 +233,6 @@ class VideoGenerator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def _takes_guidance(self) -> bool:
-        return bool(self.planner.config.get("guidance_embeds"))
 
     def _finish(self, prompt: str, seed: int, planned: PlannedRequest, sampled: Sampled) -> GeneratedVideo:
         return GeneratedVideo(

@@ -15,7 +15,6 @@ A launch of twice the batch adds up in another order: samples are equal but for 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -31,15 +30,6 @@ Inputs = dict[str, Tensor]  # the model's
 Launch = Callable[[Inputs, str], Tensor]  # of some inputs, for the named context: the sample
 KIND = "batched guidance"
 BOTH = f"{COND} + {UNCOND}"
-
-
-class GuidanceMode(str, Enum):
-    """AUTO: batched where the engine's optimization profile and the memory allow. BATCHED: where they do not, the
-    samples run one after the other, a counted fallback. SEQUENTIAL: always one after the other."""
-
-    AUTO = "auto"
-    BATCHED = "batched"
-    SEQUENTIAL = "sequential"
 
 
 class GuidanceBatching:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser
-from vorta_trt.runtime.pipelines.guidance import KIND, GuidanceMode
+from vorta_trt.runtime.pipelines.guidance import KIND
+from vorta_trt.runtime.sampling.params import GuidanceMode
 
 
 def use_batched_guidance(denoiser: Denoiser, mode: GuidanceMode, fallbacks: Fallbacks) -> bool:

@@ -2,7 +2,7 @@
 """`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
 
 planner = RequestPlanner("wan.bundle", "Wan2.1-T2V-14B-Diffusers")
-print("\\n".join(planner.plan(SamplingSettings(steps=30, guards=RouteGuards(dense_first=2))).lines()))
+print("\\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=2)).lines()))
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, SamplingSettings, guidance_arguments
+from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, guidance_arguments
+from vorta_trt.runtime.sampling.cost import StepProfile
+from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
-from vorta_trt.runtime.schedules import Schedule, family_schedule, takes_sigmas
+from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, family_schedule, given_schedule, takes_sigmas
 from vorta_trt.runtime.target import Target, read_target
 
 if TYPE_CHECKING:
@@ -120,18 +122,22 @@ class RequestPlanner:
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
         self.size = family.video_size(*latent)
 
-    def schedule(self, settings: SamplingSettings) -> Schedule:
+    def schedule(self, params: SamplingParams) -> Schedule:
         """The schedule that the pipeline will sample with.
 
         Raises: ValueError, if it cannot be known, or the family's pipeline does not take it.
         """
-        if settings.sigmas is not None:
-            from vorta_trt.runtime.fixed_schedule import fixed_schedule
-
-            return fixed_schedule(settings.sigmas, renoise=settings.renoise)
+        if params.gives_steps:
+            return given_schedule(
+                self.checkpoint,
+                params.scheduler or FLOW_EULER,
+                sigmas=params.sigmas,
+                timesteps=params.timesteps,
+                renoise=params.renoise,
+            )
         gives_sigmas = FAMILY_SAMPLING[self.family].gives_sigmas
         schedule = family_schedule(
-            self.checkpoint, settings.steps, settings.scheduler, settings.shift, gives_sigmas=gives_sigmas
+            self.checkpoint, params.num_inference_steps, params.scheduler, params.flow_shift, gives_sigmas=gives_sigmas
         )
         if gives_sigmas and not takes_sigmas(schedule.instance):
             raise ValueError(
@@ -140,29 +146,36 @@ class RequestPlanner:
             )
         return schedule
 
-    def plan(self, settings: SamplingSettings, negative_prompt: str | None = None) -> PlannedRequest:
+    def plan(self, params: SamplingParams, profile: StepProfile | None = None) -> PlannedRequest:
         """Schedule, routes, skipped steps and predicted cost.
 
-        Raises: ValueError, for settings that do not suit the family or the schedule.
+        Args:
+            params: how to sample.
+            profile: measured times, for the predicted cost.
+
+        Raises:
+            ValueError: Parameters that do not suit the family or the schedule.
         """
-        _, passes = guidance_arguments(
-            self.family, settings, negative_prompt, takes_guidance=bool(self.config.get("guidance_embeds"))
-        )
-        schedule = self.schedule(settings)
+        _, passes = self.guidance(params)
+        schedule = self.schedule(params)
         rounded = FAMILY_SAMPLING[self.family].gives_sigmas
         steps = plan_steps(
             schedule.timesteps,
             path=self.path,
             heads=self.heads,
-            cache=settings.cache,
-            guards=settings.guards,
+            cache=params.cache,
+            guards=params.guards,
             calibrated=None if self.calibration is None else self.calibration.overrides(schedule.timesteps),
-            tau=settings.tau,
+            tau=params.tau,
             timestep_dtype=_latents_dtype(schedule, self.dtype) if rounded else torch.float32,
             passes=passes,
-            profile=settings.profile,
+            profile=profile,
         )
         return PlannedRequest(schedule, steps, passes)
+
+    def guidance(self, params: SamplingParams) -> tuple[dict[str, Any], int]:
+        """See `guidance_arguments`."""
+        return guidance_arguments(self.family, params, takes_guidance=bool(self.config.get("guidance_embeds")))
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

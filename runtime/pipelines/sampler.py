@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
-from vorta_trt.runtime.pipelines.settings import SamplingSettings
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 OnStep = Callable[[int, int, PlannedRequest], None]  # number of the video, the step that begins, the plan
 
@@ -43,7 +42,7 @@ class Sampler:
     """
 
     planner: RequestPlanner
-    settings: SamplingSettings
+    params: SamplingParams
     planned: PlannedRequest
     seed: int
     fallbacks: Fallbacks
@@ -71,7 +70,7 @@ class Sampler:
         on_step = self.on_step
         request = transformer.request(
             steps,
-            guidance=self.settings.guidance if self.planned.passes > 1 else GuidanceMode.SEQUENTIAL,
+            guidance=self.params.guidance_batching if self.planned.passes > 1 else GuidanceMode.SEQUENTIAL,
             fallbacks=self.fallbacks,
             locate=self.locate,
             on_step=None if on_step is None else lambda step: on_step(number, step, self.planned),

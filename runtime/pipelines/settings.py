@@ -1,53 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SamplingSettings`: how a request is sampled, whatever its prompt; and what the families make of it."""
+"""What the families make of `SamplingParams`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from vorta_trt.runtime.pipelines.guidance import GuidanceMode
-from vorta_trt.runtime.sampling.cost import StepProfile
-from vorta_trt.runtime.sampling.route_guards import RouteGuards
-from vorta_trt.runtime.sampling.step_cache import StepCache
-
-DEFAULT_STEPS = 50
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Everything has the defaults of diffusers' pipelines, or is off.
-
-    Args:
-        steps: of the schedule. scheduler, shift: as for `schedule_timesteps`.
-        sigmas: steps at exactly these, instead of the three above; for distilled models, so guidance is off unless a
-            scale is given. renoise: see `fixed_schedule`.
-        guidance_scale: of Wan's classifier-free guidance, 1 is off; or the one that HunyuanVideo takes as an input.
-        true_guidance_scale: of classifier-free guidance of HunyuanVideo, 1 is off.
-        guidance: whether both samples of classifier-free guidance share a launch.
-        cache, guards, tau: see `plan_steps`. profile: measured times, for the predicted cost.
-    """
-
-    steps: int = DEFAULT_STEPS
-    scheduler: str | None = None
-    shift: float | None = None
-    sigmas: tuple[float, ...] | None = None
-    renoise: bool = False
-    guidance_scale: float | None = None
-    true_guidance_scale: float = 1.0
-    guidance: GuidanceMode = GuidanceMode.AUTO
-    cache: StepCache | None = None
-    guards: RouteGuards = field(default_factory=RouteGuards)
-    tau: float | None = None
-    profile: StepProfile | None = None
-
-    def __post_init__(self) -> None:
-        if self.sigmas is not None and (self.scheduler not in (None, "flow-euler") or self.shift is not None):
-            raise ValueError(
-                "scheduler and shift: given steps are sampled with flow-euler and not shifted; leave both out"
-            )
-        if self.sigmas is None and self.renoise:
-            raise ValueError("renoise: needs given steps; give sigmas, or --timesteps or --sigmas")
+from vorta_trt.runtime.sampling.params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -73,36 +32,43 @@ FAMILY_SAMPLING = {
 }
 
 
-def guidance_arguments(
-    family: str, settings: SamplingSettings, negative_prompt: str | None, *, takes_guidance: bool
-) -> tuple[dict[str, Any], int]:
+def guidance_arguments(family: str, params: SamplingParams, *, takes_guidance: bool) -> tuple[dict[str, Any], int]:
     """What the family's pipeline is called with, and how many samples a step takes: 2 with classifier-free guidance.
 
     Args:
-        takes_guidance: HunyuanVideo's config has `guidance_embeds`.
-    Raises: ValueError, for what would have no effect.
+        takes_guidance: the config has `guidance_embeds`.
+
+    Raises:
+        ValueError: A parameter would have no effect.
     """
-    sampling, scale = FAMILY_SAMPLING[family], settings.guidance_scale
+    sampling, scale, negative = FAMILY_SAMPLING[family], params.guidance_scale, params.negative_prompt
+    if params.guidance_scale_2 is not None:
+        raise ValueError(
+            f"guidance_scale_2 {params.guidance_scale_2:g}: is for models with two experts, and this one has one; "
+            f"leave it out"
+        )
     if sampling.embedded:
         if scale is not None and not takes_guidance:
             raise ValueError(
-                f"guidance scale {scale:g}: this HunyuanVideo has no guidance embedding, so it would have no effect; "
-                f"leave it out, or give a true guidance scale"
+                f"guidance_scale {scale:g}: this model has no guidance embedding, so it would have no effect; leave it "
+                f"out, or give true_cfg_scale"
             )
-        guided = settings.true_guidance_scale > 1
+        guided = params.true_cfg_scale > 1
         arguments: dict[str, Any] = {"guidance_scale": sampling.default_scale if scale is None else scale}
-        arguments["true_cfg_scale"] = settings.true_guidance_scale
-        remedy = "give a true guidance scale above 1"
+        arguments["true_cfg_scale"] = params.true_cfg_scale
+        remedy = "give a true_cfg_scale above 1"
     else:
-        if settings.true_guidance_scale != 1:
-            raise ValueError("true guidance scale: is HunyuanVideo's; Wan's guidance scale is the true one")
-        scale = (sampling.default_scale if settings.sigmas is None else 1.0) if scale is None else scale
+        if params.true_cfg_scale != 1:
+            raise ValueError(
+                f"true_cfg_scale {params.true_cfg_scale:g}: is for models whose guidance_scale is an input; the "
+                f"guidance_scale of this one is the true one, give that"
+            )
+        distilled = params.gives_steps and params.scheduler is None
+        scale = (1.0 if distilled else sampling.default_scale) if scale is None else scale
         guided, arguments = scale > 1, {"guidance_scale": scale}
-        remedy = "give a guidance scale above 1"
-    if negative_prompt is not None and not guided:
-        raise ValueError(
-            f"negative prompt {negative_prompt!r}: has no effect without guidance; {remedy}, or leave it out"
-        )
+        remedy = "give a guidance_scale above 1"
+    if negative is not None and not guided:
+        raise ValueError(f"negative_prompt {negative!r}: has no effect without guidance; {remedy}, or leave it out")
     if guided:
-        arguments["negative_prompt"] = negative_prompt or ""
+        arguments["negative_prompt"] = negative or ""
     return arguments, 2 if guided else 1

@@ -39,11 +39,12 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser
-from vorta_trt.runtime.pipelines.guidance import Given, GuidanceMode
+from vorta_trt.runtime.pipelines.guidance import Given
 from vorta_trt.runtime.pipelines.guidance_fit import use_batched_guidance
 from vorta_trt.runtime.pipelines.inputs import ModelInputs
 from vorta_trt.runtime.pipelines.refusals import Refusals
 from vorta_trt.runtime.pipelines.request import OnStep, Request
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.step_state import COND
 

@@ -14,10 +14,11 @@ is no multiple of the interval.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vorta_trt.runtime.sampling.step_cache import ends_and
+import pydantic
+
+from vorta_trt.runtime.sampling.step_cache import SETTINGS, ends_and
 
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
@@ -26,17 +27,19 @@ DEFAULT_INTERVAL = 2
 DEFAULT_RANGE = (100.0, 800.0)
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=SETTINGS)
 class StepBroadcast:
     """A `StepCache`.
 
     Args:
         interval: every `interval`-th step of the range is computed; 1 computes all.
         timestep_range: (lowest, highest) timestep, both outside.
+        method: what tells it from the other caches in JSON.
     """
 
     interval: int = DEFAULT_INTERVAL
     timestep_range: tuple[float, float] = DEFAULT_RANGE
+    method: Literal["broadcast"] = "broadcast"
 
     def __post_init__(self) -> None:
         low, high = self.timestep_range
@@ -44,6 +47,9 @@ class StepBroadcast:
             raise ValueError(f"interval {self.interval}: must be at least 1, which computes every step; use 2")
         if not low < high:
             raise ValueError(f"timestep range {low:g} to {high:g}: must go up; use 100 to 800")
+
+    def for_model(self, path: TimestepPath | None) -> StepBroadcast:
+        return self
 
     def compute(
         self, timesteps: Sequence[float], path: TimestepPath | None, forced: Sequence[bool]

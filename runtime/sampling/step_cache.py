@@ -15,12 +15,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import ConfigDict
+
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
 
+SETTINGS = ConfigDict(extra="forbid")  # of caches, which are read from JSON, too
+
+
 class StepCache(Protocol):
     """Which steps of a schedule are computed."""
+
+    def for_model(self, path: TimestepPath | None) -> StepCache:
+        """The same with everything filled in that depends on the model.
+
+        Args:
+            path: of the model, None if it is not at hand.
+        Raises:
+            ValueError: The cache needs what the model does not have.
+        """
 
     def compute(
         self, timesteps: Sequence[float], path: TimestepPath | None, forced: Sequence[bool]

@@ -189,6 +189,7 @@ def plan_steps(
     if cache is None:
         compute = (True,) * len(seen)
     else:
+        cache = cache.for_model(path)
         compute = cache.compute(seen, path, guards.dense_steps(len(seen)))
         notes += cache.notes(seen, path)
     plan = StepPlan(

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from vorta_trt.model.timestep_path import SIGNALS, Signal
-from vorta_trt.runtime.sampling.step_cache import ends_and
+import pydantic
+
+from vorta_trt.runtime.sampling.step_cache import SETTINGS, ends_and
 
 if TYPE_CHECKING:
-    from vorta_trt.model.timestep_path import TimestepPath
+    from vorta_trt.model.timestep_path import Signal, TimestepPath
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,37 @@ def known_path(path: TimestepPath | None) -> TimestepPath:
     return path
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=SETTINGS)
 class TeaCache:
     """A `StepCache`.
 
     Args:
-        threshold: of the accumulated change; 0 computes every step.
-        coefficients: of the polynomial, highest power first.
-        signal: which embedding. first, last: how many steps at the ends are always computed.
+        threshold: of the accumulated change; 0 computes every step; None is the published one.
+        coefficients: of the polynomial, highest power first; None are the published ones of the model that it is
+            planned for, with their `first`.
+        signal: which embedding, "embedding" or "modulation".
+        first: how many steps at the beginning are always computed.
+        last: how many steps at the end are always computed.
         fitted_range: distances that the polynomial was fitted on, if known.
+        method: what tells it from the other caches in JSON.
     """
 
-    threshold: float
-    coefficients: tuple[float, ...]
-    signal: Signal = "embedding"
+    threshold: float | None = None
+    coefficients: tuple[float, ...] | None = None
+    signal: str = "embedding"
     first: int = 1
     last: int = 1
     fitted_range: tuple[float, float] | None = None
+    method: Literal["tea"] = "tea"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+        from vorta_trt.model.timestep_path import SIGNALS  # with torch, which JSON without a TeaCache does not need
+
+        if self.threshold is None and self.coefficients is not None:
+            raise ValueError("threshold None: must be given with coefficients; try a plan with a dry run")
+        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold {self.threshold}: must be 0, which skips nothing, or more; use e.g. 0.1")
-        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+        if self.coefficients is not None and not (self.coefficients and all(map(math.isfinite, self.coefficients))):
             raise ValueError(f"coefficients {self.coefficients}: must be finite numbers, highest power first")
         if self.signal not in SIGNALS:
             raise ValueError(f"signal {self.signal!r}: must be one of {', '.join(SIGNALS)}")
@@ -108,9 +118,17 @@ class TeaCache:
             )
         return cls(known.threshold if threshold is None else threshold, known.coefficients, signal, known.first)
 
+    def for_model(self, path: TimestepPath | None) -> TeaCache:
+        if self.coefficients is not None:
+            return self
+        known = self.published(known_path(path), self.threshold, cast("Signal", self.signal))
+        return replace(known, first=max(self.first, known.first), last=self.last)
+
     def compute(
         self, timesteps: Sequence[float], path: TimestepPath | None, forced: Sequence[bool]
     ) -> tuple[bool, ...]:
+        if self.threshold is None:
+            return self.for_model(path).compute(timesteps, path, forced)
         if self.threshold == 0:
             return (True,) * len(forced)
         flags, accumulated = [], 0.0
@@ -131,7 +149,7 @@ class TeaCache:
 
     def distances(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[float]:
         """Relative L1 distance of every embedding to the one before: P - 1."""
-        embeddings = known_path(path).embedding(timesteps, self.signal).double()  # [P, E]
+        embeddings = known_path(path).embedding(timesteps, cast("Signal", self.signal)).double()  # [P, E]
         before, after = embeddings[:-1], embeddings[1:]
         distances: list[float] = ((after - before).abs().mean(dim=1) / before.abs().mean(dim=1)).tolist()
         return distances
@@ -141,7 +159,7 @@ class TeaCache:
         estimates = []
         for distance in distances:
             value = 0.0
-            for coefficient in self.coefficients:
+            for coefficient in self.coefficients or IDENTITY:
                 value = value * distance + coefficient
             estimates.append(value)
         return estimates
@@ -170,7 +188,7 @@ class TeaCache:
         return {
             "method": "tea",
             "threshold": self.threshold,
-            "coefficients": list(self.coefficients),
+            "coefficients": None if self.coefficients is None else list(self.coefficients),
             "signal": self.signal,
             "first": self.first,
             "last": self.last,

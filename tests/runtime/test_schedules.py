@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from vorta_trt.runtime.schedules import family_schedule, schedule_timesteps
+from vorta_trt.runtime.schedules import SCHEDULERS, family_schedule, given_schedule, schedule_timesteps
 
 
 def save_scheduler(folder: Path, name: str = "UniPCMultistepScheduler", **config: Any) -> Path:
@@ -83,10 +84,50 @@ def test_a_larger_shift_stays_longer_at_high_noise(tmp_path: Path, scheduler: st
     assert sum(high) > sum(low)
 
 
+# -- given steps -------------------------------------------------------------------------------------------------------
+
+copy_warning = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+def sampled(scheduler: Any, asked: dict[str, Any]) -> torch.Tensor:
+    """What a scheduler makes of a model that gives half of its latents."""
+    scheduler.set_timesteps(**asked)
+    scheduler.set_begin_index(0)
+    latents = torch.linspace(-1, 1, 24).view(1, 24)
+    for timestep in scheduler.timesteps:
+        latents = scheduler.step(latents / 2, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+@copy_warning
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("asked", [{"num_inference_steps": 50}, {"sigmas": [1.0, 0.5]}], ids=["steps", "sigmas"])
+def test_the_schedulers_own_sigmas_give_its_own_sample(tmp_path: Path, name: str, asked: dict[str, Any]) -> None:
+    """Whatever the pipeline asks for, and as often as it does."""
+    own = family_schedule(wan_scheduler(tmp_path), 6, name, gives_sigmas=False)
+    given = given_schedule(tmp_path, name, sigmas=own.instance.sigmas[:-1].tolist())
+    assert given.timesteps == own.timesteps and given.shift is None
+    expected = sampled(own.instance, {"num_inference_steps": 6})
+    for _ in range(2):
+        assert torch.equal(sampled(given.instance, asked), expected)
+        assert tuple(given.instance.timesteps.tolist()) == own.timesteps
+
+
+@copy_warning
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_given_timesteps(name: str) -> None:
+    schedule = given_schedule(None, name, timesteps=(1000, 757, 522))
+    assert schedule.timesteps == (1000.0, 757.0, 522.0)
+    assert schedule.instance.sigmas.tolist() == pytest.approx([1.0, 0.757, 0.522, 0.0], abs=2e-6)
+    assert sampled(schedule.instance, {}).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps 0: must be at least 1"),
+        ({"steps": 0}, "num_inference_steps 0: must be at least 1"),
         ({"steps": 4, "scheduler": "ddim"}, "scheduler 'ddim': must be one of unipc, flow-euler, dpm"),
         ({"steps": 4, "shift": -1.0}, "shift -1.0: must be positive"),
     ],

@@ -17,13 +17,12 @@ from vorta_trt.runtime.comparison.settings import Setting, compare_settings
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 from vorta_trt.runtime.pipelines.generator import VideoGenerator
 from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
-from vorta_trt.runtime.pipelines.settings import SamplingSettings
-from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.params import SamplingParams
 
 from ...tiny import SIZE, Tiny
 
 PROMPTS = ["a red wall", "a blue wall"]
-SETTINGS = SamplingSettings(steps=2)
+PARAMS = SamplingParams(num_inference_steps=2, seed=5)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -50,10 +49,10 @@ def calibrated(tmp_path: Path) -> Path:
 
 
 def test_settings_as_text() -> None:
-    assert Setting.parse("routed") == Setting("routed", None, RouteGuards(), BUNDLED)
-    assert Setting.parse("dense") == Setting("dense", DENSE_TAU, RouteGuards(), None)
+    assert Setting.parse("routed") == Setting("routed", {}, BUNDLED)
+    assert Setting.parse("dense") == Setting("dense", {"tau": DENSE_TAU}, None)
     text = "tau=0.4, override=a b/c.json,dense-first=2,dense-last=1"
-    assert Setting.parse(text) == Setting(text, 0.4, RouteGuards(2, 1), Path("a b/c.json"))
+    assert Setting.parse(text) == Setting(text, {"tau": 0.4, "dense_first": 2, "dense_last": 1}, Path("a b/c.json"))
     assert Setting.parse("override=none").route_override is None
 
 
@@ -67,7 +66,7 @@ def compare(source: Source, folder: Path, first: str, second: str, onnx: Path | 
     """Of the checkpoint in torch, or of the ONNX file that was made from it."""
     settings = Setting.parse(first), Setting.parse(second)
     options: dict[str, Any] = {"source": source} if onnx is None else {"checkpoint": source.checkpoint}
-    options |= {"settings": SETTINGS, "lpips": False, "seed": 5}
+    options |= {"params": PARAMS, "lpips": False}
     return compare_settings(onnx or source.checkpoint, *settings, PROMPTS, folder, silent, **options)
 
 
@@ -78,8 +77,8 @@ def test_a_checkpoint_in_torch(source: Source, tmp_path: Path) -> None:
     assert 10 < report.psnr < 80 and 0 < report.ssim < 1
     assert report.pairs[0].frames == SIZE[0] and report.pairs[0].psnr != report.pairs[1].psnr
     with VideoGenerator(RequestPlanner(source.model(materialize=True), source.checkpoint)) as generator:
-        request = SamplingSettings(steps=2, guards=RouteGuards(dense_first=2))
-        expected = generator.generate(PROMPTS[1], seed=5, settings=request).frames
+        request = SamplingParams(num_inference_steps=2, dense_first=2)
+        expected = generator.generate(PROMPTS[1], seed=5, params=request).frames
     np.testing.assert_array_equal(np.load(tmp_path / "first/001.npy"), expected)
     equal = compare(source, tmp_path / "equal", "routed", "tau=0.0")
     assert all(pair.mean_squared_error == 0 for pair in equal.pairs)  # tau 0 and 0.3 are the same routes

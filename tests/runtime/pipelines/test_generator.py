@@ -7,7 +7,6 @@ import gc
 import json
 import shutil
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,21 @@ import torch
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.files import WriteError
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime import SamplingSettings, VideoGenerator
+from vorta_trt.runtime import SamplingParams, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
 from vorta_trt.runtime.pipelines import guidance_fit
 from vorta_trt.runtime.pipelines.generator import GeneratedVideo
-from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
-from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
 from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, build_here, save_calibration
 
-FEW = SamplingSettings(steps=2)
+FEW = SamplingParams(num_inference_steps=2)
 
 
 def living_tensors() -> int:
@@ -44,7 +42,7 @@ def living_tensors() -> int:
 
 def test_a_video_is_the_stock_pipelines(tiny: Tiny) -> None:
     with VideoGenerator(tiny.onnx) as generator:
-        video = generator.generate("a red wall", seed=7, settings=FEW)
+        video = generator.generate("a red wall", seed=7, params=FEW)
         pipeline = generator.pipeline
         arguments: dict[str, Any] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2}
         expected = pipeline(
@@ -58,13 +56,13 @@ def test_a_video_is_the_stock_pipelines(tiny: Tiny) -> None:
 
 
 def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
-    cached = SamplingSettings(
-        steps=6, cache=StepBroadcast(3, (100, 950)), guards=RouteGuards(dense_first=1), guidance=GuidanceMode.BATCHED
+    cached = SamplingParams(
+        num_inference_steps=6, cache=StepBroadcast(3, (100, 950)), dense_first=1, guidance_batching=GuidanceMode.BATCHED
     )
     with VideoGenerator(tiny_wan.onnx) as generator:
-        first = generator.generate("a red wall", seed=1, settings=cached)
-        other = generator.generate("a blue wall", negative_prompt="red", seed=2, settings=FEW)
-        again = generator.generate("a red wall", seed=1, settings=cached)
+        first = generator.generate("a red wall", seed=1, params=cached)
+        other = generator.generate("a blue wall", negative_prompt="red", seed=2, params=FEW)
+        again = generator.generate("a red wall", seed=1, params=cached)
     assert np.array_equal(first.frames, again.frames)
     assert not np.array_equal(first.frames, other.frames)
     assert first.launches == again.launches == first.planned.steps.computed_steps + 1 == 5
@@ -76,13 +74,13 @@ def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
     """Both contexts skip the same steps, which launch nothing; the video is not that of all steps."""
     cache = TeaCache(2.0, IDENTITY)
     guided: dict[str, Any] = {} if tiny.family == "wan" else {"true_guidance_scale": 3.0}
-    settings = SamplingSettings(steps=10, guidance=guidance, **guided)
+    settings = SamplingParams(num_inference_steps=10, guidance_batching=guidance, **guided)
     with VideoGenerator(tiny.onnx, strict=True) as generator:
-        computed = generator.plan(replace(settings, cache=cache)).steps.computed_steps
+        computed = generator.plan(settings.updated(cache=cache)).steps.computed_steps
         video, again = (
-            generator.generate("a red wall", seed=1, settings=replace(settings, cache=cache)) for _ in range(2)
+            generator.generate("a red wall", seed=1, params=settings.updated(cache=cache)) for _ in range(2)
         )
-        whole = generator.generate("a red wall", seed=1, settings=settings)
+        whole = generator.generate("a red wall", seed=1, params=settings)
     assert 1 < computed < 10
     assert video.launches == (2 * computed if guidance is GuidanceMode.SEQUENTIAL else computed + 1)
     assert np.array_equal(video.frames, again.frames)
@@ -91,42 +89,43 @@ def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
 
 def test_guidance_that_is_off_is_not_batched(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance_fit, "batched_guidance_fits", lambda engine: pytest.fail("nothing to batch"))
-    settings = SamplingSettings(steps=2, guidance_scale=1.0, guidance=GuidanceMode.BATCHED)
+    settings = SamplingParams(num_inference_steps=2, guidance_scale=1.0, guidance_batching=GuidanceMode.BATCHED)
     with VideoGenerator(tiny_wan.onnx, strict=True) as generator:
-        assert generator.generate("a red wall", settings=settings).launches == 2
+        assert generator.generate("a red wall", params=settings).launches == 2
 
 
 def test_seeds_are_told_and_matter(tiny_hunyuan_video: Tiny) -> None:
     with VideoGenerator(tiny_hunyuan_video.onnx) as generator:
-        one, other = (generator.generate("a red wall", settings=FEW) for _ in range(2))
+        one, other = (generator.generate("a red wall", params=FEW) for _ in range(2))
         assert one.seed != other.seed
         assert not np.array_equal(one.frames, other.frames)
-        assert np.array_equal(one.frames, generator.generate("a red wall", seed=one.seed, settings=FEW).frames)
+        assert np.array_equal(one.frames, generator.generate("a red wall", seed=one.seed, params=FEW).frames)
 
 
 def test_a_routed_model_generates_without_any_engine(tiny: Tiny) -> None:
     with VideoGenerator(tiny.model()) as generator:
-        in_torch = generator.generate("a red wall", seed=3, settings=FEW)
+        in_torch = generator.generate("a red wall", seed=3, params=FEW)
         with pytest.raises(ValueError, match="a routed model runs in torch, where it is"):
             VideoGenerator(tiny.model(), executor="onnxruntime")
     with VideoGenerator(tiny.onnx) as generator:
-        video = generator.generate("a red wall", seed=3, settings=FEW)
+        video = generator.generate("a red wall", seed=3, params=FEW)
     assert np.abs(in_torch.frames.astype(int) - video.frames).max() <= 1
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        SamplingSettings(steps=3, scheduler="flow-euler", shift=3.0),
-        SamplingSettings(steps=3, scheduler="unipc"),
-        SamplingSettings(sigmas=(1.0, 0.757, 0.522)),
-        SamplingSettings(sigmas=(1.0, 0.757, 0.522), renoise=True),
+        SamplingParams(num_inference_steps=3, scheduler="flow-euler", flow_shift=3.0),
+        SamplingParams(num_inference_steps=3, scheduler="unipc"),
+        SamplingParams(sigmas=(1.0, 0.757, 0.522)),
+        SamplingParams(sigmas=(1.0, 0.757, 0.522), renoise=True),
+        SamplingParams(timesteps=(999, 757, 522), scheduler="unipc"),
     ],
-    ids=["flow-euler", "unipc", "distilled", "renoise"],
+    ids=["flow-euler", "unipc", "distilled", "renoise", "given timesteps"],
 )
-def test_schedules(tiny: Tiny, settings: SamplingSettings) -> None:
+def test_schedules(tiny: Tiny, settings: SamplingParams) -> None:
     with VideoGenerator(tiny.onnx, strict=True) as generator:
-        one, again = (generator.generate("a red wall", seed=5, settings=settings) for _ in range(2))
+        one, again = (generator.generate("a red wall", seed=5, params=settings) for _ in range(2))
     assert np.array_equal(one.frames, again.frames)
     assert one.planned.steps.computed_steps == 3
 
@@ -134,14 +133,16 @@ def test_schedules(tiny: Tiny, settings: SamplingSettings) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_dpm_with_wan(tiny_wan: Tiny) -> None:
     with VideoGenerator(tiny_wan.onnx) as generator:
-        video = generator.generate("a red wall", seed=5, settings=SamplingSettings(steps=3, scheduler="dpm++"))
+        video = generator.generate(
+            "a red wall", seed=5, params=SamplingParams(num_inference_steps=3, scheduler="dpm++")
+        )
     assert video.launches == 6
 
 
 def test_renoising_takes_fresh_noise_after_every_step_but_the_last() -> None:
-    from vorta_trt.runtime.fixed_schedule import fixed_schedule
+    from vorta_trt.runtime.schedules import given_schedule
 
-    scheduler = fixed_schedule([1.0, 0.5], renoise=True).instance
+    scheduler = given_schedule(None, sigmas=[1.0, 0.5], renoise=True).instance
     scheduler.generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))
     latents, velocity = torch.ones(1, 2, 3), torch.full((1, 2, 3), 0.25)
@@ -158,7 +159,7 @@ def test_renoising_takes_fresh_noise_after_every_step_but_the_last() -> None:
 def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     with VideoGenerator(tiny_wan.onnx) as generator:
-        video = generator.generate("a red wall", seed=1, settings=FEW)
+        video = generator.generate("a red wall", seed=1, params=FEW)
     video.save(tmp_path / "video.npy")
     assert np.array_equal(np.load(tmp_path / "video.npy"), video.frames)
     video.save(tmp_path / "video.mp4", 12)
@@ -187,7 +188,7 @@ def test_two_generators_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny)
     def work(tiny: Tiny) -> None:
         with VideoGenerator(tiny.onnx) as generator:
             for seed in seeds:
-                results[tiny.family, seed] = generator.generate("a red wall", seed=seed, settings=FEW).frames
+                results[tiny.family, seed] = generator.generate("a red wall", seed=seed, params=FEW).frames
 
     threads = [threading.Thread(target=work, args=(tiny,)) for tiny in (tiny_wan, tiny_hunyuan_video)]
     for thread in threads:
@@ -196,7 +197,7 @@ def test_two_generators_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny)
         thread.join()
     for tiny in (tiny_wan, tiny_hunyuan_video):
         with VideoGenerator(tiny.onnx) as generator:
-            alone = generator.generate("a red wall", seed=2, settings=FEW).frames
+            alone = generator.generate("a red wall", seed=2, params=FEW).frames
         assert np.array_equal(results[tiny.family, 2], alone)
 
 
@@ -213,7 +214,7 @@ def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> 
         videos: list[Any] = []
         threads = [
             threading.Thread(
-                target=lambda: videos.append(generator.generate("a red wall", seed=1, settings=FEW, on_step=watch))
+                target=lambda: videos.append(generator.generate("a red wall", seed=1, params=FEW, on_step=watch))
             )
             for _ in range(3)
         ]
@@ -228,12 +229,14 @@ def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> 
 
 def test_requests_take_no_memory_with_them(tiny: Tiny) -> None:
     """benchmarks/repeated_requests.py measures the memory of the process over 200 requests."""
-    settings = SamplingSettings(steps=3, cache=StepBroadcast(2, (100, 999)), guidance=GuidanceMode.BATCHED)
+    settings = SamplingParams(
+        num_inference_steps=3, cache=StepBroadcast(2, (100, 999)), guidance_batching=GuidanceMode.BATCHED
+    )
     with VideoGenerator(tiny.onnx) as generator:
-        generator.generate("a red wall", seed=0, settings=settings)
+        generator.generate("a red wall", seed=0, params=settings)
         before = living_tensors()
         for seed in range(5):
-            generator.generate("a red wall", seed=seed, settings=settings)
+            generator.generate("a red wall", seed=seed, params=settings)
         assert living_tensors() == before
 
 
@@ -246,12 +249,14 @@ def test_an_error_leaves_the_generator_ready(tiny_wan: Tiny) -> None:
             raise KeyboardInterrupt
 
     with VideoGenerator(tiny_wan.onnx) as generator:
-        expected = generator.generate("a red wall", seed=1, settings=FEW).frames
+        expected = generator.generate("a red wall", seed=1, params=FEW).frames
         with pytest.raises(KeyboardInterrupt):
-            generator.generate("a red wall", seed=1, settings=FEW, on_step=stop)
+            generator.generate("a red wall", seed=1, params=FEW, on_step=stop)
         with pytest.raises(ValueError, match="negative prompt 'x': has no effect without guidance"):
-            generator.generate("a", negative_prompt="x", settings=SamplingSettings(steps=2, guidance_scale=1.0))
-        assert np.array_equal(generator.generate("a red wall", seed=1, settings=FEW).frames, expected)
+            generator.generate(
+                "a", negative_prompt="x", params=SamplingParams(num_inference_steps=2, guidance_scale=1.0)
+            )
+        assert np.array_equal(generator.generate("a red wall", seed=1, params=FEW).frames, expected)
 
 
 def test_samples_that_are_not_finite(tiny_wan: Tiny) -> None:
@@ -259,7 +264,7 @@ def test_samples_that_are_not_finite(tiny_wan: Tiny) -> None:
     with torch.no_grad():
         model.routed_blocks()[1].ffn.net[2].weight[0, 0] = float("nan")
     with VideoGenerator(model) as generator, pytest.raises(NonFiniteError, match=r"step 0, .*it began in blocks.1.ffn"):
-        generator.generate("a red wall", settings=FEW)
+        generator.generate("a red wall", params=FEW)
 
 
 def test_a_vae_that_overflows(tiny_wan: Tiny) -> None:
@@ -267,14 +272,14 @@ def test_a_vae_that_overflows(tiny_wan: Tiny) -> None:
         with torch.no_grad():
             next(generator.pipeline.vae.decoder.parameters()).fill_(float("inf"))
         with pytest.raises(VortaError, match="the decoded video has values that are not finite"):
-            generator.generate("a red wall", settings=FEW)
+            generator.generate("a red wall", params=FEW)
 
 
 def test_a_file_without_router(tiny_wan: Tiny, tmp_path: Path) -> None:
     source = Source(tiny_wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
     dense = export_checkpoint(source, tmp_path / "dense.onnx", lambda *what: None)
     with VideoGenerator(dense, tiny_wan.checkpoint, strict=True) as generator:
-        video = generator.generate("a red wall", settings=FEW)
+        video = generator.generate("a red wall", params=FEW)
     assert video.planned.steps.routes is not None
     assert video.planned.steps.routes.shares()["full"] == 1
 
@@ -283,11 +288,11 @@ def test_strict_wants_to_know_the_routes(tiny_wan: Tiny) -> None:
     planner = RequestPlanner(tiny_wan.onnx)
     planner.path = None  # as of a bundle from before bundles held it
     with VideoGenerator(planner) as generator:
-        video = generator.generate("a red wall", settings=FEW)
+        video = generator.generate("a red wall", params=FEW)
         assert video.fallbacks == ("planned routes: 1 times",)
     with VideoGenerator(planner, strict=True) as generator:
         with pytest.raises(FallbackError, match="planned routes: .* does not hold its timestep path"):
-            generator.generate("a red wall", settings=FEW)
+            generator.generate("a red wall", params=FEW)
 
 
 def copy_of(tiny: Tiny, folder: Path) -> Path:
@@ -344,7 +349,7 @@ def test_tiles(tiny: Tiny) -> None:
 @pytest.mark.parametrize("cpu_offload", [False, True])
 def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
     with VideoGenerator(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as generator:
-        one, again = (generator.generate("a red wall", seed=1, settings=FEW) for _ in range(2))
+        one, again = (generator.generate("a red wall", seed=1, params=FEW) for _ in range(2))
     assert np.abs(one.frames.astype(int) - again.frames).max() <= 1
 
 
@@ -356,7 +361,7 @@ def test_memory_modes_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_pa
     routes_file = save_calibration(tmp_path / "routes.json", geometry, (1000.0, 900.0), (899.0, 0.0))
     source = Source(tiny_wan.checkpoint, precision="fp16", route_override=routes_file)
     bundle = build_here(source, tmp_path / "wan.bundle")
-    settings = SamplingSettings(steps=6, guards=RouteGuards(dense_last=1))
+    settings = SamplingParams(num_inference_steps=6, dense_last=1)
     frames: list[list[Any]] = []
     free = []
 

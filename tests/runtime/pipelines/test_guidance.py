@@ -14,9 +14,9 @@ from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.memory_plan import GuidanceFit
 from vorta_trt.runtime.pipelines import guidance_fit
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
-from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.guidance_fit import use_batched_guidance
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
 from ...tiny import Tiny, latents

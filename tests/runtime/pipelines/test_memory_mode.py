@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.runtime import Engine, SamplingSettings, VideoGenerator
+from vorta_trt.runtime import Engine, SamplingParams, VideoGenerator
 from vorta_trt.runtime.memory_plan import CardPlan
 from vorta_trt.runtime.pipelines import loader, memory_mode, transformer
 from vorta_trt.runtime.pipelines.generator import GeneratedVideo
-from vorta_trt.runtime.pipelines.guidance import GuidanceMode
 from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan, choose_memory
 from vorta_trt.runtime.pipelines.planner import PlannedRequest
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
 from ...tiny import Tiny
@@ -69,9 +69,9 @@ class Watch:
         return sorted(name for name, part in self._parts.items() if part() is not None)
 
 
-def settings(family: str) -> SamplingSettings:
+def settings(family: str) -> SamplingParams:
     """With guidance in both families."""
-    return SamplingSettings(steps=3, true_guidance_scale=1.0 if family == "wan" else 3.0)
+    return SamplingParams(num_inference_steps=3, true_cfg_scale=1.0 if family == "wan" else 3.0)
 
 
 def generate(generator: VideoGenerator, family: str, **options: Any) -> list[GeneratedVideo]:
@@ -81,7 +81,7 @@ def generate(generator: VideoGenerator, family: str, **options: Any) -> list[Gen
         assert number == len(videos)
         videos.append(video)
 
-    generator.generate_each(PROMPTS, keep, seed=3, negative_prompt="red", settings=settings(family), **options)
+    generator.generate_each(PROMPTS, keep, seed=3, negative_prompt="red", params=settings(family), **options)
     return videos
 
 
@@ -100,7 +100,7 @@ def test_staged_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch
             on_stage=lambda *stage: stages.append(stage),
             on_step=lambda number, step, planned: steps.append((number, step)),
         )
-        again = generator.generate("a blue wall", seed=3, settings=SamplingSettings(steps=3))
+        again = generator.generate("a blue wall", seed=3, params=SamplingParams(num_inference_steps=3))
         assert generator.executor == "onnxruntime"
     for video, resident in zip(videos, expected, strict=True):
         assert np.array_equal(video.frames, resident.frames)
@@ -125,13 +125,16 @@ def test_staged_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch
 
 
 def test_every_setting_works_staged(tiny_wan: Tiny) -> None:
-    chosen = SamplingSettings(
-        steps=6, scheduler="flow-euler", cache=StepBroadcast(3, (100, 950)), guidance=GuidanceMode.BATCHED
+    chosen = SamplingParams(
+        num_inference_steps=6,
+        scheduler="flow-euler",
+        cache=StepBroadcast(3, (100, 950)),
+        guidance_batching=GuidanceMode.BATCHED,
     )
     videos = []
     for mode in MemoryMode:
         with VideoGenerator(tiny_wan.onnx, memory_mode=mode, vae_tiling=True, strict=True) as generator:
-            videos.append(generator.generate("a red wall", seed=1, settings=chosen))
+            videos.append(generator.generate("a red wall", seed=1, params=chosen))
     assert all(np.array_equal(video.frames, videos[0].frames) for video in videos)
     assert {video.launches for video in videos} == {videos[0].planned.steps.computed_steps + 1}
 
@@ -161,7 +164,7 @@ def test_a_video_is_there_before_the_next_is_decoded(tiny_wan: Tiny, tmp_path: P
         with pytest.raises(ValueError, match="must hold at least one"):
             generator.generate_each([], write)
         with pytest.raises(KeyboardInterrupt):
-            generator.generate_each(PROMPTS, write, settings=SamplingSettings(steps=1))
+            generator.generate_each(PROMPTS, write, params=SamplingParams(num_inference_steps=1))
     assert [file.name for file in tmp_path.iterdir()] == ["0.npy"]
 
 

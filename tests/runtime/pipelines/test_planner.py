@@ -18,9 +18,8 @@ from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import VortaTransformer
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
-from vorta_trt.runtime.pipelines.settings import SamplingSettings
 from vorta_trt.runtime.sampling.cost import StepProfile
-from vorta_trt.runtime.sampling.route_guards import RouteGuards
+from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 from vorta_trt.runtime.schedules import schedule_timesteps
@@ -32,14 +31,15 @@ def test_a_file_and_its_model_are_planned_alike(tiny: Tiny) -> None:
     planners = RequestPlanner(tiny.onnx, tiny.checkpoint), RequestPlanner(tiny.model(), tiny.checkpoint)
     timesteps = schedule_timesteps(tiny.checkpoint, 12).timesteps
     distances = TeaCache(0, IDENTITY).distances(timesteps, planners[0].path)
-    settings = SamplingSettings(
-        steps=12,
+    settings = SamplingParams(
+        num_inference_steps=12,
         cache=TeaCache(3 * sorted(distances)[6], IDENTITY),
-        guards=RouteGuards(dense_first=1, dense_layers=(1,)),
+        dense_first=1,
+        dense_layers=(1,),
         tau=0.5,
-        profile=StepProfile(1.0, 0.4, 0.2, 0.1),
     )
-    file, model = (planner.plan(settings) for planner in planners)
+    profile = StepProfile(1.0, 0.4, 0.2, 0.1)
+    file, model = (planner.plan(settings, profile) for planner in planners)
     assert file.schedule == model.schedule
     assert file.schedule.timesteps == timesteps
     assert file.steps.compute == model.steps.compute
@@ -58,7 +58,7 @@ def test_bundles_need_no_gpu(bundle: Path, tiny_wan: Tiny) -> None:
     for source in (bundle, Bundle.open(bundle, runtime=False)):
         planner = RequestPlanner(source, tiny_wan.checkpoint)
         assert planner.dtype == torch.float16
-        assert planner.plan(SamplingSettings(steps=4)).steps.routes is not None
+        assert planner.plan(SamplingParams(num_inference_steps=4)).steps.routes is not None
 
 
 def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,26 +81,28 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
 def test_without_a_checkpoint_the_schedule_must_be_said(tiny_wan: Tiny, tmp_path: Path) -> None:
     planner = RequestPlanner(shutil.copy(tiny_wan.onnx, tmp_path))
     with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --shift"):
-        planner.plan(SamplingSettings())
-    assert len(planner.plan(SamplingSettings(steps=7, scheduler="unipc", shift=3.0)).steps.timesteps) == 7
-    assert planner.plan(SamplingSettings(sigmas=(1.0, 0.5))).steps.timesteps == (1000.0, 500.0)
+        planner.plan(SamplingParams())
+    assert (
+        len(planner.plan(SamplingParams(num_inference_steps=7, scheduler="unipc", flow_shift=3.0)).steps.timesteps) == 7
+    )
+    assert planner.plan(SamplingParams(sigmas=(1.0, 0.5))).steps.timesteps == (1000.0, 500.0)
 
 
 def test_distilled_schedules(tiny: Tiny) -> None:
     planner = RequestPlanner(tiny.onnx)
-    planned = planner.plan(SamplingSettings(sigmas=(1.0, 0.757, 0.522)))
+    planned = planner.plan(SamplingParams(sigmas=(1.0, 0.757, 0.522)))
     assert planned.steps.timesteps == (1000.0, 757.0, 522.0)
     assert planned.passes == 1  # guidance is off
     assert planned.schedule.shift is None
     if tiny.family == "wan":
-        assert planner.plan(SamplingSettings(sigmas=(1.0, 0.5), guidance_scale=3.0)).passes == 2
+        assert planner.plan(SamplingParams(sigmas=(1.0, 0.5), guidance_scale=3.0)).passes == 2
 
 
 def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: Tiny) -> None:
     """diffusers' HunyuanVideo gives its transformer bfloat16 timesteps, but for the first."""
     model = tiny_hunyuan_video.model(dtype=torch.bfloat16)
     planner = RequestPlanner(model, tiny_hunyuan_video.checkpoint)
-    planned = planner.plan(SamplingSettings(steps=9)).steps
+    planned = planner.plan(SamplingParams(num_inference_steps=9)).steps
     assert planned.routes is not None
     exact = torch.tensor(planned.timesteps)
     assert not torch.equal(exact.bfloat16().float(), exact)
@@ -108,7 +110,9 @@ def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: T
     dropped_in = VortaTransformer.from_model(model).plan(schedule_timesteps(tiny_hunyuan_video.checkpoint, 9).timesteps)
     assert dropped_in.routes is not None
     assert dropped_in.routes.timesteps == planned.routes.timesteps
-    with_unipc = planner.plan(SamplingSettings(steps=9, scheduler="unipc")).steps  # keeps latents in float32
+    with_unipc = planner.plan(
+        SamplingParams(num_inference_steps=9, scheduler="unipc")
+    ).steps  # keeps latents in float32
     assert with_unipc.routes is not None
     assert with_unipc.routes.timesteps == with_unipc.timesteps
 
@@ -121,7 +125,7 @@ def test_calibrated_routes(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.M
     file = tmp_path / "routes.json"
     save_calibration(file, geometry, (1000.0, 700.0), (699.0, 0.0))
     planner = RequestPlanner(tiny_wan.onnx, route_override=file)
-    steps = planner.plan(SamplingSettings(steps=8, guards=RouteGuards(dense_first=1))).steps
+    steps = planner.plan(SamplingParams(num_inference_steps=8, dense_first=1)).steps
     assert steps.routes is not None
     assert steps.routes.routes[0].eq(0).all()  # a guard is stronger
     for timestep, routes in zip(steps.timesteps[1:], steps.routes.routes[1:], strict=True):
@@ -156,47 +160,40 @@ def test_calibrated_routes_of_another_model_are_refused(
 @pytest.mark.parametrize(
     ("settings", "negative", "message"),
     [
-        ({"guidance_scale": 1.0}, "ugly", "negative prompt 'ugly': has no effect without guidance; give a guidance sc"),
-        ({"true_guidance_scale": 2.0}, None, "true guidance scale: is HunyuanVideo's"),
-        ({"steps": 0}, None, "steps 0: must be at least 1"),
+        ({"guidance_scale": 1.0}, "ugly", "negative_prompt 'ugly': has no effect without guidance; give a guidance_sc"),
+        ({"true_cfg_scale": 2.0}, None, "true_cfg_scale 2: is for models whose guidance_scale is an input"),
+        ({"num_inference_steps": 0}, None, r"num_inference_steps\s+Input should be greater than or equal to 1"),
+        ({"guidance_scale_2": 3.0}, None, "guidance_scale_2 3: is for models with two experts"),
         ({"sigmas": (0.5, 0.7)}, None, "sigmas 0.5, 0.7: must fall from at most 1 to above 0"),
         ({"sigmas": (1.5, 0.7)}, None, "must fall from at most 1"),
         ({"sigmas": ()}, None, "sigmas none: must fall"),
-        ({"cache": StepBroadcast(), "guards": RouteGuards(dense_layers=(9,))}, None, "dense layer 9: must be one of"),
+        ({"cache": StepBroadcast(), "dense_layers": (9,)}, None, "dense layer 9: must be one of"),
     ],
 )
 def test_wan(tiny_wan: Tiny, settings: dict[str, Any], negative: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RequestPlanner(tiny_wan.onnx).plan(SamplingSettings(**settings), negative)
+        RequestPlanner(tiny_wan.onnx).plan(SamplingParams(**settings, negative_prompt=negative))
 
 
 @pytest.mark.parametrize(
     ("settings", "negative", "message"),
     [
-        ({}, "ugly", "negative prompt 'ugly': has no effect without guidance; give a true guidance scale above 1"),
+        ({}, "ugly", "negative_prompt 'ugly': has no effect without guidance; give a true_cfg_scale above 1"),
         ({"scheduler": "dpm++"}, None, "scheduler DPMSolver.*: HunyuanVideo's pipeline chooses the sigmas"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_hunyuan_video(tiny_hunyuan_video: Tiny, settings: dict[str, Any], negative: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RequestPlanner(tiny_hunyuan_video.onnx).plan(SamplingSettings(**settings), negative)
+        RequestPlanner(tiny_hunyuan_video.onnx).plan(SamplingParams(**settings, negative_prompt=negative))
 
 
 def test_hunyuan_video_without_guidance_embedding(tiny_hunyuan_video: Tiny) -> None:
     planner = RequestPlanner(tiny_hunyuan_video.onnx)
     planner.config["guidance_embeds"] = False
-    with pytest.raises(ValueError, match="guidance scale 4: this HunyuanVideo has no guidance embedding"):
-        planner.plan(SamplingSettings(guidance_scale=4.0))
-    assert planner.plan(SamplingSettings(true_guidance_scale=4.0), "ugly").passes == 2
-
-
-@pytest.mark.parametrize("settings", [{"scheduler": "unipc"}, {"shift": 3.0}])
-def test_given_steps_have_their_own_scheduler(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="sampled with flow-euler and not shifted; leave both out"):
-        SamplingSettings(sigmas=(1.0,), **settings)
-    with pytest.raises(ValueError, match="renoise: needs given steps"):
-        SamplingSettings(renoise=True)
+    with pytest.raises(ValueError, match="guidance_scale 4: this model has no guidance embedding"):
+        planner.plan(SamplingParams(guidance_scale=4.0))
+    assert planner.plan(SamplingParams(true_cfg_scale=4.0, negative_prompt="ugly")).passes == 2
 
 
 def test_sources_that_cannot_be_used(tiny_wan: Tiny, tmp_path: Path) -> None:
