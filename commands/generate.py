@@ -189,8 +189,7 @@ def generate(
     _one_of("--timesteps / --sigmas", timesteps, sigmas)
     if not dry_run and output is None:
         raise typer.BadParameter("is missing; give e.g. -o video.mp4", param_hint="--output")
-    given = _sigmas(timesteps, sigmas)
-    if steps is not None and given is not None:
+    if steps is not None and (timesteps is not None or sigmas is not None):
         raise typer.BadParameter("the given timesteps or sigmas are the steps; leave it out", param_hint="--steps")
     options = SamplingOptions(
         cache,
@@ -212,7 +211,8 @@ def generate(
             num_inference_steps=steps,  # type: ignore[arg-type]  # None is the default
             scheduler=None if scheduler is None else scheduler.value,
             flow_shift=shift,
-            sigmas=given,
+            sigmas=None if sigmas is None else decimals(sigmas, "--sigmas"),
+            timesteps=None if timesteps is None else decimals(timesteps, "--timesteps"),
             renoise=renoise,
             guidance_scale=guidance_scale,
             true_cfg_scale=true_guidance_scale,
@@ -277,14 +277,6 @@ def _one_of(options: str, *values: object, needed: bool = False) -> None:
     given = sum(value is not None for value in values)
     if given > 1 or (needed and not given):
         raise typer.BadParameter("give one of them", param_hint=options)
-
-
-def _sigmas(timesteps: str | None, sigmas: str | None) -> tuple[float, ...] | None:
-    from vorta_trt.model.constants import TRAIN_TIMESTEPS
-
-    if timesteps is not None:
-        return tuple(timestep / TRAIN_TIMESTEPS for timestep in decimals(timesteps, "--timesteps"))
-    return None if sigmas is None else decimals(sigmas, "--sigmas")
 
 
 def _budget(text: str) -> int | str:

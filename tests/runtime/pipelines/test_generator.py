@@ -73,7 +73,7 @@ def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
 def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
     """Both contexts skip the same steps, which launch nothing; the video is not that of all steps."""
     cache = TeaCache(2.0, IDENTITY)
-    guided: dict[str, Any] = {} if tiny.family == "wan" else {"true_guidance_scale": 3.0}
+    guided: dict[str, Any] = {} if tiny.family == "wan" else {"true_cfg_scale": 3.0}
     settings = SamplingParams(num_inference_steps=10, guidance_batching=guidance, **guided)
     with VideoGenerator(tiny.onnx, strict=True) as generator:
         computed = generator.plan(settings.updated(cache=cache)).steps.computed_steps
