@@ -140,8 +140,8 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
 
 def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
     """Samples with diffusers' pipeline and the exported file in ONNX Runtime; bare frames where av is not installed."""
+    from vorta_trt.model.video_reader import import_av
     from vorta_trt.plugins.errors import VortaError
-    from vorta_trt.runtime.frames import import_av
     from vorta_trt.runtime.pipelines.generator import VideoGenerator
     from vorta_trt.runtime.sampling.params import SamplingParams
 

@@ -7,6 +7,7 @@ Letters: F frames, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vorta_trt.model import video_reader
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.extras import import_extra
 
-VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 ARRAY_SUFFIXES = (".npy", ".safetensors")
+VIDEO_SUFFIXES = video_reader.SUFFIXES
 SUFFIXES = (*ARRAY_SUFFIXES, *VIDEO_SUFFIXES)
 TENSOR_NAMES = ("frames", "video")  # which of several tensors in a .safetensors file
 MIN_SIDE = 11  # of a picture: SSIM's window, which also tells sides from channels
@@ -45,7 +46,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
         raise FileNotFoundError(f"sample {path}: no such file; give a video, .npy or .safetensors file")
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
-        return (picture / 255.0 for picture in _decode(path))
+        return _video_frames(path)
     if suffix == ".npy":
         return _array_frames(path, _load_npy(path))
     if suffix == ".safetensors":
@@ -57,30 +58,22 @@ def frame_rate(path: Path) -> float | None:
     """Frames per second of a video file; None for arrays, and for videos that do not say."""
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return None
-    av = import_av()
+    with _sample_errors():
+        return video_reader.frame_rate(path)
+
+
+def _video_frames(path: Path) -> Iterator[Frame]:
+    with _sample_errors():
+        for picture in video_reader.read_pictures(path):
+            yield picture.pixels / 255.0
+
+
+@contextmanager
+def _sample_errors() -> Iterator[None]:
     try:
-        with av.open(str(path)) as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
-    except (av.FFmpegError, OSError) as error:
-        raise _unreadable(path, error) from error
-    return float(rate) if rate else None
-
-
-def import_av() -> Any:
-    """Imports the package that decodes and encodes videos; raises `MissingExtraError` if it is not installed."""
-    return import_extra("av", "video")
-
-
-def _decode(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
-    av = import_av()
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise SampleError(f"sample {path}: has no video stream; use a video file")
-            for frame in container.decode(container.streams.video[0]):
-                yield frame.to_ndarray(format="rgb24")  # [H, W, 3]
-    except (av.FFmpegError, OSError) as error:
-        raise _unreadable(path, error) from error
+        yield
+    except video_reader.VideoError as error:
+        raise SampleError(f"sample {error}") from error
 
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:

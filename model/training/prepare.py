@@ -26,7 +26,8 @@ from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.data import DATASET_FILE, VERSION, DataError, Progress, latent_file, prompt_file
 from vorta_trt.model.training.settings import TrainingPrecision
-from vorta_trt.model.training.video import SUFFIXES, check_decoder, read_video
+from vorta_trt.model.training.video import read_video
+from vorta_trt.model.video_reader import SUFFIXES, import_av
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def prepare_data(
         DataError: a video or caption cannot be used; the message names it.
         VortaError: the package that decodes videos is not installed.
     """
-    check_decoder()
+    import_av()
     output = Path(output)
     with CheckpointReader(checkpoint) as reader:
         family = training_family(reader.family, reader.config)
@@ -239,14 +240,14 @@ def _find_clips(videos: Path, captions: Path | None, refuse: Callable[[str, str]
 def _read_caption(file: Path) -> str:
     """Empty if there is no such file."""
     try:
-        return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        return file.read_text(encoding="utf-8-sig").strip() if file.is_file() else ""
     except UnicodeDecodeError as error:
         raise DataError(f"caption {file.name}: is not UTF-8 text ({error})") from error
 
 
 def _read_captions(file: Path) -> dict[str, str]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"captions {file}: is not valid JSON ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(caption, str) for caption in content.values()):

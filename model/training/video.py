@@ -6,7 +6,6 @@ Letters: F, H, W frames, height, width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.training.data import DataError
-from vorta_trt.plugins.extras import import_extra
+from vorta_trt.model.video_reader import VideoError, read_pictures
 
-SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _EARLY = 1e-3  # seconds that a frame may start late: containers round times
 
 
@@ -44,11 +42,14 @@ def read_video(file: Path, size: tuple[int, int, int], frames_per_second: float)
         while shown is not None and len(frames) < count and len(frames) / frames_per_second < time - _EARLY:
             frames.append(_cover(shown, height, width))  # [3, H, W]
 
-    for start, end, picture in _decode(file):
-        append_until(start)
-        if len(frames) == count:
-            break
-        shown, ends = picture, end
+    try:
+        for picture in read_pictures(file):
+            append_until(picture.start)
+            if len(frames) == count:
+                break
+            shown, ends = picture.pixels, picture.end
+    except VideoError as error:
+        raise DataError(str(error)) from error
     append_until(ends)
     if len(frames) < count:
         raise DataError(
@@ -56,30 +57,6 @@ def read_video(file: Path, size: tuple[int, int, int], frames_per_second: float)
             f"longer video, fewer frames in --size, or a higher --fps"
         )
     return torch.stack(frames, dim=1)  # [3, F, H, W]
-
-
-def check_decoder() -> None:
-    """Raises `MissingExtraError` if the package that decodes videos is not installed."""
-    import_extra("av", "video")
-
-
-def _decode(file: Path) -> Iterator[tuple[float, float, Any]]:
-    """Start and end in seconds from the first frame, and the picture, uint8 [height, width, 3]."""
-    import av
-
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise DataError(f"{file} has no video stream; use a video file")
-            stream = container.streams.video[0]
-            duration = float(1 / stream.average_rate) if stream.average_rate else 0.0
-            first: float | None = None
-            for number, frame in enumerate(container.decode(stream)):
-                time = number * duration if frame.time is None else float(frame.time)
-                first = time if first is None else first
-                yield time - first, time - first + duration, frame.to_ndarray(format="rgb24")
-    except av.FFmpegError as error:
-        raise DataError(f"{file} cannot be decoded ({error}); convert it to mp4 or leave it out") from error
 
 
 def _cover(picture: Any, height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from vorta_trt.runtime.comparison.image_quality import LpipsUnavailableError, lo
 from vorta_trt.runtime.comparison.report import CompareReport, PairReport
 from vorta_trt.runtime.comparison.side_by_side import beside
 from vorta_trt.runtime.frames import SUFFIXES, Frame, SampleError, frame_rate, read_frames
-from vorta_trt.runtime.video_writer import VideoWriter
+from vorta_trt.runtime.video_file import FrameWriter, video_writer
 
 Report = Callable[[str, int, int], None]  # (what, done, total); total 0 is unknown
 Distance = Callable[[Frame, Frame], float]
@@ -132,10 +132,10 @@ def _compare_pair(
     distances: list[float] = []
     shape: tuple[int, ...] = ()
     with ExitStack() as stack:
-        writer: VideoWriter | None = None
+        write: FrameWriter | None = None
         if video is not None:
             rate = fps if fps is not None else frame_rate(one) or frame_rate(other) or DEFAULT_RATE
-            writer = stack.enter_context(VideoWriter(video, rate))
+            write = stack.enter_context(video_writer(video, rate))
         for left, right in _frame_pairs(one, other):
             progress(len(errors) + 1)
             shape = left.shape
@@ -143,8 +143,8 @@ def _compare_pair(
             similarities.append(ssim(left, right))
             if distance is not None:
                 distances.append(distance(left, right))
-            if writer is not None:
-                writer.write(beside(left, right))
+            if write is not None:
+                write(beside(left, right))
     return PairReport(
         name=name,
         first=str(one),

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from typer.testing import CliRunner, Result
 from vorta_trt.cli import app
 from vorta_trt.runtime import VortaTransformer, video_file
 from vorta_trt.runtime.frames import frame_rate, read_frames
-from vorta_trt.runtime.video_writer import VideoWriter
 
 from ..tiny import FRAMES, HEIGHT, WIDTH, Tiny
 
@@ -218,18 +218,23 @@ def test_options_of_the_engine_reach_it(tiny_wan: Tiny, tmp_path: Path, monkeypa
     assert [[options.get(name) for name in names] for options in given] == [[None] * 3, [False, 3 << 29, "cuda:1"]]
 
 
+def interrupt_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Has Ctrl-C pressed while the video `name` is written."""
+    writer = video_file.video_writer
+
+    @contextlib.contextmanager
+    def interrupted(path: Path, rate: float) -> Iterator[video_file.FrameWriter]:
+        with writer(path, rate) as write:
+            yield lambda frame: signal.raise_signal(signal.SIGINT) if path.name == name else write(frame)
+
+    monkeypatch.setattr(video_file, "video_writer", interrupted)
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red wall\na blue wall\n", encoding="utf-8")
-    write = VideoWriter.write
-
-    def interrupted(self: VideoWriter, frame: Any) -> None:
-        if self._path.name == "001.mp4":
-            signal.raise_signal(signal.SIGINT)
-        write(self, frame)
-
-    monkeypatch.setattr(VideoWriter, "write", interrupted)
+    interrupt_writing(monkeypatch, "001.mp4")
     arguments = ["--prompts", prompts, "--sigmas", "1", "--memory-mode", "staged", "-o", tmp_path / "videos"]
     one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert [entry.name for entry in (tmp_path / "videos").iterdir()] == ["000.mp4"]
@@ -259,11 +264,8 @@ def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("suffix", ["mp4", "npy"])
 def test_ctrl_c_while_writing(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    def interrupted(*arguments: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(video_file, "_save", interrupted)
-    monkeypatch.setattr(VideoWriter, "write", interrupted)
+    interrupt_writing(monkeypatch, "wall.mp4")
+    monkeypatch.setattr(np, "save", lambda *arguments: signal.raise_signal(signal.SIGINT))
     arguments = ["--prompt", "a", "--sigmas", "1", "-o", tmp_path / f"wall.{suffix}"]
     one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert list(tmp_path.iterdir()) == []

@@ -158,6 +158,18 @@ def test_what_cannot_be_prepared(
         prepare(checkpoint, videos, tmp_path / "other data")
 
 
+def test_captions_of_other_editors(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    """Windows' Notepad writes a byte order mark and CRLF."""
+    (videos / "red.txt").write_bytes(b"\xef\xbb\xbfa red wall\r\n")
+    (tmp_path / "captions.json").write_bytes(
+        b'\xef\xbb\xbf{"red.mp4": "a red wall\\r\\n", "blue.mp4": "a blue wall"}\r\n'
+    )
+    for number, captions in enumerate((None, tmp_path / "captions.json")):
+        prepare(checkpoint, videos, tmp_path / f"data{number}", captions=captions)
+        samples = json.loads((tmp_path / f"data{number}/dataset.json").read_text())["samples"]
+        assert [sample["caption"] for sample in samples] == ["a blue wall", "a red wall"]
+
+
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
