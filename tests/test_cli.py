@@ -540,7 +540,15 @@ def test_destinations_that_cannot_be_written(wan: Wan, tmp_path: Path) -> None:
     fails("build", wan.half, "-o", wan.checkpoint, message="exists and is not a bundle")
     fails("build", wan.half, "-o", wan.onnx / "x.bundle", message="a part of the path is a file")
     fails("export", wan.checkpoint, "--router", wan.router, "-o", wan.onnx / "x.onnx", message="file|folder")
-    fails("routes", wan.checkpoint, "--router", wan.router, "-o", tmp_path / "a" / "r.json", message="No such file")
+    fails(
+        "routes",
+        wan.checkpoint,
+        "--router",
+        wan.router,
+        "-o",
+        tmp_path / "a" / "r.json",
+        message="its folder does not exist",
+    )
     fails("inspect", wan.onnx, "--plot", tmp_path / "layers.docx", message="a picture must end in .png")
 
 
@@ -549,7 +557,9 @@ def test_a_read_only_folder(wan: Wan, tmp_path: Path) -> None:
     folder = tmp_path / "read only"
     folder.mkdir(mode=0o555)
     target = folder if os.geteuid() != 0 else Path("/proc/sys")  # where not even root can make files
-    message = "cannot write|not permitted|no permission|read-only|[Pp]ermission|not writable|No such file"
+    message = (
+        "cannot be written|does not exist|not permitted|no permission|read-only|[Pp]ermission|not writable|No such file"
+    )
     fails("build", wan.half, "-o", target / "x.bundle", message=message)
     fails("export", wan.checkpoint, "--router", wan.router, "-o", target / "x.onnx", message=message)
 

@@ -122,7 +122,7 @@ def test_bad_videos_are_named_or_skipped(checkpoint: Path, videos: Path, tmp_pat
     with pytest.raises(DataError, match=r"short.mp4 has 5 frames at 16 per second, 9 are needed; .*--skip-bad"):
         prepare(checkpoint, videos, output)
     (videos / "short.mp4").write_bytes(b"no video")
-    with pytest.raises(DataError, match=r"short.mp4 cannot be decoded"):
+    with pytest.raises(DataError, match=r"short.mp4: cannot be decoded"):
         prepare(checkpoint, videos, output)
     (videos / "short.txt").unlink()
     with pytest.raises(DataError, match=r"video short.mp4: has no caption; write short.txt beside it"):

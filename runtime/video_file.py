@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing frames: H.264 in a video file whose colours say what they are, or an array with the frames as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vorta_trt.model import files
+from vorta_trt.model.video_reader import HD_HEIGHT, import_av
+from vorta_trt.plugins.errors import VortaError
+
+CODEC, QUALITY = "libx264", "16"  # constant rate factor; 18 counts as visually lossless
+VIDEOS = (".mkv", ".mov", ".mp4")
+ARRAY = ".npy"
+# FFmpeg's numbers of matrix, primaries and transfer, and swscale's name of the matrix, by convention for HD and below.
+BT709, BT601 = (1, "ITU709"), (6, "ITU601")
+LIMITED_RANGE = 1  # of luma, 16 to 235
+
+FrameWriter = Callable[[npt.NDArray[np.uint8]], None]
+
+
+def check_output(path: Path) -> None:
+    """Raises what `write_frames` would raise, before anything is generated.
+
+    Args:
+        path: of a video or an array.
+
+    Raises:
+        ValueError: another suffix.
+        WriteError: nothing can be written there.
+        VortaError: the package av is not installed, or has no encoder for H.264.
+    """
+    if path.suffix.lower() not in (*VIDEOS, ARRAY):
+        raise ValueError(f"video {path}: its suffix must be one of {', '.join((*VIDEOS, ARRAY))}; use {path.stem}.mp4")
+    files.check_output(path)
+    if path.suffix.lower() != ARRAY:
+        _check_encoder()
+
+
+def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: float) -> Path:
+    """Writes a video, which is there whole or not at all, and which `vorta-trt compare` reads.
+
+    Args:
+        path: .mp4, .mkv, .mov, or .npy, where nothing is lost and `frames_per_second` is not said.
+        frames: uint8 [F, H, W, 3] with even H and W.
+        frames_per_second: the rate.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError, WriteError, VortaError: see `check_output`.
+    """
+    check_output(path)
+    if path.suffix.lower() == ARRAY:
+        with files.new_file(path) as unfinished, unfinished.open("wb") as file:  # np.save would add a suffix to a name
+            np.save(file, frames)
+        return path
+    with video_writer(path, frames_per_second) as write:
+        for frame in frames:
+            write(frame)
+    return path
+
+
+@contextmanager
+def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
+    """Writes a video frame by frame; the file appears when the block ends without an error.
+
+    Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged so; in .mp4 and .mov the index
+    comes first, so that a player can start while the file still loads.
+
+    Args:
+        path: suffix .mkv, .mov or .mp4; its folder must exist.
+        rate: frames per second.
+
+    Yields:
+        A function that appends a frame, uint8 [H, W, 3] with even sides, as the encoder needs them; all of one size.
+
+    Raises:
+        ValueError: another suffix, or a rate that is not positive.
+        VortaError: the package av is not installed, or lacks H.264.
+        WriteError: the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in VIDEOS:
+        raise ValueError(f"video {path}: its suffix must be one of {', '.join(VIDEOS)}; use {path.stem}.mp4")
+    if not 0 < rate < 1000:
+        raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
+    _check_encoder()
+    av = import_av()
+    options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
+    with files.new_file(path) as unfinished, av.open(str(unfinished), "w", options=options) as container:
+        stream = container.add_stream(CODEC, rate=Fraction(rate).limit_denominator(1001), options={"crf": QUALITY})
+        stream.pix_fmt = "yuv420p"
+
+        def write(frame: npt.NDArray[np.uint8]) -> None:
+            number, matrix = BT709 if frame.shape[0] >= HD_HEIGHT else BT601
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frame.shape[:2]
+                context = stream.codec_context
+                context.colorspace = context.color_primaries = context.color_trc = number
+                context.color_range = LIMITED_RANGE
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
+            picture.colorspace, picture.color_range = number, LIMITED_RANGE
+            container.mux(stream.encode(picture))
+
+        yield write
+        if stream.codec_context.is_open:  # there were frames
+            container.mux(stream.encode())
+
+
+def _check_encoder() -> None:
+    av = import_av()
+    if CODEC not in av.codecs_available:
+        raise VortaError(f"av {av.__version__} lacks the encoder {CODEC}; install av from PyPI")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos that are written say what their colours are, and start while they load."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vorta_trt.model.video_reader import frame_rate, read_pictures
+from vorta_trt.runtime.video_file import write_frames
+
+av = pytest.importorskip("av")
+
+RED = (220, 40, 30)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize(
+    ("height", "width", "number", "weights"),
+    [(720, 1280, 1, (0.2126, 0.0722)), (1280, 720, 1, (0.2126, 0.0722)), (480, 832, 6, (0.299, 0.114))],
+)
+def test_colours(
+    tmp_path: Path, suffix: str, height: int, width: int, number: int, weights: tuple[float, float]
+) -> None:
+    file = write_frames(tmp_path / f"a.{suffix}", np.full((3, height, width, 3), RED, np.uint8), 16)
+    with av.open(str(file)) as container:
+        frame = next(container.decode(video=0))
+        tags = (frame.colorspace, frame.color_primaries, frame.color_trc)
+        assert tags == (number,) * 3 and frame.color_range == 1
+        planes = frame.to_ndarray()  # [3 H / 2, W]
+    y, u, v = (int(planes[0, 0]) - 16) / 219, (int(planes[height, 0]) - 128) / 224, (int(planes[-1, 0]) - 128) / 224
+    red, blue = weights
+    r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
+    g = (y - red * r - blue * b) / (1 - red - blue)
+    np.testing.assert_allclose([255 * r, 255 * g, 255 * b], RED, atol=3)
+    (shown, *_) = (picture.pixels for picture in read_pictures(file))
+    np.testing.assert_allclose(shown.astype(int), np.broadcast_to(RED, shown.shape), atol=3)
+    if suffix != "mkv":
+        data = file.read_bytes()
+        assert 0 < data.find(b"moov") < data.find(b"mdat")
+
+
+def test_rates_and_odd_names(tmp_path: Path) -> None:
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    for name in ("a b.mp4", "ä\u2028.mp4", os.fsdecode(b"\xff.mp4"), "a.npy"):
+        file = write_frames(tmp_path / name, frames, 12.5)
+        assert frame_rate(file) == 12.5 if name.endswith("mp4") else (np.load(file) == frames).all()
+    assert len(list(tmp_path.iterdir())) == 4
