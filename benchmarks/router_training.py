@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens": geometry.tokens,
         "weights": "random, bf16",
         "weights_gib": gib(weights),
-        "settings": settings.to_dict(),
+        "settings": settings.model_dump(mode="json"),
         "step_seconds_median": round(statistics.median(timed), 3),
         "step_seconds_minimum": round(min(timed), 3),
         "peak_memory_gib": curve[-1].get("peak_memory_gib"),

@@ -18,9 +18,10 @@ Bucket = tuple[float, float]
 
 
 def make_buckets(timesteps: Sequence[float], count: int) -> tuple[Bucket, ...]:
-    """`count` buckets of a schedule's timesteps.
+    """Cuts a schedule's timesteps into `count` buckets.
 
-    Raises: ValueError, for fewer buckets than 1 or more than there are different timesteps.
+    Raises:
+        ValueError: There are fewer buckets than 1 or more than there are different timesteps.
     """
     steps = sorted({float(step) for step in timesteps}, reverse=True)
     if not 1 <= count <= len(steps):
@@ -33,7 +34,7 @@ def make_buckets(timesteps: Sequence[float], count: int) -> tuple[Bucket, ...]:
 
 
 def bucket_of(timesteps: Sequence[float] | Tensor, buckets: Sequence[Bucket]) -> Tensor:
-    """The bucket of every timestep: int64 [P]. Outside of all it is the nearest, on a border the noisier one."""
+    """Returns the bucket of every timestep, int64 [P]: outside of all the nearest, on a border the noisier one."""
     steps = torch.as_tensor(timesteps, dtype=torch.float64).cpu().view(-1, 1)  # [P, 1]
     upper, lower = torch.tensor(buckets, dtype=torch.float64).unbind(1)  # [K] each
     outside = torch.maximum(steps - upper, lower - steps).clamp_min(0)  # [P, K], distance to the bucket

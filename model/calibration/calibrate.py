@@ -13,7 +13,7 @@ Time and memory, predicted from the kernels' measured times on an H200 (README, 
     4 prompts         runs of 10 steps with classifier-free guidance: 3 x 10 x (12 + 9) s, 10 x (11 + 9 + 7) s: 15 min
     memory            28.6 GB of weights; a block's activations: up to 8 tensors of S x E in bf16 (0.74 GB each) and 3
                       in float32 (1.5 GB), or the feed forward's two of S x 13,824 (2 GB each): 10 GB; the branches of
-                      some heads at a time (`output_error.ROWS_BYTES`), with the kernels' workspace: 1 GB. 40 GB in all.
+                      some heads at a time (`measure.ROWS_BYTES`), with the kernels' workspace: 1 GB. 40 GB in all.
 
 The text encoder is gone before the transformer is loaded.
 """
@@ -31,7 +31,6 @@ from torch import Tensor
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
 from vorta_trt.model.calibration.passes import CalibrationPasses
-from vorta_trt.model.calibration.prompts import encode_prompts
 from vorta_trt.model.calibration.report import CalibrationReport
 from vorta_trt.model.calibration.samples import (
     CalibrationSamples,
@@ -39,6 +38,7 @@ from vorta_trt.model.calibration.samples import (
     InputMaker,
     MakeScheduler,
     PromptSamples,
+    encode_prompts,
 )
 from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
@@ -71,23 +71,33 @@ def calibrate_routes(
 ) -> CalibrationReport:
     """Chooses a branch per bucket of timesteps, layer and head, and writes the file of `RouteCalibration`.
 
+    Either data or prompts are given. All errors but those of a prompt without an embedding and of what is measured are
+    found before the transformer is loaded.
+
     Args:
-        checkpoint: a diffusers pipeline folder; with data, its transformer/ folder will do.
-        output: the file to write, or to replace.
-        scheduler: makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
-        settings: numbers; None is the defaults.
-        data, prompts: one of both. data: a folder of `prepare_data`, or the reference code's layout, of which some
-            samples are drawn. prompts: of which the first are taken.
-        video_size: frames, height, width in pixels; None takes the data's.
-        steps: of the schedule that the buckets are cut from, and FLOPs are counted for.
-        skip_bad: leave out samples that cannot be used instead of refusing to start.
+        checkpoint: A diffusers pipeline folder; with data, its transformer/ folder will do.
+        output: The file to write, or to replace.
+        scheduler: Makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
+        settings: Numbers; None is the defaults.
+        data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
+        prompts: Prompts, of which the first are taken.
+        video_size: Frames, height, width in pixels; None takes the data's.
+        steps: Steps of the schedule that the buckets are cut from, and FLOPs are counted for.
+        skip_bad: Leave out samples that cannot be used instead of refusing to start.
         device: "auto", "cpu" or "cuda".
-        progress: called with (what, done, total).
+        progress: Called with (what, done, total).
+
+    Returns:
+        The calibration, its file, and how it was checked.
 
     Raises:
-        FileNotFoundError, CheckpointError, DataError, ValueError, OSError: an argument is not what it should be; all
-            but a prompt without an embedding is found before the transformer is loaded.
-        CalibrationError: an error is not finite. LibraryError: the kernels cannot run on this GPU.
+        FileNotFoundError: A file or folder that is given does not exist.
+        WriteError: The output cannot be written.
+        CheckpointError: The checkpoint is not what it should be.
+        DataError: The data is not.
+        ValueError: Another argument is not.
+        CalibrationError: An error that was measured is not finite.
+        LibraryError: The kernels cannot run on this GPU.
     """
     began = time.perf_counter()
     settings = settings or CalibrationSettings()
@@ -154,7 +164,7 @@ def calibrate_routes(
     check = run.check(calibration)
     measured, held_back = (tuple(samples.names[index] for index in part) for part in (run.measured, run.held_back))
     made = {
-        **settings.to_dict(),
+        **settings.model_dump(),
         "video_size": list(size),
         "steps": steps,
         "source": "prompts" if dataset is None else "data",

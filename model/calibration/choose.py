@@ -36,7 +36,8 @@ def choose_within_budget(squares: Tensor, costs: Sequence[int], budget: float) -
 
     Args:
         squares: float64 [K, L, N, 3], squared relative errors; those of the full branch are 0.
-        costs: FLOPs of a head, per branch. budget: of a layer's relative error.
+        costs: FLOPs of a head, per branch.
+        budget: Largest relative error of a layer.
 
     Returns:
         int8 [K, L, N].
@@ -80,12 +81,16 @@ def choose_within_share(squares: Tensor, costs: Sequence[int], steps: Sequence[i
     Every head takes the branch of least `error + multiplier * cost`; the multiplier is bisected until the FLOPs fit.
 
     Args:
-        squares, costs: as for `choose_within_budget`. steps: of the schedule in each bucket, K. share: of dense FLOPs.
+        squares: As for `choose_within_budget`.
+        costs: As for `choose_within_budget`.
+        steps: Steps of the schedule in each bucket, K.
+        share: Share of dense FLOPs.
 
     Returns:
         int8 [K, L, N].
 
-    Raises: ValueError, as `check_share`.
+    Raises:
+        ValueError: As `check_share`.
     """
     check_share(costs, share)
     relative = torch.tensor([cost / costs[Branch.FULL] for cost in costs], dtype=torch.float64)  # [3]

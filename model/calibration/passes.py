@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
-from vorta_trt.model.calibration.measure import CalibrationError, dense, measure_branches, measure_routes, routed
+from vorta_trt.model.calibration.measure import CalibrationError, measure_branches, measure_routes, routed
 from vorta_trt.model.calibration.report import Check
 from vorta_trt.model.calibration.samples import CalibrationSamples, Inputs
 from vorta_trt.model.geometry import Branch
@@ -25,6 +25,12 @@ class CalibrationPasses:
     """The passes: all samples but the last quarter are measured, that quarter is held back for the check.
 
     A single sample is held back, too: with other noise, and other steps of the buckets.
+
+    Args:
+        model: The routed transformer, without routers.
+        samples: What it sees.
+        buckets: Buckets of the schedule's timesteps.
+        progress: Called with (what, done, total).
     """
 
     def __init__(
@@ -39,7 +45,7 @@ class CalibrationPasses:
         self.total = samples.visits * (len(self.measured) + len(self.held_back))
 
     def measure(self) -> Tensor:
-        """Mean squared relative errors, float64 [K, L, N, 3]."""
+        """Measures every branch; returns mean squared relative errors, float64 [K, L, N, 3]."""
         shape = (len(self.buckets), self.model.num_layers, self.model.num_heads, len(Branch))
         mean = _Means(shape)
 
@@ -53,6 +59,7 @@ class CalibrationPasses:
         return mean()
 
     def check(self, calibration: RouteCalibration) -> Check:
+        """Runs the chosen routes on what was held back."""
         layers, samples = _Means((len(self.buckets), self.model.num_layers)), _Means((len(self.buckets),))
 
         def visit(index: int, timestep: float, inputs: Inputs) -> Tensor:
@@ -78,7 +85,7 @@ class CalibrationPasses:
             self.done += 1
             return sample
 
-        self.samples.walk(index, position, part, at, lambda inputs: dense(self.model, inputs))
+        self.samples.walk(index, position, part, at, lambda inputs: routed(self.model, inputs))
 
     def _bucket(self, timestep: float) -> int:
         return int(bucket_of([timestep], self.buckets))

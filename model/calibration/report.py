@@ -26,14 +26,15 @@ class Check:
     """The chosen routes against dense on what was held back, root mean squares over it.
 
     Attributes:
-        layer_errors: of the layers' attention outputs, all heads together, in dense passes: float64 [K, L].
-        sample_errors: of the model's output, where the errors of all layers have come together: float64 [K].
+        layer_errors: Errors of the layers' attention outputs, all heads together, in dense passes: float64 [K, L].
+        sample_errors: Errors of the model's output, where those of all layers have come together: float64 [K].
     """
 
     layer_errors: Tensor
     sample_errors: Tensor
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns what the file has of it, in plain JSON types."""
         return {
             "sample_errors": [round(error, 6) for error in self.sample_errors.tolist()],
             "worst_layer_errors": [round(error, 6) for error in self.layer_errors.amax(dim=1).tolist()],
@@ -45,8 +46,14 @@ class CalibrationReport:
     """The calibration, its file, and how it was checked.
 
     Attributes:
-        table: the routes of the whole schedule. measured, held_back: samples; both the same one if there is only one,
-            held back with other noise and at other steps. seconds: all in all. peak_memory_gib: of the GPU.
+        output: The file.
+        calibration: What it holds.
+        table: The routes of the whole schedule.
+        check: What the routes come to on what was held back.
+        measured: Names of the samples that were measured.
+        held_back: Names of those that were held back; of a single sample the same one, with other noise at other steps.
+        seconds: Duration, all in all.
+        peak_memory_gib: Memory of the GPU.
     """
 
     output: Path
@@ -59,7 +66,7 @@ class CalibrationReport:
     peak_memory_gib: float | None
 
     def buckets(self) -> list[dict[str, Any]]:
-        """A row per bucket."""
+        """Returns a row per bucket."""
         calibration, table = self.calibration, self.table
         members = bucket_of(table.timesteps, calibration.buckets)  # [P]
         saved = table.saved_per_step()  # [P]
@@ -82,7 +89,7 @@ class CalibrationReport:
         return rows
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Returns one JSON object."""
         return json.dumps(
             {
                 "output": str(self.output),
@@ -100,7 +107,7 @@ class CalibrationReport:
         )
 
     def summary(self) -> str:
-        """A table of the buckets, and what to make of it."""
+        """Returns a table of the buckets, and what to make of it."""
         branches = [branch.name.lower() for branch in Branch]
         names = ("predicted_worst_layer_error", "found_worst_layer_error", "sample_error")
         rows = [

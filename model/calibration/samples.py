@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families.training import TrainingFamily
-from vorta_trt.model.training.data import LatentDataset
+from vorta_trt.model.pipeline_folder import load_pipeline
+from vorta_trt.model.precision import torch_dtype
+from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.timesteps import add_noise, draw_noise
 
 Inputs = dict[str, Any]
@@ -34,10 +37,13 @@ MakeScheduler = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class InputMaker:
-    """The transformer's inputs of one noisy latent.
+    """Makes the transformer's inputs of one noisy latent.
 
     Attributes:
-        family: whose inputs. dtype, device: of the model. guidance: scale, embedded where the model embeds it.
+        family: Whose inputs they are.
+        dtype: Of the model.
+        device: Of the model.
+        guidance: Scale of the guidance, embedded where the model embeds it.
     """
 
     family: TrainingFamily
@@ -46,7 +52,7 @@ class InputMaker:
     guidance: float
 
     def __call__(self, noisy: Tensor, timestep: float, conditions: Mapping[str, Tensor]) -> Inputs:
-        """noisy [1, C, F, H, W], conditions [1, ...] each"""
+        """Makes the inputs from noisy [1, C, F, H, W] and conditions [1, ...] each."""
         at = torch.tensor([timestep], dtype=torch.float32, device=self.device)  # [1]
         on_device = {name: tensor.to(self.device) for name, tensor in conditions.items()}
         inputs = self.family.model_inputs(noisy.to(self.device, self.dtype), at, on_device, self.dtype)
@@ -59,7 +65,8 @@ class CalibrationSamples(abc.ABC):
     """Samples by their index.
 
     Attributes:
-        names: of the samples. visits: how often `walk` calls `visit`.
+        names: Names of the samples.
+        visits: How often `walk` calls `visit`.
     """
 
     names: tuple[str, ...]
@@ -70,8 +77,11 @@ class CalibrationSamples(abc.ABC):
         """Visits timesteps of all buckets with one sample.
 
         Args:
-            position: which of a bucket's steps, 0 the first and below 1; runs of prompts visit all of theirs.
-            part: number of this walk, for the noise. predict: a dense pass that is not measured.
+            index: Which sample.
+            position: Which of a bucket's steps, 0 the first and below 1; runs of prompts visit all of theirs.
+            part: Number of this walk, for the noise.
+            visit: Called at each timestep.
+            predict: A dense pass that is not measured.
         """
 
 
@@ -79,7 +89,11 @@ class DataSamples(CalibrationSamples):
     """Samples of a data folder.
 
     Args:
-        dataset: checked. timesteps: of the schedule. buckets: of it. make: inputs. seed: of the noise.
+        dataset: The data, checked.
+        timesteps: Timesteps of the schedule.
+        buckets: Buckets of them.
+        make: Makes the inputs.
+        seed: Seed of the noise.
     """
 
     def __init__(
@@ -112,9 +126,14 @@ class PromptSamples(CalibrationSamples):
     """Dense denoising runs.
 
     Args:
-        prompts: as given. conditions: of each prompt, [1, ...] each; one more than there are prompts if the runs have
-            classifier-free guidance, then the last is that of the empty prompt. shape: C, F, H, W. scheduler, steps: of
-            the runs. make: inputs, and the guidance scale. seed: of the noise.
+        prompts: As given.
+        conditions: Conditions of each prompt, [1, ...] each; one more than there are prompts if the runs have
+            classifier-free guidance, then the last is that of the empty prompt.
+        shape: C, F, H, W.
+        scheduler: Scheduler of the runs.
+        steps: Steps of the runs.
+        make: Makes the inputs, and has the guidance scale.
+        seed: Seed of the noise.
     """
 
     def __init__(
@@ -143,3 +162,49 @@ class PromptSamples(CalibrationSamples):
                 without = predict(self.make(latents, timestep, self.empty))  # [1, C, F, H, W]
                 prediction = without + self.make.guidance * (prediction - without)
             latents = scheduler.step(prediction, step, latents, return_dict=False)[0]
+
+
+@torch.no_grad()
+def encode_prompts(
+    checkpoint: Path,
+    family: TrainingFamily,
+    prompts: Sequence[str],
+    dtype: str,
+    device: torch.device,
+    progress: Progress,
+) -> list[dict[str, Tensor]]:
+    """Encodes prompts by the pipeline's own text encoder, which is gone afterwards.
+
+    Args:
+        checkpoint: The pipeline folder.
+        family: Whose conditions are made.
+        prompts: The prompts.
+        dtype: Of the transformer; the text encoder's is "fp32" if this is, else "bf16", for it overflows in fp16.
+        device: Where the text encoder runs.
+        progress: Called with (what, done, total).
+
+    Returns:
+        The family's conditions of every prompt, [1, ...] each, on the CPU.
+
+    Raises:
+        ValueError: A prompt has no usable embedding; the message names it.
+    """
+    progress("loading the text encoder", 0, 0)
+    width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
+    pipeline = load_pipeline(checkpoint, family.facts.pipeline_class, width, purpose="calibrating with prompts")
+    encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
+    for encoder in encoders:
+        encoder.to(device)
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        progress("encoding prompts", index, len(prompts))
+        try:
+            conditions = family.conditions(family.encode_caption(pipeline, prompt, device))
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt!r}: {error}") from error
+        encoded.append({name: tensor.unsqueeze(0).cpu() for name, tensor in conditions.items()})
+    for encoder in encoders:
+        encoder.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return encoded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, Branch, RoutedTransformer, routed_attention_reference
-from vorta_trt.model.calibration import measure, output_error
+from vorta_trt.model.calibration import measure
 from vorta_trt.model.calibration.measure import measure_branches, measure_routes, routed
 
 from ..running import run
@@ -132,7 +132,7 @@ def test_output_weights_are_what_the_block_multiplies_with(model: RoutedTransfor
 def test_heads_in_groups(model: RoutedTransformer, inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     _, at_once = measure_branches(model, inputs)
     assert model.geometry is not None
-    monkeypatch.setattr(output_error, "ROWS_BYTES", 4 * model.geometry.tokens * model.head_dim * 3)
+    monkeypatch.setattr(measure, "ROWS_BYTES", 4 * model.geometry.tokens * model.head_dim * 3)
     calls: list[int] = []
     attend = measure.routed_attention
 

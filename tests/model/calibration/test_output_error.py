@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vorta_trt.model.calibration import output_error
-from vorta_trt.model.calibration.output_error import heads_at_once, squares_by_head, squares_of_layer
+from vorta_trt.model.calibration import measure
+from vorta_trt.model.calibration.measure import heads_at_once, squares_by_head, squares_of_layer
 
 ROWS, VIDEO, HEADS, HEAD_DIM, DIM = 50, 41, 3, 8, 24
 
@@ -51,7 +51,7 @@ def test_rows_in_parts(normal: Callable[..., Tensor], monkeypatch: pytest.Monkey
     rows = normal(ROWS, HEADS, HEAD_DIM).bfloat16()
     weight = normal(DIM, HEADS * HEAD_DIM).bfloat16()
     whole = squares_of_layer(rows, (weight, weight), ROWS)
-    monkeypatch.setattr(output_error, "ROWS_BYTES", 4 * DIM * 7)
+    monkeypatch.setattr(measure, "ROWS_BYTES", 4 * DIM * 7)
     torch.testing.assert_close(squares_of_layer(rows, (weight, weight), ROWS), whole, rtol=1e-5, atol=0)
     exact = (rows.double().flatten(1) @ weight.double().T).square().sum()
     torch.testing.assert_close(whole, exact, rtol=5e-3, atol=0)
