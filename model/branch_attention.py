@@ -13,7 +13,6 @@ together, V valid text tokens of one sample, C coreset tokens.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.operator import check_device, check_tensors, checked_scale
 from vorta_trt.model.reference import expansion_rows, gather_video, select_coreset, sliding_pattern, text_lengths
 
 # Every backend of scaled_dot_product_attention but MATH, which holds the score matrix. None that fits is an error. The
@@ -44,18 +44,24 @@ def branch_attention(
     The choice of the coreset is a constant of the gradient.
 
     Args:
-        query, key, value: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
-        branch: of every head.
-        geometry: grid, tile, window, bucket, keep, coreset_keys, text_tokens.
+        query: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
+        key: As query.
+        value: As query.
+        branch: Of every head.
+        geometry: Of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if T > 0.
-        scale: of the logits; default 1/sqrt(D).
+        scale: Of the logits; None is 1/sqrt(D).
 
     Returns:
         [B, S+T, N, D] in the dtype of `query`; rows of padded text are 0.
+
+    Raises:
+        TypeError: An argument has the wrong type, as in `routed_attention`.
+        ValueError: An argument breaks another of its rules.
     """
-    batch, _, _, head_dim = query.shape
-    scale = 1 / math.sqrt(head_dim) if scale is None else scale
-    lengths = text_lengths(text_length, geometry, batch)
+    check_tensors(query, key, value, geometry, text_length)
+    scale = checked_scale(scale, query)
+    lengths = text_lengths(text_length, geometry, query.shape[0])
     if not geometry.text_tokens:
         return _attend_samples(query, key, value, branch, geometry, 0, scale)  # [B, S, N, D]
     samples = []
@@ -65,6 +71,18 @@ def branch_attention(
         out = _attend_samples(q, k, v, branch, geometry, length, scale)  # [1, S+V, N, D]
         samples.append(functional.pad(out, (0, 0, 0, 0, 0, geometry.tokens - valid)))  # [1, S+T, N, D]
     return torch.cat(samples)  # [B, S+T, N, D]
+
+
+def full_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    geometry: AttentionGeometry,
+    text_length: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Every head is full; arguments and output as in `branch_attention`."""
+    return branch_attention(query, key, value, Branch.FULL, geometry, text_length, scale)
 
 
 def mixed_attention(
@@ -79,12 +97,25 @@ def mixed_attention(
     """The soft mixture that routers are trained in: of each head, the sum of scores times branch outputs.
 
     Args:
+        query: As in `branch_attention`.
+        key: As query.
+        value: As query.
         scores: float [B, N, 3], what `Router` gives; the sum is in float32.
-        query, key, value, geometry, text_length, scale: as for `branch_attention`.
+        geometry: As in `branch_attention`.
+        text_length: As in `branch_attention`.
+        scale: As in `branch_attention`.
 
     Returns:
         [B, S+T, N, D] in the dtype of `query`.
+
+    Raises:
+        TypeError: As `branch_attention`.
+        ValueError: As `branch_attention`, or scores of another shape.
     """
+    expected = (query.shape[0], query.shape[2], len(Branch))
+    if tuple(scores.shape) != expected:
+        raise ValueError(f"scores of shape {tuple(scores.shape)}: must be {expected}, as a Router's")
+    check_device("scores", scores, query)
     mixed: Tensor | None = None
     for branch in Branch:
         out = branch_attention(query, key, value, branch, geometry, text_length, scale)  # [B, S+T, N, D]

@@ -14,14 +14,13 @@ Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vorta_trt.model.branch_attention import branch_attention, mixed_attention
-from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.model.reference import routed_attention_reference
 from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, Tensors, load_library
@@ -41,6 +40,9 @@ ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text
     map(_declared, ROUTED_ATTENTION.attributes)
 )
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What a block's self-attention calls with query, key and value [B, S+T, N, D]; the output has the same shape."""
+
 AttentionObserver = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], object]
 """What a block's `observer` is called with: query, key, value and output of its attention, and text_length."""
 
@@ -49,7 +51,7 @@ def routed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    routes: Tensor | None,
+    routes: Tensor,
     geometry: AttentionGeometry,
     text_length: Tensor | None = None,
     scale: float | None = None,
@@ -57,18 +59,18 @@ def routed_attention(
 ) -> Tensor:
     """Attention in which every head of every sample takes its own branch.
 
-    For the training of routers, two forms of `routes` ask for torch's own memory-efficient attention and its backward
-    pass on every device, see `branch_attention.py`: a router's scores (float) for the soft mixture, None for full
-    attention.
+    `branch_attention.py` has the two other forms, which routers are trained with: the soft mixture of a router's scores
+    (`mixed_attention`), and full attention through torch (`full_attention`).
 
     Args:
-        query, key, value: [B, S+T, N, D] of one dtype on one device, after QK norm and rotary embedding. CUDA: float16
-            or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
-        routes: int32 [B, N], 0 full, 1 coreset, 2 sliding; any other id is full. Never read by the host on CUDA.
-            Or, for training, float scores [B, N, 3]: the sum of scores times branch outputs; or None.
-        geometry: the `AttentionGeometry` of the tokens.
+        query: [B, S+T, N, D], after QK norm and rotary embedding. CUDA: float16 or bfloat16, D a multiple of 8 up to
+            256. CPU: any float dtype.
+        key: As query, of the same dtype on the same device.
+        value: As query.
+        routes: int32 [B, N], ids of `Branch`; any other id is full. Never read by the host on CUDA.
+        geometry: Of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
-        scale: of the logits; default 1/sqrt(D).
+        scale: Of the logits; None is 1/sqrt(D).
         attention_precision: "same" multiplies in the dtype of the inputs; "fp8" lets the kernels multiply in 8 bits,
             faster and less exact (GPUs of compute capability 9.0, D 64 or 128). The CPU computes the same for both.
 
@@ -76,18 +78,14 @@ def routed_attention(
         [B, S+T, N, D], contiguous; rows of padded text are 0.
 
     Raises:
-        TypeError, ValueError: an argument breaks a rule above; the message names argument, value, rule and remedy.
+        TypeError: An argument has the wrong type; the message names argument, value, rule and remedy.
+        ValueError: An argument breaks another rule above.
         LibraryError: CUDA only: there is no kernel for this GPU, or none for "fp8" with this D.
     """
     check_attention_precision(attention_precision)
-    _check_arguments(query, key, value, routes, geometry, text_length)
-    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale {scale}: must be finite and positive; use None for 1/sqrt(D)")
-    if routes is None:
-        return branch_attention(query, key, value, Branch.FULL, geometry, text_length, scale)
-    if _are_scores(routes):
-        return mixed_attention(query, key, value, routes, geometry, text_length, scale)
+    check_tensors(query, key, value, geometry, text_length)
+    _check_routes(routes, query)
+    scale = checked_scale(scale, query)
     out: Tensor = torch.ops.vorta.routed_attention(
         query, key, value, routes, text_length, *geometry.to_dict().values(), scale, attention_precision
     )  # [B, S+T, N, D]
@@ -101,14 +99,18 @@ def check_attention_precision(value: str) -> None:
         raise ValueError(f"attention_precision {value!r}: must be {known}; use {SAME_PRECISION!r} unless fp8 is wanted")
 
 
-def _check_arguments(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor | None,
-    geometry: AttentionGeometry,
-    text_length: Tensor | None,
+def checked_scale(scale: float | None, query: Tensor) -> float:
+    """The scale of the logits; ValueError unless it is positive."""
+    scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale {scale}: must be finite and positive; use None for 1/sqrt(D)")
+    return scale
+
+
+def check_tensors(
+    query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text_length: Tensor | None
 ) -> None:
+    """Raises TypeError or ValueError unless they fit each other, as `routed_attention` says."""
     if not isinstance(geometry, AttentionGeometry):
         raise TypeError(f"geometry {geometry!r}: must be an AttentionGeometry; use AttentionGeometry.for_video(...)")
     if query.ndim != 4:
@@ -120,43 +122,36 @@ def _check_arguments(
             raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must equal query's {tuple(query.shape)}")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} of dtype {tensor.dtype}: must equal query's; use {name}.to({query.dtype})")
-        _check_device(name, tensor, query)
+        check_device(name, tensor, query)
     if query.shape[1] != geometry.tokens:
         raise ValueError(
             f"query of shape {tuple(query.shape)}: must have the geometry's {geometry.video_tokens} video + "
             f"{geometry.text_tokens} text tokens; use a geometry for your video size, e.g. AttentionGeometry.for_video"
         )
-    batch, heads = query.shape[0], query.shape[2]
-    if routes is not None and _are_scores(routes):
-        expected = (batch, heads, len(Branch))
-        if tuple(routes.shape) != expected:
-            raise ValueError(f"routes of shape {tuple(routes.shape)}: scores must be {expected}, as a Router's")
-        _check_device("routes", routes, query)
-    elif routes is not None:
-        _check_int32("routes", routes, (batch, heads), query)
     if text_length is not None:
         if not geometry.text_tokens:
             raise ValueError("text_length given: the geometry has no text tokens; leave it out, or set text_tokens")
-        _check_int32("text_length", text_length, (batch,), query)
+        _check_int32("text_length", text_length, query.shape[:1], query)
     elif geometry.text_tokens:
         raise ValueError(
             f"text_length None: required because the geometry has {geometry.text_tokens} text tokens; pass int32 [B]"
         )
 
 
-def _are_scores(routes: Tensor) -> bool:
-    return routes.ndim == 3 and routes.is_floating_point()
+def _check_routes(routes: Tensor, query: Tensor) -> None:
+    _check_int32("routes", routes, (query.shape[0], query.shape[2]), query)
 
 
-def _check_int32(name: str, tensor: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
+def _check_int32(name: str, tensor: Tensor, shape: Sequence[int], query: Tensor) -> None:
     if tensor.dtype != torch.int32:
         raise TypeError(f"{name} of dtype {tensor.dtype}: must be int32; use {name}.to(torch.int32)")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be {shape}, from query's batch and heads")
-    _check_device(name, tensor, query)
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be {tuple(shape)}, from query's batch and heads")
+    check_device(name, tensor, query)
 
 
-def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, query: Tensor) -> None:
+    """Raises ValueError unless `tensor` lies where `query` does."""
     if tensor.device != query.device:
         raise ValueError(f"{name} on {tensor.device}: must be where query is; use {name}.to('{query.device}')")
 
@@ -177,7 +172,8 @@ def _on_cpu(
     query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
 ) -> Tensor:
     geometry, scale, _ = _attributes(attributes)
-    _check_arguments(query, key, value, routes, geometry, text_length)
+    check_tensors(query, key, value, geometry, text_length)
+    _check_routes(routes, query)
     return routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
 
 
@@ -191,7 +187,8 @@ def _on_cuda(
     query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
 ) -> Tensor:
     geometry, scale, attention_precision = _attributes(attributes)
-    _check_arguments(query, key, value, routes, geometry, text_length)
+    check_tensors(query, key, value, geometry, text_length)
+    _check_routes(routes, query)
     if dtype_name(query.dtype) not in KERNEL_DTYPES:
         raise TypeError(
             f"query of dtype {query.dtype} on CUDA: the kernels compute in float16 and bfloat16; convert query, key "

@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from vorta_trt.model.branch_attention import full_attention, mixed_attention
 from vorta_trt.model.checkpoint import CheckpointReader, RouterCheckpoint, check_router, load_router
 from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
-from vorta_trt.model.operator import check_attention_precision
+from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.router import BRANCHES, Router, hard_routes
 from vorta_trt.model.tiling import Shape
@@ -403,15 +405,28 @@ class RoutedTransformer(nn.Module, abc.ABC):
         full = torch.tensor([1.0] + [0.0] * (BRANCHES - 1), device=temb.device)  # [3]
         return full.expand(temb.shape[0], self.num_heads, BRANCHES)
 
-    def _route(self, scores: Tensor, tau: Tensor | float, override: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """What a block's attention follows (`routed_attention`'s routes), and what `forward` tells of it.
+    def _attention(
+        self, block: Any, temb: Tensor, tau: Tensor | float, override: Tensor | None, **tokens: Any
+    ) -> tuple[Attention, Tensor]:
+        """What a block's self-attention calls, and what `forward` tells of it.
 
-        scores [B, N, 3], override int32 [N] -> routes [B, N] twice, or what training asks for and the scores.
+        Args:
+            block: The block, for its router.
+            temb: [B, E], the timestep embedding that routers see.
+            tau: Routing threshold.
+            override: int32 [N] of `route_override`, or None.
+            tokens: Their `geometry`, and `text_length` if there is text among them.
+
+        Returns:
+            The attention; and the routes int32 [B, N] or, unless heads are routed, the scores [B, N, 3].
         """
-        if self.attention_mode is AttentionMode.ROUTED:
-            routes = hard_routes(scores, tau, override)  # [B, N]
-            return routes, routes
-        return (scores if self.attention_mode is AttentionMode.MIXED else None), scores
+        scores = self._scores(block, temb)  # [B, N, 3]
+        if self.attention_mode is AttentionMode.MIXED:
+            return partial(mixed_attention, scores=scores, **tokens), scores
+        if self.attention_mode is AttentionMode.FULL:
+            return partial(full_attention, **tokens), scores
+        routes = hard_routes(scores, tau, override)  # [B, N]
+        return partial(routed_attention, routes=routes, attention_precision=self.attention_precision, **tokens), routes
 
     def _run_block(self, block: nn.Module, *arguments: Any) -> Any:
         """The block's output; with `gradient_checkpointing`, what is inside is computed again in the backward pass."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from vorta_trt.model import AttentionGeometry, Branch, routed_attention, routed_attention_reference
-from vorta_trt.model.branch_attention import branch_attention, mixed_attention
+from vorta_trt.model.branch_attention import branch_attention, full_attention, mixed_attention
 
 from .watching import LargestTensor
 
@@ -75,18 +75,18 @@ def test_the_operator_mixes_what_it_routes(normal: Callable[..., Tensor]) -> Non
     routes = torch.tensor([[0, 1, 2], [2, 0, 1]], dtype=torch.int32)
     certain = torch.nn.functional.one_hot(routes.long(), 3).float()  # [B, N, 3]
     routed = routed_attention(query, key, value, routes, TEXT, text_length)
-    torch.testing.assert_close(routed_attention(query, key, value, certain, TEXT, text_length), routed)
+    torch.testing.assert_close(mixed_attention(query, key, value, certain, TEXT, text_length), routed)
     full = routed_attention(query, key, value, torch.zeros_like(routes), TEXT, text_length)
-    torch.testing.assert_close(routed_attention(query, key, value, None, TEXT, text_length), full)
+    torch.testing.assert_close(full_attention(query, key, value, TEXT, text_length), full)
 
     scores = normal(2, 3, 3).softmax(-1)
     branches = [
         routed_attention(query, key, value, torch.full_like(routes, branch), TEXT, text_length) for branch in Branch
     ]
     expected = sum(scores[:, None, :, branch, None] * branches[branch] for branch in Branch)
-    torch.testing.assert_close(routed_attention(query, key, value, scores, TEXT, text_length), expected)
-    with pytest.raises(ValueError, match=r"routes of shape \(2, 3, 2\): scores must be \(2, 3, 3\)"):
-        routed_attention(query, key, value, scores[..., :2], TEXT, text_length)
+    torch.testing.assert_close(mixed_attention(query, key, value, scores, TEXT, text_length), expected)
+    with pytest.raises(ValueError, match=r"scores of shape \(2, 3, 2\): must be \(2, 3, 3\)"):
+        mixed_attention(query, key, value, scores[..., :2], TEXT, text_length)
 
 
 def test_padded_text_is_neither_read_nor_computed(normal: Callable[..., Tensor]) -> None:

@@ -15,35 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.operator import AttentionObserver, routed_attention
+from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import rotate
 from vorta_trt.model.router import Router
-from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 
 @dataclass(frozen=True)
 class JointAttention:
-    """Routed attention over video and text: all that is the same for every block.
+    """Attention over video and text: all that is the same for every block.
 
     Attributes:
-        geometry, attention_precision: see `routed_attention`. rope: cos and sin [1, S+T, 1, D/2], of angle 0 for text.
+        rope: cos and sin [1, S+T, 1, D/2], of angle 0 for text.
         text_length: int32 [B], valid text tokens.
     """
 
-    geometry: AttentionGeometry
     rope: tuple[Tensor, Tensor]
     text_length: Tensor
-    attention_precision: str = SAME_PRECISION
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, routes: Tensor | None, observer: AttentionObserver | None
+        self, query: Tensor, key: Tensor, value: Tensor, attend: Attention, observer: AttentionObserver | None
     ) -> Tensor:
-        """query, key, value [B, S+T, N, D], the former two normed; routes as in `routed_attention` -> [B, S+T, E]"""
+        """query, key, value [B, S+T, N, D], the former two normed -> [B, S+T, E]"""
         query, key = rotate(query, *self.rope), rotate(key, *self.rope)
-        attended = routed_attention(
-            query, key, value, routes, self.geometry, self.text_length, attention_precision=self.attention_precision
-        )  # [B, S+T, N, D]
+        attended = attend(query, key, value)  # [B, S+T, N, D]
         if observer is not None:
             observer(query, key, value, attended, self.text_length)
         return attended.flatten(2, 3)
@@ -67,13 +61,13 @@ class RoutedDualStreamBlock(nn.Module):
         self.router = router
 
     def forward(
-        self, video: Tensor, text: Tensor, temb: Tensor, routes: Tensor | None, attention: JointAttention
+        self, video: Tensor, text: Tensor, temb: Tensor, attend: Attention, joint: JointAttention
     ) -> tuple[Tensor, Tensor]:
-        """video [B, S, E], text [B, T, E], temb [B, E], routes as in `routed_attention` -> video, text, same shapes"""
+        """video [B, S, E], text [B, T, E], temb [B, E] -> video, text, same shapes"""
         normed, gate, shift, scale, ff_gate = self.norm1(video, emb=temb)  # [B, S, E], [B, E] four times
         normed_text, text_gate, text_shift, text_scale, text_ff_gate = self.norm1_context(text, emb=temb)
         query, key, value = self._heads(normed, normed_text)  # [B, S+T, N, D] each
-        attended = attention(query, key, value, routes, self.observer)  # [B, S+T, E]
+        attended = joint(query, key, value, attend, self.observer)  # [B, S+T, E]
         for_video, for_text = attended.split((video.shape[1], text.shape[1]), dim=1)  # [B, S, E], [B, T, E]
         video = video + self.attn.to_out[1](self.attn.to_out[0](for_video)) * gate[:, None]
         text = text + self.attn.to_add_out(for_text) * text_gate[:, None]
@@ -116,15 +110,15 @@ class RoutedSingleStreamBlock(nn.Module):
         self.proj_mlp, self.act_mlp, self.proj_out = block.proj_mlp, block.act_mlp, block.proj_out
         self.router = router
 
-    def forward(self, tokens: Tensor, temb: Tensor, routes: Tensor | None, attention: JointAttention) -> Tensor:
-        """tokens [B, S+T, E], temb [B, E], routes as in `routed_attention` -> [B, S+T, E]"""
+    def forward(self, tokens: Tensor, temb: Tensor, attend: Attention, joint: JointAttention) -> Tensor:
+        """tokens [B, S+T, E], temb [B, E] -> [B, S+T, E]"""
         attn = self.attn
         normed, gate = self.norm(tokens, emb=temb)  # [B, S+T, E], [B, E]
         fed = self.act_mlp(self.proj_mlp(normed))  # [B, S+T, 4 E]
         query = _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(normed)))  # [B, S+T, N, D]
         key = _rms_norm(attn.norm_k, _split_heads(attn, attn.to_k(normed)))  # [B, S+T, N, D]
         value = _split_heads(attn, attn.to_v(normed))  # [B, S+T, N, D]
-        attended = attention(query, key, value, routes, self.observer)  # [B, S+T, E]
+        attended = joint(query, key, value, attend, self.observer)  # [B, S+T, E]
         return tokens + gate[:, None] * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
 
     def output_weights(self) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         valid = encoder_attention_mask != 0  # [B, T]
         check_valid_first("encoder_attention_mask", valid)
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
-        attention = JointAttention(geometry, (self.rope_cos, self.rope_sin), text_length, self.attention_precision)
+        joint = JointAttention((self.rope_cos, self.rope_sin), text_length)
         bare = self.timestep_embedding(timestep)  # [B, E]
         temb = self._conditioning(bare, pooled_projections, guidance)  # [B, E]
         video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
@@ -108,16 +108,16 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
 
         chosen, taken = [], []
         for layer, block in enumerate(self.routed_blocks()):
-            scores = self._scores(block, bare)  # [B, N, 3]
-            routes, told = self._route(scores, tau, None if route_override is None else route_override[layer])
-            chosen.append(routes)
+            override = None if route_override is None else route_override[layer]
+            attend, told = self._attention(block, bare, tau, override, geometry=geometry, text_length=text_length)
+            chosen.append(attend)
             taken.append(told)
         dual = len(self.transformer_blocks)
-        for block, routes in zip(self.transformer_blocks, chosen[:dual], strict=True):
-            video, text = self._run_block(block, video, text, temb, routes, attention)
+        for block, attend in zip(self.transformer_blocks, chosen[:dual], strict=True):
+            video, text = self._run_block(block, video, text, temb, attend, joint)
         tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
-        for block, routes in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
-            tokens = self._run_block(block, tokens, temb, routes, attention)
+        for block, attend in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
+            tokens = self._run_block(block, tokens, temb, attend, joint)
 
         video = self.norm_out(tokens[:, : geometry.video_tokens], temb)  # [B, S, E]
         return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)

@@ -20,12 +20,11 @@ from torch.nn import functional
 
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
-from vorta_trt.model.operator import AttentionObserver, routed_attention
+from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import RoutedTransformer
-from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 
 class RoutedWanBlock(nn.Module):
@@ -51,17 +50,14 @@ class RoutedWanBlock(nn.Module):
         encoder_hidden_states: Tensor,
         modulation: Tensor,
         rope: tuple[Tensor, Tensor],
-        routes: Tensor | None,
-        geometry: AttentionGeometry,
-        attention_precision: str = SAME_PRECISION,
+        attend: Attention,
     ) -> Tensor:
-        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E], routes as in
-        `routed_attention` -> [B, S, E]"""
+        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E] -> [B, S, E]"""
         modulation = self.scale_shift_table + modulation.float()  # [B, 6, E]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)  # [B, 1, E] each
 
         normed = (self.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)  # [B, S, E]
-        attended = self._self_attention(normed, rope, routes, geometry, attention_precision)  # [B, S, E]
+        attended = self._self_attention(normed, rope, attend)  # [B, S, E]
         hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
@@ -71,21 +67,12 @@ class RoutedWanBlock(nn.Module):
         fed: Tensor = self.ffn(normed)  # [B, S, E]
         return (hidden_states.float() + fed.float() * ffn_gate).type_as(hidden_states)
 
-    def _self_attention(
-        self,
-        hidden_states: Tensor,
-        rope: tuple[Tensor, Tensor],
-        routes: Tensor | None,
-        geometry: AttentionGeometry,
-        attention_precision: str,
-    ) -> Tensor:
+    def _self_attention(self, hidden_states: Tensor, rope: tuple[Tensor, Tensor], attend: Attention) -> Tensor:
         attn = self.attn1
         query = rotate(_split_heads(attn, attn.norm_q(attn.to_q(hidden_states))), *rope)  # [B, S, N, D]
         key = rotate(_split_heads(attn, attn.norm_k(attn.to_k(hidden_states))), *rope)  # [B, S, N, D]
         value = _split_heads(attn, attn.to_v(hidden_states))  # [B, S, N, D]
-        attended = routed_attention(
-            query, key, value, routes, geometry, attention_precision=attention_precision
-        )  # [B, S, N, D]
+        attended = attend(query, key, value)  # [B, S, N, D]
         if self.observer is not None:
             self.observer(query, key, value, attended, None)
         return _project(attn, attended.flatten(2, 3))
@@ -166,11 +153,9 @@ class RoutedWanTransformer(RoutedTransformer):
 
         taken = []
         for layer, block in enumerate(self.blocks):
-            scores = self._scores(block, temb)  # [B, N, 3]
-            routes, told = self._route(scores, tau, None if route_override is None else route_override[layer])
-            tokens = self._run_block(
-                block, tokens, text, modulation, rope, routes, geometry, self.attention_precision
-            )  # [B, S, E]
+            override = None if route_override is None else route_override[layer]
+            attend, told = self._attention(block, temb, tau, override, geometry=geometry)
+            tokens = self._run_block(block, tokens, text, modulation, rope, attend)  # [B, S, E]
             taken.append(told)
 
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)  # [B, 1, E]

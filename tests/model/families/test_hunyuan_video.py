@@ -134,7 +134,7 @@ def test_padded_text_reaches_nothing(hunyuan_video: Any, poison: float, seed: in
 def test_padded_rows_come_out_of_the_attention_as_zeros(
     hunyuan_video: Any, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model.families.hunyuan_video import blocks as module
+    from vorta_trt.model import transformer as module
 
     outputs: list[Tensor] = []
     attend = module.routed_attention
@@ -488,14 +488,14 @@ def test_public_attributes(hunyuan_video: Any) -> None:
 def test_attention_precision_goes_to_every_layer(
     hunyuan_video: Any, precision: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model.families.hunyuan_video import blocks as module
+    from vorta_trt.model import transformer as module
 
     given: list[str] = []
     attend = module.routed_attention
 
-    def record(*arguments: Any, attention_precision: str) -> Tensor:
+    def record(*arguments: Any, attention_precision: str, **options: Any) -> Tensor:
         given.append(attention_precision)
-        return attend(*arguments, attention_precision=attention_precision)
+        return attend(*arguments, attention_precision=attention_precision, **options)
 
     monkeypatch.setattr(module, "routed_attention", record)
     routed = routed_model(hunyuan_video, attention_precision=precision)

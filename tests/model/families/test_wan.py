@@ -321,15 +321,15 @@ def test_public_attributes(pipeline: Any) -> None:
 def test_attention_precision_goes_to_every_layer(
     pipeline: Any, precision: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.model.families.wan import transformer as wan
+    from vorta_trt.model import transformer
 
     given: list[str] = []
 
-    def attend(*arguments: Any, attention_precision: str) -> Tensor:
+    def attend(*arguments: Any, attention_precision: str, **options: Any) -> Tensor:
         given.append(attention_precision)
-        return routed_attention(*arguments, attention_precision=attention_precision)
+        return routed_attention(*arguments, attention_precision=attention_precision, **options)
 
-    monkeypatch.setattr(wan, "routed_attention", attend)
+    monkeypatch.setattr(transformer, "routed_attention", attend)
     plain = RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router)
     assert plain.attention_precision == "same"
     options = {"attention_precision": precision}
