@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.families import usual_shifts
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
@@ -58,7 +59,7 @@ Tau = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The seed of everything random.")]
 Shift = Annotated[
     float | None,
-    typer.Option(help="Shift of the schedule towards noise [default: the pipeline's own]."),
+    typer.Option(help=f"Shift of the schedule towards noise ({usual_shifts()}) [default: the pipeline's own]."),
 ]
 RouteOverride = Annotated[
     Path | None,

@@ -43,14 +43,17 @@ CacheThreshold = Annotated[
 CacheCoefficients = Annotated[
     str | None,
     typer.Option(
-        metavar="published|none|FILE",
-        help="tea: the polynomial from embedding to output change; none takes the distance as it is, and wants "
-        "thresholds about ten times smaller [default: published].",
+        metavar="published|NAME|none|FILE",
+        help="tea: the polynomial from embedding to output change; published goes by the checkpoint's name, NAME says "
+        "which published checkpoint it is; none takes the distance as it is, and wants thresholds about ten times "
+        "smaller [default: published].",
     ),
 ]
 CacheSignalOption = Annotated[
     CacheSignal | None,
-    typer.Option("--cache-signal", help="tea: the embedding, or for Wan its modulation [default: embedding]."),
+    typer.Option(
+        "--cache-signal", help="tea: the timestep embedding, or the modulation made of it alone [default: embedding]."
+    ),
 ]
 CacheRange = Annotated[
     str | None,
@@ -105,6 +108,7 @@ class SamplingOptions:
         return None
 
     def _tea(self, path: TimestepPath | None) -> StepCache:
+        from vorta_trt.model.families import get_family
         from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache, known_path
         from vorta_trt.runtime.sampling.tea_fit import TeaCoefficients
 
@@ -112,6 +116,8 @@ class SamplingOptions:
         signal = "embedding" if self.cache_signal is None else self.cache_signal.value
         if self.cache_coefficients in (None, "published"):
             return TeaCache.published(path, self.cache_threshold, signal)  # type: ignore[arg-type]
+        if self.cache_coefficients in get_family(path.family).tea_cache_models():
+            return TeaCache.published(path, self.cache_threshold, signal, self.cache_coefficients)  # type: ignore[arg-type]
         if self.cache_threshold is None:
             raise typer.BadParameter(
                 "must be given where no published one is known; try a plan with --dry-run",

@@ -39,7 +39,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "onnxscript_version": version("onnxscript"),
             "family": model.family,
             "config": _without_paths(model.config),
-            "checkpoint": _checkpoint_name(model),
+            "checkpoint": model.checkpoint_name,
             "precision": precision,
             "attention_precision": model.attention_precision,
             "geometry": model.geometry.to_dict(),
@@ -74,13 +74,6 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     public = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
     plain: dict[str, Any] = json.loads(json.dumps(public))
     return plain
-
-
-def _checkpoint_name(model: RoutedTransformer) -> str | None:
-    if model.checkpoint is None:
-        return None
-    path = model.checkpoint.resolve()
-    return path.parent.name if path.name == "transformer" else path.name
 
 
 def router_sha256(model: RoutedTransformer) -> str | None:

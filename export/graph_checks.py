@@ -14,6 +14,7 @@ from vorta_trt.export.errors import ExportError
 from vorta_trt.export.graph_passes import routed_nodes
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
@@ -86,10 +87,7 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
 
 def _check_no_other_attention(graph: ir.Graph, metadata: ModelMetadata) -> None:
     """Beside the routed nodes only what the family has: no self-attention of video went past the operator."""
-    if metadata.family == "hunyuan_video":
-        allowed, rule = metadata.config["num_refiner_layers"], "one per layer of the token refiner"
-    else:
-        allowed, rule = metadata.num_layers, "one cross-attention per layer"
+    allowed, rule = get_family(metadata.family).dense_attentions(metadata.config)
     fused = [node.name for node in graph if (node.domain, node.op_type) == ("", "Attention")]
     loose = [node.name for node in graph if node.op_type == "Softmax" and len(node.outputs[0].shape or ()) > 3]
     if metadata.opset == OPSET_17:  # no Attention there: its softmaxes, taken in parts, are in one module

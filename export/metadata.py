@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vorta_trt.export.errors import OnnxFileError
+from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.plugins.operator_schema import AttentionPrecision
@@ -41,7 +42,7 @@ class ModelMetadata(_Record):
     """Attributes:
     schema_version: of this record.
     vorta_trt_version, torch_version, onnx_version, onnxscript_version: what wrote the file.
-    family: "wan" or "hunyuan_video". config: the diffusers config of the transformer, without paths.
+    family: name of the model family. config: the diffusers config of the transformer, without paths.
     checkpoint: the checkpoint's name (not its path), None for a model that came from none.
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
     attention_precision: what the kernels may multiply routed attention in: "same" as the activations, or "fp8". Files
@@ -88,6 +89,14 @@ class ModelMetadata(_Record):
     def attention_geometry(self) -> AttentionGeometry:
         return AttentionGeometry.from_dict(self.geometry)
 
+    def model_inputs(self) -> tuple[ModelInput, ...]:
+        """The family's inputs; the file has `tau` and `route_override` besides."""
+        return get_family(self.family).inputs(self.config)
+
+    def compared_modules(self) -> list[str]:
+        """Submodules that a verification compares, in the order of execution; the graph need not have all of them."""
+        return get_family(self.family).compared_modules(self.config)
+
     def to_metadata_props(self) -> dict[str, str]:
         geometry = self.attention_geometry
         return {
@@ -123,6 +132,7 @@ class ModelMetadata(_Record):
         try:
             metadata = cls.model_validate(content)
             _ = metadata.attention_geometry
+            get_family(metadata.family)
         except (ValidationError, ValueError, TypeError) as error:
             raise OnnxFileError(
                 f"{source}: its {KEY!r} metadata is damaged ({_first(error)}); export it again"

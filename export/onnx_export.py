@@ -47,11 +47,10 @@ def export_onnx(
     """Exports a routed transformer to ONNX.
 
     The file has one `vorta::RoutedAttention` node per layer, that node's portable form, the router, and metadata
-    (see `read_metadata`). Inputs (Wan): hidden_states [B, C, F, H, W], timestep float32 [B], encoder_hidden_states
-    [B, X, text_dim], tau float32 [1], route_override int32 [L, N]. HunyuanVideo: encoder_attention_mask int32 [B, T],
-    pooled_projections [B, pooled_dim] and guidance float32 [B] behind encoder_hidden_states [B, T, text_dim]. Outputs:
-    sample like hidden_states, routes int32 [L, B, N]. The batch B is dynamic, all else is fixed by the geometry; the
-    mask says how many of the T text tokens count.
+    (see `read_metadata`). Inputs: hidden_states [B, C, F, H, W], timestep float32 [B], the family's conditions (see
+    `ModelFamily.inputs`), tau float32 [1], route_override int32 [L, N]. Outputs: sample like hidden_states, routes
+    int32 [L, B, N]. The batch B is dynamic, all else is fixed by the geometry; a mask, where there is one, says
+    how many of the T text tokens count.
 
     Weights are read one by one as they are written, from the model or, for a model loaded with `materialize=False`,
     from its checkpoint; the export needs next to no memory of its own.

@@ -82,8 +82,7 @@ def _parameter_dtypes(model: RoutedTransformer, dtype: torch.dtype) -> dict[str,
     """The dtype of every parameter had the model been loaded in `dtype`: diffusers' rule, and routers in float32."""
     if dtype == model.dtype:
         return {name: parameter.dtype for name, parameter in model.named_parameters()}
-    diffusers_model = type(model).empty_diffusers_model(model.config)
-    keep_float32 = {"router", *(getattr(diffusers_model, "_keep_in_fp32_modules", None) or ())}
+    keep_float32 = {"router", *model.facts().float32_modules()}
     return {
         name: torch.float32 if keep_float32.intersection(name.split(".")) else dtype
         for name, _ in model.named_parameters()

@@ -12,21 +12,17 @@ from typing import Any
 
 import torch
 
-from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families import ModelFamily
 
 # transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a
 # module meanwhile, in another thread, gets parameters without memory. Loading and making modules take turns.
 LOADING = threading.RLock()
 
-PARTS = {
-    "WanPipeline": ("text_encoder", "tokenizer", "vae"),
-    "HunyuanVideoPipeline": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
-}
-
 
 def load_pipeline(
     checkpoint: Path,
-    pipeline: str,
+    family: ModelFamily,
     dtype: torch.dtype,
     *,
     purpose: str,
@@ -36,18 +32,18 @@ def load_pipeline(
     """The pipeline on the CPU, without the transformer of the checkpoint.
 
     Args:
-        pipeline: its class in diffusers.
+        family: whose pipeline it is.
         dtype: of the text encoders; everything else is float32.
         purpose: what needs it, for errors. transformer: what takes the place of the transformer.
-        without: further parts that are not loaded, of `PARTS`; the pipeline has None in their place.
+        without: further parts that are not loaded, of the family's components; the pipeline has None in their place.
     Raises:
         FileNotFoundError, CheckpointError: it is not the whole folder of such a pipeline.
     """
     import diffusers
     import transformers
 
-    classes = check_pipeline(checkpoint, pipeline, purpose=purpose)
-    kind: Any = getattr(diffusers, pipeline)
+    classes = check_pipeline(checkpoint, family, purpose=purpose)
+    kind: Any = getattr(diffusers, family.pipeline_class)
     with LOADING, quiet_libraries():
         encoders = {
             name: getattr(transformers, encoder).from_pretrained(checkpoint / name, dtype=dtype).eval()
@@ -58,7 +54,7 @@ def load_pipeline(
         return kind.from_pretrained(checkpoint, transformer=transformer, **encoders, **absent)
 
 
-def check_pipeline(checkpoint: Path, pipeline: str, *, purpose: str) -> dict[str, str | None]:
+def check_pipeline(checkpoint: Path, family: ModelFamily, *, purpose: str) -> dict[str, str | None]:
     """The classes of the folder's parts by name, after a look at model_index.json; raises as `load_pipeline` does."""
     index = checkpoint / "model_index.json"
     if not index.is_file():
@@ -71,13 +67,13 @@ def check_pipeline(checkpoint: Path, pipeline: str, *, purpose: str) -> dict[str
         found = content.get("_class_name")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{index}: not a JSON object ({error}); download the checkpoint again") from error
-    if found != pipeline:
+    if found != family.pipeline_class:
         raise CheckpointError(
-            f"checkpoint {checkpoint}: is a {found}; {purpose} needs the {pipeline} folder that the transformer comes "
-            f"from"
+            f"checkpoint {checkpoint}: is a {found}; {purpose} needs the {family.pipeline_class} folder that the "
+            f"transformer comes from"
         )
     classes = {name: entry[1] for name, entry in content.items() if isinstance(entry, list)}
-    missing = [name for name in PARTS[pipeline] if classes.get(name) is None]
+    missing = [name for name in family.components if classes.get(name) is None]
     if missing:
         raise CheckpointError(
             f"checkpoint {checkpoint}: has no {', '.join(missing)}; {purpose} needs the whole pipeline folder; "

@@ -41,11 +41,12 @@ class TimestepPath:
     """Of one model; see `from_model` and `load`.
 
     Attributes:
+        checkpoint: name of the checkpoint's folder, None if it is not known.
         family, config, geometry, tau, num_layers, num_heads, head_dim, has_router: as of the model.
         signals: what `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
     """
 
-    def __init__(self, model: RoutedTransformer, load: Callable[[str], Tensor]) -> None:
+    def __init__(self, model: RoutedTransformer, load: Callable[[str], Tensor], checkpoint: str | None = None) -> None:
         self._model = model
         self._load = load
         self.family = model.family
@@ -54,12 +55,13 @@ class TimestepPath:
         self.tau = model.tau
         self.num_layers, self.num_heads, self.head_dim = model.num_layers, model.num_heads, model.head_dim
         self.has_router = model.has_router
+        self.checkpoint = checkpoint
         self.signals = SIGNALS if model.facts().modulation_projection else SIGNALS[:1]
 
     @classmethod
     def from_model(cls, model: RoutedTransformer) -> TimestepPath:
         """Of a model at hand, whose weights may lie on disk (`materialize=False`); they are shared, not copied."""
-        return cls(model, model.load_parameter)
+        return cls(model, model.load_parameter, model.checkpoint_name)
 
     @classmethod
     def load(cls, path: str | Path, **model: Any) -> TimestepPath:
@@ -89,15 +91,19 @@ class TimestepPath:
         geometry: AttentionGeometry,
         dtype: torch.dtype,
         tau: float = DEFAULT_TAU,
+        checkpoint: str | None = None,
         source: str = "weights",
     ) -> TimestepPath:
         """Of weights by the names of `timestep_parameters`.
 
         Args:
             load: gives the weight of a name; the modulation's is asked for when it is needed.
-            family, config, geometry, tau: of the model, as its metadata has them. dtype: of its activations, to which
-                the timestep embedding may be rounded. source: of the weights, for errors.
-        Raises: ValueError, if they are not the timestep path of such a model.
+            family, config, geometry, tau, checkpoint: of the model, as its metadata has them.
+            dtype: of its activations, to which the timestep embedding may be rounded.
+            source: of the weights, for errors.
+
+        Raises:
+            ValueError: if they are not the timestep path of such a model.
         """
         kind = routed_class(family)
         names = set(names)
@@ -118,7 +124,7 @@ class TimestepPath:
             kind.check_router_state(diffusers_model, routers, source)
         shell = kind(diffusers_model, routers or None, tau=tau)  # the geometry comes after: no tables for the tokens
         shell.geometry = geometry
-        return cls(shell.eval(), load)
+        return cls(shell.eval(), load, checkpoint)
 
     def embedding(self, timesteps: Iterable[float], signal: Signal = "embedding") -> Tensor:
         """What changes with the timestep: float32 [P, E], or [P, 6 E] for "modulation", on the CPU.

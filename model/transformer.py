@@ -335,6 +335,17 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return self.proj_out.weight.dtype  # type: ignore[no-any-return]
 
     @property
+    def checkpoint_name(self) -> str | None:
+        """Name of the pipeline folder that the weights come from; of a Hugging Face cache, the repository's."""
+        if self.checkpoint is None:
+            return None
+        path = self.checkpoint.resolve()
+        path = path.parent if path.name == "transformer" else path
+        if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+            return path.parent.parent.name.rpartition("--")[2]
+        return path.name
+
+    @property
     def materialized(self) -> bool:
         """False if parameters are placeholders whose values stay on disk."""
         return not self._on_disk

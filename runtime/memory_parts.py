@@ -18,6 +18,7 @@ from vorta_trt.engines.execution_flags import RESIZES, STREAMING
 from vorta_trt.engines.inspect import inspect_onnx
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.model.families import get_family
 from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, load_library
@@ -28,10 +29,6 @@ UNBUILT_BATCH = 2  # the largest batch of an engine that `vorta-trt build` makes
 # float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
 # (UniPC: 3), what step caching keeps.
 LATENT_COPIES = 10
-# Of Wan's and HunyuanVideo's VAE: pixels per latent, and frames per latent frame behind the first.
-SPATIAL, TEMPORAL = 8, 4
-# HunyuanVideo's VAE decodes in tiles, or the published size fits no card: diffusers' defaults for enable_tiling.
-TILE_FRAMES, TILE_PIXELS = 16, 256
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class EngineParts:
 
     def activations_for(self, batch: int) -> int:
         """For one batch size. In proportion to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2
-        (the builder's figures of TensorRT-RTX 1.7 for one block of Wan 1.3B, Wan 14B and HunyuanVideo)."""
+        (the builder's figures of TensorRT-RTX 1.7 for one block of three published models)."""
         return self.activations * batch // self.largest_batch if self.resizes else self.activations
 
     def tensors_for(self, batch: int) -> int:
@@ -140,12 +137,11 @@ def _sized(spec: TensorSpec) -> tuple[int, ...]:
 def _activations_per_sample(metadata: ModelMetadata) -> int:
     """Where no builder has told: the plugin's workspace and 2 F + 7 E values for each of the S + T tokens.
 
-    A fit from above: 0, 11 and 59 % over the builder's figures of TensorRT-RTX 1.7 for one block of HunyuanVideo
-    (10.7 GB), Wan 14B (8.9 GB) and Wan 1.3B (1.2 GB) at the published sizes.
+    A fit from above: 0, 11 and 59 % over the builder's figures of TensorRT-RTX 1.7 for one block of models of 24, 40
+    and 12 heads at their published sizes (10.7, 8.9 and 1.2 GB).
     """
     geometry, width = metadata.attention_geometry, metadata.num_heads * metadata.head_dim
-    config = metadata.config
-    inner = int(config.get("ffn_dim") or width * float(config.get("mlp_ratio") or 4.0))
+    inner = get_family(metadata.family).feed_forward_width(metadata.config)
     tokens = math.prod(geometry.grid) + geometry.text_tokens
     return (2 * inner + 7 * width) * tokens * BITS[PRECISIONS[metadata.precision]] // 8 + (_workspace(metadata, 1) or 0)
 
@@ -202,15 +198,9 @@ def _header(file: Path) -> dict[str, Any]:
 def _decoding(config: Mapping[str, Any], metadata: ModelMetadata) -> int | None:
     """The video in float32, and three times the widest tensor of the decoder: its input, its output, and a copy.
 
-    Wan's decoder takes one latent frame at a time and is run in float32; its widest tensor has 2 x base_dim channels at
-    full resolution. HunyuanVideo's is run in 16 bits on tiles. None for other VAEs.
+    None for VAEs whose widest tensor is unknown.
     """
-    _, latent_frames, latent_height, latent_width = metadata.latent_shape
-    frames, pixels = 1 + TEMPORAL * (latent_frames - 1), SPATIAL**2 * latent_height * latent_width
-    if "base_dim" in config:
-        widest = 2 * int(config["base_dim"]) * TEMPORAL * pixels * 4
-    elif metadata.family == "hunyuan_video" and config.get("block_out_channels"):
-        widest = 2 * int(config["block_out_channels"][0]) * TILE_FRAMES * TILE_PIXELS**2 * 2
-    else:
-        return None
-    return 3 * widest + 3 * frames * pixels * 4
+    family = get_family(metadata.family)
+    frames, height, width = family.video_size(*metadata.latent_shape[1:])
+    widest = family.decoding_bytes(config, frames, height * width)
+    return None if widest is None else 3 * widest + 3 * frames * height * width * 4

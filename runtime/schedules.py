@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
+from vorta_trt.model.families import families, usual_shifts
 
 # Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -25,7 +26,6 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 FLOW_EULER = "flow-euler"
-_USUAL_SHIFTS = "Wan uses 3.0 at 480p and 5.0 at 720p, HunyuanVideo 7.0"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def schedule_timesteps(
         checkpoint: a pipeline folder (its scheduler/scheduler_config.json is the default) or a transformer folder.
         steps: number of sampling steps.
         scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
-        shift: flow shift; None takes the pipeline's own. Wan uses 3.0 at 480p and 5.0 at 720p,
-            HunyuanVideo 7.0.
+        shift: flow shift; None takes the pipeline's own.
     Raises:
         ValueError: unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
     """
@@ -67,7 +66,7 @@ def family_schedule(
     """`schedule_timesteps` where the family is known, so that there may be no checkpoint.
 
     Args:
-        gives_sigmas: the pipeline gives its scheduler evenly spaced sigmas, as HunyuanVideo's does and Wan's does not.
+        gives_sigmas: the pipeline gives its scheduler evenly spaced sigmas, see `ModelFamily`.
     """
     import diffusers
 
@@ -94,13 +93,13 @@ def family_schedule(
     if shift is None and config is not None:
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
-        raise ValueError(f"shift: {source} does not say; give --shift ({_USUAL_SHIFTS})")
+        raise ValueError(f"shift: {source} does not say; give --shift ({usual_shifts()})")
     if not shift > 0:
-        raise ValueError(f"shift {shift}: must be positive; {_USUAL_SHIFTS}")
+        raise ValueError(f"shift {shift}: must be positive; {usual_shifts()}")
     overrides = {**required, shift_key: shift}
     instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
     if gives_sigmas and takes_sigmas(instance):
-        instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as HunyuanVideoPipeline does
+        instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as such pipelines do
     else:
         instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)
@@ -175,11 +174,12 @@ def has_scheduler(checkpoint: str | Path) -> bool:
 
 
 def _evenly_spaced_sigmas(checkpoint: Path) -> bool:
-    """Whether the pipeline of this checkpoint gives its scheduler the sigmas: HunyuanVideo's does, Wan's does not."""
+    """Whether the pipeline of this checkpoint gives its scheduler the sigmas."""
     for folder in (checkpoint / "transformer", checkpoint):
         path = folder / "config.json"
         if path.is_file():
-            return '"HunyuanVideoTransformer3DModel"' in path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8")
+            return any(f'"{family.transformer_class}"' in content for family in families() if family.gives_sigmas)
     return False
 
 

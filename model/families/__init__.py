@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.family import Guidance as Guidance
 from vorta_trt.model.families.family import ModelFamily as ModelFamily
 from vorta_trt.model.families.family import ModelInput as ModelInput
 
@@ -72,3 +73,8 @@ def family_of_config(config: Mapping[str, Any], source: str) -> ModelFamily:
         )
     family.check_config(config, source)
     return family
+
+
+def usual_shifts() -> str:
+    """The flow shifts of all families in words, for help and errors."""
+    return "; ".join(f"{family}: {family.usual_shifts}" for family in families())

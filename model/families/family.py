@@ -154,6 +154,9 @@ class ModelFamily(abc.ABC):
     usual_shifts: str
     demo: DemoModel
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def __str__(self) -> str:
         return self.title
 
@@ -216,13 +219,13 @@ class ModelFamily(abc.ABC):
 
     # -- guidance ------------------------------------------------------------------------------------------------------
 
-    @abc.abstractmethod
     def guidance(
         self,
         config: Mapping[str, Any],
         *,
-        scale: float | None,
-        true_scale: float,
+        guidance_scale: float | None,
+        guidance_scale_2: float | None,
+        true_cfg_scale: float,
         negative_prompt: str | None,
         distilled: bool,
     ) -> Guidance:
@@ -230,14 +233,50 @@ class ModelFamily(abc.ABC):
 
         Args:
             config: of the diffusers transformer.
-            scale: guidance scale, None for the default.
-            true_scale: scale of classifier-free guidance of models that embed `scale`; 1 is off.
+            guidance_scale: None for the default.
+            guidance_scale_2: of the second of two experts.
+            true_cfg_scale: of classifier-free guidance of models that take `guidance_scale` as an input; 1 is off.
             negative_prompt: what guidance leads away from, None for none.
             distilled: the steps are given, as distilled models want them, so that guidance is off by default.
 
         Raises:
             ValueError: something would have no effect.
         """
+        if guidance_scale_2 is not None:
+            raise ValueError(
+                f"guidance_scale_2 {guidance_scale_2:g}: is for models with two experts, and this one has one; leave "
+                f"it out"
+            )
+        if self.classifier_free_guidance:
+            if true_cfg_scale != 1:
+                raise ValueError(
+                    f"true_cfg_scale {true_cfg_scale:g}: is for models whose guidance_scale is an input; the "
+                    f"guidance_scale of this one is the true one, give that"
+                )
+            scale = (1.0 if distilled else self.guidance_scale) if guidance_scale is None else guidance_scale
+            guided, arguments, switch = scale > 1, {"guidance_scale": scale}, "guidance_scale"
+        else:
+            if guidance_scale is not None and not self.embeds_guidance(config):
+                raise ValueError(
+                    f"guidance_scale {guidance_scale:g}: this model has no guidance embedding, so it would have no "
+                    f"effect; leave it out, or give true_cfg_scale"
+                )
+            guided, switch = true_cfg_scale > 1, "true_cfg_scale"
+            arguments = {
+                "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+                "true_cfg_scale": true_cfg_scale,
+            }
+        if negative_prompt is not None and not guided:
+            raise ValueError(
+                f"negative_prompt {negative_prompt!r}: has no effect without guidance; give a {switch} above 1, or "
+                f"leave it out"
+            )
+        negative = {"negative_prompt": negative_prompt or ""} if guided else {}
+        return Guidance({**arguments, **negative}, 2 if guided else 1)
+
+    def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
+        """Whether the guidance scale is an input of the transformer."""
+        return any(spec.name == "guidance" for spec in self.inputs(config))
 
     # -- VAE -----------------------------------------------------------------------------------------------------------
 
@@ -272,6 +311,10 @@ class ModelFamily(abc.ABC):
         """
 
     @abc.abstractmethod
+    def feed_forward_width(self, config: Mapping[str, Any]) -> int:
+        """Hidden channels of a block's feed forward, for estimates of memory."""
+
+    @abc.abstractmethod
     def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
         """How many attention operators an exported graph has beside the routed ones at most, and what they are."""
 
@@ -282,8 +325,22 @@ class ModelFamily(abc.ABC):
     # -- step caching --------------------------------------------------------------------------------------------------
 
     def tea_cache_models(self) -> tuple[str, ...]:
-        """Checkpoints with published TeaCache coefficients."""
+        """The published names of checkpoints with TeaCache coefficients."""
         return ()
+
+    def tea_cache_model(self, checkpoint: str | None, layers: int, heads: int) -> str | None:
+        """Which of `tea_cache_models` a model is, None if it is not known to be one.
+
+        A folder says nothing else of the weights in it than its name: configs of a fine-tuned or distilled model, and
+        of another release of the same size, are the same. So the name must be the published one, with or without
+        "-Diffusers"; any other is for the user to vouch for.
+
+        Args:
+            checkpoint: name of the checkpoint's folder, None if the model came from none.
+            layers: L of the model. heads: N.
+        """
+        name = (checkpoint or "").lower().removesuffix("-diffusers")
+        return next((model for model in self.tea_cache_models() if model.lower() == name), None)
 
     def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
         """What is published for a checkpoint of `tea_cache_models` and a signal."""

@@ -104,8 +104,7 @@ def prepare_data(
         folder.mkdir(parents=True, exist_ok=True)
 
     progress("loading text encoder and VAE", 0, 0)
-    kind = family.facts.pipeline_class
-    pipeline = load_pipeline(Path(checkpoint), kind, torch_dtype(precision), purpose="preparing")
+    pipeline = load_pipeline(Path(checkpoint), family.facts, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = _Encoder(
         pipeline, family, target, family.facts.latent_shape(family.config, geometry.grid), video_size, rate

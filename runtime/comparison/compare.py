@@ -16,7 +16,7 @@ from vorta_trt.runtime.video_file import FrameWriter, video_writer
 
 Report = Callable[[str, int, int], None]  # (what, done, total); total 0 is unknown
 Distance = Callable[[Frame, Frame], float]
-DEFAULT_RATE = 16.0  # frames per second of videos of arrays: Wan's
+DEFAULT_RATE = 16.0  # frames per second of videos of arrays, which do not say
 
 
 def compare_samples(

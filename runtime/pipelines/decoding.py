@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vorta_trt.model.families import get_family
 from vorta_trt.plugins.errors import VortaError
 
 
@@ -25,14 +26,7 @@ def decode_latents(pipeline: Any, family: str, latents: Tensor) -> Tensor:
     """
     vae = pipeline.vae
     latents = latents.to(vae.device, vae.dtype)
-    if family == "wan":
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-        )  # [1, C, 1, 1, 1]
-        # Not `latents * std`, which rounds otherwise than the pipeline does.
-        latents = latents / (1.0 / std.to(latents)) + mean.to(latents)
-    else:
-        latents = latents / vae.config.scaling_factor
+    latents = get_family(family).denormalise(vae, latents)
     video: Tensor = pipeline.video_processor.postprocess_video(
         vae.decode(latents, return_dict=False)[0], output_type="pt"
     )

@@ -32,7 +32,7 @@ class Denoiser(abc.ABC):
     """What the pipelines know of a transformer.
 
     Attributes:
-        family: "wan" or "hunyuan_video". config: of the diffusers transformer.
+        family: name of the model family. config: of the diffusers transformer.
         latent_shape: (C, F, H, W); None if any will do. text_tokens: rows of `encoder_hidden_states`; None if any
             number will do. input_names: what `run` takes. heads: (L, N).
     """
@@ -162,10 +162,7 @@ class TorchDenoiser(Denoiser):
             frames, height, width = (axis * patch for axis, patch in zip(geometry.grid, model.patch_size, strict=True))
             self.latent_shape = model.config["in_channels"], frames, height, width
             self.text_tokens = geometry.text_tokens or None
-        self.input_names = ("hidden_states", "timestep", "encoder_hidden_states")
-        if model.family == "hunyuan_video":
-            self.input_names += ("encoder_attention_mask", "pooled_projections")
-            self.input_names += ("guidance",) if model.config["guidance_embeds"] else ()
+        self.input_names = tuple(spec.name for spec in model.facts().inputs(model.config))
         self.heads = model.num_layers, model.num_heads
 
     @property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`VideoGenerator`: from prompts to videos, as often as you like, with everything loaded once.
 
-    with VideoGenerator("wan.bundle", "Wan2.1-T2V-14B-Diffusers") as generator:
+    with VideoGenerator("model.bundle", "CHECKPOINT") as generator:
         generator.generate("A cat walks on grass", seed=1).save("cat.mp4")
 
 What samples is diffusers' own pipeline, with a `VortaTransformer` in the place of its transformer.
@@ -92,7 +92,7 @@ class VideoGenerator:
         strict: whatever would run otherwise than asked for is an error.
         memory_mode: "resident", "staged", or "auto", which asks the memory plan; see `memory_mode`.
         cpu_offload: text encoders and VAE are on the GPU only while they are used.
-        vae_tiling: decode in tiles, which takes less memory; None does for HunyuanVideo.
+        vae_tiling: decode in tiles, which takes less memory; None does for families that need it.
     Raises: what `RequestPlanner` and `Engine` raise; CheckpointError, for a folder that is not the model's pipeline.
 
     Attributes:
@@ -205,7 +205,7 @@ class VideoGenerator:
         params = (params or SamplingParams()).updated(**changes)
         with self._lock:
             planned = self.plan(params)
-            arguments, _ = self.planner.guidance(params)
+            arguments = self.planner.guidance(params).arguments
             seed = secrets.randbits(32) if params.seed is None else params.seed
             sampler = Sampler(self.planner, params, planned, seed, self.fallbacks, locate, on_step)
             if self.memory.is_staged:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.pipeline_folder import PARTS, check_pipeline, load_pipeline
+from vorta_trt.model.families import get_family
+from vorta_trt.model.pipeline_folder import check_pipeline, load_pipeline
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
-from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING
 
 PURPOSE = "generation"  # what needs the pipeline folder, in errors
 
@@ -28,7 +28,7 @@ class PartsLoader:
         self._planner = planner
         self._folder = planner.require_checkpoint()
         self._tiled = planner.tiled_vae if vae_tiling is None else vae_tiling
-        self._check(check_pipeline(self._folder, planner.pipeline, purpose=PURPOSE))
+        self._check(check_pipeline(self._folder, get_family(planner.family), purpose=PURPOSE))
 
     def load(self, device: torch.device, transformer: Any = None, *, encoders: bool = True, vae: bool = True) -> Any:
         """diffusers' pipeline, on the CPU.
@@ -37,14 +37,14 @@ class PartsLoader:
             device: where the parts will run, which decides their precision. transformer: takes the transformer's place.
             encoders, vae: whether text encoders with their tokenizers, and the VAE, are loaded; else they are None.
         """
-        types, name = FAMILY_SAMPLING[self._planner.family], self._planner.pipeline
+        family = get_family(self._planner.family)
         encoder_dtype, vae_dtype = (
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
-            for dtype in (types.encoder_dtype, types.vae_dtype)
+            for dtype in (family.encoder_dtype, family.vae_dtype)
         )
-        wanted = {part: vae if part == "vae" else encoders for part in PARTS[name]}
+        wanted = {part: vae if part == "vae" else encoders for part in family.components}
         without = [part for part, loaded in wanted.items() if not loaded]
-        pipeline = load_pipeline(self._folder, name, encoder_dtype, purpose=PURPOSE, without=without)
+        pipeline = load_pipeline(self._folder, family, encoder_dtype, purpose=PURPOSE, without=without)
         if vae:
             # diffusers' `to` warns of modules to keep, even if there are none
             torch.nn.Module.to(pipeline.vae, vae_dtype)
@@ -59,15 +59,14 @@ class PartsLoader:
         import diffusers
         import transformers
 
-        config = self._planner.config
-        text = "text_dim" if self._planner.family == "wan" else "text_embed_dim"
+        config, family = self._planner.config, get_family(self._planner.family)
         vae: dict[str, Any] = getattr(diffusers, str(classes["vae"])).load_config(self._folder / "vae")
         encoder = getattr(transformers, str(classes["text_encoder"])).config_class
         found = {
-            "VAE channels": vae.get("z_dim", vae.get("latent_channels")),
+            "VAE channels": family.vae_channels(vae),
             "text encoder's width": encoder.from_pretrained(self._folder / "text_encoder").hidden_size,
         }
-        wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[text]}
+        wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[family.text_width]}
         for what, value in wanted.items():
             if found[what] not in (value, None):
                 raise CheckpointError(

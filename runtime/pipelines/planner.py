@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
 
-planner = RequestPlanner("wan.bundle", "Wan2.1-T2V-14B-Diffusers")
+planner = RequestPlanner("model.bundle", "CHECKPOINT")
 print("\\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=2)).lines()))
 """
 
@@ -18,13 +18,12 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.families import get_family
+from vorta_trt.model.families import Guidance, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.pipelines.settings import FAMILY_SAMPLING, guidance_arguments
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
@@ -135,13 +134,17 @@ class RequestPlanner:
                 timesteps=params.timesteps,
                 renoise=params.renoise,
             )
-        gives_sigmas = FAMILY_SAMPLING[self.family].gives_sigmas
+        family = get_family(self.family)
         schedule = family_schedule(
-            self.checkpoint, params.num_inference_steps, params.scheduler, params.flow_shift, gives_sigmas=gives_sigmas
+            self.checkpoint,
+            params.num_inference_steps,
+            params.scheduler,
+            params.flow_shift,
+            gives_sigmas=family.gives_sigmas,
         )
-        if gives_sigmas and not takes_sigmas(schedule.instance):
+        if family.gives_sigmas and not takes_sigmas(schedule.instance):
             raise ValueError(
-                f"scheduler {schedule.scheduler}: HunyuanVideo's pipeline chooses the sigmas, which it does not take; "
+                f"scheduler {schedule.scheduler}: the pipeline of {family} chooses the sigmas, which it does not take; "
                 f"use flow-euler or unipc"
             )
         return schedule
@@ -156,9 +159,9 @@ class RequestPlanner:
         Raises:
             ValueError: Parameters that do not suit the family or the schedule.
         """
-        _, passes = self.guidance(params)
+        passes = self.guidance(params).passes
         schedule = self.schedule(params)
-        rounded = FAMILY_SAMPLING[self.family].gives_sigmas
+        rounded = get_family(self.family).gives_sigmas
         steps = plan_steps(
             schedule.timesteps,
             path=self.path,
@@ -173,9 +176,16 @@ class RequestPlanner:
         )
         return PlannedRequest(schedule, steps, passes)
 
-    def guidance(self, params: SamplingParams) -> tuple[dict[str, Any], int]:
-        """See `guidance_arguments`."""
-        return guidance_arguments(self.family, params, takes_guidance=bool(self.config.get("guidance_embeds")))
+    def guidance(self, params: SamplingParams) -> Guidance:
+        """What the pipeline is called with, and how many samples a step takes; see `ModelFamily.guidance`."""
+        return get_family(self.family).guidance(
+            self.config,
+            guidance_scale=params.guidance_scale,
+            guidance_scale_2=params.guidance_scale_2,
+            true_cfg_scale=params.true_cfg_scale,
+            negative_prompt=params.negative_prompt,
+            distilled=params.gives_steps and params.scheduler is None,
+        )
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

@@ -37,7 +37,6 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
     from vorta_trt.runtime.engine import Engine
     from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
     from vorta_trt.runtime.verification.layers import module_tensors, probed_copy
-    from vorta_trt.runtime.verification.modules import compared_modules
 
     if bad := _bad_inputs(inputs):
         return bad
@@ -50,7 +49,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
     onnx_file = read_onnx(target.onnx_path)
     if not onnx_file.is_portable:
         return f"the layer was not looked for, since {target.onnx_path.name} {NOT_PORTABLE}"
-    tensors = module_tensors(onnx_file.model, compared_modules(metadata))
+    tensors = module_tensors(onnx_file.model, metadata.compared_modules())
     probes = _add_probes(onnx_file.model, tensors)
     with probed_copy(onnx_file, list(probes.values())) as copy, np.errstate(invalid="ignore"):
         executor = "reference" if metadata.precision == "bf16" else "onnxruntime"

@@ -84,11 +84,11 @@ def _of_checkpoint(metadata: ModelMetadata, checkpoint: str | Path, router: str 
 
 
 def _model(metadata: ModelMetadata) -> dict[str, Any]:
-
     return {
         "family": metadata.family,
         "config": metadata.config,
         "geometry": metadata.attention_geometry,
         "dtype": torch_dtype(metadata.precision),
         "tau": metadata.tau,
+        "checkpoint": metadata.checkpoint,
     }

@@ -165,8 +165,8 @@ def plan_steps(
         heads: (L, N), needed for guards without a `path`.
         tau: routing threshold; None is the model's own.
         timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them, from the second step
-            on; routes and embeddings are those of the rounded ones. diffusers' Wan pipeline does not round. Its
-            HunyuanVideo pipeline rounds to the latents' type: float32 at first, and after the first step what the
+            on; routes and embeddings are those of the rounded ones. Some pipelines of diffusers do not round. Others
+            round to the latents' type: float32 at first, and after the first step what the
             scheduler makes it, the sample's type with FlowMatchEulerDiscreteScheduler.
         passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
         profile: measured times; for the cost.

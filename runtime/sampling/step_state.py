@@ -55,7 +55,7 @@ class StepState:
 
         Args:
             timestep: a number, or the pipeline's tensor of equal numbers. A tensor in a half type is compared with the
-                plan's timestep rounded to that type: diffusers' HunyuanVideo pipeline rounds them to the latents' type.
+                plan's timestep rounded to that type: some pipelines of diffusers round them to the latents' type.
                 One on a GPU is waited for.
         Raises: ValueError, for a timestep outside the plan or out of order.
         """

@@ -5,57 +5,33 @@
     accumulated            a += polynomial(d), an estimate of how much the model's output changes
     a < threshold          the step is skipped; otherwise it is computed and a = 0
 
-The original takes one of three signals for e: in Wan 2.1 the timestep embedding, or its projection to the blocks'
-modulation ("use_ret_steps"); in HunyuanVideo the modulated input of the first block, which depends on the latents and
-so neither leaves an engine nor is known ahead. Here it is the timestep embedding for both families, or for Wan the
-modulation.
+The original takes one of three signals for e: the timestep embedding; its projection to the blocks' modulation
+("use_ret_steps"); or the modulated input of the first block, which depends on the latents and so neither leaves an
+engine nor is known ahead. Here it is the timestep embedding, or the modulation where that depends on the timestep
+alone.
 
-The polynomial belongs to a signal and a model. Published are those of Wan 2.1 T2V 1.3B and 14B, for both signals (see
-`PUBLISHED`). All others have to be fitted, HunyuanVideo's too: its published one is for the first block's input. See
-`tea_fit`.
+The polynomial belongs to a signal and a checkpoint, not to an architecture: a fine-tuned or distilled model, or another
+release of the same size, changes by other amounts. So published coefficients are taken for checkpoints that carry the
+published name, see `ModelFamily.tea_cache_model`, or where the user says which checkpoint it is. All others have to be
+fitted, see `tea_fit`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
 
+from vorta_trt.model.families import get_family
 from vorta_trt.runtime.sampling.step_cache import SETTINGS, ends_and
 
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import Signal, TimestepPath
 
 
-@dataclass(frozen=True)
-class Published:
-    """What ali-vilab/TeaCache publishes for a model and a signal: the polynomial, highest power first, the threshold of
-    its faster setting, and how many first steps are always computed."""
-
-    coefficients: tuple[float, ...]
-    threshold: float
-    first: int
-
-
-# (layers, heads) of Wan 2.1 T2V, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
-_WAN_1_3B, _WAN_14B = (30, 12), (40, 40)
-PUBLISHED: Mapping[tuple[tuple[int, int], str], Published] = {
-    (_WAN_1_3B, "embedding"): Published(
-        (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01), 0.08, 1
-    ),
-    (_WAN_1_3B, "modulation"): Published(
-        (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02), 0.1, 5
-    ),
-    (_WAN_14B, "embedding"): Published(
-        (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404), 0.2, 1
-    ),
-    (_WAN_14B, "modulation"): Published(
-        (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01), 0.2, 5
-    ),
-}
 IDENTITY = (1.0, 0.0)  # the distance itself; thresholds then are about ten times smaller
 
 
@@ -81,6 +57,7 @@ class TeaCache:
         first: how many steps at the beginning are always computed.
         last: how many steps at the end are always computed.
         fitted_range: distances that the polynomial was fitted on, if known.
+        model: which published checkpoint it is, where the name of its folder does not say.
         method: what tells it from the other caches in JSON.
     """
 
@@ -90,6 +67,7 @@ class TeaCache:
     first: int = 1
     last: int = 1
     fitted_range: tuple[float, float] | None = None
+    model: str | None = None
     method: Literal["tea"] = "tea"
 
     def __post_init__(self) -> None:
@@ -107,13 +85,33 @@ class TeaCache:
             raise ValueError(f"first {self.first}, last {self.last}: the first and last step are always computed")
 
     @classmethod
-    def published(cls, path: TimestepPath, threshold: float | None = None, signal: Signal = "embedding") -> TeaCache:
-        """With what is published for the model; ValueError for other models."""
-        known = PUBLISHED.get(((path.num_layers, path.num_heads), signal)) if path.family == "wan" else None
+    def published(
+        cls, path: TimestepPath, threshold: float | None = None, signal: Signal = "embedding", model: str | None = None
+    ) -> TeaCache:
+        """With what is published for the checkpoint.
+
+        Args:
+            path: of the model.
+            threshold: None takes the published one.
+            signal: which embedding.
+            model: name of a published checkpoint, for a model that is one under another name; None goes by the name
+                of the folder that the model came from.
+
+        Raises:
+            ValueError: nothing is published for the checkpoint and signal, or which checkpoint it is is not known.
+        """
+        family = get_family(path.family)
+        names = family.tea_cache_models()
+        if model is not None and model not in names:
+            raise ValueError(f"TeaCache model {model!r}: must be one of {', '.join(names) or 'none'} for {family}")
+        model = model or family.tea_cache_model(path.checkpoint, path.num_layers, path.num_heads)
+        known = None if model is None else family.tea_cache(model, signal)
         if known is None:
+            what = f"the checkpoint {path.checkpoint!r}" if path.checkpoint else "a model without a checkpoint's name"
+            some = f"if it is {' or '.join(names)} under another name, say so (--cache-coefficients NAME); otherwise "
             raise ValueError(
-                f"TeaCache coefficients for a {path.family} model with {path.num_layers} layers and {path.num_heads} "
-                f"heads, signal {signal!r}: none are published (there are some for Wan 2.1 T2V 1.3B and 14B); fit them "
+                f"TeaCache coefficients for {what} of {path.num_layers} layers and {path.num_heads} heads, signal "
+                f"{signal!r}: none are published under that name; {some if names else ''}fit them "
                 f"(vorta_trt.runtime.sampling.tea_fit) and give the file, or take the distance as it is"
             )
         return cls(known.threshold if threshold is None else threshold, known.coefficients, signal, known.first)
@@ -121,7 +119,7 @@ class TeaCache:
     def for_model(self, path: TimestepPath | None) -> TeaCache:
         if self.coefficients is not None:
             return self
-        known = self.published(known_path(path), self.threshold, cast("Signal", self.signal))
+        known = self.published(known_path(path), self.threshold, cast("Signal", self.signal), self.model)
         return replace(known, first=max(self.first, known.first), last=self.last)
 
     def compute(

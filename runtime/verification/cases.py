@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from vorta_trt.model.constants import DENSE_TAU, ROUTER_DECIDES, TRAIN_TIMESTEPS
+from vorta_trt.model.constants import DENSE_TAU, ROUTER_DECIDES
+from vorta_trt.model.families import ModelInput
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.runtime.tensors import TensorSpec
 
-GUIDANCE = (1000.0, 10000.0)  # HunyuanVideo's: 1000 times the guidance scale
 BRANCHES = {branch.name.lower(): int(branch) for branch in Branch}
 
 
@@ -32,6 +32,7 @@ class Case:
 
 def make_cases(
     inputs: Sequence[TensorSpec],
+    model_inputs: Sequence[ModelInput],
     *,
     default_tau: float,
     has_router: bool,
@@ -43,6 +44,7 @@ def make_cases(
     """The cases for an engine with these inputs.
 
     Args:
+        inputs: of the engine. model_inputs: what the family says of them.
         default_tau: the threshold it was exported with. has_router: without one, every threshold gives the same routes.
         only: names of cases to run; all if empty. draw: another number gives other inputs for the same seed.
     Raises:
@@ -54,6 +56,7 @@ def make_cases(
     names = [*thresholds, *(f"all {branch}" for branch in BRANCHES), "mixed override"]
     if unknown := sorted(set(only) - set(names)):
         raise ValueError(f"case {unknown[0]!r}: must be one of {', '.join(map(repr, names))}")
+    known = {model_input.name: model_input for model_input in model_inputs}
     layers_heads = next(_sizes(spec, batch) for spec in inputs if spec.name == "route_override")  # [L, N]
     cases = []
     for index, name in enumerate(names):
@@ -64,8 +67,9 @@ def make_cases(
         elif name == "mixed override":
             override[:] = generator.integers(ROUTER_DECIDES, len(BRANCHES), override.shape)
         tau = np.array([thresholds.get(name, default_tau)], np.float32)
+        fixed = {"tau": tau, "route_override": override}
         feeds = {
-            spec.name: {"tau": tau, "route_override": override}.get(spec.name, _random(generator, spec, batch))
+            spec.name: fixed[spec.name] if spec.name in fixed else _random(generator, spec, known[spec.name], batch)
             for spec in inputs
         }
         if not only or name in only:
@@ -73,13 +77,11 @@ def make_cases(
     return cases
 
 
-def _random(generator: np.random.Generator, spec: TensorSpec, batch: int) -> np.ndarray[Any, Any]:
+def _random(generator: np.random.Generator, spec: TensorSpec, known: ModelInput, batch: int) -> np.ndarray[Any, Any]:
     shape = _sizes(spec, batch)
-    if spec.name == "timestep":
-        return generator.uniform(0, TRAIN_TIMESTEPS, shape).astype(np.float32)  # [B]
-    if spec.name == "guidance":
-        return generator.uniform(*GUIDANCE, shape).astype(np.float32)  # [B]
-    if spec.name == "encoder_attention_mask":  # [B, T], another number of valid text tokens for each sample
+    if known.kind == "uniform":
+        return generator.uniform(known.low, known.high, shape).astype(np.float32)  # [B]
+    if known.kind == "mask":  # [B, T], another number of valid text tokens for each sample
         lengths = generator.integers(1, shape[1], (shape[0], 1), endpoint=True)  # [B, 1]
         return (np.arange(shape[1]) < lengths).astype(np.int32)
     values = generator.standard_normal(shape, np.float32)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
 from vorta_trt.runtime.verification.cases import Case
-from vorta_trt.runtime.verification.modules import compared_modules
 from vorta_trt.runtime.verification.report import LayerReport
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
     if not onnx_file.is_portable:
         return LayerReport(case=case.name, modules=[], note=f"the ONNX file {NOT_PORTABLE}")
     metadata = subject.target.metadata
-    tensors = module_tensors(onnx_file.model, compared_modules(metadata) if metadata else ())
+    tensors = module_tensors(onnx_file.model, metadata.compared_modules() if metadata else ())
     with probed_copy(onnx_file, list(tensors.values())) as copy:
         executor = "reference" if subject.precision == "bf16" else "onnxruntime"
         runner = EngineRunner(lambda: Engine(copy, executor=executor))

@@ -69,8 +69,10 @@ def verify(
     subject = _subject(Path(target), Path(checkpoint), router, precision, executor, progress)
 
     def draw(only: Sequence[str], number: int = 0) -> list[Case]:
+        assert subject.target.metadata is not None
         return make_cases(
             subject.target.inputs,
+            subject.target.metadata.model_inputs(),
             default_tau=subject.tau,
             has_router=router is not None,
             batch=batch,

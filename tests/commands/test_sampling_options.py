@@ -12,19 +12,21 @@ from typer.testing import CliRunner
 
 from vorta_trt.commands import sampling_options
 from vorta_trt.commands.sampling_options import Cache, CacheSignal, SamplingOptions
+from vorta_trt.model.families import get_family
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
-from vorta_trt.runtime.sampling.tea_cache import IDENTITY, PUBLISHED, TeaCache
+from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 from vorta_trt.runtime.sampling.tea_fit import TeaCoefficients
 
 
 class FakePath:
     """The timestep path of a Wan 2.1 1.3B, as far as the options ask."""
 
-    family, num_layers, num_heads = "wan", 30, 12
+    family, num_layers, num_heads, checkpoint = "wan", 30, 12, "Wan2.1-T2V-1.3B-Diffusers"
 
 
 PATH: Any = FakePath()
+WAN = get_family("wan")
 
 
 def plan_of(options: SamplingOptions, timesteps: list[float], path: Any = None, **known: Any) -> StepPlan:
@@ -39,15 +41,26 @@ def test_everything_is_off_by_default() -> None:
 
 
 def test_tea_cache_is_published_fitted_or_plain(tmp_path: Path) -> None:
-    published = PUBLISHED[(30, 12), "embedding"]
+    published = WAN.tea_cache("Wan2.1-T2V-1.3B", "embedding")
+    assert published is not None
     assert SamplingOptions(Cache.tea).step_cache(PATH) == TeaCache(published.threshold, published.coefficients)
     modulation = SamplingOptions(Cache.tea, 0.05, "published", CacheSignal.modulation).step_cache(PATH)
-    coefficients = PUBLISHED[(30, 12), "modulation"].coefficients
-    assert modulation == TeaCache(0.05, coefficients, "modulation", first=5)
+    published = WAN.tea_cache("Wan2.1-T2V-1.3B", "modulation")
+    assert published is not None
+    assert modulation == TeaCache(0.05, published.coefficients, "modulation", first=5)
     assert SamplingOptions(Cache.tea, 0.05, "none").step_cache(PATH) == TeaCache(0.05, IDENTITY)
     fitted = TeaCoefficients((1.0, 2.0), "modulation", (0.1, 0.2))
     fitted.save(tmp_path / "tea.json")
     assert SamplingOptions(Cache.tea, 0.05, str(tmp_path / "tea.json")).step_cache(PATH) == fitted.cache(0.05)
+
+
+def test_tea_cache_of_a_published_checkpoint_under_another_name() -> None:
+    renamed: Any = FakePath()
+    renamed.checkpoint = "my-model"
+    with pytest.raises(ValueError, match="checkpoint 'my-model' .*Wan2.1-T2V-1.3B or Wan2.1-T2V-14B"):
+        SamplingOptions(Cache.tea).step_cache(renamed)
+    named = SamplingOptions(Cache.tea, cache_coefficients="Wan2.1-T2V-1.3B").step_cache(renamed)
+    assert named == SamplingOptions(Cache.tea).step_cache(PATH)
 
 
 def test_broadcast() -> None:

@@ -18,7 +18,6 @@ from vorta_trt.runtime import Engine
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import make_cases
-from vorta_trt.runtime.verification.modules import compared_modules
 from vorta_trt.runtime.verification.verify import verify
 
 LAYERS, HEADS, TEXT = 4, 3, 256
@@ -78,12 +77,15 @@ def test_a_changed_weight_is_found(
 def test_every_compared_module_is_in_the_graph(hunyuan_video: Any, fp32: Path) -> None:
     report = verify(fp32, hunyuan_video.checkpoint, hunyuan_video.router, cases=["mixed override"], layers=True)
     assert report.layers is not None and report.layers.note == "no module departs"
-    assert [error.name for error in report.layers.modules] == compared_modules(read_metadata(fp32))
+    assert [error.name for error in report.layers.modules] == read_metadata(fp32).compared_modules()
 
 
 def test_inputs_of_the_cases(fp32: Path, seed: int) -> None:
     lengths = set()
-    for case in make_cases(read_target(fp32).inputs, default_tau=0.3, has_router=True, batch=5, seed=seed):
+    target = read_target(fp32)
+    for case in make_cases(
+        target.inputs, target.metadata.model_inputs(), default_tau=0.3, has_router=True, batch=5, seed=seed
+    ):
         mask, guidance = case.feeds["encoder_attention_mask"], case.feeds["guidance"]
         assert mask.shape == (5, TEXT) and mask.dtype == np.int32 and set(np.unique(mask)) <= {0, 1}
         assert (np.diff(mask, axis=1) <= 0).all() and (mask[:, 0] == 1).all()  # valid tokens come first

@@ -10,7 +10,6 @@ from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families.family import (
     DemoModel,
-    Guidance,
     ModelFamily,
     ModelInput,
     Shape,
@@ -58,7 +57,7 @@ class HunyuanVideo(ModelFamily):
     vae_dtype = "float16"
     tiled_vae = True
     frames_per_second = 24.0
-    usual_shifts = "7.0"
+    usual_shifts = "7"
     demo = DemoModel({"layers": 2, "single_layers": 2}, {}, "HunyuanVideo", "117x720x1280")
 
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
@@ -98,34 +97,6 @@ class HunyuanVideo(ModelFamily):
     def text_rows(self, text_tokens: int) -> int:
         return text_tokens
 
-    def guidance(
-        self,
-        config: Mapping[str, Any],
-        *,
-        scale: float | None,
-        true_scale: float,
-        negative_prompt: str | None,
-        distilled: bool,
-    ) -> Guidance:
-        if scale is not None and not config.get("guidance_embeds"):
-            raise ValueError(
-                f"guidance scale {scale:g}: this {self.title} has no guidance embedding, so it would have no effect; "
-                f"leave it out, or give a true guidance scale"
-            )
-        guided = true_scale > 1
-        if negative_prompt is not None and not guided:
-            raise ValueError(
-                f"negative prompt {negative_prompt!r}: has no effect without guidance; give a true guidance scale "
-                f"above 1, or leave it out"
-            )
-        arguments: dict[str, Any] = {
-            "guidance_scale": self.guidance_scale if scale is None else scale,
-            "true_cfg_scale": true_scale,
-        }
-        if guided:
-            arguments["negative_prompt"] = negative_prompt or ""
-        return Guidance(arguments, 2 if guided else 1)
-
     def normalise(self, vae: Any, latents: Tensor) -> Tensor:
         scaled: Tensor = latents * vae.config.scaling_factor
         return scaled
@@ -146,7 +117,7 @@ class HunyuanVideo(ModelFamily):
         video, text, tokens = video_tokens, text_tokens, video_tokens + text_tokens
         dual, single = config["num_layers"], config["num_single_layers"]
         dim = config["num_attention_heads"] * config["attention_head_dim"]
-        hidden = int(dim * config["mlp_ratio"])
+        hidden = self.feed_forward_width(config)
         voxels = volume(self.patch_of(config))
         text_dim = config["text_embed_dim"]
         timestep = mlp_flops(1, FREQUENCIES, dim, dim)
@@ -183,6 +154,9 @@ class HunyuanVideo(ModelFamily):
             "patches": linear_flops(video, config["in_channels"] * voxels, dim)
             + linear_flops(video, dim, config["out_channels"] * voxels),
         }
+
+    def feed_forward_width(self, config: Mapping[str, Any]) -> int:
+        return int(config["num_attention_heads"] * config["attention_head_dim"] * float(config["mlp_ratio"]))
 
     def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
         return config["num_refiner_layers"], "one per layer of the token refiner"

@@ -10,7 +10,6 @@ from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families.family import (
     DemoModel,
-    Guidance,
     ModelFamily,
     ModelInput,
     PublishedTeaCache,
@@ -42,6 +41,7 @@ _TEA_CACHE: Mapping[tuple[str, str], PublishedTeaCache] = {
         (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01), 0.2, 5
     ),
 }
+_TEA_CACHE_SIZES = {"Wan2.1-T2V-1.3B": (30, 12), "Wan2.1-T2V-14B": (40, 40)}  # layers, heads
 
 
 class Wan(ModelFamily):
@@ -66,7 +66,7 @@ class Wan(ModelFamily):
     encoder_dtype = "bfloat16"
     vae_dtype = "float32"
     frames_per_second = 16.0
-    usual_shifts = "3.0 at 480p and 5.0 at 720p"
+    usual_shifts = "3 at 480p, 5 at 720p"
     demo = DemoModel({"layers": 4}, {"ffn_dim": 768}, "Wan2.1-T2V-14B-Diffusers", "77x720x1280")
 
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
@@ -93,32 +93,6 @@ class Wan(ModelFamily):
 
     def text_rows(self, text_tokens: int) -> int:
         return TEXT_SEQUENCE
-
-    def guidance(
-        self,
-        config: Mapping[str, Any],
-        *,
-        scale: float | None,
-        true_scale: float,
-        negative_prompt: str | None,
-        distilled: bool,
-    ) -> Guidance:
-        if true_scale != 1:
-            raise ValueError(
-                f"true guidance scale {true_scale:g}: {self.title}'s guidance scale is the true one; give that instead"
-            )
-        if scale is None:
-            scale = 1.0 if distilled else self.guidance_scale
-        guided = scale > 1
-        if negative_prompt is not None and not guided:
-            raise ValueError(
-                f"negative prompt {negative_prompt!r}: has no effect without guidance; give a guidance scale above 1, "
-                f"or leave it out"
-            )
-        arguments: dict[str, Any] = {"guidance_scale": scale}
-        if guided:
-            arguments["negative_prompt"] = negative_prompt or ""
-        return Guidance(arguments, 2 if guided else 1)
 
     def normalise(self, vae: Any, latents: Tensor) -> Tensor:
         mean, std = _statistics(vae, latents)  # [1, C, 1, 1, 1]
@@ -161,6 +135,9 @@ class Wan(ModelFamily):
             + linear_flops(video, dim, outputs * voxels),
         }
 
+    def feed_forward_width(self, config: Mapping[str, Any]) -> int:
+        return int(config["ffn_dim"])
+
     def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
         return config["num_layers"], "one cross-attention per layer"
 
@@ -178,6 +155,10 @@ class Wan(ModelFamily):
 
     def tea_cache_models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(model for model, _ in _TEA_CACHE))
+
+    def tea_cache_model(self, checkpoint: str | None, layers: int, heads: int) -> str | None:
+        model = super().tea_cache_model(checkpoint, layers, heads)
+        return model if model is not None and _TEA_CACHE_SIZES[model] == (layers, heads) else None
 
     def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
         return _TEA_CACHE.get((model, signal))

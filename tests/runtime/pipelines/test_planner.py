@@ -179,7 +179,7 @@ def test_wan(tiny_wan: Tiny, settings: dict[str, Any], negative: str | None, mes
     ("settings", "negative", "message"),
     [
         ({}, "ugly", "negative_prompt 'ugly': has no effect without guidance; give a true_cfg_scale above 1"),
-        ({"scheduler": "dpm++"}, None, "scheduler DPMSolver.*: HunyuanVideo's pipeline chooses the sigmas"),
+        ({"scheduler": "dpm++"}, None, "scheduler DPMSolver.*: the pipeline of HunyuanVideo chooses the sigmas"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

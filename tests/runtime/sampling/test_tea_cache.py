@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vorta_trt.runtime.sampling.tea_cache import IDENTITY, PUBLISHED, TeaCache
+from vorta_trt.model.families import get_family
+from vorta_trt.model.families.family import PublishedTeaCache
+from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 from vorta_trt.runtime.sampling.tea_fit import TeaCoefficients, fit_coefficients, output_changes
 
 STEPS = 50
@@ -27,13 +29,15 @@ DISTANCES = {  # on which the published polynomials are positive, but for a few
 
 
 class FakePath:
-    """A timestep path with given embeddings [P, E], of a Wan of given size."""
+    """A timestep path with given embeddings [P, E], of a Wan of given size and its published name."""
 
     family = "wan"
 
     def __init__(self, embeddings: Tensor, layers: int = 2, heads: int = 3) -> None:
         self.embeddings = embeddings
         self.num_layers, self.num_heads = layers, heads
+        size = next((name for name, sizes in WAN.items() if sizes == (layers, heads)), None)
+        self.checkpoint = None if size is None else f"Wan2.1-T2V-{size}-Diffusers"
 
     def embedding(self, timesteps: Any, signal: str = "embedding") -> Tensor:
         assert len(timesteps) == len(self.embeddings)
@@ -82,7 +86,7 @@ def test_the_published_settings_skip_what_the_original_skips(size: str, signal: 
     low, high = DISTANCES[size, signal]
     embeddings = embeddings_with(random.uniform(low, high, STEPS - 1).tolist(), seed)
     cache = TeaCache.published(FakePath(embeddings, *WAN[size]), signal=signal)  # type: ignore[arg-type]
-    published = PUBLISHED[WAN[size], signal]
+    published = published_for(size, signal)
     assert (cache.coefficients, cache.threshold) == (published.coefficients, published.threshold)
     # The last step is always computed; the original does so for the embedding only.
     expected = the_originals_loop(embeddings, cache.coefficients, cache.threshold, published.first, STEPS - 1)
@@ -90,19 +94,53 @@ def test_the_published_settings_skip_what_the_original_skips(size: str, signal: 
     assert 0 < sum(expected) < STEPS
 
 
+def published_for(size: str, signal: str) -> PublishedTeaCache:
+    published = get_family("wan").tea_cache(f"Wan2.1-T2V-{size}", signal)
+    assert published is not None
+    return published
+
+
 def test_the_published_tables_are_those_of_the_original() -> None:
-    assert PUBLISHED[WAN["1.3B"], "embedding"].coefficients[0] == 2.39676752e03
-    assert PUBLISHED[WAN["14B"], "embedding"].coefficients[-1] == -13.02252404
-    assert PUBLISHED[WAN["14B"], "modulation"].first == 5  # use_ret_steps
-    assert all(len(published.coefficients) == 5 for published in PUBLISHED.values())
+    assert published_for("1.3B", "embedding").coefficients[0] == 2.39676752e03
+    assert published_for("14B", "embedding").coefficients[-1] == -13.02252404
+    assert published_for("14B", "modulation").first == 5  # use_ret_steps
+    assert all(len(published_for(size, signal).coefficients) == 5 for size, signal in DISTANCES)
+
+
+@pytest.mark.parametrize("name", ["Wan2.1-T2V-14B", "wan2.1-t2v-14b-diffusers", "Wan2.1-T2V-14B-Diffusers"])
+def test_a_checkpoint_is_known_by_its_published_name(name: str, seed: int) -> None:
+    path: Any = FakePath(embeddings_with([0.1], seed), *WAN["14B"])
+    path.checkpoint = name
+    assert TeaCache.published(path).coefficients == published_for("14B", "embedding").coefficients
+
+
+@pytest.mark.parametrize(
+    "name", [None, "Wan2.2-T2V-A14B-Diffusers", "Wan2.1-T2V-14B-StepDistill-CfgDistill", "my-Wan2.1-T2V-14B", "demo"]
+)
+def test_sizes_alone_are_no_identity(name: str | None, seed: int) -> None:
+    """Wan 2.2 A14B has the layers and heads of Wan 2.1 14B, and its fine-tunes and distillations have them as well."""
+    path: Any = FakePath(embeddings_with([0.1], seed), *WAN["14B"])
+    path.checkpoint = name
+    with pytest.raises(ValueError, match="none are published under that name.*Wan2.1-T2V-14B under another name"):
+        TeaCache.published(path)
+    assert TeaCache.published(path, model="Wan2.1-T2V-14B").first == 1
+    with pytest.raises(ValueError, match="model 'Wan2.2-T2V-A14B': must be one of Wan2.1-T2V-1.3B, Wan2.1-T2V-14B"):
+        TeaCache.published(path, model="Wan2.2-T2V-A14B")
+
+
+def test_a_published_name_on_another_size_is_refused(seed: int) -> None:
+    path: Any = FakePath(embeddings_with([0.1], seed))
+    path.checkpoint = "Wan2.1-T2V-14B-Diffusers"
+    with pytest.raises(ValueError, match="of 2 layers and 3 heads"):
+        TeaCache.published(path)
 
 
 def test_models_without_published_coefficients(seed: int) -> None:
     path = FakePath(embeddings_with([0.1], seed))
-    with pytest.raises(ValueError, match="wan model with 2 layers and 3 heads, signal 'embedding': none are published"):
+    with pytest.raises(ValueError, match="of 2 layers and 3 heads, signal 'embedding': none are published"):
         TeaCache.published(path)  # type: ignore[arg-type]
     path.family, path.num_layers, path.num_heads = "hunyuan_video", *WAN["14B"]
-    with pytest.raises(ValueError, match="a hunyuan_video model .* fit them"):
+    with pytest.raises(ValueError, match="of 40 layers and 40 heads, .* name; fit them"):
         TeaCache.published(path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="timestep embedder is not at hand"):
         TeaCache(0.1, IDENTITY).compute([3.0, 2.0], None, [False, False])

@@ -221,8 +221,9 @@ def test_a_file_of_another_origin(wan: Any, tmp_path: Path) -> None:
 def test_inputs_of_the_cases(wan: Any, bf16: Path, seed: int) -> None:
     from vorta_trt.runtime.target import read_target
 
-    specs = read_target(bf16).inputs
-    cases = make_cases(specs, default_tau=0.3, has_router=True, batch=3, seed=seed)
+    target = read_target(bf16)
+    specs = target.inputs
+    cases = make_cases(specs, target.metadata.model_inputs(), default_tau=0.3, has_router=True, batch=3, seed=seed)
     for case in cases:
         latents = case.feeds["hidden_states"]
         assert latents.shape == (3, 16, 12, 12, 12)
@@ -312,8 +313,10 @@ def test_routes_are_compared_with_torch_in_the_same_type_and_the_truth_takes_the
     from vorta_trt.runtime.verification.runners import TorchRunner
     from vorta_trt.runtime.verification.sides import run_sides
 
-    specs = read_target(bf16).inputs
-    (case,) = make_cases(specs, default_tau=0.0, has_router=True, batch=3, seed=3, only=["router, tau 0"])
+    target = read_target(bf16)
+    specs = target.inputs
+    known = target.metadata.model_inputs()
+    (case,) = make_cases(specs, known, default_tau=0.0, has_router=True, batch=3, seed=3, only=["router, tau 0"])
 
     def load() -> RoutedTransformer:
         return RoutedTransformer.from_pretrained(wan.checkpoint, wan.router, wan.geometry)
