@@ -14,22 +14,12 @@ from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.device_array import DeviceArray
 from vorta_trt.runtime.device.nvtx import nvtx_range
 from vorta_trt.runtime.executors.executor import ContextOptions, DeviceUse, Executor, Outputs
 from vorta_trt.runtime.executors.weight_streaming import Budget, check_budget
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.target import Target, read_target
-from vorta_trt.runtime.tensors import (
-    AnyArray,
-    TensorSpec,
-    as_array,
-    cast_exactly,
-    check_names,
-    kind_of,
-    to_numpy,
-    to_torch,
-)
+from vorta_trt.runtime.tensors import Array, TensorSpec, as_input, check_names, kind_of, to_numpy, to_torch
 
 if TYPE_CHECKING:
     from vorta_trt.export.metadata import ModelMetadata
@@ -134,17 +124,24 @@ class Engine:
         return self._options.outputs == "reuse"
 
     def __call__(self, *, step: object = None, **inputs: Any) -> dict[str, Any]:
-        """One denoising step.
+        """Runs one denoising step.
 
-        Args: the inputs by name, as `Engine.inputs` lists them: NumPy arrays, torch tensors, anything with
-            `__dlpack__`, or numbers. What lies on the engine's GPU, contiguous, is read where it is or copied there.
-            `tau` may be left out (the exported default), and so may `route_override` (the router decides everywhere). A
-            tensor of another type is converted where that changes no value.
-            step: the step's number, for the NVTX range of this call.
-        Returns: the outputs by name: torch tensors, on the device of the first torch tensor (or array with
-            `__dlpack__`) among the inputs; NumPy arrays if there is none. Without a torch that has CUDA, GPU arrays
-            with `__dlpack__` take the place of torch tensors on the GPU. How long they are valid: `outputs`, above.
-        Raises: TypeError (name, type), ValueError (shape), VortaError (TensorRT; memory).
+        Args:
+            step: The step's number, for the NVTX range of this call.
+            **inputs: The inputs by name, as `Engine.inputs` lists them: NumPy arrays, torch tensors, anything with
+                `__dlpack__`, numbers or lists of numbers. A number serves for an input of shape [1]. What lies on the
+                engine's GPU, contiguous, is read where it is or copied there. `tau` may be left out (the exported
+                default), and so may `route_override` (the router decides everywhere). Numbers and lists are rounded to
+                the engine's type; an array of another type is converted where that changes no value.
+
+        Returns:
+            The outputs by name: torch tensors, on the device of the first torch tensor (or array with `__dlpack__`)
+            among the inputs; NumPy arrays if there is none. How long they are valid: `outputs`, above.
+
+        Raises:
+            TypeError: An input is missing, unknown, or of a type that cannot be converted.
+            ValueError: An input has a shape that the engine does not take.
+            VortaError: TensorRT fails, or the GPU's memory is used up.
         """
         feeds, like = self._feeds(inputs)
         with nvtx_range(f"{self.path.name} step {step}" if step is not None else self.path.name):
@@ -216,33 +213,18 @@ class Engine:
         if self.closed:
             raise RuntimeError(f"{self.path}: this engine is closed; open a new one")
 
-    def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, AnyArray], AnyArray | None]:
+    def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, Array], Array | None]:
         """Every input of the executor, checked; and the first tensor among them, which says where outputs go."""
         self._check_open()
         defaults = self._defaults()
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_names(inputs, self.inputs, optional=tuple(defaults))
-        arrays = {name: as_array(name, value) for name, value in inputs.items()}
+        arrays = {spec.name: as_input(spec, {**defaults, **inputs}[spec.name]) for spec in self.inputs}
         tensors = (name for name, value in inputs.items() if kind_of(name, value) in ("torch", "dlpack"))
         like = next((arrays[name] for name in tensors), None)
-        feeds: dict[str, AnyArray] = {}
-        for spec in self.inputs:
-            given = arrays[spec.name] if spec.name in arrays else defaults[spec.name]
-            array = cast_exactly(spec.name, given, spec.dtype)
-            spec.check_shape(array.shape)
-            feeds[spec.name] = self._as_kind(spec.name, array)
-        self._check_batch(feeds)
-        return feeds, like
-
-    def _as_kind(self, name: str, array: AnyArray) -> AnyArray:
-        if isinstance(array, DeviceArray):
-            if self.device == "cpu":
-                raise TypeError(
-                    f"{name}: lies on a GPU, executor {self.executor!r} runs on the CPU, and this torch has no CUDA to "
-                    "copy it; copy it to the host first"
-                )
-            return array
-        return to_numpy(array) if self._executor.array_kind == "numpy" else to_torch(array)
+        self._check_batch(arrays)
+        convert = to_numpy if self._executor.array_kind == "numpy" else to_torch
+        return {name: convert(array) for name, array in arrays.items()}, like
 
     def _defaults(self) -> dict[str, np.ndarray[Any, Any]]:
         """The inputs that may be left out, with the values they then have."""
@@ -254,7 +236,7 @@ class Engine:
                 defaults["route_override"] = np.full(spec.shape, ROUTER_DECIDES, numpy_dtype(spec.dtype))  # [L, N]
         return defaults
 
-    def _check_batch(self, feeds: dict[str, AnyArray]) -> None:
+    def _check_batch(self, feeds: dict[str, Array]) -> None:
         """Axes of one name have one size."""
         seen: dict[str, tuple[str, int]] = {}
         for spec in self.inputs:
@@ -323,16 +305,12 @@ def _say_alternative(target: Target, error: VortaError) -> None:
         error.args = (f"{error}\n  {remedy}", *error.args[1:])
 
 
-def _on_gpu(like: AnyArray | None) -> bool:
-    if like is None or isinstance(like, np.ndarray):
-        return False
-    return isinstance(like, DeviceArray) or like.is_cuda
+def _on_gpu(like: Array | None) -> bool:
+    return like is not None and not isinstance(like, np.ndarray) and like.is_cuda
 
 
-def _like(array: Any, like: AnyArray | None) -> Any:
+def _like(array: Any, like: Array | None) -> Any:
     """An output as the caller of the engine gets it."""
-    if isinstance(array, DeviceArray):  # only made where that is what was given
-        return array
     if like is None or isinstance(like, np.ndarray):
         return to_numpy(array)
-    return to_torch(array, None if isinstance(like, DeviceArray) else like.device)
+    return to_torch(array, like.device)

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from vorta_trt.model.precision import numpy_dtype, torch_dtype
-from vorta_trt.runtime.device.device_array import CPU, DeviceArray
 
 if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
-AnyArray: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor | DeviceArray"
 ArrayKind: TypeAlias = Literal["numpy", "torch"]
 
 
@@ -88,30 +86,56 @@ def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
     )
 
 
-def as_array(name: str, value: Any) -> AnyArray:
-    """An input of any kind as an array, without a copy for those that are arrays.
+def as_array(name: str, value: Any) -> Array:
+    """Gives an input of any kind as an array, without a copy for those that are arrays.
 
-    Arrays of other libraries become torch tensors, or `DeviceArray`s on a GPU that this torch cannot reach. Torch
-    tensors leave their autograd graph, which an engine's buffers would otherwise keep alive from call to call.
+    Arrays of other libraries become torch tensors. Torch tensors leave their autograd graph, which an engine's buffers
+    would otherwise keep alive from call to call.
+
+    Raises:
+        TypeError: A list with something else than numbers in it, or an array that torch cannot take over.
+        ValueError: A list whose rows are not of one length.
     """
     kind = kind_of(name, value)
     if kind is None:
-        return np.asarray(value)
+        return _of_numbers(name, value)
     if kind != "dlpack":
         array: Array = value.detach() if getattr(value, "requires_grad", False) else value
         return array
     import torch
 
-    if torch.version.cuda is None and value.__dlpack_device__()[0] != CPU:
-        return DeviceArray.from_dlpack(name, value)
-    tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(value)
+    try:
+        tensor: torch.Tensor = torch.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} of type {type(value).__name__}: torch {torch.__version__} cannot take it over through DLPack "
+            f"({error}); give a torch tensor or a NumPy array"
+        ) from error
     return tensor
 
 
-def dtype_name(array: AnyArray) -> str:
+def as_input(spec: TensorSpec, value: Any) -> Array:
+    """Gives an input of any kind as an array of the spec's type and shape.
+
+    A number, and an array without axes, serves where one axis is asked for: it is that axis' only element. Numbers and
+    lists of numbers have no type of their own: they are rounded to the spec's, and arrays are not.
+
+    Raises:
+        TypeError: No array and no numbers, or a type that cannot be converted without changing values.
+        ValueError: The shape is none that the spec takes.
+    """
+    array = as_array(spec.name, value)
+    untyped = kind_of(spec.name, value) is None
+    if array.ndim == 0 and len(spec.shape) == 1:
+        array, untyped = array.reshape(1), True
+    if untyped and dtype_name(array) != spec.dtype and "float" in dtype_name(array) and "float" in spec.dtype:
+        array = _rounded(spec.name, array, spec.dtype)
+    spec.check_shape(array.shape)
+    return cast_exactly(spec.name, array, spec.dtype)
+
+
+def dtype_name(array: Array) -> str:
     """NumPy's spelling of the type, for every kind of array."""
-    if isinstance(array, DeviceArray):
-        return array.dtype
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
 
 
@@ -147,7 +171,7 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
     return array if device is None else array.to(device)
 
 
-def cast_exactly(name: str, array: AnyArray, dtype: str) -> AnyArray:
+def cast_exactly(name: str, array: Array, dtype: str) -> Array:
     """`array` as `dtype` if that changes no value, else TypeError with the rule and the remedy.
 
     Floats may become wider; integers and booleans may become any type that holds their values; float64, which is what
@@ -156,11 +180,6 @@ def cast_exactly(name: str, array: AnyArray, dtype: str) -> AnyArray:
     given = dtype_name(array)
     if given == dtype:
         return array
-    if isinstance(array, DeviceArray):
-        raise TypeError(
-            f"{name} of type {given}: the engine takes {dtype}, and what lies in another library's memory is not "
-            f"converted; convert it yourself"
-        )
     if _always_exact(given, dtype):
         return _cast(array, dtype)
     by_value = given.startswith(("int", "uint", "bool")) or (given == "float64" and dtype == "float32")
@@ -186,6 +205,28 @@ def check_names(given: Mapping[str, object], specs: Sequence[TensorSpec], option
     if missing := [name for name in known if name not in given and name not in optional]:
         rest = f" (optional: {', '.join(optional)})" if optional else ""
         raise TypeError(f"input {missing[0]!r} is missing: the engine takes {', '.join(known)}{rest}")
+
+
+def _of_numbers(name: str, value: Any) -> np.ndarray[Any, Any]:
+    try:
+        array: np.ndarray[Any, Any] = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: is no list of numbers with rows of one length ({error}); give it as an array"
+        ) from error
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name}: holds something else than numbers that an engine takes; give numbers, or an array")
+    return array
+
+
+def _rounded(name: str, array: Array, dtype: str) -> Array:
+    rounded = _cast(array, dtype)
+    wide, narrow = (to_numpy(each).astype(np.float64) for each in (array, rounded))
+    if (np.isinf(narrow) & np.isfinite(wide)).any():
+        raise TypeError(
+            f"{name}: the engine takes {dtype}, which cannot hold {np.abs(wide).max():g}; give a smaller value"
+        )
+    return rounded
 
 
 def _always_exact(source: str, target: str) -> bool:

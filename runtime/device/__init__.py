@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU under an engine: CUDA runtime, buffers and scratch memory, arrays of other libraries, NVTX ranges."""
+"""The GPU under an engine: torch's memory and streams, scratch memory, CUDA graphs, NVTX ranges."""

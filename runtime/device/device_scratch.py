@@ -11,9 +11,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from vorta_trt.runtime.device.cuda_runtime import CudaEvent, DeviceOutOfMemory
-from vorta_trt.runtime.device.device_memory import Block, DeviceMemory
+from vorta_trt.plugins.errors import VortaError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vorta_trt.runtime.device.device_memory import DeviceMemory
+
+WHAT = "memory for activations (scratch)"
 
 
 class DeviceScratch:
@@ -25,58 +32,53 @@ class DeviceScratch:
     Engines that share it may be called from several threads: on the GPU each call waits until the one before has left
     the block. For calls that are to overlap, give each its own scratch (the default of `Engine`). The memory is taken
     at the first call, on the GPU of that engine; a growing block is never held beside the old one.
-
-    Attributes:
-        size: bytes held now.
     """
 
     def __init__(self) -> None:
         self.closed = False
         self._lock = threading.Lock()  # held while work is launched, not while it runs
-        self._block: Block | None = None
-        self._device: int | None = None
-        self._left: CudaEvent | None = None  # when the last call has left the block
+        self._block: torch.Tensor | None = None
+        self._memory: DeviceMemory | None = None  # of an engine, for its GPU
+        self._left: torch.cuda.Event | None = None  # when the last call has left the block
 
     @property
     def size(self) -> int:
-        return 0 if self._block is None else self._block.size
+        """Bytes held now."""
+        return 0 if self._block is None else self._block.numel()
 
     @contextmanager
-    def lend(self, memory: DeviceMemory, stream: int, needed: int) -> Iterator[int]:
+    def lend(self, memory: DeviceMemory, stream: torch.cuda.Stream, needed: int) -> Iterator[int]:
         """Gives the address of at least `needed` bytes to what is launched on `stream` inside the context.
 
-        Raises: DeviceOutOfMemory; the block then has its old size. ValueError for an engine on another GPU.
+        Raises:
+            DeviceOutOfMemory: The block then has its old size.
+            RuntimeError: The scratch is closed.
+            ValueError: The engine is on another GPU.
         """
         with self._lock:
             if self.closed:
                 raise RuntimeError("this DeviceScratch is closed; keep it open as long as its engines run")
-            if self._device not in (None, memory.device):
+            if self._memory is not None and self._memory.device != memory.device:
                 raise ValueError(
-                    f"scratch: holds memory of cuda:{self._device}, and the engine runs on cuda:{memory.device}; make "
-                    "a DeviceScratch per GPU"
+                    f"scratch: holds memory of cuda:{self._memory.device}, and the engine runs on "
+                    f"cuda:{memory.device}; make a DeviceScratch per GPU"
                 )
-            self._device = memory.device
-            if self._left is None:
-                self._left = CudaEvent(memory.cuda)
-            elif needed > self.size:
-                self._left.synchronize()
+            self._memory = memory
             if needed > self.size:
                 self._grow(memory, needed)
-            self._left.hold_back(stream)
+            if self._left is not None:
+                stream.wait_event(self._left)
             try:
-                yield 0 if self._block is None else self._block.pointer
+                yield 0 if self._block is None else self._block.data_ptr()
             finally:
-                self._left.record(stream)
+                self._left = stream.record_event(self._left)
 
     def close(self) -> None:
         """Waits for what runs in the block and frees it. May be called twice, and before its engines are closed."""
         with self._lock:
             self.closed = True
-            if self._left is not None:
-                self._left.synchronize()
-                self._left.close()
-                self._left = None
             self._free()
+            self._left = None
 
     def __enter__(self) -> DeviceScratch:
         return self
@@ -90,13 +92,15 @@ class DeviceScratch:
         before = self.size
         self._free()
         try:
-            self._block = memory.allocate("memory for activations (scratch)", needed)
-        except DeviceOutOfMemory:
+            self._block = memory.allocate(WHAT, needed)
+        except VortaError:
             if before:
-                self._block = memory.allocate("memory for activations (scratch)", before)
+                self._block = memory.allocate(WHAT, before)
             raise
 
     def _free(self) -> None:
-        if self._block is not None:
-            self._block.free()
+        if self._left is not None:
+            self._left.synchronize()
+        if self._block is not None and self._memory is not None:
             self._block = None
+            self._memory.release_unused()  # it is large, and TensorRT cannot use what torch keeps for later

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.tensors import AnyArray, ArrayKind, TensorSpec
+from vorta_trt.runtime.tensors import Array, ArrayKind, TensorSpec
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.device.device_scratch import DeviceScratch
@@ -60,11 +60,11 @@ class Executor(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Array], on_gpu: bool) -> dict[str, Any]:
         """Runs once.
 
         Args:
-            feeds: every input, already of the spec's type and shape and of `array_kind`, or a `DeviceArray`.
+            feeds: every input, already of the spec's type and shape and of `array_kind`.
             on_gpu: the caller wants the outputs on the GPU, if that is where they are made.
         """
         ...
@@ -73,7 +73,7 @@ class Executor(Protocol):
         """Another executor on the same weights, which may run at the same time as this one."""
         ...
 
-    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+    def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
         """Runs `repeats` times and measures every layer. VortaError where the executor cannot."""
         ...
 

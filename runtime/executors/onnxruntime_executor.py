@@ -13,7 +13,7 @@ from vorta_trt.engines.telemetry import disable_telemetry
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.onnx_file import check_portable, graph_specs, needs_bfloat16
-from vorta_trt.runtime.tensors import AnyArray, ArrayKind
+from vorta_trt.runtime.tensors import Array, ArrayKind
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,7 +46,7 @@ class OnnxRuntimeExecutor:
         self.inputs, self.outputs = graph_specs(model)
         self._session: onnxruntime.InferenceSession | None = _session(path)
 
-    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool = False) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
         if (session := self._session) is None:
             raise RuntimeError(CLOSED)
         names = [spec.name for spec in self.outputs]
@@ -57,7 +57,7 @@ class OnnxRuntimeExecutor:
             raise RuntimeError(CLOSED)
         return copy(self)  # the session is shared, and freed when both are closed
 
-    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+    def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
         raise VortaError(NO_LAYER_TIMES.format(name=self.name))
 
     def device_use(self) -> DeviceUse:

@@ -14,7 +14,7 @@ from vorta_trt.export.reference_form import for_reference_evaluator
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.onnx_file import check_portable, graph_specs
-from vorta_trt.runtime.tensors import AnyArray, ArrayKind
+from vorta_trt.runtime.tensors import Array, ArrayKind
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -47,7 +47,7 @@ class ReferenceExecutor:
         self._lock = threading.Lock()  # an evaluator keeps its results in itself
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(for_reference_evaluator(model))
 
-    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool = False) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
         names = [spec.name for spec in self.outputs]
         with self._lock:
             if self._evaluator is None:
@@ -59,7 +59,7 @@ class ReferenceExecutor:
             raise RuntimeError(CLOSED)
         return copy(self)  # with the same lock: the contexts take turns
 
-    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+    def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
         raise VortaError(NO_LAYER_TIMES.format(name=self.name))
 
     def device_use(self) -> DeviceUse:

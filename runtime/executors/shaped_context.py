@@ -9,14 +9,17 @@ set of shapes has a context of its own, which shares weights and scratch memory 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.cuda_runtime import CudaGraph
+from vorta_trt.runtime.device.cuda_graph import CaptureStream, CudaGraph
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.loaded_engine import LoadedEngine
 from vorta_trt.runtime.executors.optimization_profiles import OptimizationProfile, Shape
 from vorta_trt.runtime.executors.tensorrt_api import capture_obstacle, checked, scratch_for, set_scratch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class ShapedContext:
@@ -33,7 +36,7 @@ class ShapedContext:
         memory: DeviceMemory,
         profile: OptimizationProfile,
         shapes: Mapping[str, Shape],
-        stream: int,
+        stream: torch.cuda.Stream,
         layer_ranges: bool,
     ) -> None:
         self._loaded, self._memory = loaded, memory
@@ -48,7 +51,7 @@ class ShapedContext:
             f"choosing {profile}",
             self._context.set_optimization_profile_async,
             profile.index,
-            stream,
+            stream.cuda_stream,
             memory=memory,
         )
         for spec in loaded.inputs:
@@ -57,42 +60,46 @@ class ShapedContext:
         self.output_shapes = self._infer_outputs()
         self.scratch_bytes = scratch_for(loaded.engine, self._context, profile.index)
 
-    def bind(self, addresses: Mapping[str, int], scratch: int) -> None:
+    def bind(self, tensors: Mapping[str, torch.Tensor], scratch: int) -> None:
         """Says where tensors and scratch memory lie. A change drops the graph."""
         if (scratch, self.scratch_bytes) != self._scratch:
             self._drop_graph()
             set_scratch(self._context, scratch, self.scratch_bytes)
             self._scratch = (scratch, self.scratch_bytes)
-        for name, address in addresses.items():
+        for name, tensor in tensors.items():
+            address = tensor.data_ptr()
             if self._addresses.get(name) != address:
                 self._drop_graph()
                 if not self._context.set_tensor_address(name, address):
                     raise VortaError(f"{name} at address {address:#x}: TensorRT refuses it")
                 self._addresses[name] = address
 
-    def run(self, stream: int) -> None:
+    def run(self, stream: torch.cuda.Stream) -> None:
         """Launches the engine, as its graph if it has been captured."""
+        handle = stream.cuda_stream
         if self._graph is not None:
-            self._graph.launch(stream)
+            self._graph.launch(handle)
             return
-        checked(self._loaded.flavour, "running the engine", self._context.execute_async_v3, stream, memory=self._memory)
+        checked(self._loaded.flavour, "running the engine", self._context.execute_async_v3, handle, memory=self._memory)
         self._ran = True
 
     @property
     def ready_to_capture(self) -> bool:
         return self._graph is None and self._ran
 
-    def capture(self, stream: int) -> str | None:
-        """Captures a run into the graph that `run` launches from now on; the reason if TensorRT does not allow it.
+    def capture(self, stream: CaptureStream) -> str | None:
+        """Captures a run into the graph that `run` launches from now on.
 
-        stream: one on which nothing else is launched. Raises: CaptureError.
+        Returns:
+            None, or the reason why TensorRT does not allow it.
+
+        Raises:
+            CudaGraphError: The capture failed.
         """
-        if obstacle := capture_obstacle(self._loaded.engine, self._context, stream):
+        if obstacle := capture_obstacle(self._loaded.engine, self._context, stream.handle):
             return obstacle
         flavour, execute = self._loaded.flavour, self._context.execute_async_v3
-        self._graph = self._memory.cuda.capture(
-            stream, lambda capturing: checked(flavour, "running the engine", execute, capturing)
-        )
+        self._graph = stream.capture(lambda handle: checked(flavour, "running the engine", execute, handle))
         return None
 
     def profile_with(self, profiler: Any) -> None:

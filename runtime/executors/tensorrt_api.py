@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.cuda_runtime import DeviceOutOfMemory
-from vorta_trt.runtime.device.device_memory import DeviceMemory
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.device.device_memory import DeviceMemory
 
 _MEMORY = re.compile(r"out ?of ?memory|memory allocation|insufficient (gpu |device )?memory", re.IGNORECASE)
 
@@ -51,6 +52,8 @@ def checked(
         return result
     said += collected.errors or collected.warnings
     if memory is not None and any(_MEMORY.search(line) for line in said):
+        from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
+
         raise DeviceOutOfMemory(f"{what} ({flavour.title})", memory.device, needed, *memory.free_bytes())
     raise VortaError(f"{what} failed in {flavour.title} {flavour.version}: {'; '.join(said) or 'it logged no reason'}")
 

@@ -10,12 +10,12 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.cuda_runtime import CaptureError
-from vorta_trt.runtime.device.device_memory import DeviceMemory, device_memory
+from vorta_trt.runtime.device.cuda_graph import CaptureStream, CudaGraphError
+from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.executors.executor import CLOSED, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.layer_times import LayerTimes, measure_layers
@@ -24,7 +24,10 @@ from vorta_trt.runtime.executors.optimization_profiles import OptimizationProfil
 from vorta_trt.runtime.executors.shaped_context import ShapedContext
 from vorta_trt.runtime.executors.tensorrt_api import is_streaming
 from vorta_trt.runtime.executors.weight_streaming import Budget
-from vorta_trt.runtime.tensors import AnyArray, ArrayKind, byte_size
+from vorta_trt.runtime.tensors import Array, ArrayKind, byte_size
+
+if TYPE_CHECKING:
+    import torch
 
 GRAPH = "cuda graph capture"  # the kind of fallback
 MOST_SHAPES = 4  # sets of input shapes whose context, buffers and graph are kept; the one not used for longest goes
@@ -43,17 +46,17 @@ class TensorRTExecutor:
     """
 
     name = "tensorrt"
+    array_kind: ArrayKind = "torch"
 
     def __init__(self, loaded: LoadedEngine, memory: DeviceMemory, options: ContextOptions) -> None:
         self.inputs, self.outputs = loaded.inputs, loaded.outputs
         self.device = f"cuda:{memory.device}"
-        self.array_kind: ArrayKind = memory.array_kind
         self._loaded: LoadedEngine | None = loaded.retain()
         self._memory = memory
         self._options = options
         self._scratch = DeviceScratch() if options.scratch is None else options.scratch
         self._shaped: OrderedDict[Key, ShapedContext] = OrderedDict()
-        self._capture_stream: int | None = None
+        self._capture_stream: CaptureStream | None = None
         self._graphs = options.cuda_graph
         self._lock = threading.Lock()
         try:
@@ -75,7 +78,7 @@ class TensorRTExecutor:
         """Loads the plan of an opened bundle onto a GPU: "cuda", "cuda:1" or 1; None is the first one."""
         index = device_index(device)
         check_device(bundle, index, device)
-        memory = device_memory(index)
+        memory = DeviceMemory(index)
         try:
             with memory.current():
                 return cls(LoadedEngine(bundle, memory, budget), memory, options)
@@ -86,20 +89,20 @@ class TensorRTExecutor:
     def context(self, options: ContextOptions) -> TensorRTExecutor:
         with self._lock:
             loaded = self._open()
-            memory = device_memory(self._memory.device)
+            memory = DeviceMemory(self._memory.device)
             try:
                 return TensorRTExecutor(loaded, memory, options)
             except BaseException:
                 memory.close()
                 raise
 
-    def run(self, feeds: Mapping[str, AnyArray], on_gpu: bool) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Array], on_gpu: bool) -> dict[str, Any]:
         with self._lock:
             loaded = self._open()
             with self._memory.stream() as stream, self._freed_on_error():
                 return self._run(loaded, feeds, stream, on_gpu)
 
-    def layer_times(self, feeds: Mapping[str, AnyArray], repeats: int) -> LayerTimes:
+    def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
         with self._lock:
             loaded = self._open()
             with self._memory.stream() as stream, self._freed_on_error():
@@ -150,8 +153,7 @@ class TensorRTExecutor:
                     self._memory.synchronize()
                     self._drop_contexts()
                     if self._capture_stream is not None:
-                        self._memory.cuda.call("cudaStreamDestroy", self._capture_stream)
-                        self._capture_stream = None
+                        self._capture_stream.close()
                     if self._options.scratch is None:
                         self._scratch.close()
                     self._memory.close()
@@ -165,7 +167,9 @@ class TensorRTExecutor:
 
     # --- One run -----------------------------------------------------------------------------------------------------
 
-    def _run(self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray], stream: int, on_gpu: bool) -> dict[str, Any]:
+    def _run(
+        self, loaded: LoadedEngine, feeds: Mapping[str, Array], stream: torch.cuda.Stream, on_gpu: bool
+    ) -> dict[str, Any]:
         memory = self._memory
         shaped = self._context_for(loaded, feeds, stream)
         if self._graphs:
@@ -177,7 +181,7 @@ class TensorRTExecutor:
             outputs = self._run_in_place(shaped, feeds, stream, keep)
         return {name: memory.deliver(buffer, on_gpu) for name, buffer in outputs.items()}
 
-    def _run_kept(self, shaped: ShapedContext, feeds: Mapping[str, AnyArray], stream: int) -> dict[str, Any]:
+    def _run_kept(self, shaped: ShapedContext, feeds: Mapping[str, Array], stream: torch.cuda.Stream) -> dict[str, Any]:
         """With inputs and outputs in buffers that stay where they are, as a CUDA graph from the second run on."""
         memory = self._memory
         for spec in self.inputs:
@@ -186,14 +190,14 @@ class TensorRTExecutor:
             memory.fill(shaped.buffers[spec.name], feeds[spec.name])
         outputs = self._kept_outputs(shaped)
         with self._scratch.lend(memory, stream, shaped.scratch_bytes) as scratch:
-            shaped.bind({name: memory.pointer(buffer) for name, buffer in shaped.buffers.items()}, scratch)
+            shaped.bind(shaped.buffers, scratch)
             if shaped.ready_to_capture:
                 self._capture(shaped)
             shaped.run(stream)
         return outputs
 
     def _run_in_place(
-        self, shaped: ShapedContext, feeds: Mapping[str, AnyArray], stream: int, keep: bool
+        self, shaped: ShapedContext, feeds: Mapping[str, Array], stream: torch.cuda.Stream, keep: bool
     ) -> dict[str, Any]:
         """With inputs where the caller has them, and outputs in fresh buffers unless they are kept."""
         memory = self._memory
@@ -205,7 +209,7 @@ class TensorRTExecutor:
             else {spec.name: memory.empty(spec.name, shapes[spec.name], spec.dtype) for spec in self.outputs}
         )
         with self._scratch.lend(memory, stream, shaped.scratch_bytes) as scratch:
-            shaped.bind({name: memory.pointer(buffer) for name, buffer in {**placed, **outputs}.items()}, scratch)
+            shaped.bind({**placed, **outputs}, scratch)
             shaped.run(stream)
         return outputs
 
@@ -218,11 +222,11 @@ class TensorRTExecutor:
 
     def _capture(self, shaped: ShapedContext) -> None:
         """On a stream of its own, so that what others do on the run's stream meanwhile is no part of the graph."""
-        if self._capture_stream is None:
-            self._capture_stream = self._memory.cuda.make_stream()
         try:
+            if self._capture_stream is None:
+                self._capture_stream = CaptureStream()
             obstacle = shaped.capture(self._capture_stream)
-        except CaptureError as error:
+        except CudaGraphError as error:
             obstacle = str(error)
         if obstacle is not None:
             self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode an error, every time
@@ -231,12 +235,14 @@ class TensorRTExecutor:
     # --- Contexts ----------------------------------------------------------------------------------------------------
 
     def _profile_for(
-        self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray]
+        self, loaded: LoadedEngine, feeds: Mapping[str, Array]
     ) -> tuple[OptimizationProfile, dict[str, Shape]]:
         shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self.inputs}
         return choose_profile(loaded.profiles, shapes), shapes
 
-    def _context_for(self, loaded: LoadedEngine, feeds: Mapping[str, AnyArray], stream: int) -> ShapedContext:
+    def _context_for(
+        self, loaded: LoadedEngine, feeds: Mapping[str, Array], stream: torch.cuda.Stream
+    ) -> ShapedContext:
         profile, shapes = self._profile_for(loaded, feeds)
         key = (profile.index, tuple(shapes.values()))
         if key in self._shaped:

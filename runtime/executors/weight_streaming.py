@@ -6,12 +6,14 @@ For cards that the weights do not fit. The budget is what may stay on the GPU, i
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.tensorrt_api import most_scratch
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.device.device_memory import DeviceMemory
 
 Budget = int | Literal["auto"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vorta_trt.runtime.device.cuda_runtime import DeviceOutOfMemory
+from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.inputs import STEP_INPUTS
 from vorta_trt.runtime.pipelines.snapshot import Snapshot

@@ -20,7 +20,7 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.device_memory import device_memory
+from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.loaded_engine import check_device
 from vorta_trt.runtime.executors.tensorrt_executor import device_index
 from vorta_trt.runtime.memory_plan import CardPlan, plan_memory
@@ -133,7 +133,7 @@ def by_plan(
 
 
 def _free_bytes(index: int) -> int:
-    memory = device_memory(index)
+    memory = DeviceMemory(index)
     try:
         return memory.free_bytes()[0]
     finally:

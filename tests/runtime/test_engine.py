@@ -59,10 +59,10 @@ def test_optional_inputs_have_the_exported_defaults(model: RoutedTransformer, fp
         given = engine(
             **inputs, tau=np.float32([0.3]), route_override=torch.full((layers, heads), -1, dtype=torch.int32)
         )
-        dense = engine(**inputs, tau=[1.5])  # a plain number is an array, too
-        sliding = engine(**inputs, route_override=np.full((layers, heads), 2), tau=None)
+        dense = [engine(**inputs, tau=tau) for tau in (1.5, [1.5], np.float64(1.5), torch.tensor(1.5))]
+        sliding = engine(**inputs, route_override=[[2] * heads] * layers, tau=0.3)
     assert torch.equal(plain["sample"], given["sample"])
-    assert not dense["routes"].any()
+    assert not any(outputs["routes"].any() for outputs in dense)
     assert (sliding["routes"] == 2).all()
 
 

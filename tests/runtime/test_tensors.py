@@ -13,6 +13,7 @@ import torch
 from vorta_trt.runtime.tensors import (
     TensorSpec,
     as_array,
+    as_input,
     byte_size,
     cast_exactly,
     check_names,
@@ -121,6 +122,71 @@ def test_names() -> None:
         check_names({"latent": 0}, specs)
     with pytest.raises(TypeError, match=r"input 'timestep' is missing: .* \(optional: tau\)"):
         check_names({"latents": 0}, specs, optional=["tau"])
+
+
+TAU = TensorSpec("tau", "float32", (1,))
+TIMESTEP = TensorSpec("timestep", "float32", ("batch",))
+OVERRIDE = TensorSpec("route_override", "int32", (2, 3))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0.3, [0.3], (0.3,), np.float64(0.3), np.float32(0.3), np.array(0.3), np.array([0.3], np.float32)),
+        *(torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.3]), [np.float32(0.3)]),
+        torch.nn.Parameter(torch.tensor(0.3)),
+    ],
+)
+def test_numbers_serve_for_one_element(value: Any) -> None:
+    given = as_input(TAU, value)
+    assert (dtype_name(given), tuple(given.shape)) == ("float32", (1,))
+    assert to_numpy(given)[0] == np.float32(0.3)
+
+
+@pytest.mark.parametrize("value", [True, 2, np.int64(2), ml_dtypes.bfloat16(2), torch.tensor(2), np.array(2, np.int8)])
+def test_whole_numbers_serve_for_one_element(value: Any) -> None:
+    for spec in (TAU, TIMESTEP, TensorSpec("layer", "int32", (1,)) if value != ml_dtypes.bfloat16(2) else TAU):
+        given = as_input(spec, value)
+        assert (dtype_name(given), tuple(given.shape), float(given[0])) == (spec.dtype, (1,), float(value))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_have_no_type_of_their_own(dtype: str) -> None:
+    given = as_input(TensorSpec("guidance", dtype, (2,)), [0.3, float("inf")])
+    np.testing.assert_array_equal(to_numpy(given), np.array([0.3, np.inf]).astype(given.dtype))
+    with pytest.raises(TypeError, match="guidance of type float64: the engine takes"):
+        as_input(TensorSpec("guidance", dtype, (2,)), np.array([0.3, 1.0]))
+    with pytest.raises(TypeError, match="guidance: .*cannot hold 1e[+]300"):
+        as_input(TensorSpec("guidance", dtype, (2,)), [1e300, 1.0])
+
+
+def test_lists_of_routes() -> None:
+    for value in ([[-1, 0, 1], [2, 2, 2]], [(-1, 0, 1), np.array([2, 2, 2])], np.array([[-1, 0, 1], [2, 2, 2]])):
+        given = as_input(OVERRIDE, value)
+        assert dtype_name(given) == "int32" and to_numpy(given).tolist() == [[-1, 0, 1], [2, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "error", "message"),
+    [
+        (TAU, [0.3, 0.4], ValueError, r"tau of shape \(2,\): axis 0 must be 1"),
+        (TAU, [], ValueError, r"tau of shape \(0,\): axis 0 must be 1"),
+        (TAU, [[0.3]], ValueError, r"tau of shape \(1, 1\): has 2 axes, the engine takes 1"),
+        (TAU, ["0.3"], TypeError, "tau: .*numbers"),
+        (TAU, [None], TypeError, "tau: .*numbers"),
+        (TAU, 10**400, TypeError, "tau: .*numbers"),
+        (TAU, 1 + 2j, TypeError, "tau of type complex"),
+        (OVERRIDE, 1, ValueError, r"route_override of shape \(\): has 0 axes, the engine takes 2"),
+        (OVERRIDE, [1, 2, 0], ValueError, r"route_override of shape \(3,\): has 1 axes"),
+        (OVERRIDE, [[1, 2], [0, 1]], ValueError, r"route_override of shape \(2, 2\): axis 1 must be 3"),
+        (OVERRIDE, [[1, 2, 0], [0, 1]], ValueError, "route_override: .*rows of one length"),
+        (OVERRIDE, [[1, 2, 0], [0, 1, 0.5]], TypeError, "route_override of type float64: the engine takes int32"),
+        (OVERRIDE, [[1, 2, 0], [0, 1, 2**40]], TypeError, "route_override of type int64: .*cannot hold every"),
+    ],
+)
+def test_numbers_and_lists_that_are_refused(spec: TensorSpec, value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_input(spec, value)
 
 
 def test_only_arrays_and_numbers_are_inputs() -> None:

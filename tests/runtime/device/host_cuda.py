@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CUDA runtime made of Python and host memory, under the names of `cuda.bindings.runtime`.
+"""A GPU made of Python and host memory: streams, memory and graphs, and as much of `torch.cuda` as engines use.
 
 What is put on a stream runs later, when somebody waits for it, and what lies on different streams runs in a random
-order unless events say otherwise: a missing wait shows. Freed memory is poisoned, and may not be touched any more.
+order unless events say otherwise: a missing wait shows. Freed memory is poisoned as early as torch's allocator might
+give it to somebody else, and may not be touched any more.
+
+`HostCuda` is the GPU, with the functions of `cuda.bindings.runtime` that are called. `install` puts it in the place of
+both libraries: `HostTorch` is torch, but for streams, events and tensors on a GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
 import random
+import sys
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
+import torch
+
+from vorta_trt.runtime.device import device_memory
+from vorta_trt.runtime.tensors import to_numpy
+
 ALIGNMENT = 256
 DEFAULT_STREAM = 1  # cudaStreamLegacy
-OUT_OF_MEMORY, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 2, 900, 901
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
 
 
 @dataclass
@@ -35,12 +49,13 @@ class Stream:
 class Block:
     memory: Any
     size: int
+    stream: int  # that it was allocated on: what is freed can be used again there
+    users: set[int] = field(default_factory=set)  # other streams, told of with `record_stream`
 
 
 class HostCuda:
     """Device 0 (or `device`) with `total` bytes of memory."""
 
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(
         cudaStreamCaptureModeGlobal=0, cudaStreamCaptureModeThreadLocal=1, cudaStreamCaptureModeRelaxed=2
     )
@@ -48,8 +63,9 @@ class HostCuda:
     def __init__(self, total: int = 1 << 30, device: int = 0) -> None:
         self.total, self.device = total, device
         self.blocks: dict[int, Block] = {}
+        self.freed: dict[int, Block] = {}  # whose users may not have ended
         self.all_streams: dict[int, Stream] = {DEFAULT_STREAM: Stream()}
-        self.events: dict[int, tuple[int, int] | None] = {}
+        self.events: set[int] = set()
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executables: dict[int, list[Callable[[], None]]] = {}
         self.running: dict[int, int] = {}  # launches of an executable graph that have not ended
@@ -57,7 +73,7 @@ class HostCuda:
         self.launches = 0
         self.captures = 0
         self.peak = 0
-        self._current = threading.local()
+        self.thread = threading.local()  # device: the current one; stream: the handle of the current one
         self._handles = iter(range(0x1000, 1 << 30))
         self._lock = threading.RLock()
         self._random = random.Random(0)
@@ -74,10 +90,11 @@ class HostCuda:
         return sum(block.size for block in self.blocks.values())
 
     def bytes_at(self, address: int, size: int) -> Any:
-        """The memory there, which must be allocated."""
-        for start, block in self.blocks.items():
-            if start <= address and address + size <= start + block.size:
-                return (ctypes.c_char * size).from_address(address)
+        """The memory there, which must be allocated, or freed and not given to anybody else yet."""
+        with self._lock:
+            for start, block in (*self.blocks.items(), *self.freed.items()):
+                if start <= address and address + size <= start + block.size:
+                    return (ctypes.c_char * size).from_address(address)
         raise AssertionError(f"{size} bytes at {address:#x} are not allocated")
 
     def put(self, stream: int, run: Callable[[], None], ready: Callable[[], bool] = lambda: True) -> None:
@@ -96,8 +113,16 @@ class HostCuda:
     def spoil(self, stream: int) -> None:
         self.all_streams[stream].spoilt = True
 
+    def current_device(self) -> int:
+        device: int = getattr(self.thread, "device", 0)
+        return device
+
+    def current_stream(self) -> int:
+        stream: int = getattr(self.thread, "stream", DEFAULT_STREAM)
+        return stream
+
     def check_device(self) -> None:
-        assert getattr(self._current, "device", 0) == self.device, "another device is current on this thread"
+        assert self.current_device() == self.device, "another device is current on this thread"
 
     def drain(self, stream: int | None = None) -> None:
         """Runs what is pending, streams interleaved at random, until `stream` (None: every stream) is done."""
@@ -110,13 +135,67 @@ class HostCuda:
                 run()
                 chosen.done += 1
 
-    def _unsafe(self) -> int:
-        """The status of a call that a thread must not make while it captures."""
-        for stream in self.all_streams.values():
-            if stream.capturing_thread == threading.get_ident():
-                stream.spoilt = True
-                return CAPTURE_UNSUPPORTED
-        return 0
+    def until(self, stream: int) -> Callable[[], bool]:
+        """Whether what is on a stream now has run."""
+        assert not self.is_capturing(stream)
+        issued = self.all_streams[stream].issued
+        return lambda: stream not in self.all_streams or self.all_streams[stream].done >= issued
+
+    def new_stream(self) -> int:
+        handle = next(self._handles)
+        self.all_streams[handle] = Stream()
+        return handle
+
+    def drop_stream(self, handle: int) -> None:
+        with self._lock:
+            self.drain(handle)
+            del self.all_streams[handle]
+
+    def new_event(self) -> int:
+        handle = next(self._handles)
+        self.events.add(handle)
+        return handle
+
+    # --- Memory ------------------------------------------------------------------------------------------------------
+
+    def allocate(self, size: int) -> int | None:
+        """The address of poisoned memory; None where there is none, or where no call may allocate."""
+        with self._lock:
+            for stream in self.all_streams.values():
+                if stream.capturing_thread == threading.get_ident():
+                    stream.spoilt = True
+                    return None
+            if self.used + size > self.total:
+                return None
+            memory = (ctypes.c_char * (size + ALIGNMENT))()
+            address = -(-ctypes.addressof(memory) // ALIGNMENT) * ALIGNMENT
+            ctypes.memset(address, 77, size)
+            self.blocks[address] = Block(memory, size, self.current_stream())
+            self.peak = max(self.peak, self.used)
+            return address
+
+    def release(self, address: int) -> None:
+        """Frees memory as torch does: it is used again in the order of its stream, behind the users that are known."""
+        with self._lock:
+            block = self.blocks.pop(address)
+            self.freed[address] = block
+            users = [self.until(stream) for stream in block.users if stream in self.all_streams]
+
+            def use_again() -> None:
+                del self.freed[address]
+                ctypes.memset(address, 0xAB, block.size)
+
+            if block.stream in self.all_streams:
+                self.put(block.stream, use_again, lambda: all(done() for done in users))
+            else:
+                use_again()
+
+    def free_at_once(self, address: int) -> None:
+        """Frees memory as cudaFree does, which waits for whatever runs."""
+        with self._lock:
+            self.drain()
+            self.release(address)
+            self.drain()
 
     # --- The runtime -------------------------------------------------------------------------------------------------
 
@@ -129,100 +208,13 @@ class HostCuda:
     def cudaGetLastError(self) -> tuple[int]:
         return (0,)
 
-    def cudaSetDevice(self, device: int) -> tuple[int]:
-        self._current.device = device
-        return (0 if device == self.device else 101,)
-
-    def cudaMemGetInfo(self) -> tuple[int, int, int]:
-        self.check_device()
-        return 0, self.total - self.used, self.total
-
-    def cudaMalloc(self, size: int) -> tuple[int, int | None]:
-        self.check_device()
-        if status := self._unsafe():
-            return status, None
-        return self.allocate(size)
-
-    def allocate(self, size: int) -> tuple[int, int | None]:
-        with self._lock:
-            if self.used + size > self.total:
-                return OUT_OF_MEMORY, None
-            memory = (ctypes.c_char * (size + ALIGNMENT))()
-            address = -(-ctypes.addressof(memory) // ALIGNMENT) * ALIGNMENT
-            ctypes.memset(address, 77, size)
-            self.blocks[address] = Block(memory, size)
-            self.peak = max(self.peak, self.used)
-            return 0, address
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        if status := self._unsafe():
-            return (status,)
-        with self._lock:
-            self.drain()
-            block = self.blocks.pop(address)
-            ctypes.memset(address, 0xAB, block.size)
-        return (0,)
-
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        def run() -> None:
-            if size and kind != 2:
-                self.bytes_at(target, size)
-            if size and kind != 1:
-                self.bytes_at(source, size)
-            ctypes.memmove(target, source, size)
-
-        self.put(stream, run)
-        return (0,)
-
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
         self.check_device()
         assert flags == 1, "a stream that is ordered with the default stream"
-        handle = next(self._handles)
-        self.all_streams[handle] = Stream()
-        return 0, handle
+        return 0, self.new_stream()
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        self.drain(stream)
-        del self.all_streams[stream]
-        return (0,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        if self.is_capturing(stream):
-            self.spoil(stream)
-            return (CAPTURE_UNSUPPORTED,)
-        self.drain(stream)
-        return (0,)
-
-    def cudaEventCreateWithFlags(self, flags: int) -> tuple[int, int]:
-        self.check_device()
-        handle = next(self._handles)
-        self.events[handle] = None
-        return 0, handle
-
-    def cudaEventDestroy(self, event: int) -> tuple[int]:
-        del self.events[event]
-        return (0,)
-
-    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
-        with self._lock:
-            assert not self.is_capturing(stream)
-            self.events[event] = (stream, self.all_streams[stream].issued)
-        return (0,)
-
-    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[int]:
-        with self._lock:
-            if (recorded := self.events[event]) is not None:
-                source, count = recorded
-                self.put(
-                    stream,
-                    lambda: None,
-                    lambda: source not in self.all_streams or self.all_streams[source].done >= count,
-                )
-        return (0,)
-
-    def cudaEventSynchronize(self, event: int) -> tuple[int]:
-        if (recorded := self.events[event]) is not None and recorded[0] in self.all_streams:
-            self.drain(recorded[0])
+        self.drop_stream(stream)
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
@@ -264,3 +256,154 @@ class HostCuda:
         assert not self.running.pop(executable, 0), "a graph is destroyed while it may be running"
         del self.executables[executable]
         return (0,)
+
+
+# --- torch -----------------------------------------------------------------------------------------------------------
+
+
+class HostTensor(torch.Tensor):
+    """A tensor in the memory of a `HostCuda`: copies go to its current stream, and what comes to the host waits."""
+
+    on: HostCuda
+    __torch_function__ = torch._C._disabled_torch_function_impl  # results of operations are plain tensors
+
+    @staticmethod
+    def make(cuda: HostCuda, shape: tuple[int, ...], dtype: torch.dtype) -> HostTensor:
+        size = int(np.prod(shape)) * dtype.itemsize
+        if size == 0:
+            tensor = torch.empty(shape, dtype=dtype).as_subclass(HostTensor)
+        elif (address := cuda.allocate(size)) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        else:
+            memory = np.frombuffer(cuda.bytes_at(address, size), np.uint8)  # lives as long as torch's storage
+            weakref.finalize(memory, cuda.release, address).atexit = False
+            tensor = torch.from_numpy(memory).view(dtype).reshape(shape).as_subclass(HostTensor)
+        tensor.on = cuda
+        return tensor
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", self.on.device)
+
+    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> HostTensor:  # type: ignore[override]
+        assert (source.shape, source.dtype) == (self.shape, self.dtype)
+        target, size, stream = self.data_ptr(), self.numel() * self.element_size(), self.on.current_stream()
+        cuda, start = self.on, source.data_ptr()
+        if isinstance(source, HostTensor):
+            assert source.is_contiguous()
+            if size:
+                cuda.put(stream, lambda: _move(cuda.bytes_at(target, size), cuda.bytes_at(start, size), size))
+        elif size:
+            aside = to_numpy(source).tobytes()
+            cuda.put(stream, lambda: _move(cuda.bytes_at(target, size), aside, size))
+        if not non_blocking:
+            cuda.drain(stream)
+        return self
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        self.on.drain(self.on.current_stream())
+        return torch.Tensor.clone(self)
+
+    def to(self, device: Any) -> HostTensor:  # type: ignore[override]
+        assert torch.device(device) == self.device
+        return self
+
+    def record_stream(self, stream: HostStream) -> None:  # type: ignore[override]
+        for start, block in self.on.blocks.items():
+            if start <= self.data_ptr() < start + block.size:
+                block.users.add(stream.cuda_stream)
+
+
+def _move(target: Any, source: Any, size: int) -> None:
+    ctypes.memmove(target, source, size)
+
+
+class HostEvent:
+    def __init__(self, cuda: HostCuda) -> None:
+        self.on = cuda
+        self.reached: Callable[[], bool] = lambda: True
+        self.stream: int | None = None
+        weakref.finalize(self, cuda.events.discard, cuda.new_event()).atexit = False
+
+    def synchronize(self) -> None:
+        if self.stream in self.on.all_streams:
+            self.on.drain(self.stream)
+
+
+class HostStream:
+    """A new stream, or that of a handle."""
+
+    def __init__(self, cuda: HostCuda, handle: int | None = None) -> None:
+        self.on = cuda
+        self.cuda_stream = cuda.new_stream() if handle is None else handle
+        if handle is None:
+            weakref.finalize(self, cuda.drop_stream, self.cuda_stream).atexit = False
+
+    def wait_stream(self, other: HostStream) -> None:
+        self.on.put(self.cuda_stream, lambda: None, self.on.until(other.cuda_stream))
+
+    def wait_event(self, event: HostEvent) -> None:
+        self.on.put(self.cuda_stream, lambda: None, event.reached)
+
+    def record_event(self, event: HostEvent | None = None) -> HostEvent:
+        event = HostEvent(self.on) if event is None else event
+        event.stream, event.reached = self.cuda_stream, self.on.until(self.cuda_stream)
+        return event
+
+    def synchronize(self) -> None:
+        assert not self.on.is_capturing(self.cuda_stream)
+        self.on.drain(self.cuda_stream)
+
+
+class HostTorch:
+    """torch, with a `HostCuda` as its only GPU."""
+
+    def __init__(self, cuda: HostCuda) -> None:
+        self.version = SimpleNamespace(cuda="13.0")
+        self.on = cuda
+        self.cuda = SimpleNamespace(
+            OutOfMemoryError=torch.OutOfMemoryError,
+            Stream=lambda device: HostStream(cuda),
+            current_stream=lambda device: HostStream(cuda, cuda.current_stream()),
+            device=lambda device: self._with(device=device.index),
+            device_count=lambda: cuda.device + 1,
+            empty_cache=cuda.check_device,
+            is_available=lambda: True,
+            mem_get_info=lambda device: (cuda.total - cuda.used, cuda.total),
+            memory_allocated=lambda device: cuda.used,
+            memory_reserved=lambda device: cuda.used,
+            stream=lambda stream: self._with(device=cuda.device, stream=stream.cuda_stream),
+        )
+
+    def empty(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> HostTensor:
+        assert device == torch.device("cuda", self.on.device)
+        return HostTensor.make(self.on, shape, dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @contextmanager
+    def _with(self, **current: int) -> Iterator[None]:
+        before = {"device": self.on.current_device(), "stream": self.on.current_stream()}
+        vars(self.on.thread).update(current)
+        try:
+            yield
+        finally:
+            vars(self.on.thread).update(before)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cuda: HostCuda) -> HostCuda:
+    """Puts `cuda` in the place of torch's CUDA and of cuda-python, for this package alone."""
+    monkeypatch.setattr(device_memory, "torch", HostTorch(cuda))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
+    return cuda
+
+
+def on_gpu(cuda: HostCuda, array: Any) -> HostTensor:
+    """A tensor on the GPU with the values of a NumPy array, once the default stream comes to it."""
+    source = torch.from_numpy(np.ascontiguousarray(array))
+    return HostTensor.make(cuda, tuple(source.shape), source.dtype).copy_(source, non_blocking=True)

@@ -97,8 +97,8 @@ class Runtime:
         if trt.refuses == "plan":
             trt.error("the plan was made for another planet")
             return None
-        status, weights = trt.cuda.allocate(WEIGHTS - trt.streamable)
-        if status:
+        weights = trt.cuda.allocate(WEIGHTS - trt.streamable)
+        if weights is None:
             trt.error("[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
             return None
         return {"8.6": Engine86, "10": Engine10, "rtx": EngineRTX}[trt.api](trt, weights)
@@ -135,7 +135,7 @@ class BaseEngine:
 
     def __del__(self) -> None:
         self.trt.freed.append("engine")
-        self.trt.cuda.cudaFree(self.weights)
+        self.trt.cuda.free_at_once(self.weights)
 
 
 class Engine86(BaseEngine):
@@ -176,9 +176,9 @@ class Engine10(BaseEngine):
             trt.error("the budget cannot be modified while there are active contexts")
             return
         if self._resident is not None:
-            trt.cuda.cudaFree(self._resident)
-        status, self._resident = trt.cuda.allocate(min(budget, self.streamable_weights_size))
-        if status:
+            trt.cuda.free_at_once(self._resident)
+        self._resident = trt.cuda.allocate(min(budget, self.streamable_weights_size))
+        if self._resident is None:
             trt.error("Cuda Runtime (out of memory)")
             return
         self._budget = budget
@@ -190,7 +190,7 @@ class Engine10(BaseEngine):
     def __del__(self) -> None:
         super().__del__()
         if self._resident is not None:
-            self.trt.cuda.cudaFree(self._resident)
+            self.trt.cuda.free_at_once(self._resident)
 
 
 class RuntimeConfig:
@@ -331,11 +331,12 @@ class Context:
 
     def _launch(self, stream: int, scratch: int) -> None:
         cuda, version = self.trt.cuda, self.version
+        in_graph = cuda.is_capturing(stream)  # a plain run has its addresses with it
         places = {name: (self.addresses[name], tuple(self.get_tensor_shape(name))) for name in self.trt.specs}
         mark = np.random.default_rng().integers(1, 255)
 
         def first_layer() -> None:
-            assert self.version == version, "the graph's context was changed: replaying it is undefined"
+            assert not in_graph or self.version == version, "the graph's context was changed: replaying it is undefined"
             cuda.bytes_at(scratch, SCRATCH)[:] = bytes([mark]) * SCRATCH
 
         def last_layer() -> None:

@@ -180,13 +180,7 @@ def test_gpu_arrays_of_another_library(tiny: Path, check: Any, seed: int) -> Non
     assert given.is_cuda and torch.equal(given, expected)
 
 
-def test_memory_of_cuda_python(tiny: Path, check: Any, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """As where torch has no CUDA."""
-    from vorta_trt.runtime.device.cuda_runtime import CudaRuntime
-    from vorta_trt.runtime.device.device_memory import CudaPythonMemory
-    from vorta_trt.runtime.executors import tensorrt_executor
-
-    monkeypatch.setattr(tensorrt_executor, "device_memory", lambda index: CudaPythonMemory(CudaRuntime.load(index)))
+def test_numpy_arrays_in_two_contexts(tiny: Path, check: Any, seed: int) -> None:
     for graph in (True, False):
         with Engine(tiny, cuda_graph=graph) as engine, engine.context() as other:
             for number in range(6):

@@ -17,20 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vorta_trt.engines import Bundle, BundleError, flavours, gpu
 from vorta_trt.engines import bundle as bundle_module
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import DeviceScratch, Engine
-from vorta_trt.runtime.device.cuda_runtime import CudaRuntime, DeviceOutOfMemory
-from vorta_trt.runtime.device.device_array import CUDA, DeviceArray
-from vorta_trt.runtime.device.device_memory import CudaPythonMemory
+from vorta_trt.runtime.device.device_memory import DeviceMemory, DeviceOutOfMemory
 from vorta_trt.runtime.executors import loaded_engine, tensorrt_executor
 from vorta_trt.runtime.executors.tensorrt_executor import GRAPH, device_index
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.memory_plan import batched_guidance_fits
 
-from ..device.host_cuda import DEFAULT_STREAM, HostCuda
+from ..device.host_cuda import ALIGNMENT, DEFAULT_STREAM, HostCuda, HostTensor, install, on_gpu
 from .fake_tensorrt import SCRATCH, STREAMING_SCRATCH, WEIGHTS, FakeTensorRT, ProfilingVerbosity
 
 ADA = gpu.Device("NVIDIA RTX 4090", gpu.ComputeCapability(8, 9), 24 << 30)
@@ -45,9 +44,7 @@ def put_gpu(monkeypatch: pytest.MonkeyPatch, *devices: gpu.Device) -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    made = HostCuda()
-    monkeypatch.setattr(tensorrt_executor, "device_memory", lambda index: CudaPythonMemory(CudaRuntime(index, made)))
-    return made
+    return install(monkeypatch, HostCuda())
 
 
 def fake(bundle: Path, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, api: str) -> FakeTensorRT:
@@ -68,8 +65,9 @@ def trt(
 ) -> Iterator[FakeTensorRT]:
     """TensorRT replaced by the fake one, on a machine with an RTX 4090; every test must leave that GPU empty."""
     yield fake(bundle, cuda, monkeypatch, request.param)
-    if cuda.blocks:
+    if cuda.blocks or cuda.streams:  # what an error that a test has kept still holds
         gc.collect()
+    cuda.drain()
     assert not cuda.blocks and not cuda.executables and not cuda.graphs and not cuda.events and not cuda.streams
 
 
@@ -126,64 +124,64 @@ def test_layers_have_no_nvtx_ranges_unless_asked(trt: FakeTensorRT, bundle: Path
     assert made == [ProfilingVerbosity.NONE, ProfilingVerbosity.DETAILED]
 
 
-def test_gpu_arrays_in_and_out(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
-    """Of another library, without torch's CUDA: read in place, and outputs that any DLPack consumer takes."""
+def test_gpu_tensors_in_and_out(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
+    """Read in place where they are aligned, and outputs on the GPU."""
     feeds = inputs(1, seed)
-    memory = CudaPythonMemory(CudaRuntime(0, cuda))
-    with memory.stream():
-        given = {name: memory.keep(name, value.shape, value.dtype.name) for name, value in feeds.items()}
-        for name, value in feeds.items():
-            memory.fill(given[name], value.astype(value.dtype))
-    timestep = given.pop("timestep")  # int64, which is not the engine's type
+    given = {name: on_gpu(cuda, value) for name, value in feeds.items() if name != "timestep"}
     for graph in (True, False):
         with Engine(bundle, cuda_graph=graph) as engine:
             for _ in range(3):
                 outputs = engine(**given, timestep=feeds["timestep"])
-                assert all(isinstance(array, DeviceArray) for array in outputs.values())
-                view = DeviceArray.from_dlpack("sample", outputs["sample"])
-                assert (view.device, view.dtype) == ((CUDA, 0), "float16")
-                np.testing.assert_array_equal(_read(cuda, view), expected(feeds))
-            with pytest.raises(TypeError, match="timestep of type int64: .* another library's memory is not converted"):
-                engine(**given, timestep=timestep)
-    del given, timestep, outputs, view
-    memory.close()
+                assert all(isinstance(tensor, HostTensor) for tensor in outputs.values())
+                assert (outputs["sample"].device, outputs["sample"].dtype) == (torch.device("cuda", 0), torch.float16)
+                np.testing.assert_array_equal(_read(cuda, outputs["sample"]), expected(feeds))
+            read_in_place = trt.newest().addresses["hidden_states"] == given["hidden_states"].data_ptr()
+            assert read_in_place is not graph
+    del given, outputs
 
 
-def _read(cuda: HostCuda, array: DeviceArray) -> Any:
-    memory = cuda.bytes_at(array.pointer, int(np.prod(array.shape)) * 2)
-    return np.frombuffer(memory, np.float16).reshape(array.shape)
+def _read(cuda: HostCuda, tensor: HostTensor) -> Any:
+    """What the caller's stream, the default stream, finds in a tensor."""
+    read: list[bytes] = []
+    address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    cuda.put(DEFAULT_STREAM, lambda: read.append(bytes(cuda.bytes_at(address, size))))
+    cuda.drain(DEFAULT_STREAM)
+    return np.frombuffer(read[0], np.float16).reshape(tensor.shape)
 
 
 @pytest.mark.parametrize("graph", [True, False])
-def test_gpu_arrays_that_are_still_being_computed(
+def test_gpu_tensors_that_are_still_being_computed(
     trt: FakeTensorRT, cuda: HostCuda, bundle: Path, graph: bool, seed: int
 ) -> None:
-    """Their library has ordered its work before what comes next on the default stream, as DLPack asks of it."""
+    """On the caller's stream, where they are overwritten as soon as the call returns, too."""
     feeds = inputs(1, seed)
-    memory = CudaPythonMemory(CudaRuntime(0, cuda))
-    with memory.stream():
-        hidden = memory.keep("hidden_states", feeds["hidden_states"].shape, "float16")
+    hidden = HostTensor.make(cuda, feeds["hidden_states"].shape, torch.float16)
     with Engine(bundle, cuda_graph=graph) as engine:
         for number in range(4):
             wanted = inputs(1, seed + number)["hidden_states"]
             for _ in range(50):
                 cuda.put(DEFAULT_STREAM, lambda: None)
-            cuda.put(DEFAULT_STREAM, partial(ctypes.memmove, hidden.pointer, wanted.tobytes(), wanted.nbytes))
+            cuda.put(DEFAULT_STREAM, partial(ctypes.memmove, hidden.data_ptr(), wanted.tobytes(), wanted.nbytes))
             sample = engine(**{**feeds, "hidden_states": hidden})["sample"]
+            cuda.put(DEFAULT_STREAM, partial(ctypes.memset, hidden.data_ptr(), 0xFF, wanted.nbytes))
             np.testing.assert_array_equal(_read(cuda, sample), expected({**feeds, "hidden_states": wanted}))
     del hidden, sample
-    memory.close()
 
 
-def test_gpu_arrays_that_cannot_be_read_in_place(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
+def test_gpu_tensors_that_cannot_be_read_in_place(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int) -> None:
+    """A part of a larger tensor, at an address that TensorRT does not take, is copied."""
     feeds = inputs(1, seed)
-    elsewhere = DeviceArray(0x40000000, feeds["hidden_states"].shape, "float16", (CUDA, 1), None)
+    values = feeds["hidden_states"]
+    whole = HostTensor.make(cuda, (values.size + 1,), torch.float16)
+    part = torch.Tensor.__getitem__(whole, slice(1, None)).view(*values.shape).as_subclass(HostTensor)
+    part.on = cuda
+    part.copy_(torch.from_numpy(values), non_blocking=True)
     with Engine(bundle, cuda_graph=False) as engine:
-        with pytest.raises(
-            ValueError, match=r"hidden_states: lies at address .* aligned .*256 bytes.* memory of cuda:0"
-        ):
-            engine(**{**feeds, "hidden_states": elsewhere})
+        sample = engine(**{**feeds, "hidden_states": part})["sample"]
+        np.testing.assert_array_equal(_read(cuda, sample), expected(feeds))
+        assert trt.newest().addresses["hidden_states"] % ALIGNMENT == 0 != part.data_ptr() % ALIGNMENT
         check(engine, feeds)
+    del whole, part, sample
 
 
 # --- CUDA graphs -------------------------------------------------------------
@@ -217,7 +215,7 @@ def test_a_graph_is_captured_again_when_scratch_memory_moves(
         for number in range(3):
             check(engine, inputs(1, seed + number))
         before = cuda.captures
-        memory = CudaPythonMemory(CudaRuntime(0, cuda))
+        memory = DeviceMemory(0)
         with memory.stream() as stream, scratch.lend(memory, stream, 10 * SCRATCH):  # what a larger engine does
             pass
         memory.close()
@@ -280,10 +278,7 @@ def test_the_shapes_used_least_lately_are_forgotten(
 def test_how_long_outputs_are_valid(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, graph: bool, seed: int) -> None:
     """On the GPU; what a NumPy caller gets is a copy in any case."""
     one, two = inputs(1, seed), inputs(1, seed + 1)
-    memory = CudaPythonMemory(CudaRuntime(0, cuda))
-    with memory.stream():
-        text = memory.keep("text", one["encoder_hidden_states"].shape, "float16")
-        memory.fill(text, one["encoder_hidden_states"])
+    text = on_gpu(cuda, one["encoder_hidden_states"])
     for outputs, same in (("copy", False), ("reuse", True)):
         with Engine(bundle, cuda_graph=graph, outputs=outputs) as engine:  # type: ignore[arg-type]
             first = engine(**{**one, "encoder_hidden_states": text})["sample"]
@@ -294,10 +289,9 @@ def test_how_long_outputs_are_valid(trt: FakeTensorRT, cuda: HostCuda, bundle: P
             engine(**other_shape)
             np.testing.assert_array_equal(_read(cuda, first), expected(one))
             second = engine(**{**two, "encoder_hidden_states": text})["sample"]
-            assert (first.pointer == second.pointer) is same
+            assert (first.data_ptr() == second.data_ptr()) is same
             np.testing.assert_array_equal(_read(cuda, second), expected(two))
     del first, second, text
-    memory.close()
     with pytest.raises(ValueError, match='outputs \'view\': must be "copy" .* or "reuse"'):
         Engine(bundle, outputs="view")  # type: ignore[arg-type]
 
@@ -415,6 +409,14 @@ def test_engines_that_share_scratch_memory(trt: FakeTensorRT, cuda: HostCuda, bu
             check(first, inputs(1, seed + number))
             check(second, inputs(2, seed + number))
         assert scratch.size == 2 * SCRATCH
+        waiting = []
+        for number in range(8):  # launched one behind the other, and nobody waits
+            feeds = inputs(1, seed + number)
+            on_the_gpu = {**feeds, "hidden_states": on_gpu(cuda, feeds["hidden_states"])}
+            waiting.append((feeds, (first, second)[number % 2](**on_the_gpu)["sample"]))
+        for feeds, sample in waiting:
+            np.testing.assert_array_equal(_read(cuda, sample), expected(feeds))
+        del waiting, sample, on_the_gpu
         first.close()
         check(second, inputs(2, seed))
         scratch.close()
@@ -514,11 +516,11 @@ def test_no_memory_for_a_call(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, g
 
 
 def test_scratch_memory_that_cannot_grow_keeps_its_size(
-    trt10: FakeTensorRT, cuda: HostCuda, bundle: Path, seed: int
+    trt10: FakeTensorRT, cuda: HostCuda, bundle: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     with DeviceScratch() as scratch, Engine(bundle, scratch=scratch, cuda_graph=False) as engine:
         check(engine, inputs(1, seed))
-        memory = CudaPythonMemory(CudaRuntime(0, cuda))
+        memory = DeviceMemory(0)
         with (
             memory.stream() as stream,
             pytest.raises(DeviceOutOfMemory, match="memory for activations") as caught,
@@ -529,11 +531,12 @@ def test_scratch_memory_that_cannot_grow_keeps_its_size(
         assert scratch.size == SCRATCH
         check(engine, inputs(1, seed))
         memory.close()
-        other_gpu = HostCuda(device=1)
-        elsewhere = CudaPythonMemory(CudaRuntime(1, other_gpu))
-        with elsewhere.stream() as stream, pytest.raises(ValueError, match="holds memory of cuda:0.*runs on cuda:1"):
-            scratch.lend(elsewhere, stream, 8).__enter__()
-        cuda.cudaSetDevice(0)
+        with monkeypatch.context() as patch:
+            install(patch, HostCuda(device=1))
+            elsewhere = DeviceMemory(1)
+            wrong = pytest.raises(ValueError, match="holds memory of cuda:0.*runs on cuda:1")
+            with elsewhere.stream() as stream, wrong:
+                scratch.lend(elsewhere, stream, 8).__enter__()
 
 
 # --- Weight streaming --------------------------------------------------------
@@ -720,15 +723,14 @@ def test_tensors_that_the_manifest_does_not_know(trt: FakeTensorRT, bundle: Path
 
 def test_the_second_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Everything happens with that GPU current; `HostCuda` refuses it otherwise. The first one could not run it."""
-    second = HostCuda(device=1)
-    monkeypatch.setattr(tensorrt_executor, "device_memory", lambda index: CudaPythonMemory(CudaRuntime(index, second)))
+    second = install(monkeypatch, HostCuda(device=1))
     fake(bundle, second, monkeypatch, "10")
     put_gpu(monkeypatch, HOPPER, ADA)
     with Engine(bundle, device="cuda:1") as engine:
         assert engine.device == "cuda:1"
         for number in range(3):
             check(engine, inputs(1, seed + number))
-            second.cudaSetDevice(1)
+            assert second.current_device() == 0  # the caller's is set back
     assert not second.blocks
 
 
