@@ -105,7 +105,7 @@ def as_array(name: str, value: Any) -> Array:
     import torch
 
     try:
-        tensor: torch.Tensor = torch.from_dlpack(value)
+        tensor: torch.Tensor = torch.utils.dlpack.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{name} of type {type(value).__name__}: torch {torch.__version__} cannot take it over through DLPack "

@@ -57,7 +57,7 @@ class DeviceMemory:
 
     def current(self) -> AbstractContextManager[None]:
         """Makes the GPU the current device of this thread, as TensorRT and the CUDA runtime want it."""
-        return torch.cuda.device(self._device)  # type: ignore[no-any-return]
+        return torch.cuda.device(self._device)
 
     @contextmanager
     def stream(self) -> Iterator[torch.cuda.Stream]:

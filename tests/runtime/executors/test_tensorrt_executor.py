@@ -140,12 +140,12 @@ def test_gpu_tensors_in_and_out(trt: FakeTensorRT, cuda: HostCuda, bundle: Path,
     del given, outputs
 
 
-def _read(cuda: HostCuda, tensor: HostTensor) -> Any:
-    """What the caller's stream, the default stream, finds in a tensor."""
+def _read(cuda: HostCuda, tensor: HostTensor, stream: int = DEFAULT_STREAM) -> Any:
+    """What the caller's stream finds in a tensor."""
     read: list[bytes] = []
     address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    cuda.put(DEFAULT_STREAM, lambda: read.append(bytes(cuda.bytes_at(address, size))))
-    cuda.drain(DEFAULT_STREAM)
+    cuda.put(stream, lambda: read.append(bytes(cuda.bytes_at(address, size))))
+    cuda.drain(stream)
     return np.frombuffer(read[0], np.float16).reshape(tensor.shape)
 
 
@@ -409,14 +409,17 @@ def test_engines_that_share_scratch_memory(trt: FakeTensorRT, cuda: HostCuda, bu
             check(first, inputs(1, seed + number))
             check(second, inputs(2, seed + number))
         assert scratch.size == 2 * SCRATCH
-        waiting = []
-        for number in range(8):  # launched one behind the other, and nobody waits
+        callers, waiting = [cuda.new_stream(), cuda.new_stream()], []
+        for number in range(8):  # from streams that know nothing of each other, and nobody waits
             feeds = inputs(1, seed + number)
+            cuda.thread.stream = callers[number % 2]
             on_the_gpu = {**feeds, "hidden_states": on_gpu(cuda, feeds["hidden_states"])}
             waiting.append((feeds, (first, second)[number % 2](**on_the_gpu)["sample"]))
-        for feeds, sample in waiting:
-            np.testing.assert_array_equal(_read(cuda, sample), expected(feeds))
-        del waiting, sample, on_the_gpu
+        for number, (feeds, sample) in enumerate(waiting):
+            np.testing.assert_array_equal(_read(cuda, sample, callers[number % 2]), expected(feeds))
+        del waiting, sample, on_the_gpu, cuda.thread.stream
+        for caller in callers:
+            cuda.drop_stream(caller)
         first.close()
         check(second, inputs(2, seed))
         scratch.close()
