@@ -83,7 +83,8 @@ class DoctorReport(BaseModel):
 def examine(folder: Path | None = None) -> DoctorReport:
     """Looks at everything; `folder` is where bundles will be written (default: here). Nothing is changed."""
     findings = list(_machine(folder or Path.cwd()))
-    findings += _gpus()
+    gpus = list(_gpus())
+    findings += gpus
     exporter = _exporter()
     library_finding, library = _library()
     findings += [exporter, library_finding]
@@ -102,7 +103,7 @@ def examine(folder: Path | None = None) -> DoctorReport:
             answer = f"{'yes' if ability else 'no'}, {ability.reason.removeprefix(f'{report.title}: ')}"
             findings.append(Finding(section="TensorRT", name=f"{report.title} {verb}", state=state, detail=answer))
         builds += [report.name] if report.build and works and exporter.state == "ok" else []
-        runs += [report.name] if report.run and works else []
+        runs += [report.name] if report.run and works and all(gpu.state == "ok" for gpu in gpus) else []
     return DoctorReport(findings=findings, packages=_packages(), builds_with=builds, runs_with=runs)
 
 
@@ -147,8 +148,19 @@ def _gpus() -> Iterator[Finding]:
     for index, device in enumerate(report.devices):
         detail = f"{device}, CUDA {report.cuda_version} driver{_driver_version()}"
         yield Finding(section="GPU", name=f"GPU {index}", state="ok", detail=detail)
-    if not report.devices:
+    if report.devices:
+        yield _attempt("GPU", "torch on the GPU", _torch_on_gpu)
+    else:
         yield Finding(section="GPU", name="GPU", state="note", detail=str(report.reason))
+
+
+def _torch_on_gpu() -> str:
+    import torch
+
+    from vorta_trt.runtime.device.device_memory import check_torch
+
+    check_torch(0)
+    return f"torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
 def _driver_version() -> str:

@@ -48,7 +48,7 @@ class DeviceMemory:
     """
 
     def __init__(self, device: int) -> None:
-        _check_torch(device)
+        check_torch(device)
         self.device = device
         self._device = torch.device("cuda", device)
         # TensorRT synchronises needlessly on the default stream, so it gets its own, ordered with the caller's.
@@ -156,7 +156,8 @@ class DeviceMemory:
             raise DeviceOutOfMemory(what, self.device, size, *self.free_bytes()) from error
 
 
-def _check_torch(device: int) -> None:
+def check_torch(device: int) -> None:
+    """Raises VortaError unless this torch can put tensors on GPU number `device`; it says what to install."""
     version = torch.__version__
     if torch.version.cuda is None:
         raise VortaError(

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from vorta_trt.engines import gpu
 from vorta_trt.engines import plugin as plugin_module
@@ -58,6 +59,21 @@ def test_a_gpu_without_kernels_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert library.state == "failed"
     assert "none for NVIDIA TITAN V" in library.detail
     assert any("NVIDIA TITAN V" in finding.detail for finding in report.findings if finding.section == "GPU")
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_a_torch_that_does_not_reach_the_gpu_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None
+) -> None:
+    card = gpu.Device("NVIDIA RTX 4090", gpu.ComputeCapability(8, 9), 24 << 30)
+    monkeypatch.setattr(doctor, "driver_report", lambda: gpu.DriverReport((card,), "13.0", None))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    report = doctor.examine(tmp_path)
+    (finding,) = (finding for finding in report.findings if finding.name == "torch on the GPU")
+    assert finding.state == "failed" and torch.__version__ in finding.detail
+    assert ("pip install" in finding.detail) is (cuda is None)
+    assert report.builds_with and not report.runs_with
 
 
 @pytest.mark.parametrize(
