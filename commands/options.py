@@ -124,6 +124,12 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r}: must be numbers with commas between them", param_hint=option) from None
 
 
+def one_of(options: str, *values: object) -> None:
+    """Makes a usage error unless exactly one of the options is given."""
+    if sum(value is not None for value in values) != 1:
+        raise typer.BadParameter("give one of them", param_hint=options)
+
+
 def check_folder(path: Path | None, option: str) -> None:
     """Makes a usage error if a file cannot be written, before anything slow."""
     from vorta_trt.model.files import WriteError, check_output
