@@ -180,7 +180,7 @@ def _compare_settings(
 
     with usage():
         settings = Setting.parse(first), Setting.parse(second)
-    params = sampling.params(seed=0)
+    params = sampling.params()
     one_of("--prompt / --prompts", model.prompt, model.prompts)
     source = model.source(of)
     with model.folder() as folder:

@@ -32,12 +32,6 @@ class AttentionPrecision(str, Enum):
     fp8 = "fp8"
 
 
-class Scheduler(str, Enum):
-    unipc = "unipc"
-    flow_euler = "flow-euler"
-    dpm = "dpm++"
-
-
 class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"
@@ -57,9 +51,9 @@ Tau = Annotated[
     typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The seed of everything random.")]
-Shift = Annotated[
-    float | None,
-    typer.Option(help=f"Shift of the schedule towards noise ({usual_shifts()}) [default: the pipeline's own]."),
+RoutesPlot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
 ]
 RouteOverride = Annotated[
     Path | None,

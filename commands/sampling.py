@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from vorta_trt.runtime.sampling.params import SamplingParams
+    from vorta_trt.runtime.schedules import Schedule
 
 SHORT = {"num_inference_steps": "--steps"}  # beside the field's own name
 CACHE = "cache"  # the field whose value has settings of its own, each with an option
@@ -106,9 +107,10 @@ CACHE_OPTIONS = (
 
 
 class SamplingOptions(Options):
-    """The options of all fields; a subclass names those that it takes in `names`."""
+    """The options of all fields; a subclass may name those that it takes, and have defaults of its own."""
 
     names: ClassVar[tuple[str, ...] | None] = None
+    defaults: ClassVar[Mapping[str, Any]] = {}  # where they are not those of `SamplingParams`
 
     def __init__(self, **given: Any) -> None:
         self._given = {name: value for name, value in given.items() if value is not None and value is not False}
@@ -125,7 +127,8 @@ class SamplingOptions(Options):
         options: list[Option] = []
         for name, field in SamplingParams.model_fields.items():
             if cls.names is None or name in cls.names:
-                options += [_cache_option(field), *CACHE_OPTIONS] if name == CACHE else [_option(name, field)]
+                default = cls.defaults.get(name, field.default)
+                options += [_option(name, field, default), *(CACHE_OPTIONS if name == CACHE else ())]
         return options
 
     @property
@@ -133,11 +136,8 @@ class SamplingOptions(Options):
         """The options that were given, as the user wrote them."""
         return [option.flag for option in self.options() if option.name in self._given]
 
-    def params(self, **defaults: Any) -> SamplingParams:
+    def params(self) -> SamplingParams:
         """What was given as `SamplingParams`.
-
-        Args:
-            **defaults: Fields whose default is the command's own.
 
         Raises:
             typer.BadParameter: A value that the fields or their rules refuse.
@@ -154,7 +154,7 @@ class SamplingOptions(Options):
         if (cache := self._cache(values.pop(CACHE, None))) is not None:
             values[CACHE] = cache
         try:
-            return SamplingParams(**(defaults | values))
+            return SamplingParams(**{**self.defaults, **values})
         except ValidationError as error:
             self._refuse(error)
 
@@ -175,7 +175,7 @@ class SamplingOptions(Options):
     def _refuse(self, error: ValidationError) -> NoReturn:
         problem = error.errors()[0]
         message = problem["msg"].removeprefix("Value error, ")
-        place = [str(part) for part in problem["loc"]]
+        place = [str(part) for part in problem["loc"]] or message.split()[:1]  # rules of several fields name one
         found = [
             option
             for option in self.options()
@@ -184,7 +184,7 @@ class SamplingOptions(Options):
         if not found:
             raise typer.BadParameter(message) from error
         option = found[-1]
-        if isinstance(problem["input"], str | int | float):
+        if problem["loc"] and isinstance(problem["input"], str | int | float):
             message = f"{problem['input']!r}: {message}"
         raise typer.BadParameter(message, param_hint=option.flag) from error
 
@@ -196,6 +196,7 @@ class CommonOptions(SamplingOptions):
         *("num_inference_steps", "scheduler", "flow_shift", "sigmas", "timesteps", "renoise", "guidance_scale"),
         *("guidance_scale_2", "true_cfg_scale", "negative_prompt", "seed", "guidance_batching", "cache"),
     )
+    defaults = {"seed": 0}
 
 
 class ScheduleOptions(SamplingOptions):
@@ -203,9 +204,30 @@ class ScheduleOptions(SamplingOptions):
 
     names = ("num_inference_steps", "scheduler", "flow_shift", "sigmas", "timesteps")
 
+    def schedule(self, checkpoint: Path) -> Schedule:
+        """The schedule that the checkpoint's pipeline would sample with."""
+        from vorta_trt.runtime.schedules import FLOW_EULER, given_schedule, schedule_timesteps
 
-def _option(name: str, field: FieldInfo) -> Option:
+        params = self.params()
+        if params.gives_steps:
+            return given_schedule(
+                checkpoint, params.scheduler or FLOW_EULER, sigmas=params.sigmas, timesteps=params.timesteps
+            )
+        return schedule_timesteps(checkpoint, params.num_inference_steps, params.scheduler, params.flow_shift)
+
+
+class RunOptions(SamplingOptions):
+    """The denoising runs of a calibration, and the schedule that its buckets are cut from."""
+
+    names = ("num_inference_steps", "scheduler", "flow_shift", "guidance_scale", "seed")
+    defaults = {"seed": 0}
+
+
+def _option(name: str, field: FieldInfo, default: Any) -> Option:
     """The option of a field, by its type."""
+    if name == CACHE:
+        methods = dict.fromkeys(option.method[0] for option in CACHE_OPTIONS if option.method is not None)
+        return Option(CACHE, str, _help(field, default), "|".join(methods))
     kind = _without_none(field.annotation)
     flag = f"--{name.replace('_', '-')}"
     if get_origin(kind) is tuple:
@@ -213,17 +235,12 @@ def _option(name: str, field: FieldInfo) -> Option:
         element = get_args(kind)[0]
         element = get_args(element)[0] if get_origin(element) is Annotated else element
         metavar = {float: "X,X,...", int: "N,N,..."}[element]
-        return Option(name, str, _help(field), metavar, reads[element])
+        return Option(name, str, _help(field, default), metavar, reads[element])
     if get_origin(kind) is Literal:
-        return Option(name, str, _help(field), "|".join(get_args(kind)))
+        return Option(name, str, _help(field, default), "|".join(get_args(kind)))
     if issubclass(kind, Enum):
-        return Option(name, str, _help(field), "|".join(str(member.value) for member in kind))
-    return Option(name, kind, _help(field))
-
-
-def _cache_option(field: FieldInfo) -> Option:
-    methods = dict.fromkeys(option.method[0] for option in CACHE_OPTIONS if option.method is not None)
-    return Option(CACHE, str, _help(field), "|".join(methods))
+        return Option(name, str, _help(field, default), "|".join(str(member.value) for member in kind))
+    return Option(name, kind, _help(field, default))
 
 
 def _without_none(annotation: Any) -> Any:
@@ -231,18 +248,18 @@ def _without_none(annotation: Any) -> Any:
     return kinds[0] if kinds and NoneType in get_args(annotation) else annotation
 
 
-def _help(field: FieldInfo) -> str:
+def _help(field: FieldInfo, default: Any) -> str:
     """A field's text as help: "...; None is the pipeline's own." says the default, other fields are options, too."""
     from vorta_trt.runtime.sampling.params import SamplingParams
 
     text = " ".join((field.description or "").split()).removesuffix(".")
-    text, _, default = text.partition("; None is ")
+    text, _, unset = text.partition("; None is ")
     for name in SamplingParams.model_fields:
         text = re.sub(rf"`{name}`", SHORT.get(name, f"--{name.replace('_', '-')}"), text)
-    value = field.default.value if isinstance(field.default, Enum) else field.default
-    if not default and value is not None and value is not False and value != ():
-        default = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} [default: {default}]." if default else f"{text}."
+    value = default.value if isinstance(default, Enum) else default
+    if value is not None and value is not False and value != ():
+        unset = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text} [default: {unset}]." if unset else f"{text}."
 
 
 def _coefficients(text: str, signal: str | None) -> dict[str, Any]:
