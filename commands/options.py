@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vorta_trt.model.constants import DEFAULT_TAU
-from vorta_trt.model.families import usual_shifts
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
