@@ -28,17 +28,10 @@ from .kept import Kept
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
 CHANNELS = 4
 TEXT_DIM = 32
-SIZES = {"layers": 2, "single_layers": 1, "heads": 3, "head_dim": 32}  # what a router must know
-WAN = {
-    "layers": 2,
-    "heads": 3,
-    "head_dim": 32,
-    "ffn_dim": 64,
-    "text_dim": TEXT_DIM,
-    "channels": CHANNELS,
-    "freq_dim": 32,
-}
-HUNYUAN_VIDEO = {**SIZES, "text_dim": TEXT_DIM, "pooled_dim": 24, "refiner_layers": 1, "channels": CHANNELS}
+ROUTER_SIZES = ("layers", "single_layers", "heads", "head_dim")
+COMMON = {"layers": 2, "heads": 3, "head_dim": 32, "text_dim": TEXT_DIM, "channels": CHANNELS}
+WAN = {**COMMON, "ffn_dim": 64, "freq_dim": 32}
+HUNYUAN_VIDEO = {**COMMON, "single_layers": 1, "pooled_dim": 24, "refiner_layers": 1}
 MODELS = {"wan": WAN, "hunyuan_video": HUNYUAN_VIDEO}
 
 
@@ -74,7 +67,8 @@ class Tiny:
             model = self.model(attention_precision=attention_precision, materialize=False)
             export_onnx(model, path, precision, opset=opset)
 
-        return self.kept.make(self.folder / f"{precision} {attention_precision} {opset}.onnx", make)
+        name = precision + ("" if attention_precision == "same" else f" attention {attention_precision}")
+        return self.kept.make(self.folder / f"{name}{'' if opset == OPSET else f' opset {opset}'}.onnx", make)
 
     @property
     def bundle(self) -> Path:
@@ -111,7 +105,7 @@ def latents(pipeline: Any, steps: int = 3, seed: int = 0, **arguments: Any) -> t
 def make_tiny(kept: Kept, family: str) -> Tiny:
     tiny = Tiny(kept, family)
     kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[family])))
-    sizes = {name: size for name, size in MODELS[family].items() if name in SIZES}
+    sizes = {name: size for name, size in MODELS[family].items() if name in ROUTER_SIZES}
     kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, **sizes))
     return tiny
 
