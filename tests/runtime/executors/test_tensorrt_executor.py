@@ -316,9 +316,7 @@ def test_shapes_that_no_profile_takes(trt: FakeTensorRT, bundle: Path, seed: int
         with pytest.raises(ValueError, match=r"axis 0 \(batch\) must lie in 1..8"):
             engine(**inputs(9, seed))
         listed = r"hidden_states \[3, 4.*: fits none of .*optimization profiles; split the batch.*"
-        listed += (
-            r"\n  profile 0: hidden_states \[1, 4.*\] to \[2, .*\n  profile 1: hidden_states \[4, 4.*\] to \[8, "
-        )
+        listed += r"\n  profile 0: hidden_states \[1, 4.*\] to \[2, .*\n  profile 1: hidden_states \[4, 4.*\] to \[8, "
         with pytest.raises(ValueError, match=listed):
             engine(**inputs(3, seed))
         check(engine, inputs(4, seed))
