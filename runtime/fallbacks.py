@@ -18,6 +18,7 @@ KINDS = {
     "fp8 attention": "attention runs in the precision of the activations",
     "sparse kernels": "routed heads run in a dense or reference kernel",
     "planned routes": "the routes are not known before sampling, or others are taken than planned",
+    "unfinished plan": "a video was sampled with fewer steps of this model than planned",
     "device memory": "weights or activations leave the GPU between uses",
     "executor": "another executor runs the model",
 }

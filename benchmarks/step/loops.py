@@ -19,8 +19,8 @@ from torch import Tensor
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.benchmarks.step.models import Run
 from vorta_trt.benchmarks.step.report import LoopRow
+from vorta_trt.runtime.pipelines.request import StepState
 from vorta_trt.runtime.sampling.step_plan import StepPlan
-from vorta_trt.runtime.sampling.step_state import StepState
 
 MEASURED_STEPS = 10  # of a loop that is not run whole
 
@@ -80,7 +80,7 @@ def run_loop(case: StepCase, loop: Loop, run: Run, latents: Tensor, routes: str)
 
 
 def _sample(state: StepState, timestep: float, context: str, run: Run) -> Tensor:
-    step = state.begin(timestep, context)
+    step = state.begin(context)
     sample = state.reuse(step, context)
     if sample is None:
         sample = run(timestep)

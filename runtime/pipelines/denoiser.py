@@ -18,7 +18,10 @@ from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
+from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx, locate_in_torch
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.target import read_target
 
@@ -28,20 +31,22 @@ if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
 
+BATCHED_GUIDANCE = "batched guidance"  # the kind of fallback
+
+
 class Denoiser(abc.ABC):
     """What the pipelines know of a transformer.
 
     Attributes:
-        family: name of the model family. config: of the diffusers transformer.
+        family: its name. config: of the diffusers transformer.
         latent_shape: (C, F, H, W); None if any will do. text_tokens: rows of `encoder_hidden_states`; None if any
-            number will do. input_names: what `run` takes. heads: (L, N).
+            number will do. heads: (L, N).
     """
 
     family: str
     config: Mapping[str, Any]
     latent_shape: tuple[int, int, int, int] | None
     text_tokens: int | None
-    input_names: tuple[str, ...]
     heads: tuple[int, int]
 
     @property
@@ -108,7 +113,6 @@ class EngineDenoiser(Denoiser):
         self._dtype: torch.dtype = torch_dtype(metadata.precision)
         self.latent_shape = metadata.latent_shape
         self.text_tokens = metadata.text_length
-        self.input_names = tuple(spec.name for spec in engine.inputs)
         self.heads = metadata.num_layers, metadata.num_heads
 
     @property
@@ -162,7 +166,6 @@ class TorchDenoiser(Denoiser):
             frames, height, width = (axis * patch for axis, patch in zip(geometry.grid, model.patch_size, strict=True))
             self.latent_shape = model.config["in_channels"], frames, height, width
             self.text_tokens = geometry.text_tokens or None
-        self.input_names = tuple(spec.name for spec in model.facts().inputs(model.config))
         self.heads = model.num_layers, model.num_heads
 
     @property
@@ -191,3 +194,22 @@ class TorchDenoiser(Denoiser):
 
     def locate(self, inputs: Mapping[str, Any]) -> str:
         return locate_in_torch(self.model, inputs)
+
+
+def use_batched_guidance(denoiser: Denoiser, mode: GuidanceMode, fallbacks: Fallbacks) -> bool:
+    """Whether both samples of guidance go through one launch: the optimization profile and the memory decide.
+
+    AUTO batches only engines on a GPU: on the CPU nothing is gained, and of torch it is not known what fits.
+
+    Raises:
+        FallbackError: In strict mode, if `mode` is BATCHED and it is not possible.
+    """
+    is_engine = isinstance(denoiser, EngineDenoiser)
+    if mode is GuidanceMode.SEQUENTIAL or (mode is GuidanceMode.AUTO and (denoiser.on_cpu or not is_engine)):
+        return False
+    fit = batched_guidance_fits(denoiser.engine) if isinstance(denoiser, EngineDenoiser) else None
+    if fit is None or fit:
+        return True
+    if mode is GuidanceMode.BATCHED:
+        fallbacks.record(BATCHED_GUIDANCE, fit.reason)
+    return False

@@ -249,13 +249,13 @@ class VideoGenerator:
     def _load_transformer(self) -> VortaTransformer:
         source = self.planner.source
         if not isinstance(source, RoutedTransformer):
-            transformer = VortaTransformer.from_bundle(
+            transformer = VortaTransformer.from_pretrained(
                 source, verify=self._verify, fallbacks=self.fallbacks, **self._engine
             )
         elif any(value is not None for value in self._engine.values()):
             raise ValueError("executor, device and engine: a routed model runs in torch, where it is; leave them out")
         else:
-            transformer = VortaTransformer.from_model(source, fallbacks=self.fallbacks)
+            transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks)
         denoiser = transformer.denoiser
         self.executor = denoiser.engine.executor if isinstance(denoiser, EngineDenoiser) else "torch"
         return transformer

@@ -9,7 +9,7 @@ Letters: B batch, C latent channels, F, H, W latent frames, height, width, T tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,96 @@ from torch.nn import functional
 from vorta_trt.model.families import get_family
 from vorta_trt.model.inputs import check_per_sample, check_valid_first
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
-from vorta_trt.runtime.pipelines.snapshot import Snapshot
 
+Given = Mapping[str, Tensor | None]  # the pipeline's tensors, by name
+Inputs = dict[str, Tensor]  # the model's
 STEP_INPUTS = ("hidden_states", "timestep")  # they change with every step; the others are conditions
+
+
+class Snapshot:
+    """Which tensors were given, and how often each had been written to: told without waiting for a GPU.
+
+    It keeps them alive, so that no other tensor can be taken for one of them. Tensors made under
+    `torch.inference_mode()` do not count their writes; they are never the same.
+    """
+
+    def __init__(self, tensors: Given) -> None:
+        self._tensors = dict(tensors)
+        self._writes = {name: _writes(tensor) for name, tensor in tensors.items()}
+
+    def same(self, tensors: Given) -> bool:
+        """Whether `tensors` are the same objects under the same names, and nothing has been written to them since."""
+        return tensors.keys() == self._tensors.keys() and all(
+            tensor is self._tensors[name] and (writes := _writes(tensor)) is not None and writes == self._writes[name]
+            for name, tensor in tensors.items()
+        )
+
+
+def _writes(tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return 0
+    return None if tensor.is_inference() else tensor._version
+
+
+def of_step(given: Given) -> Given:
+    """Latents and timestep."""
+    return {name: given[name] for name in STEP_INPUTS}
+
+
+def conditions_of(given: Given) -> Given:
+    """Everything else."""
+    return {name: tensor for name, tensor in given.items() if name not in STEP_INPUTS}
+
+
+def schedule_of(timestep: Tensor) -> Tensor | None:
+    """The tensor [P] whose first element a timestep is, as with `scheduler.timesteps` in diffusers' pipelines.
+
+    Returns:
+        The tensor, of which no value has been read; None if the timestep has its own memory, or is a later element.
+    """
+    expanded = timestep.numel() == 1 or not any(timestep.stride())
+    if not expanded or timestep.storage_offset() or timestep.is_meta:
+        return None
+    return torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timestep.untyped_storage())
+
+
+def begins_schedule(timestep: Tensor, steps: int) -> bool:
+    """Whether a timestep is the first element of a schedule of that many, more than one."""
+    schedule = schedule_of(timestep)
+    return schedule is not None and schedule.numel() == steps > 1
+
+
+def check_timestep(
+    planned: Sequence[float], step: int, given: Sequence[float], dtype: torch.dtype = torch.float32
+) -> None:
+    """Compares the timesteps [B] that a transformer got at a step with those of a plan.
+
+    Args:
+        planned: of the plan.
+        step: the step that was due.
+        given: the values.
+        dtype: their type. In a half type they are compared with the plan's timestep rounded to that type, because some
+            pipelines round timesteps to the type of the latents.
+
+    Raises:
+        ValueError: They differ from each other or from the plan's.
+    """
+    if len(set(given)) != 1:
+        raise ValueError(
+            f"timestep with {len(set(given))} different values: a step has one timestep for the whole batch"
+        )
+    dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+    due = torch.tensor(planned).to(dtype).tolist()
+    value = float(torch.tensor(float(given[0])).to(dtype))
+    if due[step] == value:
+        return
+    elsewhere = [index for index, other in enumerate(due) if other == value]
+    what = f"is step {elsewhere[0]} of the plan" if elsewhere else "is not in the plan"
+    raise ValueError(
+        f"timestep {value:g}: {what}; it came at step {step}, timestep {planned[step]:g}; plan with the pipeline's own "
+        f"timesteps (schedule_timesteps), call the transformer once per step and context, and end a request before the "
+        f"next"
+    )
 
 
 class ModelInputs:
@@ -28,25 +115,29 @@ class ModelInputs:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
-        self._converted: dict[str, tuple[Snapshot, dict[str, Tensor]]] = {}
+        self._family = get_family(denoiser.family)
+        self._conditions = [spec for spec in self._family.inputs(denoiser.config) if not spec.step]
+        self._converted: dict[str, tuple[Snapshot, Inputs]] = {}
 
-    def __call__(self, given: Mapping[str, Tensor | None], context: str) -> dict[str, Tensor]:
+    def __call__(self, given: Given, context: str) -> Inputs:
         """The model's inputs by name.
 
         Args:
-            given: the pipeline's tensors by name. context: "cond" or "uncond"; conditions are remembered for each.
-        Raises: ValueError, for a size, length or shape that the model does not take.
+            given: the pipeline's tensors by name.
+            context: "cond" or "uncond"; conditions are remembered for each.
+
+        Raises:
+            ValueError: The model does not take that size, length or shape.
         """
         latents, timestep = given["hidden_states"], given["timestep"]
         assert latents is not None and timestep is not None
         self._check_latents(latents)
         timestep = timestep.expand(latents.shape[0]) if timestep.ndim == 0 else timestep
         check_per_sample(timestep=timestep)
-        conditions = {name: tensor for name, tensor in given.items() if name not in STEP_INPUTS}
+        conditions = conditions_of(given)
         known = self._converted.get(context)
         if known is None or not known[0].same(conditions):
-            known = Snapshot(conditions), self._convert(conditions)
-            self._converted[context] = known
+            known = self._converted[context] = Snapshot(conditions), self._convert(conditions)
         return {
             "hidden_states": latents.to(self._denoiser.dtype),  # [B, C, F, H, W]
             "timestep": timestep.to(torch.float32),  # [B]
@@ -67,44 +158,52 @@ class ModelInputs:
             raise ValueError(
                 f"hidden_states of shape {shape}: must have {expected[0]} channels; give the pipeline this model's VAE"
             )
-        family = get_family(self._denoiser.family)
-        asked, built = ("x".join(map(str, family.video_size(*sizes))) for sizes in (shape[2:], expected[1:]))
-        frames, height, width = family.video_size(*expected[1:])
+        frames, height, width = built = self._family.video_size(*expected[1:])
+        asked = self._family.video_size(*shape[2:])
         raise ValueError(
-            f"hidden_states of shape {shape}: latents of a video of {asked}, but this model was made for {built} "
-            f"(frames x height x width); call the pipeline with num_frames={frames}, height={height}, width={width}, "
-            f"or make another: vorta-trt build CHECKPOINT --size {asked}"
+            f"hidden_states of shape {shape}: latents of a video of {'x'.join(map(str, asked))}, but this model was "
+            f"made for {'x'.join(map(str, built))} (frames x height x width); call the pipeline with "
+            f"num_frames={frames}, height={height}, width={width}, or make another: vorta-trt build CHECKPOINT --size "
+            f"{'x'.join(map(str, asked))}"
         )
 
-    def _convert(self, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        tokens, dtype = self._denoiser.text_tokens, self._denoiser.dtype
-        taken = {name: tensor for name, tensor in conditions.items() if name in self._denoiser.input_names}
-        if missing := [name for name in self._denoiser.input_names if name in conditions and taken[name] is None]:
+    def _convert(self, conditions: Given) -> Inputs:
+        if missing := [spec.name for spec in self._conditions if conditions.get(spec.name) is None]:
             raise ValueError(f"{missing[0]} None: the model needs it; call it as diffusers' pipeline does")
-        inputs = {name: tensor for name, tensor in taken.items() if tensor is not None}
-        text = inputs["encoder_hidden_states"]
+        given = {name: tensor for name, tensor in conditions.items() if tensor is not None}
+        text = given["encoder_hidden_states"]
+        padding = self._padding(text)
+        inputs = {}
+        for spec in self._conditions:
+            tensor = given[spec.name]
+            if spec.kind == "mask":
+                tensor = tensor != 0  # [B, *]
+                if tensor.shape != text.shape[:2]:
+                    raise ValueError(
+                        f"{spec.name} of shape {tuple(tensor.shape)}: must be {tuple(text.shape[:2])}, one entry per "
+                        f"row of encoder_hidden_states"
+                    )
+                check_valid_first(spec.name, tensor)
+                tensor = functional.pad(tensor, (0, padding)).to(torch.int32)  # [B, T]
+            elif spec.kind == "uniform":
+                tensor = tensor.to(torch.float32)  # [B]
+            else:
+                tensor = tensor.to(self._denoiser.dtype)  # [B, ..., channels]
+                if tensor.ndim == 3:
+                    tensor = functional.pad(tensor, (0, 0, 0, padding))  # [B, T, channels]
+            inputs[spec.name] = tensor
+        return inputs
+
+    def _padding(self, text: Tensor) -> int:
+        """Rows that the text lacks."""
         if text.ndim != 3:
             raise ValueError(f"encoder_hidden_states of shape {tuple(text.shape)}: must be [B, T, channels]")
-        rows = text.shape[1]
+        tokens, rows = self._denoiser.text_tokens, text.shape[1]
         padding = 0 if tokens is None else tokens - rows
-        padded = get_family(self._denoiser.family).joint_attention  # a mask tells padding from text
+        padded = self._family.joint_attention  # a mask tells padding from text
         if padding < 0 or (padding and not padded):
             raise ValueError(
                 f"encoder_hidden_states with {rows} rows: this model takes {'at most ' if padded else ''}{tokens}; "
                 f"call the pipeline with max_sequence_length={tokens}"
             )
-        inputs["encoder_hidden_states"] = functional.pad(text.to(dtype), (0, 0, 0, padding))  # [B, T, channels]
-        if "encoder_attention_mask" in inputs:
-            mask = inputs["encoder_attention_mask"] != 0  # [B, *]
-            if mask.shape != text.shape[:2]:
-                raise ValueError(
-                    f"encoder_attention_mask of shape {tuple(mask.shape)}: must be {tuple(text.shape[:2])}, one entry "
-                    f"per row of encoder_hidden_states"
-                )
-            check_valid_first("encoder_attention_mask", mask)
-            inputs["encoder_attention_mask"] = functional.pad(mask, (0, padding)).to(torch.int32)  # [B, T]
-        if "pooled_projections" in inputs:
-            inputs["pooled_projections"] = inputs["pooled_projections"].to(dtype)  # [B, channels]
-        if "guidance" in inputs:
-            inputs["guidance"] = inputs["guidance"].to(torch.float32)  # [B]
-        return inputs
+        return padding

@@ -13,8 +13,6 @@ _LORA = (
     "(pipe.load_lora_weights, pipe.fuse_lora, pipe.transformer.save_pretrained), then build from that checkpoint"
 )
 _SAVE = "the bundle or ONNX file is what it is saved as: copy that; the checkpoint's own folder holds the other parts"
-_LOAD = "use VortaTransformer.from_bundle(bundle) or VortaTransformer.from_model(routed_transformer)"
-_CACHE = "nothing inside can be cached; whole steps can: plan with a cache, see VortaTransformer.plan and request"
 _ATTENTION = "its attention is the routed one"
 _GROUPS = (
     "its layers do not move one by one; leave it out with exclude_modules=['transformer'], or use "
@@ -46,7 +44,6 @@ class Refusals:
     disable_lora = _refused("disable_lora", _LORA)
     save_pretrained = _refused("save_pretrained", _SAVE)
     push_to_hub = _refused("push_to_hub", _SAVE)
-    enable_cache = _refused("enable_cache", _CACHE)
     set_attention_backend = _refused("set_attention_backend", _ATTENTION)
     set_attn_processor = _refused("set_attn_processor", _ATTENTION)
     fuse_qkv_projections = _refused("fuse_qkv_projections", _ATTENTION)
@@ -54,8 +51,3 @@ class Refusals:
     enable_group_offload = _refused("enable_group_offload", _GROUPS)
     enable_layerwise_casting = _refused("enable_layerwise_casting", _FIXED)
     enable_parallelism = _refused("enable_parallelism", _FIXED)
-
-    @classmethod
-    def from_pretrained(cls, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: see `from_bundle` and `from_model`."""
-        raise VortaError(f"from_pretrained: not for {cls.__name__}; {_LOAD}")

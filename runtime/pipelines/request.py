@@ -1,32 +1,150 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Request`: what happens at the calls of a transformer while a pipeline samples by a plan."""
+"""`Request`: what happens at the calls of a transformer while a pipeline samples by a plan.
+
+Steps are counted, not read: no call waits for the GPU to say which timestep it got. The timesteps go to the host beside
+the check for values that are not finite, and are compared with the plan one launch later.
+
+Guidance. diffusers' pipelines call the transformer twice per step, "cond" and then "uncond", with the same latents and
+timestep. Batched, both are launched in the first step, and the conditions of the second are kept. From then on the call
+for "cond" launches both and keeps the other half, which the call for "uncond" takes, if and only if it comes with the
+very same tensors (see `Snapshot`). So P steps are P + 1 launches instead of 2 P. Whatever does not come as expected, or
+does not fit into memory, is launched on its own, counted as a fallback, and ends the batching of the request: another
+guess would cost another half launch for nothing. A launch of twice the batch adds up in another order: samples are
+equal but for rounding.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.pipelines.denoiser import Denoiser
-from vorta_trt.runtime.pipelines.guidance import Given, GuidanceBatching, Inputs
-from vorta_trt.runtime.pipelines.inputs import ModelInputs
-from vorta_trt.runtime.sampling.finite import FiniteCheck
+from vorta_trt.runtime.pipelines.denoiser import BATCHED_GUIDANCE, Denoiser
+from vorta_trt.runtime.pipelines.inputs import (
+    STEP_INPUTS,
+    Given,
+    Inputs,
+    ModelInputs,
+    Snapshot,
+    begins_schedule,
+    check_timestep,
+    conditions_of,
+    of_step,
+)
+from vorta_trt.runtime.sampling.finite import FiniteCheck, HostCopy
 from vorta_trt.runtime.sampling.step_plan import StepPlan
-from vorta_trt.runtime.sampling.step_state import COND, StepState
 
 OnStep = Callable[[int], None]  # called with the step that begins
+COND, UNCOND = "cond", "uncond"
+BOTH = f"{COND} + {UNCOND}"
+
+
+@dataclass
+class _Context:
+    """Where one context is: the step that comes next, and the sample that its skipped steps reuse."""
+
+    following: int = 0
+    kept: Tensor | None = None
+
+
+class StepState:
+    """Counts the calls of one sampling, every context ("cond", "uncond") on its own, and keeps what is reused.
+
+        step = state.begin(context)
+        sample = state.reuse(step, context)
+        if sample is None:
+            sample = ...
+            state.keep(step, context, sample)
+
+    Attributes:
+        plan: the plan.
+        computed: how many steps of each context were computed so far.
+        reused: how many were not.
+    """
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts over: the next call is the first step, and nothing is kept."""
+        self._contexts: dict[str, _Context] = {}
+        self.computed: Counter[str] = Counter()
+        self.reused: Counter[str] = Counter()
+
+    @property
+    def taken(self) -> int:
+        """How many steps have begun in the context that has come furthest."""
+        return max((context.following for context in self._contexts.values()), default=0)
+
+    def is_done(self, context: str = COND) -> bool:
+        """Whether all steps of a context have begun."""
+        return context in self._contexts and self._contexts[context].following == len(self.plan.timesteps)
+
+    def begin(self, context: str = COND) -> int:
+        """The step that a call of the transformer belongs to. Called once per step and context."""
+        if self.is_done(context):
+            raise ValueError(
+                f"context {context!r}: all {len(self.plan.timesteps)} steps of the plan are done; reset() between two "
+                f"videos"
+            )
+        state = self._contexts.setdefault(context, _Context())
+        state.following += 1
+        return state.following - 1
+
+    def reuse(self, step: int, context: str = COND) -> Tensor | None:
+        """The sample to take instead of a launch, a copy; None: launch the engine."""
+        state = self._at(step, context)
+        if self.plan.compute[step]:
+            return None
+        if state.kept is None:
+            raise RuntimeError(f"step {step}, context {context!r}: reuses a sample, but none was kept; call keep()")
+        self.reused[context] += 1
+        return state.kept.clone()
+
+    def keep(self, step: int, context: str, sample: Tensor) -> None:
+        """Takes a copy of the sample that was computed, if the step that follows reuses it."""
+        state = self._at(step, context)
+        if not self.plan.compute[step]:
+            raise RuntimeError(f"step {step}, context {context!r}: was computed, but the plan reuses a sample there")
+        self.computed[context] += 1
+        following = self.plan.compute[step + 1 : step + 2]
+        state.kept = sample.detach().clone() if following == (False,) else None
+
+    def _at(self, step: int, context: str) -> _Context:
+        state = self._contexts.get(context)
+        if state is None or state.following != step + 1:
+            raise RuntimeError(f"step {step}, context {context!r}: has not begun; call begin() first")
+        return state
 
 
 class Request:
     """Follows a plan; see `VortaTransformer.request`, which makes it.
 
-    A schedule that starts over is a new request: nothing is left of the one before.
+    A schedule that starts over is a new request: nothing is left of the one before. It does where all steps are done,
+    and where the timestep is the first element of a schedule's tensor, as it is in diffusers' pipelines.
+
+    Args:
+        denoiser: what runs a launch.
+        convert: from the pipeline's tensors to the model's.
+        plan: the plan.
+        batched: whether both samples of guidance share a launch.
+        fallbacks: counts what runs otherwise than asked for.
+        locate: look for the layer in which values stopped being finite.
+        on_step: called with every step as it begins.
+        pipeline: diffusers' pipeline, whose `interrupt` excuses steps that were not taken.
 
     Attributes:
-        plan: the plan. launches: of the model so far, over all requests. state: steps of the request that runs.
-        fallbacks: what ran otherwise than asked for.
+        plan: the plan.
+        fallbacks: as given.
+        state: steps of the video that is sampled.
+        launches: of the model so far, over all videos, by context.
     """
 
     def __init__(
@@ -35,65 +153,136 @@ class Request:
         convert: ModelInputs,
         plan: StepPlan,
         *,
-        batched: bool,
+        batched: bool = False,
         fallbacks: Fallbacks,
-        locate: bool,
-        on_step: OnStep | None,
+        locate: bool = False,
+        on_step: OnStep | None = None,
+        pipeline: Any = None,
     ) -> None:
-        self._denoiser, self._convert, self._on_step = denoiser, convert, on_step
+        self._denoiser, self._convert, self._on_step, self._pipeline = denoiser, convert, on_step, pipeline
         self.plan, self.fallbacks = plan, fallbacks
         self.state = StepState(plan)
         self.launches: Counter[str] = Counter()
         self._finite = FiniteCheck(denoiser.locate if locate else None)
-        self._guidance = GuidanceBatching(convert, self._launch, fallbacks, batched)
-        self._taken: list[tuple[int, Tensor]] = []  # routes that are not compared with the plan yet
-        self._step, self._timestep = 0, 0.0
+        self._batched, self._step, self._videos = batched, 0, 0
+        self._forget()
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
 
     def sample(self, context: str, given: Given) -> Tensor:
         """The sample of one call of the transformer."""
         timestep = given["timestep"]
         assert timestep is not None
-        if context == COND and self.state.starts_over(timestep, context):
+        if context == COND and self.state.is_done():
             self.reset()
-        step = self.state.begin(timestep, context)
-        self._step, self._timestep = step, self.plan.timesteps[step]
-        self._compare_routes()
+        elif context == COND and self.state.taken and begins_schedule(timestep, len(self.plan.timesteps)):
+            self._forget()  # the video before was broken off
+        step = self._step = self.state.begin(context)
+        if timestep is not self._timestep:
+            self._timestep = timestep
+            self._seen.append((step, timestep.dtype, HostCopy(timestep)))
         if self._on_step is not None and context == COND:
             self._on_step(step)
         sample = self.state.reuse(step, context)
         if sample is None:
-            sample = self._guidance.sample(context, given)
+            sample = self._guided(context, given)
             self.state.keep(step, context, sample)
         return sample
 
-    def reset(self) -> None:
-        """Lets go of everything that belongs to one request."""
-        self.finish()
-        self.state.reset()
-        self._guidance.reset()
-        self._convert.forget()
+    def _guided(self, context: str, given: Given) -> Tensor:
+        """From a launch or from the one before."""
+        inputs = self._convert(given, context)
+        if not self._guessing or context not in (COND, UNCOND):
+            return self._launch(inputs, context)
+        if context == COND:
+            return self._cond(given, inputs)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._uncond is not None:
+            if waiting[0].same(of_step(given)) and self._uncond[0].same(conditions_of(given)):
+                return waiting[1]
+            self._give_up("the unconditional sample was asked for with other tensors than expected")
+        elif self._uncond is None:
+            converted = {name: tensor for name, tensor in inputs.items() if name not in STEP_INPUTS}
+            self._uncond = Snapshot(conditions_of(given)), converted
+        return self._launch(inputs, UNCOND)
 
-    def finish(self) -> None:
-        """Checks what has not been checked yet: the last sample and the last routes."""
-        self._finite.finish()
-        self._compare_routes()
+    def _cond(self, given: Given, inputs: Inputs) -> Tensor:
+        if self._waiting is not None:
+            self._give_up("the unconditional sample of the step before was not asked for")
+        if not self._guessing or self._uncond is None:
+            return self._launch(inputs, COND)
+        other = {**inputs, **self._uncond[1]}  # latents and timestep are the same
+        if any(other[name].shape != inputs[name].shape for name in other):
+            self._give_up("the conditions of both samples differ in shape")
+            return self._launch(inputs, COND)
+        both = {name: torch.cat((inputs[name], other[name])) for name in inputs}  # [2 B, ...]
+        try:
+            cond, uncond = self._launch(both, BOTH).chunk(2)  # [B, C, F, H, W] each
+        except (DeviceOutOfMemory, torch.OutOfMemoryError) as error:
+            self._give_up(str(error))
+            return self._launch(inputs, COND)
+        self._waiting = Snapshot(of_step(given)), uncond
+        return cond
+
+    def _give_up(self, reason: str) -> None:
+        self._guessing, self._waiting = False, None
+        self.fallbacks.record(BATCHED_GUIDANCE, reason)
 
     def _launch(self, inputs: Inputs, context: str) -> Tensor:
-        override = self.plan.override_at(self._step)
-        sample, routes = self._denoiser.run(inputs, self.plan.tau, override, self._step)  # [B, C, F, H, W], [L, B, N]
+        override, step = self.plan.override_at(self._step), self._step
+        sample, routes = self._denoiser.run(inputs, self.plan.tau, override, step)  # [B, C, F, H, W], [L, B, N]
         self.launches[context] += 1
+        seen, self._seen = self._seen[-1:], self._seen[:-1]
+        self._compare()  # what was seen before this launch, which the GPU has begun or is about to
+        self._seen = seen
         known = {"tau": self.plan.tau, "route_override": override}
         run_again = {**inputs, **{name: value for name, value in known.items() if value is not None}}
-        self._finite(sample, self._step, self._timestep, context, run_again)
+        self._finite(sample, step, self.plan.timesteps[step], context, run_again)
         if self.plan.routes is not None:
-            self._taken.append((self._step, routes))
+            self._routes.append((step, HostCopy(routes)))
         return sample
 
-    def _compare_routes(self) -> None:
-        """Compares routes with the plan; those of a GPU have arrived by the time that the next step begins."""
-        taken, self._taken = self._taken, []
-        for step, routes in taken:
-            if departures := self.plan.departures(step, routes):
+    # -- one launch later, and at the end ------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """The pipeline is done with a video: checks the rest, and lets go of everything that belongs to it."""
+        if self.state.taken:
+            self.finish()
+        self._forget()
+
+    def finish(self) -> None:
+        """Checks what has not been checked yet, and that the plan was used, all of it."""
+        self._compare()
+        self._finite.finish()
+        taken, steps = self.state.taken, len(self.plan.timesteps)
+        if taken == 0 and self._videos:
+            return
+        if taken == steps or getattr(self._pipeline, "interrupt", False):
+            self._videos += 1
+            return
+        self.fallbacks.record(
+            "unfinished plan",
+            f"{taken} of {steps} steps were asked of this transformer; plan as many as the pipeline samples with, give "
+            f"it no second transformer, and pass pipeline= if you interrupt it on purpose",
+        )
+
+    def _forget(self) -> None:
+        self.state.reset()
+        self._convert.forget()
+        self._guessing = self._batched
+        self._uncond: tuple[Snapshot, Inputs] | None = None
+        self._waiting: tuple[Snapshot, Tensor] | None = None
+        self._timestep: Tensor | None = None
+        self._seen: list[tuple[int, torch.dtype, HostCopy]] = []  # timesteps that are not compared yet
+        self._routes: list[tuple[int, HostCopy]] = []  # and routes
+
+    def _compare(self) -> None:
+        seen, self._seen = self._seen, []
+        for step, dtype, copy in seen:
+            check_timestep(self.plan.timesteps, step, copy.wait().flatten().tolist(), dtype)
+        routes, self._routes = self._routes, []
+        for step, copy in routes:
+            if departures := self.plan.departures(step, copy.wait()):
                 layers, heads = self._denoiser.heads
                 self.fallbacks.record(
                     "planned routes",

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`VortaTransformer`: takes the place of `pipe.transformer` in diffusers' WanPipeline and HunyuanVideoPipeline.
+"""`VortaTransformer`: a bundle, an ONNX file or a routed model in the place of the transformer in diffusers' pipelines.
 
-    pipe = WanPipeline.from_pretrained(checkpoint, transformer=VortaTransformer.from_bundle("wan.bundle"))
-    pipe = WanPipeline.from_pretrained(checkpoint, transformer=VortaTransformer.from_model(routed_transformer))
+    pipe.transformer = VortaTransformer.from_pretrained("model.bundle")
 
-Without a request, every call of the pipeline is one launch, with the model's own tau and routes: its router's, or the
-calibrated ones of its bundle. Within one
+Every call of the pipeline is one launch, with the model's own tau and routes: its router's, or the calibrated ones of
+its bundle. `pipe.transformer.enable_cache("broadcast", dense_first=2)` makes a plan for every video. A caller who wants
+the plan first, and reports of what happened, makes one
 
     plan = pipe.transformer.plan(timesteps, cache=StepBroadcast(), guards=RouteGuards(dense_first=2))
-    with pipe.transformer.request(plan):
+    with pipe.transformer.request(plan) as request:
         pipe(prompt)
 
-it follows a plan. A request begins when the pipeline calls with the first timestep of the schedule where another is
-due, so the pipeline may be called again and again; leaving the `with` block ends the last one.
+and may call the pipeline again and again in the `with` block.
 
 What belongs to a request lies in this object: one pipeline, one `VortaTransformer`, one thread at a time. Several may
 share an `Engine`.
@@ -20,6 +19,7 @@ share an `Engine`.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,40 +34,39 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from vorta_trt.model.families import get_family
 from vorta_trt.model.pipeline_folder import LOADING
+from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
-from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser
-from vorta_trt.runtime.pipelines.guidance import Given
-from vorta_trt.runtime.pipelines.guidance_fit import use_batched_guidance
-from vorta_trt.runtime.pipelines.inputs import ModelInputs
+from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
+from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, schedule_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
-from vorta_trt.runtime.pipelines.request import OnStep, Request
-from vorta_trt.runtime.sampling.params import GuidanceMode
+from vorta_trt.runtime.pipelines.request import COND, OnStep, Request
+from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
-from vorta_trt.runtime.sampling.step_state import COND
 
 if TYPE_CHECKING:
     from vorta_trt.engines.bundle import Bundle
-    from vorta_trt.model import RoutedTransformer
     from vorta_trt.model.route_calibration import RouteCalibration
     from vorta_trt.model.timestep_path import TimestepPath
 
 logger = logging.getLogger(__name__)
+_PRECISION = "build or load it in another precision if you need that"
 
 
 class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
     """A diffusers model of which the pipelines see config, dtype, device, `cache_context` and `forward`.
 
-    Make it with `from_bundle` or `from_model`, which pick the family's class.
-
-    `to` moves a routed model; an engine stays on its GPU, and either stays in its precision. With
-    `pipe.enable_model_cpu_offload()` and `enable_sequential_cpu_offload()` text encoders and VAE leave the GPU between
-    uses and an engine stays; a routed model moves with the former and refuses the latter.
+    Make it with `from_pretrained`. `to` moves a routed model; an engine stays on its GPU, and either stays in its
+    precision. With `pipe.enable_model_cpu_offload()` and `enable_sequential_cpu_offload()` text encoders and VAE leave
+    the GPU between uses and an engine stays; a routed model moves with the former and refuses the latter. To
+    `torch.compile` it is opaque; a routed model may be compiled itself.
 
     Attributes:
-        denoiser: what runs a launch. fallbacks: what ran otherwise than asked for.
+        denoiser: What runs a launch.
+        fallbacks: What ran otherwise than asked for.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
@@ -79,7 +78,12 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._engine = engine  # to close
         self._convert = ModelInputs(denoiser)
         self._request: Request | None = None
+        self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
+        self._own: Request | None = None  # that which follows from it
         self._context = COND
+        family = get_family(denoiser.family)
+        self._names = [spec.name for spec in family.inputs(denoiser.config)]
+        self._signature = inspect.signature(family.diffusers_transformer().forward)
         if isinstance(denoiser, TorchDenoiser):
             self.model = denoiser.model  # as a submodule, its parameters move with this module
         else:
@@ -88,47 +92,42 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
                 self.place = nn.Parameter(torch.empty(0, dtype=denoiser.dtype), requires_grad=False)
         self.register_to_config(**denoiser.config)  # type: ignore[no-untyped-call]
 
-    # -- construction --------------------------------------------------------------------------------------------------
-
     @classmethod
-    def from_bundle(
+    def from_pretrained(  # type: ignore[override]
         cls,
-        bundle: str | Path | Bundle | Engine,
+        source: str | Path | Bundle | Engine | RoutedTransformer,
         *,
-        executor: str | None = None,
-        device: str | int | None = None,
-        verify: bool = True,
         fallbacks: Fallbacks | None = None,
-        **options: Any,
+        **engine: Any,
     ) -> VortaTransformer:
-        """Of a bundle or of an exported ONNX file.
+        """Loads a bundle or an exported ONNX file, or takes a model in torch.
 
         Args:
-            bundle: its path, or an `Engine`, which stays the caller's to close.
-            executor, device, verify, options: as for `Engine`, if it is made here; `close` then closes it.
-            fallbacks: counts what runs otherwise than asked for, or refuses it (`Fallbacks(strict=True)`); None takes
+            source: A bundle, or the path of one or of an ONNX file, whose engine `close` closes; an `Engine`, which
+                stays the caller's to close; or a routed model, which is shared, and runs on a GPU with our kernels and
+                no TensorRT, or on the CPU. A routed model without a geometry takes every latent size.
+            fallbacks: Counts what runs otherwise than asked for, or refuses it (`Fallbacks(strict=True)`); None takes
                 those of the engine.
-        Raises: what `Engine` raises; VortaError, for a file that `vorta-trt export` did not write.
+            engine: As for `Engine`: executor, device, verify, ...
+
+        Raises:
+            VortaError: `vorta-trt export` did not write the file, or what `Engine` raises.
+            ValueError: Options of an engine with a model or an engine that is open.
         """
-        if isinstance(bundle, Engine):
-            return _class_of(bundle.metadata)(EngineDenoiser(bundle), fallbacks or bundle.fallbacks)
-        engine = Engine(bundle, executor=executor, device=device, verify=verify, fallbacks=fallbacks, **options)
+        if isinstance(source, RoutedTransformer | Engine) and engine:
+            raise ValueError(f"{', '.join(engine)}: for engines that are opened here; leave it out")
+        if isinstance(source, RoutedTransformer):
+            return cls(TorchDenoiser(source), fallbacks)
+        if isinstance(source, Engine):
+            return cls(EngineDenoiser(source), fallbacks or source.fallbacks)
+        opened = Engine(source, fallbacks=fallbacks, **engine)
         try:
-            return _class_of(engine.metadata)(EngineDenoiser(engine), engine.fallbacks, engine)
+            return cls(EngineDenoiser(opened), opened.fallbacks, opened)
         except BaseException:
-            engine.close()
+            opened.close()
             raise
 
-    @classmethod
-    def from_model(cls, model: RoutedTransformer, *, fallbacks: Fallbacks | None = None) -> VortaTransformer:
-        """Of a routed model in torch, which is shared: on a GPU with our kernels, without any TensorRT; or on the CPU.
-
-        Args:
-            model: with its geometry, or every latent size goes and there are no routes in plans.
-        """
-        return _class_of(model)(TorchDenoiser(model), fallbacks)
-
-    # -- requests ------------------------------------------------------------------------------------------------------
+    # -- plans and requests --------------------------------------------------------------------------------------------
 
     @cached_property
     def timestep_path(self) -> TimestepPath | None:
@@ -144,14 +143,15 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """`plan_steps` with what is known of this model.
 
         Args:
-            timesteps: those that the pipeline will sample with, in order; see `schedule_timesteps`.
+            timesteps: Those that the pipeline will sample with, in order; see `schedule_timesteps`.
             options: cache, guards, tau, ... of `plan_steps`. Unless given, `calibrated` is what the bundle holds (None:
                 the router decides), and timesteps are rounded as the family's pipeline does with its own scheduler.
         """
         timesteps = timesteps if isinstance(timesteps, Tensor) else list(timesteps)
         if self.calibration is not None:
             options.setdefault("calibrated", self.calibration.overrides(timesteps))
-        options.setdefault("timestep_dtype", self.dtype if self.denoiser.family == "hunyuan_video" else torch.float32)
+        rounded = get_family(self.denoiser.family).gives_sigmas
+        options.setdefault("timestep_dtype", self.dtype if rounded else torch.float32)
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
 
     @contextmanager
@@ -163,31 +163,27 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         fallbacks: Fallbacks | None = None,
         locate: bool | None = None,
         on_step: OnStep | None = None,
+        pipeline: Any = None,
     ) -> Iterator[Request]:
         """A context in which the pipeline's calls follow a plan, and samples that are not finite stop the run.
 
         Args:
-            plan: of the schedule that the pipeline samples with.
-            guidance: whether both samples of classifier-free guidance share a launch; then they are equal but for
+            plan: Of the schedule that the pipeline samples with. A video that does not use all of it is a fallback.
+            guidance: Whether both samples of classifier-free guidance share a launch; then they are equal but for
                 rounding.
             fallbacks: None takes those of this transformer.
-            locate: look for the layer in which values stopped being finite, by running the step again on the CPU; None
+            locate: Look for the layer in which values stopped being finite, by running the step again on the CPU; None
                 does where the model runs there anyway.
-            on_step: called with the number of every step as it begins; may raise to stop the run.
-        Raises: RuntimeError, within another request; FallbackError, in strict mode.
+            on_step: Called with the number of every step as it begins; may raise to stop the run.
+            pipeline: diffusers' pipeline, if you may set its `interrupt`, which excuses the steps that are not taken.
+
+        Raises:
+            RuntimeError: Within another request.
+            FallbackError: In strict mode.
         """
         if self._request is not None:
             raise RuntimeError("request: another one has not ended; one transformer follows one plan at a time")
-        counting = fallbacks or self.fallbacks
-        self._request = Request(
-            self.denoiser,
-            self._convert,
-            plan,
-            batched=use_batched_guidance(self.denoiser, guidance, counting),
-            fallbacks=counting,
-            locate=self.denoiser.on_cpu if locate is None else locate,
-            on_step=on_step,
-        )
+        self._request = self._follow(plan, guidance, fallbacks or self.fallbacks, locate, on_step, pipeline)
         try:
             yield self._request
             self._request.finish()
@@ -195,32 +191,113 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self._request = None
             self._convert.forget()
 
+    def enable_cache(self, config: Any = None, **changes: Any) -> None:  # type: ignore[override]
+        """Plans every video that a pipeline samples from now on; `disable_cache` ends it.
+
+        Args:
+            config: "tea" or "broadcast", a `TeaCache` or a `StepBroadcast`; None caches nothing, for guards alone.
+            changes: `tau`, `dense_first`, `dense_last`, `dense_layers`, `guidance_batching`, as of `SamplingParams`.
+
+        Raises:
+            ValidationError: Another cache, or other names. Inside an engine nothing can be cached, whole steps can.
+        """
+        if other := changes.keys() - {"tau", "dense_first", "dense_last", "dense_layers", "guidance_batching"}:
+            raise ValueError(
+                f"{', '.join(sorted(other))}: not of enable_cache; it takes tau, dense_first, dense_last, "
+                f"dense_layers and guidance_batching"
+            )
+        params = SamplingParams(cache=config, **changes)
+        self._own, self._cached = (
+            None,
+            {
+                "options": {"cache": params.cache, "guards": params.guards, "tau": params.tau},
+                "guidance": params.guidance_batching if "guidance_batching" in changes else GuidanceMode.SEQUENTIAL,
+            },
+        )
+
+    def disable_cache(self) -> None:
+        """Every call is a launch of the model's own again."""
+        self._own = self._cached = None
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        """Whether videos are planned."""
+        return self._cached is not None
+
+    def _follow(
+        self,
+        plan: StepPlan,
+        guidance: GuidanceMode,
+        fallbacks: Fallbacks,
+        locate: bool | None = None,
+        on_step: OnStep | None = None,
+        pipeline: Any = None,
+    ) -> Request:
+        return Request(
+            self.denoiser,
+            self._convert,
+            plan,
+            batched=use_batched_guidance(self.denoiser, guidance, fallbacks),
+            fallbacks=fallbacks,
+            locate=self.denoiser.on_cpu if locate is None else locate,
+            on_step=on_step,
+            pipeline=pipeline,
+        )
+
+    def _planned(self, timestep: Tensor, cached: dict[str, Any]) -> Request:
+        """The request of `enable_cache`. The schedule is read when a video begins, which waits for a GPU once."""
+        schedule = schedule_of(timestep) if self._context == COND else None
+        if schedule is not None:
+            plan = self.plan(schedule, **cached["options"])
+            if self._own is None or plan.timesteps != self._own.plan.timesteps:
+                self._own = self._follow(plan, cached["guidance"], self.fallbacks)
+        if self._own is None:
+            raise VortaError(
+                "enable_cache: the pipeline's schedule cannot be seen from its first timestep; plan with the "
+                "scheduler's timesteps, and sample in `with pipe.transformer.request(plan)`"
+            )
+        return self._own
+
     # -- what a pipeline calls -----------------------------------------------------------------------------------------
 
-    def _denoise(
-        self, given: Given, attention_kwargs: dict[str, Any] | None, return_dict: bool
-    ) -> tuple[Tensor] | Transformer2DModelOutput:
-        if attention_kwargs:
+    @torch.compiler.disable  # engines and counters are nothing that dynamo could trace
+    def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor] | Transformer2DModelOutput:
+        """Takes what the diffusers model of the family takes: hidden_states [B, C, F, H, W], timestep [B], ...
+
+        Returns:
+            The sample, [B, C, F, H, W] in the type of hidden_states.
+        """
+        given = dict(self._signature.bind(self, *arguments, **named).arguments)
+        given.pop(next(iter(self._signature.parameters)))  # self
+        return_dict = given.pop("return_dict", True)
+        if attention_kwargs := given.pop("attention_kwargs", None):
             raise VortaError(
                 f"attention_kwargs {attention_kwargs}: must be empty; a LoRA scale, or anything else of attention "
                 f"processors, has no effect on weights that are built in; fuse the LoRA before building"
             )
+        if unknown := [name for name, value in given.items() if value is not None and name not in self._names]:
+            raise VortaError(f"{unknown[0]}: this model takes {', '.join(self._names)}; leave it out")
         if any(parameter.is_meta for parameter in self.parameters()) and isinstance(self.denoiser, TorchDenoiser):
             raise VortaError(
                 "enable_sequential_cpu_offload: takes a routed model's weights away one by one, and it needs them "
                 "together; use pipe.enable_model_cpu_offload()"
             )
         latents = given["hidden_states"]
-        assert latents is not None
-        if self._request is None:
-            inputs, routes = self._convert(given, self._context), None
-            if self.calibration is not None:
-                routes = self.calibration.overrides(inputs["timestep"][:1])[0]  # [L, N]
-            sample, _ = self.denoiser.run(inputs, None, routes)  # [B, C, F, H, W]
-        else:
-            sample = self._request.sample(self._context, given)
-        sample = sample.to(latents.device, latents.dtype)
+        sample = self._sample({name: given.get(name) for name in self._names}).to(latents.device, latents.dtype)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _sample(self, given: Given) -> Tensor:
+        timestep = given["timestep"]
+        assert timestep is not None
+        request = self._request
+        if request is None and self._cached is not None:
+            request = self._planned(timestep, self._cached)
+        if request is not None:
+            return request.sample(self._context, given)
+        inputs, routes = self._convert(given, self._context), None
+        if self.calibration is not None:
+            routes = self.calibration.overrides(inputs["timestep"][:1])[0]  # [L, N]
+        return self.denoiser.run(inputs, None, routes)[0]  # [B, C, F, H, W]
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:
@@ -233,8 +310,9 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         """diffusers' pipelines call this when they are done: nothing of the request is kept."""
-        if self._request is not None:
-            self._request.reset()
+        for request in (self._request, self._own):
+            if request is not None:
+                request.reset()
         self._convert.forget()
 
     @property
@@ -257,7 +335,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Frees the engine, if `from_bundle` made it. May be called twice."""
+        """Frees the engine, if `from_pretrained` opened it. May be called twice."""
         if self._engine is not None:
             self._engine.close()
 
@@ -268,62 +346,3 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-_PRECISION = "build or load it in another precision if you need that"
-
-
-class VortaWanTransformer(VortaTransformer):
-    """In the place of WanTransformer3DModel."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        encoder_hidden_states_image: Tensor | None = None,
-        return_dict: bool = True,
-        attention_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[Tensor] | Transformer2DModelOutput:
-        """hidden_states [B, C, F, H, W], timestep [B], encoder_hidden_states [B, 512, text_dim] -> the sample, as
-        hidden_states."""
-        if encoder_hidden_states_image is not None:
-            raise VortaError("encoder_hidden_states_image: only text-to-video models are routed; leave it out")
-        given = {
-            "hidden_states": hidden_states,
-            "timestep": timestep,
-            "encoder_hidden_states": encoder_hidden_states,
-        }
-        return self._denoise(given, attention_kwargs, return_dict)
-
-
-class VortaHunyuanVideoTransformer(VortaTransformer):
-    """In the place of HunyuanVideoTransformer3DModel."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        encoder_attention_mask: Tensor,
-        pooled_projections: Tensor,
-        guidance: Tensor | None = None,
-        attention_kwargs: dict[str, Any] | None = None,
-        return_dict: bool = True,
-    ) -> tuple[Tensor] | Transformer2DModelOutput:
-        """hidden_states [B, C, F, H, W], timestep [B], encoder_hidden_states [B, up to T, text_dim] and its mask, valid
-        rows first, pooled_projections [B, pooled_dim], guidance [B] -> the sample, as hidden_states."""
-        given = {
-            "hidden_states": hidden_states,
-            "timestep": timestep,
-            "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": encoder_attention_mask,
-            "pooled_projections": pooled_projections,
-            "guidance": guidance,
-        }
-        return self._denoise(given, attention_kwargs, return_dict)
-
-
-def _class_of(model: Any) -> type[VortaTransformer]:
-    """By the `family` of metadata or of a model; any, for a file without metadata, which `EngineDenoiser` refuses."""
-    return VortaHunyuanVideoTransformer if getattr(model, "family", "wan") == "hunyuan_video" else VortaWanTransformer

@@ -45,6 +45,28 @@ class NonFiniteError(VortaError):
         self.step, self.timestep, self.context, self.share, self.place = step, timestep, context, share, place
 
 
+class HostCopy:
+    """A small tensor on its way to the host; the GPU works on, and nobody waits before the values are asked for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        import torch
+
+        self._arrived: Any = None  # a CUDA event
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._tensor = tensor.detach().clone()
+
+    def wait(self) -> Tensor:
+        """The tensor on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor
+
+
 @dataclass
 class _Pending:
     """A sample whose count may still be on its way to the host."""
@@ -53,15 +75,8 @@ class _Pending:
     timestep: float
     context: str
     values: int
-    count: Tensor  # int64, on the host
-    arrived: Any  # a CUDA event, or None
+    count: HostCopy  # int64
     inputs: Inputs | None
-
-    @property
-    def non_finite(self) -> int:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return int(self.count)
 
 
 class FiniteCheck:
@@ -91,26 +106,21 @@ class FiniteCheck:
         import torch
 
         self.finish()
-        count: Tensor = (~torch.isfinite(sample)).sum()
-        arrived = None
-        if sample.is_cuda:
-            count = torch.empty((), dtype=count.dtype, pin_memory=True).copy_(count, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(sample.device))
+        count = HostCopy((~torch.isfinite(sample)).sum())
         kept = inputs if self._locate is not None else None
-        self._pending = _Pending(step, timestep, context, sample.numel(), count, arrived, kept)
-        if arrived is None:
+        self._pending = _Pending(step, timestep, context, sample.numel(), count, kept)
+        if not sample.is_cuda:
             self.finish()
 
     def finish(self) -> None:
         """Checks the sample that is still on its way, if there is one."""
         pending, self._pending = self._pending, None
-        if pending is None or not pending.non_finite:
+        if pending is None or not (non_finite := int(pending.count.wait())):
             return
         place = UNLOCATED
         if self._locate is not None and pending.inputs is not None:
             place = self._locate(pending.inputs)
-        share = pending.non_finite / pending.values
+        share = non_finite / pending.values
         raise NonFiniteError(pending.step, pending.timestep, pending.context, share, place)
 
     def __enter__(self) -> FiniteCheck:

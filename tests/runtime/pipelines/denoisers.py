@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
-from vorta_trt.runtime.pipelines.transformer import VortaTransformer, VortaWanTransformer
+from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 
 SHAPE = (4, 2, 4, 4)  # C, F, H, W
 LAYERS, HEADS, TEXT = 2, 3, 5
@@ -24,9 +24,8 @@ class RecordingDenoiser(Denoiser):
     """
 
     family, text_tokens = "wan", TEXT
-    config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2]}
+    config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2], "text_dim": 3}
     latent_shape = SHAPE
-    input_names = ("hidden_states", "timestep", "encoder_hidden_states")
     heads = (LAYERS, HEADS)
     dtype, device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
 
@@ -58,4 +57,4 @@ class RecordingDenoiser(Denoiser):
 
 
 def transformer_of(denoiser: Denoiser) -> VortaTransformer:
-    return VortaWanTransformer(denoiser)
+    return VortaTransformer(denoiser)

@@ -21,7 +21,7 @@ from vorta_trt.runtime import SamplingParams, VideoGenerator
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
-from vorta_trt.runtime.pipelines import guidance_fit
+from vorta_trt.runtime.pipelines import denoiser
 from vorta_trt.runtime.pipelines.generator import GeneratedVideo
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
@@ -88,7 +88,7 @@ def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
 
 
 def test_guidance_that_is_off_is_not_batched(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guidance_fit, "batched_guidance_fits", lambda engine: pytest.fail("nothing to batch"))
+    monkeypatch.setattr(denoiser, "batched_guidance_fits", lambda engine: pytest.fail("nothing to batch"))
     settings = SamplingParams(num_inference_steps=2, guidance_scale=1.0, guidance_batching=GuidanceMode.BATCHED)
     with VideoGenerator(tiny_wan.onnx, strict=True) as generator:
         assert generator.generate("a red wall", params=settings).launches == 2

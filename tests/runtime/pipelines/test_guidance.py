@@ -12,9 +12,8 @@ from torch import Tensor
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.memory_plan import GuidanceFit
-from vorta_trt.runtime.pipelines import guidance_fit
-from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
-from vorta_trt.runtime.pipelines.guidance_fit import use_batched_guidance
+from vorta_trt.runtime.pipelines import denoiser as denoiser_module
+from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser, use_batched_guidance
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
@@ -92,7 +91,7 @@ def test_other_prompts_than_expected_are_launched_on_their_own() -> None:
 def test_only_the_very_same_tensors_count(what: str) -> None:
     denoiser = RecordingDenoiser()
     transformer = transformer_of(denoiser)
-    with transformer.request(transformer.plan(TIMESTEPS), guidance=GuidanceMode.BATCHED) as request:
+    with transformer.request(transformer.plan(TIMESTEPS[:3]), guidance=GuidanceMode.BATCHED) as request:
         for step, timestep in enumerate(TIMESTEPS[:3]):
             given, time = torch.full((1, *SHAPE), step + 1.0), torch.full((1,), timestep)
             call(transformer, "cond", given, time, COND)
@@ -131,7 +130,7 @@ def test_tensors_that_do_not_count_their_writes() -> None:
 
 def test_pipelines_sample_the_same_but_for_rounding(tiny: Tiny) -> None:
     guided = {} if tiny.family == "wan" else {"negative_prompt": "blue", "true_cfg_scale": 3.0}
-    with VortaTransformer.from_bundle(tiny.onnx) as transformer:
+    with VortaTransformer.from_pretrained(tiny.onnx) as transformer:
         pipeline = tiny.pipeline(transformer)
         expected = latents(pipeline, 4, **guided)
         plan = transformer.plan(pipeline.scheduler.timesteps)
@@ -179,7 +178,7 @@ class GpuDenoiser(EngineDenoiser):
 @pytest.mark.parametrize("mode", GuidanceMode)
 def test_on_a_gpu_profile_and_memory_decide(monkeypatch: pytest.MonkeyPatch, mode: GuidanceMode, fits: bool) -> None:
     answer = GuidanceFit(fits, 9, 5, "9 bytes more, 5 are free")
-    monkeypatch.setattr(guidance_fit, "batched_guidance_fits", lambda engine: answer)
+    monkeypatch.setattr(denoiser_module, "batched_guidance_fits", lambda engine: answer)
     fallbacks = Fallbacks()
     assert use_batched_guidance(GpuDenoiser(), mode, fallbacks) is (fits and mode is not GuidanceMode.SEQUENTIAL)
     asked_for = mode is GuidanceMode.BATCHED and not fits

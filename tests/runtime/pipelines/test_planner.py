@@ -80,7 +80,7 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
 
 def test_without_a_checkpoint_the_schedule_must_be_said(tiny_wan: Tiny, tmp_path: Path) -> None:
     planner = RequestPlanner(shutil.copy(tiny_wan.onnx, tmp_path))
-    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --flow-shift"):
+    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --shift"):
         planner.plan(SamplingParams())
     assert (
         len(planner.plan(SamplingParams(num_inference_steps=7, scheduler="unipc", flow_shift=3.0)).steps.timesteps) == 7
@@ -107,7 +107,9 @@ def test_timesteps_are_planned_as_the_pipeline_rounds_them(tiny_hunyuan_video: T
     exact = torch.tensor(planned.timesteps)
     assert not torch.equal(exact.bfloat16().float(), exact)
     assert torch.equal(torch.tensor(planned.routes.timesteps[1:]), exact[1:].bfloat16().float())
-    dropped_in = VortaTransformer.from_model(model).plan(schedule_timesteps(tiny_hunyuan_video.checkpoint, 9).timesteps)
+    dropped_in = VortaTransformer.from_pretrained(model).plan(
+        schedule_timesteps(tiny_hunyuan_video.checkpoint, 9).timesteps
+    )
     assert dropped_in.routes is not None
     assert dropped_in.routes.timesteps == planned.routes.timesteps
     with_unipc = planner.plan(

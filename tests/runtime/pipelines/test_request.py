@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
-from vorta_trt.runtime.sampling.finite import NonFiniteError
+from vorta_trt.runtime.sampling.finite import HostCopy, NonFiniteError
+from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
@@ -24,14 +26,19 @@ EVERY_OTHER = StepBroadcast(2, (100, 800))  # skips 700 and 400
 
 
 def sample(
-    transformer: Any, timesteps: Sequence[float] = TIMESTEPS, contexts: Sequence[str] = ("cond", "uncond")
+    transformer: Any,
+    timesteps: Sequence[float] = TIMESTEPS,
+    contexts: Sequence[str] = ("cond", "uncond"),
+    break_off: int | None = None,
 ) -> list[Tensor]:
     """Calls the transformer as Wan's pipeline does, with latents of their own at every step."""
     prompts = {context: torch.full((1, TEXT, 3), float(index)) for index, context in enumerate(contexts)}
     samples = []
-    for step, timestep in enumerate(timesteps):
+    for step, timestep in enumerate(torch.tensor(timesteps)):
         given = torch.full((1, *SHAPE), step + 1.0)
-        time = torch.tensor(timestep).expand(1)
+        time = timestep.expand(1)
+        if step == break_off:
+            raise KeyboardInterrupt
         for context, prompt in prompts.items():
             with transformer.cache_context(context):
                 samples.append(transformer(given, time, prompt, return_dict=False)[0])
@@ -80,20 +87,82 @@ def test_a_schedule_that_starts_over_is_a_new_request() -> None:
     with transformer.request(plan) as request:
         whole = sample(transformer)
         for broken_off in range(1, 5):  # as after Ctrl-C in the middle
-            sample(transformer, TIMESTEPS[:broken_off])
+            with pytest.raises(KeyboardInterrupt):
+                sample(transformer, break_off=broken_off)
         assert all(map(torch.equal, sample(transformer), whole))
         assert request.launches.total() == 2 * (3 + 1 + 1 + 2 + 2 + 3)
-        with pytest.raises(ValueError, match="timestep 600, context 'cond': all 5 steps of the plan are done"):
+        assert not request.fallbacks.counts
+        with pytest.raises(ValueError, match="timestep 600: is step 2 of the plan; it came at step 0, timestep 900"):
             sample(transformer, TIMESTEPS[2:])
 
 
 def test_pipelines_that_say_when_they_are_done_leave_nothing_behind() -> None:
     transformer = transformer_of(RecordingDenoiser())
     with transformer.request(transformer.plan(TIMESTEPS)) as request:
-        sample(transformer, TIMESTEPS[:3])
+        sample(transformer)
         transformer._reset_stateful_cache()
         assert not request.state.computed
         sample(transformer)
+    assert not request.fallbacks.counts
+
+
+@pytest.mark.parametrize("taken", [0, 3])
+def test_a_plan_that_was_not_used_is_counted_or_refused(taken: int) -> None:
+    """As with a second transformer, which takes the other steps."""
+    transformer = transformer_of(RecordingDenoiser())
+    plan = transformer.plan(TIMESTEPS)
+
+    def part(fallbacks: Fallbacks, **options: Any) -> None:
+        with transformer.request(plan, fallbacks=fallbacks, **options):
+            with pytest.raises(KeyboardInterrupt):
+                sample(transformer, break_off=taken)
+            transformer._reset_stateful_cache()  # but the pipeline says that this is the video
+            if taken:
+                sample(transformer)
+
+    fallbacks = Fallbacks()
+    part(fallbacks)
+    assert fallbacks.counts == {"unfinished plan": 1}
+    with pytest.raises(FallbackError, match=f"unfinished plan: {taken} of 5 steps were asked of this transformer"):
+        part(Fallbacks(strict=True))
+    part(Fallbacks(strict=True), pipeline=SimpleNamespace(interrupt=True))
+
+
+class Watched(Tensor):
+    """A timestep that says which of its values were read on the host; views of it are like it."""
+
+    reads: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function.__name__ in ("tolist", "item", "cpu", "numpy", "__float__", "__int__", "__bool__", "equal"):
+            cls.reads.append(function.__name__)
+        return super().__torch_function__(function, types, arguments, options or {})
+
+
+@pytest.mark.parametrize("guidance", [GuidanceMode.SEQUENTIAL, GuidanceMode.BATCHED])
+def test_no_step_reads_its_timestep(guidance: GuidanceMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every read would wait for all that was launched. What goes to the host is read one launch later."""
+    Watched.reads.clear()
+    waited = 0
+    wait = HostCopy.wait
+
+    def watched(copy: HostCopy) -> Tensor:
+        nonlocal waited
+        waited += 1
+        return wait(copy).as_subclass(Tensor)  # what has arrived may be read
+
+    monkeypatch.setattr(HostCopy, "wait", watched)
+    transformer = transformer_of(RecordingDenoiser())
+    prompts = {context: torch.ones(1, TEXT, 3) for context in ("cond", "uncond")}
+    with transformer.request(transformer.plan(TIMESTEPS), guidance=guidance, fallbacks=Fallbacks(strict=True)):
+        for step, timestep in enumerate(torch.tensor(TIMESTEPS).as_subclass(Watched)):
+            given, time = torch.full((1, *SHAPE), step + 1.0), timestep.expand(1)
+            for context, prompt in prompts.items():
+                with transformer.cache_context(context):
+                    transformer(given, time, prompt)
+    assert Watched.reads == []
+    assert waited > 5  # timesteps and counts of values that are not finite
 
 
 def test_one_request_at_a_time_and_none_after_an_error() -> None:
@@ -155,7 +224,7 @@ def test_the_layer_is_found(tiny: Tiny) -> None:
     broken = blocks[-1].ffn.net[2] if tiny.family == "wan" else blocks[-1].proj_out
     with torch.no_grad():
         broken.weight[0, 0] = float("inf")
-    transformer = VortaTransformer.from_model(model)
+    transformer = VortaTransformer.from_pretrained(model)
     pipeline = tiny.pipeline(transformer)
     pipeline.scheduler.set_timesteps(3) if tiny.family == "wan" else pipeline.scheduler.set_timesteps(
         sigmas=[1, 2 / 3, 1 / 3]
@@ -167,7 +236,7 @@ def test_the_layer_is_found(tiny: Tiny) -> None:
 
 
 def test_routes_that_depart_from_the_plan_are_counted_or_refused(tiny_wan: Tiny) -> None:
-    transformer = VortaTransformer.from_model(tiny_wan.model())
+    transformer = VortaTransformer.from_pretrained(tiny_wan.model())
     pipeline = tiny_wan.pipeline(transformer)
     pipeline.scheduler.set_timesteps(3)
     plan = transformer.plan(pipeline.scheduler.timesteps)

@@ -15,12 +15,13 @@ from torch import Tensor
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.from_checkpoint import Source
+from vorta_trt.runtime.pipelines.inputs import begins_schedule, check_timestep, schedule_of
+from vorta_trt.runtime.pipelines.request import COND, UNCOND, StepState
 from vorta_trt.runtime.sampling.cost import PlanCost, StepProfile
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
-from vorta_trt.runtime.sampling.step_state import COND, UNCOND, StepState
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
 LAYERS, HEADS = 2, 3
@@ -48,7 +49,9 @@ class RecordingEngine:
 
 def call(state: StepState, engine: RecordingEngine, timestep: Any, context: str = COND) -> Tensor:
     """What a transformer in a pipeline does at a step."""
-    step = state.begin(timestep, context)
+    step = state.begin(context)
+    given = torch.as_tensor(timestep)
+    check_timestep(state.plan.timesteps, step, given.flatten().tolist(), given.dtype)
     sample = state.reuse(step, context)
     if sample is None:
         sample = engine(context, timestep, state.plan.override_at(step))
@@ -109,25 +112,27 @@ def test_launches_are_those_of_the_plan(
 def test_numbers_and_tensors_of_any_precision_find_their_step() -> None:
     timesteps = torch.tensor([999.9, 987.65, 3.21])
     for given in (timesteps, timesteps.double(), timesteps.half(), timesteps.bfloat16()):
-        state = StepState(plan_steps(timesteps))
-        assert [state.begin(timestep) for timestep in given] == [0, 1, 2]
-    state = StepState(plan_steps([999.9, 987.65, 3.21]))
-    assert [state.begin(number) for number in (999.9, 987.65, 3.21)] == [0, 1, 2]
+        plan = plan_steps(timesteps)
+        for step, timestep in enumerate(given):
+            check_timestep(plan.timesteps, step, [float(timestep)] * 2, timestep.dtype)
+    for step, number in enumerate((999.9, 987.65, 3.21)):
+        check_timestep((999.9, 987.65, 3.21), step, [number])
 
 
 def test_equal_timesteps_in_a_row_are_steps_of_their_own() -> None:
     timesteps = torch.tensor([987.0, 985.0, 984.0, 980.0]).bfloat16()
-    state = StepState(plan_steps([987.0, 985.0, 984.0, 980.0]))
+    plan = plan_steps([987.0, 985.0, 984.0, 980.0])
     assert len(timesteps.unique()) < 4
-    assert [state.begin(timestep) for timestep in timesteps] == [0, 1, 2, 3]
+    for step, timestep in enumerate(timesteps):
+        check_timestep(plan.timesteps, step, [float(timestep)], timestep.dtype)
 
 
 def test_a_pipeline_that_rounds_from_the_second_step_on() -> None:
     """diffusers' HunyuanVideo with FlowMatchEuler: the latents start in float32 and take the sample's type."""
     timesteps = diffusers_timesteps("flow-euler", 12)
-    state = StepState(plan_steps(timesteps, timestep_dtype=torch.bfloat16))
-    assert state.begin(timesteps[0]) == 0
-    assert [state.begin(timestep) for timestep in timesteps[1:].bfloat16()] == list(range(1, 12))
+    plan = plan_steps(timesteps, timestep_dtype=torch.bfloat16)
+    for step, timestep in enumerate([timesteps[0], *timesteps[1:].bfloat16()]):
+        check_timestep(plan.timesteps, step, [float(timestep)], timestep.dtype)
     assert timesteps[0] == timesteps[0].bfloat16()  # 1000, so the plan's routes are right for it, too
 
 
@@ -149,35 +154,45 @@ def test_reset_starts_a_new_request_without_the_old_samples() -> None:
         assert float(call(state, engine, 890.0)[0]) == len(engine.launches)
         state.reset()
     assert (dict(state.computed), dict(state.reused)) == ({}, {})
-    state.begin(900.0)
-    with pytest.raises(ValueError, match="now comes step 1"):
-        state.begin(900.0)
+    assert state.taken == 0
+    state.begin()
+    with pytest.raises(ValueError, match="is step 0 of the plan; it came at step 1"):
+        call(state, engine, 900.0)
 
 
-def test_a_schedule_that_starts_over_is_told_from_the_next_step() -> None:
-    state = StepState(a_plan("111"))  # 900, 890, 880
-    assert not state.starts_over(900.0)  # the first request
-    for step, timestep in enumerate((900.0, 890.0, 880.0)):
-        state.begin(timestep)
-        assert state.starts_over(torch.tensor([900.0]))
-        assert not state.starts_over(880.0)
-        assert state.starts_over(torch.tensor(900.0).half())
-        assert not state.starts_over(900.0, UNCOND), step
-    twice = StepState(StepPlan((900.0, 900.0, 880.0), (True, True, True)))
-    twice.begin(900.0)
-    assert not twice.starts_over(900.0)  # it is the second step
-    twice.begin(900.0)
-    assert twice.starts_over(900.0)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_schedule_that_starts_over_is_told_without_reading_it(batch: int, dtype: torch.dtype) -> None:
+    """By the memory of the first timestep, which is that of the scheduler's."""
+    schedule = torch.tensor([900.0, 890.0, 880.0]).to(dtype)
+    first, *others = (timestep.expand(batch) for timestep in schedule)
+    assert begins_schedule(first, 3) and not any(begins_schedule(timestep, 3) for timestep in others)
+    seen = schedule_of(first)
+    assert seen is not None and seen.tolist() == schedule.tolist()
+    assert not begins_schedule(first, 4)  # of another plan
+    for own in (torch.full((batch,), 900.0), torch.tensor(900.0).expand(batch), first.half()):
+        assert not begins_schedule(own, 3)
+    assert not begins_schedule(torch.tensor([900.0]), 1)  # which may be a step like any other
+
+
+def test_done_contexts() -> None:
+    state = StepState(a_plan("11"))
+    assert not state.is_done()
+    state.begin()
+    state.begin(UNCOND)
+    assert (state.is_done(), state.taken) == (False, 1)
+    state.begin()
+    assert (state.is_done(), state.is_done(UNCOND), state.taken) == (True, False, 2)
 
 
 def test_a_kept_sample_is_a_copy_and_so_is_a_reused_one() -> None:
     state = StepState(a_plan("1001"))
     sample = torch.ones(3)
-    state.begin(900.0)
+    state.begin()
     state.keep(0, COND, sample)
     sample.zero_()
-    for timestep in (890.0, 880.0):
-        reused = state.reuse(state.begin(timestep))
+    for _ in range(2):
+        reused = state.reuse(state.begin())
         assert reused is not None and reused.tolist() == [1, 1, 1]
         reused.zero_()
 
@@ -185,34 +200,31 @@ def test_a_kept_sample_is_a_copy_and_so_is_a_reused_one() -> None:
 @pytest.mark.parametrize(
     ("timestep", "message"),
     [
-        (880.0, "timestep 880, context 'cond': is step 2 of the plan; now comes step 1, timestep 890"),
-        (900.0, "timestep 900, context 'cond': is step 0 of the plan; now comes step 1"),
-        (889.5, "timestep 889.5, context 'cond': is not in the plan; now comes step 1, timestep 890; plan with"),
+        (880.0, "timestep 880: is step 2 of the plan; it came at step 1, timestep 890"),
+        (900.0, "timestep 900: is step 0 of the plan; it came at step 1"),
+        (889.5, "timestep 889.5: is not in the plan; it came at step 1, timestep 890; plan with"),
         (torch.tensor([890.0, 880.0]), "timestep with 2 different values"),
     ],
 )
 def test_timesteps_out_of_order_or_outside_the_plan(timestep: Any, message: str) -> None:
-    state = StepState(a_plan("111"))
-    state.begin(900.0)
     with pytest.raises(ValueError, match=message):
-        state.begin(timestep)
-    assert state.begin(890.0) == 1  # nothing was taken
+        check_timestep(a_plan("111").timesteps, 1, torch.as_tensor(timestep).flatten().tolist())
 
 
 def test_a_finished_plan_and_calls_that_do_not_follow_it() -> None:
     state = StepState(a_plan("10"))
     with pytest.raises(RuntimeError, match="step 0, context 'cond': has not begun"):
         state.reuse(0)
-    state.begin(900.0)
+    state.begin()
     assert state.reuse(0) is None
-    state.begin(890.0)  # without keep
+    state.begin()  # without keep
     with pytest.raises(RuntimeError, match="step 1, context 'cond': reuses a sample, but none was kept"):
         state.reuse(1)
     with pytest.raises(RuntimeError, match="step 1, context 'cond': was computed, but the plan reuses"):
         state.keep(1, COND, torch.ones(1))
-    with pytest.raises(ValueError, match="all 2 steps of the plan are done; start a request with a new StepState"):
-        state.begin(880.0)
-    assert state.begin(900.0, UNCOND) == 0
+    with pytest.raises(ValueError, match="context 'cond': all 2 steps of the plan are done"):
+        state.begin()
+    assert state.begin(UNCOND) == 0
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -282,7 +294,7 @@ def test_what_the_engine_takes_is_what_was_planned(wan: Any, fp32: Path, seed: i
     with Engine(fp32) as engine:
         inputs = Source(wan.checkpoint, wan.router, precision="fp32").model().inputs(1, seed)
         for timestep in timesteps:
-            step = state.begin(timestep.expand(1))
+            step = state.begin()
             if state.reuse(step) is not None:
                 continue
             at_step = {"timestep": timestep.expand(1), "route_override": plan.override_at(step)}
