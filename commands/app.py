@@ -139,7 +139,10 @@ def command(*examples: str, group: typer.Typer | None = None) -> Callable[[Comma
 def _message(error: Exception) -> str:
     """One message for the errors that a user can act on; for a bug, what it is and how to see more."""
     from vorta_trt.plugins.errors import VortaError
+    from vorta_trt.plugins.host_memory import REMEDY, is_out_of_memory
 
+    if is_out_of_memory(error) and not isinstance(error, VortaError):
+        return f"memory is used up ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); {REMEDY}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, VortaError):
         return f"{error.filename or 'system'}: {error.strerror}"
     if isinstance(error, VortaError | ValueError | OSError):

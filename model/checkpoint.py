@@ -23,6 +23,7 @@ from torch import Tensor
 from vorta_trt.model.errors import CheckpointError as CheckpointError
 from vorta_trt.model.families import families, family_of_config
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +247,8 @@ def _open_safetensors(file: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(file, framework="pt")
+        with mapping(file):
+            return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"weights {file}: not readable as safetensors ({error}); download them again") from error
 
@@ -294,7 +296,10 @@ def _router_config_file(file: Path) -> Path | None:
 def _load_state(file: Path) -> dict[str, Tensor]:
     rule = "must be a state dict saved by torch.save: router parameter names -> tensors"
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with mapping(file):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except HostOutOfMemory:
+        raise
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

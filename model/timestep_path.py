@@ -28,6 +28,7 @@ from vorta_trt.model.route_table import RouteTable
 from vorta_trt.model.router import hard_routes
 from vorta_trt.model.transformer import RoutedTransformer, routed_class
 from vorta_trt.model.transformer_flops import other_flops
+from vorta_trt.plugins.host_memory import mapping
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -74,7 +75,7 @@ class TimestepPath:
                 return tensor
 
         try:
-            with safe_open(path, framework="pt") as file:
+            with mapping(Path(path)), safe_open(path, framework="pt") as file:
                 names = list(file.keys())
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: not readable as safetensors ({error}); build the bundle again") from error

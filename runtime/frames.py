@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vorta_trt.model import video_reader
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.host_memory import mapping
 
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 VIDEO_SUFFIXES = video_reader.SUFFIXES
@@ -78,7 +79,8 @@ def _sample_errors() -> Iterator[None]:
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        with mapping(path):
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise _unreadable(path, error) from error
     array: npt.NDArray[Any] = loaded
@@ -89,7 +91,7 @@ def _load_safetensors(path: Path) -> npt.NDArray[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with mapping(path), safe_open(path, framework="pt") as file:
             names = list(file.keys())
             known = [name for name in TENSOR_NAMES if name in names]
             if len(names) != 1 and len(known) != 1:

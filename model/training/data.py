@@ -34,6 +34,7 @@ from torch import Tensor
 from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.records import Record, read_json
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +289,8 @@ def _read_safetensors(file: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(file)
+        with mapping(file):
+            tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file} is not readable as safetensors ({error})") from error
     for name in names:
@@ -299,7 +301,10 @@ def _read_safetensors(file: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _read_pt(file: Path) -> Tensor:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with mapping(file):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except HostOutOfMemory:
+        raise
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{file} cannot be read with torch.load(weights_only=True) ({reason})") from error

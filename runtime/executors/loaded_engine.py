@@ -19,6 +19,7 @@ from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.host_memory import mapping
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.optimization_profiles import read_profiles, widest
 from vorta_trt.runtime.executors.tensorrt_api import checked, make_context, runtime_config
@@ -120,5 +121,5 @@ def check_device(bundle: Bundle, index: int, device: object) -> None:
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     """The file as memory; paged in as TensorRT reads it, so that a plan of many gigabytes is not held twice."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mapping(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         yield content

@@ -8,9 +8,10 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.engines.telemetry import disable_telemetry
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.host_memory import mapping
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.onnx_file import check_portable, graph_specs, needs_bfloat16
 from vorta_trt.runtime.tensors import Array, ArrayKind
@@ -44,7 +45,7 @@ class OnnxRuntimeExecutor:
                 'use executor="reference" (exact, slow), or export it with --precision fp32 or fp16'
             )
         self.inputs, self.outputs = graph_specs(model)
-        self._session: onnxruntime.InferenceSession | None = _session(path)
+        self._session: onnxruntime.InferenceSession | None = _session(file)
 
     def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
         if (session := self._session) is None:
@@ -70,7 +71,7 @@ class OnnxRuntimeExecutor:
         self._session = None
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(file: OnnxFile) -> onnxruntime.InferenceSession:
     disable_telemetry()
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
@@ -78,7 +79,8 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they come as exceptions too
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with mapping((*file.data_files, file.path)[0]):
+            return onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
     except (
         errors.InvalidGraph,
         errors.InvalidProtobuf,
@@ -87,7 +89,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         errors.RuntimeException,
     ) as error:
         raise ValueError(
-            f"{path}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again"
+            f"{file.path}: ONNX Runtime cannot load it ({_first_line(error)}); export the model again"
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.export.reference_form import for_reference_evaluator
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.host_memory import mapping
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
 from vorta_trt.runtime.executors.onnx_file import check_portable, graph_specs
 from vorta_trt.runtime.tensors import Array, ArrayKind
@@ -43,7 +44,8 @@ class ReferenceExecutor:
         check_portable(file)
         model = file.model
         self.inputs, self.outputs = graph_specs(model)
-        onnx.load_external_data_for_model(model, str(path.parent))
+        with mapping((*file.data_files, path)[0]):
+            onnx.load_external_data_for_model(model, str(path.parent))
         self._lock = threading.Lock()  # an evaluator keeps its results in itself
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(for_reference_evaluator(model))
 

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of host memory that is used up, in the many forms in which libraries raise them, and what to do about them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vorta_trt.plugins.errors import VortaError
+
+# How torch's allocator and its mappings, ONNX Runtime and C++ in general put it into a RuntimeError.
+_SAID = ("cannot allocate memory", "can't allocate memory", "bad_alloc", "bad allocation", "failed to allocate memory")
+REMEDY = "close what else uses memory, add swap, or take a machine with more; see `ulimit -v` and the container's limit"
+
+
+class HostOutOfMemory(VortaError, MemoryError):
+    """The host has too little memory, or a limit of this process is reached."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that host memory is used up."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or any(said in str(error).lower() for said in _SAID)
+
+
+@contextmanager
+def mapping(file: Path) -> Iterator[None]:
+    """Goes around what maps or reads a file as a whole.
+
+    Raises:
+        HostOutOfMemory: The file does not fit into memory; the message has its size and what there is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, VortaError) or not is_out_of_memory(error):
+            raise
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        raise HostOutOfMemory(
+            f"{file}: its {file.stat().st_size / 2**30:.1f} GiB do not fit into memory, and this machine has "
+            f"{there / 2**30:.1f} GiB; {REMEDY}; a checkpoint may also be saved in several files, with "
+            "save_pretrained(..., max_shard_size='5GB')"
+        ) from error
