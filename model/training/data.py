@@ -238,11 +238,9 @@ class LatentDataset:
                 stored = _read_safetensors(sample.prompt, self.family.condition_names)
             latents = self._fit(latents)  # [C, F, H, W]
             conditions = self.family.conditions(stored)
+            check_finite({"latents": latents, **conditions})
         except ValueError as error:  # DataError, too
             raise DataError(f"{name}: {error}") from error
-        for what, tensor in {"latents": latents, **conditions}.items():
-            if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
-                raise DataError(f"{name}: {what} has {wrong} values that are NaN or infinite; encode it again")
         return latents.float(), conditions
 
     def _fit(self, latents: Tensor) -> Tensor:
@@ -258,6 +256,13 @@ class LatentDataset:
         if not latents.is_floating_point():
             raise DataError(f"latents are {latents.dtype}, must be floating-point numbers; encode the video again")
         return latents
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises DataError naming a tensor with values that are NaN or infinite."""
+    for what, tensor in tensors.items():
+        if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
+            raise DataError(f"{what} has {wrong} values that are NaN or infinite; encode it again, or leave it out")
 
 
 def latent_file(folder: Path, name: str) -> Path:

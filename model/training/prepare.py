@@ -8,14 +8,13 @@ extended preparation does only what is missing.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
@@ -24,17 +23,34 @@ from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.data import DATASET_FILE, VERSION, DataError, Progress, latent_file, prompt_file
+from vorta_trt.model.training.clips import Clip, find_clips
+from vorta_trt.model.training.data import (
+    DATASET_FILE,
+    VERSION,
+    DataError,
+    PreparedFile,
+    PreparedSample,
+    Progress,
+    check_finite,
+    latent_file,
+    prompt_file,
+)
 from vorta_trt.model.training.settings import TrainingPrecision
 from vorta_trt.model.training.video import read_video
-from vorta_trt.model.video_reader import SUFFIXES, import_av
+from vorta_trt.model.video_reader import import_av
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """The folder, the names of its samples, how many of their files were kept, and video -> why it was left out."""
+class PreparedData(BaseModel):
+    """What a preparation came to.
+
+    Attributes:
+        output: The folder.
+        samples: Names of its samples.
+        kept_files: How many of their files were there already.
+        skipped: Video -> why it was left out.
+    """
 
     output: Path
     samples: tuple[str, ...]
@@ -42,19 +58,14 @@ class PreparedData:
     skipped: dict[str, str]
 
     def to_json(self) -> str:
-        return json.dumps({**vars(self), "output": str(self.output)}, indent=2)
+        """Returns one JSON object."""
+        return self.model_dump_json(indent=2)
 
     def summary(self) -> str:
+        """Returns one line."""
         kept = f", {self.kept_files} of {2 * len(self.samples)} files were there already" if self.kept_files else ""
         skipped = f", {len(self.skipped)} videos skipped" if self.skipped else ""
         return f"{len(self.samples)} samples{kept}{skipped}"
-
-
-@dataclass(frozen=True)
-class _Clip:
-    name: str
-    video: Path
-    caption: str
 
 
 def prepare_data(
@@ -70,23 +81,26 @@ def prepare_data(
     skip_bad: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> PreparedData:
-    """Makes a data folder, see `layouts.py`.
+    """Makes a data folder, see `data.py`.
 
     Args:
-        checkpoint: a diffusers pipeline folder with text encoder, tokenizer and VAE.
-        videos: a folder of video files; a video's name without its suffix is the sample's name.
-        output: the folder to make, or to complete.
-        video_size: frames, height, width in pixels, see `read_video`.
-        captions: a JSON object, video file name -> caption; None reads <video>.txt beside every video.
-        frames_per_second: None is the model's own rate.
+        checkpoint: A diffusers pipeline folder with text encoder, tokenizer and VAE.
+        videos: A folder of video files; a video's name without its suffix is the sample's name.
+        output: The folder to make, or to complete.
+        video_size: Frames, height, width in pixels, see `read_video`.
+        captions: A JSON object, video file name -> caption; None reads <video>.txt beside every video.
+        frames_per_second: Rate that frames are taken at; None is the model's own.
         precision: "bf16" or "fp32", of the text encoder; the VAE is always float32.
-        device: of torch; None is the GPU if there is one.
-        skip_bad: leave out videos that cannot be used, instead of stopping at the first.
+        device: Device of torch; None is the GPU if there is one.
+        skip_bad: Leave out videos that cannot be used, instead of stopping at the first.
+        progress: Called with (what, done, total).
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: an argument is not what it should be.
-        DataError: a video or caption cannot be used; the message names it.
-        VortaError: the package that decodes videos is not installed.
+        FileNotFoundError: A file or folder that is given does not exist.
+        CheckpointError: The checkpoint is not what it should be.
+        ValueError: Another argument is not.
+        DataError: A video or caption cannot be used; the message names it.
+        MissingExtraError: The package that decodes videos is not installed.
     """
     import_av()
     output = Path(output)
@@ -94,12 +108,21 @@ def prepare_data(
         family = training_family(reader.family, reader.config)
     geometry = AttentionGeometry.for_video(*video_size, family=family.facts.name)
     rate = family.facts.frames_per_second if frames_per_second is None else frames_per_second
-    if not rate > 0:
-        raise ValueError(f"frames_per_second {rate}: must be positive; use {family.facts.frames_per_second:g}")
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"frames_per_second {rate}: must be positive and finite; use {family.facts.frames_per_second:g}"
+        )
     if precision not in get_args(TrainingPrecision):
         raise ValueError(f"precision {precision!r}: must be {' or '.join(get_args(TrainingPrecision))}")
     bad: dict[str, str] = {}
-    clips = _find_clips(Path(videos), None if captions is None else Path(captions), _refusal(bad, skip_bad))
+
+    def refuse(video: str, reason: str) -> None:
+        if not skip_bad:
+            raise DataError(f"{reason}; mend it, or leave out what cannot be used with --skip-bad")
+        logger.warning("skipped %s: %s", video, reason)
+        bad[video] = reason
+
+    clips = find_clips(Path(videos), None if captions is None else Path(captions), refuse)
     for folder in (output, output / "latents", output / "prompts"):
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -118,19 +141,19 @@ def prepare_data(
             try:
                 kept += encode(clip, output)
             except DataError as error:
-                _refusal(bad, skip_bad)(clip.video.name, str(error))
+                refuse(clip.video.name, str(error))
         encoder.release()
     good = [clip for clip in clips if clip.video.name not in bad]
     if not good:
         raise DataError(f"videos {videos}: none of {len(bad)} can be used, first {next(iter(bad.values()))}")
-    content = {
-        "version": VERSION,
-        "family": family.facts.name,
-        "video_size": list(video_size),
-        "samples": [{"name": clip.name, "caption": clip.caption} for clip in good],
-    }
-    write_json(output / DATASET_FILE, content)
-    return PreparedData(output, tuple(clip.name for clip in good), kept, bad)
+    content = PreparedFile(
+        version=VERSION,
+        family=family.facts.name,
+        video_size=video_size,
+        samples=tuple(PreparedSample(name=clip.name, caption=clip.caption) for clip in good),
+    )
+    write_json(output / DATASET_FILE, content.model_dump(mode="json"))
+    return PreparedData(output=output, samples=tuple(clip.name for clip in good), kept_files=kept, skipped=bad)
 
 
 class _Encoder:
@@ -149,7 +172,7 @@ class _Encoder:
         self.shape, self.size, self.rate = shape, size, rate
 
     @torch.no_grad()
-    def prompt(self, clip: _Clip, output: Path) -> bool:
+    def prompt(self, clip: Clip, output: Path) -> bool:
         """Writes the caption's embeddings; True if they were there already."""
         file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
         if _is_there(file, origin):
@@ -159,17 +182,20 @@ class _Encoder:
                 encoder.to(self.device)
         tensors = self.family.encode_caption(self.pipeline, clip.caption, self.device)
         try:
-            self.family.conditions(tensors)
+            check_finite(self.family.conditions(tensors))
         except ValueError as error:
             raise DataError(f"caption of {clip.video.name}: {error}") from error
         _write(file, tensors, origin)
         return False
 
     @torch.no_grad()
-    def latents(self, clip: _Clip, output: Path) -> bool:
+    def latents(self, clip: Clip, output: Path) -> bool:
         """Writes the video's latents; True if they were there already."""
-        status = clip.video.stat()
-        origin = {"video": f"{clip.video.name} {status.st_size} {self.size} {self.rate:g}"}
+        try:
+            size = clip.video.stat().st_size
+        except OSError as error:
+            raise DataError(f"video {clip.video.name}: cannot be read any more ({error.strerror})") from error
+        origin = {"video": f"{clip.video.name} {size} {self.size} {self.rate:g}"}
         file = latent_file(output, clip.name)
         if _is_there(file, origin):
             return True
@@ -184,8 +210,10 @@ class _Encoder:
                 f"VAE: gives latents {tuple(latents.shape)} for a video of {self.size}, the transformer takes "
                 f"{self.shape} [channels, frames, height, width]; VAE and transformer must be of one model"
             )
-        if not bool(latents.isfinite().all()):
-            raise DataError(f"{clip.video.name}: its latents are not finite; leave the video out")
+        try:
+            check_finite({"latents": latents})
+        except DataError as error:
+            raise DataError(f"{clip.video.name}: {error}") from error
         _write(file, {"latents": latents}, origin)
         return False
 
@@ -198,70 +226,15 @@ class _Encoder:
             torch.cuda.empty_cache()
 
 
-def _refusal(bad: dict[str, str], skip_bad: bool) -> Callable[[str, str], None]:
-    """What to do about a video that cannot be used: stop, or note it."""
-
-    def refuse(video: str, reason: str) -> None:
-        if not skip_bad:
-            raise DataError(f"{reason}; mend it, or leave out what cannot be used with --skip-bad")
-        logger.warning("skipped %s: %s", video, reason)
-        bad[video] = reason
-
-    return refuse
-
-
-def _find_clips(videos: Path, captions: Path | None, refuse: Callable[[str, str], None]) -> list[_Clip]:
-    """The videos with their captions, by name; the others are refused."""
-    if not videos.is_dir():
-        raise FileNotFoundError(f"videos {videos}: is no folder; give the folder that holds the video files")
-    files = sorted(file for file in videos.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"videos {videos}: holds no video file (known: {', '.join(SUFFIXES)})")
-    texts = None if captions is None else _read_captions(captions)
-    clips: dict[str, _Clip] = {}
-    for file in files:
-        beside = file.with_suffix(".txt")
-        try:
-            caption = _read_caption(beside) if texts is None else texts.get(file.name, "").strip()
-        except DataError as error:
-            refuse(file.name, str(error))
-            continue
-        if not caption:
-            place = f"{beside.name} beside it" if texts is None else f"an entry {file.name!r} in {captions}"
-            refuse(file.name, f"video {file.name}: has no caption; write {place}")
-        elif file.stem in clips:
-            refuse(file.name, f"video {file.name}: {clips[file.stem].video.name} has the same name; rename one")
-        else:
-            clips[file.stem] = _Clip(file.stem, file, caption)
-    return list(clips.values())
-
-
-def _read_caption(file: Path) -> str:
-    """Empty if there is no such file."""
-    try:
-        return file.read_text(encoding="utf-8-sig").strip() if file.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise DataError(f"caption {file.name}: is not UTF-8 text ({error})") from error
-
-
-def _read_captions(file: Path) -> dict[str, str]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"captions {file}: is not valid JSON ({error})") from error
-    if not isinstance(content, dict) or not all(isinstance(caption, str) for caption in content.values()):
-        raise DataError(f'captions {file}: must be a JSON object, e.g. {{"cat.mp4": "A cat walks on grass"}}')
-    return content
-
-
 def _is_there(file: Path, origin: dict[str, str]) -> bool:
-    """Whether the file was made from the same thing."""
-    from safetensors import safe_open
+    """Whether the file was made from the same thing; a damaged one is made again."""
+    from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return bool(tensors.metadata() == origin)
+    except (SafetensorError, OSError):
         return False
-    with safe_open(file, framework="pt") as tensors:
-        return bool(tensors.metadata() == origin)
 
 
 def _write(file: Path, tensors: dict[str, Tensor], origin: dict[str, str]) -> None:

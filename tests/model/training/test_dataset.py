@@ -174,6 +174,61 @@ def test_all_samples_bad(tmp_path: Path, family: WanTraining) -> None:
         open_checked(write_data(tmp_path / "none", []), family)
 
 
+CAT = {"name": "cat", "caption": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "1"}, "version '1': must be 1"),
+        ({"version": None}, "version None: must be 1"),
+        ({"family": 5}, "family 5: must be a valid string"),
+        ({"video_size": [9, 64]}, "video_size.2: is missing"),
+        ({"video_size": [9, 64, 96.0]}, "video_size.2 96.0: must be a valid integer"),
+        ({"video_size": [9, -64, 96]}, "video_size.1 -64: must be greater than or equal to 1"),
+        ({"video_size": [9, 64, float("nan")]}, "video_size.2 nan: must be a valid integer"),
+        ({"video_size": "9x64x96"}, "video_size '9x64x96': must be a valid array"),
+        ({"samples": {"cat": "a cat"}}, "samples {'cat': 'a cat'}: must be a valid array"),
+        ({"samples": [CAT, {"name": 5, "caption": "a"}]}, "samples.1.name 5: must be a valid string"),
+        ({"samples": [{"name": "", "caption": "a"}]}, "samples.0.name '': String should have at least 1 character"),
+        ({"samples": [CAT, CAT]}, "sample 'cat' stands there 2 times"),
+    ],
+)
+def test_values_that_dataset_json_cannot_have(
+    tmp_path: Path, family: WanTraining, changes: dict[str, object], message: str
+) -> None:
+    write_data(tmp_path, ["cat"], **changes)
+    with pytest.raises(DataError) as caught:
+        LatentDataset(tmp_path, family)
+    assert f"data {tmp_path}/dataset.json: {message}" in str(caught.value)
+    assert "prepare the data again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"latent_path": 5}], "0.latent_path 5: must be a valid string"),
+        ([{}], "0.latent_path: is missing"),
+        (["0.pt"], "0 '0.pt': must be an object"),
+        ([{"latent_path": "0.pt", "prompt_embed_path": ["0.pt"]}], "0.prompt_embed_path ['0.pt']: must be a valid str"),
+    ],
+)
+def test_values_that_the_reference_layout_cannot_have(
+    tmp_path: Path, family: WanTraining, entries: object, message: str
+) -> None:
+    (tmp_path / "videos2caption.json").write_text("\ufeff" + json.dumps(entries), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        LatentDataset(tmp_path, family)
+    assert f"data {tmp_path}/videos2caption.json: {message}" in str(caught.value)
+
+
+def test_files_that_vanish_after_the_check(tmp_path: Path, family: WanTraining) -> None:
+    dataset = open_checked(write_data(tmp_path, NAMES), family)
+    (tmp_path / "latents/dog.safetensors").unlink()
+    with pytest.raises(DataError, match="sample 'dog': its latents .* do not exist"):
+        dataset.batch([0, 1])
+
+
 def test_folders_that_are_no_data(tmp_path: Path, family: WanTraining) -> None:
     with pytest.raises(FileNotFoundError, match=r"data .*absent: does not exist; make it with `vorta-trt train-router"):
         open_checked(tmp_path / "absent", family)

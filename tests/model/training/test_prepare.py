@@ -17,6 +17,7 @@ from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
+from vorta_trt.model.training import prepare as module
 from vorta_trt.model.training.video import read_video
 from vorta_trt.plugins.errors import VortaError
 
@@ -111,7 +112,9 @@ def test_captions_from_a_file(checkpoint: Path, videos: Path, tmp_path: Path) ->
     ):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
     captions.write_text("[]")
-    with pytest.raises(DataError, match="must be a JSON object"):
+    with pytest.raises(
+        DataError, match=r"captions .*captions.json: content \[\]: must be a valid dictionary; give a JSON object"
+    ):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
 
 
@@ -138,6 +141,32 @@ def test_bad_videos_are_named_or_skipped(checkpoint: Path, videos: Path, tmp_pat
     assert "2 videos skipped" in prepared.summary()
 
 
+def test_files_that_vanish_or_are_damaged(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+    def remove(what: str, done: int, total: int) -> None:
+        if what == "encoding videos":
+            (videos / "red.mp4").unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"video red.mp4: cannot be read any more \(No such file.*--skip-bad"):
+        prepare(checkpoint, videos, tmp_path / "data", progress=remove)
+    write_video(videos / "red.mp4", [60] * SIZE[0])
+    prepared = prepare(checkpoint, videos, tmp_path / "data", progress=remove, skip_bad=True)
+    assert (prepared.samples, set(prepared.skipped)) == (("blue",), {"red.mp4"})
+    file = tmp_path / "data/latents/blue.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert prepare(checkpoint, videos, tmp_path / "data").samples == ("blue",)
+    assert file.read_bytes() == whole
+
+
+def test_numbers_that_are_not_finite(
+    checkpoint: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_video", lambda *arguments: torch.full((3, *SIZE), torch.nan))
+    with pytest.raises(DataError, match=r"blue.mp4: latents has \d+ values that are NaN or infinite"):
+        prepare(checkpoint, videos, tmp_path / "data")
+    assert not list((tmp_path / "data/latents").iterdir())
+
+
 def test_what_cannot_be_prepared(
     checkpoint: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +180,7 @@ def test_what_cannot_be_prepared(
     bare = make_wan_checkpoint(tmp_path / "bare", layers=1, heads=1, head_dim=24)
     with pytest.raises(CheckpointError, match="has no text_encoder, tokenizer, vae"):
         prepare(bare, videos, tmp_path / "data")
-    with pytest.raises(ValueError, match="frames_per_second -1: must be positive; use 16"):
+    with pytest.raises(ValueError, match="frames_per_second -1: must be positive and finite; use 16"):
         prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VortaError, match=r"package av is not installed .*pip install 'vorta-trt\[video\]'"):

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The videos that data is prepared from, each with its caption."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vorta_trt.model.records import first_error
+from vorta_trt.model.training.data import DataError
+from vorta_trt.model.video_reader import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+Refuse = Callable[[str, str], None]
+"""Called with the name of a video that cannot be used, and the reason; returns if the others shall go on."""
+
+_MARKS = {  # byte order mark -> encoding; that of UTF-16 LE begins that of UTF-32 LE
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video with its caption.
+
+    Attributes:
+        name: Name of the sample.
+        video: The file.
+        caption: What it shows.
+    """
+
+    name: str
+    video: Path
+    caption: str
+
+
+def find_clips(videos: Path, captions: Path | None, refuse: Refuse) -> list[Clip]:
+    """Finds the videos that have a caption, by name; the others are refused. Hidden files are left aside.
+
+    Args:
+        videos: A folder of video files.
+        captions: A JSON object, name of a video file -> caption; None reads <video>.txt beside every video.
+        refuse: What to do about a video that cannot be used.
+
+    Raises:
+        FileNotFoundError: There is no such folder, it holds no video, or there is no such file of captions.
+        DataError: The captions are not what they should be.
+    """
+    if not videos.is_dir():
+        raise FileNotFoundError(f"videos {videos}: is no folder; give the folder that holds the video files")
+    files = sorted(
+        file
+        for file in videos.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and not file.is_dir()
+    )
+    if not files:
+        raise FileNotFoundError(f"videos {videos}: holds no video file (known: {', '.join(SUFFIXES)})")
+    texts = None if captions is None else _read_captions(captions)
+    if unknown := sorted({*(texts or {})} - {file.name for file in files}):
+        logger.warning("captions %s: %d name no video there, the first is %r", captions, len(unknown), unknown[0])
+    clips: dict[str, Clip] = {}
+    for file in files:
+        try:
+            caption = _caption_beside(file) if texts is None else _caption_of(file, captions, texts)
+            if file.stem in clips:
+                raise DataError(f"video {file.name}: {clips[file.stem].video.name} has the same name; rename one")
+        except DataError as error:
+            refuse(file.name, str(error))
+        else:
+            clips[file.stem] = Clip(file.stem, file, caption)
+    return list(clips.values())
+
+
+def _caption_of(video: Path, captions: Path | None, texts: dict[str, str]) -> str:
+    if video.name not in texts:
+        raise DataError(f"video {video.name}: has no caption; write an entry {video.name!r} in {captions}")
+    caption = texts[video.name].strip()
+    if not caption:
+        raise DataError(f"video {video.name}: its caption in {captions} is empty; write what the video shows")
+    return caption
+
+
+def _caption_beside(video: Path) -> str:
+    file = video.with_suffix(".txt")
+    try:
+        caption = _decode(file.read_bytes()).strip()
+    except FileNotFoundError as error:
+        raise DataError(f"video {video.name}: has no caption; write {file.name} beside it") from error
+    except UnicodeError as error:
+        raise DataError(f"caption {file.name}: is not UTF-8 text ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"caption {file.name}: cannot be read ({error.strerror})") from error
+    if not caption:
+        raise DataError(f"caption {file.name}: is empty; write what the video shows")
+    return caption
+
+
+def _read_captions(file: Path) -> dict[str, str]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"captions {file}: {twice!r} stands there {names.count(twice)} times; keep one of them")
+        return dict(pairs)
+
+    if not file.is_file():
+        raise FileNotFoundError(f"captions {file}: no such file; give a JSON object, video file -> caption")
+    remedy = 'give a JSON object, e.g. {"cat.mp4": "A cat walks on grass"}'
+    try:
+        content = json.loads(_decode(file.read_bytes()), object_pairs_hook=unique)
+        return TypeAdapter(dict[str, str]).validate_python(content, strict=True)
+    except ValidationError as error:
+        raise DataError(f"captions {file}: {first_error(error)}; {remedy}") from error
+    except (json.JSONDecodeError, RecursionError, UnicodeError) as error:
+        raise DataError(f"captions {file}: is not valid JSON in UTF-8 ({error}); {remedy}") from error
+
+
+def _decode(content: bytes) -> str:
+    """The text of a file: UTF-8, or what its byte order mark says."""
+    return content.decode(next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8"))
