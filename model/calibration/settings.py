@@ -32,13 +32,13 @@ class CalibrationSettings(Settings):
         ValueError: A number breaks a rule; the message names it.
     """
 
-    budget: float | None = Field(None, gt=0)
-    target_share: float | None = Field(None, gt=0, le=1)
-    buckets: int = Field(5, ge=1)
-    samples: int = Field(4, ge=1)
-    run_steps: int = Field(10, ge=1)
-    guidance_scale: float | None = Field(None, ge=0)
-    seed: int = Field(0, ge=0)
+    budget: float | None = Field(default=None, gt=0)
+    target_share: float | None = Field(default=None, gt=0, le=1)
+    buckets: int = Field(default=5, ge=1)
+    samples: int = Field(default=4, ge=1)
+    run_steps: int = Field(default=10, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
     dtype: PrecisionName = "bf16"
 
     @model_validator(mode="after")

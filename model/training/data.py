@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 from pydantic import Field, JsonValue
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 DATASET_FILE = "dataset.json"
 REFERENCE_FILES = ("videos2caption.json", "video2caption.json")
-VERSION = 1
+VERSION: Final = 1
 MASK = "prompt_attention_mask"  # the condition, and the key of the reference layout that names its file
 _SHOWN = 5  # bad samples in one message
 Progress = Callable[[str, int, int], object]

@@ -30,9 +30,9 @@ class LossWeights(Settings):
         ValueError: A weight is negative or not finite, or there is nothing to learn from.
     """
 
-    diffusion: float = Field(1.0, ge=0)
-    distillation: float = Field(20.0, ge=0)
-    regularisation: float = Field(0.02, ge=0)
+    diffusion: float = Field(default=1.0, ge=0)
+    distillation: float = Field(default=20.0, ge=0)
+    regularisation: float = Field(default=0.02, ge=0)
 
     @model_validator(mode="after")
     def _check_target(self) -> LossWeights:
@@ -67,24 +67,24 @@ class TrainingSettings(Settings):
         ValueError: A number breaks a rule; the message names it.
     """
 
-    steps: int = Field(100, ge=1)
-    batch_size: int = Field(4, ge=1)
-    micro_batch_size: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-2, gt=0)
+    steps: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    micro_batch_size: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-2, gt=0)
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
         "constant"
     )
-    warmup_steps: int = Field(0, ge=0)
-    schedule_cycles: int = Field(1, ge=1)
-    schedule_power: float = Field(1.0, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule_cycles: int = Field(default=1, ge=1)
+    schedule_power: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     weights: LossWeights = LossWeights()
-    intervals: int = Field(5, ge=1)
-    seed: int = Field(0, ge=0)
+    intervals: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
     precision: TrainingPrecision = "bf16"
     gradient_checkpointing: bool = True
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
     def _check_warmup(self) -> TrainingSettings:

@@ -128,7 +128,9 @@ class RouterTrainer:
     def state(self, step: int, decisive: dict[str, Any]) -> tuple[dict[str, Tensor], TrainingState]:
         """Returns what a checkpoint holds, in the main process. Every process must call it."""
         model = get_model_state_dict(self.objective, options=_WHOLE)
-        router = {name.removeprefix("model."): tensor for name, tensor in model.items() if ".router." in name}
+        router: dict[str, Any] = {
+            name.removeprefix("model."): tensor for name, tensor in model.items() if ".router." in name
+        }
         optimizer = get_optimizer_state_dict(self.objective, self.optimizer, options=_WHOLE)
         return router, TrainingState(step=step, decisive=decisive, optimizer=optimizer)
 

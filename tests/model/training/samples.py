@@ -23,14 +23,14 @@ SHAPE = (CHANNELS, 3, 8, 12)  # of the latents
 GEOMETRY = AttentionGeometry.for_video(*SIZE)  # grid (3, 4, 6)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 PROCESS = """
-import sys
+import json, sys
 from vorta_trt.model.training import TrainingSettings, train_router
-checkpoint, data, output, fsdp, resume = sys.argv[1:]
-settings = TrainingSettings(steps=4 if resume else 2, batch_size=2, seed=1, precision="fp32")
-report = train_router(
-    checkpoint, data, output, settings, device="cpu", fsdp=bool(fsdp), resume=bool(resume)
-)
-print("main" if report else "other")
+for folders, fsdp, steps in json.loads(sys.argv[1]):
+    settings = TrainingSettings(steps=2, batch_size=2, seed=1, precision="fp32")
+    for done in range(2, steps + 1, 2):
+        settings = settings.model_copy(update={"steps": done})
+        report = train_router(*folders, settings, device="cpu", fsdp=fsdp, resume=done > 2)
+    print("main" if report else "other", flush=True)
 """
 
 
@@ -62,14 +62,47 @@ def write_data(folder: Path, names: Sequence[str], **changes: Any) -> Path:
     return folder
 
 
-def train_in_two_processes(setup: Setup, output: Path, fsdp: str = "", resume: str = "") -> None:
-    """2 steps, with `resume` 4, of one micro-batch per process, of seed 1, in fp32; `fsdp` and `resume` may be ""."""
-    script = output.with_name("process.py")
+def hunyuan_video_sample(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The conditions of a sample, 7 of 10 tokens valid."""
+    tensors = {
+        "prompt_embeds": torch.randn(10, 16),
+        "prompt_attention_mask": (torch.arange(10) < 7).long(),
+        "pooled_prompt_embeds": torch.randn(12),
+    }
+    return {**tensors, **changes}
+
+
+def make_hunyuan_video_setup(folder: Path, names: Sequence[str]) -> Setup:
+    """A tiny checkpoint, and prepared data of random numbers."""
+    from vorta_trt.model.families.hunyuan_video.random import make_checkpoint
+
+    sizes = {"layers": 1, "single_layers": 2, "heads": 2, "head_dim": 16, "refiner_layers": 1}
+    checkpoint = make_checkpoint(folder / "model", text_dim=16, pooled_dim=12, channels=CHANNELS, **sizes)
+    data = write_data(folder / "data", names, family="hunyuan_video")
+    for name in names:
+        save_file(hunyuan_video_sample(), data / "prompts" / f"{name}.safetensors")
+    return Setup(checkpoint, data)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of seed 1, in fp32, of batches of 2 samples, which is resumed after every second step."""
+
+    setup: Setup
+    output: Path
+    fsdp: bool
+    steps: int = 2
+
+
+def train_in_two_processes(folder: Path, jobs: Sequence[Job]) -> None:
+    """Does the jobs, one after the other, in the same two processes."""
+    script = folder / "process.py"
     script.write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    arguments = [setup.checkpoint, setup.data, output, fsdp, resume]
-    done = subprocess.run(
-        [str(part) for part in (*command, *arguments)], capture_output=True, text=True, timeout=200, env=ONE_THREAD
-    )
+    listed = [
+        [[str(part) for part in (job.setup.checkpoint, job.setup.data, job.output)], job.fsdp, job.steps]
+        for job in jobs
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*command, json.dumps(listed)], capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout.count("main"), done.stdout.count("other")) == (1, 1)
+    assert (done.stdout.count("main"), done.stdout.count("other")) == (len(jobs), len(jobs))

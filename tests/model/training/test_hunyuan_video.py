@@ -4,23 +4,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, load_router
-from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.families.hunyuan_video.training import HunyuanVideoTraining
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
 from vorta_trt.model.training.data import LatentDataset
 
-from .samples import Setup, train_in_two_processes
+from .samples import hunyuan_video_sample, make_hunyuan_video_setup
 
 CONFIG: dict[str, Any] = {
     "text_embed_dim": 16,
@@ -40,18 +37,8 @@ def family() -> HunyuanVideoTraining:
     return made
 
 
-def sample(**changes: Tensor) -> dict[str, Tensor]:
-    mask = (torch.arange(10) < 7).long()
-    tensors = {
-        "prompt_embeds": torch.randn(10, 16),
-        "prompt_attention_mask": mask,
-        "pooled_prompt_embeds": torch.randn(12),
-    }
-    return {**tensors, **changes}
-
-
 def test_conditions_are_padded(family: HunyuanVideoTraining) -> None:
-    tensors = sample()
+    tensors = hunyuan_video_sample()
     conditions = family.conditions(tensors)
     assert torch.equal(conditions["prompt_embeds"][:10], tensors["prompt_embeds"])
     assert conditions["prompt_embeds"].shape == (256, 16)
@@ -99,28 +86,12 @@ def test_a_text_mask_that_is_read_must_be_there(family: HunyuanVideoTraining, tm
 )
 def test_conditions_that_do_not_fit(family: HunyuanVideoTraining, changes: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        family.conditions(sample(**changes))
-
-
-def make_setup(folder: Path, names: Sequence[str]) -> Setup:
-    """A tiny checkpoint, and prepared data of random numbers."""
-    sizes = {"layers": 1, "single_layers": 2, "heads": 2, "head_dim": 16, "refiner_layers": 1}
-    checkpoint = make_hunyuan_video_checkpoint(folder / "model", text_dim=16, pooled_dim=12, channels=4, **sizes)
-    data = folder / "data"
-    for kind in ("latents", "prompts"):
-        (data / kind).mkdir(parents=True)
-    for name in names:
-        save_file({"latents": torch.randn(4, 3, 8, 12)}, data / "latents" / f"{name}.safetensors")
-        save_file(sample(), data / "prompts" / f"{name}.safetensors")
-    samples = [{"name": name, "caption": f"a {name}"} for name in names]
-    content = {"version": 1, "family": "hunyuan_video", "video_size": SIZE, "samples": samples}
-    (data / "dataset.json").write_text(json.dumps(content))
-    return Setup(checkpoint, data)
+        family.conditions(hunyuan_video_sample(**changes))
 
 
 def test_training(tmp_path: Path, seed: int) -> None:
     torch.manual_seed(seed)
-    setup = make_setup(tmp_path, ["cat"])
+    setup = make_hunyuan_video_setup(tmp_path, ["cat"])
     weights = LossWeights(diffusion=0, distillation=20, regularisation=0)
     settings = TrainingSettings(steps=30, batch_size=1, precision="fp32", learning_rate=2e-2, weights=weights)
     report = train_router(setup.checkpoint, setup.data, tmp_path / "run", settings, device="cpu")
@@ -137,14 +108,3 @@ def test_training(tmp_path: Path, seed: int) -> None:
     model = RoutedTransformer.from_pretrained(setup.checkpoint, router=tmp_path / "run")
     _, routes = model(**model.inputs())
     assert routes.shape == (3, 1, 2)
-
-
-def test_two_sharded_processes_do_what_one_does(tmp_path: Path, seed: int) -> None:
-    torch.manual_seed(seed)
-    setup = make_setup(tmp_path, ["cat", "dog", "sea"])
-    train_in_two_processes(setup, tmp_path / "two", "fsdp")
-    settings = TrainingSettings(steps=2, batch_size=2, seed=1, precision="fp32")
-    train_router(setup.checkpoint, setup.data, tmp_path / "one", settings, device="cpu")
-    one, two = (load_router(tmp_path / name).state_dict for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,7 @@ from vorta_trt.model.training.objective import RouterObjective, attach_routers
 from vorta_trt.model.training.run_folder import RunFolder
 from vorta_trt.model.training.timesteps import draw_noise
 
-from .samples import GEOMETRY, ONE_THREAD, SHAPE, Setup, train_in_two_processes, write_data
+from .samples import GEOMETRY, ONE_THREAD, SHAPE, Setup, write_data
 
 GRID = torch.linspace(1, 1000, 41)  # timesteps that routers are looked at
 
@@ -122,6 +122,53 @@ def test_what_is_written_routes_the_model(setup: Setup, tmp_path: Path) -> None:
     assert torch.equal(routes, hard_routes(model.route_scores(model.inputs()["timestep"]), 0.3))
 
 
+def test_micro_batches_change_nothing_but_speed(setup: Setup, tmp_path: Path) -> None:
+    train(setup, tmp_path / "one", steps=2, batch_size=6)
+    train(setup, tmp_path / "three", steps=2, batch_size=6, micro_batch_size=3)
+    one, three = (load_router(tmp_path / name).state_dict for name in ("one", "three"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(three[name], tensor, rtol=1e-4, atol=1e-4)  # AdamW divides by tiny gradients
+    logs = [RunFolder(tmp_path / name).read_log() for name in ("one", "three")]
+    for line, other in zip(*logs, strict=True):
+        assert line["timesteps"] == other["timesteps"] and len(line["timesteps"]) == 6
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    train(setup, tmp_path / "one", steps=3, batch_size=6, micro_batch_size=2, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"schedule": "constant_with_warmup", "warmup_steps": 2}, [0, 0.5, 1, 1]),
+        ({"schedule": "linear", "warmup_steps": 1}, [0, 1, 2 / 3, 1 / 3]),
+        ({"schedule": "cosine"}, [1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_is_a_function_of_the_step(
+    setup: Setup, tmp_path: Path, schedule: dict[str, Any], rates: list[float]
+) -> None:
+    options = {"batch_size": 1, "learning_rate": 0.5, **schedule}
+    train(setup, tmp_path / "run", steps=4, checkpoint_every=2, **options)
+    log = RunFolder(tmp_path / "run").read_log()
+    assert [line["learning_rate"] / 0.5 for line in log] == pytest.approx(rates, abs=1e-5)
+    if schedule.get("schedule") in ("linear", "cosine"):
+        with pytest.raises(RunError, match="steps is 5, but the run was started with 4"):
+            train(setup, tmp_path / "run", steps=5, resume=True, **options)
+    else:
+        train(setup, tmp_path / "run", steps=5, resume=True, **options)
+        assert RunFolder(tmp_path / "run").read_log()[-1]["learning_rate"] == 0.5
+
+
+def test_a_geometry_of_ones_own(setup: Setup, tmp_path: Path) -> None:
+    shapes = {"tile": (1, 2, 3), "window": (1, 3, 1), "bucket": (3, 2, 1), "reduction_rate": 0.9}
+    train(setup, tmp_path / "run", steps=1, batch_size=1, **shapes)
+    geometry = load_router(tmp_path / "run").geometry()
+    assert geometry is not None
+    assert (geometry.tile, geometry.window, geometry.bucket, geometry.keep) == ((1, 2, 3), (1, 3, 1), (3, 2, 1), 1)
+    with pytest.raises(ValueError, match=r"tile \(1, 2, 4\): entry 4 must divide"):
+        train(setup, tmp_path / "other", tile=(1, 2, 4))
+
+
 def test_bf16_and_tensorboard(setup: Setup, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     report = train(
@@ -200,18 +247,6 @@ def test_a_killed_run_leaves_a_loadable_checkpoint(setup: Setup, tmp_path: Path)
     assert not list(run.rglob(".*unfinished-*"))
     train(setup, tmp_path / "whole", steps=step)
     assert_same_run(tmp_path / "whole", run, step)
-
-
-@pytest.mark.parametrize("fsdp", ["", "fsdp"])
-def test_two_processes_do_what_one_does(setup: Setup, tmp_path: Path, fsdp: str) -> None:
-    for resume in ("", "resume") if fsdp else ("",):
-        train_in_two_processes(setup, tmp_path / "two", fsdp, resume)
-    steps = 4 if fsdp else 2
-    train(setup, tmp_path / "one", steps=steps, batch_size=2)
-    one, two = (load_router(tmp_path / name).state_dict for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
-    assert len(RunFolder(tmp_path / "two").read_log()) == steps
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
