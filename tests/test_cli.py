@@ -599,6 +599,24 @@ def test_a_full_gpu_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     fails("doctor", message="error: CUDA out of memory.* 9.00 GiB.\nclose what else uses the GPU, or take less of it")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 256. TiB"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 140737488355328 bytes."),
+    ],
+)
+def test_full_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from vorta_trt.runtime import doctor
+
+    def full(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", full)
+    fails("doctor", message="error: memory is used up .*allocate.*; close what else uses memory")
+
+
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from vorta_trt.runtime import doctor
 

@@ -29,6 +29,7 @@ from vorta_trt.model.files import new_folder, write_json, write_text
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.records import Record, first_error
 from vorta_trt.plugins.extras import import_extra
+from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 ROUTER_FILE = "router.pt"
 STATE_FILE = "training.pt"
@@ -109,7 +110,10 @@ class RunFolder:
                 f"another run from it with --router {self.path}"
             )
         try:
-            return TrainingState.model_validate(torch.load(file, map_location="cpu", weights_only=True))
+            with mapping(file):
+                return TrainingState.model_validate(torch.load(file, map_location="cpu", weights_only=True))
+        except HostOutOfMemory:
+            raise
         except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
             reason = first_error(error) if isinstance(error, ValidationError) else error
             raise RunError(

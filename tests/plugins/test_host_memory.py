@@ -93,7 +93,8 @@ def _onnx(path: Path) -> None:
         (
             "model.onnx",
             _onnx,
-            "import onnxruntime; from vorta_trt.runtime.engine import Engine",
+            "from vorta_trt.engines import telemetry; telemetry.disable_telemetry(); import onnxruntime\n"
+            "from vorta_trt.runtime.engine import Engine",
             "Engine(path)",
         ),
         (
