@@ -3,26 +3,56 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from vorta_trt.runtime.video_file import check_output
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt per line of a UTF-8 file; empty lines are left out.
+    """The prompts of a UTF-8 file, with or without a byte order mark.
 
-    Raises: FileNotFoundError; ValueError, for a file that is not text or holds no prompt.
+    Args:
+        path: A text file with one prompt per line, which ends at a newline and at nothing else; empty lines are left
+            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not text, holds no prompt, or its JSON holds something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts {path}: no such file; give a text file with one prompt per line")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts {path}: is not UTF-8 text ({error}); save it as UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    lines = _captions(path, text)
+    prompts = [line.strip() for line in (text.split("\n") if lines is None else lines) if line.strip()]
     if not prompts:
         raise ValueError(f"prompts {path}: holds no prompt; write one per line")
     return prompts
+
+
+def _captions(path: Path, text: str) -> list[str] | None:
+    """The captions of JSON; None for plain text, whose first prompt may begin with a bracket, too."""
+    is_json = path.suffix.lower() == ".json"
+    if not is_json and not text.lstrip().startswith("["):
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        if is_json:
+            raise ValueError(f"prompts {path}: is not JSON ({error}); give a list of strings") from error
+        return None
+    if not isinstance(content, list):
+        raise ValueError(f"prompts {path}: must hold a list of strings, or of objects with a caption")
+    entries = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            raise ValueError(
+                f"prompts {path}: entry {number} is {content[number]!r}; must be a string, or an object with a caption"
+            )
+    return entries
 
 
 def output_files(folder: Path, count: int, suffix: str) -> list[Path]:

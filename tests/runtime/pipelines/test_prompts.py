@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts from files as people have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vorta_trt.runtime.pipelines.prompts import read_prompts
+
+CAPTIONS = ["a red wall", "ein grüner Wald"]
+
+
+def written(folder: Path, content: bytes, name: str = "prompts.txt") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_a_line_ends_at_a_newline_only(tmp_path: Path, separator: str) -> None:
+    path = written(tmp_path, f"a red wall,{separator}golden hour\n\n  a cat\r\n".encode())
+    assert read_prompts(path) == [f"a red wall,{separator}golden hour", "a cat"]
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "\n".join(CAPTIONS).encode("utf-8-sig"))) == CAPTIONS
+    assert read_prompts(written(tmp_path, json.dumps(CAPTIONS).encode("utf-8-sig"), "prompts.json")) == CAPTIONS
+
+
+@pytest.mark.parametrize("name", ["prompt.json", "prompt.txt"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_lists_of_captions(tmp_path: Path, name: str, indent: int | None) -> None:
+    objects = [{"caption": caption, "path": f"{number}.mp4"} for number, caption in enumerate(CAPTIONS)]
+    for content in (objects, CAPTIONS):
+        assert read_prompts(written(tmp_path, json.dumps(content, indent=indent).encode(), name)) == CAPTIONS
+
+
+def test_text_that_begins_with_a_bracket(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, b"[wide shot] a cat\n[close-up] a dog")) == [
+        "[wide shot] a cat",
+        "[close-up] a dog",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prompts.txt", b"caf\xe9 at night", "is not UTF-8 text .*; save it as UTF-8"),
+        ("prompts.txt", "a cat".encode("utf-16"), "is not UTF-8 text"),
+        ("prompts.txt", b" \n\n", "holds no prompt"),
+        ("prompts.json", b"[]", "holds no prompt"),
+        ("prompts.json", b"a cat", "is not JSON"),
+        ("prompts.json", b'{"caption": "a cat"}', "must hold a list"),
+        ("prompts.json", b'["a cat", 3]', "entry 1 is 3; must be a string"),
+        ("prompts.json", b'[{"text": "a cat"}]', "entry 0 is {'text': 'a cat'}; must be a string, or an object with"),
+    ],
+)
+def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"prompts .*{name}: {message}"):
+        read_prompts(written(tmp_path, content, name))
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_prompts(tmp_path / "absent")
