@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Checkpoint, Device, Precision, Scheduler, Seed, Shift, pixels
+from vorta_trt.commands.options import Checkpoint, Device, Precision, RoutesPlot, one_of, pixels, usage
+from vorta_trt.commands.sampling import RunOptions
 
 
 @command(
@@ -21,6 +22,7 @@ from vorta_trt.commands.options import Checkpoint, Device, Precision, Scheduler,
 def calibrate(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
+    sampling: RunOptions,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
     ] = None,
@@ -46,28 +48,13 @@ def calibrate(
         int,
         typer.Option(min=1, help="How many prompts or samples are used at most; a quarter of them checks the routes."),
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="How many steps the schedule has that buckets are cut from.")] = 50,
-    scheduler: Annotated[
-        Scheduler | None, typer.Option(help="The scheduler that makes the timesteps [default: the pipeline's own].")
-    ] = None,
-    shift: Shift = None,
     run_steps: Annotated[int, typer.Option(min=1, help="How many steps the denoising runs of --prompts have.")] = 10,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="The guidance scale of those runs; of a model that embeds it, of all passes [default: the pipeline's]."
-        ),
-    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
     dtype: Annotated[
         Precision, typer.Option("--dtype", help="The type of weights and activations; fp32 runs on the CPU alone.")
     ] = Precision.bf16,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
-    seed: Seed = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
-    ] = None,
+    plot: RoutesPlot = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -83,28 +70,26 @@ def calibrate(
     from vorta_trt.runtime.pipelines.prompts import read_prompts
     from vorta_trt.runtime.schedules import schedule_timesteps
 
-    if (data is None) == (prompts is None):
-        raise typer.BadParameter("give one of --prompts FILE and --data DATA", param_hint="--prompts, --data")
+    one_of("--prompts / --data", prompts, data)
     if prompts is not None and size is None:
         raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
-    try:
+    params = sampling.params()
+    with usage():
         settings = CalibrationSettings(
             budget=budget,
             target_share=target_share,
             buckets=buckets,
             samples=samples,
             run_steps=run_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
+            guidance_scale=params.guidance_scale,
+            seed=params.seed or 0,
             dtype=dtype.value,
         )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     if plot is not None:
         check_picture(plot)
 
     def make_scheduler(count: int) -> Any:
-        return schedule_timesteps(checkpoint, count, None if scheduler is None else scheduler.value, shift).instance
+        return schedule_timesteps(checkpoint, count, params.scheduler, params.flow_shift).instance
 
     with Stages() as stages:
         report = calibrate_routes(
@@ -115,7 +100,7 @@ def calibrate(
             data=data,
             prompts=None if prompts is None else read_prompts(prompts),
             video_size=None if size is None else pixels(size),
-            steps=steps,
+            steps=params.num_inference_steps,
             skip_bad=skip_bad,
             device=device.value,
             progress=stages,

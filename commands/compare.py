@@ -6,18 +6,103 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
-from vorta_trt.commands.options import Precision, Router, Size, check_folder, source_of
+from vorta_trt.commands.expand import Options
+from vorta_trt.commands.options import Precision, Router, Size, check_folder, one_of, source_of, usage
+from vorta_trt.commands.sampling import CommonOptions
 from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.comparison.report import CompareReport
     from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import Source
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """The model that samples both settings."""
+
+    of: Annotated[
+        Path | None,
+        typer.Option(
+            "--of", metavar="BUNDLE|ONNX|CHECKPOINT", help="Sample with this model, and compare two settings."
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --of: sample every prompt of this file.")
+    ] = None
+    prompt: Annotated[str | None, typer.Option(help="With --of: sample this prompt.")] = None
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file [default: found as by `generate`]."),
+    ] = None
+    router: Router = None
+    size: Size = None
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="With --of: the type of a checkpoint's weights and activations [default: bf16]."),
+    ] = None
+    executor: Annotated[
+        Executor | None, typer.Option(help="With --of: what runs the model [default: as for `generate`].")
+    ] = None
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="With --of: keep the samples in this folder, as .npy [default: they are removed]."),
+    ] = None
+
+    def given(self, *names: str) -> list[str]:
+        """Which of these options, or of all, were given."""
+        return [f"--{name}" for name in names or vars(self) if getattr(self, name) is not None]
+
+    def source(self, of: Path) -> Source | None:
+        """A checkpoint, or None for what was exported or built, in which some options are fixed."""
+        from vorta_trt.engines.manifest import MANIFEST
+
+        if of.is_dir() and not (of / MANIFEST).is_file():
+            return source_of(of, self.router, self.size, self.precision or Precision.bf16, None)
+        if given := self.given("router", "size", "precision"):
+            raise typer.BadParameter(
+                f"belongs to checkpoints, and in {of} it is fixed; leave it out", param_hint=given[0]
+            )
+        return None
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """The folder of the samples: the given one, or one that goes away."""
+        if self.keep is not None:
+            yield self.keep
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+@dataclass(frozen=True)
+class PictureOptions(Options):
+    """How samples are compared, and shown beside each other."""
+
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write A, B and 4 times their difference side by side into this file, or for folders into this folder."
+        ),
+    ] = None
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=999, help="Frames per second of --video [default: the samples' own, or 16]."),
+    ] = None
+    lpips: Annotated[
+        bool | None,
+        typer.Option(
+            "--lpips/--no-lpips",
+            help="Insist on LPIPS, or leave it out [default: computed if its package is installed].",
+        ),
+    ] = None
 
 
 @command(
@@ -38,47 +123,11 @@ def compare(
     second: Annotated[
         str, typer.Argument(metavar="B", help="Like A. The files of two folders are paired by name without suffix.")
     ],
-    of: Annotated[
-        Path | None,
-        typer.Option("--of", metavar="BUNDLE|ONNX|CHECKPOINT", help="Sample with it, and compare two settings."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --of: sample every prompt of this file.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="With --of: sample this prompt.")] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file [default: found as by `generate`]."),
-    ] = None,
-    router: Router = None,
-    size: Size = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(help="With --of: the type of a checkpoint's weights and activations [default: bf16]."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="With --of: sampling steps [default: 50].")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="With --of: of every sample's noise [default: 0].")] = None,
-    executor: Annotated[Executor | None, typer.Option(help="With --of: as for `generate`.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="With --of: keep the samples in this folder, as .npy.")] = None,
+    model: ModelOptions,
+    sampling: CommonOptions,
+    picture: PictureOptions,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")
-    ] = None,
-    video: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write A, B and 4 times their difference side by side into this file, or for folders into this folder."
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(min=0.1, max=999, help="Frames per second of --video [default: the samples' own, or 16]."),
-    ] = None,
-    lpips: Annotated[
-        bool | None,
-        typer.Option(
-            "--lpips/--no-lpips",
-            help="Insist on LPIPS, or leave it out [default: computed if its package is installed].",
-        ),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -92,21 +141,16 @@ def compare(
     from vorta_trt.runtime.comparison.report import compare_table
     from vorta_trt.runtime.console import Stages, output_console
 
-    if fps is not None and video is None:
+    if picture.fps is not None and picture.video is None:
         raise typer.BadParameter("belongs to --video; give both", param_hint="--fps")
     check_folder(output, "--output")
-    common: dict[str, Any] = {"video": video, "fps": fps, "lpips": lpips}
-    sampling = {
-        "--prompts": prompts, "--prompt": prompt, "--checkpoint": checkpoint, "--router": router, "--size": size,
-        "--precision": precision, "--steps": steps, "--seed": seed, "--executor": executor, "--keep": keep,
-    }  # fmt: skip
+    if model.of is None and (given := [*model.given(), *sampling.given]):
+        raise typer.BadParameter("samples with a model; give that with --of", param_hint=given[0])
     with Stages() as stages:
-        if of is None:
-            if given := [name for name, value in sampling.items() if value is not None]:
-                raise typer.BadParameter("samples with a model; give that with --of", param_hint=given[0])
-            report = compare_samples(Path(first), Path(second), stages, **common)
+        if model.of is None:
+            report = compare_samples(Path(first), Path(second), stages, **vars(picture))
         else:
-            report = _compare_settings(of, first, second, sampling, common, stages)
+            report = _compare_settings(model.of, first, second, model, sampling, picture, stages)
     if output is not None:
         from vorta_trt.model.files import write_text
 
@@ -118,53 +162,37 @@ def compare(
     console.print(compare_table(report))
     if report.lpips_note is not None:
         console.print(f"no LPIPS: {report.lpips_note}", markup=False, soft_wrap=True)
-    for path in filter(None, (output, video, keep)):
+    for path in filter(None, (output, picture.video, model.keep)):
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def _compare_settings(
-    of: Path, first: str, second: str, sampling: dict[str, Any], common: dict[str, Any], stages: Stages
+    of: Path,
+    first: str,
+    second: str,
+    model: ModelOptions,
+    sampling: CommonOptions,
+    picture: PictureOptions,
+    stages: Stages,
 ) -> CompareReport:
-    from vorta_trt.engines.manifest import MANIFEST
     from vorta_trt.runtime.comparison.settings import Setting, compare_settings
     from vorta_trt.runtime.pipelines.prompts import read_prompts
-    from vorta_trt.runtime.sampling.params import DEFAULT_STEPS, SamplingParams
 
-    try:
+    with usage():
         settings = Setting.parse(first), Setting.parse(second)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    file, prompt = sampling["--prompts"], sampling["--prompt"]
-    if (file is None) == (prompt is None):
-        raise typer.BadParameter("give one of them", param_hint="--prompt / --prompts")
-    source = None
-    if of.is_dir() and not (of / MANIFEST).is_file():
-        precision = sampling["--precision"] or Precision.bf16
-        source = source_of(of, sampling["--router"], sampling["--size"], precision, None)
-    elif given := [name for name in ("--router", "--size", "--precision") if sampling[name] is not None]:
-        raise typer.BadParameter(f"belongs to checkpoints, and in {of} it is fixed; leave it out", param_hint=given[0])
-    with _folder(sampling["--keep"]) as folder:
+    params = sampling.params()
+    one_of("--prompt / --prompts", model.prompt, model.prompts)
+    source = model.source(of)
+    with model.folder() as folder:
         return compare_settings(
             of,
             *settings,
-            read_prompts(file) if prompt is None else [prompt],
+            [str(model.prompt)] if model.prompts is None else read_prompts(model.prompts),
             folder,
             stages,
             source=source,
-            checkpoint=sampling["--checkpoint"],
-            params=SamplingParams(
-                num_inference_steps=sampling["--steps"] or DEFAULT_STEPS, seed=sampling["--seed"] or 0
-            ),
-            executor=None if sampling["--executor"] is None else sampling["--executor"].value,
-            **common,
+            checkpoint=model.checkpoint,
+            params=params,
+            executor=None if model.executor is None else model.executor.value,
+            **vars(picture),
         )
-
-
-@contextmanager
-def _folder(kept: Path | None) -> Iterator[Path]:
-    """The folder of the samples: the given one, or one that goes away."""
-    if kept is not None:
-        yield kept
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vorta_trt.model.constants import DEFAULT_TAU
-from vorta_trt.model.families import usual_shifts
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
@@ -30,12 +29,6 @@ class Precision(str, Enum):
 class AttentionPrecision(str, Enum):
     same = "same"
     fp8 = "fp8"
-
-
-class Scheduler(str, Enum):
-    unipc = "unipc"
-    flow_euler = "flow-euler"
-    dpm = "dpm++"
 
 
 class Device(str, Enum):
@@ -57,9 +50,9 @@ Tau = Annotated[
     typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The seed of everything random.")]
-Shift = Annotated[
-    float | None,
-    typer.Option(help=f"Shift of the schedule towards noise ({usual_shifts()}) [default: the pipeline's own]."),
+RoutesPlot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
 ]
 RouteOverride = Annotated[
     Path | None,
@@ -122,6 +115,12 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
     except ValueError:
         raise typer.BadParameter(f"{text!r}: must be numbers with commas between them", param_hint=option) from None
+
+
+def one_of(options: str, *values: object) -> None:
+    """Makes a usage error unless exactly one of the options is given."""
+    if sum(value is not None for value in values) != 1:
+        raise typer.BadParameter("give one of them", param_hint=options)
 
 
 def check_folder(path: Path | None, option: str) -> None:

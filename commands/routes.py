@@ -14,28 +14,24 @@ from vorta_trt.commands.options import (
     Precision,
     RouteOverride,
     Router,
-    Scheduler,
-    Shift,
+    RoutesPlot,
     Size,
     Tau,
     source_of,
 )
+from vorta_trt.commands.sampling import ScheduleOptions
 
 
 @command(
     "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --steps 50 --plot routes.png",
-    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --shift 5 -o routes.json",
+    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --flow-shift 5 -o routes.json",
     "vorta-trt routes Wan2.1-T2V-14B-Diffusers --route-override calibration.json --plot routes.png",
 )
 def routes(
     checkpoint: Checkpoint,
+    sampling: ScheduleOptions,
     router: Router = None,
     route_override: RouteOverride = None,
-    steps: Annotated[int, typer.Option(min=1, help="How many steps the schedule has.")] = 50,
-    scheduler: Annotated[
-        Scheduler | None, typer.Option(help="The scheduler that makes the timesteps [default: the pipeline's own].")
-    ] = None,
-    shift: Shift = None,
     size: Size = None,
     tau: Tau = None,
     precision: Annotated[
@@ -45,10 +41,7 @@ def routes(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
-    ] = None,
+    plot: RoutesPlot = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -59,14 +52,13 @@ def routes(
     """
     from vorta_trt.model.timestep_path import TimestepPath
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.schedules import schedule_timesteps
 
     if router is None and route_override is None:
         raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
     source = source_of(checkpoint, router, size, precision, tau, route_override=route_override)
     with Stages() as stages:
         stages("computing the routes")
-        schedule = schedule_timesteps(checkpoint, steps, None if scheduler is None else scheduler.value, shift)
+        schedule = sampling.schedule(checkpoint)
         timestep_path, calibrated = TimestepPath.from_model(source.model()), source.calibrated_routes()
         override = None if calibrated is None else calibrated.overrides(schedule.timesteps)  # [P, L, N]
         table = timestep_path.route_table(schedule.timesteps, route_override=override)
@@ -80,7 +72,7 @@ def routes(
     if as_json:
         typer.echo(table.to_json())
     else:
-        typer.echo(f"{schedule.scheduler}, shift {schedule.shift:g}\n{table.summary()}")
+        typer.echo(f"{schedule}\n{table.summary()}")
         typer.echo(f"attention FLOPs saved by routing: {100 * table.saved:.1f} %")
         if table.total_saved is not None:
             typer.echo(f"end-to-end FLOPs saved by routing: {100 * table.total_saved:.1f} %")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""manifest.json of a bundle: what the engine is, what it needs, and the hash of every file (DESIGN §6)."""
+"""manifest.json of a bundle: what the engine is, what it needs, and the hash of every file."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def routed_attention_function(text: bool) -> onnx.FunctionProto:
     """The function to append to a model; `text`: whether the model's nodes have the fifth input, `text_length`.
 
     Few tools can pass a missing optional input into a function, so a model whose self-attention has no text tokens
-    carries a function that has no such input. The attributes and their defaults are those of DESIGN section 3.
+    carries a function that has no such input.
     """
     function = onnx.FunctionProto()
     function.ParseFromString(_serialized_function(text))

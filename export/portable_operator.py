@@ -92,7 +92,7 @@ def with_text(
     plugin_namespace: str = "vorta",
     plugin_version: str = "1",
 ):
-    """The operator on [B, S+T, N, D] of any float type; attributes as in DESIGN section 3, `scale` 0 for 1/sqrt(D).
+    """The operator on [B, S+T, N, D] of any float type; attributes as in `ROUTED_ATTENTION`.
 
     `attention_precision` is not used: it is a permission to kernels, and this form is exact for each of its values.
     """

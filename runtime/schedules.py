@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.families import families, usual_shifts
 
@@ -37,6 +35,9 @@ class Schedule:
     shift: float | None
     timesteps: tuple[float, ...]
     instance: Any = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.scheduler}, " + ("steps as given" if self.shift is None else f"shift {self.shift:g}")
 
 
 def schedule_timesteps(
@@ -69,6 +70,7 @@ def family_schedule(
         gives_sigmas: the pipeline gives its scheduler evenly spaced sigmas, see `ModelFamily`.
     """
     import diffusers
+    import numpy as np
 
     if steps < 1:
         raise ValueError(f"num_inference_steps {steps}: must be at least 1; the pipelines' default is 50")
@@ -78,7 +80,7 @@ def family_schedule(
         if config is None:
             raise ValueError(
                 f"{source} has no scheduler/scheduler_config.json, so its schedule is unknown; "
-                f"give the pipeline folder, or --scheduler ({', '.join(SCHEDULERS)}) and --shift"
+                f"give the pipeline folder, or --scheduler ({', '.join(SCHEDULERS)}) and --flow-shift"
             )
         name = config.get("_class_name")
         scheduler = next((key for key, (known, _, _) in SCHEDULERS.items() if known == name), None)
@@ -93,7 +95,7 @@ def family_schedule(
     if shift is None and config is not None:
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
-        raise ValueError(f"shift: {source} does not say; give --shift ({usual_shifts()})")
+        raise ValueError(f"shift: {source} does not say; give --flow-shift ({usual_shifts()})")
     if not shift > 0:
         raise ValueError(f"shift {shift}: must be positive; {usual_shifts()}")
     overrides = {**required, shift_key: shift}

@@ -9,11 +9,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from .kept import Kept
     from .tiny import Tiny
 
 
@@ -48,14 +50,23 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    from .tiny import make_wan
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Where files are kept between runs: in pytest's cache, or for this run if it is off."""
+    from .kept import Kept
 
-    return make_wan(tmp_path_factory.mktemp("tiny wan"))
+    cache = getattr(request.config, "cache", None)
+    return Kept(tmp_path_factory.mktemp("kept") if cache is None else Path(cache.mkdir("kept")))
 
 
 @pytest.fixture(scope="session")
-def tiny_hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    from .tiny import make_hunyuan_video
+def tiny_wan(kept: Kept) -> Tiny:
+    from .tiny import make_tiny
 
-    return make_hunyuan_video(tmp_path_factory.mktemp("tiny hunyuan video"))
+    return make_tiny(kept, "wan")
+
+
+@pytest.fixture(scope="session")
+def tiny_hunyuan_video(kept: Kept) -> Tiny:
+    from .tiny import make_tiny
+
+    return make_tiny(kept, "hunyuan_video")

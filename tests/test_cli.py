@@ -276,7 +276,7 @@ def test_routes(wan: Wan, tmp_path: Path) -> None:
     printed = json.loads(vorta(*arguments, "--json").out)
     assert printed == json.loads(table.read_text())
     assert np.shape(printed["routes"]) == (6, 2, 2)
-    dense = json.loads(vorta(*arguments, "--tau", 1.1, "--scheduler", "flow-euler", "--shift", 3, "--json").out)
+    dense = json.loads(vorta(*arguments, "--tau", 1.1, "--scheduler", "flow-euler", "--flow-shift", 3, "--json").out)
     assert dense["attention_flops_saved"] == dense["total_flops_saved"] == 0
     assert dense["total_flops_routed"] == dense["total_flops_dense"] > dense["attention_flops_dense"]
     assert dense["timesteps"] != printed["timesteps"]

@@ -19,7 +19,12 @@ from typer.main import get_command
 from vorta_trt.cli import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "plugins/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "plugins/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(document: Path, language: str) -> list[str]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole tiny pipeline of each family, with a router and an exported fp32 file; see the fixtures of that name."""
+"""A whole tiny pipeline of each family with a router, and what is exported of it; see the fixtures of that name.
+
+They are the only models that tests export, but for what a test of the export itself changes; `kept.py` keeps them.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,42 @@ from typing import Any
 import pytest
 import torch
 
+from vorta_trt.engines import build_engine
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.export import export_onnx
+from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
-from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
-from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+
+from .kept import Kept
 
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
 CHANNELS = 4
 TEXT_DIM = 32
+ROUTER_SIZES = ("layers", "single_layers", "heads", "head_dim")
+COMMON = {"layers": 2, "heads": 3, "head_dim": 32, "text_dim": TEXT_DIM, "channels": CHANNELS}
+WAN = {**COMMON, "ffn_dim": 64, "freq_dim": 32}
+HUNYUAN_VIDEO = {**COMMON, "single_layers": 1, "pooled_dim": 24, "refiner_layers": 1}
+MODELS = {"wan": WAN, "hunyuan_video": HUNYUAN_VIDEO}
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """Nothing writes to its folder, in which the exported file lies beside the checkpoint that it names."""
+    """Nothing writes to its folder, in which exported files lie beside the checkpoint that they name."""
 
-    folder: Path
+    kept: Kept
     family: str
+
+    @property
+    def folder(self) -> Path:
+        return self.kept.folder("plugins", "model", "export") / self.family
+
+    @property
+    def geometry(self) -> AttentionGeometry:
+        return AttentionGeometry.for_video(*SIZE, self.family)
 
     @property
     def checkpoint(self) -> Path:
@@ -41,7 +60,23 @@ class Tiny:
 
     @property
     def onnx(self) -> Path:
-        return self.folder / "fp32.onnx"
+        return self.export("fp32")
+
+    def export(self, precision: str, attention_precision: str = "same", opset: int = OPSET) -> Path:
+        def make(path: Path) -> None:
+            model = self.model(attention_precision=attention_precision, materialize=False)
+            export_onnx(model, path, precision, opset=opset)
+
+        name = precision + ("" if attention_precision == "same" else f" attention {attention_precision}")
+        return self.kept.make(self.folder / f"{name}{'' if opset == OPSET else f' opset {opset}'}.onnx", make)
+
+    @property
+    def bundle(self) -> Path:
+        """A bundle of TensorRT-RTX in fp16, with its ONNX file; batch 1 to 2."""
+        folder = self.kept.folder("plugins", "model", "export", "engines") / self.family
+        return self.kept.make(
+            folder / "with onnx.bundle", lambda path: build_engine(self.export("fp16"), path, include_onnx=True)
+        )
 
     def model(self, **options: Any) -> RoutedTransformer:
         return RoutedTransformer.from_pretrained(self.checkpoint, self.router, **options)
@@ -67,29 +102,12 @@ def latents(pipeline: Any, steps: int = 3, seed: int = 0, **arguments: Any) -> t
     return sampled
 
 
-def _finish(tiny: Tiny, **sizes: int) -> Tiny:
-    """Adds the other parts of the pipeline, a router, and the exported file."""
-    complete_pipeline(tiny.checkpoint)
-    geometry = AttentionGeometry.for_video(*SIZE, tiny.family)
-    make_router(tiny.router, geometry, tiny.family, video=SIZE, **sizes)
-    export_checkpoint(Source(tiny.checkpoint, tiny.router, precision="fp32"), tiny.onnx, lambda *what: None)
+def make_tiny(kept: Kept, family: str) -> Tiny:
+    tiny = Tiny(kept, family)
+    kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[family])))
+    sizes = {name: size for name, size in MODELS[family].items() if name in ROUTER_SIZES}
+    kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, **sizes))
     return tiny
-
-
-def make_wan(folder: Path) -> Tiny:
-    tiny = Tiny(folder, "wan")
-    sizes = {"layers": 2, "heads": 3, "head_dim": 32}
-    make_wan_checkpoint(tiny.checkpoint, ffn_dim=64, text_dim=TEXT_DIM, channels=CHANNELS, freq_dim=32, **sizes)
-    return _finish(tiny, **sizes)
-
-
-def make_hunyuan_video(folder: Path) -> Tiny:
-    tiny = Tiny(folder, "hunyuan_video")
-    sizes = {"layers": 1, "single_layers": 1, "heads": 3, "head_dim": 32}
-    make_hunyuan_video_checkpoint(
-        tiny.checkpoint, text_dim=TEXT_DIM, pooled_dim=24, refiner_layers=1, channels=CHANNELS, **sizes
-    )
-    return _finish(tiny, **sizes)
 
 
 def save_calibration(path: Path, geometry: AttentionGeometry, *buckets: tuple[float, float]) -> Path:

@@ -5,7 +5,7 @@
 // Queries. The window's centre is clamped, so the tiles at a border share the window of their inner neighbour. Along an
 // axis the tiles fall into groups of equal windows: one group at either end and single tiles between them. A query
 // group is the product of one group of each axis: a box of tokens that all see the same keys. Cutting groups instead of
-// tiles into query blocks wastes fewer rows (Wan 14B: 5 % instead of 7 %, HunyuanVideo: 3 % instead of 19 %).
+// tiles into query blocks wastes fewer rows (5 % instead of 7 %, and 3 % instead of 19 %, at the two published sizes).
 //
 // Keys. A window is a box of tokens, cut into equal boxes of box_width x box_height tokens of one frame that TMA can
 // fetch from raster order; boxes_per_block of them fill one block of keys, `fill` rows are left over.

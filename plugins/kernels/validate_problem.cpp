@@ -88,8 +88,8 @@ vorta_status check_coreset(const vorta_routed_attention_problem& p) {
                 p.keep, bucket_tokens, p.bucket[0], p.bucket[1], p.bucket[2], (bucket_tokens + 1) / 2);
   }
   if (p.coreset_keys != VORTA_KEYS_BY_QUERY && p.coreset_keys != VORTA_KEYS_BY_KEY) {
-    return fail(VORTA_INVALID_ARGUMENT, "coreset_keys %d: must be %d (by query, Wan) or %d (by key, HunyuanVideo)",
-                p.coreset_keys, VORTA_KEYS_BY_QUERY, VORTA_KEYS_BY_KEY);
+    return fail(VORTA_INVALID_ARGUMENT, "coreset_keys %d: must be %d (by query) or %d (by key)", p.coreset_keys,
+                VORTA_KEYS_BY_QUERY, VORTA_KEYS_BY_KEY);
   }
   return VORTA_OK;
 }

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "sm90/block_shape.h"
 #include "sm90_fp8/block_shape.h"
 #include "vorta_trt/routed_attention.h"
 
@@ -50,7 +51,7 @@ inline bool has_chunks(const vorta_routed_attention_problem& problem) {
 
 /// Whether it has room for the compact keys and values of coreset heads.
 inline bool has_compact_rows(const vorta_routed_attention_problem& problem) {
-  return (problem.head_dim == 64 || problem.head_dim == 128) && !has_chunks(problem);
+  return sm90::has_instance(problem.head_dim) && !has_chunks(problem);
 }
 
 inline WorkspaceLayout workspace_layout(const vorta_routed_attention_problem& problem) {

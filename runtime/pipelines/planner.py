@@ -47,8 +47,7 @@ class PlannedRequest:
 
     def lines(self) -> list[str]:
         """As text."""
-        shift = "steps as given" if self.schedule.shift is None else f"shift {self.schedule.shift:g}"
-        return [f"{self.schedule.scheduler}, {shift}", *self.steps.lines()]
+        return [str(self.schedule), *self.steps.lines()]
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -54,39 +54,40 @@ class SamplingParams(BaseModel):
     )
 
     num_inference_steps: int = Field(DEFAULT_STEPS, ge=1)
-    """Sampling steps; as many as are given where `sigmas` or `timesteps` are."""
+    """How many steps are sampled; where `sigmas` or `timesteps` are given, as many as there are."""
     scheduler: str | None = None
-    """"unipc", "flow-euler" or "dpm++"; None is the pipeline's own, or "flow-euler" for given steps."""
+    """The scheduler: unipc, flow-euler or dpm++; None is the pipeline's own, or flow-euler for given steps."""
     flow_shift: float | None = Field(None, gt=0)
-    """Flow shift of the schedule; None is the pipeline's own."""
+    """The flow shift of the schedule; None is the pipeline's own."""
     sigmas: tuple[float, ...] | None = None
-    """Steps at exactly these sigmas, falling from at most 1 to above 0; they are not shifted."""
+    """Sample at exactly these sigmas, which fall from at most 1 to above 0 and are not shifted."""
     timesteps: tuple[float, ...] | None = None
-    """The same as timesteps, falling from at most 1000 to above 0."""
+    """Sample at exactly these timesteps, which fall from at most 1000 to above 0."""
     renoise: bool = False
-    """Fresh noise after each given step, as DMD-distilled models want."""
+    """Add fresh noise after each given step, as DMD-distilled models want."""
     guidance_scale: float | None = Field(None, ge=0)
-    """Scale of guidance; None is the pipeline's own, or 1 (off) for given steps without a named scheduler."""
+    """The scale of guidance; None is the pipeline's own, or 1 (off) for given steps without a named scheduler."""
     guidance_scale_2: float | None = Field(None, ge=0)
-    """Scale of guidance of the second expert, for models with two."""
+    """The scale of guidance of the second expert, for models with two."""
     true_cfg_scale: float = Field(1.0, ge=1)
-    """Classifier-free guidance of models whose `guidance_scale` is an input; 1 is off."""
+    """The scale of classifier-free guidance, for models whose `guidance_scale` is an input; 1 is off."""
     negative_prompt: str | None = None
     """What classifier-free guidance leads away from; None is the empty prompt."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
-    """Of the noise, drawn on the CPU whatever the device; None is a fresh one."""
+    """The seed of the noise, which is drawn on the CPU whatever the device; None is a fresh one."""
     guidance_batching: GuidanceMode = GuidanceMode.AUTO
     """Whether both samples of classifier-free guidance share a launch."""
     cache: Cache = None
-    """Which steps reuse the sample before them: "tea", "broadcast", or one of them with its settings."""
+    """Skip steps and reuse the last sample: tea (TeaCache) where the timestep embedding changed little; broadcast all
+    but every k-th step in a range of timesteps; None is to compute every step."""
     dense_first: int = Field(0, ge=0)
-    """First steps with full attention in all layers."""
+    """How many first steps have full attention in all layers."""
     dense_last: int = Field(0, ge=0)
-    """Last steps with full attention in all layers."""
+    """How many last steps have full attention in all layers."""
     dense_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers with full attention at every step, counted over all stacks of blocks."""
     tau: float | None = None
-    """Routing threshold, above 1 every head is full; None is the model's own."""
+    """The routing threshold, above 1 every head is full; None is the model's own."""
 
     @model_validator(mode="before")
     @classmethod

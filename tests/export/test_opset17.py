@@ -54,23 +54,19 @@ def evaluate(path: Path, inputs: dict[str, torch.Tensor]) -> Outputs:
     return sample.astype(np.float32), routes
 
 
+Load = Callable[..., RoutedTransformer]
+Exported = Callable[..., Path]
 Export = Callable[[str, str], tuple[RoutedTransformer, Path]]
 
 
 @pytest.fixture(scope="module")
-def exported17(
-    load: Callable[..., RoutedTransformer],
-    hunyuan_video: Callable[..., RoutedTransformer],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Export:
-    """Model and file of a family in a precision; the file is exported once."""
-    folder = tmp_path_factory.mktemp("opset17")
-    models = {"wan": load, "hunyuan_video": hunyuan_video}
+def exported17(load: Load, hunyuan_video: Load, exported: Exported, hunyuan_video_file: Exported) -> Export:
+    """Model and file of a family in a precision."""
+    known = {"wan": (load, exported), "hunyuan_video": (hunyuan_video, hunyuan_video_file)}
 
     def export(family: str, precision: str) -> tuple[RoutedTransformer, Path]:
-        path = folder / f"{family}_{precision}.onnx"
-        model = models[family](precision)
-        return model, path if path.exists() else export_onnx(models[family](), path, precision, opset=17)
+        load, exported = known[family]
+        return load(precision), exported(precision, opset=17)
 
     return export
 

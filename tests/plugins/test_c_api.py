@@ -72,7 +72,7 @@ def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> s
         ({"bucket": (5, 6, 6)}, "bucket (5, 6, 6): 180 tokens, at most 64 are supported; use smaller buckets"),
         ({"keep": 0}, "keep 0: must be 1 to 12, the tokens of bucket (2, 3, 2), its centre included; use e.g. 6"),
         ({"keep": 13}, "keep 13: must be 1 to 12"),
-        ({"coreset_keys": 2}, "coreset_keys 2: must be 0 (by query, Wan) or 1 (by key, HunyuanVideo)"),
+        ({"coreset_keys": 2}, "coreset_keys 2: must be 0 (by query) or 1 (by key)"),
         ({"attention_precision": 2}, "attention_precision 2: must be 0 (same as the inputs) or 1 (fp8); use 0 unless "
                                      "fp8 is wanted"),
         ({"attention_precision": -1}, "attention_precision -1: must be 0 (same as the inputs) or 1 (fp8)"),

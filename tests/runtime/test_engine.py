@@ -86,11 +86,11 @@ def test_timesteps_may_be_integers(model: RoutedTransformer, fp32: Path, seed: i
         ),
         ({"timestep": torch.ones(1, 1)}, ValueError, "timestep of shape .*has 2 axes, the engine takes 1"),
         (
-            {"hidden_states": torch.ones(1, 16, 12, 6, 6)},
+            {"hidden_states": torch.ones(1, 4, 3, 4, 12)},
             ValueError,
-            r"axis 3 must be 12, .* \(vorta-trt build --size\)",
+            r"axis 3 must be 8, .* \(vorta-trt build --size\)",
         ),
-        ({"hidden_states": torch.ones(1, 16, 12, 12, 12).double() / 3}, TypeError, "hidden_states of type float64"),
+        ({"hidden_states": torch.ones(1, 4, 3, 8, 12).double() / 3}, TypeError, "hidden_states of type float64"),
         ({"timestep": "now"}, TypeError, "timestep of type str"),
     ],
 )

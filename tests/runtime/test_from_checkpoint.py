@@ -20,6 +20,8 @@ from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.runtime import Engine, from_checkpoint
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 
+from ..tiny import SIZE, WAN
+
 
 def silent(what: str, done: int, total: int) -> None:
     pass
@@ -41,15 +43,15 @@ def test_sizes_that_are_none(text: str) -> None:
 
 def test_the_routers_geometry_is_the_default(wan: Any) -> None:
     assert Source(wan.checkpoint, wan.router).model().geometry == wan.geometry
-    same = Source(wan.checkpoint, wan.router, VideoSize(45, 96, 96)).model()
+    same = Source(wan.checkpoint, wan.router, VideoSize(*SIZE)).model()
     assert same.geometry == wan.geometry
     assert not same.materialized
 
 
 def test_the_routers_tiles_win_where_the_grid_is_the_same(wan: Any, tmp_path: Path) -> None:
-    trained = AttentionGeometry(wan.geometry.grid, (6, 3, 3), (1, 1, 3), (2, 3, 2), 6)
+    trained = AttentionGeometry(wan.geometry.grid, (3, 2, 3), (1, 1, 1), (3, 2, 2), 6)
     router = make_router(tmp_path / "router", trained, layers=2, heads=3, head_dim=32)
-    assert Source(wan.checkpoint, router, VideoSize(45, 96, 96)).model().geometry == trained
+    assert Source(wan.checkpoint, router, VideoSize(*SIZE)).model().geometry == trained
 
 
 def test_a_size_that_the_router_was_not_trained_for(wan: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -57,7 +59,7 @@ def test_a_size_that_the_router_was_not_trained_for(wan: Any, caplog: pytest.Log
     model = Source(wan.checkpoint, wan.router, size).model()
     assert model.geometry == AttentionGeometry.for_video(29, 96, 128, "wan")
     assert "size 29x96x128: has token grid (8, 6, 8), and router" in caplog.text
-    assert "was trained for (12, 6, 6)" in caplog.text
+    assert "was trained for (3, 4, 6)" in caplog.text
 
 
 def test_a_size_is_needed_without_router_or_config(wan: Any, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_size_is_needed_without_router_or_config(wan: Any, tmp_path: Path) -> 
     bare.write_bytes(next(wan.router.glob("ckpt/*/router.pt")).read_bytes())
     with pytest.raises(ValueError, match="size: .*router.pt has no config.json, so the video size is unknown"):
         Source(wan.checkpoint, bare).model()
-    model = Source(wan.checkpoint, bare, VideoSize(45, 96, 96)).model()
+    model = Source(wan.checkpoint, bare, VideoSize(*SIZE)).model()
     assert model.geometry == wan.geometry
     assert model.has_router
 
@@ -107,7 +109,7 @@ def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:
             mapped.append(str(checkpoint) in Path("/proc/self/maps").read_text())
 
     checkpoint = make_wan_checkpoint(  # of its own, which no other test maps
-        tmp_path / "checkpoint", layers=2, heads=3, head_dim=32, ffn_dim=160, text_dim=48, dtype=torch.bfloat16
+        tmp_path / "checkpoint", **WAN, dtype=torch.bfloat16
     )
     folder = tmp_path / "out"
     bundle = build_checkpoint(Source(checkpoint, wan.router), folder / "wan 1.bundle", note)

@@ -20,7 +20,7 @@ from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import make_cases
 from vorta_trt.runtime.verification.verify import verify
 
-LAYERS, HEADS, TEXT = 4, 3, 256
+LAYERS, HEADS, TEXT = 3, 3, 256
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -54,10 +54,10 @@ def test_a_bf16_file_passes_beside_torch_bf16(hunyuan_video: Any) -> None:
         ("transformer_blocks.1.ff_context.net.0.proj.weight", "transformer_blocks.1.ff_context"),
         ("transformer_blocks.0.attn.add_k_proj.weight", "transformer_blocks.0.attn.add_k_proj"),
         (
-            "context_embedder.token_refiner.refiner_blocks.1.attn.to_v.weight",
-            "context_embedder.token_refiner.refiner_blocks.1",
+            "context_embedder.token_refiner.refiner_blocks.0.attn.to_v.weight",
+            "context_embedder.token_refiner.refiner_blocks.0",
         ),
-        ("single_transformer_blocks.1.proj_mlp.weight", "single_transformer_blocks.1.proj_mlp"),
+        ("single_transformer_blocks.0.proj_mlp.weight", "single_transformer_blocks.0.proj_mlp"),
     ],
 )
 def test_a_changed_weight_is_found(
@@ -109,7 +109,7 @@ def test_an_engine_takes_the_tokenizers_mask(hunyuan_video: Any, fp32: Path, see
             outputs = engine(**inputs)
             assert torch.equal(outputs["routes"], expected_routes)
             torch.testing.assert_close(outputs["sample"], expected, rtol=0, atol=1e-4)
-        with pytest.raises(ValueError, match=r"encoder_hidden_states of shape \(2, 77, 48\): axis 1 must be 256"):
+        with pytest.raises(ValueError, match=r"encoder_hidden_states of shape \(2, 77, 32\): axis 1 must be 256"):
             engine(**inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"][:, :77]})
         with pytest.raises(TypeError, match="input 'guidance' is missing"):
             engine(**{name: value for name, value in inputs.items() if name != "guidance"})

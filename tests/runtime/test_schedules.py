@@ -142,7 +142,7 @@ def test_a_checkpoint_without_scheduler(tmp_path: Path) -> None:
         ValueError, match="has no scheduler/scheduler_config.json.*give the pipeline folder, or --sched"
     ):
         schedule_timesteps(tmp_path, 4)
-    with pytest.raises(ValueError, match="shift: .* does not say; give --shift"):
+    with pytest.raises(ValueError, match="shift: .* does not say; give --flow-shift"):
         schedule_timesteps(tmp_path, 4, "unipc")
 
 

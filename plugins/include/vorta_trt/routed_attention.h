@@ -36,7 +36,7 @@ typedef enum vorta_dtype { VORTA_FLOAT16 = 0, VORTA_BFLOAT16 = 1 } vorta_dtype;
 /* Branch ids as they stand in `routes`. Any other value is treated as VORTA_FULL. */
 typedef enum vorta_route { VORTA_FULL = 0, VORTA_CORESET = 1, VORTA_SLIDING = 2 } vorta_route;
 
-/* Whose similarities choose the kept keys and values: the queries' (Wan) or the keys' own (HunyuanVideo). */
+/* Whose similarities choose the kept keys and values: the queries' or the keys' own. */
 typedef enum vorta_coreset_keys { VORTA_KEYS_BY_QUERY = 0, VORTA_KEYS_BY_KEY = 1 } vorta_coreset_keys;
 
 /* What Q.K and P.V are multiplied in; sums are float32 in the end. VORTA_PRECISION_FP8 permits 8 bits with scales

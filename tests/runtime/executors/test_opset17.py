@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from vorta_trt.runtime import Engine
-from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 from vorta_trt.runtime.inspection import inspect_target
 from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
@@ -19,15 +18,14 @@ from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.layers import compare_layers
 from vorta_trt.runtime.verification.verify import verify
 
-from ..conftest import Made, silent
+from ...tiny import Tiny
 
 NOT_PORTABLE = "has no portable form of vorta::RoutedAttention, as files of opset 17 for TensorRT 8.6 have none"
 
 
 @pytest.fixture(scope="module")
-def exported(wan: Made) -> Path:
-    source = Source(wan.checkpoint, wan.router, precision="fp16", opset=17)
-    return export_checkpoint(source, wan.folder / "opset 17.onnx", silent)
+def exported(wan: Tiny) -> Path:
+    return wan.export("fp16", opset=17)
 
 
 def test_it_is_described(exported: Path) -> None:
@@ -42,7 +40,7 @@ def test_it_is_described(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("executor", [None, "onnxruntime", "reference"])
-def test_it_is_not_run(wan: Made, exported: Path, executor: Any) -> None:
+def test_it_is_not_run(wan: Tiny, exported: Path, executor: Any) -> None:
     with pytest.raises(ValueError, match=NOT_PORTABLE):
         Engine(exported, executor=executor)
     said: list[str] = []

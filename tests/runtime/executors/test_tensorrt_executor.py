@@ -79,9 +79,9 @@ def trt10(bundle: Path, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch) -> Fake
 def inputs(batch: int, seed: int) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {
-        "hidden_states": generator.standard_normal((batch, 16, 12, 12, 12)).astype(np.float16),
+        "hidden_states": generator.standard_normal((batch, 4, 3, 8, 12)).astype(np.float16),
         "timestep": np.full(batch, seed % 1000),
-        "encoder_hidden_states": generator.standard_normal((batch, 512, 48)).astype(np.float16),
+        "encoder_hidden_states": generator.standard_normal((batch, 512, 32)).astype(np.float16),
     }
 
 
@@ -315,10 +315,8 @@ def test_shapes_that_no_profile_takes(trt: FakeTensorRT, bundle: Path, seed: int
     with Engine(bundle) as engine:
         with pytest.raises(ValueError, match=r"axis 0 \(batch\) must lie in 1..8"):
             engine(**inputs(9, seed))
-        listed = r"hidden_states \[3, 16.*: fits none of .*optimization profiles; split the batch.*"
-        listed += (
-            r"\n  profile 0: hidden_states \[1, 16.*\] to \[2, .*\n  profile 1: hidden_states \[4, 16.*\] to \[8, "
-        )
+        listed = r"hidden_states \[3, 4.*: fits none of .*optimization profiles; split the batch.*"
+        listed += r"\n  profile 0: hidden_states \[1, 4.*\] to \[2, .*\n  profile 1: hidden_states \[4, 4.*\] to \[8, "
         with pytest.raises(ValueError, match=listed):
             engine(**inputs(3, seed))
         check(engine, inputs(4, seed))

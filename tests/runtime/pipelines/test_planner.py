@@ -80,7 +80,7 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
 
 def test_without_a_checkpoint_the_schedule_must_be_said(tiny_wan: Tiny, tmp_path: Path) -> None:
     planner = RequestPlanner(shutil.copy(tiny_wan.onnx, tmp_path))
-    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --shift"):
+    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --flow-shift"):
         planner.plan(SamplingParams())
     assert (
         len(planner.plan(SamplingParams(num_inference_steps=7, scheduler="unipc", flow_shift=3.0)).steps.timesteps) == 7

@@ -22,6 +22,8 @@ from vorta_trt.runtime.verification.report import FP8_LIMIT, FP32_LIMIT, VerifyR
 from vorta_trt.runtime.verification.sides import Sides
 from vorta_trt.runtime.verification.verify import verify
 
+from ...tiny import SIZE, WAN
+
 CASES = [
     "router, tau 0.3",
     "router, tau 0",
@@ -170,7 +172,7 @@ def test_weights_outside_the_file(wan: Any, tmp_path: Path) -> None:
 def test_a_file_without_router(wan: Any, tmp_path: Path) -> None:
     from vorta_trt.runtime.from_checkpoint import VideoSize
 
-    source = Source(wan.checkpoint, size=VideoSize(45, 96, 96), precision="fp32")
+    source = Source(wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
     path = export_checkpoint(source, tmp_path / "dense.onnx", lambda what, done, total: None)
     report = verify(path, wan.checkpoint)
     assert report.passed, report
@@ -181,7 +183,7 @@ def test_a_file_without_router(wan: Any, tmp_path: Path) -> None:
 
 
 def test_another_checkpoint_fails(wan: Any, fp32: Path, tmp_path: Path) -> None:
-    other = make_wan_checkpoint(tmp_path / "other", layers=2, heads=3, head_dim=32, ffn_dim=160, text_dim=48, seed=1)
+    other = make_wan_checkpoint(tmp_path / "other", **WAN, seed=1)
     report = verify(fp32, other, wan.router, cases=["all full"])
     assert not report.passed
     assert report.layers is not None
@@ -189,7 +191,7 @@ def test_another_checkpoint_fails(wan: Any, fp32: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_shape_is_an_error(wan: Any, fp32: Path, tmp_path: Path) -> None:
-    deeper = make_wan_checkpoint(tmp_path / "deeper", layers=3, heads=3, head_dim=32, ffn_dim=160, text_dim=48)
+    deeper = make_wan_checkpoint(tmp_path / "deeper", **{**WAN, "layers": 3})
     make_router(tmp_path / "router", wan.geometry, layers=3, heads=3, head_dim=32)
     with pytest.raises(ValueError, match=r"route_override of shape \(2, 3\)"):
         verify(fp32, deeper, tmp_path / "router", cases=["all full"])
@@ -226,7 +228,7 @@ def test_inputs_of_the_cases(wan: Any, bf16: Path, seed: int) -> None:
     cases = make_cases(specs, target.metadata.model_inputs(), default_tau=0.3, has_router=True, batch=3, seed=seed)
     for case in cases:
         latents = case.feeds["hidden_states"]
-        assert latents.shape == (3, 16, 12, 12, 12)
+        assert latents.shape == (3, 4, 3, 8, 12)
         assert latents.dtype == np.float32
         assert not (latents.view(np.uint32) & 0xFFFF).any()  # rounded to bfloat16
         assert len(set(case.feeds["timestep"].tolist())) == 3

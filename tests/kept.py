@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that tests make once and keep between runs and processes, in `.pytest_cache/d/kept`.
+
+The name of a folder there is a hash of all that its content is made by: the sources of some rooms, the versions of the
+libraries below them, and the test files that say what to make. Whatever changes, the folder is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock
+
+import vorta_trt.plugins
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "onnx", "onnx-ir", "onnxscript", "ml-dtypes")
+TENSORRT = "tensorrt-rtx"
+WEEK = 7 * 24 * 3600.0
+
+
+@cache
+def _digest(rooms: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    package = Path(vorta_trt.plugins.__file__).parents[1]
+    sources = [path for room in rooms for path in (package / room).rglob("*") if path.suffix in (".py", ".so")]
+    for path in [*sorted(sources), Path(__file__), Path(__file__).with_name("tiny.py")]:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    known = [platform.python_version(), *(f"{name} {version(name)}" for name in LIBRARIES)]
+    digest.update("\n".join([*known, version(TENSORRT) if "engines" in rooms else ""]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    """A hash of the names and bytes of a file or a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        digest.update(str(file.relative_to(path)).encode() + (file.read_bytes() if file.is_file() else b""))
+    return digest.hexdigest()
+
+
+class Kept:
+    """Makes what is not there yet, or not as it was made. Tests read it, and copy what they want to change."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.known: set[Path] = set()  # to this process
+
+    def folder(self, *rooms: str) -> Path:
+        """The folder of what the rooms make; it has a space in its name."""
+        path = self.root / f"by {'-'.join(rooms)} {_digest(rooms)}"
+        if not path.exists():
+            for other in self.root.glob("by *"):
+                if time.time() - other.stat().st_mtime > WEEK:
+                    shutil.rmtree(other, ignore_errors=True)
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def make(self, path: Path, make: Callable[[Path], object]) -> Path:
+        """`path`, which `make(path)` makes if nobody has; a lock keeps two processes from making it at once."""
+        if path in self.known:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = path.with_name(f".{path.name}.sha256")
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not done.exists() or not path.exists() or done.read_text() != _content(path):
+                done.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                make(path)
+                done.write_text(_content(path))
+        self.known.add(path)
+        return path
