@@ -13,8 +13,6 @@ from vorta_trt.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from vorta_trt.model.checkpoint import CheckpointReader as CheckpointReader
-    from vorta_trt.model.checkpoint import RouterCheckpoint as RouterCheckpoint
-    from vorta_trt.model.checkpoint import load_router as load_router
     from vorta_trt.model.geometry import AttentionGeometry as AttentionGeometry
     from vorta_trt.model.geometry import Branch as Branch
     from vorta_trt.model.operator import routed_attention as routed_attention
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from vorta_trt.model.route_table import RouteTable as RouteTable
     from vorta_trt.model.router import Router as Router
     from vorta_trt.model.router import hard_routes as hard_routes
+    from vorta_trt.model.router_checkpoint import RouterCheckpoint as RouterCheckpoint
+    from vorta_trt.model.router_checkpoint import load_router as load_router
     from vorta_trt.model.transformer import RoutedTransformer as RoutedTransformer
 
 _HOME = {
@@ -31,9 +31,9 @@ _HOME = {
     "RouteTable": "route_table",
     "RoutedTransformer": "transformer",
     "Router": "router",
-    "RouterCheckpoint": "checkpoint",
+    "RouterCheckpoint": "router_checkpoint",
     "hard_routes": "router",
-    "load_router": "checkpoint",
+    "load_router": "router_checkpoint",
     "routed_attention": "operator",
     "routed_attention_reference": "reference",
 }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,31 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.checkpoint import INDEX, WEIGHTS
+from vorta_trt.model.configs import check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily
+from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
+from vorta_trt.plugins.host_memory import is_out_of_memory
 
 # transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a
 # module meanwhile, in another thread, gets parameters without memory. Loading and making modules take turns.
 LOADING = threading.RLock()
+
+_LIBRARIES = ("diffusers", "transformers")
+# By the beginning of a component's name: groups of files, of each of which one must be there.
+_FILES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "tokenizer": (("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"),),
+    "text_encoder": (
+        ("config.json",),
+        ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ),
+    "vae": (
+        ("config.json",),
+        (WEIGHTS, INDEX, "diffusion_pytorch_model.bin"),
+    ),
+    "scheduler": (("scheduler_config.json",),),
+}
 
 
 def load_pipeline(
@@ -32,54 +50,119 @@ def load_pipeline(
     """The pipeline on the CPU, without the transformer of the checkpoint.
 
     Args:
+        checkpoint: the pipeline folder.
         family: whose pipeline it is.
         dtype: of the text encoders; everything else is float32.
-        purpose: what needs it, for errors. transformer: what takes the place of the transformer.
+        purpose: what needs it, for errors.
+        transformer: what takes the place of the transformer.
         without: further parts that are not loaded, of the family's components; the pipeline has None in their place.
+
     Raises:
-        FileNotFoundError, CheckpointError: it is not the whole folder of such a pipeline.
+        FileNotFoundError: a file of it is missing.
+        CheckpointError: it is not the whole folder of such a pipeline, or a part cannot be loaded.
     """
     import diffusers
-    import transformers
 
-    classes = check_pipeline(checkpoint, family, purpose=purpose)
+    index = check_pipeline(checkpoint, family, purpose=purpose)
     kind: Any = getattr(diffusers, family.pipeline_class)
+    loaded = dict.fromkeys(without)
+    # A folder of one transformer may keep these from one of two: without the second they mean nothing.
+    settings = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
     with LOADING, quiet_libraries():
-        encoders = {
-            name: getattr(transformers, encoder).from_pretrained(checkpoint / name, dtype=dtype).eval()
-            for name, encoder in classes.items()
-            if name.startswith("text_encoder") and encoder is not None and name not in without
-        }
-        absent = dict.fromkeys(without)
-        return kind.from_pretrained(checkpoint, transformer=transformer, **encoders, **absent)
+        for name in (*family.components, "scheduler"):
+            if name not in loaded and name in index.components:
+                part = component_class(index, name, checkpoint)
+                options = {"dtype": dtype} if name.startswith("text_encoder") else {}
+                loaded[name] = load_part(part, checkpoint / name, options)
+                if isinstance(loaded[name], torch.nn.Module):
+                    loaded[name].eval()
+        return kind(transformer=transformer, **loaded, **settings)
 
 
-def check_pipeline(checkpoint: Path, family: ModelFamily, *, purpose: str) -> dict[str, str | None]:
-    """The classes of the folder's parts by name, after a look at model_index.json; raises as `load_pipeline` does."""
-    index = checkpoint / "model_index.json"
-    if not index.is_file():
+def check_pipeline(checkpoint: Path, family: ModelFamily, *, purpose: str) -> ModelIndex:
+    """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does."""
+    if not (checkpoint / MODEL_INDEX).is_file():
         raise FileNotFoundError(
-            f"checkpoint {checkpoint}: has no model_index.json; {purpose} needs the whole pipeline folder, with text "
-            f"encoder, tokenizer and VAE"
+            f"checkpoint {checkpoint}: has no {MODEL_INDEX}; {purpose} needs the whole pipeline folder, with "
+            f"{', '.join(family.components)}"
         )
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        found = content.get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a JSON object ({error}); download the checkpoint again") from error
-    if found != family.pipeline_class:
+    index = read_model_index(checkpoint)
+    if index.pipeline != family.pipeline_class:
         raise CheckpointError(
-            f"checkpoint {checkpoint}: is a {found}; {purpose} needs the {family.pipeline_class} folder that the "
-            f"transformer comes from"
+            f"checkpoint {checkpoint}: is a {index.pipeline}; {purpose} needs the {family.pipeline_class} folder that "
+            f"the transformer comes from"
         )
-    classes = {name: entry[1] for name, entry in content.items() if isinstance(entry, list)}
-    missing = [name for name in family.components if classes.get(name) is None]
+    check_model_index(index, family, checkpoint)
+    missing = [name for name in family.components if name not in index.components]
     if missing:
         raise CheckpointError(
             f"checkpoint {checkpoint}: has no {', '.join(missing)}; {purpose} needs the whole pipeline folder; "
             f"download all of it"
         )
-    return classes
+    for name in (*family.components, *(part for part in ALWAYS if part != "transformer")):
+        if name in index.components:
+            _check_files(checkpoint / name)
+    return index
+
+
+def component_class(index: ModelIndex, name: str, checkpoint: Path) -> Any:
+    """The class of a component.
+
+    Raises:
+        CheckpointError: no such class, or one that comes with the checkpoint: no code of a checkpoint is run.
+    """
+    import importlib
+
+    library, kind = index.components[name]
+    found = getattr(importlib.import_module(library), kind, None) if library in _LIBRARIES else None
+    if not isinstance(found, type):
+        raise CheckpointError(
+            f"{checkpoint / MODEL_INDEX}: {name} [{library!r}, {kind!r}]: is no class of {' or '.join(_LIBRARIES)} as "
+            f"installed here; restore the original file, or update the library"
+        )
+    return found
+
+
+def vae_config(index: ModelIndex, family: ModelFamily, checkpoint: Path) -> dict[str, Any]:
+    """The config of the pipeline's VAE, which is one that the family's latents are made by.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    file = checkpoint / "vae" / "config.json"
+    kind = component_class(index, "vae", checkpoint)
+    config = typed_config(kind, read_json(file, "a diffusers VAE"), file)
+    family.check_vae(config, str(file))
+    return config
+
+
+def _check_files(folder: Path) -> None:
+    """Raises unless a component's folder has its files, themselves and not Git LFS pointers to them."""
+    name = folder.name
+    groups = next(files for kind, files in _FILES.items() if name.startswith(kind))
+    for group in groups:
+        if not any((folder / file).is_file() for file in group):
+            rest = f" (or {', '.join(group[1:])})" if len(group) > 1 else ""
+            raise FileNotFoundError(
+                f"checkpoint {folder.parent}: its {name} lacks {name}/{group[0]}{rest}; download the folder {name}/ of "
+                f"the checkpoint, e.g. with `hf download REPOSITORY --include '{name}/*' --local-dir {folder.parent}`"
+            )
+    for file in sorted(folder.iterdir()):
+        check_no_pointer(file)
+
+
+def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """A component by the library's own loader, whose errors are those of the folder's files."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except Exception as error:  # of code that is not ours, on files that are not ours either
+        if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise CheckpointError(
+            f"checkpoint {folder.parent}: {kind.__name__} cannot be loaded from {folder.name}/ "
+            f"({type(error).__name__}: {reason}); restore the files of the published checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -32,14 +32,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from vorta_trt.model.branch_attention import full_attention, mixed_attention
-from vorta_trt.model.checkpoint import CheckpointReader, RouterCheckpoint, check_router, load_router
+from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
+from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.router import BRANCHES, Router, hard_routes
+from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.weights import load_weights
 from vorta_trt.plugins.operator_schema import SAME_PRECISION
@@ -162,7 +164,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         with ExitStack() as until_loaded:
             reader = until_loaded.enter_context(CheckpointReader(checkpoint))
             family = routed_class(reader.family)
-            model = family.empty_diffusers_model(reader.config)
+            model = family.from_config(reader.config, reader)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
             if loaded is not None:
                 family.check_router_state(model, loaded.state_dict, f"router {loaded.path}")
@@ -225,6 +227,24 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return routed.train(model.training)
 
     # -- what a family provides ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], reader: CheckpointReader) -> nn.Module:
+        """`empty_diffusers_model` of a checkpoint, or a CheckpointError that says why diffusers cannot make it."""
+        file, tensors = reader.folder / "config.json", len(reader.names())
+        for stack, length in cls.facts().stacks(config).items():
+            if length > tensors:
+                raise CheckpointError(
+                    f"{file}: {length} blocks in {stack}, but the weights are {tensors} tensors in all; config.json "
+                    f"and weights must belong together; download the checkpoint again"
+                )
+        try:
+            return cls.empty_diffusers_model(config)
+        except Exception as error:  # of diffusers' code, on numbers that are not ours
+            raise CheckpointError(
+                f"{file}: diffusers makes no {cls.facts().transformer_class} of it ({type(error).__name__}: {error}); "
+                f"restore the original file of the checkpoint"
+            ) from error
 
     @classmethod
     def facts(cls) -> ModelFamily:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
+from vorta_trt.model.checkpoint import STORED_TYPES, CheckpointReader
+from vorta_trt.model.errors import CheckpointError
 
 # First bit pattern of a placeholder's value; the n-th placeholder has the n-th number from there. All are normal
 # numbers, and all differ, so that no exporter takes two parameters of one shape for the same constant.
@@ -47,6 +48,11 @@ def load_weights(
             raise CheckpointError(
                 f"checkpoint {reader.folder}: {name} has shape {reader.shape(name)}, its config.json asks for "
                 f"{tuple(parameter.shape)}; its config.json and weights must belong together"
+            )
+        if reader.stored_type(name) not in STORED_TYPES:
+            raise CheckpointError(
+                f"checkpoint {reader.folder}: {name} is stored as {reader.stored_type(name)}, quantised; must be one "
+                f"of {', '.join(STORED_TYPES)}; use the checkpoint in bfloat16, float16 or float32"
             )
         # diffusers' rule: a module it names keeps its parameters in float32 whatever dtype was asked for.
         target = torch.float32 if keep_float32.intersection(name.split(".")) else dtype

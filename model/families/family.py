@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from vorta_trt.model.errors import CheckpointError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -103,7 +105,7 @@ class ModelFamily(abc.ABC):
         transformer_class: diffusers' class of the transformer, `_class_name` of its config.
         pipeline_class: diffusers' class of the pipeline.
         components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
-        neutral_settings: what model_index.json may say of the sampling, and the values that change nothing.
+        neutral_settings: of model_index.json, which mean nothing in a folder without components that are refused.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
         router_stacks: names of the lists of blocks in a router's keys, in the order that they run in.
@@ -131,7 +133,7 @@ class ModelFamily(abc.ABC):
     transformer_class: str
     pipeline_class: str
     components: tuple[str, ...]
-    neutral_settings: Mapping[str, tuple[object, ...]] = {}
+    neutral_settings: tuple[str, ...] = ()
     routed_class: str
     training_class: str
     router_stacks: tuple[str, ...]
@@ -287,6 +289,20 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         """The inverse, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
+
+    @abc.abstractmethod
+    def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+        """How many frames, and pixels a side, one latent of a VAE's config stands for."""
+
+    def check_vae(self, vae_config: Mapping[str, Any], source: str) -> None:
+        """Raises CheckpointError if a VAE's config is not of one that makes the family's latents."""
+        frames, pixels = self.vae_factors(vae_config)
+        if (frames, pixels) != (self.temporal_compression, self.spatial_compression):
+            raise CheckpointError(
+                f"{source}: one latent stands for {frames} frames and {pixels} pixels a side; {self} is routed with "
+                f"{self.temporal_compression} and {self.spatial_compression}; use the pipeline that the transformer "
+                f"comes from"
+            )
 
     @abc.abstractmethod
     def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vorta_trt.model.checkpoint import CheckpointReader, load_router
+from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
+from vorta_trt.model.router_checkpoint import load_router
 from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator

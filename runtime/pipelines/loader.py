@@ -9,7 +9,8 @@ import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families import get_family
-from vorta_trt.model.pipeline_folder import check_pipeline, load_pipeline
+from vorta_trt.model.model_index import ModelIndex
+from vorta_trt.model.pipeline_folder import check_pipeline, component_class, load_part, load_pipeline, vae_config
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 
@@ -54,17 +55,15 @@ class PartsLoader:
         pipeline.transformer = transformer
         return pipeline
 
-    def _check(self, classes: dict[str, str | None]) -> None:
+    def _check(self, index: ModelIndex) -> None:
         """Text encoders and VAE must give what the transformer takes."""
-        import diffusers
-        import transformers
-
         config, family = self._planner.config, get_family(self._planner.family)
-        vae: dict[str, Any] = getattr(diffusers, str(classes["vae"])).load_config(self._folder / "vae")
-        encoder = getattr(transformers, str(classes["text_encoder"])).config_class
+        encoder = load_part(
+            component_class(index, "text_encoder", self._folder).config_class, self._folder / "text_encoder", {}
+        )
         found = {
-            "VAE channels": family.vae_channels(vae),
-            "text encoder's width": encoder.from_pretrained(self._folder / "text_encoder").hidden_size,
+            "VAE channels": family.vae_channels(vae_config(index, family, self._folder)),
+            "text encoder's width": encoder.hidden_size,
         }
         wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[family.text_width]}
         for what, value in wanted.items():

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer, load_router
-from vorta_trt.model.checkpoint import CheckpointError, check_router
+from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.router_checkpoint import check_router
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_wrong_folder(tmp_path: Path) -> None:
         FileNotFoundError, match=r"neither transformer/config.json nor config.json \(it holds: holiday.jpg\)"
     ):
         RoutedTransformer.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is a file; give the pipeline folder"):
+    with pytest.raises(CheckpointError, match="is a file; give a diffusers pipeline folder"):
         RoutedTransformer.from_pretrained(tmp_path / "holiday.jpg")
 
 

@@ -66,6 +66,12 @@ class HunyuanVideo(ModelFamily):
                 f"{source}: its config has image_condition_type {config['image_condition_type']!r}, an image-to-video "
                 f"model; only text-to-video is routed so far; use a {self.title} T2V checkpoint"
             )
+        if config["in_channels"] != config["out_channels"]:
+            raise CheckpointError(
+                f"{source}: its config has in_channels {config['in_channels']} and out_channels "
+                f"{config['out_channels']}; the other channels are a condition, as of an image-to-video model; only "
+                f"text-to-video is routed so far; use a {self.title} T2V checkpoint"
+            )
         if config.get("qk_norm", "rms_norm") != "rms_norm":
             raise CheckpointError(
                 f"{source}: its config has qk_norm {config['qk_norm']!r}; must be 'rms_norm', as in the published "
@@ -104,6 +110,9 @@ class HunyuanVideo(ModelFamily):
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         scaled: Tensor = latents / vae.config.scaling_factor
         return scaled
+
+    def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+        return vae_config["temporal_compression_ratio"], vae_config["spatial_compression_ratio"]
 
     def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:
         return vae_config.get("latent_channels")

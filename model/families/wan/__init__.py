@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
+_ONLY = "only text-to-video is routed so far; use a Wan 2.1 T2V checkpoint"
+_TI2V_CHANNELS = 48
 _BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
 
 # Checkpoint, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
@@ -52,6 +54,7 @@ class Wan(ModelFamily):
     transformer_class = "WanTransformer3DModel"
     pipeline_class = "WanPipeline"
     components = ("text_encoder", "tokenizer", "vae")
+    neutral_settings = ("boundary_ratio",)  # between two transformers
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
     router_stacks = ("blocks",)
@@ -73,9 +76,24 @@ class Wan(ModelFamily):
         for name in ("image_dim", "added_kv_proj_dim"):
             if config.get(name) is not None:
                 raise CheckpointError(
-                    f"{source}: its config has {name} {config[name]}, an image-to-video model; only text-to-video is "
-                    f"routed so far; use a Wan 2.1 T2V checkpoint"
+                    f"{source}: its config has {name} {config[name]}, an image-to-video model; {_ONLY}"
                 )
+        channels, outputs = config["in_channels"], config["out_channels"] or config["in_channels"]
+        if channels != outputs:
+            raise CheckpointError(
+                f"{source}: its config has in_channels {channels} and out_channels {outputs}; the other "
+                f"{abs(channels - outputs)} channels are a condition, as of an image-to-video or control model; {_ONLY}"
+            )
+        if channels == _TI2V_CHANNELS:
+            raise CheckpointError(
+                f"{source}: its config has in_channels {channels}, the latents of Wan 2.2's 16 x 16 VAE (TI2V 5B); "
+                f"{_ONLY}"
+            )
+        if config.get("pos_embed_seq_len") is not None:
+            raise CheckpointError(
+                f"{source}: its config has pos_embed_seq_len {config['pos_embed_seq_len']}, a model of first and last "
+                f"frame; {_ONLY}"
+            )
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {"blocks": int(config["num_layers"])}
@@ -102,6 +120,18 @@ class Wan(ModelFamily):
         mean, std = _statistics(vae, latents)  # [1, C, 1, 1, 1]
         # Not `latents * std`, which rounds otherwise than the pipeline does.
         return latents / (1.0 / std) + mean
+
+    def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
+        return vae_config["scale_factor_temporal"], vae_config["scale_factor_spatial"]
+
+    def check_vae(self, vae_config: Mapping[str, Any], source: str) -> None:
+        super().check_vae(vae_config, source)
+        for name in ("latents_mean", "latents_std"):
+            if len(vae_config[name]) != vae_config["z_dim"]:
+                raise CheckpointError(
+                    f"{source}: {name} has {len(vae_config[name])} numbers; must have one for each of the "
+                    f"{vae_config['z_dim']} channels of z_dim; restore the original file of the checkpoint"
+                )
 
     def vae_channels(self, vae_config: Mapping[str, Any]) -> int | None:
         return vae_config.get("z_dim")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pipeline folder's model_index.json says: its components, and settings of the sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.model.configs import read_json
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families import ModelFamily
+
+MODEL_INDEX = "model_index.json"
+ALWAYS = ("transformer", "scheduler")  # components of every pipeline
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """The content of a model_index.json.
+
+    Attributes:
+        pipeline: diffusers' class of the pipeline, None if the file does not say.
+        components: library and class of every component that the folder has.
+        settings: what else the pipeline's class is called with.
+    """
+
+    pipeline: str | None
+    components: dict[str, tuple[str, str]]
+    settings: dict[str, Any]
+
+
+def read_model_index(folder: Path) -> ModelIndex:
+    """Reads a pipeline folder's model_index.json.
+
+    Raises:
+        CheckpointError: it is not what diffusers writes.
+    """
+    file = folder / MODEL_INDEX
+    content = read_json(file, "a diffusers pipeline")
+    components: dict[str, tuple[str, str]] = {}
+    for name, entry in content.items():
+        if not isinstance(entry, list):
+            continue
+        if entry in ([None, None], [None]):
+            continue
+        if len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+            raise CheckpointError(
+                f"{file}: {name} {entry!r}: must be a library and a class of it, or [null, null]; "
+                f"restore the original file of the checkpoint"
+            )
+        components[name] = (entry[0], entry[1])
+    settings = {
+        name: value for name, value in content.items() if not name.startswith("_") and not isinstance(value, list)
+    }
+    pipeline = content.get("_class_name")
+    if pipeline is not None and not isinstance(pipeline, str):
+        raise CheckpointError(f"{file}: _class_name {pipeline!r}: must be the name of a pipeline; restore the original")
+    return ModelIndex(pipeline, components, settings)
+
+
+def check_model_index(index: ModelIndex, family: ModelFamily, folder: Path) -> None:
+    """Refuses a folder whose pipeline would run something else than the one routed transformer.
+
+    Args:
+        index: of the folder.
+        family: of its transformer.
+        folder: for errors.
+
+    Raises:
+        CheckpointError: a component that nobody runs, or a setting that would be left aside; the message names all.
+    """
+    known = {*ALWAYS, *family.components}
+    foreign = [f"{name} ({kind})" for name, (_, kind) in index.components.items() if name not in known]
+    foreign += [
+        f"{name} {value!r}"
+        for name, value in index.settings.items()
+        if value not in (None, False) and not (name in family.neutral_settings and not foreign)
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"checkpoint {folder}: its {MODEL_INDEX} has {', '.join(foreign)}, which vorta-trt does not run yet, so "
+            f"the videos would be those of another model; use a pipeline of one {family} transformer, such as "
+            f"{family.demo.checkpoint}"
+        )
