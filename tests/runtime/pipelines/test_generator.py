@@ -252,7 +252,7 @@ def test_an_error_leaves_the_generator_ready(tiny_wan: Tiny) -> None:
         expected = generator.generate("a red wall", seed=1, params=FEW).frames
         with pytest.raises(KeyboardInterrupt):
             generator.generate("a red wall", seed=1, params=FEW, on_step=stop)
-        with pytest.raises(ValueError, match="negative prompt 'x': has no effect without guidance"):
+        with pytest.raises(ValueError, match="negative_prompt 'x': has no effect without guidance"):
             generator.generate(
                 "a", negative_prompt="x", params=SamplingParams(num_inference_steps=2, guidance_scale=1.0)
             )
