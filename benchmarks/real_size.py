@@ -96,8 +96,8 @@ def parse(path: Path, report: Path) -> None:
     """Parses the ONNX file into a network and counts the layers."""
     from vorta_trt.engines.flavours import get_flavour
     from vorta_trt.engines.network import layers, parse_onnx
-    from vorta_trt.engines.onnx_file import read_onnx
     from vorta_trt.engines.plugin import load_plugin
+    from vorta_trt.export.onnx_file import read_onnx
 
     flavour = get_flavour("rtx")
     load_plugin(flavour)

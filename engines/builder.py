@@ -29,11 +29,11 @@ from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
 from vorta_trt.engines.heap import release_free_memory
 from vorta_trt.engines.manifest import EngineInfo, FileEntry, Manifest, PluginInfo
-from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build_plan
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.progress import ProgressCallback, progress_bar
 from vorta_trt.engines.route_override import check_route_override
+from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space
 from vorta_trt.plugins.library import PluginLibrary
@@ -100,7 +100,7 @@ def build_engine(
     description = describe_model(onnx, strict)
     if route_override is not None:
         check_route_override(Path(route_override), description)
-    timestep_path = timestep_weights(onnx.model, description.family, onnx.path.parent)
+    timestep_path = timestep_weights(onnx, description.family)
     onnx.model.graph.ClearField("initializer")  # weights inside the file: TensorRT reads them itself
     library = load_plugin(flavour) if onnx.routed_nodes else None
     extras = Extras(
@@ -116,9 +116,10 @@ def build_engine(
     ):
         # A plan is about as large as the ONNX file's weights.
         check_space(bundle_path, onnx.total_bytes + sum(file.stat().st_size for file in extras.sources().values()))
+        files = extras.copy_into(folder, cancellation)  # what can fail here, fails before the long work
         built = build_plan(flavour, onnx, options, folder, callback, cancellation)
         release_free_memory()
-        files = built.files | extras.copy_into(folder, cancellation)
+        files = built.files | files
         manifest = _manifest(flavour, onnx, options, description, built, library, include_plugin, files)
         manifest.write(folder / names.MANIFEST)
         cancellation.check()
@@ -150,7 +151,7 @@ class Extras:
         if self.plugin_library is not None:
             sources[names.PLUGIN_LIBRARY] = self.plugin_library
         if self.onnx is not None:
-            sources[names.ONNX] = self.onnx.path
+            sources[names.ONNX] = self.onnx.place
             sources |= {file.name: file for file in self.onnx.data_files}
         if self.route_override is not None:
             sources[names.ROUTE_OVERRIDE] = self.route_override

@@ -9,9 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.export.metadata import KEY
+from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 logger = logging.getLogger(__name__)
@@ -34,11 +34,10 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
     """Reads the metadata. Without it or without RoutedAttention nodes: an OnnxFileError if `strict`, else a warning."""
     if not onnx.routed_nodes:
         _refuse(onnx, strict, "it has no vorta::RoutedAttention node, so nothing in it is routed")
-    properties = {entry.key: entry.value for entry in onnx.model.metadata_props}
-    if KEY not in properties:
+    metadata = onnx.metadata
+    if metadata is None:
         _refuse(onnx, strict, f"it has no {KEY} metadata (did a tool that rewrote the file drop it?)")
         return ModelDescription(attention_precision=onnx.attention_precision)
-    metadata = ModelMetadata.from_metadata_props(properties, str(onnx.path))
     if metadata.num_layers != len(onnx.routed_nodes):
         raise OnnxFileError(
             f"{onnx.path}: its metadata speaks of {metadata.num_layers} layers, but it has {len(onnx.routed_nodes)} "

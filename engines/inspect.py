@@ -19,9 +19,9 @@ from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readable_bytes
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
-from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.route_override import describe_route_override
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
 
 

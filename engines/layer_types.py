@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from vorta_trt.engines.network import data_type, layers, tensorrt_type
-from vorta_trt.engines.onnx_file import OnnxFile
+from vorta_trt.export.onnx_file import OnnxFile
 
 FLOATS = ("float32", "float16")
 

@@ -11,8 +11,8 @@ from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.logs import is_noise
 from vorta_trt.engines.manifest import ShapeRange, TensorSpec
-from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.engines.plugin import registered
+from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
 from vorta_trt.plugins.operator_schema import PLUGIN_ATTRIBUTES, ROUTED_ATTENTION
 
@@ -54,7 +54,7 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
     with flavour.hub.collect() as collected:
-        parsed = parser.parse_from_file(str(onnx.path.resolve()))
+        parsed = parser.parse_from_file(str(onnx.place))
     errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
     if not parsed or errors:
         ours = [message for message in collected.errors if message.startswith(f"[{ROUTED_ATTENTION.namespace}::")]

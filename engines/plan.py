@@ -23,9 +23,9 @@ from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import from_network, write_layers
 from vorta_trt.engines.manifest import EngineMemory, FileEntry, TensorSpec
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
-from vorta_trt.engines.onnx_file import OnnxFile
 from vorta_trt.engines.progress import ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
+from vorta_trt.export.onnx_file import OnnxFile
 
 logger = logging.getLogger(__name__)
 

@@ -1,37 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking into an exported ONNX file, without its external data and without running it."""
+"""Reading an ONNX file: its graph, its RoutedAttention nodes, its metadata, and where its weights lie.
+
+Weights above 2 GB lie in a data file beside the model. Caches keep both behind links (Hugging Face's, `ln -s`,
+`cp -l`), which onnx and ONNX Runtime refuse to follow; `OnnxFile` follows them.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.model.files import refuse_pointer
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, SAME_PRECISION, choices
+from vorta_trt.plugins.operator_schema import (
+    PLUGIN_ATTRIBUTES,
+    ROUTED_ATTENTION,
+    SAME_PRECISION,
+    AttentionPrecision,
+    choices,
+)
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import onnx
 
+# Bytes of an element by TensorProto's number of the type, for those that take whole bytes.
+ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+SMALL = 64  # elements of a weight that may say a shape
 DATA_SUFFIX = ".data"  # of the external data file: model.onnx.data beside model.onnx
 
 
 @dataclass(frozen=True)
 class RoutedAttentionNode:
-    """A `vorta::RoutedAttention` node: its name in the graph, geometry, softmax scale and attention precision."""
+    """A `vorta::RoutedAttention` node of the main graph.
+
+    Attributes:
+        name: In the graph.
+        geometry: Of the attention.
+        scale: Of the softmax; 0 stands for 1/sqrt(D).
+        attention_precision: "same" or "fp8".
+    """
 
     name: str
     geometry: AttentionGeometry
     scale: float
-    attention_precision: str = SAME_PRECISION
+    attention_precision: AttentionPrecision = SAME_PRECISION
+
+
+@dataclass(frozen=True)
+class RoutedNode:
+    """A RoutedAttention node, once for every time that the graph runs it.
+
+    Attributes:
+        name: In the graph.
+        has_plugin_attributes: Whether TensorRT will find the plugin by it.
+        attention_precision: "same" or "fp8".
+    """
+
+    name: str
+    has_plugin_attributes: bool
+    attention_precision: AttentionPrecision
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A checked ONNX file.
+
+    Attributes:
+        path: As given.
+        place: The same file where its data files stand beside it, absolute; links of `path` may lead there.
+        model: The graph, external weights left on disk.
+        routed_nodes: All RoutedAttention nodes, subgraphs and functions included.
+        has_function_body: Whether the file holds the operator's portable form.
+        data_files: External weights, under the names that the model refers to.
+    """
+
+    path: Path
+    place: Path
+    model: onnx.ModelProto
+    routed_nodes: tuple[RoutedNode, ...]
+    has_function_body: bool
+    data_files: tuple[Path, ...]
+
+    @property
+    def attention_precision(self) -> AttentionPrecision:
+        """ "fp8" if any node permits it: then the kernels have to exist, and the numbers are less exact."""
+        return "fp8" if any(node.attention_precision == "fp8" for node in self.routed_nodes) else "same"
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the file and its data files."""
+        return sum(path.stat().st_size for path in (self.place, *self.data_files))
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether it runs without the plugin; files of opset 17 do not."""
+        return self.has_function_body or not self.routed_nodes
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return max((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+    @property
+    def metadata(self) -> ModelMetadata | None:
+        """What the exporter wrote, None for a file of another origin; OnnxFileError for a damaged record."""
+        properties = {entry.key: entry.value for entry in self.model.metadata_props}
+        return ModelMetadata.from_metadata_props(properties, f"model {self.path}") if KEY in properties else None
+
+    def value_types(self) -> dict[str, str]:
+        """Types of the values of the main graph, by name, as far as the file states them."""
+        from onnx.helper import tensor_dtype_to_np_dtype
+
+        graph = self.model.graph
+        stated = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        return {name: tensor_dtype_to_np_dtype(number).name for name, number in stated.items() if number}
+
+    def read_weight(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+        """The value of an initializer, read from the data file if it lies there."""
+        from onnx import numpy_helper
+
+        if tensor.data_location != tensor.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        name, offset, length = _external(self.path, tensor)
+        whole = type(tensor)(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
+        with (self.place.parent / name).open("rb") as file:
+            file.seek(offset)
+            whole.raw_data = file.read(length if length else -1)
+        return numpy_helper.to_array(whole)
+
+    def load_weights(self) -> onnx.ModelProto:
+        """The model with all weights in memory."""
+        from onnx import numpy_helper
+
+        for tensor in self.model.graph.initializer:
+            if tensor.data_location == tensor.EXTERNAL:
+                tensor.CopyFrom(numpy_helper.from_array(self.read_weight(tensor), tensor.name))
+        return self.model
+
+    def without_links(self) -> tuple[bytes, Path]:
+        """The model with the real names of its data files, and the real folder of these.
+
+        Small weights are in the model: ONNX Runtime infers shapes from them.
+
+        Raises:
+            OnnxFileError: links lead into several folders.
+        """
+        from onnx import numpy_helper
+
+        real = {file.name: file.resolve() for file in self.data_files}
+        folders = {file.parent for file in real.values()}
+        if len(folders) > 1:
+            raise OnnxFileError(
+                f"model {self.path}: its data files are links into several folders, {', '.join(map(str, folders))}; "
+                f"put them into one"
+            )
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if math.prod(tensor.dims) <= SMALL:
+                tensor.CopyFrom(numpy_helper.from_array(self.read_weight(tensor), tensor.name))
+            for item in tensor.external_data:
+                if item.key == "location":
+                    item.value = real[item.value].name
+        return model.SerializeToString(), next(iter(folders), self.place.parent)
 
 
 def data_file(path: Path) -> Path:
-    """Where the external data of the model at `path` lies, if it has any."""
+    """Where the exporter puts the external data of the model at `path`, if it has any."""
     return path.with_name(path.name + DATA_SUFFIX)
+
+
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Reads the graph and checks that the weights are there and whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OnnxFileError: not an ONNX file, a damaged one, weights that are missing or cut short, or RoutedAttention nodes
+            that ask for a precision that does not exist.
+    """
+    path = Path(path)
+    model = _load(path)
+    functions = {(function.domain, function.name): function for function in model.functions}
+    external = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            name, offset, length = _external(path, tensor)
+            external[name] = max(external.get(name, 0), offset + length)
+    place = Path(os.path.abspath(path))
+    if not _all_files(place.parent, external) and _all_files(place.resolve().parent, external):
+        place = place.resolve()  # a link to a model whose data lies where the model does
+    return OnnxFile(
+        path=path,
+        place=place,
+        model=model,
+        routed_nodes=tuple(_routed_nodes(path, model.graph.node, functions)),
+        has_function_body=(ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name) in functions,
+        data_files=tuple(_data_file(path, place.parent / name, end) for name, end in external.items()),
+    )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
@@ -41,8 +213,8 @@ def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
         FileNotFoundError: there is no such file.
         OnnxFileError: not an ONNX file, damaged, or not exported by vorta-trt.
     """
-    model = load_graph(path)
-    return ModelMetadata.from_metadata_props({p.key: p.value for p in model.metadata_props}, f"model {path}")
+    properties = {entry.key: entry.value for entry in _load(Path(path)).metadata_props}
+    return ModelMetadata.from_metadata_props(properties, f"model {path}")
 
 
 def routed_attention_nodes(path: str | os.PathLike[str]) -> list[RoutedAttentionNode]:
@@ -50,45 +222,31 @@ def routed_attention_nodes(path: str | os.PathLike[str]) -> list[RoutedAttention
     import onnx
 
     nodes = []
-    for node in load_graph(path).graph.node:
-        if (node.domain, node.op_type) != ROUTED_ATTENTION.node_type:
+    for node in _load(Path(path)).graph.node:
+        if not _is_routed(node):
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         try:
             geometry = AttentionGeometry.from_attributes(attributes)
+            scale = float(attributes.get("scale", 0.0))
         except (TypeError, ValueError) as error:
             raise OnnxFileError(f"model {path}: node {node.name}: {error}; export it again") from error
-        scale = float(attributes.get("scale", 0.0))
-        nodes.append(RoutedAttentionNode(node.name, geometry, scale, attention_precision_of(node, path)))
+        nodes.append(RoutedAttentionNode(node.name, geometry, scale, _attention_precision(node, path)))
     return nodes
 
 
-def attention_precision_of(node: onnx.NodeProto, path: str | os.PathLike[str]) -> str:
-    """The attention precision of a `vorta::RoutedAttention` node; OnnxFileError for one that does not exist."""
-    for attribute in node.attribute:
-        if attribute.name == "attention_precision":
-            value: str = attribute.s.decode(errors="replace")
-            if value not in choices("attention_precision"):
-                known = " or ".join(map(repr, choices("attention_precision")))
-                raise OnnxFileError(
-                    f"model {path}: node {node.name}: attention_precision {value!r}: must be {known}; export it again"
-                )
-            return value
-    return SAME_PRECISION
-
-
-def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """The model, external data left on disk. Raises as `read_metadata`, but accepts any ONNX model."""
+def _load(path: Path) -> onnx.ModelProto:
+    """The model, external data left on disk."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"model {path}: {what}; give an .onnx file, made with `vorta-trt export`")
+    refuse_pointer(path, "model")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, UnicodeDecodeError) as error:
         raise OnnxFileError(
             f"model {path}: is not an ONNX file, or a damaged one ({error}); export it again"
         ) from error
@@ -96,4 +254,81 @@ def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise OnnxFileError(
             f"model {path}: holds no graph, so it is not an ONNX file, or a damaged one; export it again"
         )
+    _check_sizes(path, model)
     return model
+
+
+def _check_sizes(path: Path, model: onnx.ModelProto) -> None:
+    """Refuses weights that have more or fewer bytes than their shape needs."""
+    for tensor in model.graph.initializer:
+        needed = math.prod(tensor.dims) * ITEM_BYTES.get(tensor.data_type, 0)
+        found = len(tensor.raw_data)
+        if tensor.data_location == tensor.EXTERNAL:
+            _, _, found = _external(path, tensor)
+        if found and needed and found != needed:
+            raise OnnxFileError(
+                f"model {path}: weight {tensor.name} of shape {list(tensor.dims)} has {found} bytes instead of "
+                f"{needed}; copy or export the file again"
+            )
+
+
+def _external(path: Path, tensor: onnx.TensorProto) -> tuple[str, int, int]:
+    """Name of the data file, offset and length; a length of 0 is one that the file does not say."""
+    entry = {item.key: item.value for item in tensor.external_data}
+    try:
+        name, offset, length = entry["location"], int(entry.get("offset", 0)), int(entry.get("length", 0))
+    except (KeyError, ValueError) as error:
+        raise OnnxFileError(
+            f"model {path}: weight {tensor.name} says wrongly where it lies ({dict(entry)}); export it again"
+        ) from error
+    if Path(name).name != name or offset < 0 or length < 0:
+        raise OnnxFileError(f"model {path}: external weights {name!r} must lie beside the model; export it again")
+    return name, offset, length
+
+
+def _all_files(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _data_file(path: Path, file: Path, end: int) -> Path:
+    """The file of external weights, checked; OnnxFileError if it is missing or too short."""
+    if not file.is_file():
+        what = f"are a link to {os.readlink(file)}, which is missing" if file.is_symlink() else "are missing"
+        raise OnnxFileError(f"{path}: its weights {file.name} {what}; keep both files together")
+    if (size := file.stat().st_size) < end:
+        refuse_pointer(file, "weights")
+        raise OnnxFileError(f"{file}: cut short, {size} bytes instead of {end}; copy or export it again")
+    return file
+
+
+def _routed_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[RoutedNode]:
+    """The RoutedAttention nodes of a graph, its subgraphs, and the functions it calls (but not of their own body)."""
+    for index, node in enumerate(nodes):
+        if _is_routed(node):
+            names = {attribute.name for attribute in node.attribute}
+            precision = _attention_precision(node, path)
+            yield RoutedNode(node.name or f"(unnamed node {index})", names.issuperset(PLUGIN_ATTRIBUTES), precision)
+            continue
+        if function := functions.get((node.domain, node.op_type)):
+            yield from _routed_nodes(path, function.node, functions)
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _routed_nodes(path, subgraph.node, functions)
+
+
+def _is_routed(node: onnx.NodeProto) -> bool:
+    return (node.domain, node.op_type) == ROUTED_ATTENTION.node_type
+
+
+def _attention_precision(node: onnx.NodeProto, path: str | os.PathLike[str]) -> AttentionPrecision:
+    """The attention precision of a node; OnnxFileError for one that does not exist."""
+    for attribute in node.attribute:
+        if attribute.name == "attention_precision":
+            value: Any = attribute.s.decode(errors="replace")
+            if value not in choices("attention_precision"):
+                known = " or ".join(map(repr, choices("attention_precision")))
+                raise OnnxFileError(
+                    f"model {path}: node {node.name}: attention_precision {value!r}: must be {known}; export it again"
+                )
+            return value  # type: ignore[no-any-return]
+    return SAME_PRECISION

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.export.names import TRANSPOSED
+from vorta_trt.export.onnx_file import OnnxFile
 
 if TYPE_CHECKING:
     import onnx
@@ -17,20 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimestepWeights:
-    """Copies of the initializers, by parameter name; external ones are read from `folder` when they are asked for."""
+    """Copies of the initializers, by parameter name; external ones are read from `file` when they are asked for."""
 
     initializers: Mapping[str, onnx.TensorProto]
-    folder: Path
+    file: OnnxFile
 
     def load(self, name: str) -> Tensor:
         """A weight in the shape and the type that it has in torch."""
         import ml_dtypes
         import numpy as np
         import torch
-        from onnx import numpy_helper
 
         tensor = self.initializers[name]
-        array = np.array(numpy_helper.to_array(tensor, str(self.folder)))  # a copy: the array may be read-only
+        array = np.array(self.file.read_weight(tensor))  # a copy: the array may be read-only
         if array.dtype == ml_dtypes.bfloat16:
             weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         else:
@@ -44,19 +44,20 @@ class TimestepWeights:
         save_timestep_path(path, {name: self.load(name) for name in self.initializers})
 
 
-def timestep_weights(model: onnx.ModelProto, family: str | None, folder: Path) -> TimestepWeights | None:
+def timestep_weights(file: OnnxFile, family: str | None) -> TimestepWeights | None:
     """What an exported graph holds of its timestep path; None for a file of another origin or without it.
 
     Args:
-        model: with its external weights left on disk, in `folder`. family: as its metadata says.
+        file: the exported file.
+        family: as its metadata says.
     """
     from vorta_trt.model.timestep_path import timestep_parameters
 
     if family is None:
         return None
-    by_name = {tensor.name.removesuffix(TRANSPOSED): tensor for tensor in model.graph.initializer}
+    by_name = {tensor.name.removesuffix(TRANSPOSED): tensor for tensor in file.model.graph.initializer}
     found: dict[str, onnx.TensorProto] = {}
     for name in timestep_parameters(family, by_name):
         found[name] = type(by_name[name])()
         found[name].CopyFrom(by_name[name])  # outlives the graph, whose initializers a builder drops
-    return TimestepWeights(found, folder) if found else None
+    return TimestepWeights(found, file) if found else None

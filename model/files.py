@@ -61,6 +61,7 @@ _REMEDIES = {
 }
 _ONLY_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REFUSED = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EEXIST)
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2
 
 
@@ -112,6 +113,24 @@ def free_bytes(folder: Path) -> int | None:
     except OSError:
         return None
     return usage.free if usage.total > 0 else None
+
+
+class PointerError(VortaError, ValueError):
+    """A file is a pointer of Git LFS in the place of what it points to."""
+
+
+def refuse_pointer(path: Path, what: str) -> None:
+    """Raises PointerError for a file that `git clone` without Git LFS leaves in the place of a large one.
+
+    Args:
+        path: an existing file.
+        what: it should be, for the message, as "model".
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise PointerError(
+                f"{what} {path}: is a pointer of Git LFS, not the file itself; run `git lfs pull` there, or download it"
+            )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

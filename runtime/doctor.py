@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, computed_field
 from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
 from vorta_trt.engines.gpu import architectures_cover, driver_report
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.model.files import free_bytes
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
 PACKAGES = (
@@ -132,14 +132,15 @@ def _machine(folder: Path) -> Iterator[Finding]:
     system = f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPU cores"
     yield Finding(section="machine", name="system", state="ok", detail=system)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     yield Finding(
         section="machine", name="memory", state="ok",
         detail=f"{_gib(memory)}; enough to build checkpoints of up to {_gib(memory / MEMORY_PER_WEIGHTS)} of weights",
     )  # fmt: skip
     yield Finding(
         section="machine", name="disk", state="ok",
-        detail=f"{_gib(free)} free in {folder}; enough for checkpoints of up to {_gib(free / DISK_PER_WEIGHTS)}",
+        detail=f"{folder} does not say how much is free" if free is None else
+        f"{_gib(free)} free in {folder}; enough for checkpoints of up to {_gib(free / DISK_PER_WEIGHTS)}",
     )  # fmt: skip
 
 
@@ -196,7 +197,8 @@ def _library() -> tuple[Finding, PluginLibrary | None]:
     finding = _attempt("plugin", "plugin library", work)
     devices = driver_report().devices
     if found and devices and not architectures_cover(found[0].cuda_architectures, devices[0].capability):
-        detail = f"{finding.detail}; none for {devices[0]}: build vorta-trt with CMAKE_CUDA_ARCHITECTURES for it"
+        number = devices[0].capability.sm[2:]
+        detail = f"{finding.detail}; none for {devices[0]}: build vorta-trt with VORTA_CUDA_ARCHITECTURES={number}"
         finding = finding.model_copy(update={"state": "failed", "detail": detail})
     return finding, found[0] if found else None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.inspect import BundleReport, OnnxReport, inspect_bundle, inspect_onnx
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
 from vorta_trt.runtime.target import read_target
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
-from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.runtime.executors.onnx_file import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
 
@@ -55,10 +55,8 @@ def read_target(path: str | Path | Bundle, *, verify: bool = False) -> Target:
         return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False))
     if path.name == MANIFEST:
         raise ValueError(f"{path}: is the manifest of a bundle; give its folder, {path.parent}")
-    model = read_onnx(path).model
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    metadata = ModelMetadata.from_metadata_props(entries, str(path)) if KEY in entries else None
-    return Target(path, None, path, metadata, *graph_specs(model))
+    file = read_onnx(path)
+    return Target(path, None, path, file.metadata, *graph_specs(file.model))
 
 
 def manifest_spec(spec: ManifestSpec) -> TensorSpec:

@@ -10,7 +10,7 @@ from vorta_trt.runtime.tensors import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-    from vorta_trt.engines.onnx_file import OnnxFile
+    from vorta_trt.export.onnx_file import OnnxFile
 
 NOT_PORTABLE = (
     "has no portable form of vorta::RoutedAttention, as files of opset 17 for TensorRT 8.6 have none; export the model "

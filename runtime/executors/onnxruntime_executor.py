@@ -8,8 +8,8 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
 from vorta_trt.engines.telemetry import disable_telemetry
+from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.host_memory import mapping
 from vorta_trt.runtime.executors.executor import CLOSED, NO_LAYER_TIMES, ContextOptions, DeviceUse
@@ -78,9 +78,13 @@ def _session(file: OnnxFile) -> onnxruntime.InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they come as exceptions too
+    model: str | bytes = str(file.place)
+    if file.data_files:  # ONNX Runtime follows no link out of the model's folder
+        model, folder = file.without_links()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
-        with mapping((*file.data_files, file.path)[0]):
-            return onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
+        with mapping((*file.data_files, file.place)[0]):
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except (
         errors.InvalidGraph,
         errors.InvalidProtobuf,

@@ -9,7 +9,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.reference_form import for_reference_evaluator
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.host_memory import mapping
@@ -37,15 +37,13 @@ class ReferenceExecutor:
     array_kind: ArrayKind = "numpy"
 
     def __init__(self, path: Path) -> None:
-        import onnx
         from onnx.reference import ReferenceEvaluator
 
         file = read_onnx(path)
         check_portable(file)
-        model = file.model
-        self.inputs, self.outputs = graph_specs(model)
-        with mapping((*file.data_files, path)[0]):
-            onnx.load_external_data_for_model(model, str(path.parent))
+        self.inputs, self.outputs = graph_specs(file.model)
+        with mapping((*file.data_files, file.place)[0]):
+            model = file.load_weights()
         self._lock = threading.Lock()  # an evaluator keeps its results in itself
         self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(for_reference_evaluator(model))
 

@@ -33,7 +33,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
     """
     import numpy as np
 
-    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.export.onnx_file import read_onnx
     from vorta_trt.runtime.engine import Engine
     from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
     from vorta_trt.runtime.verification.layers import module_tensors, probed_copy

@@ -47,7 +47,7 @@ def timestep_path_of(
 def _load(
     target: Target, metadata: ModelMetadata, checkpoint: str | Path | None, router: str | Path | None
 ) -> TimestepPath | None:
-    from vorta_trt.engines.onnx_file import read_onnx
+    from vorta_trt.export.onnx_file import read_onnx
     from vorta_trt.export.timestep_weights import timestep_weights
     from vorta_trt.model.timestep_path import TimestepPath
 
@@ -57,7 +57,7 @@ def _load(
         path = TimestepPath.load(target.bundle.timestep_path, **model)
     elif target.onnx_path is not None:
         onnx = read_onnx(target.onnx_path)
-        weights = timestep_weights(onnx.model, metadata.family, onnx.path.parent)
+        weights = timestep_weights(onnx, metadata.family)
         if weights is not None:
             source = str(target.onnx_path)
             path = TimestepPath.from_weights(weights.initializers, weights.load, source=source, **model)

@@ -9,15 +9,13 @@ it loads and rewrites the weights too, which for a 28 GB model is not an option.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vorta_trt.engines.onnx_file import OnnxFile, read_onnx
+from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import LayerReport
@@ -81,7 +79,7 @@ def module_tensors(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, st
 
 @contextmanager
 def probed_copy(onnx_file: OnnxFile, tensors: Sequence[str]) -> Iterator[Path]:
-    """A temporary copy of the graph with `tensors` as further outputs; the weights are linked if possible."""
+    """A temporary copy of the graph with `tensors` as further outputs, beside links to the weights."""
     import onnx
 
     model = onnx.ModelProto()
@@ -91,18 +89,10 @@ def probed_copy(onnx_file: OnnxFile, tensors: Sequence[str]) -> Iterator[Path]:
         model.graph.output.append(known.get(tensor) or onnx.helper.make_empty_tensor_value_info(tensor))
     with tempfile.TemporaryDirectory(prefix="vorta-trt-verify-") as folder:
         for source in onnx_file.data_files:
-            _link(source, Path(folder) / source.name)
+            (Path(folder) / source.name).symlink_to(source.resolve())
         path = Path(folder) / onnx_file.path.name
         onnx.save(model, path)
         yield path
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, because ONNX Runtime does not follow symbolic ones out of the folder; a copy on another disk."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _module(node_name: str) -> str:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.executors.onnx_file import check_portable
 from vorta_trt.runtime.target import read_target

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from vorta_trt.engines import BuildError, BuildProgress, Bundle, FlavourError, build_engine
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.network import check_plugin_layers
-from vorta_trt.engines.onnx_file import read_onnx
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.export import OnnxFileError
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.files import WriteError
 
 
@@ -153,7 +153,7 @@ import sys
 from pathlib import Path
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.network import parse_onnx
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.engines.plan import BuildOptions
 flavour = get_flavour("rtx")
 parse_onnx(flavour, flavour.module.Builder(flavour.logger), read_onnx(Path(sys.argv[1])))

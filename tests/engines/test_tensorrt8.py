@@ -22,7 +22,7 @@ from vorta_trt.engines.flavours import FLAVOURS, TensorRT, TensorRT8, get_flavou
 from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import read_layers
-from vorta_trt.engines.onnx_file import read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 
 from . import fake_tensorrt8 as fake
 

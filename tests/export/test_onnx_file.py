@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from vorta_trt.export import ModelMetadata, OnnxFileError, read_metadata, routed_attention_nodes
 from vorta_trt.export.metadata import KEY
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 Exported = Callable[[str], Path]
@@ -114,3 +118,96 @@ def test_metadata_that_is_not_json() -> None:
     for text in ("{", "[]", "7"):
         with pytest.raises(OnnxFileError, match="model x.onnx: its 'vorta_trt' metadata is"):
             ModelMetadata.from_metadata_props({KEY: text}, "model x.onnx")
+
+
+# --- External data behind links ----------------------------------------------
+
+LINKS = ["cache", "data only", "model only", "chain", "hard links", "folder", "beside the target"]
+
+
+def linked(source: Path, folder: Path, how: str) -> Path:
+    """Lays an exported model with external data out as caches and users do; returns the model's path."""
+    model, data = "m.onnx", "m.onnx.data"
+    blobs, links = folder / "blobs", folder / "snapshot"
+    blobs.mkdir()
+    links.mkdir()
+    onnx.save(onnx.load(source), links / model, save_as_external_data=True, location=data, size_threshold=0)
+    if how == "folder":
+        (folder / "link").symlink_to(links)
+        return folder / "link" / model
+    if how == "beside the target":
+        (folder / model).symlink_to(links / model)
+        return folder / model
+    moved = {"data only": (data,), "model only": (model,), "none": ()}.get(how, (model, data))
+    for name in moved:
+        blob = blobs / f"of {name}.blob"
+        (links / name).rename(blob)
+        if how == "hard links":
+            os.link(blob, links / name)
+        elif how == "chain":
+            (blobs / f"to {name}").symlink_to(blob)
+            (links / name).symlink_to(f"../blobs/to {name}")
+        else:
+            (links / name).symlink_to(f"../blobs/{blob.name}")
+    return links / model
+
+
+@pytest.mark.parametrize("how", LINKS)
+def test_weights_behind_links(exported: Exported, tmp_path: Path, how: str) -> None:
+    from vorta_trt.runtime import Engine
+
+    path, whole = linked(exported("fp32"), tmp_path, how), onnx.load(exported("fp32"))
+    file = read_onnx(path)
+    assert [data.name for data in file.data_files] == ["m.onnx.data"]
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
+    for tensor in file.model.graph.initializer:
+        np.testing.assert_array_equal(file.read_weight(tensor), weights[tensor.name])
+    with Engine(path) as through_links, Engine(exported("fp32")) as engine:
+        shapes = {spec.name: [1 if isinstance(size, str) else size for size in spec.shape] for spec in engine.inputs}
+        inputs = {spec.name: np.ones(shapes[spec.name], spec.dtype) for spec in engine.inputs}
+        np.testing.assert_array_equal(through_links(**inputs)["sample"], engine(**inputs)["sample"])
+    loaded = file.load_weights()
+    assert all(tensor.data_location != tensor.EXTERNAL for tensor in loaded.graph.initializer)
+
+
+def test_links_that_lead_nowhere(exported: Exported, tmp_path: Path) -> None:
+    path, blob = linked(exported("fp32"), tmp_path, "cache"), tmp_path / "blobs/of m.onnx.data.blob"
+    blob.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"m.onnx.data: is a pointer of Git LFS.*git lfs pull"):
+        read_onnx(path)
+    blob.unlink()
+    with pytest.raises(OnnxFileError, match=f"its weights m.onnx.data are a link to .*{blob.name}, which is missing"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("offset", "many", "says wrongly where it lies"),
+        ("offset", "-4", "must lie beside the model"),
+        ("length", "3", "has 3 bytes instead of"),
+        ("location", "../m.onnx.data", "must lie beside the model"),
+        ("location", "other.data", "its weights other.data are missing"),
+    ],
+)
+def test_damaged_external_data(exported: Exported, tmp_path: Path, key: str, value: str, message: str) -> None:
+    path = linked(exported("fp32"), tmp_path, "none")
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(OnnxFileError, match=message):
+        read_onnx(path)
+
+
+def test_a_weight_of_the_wrong_size(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(exported("fp32"))
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = weight.raw_data[:-4]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(OnnxFileError, match=f"weight {weight.name} of shape .* bytes instead of"):
+        read_onnx(tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"model .*m.onnx: is a pointer of Git LFS"):
+        read_metadata(tmp_path / "m.onnx")

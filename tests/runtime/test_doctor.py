@@ -51,13 +51,19 @@ def test_a_broken_exporter_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "no_such_module" in finding.detail
 
 
+def test_a_disk_that_does_not_say_what_is_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "free_bytes", lambda folder: None)
+    (disk,) = (finding for finding in doctor.examine(tmp_path).findings if finding.name == "disk")
+    assert (disk.state, disk.detail) == ("ok", f"{tmp_path} does not say how much is free")
+
+
 def test_a_gpu_without_kernels_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = gpu.Device("NVIDIA TITAN V", gpu.ComputeCapability(7, 0), 12 << 30)
     monkeypatch.setattr(doctor, "driver_report", lambda: gpu.DriverReport((old,), "13.0", None))
     report = doctor.examine(tmp_path)
     (library,) = (finding for finding in report.findings if finding.section == "plugin")
     assert library.state == "failed"
-    assert "none for NVIDIA TITAN V" in library.detail
+    assert re.search("none for NVIDIA TITAN V .*: build vorta-trt with VORTA_CUDA_ARCHITECTURES=70$", library.detail)
     assert any("NVIDIA TITAN V" in finding.detail for finding in report.findings if finding.section == "GPU")
 
 
