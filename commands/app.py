@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 import sys
 import traceback
@@ -19,7 +20,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from vorta_trt.commands.expand import expanded
+from vorta_trt.commands.errors import check_text, explained
+from vorta_trt.commands.expand import Collect, expanded
 
 # In the order of `vorta-trt --help`; the file has the command's name.
 COMMANDS = (
@@ -44,9 +46,21 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in self.commands and self.commands[cmd_name] is None:
-            importlib.import_module(f"vorta_trt.commands.{cmd_name.replace('-', '_')}")
-            self.commands[cmd_name] = typer.main.get_command(_programs[cmd_name])
+            self.commands[cmd_name] = typer.main.get_command(_program(cmd_name))
         return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list in the help: the first line of every command's help."""
+        programs = {name: _program(name) for name in COMMANDS}
+        helps = {name: own.info.help or own.registered_commands[0].callback.__doc__ for name, own in programs.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, str(text).splitlines()[0]) for name, text in helps.items()])
+
+
+def _program(name: str) -> typer.Typer:
+    """A command's program; its file is imported."""
+    importlib.import_module(f"vorta_trt.commands.{name.replace('-', '_')}")
+    return _programs[name]
 
 
 def _epilog(examples: Sequence[str]) -> str | None:
@@ -109,49 +123,42 @@ def command(*examples: str, group: typer.Typer | None = None) -> Callable[[Comma
     """
 
     def decorate(function: Command) -> Command:
-        parameters, collected = expanded(function)
-
-        @functools.wraps(function)
-        def run(**options: Any) -> None:
-            debug = bool(options.get("debug"))
-            logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s")
-            try:
-                function(**collected(options))
-            except (typer.Exit, typer.BadParameter):
-                raise
-            except KeyboardInterrupt:
-                _fail("interrupted; nothing half-made is left", debug, INTERRUPTED)
-            except Exception as error:
-                _fail(_message(error), debug)
-
-        del run.__wrapped__
-        run.__signature__ = parameters  # type: ignore[attr-defined]
-        run.__annotations__ = {}
         own = group
         if own is None:
             own = _programs[function.__name__] = program("")
-        own.command(epilog=_epilog(examples))(run)
+        own.command(epilog=_epilog(examples))(_Run(function))
         return function
 
     return decorate
 
 
-def _message(error: Exception) -> str:
-    """One message for the errors that a user can act on; for a bug, what it is and how to see more."""
-    from vorta_trt.plugins.errors import VortaError
-    from vorta_trt.plugins.host_memory import REMEDY, is_out_of_memory
+class _Run:
+    """A command's function as typer calls it. Its groups of options are looked at when its own options are needed."""
 
-    if is_out_of_memory(error) and not isinstance(error, VortaError):
-        return f"memory is used up ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); {REMEDY}"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, VortaError):
-        return f"{error.filename or 'system'}: {error.strerror}"
-    if isinstance(error, VortaError | ValueError | OSError):
-        return str(error)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-        return (
-            f"{error}\nclose what else uses the GPU, or take less of it: see the command's options on memory and size"
-        )
-    return f"{type(error).__name__}: {error} (this is a bug of vorta-trt; see it with --debug and report it)"
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+        self.__name__, self.__doc__, self.__annotations__ = function.__name__, function.__doc__, {}
+
+    @functools.cached_property
+    def _expanded(self) -> tuple[inspect.Signature, Collect]:
+        return expanded(self._function)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._expanded[0]
+
+    def __call__(self, **options: Any) -> None:
+        debug = bool(options.get("debug"))
+        logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s")
+        try:
+            check_text(options)
+            self._function(**self._expanded[1](options))
+        except (typer.Exit, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing half-made is left", debug, INTERRUPTED)
+        except Exception as error:
+            _fail(explained(error), debug)
 
 
 def _fail(message: str, debug: bool, code: int = 1) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.model.tables import WIDE
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-PIPE_WIDTH = 120  # columns of tables that do not go to a terminal
 
 
 class Stages:
@@ -49,7 +49,15 @@ class Stages:
 
 
 def output_console() -> Console:
-    """A console on stdout: as wide as the terminal, or wide enough for every table in a pipe; never breaks paths."""
+    """A console on stdout: as wide as the terminal; in a pipe wide enough for every table, and without lines around."""
     from rich.console import Console
+    from rich.table import Table
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, highlight=False)
+    class Piped(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            for table in objects:
+                if isinstance(table, Table):
+                    table.box = None
+            super().print(*objects, **options)
+
+    return Console(highlight=False) if sys.stdout.isatty() else Piped(width=WIDE, highlight=False)

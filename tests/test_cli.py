@@ -589,6 +589,14 @@ def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     fails("doctor", message="error: KeyError: 'surprise' .*--debug")
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    for option, command in (
+        ("--prompt", ("generate", "absent.onnx", "-o", tmp_path / "x.npy")),
+        ("--case", ("verify", "absent.onnx", tmp_path)),
+    ):
+        fails(*command, option, "a \udcff wall", message=rf"{option}.*'a \\udcff wall': is not UTF-8", code=2)
+
+
 def test_a_full_gpu_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     from vorta_trt.runtime import doctor
 

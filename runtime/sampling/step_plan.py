@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.route_table import RouteTable
+from vorta_trt.model.tables import percent, table_lines
 from vorta_trt.runtime.sampling.cost import PlanCost, StepProfile
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_cache import StepCache
@@ -112,20 +113,19 @@ class StepPlan:
     def lines(self) -> list[str]:
         """The plan as text: a row per step, totals, and what to know of it."""
         shares = {} if self.routes is None else self.routes.shares_per_step()
-        heading = f"{'step':>4} {'timestep':>9}  {'':7}" + "".join(f"{name:>9}" for name in shares)
-        rows = [heading + (f"{'cost':>9}" if self.cost is not None else "")]
+        cells = []
         for step, (timestep, runs) in enumerate(zip(self.timesteps, self.compute, strict=True)):
-            row = f"{step:>4} {timestep:>9.1f}  {'compute' if runs else 'reuse':7}"
-            row += "".join(f"{100 * float(share[step]):8.1f}%" if runs else f"{'':9}" for share in shares.values())
-            if self.cost is not None:
-                row += f"{100 * self.cost.share(step):8.1f}%"
-            rows.append(row.rstrip())
+            taken = [percent(float(share[step])) if runs else "" for share in shares.values()]
+            cost = [] if self.cost is None else [percent(self.cost.share(step))]
+            cells.append((str(step), f"{timestep:.1f}", "compute" if runs else "reuse", *taken, *cost))
+        columns = ("step", "timestep", "", *shares, *([] if self.cost is None else ["cost"]))
+        rows = table_lines(columns, cells)
         reused = len(self.compute) - self.computed_steps
         computed = torch.tensor(self.compute)
-        taken = ", ".join(f"{100 * float(share[computed].mean()):.1f}% {name}" for name, share in shares.items())
+        heads = ", ".join(f"{percent(float(share[computed].mean()))} {name}" for name, share in shares.items())
         rows.append(
             f"{self.computed_steps} of {len(self.compute)} steps computed, {reused} reused"
-            + (f"; heads of computed steps: {taken}" if taken else "")
+            + (f"; heads of computed steps: {heads}" if heads else "")
         )
         if self.cost is not None:
             passes = "" if self.cost.passes == 1 else f", {self.cost.passes} passes per step"

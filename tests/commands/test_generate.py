@@ -93,7 +93,7 @@ def test_a_plan_without_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
     options = ["--steps", 10, "--cache", "broadcast", "--dense-first", 2, "--dry-run"]
     shown = generate(tiny_wan.onnx, *options).stdout
     assert shown.startswith("UniPCMultistepScheduler, shift 5\nstep  timestep")
-    assert re.search(r"\n   0     999.0  compute   100.0%     0.0%     0.0%   100.0%\n", shown)
+    assert re.search(r"\n +0 +999.0 +compute +100.0% +0.0% +0.0% +100.0%\n", shown)
     assert "9 of 10 steps computed, 1 reused" in shown
     assert "TFLOP" in shown
     content = json.loads(generate(tiny_wan.onnx, *options, "--json").stdout)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user reads of an error: one message for what they can act on; for a bug, what it is and how to see more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from vorta_trt.plugins.errors import VortaError
+
+
+def check_text(options: Mapping[str, Any]) -> None:
+    """Makes a usage error of an option's text that is no UTF-8; paths may hold any bytes.
+
+    Raises:
+        typer.BadParameter: The text, with its option.
+    """
+    for name, value in options.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and type(text) is str and any("\ud800" <= letter <= "\udfff" for letter in text):
+                option = f"--{name.replace('_', '-')}"
+                raise typer.BadParameter(f"{ascii(text)}: is not UTF-8 text; give it in UTF-8", param_hint=option)
+
+
+def explained(error: Exception) -> str:
+    """The message of an error."""
+    from vorta_trt.plugins.host_memory import REMEDY, is_out_of_memory
+
+    if is_out_of_memory(error) and not isinstance(error, VortaError):
+        return f"memory is used up ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); {REMEDY}"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, VortaError):
+        return f"{error.filename or 'system'}: {error.strerror}"
+    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic's, which is not imported here
+        return "; ".join(_problem(problem) for problem in error.errors())
+    if isinstance(error, VortaError | ValueError | OSError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return (
+            f"{error}\nclose what else uses the GPU, or take less of it: see the command's options on memory and size"
+        )
+    return f"{type(error).__name__}: {error} (this is a bug of vorta-trt; see it with --debug and report it)"
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    """One problem of a pydantic model: field, value, rule."""
+    where = ".".join(map(str, problem["loc"]))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where} {problem['input']!r}: {message}" if where else message
