@@ -13,23 +13,33 @@ FAMILY ?= wan
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Whatever the wheel is made of: a change installs it again, and ninja compiles what has changed.
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt cli.py \
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard *.py) \
 	$(shell find plugins model export engines runtime benchmarks commands -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
 # The build requirements of pyproject.toml, installed once: isolated builds would compile everything anew each time.
 BUILD_REQUIREMENTS := $(shell sed -n '/^requires = \[/,/^]/s/^ *\("[^"]*"\),*$$/\1/p' pyproject.toml)
 # tensorrt-rtx is a source package, which setuptools turns into a wheel: without isolation it needs both at hand.
 BUILD_REQUIREMENTS += setuptools wheel
 INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constraints.txt --no-build-isolation
+# What some lists of pyproject.toml ask for; it is installed while the wheel is compiled.
+requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(name) = \[$$/,/^]/p') pyproject.toml \
+	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
+RUN_REQUIREMENTS := $(call requirements,dependencies rtx video plot)
+TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot train test)
+# Two steps at a time: compiling beside installing, types beside tests.
+TOGETHER := $(MAKE) --no-print-directory --jobs 2
+# GPU tests run in a process of their own, since the card is one; without a GPU they are skipped among the others.
+GPU := $(shell command -v nvidia-smi)
 
-.PHONY: demo test lint types check-python clean
+.PHONY: demo test lint types pytest check-python clean
 
-demo: $(VENV)/.installed
+demo:
+	@$(TOGETHER) $(VENV)/.installed
 	$(BIN)/vorta-trt demo --family $(FAMILY) --output demo
 
-test: lint
-	$(BIN)/python -m pytest
+test:
+	@$(TOGETHER) lint types pytest
 
-lint: types
+lint: $(VENV)/.requirements-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find plugins tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -37,6 +47,10 @@ lint: types
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pytest: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(if $(GPU),-m "not gpu")
+	$(if $(GPU),$(BIN)/python -m pytest -m gpu)
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -48,12 +62,25 @@ $(VENV)/.build-requirements: pyproject.toml constraints.txt | check-python
 	$(PIP) install --constraint constraints.txt $(BUILD_REQUIREMENTS)
 	@touch $@
 
-$(VENV)/.installed: $(SOURCES) $(VENV)/.build-requirements
-	$(INSTALL) '.[rtx,video,plot]'
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.build-requirements
+	rm -rf $(VENV)/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheel .
 	@touch $@
 
-$(VENV)/.installed-test: $(SOURCES) $(VENV)/.build-requirements
-	$(INSTALL) '.[test]'
+$(VENV)/.requirements: pyproject.toml constraints.txt $(VENV)/.build-requirements
+	$(INSTALL) $(RUN_REQUIREMENTS)
+	@touch $@
+
+$(VENV)/.requirements-test: pyproject.toml constraints.txt $(VENV)/.build-requirements
+	$(INSTALL) $(TEST_REQUIREMENTS)
+	@touch $@ $(VENV)/.requirements
+
+$(VENV)/.installed: $(VENV)/.wheel $(VENV)/.requirements
+	$(PIP) install --no-deps --force-reinstall $(VENV)/wheel/*.whl
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.wheel $(VENV)/.requirements-test
+	$(PIP) install --no-deps --force-reinstall $(VENV)/wheel/*.whl
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -6,6 +6,7 @@ Imports wait for the fixtures, so that the tests of a GPU machine need no more p
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +18,9 @@ import pytest
 if TYPE_CHECKING:
     from .kept import Kept
     from .tiny import Tiny
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: a thread each, and of their children
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @cache

@@ -13,15 +13,16 @@ import shutil
 import time
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock
 
+import vorta_trt
 import vorta_trt.plugins
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "onnx", "onnx-ir", "onnxscript", "ml-dtypes")
-TENSORRT = "tensorrt-rtx"
+BUILDERS = ("tensorrt-rtx", "tensorrt")
 WEEK = 7 * 24 * 3600.0
 
 
@@ -32,8 +33,13 @@ def _digest(rooms: tuple[str, ...]) -> str:
     sources = [path for room in rooms for path in (package / room).rglob("*") if path.suffix in (".py", ".so")]
     for path in [*sorted(sources), Path(__file__), Path(__file__).with_name("tiny.py")]:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
-    known = [platform.python_version(), *(f"{name} {version(name)}" for name in LIBRARIES)]
-    digest.update("\n".join([*known, version(TENSORRT) if "engines" in rooms else ""]).encode())
+    versions = [platform.python_version(), vorta_trt.__version__]
+    for name in (*LIBRARIES, *BUILDERS) if "engines" in rooms else LIBRARIES:
+        try:
+            versions.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # on a GPU machine without the builder, or without what exports
+            versions.append(f"no {name}")
+    digest.update("\n".join(versions).encode())
     return digest.hexdigest()[:16]
 
 

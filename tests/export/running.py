@@ -26,7 +26,7 @@ FULL, CORESET, SLIDING, ROUTER = 0, 1, 2, -1
 def in_onnxruntime(path: Path, inputs: Inputs) -> Outputs:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of constants that it cannot fold in float16
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     sample, routes = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     return sample.astype(np.float32), routes
