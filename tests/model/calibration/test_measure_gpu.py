@@ -11,19 +11,17 @@ import torch
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
 from vorta_trt.model.calibration.measure import measure_branches, measure_routes, routed
+from vorta_trt.model.families import family_names
 from vorta_trt.model.route_calibration import RouteCalibration
 
 pytestmark = pytest.mark.gpu
 
-MAKERS = {"wan": "make_wan_checkpoint", "hunyuan_video": "make_hunyuan_video_checkpoint"}
 
-
-@pytest.fixture(params=[*MAKERS])
+@pytest.fixture(params=family_names())
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    from vorta_trt.model import random_checkpoint
+    from vorta_trt.model.random_checkpoint import make_checkpoint
 
-    made: Path = getattr(random_checkpoint, MAKERS[request.param])(tmp_path / "model", layers=2, heads=4, head_dim=64)
-    return made
+    return make_checkpoint(tmp_path / "model", request.param, layers=2, heads=4, head_dim=64)
 
 
 def test_errors_are_those_of_the_reference(checkpoint: Path, seed: int) -> None:
