@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, NameFixPass
 from onnxscript import OnnxFunction
 
-from vorta_trt.export import branch_policies, index_tables, portable_operator
+from vorta_trt.export import branch_policies, portable_operator
 from vorta_trt.export.names import OPSET
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
@@ -21,10 +21,13 @@ _DOC = "VORTA routed attention (arXiv 2505.18809) in standard operators. TensorR
 
 
 def routed_attention_function(text: bool) -> onnx.FunctionProto:
-    """The function to append to a model; `text`: whether the model's nodes have the fifth input, `text_length`.
+    """The function to append to a model.
 
     Few tools can pass a missing optional input into a function, so a model whose self-attention has no text tokens
     carries a function that has no such input.
+
+    Args:
+        text: Whether the model's nodes have the last input, `text_length`.
     """
     function = onnx.FunctionProto()
     function.ParseFromString(_serialized_function(text))
@@ -33,10 +36,10 @@ def routed_attention_function(text: bool) -> onnx.FunctionProto:
 
 @cache
 def _serialized_function(text: bool) -> bytes:
-    face = portable_operator.with_text if text else portable_operator.without_text
+    face = portable_operator.operator
     functions = {
         value.name: ir.serde.deserialize_function(value.to_function_proto())
-        for module in (index_tables, branch_policies, portable_operator)
+        for module in (branch_policies, portable_operator)
         for value in vars(module).values()
         if isinstance(value, OnnxFunction)
     }
@@ -60,5 +63,17 @@ def _serialized_function(text: bool) -> bytes:
     proto.doc_string = _DOC
     del proto.opset_import[:]  # no helper of our own domain is left
     proto.opset_import.add(domain="", version=OPSET)
+    if not text:
+        *_, text_length = ROUTED_ATTENTION.inputs
+        proto.input.remove(text_length)
+        zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT32, [], [0])
+        nodes = [
+            onnx.helper.make_node("Shape", [proto.input[0]], ["batch"], start=0, end=1),
+            onnx.helper.make_node("Constant", [], ["no_text"], value=zero),
+            onnx.helper.make_node("Expand", ["no_text", "batch"], [text_length]),  # [B]
+            *proto.node,
+        ]
+        del proto.node[:]
+        proto.node.extend(nodes)
     serialized: bytes = proto.SerializeToString(deterministic=True)
     return serialized

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator in standard ONNX operators: `with_text` and `without_text`, of which one goes into a model.
+"""The operator in standard ONNX operators.
 
 It computes what the kernels compute, in float32 whatever the type of the tensors, and for each head only the branch
 that it takes. One loop over blocks of queries serves all branches (`branch_policies`), so that no S x S matrix exists.
@@ -20,8 +20,15 @@ from typing import Sequence  # noqa: UP035  (onnxscript takes collections.abc's 
 from onnxscript import FLOAT, INT64, graph, script
 from onnxscript import opset23 as op
 
-from vorta_trt.export.branch_policies import policy
-from vorta_trt.export.index_tables import VORTA, in_blocks, rows_by_box, slot_by_box, strides, window_visits
+from vorta_trt.export.branch_policies import (
+    VORTA,
+    in_blocks,
+    policy,
+    rows_by_box,
+    slot_by_box,
+    strides,
+    window_visits,
+)
 
 
 @script(VORTA, default_opset=op)
@@ -74,7 +81,7 @@ def attend_by_policy(
 
 
 @script(VORTA, default_opset=op)
-def with_text(
+def operator(
     query,
     key,
     value,
@@ -153,29 +160,3 @@ def with_text(
     # Overwrites all of its first input. It is here for shape inference, which cannot see through the tables but
     # knows that ScatterND gives its first input's shape.
     return op.ScatterND(query, samples, attended)
-
-
-@script(VORTA, default_opset=op)
-def without_text(
-    query,
-    key,
-    value,
-    routes,
-    grid: Sequence[int],
-    tile: Sequence[int],
-    window: Sequence[int],
-    bucket: Sequence[int],
-    keep: int,
-    coreset_keys: str = "query",
-    text_tokens: int = 0,
-    scale: float = 0.0,
-    attention_precision: str = "same",
-    plugin_namespace: str = "vorta",
-    plugin_version: str = "1",
-):
-    """The operator for models that have no text tokens in their self-attention."""
-    no_text = op.Expand(op.Cast(0, to=6), op.Shape(query, start=0, end=1))  # [B]
-    return with_text(
-        query, key, value, routes, no_text, grid=grid, tile=tile, window=window, bucket=bucket, keep=keep,
-        coreset_keys=coreset_keys, text_tokens=text_tokens, scale=scale, attention_precision=attention_precision,
-    )  # fmt: skip

@@ -39,21 +39,21 @@ _ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_windo
 
 @dataclass(frozen=True)
 class AttentionGeometry:
-    """Shapes of one routed attention.
+    """Shapes of one routed attention; they are the first attributes of the operator, in its order.
 
-    Args:
-        grid: token grid (frames, height, width); S = F*H*W.
-        tile: sliding tile in tokens; divides `grid`.
-        window: sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
-        bucket: coreset bucket in tokens; divides `grid`.
-        keep: tokens of a bucket that stay, its centre included; 1 <= keep <= prod(bucket).
+    Attributes:
+        grid: Token grid (frames, height, width); S = F*H*W.
+        tile: Sliding tile in tokens; divides `grid`.
+        window: Sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
+        bucket: Coreset bucket in tokens; divides `grid`.
+        keep: Tokens of a bucket that stay, its centre included; 1 <= keep <= prod(bucket).
         coreset_keys: "query" if the queries' similarities choose the kept keys and values too, "key" if the keys' own
             do.
         text_tokens: T, padded text tokens behind the video tokens; 0 if the self-attention has none.
 
     Raises:
-        GeometryTypeError: an entry is not an integer (bool and float are refused); a TypeError and a ValueError.
-        ValueError: a rule above is broken; the message names argument, value, rule and remedy.
+        GeometryTypeError: An entry is not an integer (bool and float are refused).
+        ValueError: A rule above is broken; the message names argument, value, rule and remedy.
     """
 
     grid: Shape
@@ -108,10 +108,12 @@ class AttentionGeometry:
 
     @property
     def tile_tokens(self) -> int:
+        """Tokens of a tile."""
         return math.prod(self.tile)
 
     @property
     def bucket_tokens(self) -> int:
+        """Tokens of a bucket."""
         return math.prod(self.bucket)
 
     @property

@@ -32,8 +32,13 @@ class RouteTable:
     """Routes of a denoising schedule.
 
     Attributes:
-        timesteps: P numbers. routes: int8 [P, L, N]. scores: float32 [P, L, N, 3]. tau: threshold used.
-        geometry, head_dim: for the FLOPs. text_length: valid text tokens assumed, None for all.
+        timesteps: P numbers.
+        routes: int8 [P, L, N].
+        scores: float32 [P, L, N, 3].
+        tau: Threshold used.
+        geometry: For the FLOPs.
+        head_dim: For the FLOPs.
+        text_length: Valid text tokens assumed, None for all.
         other_flops: FLOPs of a step and sample outside the routed self-attention, by part (see `transformer_flops`);
             None if not known, then there are no end-to-end figures.
     """
@@ -58,8 +63,10 @@ class RouteTable:
         """Runs the timestep path and the routers only, not the transformer.
 
         Args:
-            timesteps: as the scheduler gives them, e.g. `scheduler.timesteps`.
-            tau, route_override: as in the model's forward.
+            model: Whose routers decide.
+            timesteps: As the scheduler gives them, e.g. `scheduler.timesteps`.
+            tau: As in the model's forward.
+            route_override: As in the model's forward.
         """
         if model.geometry is None:
             raise ValueError("geometry None: the route table needs it for its FLOPs; build the model with geometry=")

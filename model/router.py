@@ -30,7 +30,7 @@ class Router(nn.Module):
         self.linear = nn.Linear(embedding_dim, heads * BRANCHES, dtype=torch.float32)
 
     def forward(self, temb: Tensor) -> Tensor:
-        """temb [B, embedding_dim], any float dtype -> scores [B, N, 3], float32."""
+        """Gives float32 scores [B, N, 3] for temb [B, embedding_dim] of any float dtype."""
         weight, bias = self.linear.weight.float(), self.linear.bias.float()
         logits = functional.linear(functional.silu(temb.float()), weight, bias)  # [B, 3 N]
         return torch.softmax(logits.unflatten(1, (self.heads, BRANCHES)), dim=-1)  # [B, N, 3]
@@ -44,7 +44,7 @@ def hard_routes(scores: Tensor, tau: Tensor | float, override: Tensor | None = N
 
     Args:
         scores: [..., N, 3].
-        tau: routing threshold, a number or a tensor [1]; above 1 every head is full.
+        tau: Routing threshold, a number or a tensor [1]; above 1 every head is full.
         override: int32, broadcastable to [..., N]; where >= 0 it replaces the router's choice.
 
     Returns:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds, loads and calls libvorta_trt.so, the one binary behind eager torch and every TensorRT flavour.
 
-The ctypes structures mirror ``include/vorta_trt/routed_attention.h``; letters as there: B batch, S video tokens,
+The ctypes structures mirror `include/vorta_trt/routed_attention.h`; letters as there: B batch, S video tokens,
 T text tokens, N heads, D head dimension.
 """
 
@@ -34,7 +34,7 @@ class Status(IntEnum):
 
 
 class LibraryError(VortaError):
-    """A call of the C API failed; ``status`` tells how, the message is the library's own."""
+    """A call of the C API failed; `status` tells how, the message is the library's own."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -59,10 +59,10 @@ _C_TYPES: dict[Kind, Any] = {
 
 
 class Problem(_SizedStructure):
-    """``vorta_routed_attention_problem``: everything about a call but its pointers.
+    """`vorta_routed_attention_problem`: everything about a call but its pointers.
 
     Triples may be given as any sequence, and `dtype` and choices by name:
-    ``Problem(dtype="bfloat16", grid=(20, 45, 80), coreset_keys="query", ...)``.
+    `Problem(dtype="bfloat16", grid=(20, 45, 80), coreset_keys="query", ...)`.
     """
 
     _fields_ = [
@@ -88,7 +88,7 @@ class Problem(_SizedStructure):
 
 
 class Tensors(_SizedStructure):
-    """``vorta_routed_attention_tensors``: device pointers as integers, strides (batch, token, head) in elements."""
+    """`vorta_routed_attention_tensors`: device pointers as integers, strides (batch, token, head) in elements."""
 
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
@@ -190,7 +190,7 @@ class PluginLibrary:
         return tuple(self._text("vorta_cuda_architectures").split(";"))
 
     def validate(self, problem: Problem) -> None:
-        """Raises LibraryError unless the kernels take ``problem``. Needs no GPU."""
+        """Raises LibraryError unless the kernels take `problem`. Needs no GPU."""
         self._require(self._library.vorta_routed_attention_validate(ctypes.byref(problem)))
 
     def workspace_size(self, problem: Problem) -> int:
@@ -200,13 +200,13 @@ class PluginLibrary:
         return size.value
 
     def enqueue(self, problem: Problem, tensors: Tensors, stream: int) -> None:
-        """Launches the operator on ``stream`` (a cudaStream_t as an integer, 0 for the default stream)."""
+        """Launches the operator on `stream` (a cudaStream_t as an integer, 0 for the default stream)."""
         arguments = (ctypes.byref(problem), ctypes.byref(tensors), ctypes.c_void_p(stream))
         self._require(self._library.vorta_routed_attention_enqueue(*arguments))
 
 
 def _beside_this_file(name: str) -> Path | None:
-    """``name`` in the folders of this package; an editable install has a source and a build folder."""
+    """`name` in the folders of this package; an editable install has a source and a build folder."""
     import vorta_trt.plugins
 
     folders = [Path(__file__).parent, *(Path(folder) for folder in vorta_trt.plugins.__path__)]
@@ -216,7 +216,8 @@ def _beside_this_file(name: str) -> Path | None:
 def library_path() -> Path:
     """Absolute path of libvorta_trt.so: the one that VORTA_TRT_LIBRARY names, else the one of this package.
 
-    Raises LibraryNotFoundError if there is none.
+    Raises:
+        LibraryNotFoundError: There is none.
     """
     if named := os.environ.get(LIBRARY_VARIABLE):
         path = Path(named).expanduser().absolute()  # TensorRT ignores relative paths in silence
@@ -234,8 +235,11 @@ def library_path() -> Path:
 def rtx_shim_path() -> Path:
     """Absolute path of the aid that lets the ONNX parser of the tensorrt_rtx wheel import plugins.
 
-    Load it after ``import tensorrt_rtx`` and before parsing: ``ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)``. Without it
-    the parser ends the process. Raises LibraryNotFoundError if the package was installed without it.
+    Load it after `import tensorrt_rtx` and before parsing: `ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)`. Without it
+    the parser ends the process.
+
+    Raises:
+        LibraryNotFoundError: The package was installed without it.
     """
     if path := _beside_this_file("shims/libtensorrt_rtx.so"):
         return path
@@ -250,5 +254,5 @@ def _load(path: Path) -> PluginLibrary:
 
 
 def load_library() -> PluginLibrary:
-    """The library at ``library_path()``, loaded once per process."""
+    """The library at `library_path()`, loaded once per process."""
     return _load(library_path())

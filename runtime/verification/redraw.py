@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vorta_trt.model.geometry import Branch
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import CaseReport
 from vorta_trt.runtime.verification.sides import Sides
 
 DRAWS = 9  # odd, so that there is a middle one; a run in ten jumps beyond the limit, five of nine do once in a thousand
-CORESET = 1
 ROUTES = "routes"
 
 
@@ -48,7 +48,7 @@ class Outcome:
     @property
     def may_be_bad_luck(self) -> bool:
         report = self.report
-        uses_coreset = bool((self.sides.truth[ROUTES] == CORESET).any())
+        uses_coreset = bool((self.sides.truth[ROUTES] == Branch.CORESET).any())
         return not report.passed and report.different_routes == 0 and uses_coreset
 
 
