@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -22,7 +21,7 @@ from vorta_trt.benchmarks import harness
             "vorta-trt bench attention -o 'a b.json'",
         ),
         (["/opt/vorta_trt/cli.py", "bench", "attention"], "vorta-trt bench attention"),
-        (["/src/benchmarks/real_size.py", "wan-14b"], "python real_size.py wan-14b"),
+        (["/src/studies/real_size.py", "wan-14b"], "python real_size.py wan-14b"),
     ],
 )
 def test_environment_names_the_command_and_no_folders(
@@ -46,16 +45,3 @@ def test_write_result(tmp_path: Path) -> None:
     assert path.name == f"{date.today().isoformat()}-name.json"
     content = json.loads(path.read_text())
     assert content["figure"] == 1 and "gpu" in content
-
-
-def test_peak_memory_sees_the_command() -> None:
-    run = harness.PeakMemory([sys.executable, "-c", "import time; x = bytearray(200 << 20); time.sleep(0.5)"]).run()
-    assert 0.19 < run.peak_anonymous_gib < 1 and run.seconds > 0.5
-    with pytest.raises(subprocess.CalledProcessError):
-        harness.PeakMemory([sys.executable, "-c", "raise SystemExit(3)"]).run()
-
-
-def test_the_benchmark_of_real_sizes_starts() -> None:
-    script = Path(harness.__file__).with_name("real_size.py")
-    shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True).stdout
-    assert "wan-1.3b" in shown

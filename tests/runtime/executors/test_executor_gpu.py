@@ -35,7 +35,8 @@ SLACK = 64 << 20  # of memory figures: what driver and libraries load on the way
 
 @pytest.fixture(scope="module")
 def flavour() -> Flavour:
-    from vorta_trt.benchmarks.tiny_engine import runnable_flavour
+    from tiny_engine import runnable_flavour
+
     from vorta_trt.engines.flavours import available_flavours
 
     found = runnable_flavour()
@@ -47,7 +48,7 @@ def flavour() -> Flavour:
 
 @pytest.fixture(scope="module")
 def tiny(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vorta_trt.benchmarks.tiny_engine import build_tiny_engine
+    from tiny_engine import build_tiny_engine
 
     path = tmp_path_factory.mktemp("a tiny engine") / "tiny.bundle"
     return build_tiny_engine(path, flavour, width=WIDTH, profiles=((1, 1, 2), (4, 4, MANY))).path
@@ -56,7 +57,7 @@ def tiny(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def check() -> Any:
     """Runs an engine and compares with NumPy; gives the outputs."""
-    from vorta_trt.benchmarks.tiny_engine import tiny_inputs, tiny_sample, tiny_weights
+    from tiny_engine import tiny_inputs, tiny_sample, tiny_weights
 
     weights = tiny_weights(WIDTH, 0)
 
@@ -111,7 +112,7 @@ def test_how_long_outputs_are_valid(tiny: Path, check: Any, graph: bool, seed: i
 @pytest.mark.parametrize("graph", [True, False])
 def test_calls_in_and_outside_of_inference_mode(tiny: Path, check: Any, graph: bool, seed: int) -> None:
     """And with inputs that autograd tracks, whose graph does not grow from call to call."""
-    from vorta_trt.benchmarks.tiny_engine import tiny_inputs
+    from tiny_engine import tiny_inputs
 
     tracked = {name: torch.from_numpy(value).cuda() * 1 for name, value in tiny_inputs(2, WIDTH, seed).items()}
     tracked["hidden_states"].requires_grad_()
@@ -130,7 +131,7 @@ def test_calls_in_and_outside_of_inference_mode(tiny: Path, check: Any, graph: b
 @pytest.mark.parametrize("graph", [True, False])
 def test_the_callers_stream_is_waited_for_and_waits(tiny: Path, graph: bool, seed: int) -> None:
     """Inputs that are still being computed, outputs that are used at once, inputs that are overwritten at once."""
-    from vorta_trt.benchmarks.tiny_engine import TOKENS, tiny_sample, tiny_weights
+    from tiny_engine import TOKENS, tiny_sample, tiny_weights
 
     weights = tiny_weights(WIDTH, 0)
     busy = torch.randn(4096, 4096, device="cuda")
@@ -154,7 +155,7 @@ def test_the_callers_stream_is_waited_for_and_waits(tiny: Path, graph: bool, see
 
 
 def test_tensors_that_are_not_aligned_or_not_contiguous(tiny: Path, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import TOKENS, tiny_sample, tiny_weights
+    from tiny_engine import TOKENS, tiny_sample, tiny_weights
 
     weights = tiny_weights(WIDTH, 0)
     memory = torch.randn(TOKENS * WIDTH + 1, device="cuda")
@@ -171,7 +172,7 @@ class OfAnotherLibrary:
 
 
 def test_gpu_arrays_of_another_library(tiny: Path, check: Any, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import tiny_inputs
+    from tiny_engine import tiny_inputs
 
     inputs = {name: torch.from_numpy(value).cuda() for name, value in tiny_inputs(1, WIDTH, seed).items()}
     with Engine(tiny) as engine:
@@ -239,7 +240,7 @@ def test_two_threads_with_a_context_each(tiny: Path, check: Any, graph: bool, sh
 
 def test_two_engines_in_one_process(tiny: Path, flavour: Flavour, check: Any, tmp_path: Path, seed: int) -> None:
     """With other weights and sizes, and one block of scratch memory."""
-    from vorta_trt.benchmarks.tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
+    from tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
 
     other = build_tiny_engine(tmp_path / "other.bundle", flavour, width=512, profiles=((2, 2, 2),), seed=1)
     weights, inputs = tiny_weights(512, 1), tiny_inputs(2, 512, seed)
@@ -298,7 +299,7 @@ def full_gpu() -> Iterator[Any]:
 
 @pytest.mark.parametrize("graph", [True, False])
 def test_no_memory_for_a_call(tiny: Path, check: Any, full_gpu: Any, graph: bool, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import tiny_inputs
+    from tiny_engine import tiny_inputs
 
     inputs = tiny_inputs(MANY, WIDTH, seed)
     with Engine(tiny, cuda_graph=graph) as engine:
@@ -313,7 +314,7 @@ def test_no_memory_for_a_call(tiny: Path, check: Any, full_gpu: Any, graph: bool
 
 
 def test_no_memory_for_the_weights(flavour: Flavour, full_gpu: Any, tmp_path: Path, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
+    from tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
 
     large = build_tiny_engine(tmp_path / "large.bundle", flavour, width=8192, profiles=((1, 1, 1),))  # 3 x 256 MiB
     empty = full_gpu(200 << 20)
@@ -356,7 +357,7 @@ def test_engines_leave_nothing_behind(tiny: Path, check: Any, seed: int) -> None
 
 
 def test_times_per_layer(tiny: Path, check: Any, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import tiny_inputs
+    from tiny_engine import tiny_inputs
 
     with Engine(tiny) as engine:
         times = engine.profile(repeats=5, **tiny_inputs(2, WIDTH, seed))
@@ -404,7 +405,8 @@ def test_a_plan_that_tensorrt_refuses(tiny: Path, check: Any, tmp_path: Path, se
 
 
 def test_weight_streaming(flavour: Flavour, tmp_path: Path, seed: int) -> None:
-    from vorta_trt.benchmarks.tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
+    from tiny_engine import build_tiny_engine, tiny_inputs, tiny_sample, tiny_weights
+
     from vorta_trt.engines import BuildError
 
     if not hasattr(flavour.module.BuilderFlag, "WEIGHT_STREAMING"):

@@ -228,7 +228,7 @@ def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> 
 
 
 def test_requests_take_no_memory_with_them(tiny: Tiny) -> None:
-    """benchmarks/repeated_requests.py measures the memory of the process over 200 requests."""
+    """studies/repeated_requests.py measures the memory of the process over 200 requests."""
     settings = SamplingParams(
         num_inference_steps=3, cache=StepBroadcast(2, (100, 999)), guidance_batching=GuidanceMode.BATCHED
     )

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import router_training
 
-from vorta_trt.benchmarks import router_training
 from vorta_trt.model.families.wan import random as random_wan
 
 

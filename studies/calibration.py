@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does choosing routes without a router cost? Time of every kind of pass, and peak GPU memory, at real size.
 
-    python benchmarks/calibration.py wan-1.3b --work /big/disk
-    python benchmarks/calibration.py wan-14b --work /big/disk --layers 8
+    python studies/calibration.py wan-1.3b --work /big/disk
+    python studies/calibration.py wan-14b --work /big/disk --layers 8
 
 Random weights in the real architecture, random latents and text embeddings, the settings of `vorta-trt calibrate` but
 for a target in place of the budget. Random weights have no structure that a branch could follow: the errors say nothing
@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from router_training import VIDEO, make_checkpoint, make_data, make_parser
+
 from vorta_trt.benchmarks.harness import gib, write_result
-from vorta_trt.benchmarks.router_training import VIDEO, make_checkpoint, make_data, make_parser
 from vorta_trt.model.precision import torch_dtype
 
 DENSE_PASSES = 3

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorrt8_chain as chain
+import tensorrt8_chain_14b as chain_14b
 import torch
 
 import vorta_trt.runtime
-from vorta_trt.benchmarks import tensorrt8_chain as chain
-from vorta_trt.benchmarks import tensorrt8_chain_14b as chain_14b
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does training a router cost? Time of a step, peak GPU memory, and the loss curve, at real size.
 
-    python benchmarks/router_training.py wan-1.3b --work /big/disk
-    python benchmarks/router_training.py wan-14b --work /big/disk --layers 8 --steps 20
+    python studies/router_training.py wan-1.3b --work /big/disk
+    python studies/router_training.py wan-14b --work /big/disk --layers 8 --steps 20
 
 Random weights in the real architecture, random latents and text embeddings; the settings are `vorta-trt train-router`'s
 defaults but for the number of steps. Random weights route nothing of use: the curve shows that the loss falls.
@@ -19,7 +19,7 @@ from typing import Any
 
 from vorta_trt.benchmarks.harness import gib, write_result
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 VIDEO = {"wan-1.3b": (77, 480, 832), "wan-14b": (77, 720, 1280)}
 WARMUP = 2  # steps that are not timed
 TEXT_TOKENS = 120

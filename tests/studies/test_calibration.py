@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import calibration
 import pytest
 
-from vorta_trt.benchmarks import calibration
 from vorta_trt.model.families.wan import random as random_wan
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast is the chain checkpoint -> ONNX -> engine -> GPU at real size? Blocks of Wan 14B in TensorRT 8.6.
 
-    python benchmarks/tensorrt8_chain_14b.py --work /big/disk --layers 2                   # everything
-    python benchmarks/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage export    # or only with diffusers,
-    python benchmarks/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage build     # with TensorRT 8.6,
-    python benchmarks/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage run       # with both
+    python studies/tensorrt8_chain_14b.py --work /big/disk --layers 2                   # everything
+    python studies/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage export    # or only with diffusers,
+    python studies/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage build     # with TensorRT 8.6,
+    python studies/tensorrt8_chain_14b.py --work /big/disk --layers 2 --stage run       # with both
 
 The architecture, the video (77x720x1280, 72,000 tokens) and every file are real, the weights are random and made on the
 GPU; all 40 layers take 28 GB of weights on the GPU, in the ONNX file and in the plan, and twice that in host memory
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vorta_trt.benchmarks.step.models import Subject
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 STAGES = ("export", "build", "run")
 ROUTES = (DENSE, "0/100", "100/0", *MIXES)  # coreset / sliding, in percent of the heads that are not full
 TIMESTEPS = (999.0, 800.0, 600.0, 400.0, 200.0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does the memory of a process grow with the requests that it serves?
 
-    python benchmarks/repeated_requests.py demo/wan-fp32.onnx              # 200 requests of 3 steps
-    python benchmarks/repeated_requests.py wan.bundle --checkpoint FOLDER --requests 50
+    python studies/repeated_requests.py demo/wan-fp32.onnx              # 200 requests of 3 steps
+    python studies/repeated_requests.py wan.bundle --checkpoint FOLDER --requests 50
 
 Resident memory after every tenth request, each with another seed, guidance, a skipped step and a decoded video. The
 first tenth is left out of the growth: libraries fill their pools then.
@@ -15,9 +15,11 @@ import gc
 import time
 from pathlib import Path
 
-from vorta_trt.benchmarks.harness import resident_mib, write_result
+from memory import resident_mib
 
-RESULTS = Path(__file__).parent / "results"
+from vorta_trt.benchmarks.harness import write_result
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 EVERY = 10  # requests between two looks
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is the chain checkpoint -> ONNX -> engine -> GPU right? A small Wan in TensorRT 8.6, against torch.
 
-    python benchmarks/tensorrt8_chain.py --work /tmp/chain                    # everything
-    python benchmarks/tensorrt8_chain.py --work /tmp/chain --stage export     # or stage by stage: torch and diffusers,
-    python benchmarks/tensorrt8_chain.py --work /tmp/chain --stage build      # TensorRT 8.6,
-    python benchmarks/tensorrt8_chain.py --work /tmp/chain --stage run        # both
+    python studies/tensorrt8_chain.py --work /tmp/chain                    # everything
+    python studies/tensorrt8_chain.py --work /tmp/chain --stage export     # or stage by stage: torch and diffusers,
+    python studies/tensorrt8_chain.py --work /tmp/chain --stage build      # TensorRT 8.6,
+    python studies/tensorrt8_chain.py --work /tmp/chain --stage run        # both
 
 Three layers with random weights and a router, heads of 64 and of 128. One engine per head dimension runs every kind of
 route, chosen by tau and by route_override, which change from call to call, at batch 1 and 2, launched and as a CUDA
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from vorta_trt.model import RoutedTransformer
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 STAGES = ("export", "build", "run")
 HEAD_DIMS = (64, 128)
 LAYERS, HEADS = 3, 4

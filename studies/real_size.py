@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do the published sizes go from a checkpoint to an engine on a small machine? Time and memory of each step.
 
-    python benchmarks/real_size.py wan-1.3b --work /big/disk         # checkpoint -> ONNX -> TensorRT-RTX bundle
-    python benchmarks/real_size.py wan-14b --work /big/disk          # checkpoint -> ONNX -> TensorRT-RTX network
-    python benchmarks/real_size.py hunyuan-video --work /big/disk    # the same
+    python studies/real_size.py wan-1.3b --work /big/disk         # checkpoint -> ONNX -> TensorRT-RTX bundle
+    python studies/real_size.py wan-14b --work /big/disk          # checkpoint -> ONNX -> TensorRT-RTX network
+    python studies/real_size.py hunyuan-video --work /big/disk    # the same
 
 The weights are random, the architecture, the video size and every file are the real ones. The two large ones are not
 built: with 28 and 26 GB of bf16 weights that takes more memory than the 24 GB that this is about; they need twice that
-on the disk. Memory is that of the whole process tree; see `harness.PeakMemory`.
+on the disk. Memory is that of the whole process tree; see `memory.PeakMemory`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.benchmarks.harness import PeakMemory, gib, write_result
+from memory import PeakMemory
 
-RESULTS = Path(__file__).parent / "results"
+from vorta_trt.benchmarks.harness import gib, write_result
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 VIDEO = {"wan-1.3b": (81, 480, 832), "wan-14b": (77, 720, 1280), "hunyuan-video": (117, 720, 1280)}
 
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from vorta_trt.benchmarks import repeated_requests
+import repeated_requests
 
 from ..tiny import Tiny
 

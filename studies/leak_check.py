@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does an engine's GPU memory grow? Requests in a loop, and engines opened and closed; prints and keeps the figures.
 
-    python benchmarks/leak_check.py                       # a tiny engine, with whichever TensorRT runs here
-    python benchmarks/leak_check.py wan.bundle --requests 200 --openings 3
+    python studies/leak_check.py                       # a tiny engine, with whichever TensorRT runs here
+    python studies/leak_check.py wan.bundle --requests 200 --openings 3
 
 The inputs are random, of the smallest and the largest batch that the engine takes, in turns. Memory is what the driver
 counts as used on the whole GPU, torch's cache given back first: nothing else may run on it. Host memory is resident.
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_engine import build_tiny_engine, runnable_flavour
 
 from vorta_trt.benchmarks.harness import write_result
-from vorta_trt.benchmarks.tiny_engine import build_tiny_engine, runnable_flavour
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.engine import Engine
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 GRANULE = 2 << 20  # bytes: what the driver hands out; more is growth
 WARM_UP = 8  # requests: each batch is warmed up, captured and replayed
 
