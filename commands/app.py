@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from vorta_trt.commands.errors import check_text, explained
 from vorta_trt.commands.expand import Collect, expanded
+from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 
 # In the order of `vorta-trt --help`; the file has the command's name.
 COMMANDS = (
@@ -34,6 +35,7 @@ _programs: dict[str, typer.Typer] = {}  # of the files that were imported
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Debug = Annotated[bool, typer.Option("--debug", help="Log everything, and show the traceback of an error.")]
+EXAMPLE = get_family(DEFAULT_FAMILY).demo.checkpoint  # a published checkpoint, for examples
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of text.")]
 
 

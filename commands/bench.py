@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from vorta_trt.benchmarks.names import DEFAULT_MODEL, GEOMETRIES, MODELS
 from vorta_trt.commands.app import AsJson, Debug, command, group
 from vorta_trt.commands.expand import Options
 from vorta_trt.commands.options import Seed, check_folder, listed, numbers, usage
@@ -25,7 +26,7 @@ bench = group(
     "bench",
     "Measure our kernels and models beside others.",
     "vorta-trt bench attention --output attention.json --plot attention.png",
-    "vorta-trt bench step --model wan-14b --output step.json --plot step.png",
+    f"vorta-trt bench step --model {DEFAULT_MODEL} --output step.json --plot step.png",
 )
 
 
@@ -92,7 +93,7 @@ class ReportFiles(Options):
 
 @command(
     "vorta-trt bench attention --output attention.json --plot attention.png",
-    "vorta-trt bench attention --geometry wan-14b --heads 8 --branch full,sliding --peers cudnn,flash4",
+    f"vorta-trt bench attention --geometry {GEOMETRIES[1]} --heads 8 --branch full,sliding --peers cudnn,flash4",
     "vorta-trt bench attention --small --json",
     "vorta-trt bench attention --from attention.json --plot attention.png",
     group=bench,
@@ -101,7 +102,7 @@ def attention(
     files: ReportFiles,
     geometry: Annotated[
         list[str] | None,
-        typer.Option(help="wan-1.3b, wan-14b, hunyuan, aligned or a grid of the small set [default: the first four]."),
+        typer.Option(help=f"{', '.join(GEOMETRIES)} or a grid of the small set [default: the first four]."),
     ] = None,
     heads: Annotated[
         list[str] | None, typer.Option(help="How many heads a call has [default: 8 and the model's own].")
@@ -179,14 +180,14 @@ def attention(
 
 
 @command(
-    "vorta-trt bench step --model wan-14b --output step.json --plot step.png",
-    "vorta-trt bench step --model hunyuan-video --mode compiled --mix 50/50 --no-loops",
+    f"vorta-trt bench step --model {DEFAULT_MODEL} --output step.json --plot step.png",
+    f"vorta-trt bench step --model {MODELS[-1]} --mode compiled --mix 50/50 --no-loops",
     "vorta-trt bench step --from step.json --plot step.png",
     group=bench,
 )
 def step(
     files: ReportFiles,
-    model: Annotated[str, typer.Option(help="wan-1.3b, wan-14b or hunyuan-video.")] = "wan-14b",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = DEFAULT_MODEL,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
     ] = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Precision,
@@ -30,9 +30,9 @@ class Flavour(str, Enum):
 
 
 @command(
-    "vorta-trt build Wan2.1-T2V-14B-Diffusers --router ROUTER --size 77x720x1280 --precision bf16 -o wan.bundle",
-    "vorta-trt build Wan2.1-T2V-14B-Diffusers --route-override calibration.json -o wan.bundle",
-    "vorta-trt build wan.onnx -o wan.bundle",
+    f"vorta-trt build {EXAMPLE} --router ROUTER --size 77x720x1280 --precision bf16 -o model.bundle",
+    f"vorta-trt build {EXAMPLE} --route-override calibration.json -o model.bundle",
+    "vorta-trt build model.onnx -o model.bundle",
 )
 def build(
     source: Annotated[

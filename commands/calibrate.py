@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import Checkpoint, Device, Precision, RoutesPlot, one_of, pixels, usage
 from vorta_trt.commands.sampling import RunOptions
 
 
 @command(
-    "vorta-trt calibrate Wan2.1-T2V-14B-Diffusers --prompts prompts.txt --size 77x720x1280 -o calibration.json",
-    "vorta-trt calibrate Wan2.1-T2V-14B-Diffusers --data DATA --target-share 0.3 -o calibration.json --plot routes.png",
-    "vorta-trt build Wan2.1-T2V-14B-Diffusers --route-override calibration.json -o wan.bundle",
+    f"vorta-trt calibrate {EXAMPLE} --prompts prompts.txt --size 77x720x1280 -o calibration.json",
+    f"vorta-trt calibrate {EXAMPLE} --data DATA --target-share 0.3 -o calibration.json --plot routes.png",
+    f"vorta-trt build {EXAMPLE} --route-override calibration.json -o model.bundle",
 )
 def calibrate(
     checkpoint: Checkpoint,

@@ -108,7 +108,7 @@ class PictureOptions(Options):
 @command(
     "vorta-trt compare dense.mp4 routed.mp4 --video compared.mp4",
     "vorta-trt compare SAMPLES_DENSE SAMPLES_ROUTED -o compared.json --video COMPARED",
-    "vorta-trt compare dense routed --of wan.bundle --prompts prompts.txt --video COMPARED",
+    "vorta-trt compare dense routed --of model.bundle --prompts prompts.txt --video COMPARED",
     "vorta-trt compare dense override=calibration.json --of CHECKPOINT --size 77x480x832 --prompts prompts.txt",
 )
 def compare(

@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.model.families import family_names
+
+FAMILIES = tuple(name.replace("_", "-") for name in family_names())
+ModelFamily = Enum("ModelFamily", {name: name for name in FAMILIES}, type=str)  # type: ignore[misc]
+DEFAULT = ModelFamily(FAMILIES[0])
 
 
-class ModelFamily(str, Enum):
-    wan = "wan"
-    hunyuan_video = "hunyuan-video"
-
-
-@command("vorta-trt demo --output demo", "vorta-trt demo --family hunyuan-video --output demo")
+@command("vorta-trt demo --output demo", f"vorta-trt demo --family {FAMILIES[-1]} --output demo")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for everything that it makes.")] = Path(
         "demo"
     ),
-    family: Annotated[ModelFamily, typer.Option(help="The model family of the small model.")] = ModelFamily.wan,
+    family: Annotated[ModelFamily, typer.Option(help="The model family of the small model.")] = DEFAULT,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

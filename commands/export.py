@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
@@ -23,7 +23,7 @@ from vorta_trt.commands.options import (
 )
 
 
-@command("vorta-trt export Wan2.1-T2V-1.3B-Diffusers --router ROUTER --precision bf16 -o wan.onnx")
+@command(f"vorta-trt export {EXAMPLE} --router ROUTER --precision bf16 -o model.onnx")
 def export(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],

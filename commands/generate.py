@@ -132,9 +132,9 @@ class EngineOptions(Options):
 
 
 @command(
-    'vorta-trt generate wan.bundle --prompt "A cat walks on grass" -o cat.mp4',
-    "vorta-trt generate wan.bundle --cache tea --dense-first 2 --dry-run",
-    "vorta-trt generate wan.bundle --prompts prompts.txt --seed 1 -o videos",
+    'vorta-trt generate model.bundle --prompt "A cat walks on grass" -o cat.mp4',
+    "vorta-trt generate model.bundle --cache tea --dense-first 2 --dry-run",
+    "vorta-trt generate model.bundle --prompts prompts.txt --seed 1 -o videos",
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
 )
 def generate(

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 
 
 @command(
-    "vorta-trt inspect wan.bundle",
-    "vorta-trt inspect wan.bundle --memory 24 --checkpoint Wan2.1-T2V-14B-Diffusers",
-    "vorta-trt inspect wan.onnx --plot layers.png",
+    "vorta-trt inspect model.bundle",
+    f"vorta-trt inspect model.bundle --memory 24 --checkpoint {EXAMPLE}",
+    "vorta-trt inspect model.onnx --plot layers.png",
 )
 def inspect(
     target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],

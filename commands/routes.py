@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     Checkpoint,
     Precision,
@@ -23,9 +23,9 @@ from vorta_trt.commands.sampling import ScheduleOptions
 
 
 @command(
-    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --steps 50 --plot routes.png",
-    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --router ROUTER --scheduler flow-euler --flow-shift 5 -o routes.json",
-    "vorta-trt routes Wan2.1-T2V-14B-Diffusers --route-override calibration.json --plot routes.png",
+    f"vorta-trt routes {EXAMPLE} --router ROUTER --steps 50 --plot routes.png",
+    f"vorta-trt routes {EXAMPLE} --router ROUTER --scheduler flow-euler --flow-shift 5 -o routes.json",
+    f"vorta-trt routes {EXAMPLE} --route-override calibration.json --plot routes.png",
 )
 def routes(
     checkpoint: Checkpoint,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standard output and standard error of the program, when nobody reads them, a disk is full or they are closed.
 
-A reader that leaves early, as `vorta-trt inspect wan.bundle | head` does, ends the program in silence with the exit
+A reader that leaves early, as `vorta-trt inspect model.bundle | head` does, ends the program in silence with the exit
 code of every Unix tool. Results that cannot be written for another reason are an error. Progress and messages that
 nobody can see are no reason to stop: a build goes on when its standard error is gone.
 """

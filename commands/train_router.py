@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vorta_trt.commands.app import AsJson, Debug, command, group
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command, group
 from vorta_trt.commands.options import Checkpoint, Device, Seed, pixels
 
 
@@ -51,9 +51,9 @@ class Schedule(str, Enum):
 
 
 @command(
-    "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER",
-    "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER --resume",
-    "torchrun --nproc-per-node 2 -m vorta_trt.cli train-router Wan2.1-T2V-14B-Diffusers --data DATA -o ROUTER --fsdp",
+    f"vorta-trt train-router {EXAMPLE} --data DATA -o ROUTER",
+    f"vorta-trt train-router {EXAMPLE} --data DATA -o ROUTER --resume",
+    f"torchrun --nproc-per-node 2 -m vorta_trt.cli train-router {EXAMPLE} --data DATA -o ROUTER --fsdp",
     group=train,
 )
 def run(
@@ -184,9 +184,7 @@ def run(
     )
 
 
-@command(
-    "vorta-trt train-router prepare Wan2.1-T2V-1.3B-Diffusers --videos VIDEOS --size 77x480x832 -o DATA", group=train
-)
+@command(f"vorta-trt train-router prepare {EXAMPLE} --videos VIDEOS --size 77x480x832 -o DATA", group=train)
 def prepare(
     checkpoint: Checkpoint,
     videos: Annotated[Path, typer.Option(help="A folder of video files, <video>.txt with the caption beside each.")],

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     MOST_SEED,
     Checkpoint,
@@ -25,8 +25,8 @@ class Executor(str, Enum):
 
 
 @command(
-    "vorta-trt verify wan.onnx Wan2.1-T2V-1.3B-Diffusers --router ROUTER",
-    "vorta-trt verify wan.bundle Wan2.1-T2V-1.3B-Diffusers --router ROUTER --case 'router, tau 0.3' --json",
+    f"vorta-trt verify model.onnx {EXAMPLE} --router ROUTER",
+    f"vorta-trt verify model.bundle {EXAMPLE} --router ROUTER --case 'router, tau 0.3' --json",
 )
 def verify(
     target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],

@@ -65,7 +65,7 @@ def load_pipeline(
 
     index = check_pipeline(checkpoint, family, purpose=purpose)
     kind: Any = getattr(diffusers, family.pipeline_class)
-    loaded = dict.fromkeys(without)
+    loaded: dict[str, Any] = dict.fromkeys(without)
     # A folder of one transformer may keep these from one of two: without the second they mean nothing.
     settings = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
     with LOADING, quiet_libraries():

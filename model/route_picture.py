@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from vorta_trt.model.files import check_output, new_file
 from vorta_trt.model.geometry import Branch
 from vorta_trt.plugins.extras import import_extra
 
-if TYPE_CHECKING:
-    from vorta_trt.model.route_table import RouteTable
-
 # Okabe-Ito: told apart with every common form of colour blindness, and by lightness in grey print.
 COLOURS = {Branch.FULL: "#D55E00", Branch.CORESET: "#F0E442", Branch.SLIDING: "#0072B2"}
 COLUMNS = 10  # panels beside each other, at most
 SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
+
+
+class Routes(Protocol):
+    """What is drawn: a `RouteTable`, which knows this file."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]: ...
+
+    @property
+    def routes(self) -> Tensor: ...  # [P, L, N]
+
+    def takes(self, branch: Branch) -> Tensor: ...
+
+    def shares(self) -> dict[str, float]: ...
+
+    def shares_per_step_and_layer(self) -> dict[str, Tensor]: ...
+
+    def saved_per_step(self) -> Tensor: ...
 
 
 def check_picture(path: Path) -> None:
@@ -33,7 +49,7 @@ def check_picture(path: Path) -> None:
     check_output(path)
 
 
-def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
+def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
     """Draws `table` into a file.
 
     Args:
@@ -72,7 +88,7 @@ def draw_routes(table: RouteTable, path: str | Path, max_panels: int) -> Path:
     return path
 
 
-def _draw_shares(table: RouteTable, figure: Any) -> None:
+def _draw_shares(table: Routes, figure: Any) -> None:
     """A map of steps x layers for each branch."""
     panels = figure.subplots(1, len(Branch), sharex=True, sharey=True, squeeze=False)[0]
     drawn: Any = None
@@ -90,7 +106,7 @@ def _draw_shares(table: RouteTable, figure: Any) -> None:
     figure.colorbar(drawn, ax=list(panels), label="%")
 
 
-def _draw_panels(table: RouteTable, figure: Any, shown: list[int], rows: int, columns: int) -> None:
+def _draw_panels(table: Routes, figure: Any, shown: list[int], rows: int, columns: int) -> None:
     """Layers x heads, a panel per step in `shown`."""
     from matplotlib.colors import ListedColormap
 

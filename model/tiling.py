@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tile and bucket shapes suit a token grid, and which grids near one can be tiled at all.
 
-The published models use tiles of 360 and 432 tokens (Wan 2.1 and HunyuanVideo at 720p) and buckets of 12. Other sizes
+The published models use tiles of 360 and 432 tokens (at 720p) and buckets of 12. Other sizes
 need other shapes, because tile and bucket must divide the grid. Among the divisors of the grid the shape of lowest
 
     cost = log(elongation) + 8 * log(factor by which the token count misses its range)

@@ -32,7 +32,7 @@ EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 class Engine:
     """A bundle or an exported ONNX file, loaded by an executor.
 
-        with Engine("wan.bundle") as engine:
+        with Engine("model.bundle") as engine:
             sample = engine(hidden_states=latents, timestep=timestep, encoder_hidden_states=prompt)["sample"]
 
     Threads may share an engine: their calls run one after the other. For calls that overlap, give each thread a

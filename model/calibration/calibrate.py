@@ -3,8 +3,8 @@
 
     check what was given -> samples -> dense passes that measure every branch -> choose -> check -> file
 
-Time and memory, predicted from the kernels' measured times on an H200 (README, "Measured"), not run at this size. Wan
-14B at 77 x 720 x 1280, 72,000 tokens, bf16, one GPU:
+Time and memory, predicted from the kernels' measured times on an H200 (README, "Measured"), not run at this size. A
+model of 40 layers and 40 heads at 77 x 720 x 1280, 72,000 tokens, bf16, one GPU:
 
     a dense pass      40 layers x 40 heads x 28.8 ms / 8 = 5.8 s of attention; 1.75 PFLOP besides at 500 TFLOP/s: 3.5 s
     to measure        coreset and sliding of all heads: 40 x 40 x (7.3 + 4.0) ms / 8 = 2.3 s; || O W^T ||: 40 products

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`StepPlan`: everything known of one request before sampling; `StepState` follows it while sampling.
 
-    path = timestep_path_of("wan.bundle")
+    path = timestep_path_of("model.bundle")
     plan = plan_steps(scheduler.timesteps, path=path, cache=TeaCache.published(path), guards=RouteGuards(dense_first=2))
     print("\\n".join(plan.lines()))
 

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of what the benchmarks measure, for the commands' help; the cases themselves need torch."""
+
+from __future__ import annotations
+
+MODELS = ("wan-1.3b", "wan-14b", "hunyuan-video")
+"""The models of `bench step`."""
+
+DEFAULT_MODEL = "wan-14b"
+
+GEOMETRIES = ("wan-1.3b", "wan-14b", "hunyuan", "aligned")
+"""The geometries of `bench attention` that are measured unless others are asked for."""
