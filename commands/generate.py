@@ -19,15 +19,15 @@ from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.pipelines.generator import GeneratedVideo
+    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
     from vorta_trt.runtime.pipelines.planner import PlannedRequest
-    from vorta_trt.runtime.pipelines.sampler import OnStep
+    from vorta_trt.runtime.pipelines.stages import OnStep
 
 
-class MemoryMode(str, Enum):
+class Residency(str, Enum):
     auto = "auto"
     resident = "resident"
-    staged = "staged"
+    sequential = "sequential"
 
 
 class Format(str, Enum):
@@ -85,13 +85,13 @@ class EngineOptions(Options):
         Executor | None, typer.Option(help="What runs the model [default: tensorrt for bundles, onnxruntime for ONNX].")
     ] = None
     device: Annotated[str | None, typer.Option(help="The GPU, e.g. cuda:1 [default: the first].")] = None
-    memory_mode: Annotated[
-        MemoryMode,
+    residency: Annotated[
+        Residency,
         typer.Option(
-            help="resident loads everything together; staged encodes all prompts before the engine is opened, and "
+            help="resident loads everything together; sequential encodes all prompts before the engine is opened, and "
             "decodes the videos after it is closed; auto does what the memory plan says of the GPU's free memory."
         ),
-    ] = MemoryMode.auto
+    ] = Residency.auto
     weight_streaming: Annotated[
         str | None,
         typer.Option(
@@ -114,7 +114,7 @@ class EngineOptions(Options):
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """As keywords of `VideoGenerator`."""
+        """As keywords of `VortaPipeline`."""
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
         if self.weight_streaming is not None:
             amount = self.weight_streaming
@@ -124,7 +124,7 @@ class EngineOptions(Options):
         return {
             "executor": None if self.executor is None else self.executor.value,
             "device": self.device,
-            "memory_mode": self.memory_mode.value,
+            "residency": self.residency.value,
             "cpu_offload": self.cpu_offload,
             "vae_tiling": self.vae_tiling,
             "engine": engine,
@@ -177,7 +177,7 @@ def generate(
     defaults to the pipeline's own value, or to off.
     """
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.pipelines.generator import VideoGenerator
+    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
     from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
     from vorta_trt.runtime.sampling.cost import StepProfile
 
@@ -199,8 +199,8 @@ def generate(
                 videos.append({"output": str(file), **made.to_dict()})
 
             stages("loading text encoder, VAE and engine")
-            with VideoGenerator(planner, strict=strict, **engine.arguments()) as generator:
-                generator.generate_each(
+            with VortaPipeline(planner, strict=strict, **engine.arguments()) as pipe:
+                pipe.generate_each(
                     [text for text, _ in jobs],
                     write,
                     params=params,
@@ -208,16 +208,16 @@ def generate(
                     on_step=_step_bar(stages, len(jobs)),
                     on_stage=stages,
                 )
-                memory = generator.memory
+                residency = pipe.residency
     if dry_run:
         typer.echo(json.dumps(planned.to_dict()) if as_json else "\n".join(planned.lines()))
     elif as_json:
-        content = {"scheduler": planned.schedule.scheduler, "memory": memory.to_dict(), "videos": videos}
+        content = {"scheduler": planned.schedule.scheduler, "residency": residency.to_dict(), "videos": videos}
         typer.echo(json.dumps(content, indent=2))
     else:
         asked_for = engine.cpu_offload, engine.weight_streaming is not None
-        if memory.is_staged or (memory.cpu_offload, memory.stream_weights) != asked_for:
-            typer.echo(f"memory mode {memory.mode.value}: {memory.reason}")
+        if residency.is_sequential or (residency.cpu_offload, residency.stream_weights) != asked_for:
+            typer.echo(f"residency {residency.residency.value}: {residency.reason}")
         for entry in videos:
             typer.echo(_line(entry))
 

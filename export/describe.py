@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import vorta_trt
 from vorta_trt.export.metadata import ModelMetadata, TensorInfo
 from vorta_trt.export.tracing import BATCH, OUTPUTS, UNBATCHED_INPUTS
 from vorta_trt.model.precision import dtype_name
@@ -33,7 +32,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
     )
     return ModelMetadata.model_validate(
         {
-            "vorta_trt_version": vorta_trt.__version__,
+            "vorta_trt_version": version("vorta-trt"),
             "torch_version": torch.__version__,
             "onnx_version": version("onnx"),
             "onnxscript_version": version("onnxscript"),

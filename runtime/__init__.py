@@ -10,8 +10,8 @@ from vorta_trt.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vorta_trt.runtime.device.device_scratch import DeviceScratch as DeviceScratch
     from vorta_trt.runtime.engine import Engine as Engine
-    from vorta_trt.runtime.pipelines.generator import GeneratedVideo as GeneratedVideo
-    from vorta_trt.runtime.pipelines.generator import VideoGenerator as VideoGenerator
+    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo as GeneratedVideo
+    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline as VortaPipeline
     from vorta_trt.runtime.pipelines.transformer import VortaTransformer as VortaTransformer
     from vorta_trt.runtime.sampling.params import SamplingParams as SamplingParams
     from vorta_trt.runtime.schedules import schedule_timesteps as schedule_timesteps
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _HOME = {
     "DeviceScratch": "device.device_scratch",
     "Engine": "engine",
-    "GeneratedVideo": "pipelines.generator",
+    "GeneratedVideo": "pipelines.pipeline",
     "SamplingParams": "sampling.params",
     "TensorSpec": "tensors",
     "VerifyReport": "verification.report",
-    "VideoGenerator": "pipelines.generator",
+    "VortaPipeline": "pipelines.pipeline",
     "VortaTransformer": "pipelines.transformer",
     "schedule_timesteps": "schedules",
 }

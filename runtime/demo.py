@@ -142,7 +142,7 @@ def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
     """Samples with diffusers' pipeline and the exported file in ONNX Runtime; bare frames where av is not installed."""
     from vorta_trt.model.video_reader import import_av
     from vorta_trt.plugins.errors import VortaError
-    from vorta_trt.runtime.pipelines.generator import VideoGenerator
+    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
     from vorta_trt.runtime.sampling.params import SamplingParams
 
     try:
@@ -150,8 +150,8 @@ def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
         path = folder / "video.mp4"
     except VortaError:
         path = folder / "video.npy"
-    with VideoGenerator(onnx, strict=True) as generator:
-        video = generator.generate(
+    with VortaPipeline.from_pretrained(onnx, strict=True) as pipe:
+        video = pipe(
             PROMPT,
             params=SamplingParams(num_inference_steps=VIDEO_STEPS, seed=0),
             on_step=lambda step, planned: report("generating a video", step, VIDEO_STEPS),

@@ -24,7 +24,7 @@ EVERY = 10  # requests between two looks
 
 
 def main() -> None:
-    from vorta_trt.runtime import SamplingParams, VideoGenerator
+    from vorta_trt.runtime import SamplingParams, VortaPipeline
     from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,10 +39,10 @@ def main() -> None:
 
     params = SamplingParams(num_inference_steps=arguments.steps, cache=StepBroadcast(2, (0, 1000)))
     memory: list[float] = []
-    with VideoGenerator(arguments.target, arguments.checkpoint) as generator:
+    with VortaPipeline.from_pretrained(arguments.target, arguments.checkpoint) as pipe:
         start = time.perf_counter()
         for request in range(arguments.requests):
-            video = generator.generate("a red wall", params, seed=request)
+            video = pipe("a red wall", params, seed=request)
             if request % EVERY == EVERY - 1:
                 gc.collect()
                 memory.append(round(resident_mib(), 1))
@@ -50,7 +50,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         figures = {
             "target": arguments.target.name,
-            "executor": generator.executor,
+            "executor": pipe.executor,
             "video": list(video.frames.shape[:3]),
             "steps": arguments.steps,
             "launches_per_request": video.launches,

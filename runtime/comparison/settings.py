@@ -24,7 +24,7 @@ from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
-from vorta_trt.runtime.pipelines.generator import GeneratedVideo, VideoGenerator
+from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
 from vorta_trt.runtime.sampling.params import SamplingParams, explain
@@ -119,8 +119,8 @@ def compare_settings(
     places = [_sample_files(folder / name, len(prompts)) for name in ("first", "second")]
     for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
         report(f"loading for {setting.text}", 0, 0)
-        with VideoGenerator(planner, executor=executor) as generator:
-            _sample(generator, prompts, files, request, setting.text, report)
+        with VortaPipeline(planner, executor=executor) as pipe:
+            _sample(pipe, prompts, files, request, setting.text, report)
     compared = compare_samples(
         folder / "first", folder / "second", report, video=video, fps=fps or planners[0].frames_per_second, lpips=lpips
     )
@@ -135,7 +135,7 @@ def _on_device(model: RoutedTransformer) -> RoutedTransformer:
 
 
 def _sample(
-    generator: VideoGenerator,
+    pipe: VortaPipeline,
     prompts: Sequence[str],
     files: Sequence[Path],
     request: SamplingParams,
@@ -150,7 +150,7 @@ def _sample(
     def write(number: int, video: GeneratedVideo) -> None:
         video.save(files[number])
 
-    generator.generate_each(prompts, write, params=request, on_step=show, on_stage=report)
+    pipe.generate_each(prompts, write, params=request, on_step=show, on_stage=report)
 
 
 def _sample_files(folder: Path, count: int) -> list[Path]:

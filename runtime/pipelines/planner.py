@@ -45,6 +45,11 @@ class PlannedRequest:
     steps: StepPlan
     passes: int
 
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance."""
+        return self.passes > 1
+
     def lines(self) -> list[str]:
         """As text."""
         return [str(self.schedule), *self.steps.lines()]

@@ -115,7 +115,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             ValueError: Options of an engine with a model or an engine that is open.
         """
         if isinstance(source, RoutedTransformer | Engine) and engine:
-            raise ValueError(f"{', '.join(engine)}: for engines that are opened here; leave it out")
+            raise ValueError(f"{', '.join(engine)}: an open engine and a routed model run where they are; leave it out")
         if isinstance(source, RoutedTransformer):
             return cls(TorchDenoiser(source), fallbacks)
         if isinstance(source, Engine):

@@ -143,7 +143,7 @@ def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
         (["--prompts", "absent.txt", "-o", "x"], "error: prompts absent.txt: no such file"),
         (["--prompt", "a", "-o", "x.mp4", "--cpu-offload"], "error: cpu_offload: there is no GPU to keep free"),
         (
-            ["--prompt", "a", "-o", "x.mp4", "--cpu-offload", "--memory-mode", "staged"],
+            ["--prompt", "a", "-o", "x.mp4", "--cpu-offload", "--residency", "sequential"],
             "error: cpu_offload: has no effect",
         ),
         (["--prompt", "a", "-o", "x.mp4", "--checkpoint", "absent"], "error: checkpoint absent: is no folder"),
@@ -180,27 +180,27 @@ def test_an_engine_that_cannot_run_here_says_what_can(
     one_error(
         generate(bundle_without_onnx, *arguments, "--executor", "onnxruntime", code=1), "build it with --keep-onnx"
     )
-    for mode in ("auto", "resident", "staged"):  # before anything is encoded
-        result = generate(bundle_without_onnx, *arguments, "--memory-mode", mode, code=1)
+    for mode in ("auto", "resident", "sequential"):  # before anything is encoded
+        result = generate(bundle_without_onnx, *arguments, "--residency", mode, code=1)
         one_error(result, "error: .*wan.bundle: TensorRT-RTX cannot run here: no NVIDIA driver")
 
 
-def test_memory_modes(tiny_wan: Tiny, tmp_path: Path) -> None:
+def test_residencies(tiny_wan: Tiny, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red wall\na blue wall\n", encoding="utf-8")
     arguments = [tiny_wan.onnx, "--prompts", prompts, "--steps", 2, "--seed", 5, "--format", "npy"]
     told = {}
-    for mode in ("auto", "staged"):
-        result = generate(*arguments, "--memory-mode", mode, "-o", tmp_path / mode, "--json")
-        told[mode] = json.loads(result.stdout)["memory"]
+    for mode in ("auto", "sequential"):
+        result = generate(*arguments, "--residency", mode, "-o", tmp_path / mode, "--json")
+        told[mode] = json.loads(result.stdout)["residency"]
     common = {"cpu_offload": False, "weight_streaming": False}
-    assert told["auto"] == {"mode": "resident", "reason": "the model runs on the CPU", **common}
-    assert told["staged"] == {"mode": "staged", "reason": "asked for", **common}
+    assert told["auto"] == {"residency": "resident", "reason": "the model runs on the CPU", **common}
+    assert told["sequential"] == {"residency": "sequential", "reason": "asked for", **common}
     for name in ("000.npy", "001.npy"):
-        assert np.array_equal(np.load(tmp_path / "auto" / name), np.load(tmp_path / "staged" / name))
-    one = [tiny_wan.onnx, "--prompt", "a red wall", "--sigmas", "1", "--memory-mode", "staged"]
+        assert np.array_equal(np.load(tmp_path / "auto" / name), np.load(tmp_path / "sequential" / name))
+    one = [tiny_wan.onnx, "--prompt", "a red wall", "--sigmas", "1", "--residency", "sequential"]
     said = generate(*one, "-o", tmp_path / "one.npy").stdout
-    assert said.startswith(f"memory mode staged: asked for\nwrote {tmp_path / 'one.npy'}: seed ")
+    assert said.startswith(f"residency sequential: asked for\nwrote {tmp_path / 'one.npy'}: seed ")
 
 
 def test_options_of_the_engine_reach_it(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,11 +232,11 @@ def interrupt_writing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_between_two_staged_videos(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_between_two_sequential_videos(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red wall\na blue wall\n", encoding="utf-8")
     interrupt_writing(monkeypatch, "001.mp4")
-    arguments = ["--prompts", prompts, "--sigmas", "1", "--memory-mode", "staged", "-o", tmp_path / "videos"]
+    arguments = ["--prompts", prompts, "--sigmas", "1", "--residency", "sequential", "-o", tmp_path / "videos"]
     one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert [entry.name for entry in (tmp_path / "videos").iterdir()] == ["000.mp4"]
 

@@ -24,7 +24,7 @@ from vorta_trt.runtime.memory_plan import (
     batched_guidance_fits,
     plan_memory,
 )
-from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan
+from vorta_trt.runtime.pipelines.residency import Residency, by_plan
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import TensorSpec
 
@@ -155,8 +155,8 @@ def test_wan_14b_on_24_gb(bundle: Path, wan_pipeline: Path, batch: int, gib: int
         engine(bundle, weights, activations, batch, flags=(RESIZE, STREAMING)), gib, checkpoint=wan_pipeline
     )
     assert card.fits and (card.encoding, card.decoding) == ("alone", "alone")
-    choice = by_plan(MemoryMode.AUTO, card, torch.device("cuda", 0))
-    assert (choice.mode, choice.encoders.type, choice.stream_weights) == (MemoryMode.STAGED, "cuda", True)
+    choice = by_plan(Residency.AUTO, card, torch.device("cuda", 0))
+    assert (choice.residency, choice.encoders.type, choice.stream_weights) == (Residency.SEQUENTIAL, "cuda", True)
     loaded = SimpleNamespace(
         streamable_weights_size=weights,
         weight_streaming_budget_v2=weights,

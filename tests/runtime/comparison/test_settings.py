@@ -15,8 +15,8 @@ from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime.comparison.settings import Setting, compare_settings
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize
-from vorta_trt.runtime.pipelines.generator import VideoGenerator
-from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
+from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+from vorta_trt.runtime.pipelines.planner import BUNDLED
 from vorta_trt.runtime.sampling.params import SamplingParams
 
 from ...tiny import SIZE, Tiny
@@ -76,9 +76,9 @@ def test_a_checkpoint_in_torch(source: Source, tmp_path: Path) -> None:
     assert [pair.name for pair in report.pairs] == ["000", "001"]
     assert 10 < report.psnr < 80 and 0 < report.ssim < 1
     assert report.pairs[0].frames == SIZE[0] and report.pairs[0].psnr != report.pairs[1].psnr
-    with VideoGenerator(RequestPlanner(source.model(materialize=True), source.checkpoint)) as generator:
+    with VortaPipeline.from_pretrained(source.model(materialize=True), source.checkpoint) as pipe:
         request = SamplingParams(num_inference_steps=2, dense_first=2)
-        expected = generator.generate(PROMPTS[1], seed=5, params=request).frames
+        expected = pipe(PROMPTS[1], request, seed=5).frames
     np.testing.assert_array_equal(np.load(tmp_path / "first/001.npy"), expected)
     equal = compare(source, tmp_path / "equal", "routed", "tau=0.0")
     assert all(pair.mean_squared_error == 0 for pair in equal.pairs)  # tau 0 and 0.3 are the same routes
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_before_sampling(
 ) -> None:
     from vorta_trt.runtime.comparison import settings as module
 
-    monkeypatch.setattr(module, "VideoGenerator", lambda *arguments, **options: pytest.fail("it was loaded"))
+    monkeypatch.setattr(module, "VortaPipeline", lambda *arguments, **options: pytest.fail("it was loaded"))
     with pytest.raises(FileNotFoundError, match="absent.json: no such file; make it with `vorta-trt calibrate`"):
         compare(source, tmp_path, "dense", f"override={tmp_path}/absent.json")
     (tmp_path / "second").mkdir()

@@ -326,7 +326,7 @@ def test_what_has_no_meaning_for_built_in_weights(tiny_wan: Tiny, tmp_path: Path
             transformer.enable_cache("broadcast", seed=1)
         with pytest.raises(VortaError, match="set_attention_backend: .*its attention is the routed one"):
             transformer.set_attention_backend("flash")
-    with pytest.raises(ValueError, match="executor: for engines that are opened here; leave it out"):
+    with pytest.raises(ValueError, match="executor: an open engine and a routed model run where they are"):
         VortaTransformer.from_pretrained(tiny_wan.model(), executor="onnxruntime")
 
 

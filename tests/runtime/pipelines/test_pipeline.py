@@ -17,12 +17,12 @@ import torch
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.files import WriteError
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime import SamplingParams, VideoGenerator
+from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
 from vorta_trt.runtime.pipelines import denoiser
-from vorta_trt.runtime.pipelines.generator import GeneratedVideo
+from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
 from vorta_trt.runtime.sampling.finite import NonFiniteError
 from vorta_trt.runtime.sampling.params import GuidanceMode
@@ -34,35 +34,57 @@ from ...tiny import FRAMES, HEIGHT, SIZE, WIDTH, Tiny, build_here, save_calibrat
 FEW = SamplingParams(num_inference_steps=2)
 
 
+def vae_of(pipe: VortaPipeline) -> Any:
+    with pipe.parts.decoding() as (pipeline, _):
+        return pipeline.vae
+
+
 def living_tensors() -> int:
     """How many there are, without those of tracers and such."""
     gc.collect()
     return sum(type(found) is torch.Tensor for found in gc.get_objects())
 
 
-def test_a_video_is_the_stock_pipelines(tiny: Tiny) -> None:
-    with VideoGenerator(tiny.onnx) as generator:
-        video = generator.generate("a red wall", seed=7, params=FEW)
-        pipeline = generator.pipeline
-        arguments: dict[str, Any] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2}
-        expected = pipeline(
-            "a red wall", generator=torch.Generator().manual_seed(7), output_type="np", **arguments
-        ).frames[0]
+def test_a_video_is_the_stock_pipelines_bit_for_bit(tiny: Tiny) -> None:
+    """diffusers' own pipeline with the same transformer, in torch on the CPU, from the same seed."""
+    model = tiny.model()
+    with VortaPipeline.from_pretrained(model, strict=True) as pipe:
+        video = pipe("a red wall", seed=7, params=FEW)
+        noise = torch.Generator().manual_seed(7)
+        again, other = (pipe("a red wall", params=FEW, generator=noise) for _ in range(2))
+    stock = tiny.pipeline(VortaTransformer.from_pretrained(model))
+    arguments: dict[str, Any] = {"num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, "num_inference_steps": 2}
+    (expected,) = stock("a red wall", generator=torch.Generator().manual_seed(7), output_type="pt", **arguments).frames
     assert video.frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
-    assert np.abs(video.frames / 255 - expected).max() <= 0.5 / 255 + 1e-5
+    assert np.array_equal(video.frames, (expected * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(again.frames, video.frames) and not np.array_equal(other.frames, video.frames)
     assert video.frames.std() > 1
-    assert (video.seed, video.launches) == (7, 4 if tiny.family == "wan" else 2)
+    assert (video.seed, again.seed, video.launches) == (7, 7, 4 if tiny.family == "wan" else 2)
     assert video.frames_per_second == (16 if tiny.family == "wan" else 24)
+
+
+def test_what_this_model_cannot_use(tiny: Tiny) -> None:
+    with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+        with pytest.raises(ValueError, match="image: this model makes videos of text alone"):
+            pipe("a red wall", image=np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        with pytest.raises(ValueError, match="guidance_scale_2"):
+            pipe("a red wall", guidance_scale_2=3.0)
+        with pytest.raises(ValueError, match="seed 1: the generator has one of its own"):
+            pipe("a red wall", seed=1, generator=torch.Generator())
+        with pytest.raises(ValueError, match="steps"):
+            pipe("a red wall", steps=3)
+        with pytest.raises(ValueError, match="prompts .* must be a list of strings"):
+            pipe(["a red wall"])  # type: ignore[arg-type]
 
 
 def test_nothing_of_a_request_is_left_in_the_next(tiny_wan: Tiny) -> None:
     cached = SamplingParams(
         num_inference_steps=6, cache=StepBroadcast(3, (100, 950)), dense_first=1, guidance_batching=GuidanceMode.BATCHED
     )
-    with VideoGenerator(tiny_wan.onnx) as generator:
-        first = generator.generate("a red wall", seed=1, params=cached)
-        other = generator.generate("a blue wall", negative_prompt="red", seed=2, params=FEW)
-        again = generator.generate("a red wall", seed=1, params=cached)
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
+        first = pipe("a red wall", seed=1, params=cached)
+        other = pipe("a blue wall", negative_prompt="red", seed=2, params=FEW)
+        again = pipe("a red wall", seed=1, params=cached)
     assert np.array_equal(first.frames, again.frames)
     assert not np.array_equal(first.frames, other.frames)
     assert first.launches == again.launches == first.planned.steps.computed_steps + 1 == 5
@@ -75,12 +97,10 @@ def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
     cache = TeaCache(2.0, IDENTITY)
     guided: dict[str, Any] = {} if tiny.family == "wan" else {"true_cfg_scale": 3.0}
     settings = SamplingParams(num_inference_steps=10, guidance_batching=guidance, **guided)
-    with VideoGenerator(tiny.onnx, strict=True) as generator:
-        computed = generator.plan(settings.updated(cache=cache)).steps.computed_steps
-        video, again = (
-            generator.generate("a red wall", seed=1, params=settings.updated(cache=cache)) for _ in range(2)
-        )
-        whole = generator.generate("a red wall", seed=1, params=settings)
+    with VortaPipeline.from_pretrained(tiny.onnx, strict=True) as pipe:
+        computed = pipe.plan(settings.updated(cache=cache)).steps.computed_steps
+        video, again = (pipe("a red wall", seed=1, params=settings.updated(cache=cache)) for _ in range(2))
+        whole = pipe("a red wall", seed=1, params=settings)
     assert 1 < computed < 10
     assert video.launches == (2 * computed if guidance is GuidanceMode.SEQUENTIAL else computed + 1)
     assert np.array_equal(video.frames, again.frames)
@@ -90,25 +110,25 @@ def test_tea_cache_with_guidance(tiny: Tiny, guidance: GuidanceMode) -> None:
 def test_guidance_that_is_off_is_not_batched(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoiser, "batched_guidance_fits", lambda engine: pytest.fail("nothing to batch"))
     settings = SamplingParams(num_inference_steps=2, guidance_scale=1.0, guidance_batching=GuidanceMode.BATCHED)
-    with VideoGenerator(tiny_wan.onnx, strict=True) as generator:
-        assert generator.generate("a red wall", params=settings).launches == 2
+    with VortaPipeline.from_pretrained(tiny_wan.onnx, strict=True) as pipe:
+        assert pipe("a red wall", params=settings).launches == 2
 
 
 def test_seeds_are_told_and_matter(tiny_hunyuan_video: Tiny) -> None:
-    with VideoGenerator(tiny_hunyuan_video.onnx) as generator:
-        one, other = (generator.generate("a red wall", params=FEW) for _ in range(2))
+    with VortaPipeline.from_pretrained(tiny_hunyuan_video.onnx) as pipe:
+        one, other = (pipe("a red wall", params=FEW) for _ in range(2))
         assert one.seed != other.seed
         assert not np.array_equal(one.frames, other.frames)
-        assert np.array_equal(one.frames, generator.generate("a red wall", seed=one.seed, params=FEW).frames)
+        assert np.array_equal(one.frames, pipe("a red wall", seed=one.seed, params=FEW).frames)
 
 
 def test_a_routed_model_generates_without_any_engine(tiny: Tiny) -> None:
-    with VideoGenerator(tiny.model()) as generator:
-        in_torch = generator.generate("a red wall", seed=3, params=FEW)
-        with pytest.raises(ValueError, match="a routed model runs in torch, where it is"):
-            VideoGenerator(tiny.model(), executor="onnxruntime")
-    with VideoGenerator(tiny.onnx) as generator:
-        video = generator.generate("a red wall", seed=3, params=FEW)
+    with VortaPipeline.from_pretrained(tiny.model()) as pipe:
+        in_torch = pipe("a red wall", seed=3, params=FEW)
+        with pytest.raises(ValueError, match="executor: .* a routed model run where they are"):
+            VortaPipeline.from_pretrained(tiny.model(), executor="onnxruntime")
+    with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+        video = pipe("a red wall", seed=3, params=FEW)
     assert np.abs(in_torch.frames.astype(int) - video.frames).max() <= 1
 
 
@@ -124,18 +144,16 @@ def test_a_routed_model_generates_without_any_engine(tiny: Tiny) -> None:
     ids=["flow-euler", "unipc", "distilled", "renoise", "given timesteps"],
 )
 def test_schedules(tiny: Tiny, settings: SamplingParams) -> None:
-    with VideoGenerator(tiny.onnx, strict=True) as generator:
-        one, again = (generator.generate("a red wall", seed=5, params=settings) for _ in range(2))
+    with VortaPipeline.from_pretrained(tiny.onnx, strict=True) as pipe:
+        one, again = (pipe("a red wall", seed=5, params=settings) for _ in range(2))
     assert np.array_equal(one.frames, again.frames)
     assert one.planned.steps.computed_steps == 3
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_dpm_with_wan(tiny_wan: Tiny) -> None:
-    with VideoGenerator(tiny_wan.onnx) as generator:
-        video = generator.generate(
-            "a red wall", seed=5, params=SamplingParams(num_inference_steps=3, scheduler="dpm++")
-        )
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
+        video = pipe("a red wall", seed=5, params=SamplingParams(num_inference_steps=3, scheduler="dpm++"))
     assert video.launches == 6
 
 
@@ -158,8 +176,8 @@ def test_renoising_takes_fresh_noise_after_every_step_but_the_last() -> None:
 
 def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    with VideoGenerator(tiny_wan.onnx) as generator:
-        video = generator.generate("a red wall", seed=1, params=FEW)
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
+        video = pipe("a red wall", seed=1, params=FEW)
     video.save(tmp_path / "video.npy")
     assert np.array_equal(np.load(tmp_path / "video.npy"), video.frames)
     video.save(tmp_path / "video.mp4", 12)
@@ -181,14 +199,14 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # -- many requests -----------------------------------------------------------------------------------------------------
 
 
-def test_two_generators_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny) -> None:
+def test_two_pipelines_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny) -> None:
     seeds = (1, 2, 3)
     results: dict[tuple[str, int], Any] = {}
 
     def work(tiny: Tiny) -> None:
-        with VideoGenerator(tiny.onnx) as generator:
+        with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
             for seed in seeds:
-                results[tiny.family, seed] = generator.generate("a red wall", seed=seed, params=FEW).frames
+                results[tiny.family, seed] = pipe("a red wall", seed=seed, params=FEW).frames
 
     threads = [threading.Thread(target=work, args=(tiny,)) for tiny in (tiny_wan, tiny_hunyuan_video)]
     for thread in threads:
@@ -196,12 +214,12 @@ def test_two_generators_in_two_threads(tiny_wan: Tiny, tiny_hunyuan_video: Tiny)
     for thread in threads:
         thread.join()
     for tiny in (tiny_wan, tiny_hunyuan_video):
-        with VideoGenerator(tiny.onnx) as generator:
-            alone = generator.generate("a red wall", seed=2, params=FEW).frames
+        with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+            alone = pipe("a red wall", seed=2, params=FEW).frames
         assert np.array_equal(results[tiny.family, 2], alone)
 
 
-def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> None:
+def test_two_threads_take_turns_with_one_pipeline(tiny_hunyuan_video: Tiny) -> None:
     inside, most = 0, 0
 
     def watch(step: int, planned: PlannedRequest) -> None:
@@ -210,12 +228,10 @@ def test_two_threads_take_turns_with_one_generator(tiny_hunyuan_video: Tiny) -> 
         most = max(most, inside)
         inside -= step == 1
 
-    with VideoGenerator(tiny_hunyuan_video.onnx) as generator:
+    with VortaPipeline.from_pretrained(tiny_hunyuan_video.onnx) as pipe:
         videos: list[Any] = []
         threads = [
-            threading.Thread(
-                target=lambda: videos.append(generator.generate("a red wall", seed=1, params=FEW, on_step=watch))
-            )
+            threading.Thread(target=lambda: videos.append(pipe("a red wall", seed=1, params=FEW, on_step=watch)))
             for _ in range(3)
         ]
         for thread in threads:
@@ -232,54 +248,55 @@ def test_requests_take_no_memory_with_them(tiny: Tiny) -> None:
     settings = SamplingParams(
         num_inference_steps=3, cache=StepBroadcast(2, (100, 999)), guidance_batching=GuidanceMode.BATCHED
     )
-    with VideoGenerator(tiny.onnx) as generator:
-        generator.generate("a red wall", seed=0, params=settings)
+    with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+        pipe("a red wall", seed=0, params=settings)
         before = living_tensors()
         for seed in range(5):
-            generator.generate("a red wall", seed=seed, params=settings)
+            pipe("a red wall", seed=seed, params=settings)
         assert living_tensors() == before
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_an_error_leaves_the_generator_ready(tiny_wan: Tiny) -> None:
+def test_an_error_leaves_the_pipeline_ready(tiny_wan: Tiny) -> None:
     def stop(step: int, planned: PlannedRequest) -> None:
         if step == 1:
             raise KeyboardInterrupt
 
-    with VideoGenerator(tiny_wan.onnx) as generator:
-        expected = generator.generate("a red wall", seed=1, params=FEW).frames
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
+        expected = pipe("a red wall", seed=1, params=FEW).frames
         with pytest.raises(KeyboardInterrupt):
-            generator.generate("a red wall", seed=1, params=FEW, on_step=stop)
+            pipe("a red wall", seed=1, params=FEW, on_step=stop)
         with pytest.raises(ValueError, match="negative_prompt 'x': has no effect without guidance"):
-            generator.generate(
-                "a", negative_prompt="x", params=SamplingParams(num_inference_steps=2, guidance_scale=1.0)
-            )
-        assert np.array_equal(generator.generate("a red wall", seed=1, params=FEW).frames, expected)
+            pipe("a", negative_prompt="x", params=SamplingParams(num_inference_steps=2, guidance_scale=1.0))
+        assert np.array_equal(pipe("a red wall", seed=1, params=FEW).frames, expected)
 
 
 def test_samples_that_are_not_finite(tiny_wan: Tiny) -> None:
     model = tiny_wan.model()
     with torch.no_grad():
         model.routed_blocks()[1].ffn.net[2].weight[0, 0] = float("nan")
-    with VideoGenerator(model) as generator, pytest.raises(NonFiniteError, match=r"step 0, .*it began in blocks.1.ffn"):
-        generator.generate("a red wall", params=FEW)
+    with (
+        VortaPipeline.from_pretrained(model) as pipe,
+        pytest.raises(NonFiniteError, match=r"step 0, .*it began in blocks.1.ffn"),
+    ):
+        pipe("a red wall", params=FEW)
 
 
 def test_a_vae_that_overflows(tiny_wan: Tiny) -> None:
-    with VideoGenerator(tiny_wan.onnx) as generator:
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
         with torch.no_grad():
-            next(generator.pipeline.vae.decoder.parameters()).fill_(float("inf"))
+            next(vae_of(pipe).decoder.parameters()).fill_(float("inf"))
         with pytest.raises(VortaError, match="the decoded video has values that are not finite"):
-            generator.generate("a red wall", params=FEW)
+            pipe("a red wall", params=FEW)
 
 
 def test_a_file_without_router(tiny_wan: Tiny, tmp_path: Path) -> None:
     source = Source(tiny_wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
     dense = export_checkpoint(source, tmp_path / "dense.onnx", lambda *what: None)
-    with VideoGenerator(dense, tiny_wan.checkpoint, strict=True) as generator:
-        video = generator.generate("a red wall", params=FEW)
+    with VortaPipeline.from_pretrained(dense, tiny_wan.checkpoint, strict=True) as pipe:
+        video = pipe("a red wall", params=FEW)
     assert video.planned.steps.routes is not None
     assert video.planned.steps.routes.shares()["full"] == 1
 
@@ -287,12 +304,12 @@ def test_a_file_without_router(tiny_wan: Tiny, tmp_path: Path) -> None:
 def test_strict_wants_to_know_the_routes(tiny_wan: Tiny) -> None:
     planner = RequestPlanner(tiny_wan.onnx)
     planner.path = None  # as of a bundle from before bundles held it
-    with VideoGenerator(planner) as generator:
-        video = generator.generate("a red wall", params=FEW)
+    with VortaPipeline(planner) as pipe:
+        video = pipe("a red wall", params=FEW)
         assert video.fallbacks == ("planned routes: 1 times",)
-    with VideoGenerator(planner, strict=True) as generator:
+    with VortaPipeline(planner, strict=True) as pipe:
         with pytest.raises(FallbackError, match="planned routes: .* does not hold its timestep path"):
-            generator.generate("a red wall", params=FEW)
+            pipe("a red wall", params=FEW)
 
 
 def copy_of(tiny: Tiny, folder: Path) -> Path:
@@ -301,7 +318,7 @@ def copy_of(tiny: Tiny, folder: Path) -> Path:
 
 def test_checkpoints_of_another_model(tiny_wan: Tiny, tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a HunyuanVideoPipeline; generation needs the WanPipeline folder"):
-        VideoGenerator(tiny_wan.onnx, tiny_hunyuan_video.checkpoint)
+        VortaPipeline.from_pretrained(tiny_wan.onnx, tiny_hunyuan_video.checkpoint)
     folder = copy_of(tiny_wan, tmp_path)
     config = folder / "vae" / "config.json"
     config.write_text(
@@ -312,7 +329,7 @@ def test_checkpoints_of_another_model(tiny_wan: Tiny, tiny_hunyuan_video: Tiny, 
 
     AutoencoderKLWan.from_config(json.loads(config.read_text())).save_pretrained(folder / "vae")
     with pytest.raises(CheckpointError, match="VAE channels 6, but .*fp32.onnx takes 4; give the pipeline folder"):
-        VideoGenerator(tiny_wan.onnx, folder)
+        VortaPipeline.from_pretrained(tiny_wan.onnx, folder)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae"])
@@ -321,41 +338,41 @@ def test_missing_parts(tiny_wan: Tiny, tmp_path: Path, part: str) -> None:
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
     with pytest.raises(CheckpointError, match=f"has no {part}; generation needs the whole pipeline folder"):
-        VideoGenerator(tiny_wan.onnx, folder)
+        VortaPipeline.from_pretrained(tiny_wan.onnx, folder)
 
 
 def test_folders_that_are_no_pipeline(tiny_wan: Tiny, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match="has no model_index.json; generation needs the whole pipeline folder"):
-        VideoGenerator(tiny_wan.onnx, tmp_path / "folder")
+        VortaPipeline.from_pretrained(tiny_wan.onnx, tmp_path / "folder")
     (tmp_path / "folder" / "model_index.json").write_text("[")
-    with pytest.raises(CheckpointError, match="model_index.json: is not valid JSON"):
-        VideoGenerator(tiny_wan.onnx, tmp_path / "folder")
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        VortaPipeline.from_pretrained(tiny_wan.onnx, tmp_path / "folder")
 
 
 def test_offload_without_a_gpu(tiny_wan: Tiny) -> None:
     with pytest.raises(VortaError, match="cpu_offload: there is no GPU to keep free"):
-        VideoGenerator(tiny_wan.onnx, cpu_offload=True)
+        VortaPipeline.from_pretrained(tiny_wan.onnx, cpu_offload=True)
 
 
 def test_tiles(tiny: Tiny) -> None:
-    with VideoGenerator(tiny.onnx) as generator:
-        assert generator.pipeline.vae.use_tiling == (tiny.family == "hunyuan_video")
-    with VideoGenerator(tiny.onnx, vae_tiling=tiny.family == "wan") as generator:
-        assert generator.pipeline.vae.use_tiling == (tiny.family == "wan")
+    with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+        assert vae_of(pipe).use_tiling == (tiny.family == "hunyuan_video")
+    with VortaPipeline.from_pretrained(tiny.onnx, vae_tiling=tiny.family == "wan") as pipe:
+        assert vae_of(pipe).use_tiling == (tiny.family == "wan")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cpu_offload", [False, True])
 def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
-    with VideoGenerator(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as generator:
-        one, again = (generator.generate("a red wall", seed=1, params=FEW) for _ in range(2))
+    with VortaPipeline.from_pretrained(tiny.model(dtype=torch.bfloat16).to("cuda"), cpu_offload=cpu_offload) as pipe:
+        one, again = (pipe("a red wall", seed=1, params=FEW) for _ in range(2))
     assert np.abs(one.frames.astype(int) - again.frames).max() <= 1
 
 
 @pytest.mark.gpu
-def test_memory_modes_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_path: Path) -> None:
-    """Staged, it gives the videos of resident, and leaves nothing on the GPU. Strict: the engine takes the planned
+def test_residencies_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_path: Path) -> None:
+    """Sequential, it gives the videos of resident, and leaves nothing on the GPU. Strict: the engine takes the planned
     routes, in CUDA graphs."""
     geometry = RequestPlanner(tiny_wan.onnx).geometry
     routes_file = save_calibration(tmp_path / "routes.json", geometry, (1000.0, 900.0), (899.0, 0.0))
@@ -367,23 +384,23 @@ def test_memory_modes_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_pa
 
     def run(mode: str) -> None:
         videos: list[GeneratedVideo] = []
-        with VideoGenerator(bundle, tiny_wan.checkpoint, strict=True, memory_mode=mode) as generator:
-            generator.generate_each(
+        with VortaPipeline.from_pretrained(bundle, tiny_wan.checkpoint, strict=True, residency=mode) as pipe:
+            pipe.generate_each(
                 ["a red wall", "a blue wall"], lambda _, video: videos.append(video), seed=1, settings=settings
             )
-            assert (generator.memory.mode.value, generator.executor) == (mode, "tensorrt")
+            assert (pipe.residency.residency.value, pipe.executor) == (mode, "tensorrt")
         routes = videos[0].planned.steps.routes
         assert routes is not None
         assert routes.routes.unique().tolist() == [0, 1, 2]
         frames.append([video.frames.astype(int) for video in videos])
 
-    for mode in ("resident", "staged", "staged", "staged"):
+    for mode in ("resident", "sequential", "sequential", "sequential"):
         run(mode)
         gc.collect()
         torch.cuda.empty_cache()
         free.append(torch.cuda.mem_get_info()[0])
-    resident, *staged = frames
-    for each in staged:
+    resident, *sequential = frames
+    for each in sequential:
         assert all(np.abs(one - other).max() <= 1 for one, other in zip(resident, each, strict=True))
     assert np.abs(resident[0] - resident[1]).max() > 1
     assert free[3] >= free[2]  # the first ones load kernels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged generation: the same videos, with one part loaded at a time; and who chooses it, by which figures."""
+"""Sequential generation: the same videos, with one part loaded at a time; and who chooses it, by which figures."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.runtime import Engine, SamplingParams, VideoGenerator
+from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline
 from vorta_trt.runtime.memory_plan import CardPlan
-from vorta_trt.runtime.pipelines import loader, memory_mode, transformer
-from vorta_trt.runtime.pipelines.generator import GeneratedVideo
-from vorta_trt.runtime.pipelines.memory_mode import MemoryMode, by_plan, choose_memory
+from vorta_trt.runtime.pipelines import residency, stages, transformer
+from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.runtime.pipelines.planner import PlannedRequest
+from vorta_trt.runtime.pipelines.residency import Residency, by_plan, choose_residency
 from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
@@ -51,7 +51,7 @@ class Watch:
                     watch.events.append("close")
                 super().close()
 
-        load = loader.load_pipeline
+        load = stages.load_pipeline
 
         def watched(*arguments: Any, **options: Any) -> Any:
             watch.events.append(f"load beside {watch.loaded()}")
@@ -62,7 +62,7 @@ class Watch:
             return pipeline
 
         monkeypatch.setattr(transformer, "Engine", WatchedEngine)
-        monkeypatch.setattr(loader, "load_pipeline", watched)
+        monkeypatch.setattr(stages, "load_pipeline", watched)
 
     def loaded(self) -> list[str]:
         """Parts that somebody holds on to; no collection here, which would hide that nobody lets go of cycles."""
@@ -74,34 +74,34 @@ def settings(family: str) -> SamplingParams:
     return SamplingParams(num_inference_steps=3, true_cfg_scale=1.0 if family == "wan" else 3.0)
 
 
-def generate(generator: VideoGenerator, family: str, **options: Any) -> list[GeneratedVideo]:
+def generate(pipe: VortaPipeline, family: str, **options: Any) -> list[GeneratedVideo]:
     videos: list[GeneratedVideo] = []
 
     def keep(number: int, video: GeneratedVideo) -> None:
         assert number == len(videos)
         videos.append(video)
 
-    generator.generate_each(PROMPTS, keep, seed=3, negative_prompt="red", params=settings(family), **options)
+    pipe.generate_each(PROMPTS, keep, seed=3, negative_prompt="red", params=settings(family), **options)
     return videos
 
 
-def test_staged_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    with VideoGenerator(tiny.onnx) as generator:
-        assert generator.memory.mode is MemoryMode.RESIDENT
-        expected = generate(generator, tiny.family)
+def test_sequential_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VortaPipeline.from_pretrained(tiny.onnx) as pipe:
+        assert pipe.residency.residency is Residency.RESIDENT
+        expected = generate(pipe, tiny.family)
     watch = Watch(monkeypatch)
     stages: list[tuple[str, int, int]] = []
     steps: list[tuple[int, int]] = []
-    with VideoGenerator(tiny.onnx, memory_mode="staged", strict=True) as generator:
+    with VortaPipeline.from_pretrained(tiny.onnx, residency="sequential", strict=True) as pipe:
         assert watch.events == []
         videos = generate(
-            generator,
+            pipe,
             tiny.family,
             on_stage=lambda *stage: stages.append(stage),
             on_step=lambda number, step, planned: steps.append((number, step)),
         )
-        again = generator.generate("a blue wall", seed=3, params=SamplingParams(num_inference_steps=3))
-        assert generator.executor == "onnxruntime"
+        again = pipe("a blue wall", seed=3, params=SamplingParams(num_inference_steps=3))
+        assert pipe.executor == "onnxruntime"
     for video, resident in zip(videos, expected, strict=True):
         assert np.array_equal(video.frames, resident.frames)
         assert (video.prompt, video.seed, video.launches) == (resident.prompt, 3, 6)
@@ -124,7 +124,7 @@ def test_staged_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeypatch
     ]
 
 
-def test_every_setting_works_staged(tiny_wan: Tiny) -> None:
+def test_every_setting_works_sequentially(tiny_wan: Tiny) -> None:
     chosen = SamplingParams(
         num_inference_steps=6,
         scheduler="flow-euler",
@@ -132,9 +132,9 @@ def test_every_setting_works_staged(tiny_wan: Tiny) -> None:
         guidance_batching=GuidanceMode.BATCHED,
     )
     videos = []
-    for mode in MemoryMode:
-        with VideoGenerator(tiny_wan.onnx, memory_mode=mode, vae_tiling=True, strict=True) as generator:
-            videos.append(generator.generate("a red wall", seed=1, params=chosen))
+    for mode in Residency:
+        with VortaPipeline.from_pretrained(tiny_wan.onnx, residency=mode, vae_tiling=True, strict=True) as pipe:
+            videos.append(pipe("a red wall", seed=1, params=chosen))
     assert all(np.array_equal(video.frames, videos[0].frames) for video in videos)
     assert {video.launches for video in videos} == {videos[0].planned.steps.computed_steps + 1}
 
@@ -145,13 +145,13 @@ def test_a_stopped_request_leaves_nothing_loaded(tiny_wan: Tiny, monkeypatch: py
             raise KeyboardInterrupt
 
     watch = Watch(monkeypatch)
-    with VideoGenerator(tiny_wan.onnx, memory_mode="staged") as generator:
+    with VortaPipeline.from_pretrained(tiny_wan.onnx, residency="sequential") as pipe:
         with pytest.raises(KeyboardInterrupt):
-            generate(generator, "wan", on_step=stop)
+            generate(pipe, "wan", on_step=stop)
         assert watch.events[-1] == "close"
         gc.collect()
         assert watch.loaded() == []
-        assert len(generate(generator, "wan")) == 3
+        assert len(generate(pipe, "wan")) == 3
 
 
 def test_a_video_is_there_before_the_next_is_decoded(tiny_wan: Tiny, tmp_path: Path) -> None:
@@ -160,21 +160,21 @@ def test_a_video_is_there_before_the_next_is_decoded(tiny_wan: Tiny, tmp_path: P
             raise KeyboardInterrupt
         video.save(tmp_path / f"{number}.npy")
 
-    with VideoGenerator(tiny_wan.onnx, memory_mode="staged") as generator:
+    with VortaPipeline.from_pretrained(tiny_wan.onnx, residency="sequential") as pipe:
         with pytest.raises(ValueError, match="must hold at least one"):
-            generator.generate_each([], write)
+            pipe.generate_each([], write)
         with pytest.raises(KeyboardInterrupt):
-            generator.generate_each(PROMPTS, write, params=SamplingParams(num_inference_steps=1))
+            pipe.generate_each(PROMPTS, write, params=SamplingParams(num_inference_steps=1))
     assert [file.name for file in tmp_path.iterdir()] == ["0.npy"]
 
 
 def test_what_has_no_effect(tiny_wan: Tiny) -> None:
-    with pytest.raises(ValueError, match="cpu_offload: has no effect in memory mode staged"):
-        VideoGenerator(tiny_wan.onnx, memory_mode="staged", cpu_offload=True)
-    with pytest.raises(ValueError, match="memory mode staged: opens and closes an engine, and a routed model stays"):
-        VideoGenerator(tiny_wan.model(), memory_mode="staged")
-    with pytest.raises(ValueError, match="memory mode 'small': must be one of auto, resident, staged"):
-        VideoGenerator(tiny_wan.onnx, memory_mode="small")
+    with pytest.raises(ValueError, match="cpu_offload: has no effect in residency sequential"):
+        VortaPipeline.from_pretrained(tiny_wan.onnx, residency="sequential", cpu_offload=True)
+    with pytest.raises(ValueError, match="residency sequential: opens and closes an engine, and a routed model stays"):
+        VortaPipeline.from_pretrained(tiny_wan.model(), residency="sequential")
+    with pytest.raises(ValueError, match="residency 'small': must be one of auto, resident, sequential"):
+        VortaPipeline.from_pretrained(tiny_wan.onnx, residency="small")
 
 
 # -- who chooses -------------------------------------------------------------------------------------------------------
@@ -203,28 +203,28 @@ def card(**changes: Any) -> CardPlan:
         ({}, "resident", GPU, False, False),
         ({"text_encoder": "leaves"}, "resident", GPU, True, False),
         ({"weight_streaming_budget": 9, "text_encoder": "leaves", "vae": "leaves"}, "resident", GPU, True, True),
-        ({"encoding": "alone"}, "staged", GPU, False, False),
-        ({"decoding": "alone"}, "staged", GPU, False, False),
-        ({"encoding": "too large"}, "staged", torch.device("cpu"), False, False),
-        ({"encoding": "alone", "vae": "leaves", "weight_streaming_budget": 9}, "staged", GPU, False, True),
-        ({"fits": False, "weight_streaming_budget": 9}, "staged", GPU, False, False),  # not built for streaming
+        ({"encoding": "alone"}, "sequential", GPU, False, False),
+        ({"decoding": "alone"}, "sequential", GPU, False, False),
+        ({"encoding": "too large"}, "sequential", torch.device("cpu"), False, False),
+        ({"encoding": "alone", "vae": "leaves", "weight_streaming_budget": 9}, "sequential", GPU, False, True),
+        ({"fits": False, "weight_streaming_budget": 9}, "sequential", GPU, False, False),  # not built for streaming
         ({"text_encoder": None, "vae": None, "encoding": None, "decoding": None}, "resident", GPU, False, False),
     ],
 )
 def test_auto_follows_the_plan(
     changes: dict[str, Any], mode: str, encoders: torch.device, offload: bool, streams: bool
 ) -> None:
-    choice = by_plan(MemoryMode.AUTO, card(**changes), GPU)
-    assert (choice.mode.value, choice.encoders) == (mode, encoders)
+    choice = by_plan(Residency.AUTO, card(**changes), GPU)
+    assert (choice.residency.value, choice.encoders) == (mode, encoders)
     assert (choice.cpu_offload, choice.stream_weights) == (offload, streams)
     assert choice.reason.startswith("free on the GPU are 80 GiB: ")
-    asked = by_plan(MemoryMode.STAGED, card(**changes), GPU)
-    assert (asked.mode, asked.encoders, asked.stream_weights) == (MemoryMode.STAGED, encoders, False)
+    asked = by_plan(Residency.SEQUENTIAL, card(**changes), GPU)
+    assert (asked.residency, asked.encoders, asked.stream_weights) == (Residency.SEQUENTIAL, encoders, False)
     assert asked.reason.startswith("asked for; free on the GPU are 80 GiB: ")
 
 
 def test_what_was_asked_for_stays_asked_for() -> None:
-    choice = by_plan(MemoryMode.AUTO, card(), GPU, cpu_offload=True, stream_weights=True)
+    choice = by_plan(Residency.AUTO, card(), GPU, cpu_offload=True, stream_weights=True)
     assert choice.cpu_offload and choice.stream_weights
 
 
@@ -232,19 +232,19 @@ def test_what_was_asked_for_stays_asked_for() -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A machine whose GPU runs the bundle; `free`: bytes."""
     machine = SimpleNamespace(free=24 << 30)
-    monkeypatch.setattr(memory_mode, "check_device", lambda *what: None)
-    monkeypatch.setattr(memory_mode, "_free_bytes", lambda index: machine.free)
+    monkeypatch.setattr(residency, "check_device", lambda *what: None)
+    monkeypatch.setattr(residency, "_free_bytes", lambda index: machine.free)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     yield machine
 
 
 def test_auto_asks_for_the_free_memory(bundle: Path, tiny_wan: Tiny, gpu: Any) -> None:
-    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint, device="cuda:1")
-    assert (choice.mode, choice.device) == (MemoryMode.RESIDENT, torch.device("cuda", 1))
+    choice = choose_residency(Residency.AUTO, bundle, tiny_wan.checkpoint, device="cuda:1")
+    assert (choice.residency, choice.device) == (Residency.RESIDENT, torch.device("cuda", 1))
     assert "24 GiB: guidance batched, text encoder stays, VAE stays" in choice.reason
     gpu.free = 1 << 20
-    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint)
-    assert choice.is_staged
+    choice = choose_residency(Residency.AUTO, bundle, tiny_wan.checkpoint)
+    assert choice.is_sequential
     assert "0.1 GiB: does not fit" in choice.reason
 
 
@@ -253,5 +253,5 @@ def test_without_cuda_in_torch_only_the_engine_is_on_the_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.free = 1 << 20
-    choice = choose_memory(MemoryMode.AUTO, bundle, tiny_wan.checkpoint)
-    assert (choice.mode, choice.device.type) == (MemoryMode.RESIDENT, "cpu")
+    choice = choose_residency(Residency.AUTO, bundle, tiny_wan.checkpoint)
+    assert (choice.residency, choice.device.type) == (Residency.RESIDENT, "cpu")

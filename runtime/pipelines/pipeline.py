@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`VortaPipeline`: from prompts to videos, as often as you like, with everything loaded once.
+
+    with VortaPipeline.from_pretrained("model.bundle", "CHECKPOINT") as pipe:
+        pipe("A cat walks on grass", num_inference_steps=30, seed=1).save("cat.mp4")
+
+Every video goes through the same stages, see `stages`: encode, denoise, decode. What is freed between them is the
+`residency`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
+from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
+from vorta_trt.runtime.pipelines.stages import Conditions, OnStage, OnStep, Parts, Sampling, decode, denoise, encode
+from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.video_file import write_frames
+
+BUDGET = "weight_streaming_budget"
+StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
+OnVideo = Callable[[int, "GeneratedVideo"], None]  # number of the prompt
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedVideo:
+    """A video and how it came to be.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3], RGB.
+        frames_per_second: Of the model's family.
+        prompt: What to give to get it again.
+        seed: The same.
+        planned: Schedule and steps.
+        launches: Of the transformer.
+        seconds: Of encoding, denoising and decoding it.
+        fallbacks: What ran otherwise than asked for, in words.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    frames_per_second: float
+    prompt: str
+    seed: int
+    planned: PlannedRequest
+    launches: int
+    seconds: float
+    fallbacks: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the frames, and of the plan the number of its steps."""
+        computed, steps = self.planned.steps.computed_steps, len(self.planned.steps.compute)
+        frames, height, width, _ = self.frames.shape
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "size": [frames, height, width],
+            "steps": steps,
+            "reused_steps": steps - computed,
+            "launches": self.launches,
+            "seconds": self.seconds,
+            "fallbacks": list(self.fallbacks),
+        }
+
+    def save(self, path: str | Path, frames_per_second: float | None = None) -> Path:
+        """Writes .mp4, .mkv or .mov (H.264), or .npy with the frames as they are; whole or not at all."""
+        return write_frames(Path(path), self.frames, frames_per_second or self.frames_per_second)
+
+
+class VortaPipeline:
+    """A pipeline, loaded once; or, where it does not fit into the memory, stage by stage in every request.
+
+    Requests of one pipeline run one after the other, whichever thread they come from (a lock); nothing of one is left
+    in the next. For requests side by side, make a pipeline for each.
+
+    Args:
+        planner: Of the model; `from_pretrained` makes it.
+        residency: "resident", "sequential", or "auto", which asks the memory plan; see `residency`.
+        executor: As for `Engine`. A routed model runs where it is. Text encoders and VAE go to the same device.
+        device: As for `Engine`.
+        verify: As for `Engine`.
+        engine: Further options of `Engine`, e.g. {"weight_streaming_budget": "auto"}.
+        strict: Whatever would run otherwise than asked for is an error.
+        cpu_offload: Text encoders and VAE are on the GPU only while they are used.
+        vae_tiling: Decode in tiles, which takes less memory; None does for families that need it.
+
+    Raises:
+        CheckpointError: The folder is not the model's pipeline.
+        VortaError: What `Engine` raises.
+
+    Attributes:
+        planner: See `RequestPlanner`.
+        fallbacks: Of all requests.
+        residency: The `ResidencyChoice`.
+        parts: Text encoders, transformer and VAE.
+        executor: What runs the transformer: "tensorrt", "onnxruntime", "reference", "torch"; None until it is loaded.
+    """
+
+    def __init__(
+        self,
+        planner: RequestPlanner,
+        *,
+        residency: Residency | str = Residency.AUTO,
+        executor: str | None = None,
+        device: str | int | None = None,
+        verify: bool = True,
+        engine: Mapping[str, Any] | None = None,
+        strict: bool = False,
+        cpu_offload: bool = False,
+        vae_tiling: bool | None = None,
+    ) -> None:
+        self.planner = planner
+        self.fallbacks = Fallbacks(strict)
+        self.executor: str | None = None
+        self._lock = threading.Lock()
+        self._planned: tuple[SamplingParams, PlannedRequest] | None = None
+        self._engine = {"executor": executor, "device": device, **(engine or {})}
+        self._verify = verify
+        self.parts = Parts(planner, self._open, vae_tiling)  # looks at the folder before an engine is loaded
+        self.residency = self.parts.choice = choose_residency(
+            Residency(residency),
+            planner.source,
+            planner.require_checkpoint(),
+            executor=executor,
+            device=device,
+            cpu_offload=cpu_offload,
+            stream_weights=self._engine.get(BUDGET) is not None,
+        )
+        if self.residency.stream_weights and self._engine.get(BUDGET) is None:
+            self._engine[BUDGET] = "auto"
+        if not self.residency.is_sequential:
+            try:
+                self.parts.load()
+            except BaseException:
+                self.close()
+                raise
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | Bundle | RoutedTransformer,
+        checkpoint: str | Path | None = None,
+        *,
+        route_override: str | Path | None = BUNDLED,
+        **options: Any,
+    ) -> VortaPipeline:
+        """Of a bundle, an exported ONNX file, or a routed model in torch.
+
+        Args:
+            source: See `RequestPlanner`.
+            checkpoint: The diffusers pipeline folder; see `RequestPlanner`.
+            route_override: Calibrated routes; see `RequestPlanner`.
+            options: See the class.
+        """
+        return cls(RequestPlanner(source, checkpoint, route_override=route_override), **options)
+
+    def plan(self, params: SamplingParams) -> PlannedRequest:
+        """`RequestPlanner.plan`; that of the last parameters is kept."""
+        planned = self._planned  # once: other threads may plan meanwhile
+        if planned is None or planned[0] != params:
+            planned = self._planned = params, self.planner.plan(params)
+        return planned[1]
+
+    def __call__(
+        self,
+        prompt: str,
+        params: SamplingParams | None = None,
+        *,
+        on_step: StepReport | None = None,
+        **options: Any,
+    ) -> GeneratedVideo:
+        """One video of the model's size; see `generate_each`, which several prompts should go to together.
+
+        Args:
+            prompt: What the video shows.
+            params: How to sample.
+            on_step: Called as every step begins; may raise to stop the request.
+            options: Of `generate_each`, among them all of `SamplingParams` by name.
+        """
+        videos: list[GeneratedVideo] = []
+        report = None if on_step is None else lambda _, step, planned: on_step(step, planned)
+        self.generate_each([prompt], lambda _, video: videos.append(video), params, on_step=report, **options)
+        return videos[0]
+
+    def generate_each(
+        self,
+        prompts: Sequence[str],
+        on_video: OnVideo,
+        params: SamplingParams | None = None,
+        *,
+        image: Any = None,
+        generator: torch.Generator | None = None,
+        locate: bool | None = None,
+        on_step: OnStep | None = None,
+        on_stage: OnStage | None = None,
+        **changes: Any,
+    ) -> None:
+        """A video of the model's size for every prompt. Sequential, the engine is opened and closed once for all.
+
+        Args:
+            prompts: What the videos show.
+            on_video: Called with the number of a prompt and its video as soon as that is decoded; not to call this
+                pipeline.
+            params: How to sample; its seed is that of every video.
+            image: For models that begin with one.
+            generator: Of the noise, in the place of a seed.
+            locate: See `VortaTransformer.request`.
+            on_step: Called as every step begins.
+            on_stage: Called with what is done between the steps. All three callbacks may raise to stop the request.
+            changes: Of the parameters, by name: `num_inference_steps=30`, `seed=1`, `dense_first=2`, ...
+
+        Raises:
+            ValueError: No prompt, or parameters that do not suit the family.
+            NonFiniteError: With step and, if looked for, layer.
+            FallbackError: In strict mode. After any error the pipeline is ready for the next request.
+        """
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"prompts {prompts!r}: must be a list of strings, and must hold at least one")
+        if image is not None:
+            raise ValueError("image: this model makes videos of text alone; leave it out")
+        params = (params or SamplingParams()).updated(**changes)
+        if generator is not None and params.seed is not None:
+            raise ValueError(f"seed {params.seed}: the generator has one of its own; give one of them")
+        with self._lock:
+            seed = secrets.randbits(32) if params.seed is None else params.seed
+            sampling = Sampling(params, self.plan(params), _noise(seed, generator), locate, on_step)
+            self.parts.on_stage = on_stage or (lambda *_: None)
+            # What is freed between the stages is loaded once for all prompts.
+            together = len(prompts) if self.residency.is_sequential else 1
+            for first in range(0, len(prompts), together):
+                videos = self._videos(prompts[first : first + together], first, sampling)
+                for number, video in enumerate(videos, first):
+                    on_video(number, video)
+
+    def _videos(self, prompts: Sequence[str], first: int, sampling: Sampling) -> Iterator[GeneratedVideo]:
+        """The stages, one after the other; each video as soon as it is decoded."""
+        began = time.perf_counter()
+        conditions = self._conditions(prompts, sampling)
+        self.parts.free()
+        encoding = (time.perf_counter() - began) / len(prompts)  # an equal share
+        denoised = denoise(conditions, first, sampling, self.parts)
+        del conditions
+        self.parts.free()
+        began = time.perf_counter()
+        latents = [each.latents for each in denoised]
+        for prompt, each, frames in zip(prompts, denoised, decode(latents, self.parts), strict=True):
+            seconds = encoding + each.seconds + time.perf_counter() - began
+            yield GeneratedVideo(
+                frames,
+                self.planner.frames_per_second,
+                prompt,
+                sampling.noise().initial_seed(),
+                sampling.planned,
+                each.launches,
+                seconds,
+                each.fallbacks,
+            )
+            began = time.perf_counter()
+        self.parts.free()
+
+    def _conditions(self, prompts: Sequence[str], sampling: Sampling) -> list[Conditions]:
+        """What the transformer is given with the latents of every prompt: text, each encoded once."""
+        negatives = [sampling.params.negative_prompt or ""] if sampling.planned.guided else []
+        encoded = encode(list(dict.fromkeys([*prompts, *negatives])), self.parts)
+        against = {f"negative_{name}": tensor for text in negatives for name, tensor in encoded[text].items()}
+        return [encoded[prompt] | against for prompt in prompts]
+
+    def close(self) -> None:
+        """Frees the engine; text encoders and VAE go with this object. May be called twice."""
+        self.parts.close()
+
+    def __enter__(self) -> VortaPipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> VortaTransformer:
+        source, given = self.planner.source, {name: value for name, value in self._engine.items() if value is not None}
+        if isinstance(source, RoutedTransformer):
+            transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **given)
+        else:
+            transformer = VortaTransformer.from_pretrained(
+                source, verify=self._verify, fallbacks=self.fallbacks, **self._engine
+            )
+        denoiser = transformer.denoiser
+        self.executor = denoiser.engine.executor if isinstance(denoiser, EngineDenoiser) else "torch"
+        return transformer
+
+
+def _noise(seed: int, generator: torch.Generator | None) -> Callable[[], torch.Generator]:
+    """The generator of every video: the caller's, or one of its own with the seed."""
+    return (lambda: torch.Generator().manual_seed(seed)) if generator is None else (lambda: generator)

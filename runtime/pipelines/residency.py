@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residency: what is freed between the stages of generation, which are encode, denoise and decode.
+
+resident: nothing; everything is loaded once, and stays for any number of requests.
+sequential: every stage frees what it has loaded. In a request, the text encoders encode all prompts and go; the engine
+is opened, samples the latents of all videos and is closed; the VAE decodes them.
+auto: sequential where the memory plan of `runtime.memory_plan`, made for what is free on the GPU now, has the prompt
+encoded before the engine is opened, or the video decoded after it is closed, or finds that not even the engine fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vorta_trt.engines.bundle import Bundle
+from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.device_memory import DeviceMemory
+from vorta_trt.runtime.executors.loaded_engine import check_device
+from vorta_trt.runtime.executors.tensorrt_executor import device_index
+from vorta_trt.runtime.memory_plan import CardPlan, plan_memory
+from vorta_trt.runtime.target import read_target
+
+CPU = torch.device("cpu")
+
+
+class Residency(str, Enum):
+    """What is freed between the stages; see the module's text."""
+
+    AUTO = "auto"
+    RESIDENT = "resident"
+    SEQUENTIAL = "sequential"
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"residency {value!r}: must be one of {', '.join(residency.value for residency in cls)}")
+
+
+@dataclass(frozen=True)
+class ResidencyChoice:
+    """What was chosen, and why.
+
+    Attributes:
+        residency: RESIDENT or SEQUENTIAL.
+        reason: In words.
+        device: Where the VAE and, resident, the text encoders run.
+        encoders: Where the text encoders run, sequential: on the CPU if they are too large for the GPU.
+        cpu_offload: Resident, text encoders and VAE are on the GPU only while they are used.
+        stream_weights: The engine is opened with a weight streaming budget; "auto", if the caller has given none.
+    """
+
+    residency: Residency
+    reason: str
+    device: torch.device = CPU
+    encoders: torch.device = CPU
+    cpu_offload: bool = False
+    stream_weights: bool = False
+
+    @property
+    def is_sequential(self) -> bool:
+        return self.residency is Residency.SEQUENTIAL
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON has it."""
+        return {
+            "residency": self.residency.value,
+            "reason": self.reason,
+            "cpu_offload": self.cpu_offload,
+            "weight_streaming": self.stream_weights,
+        }
+
+
+def choose_residency(
+    residency: Residency,
+    source: str | Path | Bundle | RoutedTransformer,
+    checkpoint: Path,
+    *,
+    executor: str | None = None,
+    device: str | int | None = None,
+    cpu_offload: bool = False,
+    stream_weights: bool = False,
+) -> ResidencyChoice:
+    """Asks the memory plan, if there is a GPU to ask about; loads nothing.
+
+    Args:
+        residency: What the caller asks for.
+        source: A bundle, an ONNX file or a model.
+        checkpoint: The pipeline folder.
+        executor: As for `Engine`.
+        device: As for `Engine`.
+        cpu_offload: Whether that has been asked for.
+        stream_weights: Whether that has been asked for.
+
+    Raises:
+        ValueError: Something would have no effect.
+    """
+    is_model, sequential = isinstance(source, RoutedTransformer), residency is Residency.SEQUENTIAL
+    if sequential and cpu_offload:
+        raise ValueError("cpu_offload: has no effect in residency sequential, which frees text encoders; leave it out")
+    if sequential and is_model:
+        raise ValueError("residency sequential: opens and closes an engine, and a routed model stays; leave it out")
+    asked: dict[str, Any] = {"cpu_offload": cpu_offload, "stream_weights": stream_weights}
+    if residency is Residency.RESIDENT:
+        return ResidencyChoice(residency, "asked for", **asked)
+    if isinstance(source, RoutedTransformer):
+        return ResidencyChoice(Residency.RESIDENT, "a routed model stays where it is", **asked)
+    target = read_target(source)
+    if target.bundle is None or executor not in (None, "tensorrt"):
+        if sequential:
+            return ResidencyChoice(residency, "asked for", **asked)
+        return ResidencyChoice(Residency.RESIDENT, "the model runs on the CPU", **asked)
+    index = device_index(device)
+    try:
+        check_device(target.bundle, index, device)
+    except VortaError as error:  # the engine says this, too, and with a remedy: resident, it is opened before all else
+        return ResidencyChoice(Residency.RESIDENT, str(error), **asked)
+    on_gpu = torch.cuda.is_available()  # else text encoders and VAE run on the CPU
+    free = max(_free_bytes(index) * 10 // 2**30 / 10, 0.1)  # GiB, rounded down
+    (card,) = plan_memory(target, checkpoint if on_gpu else None, [free]).cards
+    return by_plan(residency, card, torch.device("cuda", index) if on_gpu else CPU, **asked)
+
+
+def by_plan(
+    residency: Residency,
+    card: CardPlan,
+    device: torch.device,
+    *,
+    cpu_offload: bool = False,
+    stream_weights: bool = False,
+) -> ResidencyChoice:
+    """What follows from AUTO or SEQUENTIAL and the plan for what is free on the GPU.
+
+    Args:
+        residency: What the caller asks for.
+        card: The plan.
+        device: Of text encoders and VAE.
+        cpu_offload: Whether that has been asked for.
+        stream_weights: Whether that has been asked for.
+    """
+    reason = f"free on the GPU are {card.line()}"
+    encoders = CPU if card.encoding == "too large" else device
+    if residency is Residency.SEQUENTIAL:
+        return ResidencyChoice(residency, f"asked for; {reason}", device, encoders, stream_weights=stream_weights)
+    stream_weights |= card.fits and card.weight_streaming_budget is not None
+    beside = {card.encoding, card.decoding} <= {"beside", None}
+    if device.type == "cuda" and not (card.fits and beside):
+        return ResidencyChoice(Residency.SEQUENTIAL, reason, device, encoders, stream_weights=stream_weights)
+    cpu_offload |= "leaves" in (card.text_encoder, card.vae)
+    return ResidencyChoice(Residency.RESIDENT, reason, device, device, cpu_offload, stream_weights)
+
+
+def _free_bytes(index: int) -> int:
+    memory = DeviceMemory(index)
+    try:
+        return memory.free_bytes()[0]
+    finally:
+        memory.close()

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of generation: encode, denoise, decode; and `Parts`, which has ready what each of them needs.
+
+A stage is the same whether its parts stay or go afterwards. What is sampled is what diffusers' own pipeline samples:
+its `encode_prompt` encodes, its `__call__` denoises from the embeddings to latents, and its VAE decodes those.
+
+Letters: C latent channels, F, H, W frames, height, width, of latents or of the video.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families import get_family
+from vorta_trt.model.families.training import training_family
+from vorta_trt.model.model_index import ModelIndex
+from vorta_trt.model.pipeline_folder import check_pipeline, component_class, load_part, load_pipeline, vae_config
+from vorta_trt.model.precision import torch_dtype
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
+from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
+
+PURPOSE = "generation"  # what needs the pipeline folder, in errors
+OnStage = Callable[[str, int, int], None]  # what is being done, how often it was done, how often it will be; 0: unknown
+OnStep = Callable[[int, int, PlannedRequest], None]  # number of the video, the step that begins, the plan
+Conditions = dict[str, Tensor]  # [1, ...] each, by the names of the pipeline's arguments
+
+
+class Parts:
+    """Text encoders, transformer and VAE; each is there while its stage runs.
+
+    Args:
+        planner: Of the model; its pipeline folder is looked at, and nothing is loaded yet.
+        open_transformer: Called when the transformer is needed.
+        vae_tiling: Decode in tiles; None does for the families that need it.
+
+    Raises:
+        CheckpointError: The folder is not the model's pipeline.
+        FileNotFoundError: There is none.
+
+    Attributes:
+        planner: As given.
+        choice: Decides what stays; set it before anything is loaded.
+        transformer: While it is loaded.
+        on_stage: Called with what is being loaded.
+    """
+
+    choice: ResidencyChoice
+
+    def __init__(
+        self, planner: RequestPlanner, open_transformer: Callable[[], VortaTransformer], vae_tiling: bool | None
+    ) -> None:
+        self.planner, self._open = planner, open_transformer
+        self._family = get_family(planner.family)
+        self._folder = planner.require_checkpoint()
+        self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
+        self._check(check_pipeline(self._folder, self._family, purpose=PURPOSE))
+        self._kept: dict[str, Any] = {}  # resident: the pipeline of each stage
+        self.transformer: VortaTransformer | None = None
+        self.on_stage: OnStage = lambda *_: None
+
+    def load(self) -> None:
+        """Resident: loads everything."""
+        with self.denoising() as (_, transformer):
+            device = transformer.device
+        if self.choice.cpu_offload and device.type != "cuda":
+            raise VortaError(f"cpu_offload: there is no GPU to keep free, the model runs on the {device}; leave it out")
+        with self.encoding(), self.decoding():
+            pass
+
+    def free(self) -> None:
+        """Between two stages: what nobody refers to any more, also in cycles, and what torch keeps for later, which
+        TensorRT cannot use."""
+        if self.choice.is_sequential or self.choice.cpu_offload:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    @property
+    def waiting(self) -> torch.device | None:
+        """Where tensors lie between the stages; None: where they are."""
+        return CPU if self.choice.is_sequential else None
+
+    @contextmanager
+    def encoding(self) -> Iterator[tuple[Any, torch.device]]:
+        """diffusers' pipeline with text encoders and tokenizers, and where they run."""
+        device = self.choice.encoders if self.transformer is None else self.transformer.device
+        names = tuple(name for name in self._family.components if name != "vae")
+        with self._pipeline("the text encoder", names, device) as pipeline:
+            yield pipeline, device
+
+    @contextmanager
+    def denoising(self) -> Iterator[tuple[Any, VortaTransformer]]:
+        """diffusers' pipeline with the transformer alone, and that."""
+        try:
+            if self.transformer is None:
+                self.on_stage("loading the engine", 0, 0)
+                self.transformer = self._open()
+            with self._pipeline("", (), self.transformer.device) as pipeline:
+                pipeline.transformer = self.transformer
+                yield pipeline, self.transformer
+        finally:
+            if self.choice.is_sequential:
+                self.close()
+
+    @contextmanager
+    def decoding(self) -> Iterator[tuple[Any, torch.device]]:
+        """diffusers' pipeline with the VAE, and where that runs."""
+        device = self.choice.device if self.transformer is None else self.transformer.device
+        with self._pipeline("the VAE", ("vae",), device) as pipeline:
+            yield pipeline, device
+
+    def close(self) -> None:
+        """Frees the engine; text encoders and VAE go with this object. May be called twice."""
+        transformer, self.transformer = self.transformer, None
+        if transformer is not None:
+            transformer.close()
+
+    @contextmanager
+    def _pipeline(self, what: str, names: Sequence[str], device: torch.device) -> Iterator[Any]:
+        """Of these components, on the device."""
+        pipeline = self._kept.get(what)
+        if pipeline is None:
+            if what:
+                self.on_stage(f"loading {what}", 0, 0)
+            pipeline = self._load(names, device)
+            if not self.choice.is_sequential:
+                self._kept[what] = pipeline
+        _move(pipeline, names, device)
+        try:
+            yield pipeline
+        finally:
+            if self.choice.cpu_offload:
+                _move(pipeline, names, CPU)
+
+    def _load(self, names: Sequence[str], device: torch.device) -> Any:
+        """On the CPU; the device decides the precision."""
+        family = self._family
+        encoders, vae = (
+            torch_dtype(dtype) if device.type == "cuda" else torch.float32
+            for dtype in (family.encoder_dtype, family.vae_dtype)
+        )
+        without = [name for name in family.components if name not in names]
+        pipeline = load_pipeline(self._folder, family, encoders, purpose=PURPOSE, without=without)
+        if "vae" in names:
+            # diffusers' `to` warns of modules to keep, even if there are none
+            torch.nn.Module.to(pipeline.vae, vae)
+            if self._tiled:
+                pipeline.vae.enable_tiling()
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _check(self, index: ModelIndex) -> None:
+        """Text encoders and VAE must give what the transformer takes."""
+        config, family = self.planner.config, self._family
+        encoder = load_part(
+            component_class(index, "text_encoder", self._folder).config_class, self._folder / "text_encoder", {}
+        )
+        found = {
+            "VAE channels": family.vae_channels(vae_config(index, family, self._folder)),
+            "text encoder's width": encoder.hidden_size,
+        }
+        wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[family.text_width]}
+        for what, value in wanted.items():
+            if found[what] not in (value, None):
+                raise CheckpointError(
+                    f"checkpoint {self._folder}: {what} {found[what]}, but {self.planner.name} takes {value}; give "
+                    f"the pipeline folder that it was made from"
+                )
+
+
+def _move(pipeline: Any, names: Sequence[str], device: torch.device) -> None:
+    for name in names:
+        if isinstance(part := getattr(pipeline, name), torch.nn.Module):
+            torch.nn.Module.to(part, device)
+
+
+# -- the stages --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(texts: Sequence[str], parts: Parts) -> dict[str, Conditions]:
+    """What the text encoders make of each text."""
+    family = training_family(parts.planner.family, parts.planner.config)
+    encoded = {}
+    with parts.encoding() as (pipeline, device):
+        for number, text in enumerate(texts):
+            parts.on_stage("encoding prompts", number, len(texts))
+            tensors = family.encode_caption(pipeline, text, device)
+            encoded[text] = {name: tensor[None].to(parts.waiting or device) for name, tensor in tensors.items()}
+    return encoded
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the videos of one request are denoised.
+
+    Attributes:
+        params: As asked for.
+        planned: Schedule and steps.
+        noise: Gives the generator of each video's noise.
+        locate: See `VortaTransformer.request`.
+        on_step: Called as every step begins; may raise to stop.
+    """
+
+    params: SamplingParams
+    planned: PlannedRequest
+    noise: Callable[[], torch.Generator]
+    locate: bool | None = None
+    on_step: OnStep | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """What the transformer made of one video.
+
+    Attributes:
+        latents: [1, C, F, H, W].
+        launches: Of the transformer.
+        seconds: Of denoising.
+        fallbacks: What ran otherwise than asked for, in words.
+    """
+
+    latents: Tensor
+    launches: int
+    seconds: float
+    fallbacks: tuple[str, ...]
+
+
+def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, parts: Parts) -> list[Denoised]:
+    """Latents of each video.
+
+    Args:
+        conditions: Of each video.
+        first: Number of the first of them, for `on_step`.
+        sampling: How.
+        parts: What runs it.
+    """
+    planner, planned, on_step = parts.planner, sampling.planned, sampling.on_step
+    frames, height, width = planner.size
+    steps, scheduler = planned.steps, planned.schedule.instance
+    arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
+    arguments.pop("negative_prompt", None)  # it is encoded
+    denoised = []
+    with parts.denoising() as (pipeline, transformer):
+        pipeline.scheduler = scheduler
+        fallbacks = transformer.fallbacks
+        for number, tensors in enumerate(conditions, first):
+            began, before = time.perf_counter(), dict(fallbacks.counts)
+            if steps.routes is None:
+                fallbacks.record("planned routes", f"{planner.name} does not hold its timestep path")
+            noise = sampling.noise()
+            if hasattr(scheduler, "generator"):
+                scheduler.generator = noise
+            with transformer.request(
+                steps,
+                guidance=sampling.params.guidance_batching if planned.guided else GuidanceMode.SEQUENTIAL,
+                locate=sampling.locate,
+                on_step=None if on_step is None else lambda step, number=number: on_step(number, step, planned),
+                pipeline=pipeline,
+            ) as request:
+                latents = pipeline(
+                    num_inference_steps=len(steps.timesteps),
+                    generator=noise,
+                    output_type="latent",
+                    **{name: tensor.to(transformer.device) for name, tensor in tensors.items()},
+                    **arguments,
+                ).frames
+            told = tuple(
+                f"{kind}: {count - before.get(kind, 0)} times"
+                for kind, count in sorted(fallbacks.counts.items())
+                if count > before.get(kind, 0)
+            )
+            latents = latents.to(parts.waiting or latents.device)
+            denoised.append(Denoised(latents, request.launches.total(), time.perf_counter() - began, told))
+    return denoised
+
+
+@torch.no_grad()
+def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.uint8]]:
+    """[1, C, F, H, W] each -> uint8 [F, H, W, 3], each as soon as it is decoded.
+
+    Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits.
+    """
+    family = get_family(parts.planner.family)
+    with parts.decoding() as (pipeline, device):
+        for number, sample in enumerate(latents):
+            parts.on_stage("decoding", number, len(latents))
+            scaled = family.denormalise(pipeline.vae, sample.to(device, pipeline.vae.dtype))
+            decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
+            video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
+            if not bool(video.isfinite().all()):
+                raise VortaError(
+                    "the decoded video has values that are not finite, though the latents were: the VAE overflows in "
+                    "its precision; decode with another one"
+                )
+            yield (video.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
