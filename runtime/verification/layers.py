@@ -23,13 +23,12 @@ from vorta_trt.runtime.verification.report import LayerReport
 if TYPE_CHECKING:
     import onnx
 
-    from vorta_trt.runtime.verification.subject import Subject
+    from vorta_trt.runtime.verification.sides import Subject
 
 
 def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerReport:
     """Runs one case with the outputs of all modules. Of a bundle, it is the ONNX file inside that is looked at."""
     from vorta_trt.runtime.engine import Engine
-    from vorta_trt.runtime.verification.runners import EngineRunner
 
     path = subject.target.onnx_path
     if path is None:
@@ -42,9 +41,8 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
     tensors = module_tensors(onnx_file.model, metadata.compared_modules() if metadata else ())
     with probed_copy(onnx_file, list(tensors.values())) as copy:
         executor = "reference" if subject.precision == "bf16" else "onnxruntime"
-        runner = EngineRunner(lambda: Engine(copy, executor=executor))
         subject.progress(f"comparing {len(tensors)} modules, case {case.name!r}")
-        (sides,) = subject.run(runner, [case], modules=list(tensors))
+        _, (sides,) = subject.run([case], lambda: Engine(copy, executor=executor), modules=list(tensors))
     modules = [sides.error(name, tensor) for name, tensor in tensors.items()]
     report = LayerReport(case=case.name, modules=modules, note="")
     if report.first_departure is not None:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from vorta_trt.model.geometry import Branch
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import CaseReport
-from vorta_trt.runtime.verification.sides import Sides
+from vorta_trt.runtime.verification.sides import ROUTES, Sides
 
 DRAWS = 9  # odd, so that there is a middle one; a run in ten jumps beyond the limit, five of nine do once in a thousand
-ROUTES = "routes"
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the sides of a verification on the same cases, and measures how far apart they are.
+"""Runs an engine, and the checkpoint in torch, on the same cases, and measures how far apart they are.
 
-Polygraphy's `Comparator.run` runs one side after the other, each loaded only for its own cases. Its comparison
-functions have no relative L2 error and no notion of "twice another runner's error", so metric and rule are ours.
+One side runs after the other, each loaded only for its own cases, so that one model is in memory at a time. Outputs are
+kept in float32 or int32, which hold every value of the engine's types; so do the inputs, see `cases`.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.precision import numpy_dtype, torch_dtype
+from vorta_trt.runtime.engine import Engine
+from vorta_trt.runtime.target import Target
+from vorta_trt.runtime.tensors import TensorSpec, to_numpy
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import TensorError, limit
 
 if TYPE_CHECKING:
-    from polygraphy.backend.base import BaseRunner
+    import torch
 
-    from vorta_trt.runtime.verification.runners import TorchRunner
+    from vorta_trt.model import RoutedTransformer
 
 Outputs = Mapping[str, "np.ndarray[Any, Any]"]
+Progress = Callable[[str], None]
+ROUTES = "routes"
 
 
 @dataclass(frozen=True)
 class Sides:
-    """The outputs of one case: of the engine, of torch in fp32, and of torch in the engine's type (None for fp32).
+    """The outputs of one case.
 
-    fp8_attention: whether the engine computed its attention in fp8.
+    Attributes:
+        engine: Of the engine.
+        truth: Of torch in fp32.
+        same_dtype: Of torch in the engine's type; None for fp32.
+        fp8_attention: Whether the engine computed its attention in fp8.
     """
 
     engine: Outputs
@@ -61,21 +73,142 @@ class Sides:
         return int((given != expected).sum()) if given.shape == expected.shape else expected.size
 
 
-def run_sides(
-    engine: BaseRunner, truth: TorchRunner, same_dtype: TorchRunner | None, cases: Sequence[Case]
-) -> list[Sides]:
-    """Runs every case on every side."""
-    from polygraphy.comparator import Comparator
-    from polygraphy.logger import G_LOGGER
+@dataclass(frozen=True)
+class Subject:
+    """What is verified, and against what.
 
-    runners = [engine, *([same_dtype] if same_dtype else []), truth]
-    feeds = [OrderedDict(case.feeds) for case in cases]
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it would print every input and output
-        results = Comparator.run(runners, data_loader=feeds)
-    by_side = [[dict(iteration.items()) for iteration in iterations] for _, iterations in results]
-    return [
-        Sides(outputs[0], outputs[-1], outputs[1] if same_dtype else None) for outputs in zip(*by_side, strict=True)
+    Attributes:
+        executor: As for `Engine`.
+        precision: Of the file.
+        geometry: That the file was exported for.
+        tau: That the file was exported with.
+        progress: Is told what runs now.
+    """
+
+    target: Target
+    checkpoint: Path
+    router: Path | None
+    executor: str | None
+    precision: str
+    attention_precision: str
+    geometry: AttentionGeometry
+    tau: float
+    progress: Progress
+
+    def fp8_attention(self, executor: str) -> bool:
+        """Whether attention is computed in fp8: the portable form, which runs everywhere else, is exact."""
+        return self.attention_precision == "fp8" and executor == "tensorrt"
+
+    def run(
+        self, cases: Sequence[Case], load: Callable[[], Engine] | None = None, modules: Sequence[str] = ()
+    ) -> tuple[str, list[Sides]]:
+        """Runs the cases on an engine and on torch.
+
+        Args:
+            load: Opens the engine; None opens the target.
+            modules: Names of submodules whose outputs in torch are returned, too.
+
+        Returns:
+            The name of the executor that ran, and a `Sides` per case.
+        """
+        self.progress(f"running {self.target.path.name}")
+        with Engine(self.target.path, executor=self.executor) if load is None else load() as engine:
+            executor = engine.executor
+            ours = [run_engine(engine, case) for case in cases]
+        same, pinned = None, None
+        if self.precision != "fp32":
+            same = run_torch(self._torch(self.precision), self.target.inputs, cases, modules=modules)
+            pinned = [outputs[ROUTES] for outputs in same]
+        truth = run_torch(self._torch("fp32"), self.target.inputs, cases, pinned, modules)
+        sides = zip(ours, truth, same or [None] * len(cases), strict=True)
+        return executor, [Sides(*each, fp8_attention=self.fp8_attention(executor)) for each in sides]
+
+    def _torch(self, precision: str) -> RoutedTransformer:
+        from vorta_trt.model import RoutedTransformer
+
+        self.progress(f"running torch in {precision}")
+        dtype = torch_dtype(precision)
+        return RoutedTransformer.from_pretrained(self.checkpoint, self.router, self.geometry, self.tau, dtype)
+
+
+def run_engine(engine: Engine, case: Case) -> Outputs:
+    """Runs one case on an engine, in its types."""
+    feeds = {spec.name: case.feeds[spec.name].astype(numpy_dtype(spec.dtype)) for spec in engine.inputs}
+    return {name: _widened(to_numpy(array)) for name, array in engine(**feeds).items()}
+
+
+def run_torch(
+    model: RoutedTransformer,
+    inputs: Sequence[TensorSpec],
+    cases: Sequence[Case],
+    pinned: Sequence[np.ndarray[Any, Any]] | None = None,
+    modules: Sequence[str] = (),
+) -> list[Outputs]:
+    """Runs the cases on a model.
+
+    Args:
+        inputs: Specs of the engine's inputs.
+        pinned: Routes [L, B, N] of each case, to be taken instead of the router's own; see `verify`.
+        modules: Names of submodules whose outputs are returned, too, by their names.
+    """
+    import torch
+
+    activations = next(spec.dtype for spec in inputs if spec.name == "hidden_states")
+    found: list[Outputs] = []
+    for index, case in enumerate(cases):
+        tensors = {spec.name: torch.from_numpy(np.array(case.feeds[spec.name])) for spec in inputs}
+        for spec in inputs:
+            if spec.dtype == activations:
+                tensors[spec.name] = tensors[spec.name].to(model.dtype)
+        with torch.inference_mode(), _captured(model, modules) as captured:
+            if pinned is None:
+                sample, routes = model(**tensors)
+            else:
+                sample, routes = _sample_by_sample(model, tensors, pinned[index])
+        outputs = {"sample": sample, ROUTES: routes, **{name: torch.cat(parts) for name, parts in captured.items()}}
+        found.append({name: _widened(to_numpy(tensor)) for name, tensor in outputs.items()})
+    return found
+
+
+def _sample_by_sample(
+    model: RoutedTransformer, tensors: dict[str, torch.Tensor], routes: np.ndarray[Any, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs with the given routes [L, B, N]; `route_override` has no batch axis, so every sample runs alone."""
+    import torch
+
+    samples, taken = [], []
+    for index in range(routes.shape[1]):
+        part = {
+            name: tensor if name in ("tau", "route_override") else tensor[index : index + 1]
+            for name, tensor in tensors.items()
+        }
+        part["route_override"] = torch.from_numpy(np.ascontiguousarray(routes[:, index]))  # [L, N]
+        sample, route = model(**part)
+        samples.append(sample)
+        taken.append(route)
+    return torch.cat(samples), torch.cat(taken, dim=1)  # [B, C, F, H, W], [L, B, N]
+
+
+@contextmanager
+def _captured(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Outputs of submodules, gathered by forward hooks; one entry per call of the model."""
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: outputs[name].append(output.detach())
+        )
+        for name in names
     ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Floats as float32, which holds every float16 and bfloat16 exactly."""
+    return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 
 def _distance(given: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ in 32, because its timestep embedding is rounded, the truth takes the 16-bit rou
 the routes are compared on their own, with torch in the same type. Torch has no attention in fp8 here: an engine that
 was built for it may be off by 5e-2, whatever its type.
 
-    cases -> sides run one after another (runners, sides) -> errors and rule (report)
+    cases -> sides run one after another (sides) -> errors and rule (report)
           -> after a failure that may be bad luck, other inputs (redraw)
           -> after a failure, the same after every module (layers)
 
@@ -29,7 +29,7 @@ from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import Case, make_cases
 from vorta_trt.runtime.verification.redraw import Outcome, redraw
 from vorta_trt.runtime.verification.report import LayerReport, VerifyReport, rule
-from vorta_trt.runtime.verification.subject import Progress, Subject
+from vorta_trt.runtime.verification.sides import Progress, Subject
 
 
 def verify(
@@ -60,8 +60,6 @@ def verify(
         FileNotFoundError, ValueError, VortaError: something cannot be loaded, or the file was exported from something
             else; the message names the mismatch. Numbers that disagree are no exception: see the report's `passed`.
     """
-    from vorta_trt.runtime.verification.runners import EngineRunner
-
     start = time.perf_counter()
     if batch < 1:
         raise ValueError(f"batch {batch}: must be at least 1")
@@ -82,20 +80,20 @@ def verify(
         )
 
     todo = draw(cases)
-    runner = EngineRunner(subject.engine)
-    outcomes = [Outcome(case, sides) for case, sides in zip(todo, subject.run(runner, todo), strict=True)]
-    outcomes = redraw(outcomes, lambda name, number: draw([name], number)[0], lambda more: subject.run(runner, more))
+    ran, sides = subject.run(todo)
+    outcomes = [Outcome(*each) for each in zip(todo, sides, strict=True)]
+    outcomes = redraw(outcomes, lambda name, number: draw([name], number)[0], lambda more: subject.run(more)[1])
     failed = [outcome.case for outcome in outcomes if not outcome.report.passed]
     return VerifyReport(
         target=str(target),
         checkpoint=str(checkpoint),
         router=None if router is None else str(router),
-        executor=runner.executor,
+        executor=ran,
         precision=subject.precision,
         batch=batch,
         seed=seed,
         attention_precision=subject.attention_precision,
-        rule=rule(subject.precision, subject.fp8_attention(runner.executor)),
+        rule=rule(subject.precision, subject.fp8_attention(ran)),
         cases=[outcome.report for outcome in outcomes],
         layers=_layer_report(subject, [*failed, *todo][0], not failed)
         if layers or (layers is None and failed)

@@ -312,23 +312,19 @@ def test_routes_are_compared_with_torch_in_the_same_type_and_the_truth_takes_the
     """Rounding moves routes between types; the truth must follow, sample by sample."""
     from vorta_trt.model import RoutedTransformer
     from vorta_trt.runtime.target import read_target
-    from vorta_trt.runtime.verification.runners import TorchRunner
-    from vorta_trt.runtime.verification.sides import run_sides
+    from vorta_trt.runtime.verification.sides import run_torch
 
     target = read_target(bf16)
     specs = target.inputs
     known = target.metadata.model_inputs()
     (case,) = make_cases(specs, known, default_tau=0.0, has_router=True, batch=3, seed=3, only=["router, tau 0"])
 
-    def load() -> RoutedTransformer:
-        return RoutedTransformer.from_pretrained(wan.checkpoint, wan.router, wan.geometry)
-
+    model = RoutedTransformer.from_pretrained(wan.checkpoint, wan.router, wan.geometry)
     pinned = [np.random.default_rng(3).integers(0, 3, (2, 3, 3)).astype(np.int32)]  # [L, B, N]
-    truth = TorchRunner(load, specs, pinned=pinned)
-    plain = TorchRunner(load, specs)
-    (sides,) = run_sides(plain, truth, None, [case])
+    (plain,), (truth,) = run_torch(model, specs, [case]), run_torch(model, specs, [case], pinned)
+    sides = Sides(plain, truth, None)
     np.testing.assert_array_equal(sides.truth["routes"], pinned[0])
     assert sides.different("routes") == (sides.engine["routes"] != pinned[0]).sum() > 0
-    own = TorchRunner(load, specs, pinned=[sides.engine["routes"]])
-    (same,) = run_sides(TorchRunner(load, specs), own, None, [case])
+    (own,) = run_torch(model, specs, [case], [plain["routes"]])
+    same = Sides(plain, own, None)
     assert same.error("sample").relative_l2 < 1e-6
