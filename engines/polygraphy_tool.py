@@ -16,6 +16,7 @@ import sys
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.engines.telemetry import disable_telemetry
+from vorta_trt.plugins.extras import import_extra
 
 VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 
@@ -25,10 +26,8 @@ def main() -> int:
     os.environ.setdefault(VARIABLE, "1")  # Polygraphy reads it when it is imported
     disable_telemetry()  # of ONNX Runtime, for --onnxrt
     load_plugin(get_flavour("rtx" if os.environ[VARIABLE] != "0" else "tensorrt"))
-    from polygraphy.tools import main as run_polygraphy
-
     sys.argv[0] = "polygraphy"
-    return int(run_polygraphy() or 0)
+    return int(import_extra("polygraphy.tools", "polygraphy").main() or 0)
 
 
 if __name__ == "__main__":

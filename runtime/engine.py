@@ -283,13 +283,9 @@ def _load_onnx(
     if device not in (None, "cpu"):
         raise ValueError(f"device {device!r}: executor {executor!r} runs on the CPU; leave device out")
     _refuse_on_cpu(executor, weight_streaming_budget=budget, scratch=options.scratch)
-    if executor == "reference":
-        from vorta_trt.runtime.executors.reference_executor import ReferenceExecutor
+    from vorta_trt.runtime.executors.onnx_executors import OnnxRuntimeExecutor, ReferenceExecutor
 
-        return ReferenceExecutor(path)
-    from vorta_trt.runtime.executors.onnxruntime_executor import OnnxRuntimeExecutor
-
-    return OnnxRuntimeExecutor(path)
+    return ReferenceExecutor(path) if executor == "reference" else OnnxRuntimeExecutor(path)
 
 
 def _refuse_on_cpu(executor: str, **options: object) -> None:

@@ -12,7 +12,7 @@ from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
 from vorta_trt.export.metadata import KEY, ModelMetadata
 from vorta_trt.export.onnx_file import read_onnx
-from vorta_trt.runtime.executors.onnx_file import graph_specs
+from vorta_trt.runtime.executors.onnx_executors import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
 
 BATCH = "batch"  # what -1 in a manifest's shapes stands for

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Outputs = Literal["copy", "reuse"]
 CLOSED = "the executor is closed; make a new Engine"
-NO_LAYER_TIMES = "executor {name!r} has no times per layer; run the bundle with executor 'tensorrt'"
 
 
 @dataclass(frozen=True)

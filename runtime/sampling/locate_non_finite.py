@@ -35,7 +35,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
 
     from vorta_trt.export.onnx_file import read_onnx
     from vorta_trt.runtime.engine import Engine
-    from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
+    from vorta_trt.runtime.executors.onnx_executors import NOT_PORTABLE
     from vorta_trt.runtime.verification.layers import module_tensors, probed_copy
 
     if bad := _bad_inputs(inputs):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
-from vorta_trt.runtime.executors.onnx_file import NOT_PORTABLE
+from vorta_trt.runtime.executors.onnx_executors import NOT_PORTABLE
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import LayerReport
 

@@ -115,12 +115,13 @@ class Subject:
         with Engine(self.target.path, executor=self.executor) if load is None else load() as engine:
             executor = engine.executor
             ours = [run_engine(engine, case) for case in cases]
-        same, pinned = None, None
+        same: list[Outputs] | None = None
+        pinned: list[np.ndarray[Any, Any]] | None = None
         if self.precision != "fp32":
             same = run_torch(self._torch(self.precision), self.target.inputs, cases, modules=modules)
             pinned = [outputs[ROUTES] for outputs in same]
         truth = run_torch(self._torch("fp32"), self.target.inputs, cases, pinned, modules)
-        sides = zip(ours, truth, same or [None] * len(cases), strict=True)
+        sides = zip(ours, truth, [None] * len(cases) if same is None else same, strict=True)
         return executor, [Sides(*each, fp8_attention=self.fp8_attention(executor)) for each in sides]
 
     def _torch(self, precision: str) -> RoutedTransformer:

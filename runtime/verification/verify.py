@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.precision import PrecisionName
-from vorta_trt.runtime.executors.onnx_file import check_portable
+from vorta_trt.runtime.executors.onnx_executors import check_portable
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import Case, make_cases
 from vorta_trt.runtime.verification.redraw import Outcome, redraw
