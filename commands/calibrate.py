@@ -10,8 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
-from vorta_trt.commands.options import Checkpoint, Device, Precision, RoutesPlot, one_of, pixels, usage
+from vorta_trt.commands.options import Checkpoint, Device, RoutesPlot, one_of, pixels
 from vorta_trt.commands.sampling import RunOptions
+from vorta_trt.commands.settings_options import SettingsOptions
+
+
+class CalibrationOptions(SettingsOptions):
+    """What routes are chosen by."""
+
+    names = ("budget", "target_share", "buckets", "samples", "run_steps", "dtype")
+
+    @classmethod
+    def model(cls) -> Any:
+        from vorta_trt.model.calibration.settings import CalibrationSettings
+
+        return CalibrationSettings
 
 
 @command(
@@ -22,6 +35,7 @@ from vorta_trt.commands.sampling import RunOptions
 def calibrate(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
+    goal: CalibrationOptions,
     sampling: RunOptions,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
@@ -33,26 +47,7 @@ def calibrate(
     size: Annotated[
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="The largest relative error that a layer's attention output may have [default: 0.1]."),
-    ] = None,
-    target_share: Annotated[
-        float | None,
-        typer.Option(help="Instead, find the least error at this share of dense attention's FLOPs, e.g. 0.3."),
-    ] = None,
-    buckets: Annotated[
-        int, typer.Option(min=1, help="Into how many buckets timesteps are cut; each bucket has its own routes.")
-    ] = 5,
-    samples: Annotated[
-        int,
-        typer.Option(min=1, help="How many prompts or samples are used at most; a quarter of them checks the routes."),
-    ] = 4,
-    run_steps: Annotated[int, typer.Option(min=1, help="How many steps the denoising runs of --prompts have.")] = 10,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
-    dtype: Annotated[
-        Precision, typer.Option("--dtype", help="The type of weights and activations; fp32 runs on the CPU alone.")
-    ] = Precision.bf16,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     plot: RoutesPlot = None,
     as_json: AsJson = False,
@@ -64,7 +59,7 @@ def calibrate(
     Then the cheapest branches are taken whose errors stay within the budget, per layer, head and bucket of timesteps,
     and checked on what was held back.
     """
-    from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
+    from vorta_trt.model.calibration import calibrate_routes
     from vorta_trt.model.route_picture import check_picture
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.prompts import read_prompts
@@ -74,17 +69,7 @@ def calibrate(
     if prompts is not None and size is None:
         raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
     params = sampling.params()
-    with usage():
-        settings = CalibrationSettings(
-            budget=budget,
-            target_share=target_share,
-            buckets=buckets,
-            samples=samples,
-            run_steps=run_steps,
-            guidance_scale=params.guidance_scale,
-            seed=params.seed or 0,
-            dtype=dtype.value,
-        )
+    settings = goal.settings(guidance_scale=params.guidance_scale, seed=params.seed or 0)
     if plot is not None:
         check_picture(plot)
 

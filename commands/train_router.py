@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command, group
-from vorta_trt.commands.options import Checkpoint, Device, Seed, pixels
+from vorta_trt.commands.options import Checkpoint, Device, pixels
+from vorta_trt.commands.settings_options import SettingsOptions
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -36,18 +37,19 @@ train = group(
 )
 
 
-class TrainingPrecision(str, Enum):
+class TrainingOptions(SettingsOptions):
+    """The numbers of a run."""
+
+    @classmethod
+    def model(cls) -> Any:
+        from vorta_trt.model.training.settings import TrainingSettings
+
+        return TrainingSettings
+
+
+class TextPrecision(str, Enum):
     bf16 = "bf16"
     fp32 = "fp32"
-
-
-class Schedule(str, Enum):
-    constant = "constant"
-    constant_with_warmup = "constant_with_warmup"
-    linear = "linear"
-    cosine = "cosine"
-    cosine_with_restarts = "cosine_with_restarts"
-    polynomial = "polynomial"
 
 
 @command(
@@ -62,36 +64,11 @@ def run(
         Path, typer.Option(help="A folder of `train-router prepare`, or the authors' videos2caption.json layout.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The router's training folder to write.")],
+    training: TrainingOptions,
     size: Annotated[
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
     router: Annotated[Path | None, typer.Option(help="Start from this router [default: random].")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="How many optimiser steps to do.")] = 100,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples per step, shared out over all processes; the same with any number.")
-    ] = 4,
-    micro_batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples that a process computes at once: speed and memory, nothing else.")
-    ] = 1,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate, at its highest.")] = 1e-2,
-    schedule: Annotated[
-        Schedule, typer.Option(help="How the learning rate changes over the steps, by diffusers' names.")
-    ] = Schedule.constant,
-    warmup_steps: Annotated[
-        int, typer.Option(min=0, help="Steps over which the learning rate rises from 0 first.")
-    ] = 0,
-    schedule_cycles: Annotated[int, typer.Option(min=1, help="Restarts with cosine_with_restarts.")] = 1,
-    schedule_power: Annotated[float, typer.Option(help="Exponent with polynomial.")] = 1.0,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = 1e-2,
-    max_grad_norm: Annotated[float, typer.Option(help="Norm that longer gradients are scaled down to.")] = 1.0,
-    diffusion_weight: Annotated[float, typer.Option(min=0, help="Weight of the flow-matching loss.")] = 1.0,
-    distillation_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of the error against full attention.")
-    ] = 20.0,
-    regularisation_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of the squared full-branch scores.")
-    ] = 0.02,
-    intervals: Annotated[int, typer.Option(min=1, help="Strata of the timesteps; a step draws from one.")] = 5,
     tile: Annotated[
         str | None,
         typer.Option(metavar="FxHxW", help="Tile of the sliding branch, in tokens [default: what fits the size]."),
@@ -106,14 +83,6 @@ def run(
     reduction_rate: Annotated[
         float, typer.Option(help="Share of a bucket's tokens that the coreset branch drops.")
     ] = 0.5,
-    seed: Seed = 0,
-    precision: Annotated[
-        TrainingPrecision, typer.Option(help="The type of frozen weights and activations; routers are float32.")
-    ] = TrainingPrecision.bf16,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Compute blocks again in the backward pass, which is slower and takes far less memory.")
-    ] = True,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 10,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in --output.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
@@ -129,31 +98,9 @@ def run(
     It writes config.json, ckpt/step-*/router.pt (what --router takes everywhere) and log.jsonl. For several GPUs, start
     one process per GPU with torchrun; they share the samples of a step out among them.
     """
-    from vorta_trt.model.training import LossWeights, TrainingSettings, train_router
+    from vorta_trt.model.training import train_router
 
-    try:
-        settings = TrainingSettings(
-            steps=steps,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            learning_rate=learning_rate,
-            schedule=schedule.value,
-            warmup_steps=warmup_steps,
-            schedule_cycles=schedule_cycles,
-            schedule_power=schedule_power,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            weights=LossWeights(
-                diffusion=diffusion_weight, distillation=distillation_weight, regularisation=regularisation_weight
-            ),
-            intervals=intervals,
-            seed=seed,
-            precision=precision.value,
-            gradient_checkpointing=gradient_checkpointing,
-            checkpoint_every=checkpoint_every,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    settings = training.settings()
     with _stages_of_main_process() as stages:
         report = train_router(
             checkpoint,
@@ -195,9 +142,7 @@ def prepare(
         typer.Option(help="Take captions from this JSON object, video file -> caption, instead of text files."),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second to take [default: the model's own].")] = None,
-    precision: Annotated[
-        TrainingPrecision, typer.Option(help="The type of the text encoder.")
-    ] = TrainingPrecision.bf16,
+    precision: Annotated[TextPrecision, typer.Option(help="The type of the text encoder.")] = TextPrecision.bf16,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out videos that cannot be used.")] = False,
     as_json: AsJson = False,

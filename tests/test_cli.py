@@ -381,12 +381,15 @@ def test_train_router_usage(wan: Wan, tmp_path: Path) -> None:
 def test_the_defaults_of_training_are_the_published_ones() -> None:
     from inspect import signature
 
-    from vorta_trt.commands.train_router import run
+    from vorta_trt.commands.train_router import TrainingOptions, run
     from vorta_trt.model.training import TrainingSettings
 
     settings = TrainingSettings().model_dump()
     settings |= {f"{name}_weight": value for name, value in settings.pop("weights").items()}
-    defaults = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+    parameters = [*signature(run).parameters.values(), *TrainingOptions.parameters()]
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    given = {parameter.name: parameter.default for parameter in TrainingOptions.parameters()}
+    assert TrainingOptions(**given).settings() == TrainingSettings()
     assert {name: defaults[name] for name in settings} == settings
     assert (settings["schedule"], settings["warmup_steps"], defaults["window"]) == ("constant", 0, "3x3x3")
     assert (settings["steps"], settings["batch_size"], settings["learning_rate"]) == (100, 4, 1e-2)

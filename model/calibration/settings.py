@@ -18,28 +18,35 @@ DEFAULT_BUDGET = 0.1
 class CalibrationSettings(Settings):
     """Numbers of a calibration.
 
-    Attributes:
-        budget: Largest relative error of a layer's attention output in a bucket; None is `DEFAULT_BUDGET`.
-        target_share: Instead of a budget, the share of dense attention's FLOPs that the routes may take.
-        buckets: Number of buckets that the schedule's timesteps are cut into.
-        samples: How many samples or prompts are used at most.
-        run_steps: Steps of the denoising runs that prompts are measured in.
-        guidance_scale: Scale of those runs, and embedded where the model embeds it; 1 is none, None the pipeline's own.
-        seed: Seed of everything random.
-        dtype: Type of weights and activations; "fp32" on the CPU alone.
-
     Raises:
         ValueError: A number breaks a rule; the message names it.
     """
 
-    budget: float | None = Field(default=None, gt=0)
-    target_share: float | None = Field(default=None, gt=0, le=1)
-    buckets: int = Field(default=5, ge=1)
-    samples: int = Field(default=4, ge=1)
-    run_steps: int = Field(default=10, ge=1)
-    guidance_scale: float | None = Field(default=None, ge=0)
-    seed: int = Field(default=0, ge=0)
-    dtype: PrecisionName = "bf16"
+    budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="The largest relative error that a layer's attention output may have [default: 0.1].",
+    )
+    target_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Instead, find the least error at this share of dense attention's FLOPs, e.g. 0.3.",
+    )
+    buckets: int = Field(
+        default=5, ge=1, description="Into how many buckets timesteps are cut; each bucket has its own routes."
+    )
+    samples: int = Field(
+        default=4, ge=1, description="How many prompts or samples are used at most; a quarter checks the routes."
+    )
+    run_steps: int = Field(default=10, ge=1, description="How many steps the denoising runs of --prompts have.")
+    guidance_scale: float | None = Field(
+        default=None, ge=0, description="Of those runs, and embedded where the model embeds it; None is the pipeline's."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    dtype: PrecisionName = Field(
+        default="bf16", description="The type of weights and activations; fp32 runs on the CPU alone."
+    )
 
     @model_validator(mode="after")
     def _check_goal(self) -> CalibrationSettings:

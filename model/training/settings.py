@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
-from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.records import Settings
 
 TrainingPrecision = Literal["bf16", "fp32"]  # gradients underflow in fp16
-# Schedules that need not know how many steps there are.
-_ENDLESS = ("constant", "constant_with_warmup")
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+_ENDLESS = ("constant", "constant_with_warmup")  # schedules that need not know how many steps there are
 # Numbers that may differ in a run that is resumed; the others decide what it computes.
 _MAY_CHANGE = ("steps", "checkpoint_every", "gradient_checkpointing", "micro_batch_size")
 
@@ -21,18 +19,13 @@ _MAY_CHANGE = ("steps", "checkpoint_every", "gradient_checkpointing", "micro_bat
 class LossWeights(Settings):
     """Weights of the loss terms, see `objective.py`.
 
-    Attributes:
-        diffusion: Weight of the error against the target of flow matching.
-        distillation: Weight of the error against full attention.
-        regularisation: Weight of the squared scores of the full branch.
-
     Raises:
         ValueError: A weight is negative or not finite, or there is nothing to learn from.
     """
 
-    diffusion: float = Field(default=1.0, ge=0)
-    distillation: float = Field(default=20.0, ge=0)
-    regularisation: float = Field(default=0.02, ge=0)
+    diffusion: float = Field(default=1.0, ge=0, description="Weight of the error against flow matching's target.")
+    distillation: float = Field(default=20.0, ge=0, description="Weight of the error against full attention.")
+    regularisation: float = Field(default=0.02, ge=0, description="Weight of the squared scores of the full branch.")
 
     @model_validator(mode="after")
     def _check_target(self) -> LossWeights:
@@ -42,49 +35,33 @@ class LossWeights(Settings):
 
 
 class TrainingSettings(Settings):
-    """Numbers of a run.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Samples of a step, over all processes and micro-batches.
-        micro_batch_size: Samples that one process computes at once; how many it has of a step, it does one after the
-            other. It decides speed and memory, and nothing else.
-        learning_rate: Of AdamW, at its highest.
-        schedule: How the learning rate changes from step to step, by diffusers' names.
-        warmup_steps: First steps, over which the learning rate rises from 0; "constant" has none.
-        schedule_cycles: Restarts of "cosine_with_restarts".
-        schedule_power: Exponent of "polynomial".
-        weight_decay: Of AdamW, whose other numbers are torch's defaults.
-        max_grad_norm: Norm that gradients are scaled down to.
-        weights: Weights of the loss terms.
-        intervals: Number of intervals of the timesteps, see `timesteps.py`.
-        seed: Of everything random.
-        precision: Type of the frozen weights and the activations; routers, losses and optimiser are float32.
-        gradient_checkpointing: Computes blocks again in the backward pass; slower, and far less memory.
-        checkpoint_every: Steps between checkpoints.
+    """Numbers of a run. AdamW's other numbers are torch's defaults; routers, losses and optimiser are float32.
 
     Raises:
         ValueError: A number breaks a rule; the message names it.
     """
 
-    steps: int = Field(default=100, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    micro_batch_size: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-2, gt=0)
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
-        "constant"
+    steps: int = Field(default=100, ge=1, description="How many optimiser steps to do.")
+    batch_size: int = Field(default=4, ge=1, description="Samples of a step, shared out over all processes.")
+    micro_batch_size: int = Field(
+        default=1, ge=1, description="Samples that a process computes at once; decides speed and memory alone."
     )
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule_cycles: int = Field(default=1, ge=1)
-    schedule_power: float = Field(default=1.0, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate, at its highest.")
+    schedule: Schedule = Field(default="constant", description="How the learning rate changes, by diffusers' names.")
+    warmup_steps: int = Field(default=0, ge=0, description="First steps, over which the learning rate rises from 0.")
+    schedule_cycles: int = Field(default=1, ge=1, description="Restarts of schedule cosine_with_restarts.")
+    schedule_power: float = Field(default=1.0, gt=0, description="Exponent of schedule polynomial.")
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Norm that longer gradients are scaled down to.")
     weights: LossWeights = LossWeights()
-    intervals: int = Field(default=5, ge=1)
-    seed: int = Field(default=0, ge=0)
-    precision: TrainingPrecision = "bf16"
-    gradient_checkpointing: bool = True
-    checkpoint_every: int = Field(default=10, ge=1)
+    intervals: int = Field(default=5, ge=1, description="Intervals of the timesteps; a step draws from one of them.")
+    seed: int = Field(default=0, ge=0, lt=2**64, description="Seed of everything random.")
+    precision: TrainingPrecision = Field(default="bf16", description="Type of frozen weights and activations.")
+    gradient_checkpointing: bool = Field(
+        default=True,
+        description="Compute blocks again in the backward pass: slower, but with far less memory.",
+    )
+    checkpoint_every: int = Field(default=10, ge=1, description="Steps between checkpoints.")
 
     @model_validator(mode="after")
     def _check_warmup(self) -> TrainingSettings:
@@ -95,11 +72,6 @@ class TrainingSettings(Settings):
         if self.schedule not in _ENDLESS and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps}: must be fewer than the {self.steps} steps")
         return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the frozen weights and the activations."""
-        return torch_dtype(self.precision)
 
     def micro_batches(self, processes: int) -> int:
         """Returns how many micro-batches a process does in a step.

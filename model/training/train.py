@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.router_checkpoint import load_router
 from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.data import LatentDataset, Progress
@@ -148,7 +149,9 @@ def train_router(
     progress("loading the model", 0, 0)
     start = run.router_file(state.step) if state is not None else router
     loaded = None if start is None else load_router(start)
-    model = RoutedTransformer.from_pretrained(checkpoint, router=loaded, geometry=geometry, dtype=settings.dtype)
+    model = RoutedTransformer.from_pretrained(
+        checkpoint, router=loaded, geometry=geometry, dtype=torch_dtype(settings.precision)
+    )
     attach_routers(model, settings.seed)
     freeze_all_but_routers(model)
     objective = RouterObjective(model, family, settings.weights, settings.intervals)
