@@ -50,7 +50,7 @@ def operator_schema() -> onnx.defs.OpSchema:
             schema.FormalParameter(text_length, "tensor(int32)", "[B] valid text tokens", param_option=optional),
         ],
         outputs=[schema.FormalParameter(ROUTED_ATTENTION.output, "T", "[B, S+T, N, D]")],
-        type_constraints=[("T", list(_FLOATS), "of query, key, value and output")],
+        type_constraints=[("T", list(_FLOATS), "type of query, key, value and output")],
         attributes=[
             *map(declared, ROUTED_ATTENTION.attributes),
             *(with_default(name, value, "picks the plugin") for name, value in ROUTED_ATTENTION.selection.items()),

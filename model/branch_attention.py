@@ -47,10 +47,10 @@ def branch_attention(
         query: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
         key: As query.
         value: As query.
-        branch: Of every head.
-        geometry: Of the tokens.
+        branch: What every head takes.
+        geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if T > 0.
-        scale: Of the logits; None is 1/sqrt(D).
+        scale: Factor of the logits; None is 1/sqrt(D).
 
     Returns:
         [B, S+T, N, D] in the dtype of `query`; rows of padded text are 0.

@@ -68,9 +68,9 @@ def routed_attention(
         key: As query, of the same dtype on the same device.
         value: As query.
         routes: int32 [B, N], ids of `Branch`; any other id is full. Never read by the host on CUDA.
-        geometry: Of the tokens.
+        geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
-        scale: Of the logits; None is 1/sqrt(D).
+        scale: Factor of the logits; None is 1/sqrt(D).
         attention_precision: "same" multiplies in the dtype of the inputs; "fp8" lets the kernels multiply in 8 bits,
             faster and less exact (GPUs of compute capability 9.0, D 64 or 128). The CPU computes the same for both.
 

@@ -30,7 +30,7 @@ class Facts(NamedTuple):
 
     Attributes:
         tensorrt: The member of TensorRT's enum `DataType`.
-        bits: Of one element.
+        bits: Size of one element.
     """
 
     tensorrt: str

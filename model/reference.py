@@ -49,10 +49,10 @@ def routed_attention_reference(
         key: As query.
         value: As query.
         routes: int32 [B, N], ids of `Branch`; any other id is full attention.
-        geometry: Of the tokens.
+        geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens, 0..T; required if and only if T > 0. Text rows beyond it are neither
             read nor computed: their output is 0.
-        scale: Of the logits; None is 1/sqrt(D).
+        scale: Factor of the logits; None is 1/sqrt(D).
 
     Returns:
         [B, S+T, N, D], contiguous, in the dtype of `query`.

@@ -351,7 +351,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations (some parameters stay float32)."""
+        """The type of the activations (some parameters stay float32)."""
         return self.proj_out.weight.dtype  # type: ignore[no-any-return]
 
     @property

@@ -20,7 +20,7 @@ def import_extra(module: str, extra: Extra) -> Any:
 
     Args:
         module: its full name, as "matplotlib.figure".
-        extra: of vorta-trt, as pyproject.toml lists them.
+        extra: An extra of vorta-trt, as pyproject.toml lists them.
 
     Returns:
         The module.

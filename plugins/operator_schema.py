@@ -59,9 +59,9 @@ class Operator:
     """An operator: an ONNX node, a TensorRT plugin and a torch operator.
 
     Attributes:
-        name: Of the ONNX node and the plugin.
+        name: Name of the ONNX node and the plugin.
         namespace: ONNX domain, plugin namespace and torch namespace.
-        version: Of the plugin, and as a number of the ONNX domain; a change of meaning raises it.
+        version: Version of the plugin and, as a number, of the ONNX domain; a change of meaning raises it.
         inputs: Names in order.
         output: Name of the output.
         attributes: In the order of the plugin's fields.
@@ -109,7 +109,7 @@ ROUTED_ATTENTION = Operator(
             "coreset_keys", Kind.CHOICE, "whose similarities choose the kept keys", "query", get_args(CoresetKeys)
         ),
         Attribute("text_tokens", Kind.INTEGER, "padded text tokens behind the video tokens", 0),
-        Attribute("scale", Kind.NUMBER, "of the logits; 0 for 1/sqrt(head dimension)", 0.0),
+        Attribute("scale", Kind.NUMBER, "factor of the logits; 0 for 1/sqrt(head dimension)", 0.0),
         Attribute(
             "attention_precision",
             Kind.CHOICE,
