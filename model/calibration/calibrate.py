@@ -2,20 +2,6 @@
 """`calibrate_routes`: routes without a router, from a checkpoint and a few samples or prompts, in minutes.
 
     check what was given -> samples -> dense passes that measure every branch -> choose -> check -> file
-
-Time and memory, predicted from the kernels' measured times on an H200 (README, "Measured"), not run at this size. A
-model of 40 layers and 40 heads at 77 x 720 x 1280, 72,000 tokens, bf16, one GPU:
-
-    a dense pass      40 layers x 40 heads x 28.8 ms / 8 = 5.8 s of attention; 1.75 PFLOP besides at 500 TFLOP/s: 3.5 s
-    to measure        coreset and sliding of all heads: 40 x 40 x (7.3 + 4.0) ms / 8 = 2.3 s; || O W^T ||: 40 products
-                      of 2 S E^2 = 3.8 TFLOP: 0.3 s; Gram matrices, 2 x 2 S E D each layer, in float32: 0.2 s
-    4 samples         3 measured x 5 buckets x 12 s, 1 checked x 5 x (11 + 7) s: 4.5 minutes
-    4 prompts         runs of 10 steps with classifier-free guidance: 3 x 10 x (12 + 9) s, 10 x (11 + 9 + 7) s: 15 min
-    memory            28.6 GB of weights; a block's activations: up to 8 tensors of S x E in bf16 (0.74 GB each) and 3
-                      in float32 (1.5 GB), or the feed forward's two of S x 13,824 (2 GB each): 10 GB; the branches of
-                      some heads at a time (`measure.ROWS_BYTES`), with the kernels' workspace: 1 GB. 40 GB in all.
-
-The text encoder is gone before the transformer is loaded.
 """
 
 from __future__ import annotations
@@ -137,7 +123,7 @@ def calibrate_routes(
         conditions = encode_prompts(
             Path(checkpoint), family, [*texts, *([""] if guided else [])], settings.dtype, target, progress
         )
-        samples = PromptSamples(texts, conditions, shape, scheduler, settings.run_steps, make, settings.seed)
+        samples = PromptSamples(tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed)
 
     progress("loading the model", 0, 0)
     model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=torch_dtype(settings.dtype)).to(

@@ -85,72 +85,57 @@ class CalibrationSamples(abc.ABC):
         """
 
 
+@dataclass(frozen=True)
 class DataSamples(CalibrationSamples):
-    """Samples of a data folder.
+    """Samples of a data folder, which was checked, at the timesteps of a schedule in buckets."""
 
-    Args:
-        dataset: The data, checked.
-        timesteps: Timesteps of the schedule.
-        buckets: Buckets of them.
-        make: Makes the inputs.
-        seed: Seed of the noise.
-    """
+    dataset: LatentDataset
+    timesteps: Sequence[float]
+    buckets: Sequence[Bucket]
+    make: InputMaker
+    seed: int
 
-    def __init__(
-        self,
-        dataset: LatentDataset,
-        timesteps: Sequence[float],
-        buckets: Sequence[Bucket],
-        make: InputMaker,
-        seed: int,
-    ) -> None:
-        self.dataset, self.make, self.seed = dataset, make, seed
-        self.names = tuple(sample.name for sample in dataset.samples)
-        self.visits = len(buckets)
-        members = bucket_of(timesteps, buckets).tolist()  # [P]
-        self.steps = [
-            [step for step, member in zip(timesteps, members, strict=True) if member == bucket]
-            for bucket in range(len(buckets))
-        ]
+    @property
+    def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(sample.name for sample in self.dataset.samples)
+
+    @property
+    def visits(self) -> int:  # type: ignore[override]
+        return len(self.buckets)
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
         latents, conditions = self.dataset.batch([index])  # [1, C, F, H, W]
-        for bucket, steps in enumerate(self.steps):
+        members = bucket_of(self.timesteps, self.buckets).tolist()  # [P]
+        for bucket in range(len(self.buckets)):
+            steps = [step for step, member in zip(self.timesteps, members, strict=True) if member == bucket]
             timestep = steps[int(position * len(steps))]
             noise = draw_noise(self.seed, part, bucket, tuple(latents.shape))  # [1, C, F, H, W]
             noisy = add_noise(latents, noise, torch.tensor([timestep]))
             visit(timestep, self.make(noisy, timestep, conditions))
 
 
+@dataclass(frozen=True)
 class PromptSamples(CalibrationSamples):
     """Dense denoising runs.
 
-    Args:
-        prompts: As given.
+    Attributes:
+        names: The prompts.
         conditions: Conditions of each prompt, [1, ...] each; one more than there are prompts if the runs have
             classifier-free guidance, then the last is that of the empty prompt.
         shape: C, F, H, W.
         scheduler: Scheduler of the runs.
-        steps: Steps of the runs.
+        visits: Steps of the runs.
         make: Makes the inputs, and has the guidance scale.
         seed: Seed of the noise.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[str],
-        conditions: Sequence[Mapping[str, Tensor]],
-        shape: tuple[int, int, int, int],
-        scheduler: MakeScheduler,
-        steps: int,
-        make: InputMaker,
-        seed: int,
-    ) -> None:
-        self.names = tuple(prompts)
-        self.conditions, self.shape = conditions, shape
-        self.empty = conditions[len(prompts)] if len(conditions) > len(prompts) else None
-        self.scheduler, self.visits = scheduler, steps
-        self.make, self.seed = make, seed
+    names: tuple[str, ...]
+    conditions: Sequence[Mapping[str, Tensor]]
+    shape: tuple[int, int, int, int]
+    scheduler: MakeScheduler
+    visits: int
+    make: InputMaker
+    seed: int
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
         scheduler = self.scheduler(self.visits)
@@ -158,8 +143,8 @@ class PromptSamples(CalibrationSamples):
         for step in scheduler.timesteps:
             timestep = float(step)
             prediction = visit(timestep, self.make(latents, timestep, self.conditions[index]))  # [1, C, F, H, W]
-            if self.empty is not None:
-                without = predict(self.make(latents, timestep, self.empty))  # [1, C, F, H, W]
+            for empty in self.conditions[len(self.names) :]:
+                without = predict(self.make(latents, timestep, empty))  # [1, C, F, H, W]
                 prediction = without + self.make.guidance * (prediction - without)
             latents = scheduler.step(prediction, step, latents, return_dict=False)[0]
 

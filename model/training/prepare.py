@@ -23,7 +23,7 @@ from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.clips import Clip, find_clips
+from vorta_trt.model.training.clips import Clip, find_clips, read_video
 from vorta_trt.model.training.data import (
     DATASET_FILE,
     VERSION,
@@ -36,7 +36,6 @@ from vorta_trt.model.training.data import (
     prompt_file,
 )
 from vorta_trt.model.training.settings import TrainingPrecision
-from vorta_trt.model.training.video import read_video
 from vorta_trt.model.video_reader import import_av
 
 logger = logging.getLogger(__name__)

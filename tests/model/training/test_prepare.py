@@ -18,7 +18,7 @@ from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_chec
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training import prepare as module
-from vorta_trt.model.training.video import read_video
+from vorta_trt.model.training.clips import read_video
 from vorta_trt.plugins.errors import VortaError
 
 from .samples import CHANNELS, HEAD_DIM, HEADS, LAYERS, SHAPE, SIZE, TEXT_DIM

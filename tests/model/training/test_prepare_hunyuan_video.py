@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import TrainingSettings, prepare_data, train_router
-from vorta_trt.model.training.video import read_video
+from vorta_trt.model.training.clips import read_video
 
 from .samples import SIZE
 from .videos import write_video
