@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`calibrate_routes`: routes without a router, from a checkpoint and a few samples or prompts, in minutes.
 
-    check what was given -> samples -> dense passes that measure every branch -> choose -> check -> file
+check what was given -> samples -> dense passes that measure every branch -> choose -> check -> file
 """
 
 from __future__ import annotations
