@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.tiling import Shape
 
 
@@ -24,21 +25,21 @@ def token_grid(hidden_states: Tensor, patch: Shape) -> Shape:
 
 
 def check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
-    """Activations must have the dtype of the model."""
+    """Raises ValueError unless activations have the dtype of the model."""
     for name, tensor in tensors.items():
         if tensor.dtype != dtype:
             raise ValueError(f"{name} of dtype {tensor.dtype}: must be the model's; use {name}.to({dtype})")
 
 
 def check_per_sample(**tensors: Tensor) -> None:
-    """Timesteps and the like are [B]."""
+    """Raises ValueError unless timesteps and the like are [B]."""
     for name, tensor in tensors.items():
         if tensor.ndim != 1:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B], one per sample")
 
 
 def check_valid_first(name: str, valid: Tensor) -> None:
-    """Valid tokens come first: bool [B, T].
+    """Raises ValueError unless valid tokens, bool [B, T], come first.
 
     On a GPU this waits for `valid`. It is left out where no value can be read: compiled, exported, or captured.
     """
@@ -54,12 +55,12 @@ def check_valid_first(name: str, valid: Tensor) -> None:
 
 
 def check_route_override(route_override: Tensor | None, layers: int, heads: int) -> None:
-    """Overrides are int32 [L, N]."""
+    """Raises ValueError unless an override is int32 [L, N]."""
     if route_override is None:
         return
     shape, expected = tuple(route_override.shape), (layers, heads)
     if route_override.dtype != torch.int32 or shape != expected:
         raise ValueError(
             f"route_override of shape {shape}, {route_override.dtype}: must be int32 {expected}, layers and heads; "
-            f"use torch.full({expected}, -1, dtype=torch.int32) to let the router decide"
+            f"use torch.full({expected}, {ROUTER_DECIDES}, dtype=torch.int32) to let the router decide"
         )

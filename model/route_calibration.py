@@ -39,13 +39,15 @@ class RouteCalibration:
     """Routes, and what they were chosen from.
 
     Attributes:
-        family: name of the model family. geometry: of the attention that was measured.
+        family: Name of the model family.
+        geometry: What the attention that was measured had.
         buckets: K pairs (upper, lower) of timesteps, both included, from much noise to little.
         routes: int8 [K, L, N], ids of `Branch`.
         errors: float32 [K, L, N, 3], of each branch the root mean square error behind the output projection, relative
             to the layer's full attention (see `calibration.measure`).
         budget: what the error of a layer in a bucket, heads added up in squares, does not exceed.
-        checkpoint: its name. settings: of the calibration, and what its check found; plain JSON types.
+        checkpoint: Its name.
+        settings: Numbers of the calibration, and what its check found; plain JSON types.
     """
 
     family: str
@@ -87,10 +89,13 @@ class RouteCalibration:
     # -- use -----------------------------------------------------------------------------------------------------------
 
     def overrides(self, timesteps: Sequence[float] | Tensor) -> Tensor:
-        """The routes of a schedule: each step has those of its bucket, outside of all of the nearest. int32 [P, L, N]
+        """The routes of a schedule: each step has those of its bucket, or of the nearest one.
 
         Args:
-            timesteps: as the scheduler gives them, of any schedule.
+            timesteps: As the scheduler gives them, of any schedule.
+
+        Returns:
+            int32 [P, L, N].
         """
         return self.routes[bucket_of(timesteps, self.buckets)].to(torch.int32)
 

@@ -27,18 +27,24 @@ class Routes(Protocol):
     """What is drawn: a `RouteTable`, which knows this file."""
 
     @property
-    def timesteps(self) -> tuple[float, ...]: ...
+    def timesteps(self) -> tuple[float, ...]:
+        """P timesteps."""
 
     @property
-    def routes(self) -> Tensor: ...  # [P, L, N]
+    def routes(self) -> Tensor:
+        """Branch ids [P, L, N]."""
 
-    def takes(self, branch: Branch) -> Tensor: ...
+    def takes(self, branch: Branch) -> Tensor:
+        """Which heads take the branch: bool [P, L, N]."""
 
-    def shares(self) -> dict[str, float]: ...
+    def shares(self) -> dict[str, float]:
+        """Share of heads by branch."""
 
-    def shares_per_step_and_layer(self) -> dict[str, Tensor]: ...
+    def shares_per_step_and_layer(self) -> dict[str, Tensor]:
+        """Share of heads by branch: [P, L] each."""
 
-    def saved_per_step(self) -> Tensor: ...
+    def saved_per_step(self) -> Tensor:
+        """Share of dense attention's FLOPs that routing saves: [P]."""
 
 
 def check_picture(path: Path) -> None:
@@ -53,11 +59,17 @@ def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
     """Draws `table` into a file.
 
     Args:
-        path: its suffix is the format (.png, .svg, .pdf).
-        max_panels: of layers x heads; of a longer schedule, evenly spaced steps are shown, the first and last included.
+        table: What is drawn.
+        path: Its suffix is the format (.png, .svg, .pdf).
+        max_panels: How many panels of layers x heads; a longer schedule shows evenly spaced steps, the first and last
+            included.
+
+    Returns:
+        The file.
 
     Raises:
-        ValueError, WriteError: max_panels below 1, or what `check_picture` raises.
+        ValueError: max_panels is below 1, or the suffix is no format.
+        WriteError: The file cannot be written.
     """
     if max_panels < 1:
         raise ValueError(f"max_panels {max_panels}: must be at least 1; use 50")

@@ -39,12 +39,12 @@ ROUTER = ".router.linear."
 
 
 class TimestepPath:
-    """Of one model; see `from_model` and `load`.
+    """The timestep path of one model; see `from_model` and `load`.
 
     Attributes:
-        checkpoint: name of the checkpoint's folder, None if it is not known.
-        family, config, geometry, tau, num_layers, num_heads, head_dim, has_router: as of the model.
-        signals: what `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
+        checkpoint: Name of the checkpoint's folder, None if it is not known.
+        signals: What `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
+        family: As the model's, like config, geometry, tau, num_layers, num_heads, head_dim and has_router.
     """
 
     def __init__(self, model: RoutedTransformer, load: Callable[[str], Tensor], checkpoint: str | None = None) -> None:
@@ -61,12 +61,12 @@ class TimestepPath:
 
     @classmethod
     def from_model(cls, model: RoutedTransformer) -> TimestepPath:
-        """Of a model at hand, whose weights may lie on disk (`materialize=False`); they are shared, not copied."""
+        """The path of a model at hand, whose weights may lie on disk; they are shared, not copied."""
         return cls(model, model.load_parameter, model.checkpoint_name)
 
     @classmethod
     def load(cls, path: str | Path, **model: Any) -> TimestepPath:
-        """Of a file that `save_timestep_path` wrote, as it lies in a bundle; `model` as for `from_weights`."""
+        """The path in a file of `save_timestep_path`, as it lies in a bundle; `model` as for `from_weights`."""
         from safetensors import SafetensorError, safe_open
 
         def read(name: str) -> Tensor:
@@ -95,16 +95,21 @@ class TimestepPath:
         checkpoint: str | None = None,
         source: str = "weights",
     ) -> TimestepPath:
-        """Of weights by the names of `timestep_parameters`.
+        """The path made of weights by the names of `timestep_parameters`.
 
         Args:
-            load: gives the weight of a name; the modulation's is asked for when it is needed.
-            family, config, geometry, tau, checkpoint: of the model, as its metadata has them.
-            dtype: of its activations, to which the timestep embedding may be rounded.
-            source: of the weights, for errors.
+            names: Names of the weights.
+            load: Gives the weight of a name; the modulation's is asked for when it is needed.
+            family: Family of the model, as its metadata has it.
+            config: Config of the model, as its metadata has it.
+            geometry: Geometry of the model, as its metadata has it.
+            tau: Default threshold of the model, as its metadata has it.
+            dtype: Type of its activations, to which the timestep embedding may be rounded.
+            checkpoint: Name of the checkpoint, as the metadata has it.
+            source: Where the weights are from, for errors.
 
         Raises:
-            ValueError: if they are not the timestep path of such a model.
+            ValueError: They are not the timestep path of such a model.
         """
         kind = routed_class(family)
         names = set(names)
@@ -157,7 +162,9 @@ class TimestepPath:
         """The routes of a schedule, with the FLOPs that they save.
 
         Args:
-            tau: None is the model's own. route_override: int32 [L, N], or [P, L, N] with one per step.
+            timesteps: As the scheduler gives them.
+            tau: None is the model's own.
+            route_override: int32 [L, N], or [P, L, N] with one per step.
         """
         given = tuple(float(step) for step in timesteps)
         if not given:

@@ -52,8 +52,10 @@ logger = logging.getLogger(__name__)
 class AttentionMode(Enum):
     """What the heads of a routed transformer compute.
 
-    ROUTED: the branch that the router chose, or the override. MIXED: the sum of all branches, weighted with the
-    router's scores. FULL: full attention through torch, what a MIXED pass is trained to reproduce.
+    Attributes:
+        ROUTED: The branch that the router chose, or the override.
+        MIXED: The sum of all branches, weighted with the router's scores.
+        FULL: Full attention through torch, what a MIXED pass is trained to reproduce.
     """
 
     ROUTED = "routed"
@@ -64,16 +66,20 @@ class AttentionMode(Enum):
 class RoutedTransformer(nn.Module, abc.ABC):
     """Base of the routed families; use `from_pretrained` or `from_model`, which pick the family.
 
-    Args:
-        model: the diffusers model. router_state, geometry, tau, attention_precision: as for `from_model`.
-
     Attributes:
-        family: name of the model family. config: the diffusers config. geometry: None until known. tau: default routing
-        threshold. attention_precision: "same" or "fp8", of every routed attention (see `routed_attention`); may be
-        assigned. patch_size: latent voxels per token. num_layers (over all stacks of blocks), num_heads, head_dim,
-        dtype, checkpoint (its path, or None), has_router.
+        family: Name of the model family.
+        config: The diffusers config.
+        geometry: None until known.
+        tau: Default routing threshold.
+        patch_size: Latent voxels per token.
+        num_layers: L, over all stacks of blocks.
+        num_heads: N.
+        head_dim: D.
+        checkpoint: Its path, or None.
+        has_router: Whether routers decide; without one every head is full.
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
-            routers' scores [L, B, N, 3] in place of routes. gradient_checkpointing: backward passes recompute blocks.
+            routers' scores [L, B, N, 3] in place of routes.
+        gradient_checkpointing: Backward passes recompute blocks.
     """
 
     family: str
@@ -117,7 +123,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @property
     def attention_precision(self) -> str:
-        """ "same" or "fp8": what every routed attention of this model may be multiplied in."""
+        """What routed attention may be multiplied in, "same" or "fp8" (see `routed_attention`); may be assigned."""
         return self._attention_precision
 
     @attention_precision.setter
@@ -142,19 +148,20 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Loads a diffusers checkpoint and, if given, a router.
 
         Args:
-            checkpoint: a diffusers pipeline folder or its `transformer/` folder.
-            router: a training folder, a router.pt, or a loaded one. Without it every head is full attention unless
+            checkpoint: A diffusers pipeline folder or its `transformer/` folder.
+            router: A training folder, a router.pt, or a loaded one. Without it every head is full attention unless
                 `route_override` says otherwise.
-            geometry: wins over the router's config.json. Needed for a router.pt without a config.json; without any
+            geometry: Wins over the router's config.json. Needed for a router.pt without a config.json; without any
                 router it is derived from the latents at the first forward pass.
-            tau: default routing threshold.
-            dtype: of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
+            tau: Default routing threshold. The default is that of the authors' inference script.
+            dtype: Type of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
 
         Raises:
-            FileNotFoundError, CheckpointError: the folder, weights or router are not what they should be.
-            ValueError: a model that is not routed yet (image-to-video), dtype, no geometry for a router, or an unknown
+            FileNotFoundError: There is no such folder or file.
+            CheckpointError: Folder, weights or router are not what they should be.
+            ValueError: A model that is not routed yet, a dtype, no geometry for a router, or an unknown
                 attention_precision.
         """
         check_attention_precision(attention_precision)
@@ -196,9 +203,15 @@ class RoutedTransformer(nn.Module, abc.ABC):
         """Routes a loaded diffusers transformer, which is left as it is; both share their parameters.
 
         Args:
-            model: a diffusers transformer of a family in `model.families`.
+            model: A diffusers transformer of a family in `model.families`.
             router_state: `<stack>.{i}.router.linear.{weight,bias}` -> tensor, for every block; needs `geometry`.
-            geometry, tau, attention_precision: as for `from_pretrained`.
+            geometry: As for `from_pretrained`.
+            tau: As for `from_pretrained`.
+            attention_precision: As for `from_pretrained`.
+
+        Raises:
+            TypeError: The model is of no family.
+            ValueError: It is not routed yet, or a router comes without geometry.
         """
         name = type(model).__name__
         if cls is RoutedTransformer:
@@ -306,7 +319,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
-        """cos and sin of a geometry's tokens, float32 [1, S (+ T), 1, D/2], on the CPU."""
+        """Cosines and sines of a geometry's tokens, float32 [1, S (+ T), 1, D/2], on the CPU."""
 
     # -- routes and example inputs -------------------------------------------------------------------------------------
 
@@ -429,7 +442,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         check_route_override(route_override, self.num_layers, self.num_heads)
 
     def _scores(self, block: Any, temb: Tensor) -> Tensor:
-        """The block's router's scores of timestep embeddings [B, E]; certainly full if it has none. [B, N, 3]"""
+        """The scores [B, N, 3] of timestep embeddings [B, E] by the block's router; certainly full if it has none."""
         if block.router is not None:
             scores: Tensor = block.router(temb)
             return scores
