@@ -7,14 +7,18 @@ import ast
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from vorta_trt.model.json_files import explain, read_json
 from vorta_trt.plugins.errors import VortaError
 
 SCHEMA = 1
 QUESTION = "attention"
+AnyRow = TypeVar("AnyRow")
 OURS, CUDNN_NAME = "vorta-trt", "torch cuDNN"
 
 
@@ -72,19 +76,6 @@ class Row:
     def ours(self) -> bool:
         return self.implementation.startswith(OURS)
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Row:
-        """Inverse of `dataclasses.asdict`, from JSON; raises ReportError for other keys."""
-        known = {item.name for item in fields(cls)}
-        required = {"case", "geometry", "branch", "implementation"}
-        if not required <= set(content) <= known:
-            raise ReportError(
-                f"row with keys {sorted(content)}: missing {sorted(required - set(content))}, "
-                f"unknown {sorted(set(content) - known)}; use a file of this version's --output"
-            )
-        triples = {name: tuple(content[name]) for name in ("grid", "tile", "window")}
-        return cls(**{**content, **triples})
-
 
 @dataclass(frozen=True)
 class Report:
@@ -113,22 +104,25 @@ class Report:
     def read(cls, path: Path) -> Report:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
-        if not isinstance(content.get("rows"), list):
-            raise ReportError(f"{path}: has no rows; give a file of --output")
-        rows = [Row.from_dict(row) for row in content["rows"]]
+        rows = read_rows(Row, content, "rows", path)
         about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows")}
         return cls(about, rows)
 
 
 def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:
     """The JSON object of a report; raises OSError, or ReportError for that of another question or version."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path}: is no JSON ({error}); give a file of --output") from error
+    content = read_json(path, "report", "give a file of --output")
     if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (schema, question):
         raise ReportError(f"{path}: is no report of `bench {question}` with schema {schema}; give a file of --output")
     return content
+
+
+def read_rows(kind: type[AnyRow], content: Mapping[str, Any], key: str, path: Path) -> list[AnyRow]:
+    """The rows under a key of a report; raises ReportError, naming key, value and rule, for others."""
+    try:
+        return TypeAdapter(list[kind]).validate_json(json.dumps(content.get(key)))  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise ReportError(f"report {path}: {key}: {explain(error)}; give a file of this version's --output") from error
 
 
 def failed_row(row: Row, error: Exception) -> Row:

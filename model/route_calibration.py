@@ -12,25 +12,26 @@ Letters: P denoising steps, K buckets, L layers, N heads.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, JsonValue
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families import family_names
 from vorta_trt.model.files import write_text
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.json_files import JsonRecord, load_record
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 DIGITS = 6  # significant ones, of the errors in the file
 
 
@@ -145,64 +146,60 @@ class RouteCalibration:
 
     def save(self, path: str | Path) -> None:
         """As JSON; the file is replaced once the new one is complete."""
-        content = {
-            "format": FORMAT,
-            "family": self.family,
-            "checkpoint": self.checkpoint,
-            "geometry": self.geometry.to_dict(),
-            "budget": self.budget,
-            "buckets": [list(bucket) for bucket in self.buckets],
-            "shares": self.shares(),
-            "settings": self.settings,
-            "routes": self.routes.tolist(),
-            "errors": _rounded(self.errors.tolist()),
-        }
-        text = json.dumps(content, allow_nan=False) + "\n"
-        write_text(path, text)
+        content = _CalibrationFile(
+            format=FORMAT,
+            family=self.family,
+            checkpoint=self.checkpoint,
+            geometry=self.geometry.to_dict(),
+            budget=self.budget,
+            buckets=self.buckets,
+            shares=self.shares(),
+            settings=self.settings,
+            routes=self.routes.tolist(),
+            errors=_rounded(self.errors.tolist()),
+        )
+        write_text(path, content.model_dump_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> RouteCalibration:
         """Inverse of `save`, errors to 6 digits.
 
-        Raises: FileNotFoundError; ValueError for a file that `save` did not write, or that is damaged, naming what.
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that `save` did not write, or that is damaged; the message names what.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"calibrated routes {path}: no such file; make it with `vorta-trt calibrate`")
+        content = load_record(_CalibrationFile, path, "calibrated routes", _REMEDY)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                found = content.get("format") if isinstance(content, dict) else type(content).__name__
-                raise ValueError(f"format {found!r}: must be {FORMAT}")
             return cls(
-                family=content["family"],
-                geometry=AttentionGeometry.from_dict(content["geometry"]),
-                buckets=tuple((float(upper), float(lower)) for upper, lower in content["buckets"]),
-                routes=_tensor("routes", content["routes"], torch.int8),
-                errors=_tensor("errors", content["errors"], torch.float32),
-                budget=float(content["budget"]),
-                checkpoint=str(content["checkpoint"]),
-                settings=dict(content["settings"]),
+                family=content.family,
+                geometry=AttentionGeometry.from_dict(content.geometry),
+                buckets=content.buckets,
+                routes=torch.tensor(content.routes, dtype=torch.int8),
+                errors=torch.tensor(content.errors, dtype=torch.float32),
+                budget=content.budget,
+                checkpoint=content.checkpoint,
+                settings=content.settings,
             )
-        except KeyError as error:
-            raise ValueError(f"calibrated routes {path}: {error} is missing; {_REMEDY}") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"calibrated routes {path}: {error}; {_REMEDY}") from error
 
 
-_REMEDY = "make the file again with `vorta-trt calibrate`"
+class _CalibrationFile(JsonRecord):
+    """The file of calibrated routes; shares are for people."""
+
+    format: Literal[1]
+    family: str
+    checkpoint: str
+    geometry: dict[str, JsonValue]
+    budget: float
+    buckets: tuple[tuple[float, float], ...]
+    shares: dict[str, float]
+    settings: dict[str, JsonValue]
+    routes: list[list[list[Annotated[int, Field(ge=-128, le=127)]]]]
+    errors: list[list[list[list[float]]]]
 
 
-def _tensor(name: str, values: Any, dtype: torch.dtype) -> Tensor:
-    """Nested lists of numbers; ValueError naming them if they are none, or no whole numbers where those are needed."""
-    try:
-        numbers = torch.tensor(values, dtype=torch.float64)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: must be nested lists of numbers ({error})") from error
-    converted = numbers.to(dtype)
-    if not dtype.is_floating_point and not torch.equal(converted.double(), numbers):
-        raise ValueError(f"{name}: must be whole numbers")
-    return converted
+_REMEDY = "make it with `vorta-trt calibrate`"
 
 
 def _rounded(values: Any) -> Any:

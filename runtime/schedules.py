@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.families import families, usual_shifts
+from vorta_trt.model.json_files import read_json
+from vorta_trt.plugins.errors import VortaError
 
 # Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -24,6 +27,7 @@ SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 FLOW_EULER = "flow-euler"
+_RESTORE = "restore it from the published checkpoint"
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,15 @@ def family_schedule(
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
         raise ValueError(f"shift: {source} does not say; give --flow-shift ({usual_shifts()})")
-    if not shift > 0:
-        raise ValueError(f"shift {shift}: must be positive; {usual_shifts()}")
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
+        raise ValueError(f"shift {shift!r}: must be positive; {usual_shifts()}")
     overrides = {**required, shift_key: shift}
-    instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
-    if gives_sigmas and takes_sigmas(instance):
-        instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as such pipelines do
-    else:
-        instance.set_timesteps(steps)
+    with _config_errors(checkpoint):
+        instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
+        if gives_sigmas and takes_sigmas(instance):
+            instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as such pipelines do
+        else:
+            instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)
 
 
@@ -160,8 +165,9 @@ def given_schedule(
     if config is None or config.get("_class_name") != class_name:
         config = {}
     plain = {shift_key: 1.0, "use_dynamic_shifting": False, "stochastic_sampling": renoise}
-    instance = GivenSteps.from_config({**config, **required, **plain})
-    instance.set_timesteps()
+    with _config_errors(checkpoint):
+        instance = GivenSteps.from_config({**config, **required, **plain})
+        instance.set_timesteps()
     return Schedule(class_name, None, tuple(map(float, instance.timesteps)), instance)
 
 
@@ -190,11 +196,21 @@ def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:
     for folder in (checkpoint, checkpoint.parent):
         path = folder / "scheduler" / "scheduler_config.json"
         if path.is_file():
-            try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path}: not JSON ({error}); restore it from the published checkpoint") from error
+            config = read_json(path, "scheduler config", _RESTORE)
             if not isinstance(config, dict):
-                raise ValueError(f"{path}: must hold one JSON object; restore it from the published checkpoint")
+                raise ValueError(f"scheduler config {path}: must hold one JSON object; {_RESTORE}")
             return config
     return None
+
+
+@contextmanager
+def _config_errors(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turns whatever diffusers' scheduler raises for values that it does not know into an error that names the file."""
+    try:
+        yield
+    except VortaError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"scheduler config of {checkpoint}: does not work ({type(error).__name__}: {error}); {_RESTORE}"
+        ) from error

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.benchmarks.report import ReportError, read_content
+from vorta_trt.benchmarks.report import read_content, read_rows
 from vorta_trt.benchmarks.step.cases import DENSE
 
 SCHEMA = 1
@@ -100,12 +100,6 @@ class StepReport:
     def read(cls, path: Path) -> StepReport:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
-        try:
-            rows = [StepRow(**row) for row in content["rows"]]
-            loops = [LoopRow(**loop) for loop in content["loops"]]
-        except (KeyError, TypeError) as error:
-            raise ReportError(
-                f"{path}: has rows that this version does not know ({error}); measure again with this version"
-            ) from error
+        rows, loops = read_rows(StepRow, content, "rows", path), read_rows(LoopRow, content, "loops", path)
         about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows", "loops")}
         return cls(about, rows, loops)

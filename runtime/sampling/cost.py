@@ -9,38 +9,38 @@ Letters: P denoising steps, L layers, N heads.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.json_files import JsonRecord, load_record
 from vorta_trt.model.route_table import RouteTable
 
 
-@dataclass(frozen=True)
-class StepProfile:
-    """Measured seconds of one pass of one sample: of everything outside the routed attention, and of one head of one
-    layer in each branch."""
+class StepProfile(JsonRecord):
+    """Measured seconds of one pass of one sample.
 
-    other: float
-    full: float
-    coreset: float
-    sliding: float
+    Attributes:
+        other: Of everything outside the routed attention.
+        full: Of one head of one layer in this branch, as the other two.
+        coreset: See `full`.
+        sliding: See `full`.
+    """
+
+    other: float = Field(ge=0)
+    full: float = Field(ge=0)
+    coreset: float = Field(ge=0)
+    sliding: float = Field(ge=0)
 
     @classmethod
     def load(cls, path: str | Path) -> StepProfile:
-        """From JSON: {"other": 1.2, "full": 2e-3, "coreset": 5e-4, "sliding": 3e-4}."""
-        names = [field.name for field in fields(cls)]
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{name: float(content[name]) for name in names})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: not a step profile ({type(error).__name__}: {error}); must be a JSON object with the seconds "
-                f"{', '.join(names)}"
-            ) from error
+        """Reads JSON: {"other": 1.2, "full": 2e-3, "coreset": 5e-4, "sliding": 3e-4}."""
+        remedy = f"must be a JSON object with the seconds {', '.join(cls.model_fields)}"
+        return load_record(cls, path, "step profile", remedy)
 
     def seconds(self, routes: RouteTable) -> list[float]:
         """Of every step, computed with these routes: P numbers."""

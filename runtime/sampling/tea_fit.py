@@ -13,22 +13,22 @@ Letters: P denoising steps.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vorta_trt.model.files import write_json
-from vorta_trt.model.timestep_path import SIGNALS, Signal
+from pydantic import Field
+
+from vorta_trt.model.files import write_text
+from vorta_trt.model.json_files import JsonRecord, load_record
+from vorta_trt.model.timestep_path import Signal
 from vorta_trt.runtime.sampling.tea_cache import TeaCache
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DEGREE = 4
-FORMAT = 1
 
 
 def output_changes(samples: Iterable[Tensor]) -> list[float]:
@@ -63,11 +63,18 @@ def fit_coefficients(
     return tuple(map(float, np.polyfit(np.asarray(distances), np.asarray(output_changes), degree)))
 
 
-@dataclass(frozen=True)
-class TeaCoefficients:
-    """A fitted polynomial, highest power first, the signal it belongs to, and the distances it was fitted on."""
+class TeaCoefficients(JsonRecord):
+    """A fitted polynomial.
 
-    coefficients: tuple[float, ...]
+    Attributes:
+        format: Of the file.
+        coefficients: Highest power first.
+        signal: That it belongs to.
+        fitted_range: The least and the largest distance that it was fitted on.
+    """
+
+    format: Literal[1] = 1
+    coefficients: tuple[float, ...] = Field(min_length=1)
     signal: Signal
     fitted_range: tuple[float, float]
 
@@ -75,27 +82,19 @@ class TeaCoefficients:
     def fit(
         cls, distances: Sequence[float], output_changes: Sequence[float], signal: Signal = "embedding"
     ) -> TeaCoefficients:
+        """Fits a polynomial; raises what `fit_coefficients` raises."""
         coefficients = fit_coefficients(distances, output_changes)
-        return cls(coefficients, signal, (min(distances), max(distances)))
+        return cls(coefficients=coefficients, signal=signal, fitted_range=(min(distances), max(distances)))
 
     def cache(self, threshold: float) -> TeaCache:
+        """A cache with this polynomial."""
         return TeaCache(threshold, self.coefficients, self.signal, fitted_range=self.fitted_range)
 
     def save(self, path: str | Path) -> None:
-        """As JSON; the file is replaced once the new one is complete."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        """Writes JSON; the file is replaced once the new one is complete."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> TeaCoefficients:
-        """Raises ValueError for a file that `save` did not write."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or content["signal"] not in SIGNALS:
-                raise ValueError(f"format {content['format']!r}, signal {content['signal']!r}")
-            low, high = map(float, content["fitted_range"])
-            return cls(tuple(map(float, content["coefficients"])), content["signal"], (low, high))
-        except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path}: not a file of TeaCache coefficients ({type(error).__name__}: {error}); write it with "
-                f"TeaCoefficients.fit(...).save(...)"
-            ) from error
+        """Reads what `save` wrote; raises FileNotFoundError, or ValueError for another content."""
+        return load_record(cls, path, "TeaCache coefficients", "write them with TeaCoefficients.fit(...).save(...)")

@@ -151,7 +151,7 @@ def test_recorded_errors_are_merged(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--from", "absent.json"), 1, "^error: absent.json: No such file or directory$"),
+        (("--from", "absent.json"), 1, "^error: report absent.json: no such file; give a file of --output$"),
         (("--geometry", "wan"), 2, "geometry 'wan': must be one of wan-1.3b"),
         (("--heads", "8,x"), 2, "'x': must be a whole number; use e.g. 8"),
         (("--branch", "dense"), 2, "branch 'dense': must be one of full"),

@@ -126,9 +126,12 @@ def test_what_the_command_refuses_before_it_measures(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no", "is no JSON"),
+        ("no", "is not JSON"),
         ('{"schema": 1, "question": "attention"}', "is no report of `bench step`"),
-        ('{"schema": 1, "question": "step", "rows": [{"speed": 1}], "loops": []}', "does not know"),
+        (
+            '{"schema": 1, "question": "step", "rows": [{"speed": 1}], "loops": []}',
+            "rows: 0.implementation: is missing",
+        ),
     ],
 )
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:

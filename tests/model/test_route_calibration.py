@@ -131,22 +131,23 @@ def _not_a_number(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_set(format=2), "format 2: must be 1"),
+        (_set(format=2), "format: Input should be 1, not 2"),
         (_set(family="mochi"), "family 'mochi': must be one of 'wan', 'hunyuan_video'"),
         (_set(geometry={"grid": [3, 4, 6]}), "geometry with keys .*missing"),
         (_set(buckets=[]), "buckets: there are none"),
         (_set(buckets=[[100, 700], [700, 100]]), r"must be pairs \(upper, lower\) of timesteps that descend"),
-        (_set(buckets=[[999, 700, 100]]), "too many values"),
+        (_set(buckets=[[999, 700, 100]]), "buckets.0: Tuple should have at most 2 items"),
         (_set(buckets=[[999, 100]]), r"routes of shape \(2, 3, 4\), torch.int8: must be int8 \[1, L, N\]"),
         (_set(routes=[[], []]), r"routes of shape \(2, 0\)"),
-        (_set(routes="full"), "routes: must be nested lists of numbers"),
-        (_set(errors=[[0.5]]), r"errors of shape \(1, 1\), torch.float32: must be float32 \(2, 3, 4, 3\)"),
+        (_set(routes="full"), "routes: Input should be a valid array, not 'full'"),
+        (_set(errors=[[0.5]]), "errors.0.0: Input should be a valid array, not 0.5"),
+        (_set(errors=[[[[0.5]]]]), r"errors of shape \(1, 1, 1, 1\), torch.float32: must be float32 \(2, 3, 4, 3\)"),
         (_set(budget=-1), "budget -1.0: must be finite and not negative"),
-        (_ragged, "routes: must be nested lists of numbers"),
+        (_ragged, "expected sequence of length"),
         (_fourth_branch, r"routes: must be 0 \(full\), 1 \(coreset\) or 2 \(sliding\)"),
-        (_half_a_branch, "routes: must be whole numbers"),
-        (_not_a_number, "errors: must be finite"),
-        (lambda content: content.pop("checkpoint"), "'checkpoint' is missing"),
+        (_half_a_branch, "routes.0.0.0: Input should be a valid integer"),
+        (_not_a_number, "errors.0.0.0.1: Input should be a finite number"),
+        (lambda content: content.pop("checkpoint"), "checkpoint: is missing"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -155,7 +156,7 @@ def test_damage_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
     content = json.loads(path.read_text())
     spoil(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"calibrated routes .*c.json: .*{message}.*; make the file again with"):
+    with pytest.raises(ValueError, match=rf"calibrated routes .*c.json: .*{message}.*; make it with"):
         RouteCalibration.load(path)
 
 
@@ -163,7 +164,7 @@ def test_damage_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
 def test_what_is_no_such_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"calibrated routes .*c.json: .*; make the file again with `vorta-trt cal"):
+    with pytest.raises(ValueError, match=r"calibrated routes .*c.json: .*; make it with `vorta-trt cal"):
         RouteCalibration.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent.json: no such file; make it with `vorta-trt calibrate`"):
         RouteCalibration.load(tmp_path / "absent.json")

@@ -38,7 +38,7 @@ def test_a_file_and_its_model_are_planned_alike(tiny: Tiny) -> None:
         dense_layers=(1,),
         tau=0.5,
     )
-    profile = StepProfile(1.0, 0.4, 0.2, 0.1)
+    profile = StepProfile(other=1.0, full=0.4, coreset=0.2, sliding=0.1)
     file, model = (planner.plan(settings, profile) for planner in planners)
     assert file.schedule == model.schedule
     assert file.schedule.timesteps == timesteps

@@ -263,8 +263,8 @@ def test_data_that_cannot_be_fitted() -> None:
 def test_files_that_are_no_coefficients(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="x.json: not a file of TeaCache coefficients"):
+    with pytest.raises(ValueError, match="TeaCache coefficients .*x.json: .*; write them with"):
         TeaCoefficients.load(path)
     path.write_text(json.dumps({"format": 1, "signal": "embedding", "coefficients": [1], "fitted_range": [1]}))
-    with pytest.raises(ValueError, match="not a file of TeaCache coefficients"):
+    with pytest.raises(ValueError, match="fitted_range: Tuple should have at least 2 items|fitted_range.1: is missing"):
         TeaCoefficients.load(path)
