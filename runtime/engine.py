@@ -38,34 +38,36 @@ class Engine:
     Threads may share an engine: their calls run one after the other. For calls that overlap, give each thread a
     `context()`, or an engine of its own.
 
-    Args:
-        path: a bundle folder, an .onnx file, or an opened `Bundle`.
-        executor: "tensorrt" is a bundle's default and needs a GPU that the bundle was built for. "onnxruntime" is an
-            .onnx file's default: CPU, fp32 and fp16; of a bundle it runs the model.onnx. "reference" is
-            onnx.reference: every type, slow.
-        device: for tensorrt, "cuda", "cuda:1" or 1. The others run on the CPU: "cpu" or None.
-        verify: hash every file of a bundle before loading it (about a second per gigabyte).
+    The options from `cuda_graph` on concern "tensorrt" alone. The other executors ignore `cuda_graph`, `outputs` and
+    `nvtx`, and refuse the rest. An engine that cannot run on this machine's GPU does not silently run elsewhere.
 
-    The rest concerns "tensorrt" alone; the others ignore `cuda_graph`, `outputs` and `nvtx`, and refuse the rest:
-        cuda_graph: capture a CUDA graph per optimization profile and input shapes in their second call, and replay it
+    Args:
+        path: A bundle folder, an .onnx file, or an opened `Bundle`.
+        executor: "tensorrt" is a bundle's default; it needs a GPU that the bundle was built for, and a torch with
+            CUDA. "onnxruntime" is an .onnx file's default: CPU, fp32 and fp16; of a bundle it runs the model.onnx.
+            "reference" is onnx.reference: every type, slow.
+        device: For tensorrt, "cuda", "cuda:1" or 1. The others run on the CPU: "cpu" or None.
+        verify: Hash every file of a bundle before loading it (about a second per gigabyte).
+        cuda_graph: Capture a CUDA graph per optimization profile and input shapes in their second call, and replay it
             from then on. Inputs are then copied into buffers of the engine. Where TensorRT does not allow it, the
             engine is launched without, and `fallbacks` counts that. The last 4 sets of shapes are kept.
         outputs: "copy": the outputs of a call are the caller's. "reuse": they lie in buffers of the engine and are
             valid until its next call with the same shapes, by whatever thread; spares a copy. NumPy outputs are always
             copies.
-        scratch: a `DeviceScratch` that this engine shares with others; None: memory for activations of its own.
-        weight_streaming_budget: bytes of weights that stay on the GPU, the rest is copied in every call; "auto" goes by
+        scratch: A `DeviceScratch` that this engine shares with others; None: memory for activations of its own.
+        weight_streaming_budget: Bytes of weights that stay on the GPU, the rest is copied in every call; "auto" goes by
             the free memory. For bundles built with --weight-streaming. Excludes CUDA graphs where not all weights fit.
-        nvtx: ranges of every layer for Nsight Systems, which slow launching down. A range per call is always there.
-        fallbacks: counts what runs otherwise than asked for, or refuses it (strict); None: counts of its own.
+        nvtx: Ranges of every layer for Nsight Systems, which slow launching down. A range per call is always there.
+        fallbacks: Counts what runs otherwise than asked for, or refuses it (strict); None: counts of its own.
 
     Attributes:
-        inputs, outputs: `TensorSpec`s. metadata: what the exporter wrote (family, geometry,
-            precision, ...), None for a file of another origin. device: "cpu" or "cuda:N". fallbacks: as above.
+        metadata: What the exporter wrote (family, geometry, precision, ...); None for a file of another origin.
+        closed: Whether it has been closed.
 
     Raises:
-        FileNotFoundError, ValueError, VortaError: no such file, damaged, or it cannot run here; says what to do. There
-            is no fallback: an engine that cannot run on this machine's GPU does not silently run elsewhere.
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or an option is none.
+        VortaError: It cannot run here; the message says what to do.
     """
 
     def __init__(
@@ -104,18 +106,22 @@ class Engine:
 
     @property
     def device(self) -> str:
+        """Where it runs: "cpu" or "cuda:N"."""
         return self._executor.device
 
     @property
     def fallbacks(self) -> Fallbacks:
+        """Counts of what ran otherwise than asked for."""
         return self._options.fallbacks
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
         return self._executor.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives."""
         return self._executor.outputs
 
     @property
@@ -178,9 +184,10 @@ class Engine:
         return made
 
     def profile(self, *, repeats: int = 10, **inputs: Any) -> LayerTimes:
-        """The time of every layer, over `repeats` runs with these inputs, and by module of the model.
+        """Measures every layer over `repeats` runs with these inputs, as a call takes them.
 
-        Raises: as a call does; VortaError where the executor is not "tensorrt".
+        Raises:
+            VortaError: The executor is not "tensorrt", or the run fails.
         """
         feeds, _ = self._feeds(inputs)
         return self._executor.layer_times(feeds, repeats)
@@ -190,8 +197,14 @@ class Engine:
         return self._executor.device_use()
 
     def room_for(self, batch: int) -> tuple[int, int]:
-        """Bytes on the GPU that a call with `batch` samples takes besides what the engine holds now, and bytes that are
-        free there. (0, 0) for executors on the CPU. ValueError for a batch that the engine does not take."""
+        """Tells what a call with `batch` samples takes on the GPU besides what the engine holds now.
+
+        Returns:
+            Those bytes, and the bytes that are free there; (0, 0) for executors on the CPU.
+
+        Raises:
+            ValueError: The engine does not take such a batch.
+        """
         self._check_open()
         return self._executor.room_for(batch)
 

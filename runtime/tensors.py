@@ -28,11 +28,12 @@ ArrayKind: TypeAlias = Literal["numpy", "torch"]
 class TensorSpec:
     """One input or output of an engine.
 
-    Args:
-        name: its name.
-        dtype: NumPy spelling: "float32", "float16", "bfloat16", "int32", ...
-        shape: an int where the size is fixed, the axis' name where it is free, e.g. ("batch", 16, 20, 90, 160).
-        minimum, maximum: the sizes that a TensorRT optimization profile allows; None where there is no profile.
+    Attributes:
+        name: As the engine calls it.
+        dtype: NumPy's spelling: "float32", "float16", "bfloat16", "int32", ...
+        shape: An int where the size is fixed, the axis' name where it is free, e.g. ("batch", 16, 20, 90, 160).
+        minimum: The least sizes that a TensorRT optimization profile allows; None where there is no profile.
+        maximum: The largest such sizes.
     """
 
     name: str
@@ -70,7 +71,14 @@ class TensorSpec:
 
 
 def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
-    """ "numpy", "torch" or, for arrays of other libraries, "dlpack"; None for numbers and lists; else TypeError."""
+    """Tells what an input is.
+
+    Returns:
+        "numpy", "torch" or, for arrays of other libraries, "dlpack"; None for numbers and lists.
+
+    Raises:
+        TypeError: It is none of those.
+    """
     if isinstance(value, np.ndarray):
         return "numpy"
     torch = sys.modules.get("torch")  # nobody can hold a tensor without having imported torch
@@ -172,10 +180,13 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
 
 
 def cast_exactly(name: str, array: Array, dtype: str) -> Array:
-    """`array` as `dtype` if that changes no value, else TypeError with the rule and the remedy.
+    """Gives `array` as `dtype` if that changes no value.
 
-    Floats may become wider; integers and booleans may become any type that holds their values; float64, which is what
-    Python numbers turn into, may become float32 where every value survives. Never is anything narrowed to 16 bits.
+    Floats may become wider; integers and booleans may become any type that holds their values; float64 may become
+    float32 where every value survives. Never is anything narrowed to 16 bits.
+
+    Raises:
+        TypeError: A value would change; the message has the rule and the remedy.
     """
     given = dtype_name(array)
     if given == dtype:
@@ -198,7 +209,7 @@ def cast_exactly(name: str, array: Array, dtype: str) -> Array:
 
 
 def check_names(given: Mapping[str, object], specs: Sequence[TensorSpec], optional: Sequence[str] = ()) -> None:
-    """TypeError unless `given` has every required name of `specs` and no other."""
+    """Raises TypeError unless `given` has every required name of `specs` and no other."""
     known = [spec.name for spec in specs]
     if unknown := [name for name in given if name not in known]:
         raise TypeError(f"input {unknown[0]!r}: the engine has no such input; it takes {', '.join(known)}")

@@ -41,8 +41,9 @@ class DeviceUse:
     """Bytes that an execution context holds on the GPU.
 
     Attributes:
-        weights: shared by all contexts of an engine. scratch: shared by the engines of a `DeviceScratch`.
-        buffers: inputs and outputs that are kept between calls.
+        weights: Shared by all contexts of an engine.
+        scratch: Shared by the engines of a `DeviceScratch`.
+        buffers: Inputs and outputs that are kept between calls.
     """
 
     weights: int = 0
@@ -51,11 +52,19 @@ class DeviceUse:
 
 
 class Executor(Protocol):
-    """One way to run a transformer. Owns its session, engine or buffers until `close`. Threads may share it."""
+    """One way to run a transformer. It owns its session, engine or buffers until `close`; threads may share it.
+
+    Attributes:
+        name: As `Engine` takes it.
+        device: "cpu" or "cuda:N".
+        array_kind: Of what `run` takes and gives.
+        inputs: What it takes.
+        outputs: What it gives.
+    """
 
     name: str
-    device: str  # "cpu" or "cuda:N"
-    array_kind: ArrayKind  # of what `run` takes and gives
+    device: str
+    array_kind: ArrayKind
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -63,8 +72,8 @@ class Executor(Protocol):
         """Runs once.
 
         Args:
-            feeds: every input, already of the spec's type and shape and of `array_kind`.
-            on_gpu: the caller wants the outputs on the GPU, if that is where they are made.
+            feeds: Every input, already of the spec's type and shape and of `array_kind`.
+            on_gpu: The caller wants the outputs on the GPU, if that is where they are made.
         """
         ...
 
@@ -73,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
-        """Runs `repeats` times and measures every layer. VortaError where the executor cannot."""
+        """Measures every layer over `repeats` runs; raises VortaError where the executor cannot."""
         ...
 
     def device_use(self) -> DeviceUse:

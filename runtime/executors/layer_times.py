@@ -21,15 +21,24 @@ WARM_UP = 2
 
 
 class LayerTime(BaseModel):
-    """One layer of the engine. milliseconds: median over the runs."""
+    """One layer of the engine.
+
+    Attributes:
+        module: The module of the model that it belongs to, as "blocks.*.attn1"; "" for none.
+        milliseconds: Median over the runs.
+    """
 
     name: str
-    module: str  # "blocks.*.attn1"; "" for what belongs to none
+    module: str
     milliseconds: float
 
 
 class ModuleTime(BaseModel):
-    """All layers of a module in all blocks that repeat it. share: of the sum over all layers."""
+    """All layers of a module in all blocks that repeat it.
+
+    Attributes:
+        share: Of the sum over all layers.
+    """
 
     name: str
     layers: int
@@ -38,17 +47,21 @@ class ModuleTime(BaseModel):
 
 
 class LayerTimes(BaseModel):
-    """What `Engine.profile` measured. Launching layer by layer, with a wait after each run, is slower than a replayed
-    CUDA graph: read the shares, and take the time of a call from a benchmark.
+    """What `Engine.profile` measured.
+
+    Launching layer by layer, with a wait after each run, is slower than a replayed CUDA graph: read the shares, and
+    take the time of a call from a benchmark.
 
     Attributes:
-        runs: measured. milliseconds: sum over the layers of their medians.
+        runs: How many were measured.
+        milliseconds: Sum over the layers of their medians.
+        modules: Slowest first.
     """
 
     runs: int
     milliseconds: float
     layers: list[LayerTime]
-    modules: list[ModuleTime]  # slowest first
+    modules: list[ModuleTime]
 
     def lines(self, most: int = 20) -> Iterator[str]:
         """The modules as a table."""
@@ -65,7 +78,8 @@ class LayerTimes(BaseModel):
 def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, run: Callable[[], object]) -> LayerTimes:
     """Runs `run`, which launches `shaped`, `repeats` times and a few times before.
 
-    Raises: ValueError for no repeats.
+    Raises:
+        ValueError: `repeats` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats {repeats}: must be 1 or more")
@@ -81,7 +95,13 @@ def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, ru
 
 
 def summarise(times: dict[str, list[float]], nodes: dict[str, list[str]], repeats: int) -> LayerTimes:
-    """Layer name -> its times of every run; nodes: layer name -> the ONNX nodes in it, where TensorRT tells."""
+    """Sums up what was measured.
+
+    Args:
+        times: Layer name -> its times of every run.
+        nodes: Layer name -> the ONNX nodes in it, where TensorRT tells.
+        repeats: How many runs there were.
+    """
     layers = [
         # A layer may report several times a run: its parts add up.
         LayerTime(name=name, module=module_of_layer(nodes.get(name) or [name]), milliseconds=_median(spent, repeats))

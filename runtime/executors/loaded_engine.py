@@ -28,11 +28,14 @@ from vorta_trt.runtime.target import manifest_spec
 
 
 class LoadedEngine:
-    """One deserialised engine on one GPU. Freed when the last of its users has released it.
+    """One deserialised engine on one GPU; it is freed when the last of its users has released it.
 
     Attributes:
-        inputs, outputs: `TensorSpec`s with the widest range of the profiles. profiles: of the plan.
-        weights: bytes of weights on the GPU. engine: TensorRT's own object.
+        inputs: Specs with the widest range of the profiles.
+        outputs: Specs of the outputs.
+        profiles: Of the plan.
+        weights: Bytes of weights on the GPU.
+        engine: TensorRT's own object.
     """
 
     def __init__(self, bundle: Bundle, memory: DeviceMemory, budget: Budget | None) -> None:
@@ -63,17 +66,19 @@ class LoadedEngine:
             raise
 
     def make_context(self, memory: DeviceMemory, layer_ranges: bool) -> Any:
-        """A new execution context without memory for activations. Its user drops it before `release`."""
+        """Makes an execution context without memory for activations; its user drops it before `release`."""
         with self._lock:
             arguments = (self.flavour.module, self.engine, self._config, layer_ranges)
             return checked(self.flavour, "creating the execution context", make_context, *arguments, memory=memory)
 
     def retain(self) -> LoadedEngine:
+        """Counts one more user."""
         with self._lock:
             self._users += 1
         return self
 
     def release(self) -> None:
+        """Counts one user less, and frees the engine with the last."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -106,7 +111,7 @@ class LoadedEngine:
 
 
 def check_device(bundle: Bundle, index: int, device: object) -> None:
-    """VortaError unless this machine has GPU number `index`, and the engine runs on it."""
+    """Raises VortaError unless this machine has GPU number `index`, and the engine runs on it."""
     if problems := bundle.check_runtime(index):
         raise BundleError(bundle.path, problems)
     devices = driver_report().devices

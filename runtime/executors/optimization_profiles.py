@@ -15,12 +15,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class OptimizationProfile:
-    """One profile: smallest, usual and largest shape of every input with a free axis."""
+    """One profile of a plan.
+
+    Attributes:
+        ranges: Smallest, usual and largest shape of every input with a free axis, by name.
+    """
 
     index: int
     ranges: Mapping[str, tuple[Shape, Shape, Shape]]
 
     def fits(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether the profile takes inputs of these shapes."""
         return all(
             low <= size <= high
             for name, (smallest, _, largest) in self.ranges.items()
@@ -54,7 +59,7 @@ def read_profiles(engine: Any, inputs: Sequence[TensorSpec]) -> tuple[Optimizati
 
 
 def choose_profile(profiles: Sequence[OptimizationProfile], shapes: Mapping[str, Shape]) -> OptimizationProfile:
-    """The profile that takes the shapes; of several, the one tuned for the nearest. ValueError if none does."""
+    """The profile that takes the shapes; of several, the one tuned for the nearest. Raises ValueError if none does."""
     fitting = [profile for profile in profiles if profile.fits(shapes)]
     if not fitting:
         given = ", ".join(f"{name} {list(shapes[name])}" for name in profiles[0].ranges)

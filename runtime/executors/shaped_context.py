@@ -26,8 +26,9 @@ class ShapedContext:
     """Made, used and closed inside the context's stream (`DeviceMemory.stream`), by one thread at a time.
 
     Attributes:
-        scratch_bytes: what a run needs. output_shapes: by name. buffers: device buffers that the user of this class
-        keeps here between runs, by tensor name.
+        scratch_bytes: What a run needs.
+        output_shapes: By name.
+        buffers: Tensors on the GPU that the user of this class keeps here between runs, by name.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ShapedContext:
 
     @property
     def ready_to_capture(self) -> bool:
+        """Whether nothing has changed since a run, and there is no graph yet."""
         return self._graph is None and self._ran
 
     def capture(self, stream: CaptureStream) -> str | None:

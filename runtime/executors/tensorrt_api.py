@@ -33,11 +33,22 @@ def checked(
     memory: DeviceMemory | None = None,
     needed: int | None = None,
 ) -> Any:
-    """The function's result; an error with what TensorRT logged where it is None or False or RuntimeError is raised.
+    """Calls TensorRT; what it logged becomes the error where the result is None or False or RuntimeError is raised.
 
     Args:
-        memory, needed: for calls that allocate: which GPU, and about how many bytes.
-    Raises: DeviceOutOfMemory where TensorRT says that memory was the reason, VortaError otherwise.
+        flavour: Whose log is collected.
+        what: What the call does, for the error.
+        function: What is called.
+        *arguments: For the call.
+        memory: For calls that allocate: where.
+        needed: For calls that allocate: about how many bytes.
+
+    Returns:
+        The function's result.
+
+    Raises:
+        DeviceOutOfMemory: TensorRT says that memory was the reason.
+        VortaError: It failed for another reason.
     """
     said: list[str] = []
     result = None
@@ -71,9 +82,16 @@ def runtime_config(trt: Any, engine: Any) -> Any:
 
 
 def make_context(trt: Any, engine: Any, config: Any, layer_ranges: bool) -> Any:
-    """A new execution context without memory of its own for activations; None where TensorRT refuses.
+    """Makes an execution context without memory of its own for activations.
 
-    layer_ranges: NVTX ranges for every layer, which make launching slower.
+    Args:
+        trt: TensorRT's module.
+        engine: A deserialised engine.
+        config: What `runtime_config` gave.
+        layer_ranges: NVTX ranges for every layer, which make launching slower.
+
+    Returns:
+        The context, or None where TensorRT refuses.
     """
     if config is not None:
         context = engine.create_execution_context(config)
@@ -103,6 +121,7 @@ def scratch_for(engine: Any, context: Any, profile: int) -> int:
 
 
 def set_scratch(context: Any, address: int, size: int) -> None:
+    """Gives a context its memory for activations."""
     if hasattr(context, "set_device_memory"):
         context.set_device_memory(address, size)
     else:

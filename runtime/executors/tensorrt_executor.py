@@ -39,10 +39,12 @@ class TensorRTExecutor:
     """An engine on one GPU, with one stream; calls from several threads run one after the other.
 
     Args:
-        loaded: the engine; this executor becomes one of its users. memory: where its tensors live.
-        options: see `Engine`.
+        loaded: The engine; this executor becomes one of its users.
+        memory: Where its tensors live.
+        options: See `Engine`.
+
     Raises:
-        VortaError: this machine cannot run the engine; says why and what to do.
+        VortaError: This machine cannot run the engine; the message says why and what to do.
     """
 
     name = "tensorrt"
@@ -87,6 +89,7 @@ class TensorRTExecutor:
             raise
 
     def context(self, options: ContextOptions) -> TensorRTExecutor:
+        """Makes an executor with a stream, buffers and graphs of its own on the same weights."""
         with self._lock:
             loaded = self._open()
             memory = DeviceMemory(self._memory.device)
@@ -97,12 +100,14 @@ class TensorRTExecutor:
                 raise
 
     def run(self, feeds: Mapping[str, Array], on_gpu: bool) -> dict[str, Any]:
+        """Runs once; see `Executor.run`."""
         with self._lock:
             loaded = self._open()
             with self._memory.stream() as stream, self._freed_on_error():
                 return self._run(loaded, feeds, stream, on_gpu)
 
     def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
+        """Measures every layer in an execution context of its own."""
         with self._lock:
             loaded = self._open()
             with self._memory.stream() as stream, self._freed_on_error():
@@ -117,6 +122,7 @@ class TensorRTExecutor:
                     shaped.close()
 
     def device_use(self) -> DeviceUse:
+        """Bytes on the GPU now."""
         kept = (
             byte_size(buffer.shape, spec.dtype)
             for shaped in list(self._shaped.values())
@@ -127,6 +133,7 @@ class TensorRTExecutor:
         return DeviceUse(weights=weights, scratch=self._scratch.size, buffers=sum(kept))
 
     def room_for(self, batch: int) -> tuple[int, int]:
+        """Bytes that a call with `batch` samples takes besides what is held now, and bytes that are free."""
         shapes = {s.name: tuple(batch if isinstance(size, str) else size for size in s.shape) for s in self.inputs}
         with self._lock:
             loaded = self._open()
@@ -144,6 +151,7 @@ class TensorRTExecutor:
                 return needed, self._memory.free_bytes()[0]
 
     def close(self) -> None:
+        """Waits for what runs and frees everything but what other contexts use. May be called twice."""
         with self._lock:
             if self._loaded is None:
                 return
@@ -278,7 +286,7 @@ class TensorRTExecutor:
 
 
 def device_index(device: str | int | None) -> int:
-    """The number in "cuda:1", 1, "cuda" or None; ValueError for anything else."""
+    """The number in "cuda:1", 1, "cuda" or None; raises ValueError for anything else."""
     if device is None:
         return 0
     match = re.fullmatch(r"(?:cuda)?(?:(?<=cuda):)?(\d*)", str(device))

@@ -22,7 +22,7 @@ HEADROOM = 1 << 30
 
 
 def check_budget(budget: Budget | None) -> None:
-    """ValueError for a budget that no engine takes."""
+    """Raises ValueError for a budget that no engine takes."""
     if budget is None or budget == "auto" or (isinstance(budget, int) and budget >= 0):
         return
     raise ValueError(
@@ -36,7 +36,9 @@ def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budg
 
     "auto" is worked out here: TensorRT's own automatic budget leaves nothing for other models, and its Python binding
     cuts it off at 32 bits.
-    Raises: VortaError if the flavour or this engine has no weight streaming, or TensorRT refuses.
+
+    Raises:
+        VortaError: The flavour or this engine has no weight streaming, or TensorRT refuses.
     """
     if not hasattr(engine, "weight_streaming_budget_v2"):
         raise VortaError(

@@ -20,9 +20,11 @@ BRANCHES = {branch.name.lower(): int(branch) for branch in Branch}
 
 @dataclass(frozen=True)
 class Case:
-    """One run. `feeds` holds every input; floating values are rounded to the engine's type but stored in float32.
+    """One run.
 
-    `draw` numbers different random inputs of the same case.
+    Attributes:
+        feeds: Every input; floating values are rounded to the engine's type but stored in float32.
+        draw: Numbers different random inputs of the same case.
     """
 
     name: str
@@ -41,12 +43,18 @@ def make_cases(
     only: Sequence[str] = (),
     draw: int = 0,
 ) -> list[Case]:
-    """The cases for an engine with these inputs.
+    """Makes the cases for an engine.
 
     Args:
-        inputs: of the engine. model_inputs: what the family says of them.
-        default_tau: the threshold it was exported with. has_router: without one, every threshold gives the same routes.
-        only: names of cases to run; all if empty. draw: another number gives other inputs for the same seed.
+        inputs: Of the engine.
+        model_inputs: What the family says of them.
+        default_tau: The threshold that it was exported with.
+        has_router: Without one, every threshold gives the same routes.
+        batch: Samples per run.
+        seed: Of the random inputs.
+        only: Names of cases to make; all if empty.
+        draw: Another number gives other inputs for the same seed.
+
     Raises:
         ValueError: `only` names a case that does not exist.
     """

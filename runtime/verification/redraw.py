@@ -31,6 +31,7 @@ class Outcome:
 
     @property
     def report(self) -> CaseReport:
+        """The errors, and whether they pass."""
         return CaseReport(
             name=self.case.name,
             draws=self.draws,
@@ -46,6 +47,7 @@ class Outcome:
 
     @property
     def may_be_bad_luck(self) -> bool:
+        """Whether it failed, with the right routes, where coreset heads are."""
         report = self.report
         uses_coreset = bool((self.sides.truth[ROUTES] == Branch.CORESET).any())
         return not report.passed and report.different_routes == 0 and uses_coreset
@@ -54,10 +56,12 @@ class Outcome:
 def redraw(
     outcomes: Sequence[Outcome], draw: Callable[[str, int], Case], run: Callable[[list[Case]], list[Sides]]
 ) -> list[Outcome]:
-    """The outcomes, with those that may be bad luck replaced by the middle one of `DRAWS` draws.
+    """Replaces the outcomes that may be bad luck by the middle one of `DRAWS` draws.
 
     Args:
-        draw: makes a case of that name with other inputs. run: runs cases.
+        outcomes: Of every case.
+        draw: Makes a case of that name with other inputs.
+        run: Runs cases.
     """
     again = [outcome.case.name for outcome in outcomes if outcome.may_be_bad_luck]
     if not again:

@@ -23,14 +23,20 @@ FP8_RULE = f"relative L2 error against torch fp32 at most {FP8_LIMIT:g}, because
 
 
 class Strict(BaseModel):
+    """A record that takes no unknown fields, and whose JSON holds infinity and NaN as text."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class TensorError(Strict):
     """How far a tensor is from the same one computed by torch in fp32.
 
-    max_abs: largest absolute difference. relative_l2: |x - y| / |y|. torch_*: the same for torch in the engine's
-    type; None for fp32. limit: what the rule allows for relative_l2.
+    Attributes:
+        max_abs: Largest absolute difference.
+        relative_l2: |x - y| / |y|.
+        torch_max_abs: The same for torch in the engine's type; None for fp32.
+        torch_relative_l2: The same for torch in the engine's type; None for fp32.
+        limit: What the rule allows for relative_l2.
     """
 
     name: str
@@ -43,14 +49,17 @@ class TensorError(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
+        """Whether the error is within the limit."""
         return self.relative_l2 <= self.limit  # False for nan
 
 
 class CaseReport(Strict):
     """One case.
 
-    different_routes counts the heads, of all samples and layers, that took another branch in torch. draws: 1, or on how
-    many different inputs the case ran (see `redraw`); the numbers are those of the middle one.
+    Attributes:
+        draws: 1, or on how many different inputs the case ran (see `redraw`); the numbers are those of the middle one.
+        different_routes: Heads, of all samples and layers, that took another branch in torch.
+        routes: Heads of all samples and layers.
     """
 
     name: str
@@ -62,6 +71,7 @@ class CaseReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
+        """Whether all outputs pass, and no head took another branch."""
         return self.different_routes == 0 and all(output.passed for output in self.outputs)
 
 
@@ -98,6 +108,7 @@ class VerifyReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def passed(self) -> bool:
+        """Whether all cases pass."""
         return bool(self.cases) and all(case.passed for case in self.cases)
 
 

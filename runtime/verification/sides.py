@@ -105,6 +105,7 @@ class Subject:
         """Runs the cases on an engine and on torch.
 
         Args:
+            cases: What is run.
             load: Opens the engine; None opens the target.
             modules: Names of submodules whose outputs in torch are returned, too.
 
@@ -148,7 +149,9 @@ def run_torch(
     """Runs the cases on a model.
 
     Args:
+        model: The checkpoint, in the type that it is to run in.
         inputs: Specs of the engine's inputs.
+        cases: What is run.
         pinned: Routes [L, B, N] of each case, to be taken instead of the router's own; see `verify`.
         modules: Names of submodules whose outputs are returned, too, by their names.
     """

@@ -48,17 +48,24 @@ def verify(
     """Compares an ONNX file or a bundle with the torch checkpoint it was made from.
 
     Args:
-        target: an exported .onnx file or a bundle.
-        checkpoint, router: what it was exported from, as for `RoutedTransformer.from_pretrained`.
-        precision: the precision it must have; None takes its own.
-        executor: as for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
-        batch: samples per run. seed: of the random inputs; None draws one (the report says which).
-        cases: names of the cases to run, see `make_cases`; all if empty.
-        layers: compare after every module, too; None does so if a case fails.
-        progress: is told what runs now.
+        target: An exported .onnx file or a bundle.
+        checkpoint: What it was exported from, as for `RoutedTransformer.from_pretrained`.
+        router: The router that it was exported with.
+        precision: The precision that it must have; None takes its own.
+        executor: As for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
+        batch: Samples per run.
+        seed: Of the random inputs; None draws one (the report says which).
+        cases: Names of the cases to run, see `make_cases`; all if empty.
+        layers: Compare after every module, too; None does so if a case fails.
+        progress: Is told what runs now.
+
+    Returns:
+        What was found. Numbers that disagree are no exception: see its `passed`.
+
     Raises:
-        FileNotFoundError, ValueError, VortaError: something cannot be loaded, or the file was exported from something
-            else; the message names the mismatch. Numbers that disagree are no exception: see the report's `passed`.
+        FileNotFoundError: A file is missing.
+        ValueError: The file was exported from something else; the message names the mismatch.
+        VortaError: Something cannot be loaded.
     """
     start = time.perf_counter()
     if batch < 1:

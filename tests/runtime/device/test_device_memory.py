@@ -20,7 +20,7 @@ from vorta_trt.runtime.device.cuda_graph import CaptureStream, CudaGraphError
 from vorta_trt.runtime.device.device_memory import ALIGNMENT, DeviceMemory, DeviceOutOfMemory
 from vorta_trt.runtime.tensors import to_numpy
 
-from .host_cuda import DEFAULT_STREAM, HostCuda, install
+from .host_cuda import DEFAULT_STREAM, HostCuda, HostTorch, install
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "bfloat16"])
@@ -171,7 +171,7 @@ def test_the_real_libraries_have_every_call_that_is_made() -> None:
     assert int(module.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal) == 1
     assert int(module.cudaError_t.cudaErrorInsufficientDriver) == cuda_graph._INSUFFICIENT_DRIVER
     assert module.cudaStreamNonBlocking == cuda_graph._NON_BLOCKING
-    for name in vars(device_memory.torch.cuda):
+    for name in vars(HostTorch(HostCuda()).cuda):
         assert hasattr(torch.cuda, name), name
     for name in ("record_event", "synchronize", "wait_event", "wait_stream"):
         assert hasattr(torch.cuda.Stream, name), name
