@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vorta_trt.benchmarks.step.measure import REST
 from vorta_trt.benchmarks.step.report import StepReport
+from vorta_trt.benchmarks.step.table import routes_of
 from vorta_trt.model.files import new_file
 from vorta_trt.plugins.extras import import_extra
 
@@ -25,7 +26,7 @@ def plot_report(report: StepReport, path: Path) -> Path:
         figsize=(14 if loops else 9, height), layout="constrained"
     )
     panels = figure.subplots(1, 2 if loops else 1, squeeze=False)[0]
-    names = [f"{row.implementation}, {row.mode}, {row.routes}" for row in rows]
+    names = [f"{row.implementation}, {row.mode}, {routes_of(row)}" for row in rows]
     starts = [0.0] * len(rows)
     for kind, colour in COLOURS.items():
         # Without a GPU there are no shares: the whole bar is of the last kind then.

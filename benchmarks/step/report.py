@@ -26,6 +26,8 @@ class StepRow:
     difference: of the sample, relative, to the first one with the same routes: dense to the first peer's, routed to the
         first mode's. The first routed one has nothing to be compared with.
     times_dense: how many times faster than torch with cuDNN attention in the same mode; engines: in the last mode.
+    times_own_dense: how many times faster than the same implementation in the same mode with every head full: what
+        routing alone gains. The row "dense, our kernels" has 1; its `times_dense` is what the kernels alone gain.
     """
 
     implementation: str
@@ -43,6 +45,7 @@ class StepRow:
     tflops: float | None = None
     difference: float | None = None
     times_dense: float | None = None
+    times_own_dense: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 """How long does a denoising step take, and a whole schedule of them: routed beside dense, end to end?
 
 `vorta-trt bench step`. The model has its published size and random weights; routes are drawn with the published shares
-and given through `route_override`. Dense is the same torch code with cuDNN's attention, and diffusers' own model, on
-the same weights in the same run. The first sample of every row is compared with the first one of the same routes, which
-it must equal but for rounding: dense rows with a peer's, compiled routed rows with the eager one. What the kernels
-compute is checked by `vorta-trt bench attention`.
+and given through `route_override`. Dense is the same torch code with cuDNN's attention, diffusers' own model, and our
+kernels with every head full, on the same weights in the same run: the last tells the gain of the kernels from that of
+routing. The first sample of every row is compared with the first one of the same routes, which it must equal but for
+rounding: dense rows with a peer's, compiled routed rows with the eager one. What the kernels compute is checked by
+`vorta-trt bench attention`.
 """
 
 from __future__ import annotations
@@ -146,14 +147,18 @@ class _Bench:
         """Implementations and their routes, peers first: the first sample is what the dense ones are compared with."""
         for peer in self.options.peers:
             yield PEERS[peer], [(DENSE, "same")]
-        yield OURS, [(mix, precision) for precision in self.options.precisions for mix in self.options.mixes]
+        yield OURS, [(mix, precision) for precision in self.options.precisions for mix in self._mixes()]
+
+    def _mixes(self) -> Sequence[str]:
+        """Those of the options, and dense before them: it tells what the kernels gain from what routing gains."""
+        return tuple(dict.fromkeys((DENSE, *self.options.mixes)))
 
     def engine_rows(self, bundle: Path) -> list[StepRow]:
         """The engine's. Its weights are its own: of its samples it is only checked that they are finite."""
         options = self.options
         rows = []
         with open_engine(bundle, self.case, self.layers, self.heads, options.device, options.seed) as engine:
-            for routes in options.mixes:
+            for routes in self._mixes():
                 chosen = self._routes(routes)
                 run = engine.run(chosen, routes == DENSE)
                 rows.append(self._guarded(StepRow(engine.name, ENGINE, routes), run, chosen))
@@ -281,8 +286,13 @@ class _Bench:
 
 
 def with_speedups(rows: Sequence[StepRow], dense: float | None) -> list[StepRow]:
-    """The rows, with how many times faster they are than `dense` seconds."""
+    """The rows, with how many times faster they are than `dense` seconds, and than their own implementation, dense."""
+    own = {(row.implementation, row.mode): row.median for row in rows if (row.routes, row.state) == (DENSE, "ok")}
+
+    def times(seconds: float | None, row: StepRow) -> float | None:
+        return None if seconds is None or row.median is None else round(seconds / row.median, 3)
+
     return [
-        row if dense is None or row.median is None else replace(row, times_dense=round(dense / row.median, 3))
+        replace(row, times_dense=times(dense, row), times_own_dense=times(own.get((row.implementation, row.mode)), row))
         for row in rows
     ]

@@ -67,7 +67,17 @@ def test_every_implementation_computes_the_same_dense_sample(report: StepReport)
         assert row.median is not None and row.median > 0 and row.runs == 2
         assert row.difference is not None and row.difference < 1e-5
     assert rows[OURS, "50/50"].flops < rows[OURS, "dense"].flops  # type: ignore[operator]
-    assert rows[TORCH, "dense"].times_dense == 1
+    assert rows[TORCH, "dense"].times_dense == rows[OURS, "dense"].times_own_dense == 1
+    for row in rows.values():  # by the kernels and by routing: together, against torch
+        own = rows[row.implementation, "dense"].times_dense
+        assert own is not None and row.times_own_dense is not None
+        assert row.times_dense == pytest.approx(own * row.times_own_dense, rel=1e-2)
+
+
+def test_our_kernels_are_measured_dense_whatever_mixes_are_asked_for() -> None:
+    report = run_case(WAN, replace(OPTIONS, mixes=("50/50",), peers=(), loops=False), silent)
+    assert [(row.implementation, row.routes) for row in report.rows] == [(OURS, "dense"), (OURS, "50/50")]
+    assert report.rows[1].times_own_dense is not None and report.rows[1].times_dense is None
 
 
 def test_loops_are_counted_from_measured_steps(report: StepReport) -> None:
@@ -91,6 +101,7 @@ def test_report_comes_back_from_its_file_and_is_shown(report: StepReport, tmp_pa
     again = StepReport.read(file)
     assert again == replace(report, about=json.loads(json.dumps(report.about)))
     assert "no GPU" in headline(again)
+    assert [*step_table(again).columns[2].cells][2:] == ["dense, our kernels", "50/50"]
     assert step_table(again).row_count == 4 and loop_table(again).row_count == 3
     assert plot_report(again, tmp_path / "step.png").stat().st_size > 10_000
     assert all("TeaCache" in line or "dense steps" in line for line in remarks(again))
