@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import torch
@@ -33,6 +34,7 @@ from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 ROUTER_FILE = "router.pt"
 STATE_FILE = "training.pt"
+WriteMetrics = Callable[[dict[str, Any]], None]
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -147,8 +149,9 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06d}"
 
 
-class MetricsLog:
-    """Appends to a run's log. A context manager.
+@contextmanager
+def open_log(run: RunFolder, resumed_from: int = 0, tensorboard: bool = False) -> Iterator[WriteMetrics]:
+    """Opens a run's log, and gives a function that appends one step's line to it, at once.
 
     Args:
         run: The folder.
@@ -158,31 +161,25 @@ class MetricsLog:
     Raises:
         MissingExtraError: tensorboard is not installed.
     """
+    events: Any = None
+    if tensorboard:
+        import_extra("tensorboard", "train")
+        from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, run: RunFolder, resumed_from: int = 0, tensorboard: bool = False) -> None:
-        self._writer = _tensorboard_writer(run.path / "report", resumed_from) if tensorboard else None
-        kept = [line for line in run.read_log() if line["step"] <= resumed_from] if resumed_from else []
-        write_text(run.log_file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._stream = run.log_file.open("a", encoding="utf-8")
+        events = SummaryWriter(str(run.path / "report"), purge_step=resumed_from + 1 if resumed_from else None)
+    kept = [line for line in run.read_log() if line["step"] <= resumed_from] if resumed_from else []
+    write_text(run.log_file, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Writes one step's line; it is with the system when this returns."""
-        self._stream.write(json.dumps(metrics) + "\n")
-        self._stream.flush()
-        if self._writer is not None:
+    def write(metrics: dict[str, Any]) -> None:
+        stream.write(json.dumps(metrics) + "\n")
+        stream.flush()
+        if events is not None:
             for name, value in metrics.items():
                 if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, metrics["step"])
+                    events.add_scalar(name, value, metrics["step"])
 
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
-        if self._writer is not None:
-            self._writer.close()
+    with run.log_file.open("a", encoding="utf-8") as stream, closing(events) if events else nullcontext():
+        yield write
 
 
 def check_resumable(state: TrainingState, decisive: dict[str, Any], steps: int) -> None:
@@ -241,11 +238,3 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
         nested = value if isinstance(value, dict) else {}
         flat.update({f"{name}.{key}": part for key, part in nested.items()} or {name: value})
     return flat
-
-
-def _tensorboard_writer(folder: Path, resumed_from: int) -> Any:
-    import_extra("tensorboard", "train")
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter(log_dir=str(folder), purge_step=resumed_from + 1 if resumed_from else None)
-    return writer

@@ -20,7 +20,7 @@ from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator
 from vorta_trt.model.training.objective import RouterObjective, attach_routers, freeze_all_but_routers
-from vorta_trt.model.training.run_folder import MetricsLog, RunFolder, TrainingState, check_resumable, run_config
+from vorta_trt.model.training.run_folder import RunFolder, TrainingState, check_resumable, open_log, run_config
 from vorta_trt.model.training.settings import TrainingSettings
 from vorta_trt.model.training.trainer import RouterTrainer
 from vorta_trt.model.transformer import RoutedTransformer
@@ -200,12 +200,12 @@ def _run(
     accelerator, settings = trainer.accelerator, trainer.settings
     done = 0 if state is None else state.step
     main = accelerator.is_main_process
-    with MetricsLog(run, done, tensorboard) if main else nullcontext() as log:
+    with open_log(run, done, tensorboard) if main else nullcontext() as write:
         progress(f"step {done + 1} of {settings.steps}, batch size {settings.batch_size}", done, settings.steps)
         for number in range(done + 1, settings.steps + 1):
             metrics = trainer.step(number)
-            if log is not None:
-                log.write(metrics)
+            if write is not None:
+                write(metrics)
             if number % settings.checkpoint_every == 0 or number == settings.steps:
                 router, reached = trainer.state(number, decisive)
                 if main:

@@ -13,11 +13,11 @@ import torch
 from vorta_trt.model import AttentionGeometry, load_router
 from vorta_trt.model.geometry import keep_tokens
 from vorta_trt.model.training.run_folder import (
-    MetricsLog,
     RunError,
     RunFolder,
     TrainingState,
     check_resumable,
+    open_log,
     reduction_rate,
     run_config,
 )
@@ -154,15 +154,15 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_the_log_continues_where_the_checkpoint_was(tmp_path: Path) -> None:
     run, file = RunFolder(tmp_path), tmp_path / "log.jsonl"
-    with MetricsLog(run) as log:
+    with open_log(run) as write:
         for step in range(1, 6):
-            log.write({"step": step, "loss": step / 2})
+            write({"step": step, "loss": step / 2})
     with file.open("a") as stream:
         stream.write('{"step": 6, "lo')  # killed while writing
-    with MetricsLog(run, resumed_from=3) as log:
-        log.write({"step": 4, "loss": -1.0})
+    with open_log(run, resumed_from=3) as write:
+        write({"step": 4, "loss": -1.0})
     assert run.read_log() == [{"step": step, "loss": step / 2} for step in (1, 2, 3)] + [{"step": 4, "loss": -1.0}]
-    with MetricsLog(run):
+    with open_log(run):
         pass
     assert run.read_log() == []
 
@@ -179,9 +179,9 @@ def test_a_log_that_was_edited(tmp_path: Path, line: str, wrong: str) -> None:
 
 def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    with MetricsLog(RunFolder(tmp_path), tensorboard=True) as log:
-        log.write({"step": 1, "loss": 0.5, "timesteps": [1.0]})
+    with open_log(RunFolder(tmp_path), tensorboard=True) as write:
+        write({"step": 1, "loss": 0.5, "timesteps": [1.0]})
     assert [file.name.split(".")[0] for file in (tmp_path / "report").iterdir()] == ["events"]
     monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
     with pytest.raises(VortaError, match=r"package tensorboard is not installed .*pip install 'vorta-trt\[train\]'"):
-        MetricsLog(RunFolder(tmp_path), tensorboard=True)
+        open_log(RunFolder(tmp_path), tensorboard=True).__enter__()
