@@ -21,18 +21,15 @@ from pathlib import Path
 
 from vorta_trt.engines import manifest as names
 from vorta_trt.engines.bundle import Bundle, new_bundle
-from vorta_trt.engines.cancel import Cancellation
-from vorta_trt.engines.description import ModelDescription, created_by, describe_model
+from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
-from vorta_trt.engines.heap import release_free_memory
 from vorta_trt.engines.manifest import EngineInfo, FileEntry, Manifest, PluginInfo
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build_plan
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.engines.progress import ProgressCallback, progress_bar
-from vorta_trt.engines.route_override import check_route_override
+from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_bar, release_free_memory
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vorta_trt.engines import fp8
 from vorta_trt.engines.errors import BundleError, FlavourError
@@ -27,6 +28,9 @@ from vorta_trt.engines.manifest import (
 from vorta_trt.model.files import WriteError, make_way, new_folder
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import PluginLibrary, load_library
+
+if TYPE_CHECKING:
+    from vorta_trt.model.route_calibration import RouteCalibration
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +89,17 @@ class Bundle:
     def route_override_path(self) -> Path | None:
         """Calibrated routes (see `model.route_calibration`), if the bundle was built with some."""
         return self.path / ROUTE_OVERRIDE if ROUTE_OVERRIDE in self.manifest.files else None
+
+    def route_override(self) -> RouteCalibration | None:
+        """The calibrated routes, None if there are none; BundleError if they are not readable."""
+        from vorta_trt.model.route_calibration import RouteCalibration
+
+        if self.route_override_path is None:
+            return None
+        try:
+            return RouteCalibration.load(self.route_override_path)
+        except (ValueError, OSError) as error:
+            raise BundleError(self.path, [str(error)]) from error
 
     @property
     def flavour(self) -> Flavour:

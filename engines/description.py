@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vorta_trt.export.errors import OnnxFileError
@@ -58,6 +59,21 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
         op_version=metadata.operator_version,
         metadata=content,
     )
+
+
+def check_route_override(path: Path, description: ModelDescription) -> None:
+    """Raises ValueError or FileNotFoundError unless a file of calibrated routes is for the model."""
+    from vorta_trt.model.geometry import AttentionGeometry
+    from vorta_trt.model.route_calibration import RouteCalibration
+
+    calibration = RouteCalibration.load(path)
+    if description.family is None or description.metadata is None or description.geometry is None:
+        raise ValueError(
+            f"route_override {path}: cannot be checked, for the ONNX file says neither family nor heads; leave it out, "
+            f"or export the model with vorta-trt export"
+        )
+    layers, heads = description.metadata["num_layers"], description.metadata["num_heads"]
+    calibration.check(description.family, layers, heads, AttentionGeometry.from_dict(description.geometry))
 
 
 def _refuse(onnx: OnnxFile, strict: bool, reason: str) -> None:

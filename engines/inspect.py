@@ -20,7 +20,6 @@ from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readabl
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.engines.route_override import describe_route_override
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
 
@@ -159,6 +158,7 @@ def describe_tensor(spec: TensorSpec) -> str:
 def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
     """Reads a bundle, made for whatever machine. `verify` hashes the files; their sizes are checked in any case."""
     bundle = Bundle.open(path, verify=verify, runtime=False)
+    calibration = bundle.route_override()
     problems = bundle.check_runtime()
     engine: EngineReport | None = None
     missing: str | None = "; ".join(problems)
@@ -171,7 +171,7 @@ def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
         path=str(path),
         manifest=bundle.manifest,
         problems=problems,
-        route_override=describe_route_override(bundle),
+        route_override=None if calibration is None else calibration.describe(),
         network=None if bundle.layers_path is None else report_network(read_layers(bundle.layers_path)),
         engine=engine,
         engine_missing=missing,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines import manifest as names
-from vorta_trt.engines.cancel import Cancellation
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.execution_flags import allow_execution, set_flags
 from vorta_trt.engines.flavours import Flavour
@@ -23,7 +22,7 @@ from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import from_network, write_layers
 from vorta_trt.engines.manifest import EngineMemory, FileEntry, TensorSpec
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
-from vorta_trt.engines.progress import ProgressCallback, progress_monitor
+from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.onnx_file import OnnxFile
 

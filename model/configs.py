@@ -16,6 +16,8 @@ from pydantic.errors import PydanticUserError
 
 from vorta_trt.model.errors import CheckpointError
 
+MOST_LAYERS = 1000  # of a model; a config that asks for more is damaged, and would keep the loader busy for ever
+MOST_TIMES = 100  # as large as the class' default may a size be
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _LFS_POINTER_BYTES = 1024  # pointers are smaller by the specification
 
@@ -109,6 +111,9 @@ def _size_problem(value: Any, default: Any) -> str | None:
     if not all(math.isfinite(number) for number in numbers):
         return "It must be finite"
     sizes = [number for number in defaults if isinstance(number, (int, float)) and not isinstance(number, bool)]
-    if sizes and all(size > 0 for size in sizes) and any(number <= 0 for number in numbers):
-        return "It must be positive"
+    if sizes and all(size > 0 for size in sizes):
+        if any(number <= 0 for number in numbers):
+            return "It must be positive"
+        if any(number > max(MOST_LAYERS, MOST_TIMES * max(sizes)) for number in numbers):
+            return f"It must be at most {MOST_TIMES} times the default"
     return None

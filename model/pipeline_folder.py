@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vorta_trt.model.checkpoint import INDEX, WEIGHTS
-from vorta_trt.model.configs import check_no_pointer, read_json, typed_config
+from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
@@ -153,6 +153,12 @@ def _check_files(folder: Path) -> None:
 
 def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
     """A component by the library's own loader, whose errors are those of the folder's files."""
+    if (config := folder / "config.json").is_file():
+        for name, value in read_json(config, kind.__name__).items():
+            if ("layer" in name or "block" in name) and isinstance(value, int) and value > MOST_LAYERS:
+                raise CheckpointError(
+                    f"{config}: {name} {value!r}: must be at most {MOST_LAYERS}; restore the original of the checkpoint"
+                )
     try:
         return kind.from_pretrained(folder, **options)
     except Exception as error:  # of code that is not ours, on files that are not ours either

@@ -12,6 +12,7 @@ Letters: P denoising steps, K buckets, L layers, N heads.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ class RouteCalibration:
             routes=self.routes.tolist(),
             errors=_rounded(self.errors.tolist()),
         )
-        write_text(path, content.model_dump_json() + "\n")
+        write_text(path, json.dumps(content.model_dump(mode="json")) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> RouteCalibration:

@@ -15,6 +15,7 @@ nothing of one case is left in the next.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -596,30 +597,21 @@ def main() -> None:
 
 
 def _import_everything() -> None:
-    import diffusers
-    import onnx.reference
-    import onnxruntime
-    import transformers
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
-
-    import vorta_trt.cli
-    import vorta_trt.engines.builder
-    import vorta_trt.export.onnx_export
-    import vorta_trt.model.calibration
-    import vorta_trt.model.training
-    import vorta_trt.runtime.pipelines.generator
-    import vorta_trt.runtime.verification.verify
-
-    _: tuple[Callable[..., Any] | Any, ...] = (
-        diffusers,
-        onnx.reference,
-        onnxruntime,
-        transformers,
-        AutoencoderKLWan,
-        UniPCMultistepScheduler,
-        WanPipeline,
-        vorta_trt,
-    )
+    """Imports what the commands import, so that the children find it there."""
+    for name in (
+        "diffusers.pipelines.wan",
+        "onnx.reference",
+        "onnxruntime",
+        "transformers.models.umt5.modeling_umt5",
+        "vorta_trt.cli",
+        "vorta_trt.engines.builder",
+        "vorta_trt.export.onnx_export",
+        "vorta_trt.model.calibration.calibrate",
+        "vorta_trt.model.training.train",
+        "vorta_trt.runtime.pipelines.pipeline",
+        "vorta_trt.runtime.verification.verify",
+    ):
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
@@ -144,7 +143,7 @@ class EngineDenoiser(Denoiser):
 
     def calibration(self) -> RouteCalibration | None:
         bundle = read_target(self.engine.path).bundle
-        return None if bundle is None else load_route_override(bundle)
+        return None if bundle is None else bundle.route_override()
 
     def locate(self, inputs: Mapping[str, Any]) -> str:
         return locate_in_onnx(read_target(self.engine.path), inputs)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vorta_trt.engines.bundle import Bundle
-from vorta_trt.engines.route_override import load_route_override
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families import Guidance, get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -213,7 +212,7 @@ class RequestPlanner:
 def _calibration(target: Target | None, choice: str | Path | None) -> RouteCalibration | None:
     if choice != BUNDLED:
         return None if choice is None else RouteCalibration.load(choice)
-    return None if target is None or target.bundle is None else load_route_override(target.bundle)
+    return None if target is None or target.bundle is None else target.bundle.route_override()
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

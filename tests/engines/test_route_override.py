@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_before_the_build(
     refused("are for layers 3, the model has 2", ValueError, route_override=write(tmp_path / "3.json", layers=3))
     refused("absent.json: no such file", FileNotFoundError, route_override=tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"format": 1')
-    refused("half.json: .*make the file again", ValueError, route_override=tmp_path / "half.json")
+    refused("half.json: .*make it with", ValueError, route_override=tmp_path / "half.json")
     foreign = make_model(tmp_path / "foreign.onnx", metadata=False)
     routes = write(tmp_path / "2.json")
     refused("says neither family nor heads", ValueError, onnx=foreign, route_override=routes, strict=False)
