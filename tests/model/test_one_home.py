@@ -27,7 +27,7 @@ ROOMS = ("plugins", "model", "export", "engines", "runtime", "serving", "benchma
 STRAYS = {
     "a table of precisions": (r"""["'](fp32|fp16|bf16)["']\s*:\s*(["'](b?float)|torch|\d)""", "model/precision.py"),
     "the type of a name": (r"getattr\(torch, ", "model/precision.py"),
-    "TensorRT's names of types": (r"""["'](HALF|BF16)["']""", "model/precision.py"),
+    "TensorRT's names of types": (r"""["']HALF["']""", "model/precision.py"),
     "-1 for the router's decision": (r"ROUTER_DECIDES\b.*= *-1|_like\([^)]*routes[^)]*, -1\)", "model/constants.py"),
     "the default tau": (r"\w*TAU\w*(: *\w+)? *= *\d", "model/constants.py"),
     "the operator's name": (r"""["']RoutedAttention["']""", "plugins/operator_schema.py"),
