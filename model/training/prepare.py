@@ -67,6 +67,7 @@ class PreparedData(BaseModel):
         return f"{len(self.samples)} samples{kept}{skipped}"
 
 
+@torch.no_grad()
 def prepare_data(
     checkpoint: str | Path,
     videos: str | Path,
@@ -128,20 +129,54 @@ def prepare_data(
     progress("loading text encoder and VAE", 0, 0)
     pipeline = load_pipeline(Path(checkpoint), family.facts, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = _Encoder(
-        pipeline, family, target, family.facts.latent_shape(family.config, geometry.grid), video_size, rate
-    )
+    shape = family.facts.latent_shape(family.config, geometry.grid)
+
+    def encode_caption(clip: Clip) -> bool:
+        file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
+        if is_kept := _is_there(file, origin):
+            return is_kept
+        tensors = family.encode_caption(pipeline, clip.caption, target)
+        check_finite(family.conditions(tensors))
+        _write(file, tensors, origin)
+        return False
+
+    def encode_video(clip: Clip) -> bool:
+        origin = {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}"}
+        file = latent_file(output, clip.name)
+        if is_kept := _is_there(file, origin):
+            return is_kept
+        latents = _latents(pipeline.vae, family, read_video(clip.video, video_size, rate))  # [C, F, H, W]
+        if tuple(latents.shape) != shape:
+            raise CheckpointError(
+                f"VAE: gives latents {tuple(latents.shape)} for a video of {video_size}, the transformer takes {shape} "
+                f"[channels, frames, height, width]; VAE and transformer must be of one model"
+            )
+        check_finite({"latents": latents})
+        _write(file, {"latents": latents}, origin)
+        return False
+
     kept = 0
-    for what, encode in (("captions", encoder.prompt), ("videos", encoder.latents)):
+    for what, encode, parts in (("captions", encode_caption, "text_encoder"), ("videos", encode_video, "vae")):
+        models = [part for name, part in pipeline.components.items() if name.startswith(parts) and part is not None]
+        for model in models:
+            model.to(target)
         for index, clip in enumerate(clips):
             progress(f"encoding {what}", index, len(clips))
-            if clip.video.name in bad:
-                continue
             try:
-                kept += encode(clip, output)
-            except DataError as error:
-                refuse(clip.video.name, str(error))
-        encoder.release()
+                kept += clip.video.name not in bad and encode(clip)
+            except CheckpointError:
+                raise
+            except ValueError as error:  # DataError, too
+                is_named = clip.video.name in str(error)
+                refuse(clip.video.name, str(error) if is_named else f"{what[:-1]} of {clip.video.name}: {error}")
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):
+                    raise
+                refuse(clip.video.name, f"video {clip.video.name}: cannot be read any more ({error.strerror})")
+        for model in models:
+            model.to("cpu")
+        if target.type == "cuda":
+            torch.cuda.empty_cache()
     good = [clip for clip in clips if clip.video.name not in bad]
     if not good:
         raise DataError(f"videos {videos}: none of {len(bad)} can be used, first {next(iter(bad.values()))}")
@@ -155,74 +190,13 @@ def prepare_data(
     return PreparedData(output=output, samples=tuple(clip.name for clip in good), kept_files=kept, skipped=bad)
 
 
-class _Encoder:
-    """Text encoder and VAE, one at a time on the device."""
-
-    def __init__(
-        self,
-        pipeline: Any,
-        family: TrainingFamily,
-        device: torch.device,
-        shape: tuple[int, int, int, int],
-        size: tuple[int, int, int],
-        rate: float,
-    ) -> None:
-        self.pipeline, self.family, self.device = pipeline, family, device
-        self.shape, self.size, self.rate = shape, size, rate
-
-    @torch.no_grad()
-    def prompt(self, clip: Clip, output: Path) -> bool:
-        """Writes the caption's embeddings; True if they were there already."""
-        file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
-        if _is_there(file, origin):
-            return True
-        for name, encoder in self.pipeline.components.items():
-            if name.startswith("text_encoder") and encoder is not None:
-                encoder.to(self.device)
-        tensors = self.family.encode_caption(self.pipeline, clip.caption, self.device)
-        try:
-            check_finite(self.family.conditions(tensors))
-        except ValueError as error:
-            raise DataError(f"caption of {clip.video.name}: {error}") from error
-        _write(file, tensors, origin)
-        return False
-
-    @torch.no_grad()
-    def latents(self, clip: Clip, output: Path) -> bool:
-        """Writes the video's latents; True if they were there already."""
-        try:
-            size = clip.video.stat().st_size
-        except OSError as error:
-            raise DataError(f"video {clip.video.name}: cannot be read any more ({error.strerror})") from error
-        origin = {"video": f"{clip.video.name} {size} {self.size} {self.rate:g}"}
-        file = latent_file(output, clip.name)
-        if _is_there(file, origin):
-            return True
-        video = read_video(clip.video, self.size, self.rate)  # [3, F, H, W]
-        vae = self.pipeline.vae.to(self.device)
-        if self.family.facts.tiled_vae:
-            vae.enable_tiling()
-        encoded = vae.encode(video.unsqueeze(0).to(self.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]
-        latents = self.family.facts.normalise(vae, encoded)[0]  # [C, F, H, W]
-        if tuple(latents.shape) != self.shape:
-            raise CheckpointError(
-                f"VAE: gives latents {tuple(latents.shape)} for a video of {self.size}, the transformer takes "
-                f"{self.shape} [channels, frames, height, width]; VAE and transformer must be of one model"
-            )
-        try:
-            check_finite({"latents": latents})
-        except DataError as error:
-            raise DataError(f"{clip.video.name}: {error}") from error
-        _write(file, {"latents": latents}, origin)
-        return False
-
-    def release(self) -> None:
-        """Takes the models off the device."""
-        for component in self.pipeline.components.values():
-            if isinstance(component, torch.nn.Module):
-                component.to("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+def _latents(vae: Any, family: TrainingFamily, video: Tensor) -> Tensor:
+    """What the transformer denoises: video float32 [3, F, H, W] -> [C, F, H, W]."""
+    if family.facts.tiled_vae:
+        vae.enable_tiling()
+    encoded = vae.encode(video.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]
+    latents: Tensor = family.facts.normalise(vae, encoded)[0]
+    return latents
 
 
 def _is_there(file: Path, origin: dict[str, str]) -> bool:
