@@ -32,8 +32,14 @@ _RESTORE = "restore it from the published checkpoint"
 
 @dataclass(frozen=True)
 class Schedule:
-    """A sampling schedule: the scheduler's class, its shift (None: the steps are fixed), and the timesteps in sampling
-    order. `instance` is the diffusers scheduler, for a pipeline to sample with."""
+    """A sampling schedule.
+
+    Attributes:
+        scheduler: The scheduler's class in diffusers.
+        shift: Its flow shift; None where the steps are given.
+        timesteps: In sampling order.
+        instance: The diffusers scheduler, for a pipeline to sample with.
+    """
 
     scheduler: str
     shift: float | None
@@ -45,33 +51,26 @@ class Schedule:
 
 
 def schedule_timesteps(
-    checkpoint: str | Path, steps: int, scheduler: str | None = None, shift: float | None = None
-) -> Schedule:
-    """The timesteps that diffusers would sample with.
-
-    Args:
-        checkpoint: a pipeline folder (its scheduler/scheduler_config.json is the default) or a transformer folder.
-        steps: number of sampling steps.
-        scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
-        shift: flow shift; None takes the pipeline's own.
-    Raises:
-        ValueError: unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
-    """
-    return family_schedule(checkpoint, steps, scheduler, shift, gives_sigmas=_evenly_spaced_sigmas(Path(checkpoint)))
-
-
-def family_schedule(
     checkpoint: str | Path | None,
     steps: int,
     scheduler: str | None = None,
     shift: float | None = None,
     *,
-    gives_sigmas: bool,
+    gives_sigmas: bool | None = None,
 ) -> Schedule:
-    """`schedule_timesteps` where the family is known, so that there may be no checkpoint.
+    """The timesteps that diffusers would sample with.
 
     Args:
-        gives_sigmas: the pipeline gives its scheduler evenly spaced sigmas, see `ModelFamily`.
+        checkpoint: A pipeline folder, whose scheduler/scheduler_config.json is the default, or a transformer folder;
+            None if there is none.
+        steps: Number of sampling steps.
+        scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
+        shift: Flow shift; None takes the pipeline's own.
+        gives_sigmas: Whether the pipeline gives its scheduler evenly spaced sigmas, see `ModelFamily`; None asks the
+            checkpoint.
+
+    Raises:
+        ValueError: Unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
     """
     import diffusers
     import numpy as np
@@ -102,6 +101,8 @@ def family_schedule(
         raise ValueError(f"shift: {source} does not say; give --flow-shift ({usual_shifts()})")
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
         raise ValueError(f"shift {shift!r}: must be positive; {usual_shifts()}")
+    if gives_sigmas is None:
+        gives_sigmas = checkpoint is not None and _evenly_spaced_sigmas(Path(checkpoint))
     overrides = {**required, shift_key: shift}
     with _config_errors(checkpoint):
         instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
@@ -174,11 +175,6 @@ def given_schedule(
 def takes_sigmas(scheduler: Any) -> bool:
     """Whether a diffusers scheduler lets the pipeline choose the sigmas."""
     return "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
-
-
-def has_scheduler(checkpoint: str | Path) -> bool:
-    """Whether the checkpoint says which schedule it is sampled with."""
-    return _scheduler_config(Path(checkpoint)) is not None
 
 
 def _evenly_spaced_sigmas(checkpoint: Path) -> bool:

@@ -7,6 +7,7 @@ whole is that of its computed and reused steps. Loops of few steps are run whole
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -68,8 +69,8 @@ def run_loop(case: StepCase, loop: Loop, run: Run, latents: Tensor, routes: str)
     for step in range(loop.count):
         _synchronize(latents.device)
         start = time.perf_counter()
-        timestep = loop.plan.timesteps[step]
-        samples = [_sample(state, timestep, f"pass {number}", run) for number in range(loop.passes)]
+        launch = functools.partial(_launch, loop.plan, run)
+        samples = [state.sample(f"pass {number}", launch) for number in range(loop.passes)]
         guided = samples[0] if loop.passes == 1 else samples[1] + 5.0 * (samples[0] - samples[1])
         latents = scheduler.step(guided, scheduler.timesteps[step], latents, return_dict=False)[0].to(latents.dtype)
         _synchronize(latents.device)
@@ -79,13 +80,8 @@ def run_loop(case: StepCase, loop: Loop, run: Run, latents: Tensor, routes: str)
     return _row(loop, seconds[True], seconds[False], routes)
 
 
-def _sample(state: StepState, timestep: float, context: str, run: Run) -> Tensor:
-    step = state.begin(context)
-    sample = state.reuse(step, context)
-    if sample is None:
-        sample = run(timestep)
-        state.keep(step, context, sample)
-    return sample
+def _launch(plan: StepPlan, run: Run, step: int) -> Tensor | None:
+    return run(plan.timesteps[step]) if plan.compute[step] else None
 
 
 def _row(loop: Loop, computed: Sequence[float], reused: Sequence[float], routes: str) -> LoopRow:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vorta_trt.model.constants import DENSE_TAU
+from vorta_trt.model.records import first_error
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
@@ -27,7 +28,7 @@ from vorta_trt.runtime.from_checkpoint import Source
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
-from vorta_trt.runtime.sampling.params import SamplingParams, explain
+from vorta_trt.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
@@ -75,7 +76,7 @@ class Setting:
         try:
             SamplingParams(**given)
         except ValidationError as error:
-            raise ValueError(explain(error)) from error
+            raise ValueError(first_error(error)) from error
         return replace(self, params=self.params | given)
 
 

@@ -27,7 +27,7 @@ from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
-from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, family_schedule, given_schedule, takes_sigmas
+from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, given_schedule, schedule_timesteps, takes_sigmas
 from vorta_trt.runtime.target import Target, read_target
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class RequestPlanner:
                 renoise=params.renoise,
             )
         family = get_family(self.family)
-        schedule = family_schedule(
+        schedule = schedule_timesteps(
             self.checkpoint,
             params.num_inference_steps,
             params.scheduler,

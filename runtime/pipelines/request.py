@@ -54,18 +54,10 @@ class _Context:
 
 
 class StepState:
-    """Counts the calls of one sampling, every context ("cond", "uncond") on its own, and keeps what is reused.
-
-        step = state.begin(context)
-        sample = state.reuse(step, context)
-        if sample is None:
-            sample = ...
-            state.keep(step, context, sample)
+    """Counts the steps of one video, every context ("cond", "uncond") on its own, and keeps what is reused.
 
     Attributes:
-        plan: the plan.
-        computed: how many steps of each context were computed so far.
-        reused: how many were not.
+        plan: The plan.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -75,8 +67,6 @@ class StepState:
     def reset(self) -> None:
         """Starts over: the next call is the first step, and nothing is kept."""
         self._contexts: dict[str, _Context] = {}
-        self.computed: Counter[str] = Counter()
-        self.reused: Counter[str] = Counter()
 
     @property
     def taken(self) -> int:
@@ -87,41 +77,31 @@ class StepState:
         """Whether all steps of a context have begun."""
         return context in self._contexts and self._contexts[context].following == len(self.plan.timesteps)
 
-    def begin(self, context: str = COND) -> int:
-        """The step that a call of the transformer belongs to. Called once per step and context."""
+    def sample(self, context: str, launch: Callable[[int], Tensor | None]) -> Tensor:
+        """The sample of the next step of a context: of a launch, or a copy of the last one.
+
+        Args:
+            context: Any name, always the same one.
+            launch: Called with every step; gives the sample of one that is computed.
+
+        Raises:
+            ValueError: All steps are done.
+        """
         if self.is_done(context):
             raise ValueError(
                 f"context {context!r}: all {len(self.plan.timesteps)} steps of the plan are done; reset() between two "
                 f"videos"
             )
         state = self._contexts.setdefault(context, _Context())
+        step, compute = state.following, self.plan.compute
         state.following += 1
-        return state.following - 1
-
-    def reuse(self, step: int, context: str = COND) -> Tensor | None:
-        """The sample to take instead of a launch, a copy; None: launch the engine."""
-        state = self._at(step, context)
-        if self.plan.compute[step]:
-            return None
-        if state.kept is None:
-            raise RuntimeError(f"step {step}, context {context!r}: reuses a sample, but none was kept; call keep()")
-        self.reused[context] += 1
-        return state.kept.clone()
-
-    def keep(self, step: int, context: str, sample: Tensor) -> None:
-        """Takes a copy of the sample that was computed, if the step that follows reuses it."""
-        state = self._at(step, context)
-        if not self.plan.compute[step]:
-            raise RuntimeError(f"step {step}, context {context!r}: was computed, but the plan reuses a sample there")
-        self.computed[context] += 1
-        following = self.plan.compute[step + 1 : step + 2]
-        state.kept = sample.detach().clone() if following == (False,) else None
-
-    def _at(self, step: int, context: str) -> _Context:
-        state = self._contexts.get(context)
-        if state is None or state.following != step + 1:
-            raise RuntimeError(f"step {step}, context {context!r}: has not begun; call begin() first")
-        return state
+        sample = launch(step)
+        if not compute[step]:
+            assert state.kept is not None  # the first step is computed
+            return state.kept.clone()
+        assert sample is not None
+        state.kept = sample.detach().clone() if compute[step + 1 : step + 2] == (False,) else None
+        return sample
 
 
 class Request:
@@ -177,17 +157,16 @@ class Request:
             self.reset()
         elif context == COND and self.state.taken and begins_schedule(timestep, len(self.plan.timesteps)):
             self._forget()  # the video before was broken off
-        step = self._step = self.state.begin(context)
+        return self.state.sample(context, lambda step: self._begin(step, context, timestep, given))
+
+    def _begin(self, step: int, context: str, timestep: Tensor, given: Given) -> Tensor | None:
+        self._step = step
         if timestep is not self._timestep:
             self._timestep = timestep
             self._seen.append((step, timestep.dtype, HostCopy(timestep)))
         if self._on_step is not None and context == COND:
             self._on_step(step)
-        sample = self.state.reuse(step, context)
-        if sample is None:
-            sample = self._guided(context, given)
-            self.state.keep(step, context, sample)
-        return sample
+        return self._guided(context, given) if self.plan.compute[step] else None
 
     def _guided(self, context: str, given: Given) -> Tensor:
         """From a launch or from the one before."""

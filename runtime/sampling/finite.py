@@ -9,8 +9,7 @@ that went wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.model.constants import DENSE_TAU
@@ -34,7 +33,11 @@ class NonFiniteError(VortaError):
     """A sample with values that are not finite.
 
     Attributes:
-        step: its index. timestep, context: of the step. share: of the sample's values. place: where it began, in words.
+        step: Its index.
+        timestep: Of the step.
+        context: Of the step.
+        share: Of the sample's values.
+        place: Where it began, in words.
     """
 
     def __init__(self, step: int, timestep: float, context: str, share: float, place: str) -> None:
@@ -67,32 +70,16 @@ class HostCopy:
         return self._tensor
 
 
-@dataclass
-class _Pending:
-    """A sample whose count may still be on its way to the host."""
-
-    step: int
-    timestep: float
-    context: str
-    values: int
-    count: HostCopy  # int64
-    inputs: Inputs | None
-
-
 class FiniteCheck:
-    """Of one request. A context manager: leaving it without an error checks the last sample.
-
-        with FiniteCheck(locate) as check:
-            for every sample that is computed:
-                check(sample, step, timestep, context, inputs)
+    """Of the samples of one request, in turn; `finish` checks the last one.
 
     Args:
-        locate: finds the layer; None says how to find it.
+        locate: Finds the layer; None says how to find it.
     """
 
     def __init__(self, locate: Locate | None = None) -> None:
         self._locate = locate
-        self._pending: _Pending | None = None
+        self._pending: tuple[HostCopy, Callable[[int], NonFiniteError]] | None = None
 
     def __call__(
         self, sample: Tensor, step: int, timestep: float, context: str = "cond", inputs: Inputs | None = None
@@ -100,34 +87,32 @@ class FiniteCheck:
         """Checks a sample, or on a GPU the one before.
 
         Args:
-            inputs: of the transformer at this step, by name, for `locate`; kept, not copied, until the next call.
-        Raises: NonFiniteError.
+            sample: Any shape.
+            step: Its number.
+            timestep: Of the step.
+            context: Of the step.
+            inputs: Of the transformer at this step, by name, for `locate`; kept, not copied, until the next call.
+
+        Raises:
+            NonFiniteError: The sample has values that are not finite.
         """
         import torch
 
         self.finish()
-        count = HostCopy((~torch.isfinite(sample)).sum())
-        kept = inputs if self._locate is not None else None
-        self._pending = _Pending(step, timestep, context, sample.numel(), count, kept)
+        values, locate = sample.numel(), self._locate
+        if locate is None or inputs is None:
+            place: Callable[[], str] = lambda: UNLOCATED  # noqa: E731
+        else:
+            place = partial(locate, inputs)
+        self._pending = (
+            HostCopy((~torch.isfinite(sample)).sum()),
+            lambda found: NonFiniteError(step, timestep, context, found / values, place()),
+        )
         if not sample.is_cuda:
             self.finish()
 
     def finish(self) -> None:
         """Checks the sample that is still on its way, if there is one."""
         pending, self._pending = self._pending, None
-        if pending is None or not (non_finite := int(pending.count.wait())):
-            return
-        place = UNLOCATED
-        if self._locate is not None and pending.inputs is not None:
-            place = self._locate(pending.inputs)
-        share = non_finite / pending.values
-        raise NonFiniteError(pending.step, pending.timestep, pending.context, share, place)
-
-    def __enter__(self) -> FiniteCheck:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.finish()
+        if pending is not None and (found := int(pending[0].wait())):
+            raise pending[1](found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
@@ -142,15 +142,6 @@ class SamplingParams(BaseModel):
         from vorta_trt.runtime.sampling.route_guards import RouteGuards
 
         return RouteGuards(self.dense_first, self.dense_last, self.dense_layers)
-
-
-def explain(error: ValidationError) -> str:
-    """What is wrong with parameters, as one line: field, value, rule."""
-    lines = []
-    for problem in error.errors():
-        where, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
-        lines.append(message if not where else f"{where} {problem['input']!r}: {message}")
-    return "; ".join(lines)
 
 
 def _check_falling(name: str, steps: tuple[float, ...], highest: int) -> None:

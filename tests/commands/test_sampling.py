@@ -61,7 +61,7 @@ def test_caches(tmp_path: Path) -> None:
         0.05, signal="modulation"
     )
     assert params(**given, cache_coefficients="none").cache == TeaCache(0.05, IDENTITY)
-    fitted = TeaCoefficients((1.0, 2.0), "modulation", (0.1, 0.2))
+    fitted = TeaCoefficients(coefficients=(1.0, 2.0), signal="modulation", fitted_range=(0.1, 0.2))
     fitted.save(tmp_path / "tea.json")
     assert params(**given, cache_coefficients=str(tmp_path / "tea.json")).cache == fitted.cache(0.05)
     assert params(cache="broadcast").cache == StepBroadcast()
@@ -99,7 +99,7 @@ def test_refusals(given: dict[str, Any], option: str | None, message: str) -> No
 
 
 def test_a_file_that_was_fitted_for_another_signal(tmp_path: Path) -> None:
-    TeaCoefficients((1.0, 2.0), "modulation", (0.1, 0.2)).save(tmp_path / "tea.json")
+    TeaCoefficients(coefficients=(1.0, 2.0), signal="modulation", fitted_range=(0.1, 0.2)).save(tmp_path / "tea.json")
     given = {"cache": "tea", "cache_threshold": 0.1, "cache_coefficients": str(tmp_path / "tea.json")}
     with pytest.raises(typer.BadParameter, match="embedding: .*tea.json was fitted for modulation; leave it out"):
         params(**given, cache_signal="embedding")

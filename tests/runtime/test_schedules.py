@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.runtime.schedules import SCHEDULERS, family_schedule, given_schedule, schedule_timesteps
+from vorta_trt.runtime.schedules import SCHEDULERS, given_schedule, schedule_timesteps
 
 
 def save_scheduler(folder: Path, name: str = "UniPCMultistepScheduler", **config: Any) -> Path:
@@ -68,9 +68,9 @@ def test_hunyuan_video_with_another_scheduler_that_takes_sigmas(tmp_path: Path) 
 
     expected = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0)
     expected.set_timesteps(sigmas=np.linspace(1.0, 0.0, 9)[:-1])
-    schedule = family_schedule(None, 8, "unipc", 7.0, gives_sigmas=True)
+    schedule = schedule_timesteps(None, 8, "unipc", 7.0, gives_sigmas=True)
     assert schedule.timesteps == tuple(map(float, expected.timesteps.tolist()))
-    assert schedule.timesteps != family_schedule(None, 8, "unipc", 7.0, gives_sigmas=False).timesteps
+    assert schedule.timesteps != schedule_timesteps(None, 8, "unipc", 7.0, gives_sigmas=False).timesteps
 
 
 @pytest.mark.filterwarnings(
@@ -106,7 +106,7 @@ def sampled(scheduler: Any, asked: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("asked", [{"num_inference_steps": 50}, {"sigmas": [1.0, 0.5]}], ids=["steps", "sigmas"])
 def test_the_schedulers_own_sigmas_give_its_own_sample(tmp_path: Path, name: str, asked: dict[str, Any]) -> None:
     """Whatever the pipeline asks for, and as often as it does."""
-    own = family_schedule(wan_scheduler(tmp_path), 6, name, gives_sigmas=False)
+    own = schedule_timesteps(wan_scheduler(tmp_path), 6, name, gives_sigmas=False)
     given = given_schedule(tmp_path, name, sigmas=own.instance.sigmas[:-1].tolist())
     assert given.timesteps == own.timesteps and given.shift is None
     expected = sampled(own.instance, {"num_inference_steps": 6})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams, explain
+from vorta_trt.model.records import first_error
+from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
@@ -89,7 +90,7 @@ def test_guards_and_changes() -> None:
 def test_errors_name_the_field(given: dict[str, Any], named: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message) as caught:
         SamplingParams(**given)
-    line = explain(caught.value)
+    line = first_error(caught.value)
     assert line.startswith(named) and "\n" not in line
 
 

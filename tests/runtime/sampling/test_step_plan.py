@@ -49,14 +49,20 @@ class RecordingEngine:
 
 def call(state: StepState, engine: RecordingEngine, timestep: Any, context: str = COND) -> Tensor:
     """What a transformer in a pipeline does at a step."""
-    step = state.begin(context)
-    given = torch.as_tensor(timestep)
-    check_timestep(state.plan.timesteps, step, given.flatten().tolist(), given.dtype)
-    sample = state.reuse(step, context)
-    if sample is None:
-        sample = engine(context, timestep, state.plan.override_at(step))
-        state.keep(step, context, sample)
-    return sample
+
+    def launch(step: int) -> Tensor | None:
+        given = torch.as_tensor(timestep)
+        check_timestep(state.plan.timesteps, step, given.flatten().tolist(), given.dtype)
+        return engine(context, timestep, state.plan.override_at(step)) if state.plan.compute[step] else None
+
+    return state.sample(context, launch)
+
+
+def begin(state: StepState, context: str = COND) -> int:
+    """Takes a step; its number."""
+    taken: list[int] = []
+    state.sample(context, lambda step: taken.append(step) or torch.ones(1))  # type: ignore[func-returns-value]
+    return taken[0]
 
 
 def diffusers_timesteps(name: str, steps: int) -> Tensor:
@@ -102,8 +108,7 @@ def test_launches_are_those_of_the_plan(
         samples.append([call(state, engine, given[:1], context).clone() for context in (COND, UNCOND)])
     computed = [step for step, flag in enumerate(plan.compute) if flag]
     assert len(engine.launches) == 2 * plan.computed_steps
-    assert state.computed == {COND: plan.computed_steps, UNCOND: plan.computed_steps}
-    assert state.reused == {COND: 30 - plan.computed_steps, UNCOND: 30 - plan.computed_steps}
+    assert state.is_done(COND) and state.is_done(UNCOND)
     for step, (cond, uncond) in enumerate(samples):
         launch = max(index for index, other in enumerate(computed) if other <= step)  # the last computed step's
         assert (cond[0], uncond[0]) == (2 * launch + 1, 2 * launch + 2)  # contexts are never mixed
@@ -153,9 +158,8 @@ def test_reset_starts_a_new_request_without_the_old_samples() -> None:
         call(state, engine, 900.0)
         assert float(call(state, engine, 890.0)[0]) == len(engine.launches)
         state.reset()
-    assert (dict(state.computed), dict(state.reused)) == ({}, {})
     assert state.taken == 0
-    state.begin()
+    begin(state)
     with pytest.raises(ValueError, match="is step 0 of the plan; it came at step 1"):
         call(state, engine, 900.0)
 
@@ -178,22 +182,20 @@ def test_a_schedule_that_starts_over_is_told_without_reading_it(batch: int, dtyp
 def test_done_contexts() -> None:
     state = StepState(a_plan("11"))
     assert not state.is_done()
-    state.begin()
-    state.begin(UNCOND)
+    assert (begin(state), begin(state, UNCOND)) == (0, 0)
     assert (state.is_done(), state.taken) == (False, 1)
-    state.begin()
+    assert begin(state) == 1
     assert (state.is_done(), state.is_done(UNCOND), state.taken) == (True, False, 2)
 
 
 def test_a_kept_sample_is_a_copy_and_so_is_a_reused_one() -> None:
     state = StepState(a_plan("1001"))
     sample = torch.ones(3)
-    state.begin()
-    state.keep(0, COND, sample)
+    assert state.sample(COND, lambda step: sample) is sample
     sample.zero_()
     for _ in range(2):
-        reused = state.reuse(state.begin())
-        assert reused is not None and reused.tolist() == [1, 1, 1]
+        reused = state.sample(COND, lambda step: None)
+        assert reused.tolist() == [1, 1, 1]
         reused.zero_()
 
 
@@ -211,20 +213,12 @@ def test_timesteps_out_of_order_or_outside_the_plan(timestep: Any, message: str)
         check_timestep(a_plan("111").timesteps, 1, torch.as_tensor(timestep).flatten().tolist())
 
 
-def test_a_finished_plan_and_calls_that_do_not_follow_it() -> None:
+def test_a_finished_plan() -> None:
     state = StepState(a_plan("10"))
-    with pytest.raises(RuntimeError, match="step 0, context 'cond': has not begun"):
-        state.reuse(0)
-    state.begin()
-    assert state.reuse(0) is None
-    state.begin()  # without keep
-    with pytest.raises(RuntimeError, match="step 1, context 'cond': reuses a sample, but none was kept"):
-        state.reuse(1)
-    with pytest.raises(RuntimeError, match="step 1, context 'cond': was computed, but the plan reuses"):
-        state.keep(1, COND, torch.ones(1))
+    assert (begin(state), begin(state)) == (0, 1)
     with pytest.raises(ValueError, match="context 'cond': all 2 steps of the plan are done"):
-        state.begin()
-    assert state.begin(UNCOND) == 0
+        begin(state)
+    assert begin(state, UNCOND) == 0
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -293,15 +287,19 @@ def test_what_the_engine_takes_is_what_was_planned(wan: Any, fp32: Path, seed: i
     launches = 0
     with Engine(fp32) as engine:
         inputs = Source(wan.checkpoint, wan.router, precision="fp32").model().inputs(1, seed)
-        for timestep in timesteps:
-            step = state.begin()
-            if state.reuse(step) is not None:
-                continue
-            at_step = {"timestep": timestep.expand(1), "route_override": plan.override_at(step)}
-            outputs = engine(**{**inputs, **at_step, "tau": torch.tensor([plan.tau])})
+
+        def launch(step: int) -> Tensor | None:
+            nonlocal launches
+            if not plan.compute[step]:
+                return None
+            at_step = {"timestep": timesteps[step].expand(1), "route_override": plan.override_at(step)}
+            outputs = engine(**{**inputs, **at_step, "tau": plan.tau})
             launches += 1
             assert plan.departures(step, torch.as_tensor(outputs["routes"])) == 0
-            state.keep(step, COND, torch.as_tensor(outputs["sample"]))
+            return torch.as_tensor(outputs["sample"])
+
+        for _ in timesteps:
+            state.sample(COND, launch)
     assert launches == plan.computed_steps < 6
     other = 1 - (plan.routes.routes[0] == 1).int().unsqueeze(1)  # [L, 1, N], another branch at every head
     assert plan.departures(0, other) == LAYERS * HEADS
