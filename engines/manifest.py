@@ -6,11 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 
-from vorta_trt.model.files import write_text
+from vorta_trt.model.files import PointerError, write_text
+from vorta_trt.model.json_files import JsonFileError, JsonRecord, problems_of, read_json
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
@@ -33,18 +34,14 @@ Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 LATER_FIELDS = {"attention_precision": "same"}
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class FileEntry(Strict):
+class FileEntry(JsonRecord):
     """One file of the bundle."""
 
     sha256: Sha256
     bytes: int = Field(ge=0)
 
 
-class ShapeRange(Strict):
+class ShapeRange(JsonRecord):
     """The optimization profile of one input."""
 
     min: list[int]
@@ -52,7 +49,7 @@ class ShapeRange(Strict):
     max: list[int]
 
 
-class TensorSpec(Strict):
+class TensorSpec(JsonRecord):
     """One input or output of the engine; -1 marks the dynamic batch dimension."""
 
     name: str
@@ -70,7 +67,7 @@ class TensorSpec(Strict):
         return self
 
 
-class EngineMemory(Strict):
+class EngineMemory(JsonRecord):
     """What the builder says the engine takes, in bytes; None where the flavour does not say."""
 
     weights: int | None = None
@@ -78,7 +75,7 @@ class EngineMemory(Strict):
     scratch: int | None = None
 
 
-class EngineInfo(Strict):
+class EngineInfo(JsonRecord):
     """How the plan was built, and where it runs."""
 
     flavour: str
@@ -96,7 +93,7 @@ class EngineInfo(Strict):
     memory: EngineMemory
 
 
-class PluginInfo(Strict):
+class PluginInfo(JsonRecord):
     """The plugin that the plan calls."""
 
     name: str
@@ -110,7 +107,7 @@ class PluginInfo(Strict):
     layers: int = Field(ge=1)
 
 
-class Manifest(Strict):
+class Manifest(JsonRecord):
     """The whole file. `digest` is the SHA-256 of everything else in it, so that an edit by hand is noticed."""
 
     schema_version: Literal[1] = 1
@@ -159,9 +156,9 @@ class Manifest(Strict):
 def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     """The manifest and everything wrong with it; None if it cannot be read at all."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return None, [f"{path.name} is not JSON ({error}); build the bundle again"]
+        document = read_json(path, "manifest", "build the bundle again")
+    except (JsonFileError, PointerError) as error:
+        return None, [str(error)]
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         return None, [
@@ -171,14 +168,10 @@ def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     try:
         manifest = Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        return None, [f"{path.name}: {_location(entry)}: {entry['msg']}" for entry in error.errors()]
+        return None, [f"{path.name}: {problem}; build the bundle again" for problem in problems_of(error)]
     if manifest.digest != manifest.computed_digest():
         return manifest, [
             f"{path.name} was changed after the build (its content does not match its digest); restore it, or build "
             "the bundle again"
         ]
     return manifest, []
-
-
-def _location(entry: Any) -> str:
-    return ".".join(map(str, entry["loc"])) or "manifest"

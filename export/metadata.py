@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.json_files import explain
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
@@ -121,7 +122,7 @@ class ModelMetadata(_Record):
             )
         try:
             content = json.loads(properties[KEY])
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise OnnxFileError(f"{source}: its {KEY!r} metadata is not JSON ({error}); export it again") from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -133,15 +134,7 @@ class ModelMetadata(_Record):
             metadata = cls.model_validate(content)
             _ = metadata.attention_geometry
             get_family(metadata.family)
-        except (ValidationError, ValueError, TypeError) as error:
-            raise OnnxFileError(
-                f"{source}: its {KEY!r} metadata is damaged ({_first(error)}); export it again"
-            ) from error
+        except (ValueError, TypeError) as error:
+            found = explain(error) if isinstance(error, ValidationError) else error
+            raise OnnxFileError(f"{source}: its {KEY!r} metadata is damaged ({found}); export it again") from error
         return metadata
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        details = error.errors()[0]
-        return f"{'.'.join(map(str, details['loc'])) or 'record'}: {details['msg']}"
-    return str(error)

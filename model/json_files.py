@@ -64,15 +64,24 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
 
 def explain(error: ValidationError) -> str:
     """The first thing that a record's check found, as "key: rule, not value"."""
-    entry = error.errors(include_url=False)[0]
+    return problems_of(error)[0]
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """Everything that a record's check found, as "key: rule, not value"."""
+    return [_problem(entry) for entry in error.errors(include_url=False)]
+
+
+def _problem(entry: Any) -> str:
+    where = ".".join(map(str, entry["loc"])) or "content"
     if entry["type"] == "json_invalid":
         return f"is not JSON ({entry['ctx']['error']})"
-    where = ".".join(map(str, entry["loc"])) or "content"
-    rule = entry["msg"].removeprefix("Value error, ")
     if entry["type"] == "missing":
         return f"{where}: is missing"
+    if entry["type"] == "value_error":  # of a rule over several keys, which says what was given
+        return f"{where}: {entry['msg'].removeprefix('Value error, ')}"
     given = repr(entry["input"])
-    return f"{where}: {rule}, not {given if len(given) <= 60 else given[:57] + '...'}"
+    return f"{where}: {entry['msg']}, not {given if len(given) <= 60 else given[:57] + '...'}"
 
 
 def _read(path: Path, what: str, remedy: str) -> str:

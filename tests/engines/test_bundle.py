@@ -12,7 +12,7 @@ import pytest
 from vorta_trt.engines import Bundle, BundleError
 from vorta_trt.engines import bundle as bundle_module
 from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport
-from vorta_trt.engines.manifest import Manifest
+from vorta_trt.engines.manifest import Manifest, read_manifest
 
 
 def edit(bundle: Path, reseal: bool = False, **changes: Any) -> None:
@@ -173,6 +173,20 @@ def test_the_bundles_own_library_serves_where_the_installed_one_does_not(
     assert library is not None and library.path == (bundle / "libvorta_trt.so").resolve()
     (bundle / "libvorta_trt.so").unlink()
     assert "libvorta_trt.so: no such file" in problems(bundle)
+
+
+def test_a_manifest_of_the_first_version(tmp_path: Path) -> None:
+    """Of a bundle that still had a routes.json; it reads, and its digest is the one that it was sealed with."""
+    old = Path(__file__).parents[1] / "data/manifest_first_version.json"
+    manifest, found = read_manifest(old)
+    assert manifest is not None and found == []
+    assert "routes.json" in manifest.files
+    assert (manifest.family, manifest.precision, manifest.attention_precision) == ("wan", "bf16", "same")
+    manifest.write(tmp_path / "manifest.json")
+    assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads(old.read_text())
+    (tmp_path / "manifest.json").write_text(old.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    _, found = read_manifest(tmp_path / "manifest.json")
+    assert len(found) == 1 and "schema_version 0" in found[0] and "build the bundle again" in found[0]
 
 
 def test_extra_files_do_no_harm(bundle: Path) -> None:
