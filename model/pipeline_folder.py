@@ -152,15 +152,20 @@ def _check_files(folder: Path) -> None:
 
 
 def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """A component by the library's own loader, whose errors are those of the folder's files."""
-    if (config := folder / "config.json").is_file():
-        for name, value in read_json(config, kind.__name__).items():
-            if ("layer" in name or "block" in name) and isinstance(value, int) and value > MOST_LAYERS:
-                raise CheckpointError(
-                    f"{config}: {name} {value!r}: must be at most {MOST_LAYERS}; restore the original of the checkpoint"
-                )
+    """A component by the library's own loader, whose errors are those of the folder's files.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or its config is of another model than its weights, which the libraries
+            would fill up with random ones.
+    """
+    import diffusers
+
+    has_weights = issubclass(kind, torch.nn.Module)
+    if has_weights:
+        _check_config(kind, folder / "config.json")
+        options = {**options, "output_loading_info": True}
     try:
-        return kind.from_pretrained(folder, **options)
+        loaded = kind.from_pretrained(folder, **options)
     except Exception as error:  # of code that is not ours, on files that are not ours either
         if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
             raise
@@ -169,6 +174,32 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
             f"checkpoint {folder.parent}: {kind.__name__} cannot be loaded from {folder.name}/ "
             f"({type(error).__name__}: {reason}); restore the files of the published checkpoint"
         ) from error
+    if not has_weights:
+        return loaded
+    model, found = loaded
+    wrong = [*found["missing_keys"], *found.get("mismatched_keys", ())]
+    if issubclass(kind, diffusers.ModelMixin):  # transformers' checkpoints may hold heads that nobody uses
+        wrong += found["unexpected_keys"]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {folder.parent}: the weights in {folder.name}/ are not those of its config.json: {len(wrong)} "
+            f"differ, first {min(map(str, wrong))}; restore the files of the published checkpoint"
+        )
+    return model
+
+
+def _check_config(kind: Any, file: Path) -> None:
+    """Refuses a model's config that its class does not take, or that would keep the loader busy for ever."""
+    import diffusers
+
+    config = read_json(file, kind.__name__)
+    if issubclass(kind, diffusers.ConfigMixin):
+        typed_config(kind, config, file)
+    for name, value in config.items():
+        if ("layer" in name or "block" in name) and isinstance(value, int) and value > MOST_LAYERS:
+            raise CheckpointError(
+                f"{file}: {name} {value!r}: must be at most {MOST_LAYERS}; restore the original of the checkpoint"
+            )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ Both run the portable function body of the operator that the file carries.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.telemetry import disable_telemetry
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.host_memory import mapping
+from vorta_trt.plugins.host_memory import is_out_of_memory, mapping
 from vorta_trt.runtime.executors.executor import CLOSED, ContextOptions, DeviceUse
 from vorta_trt.runtime.tensors import Array, ArrayKind, TensorSpec
 
@@ -49,7 +50,9 @@ class OnnxExecutor:
         file = read_onnx(path)
         check_portable(file)
         self.inputs, self.outputs = graph_specs(file.model)
-        self._session: Any = self._load(file)
+        self._path = path
+        with _refusals(path, "load"):
+            self._session: Any = self._load(file)
 
     def _load(self, file: OnnxFile) -> Any:
         """Makes the session, which has a method `run(names, feeds)`."""
@@ -58,7 +61,9 @@ class OnnxExecutor:
     def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
         """Runs once; any number of threads at a time."""
         names = [spec.name for spec in self.outputs]
-        return dict(zip(names, self._opened().run(names, dict(feeds)), strict=True))
+        session = self._opened()
+        with _refusals(self._path, "run"):
+            return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
     def context(self, options: ContextOptions) -> OnnxExecutor:
         """Makes another executor of the same session, which is freed when both are closed."""
@@ -100,7 +105,6 @@ class OnnxRuntimeExecutor(OnnxExecutor):
             )
         disable_telemetry()
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they come as exceptions too
@@ -108,13 +112,8 @@ class OnnxRuntimeExecutor(OnnxExecutor):
         if file.data_files:  # ONNX Runtime follows no link out of the model's folder
             model, folder = file.without_links()
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        refused = (errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile, errors.Fail, errors.RuntimeException)
-        try:
-            with mapping(_largest(file)):
-                return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except refused as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{file.path}: ONNX Runtime cannot load it ({reason}); export the model again") from error
+        with mapping(_largest(file)):
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class ReferenceExecutor(OnnxExecutor):
@@ -136,6 +135,20 @@ class ReferenceExecutor(OnnxExecutor):
         """Runs once; the contexts take turns."""
         with self._lock:
             return super().run(feeds, on_gpu)
+
+
+@contextmanager
+def _refusals(path: Path, verb: str) -> Iterator[None]:
+    """Turns what ONNX Runtime and onnx raise for a file that they do not take into an error that names the file."""
+    try:
+        yield
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        if library not in ("onnxruntime", "onnx") or is_out_of_memory(error):
+            raise
+        title = {"onnxruntime": "ONNX Runtime", "onnx": "ONNX's reference evaluator"}[library]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: {title} cannot {verb} it ({reason}); export the model again") from error
 
 
 def _largest(file: OnnxFile) -> Path:
