@@ -15,6 +15,7 @@ from vorta_trt.benchmarks.names import DEFAULT_MODEL, GEOMETRIES, MODELS
 from vorta_trt.commands.app import AsJson, Debug, command, group
 from vorta_trt.commands.expand import Options
 from vorta_trt.commands.options import Seed, check_folder, listed, numbers, usage
+from vorta_trt.model.precision import HalfPrecision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,17 +31,12 @@ bench = group(
 )
 
 
-class HalfType(str, Enum):
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 class BenchInputs(str, Enum):
     normal = "normal"
     outliers = "outliers"
 
 
-HalfPrecision = Annotated[HalfType, typer.Option(help="The type of weights, activations and attention inputs.")]
+Dtype = Annotated[HalfPrecision, typer.Option(help="The type of weights, activations and attention inputs.")]
 ProductPrecision = Annotated[
     list[str] | None,
     typer.Option(help="The precision of the products inside our attention: same or fp8 [default: same]."),
@@ -118,7 +114,7 @@ def attention(
         list[str] | None, typer.Option(help="cudnn, flash2, flash4, flex, gather or none [default: all].")
     ] = None,
     precision: ProductPrecision = None,
-    dtype: HalfPrecision = HalfType.bf16,
+    dtype: Dtype = "bf16",
     head_dim: Annotated[int, typer.Option(help="The size of a head: a multiple of 8, at most 256.")] = 128,
     inputs: Annotated[
         BenchInputs, typer.Option(help="outliers makes some channels of query and key 16 times as large.")
@@ -159,7 +155,7 @@ def attention(
                 branches=listed(branch) or BRANCHES,
                 peers=listed(peers),
                 precisions=listed(precision) or ("same",),
-                dtype=dtype.value,
+                dtype=dtype,
                 head_dim=head_dim,
                 inputs=inputs.value,
                 small=small,
@@ -198,7 +194,7 @@ def step(
     mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
     precision: ProductPrecision = None,
-    dtype: HalfPrecision = HalfType.bf16,
+    dtype: Dtype = "bf16",
     steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 5,
     bundle: Annotated[
         Path | None, typer.Option(help="Measure this engine of the same model, batch 1, as well.")
@@ -234,7 +230,7 @@ def step(
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),
-                dtype=dtype.value,
+                dtype=dtype,
                 steps=steps,
                 loops=loops,
                 seed=seed,

@@ -13,7 +13,6 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
-    Precision,
     RouteOverride,
     Router,
     Size,
@@ -21,6 +20,7 @@ from vorta_trt.commands.options import (
     quoted,
     source_of,
 )
+from vorta_trt.model.precision import PrecisionName
 
 
 class Flavour(str, Enum):
@@ -42,7 +42,8 @@ def build(
     router: Router = None,
     size: Size = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="The type of weights and activations [default: bf16; for tensorrt8 fp16].")
+        PrecisionName | None,
+        typer.Option(help="The type of weights and activations [default: bf16; for tensorrt8 fp16]."),
     ] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
@@ -137,7 +138,7 @@ def build(
         if is_onnx:
             bundle = build_onnx(source, output, stages, route_override=route_override, **options)
         else:
-            usual = Precision(get_flavour(tensorrt.value).precisions[0])
+            usual = get_flavour(tensorrt.value).precisions[0]
             checkpoint = source_of(source, router, size, precision or usual, tau, attention_precision, route_override)
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:

@@ -14,9 +14,10 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import Precision, Router, Size, check_folder, one_of, source_of, usage
+from vorta_trt.commands.options import Router, Size, check_folder, one_of, source_of, usage
 from vorta_trt.commands.sampling import CommonOptions
 from vorta_trt.commands.verify import Executor
+from vorta_trt.model.precision import PrecisionName
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.comparison.report import CompareReport
@@ -45,7 +46,7 @@ class ModelOptions(Options):
     router: Router = None
     size: Size = None
     precision: Annotated[
-        Precision | None,
+        PrecisionName | None,
         typer.Option(help="With --of: the type of a checkpoint's weights and activations [default: bf16]."),
     ] = None
     executor: Annotated[
@@ -65,7 +66,7 @@ class ModelOptions(Options):
         from vorta_trt.engines.manifest import MANIFEST
 
         if of.is_dir() and not (of / MANIFEST).is_file():
-            return source_of(of, self.router, self.size, self.precision or Precision.bf16, None)
+            return source_of(of, self.router, self.size, self.precision or "bf16", None)
         if given := self.given("router", "size", "precision"):
             raise typer.BadParameter(
                 f"belongs to checkpoints, and in {of} it is fixed; leave it out", param_hint=given[0]

@@ -14,13 +14,13 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
-    Precision,
     Router,
     Size,
     Tau,
     quoted,
     source_of,
 )
+from vorta_trt.model.precision import PrecisionName
 
 
 @command(f"vorta-trt export {EXAMPLE} --router ROUTER --precision bf16 -o model.onnx")
@@ -29,7 +29,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     router: Router = None,
     size: Size = None,
-    precision: Annotated[Precision, typer.Option(help="The type of weights and activations.")] = Precision.bf16,
+    precision: Annotated[PrecisionName, typer.Option(help="The type of weights and activations.")] = "bf16",
     attention_precision: AttentionPrecisionOption = None,
     opset: Annotated[
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")

@@ -12,23 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.precision import PrecisionName
+from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
 
 MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
-
-
-class Precision(str, Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class AttentionPrecision(str, Enum):
-    same = "same"
-    fp8 = "fp8"
 
 
 class Device(str, Enum):
@@ -77,7 +68,7 @@ def source_of(
     checkpoint: Path,
     router: Path | None,
     size: str | None,
-    precision: Precision,
+    precision: PrecisionName,
     tau: float | None,
     attention_precision: AttentionPrecision | None = None,
     route_override: Path | None = None,
@@ -86,8 +77,8 @@ def source_of(
 
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
-    attention = (attention_precision or AttentionPrecision.same).value
-    return Source(checkpoint, router, video, precision.value, tau, attention, route_override=route_override)
+    attention = attention_precision or SAME_PRECISION
+    return Source(checkpoint, router, video, precision, tau, attention, route_override=route_override)
 
 
 def pixels(size: str) -> tuple[int, int, int]:

@@ -11,7 +11,6 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     Checkpoint,
-    Precision,
     RouteOverride,
     Router,
     RoutesPlot,
@@ -20,6 +19,7 @@ from vorta_trt.commands.options import (
     source_of,
 )
 from vorta_trt.commands.sampling import ScheduleOptions
+from vorta_trt.model.precision import PrecisionName
 
 
 @command(
@@ -35,9 +35,9 @@ def routes(
     size: Size = None,
     tau: Tau = None,
     precision: Annotated[
-        Precision,
+        PrecisionName,
         typer.Option(help="The type of the model; the router sees a timestep embedding that is rounded to it."),
-    ] = Precision.bf16,
+    ] = "bf16",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the route table as JSON to this file.")
     ] = None,

@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from typer.core import TyperGroup
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command, group
 from vorta_trt.commands.options import Checkpoint, Device, pixels
 from vorta_trt.commands.settings_options import SettingsOptions
+from vorta_trt.model.precision import TrainingPrecision
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -45,11 +45,6 @@ class TrainingOptions(SettingsOptions):
         from vorta_trt.model.training.settings import TrainingSettings
 
         return TrainingSettings
-
-
-class TextPrecision(str, Enum):
-    bf16 = "bf16"
-    fp32 = "fp32"
 
 
 @command(
@@ -142,7 +137,7 @@ def prepare(
         typer.Option(help="Take captions from this JSON object, video file -> caption, instead of text files."),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second to take [default: the model's own].")] = None,
-    precision: Annotated[TextPrecision, typer.Option(help="The type of the text encoder.")] = TextPrecision.bf16,
+    precision: Annotated[TrainingPrecision, typer.Option(help="The type of the text encoder.")] = "bf16",
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out videos that cannot be used.")] = False,
     as_json: AsJson = False,
@@ -164,7 +159,7 @@ def prepare(
             video,
             captions=captions,
             frames_per_second=fps,
-            precision=precision.value,
+            precision=precision,
             device=None if device is Device.auto else device.value,
             skip_bad=skip_bad,
             progress=stages,

@@ -13,9 +13,9 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     MOST_SEED,
     Checkpoint,
-    Precision,
     Router,
 )
+from vorta_trt.model.precision import PrecisionName
 
 
 class Executor(str, Enum):
@@ -32,7 +32,7 @@ def verify(
     target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],
     checkpoint: Checkpoint,
     router: Router = None,
-    precision: Annotated[Precision | None, typer.Option(help="Fail unless the file has this precision.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Fail unless the file has this precision.")] = None,
     executor: Annotated[
         Executor | None,
         typer.Option(
@@ -65,7 +65,7 @@ def verify(
             target,
             checkpoint,
             router,
-            precision=None if precision is None else precision.value,
+            precision=precision,
             executor=None if executor is None else executor.value,
             batch=batch,
             seed=seed,

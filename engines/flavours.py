@@ -29,6 +29,7 @@ from vorta_trt.engines.errors import FlavourError
 from vorta_trt.engines.gpu import ComputeCapability, Device, Target, driver_report
 from vorta_trt.engines.logs import LogHub, tensorrt_logger
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.model.precision import PrecisionName
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Flavour:
     has_timing_cache = False
     weakly_typed = False  # TensorRT chooses precisions where it is not told
     newest_opset: int | None = None  # of standard ONNX operators that its parser reads; None: newer than what we export
-    precisions: tuple[str, ...] = ("bf16", "fp16")  # of exported models that it builds, the usual one first
+    precisions: tuple[PrecisionName, ...] = ("bf16", "fp16")  # of exported models that it builds, the usual one first
     optimization_level: int | None = None  # of a build that names none; None: TensorRT's own
     plugin_entry_point = "getCreators"  # of a plugin library
 

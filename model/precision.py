@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
+HalfPrecision = Literal["bf16", "fp16"]  # what the kernels compute in
+TrainingPrecision = Literal["bf16", "fp32"]  # gradients underflow in fp16
 DataType = Literal[
     "float32", "float16", "bfloat16", "float8", "float4", "int64", "int32", "int8", "int4", "uint8", "bool"
 ]

@@ -22,7 +22,7 @@ from vorta_trt.model.families.training import TrainingFamily, training_family
 from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
-from vorta_trt.model.precision import torch_dtype
+from vorta_trt.model.precision import TrainingPrecision, torch_dtype
 from vorta_trt.model.training.clips import Clip, find_clips, read_video
 from vorta_trt.model.training.data import (
     DATASET_FILE,
@@ -35,7 +35,6 @@ from vorta_trt.model.training.data import (
     latent_file,
     prompt_file,
 )
-from vorta_trt.model.training.settings import TrainingPrecision
 from vorta_trt.model.video_reader import import_av
 
 logger = logging.getLogger(__name__)

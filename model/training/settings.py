@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from vorta_trt.model.precision import TrainingPrecision
 from vorta_trt.model.records import Settings
 
-TrainingPrecision = Literal["bf16", "fp32"]  # gradients underflow in fp16
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 _ENDLESS = ("constant", "constant_with_warmup")  # schedules that need not know how many steps there are
 # Numbers that may differ in a run that is resumed; the others decide what it computes.
