@@ -123,12 +123,7 @@ class TensorRTExecutor:
 
     def device_use(self) -> DeviceUse:
         """Bytes on the GPU now."""
-        kept = (
-            byte_size(buffer.shape, spec.dtype)
-            for shaped in list(self._shaped.values())
-            for spec in (*self.inputs, *self.outputs)
-            if (buffer := shaped.buffers.get(spec.name)) is not None
-        )
+        kept = (buffer.nbytes for shaped in list(self._shaped.values()) for buffer in list(shaped.buffers.values()))
         weights = 0 if self._loaded is None else self._loaded.weights
         return DeviceUse(weights=weights, scratch=self._scratch.size, buffers=sum(kept))
 
