@@ -38,7 +38,7 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-lean",
     "tensorrt-dispatch",
-    "cuda-python",
+    "cuda-bindings",
 )
 EXPORTER_MODULES = (
     "torch.onnx",

@@ -55,10 +55,10 @@ class TensorSpec:
             )
         for axis, (size, rule) in enumerate(zip(shape, self.shape, strict=True)):
             if isinstance(rule, int) and size != rule:
+                of_video = ", or build an engine for this one (vorta-trt build --size)" if len(self.shape) > 2 else ""
                 raise ValueError(
                     f"{self.name} of shape {shape}: axis {axis} must be {rule}, because the engine was built for "
-                    f"[{', '.join(map(str, self.shape))}]; give that shape, or build an engine for this one "
-                    "(vorta-trt build --size)"
+                    f"[{', '.join(map(str, self.shape))}]; give that shape{of_video}"
                 )
             if self.minimum is None or self.maximum is None:
                 continue
