@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cache
@@ -207,9 +208,8 @@ class PluginLibrary:
 
 def _beside_this_file(name: str) -> Path | None:
     """`name` in the folders of this package; an editable install has a source and a build folder."""
-    import vorta_trt.plugins
-
-    folders = [Path(__file__).parent, *(Path(folder) for folder in vorta_trt.plugins.__path__)]
+    package = sys.modules[__name__.rpartition(".")[0]]
+    folders = [Path(__file__).parent, *(Path(folder) for folder in package.__path__)]
     return next((folder.absolute() / name for folder in folders if (folder / name).is_file()), None)
 
 
