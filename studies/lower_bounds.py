@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ def main() -> int:
 
 def lower_ends() -> dict[str, str]:
     """name -> lowest version that pyproject.toml admits, without what only builders and plots need."""
+    import tomllib  # Python 3.11 and newer
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ends = {}
     for text in [*project["dependencies"], *project["optional-dependencies"]["video"]]:
