@@ -303,7 +303,7 @@ def test_blank_row_has_the_facts(case: Case) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu() -> None:
-    with pytest.raises(NoGpuError, match="needs a CUDA GPU .*; run it on such a machine with --output FILE.json"):
+    with pytest.raises(NoGpuError, match="needs a CUDA GPU .*--output FILE.json"):
         require_gpu()
 
 

@@ -30,7 +30,7 @@ def test_round_trip(exported: Exported) -> None:
 
 def test_no_such_file(tmp_path: Path) -> None:
     for reader in (read_metadata, routed_attention_nodes):
-        with pytest.raises(FileNotFoundError, match="none.onnx: does not exist; give an .onnx file"):
+        with pytest.raises(FileNotFoundError, match="none.onnx: does not exist.*.onnx"):
             reader(tmp_path / "none.onnx")
         with pytest.raises(FileNotFoundError, match="is a folder"):
             reader(tmp_path)
@@ -56,7 +56,7 @@ def test_somebody_elses_model(tmp_path: Path) -> None:
     out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [info], [out])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "relu.onnx")
-    with pytest.raises(OnnxFileError, match="vorta-trt did not export it; export it with `vorta-trt export`"):
+    with pytest.raises(OnnxFileError, match="vorta-trt did not export it.*`vorta-trt export`"):
         read_metadata(tmp_path / "relu.onnx")
     assert routed_attention_nodes(tmp_path / "relu.onnx") == []
 

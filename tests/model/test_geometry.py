@@ -37,7 +37,7 @@ def test_a_tile_and_a_bucket_of_ones_own() -> None:
     geometry = AttentionGeometry.for_video(77, 720, 1280, tile=(4, 5, 8), bucket=[5, 3, 2], reduction_rate=0.9)
     assert (geometry.tile, geometry.bucket, geometry.keep) == ((4, 5, 8), (5, 3, 2), 3 - 1)  # int(2.9999999999999996)
     assert AttentionGeometry.for_grid((1, 1, 37), tile=(1, 1, 37), bucket=(1, 1, 1)).tiles == (1, 1, 1)
-    with pytest.raises(ValueError, match=r"tile \(6, 9, 8\): entry 6 must divide the grid's frame extent 20; use 5"):
+    with pytest.raises(ValueError, match=r"tile \(6, 9, 8\): entry 6 must divide the grid's frame extent 20.*5"):
         AttentionGeometry.for_video(77, 720, 1280, tile=(6, 9, 8))
 
 

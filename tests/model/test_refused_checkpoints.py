@@ -130,7 +130,7 @@ def test_quantised_weights(folder: Path) -> None:
     weights = load_file(file)
     weights["blocks.1.attn1.to_q.weight"] = weights["blocks.1.attn1.to_q.weight"].to(torch.float8_e4m3fn)
     save_file(weights, file)
-    with pytest.raises(CheckpointError, match=r"blocks.1.attn1.to_q.weight is stored as F8_E4M3, quantised; must be"):
+    with pytest.raises(CheckpointError, match=r"blocks.1.attn1.to_q.weight is stored as F8_E4M3, quantised"):
         RoutedTransformer.from_pretrained(folder)
 
 

@@ -164,7 +164,7 @@ def test_damage_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
 def test_what_is_no_such_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"calibrated routes .*c.json: .*; make it with `vorta-trt cal"):
+    with pytest.raises(ValueError, match=r"calibrated routes .*c.json: .*`vorta-trt"):
         RouteCalibration.load(path)
-    with pytest.raises(FileNotFoundError, match=r"absent.json: no such file; make it with `vorta-trt calibrate`"):
+    with pytest.raises(FileNotFoundError, match=r"absent.json: no such file.*`vorta-trt calibrate`"):
         RouteCalibration.load(tmp_path / "absent.json")

@@ -125,7 +125,7 @@ def test_a_context_on_the_cpu_shares_the_session(model: RoutedTransformer, fp32:
     with other:
         assert torch.equal(other(**inputs)["sample"], expected)
         assert (other.device, other.device_use().weights) == ("cpu", 0)
-        with pytest.raises(VortaError, match="executor 'onnxruntime' has no times per layer; run the bundle with"):
+        with pytest.raises(VortaError, match="executor 'onnxruntime' has no times per layer"):
             other.profile(**inputs)
 
 
@@ -175,7 +175,7 @@ def test_the_onnx_file_of_a_bundle(model: RoutedTransformer, bundle: Path, fp16:
 
 def test_a_bundle_without_onnx_file(fp16: Path, tmp_path: Path) -> None:
     made = build_engine(fp16, tmp_path / "plain.bundle").path
-    with pytest.raises(VortaError, match="was built without it; build it with --keep-onnx"):
+    with pytest.raises(VortaError, match="was built without it.*--keep-onnx"):
         Engine(made, executor="onnxruntime")
     with pytest.raises(VortaError) as caught:
         Engine(made)
@@ -223,14 +223,12 @@ def test_arguments(fp32: Path) -> None:
         Engine(fp32, executor="tensorrt")
     with pytest.raises(ValueError, match="device 'cuda': executor 'onnxruntime' runs on the CPU"):
         Engine(fp32, device="cuda")
-    with pytest.raises(
-        ValueError, match="weight_streaming_budget: executor 'onnxruntime' runs on the CPU; leave it out"
-    ):
+    with pytest.raises(ValueError, match="weight_streaming_budget: executor 'onnxruntime' runs on the CPU"):
         Engine(fp32, weight_streaming_budget=0)
     with DeviceScratch() as scratch, pytest.raises(ValueError, match="scratch: executor 'reference' runs on the CPU"):
         Engine(fp32, executor="reference", scratch=scratch)
     with Engine(fp32) as engine, DeviceScratch() as scratch:
-        with pytest.raises(ValueError, match="scratch: executor 'onnxruntime' runs on the CPU; leave it out"):
+        with pytest.raises(ValueError, match="scratch: executor 'onnxruntime' runs on the CPU"):
             engine.context(scratch=scratch)
     Engine(fp32, device="cpu", cuda_graph=False, outputs="reuse").close()
 

@@ -63,7 +63,7 @@ def test_a_size_that_the_router_was_not_trained_for(wan: Any, caplog: pytest.Log
 
 
 def test_a_size_is_needed_without_router_or_config(wan: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="size: there is no router, so the video size is unknown; give it"):
+    with pytest.raises(ValueError, match="size: there is no router, so the video size is unknown"):
         Source(wan.checkpoint).model()
     bare = tmp_path / "router.pt"
     bare.write_bytes(next(wan.router.glob("ckpt/*/router.pt")).read_bytes())

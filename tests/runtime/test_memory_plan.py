@@ -206,9 +206,7 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
     video, widest = 3 * 9 * 64 * 96 * 4, 192 * 4 * 64 * 96 * 4  # frames 9, 64 x 96 pixels
     assert parts.decoding == 3 * widest + video
     assert pipeline_parts(None, metadata).vae is None
-    with pytest.raises(
-        FileNotFoundError, match="neither text_encoder/ nor vae/ with weights; give the folder of a whole"
-    ):
+    with pytest.raises(FileNotFoundError, match="neither text_encoder/ nor vae/ with weights"):
         pipeline_parts(tmp_path, metadata)
 
 
@@ -224,7 +222,7 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
 def test_weights_that_are_none(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=f"model.safetensors: not readable as .*{reason}.*; download the checkpoint"):
+    with pytest.raises(ValueError, match=f"model.safetensors: not readable as .*{reason}.*"):
         pipeline_parts(tmp_path, None)
 
 
@@ -242,7 +240,7 @@ def test_tiled_decoding_of_hunyuan_video(bundle: Path, wan_pipeline: Path, tmp_p
 
 
 def test_cards_have_a_size(bundle: Path) -> None:
-    with pytest.raises(ValueError, match="memory 0: must be the GiB of a card; use e.g. 24"):
+    with pytest.raises(ValueError, match="memory 0: must be the GiB of a card.*e.g. 24"):
         plan_memory(read_target(bundle), cards=[24, 0])
 
 

@@ -116,9 +116,7 @@ def test_read_only_memory_is_copied() -> None:
 def test_names() -> None:
     specs = [TensorSpec(name, "float32", (1,)) for name in ("latents", "timestep", "tau")]
     check_names({"latents": 0, "timestep": 0}, specs, optional=["tau"])
-    with pytest.raises(
-        TypeError, match="input 'latent': the engine has no such input; it takes latents, timestep, tau"
-    ):
+    with pytest.raises(TypeError, match="input 'latent': the engine has no such input"):
         check_names({"latent": 0}, specs)
     with pytest.raises(TypeError, match=r"input 'timestep' is missing: .* \(optional: tau\)"):
         check_names({"latents": 0}, specs, optional=["tau"])

@@ -306,7 +306,7 @@ def test_what_cannot_be_calibrated(wan: Path, data: Path, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_without_text_encoder(pipeline: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no text_encoder, tokenizer, vae; calibrating with prompts needs"):
+    with pytest.raises(CheckpointError, match="has no text_encoder, tokenizer, vae"):
         run(pipeline.checkpoint, tmp_path / "c.json", source={"prompts": PROMPTS}, video_size=SIZE)
 
 

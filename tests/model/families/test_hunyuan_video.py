@@ -433,7 +433,7 @@ def test_configs_that_are_not_routed(hunyuan_video: Any, change: dict[str, Any],
 
 def test_head_dim_of_random_checkpoints(tmp_path: Path) -> None:
     for head_dim, use in ((4, 6), (15, 16)):
-        with pytest.raises(ValueError, match=f"head_dim {head_dim}: must be even and at least 6; use {use}"):
+        with pytest.raises(ValueError, match=f"head_dim {head_dim}: must be even and at least 6.*{use}"):
             make_hunyuan_video_checkpoint(tmp_path, head_dim=head_dim)
     for head_dim, axes in ((128, [16, 56, 56]), (16, [4, 6, 6]), (6, [2, 2, 2])):
         make_hunyuan_video_checkpoint(tmp_path, layers=1, single_layers=0, heads=1, head_dim=head_dim, text_dim=4)

@@ -88,7 +88,7 @@ def test_files_of_captions_that_are_none(videos: Path, tmp_path: Path, content: 
 
 
 def test_no_file_of_captions(videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"captions .*absent.json: no such file; give a JSON object"):
+    with pytest.raises(FileNotFoundError, match=r"captions .*absent.json: no such file.*JSON"):
         found(videos, tmp_path / "absent.json")
 
 

@@ -107,14 +107,10 @@ def test_captions_from_a_file(checkpoint: Path, videos: Path, tmp_path: Path) ->
     samples = json.loads((tmp_path / "data/dataset.json").read_text())["samples"]
     assert [sample["caption"] for sample in samples] == ["blue", "a wall"]
     captions.write_text(json.dumps({"red.mp4": "a wall"}))
-    with pytest.raises(
-        DataError, match=r"video blue.mp4: has no caption; write an entry 'blue.mp4' in .*captions.json"
-    ):
+    with pytest.raises(DataError, match=r"video blue.mp4: has no caption.*'blue.mp4'.*captions.json"):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
     captions.write_text("[]")
-    with pytest.raises(
-        DataError, match=r"captions .*captions.json: content \[\]: must be a valid dictionary; give a JSON object"
-    ):
+    with pytest.raises(DataError, match=r"captions .*captions.json: content \[\]: must be a valid dictionary.*JSON"):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
 
 
@@ -128,7 +124,7 @@ def test_bad_videos_are_named_or_skipped(checkpoint: Path, videos: Path, tmp_pat
     with pytest.raises(DataError, match=r"short.mp4: cannot be decoded"):
         prepare(checkpoint, videos, output)
     (videos / "short.txt").unlink()
-    with pytest.raises(DataError, match=r"video short.mp4: has no caption; write short.txt beside it"):
+    with pytest.raises(DataError, match=r"video short.mp4: has no caption.*short.txt"):
         prepare(checkpoint, videos, output)
     (videos / "short.txt").write_bytes("Häuser".encode("latin-1"))
     with pytest.raises(DataError, match=r"caption short.txt: is not UTF-8 text .*--skip-bad"):
@@ -175,12 +171,12 @@ def test_what_cannot_be_prepared(
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no video file"):
         prepare(checkpoint, tmp_path / "empty", tmp_path / "data")
-    with pytest.raises(FileNotFoundError, match=r"has no model_index.json; preparing needs the whole pipeline folder"):
+    with pytest.raises(FileNotFoundError, match=r"has no model_index.json"):
         prepare(checkpoint / "transformer", videos, tmp_path / "data")
     bare = make_wan_checkpoint(tmp_path / "bare", layers=1, heads=1, head_dim=24)
     with pytest.raises(CheckpointError, match="has no text_encoder, tokenizer, vae"):
         prepare(bare, videos, tmp_path / "data")
-    with pytest.raises(ValueError, match="frames_per_second -1: must be positive and finite; use 16"):
+    with pytest.raises(ValueError, match="frames_per_second -1: must be positive and finite.*16"):
         prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VortaError, match=r"package av is not installed .*pip install 'vorta-trt\[video\]'"):

@@ -125,11 +125,11 @@ def test_the_next_run_removes_what_a_killed_process_left(tmp_path: Path) -> None
 
 def test_refusals(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    with pytest.raises(RunError, match=r"has no ckpt/step-\* to resume from; start the run without --resume"):
+    with pytest.raises(RunError, match=r"has no ckpt/step-\* to resume from.*--resume"):
         run.load_state()
     run.start({})
     folder = run.save(ROUTER, state(3))
-    with pytest.raises(RunError, match="holds a training run already; continue it with --resume"):
+    with pytest.raises(RunError, match="holds a training run already.*--resume"):
         run.check_new()
     check_resumable(run.load_state(), state(3).decisive, steps=4)
     with pytest.raises(RunError, match="seed is 2, but the run was started with 1"):
@@ -140,15 +140,13 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the run has done 3 steps, 3 are asked for"):
         check_resumable(run.load_state(), state(3).decisive, steps=3)
     torch.save({**state(3).model_dump(), "step": "3"}, folder / "training.pt")
-    with pytest.raises(RunError, match=r"training.pt is not readable \(step '3': .*; remove step-000003"):
+    with pytest.raises(RunError, match=r"training.pt is not readable \(step '3': .*step-000003"):
         run.load_state()
     (folder / "training.pt").write_bytes(b"half a file")
     with pytest.raises(RunError, match=r"training.pt is not readable .*; remove step-000003"):
         run.load_state()
     (folder / "training.pt").unlink()
-    with pytest.raises(
-        RunError, match="was not trained here and cannot be resumed; start another run from it with --rou"
-    ):
+    with pytest.raises(RunError, match="was not trained here and cannot be resumed.*--rou"):
         run.load_state()
 
 
@@ -173,7 +171,7 @@ def test_the_log_continues_where_the_checkpoint_was(tmp_path: Path) -> None:
 )
 def test_a_log_that_was_edited(tmp_path: Path, line: str, wrong: str) -> None:
     (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(RunError, match=rf"log .*log.jsonl, line 2: {wrong}.*; remove the line"):
+    with pytest.raises(RunError, match=rf"log .*log.jsonl, line 2: {wrong}.*"):
         RunFolder(tmp_path).read_log()
 
 

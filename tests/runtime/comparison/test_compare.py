@@ -117,7 +117,7 @@ def test_side_by_side(tmp_path: Path, size: tuple[int, int]) -> None:
 def test_a_failure_leaves_no_video(tmp_path: Path, seed: int) -> None:
     one, other = save(tmp_path / "a.npy", frames(seed)), save(tmp_path / "b.npy", frames(seed, count=4))
     path = tmp_path / "video.mp4"
-    with pytest.raises(SampleError, match="have 3 and 4 frames; must be equally many; generate both with one --size"):
+    with pytest.raises(SampleError, match="have 3 and 4 frames.*--size"):
         compare(one, other, video=path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.npy", "b.npy"]
     with pytest.raises(ValueError, match=r"a.npy: is one of the samples and would be replaced"):
@@ -147,9 +147,9 @@ def test_pairing_errors(tmp_path: Path, seed: int) -> None:
     save(tmp_path / "b" / "cat.npy", array)
     with pytest.raises(FileNotFoundError, match=r"a lacks dog 0, dog 1, dog 2, dog 3, dog 4 and 2 more"):
         compare(one.parent, tmp_path / "b")
-    with pytest.raises(ValueError, match=r"is a folder and .* a file; must be two folders or two files"):
+    with pytest.raises(ValueError, match=r"is a folder and .* a file"):
         compare(one, tmp_path / "b")
-    with pytest.raises(SampleError, match="empty: has no samples; files must be .npy"):
+    with pytest.raises(SampleError, match="empty: has no samples.*.npy"):
         compare(one.parent, tmp_path / "empty")
     save_file({"frames": torch.zeros(1, 12, 12, 3)}, one.with_suffix(".safetensors"))
     with pytest.raises(SampleError, match="cat.npy and .*cat.safetensors: have the same name without suffix"):

@@ -421,7 +421,7 @@ def test_engines_that_share_scratch_memory(trt: FakeTensorRT, cuda: HostCuda, bu
         first.close()
         check(second, inputs(2, seed))
         scratch.close()
-        with pytest.raises(RuntimeError, match="this DeviceScratch is closed; keep it open as long as its engines run"):
+        with pytest.raises(RuntimeError, match="this DeviceScratch is closed"):
             second(**inputs(1, seed))
         second.close()
 
@@ -503,9 +503,7 @@ def test_no_memory_for_a_call(trt: FakeTensorRT, cuda: HostCuda, bundle: Path, g
         tried = 0
         for total in range(idle, needed, (needed - idle) // 12):
             cuda.total = total
-            with pytest.raises(
-                DeviceOutOfMemory, match=r"needs .* bytes\), and .* are free; close other engines"
-            ) as caught:
+            with pytest.raises(DeviceOutOfMemory, match=r"needs .* bytes\), and .* are free") as caught:
                 engine(**inputs(2, seed))
             assert caught.value.needed is not None and caught.value.free <= caught.value.needed
             scratch = engine.device_use().scratch
@@ -718,7 +716,7 @@ def test_a_plan_of_another_version(trt: FakeTensorRT, bundle: Path, monkeypatch:
 
 def test_tensors_that_the_manifest_does_not_know(trt: FakeTensorRT, bundle: Path) -> None:
     trt.specs["guidance"] = trt.specs["timestep"]
-    with pytest.raises(VortaError, match="the plan has tensors .*guidance.*; build it again"):
+    with pytest.raises(VortaError, match="the plan has tensors .*guidance.*"):
         Engine(bundle)
 
 

@@ -188,7 +188,7 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video.mp4", "video.npy"]
     with pytest.raises(ValueError, match=r"its suffix must be one of .mkv, .mov, .mp4, .npy; use video.mp4"):
         video.save(tmp_path / "video.gif")
-    with pytest.raises(WriteError, match="its folder does not exist; create it first"):
+    with pytest.raises(WriteError, match="its folder does not exist"):
         video.save(tmp_path / "absent" / "video.mp4")
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[video\]'"):
@@ -328,7 +328,7 @@ def test_checkpoints_of_another_model(tiny_wan: Tiny, tiny_hunyuan_video: Tiny, 
     from diffusers import AutoencoderKLWan
 
     AutoencoderKLWan.from_config(json.loads(config.read_text())).save_pretrained(folder / "vae")
-    with pytest.raises(CheckpointError, match="VAE channels 6, but .*fp32.onnx takes 4; give the pipeline folder"):
+    with pytest.raises(CheckpointError, match="VAE channels 6, but .*fp32.onnx takes 4"):
         VortaPipeline.from_pretrained(tiny_wan.onnx, folder)
 
 
@@ -337,13 +337,13 @@ def test_missing_parts(tiny_wan: Tiny, tmp_path: Path, part: str) -> None:
     folder = copy_of(tiny_wan, tmp_path)
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {part: [None, None]}))
-    with pytest.raises(CheckpointError, match=f"has no {part}; generation needs the whole pipeline folder"):
+    with pytest.raises(CheckpointError, match=f"has no {part}"):
         VortaPipeline.from_pretrained(tiny_wan.onnx, folder)
 
 
 def test_folders_that_are_no_pipeline(tiny_wan: Tiny, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match="has no model_index.json; generation needs the whole pipeline folder"):
+    with pytest.raises(FileNotFoundError, match="has no model_index.json"):
         VortaPipeline.from_pretrained(tiny_wan.onnx, tmp_path / "folder")
     (tmp_path / "folder" / "model_index.json").write_text("[")
     with pytest.raises(CheckpointError, match="model_index.json: is not valid JSON"):

@@ -92,7 +92,7 @@ def test_a_schedule_that_starts_over_is_a_new_request() -> None:
         assert all(map(torch.equal, sample(transformer), whole))
         assert request.launches.total() == 2 * (3 + 1 + 1 + 2 + 2 + 3)
         assert not request.fallbacks.counts
-        with pytest.raises(ValueError, match="timestep 600: is step 2 of the plan; it came at step 0, timestep 900"):
+        with pytest.raises(ValueError, match="timestep 600: is step 2 of the plan.*0,.*900"):
             sample(transformer, TIMESTEPS[2:])
 
 

@@ -312,7 +312,7 @@ def test_masks(tiny_hunyuan_video: Tiny, seed: int) -> None:
 def test_what_has_no_meaning_for_built_in_weights(tiny_wan: Tiny, tmp_path: Path) -> None:
     with VortaTransformer.from_pretrained(tiny_wan.onnx) as transformer:
         pipeline = tiny_wan.pipeline(transformer)
-        with pytest.raises(VortaError, match="fuse_lora: not for VortaTransformer; weights are fixed here: load and"):
+        with pytest.raises(VortaError, match="fuse_lora: not for VortaTransformer"):
             pipeline.fuse_lora()
         with pytest.raises(VortaError, match="load_lora_adapter: .* then build from that checkpoint"):
             pipeline.load_lora_into_transformer({}, transformer=transformer)
@@ -322,7 +322,7 @@ def test_what_has_no_meaning_for_built_in_weights(tiny_wan: Tiny, tmp_path: Path
             transformer.enable_group_offload(torch.device("cpu"))
         with pytest.raises(ValueError, match="cache"):
             transformer.enable_cache(diffusers.FirstBlockCacheConfig())
-        with pytest.raises(ValueError, match="seed: not of enable_cache; it takes tau, dense_first"):
+        with pytest.raises(ValueError, match="seed: not of enable_cache.*dense_first"):
             transformer.enable_cache("broadcast", seed=1)
         with pytest.raises(VortaError, match="set_attention_backend: .*its attention is the routed one"):
             transformer.set_attention_backend("flash")
@@ -336,7 +336,7 @@ def test_files_and_models_that_cannot_be_used(tiny_wan: Tiny, tmp_path: Path) ->
     model = onnx.load(tiny_wan.onnx)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
-    with pytest.raises(VortaError, match="`vorta-trt export` did not write it; export the checkpoint"):
+    with pytest.raises(VortaError, match="`vorta-trt export` did not write it"):
         VortaTransformer.from_pretrained(tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="outputs 'reuse': pipelines keep the sample of one call over the next"):
         VortaTransformer.from_pretrained(tiny_wan.onnx, outputs="reuse")

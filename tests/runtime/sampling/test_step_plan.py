@@ -160,7 +160,7 @@ def test_reset_starts_a_new_request_without_the_old_samples() -> None:
         state.reset()
     assert state.taken == 0
     begin(state)
-    with pytest.raises(ValueError, match="is step 0 of the plan; it came at step 1"):
+    with pytest.raises(ValueError, match="is step 0 of the plan.*1"):
         call(state, engine, 900.0)
 
 
@@ -322,7 +322,7 @@ def test_plans_that_cannot_be(path: TimestepPath) -> None:
 
 @pytest.mark.parametrize("tau", [float("nan"), float("inf")])
 def test_a_threshold_that_is_no_number(path: TimestepPath, tau: float) -> None:
-    with pytest.raises(ValueError, match="must be a number; above 1 every head is full"):
+    with pytest.raises(ValueError, match="must be a number.*1"):
         plan_steps([900.0, 500.0], path=path, tau=tau)
 
 
@@ -373,7 +373,7 @@ def test_seconds_from_measured_parts(path: TimestepPath, tmp_path: Path, seed: i
     assert plan.cost.dense_seconds == pytest.approx(3 * (2.0 + 0.5 * LAYERS * HEADS))
     assert "s dense without caching" in "\n".join(plan.lines())
     file.write_text('{"other": 2.0}')
-    with pytest.raises(ValueError, match="step profile .*profile.json: full: is missing; must be a JSON object"):
+    with pytest.raises(ValueError, match="step profile .*profile.json: full: is missing.*JSON"):
         StepProfile.load(file)
 
 
