@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .kept import Kept
     from .tiny import Tiny
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: a thread each, and of their children
     os.environ["OMP_NUM_THREADS"] = "1"
 
