@@ -93,7 +93,7 @@ def check_pipeline(checkpoint: Path, family: ModelFamily, *, purpose: str) -> Mo
             f"the transformer comes from"
         )
     check_model_index(index, family, checkpoint)
-    missing = [name for name in family.components if name not in index.components]
+    missing = [name for name in (*family.components, "scheduler") if name not in index.components]
     if missing:
         raise CheckpointError(
             f"checkpoint {checkpoint}: has no {', '.join(missing)}; {purpose} needs the whole pipeline folder; "

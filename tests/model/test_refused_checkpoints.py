@@ -288,6 +288,24 @@ def test_a_component_that_its_library_cannot_load(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "first"),
+    [
+        ("vae", {"base_dim": 6}, "weights in vae/ are not those|cannot be loaded from vae"),
+        ("vae", {"num_res_blocks": 2}, "weights in vae/ are not those .*, first decoder.up_blocks.0.resnets.2"),
+        ("text_encoder", {"d_kv": 16}, "UMT5EncoderModel cannot be loaded from text_encoder"),
+        ("text_encoder", {"num_layers": 2}, "weights in text_encoder/ are not those .*, first encoder.block.1"),
+    ],
+)
+def test_weights_that_the_config_does_not_describe_are_not_made_up(
+    folder: Path, name: str, changes: dict[str, Any], first: str
+) -> None:
+    """diffusers and transformers draw what they do not find, and warn: the video would be noise."""
+    edit(folder / name / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=first):
+        load(folder)
+
+
 # -- missing files -----------------------------------------------------------------------------------------------------
 
 
