@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from vorta_trt.model.json_files import explain, read_json
+from vorta_trt.model.records import first_error, load_content
 from vorta_trt.plugins.errors import VortaError
 
 SCHEMA = 1
@@ -111,7 +111,7 @@ class Report:
 
 def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:
     """The JSON object of a report; raises OSError, or ReportError for that of another question or version."""
-    content = read_json(path, "report", "give a file of --output")
+    content = load_content(path, "report", "give a file of --output")
     if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (schema, question):
         raise ReportError(f"{path}: is no report of `bench {question}` with schema {schema}; give a file of --output")
     return content
@@ -122,7 +122,9 @@ def read_rows(kind: type[AnyRow], content: Mapping[str, Any], key: str, path: Pa
     try:
         return TypeAdapter(list[kind]).validate_json(json.dumps(content.get(key)))  # type: ignore[valid-type]
     except ValidationError as error:
-        raise ReportError(f"report {path}: {key}: {explain(error)}; give a file of this version's --output") from error
+        raise ReportError(
+            f"report {path}: {key}: {first_error(error)}; give a file of this version's --output"
+        ) from error
 
 
 def failed_row(row: Row, error: Exception) -> Row:

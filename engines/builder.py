@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.engines import manifest as names
-from vorta_trt.engines.bundle import Bundle, new_bundle
+from vorta_trt.engines.bundle import Bundle, check_new_bundle, new_bundle
 from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
-from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
@@ -91,8 +90,8 @@ def build_engine(
         strict=strict,
     )
     flavour = get_flavour(tensorrt)
-    if not (ability := flavour.can_build()):
-        raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
+    options.check(flavour)
+    check_new_bundle(Path(bundle_path), overwrite)
     onnx = read_onnx(Path(onnx_path))
     description = describe_model(onnx, strict)
     if route_override is not None:

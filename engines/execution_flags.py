@@ -28,15 +28,20 @@ def allow_execution(flavour: Flavour, config: Any, weight_streaming: bool) -> No
         feature = getattr(trt.PreviewFeature, name, None)
         if feature is not None and not config.get_preview_feature(feature):
             config.set_preview_feature(feature, True)
-    if weight_streaming and not hasattr(trt.BuilderFlag, STREAMING):
+    if weight_streaming:
+        check_streaming(flavour)
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
+def check_streaming(flavour: Flavour) -> None:
+    """Raises BuildError if the flavour cannot stream weights."""
+    if not hasattr(flavour.module.BuilderFlag, STREAMING):
         raise BuildError(
             f"weight_streaming: {flavour.title} {flavour.version} has none; leave it out, or build with TensorRT 10 or "
             "newer, or TensorRT-RTX"
         )
-    if weight_streaming:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    elif hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def set_flags(trt: Any, config: Any) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from vorta_trt.model.files import PointerError, write_text
-from vorta_trt.model.json_files import JsonFileError, JsonRecord, problems_of, read_json
 from vorta_trt.model.precision import DataType, PrecisionName
+from vorta_trt.model.records import JsonFileError, Record, all_errors, load_content
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 SCHEMA_VERSION = 1
@@ -34,14 +34,14 @@ Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 LATER_FIELDS = {"attention_precision": "same"}
 
 
-class FileEntry(JsonRecord):
+class FileEntry(Record, extra="forbid"):
     """One file of the bundle."""
 
     sha256: Sha256
     bytes: int = Field(ge=0)
 
 
-class ShapeRange(JsonRecord):
+class ShapeRange(Record, extra="forbid"):
     """The optimization profile of one input."""
 
     min: list[int]
@@ -49,7 +49,7 @@ class ShapeRange(JsonRecord):
     max: list[int]
 
 
-class TensorSpec(JsonRecord):
+class TensorSpec(Record, extra="forbid"):
     """One input or output of the engine; -1 marks the dynamic batch dimension."""
 
     name: str
@@ -67,7 +67,7 @@ class TensorSpec(JsonRecord):
         return self
 
 
-class EngineMemory(JsonRecord):
+class EngineMemory(Record, extra="forbid"):
     """What the builder says the engine takes, in bytes; None where the flavour does not say."""
 
     weights: int | None = None
@@ -75,7 +75,7 @@ class EngineMemory(JsonRecord):
     scratch: int | None = None
 
 
-class EngineInfo(JsonRecord):
+class EngineInfo(Record, extra="forbid"):
     """How the plan was built, and where it runs."""
 
     flavour: str
@@ -93,7 +93,7 @@ class EngineInfo(JsonRecord):
     memory: EngineMemory
 
 
-class PluginInfo(JsonRecord):
+class PluginInfo(Record, extra="forbid"):
     """The plugin that the plan calls."""
 
     name: str
@@ -107,7 +107,7 @@ class PluginInfo(JsonRecord):
     layers: int = Field(ge=1)
 
 
-class Manifest(JsonRecord):
+class Manifest(Record, extra="forbid"):
     """The whole file. `digest` is the SHA-256 of everything else in it, so that an edit by hand is noticed."""
 
     schema_version: Literal[1] = 1
@@ -156,7 +156,7 @@ class Manifest(JsonRecord):
 def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     """The manifest and everything wrong with it; None if it cannot be read at all."""
     try:
-        document = read_json(path, "manifest", "build the bundle again")
+        document = load_content(path, "manifest", "build the bundle again")
     except (JsonFileError, PointerError) as error:
         return None, [str(error)]
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -168,7 +168,7 @@ def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     try:
         manifest = Manifest.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        return None, [f"{path.name}: {problem}; build the bundle again" for problem in problems_of(error)]
+        return None, [f"{path.name}: {problem}; build the bundle again" for problem in all_errors(error)]
     if manifest.digest != manifest.computed_digest():
         return manifest, [
             f"{path.name} was changed after the build (its content does not match its digest); restore it, or build "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from vorta_trt.engines import manifest as names
 from vorta_trt.engines.errors import BuildError
-from vorta_trt.engines.execution_flags import allow_execution, set_flags
+from vorta_trt.engines.execution_flags import allow_execution, check_streaming, set_flags
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
@@ -25,6 +26,7 @@ from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, te
 from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.onnx_file import OnnxFile
+from vorta_trt.model.files import check_output, make_way
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,27 @@ class BuildOptions:
             raise ValueError(f"batch {self.batch}: must be 1 <= min <= opt <= max; use e.g. (1, 1, 2)")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ValueError(f"optimization_level {self.optimization_level}: must be 0 (fast build) to 5 (fast engine)")
-        if self.workspace_gib is not None and self.workspace_gib <= 0:
+        if self.workspace_gib is not None and not 0 < self.workspace_gib < math.inf:
             raise ValueError(f"workspace_gib {self.workspace_gib}: must be positive; leave it out for no limit")
+
+    def check(self, flavour: Flavour) -> None:
+        """Checks what can be said without a network, before anything long.
+
+        Raises:
+            BuildError: the flavour cannot build here, or has no such option.
+            FlavourError: a compute capability or a level that it does not know.
+            WriteError: the timing cache cannot be written.
+        """
+        if not (ability := flavour.can_build()):
+            raise BuildError(f"tensorrt={flavour.name!r}: {ability.reason}")
+        flavour.target(self.compute_capabilities, self.hardware_compatibility)
+        if self.version_compatible and flavour.name != "tensorrt":
+            raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
+        if self.weight_streaming:
+            check_streaming(flavour)
+        if self.timing_cache is not None and flavour.has_timing_cache:
+            make_way(self.timing_cache)
+            check_output(self.timing_cache)
 
 
 @dataclass(frozen=True)
@@ -145,8 +166,6 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
     if level is not None:
         config.builder_optimization_level = level
     if options.version_compatible:
-        if flavour.name != "tensorrt":
-            raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     allow_execution(flavour, config, options.weight_streaming)
 

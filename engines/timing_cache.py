@@ -42,6 +42,5 @@ class TimingCache:
 
     def save(self) -> None:
         """Replaces the file in one step, so that builds that run side by side never read half of it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(self.path) as unfinished:
             unfinished.write_bytes(memoryview(self._cache.serialize()))

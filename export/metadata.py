@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.json_files import explain
 from vorta_trt.model.precision import DataType, PrecisionName
+from vorta_trt.model.records import first_error
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 KEY = "vorta_trt"
@@ -135,6 +135,6 @@ class ModelMetadata(_Record):
             _ = metadata.attention_geometry
             get_family(metadata.family)
         except (ValueError, TypeError) as error:
-            found = explain(error) if isinstance(error, ValidationError) else error
+            found = first_error(error) if isinstance(error, ValidationError) else error
             raise OnnxFileError(f"{source}: its {KEY!r} metadata is damaged ({found}); export it again") from error
         return metadata

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from vorta_trt.model.files import refuse_pointer
+from vorta_trt.plugins.errors import VortaError
+
+_MARK = b"\xef\xbb\xbf"  # of the byte order, which Windows' editors write
 _SHOWN = 60  # characters of a value in a message
 Content = TypeVar("Content")
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+class JsonFileError(VortaError, ValueError):
+    """A file is not the JSON that it should be."""
 
 
 class Settings(BaseModel):
@@ -47,16 +58,62 @@ def read_json(file: Path, kind: type[Content], refuse: Callable[[str], Exception
         Exception: The one that `refuse` makes: the file is no JSON, or a value of it breaks a rule.
         OSError: The file cannot be read.
     """
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    content = file.read_bytes().removeprefix(_MARK)
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         raise refuse(first_error(error)) from error
 
 
+def load_record(kind: type[AnyRecord], path: str | os.PathLike[str], what: str, remedy: str) -> AnyRecord:
+    """Reads a file as a record.
+
+    Args:
+        kind: The model of its content.
+        path: The file.
+        what: What it is, for messages, as "calibrated routes".
+        remedy: What to do about a damaged file, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        JsonFileError: Another content; the message names the file, the key, the value and the rule.
+    """
+
+    def refuse(found: str) -> JsonFileError:
+        return JsonFileError(f"{what} {path}: {found}; {remedy}")
+
+    _check_file(Path(path), what, remedy)
+    return read_json(Path(path), kind, refuse)
+
+
+def load_content(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
+    """Reads a JSON file whose content others check. Takes and raises what `load_record` does."""
+    _check_file(Path(path), what, remedy)
+    try:
+        return json.loads(Path(path).read_bytes().removeprefix(_MARK))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
+        raise JsonFileError(f"{what} {path}: is not valid JSON ({error}); {remedy}") from error
+
+
+def _check_file(path: Path, what: str, remedy: str) -> None:
+    if path.is_dir():
+        raise JsonFileError(f"{what} {path}: is a folder; give the JSON file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path}: no such file; {remedy}")
+    refuse_pointer(path, what)
+
+
 def first_error(error: ValidationError) -> str:
     """Says what the first error of a validation is, e.g. "samples.3.name 5: must be a valid string"."""
-    details = error.errors(include_url=False)[0]
+    return all_errors(error)[0]
+
+
+def all_errors(error: ValidationError) -> list[str]:
+    """Says what the errors of a validation are, as `first_error`."""
+    return [_sentence(details) for details in error.errors(include_url=False)]
+
+
+def _sentence(details: Any) -> str:
     rule = details["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
     key = ".".join(map(str, details["loc"]))
     match details["type"]:

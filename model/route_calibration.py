@@ -28,7 +28,7 @@ from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families import family_names
 from vorta_trt.model.files import write_text
 from vorta_trt.model.geometry import AttentionGeometry, Branch
-from vorta_trt.model.json_files import JsonRecord, load_record
+from vorta_trt.model.records import Record, load_record
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class RouteCalibration:
             raise ValueError(f"calibrated routes {path}: {error}; {_REMEDY}") from error
 
 
-class _CalibrationFile(JsonRecord):
+class _CalibrationFile(Record, extra="forbid"):
     """The file of calibrated routes; shares are for people."""
 
     format: Literal[1]

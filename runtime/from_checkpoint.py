@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.bundle import Bundle, check_new_bundle
-from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
+from vorta_trt.engines.plan import BuildOptions
+from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.export.names import OPSET
 from vorta_trt.model.constants import DEFAULT_TAU
-from vorta_trt.model.files import temporary_folder
+from vorta_trt.model.files import check_output, check_space, temporary_folder
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 
@@ -141,6 +142,7 @@ def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
     """Exports to an .onnx file; raises what loading and `export_onnx` raise."""
     from vorta_trt.export import export_onnx
 
+    check_output(path)
     report("loading the checkpoint", 0, 0)
     return export_onnx(source.model(), path, source.precision, opset=source.opset, progress=_export_progress(report))
 
@@ -160,15 +162,19 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
         known = " or ".join(flavour.precisions)
         raise ValueError(f"precision {source.precision!r}: {flavour.title} has none such; use --precision {known}")
     opset = flavour.newest_opset or OPSET
-    if not (ability := flavour.can_build()):  # before the slow part
-        raise BuildError(f"tensorrt={tensorrt!r}: {ability.reason}")
+    # What can be said before the slow part.
+    names = {field.name for field in fields(BuildOptions)}
+    BuildOptions(**{name: value for name, value in options.items() if name in names}).check(flavour)
     check_new_bundle(bundle, bool(options.get("overwrite")))
+    load_plugin(flavour)
     with temporary_folder(bundle) as folder:
         report("loading the checkpoint", 0, 0)
         model = source.model()
         if source.attention_precision == "fp8" and options.get("strict", True):  # refused before the export, too
             target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
+        weights = sum(parameter.numel() for parameter in model.parameters()) * torch_dtype(source.precision).itemsize
+        check_space(bundle, 2 * weights)  # of the exported file and the plan
         path, show = folder / "model.onnx", _export_progress(report)
         onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
         model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory

@@ -13,7 +13,7 @@ from typing import Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.families import families, usual_shifts
-from vorta_trt.model.json_files import read_json
+from vorta_trt.model.records import load_content
 from vorta_trt.plugins.errors import VortaError
 
 # Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
@@ -192,7 +192,7 @@ def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:
     for folder in (checkpoint, checkpoint.parent):
         path = folder / "scheduler" / "scheduler_config.json"
         if path.is_file():
-            config = read_json(path, "scheduler config", _RESTORE)
+            config = load_content(path, "scheduler config", _RESTORE)
             if not isinstance(config, dict):
                 raise ValueError(f"scheduler config {path}: must hold one JSON object; {_RESTORE}")
             return config

@@ -40,7 +40,7 @@ def check_output(path: Path) -> None:
         raise ValueError(f"video {path}: its suffix must be one of {', '.join((*VIDEOS, ARRAY))}; use {path.stem}.mp4")
     files.check_output(path)
     if path.suffix.lower() != ARRAY:
-        _check_encoder()
+        check_encoder()
 
 
 def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: float) -> Path:
@@ -92,7 +92,7 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
         raise ValueError(f"video {path}: its suffix must be one of {', '.join(VIDEOS)}; use {path.stem}.mp4")
     if not 0 < rate < 1000:
         raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
-    _check_encoder()
+    check_encoder()
     av = import_av()
     options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
     with files.new_file(path) as unfinished, av.open(str(unfinished), "w", options=options) as container:
@@ -116,7 +116,8 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
             container.mux(stream.encode())
 
 
-def _check_encoder() -> None:
+def check_encoder() -> None:
+    """Raises VortaError if the package av is not installed, or lacks H.264."""
     av = import_av()
     if CODEC not in av.codecs_available:
         raise VortaError(f"av {av.__version__} lacks the encoder {CODEC}; install av from PyPI")

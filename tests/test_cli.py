@@ -516,7 +516,7 @@ def test_a_manifest_that_was_edited(wan: Wan, tmp_path: Path) -> None:
     manifest.write_text(original.replace('"schema_version": 1', '"schema_version": 99', 1))
     fails("inspect", bundle, message="schema_version 99, this vorta-trt reads 1")
     manifest.write_text(original[:200])
-    fails("inspect", bundle, message="manifest.json: is not JSON")
+    fails("inspect", bundle, message="manifest.json: is not valid JSON")
     manifest.unlink()
     fails("inspect", bundle, message="not a bundle")
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.model.records import first_error
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
+from vorta_trt.runtime.comparison.image_quality import load_lpips
 from vorta_trt.runtime.comparison.report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
@@ -29,6 +30,7 @@ from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
 from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.video_file import check_encoder
 
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
@@ -107,6 +109,10 @@ def compare_settings(
 
     Raises: FileExistsError, if other samples lie in the folder. What generating and comparing raise.
     """
+    if lpips:
+        load_lpips()  # what cannot be measured is said before anything is sampled
+    if video is not None:
+        check_encoder()
     sampled: Path | RoutedTransformer = target
     if source is not None:
         sampled, checkpoint = _on_device(source.model(materialize=True)), source.checkpoint

@@ -17,11 +17,11 @@ from typing import Any
 from pydantic import Field
 
 from vorta_trt.model.geometry import Branch
-from vorta_trt.model.json_files import JsonRecord, load_record
+from vorta_trt.model.records import Record, load_record
 from vorta_trt.model.route_table import RouteTable
 
 
-class StepProfile(JsonRecord):
+class StepProfile(Record, extra="forbid"):
     """Measured seconds of one pass of one sample.
 
     Attributes:

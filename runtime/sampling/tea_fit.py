@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from vorta_trt.model.files import write_text
-from vorta_trt.model.json_files import JsonRecord, load_record
+from vorta_trt.model.records import Record, load_record
 from vorta_trt.model.timestep_path import Signal
 from vorta_trt.runtime.sampling.tea_cache import TeaCache
 
@@ -63,7 +63,7 @@ def fit_coefficients(
     return tuple(map(float, np.polyfit(np.asarray(distances), np.asarray(output_changes), degree)))
 
 
-class TeaCoefficients(JsonRecord):
+class TeaCoefficients(Record, extra="forbid"):
     """A fitted polynomial.
 
     Attributes:

@@ -262,11 +262,11 @@ def test_report_round_trip(case: Case, inputs: Inputs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "is no report of `bench attention` with schema 1"),
         ('{"schema": 2, "question": "attention", "rows": []}', "is no report"),
         ('{"schema": 1, "question": "attention", "rows": [{"case": "x"}]}', "rows: 0.geometry: is missing"),
-        ('{"schema": 1, "question": "attention"}', "rows: content: Input should be a valid"),
+        ('{"schema": 1, "question": "attention"}', "rows: content None: must be a valid"),
     ],
 )
 def test_bad_reports(content: str, message: str, tmp_path: Path) -> None:

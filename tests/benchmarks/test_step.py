@@ -137,7 +137,7 @@ def test_what_the_command_refuses_before_it_measures(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no", "is not JSON"),
+        ("no", "is not valid JSON"),
         ('{"schema": 1, "question": "attention"}', "is no report of `bench step`"),
         (
             '{"schema": 1, "question": "step", "rows": [{"speed": 1}], "loops": []}',

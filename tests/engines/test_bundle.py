@@ -85,11 +85,11 @@ def test_every_damage_is_named_at_once(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tau": 0.5}, "tau: Extra inputs are not permitted"),
-        ({"precision": "int8"}, "precision: Input should be 'fp32', 'fp16' or 'bf16'"),
-        ({"engine__version": 17}, "engine.version: Input should be a valid string"),
-        ({"engine__and_newer": "yes"}, "engine.and_newer: Input should be a valid boolean"),
-        ({"inputs": []}, "inputs: List should have at least 1 item"),
+        ({"tau": 0.5}, "tau: is not known"),
+        ({"precision": "int8"}, "precision 'int8': must be 'fp32', 'fp16' or 'bf16'"),
+        ({"engine__version": 17}, "engine.version 17: must be a valid string"),
+        ({"engine__and_newer": "yes"}, "engine.and_newer 'yes': must be a valid boolean"),
+        ({"inputs": []}, "inputs []: List should have at least 1 item"),
         ({"files": {}}, "files: transformer.plan is missing"),
         ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "String should match pattern"),
         ({"schema_version": 2}, "has schema_version 2, this vorta-trt reads 1"),

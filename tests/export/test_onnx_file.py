@@ -65,12 +65,12 @@ def test_somebody_elses_model(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"schema_version": 2}, "schema version 2, this vorta-trt reads up to 1; update vorta-trt"),
-        ({"precision": "fp8"}, "precision: "),
-        ({"attention_precision": "fp4"}, "attention_precision: "),
-        ({"num_layers": 0}, "num_layers: "),
+        ({"precision": "fp8"}, "precision 'fp8': must be"),
+        ({"attention_precision": "fp4"}, "attention_precision 'fp4': must be"),
+        ({"num_layers": 0}, "num_layers 0: must be greater"),
         ({"geometry": {"grid": [4, 6, 8]}}, "geometry with keys"),
-        ({"surprise": 1}, "surprise: "),
-        ({"inputs": [{"name": "x", "dtype": "float128", "shape": [1]}]}, "inputs.0.dtype: "),
+        ({"surprise": 1}, "surprise: is not known"),
+        ({"inputs": [{"name": "x", "dtype": "float128", "shape": [1]}]}, "inputs.0.dtype 'float128': must be"),
     ],
 )
 def test_damaged_metadata(exported: Exported, change: dict[str, Any], message: str) -> None:

@@ -266,5 +266,5 @@ def test_files_that_are_no_coefficients(tmp_path: Path, content: str) -> None:
     with pytest.raises(ValueError, match="TeaCache coefficients .*x.json: .*; write them with"):
         TeaCoefficients.load(path)
     path.write_text(json.dumps({"format": 1, "signal": "embedding", "coefficients": [1], "fitted_range": [1]}))
-    with pytest.raises(ValueError, match="fitted_range: Tuple should have at least 2 items|fitted_range.1: is missing"):
+    with pytest.raises(ValueError, match="fitted_range.1: is missing"):
         TeaCoefficients.load(path)
