@@ -22,6 +22,7 @@ from vorta_trt.plugins.host_memory import is_out_of_memory
 # module meanwhile, in another thread, gets parameters without memory. Loading and making modules take turns.
 LOADING = threading.RLock()
 
+_PROBE = "a red wall, \u2047\U0001f9f1"  # words and signs that a vocabulary may lack
 _LIBRARIES = ("diffusers", "transformers")
 # By the beginning of a component's name: groups of files, of each of which one must be there.
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -159,6 +160,7 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
             would fill up with random ones.
     """
     import diffusers
+    import transformers
 
     has_weights = issubclass(kind, torch.nn.Module)
     if has_weights:
@@ -166,6 +168,8 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
         options = {**options, "output_loading_info": True}
     try:
         loaded = kind.from_pretrained(folder, **options)
+        if isinstance(loaded, transformers.PreTrainedTokenizerBase):
+            loaded(_PROBE)  # a damaged vocabulary is found out by its use alone
     except Exception as error:  # of code that is not ours, on files that are not ours either
         if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
             raise

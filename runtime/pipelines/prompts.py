@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vorta_trt.model.files import refuse_pointer
 from vorta_trt.runtime.video_file import check_output
 
 
@@ -22,6 +23,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts {path}: no such file; give a text file with one prompt per line")
+    refuse_pointer(path, "prompts")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,7 +42,7 @@ def _captions(path: Path, text: str) -> list[str] | None:
         return None
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if is_json:
             raise ValueError(f"prompts {path}: is not JSON ({error}); give a list of strings") from error
         return None

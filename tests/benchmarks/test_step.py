@@ -13,7 +13,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vorta_trt.benchmarks.report import ReportError
 from vorta_trt.benchmarks.step import run as step_run
 from vorta_trt.benchmarks.step.cases import CASES, StepCase, mixed_routes, select_case
 from vorta_trt.benchmarks.step.loops import Loop, run_loop
@@ -148,7 +147,7 @@ def test_what_the_command_refuses_before_it_measures(monkeypatch: pytest.MonkeyP
 def test_other_files_are_refused(content: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     file.write_text(content)
-    with pytest.raises(ReportError, match=message):
+    with pytest.raises(ValueError, match=message):
         StepReport.read(file)
 
 
