@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.files import write_text
 from vorta_trt.plugins.extras import import_extra
@@ -54,7 +56,9 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
     from vorta_trt.runtime.verification.verify import verify
 
     facts = get_family(family)
-    import_extra("matplotlib", "plot")  # before the long work, for the picture of the routes
+    import_extra("matplotlib", "plot")  # for the picture of the routes; this and the builder before the long work
+    if not (ability := get_flavour("rtx").can_build()):
+        raise BuildError(f"the demo builds with TensorRT-RTX: {ability.reason}")
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
     stem = family.replace("_", "-")

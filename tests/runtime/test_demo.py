@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.engines import Bundle
+from vorta_trt.engines.flavours import FLAVOURS
 from vorta_trt.model import RouteTable
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import demo
 from vorta_trt.runtime.frames import read_frames
 
@@ -87,8 +90,19 @@ def run_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_family(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="family 'mochi': must be one of wan, hunyuan_video"):
+    with pytest.raises(ValueError, match="family 'mochi': must be one of .*wan.*hunyuan_video"):
         demo.run_demo(tmp_path / "demo", silent, "mochi")
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(("package", "extra"), [("matplotlib", "plot"), ("tensorrt_rtx", "rtx")])
+def test_what_is_not_installed_is_said_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(FLAVOURS["rtx"].__dict__, "module", raising=False)
+    with pytest.raises(VortaError, match=rf"pip install 'vorta-trt\[{extra}\]'"):
+        demo.run_demo(tmp_path / "demo", lambda what, done, total: None)
     assert not (tmp_path / "demo").exists()
 
 
