@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documents and help say what is there: commands that parse, names that can be imported, links that lead somewhere.
 
-tests/runtime/test_demo.py runs what README.md does with the demo's files.
+tests/test_documents_run.py runs them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def anchors(document: Path) -> set[str]:
 
 def test_documented_commands_are_found_and_wrong_ones_are_noticed() -> None:
     found = [arguments[0] for arguments in commands("\n".join(blocks(ROOT / "README.md", "bash")))]
-    assert {"routes", "build", "generate", "compare", "export", "verify"} <= set(found)
+    assert {"doctor", "routes", "build", "inspect", "generate", "export", "verify"} <= set(found)
+    assert ["compare", "dense.mp4", "routed.mp4", "--video", "compared.mp4"] in commands(
+        "\n".join(blocks(ROOT / "docs/generate.md", "bash"))
+    )
     assert ["train-router", "CHECKPOINT", "--data", "DATA", "-o", "ROUTER", "--fsdp"] in commands(
         "\n".join(blocks(ROOT / "docs/training.md", "bash"))
     )

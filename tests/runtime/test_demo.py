@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from vorta_trt.cli import app
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import FLAVOURS
 from vorta_trt.model import RouteTable
@@ -62,31 +59,6 @@ def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPa
         "--router",
         f"{folder.name}/router",
     ]
-    if family == "wan":
-        run_the_readme(folder, monkeypatch)
-
-
-def readme(fence: str, *sections: str) -> list[str]:
-    """The blocks of the README's sections in one language."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    parts = [text.split(f"\n## {section}\n")[1].split("\n## ")[0] for section in sections]
-    return [block for part in parts for block in re.findall(rf"```{fence}\n(.*?)```", part, re.DOTALL)]
-
-
-def run_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README says that the demo's files are good for, beside their folder."""
-    (folder.parent / "demo").symlink_to(folder)
-    monkeypatch.chdir(folder.parent)
-    commands = [line for block in readme("bash", "Generate") for line in block.splitlines() if "generate demo/" in line]
-    assert len(commands) == 2
-    for line in commands:
-        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
-        assert result.exit_code == 0, result.output
-    scripts = readme("python", "Generate", "In a diffusers pipeline")
-    assert len(scripts) == 2
-    for script in scripts:
-        exec(compile(script, "README.md", "exec"), {})
-    assert Path("wall.mp4").is_file()
 
 
 def test_an_unknown_family(tmp_path: Path) -> None:
