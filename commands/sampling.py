@@ -77,9 +77,10 @@ CACHE_OPTIONS = (
     Option(
         "cache_coefficients",
         str,
-        "tea: the polynomial from embedding to output change; none takes the distance as it is, and wants thresholds "
-        "about ten times smaller [default: published].",
-        metavar="published|none|FILE",
+        "tea: the polynomial from embedding to output change. published goes by the checkpoint's name, NAME says which "
+        "published checkpoint it is; none takes the distance as it is, and wants thresholds about ten times smaller "
+        "[default: published].",
+        metavar="published|NAME|none|FILE",
         method=("tea", "coefficients"),
     ),
     Option(
@@ -263,9 +264,13 @@ def _help(field: FieldInfo, default: Any) -> str:
 
 
 def _coefficients(text: str, signal: str | None) -> dict[str, Any]:
-    """TeaCache's polynomial: of what is published, the identity, or a file with the signal that it was fitted for."""
+    """TeaCache's polynomial: of a published checkpoint, the identity, or a file with the signal it was fitted for."""
+    from vorta_trt.model.families import families
+
     if text == "published":
         return {}
+    if any(text in family.tea_cache_models() for family in families()):
+        return {"model": text}
     if text == "none":
         from vorta_trt.runtime.sampling.tea_cache import IDENTITY
 

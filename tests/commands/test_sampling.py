@@ -60,6 +60,7 @@ def test_caches(tmp_path: Path) -> None:
     assert params(**given, cache_coefficients="published", cache_signal="modulation").cache == TeaCache(
         0.05, signal="modulation"
     )
+    assert params(cache="tea", cache_coefficients="Wan2.1-T2V-14B").cache == TeaCache(model="Wan2.1-T2V-14B")
     assert params(**given, cache_coefficients="none").cache == TeaCache(0.05, IDENTITY)
     fitted = TeaCoefficients(coefficients=(1.0, 2.0), signal="modulation", fitted_range=(0.1, 0.2))
     fitted.save(tmp_path / "tea.json")
