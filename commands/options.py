@@ -116,7 +116,8 @@ def one_of(options: str, *values: object) -> None:
 
 def check_folder(path: Path | None, option: str) -> None:
     """Makes a usage error if a file cannot be written, before anything slow."""
-    from vorta_trt.model.files import WriteError, check_output
+    from vorta_trt.model.files import check_output
+    from vorta_trt.model.write_errors import WriteError
 
     if path is not None:
         try:

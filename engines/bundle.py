@@ -25,7 +25,8 @@ from vorta_trt.engines.manifest import (
     Manifest,
     read_manifest,
 )
-from vorta_trt.model.files import WriteError, make_way, new_folder
+from vorta_trt.model.files import make_way, new_folder
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import PluginLibrary, load_library
 

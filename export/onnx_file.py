@@ -188,7 +188,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     path = Path(path)
     model = _load(path)
     functions = {(function.domain, function.name): function for function in model.functions}
-    external = {}
+    external: dict[str, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == tensor.EXTERNAL:
             name, offset, length = _external(path, tensor)

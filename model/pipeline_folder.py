@@ -194,10 +194,10 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 def _check_config(kind: Any, file: Path) -> None:
     """Refuses a model's config that its class does not take, or that would keep the loader busy for ever."""
-    import diffusers
+    from diffusers.configuration_utils import ConfigMixin
 
     config = read_json(file, kind.__name__)
-    if issubclass(kind, diffusers.ConfigMixin):
+    if issubclass(kind, ConfigMixin):
         typed_config(kind, config, file)
     for name, value in config.items():
         if ("layer" in name or "block" in name) and isinstance(value, int) and value > MOST_LAYERS:

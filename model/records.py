@@ -114,7 +114,7 @@ def all_errors(error: ValidationError) -> list[str]:
 
 
 def _sentence(details: Any) -> str:
-    rule = details["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    rule: str = details["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
     key = ".".join(map(str, details["loc"]))
     match details["type"]:
         case "json_invalid":

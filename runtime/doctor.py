@@ -17,7 +17,7 @@ from pydantic import BaseModel, computed_field
 from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
 from vorta_trt.engines.gpu import architectures_cover, driver_report
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.model.files import free_bytes
+from vorta_trt.model.write_errors import free_bytes
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
 PACKAGES = (

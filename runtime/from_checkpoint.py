@@ -21,9 +21,10 @@ from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.export.names import OPSET
 from vorta_trt.model.constants import DEFAULT_TAU
-from vorta_trt.model.files import check_output, check_space, temporary_folder
+from vorta_trt.model.files import check_output, check_space
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
+from vorta_trt.model.unfinished import temporary_folder
 
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress

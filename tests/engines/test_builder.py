@@ -18,7 +18,7 @@ from vorta_trt.engines.network import check_plugin_layers
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.export import OnnxFileError
 from vorta_trt.export.onnx_file import read_onnx
-from vorta_trt.model.files import WriteError
+from vorta_trt.model.write_errors import WriteError
 
 
 def nothing_left(folder: Path, *allowed: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from vorta_trt.engines import Bundle, build_engine
-from vorta_trt.model.files import WriteError
+from vorta_trt.model.write_errors import WriteError
 
 # Builds, and in the middle of TensorRT's work says so and waits (in short naps, so that signals are seen).
 SLOW_BUILD = """

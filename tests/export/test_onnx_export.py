@@ -21,7 +21,7 @@ from vorta_trt.export import ExportError, TensorInfo, export_onnx, read_metadata
 from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.skeleton import skeleton_of
 from vorta_trt.model import RoutedTransformer, RouteTable
-from vorta_trt.model.files import WriteError
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 from ..tiny import TEXT_DIM

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.model import files
-from vorta_trt.model.files import WriteError, check_output, new_file, new_folder, write_json, write_text
+from vorta_trt.model import unfinished
+from vorta_trt.model.files import check_output, new_file, new_folder, write_json, write_text
+from vorta_trt.model.write_errors import WriteError
 
 DATA = "model.onnx.data"
 
@@ -279,7 +280,7 @@ def test_fsync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be known to be stale, so the remains of others stay."""
     (tmp_path / ".file.unfinished-1-ff").mkdir()
-    refuse(monkeypatch, files.fcntl, "flock", errno.ENOSYS)
+    refuse(monkeypatch, unfinished.fcntl, "flock", errno.ENOSYS)
     write_text(tmp_path / "file", "x")
     assert sorted(os.listdir(tmp_path)) == [".file.unfinished-1-ff", "file"]
 
@@ -314,7 +315,7 @@ def test_a_copy_that_fails_leaves_nothing_half(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("how", ["renameat2", "rename aside", "layer below"])
 def test_replacing_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     if how != "renameat2":
-        monkeypatch.setattr(files, "exchange", lambda first, second: False)
+        monkeypatch.setattr(unfinished, "exchange", lambda first, second: False)
     target = tmp_path / "m.bundle"
     if how == "layer below":  # of a container's overlay: a folder of the image cannot be renamed
         rename = Path.rename
@@ -337,11 +338,11 @@ def test_replacing_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how
 
 
 def test_a_folder_that_cannot_be_put_into_place_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "exchange", lambda first, second: False)
+    monkeypatch.setattr(unfinished, "exchange", lambda first, second: False)
     target = tmp_path / "m.bundle"
     with new_folder(target) as folder:
         (folder / "m.json").write_text("old")
-    refuse(monkeypatch, files, "_rename_folder", errno.EIO)
+    refuse(monkeypatch, unfinished, "_rename_folder", errno.EIO)
     with pytest.raises(WriteError, match="Input/output error"), new_folder(target, replaces="m.json") as folder:
         (folder / "m.json").write_text("new")
     assert os.listdir(tmp_path) == ["m.bundle"] and contents(target) == {"m.json": "old"}

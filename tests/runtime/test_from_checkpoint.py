@@ -15,8 +15,8 @@ from vorta_trt.engines.flavours import Ability
 from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
-from vorta_trt.model.files import WriteError
 from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.runtime import Engine, from_checkpoint
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 

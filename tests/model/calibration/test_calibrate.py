@@ -21,10 +21,10 @@ from vorta_trt.model.calibration.measure import measure_branches
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
-from vorta_trt.model.files import WriteError
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training.data import DataError
+from vorta_trt.model.write_errors import WriteError
 
 from ..training.samples import CHANNELS, GEOMETRY, HEAD_DIM, HEADS, LAYERS, SIZE, TEXT_DIM, write_data
 from .schedulers import scheduler_of

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vorta_trt.model.files import WriteError
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.runtime.comparison.compare import compare_samples
 from vorta_trt.runtime.comparison.image_quality import LpipsUnavailableError
 from vorta_trt.runtime.comparison.report import CompareReport

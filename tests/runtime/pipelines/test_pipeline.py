@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.files import WriteError
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError
