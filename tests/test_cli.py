@@ -27,6 +27,8 @@ from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as mak
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
 
+from .kept import Kept
+
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
 COMMANDS = (
     *("doctor", "demo", "export", "build", "inspect", "verify", "routes", "generate", "compare", "calibrate"),
@@ -96,9 +98,15 @@ class Wan:
 
 
 @pytest.fixture(scope="session")
-def wan(tmp_path_factory: pytest.TempPathFactory) -> Wan:
+def wan(kept: Kept) -> Wan:
     """A checkpoint and a router, and the files that `export` and `build` make of them."""
-    made = Wan(tmp_path_factory.mktemp("a wan"), AttentionGeometry.for_video(29, 96, 128, "wan"))
+    folder = kept.folder("plugins", "model", "export", "engines", "runtime", "commands") / "a wan of test_cli"
+    kept.make(folder, _make_wan)
+    return Wan(folder, AttentionGeometry.for_video(29, 96, 128, "wan"))
+
+
+def _make_wan(folder: Path) -> None:
+    made = Wan(folder, AttentionGeometry.for_video(29, 96, 128, "wan"))
     make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=96, text_dim=32)
     make_router(made.router, made.geometry, **MODEL)
     for precision, path in (("fp32", made.onnx), ("fp16", made.half)):
@@ -110,7 +118,6 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Wan:
     content = json.loads(built.out)
     assert content["path"] == str(made.bundle)
     assert content["manifest"]["inputs"][0]["profile"]["max"][0] == 3
-    return made
 
 
 # -- help and usage ----------------------------------------------------------------------------------------------------
