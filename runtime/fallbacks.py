@@ -32,9 +32,11 @@ class Fallbacks:
     """Of one run; may be shared by threads.
 
     Args:
-        strict: every fallback raises.
+        strict: Every fallback raises.
+
     Attributes:
-        counts: how often each kind happened.
+        strict: As given.
+        counts: How often each kind happened.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -46,8 +48,12 @@ class Fallbacks:
         """Notes that something runs otherwise than asked for; called before it does.
 
         Args:
-            kind: one of `KINDS`. reason: why, with the values.
-        Raises: FallbackError in strict mode; ValueError for an unknown kind.
+            kind: One of `KINDS`.
+            reason: Why, with the values.
+
+        Raises:
+            FallbackError: In strict mode.
+            ValueError: An unknown kind.
         """
         if kind not in KINDS:
             raise ValueError(f"fallback {kind!r}: must be one of {', '.join(KINDS)}; add it to runtime.fallbacks.KINDS")

@@ -124,12 +124,12 @@ def given_schedule(
     """Steps at exactly these sigmas or timesteps, whatever schedule the pipeline would choose; nothing is shifted.
 
     Args:
-        checkpoint: whose scheduler config says everything else of the scheduler, if it is of the same class.
+        checkpoint: Whose scheduler config says everything else of the scheduler, if it is of the same class.
         scheduler: "unipc", "flow-euler" or "dpm++".
-        sigmas: falling, from at most 1 to above 0; the last step goes to 0. Timesteps are what the scheduler makes of
+        sigmas: Falling, from at most 1 to above 0; the last step goes to 0. Timesteps are what the scheduler makes of
             them: 1000 times as much, for "unipc" and "dpm++" without the fraction.
-        timesteps: the same, given as timesteps.
-        renoise: after every step take the video that the model predicts and add fresh noise, which is how models of
+        timesteps: The same, given as timesteps.
+        renoise: After every step take the video that the model predicts and add fresh noise, which is how models of
             distribution matching distillation (DMD) are sampled; otherwise a step of the scheduler.
     """
     import diffusers
@@ -137,12 +137,18 @@ def given_schedule(
 
     class_name, shift_key, required = SCHEDULERS[scheduler]
     kind: Any = getattr(diffusers, class_name)
-    given = list(map(float, sigmas if timesteps is None else [value / TRAIN_TIMESTEPS for value in timesteps]))
+    given = [float(value) for value in sigmas or ()] or [value / TRAIN_TIMESTEPS for value in timesteps or ()]
 
     class GivenSteps(kind):  # type: ignore[misc]
-        """Attributes: generator: of the noise that is added after every step."""
+        """The scheduler with these steps.
+
+        Attributes:
+            generator: Of the noise that is added after every step.
+        """
 
         generator: torch.Generator | None = None
+        sigmas: Any
+        timesteps: Any
 
         def set_timesteps(
             self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None

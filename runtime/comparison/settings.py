@@ -74,7 +74,7 @@ class Setting:
         if name == "override":
             return replace(self, route_override=None if value == "none" else Path(value))
         names = {"tau": "tau", "dense-first": "dense_first", "dense-last": "dense_last"}
-        given = {names[name]: float(value) if name == "tau" else int(value)}
+        given: dict[str, Any] = {names[name]: float(value) if name == "tau" else int(value)}
         try:
             SamplingParams(**given)
         except ValidationError as error:

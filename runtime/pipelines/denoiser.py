@@ -10,7 +10,6 @@ import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,41 +35,46 @@ BATCHED_GUIDANCE = "batched guidance"  # the kind of fallback
 class Denoiser(abc.ABC):
     """What the pipelines know of a transformer.
 
+    Args:
+        described: Metadata or a model: its family, config, and numbers of layers and heads.
+        latent_shape: See below.
+        text_tokens: See below.
+
     Attributes:
-        family: its name. config: of the diffusers transformer.
-        latent_shape: (C, F, H, W); None if any will do. text_tokens: rows of `encoder_hidden_states`; None if any
-            number will do. heads: (L, N).
+        family: Name of the model family.
+        config: Of the diffusers transformer.
+        latent_shape: (C, F, H, W); None if any will do.
+        text_tokens: Rows of `encoder_hidden_states`; None if any number will do.
+        heads: (L, N).
+        dtype: Of activations.
+        device: Where inputs are expected; others are copied there.
+        on_cpu: Whether launches run on the CPU.
     """
 
-    family: str
-    config: Mapping[str, Any]
-    latent_shape: tuple[int, int, int, int] | None
-    text_tokens: int | None
-    heads: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    on_cpu: bool
 
-    @property
-    @abc.abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Of activations."""
-
-    @property
-    @abc.abstractmethod
-    def device(self) -> torch.device:
-        """Where inputs are expected; others are copied there."""
+    def __init__(self, described: Any, latent_shape: tuple[int, int, int, int] | None, text_tokens: int | None) -> None:
+        self.family: str = described.family
+        self.config: Mapping[str, Any] = described.config
+        self.heads: tuple[int, int] = described.num_layers, described.num_heads
+        self.latent_shape, self.text_tokens = latent_shape, text_tokens
 
     @abc.abstractmethod
     def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        tau: float | None = None,
-        route_override: Tensor | None = None,
-        step: int | None = None,
+        self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One launch: the sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+        """One launch.
 
         Args:
-            inputs: by name, in the model's types. tau, route_override (int32 [L, N]): None is the model's own.
-            step: its number, for profilers.
+            inputs: By name, in the model's types.
+            tau: Routing threshold; None is the model's own.
+            route_override: int32 [L, N]; None is the model's own.
+            step: Its number, for profilers.
+
+        Returns:
+            The sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
         """
 
     @abc.abstractmethod
@@ -84,11 +88,6 @@ class Denoiser(abc.ABC):
     @abc.abstractmethod
     def locate(self, inputs: Mapping[str, Any]) -> str:
         """Where values that are not finite begin when these inputs are run again, in words."""
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether launches run on the CPU."""
-        return self.device.type == "cpu"
 
 
 class EngineDenoiser(Denoiser):
@@ -106,36 +105,17 @@ class EngineDenoiser(Denoiser):
                 "outputs 'reuse': pipelines keep the sample of one call over the next, which would overwrite it; leave "
                 "it out"
             )
+        super().__init__(metadata, metadata.latent_shape, metadata.text_length)
         self.engine = engine
-        self.family = metadata.family
-        self.config = metadata.config
-        self._dtype: torch.dtype = torch_dtype(metadata.precision)
-        self.latent_shape = metadata.latent_shape
-        self.text_tokens = metadata.text_length
-        self.heads = metadata.num_layers, metadata.num_heads
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
+        self.dtype = torch_dtype(metadata.precision)
+        self.on_cpu = engine.device == "cpu"
         # A torch without CUDA has no tensors on the engine's GPU: they come and go through host memory.
-        return torch.device(self.engine.device if torch.cuda.is_available() else "cpu")
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.engine.device == "cpu"
+        self.device = torch.device(engine.device if torch.cuda.is_available() else "cpu")
 
     def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        tau: float | None = None,
-        route_override: Tensor | None = None,
-        step: int | None = None,
+        self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        threshold = None if tau is None else np.array([tau], np.float32)  # [1]
-        outputs: Mapping[str, Any] = self.engine(**inputs, tau=threshold, route_override=route_override, step=step)
+        outputs: Mapping[str, Any] = self.engine(**inputs, tau=tau, route_override=route_override, step=step)
         return outputs["sample"], outputs["routes"]
 
     def timestep_path(self) -> TimestepPath | None:
@@ -156,31 +136,24 @@ class TorchDenoiser(Denoiser):
         if not model.materialized:
             raise ValueError("model with materialize=False: its weights are on disk, for export; load it with True")
         geometry = model.geometry
+        shape = None if geometry is None else model.facts().latent_shape(model.config, geometry.grid)
+        super().__init__(model, shape, None if geometry is None else geometry.text_tokens or None)
         self.model = model
-        self.family = model.family
-        self.config = model.config
-        self.latent_shape = None
-        self.text_tokens = None
-        if geometry is not None:
-            frames, height, width = (axis * patch for axis, patch in zip(geometry.grid, model.patch_size, strict=True))
-            self.latent_shape = model.config["in_channels"], frames, height, width
-            self.text_tokens = geometry.text_tokens or None
-        self.heads = model.num_layers, model.num_heads
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
         return self.model.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self.model.proj_out.weight.device  # type: ignore[no-any-return]
 
+    @property
+    def on_cpu(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cpu"
+
     def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        tau: float | None = None,
-        route_override: Tensor | None = None,
-        step: int | None = None,
+        self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
         override = None if route_override is None else route_override.to(self.device)  # [L, N]
         with torch.no_grad():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
+r"""`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
 
 planner = RequestPlanner("model.bundle", "CHECKPOINT")
-print("\\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=2)).lines()))
+print("\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=2)).lines()))
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ BUNDLED = "bundled"  # the routes that lie in the bundle, if any do
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """The schedule, the plan of its steps, and samples per step: 2 with classifier-free guidance."""
+    """What will be sampled.
+
+    Attributes:
+        schedule: The scheduler and its timesteps.
+        steps: The plan of its steps.
+        passes: Samples per step: 2 with classifier-free guidance.
+    """
 
     schedule: Schedule
     steps: StepPlan
@@ -54,6 +60,7 @@ class PlannedRequest:
         return [str(self.schedule), *self.steps.lines()]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
         return {
             "scheduler": self.schedule.scheduler,
             "shift": self.schedule.shift,
@@ -63,20 +70,31 @@ class PlannedRequest:
 
 
 class RequestPlanner:
-    """Of a bundle, an exported ONNX file, or a routed model in torch.
+    """What is known of a model before anything large is loaded.
 
     Args:
-        source: the bundle's or the file's path, an opened bundle, or the model.
-        checkpoint: the diffusers pipeline folder that it was made from; None looks for one of the name that the source
+        source: A bundle, its path or that of an exported ONNX file, or a routed model in torch.
+        checkpoint: The diffusers pipeline folder that it was made from; None looks for one of the name that the source
             remembers, beside the source and in the current folder.
-        route_override: a file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any.
-    Raises: FileNotFoundError, ValueError, VortaError: something is missing, damaged, or does not belong together.
+        route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any.
+
+    Raises:
+        FileNotFoundError: Something is missing.
+        ValueError: Something is damaged, or does not belong together.
 
     Attributes:
-        family, config, geometry, dtype, heads (L, N): of the model. size: frames, height, width in pixels.
-        checkpoint: the pipeline folder, None if there is none. path: timestep path, None if it is not at hand.
-        pipeline: class in diffusers. frames_per_second: of the family's videos. tiled_vae: its VAE needs tiles.
-        calibration: routes, or None.
+        source: As given.
+        name: Of the source, for errors.
+        family: Name of the model family.
+        config: Of the diffusers transformer.
+        geometry: Of the attention.
+        dtype: Of activations.
+        heads: (L, N).
+        size: Frames, height and width of the videos in pixels.
+        frames_per_second: Of the family's videos.
+        checkpoint: The pipeline folder, None if there is none.
+        path: Timestep path, None if it is not at hand.
+        calibration: Calibrated routes, or None.
     """
 
     def __init__(
@@ -116,18 +134,15 @@ class RequestPlanner:
         if self.calibration is not None:
             self.calibration.check(self.family, *self.heads, self.geometry)
         family = get_family(self.family)
-        self.pipeline, self.frames_per_second, self.tiled_vae = (
-            family.pipeline_class,
-            family.frames_per_second,
-            family.tiled_vae,
-        )
+        self.frames_per_second = family.frames_per_second
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
         self.size = family.video_size(*latent)
 
     def schedule(self, params: SamplingParams) -> Schedule:
         """The schedule that the pipeline will sample with.
 
-        Raises: ValueError, if it cannot be known, or the family's pipeline does not take it.
+        Raises:
+            ValueError: It cannot be known, or the family's pipeline does not take it.
         """
         if params.gives_steps:
             return given_schedule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from vorta_trt.model.files import refuse_pointer
 from vorta_trt.runtime.video_file import check_output
@@ -48,7 +49,7 @@ def _captions(path: Path, text: str) -> list[str] | None:
         return None
     if not isinstance(content, list):
         raise ValueError(f"prompts {path}: must hold a list of strings, or of objects with a caption")
-    entries = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
+    entries: list[Any] = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
     for number, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise ValueError(

@@ -21,33 +21,33 @@ _GROUPS = (
 _FIXED = "its precision and device are decided when it is built or loaded"
 
 
-def _refused(name: str, reason: str) -> Callable[..., NoReturn]:
+_REFUSED = {
+    _LORA: (
+        *("load_lora_adapter", "save_lora_adapter", "add_adapter", "set_adapter", "set_adapters"),
+        *("fuse_lora", "unfuse_lora", "enable_lora", "disable_lora"),
+    ),
+    _SAVE: ("save_pretrained", "push_to_hub"),
+    _ATTENTION: (
+        *("set_attention_backend", "set_attn_processor", "fuse_qkv_projections"),
+        "enable_xformers_memory_efficient_attention",
+    ),
+    _GROUPS: ("enable_group_offload",),
+    _FIXED: ("enable_layerwise_casting", "enable_parallelism"),
+}
+
+
+def _refusal(name: str, reason: str) -> Callable[..., NoReturn]:
     def refuse(self: Any, *arguments: Any, **options: Any) -> NoReturn:
         raise VortaError(f"{name}: not for {type(self).__name__}; {reason}")
 
-    refuse.__name__ = name
-    refuse.__doc__ = f"Refused: {reason}."
+    refuse.__name__, refuse.__doc__ = name, f"Refused: {reason}."
     return refuse
 
 
 class Refusals:
     """Comes before diffusers' classes among the bases."""
 
-    load_lora_adapter = _refused("load_lora_adapter", _LORA)
-    save_lora_adapter = _refused("save_lora_adapter", _LORA)
-    add_adapter = _refused("add_adapter", _LORA)
-    set_adapter = _refused("set_adapter", _LORA)
-    set_adapters = _refused("set_adapters", _LORA)
-    fuse_lora = _refused("fuse_lora", _LORA)
-    unfuse_lora = _refused("unfuse_lora", _LORA)
-    enable_lora = _refused("enable_lora", _LORA)
-    disable_lora = _refused("disable_lora", _LORA)
-    save_pretrained = _refused("save_pretrained", _SAVE)
-    push_to_hub = _refused("push_to_hub", _SAVE)
-    set_attention_backend = _refused("set_attention_backend", _ATTENTION)
-    set_attn_processor = _refused("set_attn_processor", _ATTENTION)
-    fuse_qkv_projections = _refused("fuse_qkv_projections", _ATTENTION)
-    enable_xformers_memory_efficient_attention = _refused("enable_xformers_memory_efficient_attention", _ATTENTION)
-    enable_group_offload = _refused("enable_group_offload", _GROUPS)
-    enable_layerwise_casting = _refused("enable_layerwise_casting", _FIXED)
-    enable_parallelism = _refused("enable_parallelism", _FIXED)
+
+for _reason, _names in _REFUSED.items():
+    for _name in _names:
+        setattr(Refusals, _name, _refusal(_name, _reason))

@@ -145,6 +145,11 @@ class Request:
         self.launches: Counter[str] = Counter()
         self._finite = FiniteCheck(denoiser.locate if locate else None)
         self._batched, self._step, self._videos = batched, 0, 0
+        self._uncond: tuple[Snapshot, Inputs] | None
+        self._waiting: tuple[Snapshot, Tensor] | None
+        self._timestep: Tensor | None
+        self._seen: list[tuple[int, torch.dtype, HostCopy]]  # timesteps that are not compared yet
+        self._routes: list[tuple[int, HostCopy]]  # and routes
         self._forget()
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -249,11 +254,8 @@ class Request:
         self.state.reset()
         self._convert.forget()
         self._guessing = self._batched
-        self._uncond: tuple[Snapshot, Inputs] | None = None
-        self._waiting: tuple[Snapshot, Tensor] | None = None
-        self._timestep: Tensor | None = None
-        self._seen: list[tuple[int, torch.dtype, HostCopy]] = []  # timesteps that are not compared yet
-        self._routes: list[tuple[int, HostCopy]] = []  # and routes
+        self._uncond = self._waiting = self._timestep = None
+        self._seen, self._routes = [], []
 
     def _compare(self) -> None:
         seen, self._seen = self._seen, []

@@ -63,6 +63,7 @@ class ResidencyChoice:
 
     @property
     def is_sequential(self) -> bool:
+        """Whether every stage frees what it has loaded."""
         return self.residency is Residency.SEQUENTIAL
 
     def to_dict(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,7 @@ class Parts:
             pass
 
     def free(self) -> None:
-        """Between two stages: what nobody refers to any more, also in cycles, and what torch keeps for later, which
-        TensorRT cannot use."""
+        """Frees, between two stages, what nobody refers to any more, and what torch keeps but TensorRT cannot use."""
         if self.choice.is_sequential or self.choice.cpu_offload:
             gc.collect()
             if torch.cuda.is_available():
@@ -96,7 +96,7 @@ class Parts:
 
     @contextmanager
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
-        """diffusers' pipeline with text encoders and tokenizers, and where they run."""
+        """A pipeline of diffusers with text encoders and tokenizers, and where they run."""
         device = self.choice.encoders if self.transformer is None else self.transformer.device
         names = tuple(name for name in self._family.components if name != "vae")
         with self._pipeline("the text encoder", names, device) as pipeline:
@@ -104,7 +104,7 @@ class Parts:
 
     @contextmanager
     def denoising(self) -> Iterator[tuple[Any, VortaTransformer]]:
-        """diffusers' pipeline with the transformer alone, and that."""
+        """A pipeline of diffusers with the transformer alone, and that."""
         try:
             if self.transformer is None:
                 self.on_stage("loading the engine", 0, 0)
@@ -118,7 +118,7 @@ class Parts:
 
     @contextmanager
     def decoding(self) -> Iterator[tuple[Any, torch.device]]:
-        """diffusers' pipeline with the VAE, and where that runs."""
+        """A pipeline of diffusers with the VAE, and where that runs."""
         device = self.choice.device if self.transformer is None else self.transformer.device
         with self._pipeline("the VAE", ("vae",), device) as pipeline:
             yield pipeline, device
@@ -269,7 +269,7 @@ def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, pa
                 steps,
                 guidance=sampling.params.guidance_batching if planned.guided else GuidanceMode.SEQUENTIAL,
                 locate=sampling.locate,
-                on_step=None if on_step is None else lambda step, number=number: on_step(number, step, planned),
+                on_step=None if on_step is None else partial(_report, on_step, planned, number),
                 pipeline=pipeline,
             ) as request:
                 latents = pipeline(
@@ -287,6 +287,10 @@ def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, pa
             latents = latents.to(parts.waiting or latents.device)
             denoised.append(Denoised(latents, request.launches.total(), time.perf_counter() - began, told))
     return denoised
+
+
+def _report(on_step: OnStep, planned: PlannedRequest, number: int, step: int) -> None:
+    on_step(number, step, planned)
 
 
 @torch.no_grad()

@@ -191,7 +191,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self._request = None
             self._convert.forget()
 
-    def enable_cache(self, config: Any = None, **changes: Any) -> None:  # type: ignore[override]
+    def enable_cache(self, config: Any = None, **changes: Any) -> None:
         """Plans every video that a pipeline samples from now on; `disable_cache` ends it.
 
         Args:
@@ -260,7 +260,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     # -- what a pipeline calls -----------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # engines and counters are nothing that dynamo could trace
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # engines and counters are nothing that dynamo could trace
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor] | Transformer2DModelOutput:
         """Takes what the diffusers model of the family takes: hidden_states [B, C, F, H, W], timestep [B], ...
 
@@ -309,7 +309,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self._context = before
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """diffusers' pipelines call this when they are done: nothing of the request is kept."""
+        """Pipelines of diffusers call this when they are done: nothing of the request is kept."""
         for request in (self._request, self._own):
             if request is not None:
                 request.reset()

@@ -54,12 +54,15 @@ class StepProfile(Record, extra="forbid"):
 
 @dataclass(frozen=True)
 class PlanCost:
-    """Of one sample.
+    """What one sample costs.
 
     Attributes:
-        step_flops: P, of one pass of every step, skipped or not. dense_step_flops: of a pass with full attention
-            everywhere. compute: P, which steps are computed. passes: launches per computed step, 2 with guidance.
-        step_seconds: P, of one pass; None without a profile. dense_step_seconds: the same, all heads full.
+        step_flops: P, of one pass of every step, skipped or not.
+        dense_step_flops: Of a pass with full attention everywhere.
+        compute: P, which steps are computed.
+        passes: Launches per computed step, 2 with guidance.
+        step_seconds: P, of one pass; None without a profile.
+        dense_step_seconds: The same, all heads full.
     """
 
     step_flops: tuple[float, ...]
@@ -73,7 +76,7 @@ class PlanCost:
     def of(
         cls, routes: RouteTable, compute: Sequence[bool], passes: int = 1, profile: StepProfile | None = None
     ) -> PlanCost | None:
-        """None if the table does not know the FLOPs outside the attention."""
+        """The cost of steps; None if the table does not know the FLOPs outside the attention."""
         other = routes.other_flops_per_step
         if other is None:
             return None
@@ -117,6 +120,7 @@ class PlanCost:
         return self.step_flops[step] / self.dense_step_flops if self.compute[step] else 0.0
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
         return {
             "passes": self.passes,
             "flops": self.flops,

@@ -29,7 +29,8 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
     """Runs an ONNX file, or the one that a bundle holds, on the CPU; says in words where it began.
 
     Args:
-        inputs: of the engine, by name.
+        target: What ran.
+        inputs: Of the engine, by name.
     """
     import numpy as np
 

@@ -53,11 +53,11 @@ class SamplingParams(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
     )
 
-    num_inference_steps: int = Field(DEFAULT_STEPS, ge=1)
+    num_inference_steps: int = Field(default=DEFAULT_STEPS, ge=1)
     """How many steps are sampled; where `sigmas` or `timesteps` are given, as many as there are."""
     scheduler: str | None = None
     """The scheduler: unipc, flow-euler or dpm++; None is the pipeline's own, or flow-euler for given steps."""
-    flow_shift: float | None = Field(None, gt=0)
+    flow_shift: float | None = Field(default=None, gt=0)
     """The flow shift of the schedule; None is the pipeline's own."""
     sigmas: tuple[float, ...] | None = None
     """Sample at exactly these sigmas, which fall from at most 1 to above 0 and are not shifted."""
@@ -65,24 +65,24 @@ class SamplingParams(BaseModel):
     """Sample at exactly these timesteps, which fall from at most 1000 to above 0."""
     renoise: bool = False
     """Add fresh noise after each given step, as DMD-distilled models want."""
-    guidance_scale: float | None = Field(None, ge=0)
+    guidance_scale: float | None = Field(default=None, ge=0)
     """The scale of guidance; None is the pipeline's own, or 1 (off) for given steps without a named scheduler."""
-    guidance_scale_2: float | None = Field(None, ge=0)
+    guidance_scale_2: float | None = Field(default=None, ge=0)
     """The scale of guidance of the second expert, for models with two."""
-    true_cfg_scale: float = Field(1.0, ge=1)
+    true_cfg_scale: float = Field(default=1.0, ge=1)
     """The scale of classifier-free guidance, for models whose `guidance_scale` is an input; 1 is off."""
     negative_prompt: str | None = None
     """What classifier-free guidance leads away from; None is the empty prompt."""
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
+    seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED)
     """The seed of the noise, which is drawn on the CPU whatever the device; None is a fresh one."""
     guidance_batching: GuidanceMode = GuidanceMode.AUTO
     """Whether both samples of classifier-free guidance share a launch."""
     cache: Cache = None
     """Skip steps and reuse the last sample: tea (TeaCache) where the timestep embedding changed little; broadcast all
     but every k-th step in a range of timesteps; None is to compute every step."""
-    dense_first: int = Field(0, ge=0)
+    dense_first: int = Field(default=0, ge=0)
     """How many first steps have full attention in all layers."""
-    dense_last: int = Field(0, ge=0)
+    dense_last: int = Field(default=0, ge=0)
     """How many last steps have full attention in all layers."""
     dense_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers with full attention at every step, counted over all stacks of blocks."""

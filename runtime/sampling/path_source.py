@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.runtime.target import Target, read_target
@@ -36,7 +36,7 @@ def timestep_path_of(source: str | Path | Bundle | Target) -> TimestepPath | Non
     metadata = target.metadata
     if metadata is None:
         return None
-    model = {
+    model: dict[str, Any] = {
         "family": metadata.family,
         "config": metadata.config,
         "geometry": metadata.attention_geometry,

@@ -24,8 +24,9 @@ class RouteGuards:
     """Full attention where quality is decided.
 
     Args:
-        dense_first, dense_last: how many steps at either end are dense in all layers.
-        dense_layers: layers that are dense at every step, counted over all stacks of blocks.
+        dense_first: How many first steps are dense in all layers.
+        dense_last: How many last steps are.
+        dense_layers: Layers that are dense at every step, counted over all stacks of blocks.
     """
 
     dense_first: int = 0
@@ -45,8 +46,13 @@ class RouteGuards:
         """The guards on top of calibrated routes: int32 [P, L, N]; None if neither says anything.
 
         Args:
+            steps: P.
+            layers: L.
+            heads: N.
             calibrated: int32 [P, L, N] with -1 where the router decides; it is not changed.
-        Raises: ValueError, for layers that the model does not have or calibrated routes of another shape.
+
+        Raises:
+            ValueError: Layers that the model does not have, or calibrated routes of another shape.
         """
         outside = [layer for layer in self.dense_layers if not 0 <= layer < layers]
         if outside:
@@ -62,6 +68,7 @@ class RouteGuards:
         return override
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
         return asdict(self)
 
 

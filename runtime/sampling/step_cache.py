@@ -31,7 +31,8 @@ class StepCache(Protocol):
         """The same with everything filled in that depends on the model.
 
         Args:
-            path: of the model, None if it is not at hand.
+            path: Of the model, None if it is not at hand.
+
         Raises:
             ValueError: The cache needs what the model does not have.
         """
@@ -42,8 +43,9 @@ class StepCache(Protocol):
         """One flag per step; False: the step reuses the last computed sample.
 
         Args:
-            timesteps: as the transformer sees them. path: of the model. forced: steps that are computed whatever the
-                cache thinks; the first and the last step always are.
+            timesteps: As the transformer sees them.
+            path: Of the model.
+            forced: Steps that are computed whatever the cache thinks; the first and the last step always are.
         """
 
     def notes(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`StepPlan`: everything known of one request before sampling; `StepState` follows it while sampling.
+r"""`StepPlan`: everything known of one request before sampling; `StepState` follows it while sampling.
 
     path = timestep_path_of("model.bundle")
-    plan = plan_steps(scheduler.timesteps, path=path, cache=TeaCache.published(path), guards=RouteGuards(dense_first=2))
-    print("\\n".join(plan.lines()))
+    plan = plan_steps(scheduler.timesteps, path=path, cache=TeaCache(), guards=RouteGuards(dense_first=2))
+    print("\n".join(plan.lines()))
 
 Routes come from the router, which sees the timestep alone, and from overrides; skipped steps from the cache, which sees
 the timesteps alone. So nothing in a plan is an estimate but its cost.
@@ -70,6 +70,7 @@ class StepPlan:
 
     @property
     def computed_steps(self) -> int:
+        """How many steps are computed."""
         return sum(self.compute)
 
     def override_at(self, step: int) -> Tensor | None:
@@ -82,7 +83,8 @@ class StepPlan:
         Only a head whose two best scores are equal but for rounding, or whose best is tau but for rounding, may.
 
         Args:
-            taken: the engine's `routes`, int32 [L, B, N].
+            step: Its number.
+            taken: The engine's `routes`, int32 [L, B, N].
         """
         if self.routes is None:
             raise ValueError("routes None: the plan does not know them; make it with the model's timestep path")
@@ -160,8 +162,8 @@ def plan_steps(
         timesteps: the scheduler's, after set_timesteps.
         path: the model's timestep path; without it there are neither routes nor cost, and no TeaCache.
         cache: None computes every step.
-        guards, calibrated: see `RouteGuards`; calibrated routes are int32 [P, L, N]. Steps that a guard makes dense are
-            computed.
+        guards: See `RouteGuards`. Steps that a guard makes dense are computed.
+        calibrated: Calibrated routes, int32 [P, L, N].
         heads: (L, N), needed for guards without a `path`.
         tau: routing threshold; None is the model's own.
         timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them, from the second step

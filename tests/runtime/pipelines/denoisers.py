@@ -27,7 +27,7 @@ class RecordingDenoiser(Denoiser):
     config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2], "text_dim": 3}
     latent_shape = SHAPE
     heads = (LAYERS, HEADS)
-    dtype, device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
+    dtype, device, on_cpu = torch.float32, torch.device("cpu"), True
 
     def __init__(self) -> None:
         self.launches: list[int] = []
@@ -36,11 +36,7 @@ class RecordingDenoiser(Denoiser):
         self.routes = torch.zeros(LAYERS, HEADS, dtype=torch.int32)
 
     def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        tau: float | None = None,
-        route_override: Tensor | None = None,
-        step: int | None = None,
+        self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
         latents, timestep, text = inputs.values()
         self.launches.append(len(latents))
