@@ -186,9 +186,19 @@ class AttentionGeometry:
         reduction_rate: float = PUBLISHED_REDUCTION_RATE,
         text_tokens: int | None = None,
     ) -> AttentionGeometry:
-        """Geometry for a token grid (frames, height, width); tile and bucket, unless given, by the rule in `tiling.py`.
+        """Geometry for a token grid.
 
-        Raises ValueError naming the nearest grids that can be tiled, if this one cannot.
+        Args:
+            grid: Tokens (frames, height, width).
+            family: Name of the model family, which says who chooses the coreset's keys and how long the text is.
+            tile: Sliding tile; None chooses one by the rule in `tiling.py`.
+            bucket: Coreset bucket; None chooses one by the same rule.
+            window: Sliding window in tiles.
+            reduction_rate: Share of a bucket's tokens that are dropped.
+            text_tokens: Padded text tokens; None is the family's.
+
+        Raises:
+            ValueError: The grid cannot be tiled; the message names the nearest grids that can.
         """
         settings = get_family(family)
         grid = _shape("grid", grid)
@@ -226,9 +236,11 @@ class AttentionGeometry:
         """Geometry for a video of `frames` x `height` x `width` pixels.
 
         The VAE turns 1 + 4n frames into 1 + n latent frames and shrinks height and width by 8, patches of (1, 2, 2)
-        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors.
+        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors. The keyword
+        arguments are those of `for_grid`.
 
-        Raises ValueError naming the nearest video sizes that fit, if this one does not.
+        Raises:
+            ValueError: The size does not fit; the message names the nearest video sizes that do.
         """
         settings = get_family(family)
         sizes = {"frames": frames, "height": height, "width": width}
@@ -268,7 +280,16 @@ class AttentionGeometry:
     def from_router_config(
         cls, config: Mapping[str, Any], family: str = DEFAULT_FAMILY, *, text_tokens: int | None = None
     ) -> AttentionGeometry:
-        """Geometry from a router's training `config.json` (the whole mapping, or its `self_attention_kwargs`)."""
+        """Geometry from a router's training `config.json`.
+
+        Args:
+            config: The whole mapping, or its `self_attention_kwargs`.
+            family: As for `for_grid`.
+            text_tokens: As for `for_grid`.
+
+        Raises:
+            ValueError: The mapping lacks a name, or its values break a rule of the class.
+        """
         settings = get_family(family)
         if "self_attention_kwargs" in config:
             config = config["self_attention_kwargs"]

@@ -9,11 +9,8 @@
 
 namespace vorta::plugin {
 
-RoutedAttentionCreator::RoutedAttentionCreator() {
-  for (int32_t i = 0; i < kFieldCount; ++i) {
-    fields_[i] = trt::PluginField(kFieldList[i].name, nullptr, kFieldList[i].type, kFieldList[i].length);
-  }
-  collection_.nbFields = kFieldCount;
+RoutedAttentionCreator::RoutedAttentionCreator() : fields_(announcedFields(kRoutedAttention)) {
+  collection_.nbFields = static_cast<int32_t>(fields_.size());
   collection_.fields = fields_.data();
 }
 
@@ -31,8 +28,8 @@ trt::IPluginV3* RoutedAttentionCreator::createPlugin(const trt::AsciiChar* name,
 }
 
 const trt::PluginFieldCollection* RoutedAttentionCreator::getFieldNames() noexcept { return &collection_; }
-const trt::AsciiChar* RoutedAttentionCreator::getPluginName() const noexcept { return kOperatorName; }
-const trt::AsciiChar* RoutedAttentionCreator::getPluginVersion() const noexcept { return kOperatorVersion; }
+const trt::AsciiChar* RoutedAttentionCreator::getPluginName() const noexcept { return kRoutedAttention.name; }
+const trt::AsciiChar* RoutedAttentionCreator::getPluginVersion() const noexcept { return kRoutedAttention.version; }
 const trt::AsciiChar* RoutedAttentionCreator::getPluginNamespace() const noexcept { return kOperatorNamespace; }
 
 }  // namespace vorta::plugin

@@ -4,7 +4,7 @@
 #ifndef VORTA_TENSORRT_CREATOR_H_
 #define VORTA_TENSORRT_CREATOR_H_
 
-#include <array>
+#include <vector>
 
 #include "field_list.h"
 
@@ -23,7 +23,7 @@ class RoutedAttentionCreator final : public trt::IPluginCreatorV3One {
   const trt::AsciiChar* getPluginNamespace() const noexcept override;
 
  private:
-  std::array<trt::PluginField, kFieldCount> fields_;
+  std::vector<trt::PluginField> fields_;
   trt::PluginFieldCollection collection_;
 };
 

@@ -220,6 +220,14 @@ std::string textOf(const FieldTable& table, const FieldSpec& spec, const char* i
 
 }  // namespace
 
+std::vector<PluginField> announcedFields(const FieldTable& table) {
+  std::vector<PluginField> fields;
+  for (int32_t i = 0; i < table.count; ++i) {
+    fields.emplace_back(table.fields[i].name, nullptr, table.fields[i].type, table.fields[i].length);
+  }
+  return fields;
+}
+
 void readFields(const FieldTable& table, const trt::PluginFieldCollection* given, void* record) {
   if (given == nullptr || given->nbFields < 0 || (given->nbFields > 0 && given->fields == nullptr)) {
     throw PluginError("field collection: null or of negative length; pass the fields " + namesOf(table));

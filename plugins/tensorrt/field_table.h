@@ -21,11 +21,13 @@ struct Choices {
   int32_t count;
 };
 
+// An operator: its identity, and its fields in order. Its namespace is kOperatorNamespace.
 struct FieldTable {
+  const char* name;
+  const char* version;
   const FieldSpec* fields;
   int32_t count;
-  const Choices* choices;  // of the string fields, in the order of the table
-  const char* version;     // of the operator
+  const Choices* choices;  // of the string fields
 };
 
 inline constexpr size_t kItemBytes = 4;
@@ -34,6 +36,9 @@ inline constexpr size_t kItemBytes = 4;
 constexpr size_t recordBytes(const FieldSpec& field) {
   return kItemBytes * static_cast<size_t>(field.length == 0 ? 1 : field.length);
 }
+
+// The fields without values, as a creator announces them.
+std::vector<trt::PluginField> announcedFields(const FieldTable& table);
 
 // Reads and validates `given` into `record`; the fields of a network (build) and those of an engine (runtime) are the
 // same. A field that is left out leaves zeros. Throws PluginError that names field, given value, rule and remedy.

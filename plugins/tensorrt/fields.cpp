@@ -36,7 +36,7 @@ static_assert(membersAreTheRecord(), "the record is a part of vorta_routed_atten
 
 }  // namespace
 
-const FieldTable kRoutedAttention = {kFieldList, kFieldCount, kChoices, kOperatorVersion};
+const FieldTable kRoutedAttention = {kOperatorName, kOperatorVersion, kFieldList, kFieldCount, kChoices};
 
 Attributes attributesFromFields(const trt::PluginFieldCollection* fields) {
   Attributes attributes;

@@ -69,8 +69,8 @@ trt::IPluginV3* RoutedAttentionPlugin::clone() noexcept {
   return guarded<trt::IPluginV3*>("clone", nullptr, [&] { return new RoutedAttentionPlugin(attributes_); });
 }
 
-const trt::AsciiChar* RoutedAttentionPlugin::getPluginName() const noexcept { return kOperatorName; }
-const trt::AsciiChar* RoutedAttentionPlugin::getPluginVersion() const noexcept { return kOperatorVersion; }
+const trt::AsciiChar* RoutedAttentionPlugin::getPluginName() const noexcept { return kRoutedAttention.name; }
+const trt::AsciiChar* RoutedAttentionPlugin::getPluginVersion() const noexcept { return kRoutedAttention.version; }
 const trt::AsciiChar* RoutedAttentionPlugin::getPluginNamespace() const noexcept { return kOperatorNamespace; }
 int32_t RoutedAttentionPlugin::getNbOutputs() const noexcept { return kOutputCount; }
 const char* RoutedAttentionPlugin::getTimingCacheID() noexcept { return timingCacheId_.c_str(); }

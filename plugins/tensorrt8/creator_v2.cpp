@@ -40,11 +40,11 @@ trt8::IPluginV2* make(const char* where, const trt8::AsciiChar* name, const std:
 }  // namespace
 
 RoutedAttentionCreatorV2::RoutedAttentionCreatorV2() {
-  for (int32_t i = 0; i < kFieldCount; ++i) {
-    const auto type = static_cast<trt8::PluginFieldType>(static_cast<int32_t>(kFieldList[i].type));
-    fields_[i] = trt8::PluginField(kFieldList[i].name, nullptr, type, kFieldList[i].length);
+  for (const trt::PluginField& field : announcedFields(kRoutedAttention)) {
+    const auto type = static_cast<trt8::PluginFieldType>(static_cast<int32_t>(field.type));
+    fields_.emplace_back(field.name, nullptr, type, field.length);
   }
-  collection_.nbFields = kFieldCount;
+  collection_.nbFields = static_cast<int32_t>(fields_.size());
   collection_.fields = fields_.data();
 }
 
@@ -71,8 +71,8 @@ void RoutedAttentionCreatorV2::setPluginNamespace(const trt8::AsciiChar* pluginN
 }
 
 const trt8::PluginFieldCollection* RoutedAttentionCreatorV2::getFieldNames() noexcept { return &collection_; }
-const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginName() const noexcept { return kOperatorName; }
-const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginVersion() const noexcept { return kOperatorVersion; }
+const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginName() const noexcept { return kRoutedAttention.name; }
+const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginVersion() const noexcept { return kRoutedAttention.version; }
 const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
 
 }  // namespace vorta::plugin

@@ -4,8 +4,8 @@
 #ifndef VORTA_TENSORRT8_CREATOR_V2_H_
 #define VORTA_TENSORRT8_CREATOR_V2_H_
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "field_list.h"
 #include "tensorrt8_api.h"
@@ -28,7 +28,7 @@ class RoutedAttentionCreatorV2 final : public trt8::IPluginCreator {
 
  private:
   std::string namespace_ = kOperatorNamespace;
-  std::array<trt8::PluginField, kFieldCount> fields_;
+  std::vector<trt8::PluginField> fields_;
   trt8::PluginFieldCollection collection_;
 };
 

@@ -48,8 +48,8 @@ trt8::Dims constantExtents(const trt8::DimsExprs& tensor) {
 RoutedAttentionPluginV2::RoutedAttentionPluginV2(const Attributes& attributes, std::string pluginNamespace)
     : attributes_(attributes), namespace_(std::move(pluginNamespace)) {}
 
-const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginType() const noexcept { return kOperatorName; }
-const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginVersion() const noexcept { return kOperatorVersion; }
+const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginType() const noexcept { return kRoutedAttention.name; }
+const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginVersion() const noexcept { return kRoutedAttention.version; }
 int32_t RoutedAttentionPluginV2::getNbOutputs() const noexcept { return kOutputCount; }
 size_t RoutedAttentionPluginV2::getSerializationSize() const noexcept { return kSerializedBytes; }
 void RoutedAttentionPluginV2::serialize(void* buffer) const noexcept { writeAttributes(attributes_, buffer); }
