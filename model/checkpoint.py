@@ -33,7 +33,9 @@ class CheckpointReader:
         path: a diffusers pipeline folder, or its `transformer/` folder.
 
     Attributes:
-        folder: the transformer's folder. config: its config.json. family: name of the model family.
+        folder: the transformer's folder.
+        config: its config.json, with diffusers' defaults for what that leaves out.
+        family: name of the model family.
 
     A context manager; `close` drops the file mappings. Tensors are views into them, paged in on first use.
 
@@ -80,6 +82,7 @@ class CheckpointReader:
         return str(self._handle(name).get_slice(name).get_dtype())
 
     def close(self) -> None:
+        """Lets go of the files; a tensor that is asked for later maps them again."""
         self._open.clear()
         self._stack.close()
 

@@ -99,7 +99,14 @@ def make_router(
         path: of the folder.
         geometry: that it was trained with.
         family: name of the model family.
-        layers: blocks of the model's first stack. single_layers: blocks of its second stack, if it has one.
+        layers: blocks of the model's first stack.
+        single_layers: blocks of its second stack, if it has one.
+        heads: N.
+        head_dim: D.
+        video: frames, height and width in pixels that it was trained with, None if it does not say.
+        reduction_rate: share of a bucket's tokens that are dropped.
+        dtype: of the weights.
+        seed: of the weights.
 
     Returns:
         `path`.

@@ -35,8 +35,10 @@ class RouterCheckpoint:
 
     Attributes:
         state_dict: `<blocks>.{i}.router.linear.{weight,bias}` -> tensor.
-        path: the router.pt. config: its training config.json, None if it lies alone.
-        family: name of the model family, by the keys. layers: number of routed blocks.
+        path: the router.pt.
+        config: its training config.json, None if it lies alone.
+        family: name of the model family, by the keys.
+        layers: number of routed blocks.
     """
 
     state_dict: dict[str, Tensor]
@@ -93,7 +95,12 @@ def check_router(
     """Raises CheckpointError unless `state` holds exactly a router per block of this model.
 
     Args:
+        state: of the router.
+        family: name of the model's family, for errors.
         stacks: the model's lists of blocks and their lengths, e.g. {"blocks": 30}.
+        heads: N.
+        embedding_dim: E.
+        source: where the router comes from, for errors.
     """
     layers = " + ".join(map(str, stacks.values()))
     model = f"a {family} model with {layers} layers, {heads} heads and embedding size {embedding_dim}"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vorta_trt.model.checkpoint import STORED_TYPES, CheckpointReader
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families import get_family
 
 # First bit pattern of a placeholder's value; the n-th placeholder has the n-th number from there. All are normal
 # numbers, and all differ, so that no exporter takes two parameters of one shape for the same constant.
@@ -25,7 +26,7 @@ def load_weights(
 
     Returns the names of the placeholders.
     """
-    keep_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    keep_float32 = get_family(reader.family).float32_modules()
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if name not in reader]

@@ -35,7 +35,8 @@ class ModelInput:
         kind: "latents" [B, C, F, H, W] and "embedding" are in the type of the activations; "uniform" is float32 [B];
             "mask" is int32, nonzero for valid entries, which come first.
         sizes: axes behind B, for "embedding" and "mask"; "text" stands for the rows of text.
-        low, high: bounds of a "uniform" input, for examples.
+        low: lower bound of a "uniform" input, for examples.
+        high: upper bound of it.
         step: whether it changes at every denoising step; the others are conditions.
     """
 
@@ -121,7 +122,8 @@ class ModelFamily(abc.ABC):
         guidance_scale: default of the pipeline.
         classifier_free_guidance: the guidance scale costs a second pass; otherwise the model embeds it, or has none.
         gives_sigmas: the pipeline gives its scheduler the sigmas, and rounds timesteps to the type of the latents.
-        encoder_dtype, vae_dtype: torch types on a GPU; everything is float32 on the CPU.
+        encoder_dtype: torch type of the text encoders on a GPU; everything is float32 on the CPU.
+        vae_dtype: torch type of the VAE on a GPU.
         tiled_vae: the VAE takes videos of published size only in tiles.
         frames_per_second: of the family's videos.
         usual_shifts: flow shifts in use, for help and errors.
@@ -169,7 +171,7 @@ class ModelFamily(abc.ABC):
         return importlib.import_module(f"{type(self).__module__}.{part}")
 
     def diffusers_transformer(self) -> Any:
-        """diffusers' class of the transformer."""
+        """The transformer's class in diffusers."""
         import diffusers
 
         return getattr(diffusers, self.transformer_class)
@@ -314,7 +316,8 @@ class ModelFamily(abc.ABC):
 
         Args:
             vae_config: of the VAE.
-            frames: of the video. pixels: of each.
+            frames: of the video.
+            pixels: of each frame.
         """
 
     # -- cost ----------------------------------------------------------------------------------------------------------
@@ -353,7 +356,8 @@ class ModelFamily(abc.ABC):
 
         Args:
             checkpoint: name of the checkpoint's folder, None if the model came from none.
-            layers: L of the model. heads: N.
+            layers: L of the model.
+            heads: N of the model.
         """
         name = (checkpoint or "").lower().removesuffix("-diffusers")
         return next((model for model in self.tea_cache_models() if model.lower() == name), None)

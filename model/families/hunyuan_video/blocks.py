@@ -35,7 +35,7 @@ class JointAttention:
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, attend: Attention, observer: AttentionObserver | None
     ) -> Tensor:
-        """query, key, value [B, S+T, N, D], the former two normed -> [B, S+T, E]"""
+        """Query, key, value [B, S+T, N, D], the former two normed -> [B, S+T, E]."""
         query, key = rotate(query, *self.rope), rotate(key, *self.rope)
         attended = attend(query, key, value)  # [B, S+T, N, D]
         if observer is not None:
@@ -63,7 +63,7 @@ class RoutedDualStreamBlock(nn.Module):
     def forward(
         self, video: Tensor, text: Tensor, temb: Tensor, attend: Attention, joint: JointAttention
     ) -> tuple[Tensor, Tensor]:
-        """video [B, S, E], text [B, T, E], temb [B, E] -> video, text, same shapes"""
+        """Video [B, S, E], text [B, T, E], temb [B, E] -> video, text of the same shapes."""
         normed, gate, shift, scale, ff_gate = self.norm1(video, emb=temb)  # [B, S, E], [B, E] four times
         normed_text, text_gate, text_shift, text_scale, text_ff_gate = self.norm1_context(text, emb=temb)
         query, key, value = self._heads(normed, normed_text)  # [B, S+T, N, D] each
@@ -111,7 +111,7 @@ class RoutedSingleStreamBlock(nn.Module):
         self.router = router
 
     def forward(self, tokens: Tensor, temb: Tensor, attend: Attention, joint: JointAttention) -> Tensor:
-        """tokens [B, S+T, E], temb [B, E] -> [B, S+T, E]"""
+        """Tokens [B, S+T, E], temb [B, E] -> [B, S+T, E]."""
         attn = self.attn
         normed, gate = self.norm(tokens, emb=temb)  # [B, S+T, E], [B, E]
         fed = self.act_mlp(self.proj_mlp(normed))  # [B, S+T, 4 E]
@@ -133,11 +133,11 @@ def _rms_norm(norm: Any, tokens: Tensor) -> Tensor:
 
 
 def _split_heads(attn: Any, tokens: Tensor) -> Tensor:
-    """[B, *, E] -> [B, *, N, D]"""
+    """[B, *, E] -> [B, *, N, D]."""
     split: Tensor = tokens.unflatten(2, (attn.heads, -1))
     return split
 
 
 def _joined(video: Tensor, text: Tensor) -> Tensor:
-    """[B, S, N, D] and [B, T, N, D] -> [B, S+T, N, D]"""
+    """[B, S, N, D] and [B, T, N, D] -> [B, S+T, N, D]."""
     return torch.cat((video, text), dim=1)

@@ -39,7 +39,22 @@ def make_checkpoint(
     """A HunyuanVideo text-to-video pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
 
     Args:
+        path: of the folder.
+        layers: number of dual-stream blocks.
+        single_layers: number of single-stream blocks.
+        heads: N.
         head_dim: even, at least 6; the rotary embedding divides it among frames, height and width about as 2 : 7 : 7.
+        text_dim: width of the text embeddings.
+        pooled_dim: width of the pooled text embedding.
+        refiner_layers: blocks of the token refiner.
+        channels: C of the latents, in and out.
+        guidance: embed the guidance scale.
+        dtype: of the weights.
+        seed: of the weights.
+        shard_bytes: above this size the weights are several files.
+
+    Returns:
+        `path`.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 

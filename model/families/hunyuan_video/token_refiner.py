@@ -26,7 +26,7 @@ class RefinerBlock(nn.Module):
         self.norm_out = block.norm_out
 
     def forward(self, tokens: Tensor, temb: Tensor, seen: Tensor) -> Tensor:
-        """tokens [B, T, E], temb [B, E], seen bool [B, 1, T, T] (query, key) -> [B, T, E]"""
+        """Tokens [B, T, E], temb [B, E], seen bool [B, 1, T, T] (query, key) -> [B, T, E]."""
         gate, ff_gate = self.norm_out(temb)  # [B, 1, E] each
         tokens = tokens + self._attention(self.norm1(tokens), seen) * gate
         refined: Tensor = tokens + self.ff(self.norm2(tokens)) * ff_gate
@@ -53,7 +53,7 @@ class TokenRefiner(nn.Module):
         self.token_refiner = nn.ModuleDict({"refiner_blocks": blocks})  # for diffusers' parameter names
 
     def forward(self, text: Tensor, timestep: Tensor, valid: Tensor) -> Tensor:
-        """text [B, T, text_dim], timestep [B], valid bool [B, T] -> [B, T, E].
+        """Text [B, T, text_dim], timestep [B], valid bool [B, T] -> [B, T, E].
 
         What stands in padded rows of `text` reaches nothing, not even if it is not finite.
         """

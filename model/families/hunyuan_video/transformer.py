@@ -172,6 +172,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
 
     def _unpatchify(self, patches: Tensor, grid: Shape) -> Tensor:
-        """[B, S, C * patch voxels] -> [B, C, F, H, W]"""
+        """[B, S, C * patch voxels] -> [B, C, F, H, W]."""
         voxels = patches.reshape(patches.shape[0], *grid, -1, *self.patch_size)  # [B, f, h, w, C, pf, ph, pw]
         return voxels.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)

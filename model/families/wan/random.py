@@ -37,6 +37,19 @@ def make_checkpoint(
 
     Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
 
+    Args:
+        path: of the folder.
+        layers: number of transformer blocks.
+        heads: N.
+        head_dim: D.
+        ffn_dim: hidden channels of the feed forward.
+        text_dim: width of the text embeddings.
+        channels: C of the latents, in and out.
+        freq_dim: channels of the sinusoidal timestep embedding.
+        dtype: of the weights.
+        seed: of the weights.
+        shard_bytes: above this size the weights are several files.
+
     Returns:
         `path`.
     """

@@ -52,7 +52,7 @@ class RoutedWanBlock(nn.Module):
         rope: tuple[Tensor, Tensor],
         attend: Attention,
     ) -> Tensor:
-        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E] -> [B, S, E]"""
+        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E] -> [B, S, E]."""
         modulation = self.scale_shift_table + modulation.float()  # [B, 6, E]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)  # [B, 1, E] each
 
@@ -187,13 +187,13 @@ class RoutedWanTransformer(RoutedTransformer):
         return half_tables(cos, sin)
 
     def _unpatchify(self, patches: Tensor, grid: Shape) -> Tensor:
-        """[B, S, patch voxels * C] -> [B, C, F, H, W]"""
+        """[B, S, patch voxels * C] -> [B, C, F, H, W]."""
         voxels = patches.reshape(patches.shape[0], *grid, *self.patch_size, -1)  # [B, f, h, w, pf, ph, pw, C]
         return voxels.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _split_heads(attn: Any, tokens: Tensor) -> Tensor:
-    """[B, *, E] -> [B, *, N, D]"""
+    """[B, *, E] -> [B, *, N, D]."""
     split: Tensor = tokens.unflatten(2, (attn.heads, -1))
     return split
 
