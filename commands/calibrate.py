@@ -22,6 +22,7 @@ class CalibrationOptions(SettingsOptions):
 
     @classmethod
     def model(cls) -> Any:
+        """Imports the settings."""
         from vorta_trt.model.calibration.settings import CalibrationSettings
 
         return CalibrationSettings

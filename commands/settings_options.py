@@ -39,6 +39,7 @@ class SettingsOptions(Options):
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
+        """Returns the options, as parameters of a command."""
         return [_parameter(name, field) for name, field, _ in cls._options()]
 
     def settings(self, **more: Any) -> Any:

@@ -42,6 +42,7 @@ class TrainingOptions(SettingsOptions):
 
     @classmethod
     def model(cls) -> Any:
+        """Imports the settings."""
         from vorta_trt.model.training.settings import TrainingSettings
 
         return TrainingSettings

@@ -159,7 +159,7 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 def _relative(squares: Tensor, whole: Tensor) -> Tensor:
-    """squares / whole; 0 where nothing differs, whatever the whole."""
+    """Gives squares / whole; 0 where nothing differs, whatever the whole."""
     return torch.where(squares == 0, torch.zeros_like(squares), squares / whole)
 
 

@@ -97,13 +97,16 @@ class DataSamples(CalibrationSamples):
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the samples."""
         return tuple(sample.name for sample in self.dataset.samples)
 
     @property
     def visits(self) -> int:  # type: ignore[override]
+        """One of each bucket."""
         return len(self.buckets)
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
+        """Visits one step of each bucket."""
         latents, conditions = self.dataset.batch([index])  # [1, C, F, H, W]
         members = bucket_of(self.timesteps, self.buckets).tolist()  # [P]
         for bucket in range(len(self.buckets)):
@@ -138,6 +141,7 @@ class PromptSamples(CalibrationSamples):
     seed: int
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
+        """Visits every step of a run."""
         scheduler = self.scheduler(self.visits)
         latents = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
         for step in scheduler.timesteps:
