@@ -382,7 +382,7 @@ def test_train_router_usage(wan: Wan, tmp_path: Path) -> None:
     fails(*prepare, message="Missing option '--size'", code=2)
     fails(*prepare, "--size", "29x96x128", message="holds no video file")
     help_text = vorta("train-router", "run", "--help").out
-    assert "vorta-trt train-router Wan2.1-T2V-1.3B-Diffusers --data DATA -o ROUTER --resume" in help_text
+    assert "vorta-trt train-router Wan2.1-T2V-14B-Diffusers --data DATA -o ROUTER --resume" in help_text
 
 
 def test_the_defaults_of_training_are_the_published_ones() -> None:
