@@ -46,6 +46,7 @@ lint: $(VENV)/.requirements-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
+	MYPYPATH=studies $(BIN)/mypy studies/*.py
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed-test

@@ -18,13 +18,12 @@ import torch
 
 from vorta_trt.benchmarks.cases import BRANCHES, Case, Inputs, checked_head, make_inputs, select_cases
 from vorta_trt.benchmarks.checks import FACTOR, SELECTION_BOUND, Expected, expected, relative_error
-from vorta_trt.benchmarks.graph import GraphReplay
 from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.peer import Peer, Prepared, Unavailable
 from vorta_trt.benchmarks.peers import CUDNN, select_peers
 from vorta_trt.benchmarks.report import OURS, Report, Row, failed_row, with_speedups
 from vorta_trt.benchmarks.routed import Capture, Routed
-from vorta_trt.benchmarks.timing import Run, Timer, Timing, matmul_ceiling, tflops
+from vorta_trt.benchmarks.timing import GraphReplay, Run, Timer, Timing, matmul_ceiling, tflops
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-FLUSH_BYTES = (
-    1 << 30
-)  # about 0.3 ms of an H200's memory; never less than 2 x L2, never more than an eighth of what is free
+# About 0.3 ms of an H200's memory; never less than 2 x L2, never more than an eighth of what is free.
+FLUSH_BYTES = 1 << 30
 MATMUL_SIZE = 8192  # of the square product that gives the ceiling: 1.1 TFLOP, past every wave effect
 REST_SECONDS = 0.2
 Run = Callable[[], Any]
@@ -79,6 +79,29 @@ class Timer:
             end.record()
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in events]
+
+
+class GraphReplay:
+    """One call as a CUDA graph: what an engine replays, without the host's part.
+
+    `run` is captured once; each call replays it and returns the same output tensor.
+
+    A `run` that waits for the host or reads a device value cannot be captured, and torch raises RuntimeError.
+    """
+
+    def __init__(self, run: Callable[[], Tensor]) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()  # lazily made things are made before the capture
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = run()
+
+    def __call__(self) -> Tensor:
+        self._graph.replay()
+        return self._output
 
 
 def matmul_ceiling(timer: Callable[[Run], Timing], dtype: torch.dtype, size: int = MATMUL_SIZE) -> float:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 import grimp
-import networkx
+import networkx  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 

@@ -11,6 +11,7 @@ embeddings as Wan's does, are exported and sampled by both environments. Samples
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import re
@@ -61,8 +62,7 @@ def main() -> int:
 
 def lower_ends() -> dict[str, str]:
     """name -> lowest version that pyproject.toml admits, without what only builders and plots need."""
-    import tomllib  # Python 3.11 and newer
-
+    tomllib = importlib.import_module("tomllib")  # of Python 3.11 and newer
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ends = {}
     for text in [*project["dependencies"], *project["optional-dependencies"]["video"]]:
@@ -110,7 +110,7 @@ def compare(python: Path, work: Path, family: str, untied: bool) -> dict[str, An
             ["export", folder / "checkpoint", *checkpoint, "-o", onnx],
             ["generate", onnx, "--prompt", PROMPT, "--steps", "4", "--seed", "1", "-o", video],
         ):
-            line = [program, "-m", "vorta_trt.cli", *command]
+            line = [str(part) for part in (program, "-m", "vorta_trt.cli", *command)]
             result = subprocess.run(line, capture_output=True, text=True, check=False)
             if result.returncode:
                 error = re.sub(r"\s+", " ", result.stderr)[-400:]
@@ -126,7 +126,7 @@ def make_pipeline(folder: Path, family: str, untied: bool) -> None:
     from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
     from vorta_trt.model.random_pipeline import complete_pipeline
 
-    sizes = SIZES | ({"single_layers": 1} if family == "hunyuan_video" else {})
+    sizes: dict[str, Any] = SIZES | ({"single_layers": 1} if family == "hunyuan_video" else {})
     make = {**FAMILIES[family], **SIZES, "text_dim": 32, "channels": 4}
     complete_pipeline(make_checkpoint(folder / "checkpoint", family, **make))
     geometry = AttentionGeometry.for_video(*VIDEO, family)

@@ -8,6 +8,7 @@ libraries below them, and the test files that say what to make. Whatever changes
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import time
@@ -66,6 +67,7 @@ class Kept:
                 if time.time() - other.stat().st_mtime > WEEK:
                     shutil.rmtree(other, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
+        os.utime(path)  # in use
         return path
 
     def make(self, path: Path, make: Callable[[Path], object]) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import shutil
 import subprocess
 import zlib
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from vorta_trt.plugins import library_path
+
+from ..kept import Kept
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugins" / "tensorrt"
@@ -36,21 +39,28 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def compile_cpp(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles C++ sources into a program or, with ``shared``, a library; warnings are errors."""
+def compile_cpp(kept: Kept) -> Compile:
+    """Compiles C++ sources into a program or, with ``shared``, a library; warnings are errors. Both are kept."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++ to compile the plugin driver")
-    folder = tmp_path_factory.mktemp("plugin_driver")
+    sources = [path for folder in (PLUGIN, PLUGIN8, ROOT / "plugins" / "include", DRIVER) for path in folder.rglob("*")]
+    digest = hashlib.sha256(subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout)
+    for path in sorted(path for path in sources if path.is_file()):
+        digest.update(path.read_bytes())
 
     def compile_(name: str, *arguments: str | Path, shared: bool = False) -> Path:
-        output = folder / name
         form = ["-shared", "-fPIC"] if shared else ["-rdynamic"]
         common = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
-        command = [compiler, *common, *form, *map(str, arguments), "-o", str(output), "-ldl"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
-        return output
+        command = [compiler, *common, *form, *map(str, arguments), "-ldl"]
+        made_by = digest.copy()
+        made_by.update(" ".join(command).encode())
+
+        def make(path: Path) -> None:
+            result = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=False)
+            assert result.returncode == 0, f"{' '.join(command)}\n{result.stderr}"
+
+        return kept.make(kept.root / "by g++" / made_by.hexdigest()[:16] / name, make)
 
     return compile_
 
