@@ -60,23 +60,40 @@ def build_engine(
 ) -> Bundle:
     """Builds an engine from an exported model and writes its bundle.
 
-    batch: smallest, usual and largest batch of the dynamic batch dimension.
-    compute_capabilities: rtx only, e.g. ["8.9", "12.0"]; by default the engine runs on every RTX GPU since Ampere.
-    hardware_compatibility: tensorrt only, "ampere_plus" or "same_compute_capability".
-    version_compatible: tensorrt only; the plan then loads in newer versions and in the lean runtime.
-    timing_cache: a file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
-    workspace_gib: limit on the scratch memory of a layer.  optimization_level: 0 to 5.
-    weight_streaming: the engine can then run with a part of its weights in host memory (`Engine`'s
-        weight_streaming_budget); not with TensorRT 8.6.
-    include_onnx, include_plugin: copy the ONNX file with its weights, and libvorta_trt.so, into the bundle.
-    route_override: routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told otherwise.
-    progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
-    overwrite: replace an existing bundle (the old one stays until the new one is complete).
-    strict: refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
-        attention for GPUs or head dimensions that have no fp8 kernels.
+    Ctrl-C, SIGTERM and SIGHUP stop the build. In no case a half bundle is left.
 
-    Raises BuildError (with what TensorRT logged), OnnxFileError, FlavourError, WriteError, FileNotFoundError,
-    and ValueError for options out of range. Ctrl-C and SIGTERM stop the build. In no case a half bundle is left.
+    Args:
+        onnx_path: The exported file.
+        bundle_path: The folder to write.
+        tensorrt: The flavour: "rtx", "tensorrt" or "tensorrt8".
+        batch: Smallest, usual and largest batch of the dynamic batch dimension.
+        compute_capabilities: rtx only, e.g. ["8.9", "12.0"]; by default the engine runs on every RTX GPU since Ampere.
+        hardware_compatibility: tensorrt only, "ampere_plus" or "same_compute_capability".
+        version_compatible: tensorrt only; the plan then loads in newer versions and in the lean runtime.
+        timing_cache: A file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
+        workspace_gib: Limit on the scratch memory of a layer.
+        optimization_level: From 0, which builds fast, to 5, which runs fast.
+        weight_streaming: The engine can then run with a part of its weights in host memory (`Engine`'s
+            weight_streaming_budget); not with TensorRT 8.6.
+        include_onnx: Copy the ONNX file with its weights into the bundle.
+        include_plugin: Copy libvorta_trt.so into the bundle.
+        route_override: Routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told
+            otherwise.
+        progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
+        overwrite: Replace an existing bundle (the old one stays until the new one is complete).
+        strict: Refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
+            attention for GPUs or head dimensions that have no fp8 kernels.
+
+    Returns:
+        The bundle, opened.
+
+    Raises:
+        BuildError: TensorRT refuses, with what it logged.
+        FileNotFoundError: There is no such file.
+        FlavourError: The flavour is not installed, or does not know an option.
+        OnnxFileError: The file is damaged, or none of ours.
+        ValueError: An option is out of range.
+        WriteError: The bundle cannot be written.
     """
     options = BuildOptions(
         batch=batch,
@@ -154,6 +171,7 @@ class Extras:
         return sources
 
     def copy_into(self, folder: Path, cancellation: Cancellation) -> dict[str, FileEntry]:
+        """Copies all of them into the bundle and returns their entries for the manifest."""
         files = {
             name: copy_hashed(source, folder / name, cancellation.check) for name, source in self.sources().items()
         }

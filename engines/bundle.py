@@ -45,10 +45,17 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True, runtime: bool = True) -> Bundle:
-        """Opens a bundle and checks that it is whole and fits this machine; BundleError names every mismatch.
+        """Opens a bundle and checks that it is whole and fits this machine.
 
-        verify: hash every file (about a second per gigabyte); otherwise only their sizes are compared.
-        runtime: check flavour, version, GPU and plugin too; leave it out to look at a bundle made for another machine.
+        Args:
+            path: The folder.
+            verify: Hash every file (about a second per gigabyte); otherwise only their sizes are compared.
+            runtime: Check flavour, version, GPU and plugin too; leave it out to look at a bundle made for another
+                machine.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
+            BundleError: It is damaged or does not fit; the message names every mismatch.
         """
         path = Path(path)
         if not path.exists():
@@ -70,6 +77,7 @@ class Bundle:
 
     @property
     def plan_path(self) -> Path:
+        """The serialized engine."""
         return self.path / PLAN
 
     @property
@@ -79,6 +87,7 @@ class Bundle:
 
     @property
     def layers_path(self) -> Path | None:
+        """The layer graph that `inspect` draws, if the bundle has one."""
         return self.path / LAYERS if LAYERS in self.manifest.files else None
 
     @property
@@ -104,11 +113,21 @@ class Bundle:
 
     @property
     def flavour(self) -> Flavour:
+        """The TensorRT that the engine was built with; FlavourError for an unknown one."""
         return get_flavour(self.manifest.engine.flavour)
 
     def plugin_library(self, device: int = 0) -> PluginLibrary | None:
-        """The library to load for this engine on GPU number `device`: the installed one if its ABI fits, else the
-        bundle's own; None if the engine has no plugin. Raises BundleError if neither fits."""
+        """Finds the library to load for this engine: the installed one if its ABI fits, else the bundle's own.
+
+        Args:
+            device: Number of the GPU.
+
+        Returns:
+            None if the engine has no plugin.
+
+        Raises:
+            BundleError: Neither fits.
+        """
         library, problems = self._find_plugin(device)
         if problems:
             raise BundleError(self.path, problems)
@@ -129,8 +148,11 @@ class Bundle:
         return problems
 
     def check_runtime(self, device: int = 0) -> list[str]:
-        """What keeps the engine from running here: flavour, version, GPU number `device` (if there is one), plugin ABI
-        and kernels."""
+        """Says what keeps the engine from running here: flavour, version, GPU, plugin ABI and kernels.
+
+        Args:
+            device: Number of the GPU, if there is one.
+        """
         engine = self.manifest.engine
         try:
             flavour = self.flavour

@@ -117,6 +117,7 @@ class Flavour:
 
     @cached_property
     def hub(self) -> LogHub:
+        """Takes the messages of this flavour."""
         return LogHub(f"vorta_trt.tensorrt.{self.name}")
 
     @cached_property
@@ -125,6 +126,7 @@ class Flavour:
         return tensorrt_logger(self.module, self.hub)
 
     def can_build(self) -> Ability:
+        """Says whether engines can be built here, and why not."""
         if self.run_only:
             return Ability(False, f"{self.title} has no builder; build with rtx or tensorrt")
         try:
@@ -233,9 +235,11 @@ class TensorRTRTX(Flavour):
         return tuple(sorted(ComputeCapability.parse(name) for name in names if name.startswith("SM")))
 
     def supports(self, capability: ComputeCapability) -> bool:
+        """Says whether engines can be built for a compute capability."""
         return capability in self.targets or capability >= self.NEWER_THAN
 
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        """Sets where the engine shall run; see the base class."""
         if compatibility is not None:
             raise FlavourError(
                 f"hardware_compatibility={compatibility!r}: {self.title} has no such option, its engines are portable "
@@ -283,12 +287,14 @@ class TensorRT(Flavour):
 
     @property
     def wrong_version(self) -> str | None:
+        """Says which version is installed in the place of one of this flavour; None if all is well."""
         wrong = super().wrong_version
         if wrong is None or self._release < TensorRT8.minimum_version or self._release >= TensorRT8.BELOW:
             return wrong
         return f"{wrong}; {TensorRT8.title} is the flavour {TensorRT8.name} (--tensorrt {TensorRT8.name})"
 
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
+        """Sets where the engine shall run; see the base class."""
         report = driver_report()
         if not report.devices:
             raise FlavourError(f"{self.title} builds for the GPU of the machine, and there is none: {report.reason}")
@@ -333,6 +339,7 @@ class TensorRT8(TensorRT):
 
     @property
     def wrong_version(self) -> str | None:
+        """Says which version is installed in the place of one of this flavour; None if all is well."""
         if self.version is None or self.minimum_version <= self._release < self.BELOW:
             return None
         return (
@@ -351,12 +358,15 @@ class TensorRT8(TensorRT):
             sys.setdlopenflags(flags)
 
     def supports(self, capability: ComputeCapability) -> bool:
+        """Says whether engines can be built for a compute capability."""
         return super().supports(capability) and capability <= self.NEWEST_GPU
 
     def network_flags(self) -> int:
+        """Gives the flags of a new network."""
         return 1 << int(self.module.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
 
     def configure(self, config: Any) -> None:
+        """Sets what every build of this flavour needs."""
         config.set_flag(self.module.BuilderFlag.FP16)
         config.set_flag(self.module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)  # those that `layer_types` sets
         config.set_tactic_sources(0)  # neither cuBLAS nor cuDNN, which need not be installed

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where attention in fp8 has kernels, asked before a build and before a run: the kernels themselves refuse when it is
-too late to choose otherwise."""
+"""Where attention in fp8 has kernels, asked before a build and before a run.
+
+The kernels themselves refuse when it is too late to choose otherwise.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,17 @@ _REMEDY = "use --attention-precision same"
 
 
 def check_build(source: Path, attention_precision: str, target: Target, head_dims: Iterable[int], strict: bool) -> None:
-    """An engine with fp8 attention that nothing could run: a BuildError if `strict`, else a warning.
+    """Refuses an engine with fp8 attention that nothing could run.
 
-    source: what it is built from. head_dims: of the RoutedAttention layers.
+    Args:
+        source: What it is built from.
+        attention_precision: Of its RoutedAttention nodes.
+        target: The GPUs that it is built for.
+        head_dims: Of the RoutedAttention layers.
+        strict: Raise; otherwise warn.
+
+    Raises:
+        BuildError: There are no such kernels.
     """
     if attention_precision != "fp8":
         return

@@ -46,6 +46,7 @@ class Target:
     and_newer: bool  # GPUs newer than the newest of `capabilities` may run it too
 
     def covers(self, capability: ComputeCapability) -> bool:
+        """Says whether the engine runs on GPUs of this compute capability."""
         newer = self.and_newer and bool(self.capabilities) and capability > max(self.capabilities)
         return newer or capability in self.capabilities
 

@@ -24,6 +24,7 @@ class HashedFile:
         self._bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Appends to the file and the hash."""
         self._file.write(data)
         self._hash.update(data)
         self._bytes += len(data)
@@ -38,6 +39,7 @@ class HashedFile:
 
     @property
     def entry(self) -> FileEntry:
+        """Hash and size of what was written so far."""
         return FileEntry(sha256=self._hash.hexdigest(), bytes=self._bytes)
 
 

@@ -133,10 +133,12 @@ class OnnxReport(BaseModel):
 
 
 def describe_attention(precision: AttentionPrecision) -> str:
+    """Says in words what the products of routed attention are computed in."""
     return "fp8 products, where the kernels have them" if precision == "fp8" else "products in the type of the inputs"
 
 
 def network_lines(network: NetworkReport) -> Iterator[str]:
+    """Gives the report on a network as lines of text."""
     yield f"layers     {network.layers}, of them {network.plugin_layers} {ROUTED_ATTENTION.name}"
     yield f"weights    {readable_bytes(network.weight_bytes)}"
     yield "kinds      " + ", ".join(f"{kind} {count}" for kind, count in network.kinds.items())
@@ -148,7 +150,7 @@ def network_lines(network: NetworkReport) -> Iterator[str]:
 
 
 def describe_tensor(spec: TensorSpec) -> str:
-    """ "hidden_states bfloat16 [-1, 16, 21, 60, 104], batch 1 to 2 (tuned for 1)" """
+    """Describes an input or output: "hidden_states bfloat16 [-1, 16, 21, 60, 104], batch 1 to 2 (tuned for 1)"."""
     text = f"{spec.name} {spec.dtype} {spec.shape}"
     if spec.profile is None:
         return text

@@ -24,10 +24,14 @@ _PARAMETER = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\.(?:weight|bias|\w+_table)(?:
 
 
 class Strict(BaseModel):
+    """Base of the records in layers.json."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Tensor(Strict):
+    """A tensor of the network, with its type and shape."""
+
     dtype: str
     shape: list[int]  # -1: dynamic
 
@@ -38,6 +42,8 @@ class Tensor(Strict):
 
 
 class Layer(Strict):
+    """A layer of the network, with the tensors that it reads and writes."""
+
     name: str
     kind: str  # TensorRT's LayerType, or the ONNX operator; RoutedAttention for our plugin
     scope: str  # module path in the model, e.g. "blocks.3.attn1"; "" if unknown
@@ -60,6 +66,7 @@ class LayerGraph(Strict):
         return Counter(self.dtype(layer) for layer in self.layers if layer.kind != CONSTANT)
 
     def dtype(self, layer: Layer) -> str:
+        """Gives the type that a layer computes in: that of its first output."""
         tensor = self.tensors.get(layer.outputs[0]) if layer.outputs else None
         return tensor.dtype if tensor else UNKNOWN
 
@@ -137,8 +144,12 @@ def onnx_nodes(metadata: str | None) -> list[str]:
 
 
 def scope_of_name(name: str) -> str:
-    """The module path in the name of a node ("blocks.3.attn1.to_q/MatMul", "/blocks.3/attn1/MatMul") or of a parameter
-    ("blocks.3.attn1.to_q.weight"); "" for a name without one."""
+    """Gives the module path in a name; "" for a name without one.
+
+    Args:
+        name: Of a node ("blocks.3.attn1.to_q/MatMul", "/blocks.3/attn1/MatMul") or of a parameter
+            ("blocks.3.attn1.to_q.weight").
+    """
     if "/" in name:
         return ".".join(part for part in name.split("/")[:-1] if part)
     match = _PARAMETER.fullmatch(name)
@@ -156,8 +167,10 @@ def readable_bytes(count: int) -> str:
 
 
 def write_layers(graph: LayerGraph, path: Path) -> None:
+    """Writes layers.json."""
     path.write_text(graph.model_dump_json() + "\n", encoding="utf-8")
 
 
 def read_layers(path: Path) -> LayerGraph:
+    """Reads layers.json; ValueError for another content."""
     return LayerGraph.model_validate_json(path.read_text(encoding="utf-8"))

@@ -31,8 +31,11 @@ _OPTIONAL_ATTRIBUTE = "Attribute attention_precision not found in plugin node"
 
 
 def is_noise(message: str) -> bool:
-    """Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from; and
-    it warns of an attribute that need not be there."""
+    """Says whether a message means nothing.
+
+    Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from; and it
+    warns of an attribute that need not be there.
+    """
     without_driver = "catchCudaError" in message and "cudaError 35" in message
     return (without_driver or _OPTIONAL_ATTRIBUTE in message) and "\n" not in message.strip()
 
@@ -56,6 +59,7 @@ class LogHub:
         self._lock = threading.RLock()
 
     def emit(self, severity: str, message: str) -> None:
+        """Takes a message of TensorRT: into the log, and to whoever collects."""
         level = LEVELS[severity]
         with self._lock:
             # Whoever collects puts errors into the exception, or logs them itself.
@@ -72,6 +76,7 @@ class LogHub:
 
     @contextmanager
     def collect(self) -> Iterator[Collected]:
+        """Collects what TensorRT says during the block."""
         collector = Collected()
         with self._lock:
             self._collectors.append(collector)

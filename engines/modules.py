@@ -42,6 +42,7 @@ class Module:
 
     @property
     def is_plugin(self) -> bool:
+        """Whether it is our plugin."""
         return set(self.kinds) == {ROUTED_ATTENTION.name}
 
     @property

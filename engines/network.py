@@ -68,6 +68,7 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
 
 
 def layers(network: Any) -> list[Any]:
+    """Lists the layers of a network."""
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 

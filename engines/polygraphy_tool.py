@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `polygraphy` command with our plugin registered: python -m vorta_trt.engines.polygraphy_tool run model.onnx --trt
+"""The `polygraphy` command with our plugin registered.
+
+    python -m vorta_trt.engines.polygraphy_tool run model.onnx --trt
 
 Polygraphy's own `--plugins` dlopens a library and expects it to register itself on loading, as TensorRT's old static
 plugins do. Ours registers through `IPluginRegistry.load_library`, so that one binary fits every TensorRT; without it

@@ -64,10 +64,12 @@ class Cancellation:
         self.signal = signal.Signals(number)
 
     def cancel(self, error: BaseException) -> None:
+        """Notes an error of the progress callback, which stops the build and is raised later."""
         self.error = error
 
     @property
     def requested(self) -> bool:
+        """Whether the build shall stop."""
         return self.signal is not None or self.error is not None
 
     def check(self) -> None:

@@ -40,9 +40,14 @@ class TensorInfo(_Record):
 
 
 class ModelMetadata(_Record):
-    """Attributes:
-    schema_version: of this record.
-    vorta_trt_version, torch_version, onnx_version, onnxscript_version: what wrote the file.
+    """What an exported file says about itself.
+
+    Attributes:
+        schema_version: Of this record.
+        vorta_trt_version: What wrote the file, as the next three.
+        torch_version: See `vorta_trt_version`.
+        onnx_version: See `vorta_trt_version`.
+        onnxscript_version: See `vorta_trt_version`.
     family: name of the model family. config: the diffusers config of the transformer, without paths.
     checkpoint: the checkpoint's name (not its path), None for a model that came from none.
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
@@ -84,10 +89,12 @@ class ModelMetadata(_Record):
 
     @property
     def has_router(self) -> bool:
+        """Whether the model has a router; without one every head is full."""
         return self.router_sha256 is not None
 
     @property
     def attention_geometry(self) -> AttentionGeometry:
+        """The geometry of the routed attention."""
         return AttentionGeometry.from_dict(self.geometry)
 
     def model_inputs(self) -> tuple[ModelInput, ...]:
@@ -99,6 +106,7 @@ class ModelMetadata(_Record):
         return get_family(self.family).compared_modules(self.config)
 
     def to_metadata_props(self) -> dict[str, str]:
+        """Gives the entries of `metadata_props`: the record, and parts of it for people."""
         geometry = self.attention_geometry
         return {
             KEY: self.model_dump_json(),

@@ -56,8 +56,8 @@ def export_onnx(
     from its checkpoint; the export needs next to no memory of its own.
 
     Args:
-        model: with a geometry. It is not changed.
-        path: the .onnx file; a file there is replaced once the new one is complete.
+        model: One with a geometry. It is not changed.
+        path: The .onnx file; a file there is replaced once the new one is complete.
         precision: "fp32", "fp16" or "bf16" of activations and most weights; None is the model's own. A float32 model
             can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
             diffusers.

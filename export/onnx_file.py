@@ -90,7 +90,7 @@ class OnnxFile:
 
     @property
     def attention_precision(self) -> AttentionPrecision:
-        """ "fp8" if any node permits it: then the kernels have to exist, and the numbers are less exact."""
+        """Is "fp8" if any node permits it: then the kernels have to exist, and the numbers are less exact."""
         return "fp8" if any(node.attention_precision == "fp8" for node in self.routed_nodes) else "same"
 
     @property

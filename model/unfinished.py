@@ -75,6 +75,7 @@ def _locked_temporary(target: Path) -> tuple[Path, int | None]:
 
 
 def make_temporary(target: Path) -> Path:
+    """Makes a folder beside the target, under a name that nobody else takes."""
     folder = target.with_name(f".{_short(target.name)}.{UNFINISHED}-{os.getpid()}-{secrets.token_hex(4)}")
     folder.mkdir()
     return folder
@@ -166,6 +167,7 @@ def finish(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Has the system put a file or the entries of a folder on the disk, where the file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # a folder that may not be read
@@ -180,6 +182,7 @@ def sync(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
+    """Puts a file into place; copies it where the file system does not rename."""
     try:
         os.replace(source, target)
     except OSError as error:

@@ -40,6 +40,7 @@ class DemoReport(BaseModel):
 
     @property
     def passed(self) -> bool:
+        """Whether everything that was verified is right."""
         return all(report.passed for report in self.verified)
 
 
@@ -47,9 +48,13 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
     """Makes everything in `folder`, which may hold the files of an earlier demo; they are made anew.
 
     Args:
-        family: name of the model family.
+        folder: Where everything goes.
+        report: Called with what is done, how much of it, and how much there is.
+        family: Name of the model family.
+
     Raises:
-        ValueError: an unknown family. FileExistsError: the folder holds something else.
+        ValueError: An unknown family.
+        FileExistsError: The folder holds something else.
     """
     from vorta_trt.model import RouteTable
     from vorta_trt.runtime.schedules import schedule_timesteps

@@ -77,6 +77,7 @@ class DoctorReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def can_build(self) -> bool:
+        """Whether any TensorRT builds engines here."""
         return bool(self.builds_with)
 
 

@@ -20,6 +20,7 @@ class BundleInspection(BundleReport):
     memory_plan: MemoryPlan
 
     def lines(self) -> Iterator[str]:
+        """Gives the report as text."""
         yield from super().lines()
         yield from self.memory_plan.lines()
 
@@ -30,6 +31,7 @@ class OnnxInspection(OnnxReport):
     memory_plan: MemoryPlan
 
     def lines(self) -> Iterator[str]:
+        """Gives the report as text."""
         yield from super().lines()
         yield from self.memory_plan.lines()
 
@@ -45,10 +47,16 @@ def inspect_target(
     """Reads a bundle folder or an .onnx file; nothing is loaded into TensorRT unless a GPU here can run the bundle.
 
     Args:
-        check: hash every file of a bundle. plot: draw the layer graph into this file (.png, .svg, .pdf).
-        cards: GiB of the cards of the memory plan. checkpoint: a pipeline folder, for the plan's text encoder and VAE.
+        path: Of a bundle or a file.
+        check: Hash every file of a bundle.
+        plot: Draw the layer graph into this file (.png, .svg, .pdf).
+        cards: GiB of the cards of the memory plan.
+        checkpoint: A pipeline folder, for the plan's text encoder and VAE.
+
     Raises:
-        FileNotFoundError, ValueError, VortaError: no such file, or damaged.
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or a picture of this kind cannot be drawn.
+        VortaError: It is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(

@@ -54,8 +54,11 @@ class EngineParts:
     io_per_sample: int
 
     def activations_for(self, batch: int) -> int:
-        """For one batch size. In proportion to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2
-        (the builder's figures of TensorRT-RTX 1.7 for one block of three published models)."""
+        """Bytes of activations for one batch size.
+
+        They are in proportion to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2 (the
+        builder's figures of TensorRT-RTX 1.7 for one block of three published models).
+        """
         return self.activations * batch // self.largest_batch if self.resizes else self.activations
 
     def tensors_for(self, batch: int) -> int:

@@ -64,6 +64,7 @@ class CardPlan(BaseModel):
     remarks: list[str]
 
     def line(self) -> str:
+        """Gives the plan as one line of text."""
         if not self.fits:
             return f"{self.gib:g} GiB: does not fit; " + "; ".join(self.remarks)
         parts = [f"guidance {self.guidance}"]
@@ -118,12 +119,16 @@ class MemoryPlan(BaseModel):
 
 
 def plan_memory(target: Target, checkpoint: Path | None = None, cards: Sequence[float] = CARDS) -> MemoryPlan:
-    """The plan of a bundle or an ONNX file.
+    """Plans the memory of a bundle or an ONNX file.
 
     Args:
-        checkpoint: a diffusers pipeline folder, for text encoder and VAE. cards: GiB of each card.
+        target: What runs.
+        checkpoint: A diffusers pipeline folder, for text encoder and VAE.
+        cards: GiB of each card.
+
     Raises:
-        FileNotFoundError (checkpoint), ValueError (cards).
+        FileNotFoundError: There is no such folder.
+        ValueError: A card that is none.
     """
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
@@ -162,8 +167,11 @@ def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int)
     ]
 
     def needed(choice: _Choice, streams: bool = False) -> int:
-        """While sampling, without the weights of the engine. One that streams takes activations of its largest batch:
-        only that figure of TensorRT has streaming's own scratch memory in it (`tensorrt_api.scratch_for`)."""
+        """Bytes while sampling, without the weights of the engine.
+
+        One that streams takes activations of its largest batch: only that figure of TensorRT has streaming's own
+        scratch memory in it (`tensorrt_api.scratch_for`).
+        """
         batch = GUIDANCE if choice.batched else 1
         staying = (rest.text_encoder or 0) * choice.text_encoder + (rest.vae or 0) * choice.vae
         activations = parts.activations if streams else parts.activations_for(batch)
@@ -244,7 +252,8 @@ def batched_guidance_fits(engine: Engine, *, reserve: int = RESERVE) -> Guidance
     """Asks the engine, on the GPU as it is now, whether a call with two samples fits; nothing is allocated.
 
     Args:
-        reserve: bytes to leave free for the rest of the pipeline. Engines on the CPU only look at the batch they take.
+        engine: An open one; engines on the CPU only look at the batch that they take.
+        reserve: Bytes to leave free for the rest of the pipeline.
     """
     largest = max((spec.maximum[0] for spec in engine.inputs if spec.maximum), default=GUIDANCE)
     if largest < GUIDANCE:

@@ -23,8 +23,12 @@ class Target:
     """What a path holds.
 
     Attributes:
-        path: as given. bundle: None for an ONNX file. onnx_path: the ONNX file, or a bundle's copy of it if it has one.
-        metadata: what the exporter wrote, None for an ONNX file of another origin.
+        path: As given.
+        bundle: None for an ONNX file.
+        onnx_path: The ONNX file, or a bundle's copy of it if it has one.
+        metadata: What the exporter wrote, None for an ONNX file of another origin.
+        inputs: In order.
+        outputs: In order.
     """
 
     path: Path
@@ -39,10 +43,13 @@ def read_target(path: str | Path | Bundle, *, verify: bool = False) -> Target:
     """Reads a bundle's manifest or an ONNX file's graph, made for whatever machine.
 
     Args:
-        path: a bundle folder, an .onnx file, or an opened bundle.
-        verify: hash every file of a bundle.
+        path: A bundle folder, an .onnx file, or an opened bundle.
+        verify: Hash every file of a bundle.
+
     Raises:
-        FileNotFoundError, ValueError, VortaError: no such file, or damaged.
+        FileNotFoundError: There is no such file.
+        ValueError: It is something else.
+        VortaError: It is damaged.
     """
     if isinstance(path, Bundle):
         return _of_bundle(path.path, path)

@@ -31,7 +31,9 @@ def compare_samples(
     """PSNR, SSIM and, where it can be had, LPIPS of two samples or of two folders of them.
 
     Args:
-        first, second: two files (see `read_frames`), or two folders whose files are paired by name without suffix.
+        first: A file (see `read_frames`), or a folder.
+        second: The same; files of two folders are paired by name without suffix.
+        report: Called with what is done, how much of it, and how much there is.
         video: write first | second | difference there: a file for two files, a folder for two folders.
         fps: of those videos; None takes the samples' own, or 16.
         lpips: None computes it if its package and weights are there, and notes why not; True insists on it.

@@ -39,17 +39,24 @@ class PairReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def psnr(self) -> float:
+        """Peak signal-to-noise ratio in dB."""
         return psnr(self.mean_squared_error)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def worst_frame_psnr(self) -> float:
+        """That of the frame that is least alike."""
         return psnr(self.worst_frame_mean_squared_error)
 
 
 class CompareReport(Strict):
-    """All pairs, and the set as a whole: psnr is that of the pairs' mean squared error, the others are means over the
-    pairs. lpips_note: why there is no LPIPS.
+    """All pairs, and the set as a whole.
+
+    Attributes:
+        first: What was compared.
+        second: What with.
+        pairs: Of samples.
+        lpips_note: Why there is no LPIPS; None if there is.
     """
 
     first: str
@@ -60,16 +67,19 @@ class CompareReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def psnr(self) -> float:
+        """Peak signal-to-noise ratio of all pairs, in dB."""
         return psnr(fmean(pair.mean_squared_error for pair in self.pairs))
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def ssim(self) -> float:
+        """Mean over the pairs."""
         return fmean(pair.ssim for pair in self.pairs)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lpips(self) -> float | None:
+        """Mean over the pairs that have one; None without any."""
         distances = [pair.lpips for pair in self.pairs if pair.lpips is not None]
         return fmean(distances) if distances else None
 

@@ -101,13 +101,23 @@ def compare_settings(
     """`compare_samples` of what two settings of one model make of the same prompts.
 
     Args:
-        target: a bundle or an exported ONNX file; not looked at with `source`.
-        folder: where the samples go, as first/000.npy, second/000.npy and so on.
-        source: a checkpoint, which runs in torch. checkpoint: as for `RequestPlanner`.
-        params: what is common to both; its seed is 0 unless given. executor: of `Engine`.
-        video, fps, lpips: as for `compare_samples`; fps is the model's own by default.
+        target: A bundle or an exported ONNX file; not looked at with `source`.
+        first: One setting.
+        second: The other one.
+        prompts: Each is sampled with both.
+        folder: Where the samples go, as first/000.npy, second/000.npy and so on.
+        report: Called with what is done, how much of it, and how much there is.
+        source: A checkpoint, which runs in torch.
+        checkpoint: As for `RequestPlanner`.
+        params: What is common to both; its seed is 0 unless given.
+        executor: As for `Engine`.
+        video: As for `compare_samples`.
+        fps: As for `compare_samples`; the model's own by default.
+        lpips: As for `compare_samples`.
 
-    Raises: FileExistsError, if other samples lie in the folder. What generating and comparing raise.
+    Raises:
+        FileExistsError: Other samples lie in the folder.
+        VortaError: What generating and comparing raise.
     """
     if lpips:
         load_lpips()  # what cannot be measured is said before anything is sampled
