@@ -155,7 +155,7 @@ class TorchDenoiser(Denoiser):
     def run(
         self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        override = None if route_override is None else route_override.to(self.device)  # [L, N]
+        override = None if route_override is None else route_override.to(self.device, non_blocking=True)
         with torch.no_grad():
             return self.model(**inputs, tau=tau, route_override=override)  # type: ignore[no-any-return]
 

@@ -65,8 +65,12 @@ def schedule_of(timestep: Tensor) -> Tensor | None:
     Returns:
         The tensor, of which no value has been read; None if the timestep has its own memory, or is a later element.
     """
-    expanded = timestep.numel() == 1 or not any(timestep.stride())
-    if not expanded or timestep.storage_offset() or timestep.is_meta:
+    return None if timestep.storage_offset() else memory_of(timestep)
+
+
+def memory_of(timestep: Tensor) -> Tensor | None:
+    """All that lies in the memory of which a timestep is one element, without reading it; None for several elements."""
+    if (timestep.numel() > 1 and any(timestep.stride())) or timestep.is_meta:
         return None
     return torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timestep.untyped_storage())
 

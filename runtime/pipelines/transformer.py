@@ -41,7 +41,7 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
-from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, schedule_of
+from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, memory_of, schedule_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
 from vorta_trt.runtime.pipelines.request import COND, OnStep, Request
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
@@ -80,6 +80,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._request: Request | None = None
         self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
         self._own: Request | None = None  # that which follows from it
+        self._looked_up: tuple[Tensor, int, Tensor] | None = None  # a schedule, its writes, its calibrated routes
         self._context = COND
         family = get_family(denoiser.family)
         self._names = [spec.name for spec in family.inputs(denoiser.config)]
@@ -294,10 +295,18 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             request = self._planned(timestep, self._cached)
         if request is not None:
             return request.sample(self._context, given)
-        inputs, routes = self._convert(given, self._context), None
-        if self.calibration is not None:
-            routes = self.calibration.overrides(inputs["timestep"][:1])[0]  # [L, N]
-        return self.denoiser.run(inputs, None, routes)[0]  # [B, C, F, H, W]
+        routes = None if self.calibration is None else self._calibrated(self.calibration, timestep)
+        return self.denoiser.run(self._convert(given, self._context), None, routes)[0]  # [B, C, F, H, W]
+
+    def _calibrated(self, calibration: RouteCalibration, timestep: Tensor) -> Tensor:
+        """Routes [L, N] at a timestep; those of a schedule are looked up when its first one comes, and read no more."""
+        schedule = None if timestep.is_inference() else memory_of(timestep)
+        if schedule is None:
+            return calibration.overrides(timestep.flatten()[:1])[0]
+        known, version = self._looked_up, timestep._version
+        if known is None or known[0].data_ptr() != schedule.data_ptr() or known[1] != version:
+            known = self._looked_up = schedule, version, calibration.overrides(schedule)
+        return known[2][timestep.storage_offset()]
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:
@@ -314,6 +323,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             if request is not None:
                 request.reset()
         self._convert.forget()
+        self._looked_up = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -254,3 +254,34 @@ def test_routes_that_depart_from_the_plan_are_counted_or_refused(tiny_wan: Tiny)
     with pytest.raises(FallbackError, match=r"step 2, timestep .*: 1 of 6 heads took another branch than planned"):
         with transformer.request(plan, fallbacks=Fallbacks(strict=True)):
             latents(pipeline)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("guidance", [GuidanceMode.SEQUENTIAL, GuidanceMode.BATCHED])
+def test_on_a_gpu_no_step_waits_for_the_one_before(guidance: GuidanceMode) -> None:
+    """torch refuses whatever waits for the GPU, from the second step on; a wrong schedule is told all the same."""
+
+    class OnGpu(RecordingDenoiser):
+        device, on_cpu = torch.device("cuda"), False
+
+    transformer = transformer_of(OnGpu())
+    prompts = {context: torch.ones(1, TEXT, 3, device="cuda") for context in ("cond", "uncond")}
+
+    def run(timesteps: Sequence[float]) -> None:
+        for step, timestep in enumerate(torch.tensor(timesteps, device="cuda")):
+            given, time = torch.full((1, *SHAPE), step + 1.0, device="cuda"), timestep.expand(1)
+            torch.cuda.set_sync_debug_mode("error" if step else "default")
+            for context, prompt in prompts.items():
+                with transformer.cache_context(context):
+                    transformer(given, time, prompt)
+            torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        with transformer.request(transformer.plan(TIMESTEPS), guidance=guidance, fallbacks=Fallbacks(strict=True)):
+            run(TIMESTEPS)
+            run(TIMESTEPS)
+        with pytest.raises(ValueError, match="timestep 650: is not in the plan; it came at step 1, timestep 700"):
+            with transformer.request(transformer.plan(TIMESTEPS), guidance=guidance):
+                run((900.0, 650.0, *TIMESTEPS[2:]))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -16,6 +16,7 @@ from torch import Tensor
 from vorta_trt.engines import Bundle
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.pipeline_folder import LOADING
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
@@ -118,6 +119,19 @@ def test_calibrated_routes_of_a_bundle(bundle: Path, tmp_path: Path, monkeypatch
             for timestep in (900.0, 400.0):
                 transformer(latents, torch.tensor([timestep]), text)
 
+        looked_up: list[int] = []
+        overrides = RouteCalibration.overrides
+        monkeypatch.setattr(
+            RouteCalibration, "overrides", lambda own, given: looked_up.append(len(given)) or overrides(own, given)
+        )
+        schedule = torch.tensor([900.0, 400.0])
+        for timestep in (*schedule, *schedule):  # as a pipeline gives them
+            transformer(latents, timestep.expand(1), text)
+        schedule.fill_(900.0)
+        transformer(latents, schedule[1].expand(1), text)
+        assert looked_up == [2, 2]  # not read at every step
+        assert taken == [{2}, {1}, {2}, {1}, {2}]
+        taken.clear()
         sample()
         with transformer.request(transformer.plan([900.0, 400.0])):
             sample()
