@@ -56,8 +56,10 @@ def read_json(file: Path, kind: type[Content], refuse: Callable[[str], Exception
 
     Raises:
         Exception: The one that `refuse` makes: the file is no JSON, or a value of it breaks a rule.
+        PointerError: The file is a pointer of Git LFS.
         OSError: The file cannot be read.
     """
+    refuse_pointer(file, "JSON file")
     content = file.read_bytes().removeprefix(_MARK)
     try:
         return TypeAdapter(kind).validate_json(content)

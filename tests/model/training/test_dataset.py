@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vorta_trt.model.families.wan.training import WanTraining
+from vorta_trt.model.files import PointerError
 from vorta_trt.model.training.data import DataError, LatentDataset
 
 from .samples import CHANNELS, SHAPE, SIZE, TEXT_DIM, Setup, write_data
@@ -234,6 +235,9 @@ def test_folders_that_are_no_data(tmp_path: Path, family: WanTraining) -> None:
         open_checked(tmp_path / "absent", family)
     with pytest.raises(FileNotFoundError, match=r"has neither dataset.json nor videos2caption.json"):
         open_checked(tmp_path, family)
+    (tmp_path / "dataset.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(PointerError, match=r"dataset.json: is a pointer of Git LFS"):
+        LatentDataset(tmp_path, family)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
         open_checked(tmp_path, family)
