@@ -32,6 +32,8 @@ bench = group(
 
 
 class BenchInputs(str, Enum):
+    """What queries and keys hold."""
+
     normal = "normal"
     outliers = "outliers"
 

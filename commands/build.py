@@ -24,6 +24,8 @@ from vorta_trt.model.precision import PrecisionName
 
 
 class Flavour(str, Enum):
+    """The TensorRT that builds and runs the engine."""
+
     rtx = "rtx"
     tensorrt = "tensorrt"
     tensorrt8 = "tensorrt8"

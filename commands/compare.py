@@ -36,7 +36,8 @@ class ModelOptions(Options):
         ),
     ] = None
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --of: sample every prompt of this file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="With --of: sample every prompt of this file, one a line or a JSON list."),
     ] = None
     prompt: Annotated[str | None, typer.Option(help="With --of: sample this prompt.")] = None
     checkpoint: Annotated[

@@ -32,6 +32,8 @@ def explained(error: Exception) -> str:
         return f"memory is used up ({str(error).strip().partition(chr(10))[0] or type(error).__name__}); {REMEDY}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, VortaError):
         return f"{error.filename or 'system'}: {error.strerror}"
+    if type(error).__name__ == "PydanticSerializationError" and "surrogates" in str(error):
+        return "JSON: a path in the report is not UTF-8 text; rename the file, or leave out --json"
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic's, which is not imported here
         return "; ".join(_problem(problem) for problem in error.errors())
     if isinstance(error, VortaError | ValueError | OSError):

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 
 class Residency(str, Enum):
+    """What is freed between encoding, denoising and decoding."""
+
     auto = "auto"
     resident = "resident"
     sequential = "sequential"
 
 
 class Format(str, Enum):
+    """How videos are written: encoded, or as bare frames."""
+
     mp4 = "mp4"
     npy = "npy"
 
@@ -49,7 +53,11 @@ class VideoOptions(Options):
     ] = None
     prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Make a video of every line; they are 000.mp4 and so on.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Make a video of every prompt in this file, one a line or a JSON list: 000.mp4 and so on.",
+        ),
     ] = None
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=999, help="Frames per second [default: the model's own].")

@@ -23,6 +23,8 @@ MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
 
 class Device(str, Enum):
+    """Where torch runs."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -73,6 +75,7 @@ def source_of(
     attention_precision: AttentionPrecision | None = None,
     route_override: Path | None = None,
 ) -> Source:
+    """A checkpoint with what is made of it; a size that cannot be read is a usage error."""
     from vorta_trt.runtime.from_checkpoint import Source, VideoSize
 
     with usage("--size"):
@@ -82,6 +85,7 @@ def source_of(
 
 
 def pixels(size: str) -> tuple[int, int, int]:
+    """Frames, height and width of "77x720x1280"."""
     from vorta_trt.runtime.from_checkpoint import VideoSize
 
     with usage("--size"):
@@ -90,10 +94,12 @@ def pixels(size: str) -> tuple[int, int, int]:
 
 
 def listed(values: list[str] | None) -> tuple[str, ...]:
+    """The values of an option that is repeated, or has commas, or both."""
     return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
 
 
 def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
+    """`listed`, as whole numbers."""
     parts = listed(values)
     for part in parts:
         if not part.isdecimal():
@@ -102,6 +108,7 @@ def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
 
 
 def decimals(text: str, option: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -127,6 +134,7 @@ def check_folder(path: Path | None, option: str) -> None:
 
 
 def quoted(path: Path) -> str:
+    """A path as JSON."""
     import json
 
     return json.dumps(str(path))

@@ -54,6 +54,7 @@ class Option:
 
     @property
     def flag(self) -> str:
+        """The option as error messages name it."""
         return SHORT.get(self.name, f"--{self.name.replace('_', '-')}")
 
     def parameter(self) -> inspect.Parameter:
@@ -118,6 +119,7 @@ class SamplingOptions(Options):
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
+        """The options, as parameters of a command."""
         return [option.parameter() for option in cls.options()]
 
     @classmethod

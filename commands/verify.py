@@ -19,6 +19,8 @@ from vorta_trt.model.precision import PrecisionName
 
 
 class Executor(str, Enum):
+    """What runs a model."""
+
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
     reference = "reference"
