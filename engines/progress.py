@@ -83,8 +83,8 @@ class Cancellation:
 def release_free_memory() -> None:
     """Gives freed memory back to the operating system, where glibc would keep it.
 
-    TensorRT frees gigabytes of temporary weights. On the Wan 1.3B model a build peaks at 2.4 times the weights with
-    this, at 2.8 times without (a copy of them, and the mapped file, included in both).
+    TensorRT frees gigabytes of temporary weights. On a model of 1.3 billion weights a build peaks at 2.4
+    times the weights with this, at 2.8 times without (a copy of them, and the mapped file, included in both).
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
