@@ -15,7 +15,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int
     Args:
         columns: Names of the columns; all empty leaves the first line out.
         rows: Cells; a row may be shorter than `columns`.
-        left: How many columns, from the first on, are aligned to the left; the others are to the right.
+        left: How many columns are aligned to the left, the first ones or, if negative, the last; others to the right.
     """
     from rich.console import Console
     from rich.table import Table
@@ -23,7 +23,8 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if index < left else "right", no_wrap=True)
+        is_left = index < left if left >= 0 else index >= len(columns) + left
+        table.add_column(Text(name), justify="left" if is_left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     text = StringIO()

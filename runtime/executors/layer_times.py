@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from vorta_trt.engines.layers import onnx_nodes
 from vorta_trt.engines.modules import module_of_layer
+from vorta_trt.model.tables import percent, table_lines
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.executors.loaded_engine import LoadedEngine
@@ -66,13 +67,13 @@ class LayerTimes(BaseModel):
     def lines(self, most: int = 20) -> Iterator[str]:
         """The modules as a table."""
         yield f"{self.milliseconds:.3f} ms in {len(self.layers)} layers, median of {self.runs} runs"
-        for module in self.modules[:most]:
-            name = module.name or "(no module)"
-            yield f"{module.milliseconds:10.3f} ms {module.share:7.1%}  {name}, {module.layers} layers"
-        if len(self.modules) > most:
-            rest = self.modules[most:]
+        shown, rest = self.modules[:most], self.modules[most:]
+        rows = [(m.milliseconds, m.share, f"{m.name or '(no module)'}, {m.layers} layers") for m in shown]
+        if rest:
             spent = sum(module.milliseconds for module in rest)
-            yield f"{spent:10.3f} ms {sum(module.share for module in rest):7.1%}  {len(rest)} more modules"
+            rows.append((spent, sum(module.share for module in rest), f"{len(rest)} more modules"))
+        cells = [(f"{milliseconds:.3f} ms", percent(share), what) for milliseconds, share, what in rows]
+        yield from table_lines(("", "", ""), cells, left=-1)
 
 
 def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, run: Callable[[], object]) -> LayerTimes:

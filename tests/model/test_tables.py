@@ -11,6 +11,10 @@ def test_columns_are_aligned() -> None:
     assert lines == ["name     share", "a       100.0%", "longer    4.5%", "b"]
 
 
+def test_the_last_column_to_the_left() -> None:
+    assert table_lines(("", ""), [("1.5", "a"), ("10.5", "longer")], left=-1) == [" 1.5  a", "10.5  longer"]
+
+
 def test_no_heading_and_no_markup() -> None:
     long = "/a/[bold]path/" + "x" * 300
     assert table_lines(("", ""), [("file", long), ("and one", "")], left=2) == [f"file     {long}", "and one"]
