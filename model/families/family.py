@@ -104,6 +104,7 @@ class ModelFamily(abc.ABC):
         name: as metadata, bundles and calibrated routes hold it; also the folder under `model/families/`.
         title: for people.
         transformer_class: diffusers' class of the transformer, `_class_name` of its config.
+        authors_class: `_class_name` of checkpoints in the layout of the model's authors, None if they have none.
         pipeline_class: diffusers' class of the pipeline.
         components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
         neutral_settings: of model_index.json, which mean nothing in a folder without components that are refused.
@@ -133,6 +134,7 @@ class ModelFamily(abc.ABC):
     name: str
     title: str
     transformer_class: str
+    authors_class: str | None = None
     pipeline_class: str
     components: tuple[str, ...]
     neutral_settings: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ class Wan(ModelFamily):
     name = "wan"
     title = "Wan"
     transformer_class = "WanTransformer3DModel"
+    authors_class = "WanModel"
     pipeline_class = "WanPipeline"
     components = ("text_encoder", "tokenizer", "vae")
     neutral_settings = ("boundary_ratio",)  # between two transformers
