@@ -34,6 +34,7 @@ from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
+VAE = ("vae",)
 PURPOSE = "generation"  # what needs the pipeline folder, in errors
 OnStage = Callable[[str, int, int], None]  # what is being done, how often it was done, how often it will be; 0: unknown
 OnStep = Callable[[int, int, PlannedRequest], None]  # number of the video, the step that begins, the plan
@@ -69,7 +70,8 @@ class Parts:
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
         self._check(check_pipeline(self._folder, self._family, purpose=PURPOSE))
-        self._kept: dict[str, Any] = {}  # resident: the pipeline of each stage
+        self._encoders = tuple(name for name in self._family.components if name not in VAE)
+        self._kept: dict[tuple[str, ...], Any] = {}  # resident: the pipeline of each stage, by its components
         self.transformer: VortaTransformer | None = None
         self.on_stage: OnStage = lambda *_: None
 
@@ -79,8 +81,10 @@ class Parts:
             device = transformer.device
         if self.choice.cpu_offload and device.type != "cuda":
             raise VortaError(f"cpu_offload: there is no GPU to keep free, the model runs on the {device}; leave it out")
-        with self.encoding(), self.decoding():
-            pass
+        for names in (self._encoders, VAE):
+            pipeline = self._get(names, device)
+            if not self.choice.cpu_offload:
+                _move(pipeline, names, device)
 
     def free(self) -> None:
         """Frees, between two stages, what nobody refers to any more, and what torch keeps but TensorRT cannot use."""
@@ -98,8 +102,7 @@ class Parts:
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
         """A pipeline of diffusers with text encoders and tokenizers, and where they run."""
         device = self.choice.encoders if self.transformer is None else self.transformer.device
-        names = tuple(name for name in self._family.components if name != "vae")
-        with self._pipeline("the text encoder", names, device) as pipeline:
+        with self._pipeline(self._encoders, device) as pipeline:
             yield pipeline, device
 
     @contextmanager
@@ -109,7 +112,7 @@ class Parts:
             if self.transformer is None:
                 self.on_stage("loading the engine", 0, 0)
                 self.transformer = self._open()
-            with self._pipeline("", (), self.transformer.device) as pipeline:
+            with self._pipeline((), self.transformer.device) as pipeline:
                 pipeline.transformer = self.transformer
                 yield pipeline, self.transformer
         finally:
@@ -120,7 +123,7 @@ class Parts:
     def decoding(self) -> Iterator[tuple[Any, torch.device]]:
         """A pipeline of diffusers with the VAE, and where that runs."""
         device = self.choice.device if self.transformer is None else self.transformer.device
-        with self._pipeline("the VAE", ("vae",), device) as pipeline:
+        with self._pipeline(VAE, device) as pipeline:
             yield pipeline, device
 
     def close(self) -> None:
@@ -130,21 +133,26 @@ class Parts:
             transformer.close()
 
     @contextmanager
-    def _pipeline(self, what: str, names: Sequence[str], device: torch.device) -> Iterator[Any]:
+    def _pipeline(self, names: tuple[str, ...], device: torch.device) -> Iterator[Any]:
         """Of these components, on the device."""
-        pipeline = self._kept.get(what)
-        if pipeline is None:
-            if what:
-                self.on_stage(f"loading {what}", 0, 0)
-            pipeline = self._load(names, device)
-            if not self.choice.is_sequential:
-                self._kept[what] = pipeline
+        pipeline = self._get(names, device)
         _move(pipeline, names, device)
         try:
             yield pipeline
         finally:
             if self.choice.cpu_offload:
                 _move(pipeline, names, CPU)
+
+    def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
+        """Of these components, where they are; loaded if need be."""
+        pipeline = self._kept.get(names)
+        if pipeline is None:
+            if names:
+                self.on_stage(f"loading the {'VAE' if names == VAE else 'text encoder'}", 0, 0)
+            pipeline = self._load(names, device)
+            if not self.choice.is_sequential:
+                self._kept[names] = pipeline
+        return pipeline
 
     def _load(self, names: Sequence[str], device: torch.device) -> Any:
         """On the CPU; the device decides the precision."""
