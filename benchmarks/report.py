@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from vorta_trt.model.records import first_error, load_content
+from vorta_trt.model.records import Record, first_error, load_content
 from vorta_trt.plugins.errors import VortaError
 
 SCHEMA = 1
@@ -105,8 +105,7 @@ class Report:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
         rows = read_rows(Row, content, "rows", path)
-        about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows")}
-        return cls(about, rows)
+        return cls(read_about(About, content, path), rows)
 
 
 def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:
@@ -115,6 +114,37 @@ def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:
     if not isinstance(content, dict) or (content.get("schema"), content.get("question")) != (schema, question):
         raise ReportError(f"{path}: is no report of `bench {question}` with schema {schema}; give a file of --output")
     return content
+
+
+class About(Record, extra="allow"):
+    """What tables and pictures show of the machine.
+
+    Attributes:
+        gpu: Its name.
+        driver: Its version.
+        cudnn: Its version.
+        commit: Of vorta-trt.
+        versions: Of packages.
+        ceiling_tflops: Of a matrix product.
+    """
+
+    gpu: str | None = None
+    driver: str | None = None
+    cudnn: int | None = None
+    commit: str | None = None
+    versions: dict[str, str] = {}
+    ceiling_tflops: float | None = None
+
+
+def read_about(kind: type[About], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Everything of a report but its rows; raises ReportError, naming key, value and rule, for other values."""
+    about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows", "loops")}
+    try:
+        kind.model_validate_json(json.dumps(about))
+    except ValidationError as error:
+        message = f"report {path}: {first_error(error)}; give a file of this version's --output"
+        raise ReportError(message) from error
+    return about
 
 
 def read_rows(kind: type[AnyRow], content: Mapping[str, Any], key: str, path: Path) -> list[AnyRow]:

@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.records import Record, first_error
 from vorta_trt.model.router import hard_routes
 from vorta_trt.model.tables import percent, table_lines
 from vorta_trt.model.transformer_flops import other_flops
@@ -25,6 +27,20 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_PANELS = 50  # of the picture: every step of the usual schedule
+
+
+class _RouteTableFile(Record):
+    """What `RouteTable.from_json` reads; the rest of the file follows from it."""
+
+    format: Literal[1]
+    tau: float
+    geometry: dict[str, JsonValue]
+    head_dim: int
+    text_length: int | None
+    timesteps: tuple[float, ...]
+    routes: list[list[list[Annotated[int, Field(ge=-128, le=127)]]]]
+    scores: list[float]
+    other_flops_per_step: dict[str, int] | None = None  # absent from tables of older versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,21 +201,22 @@ class RouteTable:
     @classmethod
     def from_json(cls, text: str) -> RouteTable:
         """Inverse of `to_json`, scores to 6 decimals."""
-        content = json.loads(text)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"route table of format {found!r}: must be {FORMAT}; write it with RouteTable.to_json")
-        routes = torch.tensor(content["routes"], dtype=torch.int8)  # [P, L, N]
-        return cls(
-            tuple(content["timesteps"]),
-            routes,
-            torch.tensor(content["scores"], dtype=torch.float32).view(*routes.shape, len(Branch)),
-            content["tau"],
-            AttentionGeometry.from_dict(content["geometry"]),
-            content["head_dim"],
-            content["text_length"],
-            content.get("other_flops_per_step"),  # absent from tables of older versions
-        )
+        try:
+            content = _RouteTableFile.model_validate_json(text)
+            routes = torch.tensor(content.routes, dtype=torch.int8)  # [P, L, N]
+            return cls(
+                content.timesteps,
+                routes,
+                torch.tensor(content.scores, dtype=torch.float32).view(*routes.shape, len(Branch)),
+                content.tau,
+                AttentionGeometry.from_dict(content.geometry),
+                content.head_dim,
+                content.text_length,
+                content.other_flops_per_step,
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            found = first_error(error) if isinstance(error, ValidationError) else error
+            raise ValueError(f"route table: {found}; write it with RouteTable.to_json") from error
 
     def summary(self) -> str:
         """A few lines of text: shares and attention FLOPs saved, per step and in total; end-to-end FLOPs."""

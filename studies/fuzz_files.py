@@ -496,6 +496,7 @@ def _in_child(folder: Path, command: str) -> tuple[int | None, str]:
     child = os.fork()
     if child == 0:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(folder)
         stream = os.open(said, os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -577,8 +578,12 @@ def main() -> None:
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
             raise SystemExit("the small model could not be made")
     outcomes: list[Outcome] = []
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))  # ends after the case, with a result
     chosen = cases(arguments.first, arguments.count, arguments.only, arguments.quick)
     for number, pattern, commands in chosen:
+        if stop:
+            break
         folder = subject.parent / f"case {os.getpid()}"
         outcome = run_case(subject, folder, number, arguments.seed, pattern, commands)
         outcomes.append(outcome)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.benchmarks.report import read_content, read_rows
+from vorta_trt.benchmarks.report import About, read_about, read_content, read_rows
 from vorta_trt.benchmarks.step.cases import DENSE
 
 SCHEMA = 1
@@ -72,6 +72,22 @@ class LoopRow:
     note: str = ""
 
 
+class StepAbout(About):
+    """What tables and pictures show of the case as well.
+
+    Attributes:
+        case: Model and video.
+        layers: How many.
+        heads: How many.
+        weights: What they are.
+    """
+
+    case: str
+    layers: int
+    heads: int
+    weights: str
+
+
 @dataclass(frozen=True)
 class StepReport:
     """`about`: environment, case, options; rows in the order in which they were measured."""
@@ -104,5 +120,4 @@ class StepReport:
         """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
         rows, loops = read_rows(StepRow, content, "rows", path), read_rows(LoopRow, content, "loops", path)
-        about = {key: value for key, value in content.items() if key not in ("schema", "question", "rows", "loops")}
-        return cls(about, rows, loops)
+        return cls(read_about(StepAbout, content, path), rows, loops)

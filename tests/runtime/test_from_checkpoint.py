@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.model.write_errors import WriteError
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, from_checkpoint
 from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
 
@@ -133,6 +135,44 @@ def test_the_destination_is_checked_before_the_slow_part(
     (tmp_path / "x.bundle").mkdir()
     with pytest.raises(WriteError, match="exists and is not a bundle"):
         build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": (3, 2, 1)}, "batch .3, 2, 1.: must be 1 <= min <= opt <= max"),
+        ({"optimization_level": 9}, "optimization_level 9: must be 0"),
+        ({"workspace_gib": float("nan")}, "workspace_gib nan: must be positive"),
+        ({"compute_capabilities": ["5.0"]}, "5.0"),
+        ({"version_compatible": True}, "version_compatible: TensorRT-RTX has no such option"),
+        ({"route_override": "absent.json"}, "calibrated routes absent.json: no such file"),
+    ],
+)
+def test_options_are_checked_before_the_export(
+    wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("vorta_trt.export.export_onnx", lambda *a, **k: pytest.fail("it was exported"))
+    routes = options.pop("route_override", None)
+    source = Source(wan.checkpoint, wan.router, route_override=None if routes is None else Path(routes))
+    with pytest.raises((ValueError, RuntimeError, OSError), match=message):
+        build_checkpoint(source, tmp_path / "x.bundle", silent, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plugin_and_space_are_checked_before_the_export(
+    wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vorta_trt.export.export_onnx", lambda *a, **k: pytest.fail("it was exported"))
+    source = Source(wan.checkpoint, wan.router)
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+        with pytest.raises(WriteError, match="needs .* GB, the disk has 0.0 GB free"):
+            build_checkpoint(source, tmp_path / "x.bundle", silent)
+    monkeypatch.setattr(from_checkpoint, "load_plugin", lambda flavour: (_ for _ in ()).throw(VortaError("no plugin")))
+    with pytest.raises(VortaError, match="no plugin"):
+        build_checkpoint(source, tmp_path / "x.bundle", silent)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_build_leaves_nothing(wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
