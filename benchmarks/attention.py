@@ -37,7 +37,10 @@ class NoGpuError(VortaError):
 
 
 class Progress(Protocol):
-    def __call__(self, what: str, done: int = 0, total: int = 0) -> None: ...
+    """Called with what is done, and how much of how much."""
+
+    def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Reports."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Options:
         self.cases()
 
     def cases(self) -> list[Case]:
+        """The cases of these options."""
         return select_cases(
             self.geometries,
             self.heads,

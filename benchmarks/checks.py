@@ -93,7 +93,7 @@ def by_torch(case: Case, one: Inputs, branch: str) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """torch's attention: [q, D], [k, D], [k, D] -> [q, D]."""
+    """Attention by torch: [q, D], [k, D], [k, D] -> [q, D]."""
     output: Tensor = functional.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])
     return output[0, 0]
 

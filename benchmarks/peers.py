@@ -20,7 +20,7 @@ from vorta_trt.benchmarks.peer import Peer, Prepare, Prepared
 
 
 def sdpa(backend: SDPBackend) -> Prepare:
-    """torch's scaled_dot_product_attention on every valid token, through one backend."""
+    """Runs torch's scaled_dot_product_attention on every valid token, through one backend."""
 
     def prepare(case: Case, inputs: Inputs) -> Prepared:
         tensors = inputs.heads_first(case.valid)  # [1, N, S+V, D]

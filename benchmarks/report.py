@@ -30,16 +30,27 @@ class ReportError(VortaError, ValueError):
 class Row:
     """One implementation on one branch of one case.
 
-    state: "ok"; "wrong": it does not compute what the reference does, so it was not timed; "failed": ours raised an
-        error; "unavailable": a peer cannot run this here. `note` has the reason.
-    milliseconds: median, with `minimum` and `p90` over `runs` runs.
-    useful_tflops: 2 products x 2 x D x the pairs that the branch needs; `ceiling_share` of the matrix product's.
-    relative_error: of the checked head against float32; `error_bound` is what it may be; `torch_error` is that of
-        torch's attention in the same type on the same pairs.
-    times_own_dense, times_cudnn: how many times faster than our own dense branch and cuDNN's on the same case.
-    parts: for mixed routes, milliseconds of the sum of the parts and how many times longer the mixed call takes.
-        "prorated" takes each branch's share of the call in which all heads take it, "separate" a call for each branch's
-        heads alone.
+    The case's own facts (geometry, tokens, heads, types) stand first, under their names.
+
+    Attributes:
+        branch: The branch that all heads take, or the mix.
+        implementation: Ours or a peer.
+        state: "ok"; "wrong" where it does not compute what the reference does, so it was not timed; "failed" where ours
+            raised an error; "unavailable" where a peer cannot run this here.
+        note: The reason of a state that is not "ok".
+        milliseconds: Median over `runs` runs.
+        minimum: Milliseconds of the fastest run.
+        p90: Milliseconds that 90 % of the runs do not exceed.
+        useful_tflops: 2 products x 2 x D x the pairs that the branch needs, over the median.
+        ceiling_share: `useful_tflops` over those of a plain matrix product.
+        relative_error: Error of the checked head against float32.
+        torch_error: Error of torch's attention in the same type on the same pairs.
+        error_bound: What `relative_error` may be.
+        times_own_dense: How many times faster than our own dense branch on the same case.
+        times_cudnn: How many times faster than cuDNN's.
+        parts: For mixed routes, milliseconds of the sum of the parts and how many times longer the mixed call takes.
+            "prorated" takes each branch's share of the call in which all heads take it, "separate" a call for each
+            branch's heads alone.
     """
 
     case: str
@@ -74,6 +85,7 @@ class Row:
 
     @property
     def ours(self) -> bool:
+        """Whether the row is ours and no peer's."""
         return self.implementation.startswith(OURS)
 
 
@@ -97,12 +109,13 @@ class Report:
         return grouped
 
     def to_json(self) -> str:
+        """Gives the content of a report's file."""
         content = {"schema": SCHEMA, "question": QUESTION, **self.about, "rows": [asdict(row) for row in self.rows]}
         return json.dumps(content, indent=1)
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
+        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
         rows = read_rows(Row, content, "rows", path)
         return cls(read_about(About, content, path), rows)

@@ -37,12 +37,12 @@ class BlockLists:
 
 
 def token_order(geometry: AttentionGeometry) -> Tensor:
-    """Token id at each position: video in tile order, then text. [S+T]"""
+    """Token id at each position, [S+T]: video in tile order, then text."""
     return torch.cat([tile_order(geometry), torch.arange(geometry.video_tokens, geometry.tokens)])
 
 
 def token_classes(geometry: AttentionGeometry, text_length: int) -> Tensor:
-    """Class at each position of the tile order: its tile, then M for valid text, M + 1 for padding. [S+T]"""
+    """Class at each position of the tile order, [S+T]: its tile, then M for valid text, M + 1 for padding."""
     tiles = geometry.video_tokens // geometry.tile_tokens
     positions = torch.arange(geometry.tokens)
     padding = (positions >= geometry.video_tokens + text_length).long()
@@ -73,7 +73,7 @@ def block_lists(geometry: AttentionGeometry, text_length: int, block: int = 128)
 
 
 def _by_block(flags: Tensor, block: int, whole: bool) -> Tensor:
-    """any (or all, if `whole`) over blocks of the last axis: [*, positions] -> [*, R]."""
+    """Any (or all, if `whole`) over blocks of the last axis: [*, positions] -> [*, R]."""
     missing = -flags.shape[-1] % block
     blocks = functional.pad(flags, (0, missing)).unflatten(-1, (-1, block))  # [*, R, b]
     merged: Tensor = blocks.all(-1) if whole else blocks.any(-1)
@@ -81,7 +81,7 @@ def _by_block(flags: Tensor, block: int, whole: bool) -> Tensor:
 
 
 def _lists(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [R, R] -> counts [R] and the indices of the set ones, ascending, [R, widest]."""
+    """From bool [R, R] -> counts [R] and the indices of the set ones, ascending, [R, widest]."""
     counts = flags.sum(1)  # [R]
     order = flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)  # [R, R]
     order = order[:, : max(1, int(counts.max()))]  # [R, widest]

@@ -49,7 +49,10 @@ class Timer:
     """Times runs on the current CUDA device.
 
     Args:
-        seconds: of GPU time that one measurement may take; decides the number of runs between `fewest` and `most`.
+        seconds: GPU time that one measurement may take; it decides the number of runs.
+        fewest: Runs at least.
+        most: Runs at most.
+        warm_up: Runs before, which are not timed.
     """
 
     def __init__(self, seconds: float = 0.5, fewest: int = 5, most: int = 30, warm_up: int = 2) -> None:
@@ -100,6 +103,7 @@ class GraphReplay:
             self._output = run()
 
     def __call__(self) -> Tensor:
+        """Replays; the output of the call before is overwritten."""
         self._graph.replay()
         return self._output
 

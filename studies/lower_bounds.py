@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def lower_ends() -> dict[str, str]:
-    """name -> lowest version that pyproject.toml admits, without what only builders and plots need."""
+    """Lowest version by name, as pyproject.toml admits, without what only builders and plots need."""
     tomllib = importlib.import_module("tomllib")  # of Python 3.11 and newer
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ends = {}

@@ -27,11 +27,14 @@ MIXES = ("30/70", "50/50", "70/30")  # coreset / sliding, in percent of the head
 class StepCase:
     """One model at one video size, batch 1.
 
-    Args:
-        name: of the model. family: "wan" or "hunyuan_video". video: frames, height, width in pixels.
-        config: of the diffusers transformer, where it differs from the defaults: those are Wan 14B's, HunyuanVideo's.
-        passes: of the transformer in a step of ordinary sampling: 2 with classifier-free guidance, 1 where guidance is
-            an input of the model. shift: of the schedule.
+    Attributes:
+        name: Name of the model.
+        family: "wan" or "hunyuan_video".
+        config: The diffusers transformer's, where it differs from the defaults: those are Wan 14B's, HunyuanVideo's.
+        video: Frames, height and width in pixels.
+        passes: Passes of the transformer in a step of ordinary sampling: 2 with classifier-free guidance, 1 where
+            guidance is an input of the model.
+        shift: Shift of the schedule.
     """
 
     name: str
@@ -43,6 +46,7 @@ class StepCase:
 
     @cached_property
     def geometry(self) -> AttentionGeometry:
+        """The geometry that the family has at this video size."""
         return AttentionGeometry.for_video(*self.video, self.family)
 
     def with_layers(self, layers: int) -> StepCase:
@@ -55,7 +59,7 @@ class StepCase:
         return replace(self, config={**self.config, "num_layers": dual, "num_single_layers": layers - dual})
 
     def flops(self, config: Mapping[str, Any], routes: Tensor) -> float:
-        """Of one pass with these routes, int32 [L, N]; `config` is the whole one, with the defaults."""
+        """Counts FLOPs of one pass with these routes, int32 [L, N]; `config` is the whole one, with the defaults."""
         other = other_flops(self.family, config, self.geometry, has_router=True)
         head_dim = int(config["attention_head_dim"])
         attention = sum(
@@ -64,6 +68,7 @@ class StepCase:
         return float(sum(other.values()) + attention)
 
     def layers_and_heads(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Counts routed layers and heads; `config` is the whole one, with the defaults."""
         return sum(get_family(self.family).stacks(config).values()), int(config["num_attention_heads"])
 
     def __str__(self) -> str:
@@ -99,7 +104,12 @@ def mixed_routes(mix: str, layers: int, heads: int, seed: int = 0) -> Tensor:
 
     Args:
         mix: "dense", or the shares of coreset and sliding among the other heads in percent, "30/70".
-    Raises: ValueError.
+        layers: L.
+        heads: N.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: `mix` is neither.
     """
     total = layers * heads
     if mix == DENSE:

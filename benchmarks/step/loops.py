@@ -43,6 +43,7 @@ class Loop:
 
     @property
     def whole(self) -> bool:
+        """Whether every step of the schedule is run."""
         return self.count >= len(self.plan.timesteps)
 
 

@@ -38,7 +38,10 @@ class Subject:
     """A case's models on a device.
 
     Attributes:
-        routed: ours. dense: diffusers' own, with the same parameters. inputs: of ours, by name, batch 1.
+        case: What it is a model of.
+        routed: Our transformer.
+        dense: diffusers' own, with the same parameters.
+        inputs: Inputs of ours, by name, batch 1.
     """
 
     case: StepCase
@@ -110,6 +113,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.routed.proj_out.weight.device  # type: ignore[no-any-return]
 
     def _dense_blocks(self) -> list[nn.Module]:

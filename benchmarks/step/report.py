@@ -20,14 +20,26 @@ QUESTION = "step"
 class StepRow:
     """One implementation, eager, compiled or as an engine, with one set of routes.
 
-    state: "ok"; "wrong": its sample differs from the reference's, and its times count for nothing; "failed",
-        "unavailable": `note` has the reason.
-    cold, median, minimum: seconds of one pass, see `StepTiming`. tflops: FLOPs of the pass over the median.
-    difference: of the sample, relative, to the first one with the same routes: dense to the first peer's, routed to the
-        first mode's. The first routed one has nothing to be compared with.
-    times_dense: how many times faster than torch with cuDNN attention in the same mode; engines: in the last mode.
-    times_own_dense: how many times faster than the same implementation in the same mode with every head full: what
-        routing alone gains. The row "dense, our kernels" has 1; its `times_dense` is what the kernels alone gain.
+    Attributes:
+        implementation: Ours, a peer or an engine.
+        mode: "eager", "compiled" or "engine".
+        routes: "dense" or the mix of coreset and sliding heads.
+        state: "ok"; "wrong" where the sample differs from the reference's, so that the times count for nothing;
+            "failed" or "unavailable", with the reason in `note`.
+        note: The reason of a state that is not "ok".
+        cold: Seconds of the first pass.
+        median: Seconds of a pass, see `StepTiming`.
+        minimum: Seconds of the fastest pass.
+        runs: Timed passes.
+        peak_memory_gib: Peak of torch's allocated GPU memory.
+        kernel_shares: Share of the GPU's time by kind of kernel.
+        flops: FLOPs of a pass.
+        tflops: `flops` over the median, in TFLOP/s.
+        difference: Relative L2 distance to the first sample with the same routes: dense rows compare with the first
+            peer, routed rows with the same mix in the first mode, which itself has nothing to be compared with.
+        times_dense: How many times faster than torch with cuDNN attention in the same mode; engines: in the last mode.
+        times_own_dense: How many times faster than the same implementation in the same mode with every head full: what
+            routing alone gains. The row "dense, our kernels" has 1; its `times_dense` is what the kernels alone gain.
     """
 
     implementation: str
@@ -52,9 +64,20 @@ class StepRow:
 class LoopRow:
     """A sampling loop: scheduler, step plan and transformer together.
 
-    steps, computed: of the whole schedule. passes: of the transformer in a computed step. measured: how many steps were
-        run, and `measured_computed` of them computed. computed_seconds, reused_seconds: of one step of either kind,
-        medians. seconds: of the whole schedule, measured if all of it was run, otherwise extrapolated from these.
+    Attributes:
+        name: What the loop samples.
+        routes: The mix of coreset and sliding heads.
+        steps: Steps of the whole schedule.
+        computed: Steps of the schedule that are computed; a cache answers the others.
+        passes: Passes of the transformer in a computed step.
+        measured: Steps that were run.
+        measured_computed: Computed ones among them.
+        computed_seconds: Median seconds of a computed step.
+        reused_seconds: Median seconds of a step that the cache answers.
+        seconds: Seconds of the whole schedule, measured if all of it was run, otherwise extrapolated.
+        extrapolated: Whether they are extrapolated.
+        times_dense: How many times faster than the dense schedule.
+        note: What the loop was compared with.
     """
 
     name: str
@@ -102,10 +125,12 @@ class StepReport:
         return all(row.state in ("ok", "unavailable") for row in self.rows)
 
     def row(self, implementation: str, mode: str, routes: str = DENSE) -> StepRow | None:
+        """Finds a row, or gives None."""
         wanted = (implementation, mode, routes)
         return next((row for row in self.rows if (row.implementation, row.mode, row.routes) == wanted), None)
 
     def to_json(self) -> str:
+        """Gives the content of a report's file."""
         content = {
             "schema": SCHEMA,
             "question": QUESTION,
@@ -117,7 +142,7 @@ class StepReport:
 
     @classmethod
     def read(cls, path: Path) -> StepReport:
-        """Inverse of `to_json`; raises OSError, or ReportError for anything that is no such report."""
+        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
         content = read_content(path, SCHEMA, QUESTION)
         rows, loops = read_rows(StepRow, content, "rows", path), read_rows(LoopRow, content, "loops", path)
         return cls(read_about(StepAbout, content, path), rows, loops)

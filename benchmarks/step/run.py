@@ -48,12 +48,21 @@ DIFFERENCE_BOUND = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Of a run.
+    """What a run measures.
 
-    Args:
-        model: a name of `cases.CASES`. layers: fewer than it has. mixes: see `mixed_routes`. modes: of `MODES`.
-        peers: of `PEERS`. steps: timed passes of each row. loops: sampling loops as well.
-        precisions: of our attention, "same" and "fp8". bundle: an engine of the same model, measured as well.
+    Attributes:
+        model: Name of one of `cases.CASES`.
+        layers: Fewer layers than the model has; None for all.
+        mixes: Shares of the branches, see `mixed_routes`; our own dense row is always measured.
+        modes: Some of `MODES`.
+        peers: Some of `PEERS`.
+        precisions: Attention precisions of ours, "same" and "fp8".
+        steps: Timed passes of each row.
+        loops: Whether sampling loops are measured, too.
+        dtype: Precision of the weights.
+        device: Where the model runs.
+        seed: Seed of weights, inputs and routes.
+        bundle: An engine of the same model, measured as well.
     """
 
     model: str = "wan-14b"
@@ -92,11 +101,12 @@ class StepOptions:
 
 
 def run(options: StepOptions, progress: Progress) -> StepReport:
-    """Measures one model on a device. Raises what making the model raises."""
+    """Measures one model on a device; raises what making the model raises."""
     return run_case(select_case(options.model, options.layers), options, progress)
 
 
 def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepReport:
+    """Measures a case on a device; `run` for a case of one's own."""
     start = time.perf_counter()
     progress(f"{case}: making the model")
     subject = Subject.make(case, options.device, torch_dtype(options.dtype), options.seed)
@@ -229,8 +239,10 @@ class _Bench:
     # -- loops ---------------------------------------------------------------------------------------------------------
 
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
-        """Of the last mode and the middle routed mix, unless its row failed: as it is, with TeaCache on top, and of few
-        distilled steps."""
+        """Runs the sampling loops, in the last mode with the middle routed mix; none if that mix's row failed.
+
+        The loops: as it is, with TeaCache on top, and of few distilled steps.
+        """
         mode, mixes = self.options.modes[-1], [mix for mix in self.options.mixes if mix != DENSE] or [DENSE]
         mix = mixes[len(mixes) // 2]
         states = {row.state for row in rows if (row.implementation, row.mode, row.routes) == (OURS, mode, mix)}
@@ -269,8 +281,11 @@ class _Bench:
         return plan_steps(self._timesteps(steps), path=path, cache=cache)
 
     def _tea_plan(self) -> tuple[StepPlan, str]:
-        """Which steps TeaCache skips is a matter of trained weights, which are not here. What is taken is the share
-        that its authors report, through the bare distance of the random embeddings and a threshold that gives it."""
+        """Plans TeaCache's steps and says how they were chosen.
+
+        Which steps it skips is a matter of trained weights, which are not here. The share that its authors report is
+        taken instead, through the bare distance of the random embeddings and a threshold that gives it.
+        """
         path = TimestepPath.from_model(self.subject.routed)
         distances = TeaCache(0.0, IDENTITY).distances(self._timesteps(STEPS), path)
         low, high = 0.0, sum(distances)
