@@ -29,7 +29,9 @@ def trace(skeleton: RoutedTransformer, opset: int, stage: Callable[[str], None])
     over the graph can take a placeholder for a constant.
 
     Args:
-        stage: called with "trace" and "translate" as the work gets there.
+        skeleton: The model with placeholders for its weights.
+        opset: The version of ONNX's own operators.
+        stage: Called with "trace" and "translate" as the work gets there.
     """
     inputs = skeleton.inputs(_EXAMPLE_BATCH)
     batch = torch.export.Dim(BATCH)

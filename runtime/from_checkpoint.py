@@ -91,7 +91,6 @@ class Source:
 
     def model(self, *, materialize: bool = False) -> RoutedTransformer:
         """The routed transformer; unless `materialize`, its weights are left on disk."""
-
         from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
 
         if self.precision not in PRECISIONS:
@@ -152,7 +151,14 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     """Exports into a temporary folder beside the bundle, and builds the engine from there.
 
     Args:
-        options: of `build_engine`.
+        source: The checkpoint, and what is made of it.
+        bundle: The folder to write.
+        report: Is told how far the work is.
+        tensorrt: The flavour, as for `build_engine`.
+        options: Further options of `build_engine`.
+
+    Raises:
+        ValueError: A precision or an option that the flavour does not take; said before the export.
     """
     from vorta_trt.export import export_onnx
 
