@@ -16,7 +16,7 @@ from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, ty
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
-from vorta_trt.plugins.host_memory import is_out_of_memory
+from vorta_trt.plugins.host_memory import NotMappable, is_not_mappable, is_out_of_memory
 
 # transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a
 # module meanwhile, in another thread, gets parameters without memory. Loading and making modules take turns.
@@ -173,6 +173,11 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
     except Exception as error:  # of code that is not ours, on files that are not ours either
         if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
             raise
+        if is_not_mappable(error):
+            raise NotMappable(
+                f"checkpoint {folder.parent}: the file system of {folder.name}/ does not map files into memory; copy "
+                f"it to a local disk"
+            ) from error
         reason = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
             f"checkpoint {folder.parent}: {kind.__name__} cannot be loaded from {folder.name}/ "

@@ -27,16 +27,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(said in str(error).lower() for said in _SAID)
 
 
+class NotMappable(VortaError):
+    """A file lies on a file system that does not map files into memory."""
+
+
+def is_not_mappable(error: BaseException) -> bool:
+    """Whether an error says that the file system does not map files."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENODEV
+    return f"os error {errno.ENODEV})" in str(error)  # of safetensors, which is written in Rust
+
+
 @contextmanager
 def mapping(file: Path) -> Iterator[None]:
     """Goes around what maps or reads a file as a whole.
 
     Raises:
         HostOutOfMemory: The file does not fit into memory; the message has its size and what there is.
+        NotMappable: The file system does not map files.
     """
     try:
         yield
     except Exception as error:
+        if is_not_mappable(error):
+            raise NotMappable(
+                f"{file}: its file system does not map files into memory, as some network and FUSE mounts do not; copy "
+                f"it to a local disk"
+            ) from error
         if isinstance(error, VortaError) or not is_out_of_memory(error):
             raise
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper
 
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.host_memory import HostOutOfMemory, is_out_of_memory, mapping
+from vorta_trt.plugins.host_memory import HostOutOfMemory, NotMappable, is_out_of_memory, mapping
 
 GIB = 1 << 30
 
@@ -134,6 +134,16 @@ def test_what_says_that_memory_is_used_up(tmp_path: Path, error: Exception, answ
     with pytest.raises(HostOutOfMemory if answer else type(error)) as caught, mapping(file):
         raise error
     assert isinstance(caught.value, VortaError) is answer
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENODEV, "No such device"), ValueError("Error: No such device (os error 19)")]
+)
+def test_a_file_system_that_does_not_map(tmp_path: Path, error: Exception) -> None:
+    """As FUSE mounts with direct_io and some network ones; the words are those of NumPy and safetensors."""
+    with pytest.raises(NotMappable, match=f"{tmp_path / 'file'}: its file system does not map .* local disk"):
+        with mapping(tmp_path / "file"):
+            raise error
 
 
 def test_tensors_that_do_not_fit() -> None:
