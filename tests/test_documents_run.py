@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """README and guides are followed, in their order: every command and every Python example runs on a CPU.
 
-The names that they use lead to small models: `demo/` is what `make demo` makes, a checkpoint is the tiny Wan. Real
-sizes become the small model's, long runs short ones, and what needs a GPU runs in ONNX Runtime; see `on_a_cpu`.
+The names that they use lead to the tiny Wan, `demo/` as well. Real sizes become its size, long runs short ones, and
+what needs a GPU runs in ONNX Runtime; see `on_a_cpu`. tests/runtime/test_demo.py compares README's sizes with them.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
-from vorta_trt.runtime import demo
+from vorta_trt.runtime.video_file import write_frames
 
-from .kept import Kept
 from .test_documentation import ROOT, blocks, commands
-from .tiny import FRAMES, HEIGHT, WIDTH, Tiny
+from .tiny import CHANNELS, FRAMES, HEIGHT, TEXT_DIM, WIDTH, Tiny
 
 pytest.importorskip("av")
 pytest.importorskip("matplotlib")
 
 SIZE = f"{FRAMES}x{HEIGHT}x{WIDTH}"
 CHECKPOINTS = ("Wan2.1-T2V-14B-Diffusers", "Wan2.1-T2V-1.3B-Diffusers", "CHECKPOINT", "checkpoint")
+# Sizes of the demo in Python examples, and the tiny Wan's.
+DEMO_LATENTS = "torch.randn(1, 16, 12, 12, 12), torch.randn(1, 512, 64)"
+SMALLER = {
+    r"num_frames=45, height=96, width=96": f"num_frames={FRAMES}, height={HEIGHT}, width={WIDTH}",
+    re.escape(DEMO_LATENTS): f"torch.randn(1, {CHANNELS}, 3, 8, 12), torch.randn(1, 512, {TEXT_DIM})",
+    r"num_inference_steps=\d+": "num_inference_steps=2",
+}
 QUICK = {
     "generate": "--steps 2",
     "compare": "--steps 2 --no-lpips",
@@ -39,18 +47,27 @@ DOCUMENTS = ("README.md", "docs/generate.md", "docs/calibration.md", "docs/train
 
 
 @pytest.fixture
-def workspace(tiny_wan: Tiny, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with everything that the documents name."""
-    rooms = kept.folder("plugins", "model", "export", "engines", "runtime")
-    made = kept.make(rooms / "demo", lambda path: demo.run_demo(path, lambda *what: None, "wan"))
     monkeypatch.chdir(tmp_path)
-    links = {"demo": made, "ROUTER": tiny_wan.router, "wan.onnx": tiny_wan.onnx, "wan.bundle": tiny_wan.bundle}
-    for name, target in {**links, **dict.fromkeys(CHECKPOINTS, tiny_wan.checkpoint)}.items():
+    Path("demo").mkdir()
+    links = {
+        "ROUTER": tiny_wan.router,
+        "wan.onnx": tiny_wan.onnx,
+        "wan.bundle": tiny_wan.bundle,
+        "demo/checkpoint": tiny_wan.checkpoint,
+        "demo/router": tiny_wan.router,
+        "demo/wan-fp32.onnx": tiny_wan.onnx,
+        "demo/wan.bundle": tiny_wan.bundle,
+        **dict.fromkeys(CHECKPOINTS, tiny_wan.checkpoint),
+    }
+    for name, target in links.items():
         Path(name).symlink_to(target)
     Path("prompts.txt").write_text("a red wall\na blue wall\n", encoding="utf-8")
     Path("VIDEOS").mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     for name in ("dense.mp4", "routed.mp4", "VIDEOS/cat.mp4", "VIDEOS/dog.mp4"):
-        shutil.copy(made / "video.mp4", name)
+        write_frames(Path(name), frames, 16)
     for name in ("cat", "dog"):
         Path(f"VIDEOS/{name}.txt").write_text(f"a {name}\n", encoding="utf-8")
     return tmp_path
@@ -61,7 +78,7 @@ def on_a_cpu(arguments: list[str]) -> list[str]:
     name = arguments[1] if arguments[:2] == ["train-router", "prepare"] else arguments[0]
     changed = [SIZE if before == "--size" else text for before, text in zip(["", *arguments], arguments, strict=False)]
     extra = shlex.split(QUICK.get(name, ""))
-    if {"--steps", "--timesteps", "--sigmas"} & {*arguments} and "--steps" in extra[:1]:
+    if "--timesteps" in arguments and "--steps" in extra[:1]:
         extra = extra[2:]
     if name == "train-router" and "--resume" in arguments:
         extra[-1] = "2"
@@ -75,8 +92,12 @@ def on_a_cpu(arguments: list[str]) -> list[str]:
 
 
 def test_quick_options() -> None:
+    examples = "".join(script for document in DOCUMENTS for script in blocks(ROOT / document, "python"))
+    assert all(re.search(real, examples) for real in SMALLER), "a size that no example has any more"
     assert on_a_cpu(["build", "C", "--size", "77x720x1280", "-o", "b"]) == ["build", "C", "--size", SIZE, "-o", "b"]
-    assert on_a_cpu(["generate", "wan.bundle", "--steps", "6"]) == ["generate", "wan.onnx", "--steps", "6"]
+    assert on_a_cpu(["generate", "wan.bundle", "--steps", "6"])[1:] == [
+        *("wan.onnx", "--steps", "6", "--steps", "2"),  # the last one counts
+    ]
     assert on_a_cpu(["generate", "wan.bundle", "--dry-run"])[1] == "wan.bundle"
     assert on_a_cpu(["train-router", "C", "--resume"])[-2:] == ["--steps", "2"]
 
@@ -106,4 +127,6 @@ def test_following(document: str, workspace: Path) -> None:
         if arguments[0] not in NEEDS_A_GPU and "--fsdp" not in arguments:
             run(on_a_cpu(arguments))
     for number, script in enumerate(blocks(ROOT / document, "python")):
+        for real, small in SMALLER.items():
+            script = re.sub(real, small, script)
         exec(compile(script, f"{document}, example {number}", "exec"), {"__name__": "example"})

@@ -17,6 +17,8 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import demo
 from vorta_trt.runtime.frames import read_frames
 
+from ..test_documents_run import DEMO_LATENTS
+
 
 def silent(what: str, done: int, total: int) -> None:
     pass
@@ -45,6 +47,10 @@ def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPa
     assert min(table.shares().values()) > 0  # all branches occur
     assert bundle.manifest.family == family == report.family
     assert bundle.manifest.inputs[0].profile is not None
+    if family == "wan":  # as README's example has it
+        shapes = {spec.name: ", ".join(map(str, [1, *spec.shape[1:]])) for spec in bundle.manifest.inputs}
+        wanted = [f"torch.randn({shapes[name]})" for name in ("hidden_states", "encoder_hidden_states")]
+        assert ", ".join(wanted) == DEMO_LATENTS
     (video,) = (Path(path) for what, path in report.files.items() if what == "video")
     frames = np.stack(list(read_frames(video)))
     assert frames.shape == (demo.SIZE.frames, demo.SIZE.height, demo.SIZE.width, 3)
