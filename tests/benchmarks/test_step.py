@@ -91,7 +91,8 @@ def test_loops_are_counted_from_measured_steps(report: StepReport) -> None:
     assert (distilled.steps, distilled.passes, distilled.extrapolated) == (6, 1, False)
     dense = report.row(TORCH, EAGER)
     assert dense is not None and dense.median is not None
-    assert plain.times_dense == pytest.approx(50 * passes * dense.median / plain.seconds, rel=1e-2)
+    # It is rounded to two decimals, which is more than 1 % of a small number.
+    assert plain.times_dense == pytest.approx(50 * passes * dense.median / plain.seconds, rel=1e-2, abs=6e-3)
 
 
 def test_report_comes_back_from_its_file_and_is_shown(report: StepReport, tmp_path: Path) -> None:
