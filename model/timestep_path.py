@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.configs import typed_config
 from vorta_trt.model.constants import DEFAULT_TAU
 from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -113,6 +114,7 @@ class TimestepPath:
         """
         kind = routed_class(family)
         names = set(names)
+        typed_config(get_family(family).diffusers_transformer(), config, Path(source))
         diffusers_model: Any = kind.empty_diffusers_model(config)
         diffusers_model.proj_out.to(dtype)  # where a routed model reads its dtype; the weights below keep their own
         for name, parameter in list(diffusers_model.named_parameters()):

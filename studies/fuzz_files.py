@@ -377,7 +377,7 @@ def _seal(manifest: Path) -> bool:
         plain = {k: v for k, v in document.items() if not (k == "attention_precision" and v == "same")}
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         manifest.write_text(json.dumps({**document, "digest": hashlib.sha256(text.encode()).hexdigest()}))
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return False
     return True
 

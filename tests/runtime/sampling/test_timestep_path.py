@@ -212,3 +212,11 @@ def test_files_that_hold_no_path(wan: Any, fp32: Path, tmp_path: Path) -> None:
         TimestepPath.load(
             tmp_path / "x.safetensors", family="wan", config={}, geometry=wan.geometry, dtype=torch.float32
         )
+    weights = {"condition_embedder.time_embedder.linear_1.weight": torch.zeros(1)}
+    with pytest.raises(
+        ValueError, match=r"x.safetensors: out_channels '16' is nothing that WanTransformer3DModel takes"
+    ):
+        TimestepPath.from_weights(
+            weights, weights.__getitem__, family="wan", config={"out_channels": "16"}, geometry=wan.geometry,
+            dtype=torch.float32, source="x.safetensors",
+        )  # fmt: skip
