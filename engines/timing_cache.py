@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines.flavours import Flavour
-from vorta_trt.model.files import new_file
+from vorta_trt.model.files import make_way, new_file
 
 logger = logging.getLogger(__name__)
 
@@ -42,5 +42,6 @@ class TimingCache:
 
     def save(self) -> None:
         """Replaces the file in one step, so that builds that run side by side never read half of it."""
+        make_way(self.path)
         with new_file(self.path) as unfinished:
             unfinished.write_bytes(memoryview(self._cache.serialize()))
