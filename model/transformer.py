@@ -111,15 +111,15 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.num_heads = int(self.config["num_attention_heads"])
         self.head_dim = int(self.config["attention_head_dim"])
         self.has_router = router_state is not None
-        self.rope = model.rope
         self.proj_out = model.proj_out
         self._geometry_is_given = geometry is not None
         self._reader: CheckpointReader | None = None
         self._on_disk: frozenset[str] = frozenset()
         if geometry is not None:
             self.check_geometry(geometry)
-            self._prepare_rope(geometry)
         self._take_modules(model, {stack: self._make_routers(router_state, stack) for stack in stacks})
+        if geometry is not None:
+            self._prepare_rope(geometry)
 
     @property
     def attention_precision(self) -> str:

@@ -18,6 +18,7 @@ from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.export import export_onnx
 from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
+from vorta_trt.model.families import get_family
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -85,7 +86,7 @@ class Tiny:
         """diffusers' own, with `transformer` in the place of its transformer."""
         import diffusers
 
-        kind = diffusers.WanPipeline if self.family == "wan" else diffusers.HunyuanVideoPipeline
+        kind = getattr(diffusers, get_family(self.family).pipeline_class)
         pipeline = kind.from_pretrained(self.checkpoint, transformer=None)
         pipeline.transformer = transformer
         pipeline.set_progress_bar_config(disable=True)

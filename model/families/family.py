@@ -89,12 +89,14 @@ class DemoModel:
         sizes: further arguments of the family's random checkpoint.
         checkpoint: the name of a real checkpoint.
         size: of that one's videos, frames x height x width.
+        head_dim: D of the small model, which the family's rotary embedding must be able to divide.
     """
 
     blocks: Mapping[str, int]
     sizes: Mapping[str, int]
     checkpoint: str
     size: str
+    head_dim: int = 64
 
 
 class ModelFamily(abc.ABC):
@@ -218,6 +220,14 @@ class ModelFamily(abc.ABC):
     def text_rows(self, text_tokens: int) -> int:
         """Rows of `encoder_hidden_states` of a model whose self-attention has that many text tokens."""
 
+    def model_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What diffusers' pipeline calls its transformer with, by name, as the routed transformer takes it.
+
+        A family whose pipeline gives what the routed transformer computes itself, such as rotary tables, or gives an
+        input in another shape than `inputs` says, changes it here. Whatever is left and is no input is refused.
+        """
+        return dict(given)
+
     @property
     def joint_attention(self) -> bool:
         """Whether the self-attention is over video and text; then a mask tells text from padding."""
@@ -293,6 +303,14 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         """The inverse, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """The video [B, 3, F, H, W] of what the transformer denoised, in the VAE's type, as diffusers' pipeline does.
+
+        Where the VAE gives more frames, rows or columns than were asked for, the last ones are cut off by the caller.
+        """
+        decoded: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
+        return decoded
 
     @abc.abstractmethod
     def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:

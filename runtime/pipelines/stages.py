@@ -261,7 +261,7 @@ def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, pa
     frames, height, width = planner.size
     steps, scheduler = planned.steps, planned.schedule.instance
     arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
-    arguments.pop("negative_prompt", None)  # it is encoded
+    arguments["negative_prompt"] = None  # it is encoded, and the default of some pipelines is a text
     denoised = []
     with parts.denoising() as (pipeline, transformer):
         pipeline.scheduler = scheduler
@@ -308,11 +308,12 @@ def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.u
     Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits.
     """
     family = get_family(parts.planner.family)
+    frames, height, width = parts.planner.size
     with parts.decoding() as (pipeline, device):
         for number, sample in enumerate(latents):
             parts.on_stage("decoding", number, len(latents))
-            scaled = family.denormalise(pipeline.vae, sample.to(device, pipeline.vae.dtype))
-            decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
+            decoded = family.decode(pipeline.vae, sample.to(device, pipeline.vae.dtype))
+            decoded = decoded[:, :, :frames, :height, :width]
             video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
             if not bool(video.isfinite().all()):
                 raise VortaError(

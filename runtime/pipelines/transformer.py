@@ -82,9 +82,9 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._own: Request | None = None  # that which follows from it
         self._looked_up: tuple[Tensor, int, Tensor] | None = None  # a schedule, its writes, its calibrated routes
         self._context = COND
-        family = get_family(denoiser.family)
-        self._names = [spec.name for spec in family.inputs(denoiser.config)]
-        self._signature = inspect.signature(family.diffusers_transformer().forward)
+        self._family = get_family(denoiser.family)
+        self._names = [spec.name for spec in self._family.inputs(denoiser.config)]
+        self._signature = inspect.signature(self._family.diffusers_transformer().forward)
         if isinstance(denoiser, TorchDenoiser):
             self.model = denoiser.model  # as a submodule, its parameters move with this module
         else:
@@ -151,7 +151,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         timesteps = timesteps if isinstance(timesteps, Tensor) else list(timesteps)
         if self.calibration is not None:
             options.setdefault("calibrated", self.calibration.overrides(timesteps))
-        rounded = get_family(self.denoiser.family).gives_sigmas
+        rounded = self._family.gives_sigmas
         options.setdefault("timestep_dtype", self.dtype if rounded else torch.float32)
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
 
@@ -270,6 +270,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """
         given = dict(self._signature.bind(self, *arguments, **named).arguments)
         given.pop(next(iter(self._signature.parameters)))  # self
+        given = self._family.model_arguments(given)
         return_dict = given.pop("return_dict", True)
         if attention_kwargs := given.pop("attention_kwargs", None):
             raise VortaError(

@@ -10,23 +10,27 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, RouteTable
-from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
-from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.transformer_flops import other_flops
+
+# Family -> sizes of the model and its router, and sizes of the model alone.
+SIZES = {
+    "wan": ({"layers": 2, "heads": 3, "head_dim": 32}, {"ffn_dim": 160, "text_dim": 48}),
+    "hunyuan_video": (
+        {"layers": 2, "single_layers": 3, "heads": 3, "head_dim": 32},
+        {"text_dim": 48, "pooled_dim": 24},
+    ),
+}
 
 
 @pytest.mark.parametrize("has_router", [True, False])
-@pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("family", SIZES)
 def test_equals_what_torch_counts(family: str, has_router: bool, tmp_path: Path) -> None:
     """torch does not know the custom operator, so what it counts is everything but the routed attention."""
     geometry = AttentionGeometry.for_video(29, 96, 128, family)
-    sizes = {"layers": 2, "heads": 3, "head_dim": 32}
-    if family == "wan":
-        make_wan_checkpoint(tmp_path / "model", **sizes, ffn_dim=160, text_dim=48)
-    else:
-        sizes["single_layers"] = 3
-        make_hunyuan_video_checkpoint(tmp_path / "model", text_dim=48, pooled_dim=24, **sizes)
+    sizes, others = SIZES[family]
+    make_checkpoint(tmp_path / "model", family, **sizes, **others)
     router = make_router(tmp_path / "router", geometry, family, **sizes) if has_router else None
     model = RoutedTransformer.from_pretrained(tmp_path / "model", router, geometry=geometry)
     inputs = model.inputs(1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import FLAVOURS
 from vorta_trt.model import RouteTable
+from vorta_trt.model.families import family_names, get_family
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import demo
 from vorta_trt.runtime.frames import read_frames
@@ -24,11 +26,13 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-@pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("family", family_names())
 def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if family == "hunyuan_video":  # one block of each kind, for time; Wan is the demo as it is
-        monkeypatch.setitem(demo.MODEL, "layers", 2)
-        monkeypatch.setattr(demo, "DUAL_STREAM_LAYERS", 1)
+    facts = get_family(family)
+    if len(facts.router_stacks) > 1:  # one block of each kind, for time; the others are the demo as it is
+        fewer = replace(facts.demo, blocks=dict.fromkeys(facts.demo.blocks, 1))
+        monkeypatch.setattr(facts, "demo", fewer, raising=False)
+    real = facts.demo
     folder = tmp_path / "a demo"
     folder.mkdir()
     (folder / demo.MARKER).touch()
@@ -37,7 +41,7 @@ def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPa
     assert report.passed, report.verified
     assert not (folder / "left by an earlier demo").exists()
     assert all(Path(path).exists() for path in report.files.values())
-    assert report.plugin_layers == demo.MODEL["layers"]
+    assert report.plugin_layers == sum(real.blocks.values())
     bundle = Bundle.open(report.files["engine bundle"])
     assert bundle.onnx_path is not None
     table = RouteTable.from_json(Path(report.files["route table"]).read_text())
@@ -56,8 +60,8 @@ def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPa
     assert frames.shape == (demo.SIZE.frames, demo.SIZE.height, demo.SIZE.width, 3)
     assert frames.std() > 0.01
     steps = demo.next_steps(report)
-    assert f"vorta-trt generate {demo.REAL[family].bundle} --prompt" in steps
-    assert f"{demo.REAL[family].checkpoint} --router ROUTER --size {demo.REAL[family].size}" in steps
+    assert f"vorta-trt generate {family.replace('_', '-')}.bundle --prompt" in steps
+    assert f"{real.checkpoint} --router ROUTER --size {real.size}" in steps
     (command,) = (line for line in steps.splitlines() if "vorta-trt verify" in line)
     assert shlex.split(command)[2:] == [
         f"{folder.name}/{family.replace('_', '-')}.bundle",

@@ -41,6 +41,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
     family = "hunyuan_video"
 
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
+        self.rope = model.rope
         self.x_embedder = model.x_embedder
         self.context_embedder = TokenRefiner(model.context_embedder)
         self.time_text_embed = model.time_text_embed

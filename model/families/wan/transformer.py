@@ -97,6 +97,7 @@ class RoutedWanTransformer(RoutedTransformer):
     family = "wan"
 
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
+        self.rope = model.rope
         self.patch_embedding = model.patch_embedding
         self.condition_embedder = model.condition_embedder
         self.blocks = nn.ModuleList(map(RoutedWanBlock, model.blocks, routers["blocks"]))
