@@ -142,10 +142,10 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
 
     geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, family)
     demo = get_family(family).demo
-    heads: dict[str, Any] = {"heads": HEADS, "head_dim": demo.head_dim}
-    make_checkpoint(checkpoint, family, **heads, **demo.blocks, **demo.sizes)
+    sizes: dict[str, Any] = {"heads": HEADS, "head_dim": demo.head_dim, **demo.blocks}
+    make_checkpoint(checkpoint, family, **sizes, **demo.sizes)
     complete_pipeline(checkpoint)
-    make_router(router, geometry, family, **heads, **demo.blocks, video=(SIZE.frames, SIZE.height, SIZE.width))
+    make_router(router, geometry, family, **sizes, video=(SIZE.frames, SIZE.height, SIZE.width))
 
 
 def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
