@@ -54,8 +54,8 @@ def main() -> int:
     for row in rows:
         print(f"{row['pipeline']}: largest difference {row['largest_difference']:.2f} of 255, {row['state']}")
     names = sorted(lowest)
-    versions = {name: importlib.metadata.version(name) for name in names}
-    figures = {"lower": installed(python, names), "pinned": versions, "bound": BOUND, "rows": rows}
+    pinned = installed(Path(sys.executable), names)
+    figures = {"lower": installed(python, names), "pinned": pinned, "bound": BOUND, "rows": rows}
     print(f"written: {write_result(arguments.output, 'lower-bounds', figures)}")
     return int(any(row["state"] != "ok" for row in rows))
 
@@ -91,7 +91,12 @@ def make_environment(folder: Path, lowest: dict[str, str]) -> Path:
 
 
 def installed(python: Path, names: list[str]) -> dict[str, str]:
-    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
+    """Versions by name, of what an environment has."""
+    code = (
+        "import importlib.metadata as m, json; "
+        f"have = {{d.name.lower().replace('_', '-'): d.version for d in m.distributions()}}; "
+        f"print(json.dumps({{name: have[name] for name in {names!r} if name in have}}))"
+    )
     found: dict[str, str] = json.loads(subprocess.run([python, "-c", code], capture_output=True, check=True).stdout)
     return found
 
