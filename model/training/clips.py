@@ -145,6 +145,10 @@ def _caption_of(video: Path, captions: Path | None, texts: dict[str, str]) -> st
     caption = texts[video.name].strip()
     if not caption:
         raise DataError(f"video {video.name}: its caption in {captions} is empty; write what the video shows")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # half of a pair of escapes, "\\ud83d" without its second half
+        raise DataError(f"video {video.name}: its caption in {captions} is no text ({error}); write it anew") from error
     return caption
 
 

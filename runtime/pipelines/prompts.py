@@ -55,6 +55,10 @@ def _captions(path: Path, text: str) -> list[str] | None:
             raise ValueError(
                 f"prompts {path}: entry {number} is {content[number]!r}; must be a string, or an object with a caption"
             )
+        try:
+            entry.encode()
+        except UnicodeEncodeError as error:  # half of a pair of escapes, "\ud83d" without its second half
+            raise ValueError(f"prompts {path}: entry {number} is no text ({error}); write it anew") from error
     return entries
 
 

@@ -109,6 +109,9 @@ def test_captions_from_a_file(checkpoint: Path, videos: Path, tmp_path: Path) ->
     captions.write_text(json.dumps({"red.mp4": "a wall"}))
     with pytest.raises(DataError, match=r"video blue.mp4: has no caption.*'blue.mp4'.*captions.json"):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
+    captions.write_text(json.dumps({"red.mp4": "a wall", "blue.mp4": "a \ud83d"}))
+    with pytest.raises(DataError, match=r"video blue.mp4: its caption in .*captions.json is no text"):
+        prepare(checkpoint, videos, tmp_path / "data", captions=captions)
     captions.write_text("[]")
     with pytest.raises(DataError, match=r"captions .*captions.json: content \[\]: must be a valid dictionary.*JSON"):
         prepare(checkpoint, videos, tmp_path / "data", captions=captions)
