@@ -386,7 +386,7 @@ def test_residencies_of_an_engine_with_calibrated_routes(tiny_wan: Tiny, tmp_pat
         videos: list[GeneratedVideo] = []
         with VortaPipeline.from_pretrained(bundle, tiny_wan.checkpoint, strict=True, residency=mode) as pipe:
             pipe.generate_each(
-                ["a red wall", "a blue wall"], lambda _, video: videos.append(video), seed=1, settings=settings
+                ["a red wall", "a blue wall"], lambda _, video: videos.append(video), params=settings, seed=1
             )
             assert (pipe.residency.residency.value, pipe.executor) == (mode, "tensorrt")
         routes = videos[0].planned.steps.routes

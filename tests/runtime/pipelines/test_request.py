@@ -257,6 +257,7 @@ def test_routes_that_depart_from_the_plan_are_counted_or_refused(tiny_wan: Tiny)
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype, says torch
 @pytest.mark.parametrize("guidance", [GuidanceMode.SEQUENTIAL, GuidanceMode.BATCHED])
 def test_on_a_gpu_no_step_waits_for_the_one_before(guidance: GuidanceMode) -> None:
     """torch refuses whatever waits for the GPU, from the second step on; a wrong schedule is told all the same."""
