@@ -24,7 +24,7 @@ INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constrain
 requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(name) = \[$$/,/^]/p') pyproject.toml \
 	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
 RUN_REQUIREMENTS := $(call requirements,dependencies rtx video plot)
-TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot train test)
+TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train test)
 # Two steps at a time: compiling beside installing, types beside tests.
 TOGETHER := $(MAKE) --no-print-directory --jobs 2
 # GPU tests run in a process of their own, since the card is one; without a GPU they are skipped among the others.

@@ -134,5 +134,5 @@ def test_files_that_do_not_fit(folder: Path, routes: Path, tmp_path: Path) -> No
         damaged = tmp_path / "damaged.json"
         damaged.write_text(routes.read_text()[:-40])
         message = vorta(name, folder / "checkpoint", "--route-override", damaged, *options, code=1)
-        assert "damaged.json: " in message and "make the file again with `vorta-trt calibrate`" in message
+        assert "damaged.json: is not valid JSON" in message and "make it with `vorta-trt calibrate`" in message
     assert not (tmp_path / "a.bundle").exists()

@@ -188,6 +188,8 @@ def test_a_failed_build_leaves_nothing(wan: Any, tmp_path: Path, monkeypatch: py
 def test_tensorrt_8_gets_opset_17_in_float16(wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its file is nothing that ONNX Runtime could run."""
     monkeypatch.setattr(type(get_flavour("tensorrt8")), "can_build", lambda self: Ability(True, "stands in for a GPU"))
+    monkeypatch.setattr(type(get_flavour("tensorrt8")), "target", lambda self, *given: None)
+    monkeypatch.setattr(from_checkpoint, "load_plugin", lambda flavour: None)
     kept = tmp_path / "kept.onnx"
 
     def keep(onnx: Path, *arguments: Any, **options: Any) -> None:
