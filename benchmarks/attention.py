@@ -45,7 +45,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """Of a run; empty tuples mean the defaults of `cases.select_cases` and `peers.select_peers`."""
+    """The options of a run; empty tuples mean the defaults of `cases.select_cases` and `peers.select_peers`."""
 
     geometries: tuple[str, ...] = ()
     heads: tuple[int, ...] = ()

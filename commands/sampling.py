@@ -58,7 +58,7 @@ class Option:
         return SHORT.get(self.name, f"--{self.name.replace('_', '-')}")
 
     def parameter(self) -> inspect.Parameter:
-        """As a parameter of a command; None (False for a switch) if it is not given."""
+        """The option as a parameter of a command; None (False for a switch) if it is not given."""
         flags = dict.fromkeys((f"--{self.name.replace('_', '-')}", self.flag))
         about = typer.Option(*flags, metavar=self.metavar, help=self.help)
         kind = self.kind if self.kind is bool else self.kind | None

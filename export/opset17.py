@@ -123,7 +123,7 @@ class _Lowering:
         return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
 
     def shape(self, node: ir.Node) -> list[ir.Node]:
-        """Of some axes: TensorRT 8.6 reads past which ones, and gives all."""
+        """Replaces a Shape of some axes: TensorRT 8.6 reads past which ones, and gives all."""
         (tensor,) = _inputs(node)
         axes = range(_rank(tensor))
         first, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(axes))

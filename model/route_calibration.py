@@ -146,7 +146,7 @@ class RouteCalibration:
     # -- out and in ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """As JSON; the file is replaced once the new one is complete."""
+        """Writes the routes as JSON; the file is replaced once the new one is complete."""
         content = _CalibrationFile(
             format=FORMAT,
             family=self.family,

@@ -154,7 +154,7 @@ class RouteTable:
 
     @property
     def total_routed_flops(self) -> float | None:
-        """The same with these routes."""
+        """FLOPs of the whole schedule with these routes."""
         other = self.other_flops_per_step
         return None if other is None else float(self.flops_per_step().sum()) + len(self.timesteps) * other
 

@@ -29,7 +29,7 @@ class FallbackError(VortaError):
 
 
 class Fallbacks:
-    """Of one run; may be shared by threads.
+    """What ran otherwise than asked for in one run; threads may share it.
 
     Args:
         strict: Every fallback raises.

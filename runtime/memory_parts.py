@@ -81,7 +81,7 @@ class PipelineParts:
 
 
 def engine_parts(target: Target) -> EngineParts:
-    """Of a bundle or an ONNX file."""
+    """The sizes that a bundle or an ONNX file tells."""
     per_sample = sum(byte_size(_sized(spec), spec.dtype) for spec in (*target.inputs, *target.outputs))
     metadata = target.metadata
     if target.bundle is None:
@@ -115,7 +115,7 @@ def sampling_bytes(metadata: ModelMetadata | None) -> int:
 
 
 def pipeline_parts(checkpoint: Path | None, metadata: ModelMetadata | None) -> PipelineParts:
-    """Of a diffusers pipeline folder. FileNotFoundError if that has neither text encoder nor VAE."""
+    """The sizes that a diffusers pipeline folder tells. FileNotFoundError if it has neither text encoder nor VAE."""
     if checkpoint is None:
         return PipelineParts(None, None, None)
     encoders = [folder for folder in sorted(checkpoint.glob("text_encoder*")) if folder.is_dir()]
@@ -133,7 +133,7 @@ def pipeline_parts(checkpoint: Path | None, metadata: ModelMetadata | None) -> P
 
 
 def _sized(spec: TensorSpec) -> tuple[int, ...]:
-    """Of one sample."""
+    """The shape for one sample."""
     return tuple(1 if isinstance(size, str) else size for size in spec.shape)
 
 
@@ -150,7 +150,7 @@ def _activations_per_sample(metadata: ModelMetadata) -> int:
 
 
 def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
-    """Of one RoutedAttention layer, asked from the plugin library; None where that cannot tell (fp32, no library)."""
+    """Bytes of one RoutedAttention layer, as the plugin library says; None where it cannot tell (fp32, no library)."""
     geometry = metadata.attention_geometry
     dtype = PRECISIONS[metadata.precision]
     if dtype not in KERNEL_DTYPES:

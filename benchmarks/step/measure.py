@@ -27,7 +27,7 @@ REST = "other"
 
 @dataclass(frozen=True)
 class StepTiming:
-    """Of one pass.
+    """How long a pass took, and what it used.
 
     Attributes:
         cold: seconds of the first pass, compilation included. median, minimum: seconds of `runs` later ones.

@@ -43,7 +43,7 @@ STEPS = 50  # of the ordinary schedule
 DISTILLED_STEPS = 6
 TEA_SHARE = 0.5  # of the steps that TeaCache computes: Wan 14B takes half the time at the usual threshold, 0.2
 DIFFERENCE_BOUND = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
-"""Of samples that should be equal but for rounding, which grows from layer to layer of a deep network."""
+"""How far samples may differ that are equal but for rounding, which grows from layer to layer of a deep network."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Bench:
         return row
 
     def dense_seconds(self, rows: Sequence[StepRow]) -> float | None:
-        """Of a pass of torch with cuDNN's attention, in the last of the modes."""
+        """The time of a pass of torch with cuDNN's attention, in the last of the modes."""
         wanted = (TORCH, self.options.modes[-1], "ok")
         return next((row.median for row in rows if (row.implementation, row.mode, row.state) == wanted), None)
 

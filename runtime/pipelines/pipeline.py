@@ -160,7 +160,7 @@ class VortaPipeline:
         route_override: str | Path | None = BUNDLED,
         **options: Any,
     ) -> VortaPipeline:
-        """Of a bundle, an exported ONNX file, or a routed model in torch.
+        """Loads a bundle, an exported ONNX file, or a routed model in torch.
 
         Args:
             source: See `RequestPlanner`.

@@ -56,11 +56,11 @@ class PlannedRequest:
         return self.passes > 1
 
     def lines(self) -> list[str]:
-        """As text."""
+        """The plan as text."""
         return [str(self.schedule), *self.steps.lines()]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The plan as JSON has it."""
         return {
             "scheduler": self.schedule.scheduler,
             "shift": self.schedule.shift,

@@ -67,7 +67,7 @@ class ResidencyChoice:
         return self.residency is Residency.SEQUENTIAL
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The choice as JSON has it."""
         return {
             "residency": self.residency.value,
             "reason": self.reason,

@@ -134,7 +134,7 @@ class Parts:
 
     @contextmanager
     def _pipeline(self, names: tuple[str, ...], device: torch.device) -> Iterator[Any]:
-        """Of these components, on the device."""
+        """The pipeline of these components, on the device."""
         pipeline = self._get(names, device)
         _move(pipeline, names, device)
         try:
@@ -144,7 +144,7 @@ class Parts:
                 _move(pipeline, names, CPU)
 
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
-        """Of these components, where they are; loaded if need be."""
+        """The pipeline of these components, where they are; it is loaded if need be."""
         pipeline = self._kept.get(names)
         if pipeline is None:
             if names:

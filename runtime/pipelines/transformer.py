@@ -311,7 +311,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:
-        """As the pipelines use it: the calls inside are for "cond" or "uncond"."""
+        """Says, as the pipelines do, whether the calls inside are for "cond" or "uncond"."""
         before, self._context = self._context, name
         try:
             yield

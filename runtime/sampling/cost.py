@@ -43,7 +43,7 @@ class StepProfile(Record, extra="forbid"):
         return load_record(cls, path, "step profile", remedy)
 
     def seconds(self, routes: RouteTable) -> list[float]:
-        """Of every step, computed with these routes: P numbers."""
+        """Seconds of every step, computed with these routes: P numbers."""
         seconds = [self.other] * len(routes.timesteps)
         for branch in Branch:
             each = float(getattr(self, branch.name.lower()))
@@ -92,12 +92,12 @@ class PlanCost:
 
     @property
     def flops(self) -> float:
-        """Of the whole request."""
+        """FLOPs of the whole request."""
         return self.passes * _computed(self.step_flops, self.compute)
 
     @property
     def dense_flops(self) -> float:
-        """Of the request with every step computed and every head full."""
+        """FLOPs of the request with every step computed and every head full."""
         return self.passes * len(self.compute) * self.dense_step_flops
 
     @property
@@ -107,7 +107,7 @@ class PlanCost:
 
     @property
     def seconds(self) -> float | None:
-        """Of the transformer in the whole request."""
+        """Seconds of the transformer in the whole request."""
         return None if self.step_seconds is None else self.passes * _computed(self.step_seconds, self.compute)
 
     @property

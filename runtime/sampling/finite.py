@@ -71,7 +71,7 @@ class HostCopy:
 
 
 class FiniteCheck:
-    """Of the samples of one request, in turn; `finish` checks the last one.
+    """Checks the samples of one request, in turn; `finish` checks the last one.
 
     Args:
         locate: Finds the layer; None says how to find it.

@@ -68,7 +68,7 @@ class RouteGuards:
         return override
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The guards as JSON has them."""
         return asdict(self)
 
 

@@ -28,7 +28,7 @@ class StepCache(Protocol):
     """Which steps of a schedule are computed."""
 
     def for_model(self, path: TimestepPath | None) -> StepCache:
-        """The same with everything filled in that depends on the model.
+        """This cache with everything filled in that depends on the model.
 
         Args:
             path: Of the model, None if it is not at hand.
