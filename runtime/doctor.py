@@ -125,7 +125,7 @@ def report_lines(report: DoctorReport) -> Iterator[tuple[State, str]]:
     else:
         yield (
             "note",
-            'no TensorRT runs engines here; executor="onnxruntime" runs exported fp32 and fp16 files on the CPU',
+            "no TensorRT runs engines here; ONNX Runtime runs exported fp32 and fp16 files on the CPU, by default",
         )
 
 

@@ -310,7 +310,10 @@ def _say_alternative(target: Target, error: VortaError) -> None:
     """Adds what runs without this GPU to an error of the default executor, if the bundle has it."""
     portable = target.metadata is None or target.metadata.opset != OPSET_17
     if target.onnx_path is not None and portable:
-        remedy = 'to run its model.onnx on the CPU instead, slowly: executor="onnxruntime" ("reference" for bfloat16)'
+        remedy = (
+            'to run its model.onnx on the CPU instead, slowly: executor="onnxruntime", on the command line '
+            '--executor onnxruntime ("reference" for bfloat16)'
+        )
         error.args = (f"{error}\n  {remedy}", *error.args[1:])
 
 

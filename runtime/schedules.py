@@ -78,13 +78,16 @@ def schedule_timesteps(
     if steps < 1:
         raise ValueError(f"num_inference_steps {steps}: must be at least 1; the pipelines' default is 50")
     config = None if checkpoint is None else _scheduler_config(Path(checkpoint))
-    source = "no checkpoint was found, which" if checkpoint is None else str(checkpoint)
+    source = "the pipeline" if checkpoint is None else str(checkpoint)
     if scheduler is None:
         if config is None:
-            raise ValueError(
-                f"{source} has no scheduler/scheduler_config.json, so its schedule is unknown; "
-                f"give the pipeline folder, or --scheduler ({', '.join(SCHEDULERS)}) and --flow-shift"
+            missing = (
+                "no checkpoint was found, so the schedule is unknown; give the pipeline folder with --checkpoint"
+                if checkpoint is None
+                else f"{source} has no scheduler/scheduler_config.json, so its schedule is unknown; "
+                "give the pipeline folder"
             )
+            raise ValueError(f"{missing}, or --scheduler ({', '.join(SCHEDULERS)}) and --flow-shift")
         name = config.get("_class_name")
         scheduler = next((key for key, (known, _, _) in SCHEDULERS.items() if known == name), None)
         if scheduler is None:
@@ -98,7 +101,8 @@ def schedule_timesteps(
     if shift is None and config is not None:
         shift = config.get("flow_shift", config.get("shift"))
     if shift is None:
-        raise ValueError(f"shift: {source} does not say; give --flow-shift ({usual_shifts()})")
+        unknown = "no checkpoint was found" if checkpoint is None else f"{source} does not say"
+        raise ValueError(f"shift: {unknown}; give --flow-shift ({usual_shifts()})")
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
         raise ValueError(f"shift {shift!r}: must be positive; {usual_shifts()}")
     if gives_sigmas is None:

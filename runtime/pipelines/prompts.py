@@ -23,7 +23,9 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: It is not text, holds no prompt, or its JSON holds something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"prompts {path}: no such file; give a text file with one prompt per line")
+        raise FileNotFoundError(
+            f"prompts {path}: no such file; give a text file with one prompt per line, or a JSON list"
+        )
     refuse_pointer(path, "prompts")
     try:
         text = path.read_bytes().decode("utf-8-sig")

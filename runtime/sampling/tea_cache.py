@@ -112,7 +112,8 @@ class TeaCache:
             raise ValueError(
                 f"TeaCache coefficients for {what} of {path.num_layers} layers and {path.num_heads} heads, signal "
                 f"{signal!r}: none are published under that name; {some if names else ''}fit them "
-                f"(vorta_trt.runtime.sampling.tea_fit) and give the file, or take the distance as it is"
+                f"(vorta_trt.runtime.sampling.tea_fit) and give the file, or take the distance as it is "
+                f"(--cache-coefficients none)"
             )
         return cls(known.threshold if threshold is None else threshold, known.coefficients, signal, known.first)
 
@@ -135,7 +136,8 @@ class TeaCache:
             raise ValueError(
                 f"TeaCache coefficients: at most of the {len(changes)} steps they say that the output changes by less "
                 f"than nothing, so they belong to another model or another schedule (the published ones to 50 steps); "
-                f"fit them anew (vorta_trt.runtime.sampling.tea_fit), or take the distance as it is"
+                f"fit them anew (vorta_trt.runtime.sampling.tea_fit), or take the distance as it is "
+                f"(--cache-coefficients none)"
             )
         for change, force in zip((math.inf, *changes), ends_and(forced, self.first, self.last), strict=True):
             accumulated += change
