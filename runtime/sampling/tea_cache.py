@@ -74,7 +74,9 @@ class TeaCache:
         from vorta_trt.model.timestep_path import SIGNALS  # with torch, which JSON without a TeaCache does not need
 
         if self.threshold is None and self.coefficients is not None:
-            raise ValueError("threshold None: must be given with coefficients; try a plan with a dry run")
+            raise ValueError(
+                "threshold None: must be given with coefficients (--cache-threshold); try a plan with a dry run"
+            )
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ValueError(f"threshold {self.threshold}: must be 0, which skips nothing, or more; use e.g. 0.1")
         if self.coefficients is not None and not (self.coefficients and all(map(math.isfinite, self.coefficients))):
