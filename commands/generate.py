@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.stages import OnStep
 
 
+MOST_GIB = 1 << 33  # TensorRT counts bytes in 64 bits
+
+
 class Residency(str, Enum):
     """What is freed between encoding, denoising and decoding."""
 
@@ -125,10 +128,7 @@ class EngineOptions(Options):
         """As keywords of `VortaPipeline`."""
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
         if self.weight_streaming is not None:
-            amount = self.weight_streaming
-            engine["weight_streaming_budget"] = (
-                amount if amount == "auto" else int(decimals(amount, "--weight-streaming")[0] * (1 << 30))
-            )
+            engine["weight_streaming_budget"] = _budget(self.weight_streaming)
         return {
             "executor": None if self.executor is None else self.executor.value,
             "device": self.device,
@@ -137,6 +137,19 @@ class EngineOptions(Options):
             "vae_tiling": self.vae_tiling,
             "engine": engine,
         }
+
+
+def _budget(text: str) -> int | str:
+    """Bytes of weights on the GPU, or "auto"."""
+    if text == "auto":
+        return text
+    amounts = decimals(text, "--weight-streaming")
+    if len(amounts) != 1 or not 0 <= amounts[0] < MOST_GIB:
+        raise typer.BadParameter(
+            f"{text!r}: must be auto, or GiB from 0, which streams the most; use e.g. 4.5",
+            param_hint="--weight-streaming",
+        )
+    return int(amounts[0] * (1 << 30))
 
 
 @command(

@@ -34,6 +34,7 @@ class Branch(IntEnum):
 
 
 PUBLISHED_REDUCTION_RATE = 0.5
+LARGEST_SIZE = 1 << 20  # frames or pixels of a side
 _ROUTER_CONFIG_KEYS = ("latent_shape", "tile_size", "window_size", "lowres_window_size", "lowres_reduction_rate")
 
 
@@ -245,6 +246,9 @@ class AttentionGeometry:
         settings = get_family(family)
         sizes = {"frames": frames, "height": height, "width": width}
         pixels = tuple(_integer(name, value, 1) for name, value in sizes.items())
+        for name, size in zip(sizes, pixels, strict=True):
+            if size > LARGEST_SIZE:  # a search for its divisors would take for ever
+                raise ValueError(f"{name} {size}: must be at most {LARGEST_SIZE}; use e.g. 77x720x1280")
         temporal = settings.temporal_compression * settings.patch[0]
         vertical = settings.spatial_compression * settings.patch[1]
         horizontal = settings.spatial_compression * settings.patch[2]

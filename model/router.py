@@ -8,6 +8,8 @@ Letters: B batch, N heads, L layers.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,6 +36,13 @@ class Router(nn.Module):
         weight, bias = self.linear.weight.float(), self.linear.bias.float()
         logits = functional.linear(functional.silu(temb.float()), weight, bias)  # [B, 3 N]
         return torch.softmax(logits.unflatten(1, (self.heads, BRANCHES)), dim=-1)  # [B, N, 3]
+
+
+def check_tau(tau: float) -> float:
+    """Gives a routing threshold as a float; ValueError unless it is finite."""
+    if not math.isfinite(tau):
+        raise ValueError(f"tau {tau}: must be a number; above 1 every head is full, use 2")
+    return float(tau)
 
 
 def hard_routes(scores: Tensor, tau: Tensor | float, override: Tensor | None = None) -> Tensor:

@@ -40,7 +40,7 @@ from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.precision import PRECISIONS, precision_name
-from vorta_trt.model.router import BRANCHES, Router, hard_routes
+from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
 from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
 from vorta_trt.model.tiling import Shape
 from vorta_trt.model.weights import load_weights
@@ -103,7 +103,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.config = dict(model.config)
         self.patch_size = self.facts().patch_of(self.config)
         self.geometry = geometry
-        self.tau = float(tau)
+        self.tau = check_tau(tau)
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
         stacks = self.facts().stacks(self.config)
@@ -161,10 +161,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         Raises:
             FileNotFoundError: There is no such folder or file.
             CheckpointError: Folder, weights or router are not what they should be.
-            ValueError: A model that is not routed yet, a dtype, no geometry for a router, or an unknown
-                attention_precision.
+            ValueError: A model that is not routed yet, a dtype, no geometry for a router, a tau that is not finite, or
+                an unknown attention_precision.
         """
         check_attention_precision(attention_precision)
+        check_tau(tau)  # before the weights are loaded
         if precision_name(dtype) is None:
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")

@@ -44,7 +44,8 @@ class WriteError(VortaError, OSError):
     def __init__(self, path: str | os.PathLike[str], code: int, reason: str = "") -> None:
         path = Path(path)
         if not reason:
-            remedy = _REMEDIES.get(code, "choose another folder").format(free=_free_text(path), folder=path.parent)
+            target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+            remedy = _REMEDIES.get(code, "choose another folder").format(free=_free_text(path), folder=target.parent)
             reason = remedy if code == errno.ENOENT else f"cannot be written ({os.strerror(code)}): {remedy}"
         super().__init__(f"output {path}: {reason}")
         self.errno = code

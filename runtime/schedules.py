@@ -70,13 +70,16 @@ def schedule_timesteps(
             checkpoint.
 
     Raises:
-        ValueError: Unknown scheduler, steps below 1, or no scheduler in the checkpoint and none given.
+        ValueError: Unknown scheduler, steps below 1 or above 1000, or no scheduler in the checkpoint and none given.
     """
     import diffusers
     import numpy as np
 
-    if steps < 1:
-        raise ValueError(f"num_inference_steps {steps}: must be at least 1; the pipelines' default is 50")
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"num_inference_steps {steps}: must be from 1 to {TRAIN_TIMESTEPS}, the timesteps that models are trained "
+            f"with; the pipelines' default is 50"
+        )
     config = None if checkpoint is None else _scheduler_config(Path(checkpoint))
     source = "the pipeline" if checkpoint is None else str(checkpoint)
     if scheduler is None:

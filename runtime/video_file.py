@@ -90,6 +90,7 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
     suffix = path.suffix.lower()
     if suffix not in VIDEOS:
         raise ValueError(f"video {path}: its suffix must be one of {', '.join(VIDEOS)}; use {path.stem}.mp4")
+    rate = float(rate)  # of NumPy's and torch's, too
     if not 0 < rate < 1000:
         raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
     check_encoder()

@@ -80,7 +80,8 @@ class GeneratedVideo:
 
     def save(self, path: str | Path, frames_per_second: float | None = None) -> Path:
         """Writes .mp4, .mkv or .mov (H.264), or .npy with the frames as they are; whole or not at all."""
-        return write_frames(Path(path), self.frames, frames_per_second or self.frames_per_second)
+        rate = self.frames_per_second if frames_per_second is None else frames_per_second
+        return write_frames(Path(path), self.frames, rate)
 
 
 class VortaPipeline:
@@ -232,9 +233,18 @@ class VortaPipeline:
         """
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts {prompts!r}: must be a list of strings, and must hold at least one")
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ValueError(f"params {params!r}: must be SamplingParams; give its fields by name, e.g. seed=1")
         if image is not None:
             raise ValueError("image: this model makes videos of text alone; leave it out")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"generator {generator!r}: must be a torch.Generator, which serves all videos; or give seed, a number"
+            )
         params = (params or SamplingParams()).updated(**changes)
+        for text in (*prompts, params.negative_prompt or ""):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError(f"prompt {ascii(text)}: has half of a surrogate pair, so it is no text; write it anew")
         if generator is not None and params.seed is not None:
             raise ValueError(f"seed {params.seed}: the generator has one of its own; give one of them")
         with self._lock:

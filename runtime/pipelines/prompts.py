@@ -73,6 +73,6 @@ def output_files(folder: Path, count: int, suffix: str) -> list[Path]:
         raise FileExistsError(f"{folder}: is a file, and several videos go into a folder; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:03d}{suffix}" for number in range(count)]
-    for file in files[:1]:
+    for file in files:
         check_output(file)
     return files

@@ -10,6 +10,7 @@ request is planned, see `RequestPlanner.plan`. This module imports neither torch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,7 +54,7 @@ class SamplingParams(BaseModel):
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
     )
 
-    num_inference_steps: int = Field(default=DEFAULT_STEPS, ge=1)
+    num_inference_steps: int = Field(default=DEFAULT_STEPS, ge=1, le=TRAIN_TIMESTEPS)
     """How many steps are sampled; where `sigmas` or `timesteps` are given, as many as there are."""
     scheduler: str | None = None
     """The scheduler: unipc, flow-euler or dpm++; None is the pipeline's own, or flow-euler for given steps."""
@@ -92,10 +93,13 @@ class SamplingParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _count_given_steps(cls, values: Any) -> Any:
-        """`num_inference_steps` of given steps is their number, unless it is said."""
-        if not isinstance(values, dict) or values.get("num_inference_steps") is not None:
+        """`num_inference_steps` of given steps is their number, unless it is said; they may be an array, too."""
+        if not isinstance(values, dict):
             return values
-        values = {name: value for name, value in values.items() if name != "num_inference_steps"}
+        values = {name: _as_list(value) if name in ("sigmas", "timesteps") else value for name, value in values.items()}
+        if values.get("num_inference_steps") is not None:
+            return values
+        values.pop("num_inference_steps", None)
         for name in ("sigmas", "timesteps"):
             if isinstance(values.get(name), list | tuple) and values[name]:
                 values["num_inference_steps"] = len(values[name])
@@ -142,6 +146,13 @@ class SamplingParams(BaseModel):
         from vorta_trt.runtime.sampling.route_guards import RouteGuards
 
         return RouteGuards(self.dense_first, self.dense_last, self.dense_layers)
+
+
+def _as_list(steps: Any) -> Any:
+    """Arrays, tensors, ranges and iterators as lists; anything else as it is."""
+    if hasattr(steps, "tolist"):
+        return steps.tolist()
+    return list(steps) if isinstance(steps, range | Iterator) else steps
 
 
 def _check_falling(name: str, steps: tuple[float, ...], highest: int) -> None:

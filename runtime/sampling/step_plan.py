@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.route_table import RouteTable
+from vorta_trt.model.router import check_tau
 from vorta_trt.model.tables import percent, table_lines
 from vorta_trt.runtime.sampling.cost import PlanCost, StepProfile
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
@@ -177,10 +178,12 @@ def plan_steps(
     scheduled = tuple(map(float, given))
     if not scheduled:
         raise ValueError("timesteps []: must hold at least one; use scheduler.timesteps")
+    if not all(map(math.isfinite, scheduled)):
+        raise ValueError(f"timesteps {list(scheduled)}: must be finite; use scheduler.timesteps")
     exact = torch.tensor(scheduled, dtype=torch.float32)  # [P]
     seen = (*map(float, exact[:1].tolist()), *map(float, exact[1:].to(timestep_dtype).tolist()))
-    if tau is not None and not math.isfinite(tau):
-        raise ValueError(f"tau {tau}: must be a number; above 1 every head is full, use 2")
+    if tau is not None:
+        check_tau(tau)
     guards = guards or RouteGuards()
     if path is not None:
         heads = path.num_layers, path.num_heads

@@ -128,6 +128,13 @@ def test_a_bundles_plan_needs_no_gpu(bundle_without_onnx: Path, tiny_wan: Tiny) 
         (["--dry-run", "--sigmas", "0.2,0.5"], "--sigmas.*0.2, 0.5: must fall"),
         (["--dry-run", "--renoise"], "--renoise.*needs given steps"),
         (["--prompt", "a", "-o", "x.mp4", "--fps", "0"], "--fps.*greater than or equal to 0.1"),
+        *(
+            (
+                ["--prompt", "a", "-o", "x.mp4", "--weight-streaming", amount],
+                f"--weight-streaming.*{amount}.*GiB from 0",
+            )
+            for amount in ("nan", "inf", "1e300", "-1", "1,2")
+        ),
     ],
 )
 def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:

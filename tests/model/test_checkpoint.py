@@ -160,6 +160,14 @@ def test_dtype(pipeline: Any) -> None:
         RoutedTransformer.from_pretrained(pipeline.checkpoint, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("tau", [float("nan"), float("inf")])
+def test_a_threshold_that_is_no_number(pipeline: Any, tau: float) -> None:
+    with pytest.raises(ValueError, match=f"tau {tau}: must be a number"):
+        RoutedTransformer.from_pretrained(pipeline.checkpoint, tau=tau)
+    routed = RoutedTransformer.from_pretrained(pipeline.checkpoint, tau=1)
+    assert (routed.tau, type(routed.tau)) == (1.0, float)
+
+
 # -- routers -----------------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,9 @@ def test_links_are_followed(tmp_path: Path) -> None:
     write_text(tmp_path / "soft", "new")
     write_text(tmp_path / "dangling", "new")
     assert (tmp_path / "soft").is_symlink() and contents(tmp_path / "blobs") == {"a": "new", "b": "new"}
+    (tmp_path / "lost").symlink_to("absent/c")
+    with pytest.raises(WriteError, match=f"its folder does not exist; create it first: mkdir -p {tmp_path}/absent$"):
+        write_text(tmp_path / "lost", "new")
     assert (tmp_path / "hard").read_text() == "old"  # another name of the file that was there before
 
 

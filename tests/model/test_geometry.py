@@ -197,6 +197,12 @@ def test_reduction_rate_out_of_range(rate: float) -> None:
         AttentionGeometry.for_grid((4, 6, 8), reduction_rate=rate)
 
 
+@pytest.mark.parametrize("size", [(10**20 + 1, 96, 96), (45, 10**400, 96), (45, 96, (1 << 20) + 16)])
+def test_sizes_that_no_video_has(size: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="(frames|height|width) .*: must be at most 1048576; use e.g. 77x720x1280"):
+        AttentionGeometry.for_video(*size)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="family 'mochi': must be one of 'wan'"):
         AttentionGeometry.for_video(77, 720, 1280, "mochi")

@@ -44,6 +44,12 @@ def test_another_scheduler_takes_the_pipelines_shift(tmp_path: Path) -> None:
     assert schedule.timesteps == pytest.approx(expected.timesteps.tolist())
 
 
+@pytest.mark.parametrize("steps", [0, 1001, 10**23])
+def test_numbers_of_steps_that_no_model_has(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"num_inference_steps {steps}: must be from 1 to 1000"):
+        schedule_timesteps(None, steps, "unipc", 3.0)
+
+
 @pytest.mark.parametrize("steps", [1, 6, 50])
 def test_hunyuan_videos_pipeline_gives_its_scheduler_the_sigmas(tmp_path: Path, steps: int) -> None:
     import numpy as np
@@ -127,7 +133,7 @@ def test_given_timesteps(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "num_inference_steps 0: must be at least 1"),
+        ({"steps": 0}, "num_inference_steps 0: must be from 1 to 1000"),
         ({"steps": 4, "scheduler": "ddim"}, "scheduler 'ddim': must be one of unipc, flow-euler, dpm"),
         ({"steps": 4, "shift": -1.0}, "shift -1.0: must be positive"),
     ],

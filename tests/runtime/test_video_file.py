@@ -43,6 +43,18 @@ def test_colours(
         assert 0 < data.find(b"moov") < data.find(b"mdat")
 
 
+@pytest.mark.parametrize("rate", [16, np.float32(16), np.int64(16), np.array(16.0)])
+def test_rates_of_all_kinds(tmp_path: Path, rate: float) -> None:
+    assert frame_rate(write_frames(tmp_path / "a.mp4", np.zeros((2, 32, 32, 3), np.uint8), rate)) == 16
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_rates_that_are_none(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(ValueError, match="fps .*: must be positive and below 1000"):
+        write_frames(tmp_path / "a.mp4", np.zeros((2, 32, 32, 3), np.uint8), rate)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rates_and_odd_names(tmp_path: Path) -> None:
     frames = np.zeros((2, 32, 32, 3), np.uint8)
     for name in ("a b.mp4", "ä\u2028.mp4", os.fsdecode(b"\xff.mp4"), "a.npy"):

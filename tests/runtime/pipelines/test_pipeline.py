@@ -71,6 +71,16 @@ def test_what_this_model_cannot_use(tiny: Tiny) -> None:
             pipe("a red wall", guidance_scale_2=3.0)
         with pytest.raises(ValueError, match="seed 1: the generator has one of its own"):
             pipe("a red wall", seed=1, generator=torch.Generator())
+        message = r"prompt '.*ud[0-9a-f]{3}': has half of a surrogate pair"
+        with pytest.raises(ValueError, match=message):
+            pipe("a \ud83d")
+        with pytest.raises(ValueError, match=message):
+            pipe("a red wall", negative_prompt="\udc80")
+        with pytest.raises(ValueError, match="params .*: must be SamplingParams"):
+            pipe("a red wall", {"seed": 1})  # type: ignore[arg-type]
+        for generator in (1, [torch.Generator()], np.random.default_rng(0)):
+            with pytest.raises(ValueError, match="generator .*: must be a torch.Generator"):
+                pipe("a red wall", generator=generator)
         with pytest.raises(ValueError, match="steps"):
             pipe("a red wall", steps=3)
         with pytest.raises(ValueError, match="prompts .* must be a list of strings"):
@@ -188,6 +198,8 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video.mp4", "video.npy"]
     with pytest.raises(ValueError, match=r"its suffix must be one of .mkv, .mov, .mp4, .npy; use video.mp4"):
         video.save(tmp_path / "video.gif")
+    with pytest.raises(ValueError, match="fps 0.0: must be positive"):
+        video.save(tmp_path / "none.mp4", 0)
     with pytest.raises(WriteError, match="its folder does not exist"):
         video.save(tmp_path / "absent" / "video.mp4")
     monkeypatch.setitem(__import__("sys").modules, "av", None)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vorta_trt.runtime.pipelines.prompts import read_prompts
+from vorta_trt.model.write_errors import WriteError
+from vorta_trt.runtime.pipelines.prompts import output_files, read_prompts
 
 CAPTIONS = ["a red wall", "ein grüner Wald"]
 
@@ -66,3 +67,11 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: bytes, m
         read_prompts(written(tmp_path, content, name))
     with pytest.raises(FileNotFoundError, match="absent"):
         read_prompts(tmp_path / "absent")
+
+
+def test_every_output_is_checked_before_the_work(tmp_path: Path) -> None:
+    files = output_files(tmp_path / "videos", 3, ".npy")
+    assert [file.name for file in files] == ["000.npy", "001.npy", "002.npy"]
+    files[2].mkdir()
+    with pytest.raises(WriteError, match="002.npy: is a folder; give a file name"):
+        output_files(tmp_path / "videos", 3, ".npy")

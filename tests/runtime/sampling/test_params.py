@@ -7,7 +7,9 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from vorta_trt.model.records import first_error
@@ -50,6 +52,16 @@ def test_given_steps_are_counted() -> None:
     assert SamplingParams(timesteps=(900.0,), num_inference_steps=1).gives_steps
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [np.array([1.0, 0.5]), np.array([1, 0.5], np.float32), torch.tensor([1.0, 0.5]), iter((1.0, 0.5)), (1, "0.5")],
+)
+def test_given_steps_of_all_kinds(steps: Any) -> None:
+    params = SamplingParams(sigmas=steps)
+    assert (params.sigmas, params.num_inference_steps) == ((1.0, 0.5), 2)
+    assert params.updated(timesteps=range(900, 0, -300), sigmas=None).timesteps == (900.0, 600.0, 300.0)
+
+
 def test_guards_and_changes() -> None:
     params = SamplingParams(dense_first=1, dense_layers=(2,))
     assert params.guards == RouteGuards(1, 0, (2,))
@@ -66,6 +78,8 @@ def test_guards_and_changes() -> None:
         ({"seed": 2**64}, "seed", "less than or equal to 18446744073709551615"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"num_inference_steps": 0}, "num_inference_steps", "greater than or equal to 1"),
+        ({"num_inference_steps": 1001}, "num_inference_steps", "less than or equal to 1000"),
+        ({"sigmas": np.array(0.5)}, "sigmas", "valid tuple"),
         ({"num_inference_steps": 2.5}, "num_inference_steps", "integer"),
         ({"true_cfg_scale": 0.5}, "true_cfg_scale", "greater than or equal to 1"),
         ({"flow_shift": 0}, "flow_shift", "greater than 0"),

@@ -326,6 +326,12 @@ def test_a_threshold_that_is_no_number(path: TimestepPath, tau: float) -> None:
         plan_steps([900.0, 500.0], path=path, tau=tau)
 
 
+@pytest.mark.parametrize("timestep", [float("nan"), float("inf")])
+def test_timesteps_that_are_no_numbers(path: TimestepPath, timestep: float) -> None:
+    with pytest.raises(ValueError, match=f"timesteps .*{timestep}.*: must be finite"):
+        plan_steps([900.0, timestep], path=path)
+
+
 def test_without_the_models_timestep_path() -> None:
     plan = plan_steps([700.0, 500.0, 300.0], cache=StepBroadcast(), guards=RouteGuards(dense_last=1), heads=(2, 3))
     assert plan.compute == (True, False, True)
