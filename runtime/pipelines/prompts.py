@@ -10,13 +10,16 @@ from typing import Any
 from vorta_trt.model.files import refuse_pointer
 from vorta_trt.runtime.video_file import check_output
 
+JSON_LINES = (".jsonl", ".ndjson")
+
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a UTF-8 file, with or without a byte order mark.
 
     Args:
         path: A text file with one prompt per line, which ends at a newline and at nothing else; empty lines are left
-            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs.
+            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs;
+            or one of those a line (JSON lines).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -40,11 +43,14 @@ def read_prompts(path: Path) -> list[str]:
 
 def _captions(path: Path, text: str) -> list[str] | None:
     """The captions of JSON; None for plain text, whose first prompt may begin with a bracket, too."""
-    is_json = path.suffix.lower() == ".json"
-    if not is_json and not text.lstrip().startswith("["):
+    suffix, lines = path.suffix.lower(), [line for line in text.split("\n") if line.strip()]
+    is_json = suffix in (".json", *JSON_LINES)
+    # An object in every line: nobody asks for a video of braces.
+    by_line = suffix in JSON_LINES or (not is_json and all(line.lstrip().startswith("{") for line in lines))
+    if not is_json and not by_line and not text.lstrip().startswith("["):
         return None
     try:
-        content = json.loads(text)
+        content = [json.loads(line) for line in lines] if by_line else json.loads(text)
     except (ValueError, RecursionError) as error:
         if is_json:
             raise ValueError(f"prompts {path}: is not JSON ({error}); give a list of strings") from error

@@ -39,6 +39,14 @@ def test_lists_of_captions(tmp_path: Path, name: str, indent: int | None) -> Non
         assert read_prompts(written(tmp_path, json.dumps(content, indent=indent).encode(), name)) == CAPTIONS
 
 
+@pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.ndjson", "prompts.txt"])
+def test_json_lines(tmp_path: Path, name: str) -> None:
+    content = "".join(json.dumps({"caption": caption}) + "\r\n\n" for caption in CAPTIONS)
+    assert read_prompts(written(tmp_path, content.encode(), name)) == CAPTIONS
+    assert read_prompts(written(tmp_path, b'"a cat"\n"a dog"', "strings.jsonl")) == ["a cat", "a dog"]
+    assert read_prompts(written(tmp_path, b"{wide} a cat\n{close} a dog")) == ["{wide} a cat", "{close} a dog"]
+
+
 def test_text_that_begins_with_a_bracket(tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, b"[wide shot] a cat\n[close-up] a dog")) == [
         "[wide shot] a cat",
@@ -54,6 +62,8 @@ def test_text_that_begins_with_a_bracket(tmp_path: Path) -> None:
         ("prompts.txt", b" \n\n", "holds no prompt"),
         ("prompts.json", b"[]", "holds no prompt"),
         ("prompts.json", b"a cat", "is not JSON"),
+        ("prompts.jsonl", b'{"caption": "a cat"}\na dog', "is not JSON"),
+        ("prompts.txt", b'{"prompt": "a cat"}', "entry 0 is .* must be a string, or an object with a caption"),
         ("prompts.json", b'{"caption": "a cat"}', "must hold a list"),
         ("prompts.json", b'["a cat", "a \\ud83d"]', "entry 1 is no text"),
         ("prompts.json", b"[" * 100_000, "is not JSON"),
