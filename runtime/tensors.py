@@ -227,6 +227,8 @@ def _of_numbers(name: str, value: Any) -> np.ndarray[Any, Any]:
         ) from error
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: holds something else than numbers that an engine takes; give numbers, or an array")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(f"{name} {value!r}: is no number, and every comparison with it is false; give a number")
     return array
 
 

@@ -19,6 +19,7 @@ from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families import Guidance, get_family
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
@@ -129,6 +130,8 @@ class RequestPlanner:
         self.config: dict[str, Any] = dict(model.config)
         self.heads: tuple[int, int] = model.num_layers, model.num_heads
         self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
+        if self.checkpoint is not None and (self.checkpoint / MODEL_INDEX).is_file():
+            check_model_index(read_model_index(self.checkpoint), get_family(self.family), self.checkpoint)
         self.path = self._timestep_path(target)
         self.calibration = _calibration(target, route_override)
         if self.calibration is not None:

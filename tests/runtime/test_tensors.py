@@ -174,6 +174,8 @@ def test_lists_of_routes() -> None:
         (TAU, [None], TypeError, "tau: .*numbers"),
         (TAU, 10**400, TypeError, "tau: .*numbers"),
         (TAU, 1 + 2j, TypeError, "tau of type complex"),
+        (TAU, float("nan"), ValueError, "tau nan: is no number"),
+        (TAU, [np.float32("nan")], ValueError, "tau .*nan.*: is no number"),
         (OVERRIDE, 1, ValueError, r"route_override of shape \(\): has 0 axes, the engine takes 2"),
         (OVERRIDE, [1, 2, 0], ValueError, r"route_override of shape \(3,\): has 1 axes"),
         (OVERRIDE, [[1, 2], [0, 1]], ValueError, r"route_override of shape \(2, 2\): axis 1 must be 3"),
