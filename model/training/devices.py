@@ -7,8 +7,10 @@ Sharded (FSDP2): every device holds its part of the frozen weights, and of one b
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,7 +47,20 @@ def make_accelerator(device: str) -> Any:
             f"accelerate was set up for {accelerator.distributed_type.value}: not supported here; start the processes "
             f"with torchrun, and shard the model over them with --fsdp"
         )
+    if accelerator.num_processes > 1:
+        _end_group_at_exit()
     return accelerator
+
+
+@cache
+def _end_group_at_exit() -> None:
+    """Ends the processes' group before the interpreter goes: its threads abort a process that they outlive."""
+    atexit.register(_end_group)
+
+
+def _end_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def place(accelerator: Any, objective: nn.Module, blocks: tuple[str, ...], fsdp: bool) -> nn.Module:
