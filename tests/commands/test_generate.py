@@ -252,7 +252,7 @@ def test_ctrl_c_between_two_sequential_videos(tiny_wan: Tiny, tmp_path: Path, mo
 def test_ctrl_c_while_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
     """In a process of its own, on a terminal, whose bar tells the step."""
     command = [sys.executable, "-m", "vorta_trt.cli", "generate", tiny_wan.onnx, "--prompt", "a red wall"]
-    command += ["--steps", 2000, "--scheduler", "flow-euler", "--guidance-scale", 1, "-o", tmp_path / "wall.mp4"]
+    command += ["--steps", 1000, "--scheduler", "flow-euler", "--guidance-scale", 1, "-o", tmp_path / "wall.mp4"]
     ours, theirs = pty.openpty()
     process = subprocess.Popen([str(part) for part in command], stderr=theirs, stdout=subprocess.PIPE)
     os.close(theirs)
