@@ -400,11 +400,12 @@ def make_subject(folder: Path) -> None:
 
     folder.mkdir(parents=True)
     os.chdir(folder)
-    size = tuple(map(int, SIZE.split("x")))
-    sizes = {"layers": 2, "heads": 3, "head_dim": 32}
+    length, height, width = map(int, SIZE.split("x"))
+    size = length, height, width
+    sizes: dict[str, Any] = {"layers": 2, "heads": 3, "head_dim": 32}
     make_checkpoint(Path("checkpoint"), ffn_dim=64, text_dim=32, channels=4, freq_dim=32, **sizes)
     complete_pipeline(Path("checkpoint"))
-    make_router(Path("router"), AttentionGeometry.for_video(*size, "wan"), "wan", video=size, **sizes)
+    make_router(Path("router"), AttentionGeometry.for_video(length, height, width, "wan"), "wan", video=size, **sizes)
     for kind, name, shape in (("latents", "latents", (4, 3, 8, 12)), ("prompts", "prompt_embeds", (9, 32))):
         Path("data", kind).mkdir(parents=True)
         for sample in ("cat", "dog"):
