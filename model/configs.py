@@ -15,11 +15,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.files import is_pointer
 
 MOST_LAYERS = 1000  # of a model; a config that asks for more is damaged, and would keep the loader busy for ever
 MOST_TIMES = 100  # as large as the class' default may a size be
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_LFS_POINTER_BYTES = 1024  # pointers are smaller by the specification
 
 
 def read_json(file: Path, purpose: str) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def read_json(file: Path, purpose: str) -> dict[str, Any]:
 
 def check_no_pointer(file: Path) -> None:
     """Raises CheckpointError if a file is a Git LFS pointer, which stands for the file until it is fetched."""
-    if file.is_file() and file.stat().st_size < _LFS_POINTER_BYTES and file.read_bytes().startswith(_LFS_POINTER):
+    if file.is_file() and is_pointer(file):
         raise CheckpointError(
             f"{file}: is a Git LFS pointer of {file.stat().st_size} bytes, not the file itself; run `git lfs pull` in "
             f"the checkpoint's folder, or download it with `hf download`"

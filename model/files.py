@@ -185,15 +185,20 @@ class PointerError(VortaError, ValueError):
     """A file is a pointer of Git LFS in the place of what it points to."""
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether an existing file is what `git clone` without Git LFS leaves in the place of a large one."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
 def refuse_pointer(path: Path, what: str) -> None:
-    """Raises PointerError for a file that `git clone` without Git LFS leaves in the place of a large one.
+    """Raises PointerError for a pointer of Git LFS, see `is_pointer`.
 
     Args:
         path: an existing file.
         what: it should be, for the message, as "model".
     """
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise PointerError(
-                f"{what} {path}: is a pointer of Git LFS, not the file itself; run `git lfs pull` there, or download it"
-            )
+    if is_pointer(path):
+        raise PointerError(
+            f"{what} {path}: is a pointer of Git LFS, not the file itself; run `git lfs pull` there, or download it"
+        )
