@@ -7,34 +7,10 @@
 namespace vorta {
 namespace {
 
-constexpr const char* kAxisNames[3] = {"frames", "height", "width"};
-
-/// The divisors of `extent` on both sides of `value`, for the remedy of a tile or bucket that does not fit.
-void nearest_divisors(int extent, int value, int* below, int* above) {
-  for (*below = value < extent ? value : extent; extent % *below != 0; --*below) {
-  }
-  for (*above = value < extent ? value : extent; extent % *above != 0; ++*above) {
-  }
-}
-
 vorta_status check_positive(const char* name, const int32_t (&value)[3], const char* remedy) {
   if (value[0] >= 1 && value[1] >= 1 && value[2] >= 1) return VORTA_OK;
   return fail(VORTA_INVALID_ARGUMENT, "%s (%d, %d, %d): every entry must be at least 1; %s", name, value[0], value[1],
               value[2], remedy);
-}
-
-vorta_status check_divides_grid(const char* name, const int32_t (&value)[3], const int32_t (&grid)[3]) {
-  for (int axis = 0; axis < 3; ++axis) {
-    if (grid[axis] % value[axis] == 0) continue;
-    int below = 1, above = 1;
-    nearest_divisors(grid[axis], value[axis], &below, &above);
-    return fail(VORTA_INVALID_ARGUMENT,
-                "%s (%d, %d, %d): must divide grid (%d, %d, %d) along every axis; the nearest divisors of its %s %d "
-                "are %d and %d",
-                name, value[0], value[1], value[2], grid[0], grid[1], grid[2], kAxisNames[axis], grid[axis], below,
-                above);
-  }
-  return VORTA_OK;
 }
 
 vorta_status check_sizes(const vorta_routed_attention_problem& p) {
@@ -75,13 +51,14 @@ vorta_status check_sizes(const vorta_routed_attention_problem& p) {
 
 vorta_status check_coreset(const vorta_routed_attention_problem& p) {
   if (vorta_status status = check_positive("bucket", p.bucket, "use e.g. (2, 3, 2)")) return status;
-  if (vorta_status status = check_divides_grid("bucket", p.bucket, p.grid)) return status;
-  const long long bucket_tokens = 1LL * p.bucket[0] * p.bucket[1] * p.bucket[2];
-  if (bucket_tokens > kMaxBucketTokens) {
+  // Entry by entry: the product of any three may pass 64 bits.
+  const long long plane_tokens = 1LL * p.bucket[1] * p.bucket[2];
+  if (plane_tokens > kMaxBucketTokens || plane_tokens * p.bucket[0] > kMaxBucketTokens) {
     return fail(VORTA_INVALID_ARGUMENT,
-                "bucket (%d, %d, %d): %lld tokens, at most %d are supported; use smaller buckets", p.bucket[0],
-                p.bucket[1], p.bucket[2], bucket_tokens, kMaxBucketTokens);
+                "bucket (%d, %d, %d): must have at most %d tokens; use smaller buckets, e.g. (2, 3, 2)", p.bucket[0],
+                p.bucket[1], p.bucket[2], kMaxBucketTokens);
   }
+  const long long bucket_tokens = plane_tokens * p.bucket[0];
   if (p.keep < 1 || p.keep > bucket_tokens) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "keep %d: must be 1 to %lld, the tokens of bucket (%d, %d, %d), its centre included; use e.g. %lld",
@@ -96,7 +73,6 @@ vorta_status check_coreset(const vorta_routed_attention_problem& p) {
 
 vorta_status check_sliding(const vorta_routed_attention_problem& p) {
   if (vorta_status status = check_positive("tile", p.tile, "use e.g. (5, 9, 8)")) return status;
-  if (vorta_status status = check_divides_grid("tile", p.tile, p.grid)) return status;
   if (vorta_status status = check_positive("window", p.window, "use e.g. (3, 3, 3)")) return status;
   if (p.window[0] % 2 == 0 || p.window[1] % 2 == 0 || p.window[2] % 2 == 0) {
     return fail(VORTA_INVALID_ARGUMENT,

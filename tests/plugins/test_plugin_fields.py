@@ -41,6 +41,9 @@ def test_creator_names_itself_and_its_fields(driver: Any) -> None:
         fields(scale="float32:0"),
         fields(text_tokens="int32:0"),
         fields(coreset_keys="string:key"),
+        fields(tile="int32:3,4,3"),  # neither has to divide the grid
+        fields(bucket="int32:3,4,3"),
+        fields(tile="int32:9,9,9", bucket="int32:7,1,9"),
         fields(without="attention_precision"),
         fields(attention_precision="string:fp8"),
         fields(attention_precision="string0:fp8"),
@@ -85,10 +88,11 @@ BAD = [
     (fields(attention_precision="string:"), "field attention_precision [string x 0]: must be the string"),
     (fields(attention_precision="int32:1"), "field attention_precision = (1) [int32 x 1]: must be the string"),
     (fields("field=attention_precision:string:fp8"), 'field attention_precision = "fp8" [string x 3]: stands twice'),
-    (fields(tile="int32:3,3,2"), "tile (3, 3, 2): must divide grid (4, 6, 4)"),
+    (fields(tile="int32:3,0,2"), "tile (3, 0, 2): every entry must be at least 1"),
     (fields(window="int32:2,1,1"), "window (2, 1, 1): every entry must be odd"),
-    (fields(bucket="int32:3,3,2"), "bucket (3, 3, 2): must divide grid (4, 6, 4)"),
+    (fields(bucket="int32:0,3,2"), "bucket (0, 3, 2): every entry must be at least 1"),
     (fields(bucket="int32:4,6,4"), "bucket (4, 6, 4):"),  # 96 tokens
+    (fields(bucket="int32:2147483647,2147483647,2147483647"), "bucket (2147483647, 2147483647, 2147483647):"),
     (fields(grid="int32:0,6,4"), "grid (0, 6, 4):"),
     (fields(grid="int32:-4,6,4"), "grid (-4, 6, 4):"),
     (fields(grid="int32:2147483647,2147483647,2147483647"), "grid (2147483647, 2147483647, 2147483647)"),

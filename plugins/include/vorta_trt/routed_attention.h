@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 /* Raised on every change of a struct or of the meaning of an argument in this header. */
-#define VORTA_API_VERSION 2
+#define VORTA_API_VERSION 3
 
 typedef enum vorta_status {
   VORTA_OK = 0,
@@ -46,7 +46,12 @@ typedef enum vorta_attention_precision {
   VORTA_PRECISION_FP8 = 1
 } vorta_attention_precision;
 
-/* Everything about a problem but its pointers; enough to size the workspace. */
+/* Everything about a problem but its pointers; enough to size the workspace.
+ *
+ * Tiles and buckets start at multiples of their size. Neither has to divide the grid: the last along an axis has what
+ * is left, which is all of the axis where the size exceeds it. The window is counted in tiles, whatever their size. A
+ * shorter bucket of t x h x w tokens has its centre at (t/2, h/2, w/2) and keeps max(1, t*h*w * keep / tokens of a whole
+ * bucket) tokens, rounded down. */
 typedef struct vorta_routed_attention_problem {
   size_t struct_size;          /* sizeof(vorta_routed_attention_problem), set by the caller */
   int32_t dtype;               /* vorta_dtype of query, key, value and output */
@@ -54,10 +59,10 @@ typedef struct vorta_routed_attention_problem {
   int32_t heads;               /* N */
   int32_t head_dim;            /* D: a multiple of 8, at most 256 */
   int32_t grid[3];             /* frames, height, width of the token grid */
-  int32_t tile[3];             /* divides grid */
+  int32_t tile[3];             /* in tokens */
   int32_t window[3];           /* odd, in tiles */
-  int32_t bucket[3];           /* divides grid; at most 64 tokens */
-  int32_t keep;                /* kept tokens of a bucket, its centre included */
+  int32_t bucket[3];           /* in tokens, at most 64 together */
+  int32_t keep;                /* kept tokens of a whole bucket, its centre included */
   int32_t coreset_keys;        /* vorta_coreset_keys */
   int32_t text_tokens;         /* T, 0 if the family has no text in its self-attention */
   float scale;                 /* of the logits; 0 means 1/sqrt(D) */
