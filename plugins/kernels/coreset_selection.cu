@@ -13,6 +13,7 @@ namespace {
 constexpr int kWarps = 8;  // buckets of a chunk; their kept rows are 12 KB in a row at D = 128, keep = 6
 constexpr int kThreads = kWarps * kWarpLanes;
 constexpr int kTextRows = 8;  // of a warp
+constexpr int kBucketKinds = 8;
 
 /// 64 registers a thread for three rows in flight (D <= 64), 80 for six: as many warps as spill nothing, because they
 /// cover the memory's latency.
@@ -25,7 +26,7 @@ struct CoresetHead {
 
 struct SharedMemory {
   BucketScratch scratch[kWarps];
-  int32_t offsets[kMaxBucketTokens];  // token ids of a bucket relative to its first
+  int32_t offsets[kBucketKinds][kMaxBucketTokens];  // token ids of a bucket of each kind relative to its first
   CoresetHead heads[kThreads];
   int heads_of_warp[kWarps];
 };
@@ -62,17 +63,27 @@ __device__ int list_coreset_heads(const RoutedAttentionParams& params, int64_t f
   return total;
 }
 
+/// Fills in the token offsets of every kind of bucket that there is.
+__device__ void list_offsets(const BucketPartition& buckets, int32_t (&offsets)[kBucketKinds][kMaxBucketTokens]) {
+  const int kinds = buckets.ragged ? kBucketKinds : 1;
+  for (int i = threadIdx.x; i < kinds * kMaxBucketTokens; i += kThreads) {
+    const int kind = i / kMaxBucketTokens, inside = i % kMaxBucketTokens;
+    const int position[3] = {kind / 4 * (buckets.boxes[0] - 1), kind / 2 % 2 * (buckets.boxes[1] - 1),
+                             kind % 2 * (buckets.boxes[2] - 1)};
+    if (inside < buckets.size_at(position)) {
+      offsets[kind][inside] = buckets.token(position, inside) - buckets.first_token(position);
+    }
+  }
+}
+
 /// Ranks one bucket by `tokens` and writes its lists; `dropped` is null where nobody reads it. The kept ids are in
 /// `scratch` afterwards.
 template <class Element, int kWidth>
 __device__ __forceinline__ void select_bucket(const RoutedAttentionParams& params, const TensorView& tokens,
-                                              const CoresetHead& where, int bucket, int first_token,
+                                              const CoresetHead& where, const Bucket& bucket, int first_token,
                                               const int32_t* offsets, int32_t* kept, int32_t* dropped,
                                               BucketScratch& scratch) {
-  const int bucket_tokens = params.buckets.tokens.divisor;
-  const int keep = params.keep.divisor;
-  const int (&extent)[3] = params.buckets.extent;
-  const int centre = (extent[0] / 2 * extent[1] + extent[1] / 2) * extent[2] + extent[2] / 2;
+  const int bucket_tokens = bucket.tokens, centre = bucket.centre;
   const auto* row = static_cast<const Element*>(tokens.data) + where.sample * tokens.batch_stride +
                     where.head * tokens.head_stride + first_token * tokens.token_stride;
   bucket_products<Element, kWidth>(row, tokens.token_stride, params.head_dim, offsets, bucket_tokens, centre, scratch);
@@ -81,16 +92,15 @@ __device__ __forceinline__ void select_bucket(const RoutedAttentionParams& param
   __syncwarp();
 
   const int64_t head = int64_t{where.sample} * params.heads + where.head;
-  const int dropped_tokens = params.video_tokens - params.kept_tokens;  // of a head
   for (int inside = threadIdx.x % kWarpLanes; inside < bucket_tokens; inside += kWarpLanes) {
     // The centre takes slot 0, the others follow by rank.
     const int slot = inside == centre ? 0 : 1 + stable_rank(scratch, bucket_tokens, inside);
     const int token = first_token + offsets[inside];
-    if (slot < keep) {
-      kept[head * params.kept_tokens + bucket * keep + slot] = token;
+    if (slot < bucket.kept) {
+      kept[head * params.kept_tokens + bucket.first_kept + slot] = token;
       scratch.kept[slot] = token;
     } else if (dropped != nullptr) {
-      dropped[head * dropped_tokens + bucket * (bucket_tokens - keep) + slot - keep] = token;
+      dropped[head * params.buckets.dropped_tokens + bucket.first_dropped + slot - bucket.kept] = token;
     }
   }
   __syncwarp();
@@ -104,11 +114,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWidth>)
   launch_dependents();
   if (blockIdx.x == 0 && threadIdx.x < kWorkCounters) params.work_counter[threadIdx.x] = 0;
 
-  const BoxPartition& buckets = params.buckets;
-  if (threadIdx.x < buckets.tokens.divisor) {
-    constexpr int kOrigin[3] = {0, 0, 0};
-    shared.offsets[threadIdx.x] = buckets.token(kOrigin, threadIdx.x);
-  }
+  const BucketPartition& buckets = params.buckets;
+  list_offsets(buckets, shared.offsets);
   const int warp = threadIdx.x / kWarpLanes;
   BucketScratch& scratch = shared.scratch[warp];
   const int bucket_chunks = (buckets.count() + kWarps - 1) / kWarps;
@@ -128,21 +135,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWidth>)
       }
       const CoresetHead where = shared.heads[head];
       if (chunk < bucket_chunks) {
-        const int bucket = chunk * kWarps + warp;
-        if (bucket >= buckets.count()) continue;  // whole warps only
-        int position[3];
-        buckets.split(bucket, position);
-        const int first_token = buckets.token(position, 0);
-        select_bucket<Element, kWidth>(params, params.query, where, bucket, first_token, shared.offsets,
-                                       params.kept_queries, params.dropped_queries, scratch);
+        const int index = chunk * kWarps + warp;
+        if (index >= buckets.count()) continue;  // whole warps only
+        const Bucket bucket = buckets.bucket(index);
+        const int first_token = buckets.first_token(bucket.position);
+        const int32_t* offsets = shared.offsets[bucket.kind];
+        select_bucket<Element, kWidth>(params, params.query, where, bucket, first_token, offsets, params.kept_queries,
+                                       params.dropped_queries, scratch);
         if (params.kept_keys != params.kept_queries) {
-          select_bucket<Element, kWidth>(params, params.key, where, bucket, first_token, shared.offsets,
-                                         params.kept_keys, nullptr, scratch);
+          select_bucket<Element, kWidth>(params, params.key, where, bucket, first_token, offsets, params.kept_keys,
+                                         nullptr, scratch);
         }
         if constexpr (kWidth < kWarpLanes) {
           if (compact) {
-            const int keep = params.keep.divisor;
-            copy_rows<kWidth>(head_copy(params, where.sample, where.head), bucket * keep, keep,
+            copy_rows<kWidth>(head_copy(params, where.sample, where.head), bucket.first_kept, bucket.kept,
                               [&](int slot) { return scratch.kept[slot]; });
             __syncwarp();
           }

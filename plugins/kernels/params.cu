@@ -53,9 +53,8 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
   params.tiles_per_window_plane = FastDivmod(params.window[1] * params.window[2]);
   params.tiles_per_window_row = FastDivmod(params.window[2]);
 
-  params.buckets = BoxPartition(problem.grid, problem.bucket);
-  params.keep = FastDivmod(problem.keep);
-  params.kept_tokens = params.buckets.count() * problem.keep;
+  params.buckets = BucketPartition(problem.grid, problem.bucket, problem.keep);
+  params.kept_tokens = params.buckets.kept_tokens;
 
   // Rounded to float as a caller's own scale is, so that naming the default gives the same bits as 0 does.
   const float default_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));

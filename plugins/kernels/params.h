@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "box_partition.h"
+#include "bucket_partition.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -43,9 +43,8 @@ struct RoutedAttentionParams {
   FastDivmod tiles_per_window_plane;  // window[1] * window[2]
   FastDivmod tiles_per_window_row;    // window[2]
 
-  BoxPartition buckets;
-  FastDivmod keep;   // kept tokens of a bucket
-  int kept_tokens;   // of a head: buckets * keep
+  BucketPartition buckets;
+  int kept_tokens;   // of a head: that of buckets
   float scale_log2;  // scale of the logits times log2(e)
 };
 

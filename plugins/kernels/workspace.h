@@ -3,16 +3,15 @@
 // What lies in the workspace: the coreset as lists of token ids and, where the head dimension has a kernel that reads
 // them, its keys and values as contiguous rows. One row of lists, one block of rows for each sample and head:
 //
-//   kept_queries    int32 [B, N, buckets, keep]                  slot 0 is the bucket's centre
-//   dropped_queries int32 [B, N, buckets, bucket_tokens - keep]
-//   kept_keys       int32 [B, N, buckets, keep]                  only if the keys choose for themselves
-//   compact_key     [B, N, buckets * keep + T, D]                only if D is 64 or 128 and the precision is "same";
-//   compact_value   [B, N, buckets * keep + T, D]                rows of kept_keys in their order, then the text, with
-//                                                                zeros for its padding
-//   chunk_keys      int8 [B, N, chunks, 32 D]                    only for attention_precision fp8 and D of 64 or 128:
-//   chunk_values    e4m3 [B, N, chunks, 32 D]                    keys and values of every head in 8 bits, see
-//   chunk_notes     16 bytes [B, N, chunks]                      sm90_fp8/images.h
-//   work_counter    uint32 [64]                                  zero when the attention starts
+//   kept_queries    int32 [B, N, kept_tokens]         bucket after bucket, its centre first
+//   dropped_queries int32 [B, N, S - kept_tokens]     bucket after bucket; bucket_partition.h says where each starts
+//   kept_keys       int32 [B, N, kept_tokens]         only if the keys choose for themselves
+//   compact_key     [B, N, kept_tokens + T, D]        only if D is 64 or 128 and the precision is "same"; rows of
+//   compact_value   [B, N, kept_tokens + T, D]        kept_keys in their order, then the text, with zeros for its
+//   padding chunk_keys      int8 [B, N, chunks, 32 D]         only for attention_precision fp8 and D of 64 or 128: keys
+//   and chunk_values    e4m3 [B, N, chunks, 32 D]         values of every head in 8 bits, see sm90_fp8/images.h
+//   chunk_notes     16 bytes [B, N, chunks]
+//   work_counter    uint32 [64]                       zero when the attention starts
 //
 // Each starts at a multiple of 256 bytes. What belongs to heads that are not routed to the coreset is not written. The
 // bytes depend on the problem alone, not on routes or on the GPU: compact rows are reserved even where no kernel uses
@@ -23,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "bucket_partition.h"
 #include "sm90/block_shape.h"
 #include "sm90_fp8/block_shape.h"
 #include "vorta_trt/routed_attention.h"
@@ -57,8 +57,7 @@ inline bool has_compact_rows(const vorta_routed_attention_problem& problem) {
 inline WorkspaceLayout workspace_layout(const vorta_routed_attention_problem& problem) {
   constexpr size_t kAlignment = 256;
   const size_t video_tokens = size_t{1} * problem.grid[0] * problem.grid[1] * problem.grid[2];
-  const size_t bucket_tokens = size_t{1} * problem.bucket[0] * problem.bucket[1] * problem.bucket[2];
-  const size_t kept = video_tokens / bucket_tokens * problem.keep;
+  const size_t kept = BucketPartition(problem.grid, problem.bucket, problem.keep).kept_tokens;
   const size_t all_heads = size_t{1} * problem.batch * problem.heads;
   const size_t list_entry = all_heads * sizeof(int32_t);
   const size_t compact_row = has_compact_rows(problem) ? all_heads * problem.head_dim * sizeof(uint16_t) : 0;

@@ -97,10 +97,8 @@ class BlockIteration {
   __device__ TokenList copies_of(int row) const {
     const int position = first_row_ + row;
     if (order_ != TokenOrder::kCoreset || position >= video_rows_) return {nullptr, 0};
-    int bucket, slot;
-    params_.keep(bucket, slot, position);
-    const int dropped = params_.buckets.tokens.divisor - params_.keep.divisor;  // of a bucket
-    return {dropped_queries_ + int64_t{bucket} * dropped, slot == 0 ? dropped : 0};
+    const KeptRow kept = params_.buckets.kept_row(position);
+    return {dropped_queries_ + kept.first_dropped, kept.slot == 0 ? kept.dropped : 0};
   }
 
  private:
@@ -131,7 +129,7 @@ class BlockIteration {
     video_rows_ = video_keys_ = params_.kept_tokens;
     kept_queries_ = params_.kept_queries + head * params_.kept_tokens;
     kept_keys_ = params_.kept_keys + head * params_.kept_tokens;
-    dropped_queries_ = params_.dropped_queries + head * (params_.video_tokens - params_.kept_tokens);
+    dropped_queries_ = params_.dropped_queries + head * params_.buckets.dropped_tokens;
   }
 
   /// Token id of a key column of the sliding branch: tile of the window, then token of the tile.

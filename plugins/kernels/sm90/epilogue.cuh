@@ -19,12 +19,11 @@ struct Copies {
   __device__ Copies(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
     const int position = item.first_row + row;
     if (item.kind != ItemKind::kCoreset || position >= problem.kept_tokens) return;
-    int bucket, slot;
-    problem.keep(bucket, slot, position);
-    if (slot != 0) return;
-    count = problem.buckets.tokens.divisor - problem.keep.divisor;
+    const KeptRow kept = problem.buckets.kept_row(position);
+    if (kept.slot != 0) return;
+    count = kept.dropped;
     const int64_t head = int64_t{item.sample} * problem.heads + item.head;
-    tokens = problem.dropped_queries + head * (problem.video_tokens - problem.kept_tokens) + int64_t{bucket} * count;
+    tokens = problem.dropped_queries + head * problem.buckets.dropped_tokens + kept.first_dropped;
   }
 };
 
