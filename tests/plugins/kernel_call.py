@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vorta_trt.plugins import Problem, Tensors, load_library
 
+from .attention_inputs import CHARACTERS, realistic
 from .kernel_oracle import Case, Selection
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -68,11 +69,13 @@ def empty(case: Case, copies: int = 1) -> list[Tensor]:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random query, key, value; rows of padded text are NaN, because nobody may read them."""
+    """Random query, key, value as attention_inputs.py has them; rows of padded text are NaN: nobody may read them."""
     generator = torch.Generator("cuda").manual_seed(seed)
-    query, key, value = empty(case, 3)
-    for tensor in (query, key, value):
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, device="cuda"))
+    query, key, value = tensors = empty(case, 3)
+    # A profile says what the logits are, so there the heads are all alike.
+    characters = ("normal",) if case.profile else CHARACTERS
+    for tensor, numbers in zip(tensors, realistic(tuple(query.shape), generator, characters), strict=True):
+        tensor.copy_(numbers)
         for sample in range(case.batch):
             tensor[sample, case.valid(sample) :] = float("nan")
     query *= case.magnitude
@@ -103,7 +106,7 @@ def make_problem(case: Case) -> Problem:
 
 def workspace_regions(case: Case) -> dict[str, tuple[int, int]]:
     """Offset and bytes of everything in the workspace, as plugins/kernels/workspace.h has it."""
-    kept = case.video // math.prod(case.bucket) * case.keep
+    kept = case.kept
     heads = case.batch * case.heads
     rows = heads * (kept + case.text) * case.head_dim * 2 if case.head_dim in COMPACT_HEAD_DIMS else 0
     sizes = {
@@ -168,11 +171,10 @@ class Call:
     def selection(self, sample: int, head: int) -> Selection:
         """The coreset that the kernels left in the workspace, as lists of token ids."""
         keys = "kept_keys" if self.case.coreset_keys == "key" else "kept_queries"
-        buckets = self.case.video // math.prod(self.case.bucket)
         lists = [
-            self.region(name).view(torch.int32).view(self.case.batch, self.case.heads, buckets, -1)[sample, head].long()
+            self.region(name).view(torch.int32).view(self.case.batch, self.case.heads, -1)[sample, head].long()
             for name in ("kept_queries", "dropped_queries", keys)
-        ]  # [G, keep], [G, K - keep], [G, keep]
+        ]  # [kept], [S - kept], [kept]
         return Selection(*lists)
 
     def compact_rows(self, name: str, sample: int, head: int) -> Tensor:

@@ -23,12 +23,33 @@ ONE_EACH = ((FULL, CORESET, SLIDING),)
 TEXT = Case("text", (10, 6, 6), (2, 3, 2), (3, 1, 3), (2, 3, 2), 6, MIXED, (5, 8), 8)
 #: Tiles of 288 tokens take several query blocks, the last one partly filled.
 TILES = Case("tiles", (4, 18, 32), (2, 9, 16), (1, 1, 1), (2, 3, 2), 6, MIXED, coreset_keys="key")
-#: Nothing divides anything else; more text than video.
-RAGGED = Case("ragged", (3, 5, 7), (1, 5, 1), (3, 3, 5), (3, 1, 7), 2, MIXED, (140, 1), 141, "key")
+#: Tiles and buckets as odd as the grid; more text than video.
+ODD = Case("odd", (3, 5, 7), (1, 5, 1), (3, 3, 5), (3, 1, 7), 2, MIXED, (140, 1), 141, "key")
+#: The last tile and bucket along an axis are shorter, by much and by little, along one axis and all.
+RAGGED = Case("ragged", (7, 10, 11), (3, 4, 4), (1, 3, 1), (2, 3, 2), 6, MIXED, (5, 8), 8)
+#: Several blocks of queries and keys in a tile; buckets of 1 to 24 tokens, of which the smallest keep one.
+RAGGED_TILES = Case("ragged-tiles", (5, 19, 33), (2, 9, 16), (3, 1, 1), (3, 2, 4), 5, MIXED, coreset_keys="key")
+RAGGED_CASES = (
+    RAGGED,
+    RAGGED_TILES,
+    replace(RAGGED, name="ragged-frames", grid=(7, 8, 12), tile=(4, 4, 4), window=(1, 1, 3)),
+    replace(RAGGED, name="ragged-width", grid=(6, 8, 13), tile=(2, 4, 6), window=(3, 1, 1), coreset_keys="key"),
+    replace(RAGGED, name="tile-larger-than-grid", tile=(9, 4, 20), window=(1, 1, 1), bucket=(1, 4, 16), keep=9),
+    replace(
+        RAGGED, name="last-tile-of-one", grid=(5, 9, 9), tile=(2, 4, 8), window=(1, 1, 1), bucket=(2, 2, 2), keep=1
+    ),
+    replace(RAGGED, name="five-tiles", grid=(9, 13, 18), tile=(2, 3, 4), window=(3, 3, 3), bucket=(4, 4, 4), keep=31),
+)
 MINIMAL = Case("minimal", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, MIXED)
 MINIMAL_TEXT = replace(MINIMAL, name="minimal-text", lengths=(0, 3), text=3)
 WAN = Case("wan", (20, 45, 80), (5, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, head_dim=128)
 WAN_SMALL = Case("wan-1.3b", (21, 30, 52), (7, 5, 13), (3, 3, 3), (3, 2, 2), 6, ONE_EACH, head_dim=128)
+#: Sizes of today's models that the published tiles do not divide.
+WAN_RAGGED = replace(WAN, name="wan-121x704x1280", grid=(31, 44, 80), tile=(6, 9, 8))
+SMALL_RAGGED = replace(WAN, name="wan-81x480x848", grid=(21, 30, 53), tile=(5, 9, 8))
+HUNYUAN_RAGGED = Case(
+    "hunyuan-121x720x1280", (31, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, (200,), 256, "key", head_dim=128
+)  # fmt: skip
 HUNYUAN = Case(
     "hunyuan", (30, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, (200,), 256, "key", head_dim=128
 )  # fmt: skip
@@ -114,18 +135,29 @@ EQUAL_CASES = tuple(
 BLOCK_CASES = (*GROUP_CASES, *WINDOW_CASES, *TEXT_CASES, *MANY_CASES, *PROFILE_CASES, *EQUAL_CASES)
 #: Run a second time with the generic kernels where a GPU has others for the head dimension.
 GENERIC_CASES = (
-    *(replace(case, head_dim=d, dtype=t) for case in (TEXT, TILES, RAGGED) for d in COMPACT_HEAD_DIMS for t in DTYPES),
+    *(
+        replace(case, head_dim=d, dtype=t)
+        for case in (TEXT, TILES, ODD, *RAGGED_CASES)
+        for d in COMPACT_HEAD_DIMS
+        for t in DTYPES
+    ),
     *(replace(TEXT, name=n, layout=n, head_dim=d) for n in LAYOUTS for d in COMPACT_HEAD_DIMS),
     *GROUP_CASES[::3],
     *WINDOW_CASES[::5],
     *TEXT_CASES[::3],
     *PROFILE_CASES[::5],
     replace(WAN, routes=((CORESET, SLIDING),)),
+    replace(SMALL_RAGGED, routes=((CORESET, SLIDING),)),
 )
 
 SMALL_CASES = (
     *(replace(TEXT, head_dim=d, dtype=t) for d in HEAD_DIMS for t in DTYPES),
-    *(replace(case, head_dim=d, dtype=t) for case in (TILES, RAGGED) for d in FAST_HEAD_DIMS for t in DTYPES),
+    *(
+        replace(case, head_dim=d, dtype=t)
+        for case in (TILES, ODD, *RAGGED_CASES)
+        for d in FAST_HEAD_DIMS
+        for t in DTYPES
+    ),
     *(
         replace(case, head_dim=d, dtype=t)
         for case in (MINIMAL, MINIMAL_TEXT)
@@ -149,4 +181,8 @@ LARGE_CASES = (
     WAN_SMALL,
     replace(WAN_SMALL, layout="fused", name="wan-1.3b-fused", routes=ONE_EACH * 2),
     HUNYUAN,
+    WAN_RAGGED,
+    SMALL_RAGGED,
+    replace(SMALL_RAGGED, dtype="float16", head_dim=64),
+    HUNYUAN_RAGGED,
 )

@@ -10,25 +10,16 @@ import torch
 from torch import Tensor
 
 from .kernel_call import Call, make_inputs
-from .kernel_oracle import CORESET, FULL, SLIDING, Case, Selection, bucket_ids, expected, near_ties
+from .kernel_oracle import CORESET, FULL, SLIDING, Case, Selection, check_selection, expected
 
 BRANCHES = {FULL: "full", CORESET: "coreset", SLIDING: "sliding"}
 
 
 def check_coreset(call: Call, sample: int, head: int) -> tuple[Selection, int]:
     """The kernels' coreset of a head, once it is shown to be right; and how many near ties it has."""
-    case = call.case
     selection = call.selection(sample, head)
-    query, key = (tensor[sample, : case.video, head] for tensor in call.inputs[:2])
-    buckets = bucket_ids(case.grid, case.bucket).cuda()  # [G, K]
-    t, h, w = case.bucket
-    assert torch.equal(selection.kept_queries[:, 0], buckets[:, (t // 2 * h + h // 2) * w + w // 2]), "centre first"
-    both = torch.cat([selection.kept_queries, selection.dropped_queries], 1)  # [G, K]
-    assert torch.equal(both.sort(1).values, buckets), "kept and dropped tokens make up the bucket"
-    ties = near_ties(case, query, selection.kept_queries)
-    if case.coreset_keys == "key":
-        ties += near_ties(case, key, selection.kept_keys)
-    return selection, ties
+    query, key = (tensor[sample, : call.case.video, head] for tensor in call.inputs[:2])
+    return selection, check_selection(call.case, selection, query, key)
 
 
 def measure(call: Call) -> dict[str, dict[str, float]]:
@@ -36,7 +27,7 @@ def measure(call: Call) -> dict[str, dict[str, float]]:
     case, output = call.case, call.output
     found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
     ties = dict.fromkeys(BRANCHES.values(), 0)
-    nothing = torch.empty(0, 0, dtype=torch.long, device="cuda")
+    nothing = torch.empty(0, dtype=torch.long, device="cuda")
     for sample in range(case.batch):
         valid = case.valid(sample)
         assert output[sample, :valid].isfinite().all(), f"{case}: output of sample {sample} is not finite"

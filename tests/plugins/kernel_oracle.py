@@ -4,7 +4,8 @@
 Outputs are computed in float64, and beside them in the kernels' own dtype with torch's attention on gathered tokens: a
 kernel may err at most twice as much as torch does.
 
-Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim, G buckets, K tokens of a bucket.
+Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim, G buckets, K tokens
+of a whole bucket.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Triple = tuple[int, int, int]
@@ -51,6 +52,11 @@ class Case:
         return math.prod(self.grid)
 
     @property
+    def kept(self) -> int:
+        """Video tokens that a coreset head keeps."""
+        return int(buckets_of(self).keep.sum())
+
+    @property
     def batch(self) -> int:
         return len(self.routes)
 
@@ -72,38 +78,73 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """The coreset of one head: token ids, bucket by bucket."""
+    """The coreset of one head: token ids, one bucket after the other, the centre before the others it keeps."""
 
-    kept_queries: Tensor  # [G, keep]
-    dropped_queries: Tensor  # [G, K - keep]
-    kept_keys: Tensor  # [G, keep]
+    kept_queries: Tensor  # [kept]
+    dropped_queries: Tensor  # [S - kept]
+    kept_keys: Tensor  # [kept]
 
 
-def bucket_ids(grid: Triple, bucket: Triple) -> Tensor:
-    """Token ids of every bucket in raster order, [G, K]."""
-    ids = torch.arange(math.prod(grid)).view(grid)
-    blocks = ids.unfold(0, bucket[0], bucket[0]).unfold(1, bucket[1], bucket[1]).unfold(2, bucket[2], bucket[2])
-    return blocks.reshape(-1, math.prod(bucket))  # [G, K]
+@dataclass(frozen=True)
+class Buckets:
+    """The buckets of a grid in raster order; the last along an axis may be shorter.
+
+    Attributes:
+        ids: Token ids of every bucket in raster order, -1 behind the last, [G, K].
+        size: Tokens of every bucket, [G].
+        keep: Tokens that it keeps, its centre included, [G].
+        centre: Token id of its centre, [G].
+    """
+
+    ids: Tensor
+    size: Tensor
+    keep: Tensor
+    centre: Tensor
+
+    def pad(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """One list of token ids as rows of `counts` [G] ids, -1 behind the last: [sum of counts] -> [G, K]."""
+        place = torch.arange(self.ids.shape[1], device=tokens.device)  # [K]
+        rows = torch.full_like(self.ids, -1)
+        rows[place < counts[:, None]] = tokens
+        return rows
+
+
+def buckets_of(case: Case, device: torch.device | str = "cpu") -> Buckets:
+    axes = [torch.arange(extent) for extent in case.grid]
+    token = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)  # [S, 3]
+    bucket, grid = torch.tensor(case.bucket), torch.tensor(case.grid)
+    counts = -(-grid // bucket)  # along each axis
+    place = token // bucket  # [S, 3]
+    index = (place[:, 0] * counts[1] + place[:, 1]) * counts[2] + place[:, 2]  # [S]
+    order, size = index.argsort(stable=True), index.bincount()  # [S], [G]
+    ids = nn.utils.rnn.pad_sequence(order.split(size.tolist()), batch_first=True, padding_value=-1)  # [G, K]
+    origin = token[ids[:, 0]]  # [G, 3]
+    centre = origin + torch.minimum(bucket, grid - origin) // 2  # [G, 3]
+    centre_id = (centre[:, 0] * grid[1] + centre[:, 1]) * grid[2] + centre[:, 2]  # [G]
+    keep = (size * case.keep // math.prod(case.bucket)).clamp(min=1)  # [G]
+    return Buckets(*(tensor.to(device) for tensor in (ids, size, keep, centre_id)))
 
 
 def select(case: Case, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Kept and dropped token ids of one head and the margin of each bucket's decision.
 
-    `tokens` [S, D] -> [G, keep], [G, K - keep], [G].
+    `tokens` [S, D] -> [kept], [S - kept], [G].
     """
-    ids = bucket_ids(case.grid, case.bucket).to(tokens.device)  # [G, K]
-    t, h, w = case.bucket
-    centre = (t // 2 * h + h // 2) * w + w // 2
-    unit = functional.normalize(tokens.double(), dim=-1, eps=1e-12)[ids]  # [G, K, D]
-    similarity = (unit * unit[:, centre : centre + 1]).sum(-1)  # [G, K]
-    similarity[:, centre] = -math.inf  # stays, and leads its list
+    buckets = buckets_of(case, tokens.device)
+    ids, keep = buckets.ids, buckets.keep[:, None]  # [G, K], [G, 1]
+    unit = functional.normalize(tokens.double(), dim=-1, eps=1e-12)  # [S, D]
+    similarity = (unit[ids] * unit[buckets.centre][:, None]).sum(-1)  # [G, K]
+    similarity = similarity.nan_to_num(nan=2.0)  # ranks behind every cosine
+    similarity[ids < 0] = 3.0
+    similarity[ids == buckets.centre[:, None]] = -math.inf  # stays, and leads its list
     ascending, order = similarity.sort(dim=1, stable=True)  # [G, K]
     ranked = ids.gather(1, order)  # [G, K]
-    dropping = case.keep < ids.shape[1]
-    margin = (
-        ascending[:, case.keep] - ascending[:, case.keep - 1] if dropping else torch.full_like(ascending[:, 0], 9.0)
-    )
-    return ranked[:, : case.keep], ranked[:, case.keep :], margin
+    place = torch.arange(ids.shape[1], device=ids.device)  # [K]
+    last_kept, first_dropped = (
+        ascending.gather(1, at.clamp(max=ids.shape[1] - 1)).squeeze(1) for at in (keep - 1, keep)
+    )  # [G], [G]
+    margin = torch.where(buckets.keep < buckets.size, first_dropped - last_kept, 9.0)
+    return ranked[place < keep], ranked[(place >= keep) & (ranked >= 0)], margin
 
 
 def select_head(case: Case, query: Tensor, key: Tensor) -> Selection:
@@ -114,14 +155,34 @@ def select_head(case: Case, query: Tensor, key: Tensor) -> Selection:
 
 
 def near_ties(case: Case, tokens: Tensor, kept: Tensor) -> int:
-    """Checks `kept` [G, keep] of one head against float64; returns how many near ties fell the other way."""
+    """Checks `kept` of one head against float64; returns how many near ties fell the other way."""
     wanted, _, margin = select(case, tokens)
-    differs = (kept.sort(dim=1).values != wanted.sort(dim=1).values).any(1)  # [G]
+    buckets = buckets_of(case, tokens.device)
+    ours, theirs = (buckets.pad(ids, buckets.keep).sort(dim=1).values for ids in (kept, wanted))
+    differs = (ours != theirs).any(1)  # [G]
     assert not (differs & (margin >= NEAR_TIE)).any(), (
-        f"{case}: {int((differs & (margin >= NEAR_TIE)).sum())} buckets of {len(kept)} are decided wrongly, "
+        f"{case}: {int((differs & (margin >= NEAR_TIE)).sum())} buckets of {len(margin)} are decided wrongly, "
         f"margins up to {margin[differs].max():.3g}"
     )
     return int(differs.sum())
+
+
+def check_selection(case: Case, selection: Selection, query: Tensor, key: Tensor) -> int:
+    """Checks the lists of one head with the video tokens `query` and `key` [S, D]; returns its near ties."""
+    buckets = buckets_of(case, query.device)
+    for kept in (selection.kept_queries, selection.kept_keys):
+        assert torch.equal(buckets.pad(kept, buckets.keep)[:, 0], buckets.centre), f"{case}: centre first"
+    halves = (
+        buckets.pad(selection.kept_queries, buckets.keep),
+        buckets.pad(selection.dropped_queries, buckets.size - buckets.keep),
+    )
+    both = torch.cat(halves, 1).sort(1).values[:, -buckets.ids.shape[1] :]  # [G, K], -1 in front
+    assert torch.equal(both, buckets.ids.sort(1).values), f"{case}: kept and dropped tokens make up the bucket"
+    ties = near_ties(case, query, selection.kept_queries)
+    if case.coreset_keys == "key":
+        return ties + near_ties(case, key, selection.kept_keys)
+    assert torch.equal(selection.kept_keys, selection.kept_queries)
+    return ties
 
 
 def visible_tiles(tiles: int, window: int, tile: int) -> tuple[int, ...]:
@@ -138,7 +199,7 @@ def sliding_blocks(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     tile_of = coordinates // torch.tensor(case.tile)  # [S, 3]
     axes = []
     for axis in range(3):
-        tiles = case.grid[axis] // case.tile[axis]
+        tiles = -(-case.grid[axis] // case.tile[axis])
         groups: dict[tuple[int, ...], list[int]] = {}
         for tile in range(tiles):
             groups.setdefault(visible_tiles(tiles, case.window[axis], tile), []).append(tile)
@@ -158,7 +219,7 @@ def blocks(
     everything = torch.arange(valid, device=device)
     text = everything[case.video :]
     if route == CORESET:
-        yield torch.cat([selection.kept_queries.flatten(), text]), torch.cat([selection.kept_keys.flatten(), text])
+        yield torch.cat([selection.kept_queries, text]), torch.cat([selection.kept_keys, text])
     elif route == SLIDING:
         for queries, keys in sliding_blocks(case):
             yield queries.to(device), torch.cat([keys.to(device), text])
@@ -194,7 +255,8 @@ def expected(
         exact[q] = attend_exactly(query[q], key[k], value[k], scale)
         by_torch[q] = attend_torch(query[q], key[k], value[k], scale)
     if route == CORESET:
-        centre = selection.kept_queries[:, :1].expand_as(selection.dropped_queries)
+        buckets = buckets_of(case, query.device)
+        centre = buckets.centre.repeat_interleave(buckets.size - buckets.keep)  # [S - kept]
         exact[selection.dropped_queries] = exact[centre]
         by_torch[selection.dropped_queries] = by_torch[centre]
     return exact, by_torch

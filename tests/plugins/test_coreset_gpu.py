@@ -11,8 +11,23 @@ import torch
 from torch import Tensor
 
 from .kernel_call import COMPACT_HEAD_DIMS, POISON, Call, make_inputs, takes_hopper_kernels, workspace_regions
-from .kernel_cases import DTYPES, EDGES, HEAD_DIMS, HUNYUAN, LAYOUTS, MINIMAL, MINIMAL_TEXT, RAGGED, TEXT, TILES, WAN
-from .kernel_oracle import CORESET, FULL, SLIDING, Case, bucket_ids, near_ties
+from .kernel_cases import (
+    DTYPES,
+    EDGES,
+    HEAD_DIMS,
+    HUNYUAN,
+    HUNYUAN_RAGGED,
+    LAYOUTS,
+    MINIMAL,
+    MINIMAL_TEXT,
+    ODD,
+    RAGGED_CASES,
+    TEXT,
+    TILES,
+    WAN,
+    WAN_RAGGED,
+)
+from .kernel_oracle import CORESET, FULL, SLIDING, Case, buckets_of, check_selection
 
 pytestmark = pytest.mark.gpu
 
@@ -28,7 +43,8 @@ MANY_HEADS = replace(
 )
 CASES = (
     *(replace(TEXT, head_dim=d, dtype=t, coreset_keys=k) for d in HEAD_DIMS for t in DTYPES for k in KEYS),
-    *(replace(case, head_dim=d, dtype=t) for case in (TILES, RAGGED) for d in COMPACT_HEAD_DIMS for t in DTYPES),
+    *(replace(case, head_dim=d, dtype=t) for case in (TILES, ODD, *RAGGED_CASES) for d in COMPACT_HEAD_DIMS
+      for t in DTYPES),
     *(replace(case, head_dim=d, coreset_keys=k) for case in (*EDGES, MINIMAL, MINIMAL_TEXT) for d in (64, 128, 256)
       for k in KEYS),
     *(replace(TEXT, name=n, layout=n, head_dim=d, coreset_keys="key") for n in LAYOUTS for d in (64, 80, 128)),
@@ -37,31 +53,21 @@ CASES = (
     replace(TEXT, name="all-coreset", routes=((CORESET,) * 3,) * 2),
     WAN,
     HUNYUAN,
+    WAN_RAGGED,
+    HUNYUAN_RAGGED,
     replace(HUNYUAN, name="hunyuan-all-coreset", routes=((CORESET,) * 8,)),
 )  # fmt: skip
 
 
-def centre(case: Case) -> int:
-    t, h, w = case.bucket
-    return (t // 2 * h + h // 2) * w + w // 2
-
-
 def check_lists(call: Call, sample: int, head: int) -> None:
-    case, selection = call.case, call.selection(sample, head)
-    buckets = bucket_ids(case.grid, case.bucket).cuda()  # [G, K]
-    assert torch.equal(selection.kept_queries[:, 0], buckets[:, centre(case)])
-    assert torch.equal(selection.kept_keys[:, 0], buckets[:, centre(case)])
-    both = torch.cat([selection.kept_queries, selection.dropped_queries], 1)  # [G, K]
-    assert torch.equal(both.sort(1).values, buckets), "kept and dropped tokens make up the bucket"
-    query, key = (tensor[sample, : case.video, head] for tensor in call.inputs[:2])  # [S, D]
-    near_ties(case, query, selection.kept_queries)
-    near_ties(case, key if case.coreset_keys == "key" else query, selection.kept_keys)
+    query, key = (tensor[sample, : call.case.video, head] for tensor in call.inputs[:2])  # [S, D]
+    check_selection(call.case, call.selection(sample, head), query, key)
 
 
 def check_rows(call: Call, sample: int, head: int) -> None:
     """Kept tokens in the order of their list, valid text, zeros; bit for bit."""
     case = call.case
-    kept = call.selection(sample, head).kept_keys.flatten()
+    kept = call.selection(sample, head).kept_keys
     for name, tensor in (("compact_key", call.inputs[1]), ("compact_value", call.inputs[2])):
         rows = tensor[sample, :, head]  # [S+T, D]
         padding = rows.new_zeros(case.video + case.text - case.valid(sample), case.head_dim)
@@ -113,17 +119,19 @@ def test_text_lengths_out_of_range_are_clamped(text: int, seed: int) -> None:
     check_the_rest(call)
 
 
-def exact_order(case: Case, tokens: Tensor) -> Tensor:
-    """Ranked token ids of each bucket of one head: [S, D] -> [G, K]. Tokens of one norm, products exact in float32."""
-    ids = bucket_ids(case.grid, case.bucket).cuda()  # [G, K]
-    vectors = tokens.float()[ids]  # [G, K, D]
-    products = (vectors * vectors[:, centre(case), None]).sum(-1)  # [G, K]
-    products = products.masked_fill(products.isnan(), float("inf"))
-    products[:, centre(case)] = -float("inf")  # stays, and leads its list
-    return ids.gather(1, products.sort(dim=1, stable=True).indices)
+def exact_order(case: Case, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Kept and dropped token ids of one head [S, D], of tokens of one norm whose products are exact in float32."""
+    buckets = buckets_of(case, "cuda")
+    vectors = tokens.float()
+    products = (vectors[buckets.ids] * vectors[buckets.centre][:, None]).sum(-1)  # [G, K]
+    products = products.masked_fill(products.isnan(), 1e30).masked_fill(buckets.ids < 0, float("inf"))
+    products[buckets.ids == buckets.centre[:, None]] = -float("inf")  # stays, and leads its list
+    ranked = buckets.ids.gather(1, products.sort(dim=1, stable=True).indices)  # [G, K]
+    kept = torch.arange(ranked.shape[1], device="cuda") < buckets.keep[:, None]  # [G, K]
+    return ranked[kept], ranked[~kept & (ranked >= 0)]
 
 
-@pytest.mark.parametrize("bucket", [(2, 3, 2), (1, 3, 6), (5, 6, 2), (2, 1, 1)])
+@pytest.mark.parametrize("bucket", [(2, 3, 2), (1, 3, 6), (5, 6, 2), (2, 1, 1), (3, 4, 5), (11, 1, 4)])
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 256])
 @pytest.mark.parametrize("coreset_keys", KEYS)
 def test_ties_and_nan(coreset_keys: str, head_dim: int, bucket: tuple[int, int, int], seed: int) -> None:
@@ -143,9 +151,9 @@ def test_ties_and_nan(coreset_keys: str, head_dim: int, bucket: tuple[int, int, 
             if route == CORESET:
                 selection = call.selection(sample, head)
                 by_query, by_key = (exact_order(case, tensor[sample, : case.video, head]) for tensor in inputs[:2])
-                assert torch.equal(selection.kept_queries, by_query[:, :keep])
-                assert torch.equal(selection.dropped_queries, by_query[:, keep:])
-                assert torch.equal(selection.kept_keys, (by_key if coreset_keys == "key" else by_query)[:, :keep])
+                assert torch.equal(selection.kept_queries, by_query[0])
+                assert torch.equal(selection.dropped_queries, by_query[1])
+                assert torch.equal(selection.kept_keys, (by_key if coreset_keys == "key" else by_query)[0])
 
 
 def test_lists_and_rows_are_written_anew_by_every_call(seed: int) -> None:

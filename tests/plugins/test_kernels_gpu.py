@@ -17,7 +17,7 @@ import torch
 from .kernel_call import KERNELS, POISON, Call, make_inputs, takes_hopper_kernels
 from .kernel_cases import BLOCK_CASES, BLOCKS, GENERIC_CASES, LARGE_CASES, SMALL_CASES, TEXT, TILES, WAN_SMALL
 from .kernel_check import check, measure
-from .kernel_oracle import CORESET, FULL, SLIDING, Case, bucket_ids, sliding_blocks
+from .kernel_oracle import CORESET, FULL, SLIDING, Case, buckets_of, sliding_blocks
 
 pytestmark = pytest.mark.gpu
 #: A problem for each of the head dimensions that have kernels for Hopper.
@@ -84,14 +84,14 @@ def test_text_lengths_out_of_range_are_clamped(seed: int) -> None:
 @pytest.mark.parametrize("coreset_keys", ["query", "key"])
 def test_equal_similarities_keep_the_lower_index(coreset_keys: str, seed: int) -> None:
     case = replace(TEXT, coreset_keys=coreset_keys, routes=((CORESET,) * 4,), lengths=(8,), dtype="float16")
-    buckets = bucket_ids(case.grid, case.bucket).cuda()  # [G, K]
+    buckets = buckets_of(case, "cuda").ids  # [G, K], all of them whole
     inputs = make_inputs(case, seed)
     for tensor in inputs[:2]:
         tensor[:, buckets] = tensor[:, buckets[:, :1]]  # all tokens of a bucket alike
         tensor[:, buckets[0]] = 0  # and without a direction in the first
     call = Call(case, inputs)
     call.enqueue()
-    ascending = torch.cat([buckets[:, 9:10], buckets[:, :5]], 1)  # the centre of a (2, 3, 2) bucket is token 9
+    ascending = torch.cat([buckets[:, 9:10], buckets[:, :5]], 1).flatten()  # the centre of (2, 3, 2) is token 9
     for head in range(4):
         selection = call.selection(0, head)
         assert torch.equal(selection.kept_queries, ascending)
