@@ -82,11 +82,11 @@ def by_torch(case: Case, one: Inputs, branch: str) -> Tensor:
             rows[text] = _attend(query[text], key, value)
     elif branch == "coreset":
         video = geometry.video_tokens
-        kept, dropped = select_coreset(query[:video], geometry)  # [G, keep], [G, K-keep]
-        keys = kept if geometry.coreset_keys == "query" else select_coreset(key[:video], geometry)[0]  # [G, keep]
-        own, seen = torch.cat([kept.flatten(), text]), torch.cat([keys.flatten(), text])  # [C+V]
-        rows[own] = _attend(query[own], key[seen], value[seen])
-        rows[dropped] = rows[kept[:, :1].expand_as(dropped)]
+        chosen = select_coreset(query[:video], geometry)
+        keys = chosen.kept if geometry.coreset_keys == "query" else select_coreset(key[:video], geometry).kept  # [C]
+        own, seen = torch.cat([chosen.kept, text]), torch.cat([keys, text])  # [C+V]
+        out = _attend(query[own], key[seen], value[seen])  # [C+V, D]
+        rows[:video], rows[video:valid] = out[chosen.rows], out[len(keys) :]
     else:
         rows[:valid] = _attend(query, key, value)
     return output

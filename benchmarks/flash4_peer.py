@@ -17,6 +17,7 @@ from torch import Tensor
 from vorta_trt.benchmarks.cases import Case, Inputs
 from vorta_trt.benchmarks.peer import Prepared, Unavailable
 from vorta_trt.benchmarks.tile_mask import block_lists, token_order
+from vorta_trt.model.boxes import box_kinds
 
 BLOCK = 128
 
@@ -48,9 +49,10 @@ def prepare_dense(case: Case, inputs: Inputs) -> Prepared:
 def prepare_sparse(case: Case, inputs: Inputs) -> Prepared:
     """The sliding window, tokens in tile order."""
     geometry = case.geometry
-    if geometry.tile_tokens % BLOCK:
-        tile = "x".join(map(str, geometry.tile))
-        raise Unavailable(f"a tile {tile} has {geometry.tile_tokens} tokens, no multiple of its blocks of {BLOCK}")
+    for tile in box_kinds(geometry.grid, geometry.tile):
+        if tile.tokens % BLOCK:
+            shape = "x".join(map(str, tile.shape))
+            raise Unavailable(f"a tile {shape} has {tile.tokens} tokens, no multiple of its blocks of {BLOCK}")
     if geometry.text_tokens:
         raise Unavailable("text tokens are no part of its block lists without a mask")
     attention, block_sparse = _import()

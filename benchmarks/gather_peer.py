@@ -17,18 +17,22 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vorta_trt.benchmarks.cases import Case, Inputs
-from vorta_trt.benchmarks.peer import Prepared
+from vorta_trt.benchmarks.peer import Prepared, Unavailable
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.indices import bucket_table
+from vorta_trt.model.boxes import box_centre
+from vorta_trt.model.indices import bucket_tables
 
 
 class GatheredAttention:
     """Index tables of one geometry on one device, made once and not timed."""
 
     def __init__(self, geometry: AttentionGeometry, text_length: int, device: torch.device) -> None:
-        table = bucket_table(geometry).to(device)  # [G, K]
-        self._centre = table[:, geometry.centre]  # [G]
-        self._others = torch.cat([table[:, : geometry.centre], table[:, geometry.centre + 1 :]], dim=1)  # [G, K-1]
+        (kind, ids), *shorter = bucket_tables(geometry)
+        if shorter:
+            raise Unavailable(f"the bucket {geometry.bucket} does not divide the grid {geometry.grid}")
+        table, centre = ids.to(device), box_centre(kind.shape)  # [G, K]
+        self._centre = table[:, centre]  # [G]
+        self._others = torch.cat([table[:, :centre], table[:, centre + 1 :]], dim=1)  # [G, K-1]
         self._stay = geometry.keep - 1
         self._keys_choose = geometry.coreset_keys == "key"
         self._video, self._text = geometry.video_tokens, text_length

@@ -10,6 +10,7 @@ Letters: S video tokens, T text tokens, C classes (M tiles, text, padding), b to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.indices import tile_order, window_table
+from vorta_trt.model.indices import tile_of_token, tile_order, window_table
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -43,10 +44,10 @@ def token_order(geometry: AttentionGeometry) -> Tensor:
 
 def token_classes(geometry: AttentionGeometry, text_length: int) -> Tensor:
     """Class at each position of the tile order, [S+T]: its tile, then M for valid text, M + 1 for padding."""
-    tiles = geometry.video_tokens // geometry.tile_tokens
-    positions = torch.arange(geometry.tokens)
-    padding = (positions >= geometry.video_tokens + text_length).long()
-    return torch.where(positions < geometry.video_tokens, positions // geometry.tile_tokens, tiles + padding)
+    tiles = math.prod(geometry.tiles)
+    text = torch.full((geometry.text_tokens,), tiles + 1)
+    text[:text_length] = tiles
+    return torch.cat([tile_of_token(geometry).sort().values, text])
 
 
 def visible_classes(geometry: AttentionGeometry) -> Tensor:
@@ -95,11 +96,22 @@ def mask_function(geometry: AttentionGeometry, text_length: int) -> MaskFunction
     It takes (batch, head, query position, key position) and has no tables to look up.
     """
     video, valid = geometry.video_tokens, geometry.video_tokens + text_length
-    tile_tokens, tiles, window = geometry.tile_tokens, geometry.tiles, geometry.window_tiles
+    grid, tile, tiles, window = geometry.grid, geometry.tile, geometry.tiles, geometry.window_tiles
+
+    def extent(axis: int, index: Tensor) -> Tensor | int:
+        """Tokens along an axis of the tile `index`; the last may be shorter."""
+        if grid[axis] % tile[axis] == 0:
+            return tile[axis]
+        return (grid[axis] - index * tile[axis]).clamp(1, tile[axis])  # behind the video tokens there is no tile
 
     def tile_index(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tile = position // tile_tokens
-        return tile // (tiles[1] * tiles[2]), tile // tiles[2] % tiles[1], tile % tiles[2]
+        layer = tile[0] * grid[1] * grid[2]
+        frame = position // layer
+        frames = extent(0, frame)
+        in_layer = position - frame * layer
+        row = in_layer // (frames * tile[1] * grid[2])
+        in_row = in_layer - row * frames * tile[1] * grid[2]
+        return frame, row, in_row // (frames * extent(1, row) * tile[2])
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         in_window = (query < video) & (key < video)

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.operator import check_device, check_tensors, checked_scale
-from vorta_trt.model.reference import expansion_rows, gather_video, select_coreset, sliding_pattern, text_lengths
+from vorta_trt.model.reference import gather_video, select_coreset, sliding_pattern, spread_coreset, text_lengths
 
 # Every backend of scaled_dot_product_attention but MATH, which holds the score matrix. None that fits is an error. The
 # first that fits is taken: on an H200 cuDNN takes 0.57 of FlashAttention-2's time, forward and backward.
@@ -143,14 +143,11 @@ def _attend_samples(
 
 def _coreset(query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float) -> Tensor:
     video = geometry.video_tokens
-    kept, dropped = select_coreset(query[:, :video], geometry)  # [H, G, keep], [H, G, K-keep]
-    key_kept = kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry)[0]
-    source = expansion_rows(kept, dropped, video, text)  # [H, S+V]
-    query = gather_video(query, kept, video)  # [H, C+V, D]
+    chosen = select_coreset(query[:, :video], geometry)
+    key_kept = chosen.kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry).kept
+    query = gather_video(query, chosen.kept, video)  # [H, C+V, D]
     key, value = gather_video(key, key_kept, video), gather_video(value, key_kept, video)  # [H, C+V, D]
-    out = _attend(query, key, value, scale)  # [H, C+V, D]
-    spread: Tensor = out.gather(1, source.unsqueeze(-1).expand(-1, -1, out.shape[-1]))  # [H, S+V, D]
-    return spread
+    return spread_coreset(_attend(query, key, value, scale), chosen)  # [H, S+V, D]
 
 
 def _sliding(query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float) -> Tensor:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
+from vorta_trt.model.boxes import Shape, axis_groups, box_counts, box_kinds
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
-from vorta_trt.model.tiling import PUBLISHED_WINDOW, Shape, choose_bucket, choose_tile, nearest_grids
+from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile, nearest_grids
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
 
 AXES = ("frame", "height", "width")
@@ -44,10 +45,12 @@ class AttentionGeometry:
 
     Attributes:
         grid: Token grid (frames, height, width); S = F*H*W.
-        tile: Sliding tile in tokens; divides `grid`.
+        tile: Sliding tile in tokens, at most `grid`. Tiles start at multiples of it; the last along an axis may be
+            shorter.
         window: Sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
-        bucket: Coreset bucket in tokens; divides `grid`.
-        keep: Tokens of a bucket that stay, its centre included; 1 <= keep <= prod(bucket).
+        bucket: Coreset bucket in tokens, at most `grid`; the last along an axis may be shorter.
+        keep: Tokens of a whole bucket that stay, its centre included; 1 <= keep <= prod(bucket). A shorter bucket keeps
+            as large a share, rounded down, and at least its centre.
         coreset_keys: "query" if the queries' similarities choose the kept keys and values too, "key" if the keys' own
             do.
         text_tokens: T, padded text tokens behind the video tokens; 0 if the self-attention has none.
@@ -73,11 +76,9 @@ class AttentionGeometry:
         for name in ("tile", "bucket"):
             shape = getattr(self, name)
             for axis, size, length in zip(AXES, shape, self.grid, strict=True):
-                if length % size:
-                    nearest = min((d for d in range(1, length + 1) if length % d == 0), key=lambda d: abs(d - size))
+                if size > length:
                     raise ValueError(
-                        f"{name} {shape}: entry {size} must divide the grid's {axis} extent {length}; use {nearest}, "
-                        f"or another grid"
+                        f"{name} {shape}: entry {size} must be at most the grid's {axis} extent {length}; use {length}"
                     )
         if any(size % 2 == 0 for size in self.window):
             odd = tuple(size + 1 - size % 2 for size in self.window)
@@ -109,25 +110,23 @@ class AttentionGeometry:
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a tile."""
+        """Tokens of a whole tile."""
         return math.prod(self.tile)
 
     @property
     def bucket_tokens(self) -> int:
-        """Tokens of a bucket."""
+        """Tokens of a whole bucket."""
         return math.prod(self.bucket)
 
     @property
     def tiles(self) -> Shape:
         """Tiles along each axis."""
-        frames, height, width = (axis // size for axis, size in zip(self.grid, self.tile, strict=True))
-        return frames, height, width
+        return box_counts(self.grid, self.tile)
 
     @property
     def buckets(self) -> Shape:
         """Buckets along each axis."""
-        frames, height, width = (axis // size for axis, size in zip(self.grid, self.bucket, strict=True))
-        return frames, height, width
+        return box_counts(self.grid, self.bucket)
 
     @property
     def window_tiles(self) -> Shape:
@@ -136,28 +135,33 @@ class AttentionGeometry:
         return frames, height, width
 
     @property
-    def window_tokens(self) -> int:
-        """Video tokens that a video query of the sliding branch attends to."""
-        return math.prod(self.window_tiles) * self.tile_tokens
+    def sliding_pairs(self) -> int:
+        """Pairs of a video query and a video key that it sees in the sliding branch."""
+        axes = (axis_groups(*axis) for axis in zip(self.grid, self.tile, self.window, strict=True))
+        return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
+
+    @property
+    def least_window_tokens(self) -> int:
+        """Video tokens of the smallest window of any video query; windows that hold a shorter tile are smaller."""
+        axes = (axis_groups(*axis) for axis in zip(self.grid, self.tile, self.window, strict=True))
+        return math.prod(min(group.seen for group in groups) for groups in axes)
 
     @property
     def coreset_tokens(self) -> int:
         """Video tokens that the coreset branch keeps."""
-        return math.prod(self.buckets) * self.keep
+        return sum(kind.boxes * self.keep_of(kind.tokens) for kind in box_kinds(self.grid, self.bucket))
 
-    @property
-    def centre(self) -> int:
-        """Index of a bucket's centre among its tokens in raster order: the token at (t//2, h//2, w//2)."""
-        frames, height, width = self.bucket
-        return (frames // 2 * height + height // 2) * width + width // 2
+    def keep_of(self, tokens: int) -> int:
+        """How many tokens stay of a bucket that has `tokens`; `keep` of a whole one."""
+        return max(1, tokens * self.keep // self.bucket_tokens)
 
     def density(self, branch: str | Branch) -> float:
         """Share of the S*S video query-key pairs that `branch` ("full", "coreset", "sliding") computes."""
         branch = _branch(branch)
         if branch is Branch.CORESET:
-            return (self.keep / self.bucket_tokens) ** 2
+            return (self.coreset_tokens / self.video_tokens) ** 2
         if branch is Branch.SLIDING:
-            return self.window_tokens / self.video_tokens
+            return self.sliding_pairs / self.video_tokens**2
         return 1.0
 
     def attention_flops(self, branch: str | Branch, head_dim: int, text_length: int | None = None) -> int:
@@ -168,7 +172,7 @@ class AttentionGeometry:
         if branch is Branch.CORESET:
             pairs = (self.coreset_tokens + text) ** 2
         elif branch is Branch.SLIDING:
-            pairs = video * (self.window_tokens + text) + text * (video + text)
+            pairs = self.sliding_pairs + video * text + text * (video + text)
         else:
             pairs = (video + text) ** 2
         return 4 * head_dim * pairs

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vorta_trt.model.boxes import Shape
 from vorta_trt.model.constants import ROUTER_DECIDES
-from vorta_trt.model.tiling import Shape
 
 
 def token_grid(hidden_states: Tensor, patch: Shape) -> Shape:

@@ -17,14 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vorta_trt.model.boxes import box_centre
 from vorta_trt.model.geometry import AttentionGeometry, Branch
-from vorta_trt.model.indices import bucket_table, window_groups
+from vorta_trt.model.indices import bucket_tables, window_groups
 
 LOGITS_BYTES = 64 << 20  # of one block: large enough for full speed of a GEMM, small beside the tensors of a real model
 HEADS_BYTES = 256 << 20  # of float32 query, key and value of the heads that are computed together
@@ -79,7 +81,21 @@ def routed_attention_reference(
     return torch.stack(samples)  # [B, S+T, N, D]
 
 
-def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
+class Coreset(NamedTuple):
+    """The choice of a coreset.
+
+    Attributes:
+        kept: int64 [..., C], raster token ids. Buckets lie side by side: the centre first, then the others from the
+            least similar on; of equally similar tokens the first in raster order stays.
+        rows: int64 [..., S], where among the kept tokens each video token finds its output: at its own place, or, if it
+            was dropped, at the place of its bucket's centre.
+    """
+
+    kept: Tensor
+    rows: Tensor
+
+
+def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> Coreset:
     """Which tokens of every bucket stay, by cosine similarity with the bucket's centre.
 
     Similarities are float32, here and in the kernels. The authors' code computes them in the type of the tokens, so a
@@ -88,21 +104,44 @@ def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> tuple[Tensor,
 
     Args:
         tokens: [..., S, D], video tokens in raster order.
-        geometry: Buckets of G, of K tokens each.
+        geometry: Grid and buckets of the tokens.
 
     Returns:
-        kept [..., G, keep] and dropped [..., G, K - keep]: raster token ids. The first kept token is the centre, the
-        others follow from the least similar on; of equally similar tokens the first in raster order stays.
+        The choice, its leading axes those of `tokens`.
     """
-    table = bucket_table(geometry).to(tokens.device)  # [G, K]
-    centre = table[:, geometry.centre]  # [G]
-    others = torch.cat([table[:, : geometry.centre], table[:, geometry.centre + 1 :]], dim=1)  # [G, K-1]
     unit = functional.normalize(_exact(tokens.detach()), dim=-1, eps=1e-12)  # [..., S, D]
-    similarity = (unit[..., others, :] @ unit[..., centre, :].unsqueeze(-1)).squeeze(-1)  # [..., G, K-1]
+    rows = torch.empty(tokens.shape[:-1], dtype=torch.int64, device=tokens.device)  # [..., S]
+    kept_ids: list[Tensor] = []
+    count = 0
+    for kind, table in bucket_tables(geometry):
+        keep = geometry.keep_of(kind.tokens)
+        kept, dropped = _rank(unit, table.to(tokens.device), box_centre(kind.shape)).split(
+            [keep, kind.tokens - keep], dim=-1
+        )  # [..., G, keep], [..., G, K-keep]
+        places = torch.arange(count, count + kind.boxes * keep, device=tokens.device).view(kind.boxes, keep)
+        rows.scatter_(-1, kept.flatten(-2), places.expand_as(kept).flatten(-2))
+        rows.scatter_(-1, dropped.flatten(-2), places[:, :1].expand_as(dropped).flatten(-2))
+        kept_ids.append(kept.flatten(-2))
+        count += kind.boxes * keep
+    return Coreset(torch.cat(kept_ids, dim=-1), rows)
+
+
+def _rank(unit: Tensor, table: Tensor, centre: int) -> Tensor:
+    """Token ids of every bucket: its centre, then the others, the least similar to it first.
+
+    Args:
+        unit: [..., S, D], video tokens of length 1.
+        table: [G, K], token ids of the buckets.
+        centre: Column of the centres.
+
+    Returns:
+        [..., G, K]
+    """
+    others = torch.cat([table[:, :centre], table[:, centre + 1 :]], dim=1)  # [G, K-1]
+    similarity = (unit[..., others, :] @ unit[..., table[:, centre], :].unsqueeze(-1)).squeeze(-1)  # [..., G, K-1]
     order = similarity.argsort(dim=-1, stable=True)  # [..., G, K-1], least similar first
-    ranked = others.expand_as(order).gather(-1, order)  # [..., G, K-1], token ids
-    kept = torch.cat([centre.expand(order.shape[:-1]).unsqueeze(-1), ranked[..., : geometry.keep - 1]], dim=-1)
-    return kept, ranked[..., geometry.keep - 1 :]
+    centres = table[:, centre].expand(order.shape[:-1]).unsqueeze(-1)  # [..., G, 1]
+    return torch.cat([centres, others.expand_as(order).gather(-1, order)], dim=-1)
 
 
 def _attend_branch(
@@ -114,13 +153,12 @@ def _attend_branch(
         return _attend_blocks(query, key, value, groups, scale)[:, restore.to(query.device)]
     if branch is Branch.CORESET:
         video = geometry.video_tokens
-        kept, dropped = select_coreset(query[:, :video], geometry)  # [H, G, keep], [H, G, K-keep]
-        key_kept = kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry)[0]
-        query = gather_video(query, kept, video)  # [H, C+V, D]
+        chosen = select_coreset(query[:, :video], geometry)
+        key_kept = chosen.kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry).kept
+        query = gather_video(query, chosen.kept, video)  # [H, C+V, D]
         key, value = gather_video(key, key_kept, video), gather_video(value, key_kept, video)  # [H, C+V, D]
         out = _attend_blocks(query, key, value, _dense_pattern(geometry.coreset_tokens + text), scale)  # [H, C+V, D]
-        source = expansion_rows(kept, dropped, video, text)  # [H, S+V]
-        return out.gather(1, source.unsqueeze(-1).expand(-1, -1, out.shape[-1]))
+        return spread_coreset(out, chosen)
     return _attend_blocks(query, key, value, _dense_pattern(query.shape[1]), scale)
 
 
@@ -177,20 +215,16 @@ def sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[tuple[
 
 
 def gather_video(tokens: Tensor, kept: Tensor, video: int) -> Tensor:
-    """Kept video tokens, then all text tokens: [H, S+V, D], [H, G, keep] -> [H, C+V, D]."""
-    ids = kept.flatten(1).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [H, C, D]
+    """Kept video tokens, then all text tokens: [H, S+V, D], [H, C] -> [H, C+V, D]."""
+    ids = kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # [H, C, D]
     return torch.cat([tokens[:, :video].gather(1, ids), tokens[:, video:]], dim=1)
 
 
-def expansion_rows(kept: Tensor, dropped: Tensor, video: int, text: int) -> Tensor:
-    """The row of the compact sequence that holds each token's output: [H, S+V]; a dropped token's is its centre's."""
-    heads, buckets, keep = kept.shape
-    rows = torch.arange(buckets * keep, device=kept.device).view(1, buckets, keep).expand(heads, -1, -1)  # [H, G, keep]
-    source = torch.empty(heads, video, dtype=torch.int64, device=kept.device)
-    source.scatter_(1, kept.flatten(1), rows.flatten(1))
-    source.scatter_(1, dropped.flatten(1), rows[..., :1].expand_as(dropped).flatten(1))
-    text_rows = torch.arange(buckets * keep, buckets * keep + text, device=kept.device).expand(heads, -1)  # [H, V]
-    return torch.cat([source, text_rows], dim=1)
+def spread_coreset(out: Tensor, chosen: Coreset) -> Tensor:
+    """Outputs of all tokens from those of the kept video tokens and the text: [H, C+V, D] -> [H, S+V, D]."""
+    video, text = out.tensor_split([chosen.kept.shape[1]], dim=1)  # [H, C, D], [H, V, D]
+    ids = chosen.rows.unsqueeze(-1).expand(-1, -1, out.shape[-1])  # [H, S, D]
+    return torch.cat([video.gather(1, ids), text], dim=1)
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ import itertools
 import math
 from functools import cache, lru_cache
 
-Shape = tuple[int, int, int]
+from vorta_trt.model.boxes import Shape
 
 TILE_TOKENS = (360, 432)  # the two published tiles, (5, 9, 8) and (6, 9, 8)
 SMALLEST_TILE_TOKENS = 4  # smaller ones are rather single tokens than tiles

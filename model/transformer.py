@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from vorta_trt.model.boxes import Shape
 from vorta_trt.model.branch_attention import full_attention, mixed_attention
 from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
@@ -42,7 +43,6 @@ from vorta_trt.model.operator import Attention, check_attention_precision, route
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
 from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
-from vorta_trt.model.tiling import Shape
 from vorta_trt.model.weights import load_weights
 from vorta_trt.plugins.operator_schema import SAME_PRECISION
 

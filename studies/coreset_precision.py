@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from vorta_trt.benchmarks.harness import write_result
 from vorta_trt.model import AttentionGeometry
-from vorta_trt.model.indices import bucket_table
+from vorta_trt.model.boxes import box_centre
+from vorta_trt.model.indices import bucket_tables
 from vorta_trt.model.reference import select_coreset
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -49,7 +50,7 @@ def main() -> None:
 
 def random_tokens(geometry: AttentionGeometry, alike: float, generator: torch.Generator) -> Tensor:
     """Queries bfloat16 [N, S, D] whose tokens are more or less alike within a bucket."""
-    table = bucket_table(geometry)  # [G, K]
+    ((_, table),) = bucket_tables(geometry)  # [G, K]
     tokens = torch.randn(HEADS, geometry.video_tokens, HEAD_DIM, generator=generator)  # [N, S, D]
     shared = torch.randn(HEADS, len(table), 1, HEAD_DIM, generator=generator)  # [N, G, 1, D]
     tokens[:, table.flatten()] += alike * shared.expand(-1, -1, table.shape[1], -1).flatten(1, 2)
@@ -58,24 +59,25 @@ def random_tokens(geometry: AttentionGeometry, alike: float, generator: torch.Ge
 
 def kept(tokens: Tensor, geometry: AttentionGeometry) -> Tensor:
     """Which tokens stay by float32 similarities: bool [N, S]."""
-    return _flags(tokens, select_coreset(tokens, geometry)[0])
+    return _flags(tokens, select_coreset(tokens, geometry).kept)
 
 
 def kept_in_their_type(tokens: Tensor, geometry: AttentionGeometry) -> Tensor:
     """Which tokens stay by similarities in the tokens' type: bool [N, S]."""
-    table = bucket_table(geometry)  # [G, K]
-    centre = table[:, geometry.centre]  # [G]
-    others = torch.cat([table[:, : geometry.centre], table[:, geometry.centre + 1 :]], dim=1)  # [G, K - 1]
+    ((kind, table),) = bucket_tables(geometry)  # [G, K]
+    place = box_centre(kind.shape)
+    centre = table[:, place]  # [G]
+    others = torch.cat([table[:, :place], table[:, place + 1 :]], dim=1)  # [G, K - 1]
     centres = tokens[:, centre].unsqueeze(2)  # [N, G, 1, D]
     similarity = functional.cosine_similarity(tokens[:, others], centres, dim=-1)  # [N, G, K - 1]
     order = similarity.argsort(dim=-1, stable=True)[..., : geometry.keep - 1]  # least similar first
     chosen = others.expand_as(similarity).gather(-1, order)  # [N, G, keep - 1]
-    return _flags(tokens, torch.cat([centre.expand(HEADS, -1).unsqueeze(-1), chosen], dim=-1))
+    return _flags(tokens, torch.cat([centre.expand(HEADS, -1).unsqueeze(-1), chosen], dim=-1).flatten(1))
 
 
 def _flags(tokens: Tensor, ids: Tensor) -> Tensor:
     flags = torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    return flags.scatter_(1, ids.flatten(1), True)
+    return flags.scatter_(1, ids, True)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,11 @@ def test_a_tile_and_a_bucket_of_ones_own() -> None:
     geometry = AttentionGeometry.for_video(77, 720, 1280, tile=(4, 5, 8), bucket=[5, 3, 2], reduction_rate=0.9)
     assert (geometry.tile, geometry.bucket, geometry.keep) == ((4, 5, 8), (5, 3, 2), 3 - 1)  # int(2.9999999999999996)
     assert AttentionGeometry.for_grid((1, 1, 37), tile=(1, 1, 37), bucket=(1, 1, 1)).tiles == (1, 1, 1)
-    with pytest.raises(ValueError, match=r"tile \(6, 9, 8\): entry 6 must divide the grid's frame extent 20.*5"):
-        AttentionGeometry.for_video(77, 720, 1280, tile=(6, 9, 8))
+    assert AttentionGeometry.for_video(77, 720, 1280, tile=(6, 9, 8)).tiles == (4, 5, 10)
+    with pytest.raises(
+        ValueError, match=r"tile \(21, 9, 8\): entry 21 must be at most the grid's frame extent 20; use 20"
+    ):
+        AttentionGeometry.for_video(77, 720, 1280, tile=(21, 9, 8))
 
 
 def test_published_settings_of_hunyuan_video() -> None:
@@ -123,8 +126,8 @@ def test_nearest_grid_of_a_grid_that_fits_is_itself() -> None:
     [
         ({"grid": (4, 6)}, r"grid \(4, 6\): must have three entries"),
         ({"grid": (4, 6, 0)}, r"grid \(4, 6, 0\): entry 0: must be at least 1"),
-        ({"tile": (3, 3, 4)}, r"tile \(3, 3, 4\): entry 3 must divide the grid's frame extent 4; use [24]"),
-        ({"bucket": (2, 4, 2)}, r"bucket \(2, 4, 2\): entry 4 must divide the grid's height extent 6"),
+        ({"tile": (5, 3, 4)}, r"tile \(5, 3, 4\): entry 5 must be at most the grid's frame extent 4; use 4"),
+        ({"bucket": (2, 7, 2)}, r"bucket \(2, 7, 2\): entry 7 must be at most the grid's height extent 6; use 6"),
         ({"window": (3, 2, 3)}, r"window \(3, 2, 3\): every entry must be odd.*use \(3, 3, 3\)"),
         ({"keep": 0}, "keep 0: must be at least 1"),
         ({"keep": 13}, "keep 13: must be between 1 and the 12 tokens"),
@@ -216,7 +219,7 @@ def test_flops() -> None:
     assert geometry.attention_flops("full", 64) == 4 * 64 * (tokens + text) ** 2
     assert geometry.attention_flops("coreset", 64, text_length=0) == 4 * 64 * (tokens // 2) ** 2
     seen = 2 * 1 * 2 * geometry.tile_tokens  # the window spans both frame tiles, one row, and both of the columns
-    assert geometry.window_tokens == seen
+    assert geometry.sliding_pairs == tokens * seen and geometry.least_window_tokens == seen
     assert geometry.attention_flops("sliding", 64) == 4 * 64 * (tokens * (seen + text) + text * (tokens + text))
 
 

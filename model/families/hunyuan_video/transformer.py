@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.hunyuan_video.blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
 from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
-from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import RoutedTransformer
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.boxes import Shape
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
 from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
-from vorta_trt.model.tiling import Shape
 from vorta_trt.model.transformer import RoutedTransformer
 
 
