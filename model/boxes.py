@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 Shape = tuple[int, int, int]
 """Frames, height, width; in tokens, or in boxes."""
@@ -27,7 +27,8 @@ def box_centre(box: Shape) -> int:
     return (frames // 2 * height + height // 2) * width + width // 2
 
 
-class BoxKind(NamedTuple):
+@dataclass(frozen=True)
+class BoxKind:
     """Boxes of one shape.
 
     Attributes:
@@ -59,13 +60,14 @@ def box_kinds(grid: Shape, box: Shape) -> list[BoxKind]:
         pieces = [(size, whole, 0), (rest, 1, whole * size)]  # tokens, boxes, first token
         axes.append([piece for piece in pieces if piece[0] and piece[1]])
     kinds = []
-    for pieces in itertools.product(*axes):
-        shape, counts, origin = zip(*pieces, strict=True)
+    for chosen in itertools.product(*axes):
+        shape, counts, origin = zip(*chosen, strict=True)
         kinds.append(BoxKind(shape, counts, origin))
     return kinds
 
 
-class AxisGroup(NamedTuple):
+@dataclass(frozen=True)
+class AxisGroup:
     """Along one axis, groups of neighbouring boxes that see one window; `count` of them are alike.
 
     Attributes:

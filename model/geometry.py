@@ -7,6 +7,7 @@ height, width); video tokens lie in raster order and text tokens follow them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from vorta_trt.model.boxes import Shape, axis_groups, box_counts, box_kinds
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
-from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile, nearest_grids
+from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
 
 AXES = ("frame", "height", "width")
@@ -197,26 +198,22 @@ class AttentionGeometry:
             grid: Tokens (frames, height, width).
             family: Name of the model family, which says who chooses the coreset's keys and how long the text is.
             tile: Sliding tile; None chooses one by the rule in `tiling.py`.
-            bucket: Coreset bucket; None chooses one by the same rule.
-            window: Sliding window in tiles.
+            bucket: Coreset bucket; None is the published one, as far as the grid has room for it.
+            window: Sliding window in tiles. The rule chooses a tile for the published window, whatever is given here.
             reduction_rate: Share of a bucket's tokens that are dropped.
             text_tokens: Padded text tokens; None is the family's.
 
         Raises:
-            ValueError: The grid cannot be tiled; the message names the nearest grids that can.
+            ValueError: A value breaks a rule of the class.
         """
         settings = get_family(family)
         grid = _shape("grid", grid)
-        tile = choose_tile(grid) if tile is None else _shape("tile", tile)
+        if tile is None:
+            tile = choose_tile(grid, settings.published_grid, settings.published_tile)
         bucket = choose_bucket(grid) if bucket is None else _shape("bucket", bucket)
-        if tile is None or bucket is None:
-            raise ValueError(
-                f"grid {grid}: cannot be tiled, its divisors give no near-cubic {'bucket' if tile else 'tile'}; "
-                f"nearest token grids that can: {_listed(nearest_grids(grid))}"
-            )
         return cls(
             grid=grid,
-            tile=tile,
+            tile=_shape("tile", tile),
             window=_shape("window", window),
             bucket=bucket,
             keep=keep_tokens(bucket, reduction_rate),
@@ -241,39 +238,31 @@ class AttentionGeometry:
         """Geometry for a video of `frames` x `height` x `width` pixels.
 
         The VAE turns 1 + 4n frames into 1 + n latent frames and shrinks height and width by 8, patches of (1, 2, 2)
-        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors. The keyword
-        arguments are those of `for_grid`.
+        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors. Every size of whole
+        tokens has a geometry. The keyword arguments are those of `for_grid`.
 
         Raises:
-            ValueError: The size does not fit; the message names the nearest video sizes that do.
+            ValueError: The VAE or the patches rule the size out; the message names the nearest sizes that fit.
         """
         settings = get_family(family)
         sizes = {"frames": frames, "height": height, "width": width}
         pixels = tuple(_integer(name, value, 1) for name, value in sizes.items())
         for name, size in zip(sizes, pixels, strict=True):
-            if size > LARGEST_SIZE:  # a search for its divisors would take for ever
+            if size > LARGEST_SIZE:  # tokens are counted in 32 bits
                 raise ValueError(f"{name} {size}: must be at most {LARGEST_SIZE}; use e.g. 77x720x1280")
-        temporal = settings.temporal_compression * settings.patch[0]
-        vertical = settings.spatial_compression * settings.patch[1]
-        horizontal = settings.spatial_compression * settings.patch[2]
-        wanted = ((pixels[0] - 1) / temporal + 1, pixels[1] / vertical, pixels[2] / horizontal)
-
-        def remedy() -> str:
-            videos = [(temporal * (f - 1) + 1, vertical * h, horizontal * w) for f, h, w in nearest_grids(wanted)]
-            return f"nearest video sizes that fit: {_listed(videos)}"
-
-        video = "x".join(map(str, pixels))
-        if (pixels[0] - 1) % temporal:
-            raise ValueError(f"frames {pixels[0]} of video {video}: must be 1 + a multiple of {temporal}; {remedy()}")
-        for name, size, step in (("height", pixels[1], vertical), ("width", pixels[2], horizontal)):
-            if size % step:
-                raise ValueError(f"{name} {size} of video {video}: must be a multiple of {step} pixels; {remedy()}")
-        grid = (round(wanted[0]), round(wanted[1]), round(wanted[2]))
-        if (tile is None and choose_tile(grid) is None) or (bucket is None and choose_bucket(grid) is None):
-            raise ValueError(
-                f"video {video}: its token grid {grid} cannot be tiled, its divisors give no near-cubic shape; "
-                f"{remedy()}"
-            )
+        steps = (
+            settings.temporal_compression * settings.patch[0],
+            settings.spatial_compression * settings.patch[1],
+            settings.spatial_compression * settings.patch[2],
+        )
+        for name, size, step, first in zip(sizes, pixels, steps, (1, 0, 0), strict=True):
+            if (size - first) % step:
+                rule = f"1 + a multiple of {step}" if first else f"a multiple of {step} pixels"
+                raise ValueError(
+                    f"{name} {size} of video {_times(pixels)}: must be {rule}; nearest video sizes that fit: "
+                    f"{', '.join(map(_times, _nearest_sizes(pixels, steps)))}"
+                )
+        grid = ((pixels[0] - 1) // steps[0] + 1, pixels[1] // steps[1], pixels[2] // steps[2])
         return cls.for_grid(
             grid,
             family,
@@ -348,12 +337,9 @@ class AttentionGeometry:
         return cls(**values)
 
     def __str__(self) -> str:
-        def joined(shape: Shape) -> str:
-            return "x".join(map(str, shape))
-
         return (
-            f"grid {joined(self.grid)}, tile {joined(self.tile)}, window {joined(self.window)}, "
-            f"bucket {joined(self.bucket)} keep {self.keep}, keys by {self.coreset_keys}, text {self.text_tokens}"
+            f"grid {_times(self.grid)}, tile {_times(self.tile)}, window {_times(self.window)}, "
+            f"bucket {_times(self.bucket)} keep {self.keep}, keys by {self.coreset_keys}, text {self.text_tokens}"
         )
 
 
@@ -395,5 +381,19 @@ def _shape(name: str, value: Any) -> Shape:
     return frame, height, width
 
 
-def _listed(sizes: Sequence[Shape]) -> str:
-    return ", ".join("x".join(map(str, size)) for size in sizes) or "none near it"
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _nearest_sizes(pixels: Sequence[int], steps: Shape) -> list[tuple[int, ...]]:
+    """The video sizes of whole tokens next to one that has none, the nearest (by ratio) first; at most 3."""
+    axes = []
+    for size, step, first in zip(pixels, steps, (1, 0, 0), strict=True):
+        below = (size - first) // step * step + first
+        axes.append({max(below, first or step), below + step if below < size else size})
+    sizes = itertools.product(*axes)
+
+    def distance(video: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        return round(sum(abs(math.log(size / given)) for size, given in zip(video, pixels, strict=True)), 9), video
+
+    return sorted(sizes, key=distance)[:3]

@@ -68,9 +68,10 @@ def window_start(geometry: AttentionGeometry, tile: Shape) -> Shape:
 def window_table(geometry: AttentionGeometry) -> Tensor:
     """Tile ids that each tile sees, ascending: [M, W]."""
     tile_ids = torch.arange(math.prod(geometry.tiles)).view(geometry.tiles)
+    frames, height, width = map(range, geometry.tiles)
     rows = [
         tile_ids[tuple(slice(start, start + size) for start, size in zip(first, geometry.window_tiles, strict=True))]
-        for first in (window_start(geometry, tile) for tile in itertools.product(*map(range, geometry.tiles)))
+        for first in (window_start(geometry, tile) for tile in itertools.product(frames, height, width))
     ]
     return torch.stack([row.flatten() for row in rows])  # [M, W]
 

@@ -1,109 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tile and bucket shapes suit a token grid, and which grids near one can be tiled at all.
+"""Which tile and bucket a token grid gets.
 
-The published models use tiles of 360 and 432 tokens (at 720p) and buckets of 12. Other sizes
-need other shapes, because tile and bucket must divide the grid. Among the divisors of the grid the shape of lowest
+The tile, by this rule:
 
-    cost = log(elongation) + 8 * log(factor by which the token count misses its range)
+1. The published tile of the family, where it divides the grid and its window covers at least the published share of
+   the grid and not all of it.
+2. Otherwise a tile whose *every* window covers at least the published share (13.5 % and 10.8 % of the video tokens at
+   the two published sizes), also the smaller windows at the end of an axis where the tile does not divide the grid;
+3. of these, one of least work. Work is the exact number of query-key pairs, counted in whole blocks as the kernels
+   compute them: 128 queries that share a window, and keys in boxes of one frame (Hopper, 16 bits) or tile by tile (the
+   other kernels), half of either. Work within 2 % of the least counts as the least;
+4. of these, the one nearest in shape to the published tile.
 
-is taken; equal costs are decided for the smaller frame extent, then the smaller height. The reasons:
+Attention falls off in all three directions, so a tile may not be of any shape: the candidates are the published tile,
+scaled until its window covers the published share, with no side shorter or longer by a factor of more than 1.6. Along
+each axis only the smallest size for a number of tiles is tried: a larger one has larger windows and a shorter last
+tile. In grids of few tokens, where no such window covers less than everything, the factor is raised twice; a grid that
+has none even then is seen whole. Tiles have about 4 tokens or more.
 
-- Near-cubic (in tokens, i.e. 4 frames x 16 x 16 pixels each): attention falls off in all three directions, so a cube
-  holds the most relevant neighbours for its token count. `elongation` is the longest side over the shortest one; a side
-  that spans its whole axis cannot be made longer and does not count as short.
-- Token count before shape (the factor 8): missing the range by 10 % costs as much as doubling the elongation, because
-  the token count sets density, quality and kernel efficiency alike.
-- A grid of fewer than 27 published tiles gets proportionally smaller ones, and a tile that leaves at most three along
-  every axis is taken only if there is no other: the 3x3x3 window would see everything, and the sliding branch would be
-  full attention under another name.
+The bucket is the published one, (2, 3, 2), which need not divide the grid either; along an axis that is shorter, it is
+cut off and the others grow: it has 12 tokens if the grid has room for them.
 
-A shape that misses its range by more than 1.6x or is elongated more than 8x is refused: that grid cannot be tiled.
-For the published grids this gives the published shapes: (20, 45, 80) -> (5, 9, 8) and (30, 45, 80) -> (6, 9, 8),
-buckets (2, 3, 2).
+For the published grids this gives the published shapes: (20, 45, 80) -> (5, 9, 8) and (30, 45, 80) -> (6, 9, 8).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from functools import cache, lru_cache
+from collections.abc import Iterator
+from functools import lru_cache
 
-from vorta_trt.model.boxes import Shape
+from vorta_trt.model.boxes import Shape, axis_groups
 
-TILE_TOKENS = (360, 432)  # the two published tiles, (5, 9, 8) and (6, 9, 8)
-SMALLEST_TILE_TOKENS = 4  # smaller ones are rather single tokens than tiles
 PUBLISHED_WINDOW: Shape = (3, 3, 3)
-BUCKET_TOKENS = (12, 12)  # published: (2, 3, 2)
-COUNT_WEIGHT = 8.0
-MAX_COUNT_FACTOR = 1.6
-MAX_ELONGATION = 8.0
-SEARCH_RADIUS = 6  # tokens along each axis, when looking for the nearest grids that can be tiled
-
-
-@cache
-def divisors(number: int) -> tuple[int, ...]:
-    """All divisors of `number`, ascending."""
-    return tuple(candidate for candidate in range(1, number + 1) if number % candidate == 0)
-
-
-def elongation(shape: Shape, grid: Shape) -> float:
-    """Longest side over the shortest side that could have been longer; 1.0 if every side spans its axis."""
-    extendable = [side for side, axis in zip(shape, grid, strict=True) if side < axis]
-    return max(shape) / min(extendable) if extendable else 1.0
-
-
-def _choose(grid: Shape, tokens: tuple[float, float], window: Shape | None = None) -> Shape | None:
-    """The divisor shape of lowest cost (see the module's text), or None if every one breaks a limit.
-
-    With a `window` (in blocks), shapes whose window sees the whole grid come last.
-    """
-    low, high = tokens
-    best: tuple[bool, float, Shape] | None = None
-    frames, height, width = grid
-    for shape in itertools.product(divisors(frames), divisors(height), divisors(width)):
-        count = math.prod(shape)
-        factor = max(1.0, count / high, low / count)
-        stretch = elongation(shape, grid)
-        if factor > MAX_COUNT_FACTOR or stretch > MAX_ELONGATION:
-            continue
-        sees_all = window is not None and all(
-            axis <= size * blocks for axis, size, blocks in zip(grid, shape, window, strict=True)
-        )
-        # Rounded, so that shapes of equal cost compare equal on every platform and the tie-break decides.
-        candidate = (sees_all, round(math.log(stretch) + COUNT_WEIGHT * math.log(factor), 9), shape)
-        if best is None or candidate < best:
-            best = candidate
-    return best[2] if best else None
+PUBLISHED_BUCKET: Shape = (2, 3, 2)
+SMALLEST_TILE_TOKENS = 4  # smaller ones are rather single tokens than tiles
+LARGEST_STRETCH = 1.6
+SAME_WORK = 1.02
+MOST_SIZES = 16  # tried along an axis
+QUERY_BLOCK = 128  # rows of a block of queries, of all kernels
+KEY_BLOCK = 144  # keys of a block of the 16-bit Hopper kernel, whose boxes lie in one frame
+KEY_CHUNK = 32  # keys of a chunk of the kernels that go tile by tile
 
 
 @lru_cache(maxsize=4096)
-def choose_tile(grid: Shape) -> Shape | None:
-    """Tile shape for `grid`, or None if the grid cannot be tiled."""
-    count = math.prod(grid)
-    scale = min(1.0, count / (27 * TILE_TOKENS[0]))
-    smallest = min(SMALLEST_TILE_TOKENS, count)
-    tokens = (max(smallest, scale * TILE_TOKENS[0]), max(smallest, scale * TILE_TOKENS[1]))
-    return _choose(grid, tokens, PUBLISHED_WINDOW)
+def choose_tile(grid: Shape, published_grid: Shape, published_tile: Shape) -> Shape:
+    """Tile for `grid`, in a family with that published grid and tile."""
+    share = _least_coverage(published_grid, published_tile)
+    if all(extent % size == 0 for extent, size in zip(grid, published_tile, strict=True)):
+        if share <= _least_coverage(grid, published_tile) < 1:
+            return published_tile
+    ideal = _scaled(grid, published_tile, share)
+    for stretch in (LARGEST_STRETCH, LARGEST_STRETCH**2, LARGEST_STRETCH**3):
+        frames, height, width = (_sizes(extent, side, stretch) for extent, side in zip(grid, ideal, strict=True))
+        if tiles := [
+            tile for tile in itertools.product(frames, height, width) if share <= _least_coverage(grid, tile) < 1
+        ]:
+            return _least_work(grid, tiles, ideal)
+    return _least_work(grid, [(round(ideal[0]), round(ideal[1]), round(ideal[2]))], ideal)
 
 
-@lru_cache(maxsize=4096)
-def choose_bucket(grid: Shape) -> Shape | None:
-    """Bucket shape for `grid`, or None if it has none near 12 tokens."""
-    count = math.prod(grid)
-    return _choose(grid, (min(BUCKET_TOKENS[0], count), min(BUCKET_TOKENS[1], count)))
+def choose_bucket(grid: Shape) -> Shape:
+    """Bucket for `grid`."""
+    if all(size <= extent for size, extent in zip(PUBLISHED_BUCKET, grid, strict=True)):
+        return PUBLISHED_BUCKET
+    count = math.prod(PUBLISHED_BUCKET)
+    frames, height, width = (range(1, min(extent, count) + 1) for extent in grid)
+    fitting = [shape for shape in itertools.product(frames, height, width) if math.prod(shape) <= count]
+    return min(fitting, key=lambda shape: (-math.prod(shape), _distance(shape, PUBLISHED_BUCKET), shape))
 
 
-def nearest_grids(wanted: tuple[float, float, float], count: int = 3) -> list[Shape]:
-    """The `count` grids nearest to `wanted` (relative change, summed over the axes) that can be tiled."""
+def _least_coverage(grid: Shape, tile: Shape) -> float:
+    """Share of the video tokens in the smallest window of any query."""
+    seen = 1
+    for axis in zip(grid, tile, PUBLISHED_WINDOW, strict=True):
+        seen *= min(group.seen for group in axis_groups(*axis))
+    return seen / math.prod(grid)
 
-    def axis_candidates(size: float) -> range:
-        return range(max(1, math.floor(size) - SEARCH_RADIUS), math.ceil(size) + SEARCH_RADIUS + 1)
 
-    def distance(grid: Shape) -> tuple[float, Shape]:
-        change = sum(abs(math.log(axis / max(size, 0.5))) for axis, size in zip(grid, wanted, strict=True))
-        return round(change, 9), grid
+def _scaled(grid: Shape, tile: Shape, share: float) -> tuple[float, float, float]:
+    """Sides of the tile of the shape of `tile` whose window covers `share`; a side grows to its axis at most."""
 
-    frames, height, width = map(axis_candidates, wanted)
-    candidates = sorted(itertools.product(frames, height, width), key=distance)
-    tileable = (grid for grid in candidates if choose_tile(grid) and choose_bucket(grid))
-    return list(itertools.islice(tileable, count))
+    def sides(scale: float) -> tuple[float, float, float]:
+        frame, height, width = (min(extent, scale * size) for extent, size in zip(grid, tile, strict=True))
+        return frame, height, width
+
+    def enough(scale: float) -> bool:
+        covered = 1.0
+        for side, extent, window in zip(sides(scale), grid, PUBLISHED_WINDOW, strict=True):
+            covered *= min(1.0, window * side / extent)
+        return covered >= share and math.prod(sides(scale)) >= min(SMALLEST_TILE_TOKENS, math.prod(grid))
+
+    low, high = 0.0, float(max(grid))
+    for _ in range(64):  # halves the interval to the last bit
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return sides(high)
+
+
+def _sizes(extent: int, side: float, stretch: float) -> list[int]:
+    """Sizes to try along an axis: the smallest of each number of tiles, at most `stretch` away from `side`."""
+    shortest = max(1, math.ceil(round(side / stretch, 9)))
+    longest = max(shortest, min(extent, math.floor(round(side * stretch, 9))))
+    step = max(1, (longest - shortest) // MOST_SIZES)
+    sizes = {max(shortest, -(-extent // -(-extent // size))) for size in range(shortest, longest + 1, step)}
+    return sorted(sizes)
+
+
+def _least_work(grid: Shape, tiles: list[Shape], ideal: tuple[float, float, float]) -> Shape:
+    """The tile of least work; of those that have it but for 2 %, the one nearest in shape to `ideal`."""
+    by_pairs = sorted((_pairs(grid, tile), tile) for tile in tiles)
+    found: list[tuple[int, Shape]] = []
+    least = math.inf
+    for pairs, tile in by_pairs:
+        if 2 * pairs > least * SAME_WORK:  # work in whole blocks is no less
+            break
+        work = _twice_the_work(grid, tile)
+        least = min(least, work)
+        found.append((work, tile))
+    same = [tile for work, tile in found if work <= least * SAME_WORK]
+    return min(same, key=lambda tile: (_distance(tile, ideal), tile))
+
+
+def _distance(shape: Shape, other: Shape | tuple[float, float, float]) -> float:
+    """How far two shapes differ; rounded, so that equal distances are equal on every platform."""
+    return round(sum(math.log(side / wanted) ** 2 for side, wanted in zip(shape, other, strict=True)), 9)
+
+
+def _pairs(grid: Shape, tile: Shape) -> int:
+    """Exact query-key pairs."""
+    axes = (axis_groups(*axis) for axis in zip(grid, tile, PUBLISHED_WINDOW, strict=True))
+    return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
+
+
+def _twice_the_work(grid: Shape, tile: Shape) -> int:
+    """Query-key pairs in whole blocks, in boxes plus tile by tile."""
+    axes = (axis_groups(*axis) for axis in zip(grid, tile, PUBLISHED_WINDOW, strict=True))
+    work = 0
+    for groups in itertools.product(*axes):
+        rows = -(-math.prod(group.tokens for group in groups) // QUERY_BLOCK) * QUERY_BLOCK
+        frames, height, width = (group.seen for group in groups)
+        keys = _keys_in_boxes(frames, height, width) + _keys_by_tile((frames, height, width), tile)
+        work += math.prod(group.count for group in groups) * rows * keys
+    return work
+
+
+@lru_cache(maxsize=1 << 14)
+def _keys_in_boxes(frames: int, height: int, width: int) -> int:
+    """Keys of a window in whole blocks of KEY_BLOCK, made of equal boxes of one frame that cover the window."""
+    best = math.inf
+    for across in _cuts(width):
+        for down in _cuts(height):
+            area = -(-width // across) * -(-height // down)
+            if area <= KEY_BLOCK:
+                best = min(best, -(-frames * across * down // (KEY_BLOCK // area)))
+    return int(best) * KEY_BLOCK
+
+
+def _cuts(extent: int) -> Iterator[int]:
+    """The least numbers of equal pieces, of at most KEY_BLOCK tokens, for each size of a piece."""
+    size = min(extent, KEY_BLOCK)
+    while size:
+        pieces = -(-extent // size)
+        yield pieces
+        size = -(-extent // pieces) - 1 if pieces < extent else 0
+
+
+def _keys_by_tile(window: Shape, tile: Shape) -> int:
+    """Keys of a window in whole chunks of KEY_CHUNK, each of one tile."""
+    axes = [((size, seen // size), (seen % size, 1)) for seen, size in zip(window, tile, strict=True)]
+    return sum(
+        math.prod(count for _, count in pieces) * -(-math.prod(size for size, _ in pieces) // KEY_CHUNK) * KEY_CHUNK
+        for pieces in itertools.product(*axes)
+    )

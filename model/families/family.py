@@ -117,6 +117,8 @@ class ModelFamily(abc.ABC):
         always_loaded: prefixes of parameters that are never left on disk, which are those of the timestep embedder.
         modulation_projection: module from the timestep embedding alone to the blocks' modulation, if there is one.
         coreset_keys: whose similarities choose a coreset's keys, see `AttentionGeometry`.
+        published_grid: token grid of the authors' published setting of routed attention.
+        published_tile: sliding tile of that setting; other grids get one whose window covers as large a share.
         text_tokens: T of the self-attention, 0 if it is over video alone.
         patch: latent voxels per token (frames, height, width), as published.
         temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames.
@@ -147,6 +149,8 @@ class ModelFamily(abc.ABC):
     always_loaded: tuple[str, ...]
     modulation_projection: str | None = None
     coreset_keys: str
+    published_grid: Shape
+    published_tile: Shape
     text_tokens: int = 0
     patch: Shape = (1, 2, 2)
     temporal_compression: int = 4

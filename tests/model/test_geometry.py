@@ -4,13 +4,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from vorta_trt.model import AttentionGeometry, Branch
 from vorta_trt.model.geometry import GeometryTypeError
-from vorta_trt.model.tiling import MAX_ELONGATION, choose_bucket, choose_tile, elongation, nearest_grids
 
 VALID: dict[str, Any] = {
     "grid": (4, 6, 8),
@@ -64,40 +64,59 @@ def test_pixels_to_tokens(video: tuple[int, int, int], grid: tuple[int, int, int
     assert AttentionGeometry.for_video(*video).grid == grid
 
 
-def test_default_video_of_wan_has_published_sizes() -> None:
-    geometry = AttentionGeometry.for_video(81, 480, 832)
-    assert 360 <= geometry.tile_tokens <= 432
-    assert geometry.bucket_tokens == 12 and geometry.keep == 6
-    assert geometry.density("sliding") < 0.25
+@pytest.mark.parametrize("family", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("frames", [5, 17, 49, 77, 81, 113, 117, 121, 129])
+@pytest.mark.parametrize("size", [(480, 832), (480, 848), (832, 480), (720, 1280), (704, 1280), (1264, 688), (16, 16)])
+def test_every_window_covers_the_published_share(frames: int, size: tuple[int, int], family: str) -> None:
+    geometry = AttentionGeometry.for_video(frames, *size, family)
+    share = 0.135 if family == "wan" else 0.108
+    assert geometry.least_window_tokens / geometry.video_tokens >= share
+    assert geometry == AttentionGeometry.for_grid(geometry.grid, family)
+    if geometry.video_tokens > 10_000:
+        assert geometry.density("sliding") < 1.45 * share
+        assert (geometry.bucket, geometry.keep) == ((2, 3, 2), 6)
+        assert 0.24 < geometry.density("coreset") <= 0.25
+        published = (5, 9, 8) if family == "wan" else (6, 9, 8)
+        stretch = [side / other for side, other in zip(geometry.tile, published, strict=True)]
+        assert max(stretch) / min(stretch) < 1.6**2
 
 
-@pytest.mark.parametrize("frames", range(17, 82, 4))
-@pytest.mark.parametrize("size", [(480, 832), (720, 1280), (512, 768), (704, 1280)])
-def test_choice_follows_its_rule_or_says_what_fits(frames: int, size: tuple[int, int]) -> None:
-    try:
-        geometry = AttentionGeometry.for_video(frames, *size)
-    except ValueError as error:
-        assert "nearest video sizes that fit: " in str(error)
-        return
-    assert 360 / 1.6 / 1.5 < geometry.tile_tokens < 432 * 1.6
-    assert 12 / 1.6 < geometry.bucket_tokens < 12 * 1.6
-    assert elongation(geometry.tile, geometry.grid) <= MAX_ELONGATION
-    assert geometry == AttentionGeometry.for_grid(geometry.grid)
+@pytest.mark.parametrize(
+    ("video", "family", "tile"),
+    [
+        ((77, 720, 1280), "wan", (5, 9, 8)),  # published
+        ((117, 720, 1280), "hunyuan_video", (6, 9, 8)),  # published
+        ((77, 432, 768), "wan", (5, 9, 8)),  # divides, and covers more than the published share
+        ((157, 720, 1280), "wan", (8, 9, 10)),  # the published tile divides, and would cover 6.75 %
+        ((121, 720, 1280), "wan", (8, 9, 9)),
+        ((121, 704, 1280), "wan", (8, 9, 9)),
+    ],
+)
+def test_chosen_tiles(video: tuple[int, int, int], family: str, tile: tuple[int, int, int]) -> None:
+    assert AttentionGeometry.for_video(*video, family).tile == tile
+
+
+def test_choice_is_fast_for_huge_grids() -> None:
+    start = time.perf_counter()
+    for grid in [(65_536, 65_536, 65_536), (1, 65_521, 65_519), (65_521, 1, 1), (4_001, 4_003, 4_007)]:
+        geometry = AttentionGeometry.for_grid(grid)
+        assert geometry.least_window_tokens / geometry.video_tokens >= 0.135
+        assert geometry.attention_flops("coreset", 128) < geometry.attention_flops("full", 128)
+    assert time.perf_counter() - start < 5
 
 
 def test_small_grids_get_small_tiles() -> None:
-    geometry = AttentionGeometry.for_video(9, 128, 192)
-    assert geometry.density("sliding") < 1
+    for size in ((9, 128, 192), (9, 64, 96), (5, 32, 64), (1, 96, 96)):
+        assert AttentionGeometry.for_video(*size).density("sliding") < 1
     assert AttentionGeometry.for_grid((1, 1, 1)).keep == 1
 
 
-@pytest.mark.parametrize("grid", [(13, 17, 19), (7, 11, 101), (29, 30, 53)])
-def test_grid_that_cannot_be_tiled_names_the_nearest(grid: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"cannot be tiled.*nearest token grids that can: \d+x\d+x\d+") as error:
-        AttentionGeometry.for_grid(grid)
-    for size in str(error.value).rsplit(": ", 1)[1].split(", "):
-        frames, height, width = map(int, size.split("x"))
-        assert AttentionGeometry.for_grid((frames, height, width)).grid == (frames, height, width)
+@pytest.mark.parametrize(
+    ("grid", "bucket"),
+    [((1, 45, 80), (1, 4, 3)), ((5, 2, 80), (2, 2, 3)), ((1, 1, 37), (1, 1, 12)), ((1, 2, 3), (1, 2, 3))],
+)
+def test_buckets_of_narrow_grids(grid: tuple[int, int, int], bucket: tuple[int, int, int]) -> None:
+    assert AttentionGeometry.for_grid(grid).bucket == bucket
 
 
 @pytest.mark.parametrize(
@@ -106,7 +125,8 @@ def test_grid_that_cannot_be_tiled_names_the_nearest(grid: tuple[int, int, int])
         ((80, 480, 832), "frames 80"),
         ((81, 481, 832), "height 481"),
         ((81, 480, 833), "width 833"),
-        ((113, 480, 848), "848"),
+        ((2, 8, 8), "frames 2"),
+        ((1, 8, 16), "height 8"),
     ],
 )
 def test_video_that_does_not_fit_names_the_nearest_in_pixels(video: tuple[int, int, int], culprit: str) -> None:
@@ -114,11 +134,6 @@ def test_video_that_does_not_fit_names_the_nearest_in_pixels(video: tuple[int, i
         AttentionGeometry.for_video(*video)
     for size in str(error.value).rsplit(": ", 1)[1].split(", "):
         assert AttentionGeometry.for_video(*map(int, size.split("x")))
-
-
-def test_nearest_grid_of_a_grid_that_fits_is_itself() -> None:
-    assert nearest_grids((20, 45, 80), 1) == [(20, 45, 80)]
-    assert choose_tile((20, 45, 80)) == (5, 9, 8) and choose_bucket((20, 45, 80)) == (2, 3, 2)
 
 
 @pytest.mark.parametrize(

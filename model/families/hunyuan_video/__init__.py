@@ -48,6 +48,8 @@ class HunyuanVideo(ModelFamily):
     block_classes = ("RoutedDualStreamBlock", "RoutedSingleStreamBlock")
     always_loaded = ("time_text_embed.timestep_embedder.",)
     coreset_keys = "key"
+    published_grid = (30, 45, 80)
+    published_tile = (6, 9, 8)
     text_tokens = 256
     text_width = "text_embed_dim"
     guidance_scale = 6.0

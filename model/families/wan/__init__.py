@@ -63,6 +63,8 @@ class Wan(ModelFamily):
     always_loaded = ("condition_embedder.time_embedder.",)
     modulation_projection = "condition_embedder.time_proj"
     coreset_keys = "query"
+    published_grid = (20, 45, 80)
+    published_tile = (5, 9, 8)
     text_width = "text_dim"
     guidance_scale = 5.0
     classifier_free_guidance = True
