@@ -2,13 +2,15 @@
 """The three branches of the portable operator, as ONNX functions. A branch is a policy: four tables of row numbers.
 
 - `query_rows` [blocks, block rows]: the queries of each block;
-- `key_rows` [groups, group rows]: groups of keys (sliding: tiles; full and coreset: one group);
+- `key_rows` [groups, group rows]: groups of keys (sliding: tiles; full and coreset: one group), -1 where there is none;
 - `visits` [blocks, seen]: the groups that each block attends to;
 - `slot` [S]: where each video token finds its output in the blocks' rows (a dropped token: where its centre does).
 
 The functions up to `one_group` make index tables, which depend on the attributes alone: a runtime that folds constants
-computes them once, when it loads the model. Their `extent`, `counts`, `size`, `tiles` and `window` are int64 [3]
-(frame, height, width); S is the number of video tokens.
+computes them once, when it loads the model. Their `grid`, `extent`, `size`, `tiles` and `window` are int64 [3] (frame,
+height, width); S is the number of video tokens, C that of the kept ones. A box (tile or bucket) at the end of an axis
+may be shorter than `size`: every box has a row of places for as many tokens as a whole one, of which a shorter box
+leaves some empty.
 """
 
 # mypy: ignore-errors
@@ -25,21 +27,6 @@ VORTA = values.Opset(ROUTED_ATTENTION.namespace, int(ROUTED_ATTENTION.version))
 
 
 @script(VORTA, default_opset=op)
-def rows_by_box(raster: INT64, counts: INT64, size: INT64) -> INT64:
-    """Raster rows of each box (tile or bucket) of the grid, raster order inside a box: [boxes, box tokens]."""
-    interleaved = op.Reshape(op.Concat(op.Unsqueeze(counts, [1]), op.Unsqueeze(size, [1]), axis=1), [-1])  # F/t, t, ...
-    boxes_first = op.Transpose(op.Reshape(raster, interleaved), perm=[0, 2, 4, 1, 3, 5])  # [F/t, H/h, W/w, t, h, w]
-    return op.Reshape(boxes_first, op.Concat([-1], op.ReduceProd(size, keepdims=1), axis=0))
-
-
-@script(VORTA, default_opset=op)
-def slot_by_box(raster: INT64, counts: INT64, size: INT64) -> INT64:
-    """Inverse of `rows_by_box`: where each raster token stands when the boxes follow each other, [S]."""
-    boxes_first = op.Reshape(raster, op.Concat(counts, size, axis=0))  # [F/t, H/h, W/w, t, h, w]
-    return op.Reshape(op.Transpose(boxes_first, perm=[0, 3, 1, 4, 2, 5]), [-1])
-
-
-@script(VORTA, default_opset=op)
 def strides(extent: INT64) -> INT64:
     """Cells to step over along each axis of a box of that extent: [3] = (h*w, w, 1)."""
     area = op.ReduceProd(op.Slice(extent, [1], [3]), keepdims=1)  # [1]
@@ -51,6 +38,52 @@ def coordinates(extent: INT64) -> INT64:
     """(frame, height, width) of each cell of a box of that extent in raster order: [cells, 3]."""
     cells = op.Range(0, op.ReduceProd(extent, keepdims=0), 1)  # [cells]
     return op.Mod(op.Unsqueeze(cells, [1]) / strides(extent), extent)
+
+
+@script(VORTA, default_opset=op)
+def boxes_along(grid: INT64, size: INT64) -> INT64:
+    """Boxes along each axis: [3]."""
+    return (grid + size - 1) / size
+
+
+@script(VORTA, default_opset=op)
+def place_by_box(grid: INT64, size: INT64) -> INT64:
+    """Where each raster token stands when the boxes, each with all its places, follow each other: [S]."""
+    token = coordinates(grid)  # [S, 3]
+    box = token / size  # [S, 3]
+    number = op.ReduceSum(box * strides(boxes_along(grid, size)), [-1], keepdims=0)  # [S]
+    inside = op.ReduceSum((token - box * size) * strides(size), [-1], keepdims=0)  # [S]
+    return number * op.ReduceProd(size, keepdims=0) + inside
+
+
+@script(VORTA, default_opset=op)
+def rows_by_box(grid: INT64, size: INT64) -> INT64:
+    """Raster rows of each box of the grid, raster order inside a box, -1 at an empty place: [boxes, box tokens]."""
+    boxes = op.ReduceProd(boxes_along(grid, size), keepdims=1)  # [1]
+    tokens = op.ReduceProd(size, keepdims=1)  # [1]
+    raster = op.Range(0, op.ReduceProd(grid, keepdims=0), 1)  # [S]
+    nothing = op.Expand([-1], boxes * tokens)  # [boxes * box tokens]
+    rows = op.ScatterElements(nothing, place_by_box(grid, size), raster, axis=0)
+    return op.Reshape(rows, op.Concat(boxes, tokens, axis=0))
+
+
+@script(VORTA, default_opset=op)
+def extents_of_boxes(grid: INT64, size: INT64) -> INT64:
+    """Tokens along each axis of every box: [boxes, 3]."""
+    return op.Min(grid - coordinates(boxes_along(grid, size)) * size, size)
+
+
+@script(VORTA, default_opset=op)
+def centres_of_boxes(grid: INT64, size: INT64) -> INT64:
+    """Place of every box's centre (t//2, h//2, w//2) in its row of places: [boxes]."""
+    return op.ReduceSum(extents_of_boxes(grid, size) / 2 * strides(size), [-1], keepdims=0)
+
+
+@script(VORTA, default_opset=op)
+def kept_by_box(grid: INT64, size: INT64, keep: INT64) -> INT64:
+    """Tokens that every box keeps, of which a whole one keeps `keep`: [boxes]."""
+    tokens = op.ReduceProd(extents_of_boxes(grid, size), [-1], keepdims=0)  # [boxes]
+    return op.Max(tokens * keep / op.ReduceProd(size, keepdims=0), 1)
 
 
 @script(VORTA, default_opset=op)
@@ -78,31 +111,42 @@ def one_group(blocks: INT64) -> INT64:
 
 
 @script(VORTA, default_opset=op)
-def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, keep: INT64) -> INT64:
-    """Kept tokens of each bucket, its centre first, then the least similar to it: [buckets, keep].
-
-    They are numbered by their place when the buckets follow each other. TopK sorts ascending and gives the lower index
-    first on ties, as a stable sort does.
-    """
-    buckets = op.Gather(tokens, bucket_rows)  # [buckets, bucket tokens, D]
-    unit = buckets / op.Max(op.ReduceL2(buckets, [-1], keepdims=1), 1e-12)  # [buckets, bucket tokens, D]
-    cosine = op.ReduceSum(unit * op.Gather(unit, centre, axis=1), [-1], keepdims=0)  # [buckets, bucket tokens]
-    bucket_tokens = op.Squeeze(op.Shape(bucket_rows, start=1, end=2))
-    centre_first = op.Where(op.Range(0, bucket_tokens, 1) == centre, -2.0, cosine)  # -2 is below every cosine
-    least, place = op.TopK(centre_first, op.Reshape(keep, [1]), axis=-1, largest=0, sorted=1)  # [buckets, keep]
-    first = op.Range(0, op.Size(bucket_rows), bucket_tokens)  # [buckets]
-    return place + op.Unsqueeze(first, [1])
+def filled(rows: INT64) -> INT64:
+    """The rows that are not -1, in one list: [rows]."""
+    flat = op.Reshape(rows, [-1])
+    return op.Compress(flat, flat >= 0)
 
 
 @script(VORTA, default_opset=op)
-def coreset_slot(kept: INT64, bucket_rows: INT64) -> INT64:
-    """Where each token, by its place among the buckets, finds its output among the kept tokens: [S].
+def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, kept: INT64, keep: INT64) -> INT64:
+    """Places of the kept tokens, [C], bucket by bucket: the centre first, then the least similar to it.
 
-    A dropped token finds its centre's.
+    Places are numbered through all buckets. TopK sorts ascending and gives the lower index first on ties, as a stable
+    sort does.
     """
-    centres = op.Range(0, op.Size(kept), op.Squeeze(op.Shape(kept, start=1, end=2)))  # [buckets]
-    slot_of_centre = op.Reshape(op.Expand(op.Unsqueeze(centres, [1]), op.Shape(bucket_rows)), [-1])  # [S]
-    return op.ScatterElements(slot_of_centre, op.Reshape(kept, [-1]), op.Range(0, op.Size(kept), 1), axis=0)
+    buckets = op.Gather(tokens, op.Max(bucket_rows, 0))  # [buckets, bucket tokens, D]
+    unit = buckets / op.Max(op.ReduceL2(buckets, [-1], keepdims=1), 1e-12)  # [buckets, bucket tokens, D]
+    bucket_tokens = op.Squeeze(op.Shape(bucket_rows, start=1, end=2))
+    first = op.Range(0, op.Size(bucket_rows), bucket_tokens)  # [buckets]
+    in_one_list = op.Reshape(unit, op.Concat([-1], op.Shape(tokens, start=1, end=2), axis=0))
+    centres = op.Unsqueeze(op.Gather(in_one_list, first + centre), [1])  # [buckets, 1, D]
+    cosine = op.ReduceSum(unit * centres, [-1], keepdims=0)  # [buckets, bucket tokens]
+    is_centre = op.Range(0, bucket_tokens, 1) == op.Unsqueeze(centre, [1])  # [buckets, bucket tokens]
+    ranks = op.Where(bucket_rows < 0, 4.0, op.Where(is_centre, -2.0, cosine))  # centres first, empty places last
+    least, place = op.TopK(ranks, op.Reshape(keep, [1]), axis=-1, largest=0, sorted=1)  # [buckets, keep]
+    stays = op.Range(0, op.Squeeze(keep), 1) < op.Unsqueeze(kept, [1])  # [buckets, keep]
+    return filled(op.Where(stays, place + op.Unsqueeze(first, [1]), -1))
+
+
+@script(VORTA, default_opset=op)
+def coreset_slot(chosen: INT64, bucket_rows: INT64, kept: INT64) -> INT64:
+    """Where each place of the buckets finds its output among the `chosen` ones: [places].
+
+    That of a dropped token is its centre's.
+    """
+    centres = op.CumSum(kept, 0, exclusive=1)  # [buckets]
+    slot_of_centre = op.Reshape(op.Expand(op.Unsqueeze(centres, [1]), op.Shape(bucket_rows)), [-1])  # [places]
+    return op.ScatterElements(slot_of_centre, chosen, op.Range(0, op.Size(chosen), 1), axis=0)
 
 
 @script(VORTA, default_opset=op)
@@ -117,7 +161,8 @@ def policy(
     window_visits: INT64,
     bucket_rows: INT64,
     bucket_slot: INT64,
-    centre: INT64,
+    bucket_centre: INT64,
+    bucket_kept: INT64,
     keep: INT64,
     keys_choose: BOOL,
 ):
@@ -125,13 +170,13 @@ def policy(
 
     @graph()
     def coreset_branch():
-        kept = coreset(query, bucket_rows, centre, keep)  # [buckets, keep]
-        raster_rows = op.Reshape(bucket_rows, [-1])  # [S]
-        kept_rows = op.Gather(raster_rows, op.Reshape(kept, [-1]))  # [buckets * keep]
+        chosen = coreset(query, bucket_rows, bucket_centre, bucket_kept, keep)  # [C]
+        rows = op.Reshape(bucket_rows, [-1])  # [places]
+        kept_rows = op.Gather(rows, chosen)  # [C]
 
         @graph()
         def choice_of_keys():
-            return op.Gather(raster_rows, op.Reshape(coreset(key, bucket_rows, centre, keep), [-1]))  # [buckets * keep]
+            return op.Gather(rows, coreset(key, bucket_rows, bucket_centre, bucket_kept, keep))  # [C]
 
         @graph()
         def choice_of_queries():
@@ -140,14 +185,14 @@ def policy(
         kept_keys = op.If(keys_choose, then_branch=choice_of_keys, else_branch=choice_of_queries)
         blocks = in_blocks(op.Squeeze(op.Shape(kept_rows)))
         query_rows = op.Gather(kept_rows, blocks)  # [blocks, block rows]
-        key_rows = op.Reshape(kept_keys, [1, -1])  # [1, buckets * keep]
+        key_rows = op.Reshape(kept_keys, [1, -1])  # [1, C]
         visits = one_group(blocks)  # [blocks, 1]
-        slot = op.Gather(coreset_slot(kept, bucket_rows), bucket_slot)  # [S]
+        slot = op.Gather(coreset_slot(chosen, bucket_rows, bucket_kept), bucket_slot)  # [S]
         return query_rows, key_rows, visits, slot
 
     @graph()
     def sliding_branch():
-        query_rows = op.Identity(tile_rows)  # [tiles, tile tokens]
+        query_rows = op.Max(tile_rows, 0)  # [tiles, tile tokens]; nobody reads the output of an empty place
         key_rows = op.Identity(tile_rows)  # [tiles, tile tokens]
         visits = op.Identity(window_visits)  # [tiles, seen]
         slot = op.Identity(tile_slot)  # [S]

@@ -22,11 +22,14 @@ from onnxscript import opset23 as op
 
 from vorta_trt.export.branch_policies import (
     VORTA,
+    boxes_along,
+    centres_of_boxes,
+    filled,
     in_blocks,
+    kept_by_box,
+    place_by_box,
     policy,
     rows_by_box,
-    slot_by_box,
-    strides,
     window_visits,
 )
 
@@ -51,29 +54,27 @@ def attend_by_policy(
     scale: FLOAT,
 ) -> FLOAT:
     """Attention of one head, [S+T, D]; the text tokens are the rows text_start..text_end, those after them get 0."""
-    group_keys = op.Gather(key, key_rows)  # [groups, group rows, D]
-    group_values = op.Gather(value, key_rows)  # [groups, group rows, D]
     text_keys = op.Slice(key, text_start, text_end, [0])  # [valid text, D]
     text_values = op.Slice(value, text_start, text_end, [0])  # [valid text, D]
     rows_of_head = op.Concat([-1], op.Shape(query, start=1, end=2), axis=0)
 
     @graph()
     def of_block(rows, groups):
-        seen_keys = op.Reshape(op.Gather(group_keys, groups), rows_of_head)  # [keys, D]
-        seen_values = op.Reshape(op.Gather(group_values, groups), rows_of_head)  # [keys, D]
+        seen = filled(op.Gather(key_rows, groups))  # [keys]
         return attend(
             op.Gather(query, rows),
-            op.Concat(seen_keys, text_keys, axis=0),
-            op.Concat(seen_values, text_values, axis=0),
+            op.Concat(op.Gather(key, seen), text_keys, axis=0),
+            op.Concat(op.Gather(value, seen), text_values, axis=0),
             scale,
         )  # [block rows, D]
 
     blocks = op.Scan(query_rows, visits, body=of_block, num_scan_inputs=2)  # [blocks, block rows, D]
     video = op.Gather(op.Reshape(blocks, rows_of_head), slot)  # [S, D]
+    every = filled(key_rows)  # [keys]
     text = attend(
         op.Slice(query, text_start, text_end, [0]),
-        op.Concat(op.Reshape(group_keys, rows_of_head), text_keys, axis=0),
-        op.Concat(op.Reshape(group_values, rows_of_head), text_values, axis=0),
+        op.Concat(op.Gather(key, every), text_keys, axis=0),
+        op.Concat(op.Gather(value, every), text_values, axis=0),
         scale,
     )  # [valid text, D]
     padding = op.Shape(query, start=0, end=1) - text_end  # [1]
@@ -117,14 +118,13 @@ def operator(
 
     raster = op.Range(0, op.Squeeze(video_tokens), 1)  # [S]
     full_blocks = in_blocks(op.Squeeze(video_tokens))  # [blocks, block rows]
-    tiles = grid_size / tile_size  # [3]
-    tile_rows = rows_by_box(raster, tiles, tile_size)  # [tiles, tile tokens]
-    tile_slot = slot_by_box(raster, tiles, tile_size)  # [S]
-    seen_by_tile = window_visits(tiles, op.Constant(value_ints=window))  # [tiles, seen]
-    buckets = grid_size / bucket_size  # [3]
-    bucket_rows = rows_by_box(raster, buckets, bucket_size)  # [buckets, bucket tokens]
-    bucket_slot = slot_by_box(raster, buckets, bucket_size)  # [S]
-    centre = op.ReduceSum((bucket_size / 2) * strides(bucket_size), [0], keepdims=1)  # [1] its place in the bucket
+    tile_rows = rows_by_box(grid_size, tile_size)  # [tiles, tile tokens]
+    tile_slot = place_by_box(grid_size, tile_size)  # [S]
+    seen_by_tile = window_visits(boxes_along(grid_size, tile_size), op.Constant(value_ints=window))  # [tiles, seen]
+    bucket_rows = rows_by_box(grid_size, bucket_size)  # [buckets, bucket tokens]
+    bucket_slot = place_by_box(grid_size, bucket_size)  # [S]
+    bucket_centre = centres_of_boxes(grid_size, bucket_size)  # [buckets]
+    bucket_kept = kept_by_box(grid_size, bucket_size, keep_tokens)  # [buckets]
 
     valid_text = op.Clip(op.Cast(text_length, to=7), 0, op.Constant(value_int=text_tokens))  # [B]
     text_ends = op.Unsqueeze(valid_text, [1]) + video_tokens  # [B, 1]
@@ -137,7 +137,7 @@ def operator(
             head_key = op.Cast(stored_key, to=1)  # [S+T, D]
             query_rows, key_rows, visits, slot = policy(
                 head_query, head_key, route, raster, full_blocks, tile_rows, tile_slot, seen_by_tile, bucket_rows,
-                bucket_slot, centre, keep_tokens, keys_choose,
+                bucket_slot, bucket_centre, bucket_kept, keep_tokens, keys_choose,
             )  # fmt: skip
             attended_head = attend_by_policy(
                 head_query, head_key, op.Cast(stored_value, to=1), query_rows, key_rows, visits, slot, video_tokens,

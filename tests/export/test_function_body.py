@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.reference import routed_attention_reference
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+
+from ..mask_oracle import corner_problems, random_inputs, random_problem
 
 FULL, CORESET, SLIDING = 0, 1, 2
 CASES = load_file(Path(__file__).parents[1] / "data" / "attention.safetensors")
@@ -82,14 +86,14 @@ def attributes_of(geometry: AttentionGeometry, scale: float) -> dict[str, Any]:
 def random_geometry(rng: np.random.Generator) -> AttentionGeometry:
     """Ragged and minimal ones on purpose: extents of 1, tiles and buckets as large as the grid, windows beyond it."""
 
-    def divisor(extent: int) -> int:
-        return int(rng.choice([d for d in range(1, extent + 1) if extent % d == 0]))
+    def size(extent: int) -> int:
+        return int(rng.integers(1, extent + 1))
 
     grid = tuple(int(rng.choice([1, 2, 3, 4, 5, 6])) for _ in range(3))
-    bucket = tuple(map(divisor, grid))
+    bucket = tuple(map(size, grid))
     return AttentionGeometry(
         grid=grid,
-        tile=tuple(map(divisor, grid)),
+        tile=tuple(map(size, grid)),
         window=tuple(int(rng.choice([1, 3, 5])) for _ in range(3)),
         bucket=bucket,
         keep=int(rng.integers(1, math.prod(bucket) + 1)),
@@ -163,6 +167,25 @@ def test_random_geometries_and_mixed_routes(repetition: int, runtime: str) -> No
     )
     got = RUNTIMES[runtime](model, feed)
     np.testing.assert_allclose(got, reference(feed, geometry, scale), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_ragged_grids_against_a_dense_mask(dtype: str) -> None:
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for problem in [*corner_problems(), *(random_problem(rng) for _ in range(25))]:
+        print(problem)
+        inputs = random_inputs(problem, rng.randrange(1 << 30), lambda n: n.astype(dtype).astype(np.float64))
+        feed = {name: getattr(inputs, name).astype(dtype) for name in ROUTED_ATTENTION.inputs[:3]}
+        feed["routes"] = inputs.routes
+        if problem.text_tokens:
+            feed["text_length"] = np.array(inputs.lengths, np.int32)
+        attributes = attributes_of(AttentionGeometry(**asdict(problem)), inputs.scale)
+        batch, _, heads, _ = inputs.query.shape
+        got = run_onnxruntime(model_of(attributes, dtype, inputs.query.shape, (batch, heads)), feed)
+        unit = 2.0**-11 if dtype == "float16" else 0
+        np.testing.assert_allclose(got.astype(np.float64), inputs.expected, rtol=unit, atol=1e-5)
 
 
 @pytest.mark.parametrize("coreset_keys", ["query", "key"])
