@@ -23,7 +23,6 @@ from vorta_trt.engines import manifest as names
 from vorta_trt.engines.bundle import Bundle, check_new_bundle, new_bundle
 from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
 from vorta_trt.engines.flavours import Flavour, get_flavour
-from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
 from vorta_trt.engines.manifest import EngineInfo, FileEntry, Manifest, PluginInfo
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions, BuiltPlan, build_plan
@@ -32,6 +31,7 @@ from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space
+from vorta_trt.plugins.gpu import driver_report
 from vorta_trt.plugins.library import PluginLibrary
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 

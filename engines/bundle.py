@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vorta_trt.engines import fp8
 from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
-from vorta_trt.engines.gpu import ComputeCapability, Device, Target, architectures_cover, driver_report
+from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import (
     LAYERS,
@@ -28,6 +28,8 @@ from vorta_trt.engines.manifest import (
 from vorta_trt.model.files import make_way, new_folder
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.gpu import ComputeCapability, Device, driver_report
+from vorta_trt.plugins.kernel_support import code_problem, driver_problem
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
 if TYPE_CHECKING:
@@ -230,12 +232,10 @@ def new_bundle(path: Path, overwrite: bool) -> Iterator[Path]:
 
 def _kernel_problems(library: PluginLibrary, device: int) -> list[str]:
     gpu = _gpu(device)
-    if gpu is None or architectures_cover(library.cuda_architectures, gpu.capability):
+    if gpu is None:
         return []
-    return [
-        f"{library.path} has kernels for {', '.join(library.cuda_architectures)}, none for this GPU "
-        f"({gpu}); build vorta-trt with VORTA_CUDA_ARCHITECTURES={gpu.capability.sm[2:]}"
-    ]
+    found = (driver_problem(library, driver_report()), code_problem(library, gpu))
+    return [problem for problem in found if problem]
 
 
 def _gpu(number: int) -> Device | None:

@@ -26,10 +26,11 @@ from types import ModuleType
 from typing import Any
 
 from vorta_trt.engines.errors import FlavourError
-from vorta_trt.engines.gpu import ComputeCapability, Device, Target, driver_report
+from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.logs import LogHub, tensorrt_logger
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.precision import PrecisionName
+from vorta_trt.plugins.gpu import ComputeCapability, Device, driver_report
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.model.reference import routed_attention_reference
+from vorta_trt.plugins.kernel_support import prepare_gpu
 from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, Tensors, load_library
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, SAME_PRECISION, Attribute, choices
 
@@ -80,7 +81,8 @@ def routed_attention(
     Raises:
         TypeError: An argument has the wrong type; the message names argument, value, rule and remedy.
         ValueError: An argument breaks another rule above.
-        LibraryError: CUDA only: there is no kernel for this GPU, or none for "fp8" with this D.
+        GpuSupportError: CUDA only: the library has no kernels for this GPU, or needs a newer driver.
+        LibraryError: CUDA only: there is no kernel for "fp8" with this D.
     """
     check_attention_precision(attention_precision)
     check_tensors(query, key, value, geometry, text_length)
@@ -201,6 +203,7 @@ def _on_cuda(
             f"heads, or use vorta_trt.model.routed_attention_reference"
         )
     library = load_library()
+    prepare_gpu(library, query.device.index)
     query, key, value = (_aligned(tensor) for tensor in (query, key, value))
     routes = routes.contiguous()
     text_length = None if text_length is None else text_length.contiguous()

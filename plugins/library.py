@@ -11,13 +11,15 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from vorta_trt.plugins.errors import LibraryNotFoundError, VortaError
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Kind
+from vorta_trt.plugins.gpu import ComputeCapability
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Kind, choices
 
 LIBRARY_NAME = "libvorta_trt.so"
 LIBRARY_VARIABLE = "VORTA_TRT_LIBRARY"
@@ -120,6 +122,52 @@ def _triple(name: str, values: Sequence[int]) -> Sequence[int]:
     return values
 
 
+class _KernelFamily(ctypes.Structure):
+    """`vorta_kernel_family` of `include/vorta_trt/kernel_families.h`."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("attention_precision", ctypes.c_int32),
+        ("oldest_gpu", ctypes.c_int32),
+        ("newest_gpu", ctypes.c_int32),
+        ("pads_head_dim", ctypes.c_int32),
+        ("head_dims", ctypes.POINTER(ctypes.c_int32)),
+        ("head_dim_count", ctypes.c_size_t),
+        ("architectures", ctypes.c_char_p),
+    ]
+
+
+@dataclass(frozen=True)
+class KernelFamily:
+    """A family of attention kernels among the sources, whether the library holds it or not.
+
+    Attributes:
+        name: Its folder among the sources, such as "sm90".
+        attention_precision: What it computes, as the operator's attribute says it.
+        oldest_gpu: The GPUs that it serves, from this compute capability on.
+        newest_gpu: The last of them.
+        head_dims: D of its instances, ascending.
+        pads_head_dim: Whether it takes a smaller D than that of an instance, too.
+        architectures: What the library holds it for, as CMake spells GPU architectures; empty if it was left out.
+    """
+
+    name: str
+    attention_precision: str
+    oldest_gpu: ComputeCapability
+    newest_gpu: ComputeCapability
+    head_dims: tuple[int, ...]
+    pads_head_dim: bool
+    architectures: tuple[str, ...]
+
+    def serves(self, capability: ComputeCapability) -> bool:
+        """Says whether it is made for such a GPU."""
+        return self.oldest_gpu <= capability <= self.newest_gpu
+
+    def takes(self, head_dim: int) -> bool:
+        """Says whether it has an instance for this D."""
+        return head_dim <= self.head_dims[-1] if self.pads_head_dim else head_dim in self.head_dims
+
+
 class PluginLibrary:
     """The loaded library. Its functions may be called from any thread."""
 
@@ -142,6 +190,8 @@ class PluginLibrary:
             "vorta_version": (ctypes.c_char_p, []),
             "vorta_abi_hash": (ctypes.c_char_p, []),
             "vorta_cuda_architectures": (ctypes.c_char_p, []),
+            "vorta_cuda_version": (ctypes.c_int32, []),
+            "vorta_kernel_families": (ctypes.POINTER(_KernelFamily), [ctypes.POINTER(ctypes.c_size_t)]),
         }
         for name, (result, arguments) in signatures.items():
             try:
@@ -190,6 +240,19 @@ class PluginLibrary:
         """GPU architectures compiled in, as CMake spells them; one without a suffix also carries PTX."""
         return tuple(self._text("vorta_cuda_architectures").split(";"))
 
+    @property
+    def cuda_version(self) -> str:
+        """Version of the CUDA runtime in it, such as "13.0"; the driver has to be of that major version or newer."""
+        version: int = self._library.vorta_cuda_version()
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    @cached_property
+    def kernel_families(self) -> tuple[KernelFamily, ...]:
+        """Every family of attention kernels among the sources; of those that serve a call, the first is the fastest."""
+        count = ctypes.c_size_t()
+        families = self._library.vorta_kernel_families(ctypes.byref(count))
+        return tuple(map(_family, families[: count.value]))
+
     def validate(self, problem: Problem) -> None:
         """Raises LibraryError unless the kernels take `problem`. Needs no GPU."""
         self._require(self._library.vorta_routed_attention_validate(ctypes.byref(problem)))
@@ -204,6 +267,18 @@ class PluginLibrary:
         """Launches the operator on `stream` (a cudaStream_t as an integer, 0 for the default stream)."""
         arguments = (ctypes.byref(problem), ctypes.byref(tensors), ctypes.c_void_p(stream))
         self._require(self._library.vorta_routed_attention_enqueue(*arguments))
+
+
+def _family(family: Any) -> KernelFamily:
+    return KernelFamily(
+        name=family.name.decode(),
+        attention_precision=choices("attention_precision")[family.attention_precision],
+        oldest_gpu=ComputeCapability(*divmod(family.oldest_gpu, 10)),
+        newest_gpu=ComputeCapability(*divmod(family.newest_gpu, 10)),
+        head_dims=tuple(family.head_dims[: family.head_dim_count]),
+        pads_head_dim=bool(family.pads_head_dim),
+        architectures=tuple(family.architectures.decode().split(";")) if family.architectures else (),
+    )
 
 
 def _beside_this_file(name: str) -> Path | None:

@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,9 +14,10 @@ from typing import Literal
 from pydantic import BaseModel, computed_field
 
 from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
-from vorta_trt.engines.gpu import architectures_cover, driver_report
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.write_errors import free_bytes
+from vorta_trt.plugins.gpu import driver_report, driver_version
+from vorta_trt.plugins.kernel_support import code_problem, driver_problem, slower_than_possible
 from vorta_trt.plugins.library import PluginLibrary, load_library
 
 PACKAGES = (
@@ -87,8 +87,9 @@ def examine(folder: Path | None = None) -> DoctorReport:
     gpus = list(_gpus())
     findings += gpus
     exporter = _exporter()
-    library_finding, library = _library()
-    findings += [exporter, library_finding]
+    library_findings, library = _library()
+    findings += [exporter, *library_findings]
+    usable = all(finding.state != "failed" for finding in (*gpus, *library_findings))
     builds, runs = [], []
     for report in available_flavours():
         flavour = FLAVOURS[report.name]
@@ -104,7 +105,7 @@ def examine(folder: Path | None = None) -> DoctorReport:
             answer = f"{'yes' if ability else 'no'}, {ability.reason.removeprefix(f'{report.title}: ')}"
             findings.append(Finding(section="TensorRT", name=f"{report.title} {verb}", state=state, detail=answer))
         builds += [report.name] if report.build and works and exporter.state == "ok" else []
-        runs += [report.name] if report.run and works and all(gpu.state == "ok" for gpu in gpus) else []
+        runs += [report.name] if report.run and works and usable else []
     return DoctorReport(findings=findings, packages=_packages(), builds_with=builds, runs_with=runs)
 
 
@@ -147,8 +148,9 @@ def _machine(folder: Path) -> Iterator[Finding]:
 
 def _gpus() -> Iterator[Finding]:
     report = driver_report()
+    version = driver_version() if report.devices else None
     for index, device in enumerate(report.devices):
-        detail = f"{device}, CUDA {report.cuda_version} driver{_driver_version()}"
+        detail = f"{device}, CUDA {report.cuda_version} driver{f' {version}' if version else ''}"
         yield Finding(section="GPU", name=f"GPU {index}", state="ok", detail=detail)
     if report.devices:
         yield _attempt("GPU", "torch on the GPU", _torch_on_gpu)
@@ -165,16 +167,6 @@ def _torch_on_gpu() -> str:
     return f"torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
-def _driver_version() -> str:
-    """Such as " 580.95", from nvidia-smi; "" where that tool is missing or fails."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f" {result.stdout.splitlines()[0].strip()}" if result.stdout.strip() else ""
-
-
 def _exporter() -> Finding:
     """Imports what an export needs; any exception of a broken installation is the finding."""
 
@@ -186,22 +178,35 @@ def _exporter() -> Finding:
     return _attempt("exporter", "ONNX exporter", work)
 
 
-def _library() -> tuple[Finding, PluginLibrary | None]:
+def _library() -> tuple[list[Finding], PluginLibrary | None]:
     found: list[PluginLibrary] = []
 
     def work() -> str:
         library = load_library()
         found.append(library)
         architectures = ", ".join(library.cuda_architectures)
-        return f"{library.path}, version {library.version}, ABI {library.abi_hash}, kernels for {architectures}"
+        return (
+            f"{library.path}, version {library.version}, ABI {library.abi_hash}, CUDA {library.cuda_version}, kernels "
+            f"for {architectures}"
+        )
 
     finding = _attempt("plugin", "plugin library", work)
-    devices = driver_report().devices
-    if found and devices and not architectures_cover(found[0].cuda_architectures, devices[0].capability):
-        number = devices[0].capability.sm[2:]
-        detail = f"{finding.detail}; none for {devices[0]}: build vorta-trt with VORTA_CUDA_ARCHITECTURES={number}"
-        finding = finding.model_copy(update={"state": "failed", "detail": detail})
-    return finding, found[0] if found else None
+    if not found:
+        return [finding], None
+    return [finding, *_library_on_gpus(found[0])], found[0]
+
+
+def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
+    """What the library cannot do on this machine's GPUs, and what it does slower than its sources could."""
+    report = driver_report()
+    if problem := driver_problem(library, report):
+        yield Finding(section="plugin", name="driver", state="failed", detail=problem)
+    for index, device in enumerate(report.devices):
+        name = f"kernels for GPU {index}"
+        if problem := code_problem(library, device):
+            yield Finding(section="plugin", name=name, state="failed", detail=problem)
+        elif slower := slower_than_possible(library, device):
+            yield Finding(section="plugin", name=name, state="note", detail=slower)
 
 
 def _plugin_in(flavour: Flavour, library: PluginLibrary | None) -> Finding:

@@ -21,9 +21,9 @@ from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.execution_flags import allow_execution, set_flags
 from vorta_trt.engines.flavours import FLAVOURS, Flavour
-from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.hashed_file import HashedFile
 from vorta_trt.engines.manifest import EngineInfo, EngineMemory, Manifest, ShapeRange, TensorSpec
+from vorta_trt.plugins.gpu import driver_report
 
 LAYERS = 3
 TOKENS = 64

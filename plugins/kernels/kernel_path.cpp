@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "sm90/block_shape.h"
+#include "kernel_families.h"
 
 namespace vorta {
 namespace {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coreset_selection.h"
+#include "kernel_families.h"
 #include "kernel_path.h"
 #include "last_error.h"
 #include "launch.h"
 #include "sm80/attention_launch.h"
-#include "sm80/block_shape.h"
 #include "sm90/attention_launch.h"
 #include "sm90_fp8/attention_launch.h"
 #include "sm90_fp8/quantize.h"
@@ -15,18 +15,9 @@ namespace {
 
 template <vorta_dtype kDtype>
 cudaError_t launch_sm80(const RoutedAttentionParams& params, cudaStream_t stream) {
-  switch (sm80::instance_head_dim(params.head_dim)) {
-    case 64:
-      return sm80::launch_attention<kDtype, 64>(params, stream);
-    case 96:
-      return sm80::launch_attention<kDtype, 96>(params, stream);
-    case 128:
-      return sm80::launch_attention<kDtype, 128>(params, stream);
-    case 192:
-      return sm80::launch_attention<kDtype, 192>(params, stream);
-    default:
-      return sm80::launch_attention<kDtype, 256>(params, stream);
-  }
+  return sm80::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+    return sm80::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
+  });
 }
 
 template <vorta_dtype kDtype>
@@ -34,8 +25,9 @@ cudaError_t launch_sm90(const RoutedAttentionParams& params, cudaStream_t stream
 #ifdef VORTA_WITHOUT_SM90  // in builds without 90a, where choose_kernel_path() does not lead here
   return cudaErrorNoKernelImageForDevice;
 #else
-  return params.head_dim == 64 ? sm90::launch_attention<kDtype, 64>(params, stream)
-                               : sm90::launch_attention<kDtype, 128>(params, stream);
+  return sm90::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+    return sm90::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
+  });
 #endif
 }
 
@@ -45,8 +37,9 @@ cudaError_t launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream)
   return cudaErrorNoKernelImageForDevice;
 #else
   if (cudaError_t error = sm90_fp8::launch_quantization(params, kDtype, stream)) return error;
-  return params.head_dim == 64 ? sm90_fp8::launch_attention<kDtype, 64>(params, stream)
-                               : sm90_fp8::launch_attention<kDtype, 128>(params, stream);
+  return sm90_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+    return sm90_fp8::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
+  });
 #endif
 }
 

@@ -23,7 +23,7 @@
 #include <cstdint>
 
 #include "bucket_partition.h"
-#include "sm90/block_shape.h"
+#include "kernel_families.h"
 #include "sm90_fp8/block_shape.h"
 #include "vorta_trt/routed_attention.h"
 

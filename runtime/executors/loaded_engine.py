@@ -16,10 +16,11 @@ from typing import Any
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BundleError
-from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.gpu import driver_report
 from vorta_trt.plugins.host_memory import mapping
+from vorta_trt.plugins.kernel_support import prepare_gpu
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.optimization_profiles import read_profiles, widest
 from vorta_trt.runtime.executors.tensorrt_api import checked, make_context, runtime_config
@@ -121,6 +122,8 @@ def check_device(bundle: Bundle, index: int, device: object) -> None:
         )
     if not (ability := bundle.flavour.can_run(index)):
         raise VortaError(f"{bundle.path}: {bundle.flavour.title} cannot run here: {ability.reason}")
+    if (library := bundle.plugin_library(index)) is not None:
+        prepare_gpu(library, index)
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import pytest
 
 from vorta_trt.engines import BuildError, Bundle, BundleError, build_engine, fp8, inspect_bundle, inspect_onnx
 from vorta_trt.engines import bundle as bundle_module
-from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport, Target
+from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.manifest import Manifest
 from vorta_trt.export import OnnxFileError
+from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport
 
 HOPPER = Target((ComputeCapability(9, 0),), and_newer=False)
 

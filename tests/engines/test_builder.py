@@ -342,7 +342,7 @@ def test_options_out_of_range(options: dict[str, Any], words: str) -> None:
 )
 def test_options_the_flavour_lacks(make_model: Any, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     if options.get("compute_capabilities") == ["current"]:
-        from vorta_trt.engines.gpu import driver_report
+        from vorta_trt.plugins.gpu import driver_report
 
         if driver_report().devices:
             pytest.skip("this machine has a GPU")

@@ -11,8 +11,8 @@ import pytest
 
 from vorta_trt.engines import Bundle, BundleError
 from vorta_trt.engines import bundle as bundle_module
-from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport
 from vorta_trt.engines.manifest import Manifest, read_manifest
+from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport
 
 
 def edit(bundle: Path, reseal: bool = False, **changes: Any) -> None:

@@ -14,8 +14,9 @@ from vorta_trt.engines import FlavourError, available_flavours, flavours, get_fl
 from vorta_trt.engines.builder import build_engine
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour, TensorRT, TensorRTRTX
-from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport, Target, architectures_cover
+from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.timing_cache import TimingCache
+from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport, architectures_cover
 
 HOPPER = Device("H200", ComputeCapability(9, 0), 141 * 2**30)
 NO_GPU = DriverReport((), None, "no NVIDIA driver")

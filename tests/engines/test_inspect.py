@@ -13,10 +13,10 @@ import pytest
 from vorta_trt.engines import Bundle, BundleError, draw_layers, inspect_bundle, inspect_onnx
 from vorta_trt.engines import inspect as inspect_module
 from vorta_trt.engines.flavours import Ability, Flavour
-from vorta_trt.engines.gpu import driver_report
 from vorta_trt.engines.layers import Layer, LayerGraph, Tensor, read_layers, readable_bytes, scope_of_name
 from vorta_trt.engines.modules import collapse, module_of_layer
 from vorta_trt.engines.picture import caption
+from vorta_trt.plugins.gpu import driver_report
 
 
 def test_a_bundle_report(built: Bundle) -> None:

@@ -19,10 +19,10 @@ from onnx import TensorProto
 from vorta_trt.engines import BuildError, FlavourError, build_engine, flavours
 from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT, TensorRT8, get_flavour
-from vorta_trt.engines.gpu import ComputeCapability, Device, DriverReport
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import read_layers
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport
 
 from . import fake_tensorrt8 as fake
 

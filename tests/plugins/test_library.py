@@ -145,7 +145,7 @@ def test_library_with_another_interface(compile_cpp: Any, tmp_path: Path) -> Non
     include = Path(plugins.__file__).parent / "include"
     source = tmp_path / "future.cpp"
     source.write_text(
-        """#include "vorta_trt/routed_attention.h"
+        """#include "vorta_trt/kernel_families.h"
         vorta_status vorta_routed_attention_validate(const vorta_routed_attention_problem* problem) {
           return problem->struct_size == 104 ? VORTA_OK : VORTA_INVALID_ARGUMENT;
         }
@@ -160,6 +160,8 @@ def test_library_with_another_interface(compile_cpp: Any, tmp_path: Path) -> Non
         const char* vorta_version(void) { return "9.9.9"; }
         const char* vorta_abi_hash(void) { return ""; }
         const char* vorta_cuda_architectures(void) { return ""; }
+        int32_t vorta_cuda_version(void) { return 13000; }
+        const vorta_kernel_family* vorta_kernel_families(size_t* count) { *count = 0; return nullptr; }
         """
     )
     path = compile_cpp("libfuture.so", f"-I{include}", source, shared=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vorta_trt.engines import gpu
 from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT
+from vorta_trt.plugins import PluginLibrary, gpu
 from vorta_trt.runtime import doctor
 
 from ..engines import fake_tensorrt8
@@ -61,10 +61,28 @@ def test_a_gpu_without_kernels_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
     old = gpu.Device("NVIDIA TITAN V", gpu.ComputeCapability(7, 0), 12 << 30)
     monkeypatch.setattr(doctor, "driver_report", lambda: gpu.DriverReport((old,), "13.0", None))
     report = doctor.examine(tmp_path)
-    (library,) = (finding for finding in report.findings if finding.section == "plugin")
-    assert library.state == "failed"
-    assert re.search("none for NVIDIA TITAN V .*: build vorta-trt with VORTA_CUDA_ARCHITECTURES=70$", library.detail)
+    library, kernels = (finding for finding in report.findings if finding.section == "plugin")
+    assert (library.state, kernels.state, kernels.name) == ("ok", "failed", "kernels for GPU 0")
+    assert re.search(r"none for this GPU \(NVIDIA TITAN V .*below 8\.0", kernels.detail)
     assert any("NVIDIA TITAN V" in finding.detail for finding in report.findings if finding.section == "GPU")
+    assert not report.runs_with
+
+
+def test_slower_kernels_and_an_old_driver_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """GPUs of two kinds; the library has PTX of 80 for both."""
+    monkeypatch.setattr(PluginLibrary, "cuda_architectures", ("80",))
+    monkeypatch.setattr(PluginLibrary, "cuda_version", "13.0")
+    cards = [gpu.Device(f"GPU of {text}", gpu.ComputeCapability.parse(text), 80 << 30) for text in ("12.0", "8.0")]
+    monkeypatch.setattr(doctor, "driver_report", lambda: gpu.DriverReport(tuple(cards), "13.1", None))
+    findings = {finding.name: finding for finding in doctor.examine(tmp_path).findings}
+    slower = findings["kernels for GPU 0"]
+    assert slower.state == "note" and "PTX" in slower.detail and "80;120-real" in slower.detail
+    assert "kernels for GPU 1" not in findings and "driver" not in findings
+    monkeypatch.setattr(doctor, "driver_report", lambda: gpu.DriverReport(tuple(cards), "12.8", None))
+    report = doctor.examine(tmp_path)
+    (driver,) = (finding for finding in report.findings if finding.name == "driver")
+    assert driver.state == "failed" and "CUDA 12.8" in driver.detail and "R580" in driver.detail
+    assert report.builds_with and not report.runs_with
 
 
 @pytest.mark.parametrize("cuda", [None, "13.0"])

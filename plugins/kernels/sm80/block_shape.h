@@ -5,6 +5,8 @@
 #ifndef VORTA_TRT_KERNELS_SM80_BLOCK_SHAPE_H_
 #define VORTA_TRT_KERNELS_SM80_BLOCK_SHAPE_H_
 
+#include "../kernel_families.h"
+
 namespace vorta::sm80 {
 
 struct BlockShape {
@@ -46,17 +48,15 @@ constexpr bool is_valid(const BlockShape& shape) {
          && shared_bytes(shape) <= kMaxSharedBytes;
 }
 
-static_assert(is_valid(kBlockShapes[0]) && is_valid(kBlockShapes[1]) && is_valid(kBlockShapes[2]) &&
-                  is_valid(kBlockShapes[3]) && is_valid(kBlockShapes[4]),
-              "a block shape breaks a rule of the kernel");
-
-/// The smallest instance that holds head_dim, 0 if none does.
-constexpr int instance_head_dim(int head_dim) {
+/// Every instance has a valid shape, in the order of the table of instances.
+constexpr bool are_valid() {
+  int row = 0;
   for (const BlockShape& shape : kBlockShapes) {
-    if (head_dim <= shape.head_dim) return shape.head_dim;
+    if (!is_valid(shape) || row == HeadDims::kCount || shape.head_dim != HeadDims::kValues[row++]) return false;
   }
-  return 0;
+  return row == HeadDims::kCount;
 }
+static_assert(are_valid(), "a block shape breaks a rule of the kernel, or is not that of an instance");
 
 /// The shape of an instance; head_dim must be in the table.
 constexpr BlockShape block_shape(int head_dim) {

@@ -5,6 +5,8 @@
 #ifndef VORTA_TRT_KERNELS_SM90_BLOCK_SHAPE_H_
 #define VORTA_TRT_KERNELS_SM90_BLOCK_SHAPE_H_
 
+#include "../kernel_families.h"
+
 namespace vorta::sm90 {
 
 inline constexpr int kRowsPerWarpgroup = 64;  // M of a wgmma
@@ -56,10 +58,12 @@ constexpr bool is_valid() {
          && (Shape::kConsumers * Shape::kConsumerRegisters + Shape::kProducerRegisters) * kThreadsPerWarpgroup <=
                 registers_per_block(Shape::kConsumers + 1);
 }
-static_assert(is_valid<64>() && is_valid<128>(), "a block shape breaks a rule of the kernel");
 
-/// Head dimensions that have an instance; others take the generic kernel.
-constexpr bool has_instance(int head_dim) { return head_dim == 64 || head_dim == 128; }
+template <int... kHeadDims>
+constexpr bool are_valid(Instances<kHeadDims...>) {
+  return (is_valid<kHeadDims>() && ...);
+}
+static_assert(are_valid(HeadDims{}), "a block shape breaks a rule of the kernel");
 
 }  // namespace vorta::sm90
 

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../kernel_families.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta::sm90_fp8 {
@@ -20,9 +21,6 @@ inline constexpr int kChunkNoteBytes = 16;
 inline constexpr int kChunks = 5;  // of a block of keys: scores 80 + weights 2 x 20 + output 64 registers of 224
 inline constexpr int kConsumerRegisters = 224;
 inline constexpr int kProducerRegisters = 56;
-
-/// Head dimensions that have an instance.
-constexpr bool has_instance(int head_dim) { return head_dim == 64 || head_dim == 128; }
 
 constexpr int64_t chunks_of(int64_t keys) { return (keys + kChunk - 1) / kChunk; }
 

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.engines import Bundle, BundleError, flavours, gpu
+from vorta_trt.engines import Bundle, BundleError, flavours
 from vorta_trt.engines import bundle as bundle_module
+from vorta_trt.plugins import gpu, kernel_support
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import DeviceScratch, Engine
 from vorta_trt.runtime.device.device_memory import DeviceMemory, DeviceOutOfMemory
@@ -38,7 +39,7 @@ HOPPER = gpu.Device("NVIDIA H200", gpu.ComputeCapability(9, 0), 141 << 30)
 
 def put_gpu(monkeypatch: pytest.MonkeyPatch, *devices: gpu.Device) -> None:
     report = gpu.DriverReport(devices, "13.0", None if devices else "no GPU in this test")
-    for module in (flavours, bundle_module, loaded_engine):
+    for module in (flavours, bundle_module, loaded_engine, kernel_support):
         monkeypatch.setattr(module, "driver_report", lambda: report)
 
 
