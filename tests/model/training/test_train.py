@@ -165,8 +165,16 @@ def test_a_geometry_of_ones_own(setup: Setup, tmp_path: Path) -> None:
     geometry = load_router(tmp_path / "run").geometry()
     assert geometry is not None
     assert (geometry.tile, geometry.window, geometry.bucket, geometry.keep) == ((1, 2, 3), (1, 3, 1), (3, 2, 1), 1)
-    with pytest.raises(ValueError, match=r"tile \(1, 2, 4\): entry 4 must divide"):
-        train(setup, tmp_path / "other", tile=(1, 2, 4))
+    with pytest.raises(ValueError, match=r"tile \(1, 2, 7\): entry 7 must be at most .* 6; use 6"):
+        train(setup, tmp_path / "other", tile=(1, 2, 7))
+
+
+def test_a_tile_and_a_bucket_that_do_not_divide_the_grid(setup: Setup, tmp_path: Path) -> None:
+    """The grid is (3, 4, 6)."""
+    report = train(setup, tmp_path / "run", steps=2, batch_size=1, tile=(2, 3, 4), window=(1, 1, 1), bucket=(2, 3, 5))
+    assert all(value == value for value in report.last.values())
+    geometry = load_router(tmp_path / "run").geometry()
+    assert geometry is not None and (geometry.tiles, geometry.buckets) == ((2, 2, 2), (2, 2, 2))
 
 
 def test_bf16_and_tensorboard(setup: Setup, tmp_path: Path) -> None:
