@@ -21,6 +21,7 @@ from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
 
 
@@ -74,6 +75,10 @@ class BundleReport(BaseModel):
         yield self.path
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
         yield f"attention  {describe_attention(m.attention_precision)}"
+        if m.geometry is not None:
+            geometry = AttentionGeometry.from_dict(m.geometry)
+            yield f"geometry   {geometry}"
+            yield f"           {geometry.coverage}"
         yield f"made       {m.created} by {m.created_by}"
         targets = ", ".join(e.compute_capabilities) + (" and newer" if e.and_newer else "")
         yield f"engine     {e.flavour} {e.version} for compute capability {targets}"

@@ -152,6 +152,13 @@ class AttentionGeometry:
         """Video tokens that the coreset branch keeps."""
         return sum(kind.boxes * self.keep_of(kind.tokens) for kind in box_kinds(self.grid, self.bucket))
 
+    @property
+    def coverage(self) -> str:
+        """What windows and coreset see of the video, in words."""
+        least, mean = self.least_window_tokens / self.video_tokens, self.density("sliding")
+        window = f"{mean:.1%}" if f"{least:.1%}" == f"{mean:.1%}" else f"at least {least:.1%}, on average {mean:.1%},"
+        return f"a window sees {window} of the video tokens, a coreset {self.coreset_tokens / self.video_tokens:.1%}"
+
     def keep_of(self, tokens: int) -> int:
         """How many tokens stay of a bucket that has `tokens`; `keep` of a whole one."""
         return max(1, tokens * self.keep // self.bucket_tokens)

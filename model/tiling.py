@@ -9,11 +9,11 @@ The tile, by this rule:
    the two published sizes), also the smaller windows at the end of an axis where the tile does not divide the grid;
 3. of these, one of least work. Work is the exact number of query-key pairs, counted in whole blocks as the kernels
    compute them: 128 queries that share a window, and keys in boxes of one frame (Hopper, 16 bits) or tile by tile (the
-   other kernels), half of either. Work within 2 % of the least counts as the least;
+   other kernels), half of either. Work within 5 % of the least counts as the least;
 4. of these, the one nearest in shape to the published tile.
 
 Attention falls off in all three directions, so a tile may not be of any shape: the candidates are the published tile,
-scaled until its window covers the published share, with no side shorter or longer by a factor of more than 1.6. Along
+scaled until its window covers the published share, with no side shorter or longer by a factor of more than 2. Along
 each axis only the smallest size for a number of tiles is tried: a larger one has larger windows and a shorter last
 tile. In grids of few tokens, where no such window covers less than everything, the factor is raised twice; a grid that
 has none even then is seen whole. Tiles have about 4 tokens or more.
@@ -36,8 +36,8 @@ from vorta_trt.model.boxes import Shape, axis_groups
 PUBLISHED_WINDOW: Shape = (3, 3, 3)
 PUBLISHED_BUCKET: Shape = (2, 3, 2)
 SMALLEST_TILE_TOKENS = 4  # smaller ones are rather single tokens than tiles
-LARGEST_STRETCH = 1.6
-SAME_WORK = 1.02
+LARGEST_STRETCH = 2.0  # of a side, against the scaled published tile
+SAME_WORK = 1.05
 MOST_SIZES = 16  # tried along an axis
 QUERY_BLOCK = 128  # rows of a block of queries, of all kernels
 KEY_BLOCK = 144  # keys of a block of the 16-bit Hopper kernel, whose boxes lie in one frame
@@ -109,7 +109,7 @@ def _sizes(extent: int, side: float, stretch: float) -> list[int]:
 
 
 def _least_work(grid: Shape, tiles: list[Shape], ideal: tuple[float, float, float]) -> Shape:
-    """The tile of least work; of those that have it but for 2 %, the one nearest in shape to `ideal`."""
+    """The tile of least work; of those that have it but for 5 %, the one nearest in shape to `ideal`."""
     by_pairs = sorted((_pairs(grid, tile), tile) for tile in tiles)
     found: list[tuple[int, Shape]] = []
     least = math.inf

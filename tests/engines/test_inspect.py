@@ -16,6 +16,7 @@ from vorta_trt.engines.flavours import Ability, Flavour
 from vorta_trt.engines.layers import Layer, LayerGraph, Tensor, read_layers, readable_bytes, scope_of_name
 from vorta_trt.engines.modules import collapse, module_of_layer
 from vorta_trt.engines.picture import caption
+from vorta_trt.model import AttentionGeometry
 from vorta_trt.plugins.gpu import driver_report
 
 
@@ -28,7 +29,15 @@ def test_a_bundle_report(built: Bundle) -> None:
     assert modules["blocks.*.attn1/RoutedAttention"].repeats == 2
     assert sum(module.weight_bytes for module in modules.values()) == report.network.weight_bytes > 0
     text = "\n".join(report.lines())
-    for words in ("wan, bf16", "2 x vorta::RoutedAttention", "batch 1 to 2 (tuned for 1)", "transformer.plan"):
+    geometry = AttentionGeometry.from_dict(built.manifest.geometry)
+    for words in (
+        "wan, bf16",
+        str(geometry),
+        geometry.coverage,
+        "2 x vorta::RoutedAttention",
+        "batch 1 to 2 (tuned for 1)",
+        "transformer.plan",
+    ):
         assert words in text
     json.loads(report.model_dump_json())
 

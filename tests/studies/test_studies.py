@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sizes
 from memory import PeakMemory
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -32,6 +33,10 @@ def test_a_study_starts_as_a_program() -> None:
         command = [sys.executable, str(STUDIES / f"{name}.py"), "--help"]
         shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
         assert "wan-1.3b" in shown
+
+
+def test_the_table_of_sizes_is_of_this_rule() -> None:
+    assert sizes.table() in (STUDIES.parent / "docs/sizes.md").read_text(encoding="utf-8")
 
 
 def test_peak_memory_sees_the_command() -> None:
