@@ -51,8 +51,8 @@ def prepare_sparse(case: Case, inputs: Inputs) -> Prepared:
     geometry = case.geometry
     for tile in box_kinds(geometry.grid, geometry.tile):
         if tile.tokens % BLOCK:
-            shape = "x".join(map(str, tile.shape))
-            raise Unavailable(f"a tile {shape} has {tile.tokens} tokens, no multiple of its blocks of {BLOCK}")
+            tile_shape = "x".join(map(str, tile.shape))
+            raise Unavailable(f"a tile {tile_shape} has {tile.tokens} tokens, no multiple of its blocks of {BLOCK}")
     if geometry.text_tokens:
         raise Unavailable("text tokens are no part of its block lists without a mask")
     attention, block_sparse = _import()

@@ -100,7 +100,7 @@ def attention(
     files: ReportFiles,
     geometry: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(GEOMETRIES)} or a grid of the small set [default: the first four]."),
+        typer.Option(help=f"{', '.join(GEOMETRIES)} or a grid of the small or ragged set [default: the first four]."),
     ] = None,
     heads: Annotated[
         list[str] | None, typer.Option(help="How many heads a call has [default: 8 and the model's own].")

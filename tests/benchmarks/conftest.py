@@ -12,7 +12,7 @@ from vorta_trt.benchmarks.cases import Case, Inputs, make_inputs
 from vorta_trt.model import AttentionGeometry
 
 VIDEO = AttentionGeometry((4, 6, 8), (2, 3, 2), (1, 1, 3), (2, 3, 2), 6)
-RAGGED = AttentionGeometry((6, 9, 10), (2, 3, 5), (3, 3, 1), (2, 3, 2), 5)  # 540 tokens, tiles of 30
+RAGGED = AttentionGeometry((6, 9, 10), (4, 2, 3), (1, 3, 1), (2, 3, 2), 5)  # tiles of 2 to 24 tokens
 WITH_TEXT = AttentionGeometry((6, 6, 8), (2, 2, 4), (3, 1, 1), (2, 3, 2), 6, "key", 13)
 
 

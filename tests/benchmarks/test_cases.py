@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vorta_trt.benchmarks.cases import (
+    RAGGED,
     SMALL,
     Case,
     checked_head,
@@ -37,6 +38,16 @@ def test_small_cases_span_a_thousand_to_ten_thousand_tokens() -> None:
     tokens = [case.geometry.tokens for case in cases]
     assert len(cases) == len(SMALL) and {case.heads for case in cases} == {12}
     assert tokens == sorted(tokens) and 1000 <= tokens[0] < 1300 and 9000 < tokens[-1] <= 10000
+
+
+def test_every_ragged_case_has_a_whole_one_beside_it() -> None:
+    for name, beside in zip(*[iter(RAGGED)] * 2, strict=True):
+        ragged, whole = RAGGED[name].geometry, RAGGED[beside].geometry
+        assert (ragged.tile, ragged.tiles, ragged.keep) == (whole.tile, whole.tiles, whole.keep)
+        assert any(extent % size for extent, size in zip(ragged.grid, ragged.tile, strict=True))
+        for shape in (whole.tile, whole.bucket):
+            assert not any(extent % size for extent, size in zip(whole.grid, shape, strict=True))
+        assert select_cases([name])[0].geometry == ragged
 
 
 def test_chosen_cases() -> None:
