@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The sliding branch in boxes of the token grid, planned on the host from the geometry alone.
+// The query rows of the sliding branch, planned on the host from the geometry alone.
 //
-// Queries. The window's centre is clamped, so the tiles at a border share the window of their inner neighbour. Along an
-// axis the tiles fall into groups of equal windows: one group at either end and single tiles between them. A query
-// group is the product of one group of each axis: a box of tokens that all see the same keys. Cutting groups instead of
-// tiles into query blocks wastes fewer rows (5 % instead of 7 %, and 3 % instead of 19 %, at the two published sizes).
+// The window's centre is clamped, so the tiles at a border share the window of their inner neighbour. Along an axis the
+// tiles fall into groups of equal windows: one group at either end and single tiles between them. A query group is the
+// product of one group of each axis: a box of tokens that all see the same keys, which are a box of tokens, too.
+// Cutting groups instead of tiles into query blocks wastes fewer rows (5 % instead of 7 %, and 3 % instead of 19 %, at
+// the two published sizes).
 //
-// Keys. A window is a box of tokens, cut into equal boxes of box_width x box_height tokens of one frame that TMA can
-// fetch from raster order; boxes_per_block of them fill one block of keys, `fill` rows are left over.
+// Where the tiles do not divide the grid, the last tile along an axis is shorter. It is in the last group and in that
+// group's window and in no other: along an axis windows have at most two lengths.
 #ifndef VORTA_TRT_KERNELS_SLIDING_PLAN_H_
 #define VORTA_TRT_KERNELS_SLIDING_PLAN_H_
 
@@ -19,39 +20,27 @@ namespace vorta {
 /// Groups along one axis that are alike: `count` of them, `step` tokens apart, each of `extent` tokens.
 struct AxisGroups {
   int count;
-  int origin, step, extent;        // tokens
-  int window_origin, window_step;  // first token of the window
+  int origin, step, extent;                       // tokens
+  int window_origin, window_step, window_extent;  // the window's tokens
 };
 
 struct SlidingPlan {
   static constexpr int kMaxClasses = 27;
 
   AxisGroups axis[3][3];
-  int kinds[3];                     // of groups along an axis, 1 to 3
+  int kinds[3];                     // of groups along an axis, 1 to 3: the first, the last, those between
   int classes;                      // combinations of them
   int cluster;                      // query blocks that go over their keys together: an item
   int first_item[kMaxClasses + 1];  // items of a head before each class
-
-  int window[3];                              // tokens
-  int box_width, box_height;                  // tokens
-  int boxes_per_row, boxes_per_frame, boxes;  // of a window
-  int boxes_per_block;
-  int fill;        // rows of a block of keys that no box covers
-  int key_blocks;  // of a window
-
-  /// Keys of the window in its `block`-th block: the leading rows.
-  CUTLASS_HOST_DEVICE int keys_in_block(int block) const {
-    const int left = boxes - block * boxes_per_block;
-    return (left < boxes_per_block ? left : boxes_per_block) * box_width * box_height;
-  }
 };
 
 /// A block of query rows: `rows` tokens, which may be none, in raster order from `first_row` on, of the box at `origin`
-/// that is `height` rows of `width` tokens in every frame. They see the window at `window_origin`.
+/// that is `height` rows of `width` tokens in every frame. They see the box of `window_extent` tokens at
+/// `window_origin`, which lies inside the grid.
 struct QueryGroupBlock {
   int first_row, rows;
   int origin[3], height, width;
-  int window_origin[3];
+  int window_origin[3], window_extent[3];
   bool shared_window;  // with the other blocks of the item
 
   CUTLASS_HOST_DEVICE int token(const BoxPartition& tiles, int row) const {
@@ -95,11 +84,12 @@ CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, i
           width.extent,
           {frames.window_origin + f * frames.window_step, height.window_origin + h * height.window_step,
            width.window_origin + w * width.window_step},
+          {frames.window_extent, height.window_extent, width.window_extent},
           shared};
 }
 
-/// `rows`, `keys`: of a block. `cluster`: blocks of an item.
-SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int keys, int cluster);
+/// `window`: in tiles, at most the grid's; `rows`: of a block; `cluster`: blocks of an item.
+SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int cluster);
 
 }  // namespace vorta
 

@@ -23,7 +23,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& params, cudaStream_t s
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
     return error;
   }
-  const SlidingPlan plan = make_sliding_plan(params.tiles, params.window, Traits::kBlockM, Traits::kBlockN, 1);
+  const SlidingPlan plan = make_sliding_plan(params.tiles, params.window, Traits::kBlockM, 1);
   const QueryBlocks blocks(params, plan, Traits::kBlockM);
   const dim3 grid(std::max({blocks.full, blocks.coreset, blocks.sliding}), params.heads, params.batch);
   kernel<<<grid, Traits::kThreads, kSharedBytes, stream>>>(params, plan);

@@ -18,7 +18,8 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   static_assert(kSharedBytes <= kMaxSharedBytes, "must fit in the shared memory of an SM");
 
   AttentionParams params{};
-  params.plan(problem, Traits::kRows, Traits::kKeys, Traits::kCluster);
+  params.plan(problem, Traits::kRows, Traits::kCluster);
+  params.cut = make_window_cut(problem.tiles, params.sliding, Traits::kKeys);
   if (cudaError_t error = make_tensor_maps(params, kDtype, Traits::kKeys)) return error;
 
   const auto kernel = attention_kernel<Traits>;

@@ -9,28 +9,20 @@
 #include <algorithm>
 
 #include "../sliding_plan.h"
+#include "window_cut.h"
 
 namespace vorta::sm90 {
 
-/// How TMA sees one of key and value. Coordinates of a flat map: column, token, head, sample; of the grid map: column,
-/// w, frame * H + h, head, sample.
-struct KeyMaps {
-  CUtensorMap flat;     // box of kKeys tokens
-  CUtensorMap compact;  // the coreset in the workspace; box of kKeys tokens
-  CUtensorMap grid;     // box of SlidingPlan's box_width x box_height tokens
-};
-
-struct AttentionParams {
-  KeyMaps key, value;
-  CUtensorMap fill;  // box of SlidingPlan's `fill` rows, read out of bounds, where TMA gives zeros
+/// Which work items a call has, whatever its keys are made of.
+struct Pattern {
   RoutedAttentionParams problem;
   SlidingPlan sliding;
   int items_full, items_coreset, items_text, items_sliding;  // of a head, by its route; text: beside items_sliding
 
-  /// Fills in all but the maps. `rows`, `keys`: of a block; `cluster`: blocks of an item.
-  void plan(const RoutedAttentionParams& of, int rows, int keys, int cluster) {
+  /// `rows`: of a block; `cluster`: blocks of an item.
+  void plan(const RoutedAttentionParams& of, int rows, int cluster) {
     problem = of;
-    sliding = make_sliding_plan(of.tiles, of.window, rows, keys, cluster);
+    sliding = make_sliding_plan(of.tiles, of.window, rows, cluster);
     const auto items = [=](int tokens) { return (tokens + cluster * rows - 1) / (cluster * rows); };
     items_full = items(of.video_tokens + of.text_tokens);
     items_coreset = items(of.kept_tokens + of.text_tokens);
@@ -43,6 +35,22 @@ struct AttentionParams {
     return int64_t{std::max({items_full, items_coreset, items_text + items_sliding})} * problem.batch * problem.heads;
   }
 };
+
+/// How TMA sees one of key and value. Coordinates of a flat map: column, token, head, sample; of a grid map: column, w,
+/// frame * H + h, head, sample.
+struct KeyMaps {
+  CUtensorMap flat;                                         // box of kKeys tokens
+  CUtensorMap compact;                                      // the coreset in the workspace; box of kKeys tokens
+  CUtensorMap grid[WindowCut::kShapes][WindowCut::kParts];  // box of a WindowPart; only of those that exist
+};
+
+struct AttentionParams : Pattern {
+  WindowCut cut;
+  KeyMaps key, value;
+};
+
+/// What a kernel's parameters may have in every driver of CUDA 12.
+static_assert(sizeof(AttentionParams) <= 4096, "too much for a kernel's parameters");
 
 }  // namespace vorta::sm90
 

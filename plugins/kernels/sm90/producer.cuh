@@ -12,7 +12,7 @@
 
 namespace vorta::sm90 {
 
-/// The blocks of K or V of one work item, in order. One thread of a warp fetches them.
+/// The blocks of K or V of one work item, in order.
 template <class Traits>
 class KeyStream {
  public:
@@ -25,52 +25,46 @@ class KeyStream {
     head_ = tensor.head_stride == 0 ? 0 : item.head;
     sample_ = tensor.batch_stride == 0 ? 0 : item.sample;
     flat_ = &maps.flat;
-    switch (item.kind) {
-      case ItemKind::kSliding:
-        window_blocks_ = item.window_blocks;
-        boxes_left_ = params.sliding.boxes;
-        frame_rows_ = problem.tiles.boxes[1] * problem.tiles.extent[1];
-        w_first_ = w_ = item.group.window_origin[2];
-        h_first_ = h_ = item.group.window_origin[0] * frame_rows_ + item.group.window_origin[1];
-        token_ = problem.video_tokens;
-        break;
-      case ItemKind::kCoreset:
-        flat_ = &maps.compact;
-        head_ = item.head;
-        sample_ = item.sample;
-        break;
-      default:
-        break;
+    if (item.kind == ItemKind::kSliding) {
+      shape_ = item.window_shape;
+      frames_ = item.group.window_extent[0];
+      row_ = item.group.window_origin[0] * problem.tiles.grid[1] + item.group.window_origin[1];
+      column_ = item.group.window_origin[2];
+      token_ = problem.video_tokens;
+      start_part();
+    } else if (item.kind == ItemKind::kCoreset) {
+      flat_ = &maps.compact;
+      head_ = item.head;
+      sample_ = item.sample;
     }
   }
 
-  /// Fetches the next block into `shared`.
-  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared) {
-    full.arrive_and_expect_tx(Traits::kStageBytes);
+  /// Fetches the next block into `shared`, whose rows without keys become zeros if `cleans`; else they stay as they
+  /// are. The whole warp calls it, and `leader` alone issues copies.
+  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared, bool leader, bool cleans) {
     auto* barrier = reinterpret_cast<uint64_t*>(&full);
-    if (window_blocks_ == 0) {
-      load_flat(flat_, barrier, shared, token_, head_, sample_);
+    if (boxes_left_ == 0) {
+      if (leader) {
+        full.arrive_and_expect_tx(Traits::kStageBytes);
+        load_flat(barrier, shared);
+      }
       token_ += Traits::kKeys;
       return;
     }
-    --window_blocks_;
-    const SlidingPlan& plan = params_.sliding;
-    for (int box = 0; box < plan.boxes_per_block; ++box) {
-      // Behind the last box comes what is out of bounds, where TMA gives zeros.
-      const int h = boxes_left_-- > 0 ? h_ : params_.problem.video_tokens;
-      for_each_group([&](int group) {
-        auto* target = shared + group * kGroupBytes;
-        if (shared_) {
-          cute::SM90_TMA_LOAD_MULTICAST_5D::copy(&maps_.grid, barrier, kAll, kHint, target, group * 64, w_, h, head_,
-                                                 sample_);
-        } else {
-          cute::SM90_TMA_LOAD_5D::copy(&maps_.grid, barrier, kHint, target, group * 64, w_, h, head_, sample_);
-        }
-      });
-      shared += plan.box_width * plan.box_height * kSwizzleBytes;
-      advance(plan);
+    const WindowPart& part = params_.cut.part[shape_][part_];
+    const int boxes = min(boxes_left_, part.boxes_per_block), rows = boxes * part.box_tokens();
+    if (cleans && rows < Traits::kKeys) clean(shared, rows);
+    if (leader) {
+      full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
+      const int box_bytes = part.box_tokens() * kSwizzleBytes;
+      for (int box = 0; box < boxes; ++box) {
+        load_box(barrier, shared);
+        shared += box_bytes;
+        advance(part);
+      }
     }
-    if (plan.fill != 0) load_flat(&params_.fill, barrier, shared, 1, 0, 0);
+    boxes_left_ -= boxes;
+    if (boxes_left_ == 0 && ++part_ < WindowCut::kParts) start_part();
   }
 
  private:
@@ -88,27 +82,56 @@ class KeyStream {
     for (int group = 1; group < Traits::kColumnGroups; ++group) load(group);
   }
 
-  __device__ void load_flat(const CUtensorMap* map, uint64_t* barrier, unsigned char* shared, int token, int head,
-                            int sample) const {
+  __device__ void load_flat(uint64_t* barrier, unsigned char* shared) const {
     for_each_group([&](int group) {
       auto* target = shared + group * kGroupBytes;
       if (shared_) {
-        cute::SM90_TMA_LOAD_MULTICAST_4D::copy(map, barrier, kAll, kHint, target, group * 64, token, head, sample);
+        cute::SM90_TMA_LOAD_MULTICAST_4D::copy(flat_, barrier, kAll, kHint, target, group * 64, token_, head_, sample_);
       } else {
-        cute::SM90_TMA_LOAD_4D::copy(map, barrier, kHint, target, group * 64, token, head, sample);
+        cute::SM90_TMA_LOAD_4D::copy(flat_, barrier, kHint, target, group * 64, token_, head_, sample_);
       }
     });
   }
 
-  /// To the next box of the window, in raster order.
-  __device__ void advance(const SlidingPlan& plan) {
-    w_ += plan.box_width;
-    if (w_ < w_first_ + plan.window[2]) return;
+  __device__ void load_box(uint64_t* barrier, unsigned char* shared) const {
+    const CUtensorMap* map = &maps_.grid[shape_][part_];
+    for_each_group([&](int group) {
+      auto* target = shared + group * kGroupBytes;
+      if (shared_) {
+        cute::SM90_TMA_LOAD_MULTICAST_5D::copy(map, barrier, kAll, kHint, target, group * 64, w_, h_, head_,
+                                               sample_);
+      } else {
+        cute::SM90_TMA_LOAD_5D::copy(map, barrier, kHint, target, group * 64, w_, h_, head_, sample_);
+      }
+    });
+  }
+
+  /// To the next box of the part, in raster order.
+  __device__ void advance(const WindowPart& part) {
+    w_ += part.box_width;
+    if (w_ < w_first_ + part.width) return;
     w_ = w_first_;
-    h_ += plan.box_height;
-    if (h_ < h_first_ + plan.window[1]) return;
-    h_first_ += frame_rows_;
+    h_ += part.box_height;
+    if (h_ < h_first_ + part.height) return;
+    h_first_ += params_.problem.tiles.grid[1];
     h_ = h_first_;
+  }
+
+  __device__ void start_part() {
+    const WindowPart& part = params_.cut.part[shape_][part_];
+    boxes_left_ = frames_ * part.boxes_per_frame;  // 0 if there is no such part
+    w_ = w_first_ = column_ + part.column;
+    h_ = h_first_ = row_ + part.row;
+  }
+
+  /// Zeroes the rows from `first` on of this thread block's stage.
+  static __device__ void clean(unsigned char* shared, int first) {
+    for (int group = 0; group < Traits::kColumnGroups; ++group) {
+      auto* pieces = reinterpret_cast<uint4*>(shared + group * kGroupBytes);
+      for (int i = first * 8 + threadIdx.x % 32; i < Traits::kKeys * 8; i += 32) pieces[i] = uint4{};
+    }
+    cutlass::arch::fence_view_async_shared();  // wgmma reads them through the asynchronous proxy
+    __syncwarp();
   }
 
   const AttentionParams& params_;
@@ -118,12 +141,15 @@ class KeyStream {
   int first_group_;
   int head_, sample_;
   int token_ = 0;  // flat: the next one
-  int window_blocks_ = 0, boxes_left_ = 0;
-  int w_ = 0, h_ = 0, w_first_ = 0, h_first_ = 0, frame_rows_ = 0;  // next box; h counts the rows of all frames
+  // The window: where it begins, then the part that is being fetched, then its next box. Rows count those of all
+  // frames.
+  int shape_ = 0, frames_ = 0, row_ = 0, column_ = 0;
+  int part_ = 0, boxes_left_ = 0;
+  int w_ = 0, h_ = 0, w_first_ = 0, h_first_ = 0;
 };
 
 __device__ inline void prefetch_maps(const KeyMaps& maps) {
-  for (const CUtensorMap* map : {&maps.flat, &maps.compact, &maps.grid}) cute::prefetch_tma_descriptor(map);
+  for (const CUtensorMap* map : {&maps.flat, &maps.compact, &maps.grid[0][0]}) cute::prefetch_tma_descriptor(map);
 }
 
 /// Until the coreset selection, which was launched before this kernel and may still run, is done; everything it wrote
@@ -151,7 +177,7 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
     const int key_blocks = item.key_blocks;
     for (int block = 0; block < key_blocks; ++block) {
       wait(empty[ring.stage], ring.parity ^ 1);
-      if (leader) stream.load(full[ring.stage], stages[ring.stage]);
+      stream.load(full[ring.stage], stages[ring.stage], leader, of_values);
       ring = ring.next();
     }
     __syncwarp();

@@ -73,12 +73,18 @@ cudaError_t make_key_maps(const Encoder& encode, const AttentionParams& params, 
   if (cudaError_t error = encode(&maps->flat, tensor.data, {{tokens, tensor.token_stride, keys}, head, sample})) {
     return error;
   }
-  if (cudaError_t error = encode(&maps->grid, tensor.data,
-                                 {{width, tensor.token_stride, params.sliding.box_width},
-                                  {rows, tensor.token_stride * width, params.sliding.box_height},
-                                  head,
-                                  sample})) {
-    return error;
+  for (int shape = 0; shape < WindowCut::kShapes; ++shape) {
+    for (int i = 0; i < WindowCut::kParts; ++i) {
+      const WindowPart& part = params.cut.part[shape][i];
+      if (part.height == 0) continue;
+      if (cudaError_t error = encode(&maps->grid[shape][i], tensor.data,
+                                     {{width, tensor.token_stride, part.box_width},
+                                      {rows, tensor.token_stride * width, part.box_height},
+                                      head,
+                                      sample})) {
+        return error;
+      }
+    }
   }
   const int64_t compact_tokens = int64_t{problem.kept_tokens} + problem.text_tokens, d = problem.head_dim;
   return encode(&maps->compact, compact,
@@ -97,12 +103,7 @@ cudaError_t make_tensor_maps(AttentionParams& params, vorta_dtype dtype, int key
   if (cudaError_t error = make_key_maps(encode, params, problem.key, problem.compact_key, keys, &params.key)) {
     return error;
   }
-  if (cudaError_t error = make_key_maps(encode, params, problem.value, problem.compact_value, keys, &params.value)) {
-    return error;
-  }
-  if (params.sliding.fill == 0) return cudaSuccess;
-  return encode(&params.fill, problem.key.data,
-                {{1, problem.key.token_stride, params.sliding.fill}, {1, 0, 1}, {1, 0, 1}});
+  return make_key_maps(encode, params, problem.value, problem.compact_value, keys, &params.value);
 }
 
 }  // namespace vorta::sm90

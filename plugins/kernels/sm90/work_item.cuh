@@ -30,19 +30,30 @@ struct QueryBlock {
   QueryGroupBlock group;  // sliding
 };
 
+/// Consecutive blocks of keys, all but the last alike.
+struct KeyBlocks {
+  int count;
+  int valid, last_valid;  // keys of a block, and of the last one: the leading rows
+};
+
 struct WorkItem : QueryBlock {
-  int key_blocks;       // in all
-  int window_blocks;    // sliding: blocks of the window, text after them
-  int window_valid[2];  // sliding: keys in a block of the window, and in its last one
-  int last_valid;       // keys in the last block
-  bool last_dirty;      // its other rows hold bytes that nobody may use, not zeros
-  bool shared_keys;     // the thread blocks of the cluster go over the same keys
-  int first_partial;    // no block before it has rows that are no keys
+  int key_blocks;                       // in all
+  KeyBlocks window[WindowCut::kParts];  // sliding: of the parts of the window; text after them
+  int window_shape;                     // sliding: as in WindowCut
+  int last_valid;                       // keys in the last block
+  bool last_dirty;                      // its other rows hold bytes that nobody may use, not zeros
+  bool shared_keys;                     // the thread blocks of the cluster go over the same keys
+  int first_partial;                    // no block before it has rows that are no keys
 
   /// Keys in a block: its leading rows.
   __device__ int valid_keys(int block) const {
-    if (block < window_blocks) return window_valid[block == window_blocks - 1];
-    return block == key_blocks - 1 ? last_valid : INT32_MAX;
+#pragma unroll
+    for (int part = 0; part < WindowCut::kParts; ++part) {
+      const KeyBlocks& blocks = window[part];
+      if (block < blocks.count) return block == blocks.count - 1 ? blocks.last_valid : blocks.valid;
+      block -= blocks.count;
+    }
+    return block == key_blocks - window[0].count - window[1].count - 1 ? last_valid : INT32_MAX;
   }
   __device__ bool is_dirty(int block) const { return last_dirty && block == key_blocks - 1; }
 };
@@ -94,8 +105,7 @@ __device__ inline int ceil_div(int value, int divisor) { return (value + divisor
 /// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head,
 /// and all have keys or none has. The whole warp calls it, and every lane gets the block.
 template <class Traits>
-__device__ QueryBlock make_query_block(const AttentionParams& params, const HeadCounts& counts, int index,
-                                       int rank = 0) {
+__device__ QueryBlock make_query_block(const Pattern& params, const HeadCounts& counts, int index, int rank = 0) {
   const RoutedAttentionParams& problem = params.problem;
   QueryBlock item{};
   ItemKind heads_of = ItemKind::kRaster;
@@ -140,6 +150,14 @@ __device__ QueryBlock make_query_block(const AttentionParams& params, const Head
   return item;
 }
 
+/// The blocks of one part of a window of `frames` frames.
+__device__ inline KeyBlocks window_blocks(const WindowPart& part, int frames) {
+  if (part.height == 0) return {};
+  const int boxes = frames * part.boxes_per_frame, blocks = ceil_div(boxes, part.boxes_per_block);
+  return {blocks, part.boxes_per_block * part.box_tokens(),
+          (boxes - (blocks - 1) * part.boxes_per_block) * part.box_tokens()};
+}
+
 /// The same with its blocks of keys, of which the parts have equally many.
 template <class Traits>
 __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index, int rank) {
@@ -149,25 +167,30 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const HeadCoun
   if (item.kind == ItemKind::kEnd) return item;
   item.shared_keys = true;
   int keys = item.keys, rows = problem.video_tokens + problem.text_tokens;  // of consecutive blocks
+  int first_partial = INT32_MAX;
   if (item.kind == ItemKind::kSliding) {
     item.shared_keys = item.group.shared_window;
-    item.window_blocks = params.sliding.key_blocks;
-    item.window_valid[0] = params.sliding.keys_in_block(0);
-    item.window_valid[1] = params.sliding.keys_in_block(item.window_blocks - 1);
+    item.window_shape = params.cut.shape_of(item.group.window_extent);
+#pragma unroll
+    for (int part = 0; part < WindowCut::kParts; ++part) {
+      const KeyBlocks blocks = window_blocks(params.cut.part[item.window_shape][part], item.group.window_extent[0]);
+      item.window[part] = blocks;
+      if (blocks.last_valid < Traits::kKeys && blocks.count > 0) {
+        const bool all = blocks.valid < Traits::kKeys;
+        first_partial = min(first_partial, item.key_blocks + (all ? 0 : blocks.count - 1));
+      }
+      item.key_blocks += blocks.count;
+    }
     keys = item.text_length;
     rows = problem.text_tokens;
   } else if (item.kind == ItemKind::kCoreset) {
     rows = keys;  // the selection writes zeros behind the valid text
   }
   const int blocks = ceil_div(keys, Traits::kKeys);
-  item.key_blocks = item.window_blocks + blocks;
+  item.key_blocks += blocks;
   item.last_valid = keys - (blocks - 1) * Traits::kKeys;
   item.last_dirty = item.last_valid < Traits::kKeys && keys < rows;
-  item.first_partial = item.key_blocks - 1;
-  if (item.kind == ItemKind::kSliding) {
-    if (item.window_valid[1] < Traits::kKeys) item.first_partial = item.window_blocks - 1;
-    if (item.window_valid[0] < Traits::kKeys) item.first_partial = 0;
-  }
+  item.first_partial = min(first_partial, item.key_blocks - 1);
   return item;
 }
 

@@ -70,8 +70,8 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
 
   AttentionParams params{};
   params.images = make_images(problem);
-  sm90::AttentionParams& pattern = params.pattern;
-  pattern.plan(problem, Traits::kRows, Traits::kKeys, Traits::kCluster);
+  sm90::Pattern& pattern = params.pattern;
+  pattern.plan(problem, Traits::kRows, Traits::kCluster);
 
   const auto kernel = attention_kernel<Traits>;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {

@@ -9,7 +9,7 @@ namespace vorta::sm90_fp8 {
 
 /// What the 8-bit kernel gets, by value.
 struct AttentionParams {
-  sm90::AttentionParams pattern;  // its tensor maps are not used
+  sm90::Pattern pattern;
   Images images;
 };
 
