@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sliding_plan.h"
 
+#include <algorithm>
+#include <numeric>
+
 namespace vorta {
 namespace {
 
@@ -32,15 +35,21 @@ SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3],
     plan.kinds[i] = group_axis(tiles.grid[i], tiles.boxes[i], tiles.extent[i], window[i], plan.axis[i]);
   }
   plan.classes = plan.kinds[0] * plan.kinds[1] * plan.kinds[2];
-  for (int index = 0; index < plan.classes; ++index) {
-    const AxisGroups& frames = plan.axis[0][index / (plan.kinds[1] * plan.kinds[2])];
-    const AxisGroups& height = plan.axis[1][index / plan.kinds[2] % plan.kinds[1]];
-    const AxisGroups& width = plan.axis[2][index % plan.kinds[2]];
-    const int blocks = ceil_div(frames.extent * height.extent * width.extent, rows);
-    const int groups = frames.count * height.count * width.count;
-    const int left_over = ceil_div(groups * (blocks % cluster), cluster);
-    plan.first_item[index + 1] = plan.first_item[index] + groups * (blocks / cluster) + left_over;
+  std::iota(plan.order, plan.order + plan.classes, int8_t{0});
+  const SlidingPlan unsorted = plan;  // whose places are the classes
+  std::stable_sort(plan.order, plan.order + plan.classes,
+                   [&](int left, int right) { return unsorted.shape_at(left) < unsorted.shape_at(right); });
+  int left_over = 0;  // blocks whose windows have one shape
+  for (int place = 0; place < plan.classes; ++place) {
+    const GroupClass of = plan.class_at(place);
+    const int blocks = ceil_div(of.tokens(), rows);
+    plan.first_item[place + 1] = plan.first_item[place] + of.groups() * (blocks / cluster);
+    left_over += of.groups() * (blocks % cluster);
+    if (!plan.ends_shape(place)) continue;
+    plan.items += ceil_div(left_over, cluster);
+    left_over = 0;
   }
+  plan.items += plan.first_item[plan.classes];
   return plan;
 }
 

@@ -26,12 +26,8 @@ class KeyStream {
     sample_ = tensor.batch_stride == 0 ? 0 : item.sample;
     flat_ = &maps.flat;
     if (item.kind == ItemKind::kSliding) {
-      shape_ = item.window_shape;
-      frames_ = item.group.window_extent[0];
-      row_ = item.group.window_origin[0] * problem.tiles.grid[1] + item.group.window_origin[1];
-      column_ = item.group.window_origin[2];
       token_ = problem.video_tokens;
-      start_part();
+      start_part(item, 0);
     } else if (item.kind == ItemKind::kCoreset) {
       flat_ = &maps.compact;
       head_ = item.head;
@@ -39,32 +35,49 @@ class KeyStream {
     }
   }
 
-  /// Fetches the next block into `shared`, whose rows without keys become zeros if `cleans`; else they stay as they
-  /// are. The whole warp calls it, and `leader` alone issues copies.
-  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared, bool leader, bool cleans) {
+  /// Begins a part of the item's window.
+  __device__ void start_part(const WorkItem& item, int index) {
+    const WindowPart& part = params_.cut.part[item.window_shape][index];
+    const int (&origin)[3] = item.group.window_origin;
+    boxes_ = &maps_.grid[item.window_shape][index];
+    height_ = part.height;
+    width_ = part.width;
+    box_height_ = part.box_height;
+    box_width_ = part.box_width;
+    h_ = origin[0] * params_.problem.tiles.grid[1] + origin[1] + part.row;
+    w_ = origin[2] + part.column;
+    h_end_ = h_ + height_;
+    w_end_ = w_ + width_;
+  }
+
+  /// Fetches the next block into `shared`. `rows`: keys in it if it is of the window, else 0. One thread calls it.
+  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared, int rows) {
     auto* barrier = reinterpret_cast<uint64_t*>(&full);
-    if (boxes_left_ == 0) {
-      if (leader) {
-        full.arrive_and_expect_tx(Traits::kStageBytes);
-        load_flat(barrier, shared);
-      }
+    if (rows == 0) {
+      full.arrive_and_expect_tx(Traits::kStageBytes);
+      load_flat(barrier, shared);
       token_ += Traits::kKeys;
       return;
     }
-    const WindowPart& part = params_.cut.part[shape_][part_];
-    const int boxes = min(boxes_left_, part.boxes_per_block), rows = boxes * part.box_tokens();
-    if (cleans && rows < Traits::kKeys) clean(shared, rows);
-    if (leader) {
-      full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
-      const int box_bytes = part.box_tokens() * kSwizzleBytes;
-      for (int box = 0; box < boxes; ++box) {
-        load_box(barrier, shared);
-        shared += box_bytes;
-        advance(part);
+    full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
+    const int box_rows = box_height_ * box_width_;
+    for (; rows > 0; rows -= box_rows) {
+      load_box(barrier, shared);
+      shared += box_rows * kSwizzleBytes;
+      advance();
+    }
+  }
+
+  /// Zeroes the rows from `first` on of this thread block's stage. The whole warp calls it.
+  static __device__ void clean(unsigned char* shared, int first) {
+#pragma unroll 1
+    for (int i = first * 8 + threadIdx.x % 32; i < Traits::kKeys * 8; i += 32) {
+      for (int group = 0; group < Traits::kColumnGroups; ++group) {
+        reinterpret_cast<uint4*>(shared + group * kGroupBytes)[i] = uint4{};
       }
     }
-    boxes_left_ -= boxes;
-    if (boxes_left_ == 0 && ++part_ < WindowCut::kParts) start_part();
+    cutlass::arch::fence_view_async_shared();  // wgmma reads them through the asynchronous proxy
+    __syncwarp();
   }
 
  private:
@@ -94,44 +107,27 @@ class KeyStream {
   }
 
   __device__ void load_box(uint64_t* barrier, unsigned char* shared) const {
-    const CUtensorMap* map = &maps_.grid[shape_][part_];
     for_each_group([&](int group) {
       auto* target = shared + group * kGroupBytes;
       if (shared_) {
-        cute::SM90_TMA_LOAD_MULTICAST_5D::copy(map, barrier, kAll, kHint, target, group * 64, w_, h_, head_,
+        cute::SM90_TMA_LOAD_MULTICAST_5D::copy(boxes_, barrier, kAll, kHint, target, group * 64, w_, h_, head_,
                                                sample_);
       } else {
-        cute::SM90_TMA_LOAD_5D::copy(map, barrier, kHint, target, group * 64, w_, h_, head_, sample_);
+        cute::SM90_TMA_LOAD_5D::copy(boxes_, barrier, kHint, target, group * 64, w_, h_, head_, sample_);
       }
     });
   }
 
   /// To the next box of the part, in raster order.
-  __device__ void advance(const WindowPart& part) {
-    w_ += part.box_width;
-    if (w_ < w_first_ + part.width) return;
-    w_ = w_first_;
-    h_ += part.box_height;
-    if (h_ < h_first_ + part.height) return;
-    h_first_ += params_.problem.tiles.grid[1];
-    h_ = h_first_;
-  }
-
-  __device__ void start_part() {
-    const WindowPart& part = params_.cut.part[shape_][part_];
-    boxes_left_ = frames_ * part.boxes_per_frame;  // 0 if there is no such part
-    w_ = w_first_ = column_ + part.column;
-    h_ = h_first_ = row_ + part.row;
-  }
-
-  /// Zeroes the rows from `first` on of this thread block's stage.
-  static __device__ void clean(unsigned char* shared, int first) {
-    for (int group = 0; group < Traits::kColumnGroups; ++group) {
-      auto* pieces = reinterpret_cast<uint4*>(shared + group * kGroupBytes);
-      for (int i = first * 8 + threadIdx.x % 32; i < Traits::kKeys * 8; i += 32) pieces[i] = uint4{};
-    }
-    cutlass::arch::fence_view_async_shared();  // wgmma reads them through the asynchronous proxy
-    __syncwarp();
+  __device__ void advance() {
+    w_ += box_width_;
+    if (w_ != w_end_) return;
+    w_ -= width_;
+    h_ += box_height_;
+    if (h_ != h_end_) return;
+    const int rows_of_frame = params_.problem.tiles.grid[1];
+    h_ += rows_of_frame - height_;
+    h_end_ += rows_of_frame;
   }
 
   const AttentionParams& params_;
@@ -141,11 +137,10 @@ class KeyStream {
   int first_group_;
   int head_, sample_;
   int token_ = 0;  // flat: the next one
-  // The window: where it begins, then the part that is being fetched, then its next box. Rows count those of all
-  // frames.
-  int shape_ = 0, frames_ = 0, row_ = 0, column_ = 0;
-  int part_ = 0, boxes_left_ = 0;
-  int w_ = 0, h_ = 0, w_first_ = 0, h_first_ = 0;
+  // The part of the window and its next box. Rows, h, are counted through all frames.
+  const CUtensorMap* boxes_ = nullptr;
+  int height_ = 0, width_ = 0, box_height_ = 0, box_width_ = 0;
+  int h_ = 0, w_ = 0, h_end_ = 0, w_end_ = 0;
 };
 
 __device__ inline void prefetch_maps(const KeyMaps& maps) {
@@ -174,10 +169,15 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
     if (item.kind == ItemKind::kEnd) return;
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     KeyStream<Traits> stream(params, maps, tensor, item);
-    const int key_blocks = item.key_blocks;
+    const int key_blocks = item.key_blocks, first_partial = item.first_partial;
+    const int second_part = item.window[0].count, window_end = second_part + item.window[1].count;
     for (int block = 0; block < key_blocks; ++block) {
+      // All that can be done before the stage is free is done before.
+      const int rows = block >= window_end ? 0 : (block < first_partial ? Traits::kKeys : item.valid_keys(block));
+      if (block == second_part && rows > 0) stream.start_part(item, 1);
       wait(empty[ring.stage], ring.parity ^ 1);
-      stream.load(full[ring.stage], stages[ring.stage], leader, of_values);
+      if (of_values && rows > 0 && rows < Traits::kKeys) stream.clean(stages[ring.stage], rows);
+      if (leader) stream.load(full[ring.stage], stages[ring.stage], rows);
       ring = ring.next();
     }
     __syncwarp();
