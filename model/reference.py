@@ -60,6 +60,8 @@ def routed_attention_reference(
         [B, S+T, N, D], contiguous, in the dtype of `query`.
     """
     batch, _, heads, head_dim = query.shape
+    if not batch or not heads:
+        return (query * key * value).contiguous()  # no elements, but the graph of all three
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     lengths = text_lengths(text_length, geometry, batch)
     branches = routes.tolist()  # [B][N]

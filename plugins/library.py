@@ -186,6 +186,8 @@ class PluginLibrary:
             "vorta_routed_attention_validate": (ctypes.c_int, [problem]),
             "vorta_routed_attention_workspace_size": (ctypes.c_int, [problem, ctypes.POINTER(ctypes.c_size_t)]),
             "vorta_routed_attention_enqueue": (ctypes.c_int, [problem, tensors, ctypes.c_void_p]),
+            "vorta_force_kernels": (ctypes.c_int, [ctypes.c_char_p]),
+            "vorta_forced_kernels": (ctypes.c_char_p, []),
             "vorta_last_error": (ctypes.c_char_p, []),
             "vorta_version": (ctypes.c_char_p, []),
             "vorta_abi_hash": (ctypes.c_char_p, []),
@@ -252,6 +254,22 @@ class PluginLibrary:
         count = ctypes.c_size_t()
         families = self._library.vorta_kernel_families(ctypes.byref(count))
         return tuple(map(_family, families[: count.value]))
+
+    @property
+    def forced_kernels(self) -> str:
+        """The family of kernels that all calls are held to; "" if the GPU decides."""
+        return self._text("vorta_forced_kernels")
+
+    def force_kernels(self, family: str) -> None:
+        """Holds all calls of the process from now on to one family of kernels, for tests and comparisons.
+
+        Args:
+            family: "sm80", the kernels that run on every GPU, or "" to let the GPU decide.
+
+        Raises:
+            LibraryError: There is no such family.
+        """
+        self._require(self._library.vorta_force_kernels(family.encode()))
 
     def validate(self, problem: Problem) -> None:
         """Raises LibraryError unless the kernels take `problem`. Needs no GPU."""

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The C API: validate, size the workspace, launch. Nothing here or below throws.
+#include "kernel_path.h"
 #include "last_error.h"
 #include "launch.h"
 #include "validate.h"
@@ -20,7 +21,7 @@ vorta_status vorta_routed_attention_workspace_size(const vorta_routed_attention_
   if (bytes == nullptr) {
     return vorta::fail(VORTA_INVALID_ARGUMENT, "bytes NULL: must point to a size_t that takes the answer; pass one");
   }
-  *bytes = vorta::workspace_layout(*problem).bytes;
+  *bytes = vorta::is_empty(*problem) ? 0 : vorta::workspace_layout(*problem).bytes;
   return VORTA_OK;
 }
 
@@ -29,8 +30,17 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
   size_t workspace_bytes = 0;
   if (vorta_status status = vorta_routed_attention_workspace_size(problem, &workspace_bytes)) return status;
   if (vorta_status status = vorta::validate_tensors(*problem, tensors, workspace_bytes)) return status;
-  return vorta::launch(*problem, *tensors, stream);
+  return vorta::is_empty(*problem) ? VORTA_OK : vorta::launch(*problem, *tensors, stream);
 }
+
+vorta_status vorta_force_kernels(const char* family) {
+  if (vorta::force_kernels(family)) return VORTA_OK;
+  return vorta::fail(VORTA_INVALID_ARGUMENT,
+                     "family %s: must be sm80, the kernels that run on every GPU; pass NULL to let the GPU decide",
+                     family);
+}
+
+const char* vorta_forced_kernels(void) { return vorta::forced_kernels_name(); }
 
 const char* vorta_last_error(void) { return vorta::last_error(); }
 

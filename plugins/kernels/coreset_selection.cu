@@ -5,6 +5,7 @@
 #include "coreset_compaction.cuh"
 #include "coreset_ranking.cuh"
 #include "coreset_selection.h"
+#include "kernel_launch.h"
 #include "workspace.h"
 
 namespace vorta {
@@ -166,13 +167,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWidth>)
 
 template <class Element, int kWidth>
 cudaError_t launch(const RoutedAttentionParams& params, bool compact, cudaStream_t stream) {
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-    return error;
-  coreset_selection_kernel<Element, kWidth>
-      <<<multiprocessors * kBlocksPerSm<kWidth>, kThreads, 0, stream>>>(params, compact);
-  return cudaGetLastError();
+  int processors = 0;
+  if (cudaError_t error = count_processors(&processors)) return error;
+  const dim3 grid(processors * kBlocksPerSm<kWidth>);
+  return launch_kernel({grid, kThreads, 0, stream}, coreset_selection_kernel<Element, kWidth>, params, compact);
 }
 
 template <class Element>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel_path.h"
 
+#include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -9,28 +11,64 @@
 namespace vorta {
 namespace {
 
-/// What the environment says, null if nothing.
-const char* forced_kernel_path() {
-  const char* value = std::getenv(kKernelPathVariable);
-  return value == nullptr || *value == '\0' ? nullptr : value;
+constexpr const char* kSm80Name = "sm80";
+/// What the environment said when the library was loaded; longer values are cut.
+char environment[64] = "";
+
+ForcedKernels parse(const char* family) {
+  if (family == nullptr || *family == '\0') return ForcedKernels::kNone;
+  return std::strcmp(family, kSm80Name) == 0 ? ForcedKernels::kSm80 : ForcedKernels::kUnknown;
 }
+
+/// getenv() races with setenv() of other threads, so no call asks again.
+ForcedKernels read_environment() {
+  const char* value = std::getenv(kKernelPathVariable);
+  if (value != nullptr) std::snprintf(environment, sizeof(environment), "%s", value);
+  return parse(value);
+}
+
+/// TMA knows strides below 2^40 bytes (cuTensorMapEncodeTiled), and no axis of tokens along which the address stands
+/// still.
+bool fits_tensor_map(const vorta_routed_attention_problem& problem, const int64_t (&stride)[3]) {
+  constexpr int64_t kMaxElements = (int64_t{1} << 40) / 2;
+  const int64_t row_stride = stride[1] * problem.grid[2];  // from one row of the grid to the next
+  return stride[1] != 0 && stride[0] < kMaxElements && stride[2] < kMaxElements && row_stride < kMaxElements;
+}
+
+std::atomic<ForcedKernels> forced{read_environment()};
 
 }  // namespace
 
-bool is_kernel_path_variable_valid(const char** value) {
-  *value = forced_kernel_path();
-  return *value == nullptr || std::strcmp(*value, "sm80") == 0;
+ForcedKernels forced_kernels() noexcept { return forced.load(std::memory_order_relaxed); }
+
+const char* forced_kernels_name() noexcept {
+  switch (forced_kernels()) {
+    case ForcedKernels::kNone:
+      return "";
+    case ForcedKernels::kSm80:
+      return kSm80Name;
+    case ForcedKernels::kUnknown:
+      break;
+  }
+  return environment;
+}
+
+bool force_kernels(const char* family) noexcept {
+  const ForcedKernels parsed = parse(family);
+  if (parsed == ForcedKernels::kUnknown) return false;
+  forced.store(parsed, std::memory_order_relaxed);
+  return true;
 }
 
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
                                const vorta_routed_attention_tensors& tensors, KernelPath* path) {
-  constexpr int kToken = 1;
   *path = KernelPath::kSm80;
   if (!sm90::has_instance(problem.head_dim)) return cudaSuccess;
-  // A tensor map has no axis along which the address stands still.
-  if (tensors.key_stride[kToken] == 0 || tensors.value_stride[kToken] == 0) return cudaSuccess;
+  if (!fits_tensor_map(problem, tensors.key_stride) || !fits_tensor_map(problem, tensors.value_stride)) {
+    return cudaSuccess;
+  }
   if (std::strstr(vorta_cuda_architectures(), "90a") == nullptr) return cudaSuccess;
-  if (forced_kernel_path() != nullptr) return cudaSuccess;
+  if (forced_kernels() == ForcedKernels::kSm80) return cudaSuccess;
 
   int device = 0, major = 0, minor = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;

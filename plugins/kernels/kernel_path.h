@@ -11,11 +11,20 @@ namespace vorta {
 /// The families of attention kernels: mma.sync for every GPU from SM80 on, wgmma and TMA for Hopper.
 enum class KernelPath { kSm80, kSm90 };
 
-/// The environment variable that forces a family: "sm80" takes the generic one on Hopper, too.
+/// What calls are held to: nothing, the generic family on Hopper, too, or a family that does not exist.
+enum class ForcedKernels : int { kNone, kSm80, kUnknown };
+
+/// The environment variable that forces a family. It is read once, when the library is loaded.
 inline constexpr const char* kKernelPathVariable = "VORTA_TRT_KERNELS";
 
-/// False if the environment asks for a family that does not exist; `value` is what it says, null if nothing.
-bool is_kernel_path_variable_valid(const char** value);
+/// What vorta_force_kernels() said last, else the environment.
+ForcedKernels forced_kernels() noexcept;
+
+/// The same by name: "" for none, and what the environment said for one that does not exist.
+const char* forced_kernels_name() noexcept;
+
+/// Holds calls from now on to `family`, which is null, "" or a name; false if there is none of that name.
+bool force_kernels(const char* family) noexcept;
 
 /// The family that serves the call on the current device.
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coreset_selection.h"
+#include "cuda_error.h"
 #include "kernel_families.h"
 #include "kernel_path.h"
 #include "last_error.h"
@@ -49,29 +50,6 @@ cudaError_t launch_attention_on(KernelPath path, const RoutedAttentionParams& pa
   return path == KernelPath::kSm90 ? launch_sm90<kDtype>(params, stream) : launch_sm80<kDtype>(params, stream);
 }
 
-/// Turns a failed step into a status and a message with what to do next.
-vorta_status report(const char* step, cudaError_t error) {
-  switch (error) {
-    case cudaErrorNoKernelImageForDevice:
-    case cudaErrorInvalidDeviceFunction:
-    case cudaErrorUnsupportedPtxVersion:
-      return fail(VORTA_UNSUPPORTED,
-                  "%s: this GPU has no code in the library, which was built for %s (%s); rebuild it with this GPU's "
-                  "compute capability in VORTA_CUDA_ARCHITECTURES",
-                  step, vorta_cuda_architectures(), cudaGetErrorString(error));
-    case cudaErrorNoDevice:
-    case cudaErrorInsufficientDriver:
-    case cudaErrorSystemDriverMismatch:
-      return fail(
-          VORTA_CUDA_ERROR, "%s: %s: %s; run on a machine with an NVIDIA GPU and a driver of CUDA %d.%d or newer", step,
-          cudaGetErrorName(error), cudaGetErrorString(error), CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    default:
-      return fail(VORTA_CUDA_ERROR,
-                  "%s: %s: %s; check the pointers, and that they and the stream belong to the current device", step,
-                  cudaGetErrorName(error), cudaGetErrorString(error));
-  }
-}
-
 }  // namespace
 
 vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_routed_attention_tensors& tensors,
@@ -85,12 +63,11 @@ vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_r
                 problem.head_dim);
   };
   if (fp8 && !has_chunks(problem)) return no_fp8();
-  const char* forced = nullptr;
-  if (!is_kernel_path_variable_valid(&forced)) {
+  if (forced_kernels() == ForcedKernels::kUnknown) {
     return fail(VORTA_INVALID_ARGUMENT,
-                "%s=%s in the environment: must be sm80, the kernels that run on every GPU, or "
-                "not be set; unset it",
-                kKernelPathVariable, forced);
+                "%s=%s in the environment when the library was loaded: must be sm80, the kernels that run on every "
+                "GPU, or not be set; unset it",
+                kKernelPathVariable, forced_kernels_name());
   }
   const RoutedAttentionParams params = make_params(problem, tensors);
   const auto dtype = static_cast<vorta_dtype>(problem.dtype);

@@ -48,6 +48,13 @@ struct RoutedAttentionParams {
   float scale_log2;  // scale of the logits times log2(e)
 };
 
+/// A token id from a list of the coreset. Where nobody wrote the list, because routes changed under the call, it is any
+/// token, but a token.
+CUTLASS_HOST_DEVICE int listed_token(const RoutedAttentionParams& params, const int32_t* entry) {
+  const auto token = static_cast<unsigned>(*entry), last = static_cast<unsigned>(params.video_tokens - 1);
+  return static_cast<int>(token < last ? token : last);
+}
+
 /// `problem` and `tensors` must be valid.
 RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
                                   const vorta_routed_attention_tensors& tensors);

@@ -11,6 +11,8 @@ namespace vorta {
 
 /// B and N become grid dimensions y and z of the launch.
 inline constexpr int kMaxGridYZ = 65535;
+/// B N is an int32, and rooms of 32 heads are counted beyond it.
+inline constexpr int kMaxHeads = 1 << 30;
 /// One warp ranks a bucket, two tokens a lane.
 inline constexpr int kMaxBucketTokens = 64;
 inline constexpr int kMaxHeadDim = 256;
@@ -19,7 +21,10 @@ inline constexpr long long kMaxTokens = (1LL << 31) - 1024;
 
 vorta_status validate_problem(const vorta_routed_attention_problem* problem) noexcept;
 
-/// `problem` must be valid; `workspace_bytes` is what it needs.
+/// Whether the tensors of a valid problem have no elements, so that there is nothing to do.
+inline bool is_empty(const vorta_routed_attention_problem& problem) { return problem.batch == 0 || problem.heads == 0; }
+
+/// `problem` must be valid, and of an empty one the tensors may be NULL; `workspace_bytes` is what it needs.
 vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
                               const vorta_routed_attention_tensors* tensors, size_t workspace_bytes) noexcept;
 

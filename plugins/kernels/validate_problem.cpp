@@ -18,11 +18,15 @@ vorta_status check_sizes(const vorta_routed_attention_problem& p) {
     return fail(VORTA_INVALID_ARGUMENT, "dtype %d: must be %d (float16) or %d (bfloat16); cast the tensors to one",
                 p.dtype, VORTA_FLOAT16, VORTA_BFLOAT16);
   }
-  if (p.batch < 1 || p.batch > kMaxGridYZ) {
-    return fail(VORTA_INVALID_ARGUMENT, "batch %d: must be 1 to %d; split the batch", p.batch, kMaxGridYZ);
+  if (p.batch < 0 || p.batch > kMaxGridYZ) {
+    return fail(VORTA_INVALID_ARGUMENT, "batch %d: must be 0 to %d; split the batch", p.batch, kMaxGridYZ);
   }
-  if (p.heads < 1 || p.heads > kMaxGridYZ) {
-    return fail(VORTA_INVALID_ARGUMENT, "heads %d: must be 1 to %d; split the heads", p.heads, kMaxGridYZ);
+  if (p.heads < 0 || p.heads > kMaxGridYZ) {
+    return fail(VORTA_INVALID_ARGUMENT, "heads %d: must be 0 to %d; split the heads", p.heads, kMaxGridYZ);
+  }
+  if (1LL * p.batch * p.heads > kMaxHeads) {
+    return fail(VORTA_INVALID_ARGUMENT, "batch %d and heads %d: at most %d heads in all; split the batch", p.batch,
+                p.heads, kMaxHeads);
   }
   if (p.head_dim < 8 || p.head_dim > kMaxHeadDim || p.head_dim % 8 != 0) {
     const int rounded = p.head_dim < 8 ? 8 : (p.head_dim > kMaxHeadDim ? kMaxHeadDim : (p.head_dim + 7) / 8 * 8);

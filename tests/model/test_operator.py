@@ -200,3 +200,16 @@ def test_bad_arguments(
 def test_bad_scale(scale: float, normal: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="scale .*: must be finite and positive"):
         routed_attention(*arguments(VIDEO, normal, torch.float32), scale=scale)
+
+
+@pytest.mark.parametrize("text_tokens", [0, 5])
+@pytest.mark.parametrize(("batch", "heads"), [(0, 2), (2, 0), (0, 0)])
+def test_tensors_without_elements_give_one_without(batch: int, heads: int, text_tokens: int) -> None:
+    """As torch's own attention does."""
+    geometry = AttentionGeometry((3, 4, 5), (2, 2, 2), (1, 1, 1), (2, 2, 2), 4, "key", text_tokens)
+    tensors = [torch.randn(batch, geometry.tokens, heads, 16, requires_grad=True) for _ in range(3)]
+    lengths = torch.zeros(batch, dtype=torch.int32) if text_tokens else None
+    output = routed_attention(*tensors, torch.zeros(batch, heads, dtype=torch.int32), geometry, lengths)
+    assert output.shape == tensors[0].shape
+    output.sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.shape == tensor.shape for tensor in tensors)

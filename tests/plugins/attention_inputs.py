@@ -9,6 +9,7 @@ Letters: B batch, L tokens, N heads, D head dim.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -83,9 +84,7 @@ def realistic(
     query, key, value = (normal(shape, generator) for _ in range(3))
     value += normal((batch, 1, heads, width), generator)
 
-    def draw(count: int) -> int:
-        return int(torch.randint(count, (), generator=generator, device=generator.device))
-
+    draw = random.Random(f"{generator.initial_seed()} {shape}").randrange
     first = draw(len(characters))
     for index in range(batch * heads):
         sample, head = divmod(index, heads)

@@ -8,13 +8,13 @@ import hashlib
 import shutil
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from vorta_trt.plugins import library_path
+from vorta_trt.plugins import library_path, load_library
 
 from ..kept import Kept
 
@@ -36,6 +36,16 @@ def seed(request: pytest.FixtureRequest) -> int:
     value = zlib.crc32(f"{request.node.nodeid}{datetime.date.today()}".encode())
     print(f"seed {value}")
     return value
+
+
+@pytest.fixture
+def force_kernels() -> Iterator[Callable[[str], None]]:
+    """Holds the calls of one test to a family of kernels, "" lets the GPU decide, which they begin with."""
+    library = load_library()
+    before = library.forced_kernels
+    library.force_kernels("")
+    yield library.force_kernels
+    library.force_kernels(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -23,8 +22,6 @@ POISON = 0xFF
 GUARD_BYTES = 4096
 #: Head dimensions whose compact keys and values have room in the workspace.
 COMPACT_HEAD_DIMS = (64, 128)
-#: The environment variable that forces a family of kernels. The library reads it at each call.
-KERNELS = "VORTA_TRT_KERNELS"
 
 #: What a profile adds to the logits of a key, by its token id and its place in the sequence, 0 to 1. The steps of 120
 #: and more pass 2^127, and so does their sum: none of it may overflow, wherever the softmax begins.
@@ -47,7 +44,7 @@ def takes_hopper_kernels(case: Case) -> bool:
         and torch.cuda.get_device_capability() == (9, 0)
         and any("90a" in name for name in load_library().cuda_architectures)
         and case.layout != "shared_tokens"  # TMA has no axis along which the address stands still
-        and os.environ.get(KERNELS) != "sm80"
+        and load_library().forced_kernels != "sm80"
     )
 
 
@@ -100,12 +97,12 @@ def make_problem(case: Case) -> Problem:
     return Problem(
         dtype=case.dtype, batch=case.batch, heads=case.heads, head_dim=case.head_dim, grid=case.grid,
         tile=case.tile, window=case.window, bucket=case.bucket, keep=case.keep,
-        coreset_keys=case.coreset_keys, text_tokens=case.text, scale=0.0,
+        coreset_keys=case.coreset_keys, text_tokens=case.text, scale=0.0, attention_precision=case.precision,
     )  # fmt: skip
 
 
 def workspace_regions(case: Case) -> dict[str, tuple[int, int]]:
-    """Offset and bytes of everything in the workspace, as plugins/kernels/workspace.h has it."""
+    """Offset and bytes of what plugins/kernels/workspace.h has in the workspace; with fp8 of the lists alone."""
     kept = case.kept
     heads = case.batch * case.heads
     rows = heads * (kept + case.text) * case.head_dim * 2 if case.head_dim in COMPACT_HEAD_DIMS else 0
@@ -117,11 +114,14 @@ def workspace_regions(case: Case) -> dict[str, tuple[int, int]]:
         "compact_value": rows,
         "work_counter": 256,
     }
+    if case.precision == "fp8":
+        sizes = {name: size for name, size in sizes.items() if "kept" in name or "dropped" in name}
     regions, offset = {}, 0
     for name, size in sizes.items():
         regions[name] = (offset, size)
         offset += (size + 255) // 256 * 256
-    regions["end"] = (offset, 0)
+    if case.precision == "same":
+        regions["end"] = (offset, 0)
     return regions
 
 

@@ -45,6 +45,7 @@ class Case:
     dtype: str = "bfloat16"
     layout: str = "contiguous"
     magnitude: float = 1.0
+    precision: str = "same"
     profile: str = ""  # of the logits along the keys, see kernel_call.LEVELS
 
     @property

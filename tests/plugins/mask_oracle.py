@@ -83,6 +83,14 @@ def coreset_of(pattern: Pattern, device: torch.device | str = "cpu") -> Coreset:
     )
 
 
+def similarities(pattern: Pattern, tokens: Tensor) -> Tensor:
+    """Cosine of every video token with its bucket's centre, [N, S, D] -> [N, S]; infinite where NaN leaves none."""
+    unit = tokens.double()
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    similarity = (unit * unit[:, coreset_of(pattern, tokens.device).centre]).sum(-1)
+    return similarity.masked_fill(similarity.isnan(), math.inf)
+
+
 def kept_tokens(pattern: Pattern, tokens: Tensor) -> Tensor:
     """Whether a head keeps a token, from its video tokens: [N, S, D] -> bool [N, S].
 
@@ -90,10 +98,7 @@ def kept_tokens(pattern: Pattern, tokens: Tensor) -> Tensor:
     similarity, because of NaN, goes first.
     """
     coreset = coreset_of(pattern, tokens.device)
-    unit = tokens.double()
-    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    similarity = (unit * unit[:, coreset.centre]).sum(-1)  # [N, S]
-    similarity = similarity.masked_fill(similarity.isnan(), math.inf)
+    similarity = similarities(pattern, tokens)  # [N, S]
     token = torch.arange(pattern.video, device=tokens.device)
     is_centre = token == coreset.centre  # [S]
     same = (coreset.bucket[:, None] == coreset.bucket[None, :]) & ~is_centre[:, None]  # [S, S] rivals, tokens

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,11 +23,12 @@ PROBLEM: dict[str, Any] = {
     "bucket": (2, 3, 2), "keep": 6, "coreset_keys": 0, "text_tokens": 8, "scale": 0.0,
 }  # fmt: skip
 STRIDE = (368 * 3 * 64, 3 * 64, 64)
-KERNELS = "VORTA_TRT_KERNELS"  # the environment variable that forces a family of kernels
 ADDRESS = 0x7F0000000000  # never read: every test is refused before the launch
+SPACING = 1 << 28  # further than any tensor here reaches
 TENSORS: dict[str, Any] = {
-    "query": ADDRESS, "key": ADDRESS + 0x1000, "value": ADDRESS + 0x2000, "output": ADDRESS + 0x3000,
-    "routes": ADDRESS, "text_length": ADDRESS, "workspace": ADDRESS, "workspace_bytes": 1 << 20,
+    "query": ADDRESS, "key": ADDRESS + SPACING, "value": ADDRESS + 2 * SPACING, "output": ADDRESS + 3 * SPACING,
+    "routes": ADDRESS + 4 * SPACING, "text_length": ADDRESS + 4 * SPACING, "workspace": ADDRESS + 5 * SPACING,
+    "workspace_bytes": 1 << 20,
     "query_stride": STRIDE, "key_stride": STRIDE, "value_stride": STRIDE, "output_stride": STRIDE,
 }  # fmt: skip
 
@@ -49,8 +55,9 @@ def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> s
     ("changed", "message"),
     [
         ({"dtype": 2}, "dtype 2: must be 0 (float16) or 1 (bfloat16); cast the tensors to one"),
-        ({"batch": 0}, "batch 0: must be 1 to 65535; split the batch"),
-        ({"heads": 65536}, "heads 65536: must be 1 to 65535; split the heads"),
+        ({"batch": -1}, "batch -1: must be 0 to 65535; split the batch"),
+        ({"heads": 65536}, "heads 65536: must be 0 to 65535; split the heads"),
+        ({"batch": 65535, "heads": 65535}, "batch 65535 and heads 65535: at most 1073741824 heads in all"),
         ({"head_dim": 100}, "head_dim 100: must be a multiple of 8, at most 256; pad with zeros to 104"),
         ({"head_dim": 264}, "head_dim 264: must be a multiple of 8, at most 256; pad with zeros to 256"),
         ({"head_dim": 0}, "head_dim 0: must be a multiple of 8, at most 256; pad with zeros to 8"),
@@ -89,21 +96,139 @@ def test_problem_is_refused(changed: dict[str, Any], message: str) -> None:
         ({"query": None}, "query NULL: must be a device pointer to [B, S+T, N, D]; pass one"),
         ({"value": ADDRESS + 8}, "must be aligned to 16 bytes; copy the tensor to a fresh allocation"),
         ({"key_stride": (STRIDE[0], 100, 64)}, "key stride 100 of the token axis: must be a multiple of 8 elements "
-                                               "(16 bytes), at least 0; make the tensor contiguous"),
+                                               "(16 bytes), not negative; make the tensor contiguous"),
         ({"key_stride": (-8, 64, 64)}, "key stride -8 of the batch axis"),
-        ({"output_stride": (STRIDE[0], 192, 0)}, "output stride 0 of the head axis: must be a multiple of 8 elements "
-                                                 "(16 bytes), at least 64"),
-        ({"output": ADDRESS}, "must not be query, key or value; pass memory of its own"),
+        ({"output": ADDRESS}, "must not share memory with query, key or value; pass memory of its own"),
+        ({"output": ADDRESS + SPACING - 16}, "output 0x7f000ffffff0: must not share memory with query, key or value"),
+        ({"workspace": ADDRESS + 2 * SPACING + 256}, "must not share memory with query, key, value or output"),
+        ({"workspace": ADDRESS + 3 * SPACING - 256}, "must not share memory with query, key, value or output"),
+        ({"value_stride": (2**60, 192, 64)}, "value stride 1152921504606846976 of the batch axis: 2 entries reach "
+                                             "beyond 2^56 elements"),
+        ({"output_stride": (STRIDE[0], 2**53, 64)}, "output stride 9007199254740992 of the token axis: 368 entries"),
         ({"routes": None}, "must be an aligned device pointer to int32 [B, N]; pass one"),
         ({"text_length": None}, "text_tokens 8 need the valid text tokens of every sample; pass an aligned device "
                                 "pointer to int32 [B]"),
-        ({"workspace": ADDRESS + 128}, "must be a device pointer aligned to 256 bytes; pass one"),
+        ({"workspace": TENSORS["workspace"] + 128}, "must be a device pointer aligned to 256 bytes; pass one"),
         ({"workspace_bytes": 1000}, "workspace_bytes 1000: this problem needs 297728; allocate what "
                                     "vorta_routed_attention_workspace_size says"),
     ],
 )  # fmt: skip
 def test_tensors_are_refused(changed: dict[str, Any], message: str) -> None:
     assert message in refused({}, changed)
+
+
+#: Sizes of batch, token and head are 2, 368 and 3; rows have 64 elements.
+OVERLAPPING = [
+    ((192, 192, 64), "token", 384),  # samples start inside one another
+    ((STRIDE[0], 64, 64), "head", 368 * 64),  # the token stride is that of the heads
+    ((STRIDE[0], 56, 368 * 64), "token", 64),  # rows begin before the one ahead has ended
+    ((STRIDE[0] - 8, 192, 64), "batch", STRIDE[0]),
+    ((368 * 64, 64, 367 * 64), "head", 368 * 64),  # heads first, one token short
+    ((8, 192, 64), "batch", 64),
+]
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "output"])
+@pytest.mark.parametrize(("stride", "axis", "reach"), OVERLAPPING)
+def test_strides_whose_rows_overlap_are_refused(name: str, stride: tuple[int, int, int], axis: str, reach: int) -> None:
+    message = refused({}, {f"{name}_stride": stride})
+    assert message.startswith(
+        f"{name} stride {stride[('batch', 'token', 'head').index(axis)]} of the {axis} axis: rows"
+    )
+    assert f"{reach} elements lie between" in message
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_an_output_that_repeats_an_axis_is_refused(axis: int) -> None:
+    stride = [0 if i == axis else entry for i, entry in enumerate(STRIDE)]
+    assert f"output stride 0 of the {('batch', 'token', 'head')[axis]} axis: rows overlap" in refused(
+        {}, {"output_stride": stride}
+    )
+
+
+@pytest.mark.parametrize(
+    "stride",
+    [
+        (0, 192, 64),
+        (STRIDE[0], 0, 64),
+        (STRIDE[0], 192, 0),
+        (0, 0, 0),
+        (3 * 368 * 64, 64, 368 * 64),  # heads first
+        (192, 2 * 192, 64),  # tokens first, samples side by side
+        (STRIDE[0] * 3, 192 * 3, 64),  # one of three in a fused projection
+        (STRIDE[0] * 3, 400, 128),  # room between the rows
+    ],
+)
+def test_layouts_and_repeated_axes_are_legal(stride: tuple[int, int, int]) -> None:
+    """Refused only for the memory that the workspace has too little of, which is looked at last."""
+    few = {"workspace_bytes": 1}
+    assert "workspace_bytes 1" in refused({}, {f"{name}_stride": stride for name in ("query", "key", "value")} | few)
+    if 0 not in stride:
+        assert "workspace_bytes 1" in refused({}, {"output_stride": stride} | few)
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"heads": 0}, {"batch": 0, "heads": 0}], ids=str)
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_an_empty_problem_is_done_at_once(empty: dict[str, int], precision: str) -> None:
+    """On any machine: nothing is launched, and no pointer is looked at."""
+    problem = Problem(**{**PROBLEM, **empty, "attention_precision": precision})
+    library = load_library()
+    assert library.workspace_size(problem) == 0
+    library.enqueue(problem, Tensors(), 0)
+    with pytest.raises(LibraryError, match="tile"):
+        library.enqueue(Problem(**{**PROBLEM, **empty, "tile": (0, 1, 1)}), Tensors(), 0)
+
+
+def test_kernels_are_forced_by_name(force_kernels: Callable[[str], None]) -> None:
+    library = load_library()
+    assert library.forced_kernels == ""
+    force_kernels("sm80")
+    assert library.forced_kernels == "sm80"
+    with pytest.raises(LibraryError, match="family sm70: must be sm80") as caught:
+        force_kernels("sm70")
+    assert caught.value.status is Status.INVALID_ARGUMENT
+    assert library.forced_kernels == "sm80"
+    force_kernels("")
+    assert library.forced_kernels == ""
+
+
+@pytest.mark.parametrize("said", [None, "", "sm80", "sm70"])
+def test_the_environment_is_read_when_the_library_is_loaded(said: str | None) -> None:
+    script = """
+        import os
+        from vorta_trt.plugins import load_library
+        library = load_library()
+        print(library.forced_kernels)
+        os.environ["VORTA_TRT_KERNELS"] = "other"
+        print(library.forced_kernels)
+        library.force_kernels("")
+        print(library.forced_kernels)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "VORTA_TRT_KERNELS"}
+    if said is not None:
+        environment["VORTA_TRT_KERNELS"] = said
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == [said or "", said or "", ""]
+
+
+def test_a_family_in_the_environment_that_does_not_exist_is_refused_by_the_call() -> None:
+    script = f"""
+        import sys, types
+        from vorta_trt.plugins import Problem, Tensors, load_library
+        try:
+            load_library().enqueue(Problem(**{PROBLEM!r}), Tensors(**{TENSORS!r}), 0)
+        except Exception as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "VORTA_TRT_KERNELS": "sm70"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.startswith(
+        "VORTA_TRT_KERNELS=sm70 in the environment when the library was loaded: must be sm80"
+    )
 
 
 def test_text_length_without_text_is_refused() -> None:
@@ -214,16 +339,14 @@ def test_fp8_without_kernels_says_so() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")
-@pytest.mark.parametrize(("head_dim", "forced"), [(64, None), (128, None), (64, "sm80"), (128, "sm80"), (96, None)])
-def test_enqueue_without_a_gpu_says_so(head_dim: int, forced: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("head_dim", "forced"), [(64, ""), (128, ""), (64, "sm80"), (128, "sm80"), (96, "")])
+def test_enqueue_without_a_gpu_says_so(head_dim: int, forced: str, force_kernels: Callable[[str], None]) -> None:
     """The choice of the kernels comes first, but asks for the device only where there is something to choose."""
-    monkeypatch.delenv(KERNELS, raising=False)
-    if forced is not None:
-        monkeypatch.setenv(KERNELS, forced)
+    force_kernels(forced)
     library = load_library()
     with pytest.raises(LibraryError) as caught:
         library.enqueue(Problem(**{**PROBLEM, "head_dim": head_dim}), Tensors(**{**TENSORS, **strides(head_dim)}), 0)
     assert caught.value.status is Status.CUDA_ERROR
-    has_choice = head_dim in (64, 128) and forced is None and any("90a" in name for name in library.cuda_architectures)
+    has_choice = head_dim in (64, 128) and not forced and any("90a" in name for name in library.cuda_architectures)
     step = "kernel choice" if has_choice else "coreset selection"
     assert re.search(rf"{step}: cudaError\w+: .*; run on a machine with an NVIDIA GPU", str(caught.value))

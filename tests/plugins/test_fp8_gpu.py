@@ -14,8 +14,6 @@ from vorta_trt.model import AttentionGeometry, routed_attention, routed_attentio
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError
 
-from .kernel_call import KERNELS
-
 pytestmark = pytest.mark.gpu
 
 #: Relative error on unit-normal inputs, of a head's output in the Frobenius norm.
@@ -34,8 +32,7 @@ FACTORS = ((1e-4, 1e-4, 1e-4), (1e-3, 1e3, 1e4), (30, 30, 1), (0, 1, 1), (1, 0, 
 
 
 @pytest.fixture(autouse=True)
-def _needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KERNELS, raising=False)
+def _needs_the_kernels(force_kernels: Callable[[str], None]) -> None:
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("fp8 attention needs a GPU of compute capability 9.0")
     if not any("90a" in name for name in load_library().cuda_architectures):
@@ -166,8 +163,8 @@ def test_other_head_dimensions_are_unsupported(head_dim: int, seed: int) -> None
         routed_attention(*inputs, routes_of(), GEOMETRIES["no-text"], attention_precision="fp8")
 
 
-def test_forced_generic_kernels_are_unsupported(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_generic_kernels_are_unsupported(seed: int, force_kernels: Callable[[str], None]) -> None:
     inputs = make_inputs(GEOMETRIES["no-text"], 128, torch.bfloat16, seed)
-    monkeypatch.setenv(KERNELS, "sm80")
+    force_kernels("sm80")
     with pytest.raises(VortaError, match="attention_precision fp8 with head_dim 128: .* not forced off"):
         routed_attention(*inputs, routes_of(), GEOMETRIES["no-text"], attention_precision="fp8")

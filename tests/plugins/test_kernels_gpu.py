@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from .kernel_call import KERNELS, POISON, Call, make_inputs, takes_hopper_kernels
+from .kernel_call import POISON, Call, make_inputs, takes_hopper_kernels
 from .kernel_cases import BLOCK_CASES, BLOCKS, GENERIC_CASES, LARGE_CASES, SMALL_CASES, TEXT, TILES, WAN_SMALL
 from .kernel_check import check, measure
 from .kernel_oracle import CORESET, FULL, SLIDING, Case, buckets_of, sliding_blocks
@@ -25,14 +25,13 @@ FAST = [replace(TEXT, head_dim=64), replace(TEXT, head_dim=128)]
 
 
 @pytest.fixture(params=["default", "sm80"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def kernels(request: pytest.FixtureRequest, force_kernels: Callable[[str], None]) -> None:
     """Both families of kernels, where the GPU has a choice."""
     if request.param == "default":
-        monkeypatch.delenv(KERNELS, raising=False)
         return
     if not takes_hopper_kernels(TEXT):
         pytest.skip("this GPU or this library has one family of kernels: nothing to force")
-    monkeypatch.setenv(KERNELS, request.param)
+    force_kernels(request.param)
 
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -47,21 +46,21 @@ def test_blocks(case: Case, seed: int, record_property: Callable[[str, Any], Non
 
 @pytest.mark.parametrize("case", GENERIC_CASES, ids=str)
 def test_generic_kernels(
-    case: Case, seed: int, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, Any], None]
+    case: Case, seed: int, force_kernels: Callable[[str], None], record_property: Callable[[str, Any], None]
 ) -> None:
     if not takes_hopper_kernels(case):
         pytest.skip("the other tests run the generic kernels here")
-    monkeypatch.setenv(KERNELS, "sm80")
+    force_kernels("sm80")
     check(case, seed, lambda name, value: record_property(f"{name}-sm80", value))
 
 
 @pytest.mark.parametrize("case", FAST, ids=str)
-def test_the_variable_forces_the_generic_kernels(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generic_kernels_can_be_forced(case: Case, seed: int, force_kernels: Callable[[str], None]) -> None:
     """Known from what they leave in the workspace: they read no compact keys, so nobody writes any."""
     call = Call(case, make_inputs(case, seed))
     call.enqueue()
     assert (call.region("compact_key") != POISON).any() == takes_hopper_kernels(case)
-    monkeypatch.setenv(KERNELS, "sm80")
+    force_kernels("sm80")
     call.poison()
     call.enqueue()
     assert (call.region("compact_key") == POISON).all()

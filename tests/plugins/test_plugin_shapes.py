@@ -83,6 +83,8 @@ def test_wrong_types_are_refused(driver: Any, arguments: list[str], message: str
         (inputs("-1,-1,-1,-1", routes="-1,-1", text_length="-1"), "?,?,?,?"),
         (inputs("1,104,1,8", routes="1,1", text_length="1"), "1,104,1,8"),
         (inputs("1,104,1,256", routes="1,1", text_length="1"), "1,104,1,256"),
+        (inputs("0,104,3,64", routes="0,3", text_length="0"), "0,104,3,64"),
+        (inputs("2,104,0,64", routes="2,0", text_length="2"), "2,104,0,64"),
     ],
 )
 def test_output_shape_is_the_query_shape(driver: Any, arguments: list[str], shape: str) -> None:
@@ -100,7 +102,7 @@ BAD_SHAPES = [
     (inputs(text_length="3"), "text_length [3]: must have shape [batch] = [2]"),
     (inputs("2,104,3,60"), "head_dim 60: must be a multiple of 8"),
     (inputs("2,104,3,264"), "head_dim 264: must be a multiple of 8"),
-    (inputs("0,104,3,64", routes="0,3", text_length="0"), "batch 0:"),
+    (inputs("65536,104,3,64", routes="65536,3", text_length="65536"), "batch 65536:"),
     (inputs()[:4], "4 inputs and 1 outputs: with text_tokens 8 there are 5 inputs"),
 ]
 
@@ -164,6 +166,15 @@ def test_enqueue_strides_pass_32_bits(recording_driver: Any) -> None:
     arguments = inputs("2,432000,40,128", routes="2,40", text_length=None)
     findings = recording_driver("enqueue", *fields(**changes), *arguments)
     assert findings.one("query_stride") == f"{432000 * 40 * 128},{40 * 128},128"
+
+
+@pytest.mark.parametrize("shape", ["0,104,3,64", "2,104,0,64"])
+def test_an_empty_tensor_is_done_at_once(driver: Any, shape: str) -> None:
+    """On a machine without a GPU, too: nothing is launched."""
+    batch, _, heads, _ = shape.split(",")
+    findings = driver("enqueue", *fields(), *inputs(shape, routes=f"{batch},{heads}", text_length=batch))
+    assert findings.one("result") == "0"
+    assert findings.all("log") == []
 
 
 def test_enqueue_reports_what_the_kernels_refuse(driver: Any) -> None:

@@ -50,13 +50,13 @@ typedef enum vorta_attention_precision {
  *
  * Tiles and buckets start at multiples of their size. Neither has to divide the grid: the last along an axis has what
  * is left, which is all of the axis where the size exceeds it. The window is counted in tiles, whatever their size. A
- * shorter bucket of t x h x w tokens has its centre at (t/2, h/2, w/2) and keeps max(1, t*h*w * keep / tokens of a whole
- * bucket) tokens, rounded down. */
+ * shorter bucket of t x h x w tokens has its centre at (t/2, h/2, w/2) and keeps max(1, t*h*w * keep / tokens of a
+ * whole bucket) tokens, rounded down. */
 typedef struct vorta_routed_attention_problem {
   size_t struct_size;          /* sizeof(vorta_routed_attention_problem), set by the caller */
   int32_t dtype;               /* vorta_dtype of query, key, value and output */
-  int32_t batch;               /* B */
-  int32_t heads;               /* N */
+  int32_t batch;               /* B, may be 0 */
+  int32_t heads;               /* N, may be 0 */
   int32_t head_dim;            /* D: a multiple of 8, at most 256 */
   int32_t grid[3];             /* frames, height, width of the token grid */
   int32_t tile[3];             /* in tokens */
@@ -71,7 +71,11 @@ typedef struct vorta_routed_attention_problem {
 } vorta_routed_attention_problem;
 
 /* Device pointers and strides. Strides are in elements, in the order batch, token, head; the head dimension is
- * contiguous. query, key, value and output are 16-byte aligned, and so is every stride in bytes. */
+ * contiguous. query, key, value and output are 16-byte aligned, and so is every stride in bytes. Strides may have any
+ * order of size. Those of query, key and value may be 0 along an axis that repeats; apart from that no two rows of D
+ * elements of a tensor share memory, nor do output, workspace and the inputs.
+ *
+ * Of an empty problem (batch or heads 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_routed_attention_tensors {
   size_t struct_size; /* sizeof(vorta_routed_attention_tensors), set by the caller */
   const void* query;  /* [B, S+T, N, D] */
@@ -96,9 +100,25 @@ VORTA_API vorta_status vorta_routed_attention_workspace_size(const vorta_routed_
                                                              size_t* bytes);
 
 /* Enqueues the whole operator on `stream` (a cudaStream_t). No host synchronisation, no allocation; may be captured
- * into a CUDA graph. */
+ * into a CUDA graph.
+ *
+ * `routes` and `text_length` must not change from the moment the work starts on the device until it ends: kernels read
+ * them more than once. If they do change, the output is undefined, but the call ends, and nothing is written outside
+ * output and workspace. The same holds for values that are out of range: any route but 1 and 2 is full attention, and
+ * lengths are clamped to 0 and T.
+ *
+ * A CUDA error of this call is reported by this call and cleared; one that another call has left in this thread is
+ * neither reported nor cleared. */
 VORTA_API vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
                                                       const vorta_routed_attention_tensors* tensors, void* stream);
+
+/* Holds all calls of the process from now on to one family of kernels: "sm80" are those that run on every GPU; NULL or
+ * "" lets the GPU decide, which is the default. For tests and comparisons. The environment variable VORTA_TRT_KERNELS
+ * says the same; it is read once, when the library is loaded. */
+VORTA_API vorta_status vorta_force_kernels(const char* family);
+
+/* The family that calls are held to, "" if none. */
+VORTA_API const char* vorta_forced_kernels(void);
 
 /* Message of this thread's last failed call; "" if none failed. Valid until the thread's next call. */
 VORTA_API const char* vorta_last_error(void);

@@ -6,6 +6,7 @@
 
 #include "attention_kernel.cuh"
 #include "attention_launch.h"
+#include "kernel_launch.h"
 
 namespace vorta::sm80 {
 
@@ -26,8 +27,7 @@ cudaError_t launch_attention(const RoutedAttentionParams& params, cudaStream_t s
   const SlidingPlan plan = make_sliding_plan(params.tiles, params.window, Traits::kBlockM, 1);
   const QueryBlocks blocks(params, plan, Traits::kBlockM);
   const dim3 grid(std::max({blocks.full, blocks.coreset, blocks.sliding}), params.heads, params.batch);
-  kernel<<<grid, Traits::kThreads, kSharedBytes, stream>>>(params, plan);
-  return cudaGetLastError();
+  return launch_kernel({grid, Traits::kThreads, kSharedBytes, stream}, kernel, params, plan);
 }
 
 }  // namespace vorta::sm80

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../kernel_launch.h"
 #include "attention_kernel.cuh"
 #include "attention_launch.h"
 #include "tensor_maps.h"
@@ -26,25 +27,17 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
     return error;
   }
-  int device = 0, processors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-
-  cudaLaunchConfig_t config{};
+  int processors = 0;
+  if (cudaError_t error = count_processors(&processors)) return error;
   const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, params.most_items());
-  config.gridDim = dim3(static_cast<unsigned>(clusters * Traits::kCluster));
-  config.blockDim = dim3(Traits::kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream;
+  const dim3 grid(static_cast<unsigned>(clusters * Traits::kCluster));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // may start while the selection ends
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = Traits::kCluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return launch_kernel({grid, Traits::kThreads, kSharedBytes, stream, attributes, 2}, kernel, params);
 }
 
 }  // namespace vorta::sm90

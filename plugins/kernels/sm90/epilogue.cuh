@@ -60,7 +60,7 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBloc
 #pragma unroll
       for (int sector = 0; sector < kSectors; ++sector) *reinterpret_cast<uint2*>(target + sector * 16) = words[sector];
       if (i == copies.count) break;
-      to = copies.tokens[i];
+      to = listed_token(problem, copies.tokens + i);
     }
   }
 }

@@ -224,34 +224,32 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
   shared.query_full[slot][warpgroup].arrive();
 }
 
-/// The number of the next item behind the first ones: the first thread block of a cluster takes it and tells the
-/// others. `parity`: of the calls before. The whole warp calls it.
+/// What the first thread block of a cluster has found, for all of them; the others' `found` counts for nothing.
+/// `parity`: of the calls before. The whole warp calls it.
 template <class Traits>
-__device__ int next_item(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, int rank,
-                         unsigned parity) {
-  int index = 0;
+__device__ Assignment share_assignment(const Assignment& found, SharedStorage<Traits>& shared, int rank,
+                                       unsigned parity) {
+  if constexpr (Traits::kCluster == 1) return found;
   const int lane = threadIdx.x % 32;
-  if (Traits::kCluster == 1 || rank == 0) {
-    if (lane == 0) index = static_cast<int>(atomicAdd(problem.work_counter, 1u));
-    index = __shfl_sync(0xffffffffu, index, 0);
-    if constexpr (Traits::kCluster > 1) {
-      wait(shared.index_empty, parity ^ 1);
-      if (lane > 0 && lane < Traits::kCluster) {
-        const uint32_t target = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.index), lane);
-        const uint32_t barrier = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.index_full), lane);
-        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(target),
-                     "r"(index), "r"(barrier)
-                     : "memory");
-      }
+  if (rank == 0) {
+    wait(shared.assignment_empty, parity ^ 1);
+    if (lane > 0 && lane < Traits::kCluster) {
+      const uint32_t target = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment), lane);
+      const uint32_t barrier = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment_full), lane);
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+              target),
+          "r"(static_cast<int>(found.kind)), "r"(found.head), "r"(found.block), "r"(found.text_length), "r"(barrier)
+          : "memory");
     }
-    return index;
+    return found;
   }
-  if (lane == 0) shared.index_full.arrive_and_expect_tx(sizeof(int));
-  wait(shared.index_full, parity);
-  index = *static_cast<volatile int*>(&shared.index);
+  if (lane == 0) shared.assignment_full.arrive_and_expect_tx(sizeof(Assignment));
+  wait(shared.assignment_full, parity);
+  const int4 words = *reinterpret_cast<const int4*>(&shared.assignment);
   __syncwarp();
-  shared.index_empty.arrive(0, lane == 0);
-  return index;
+  shared.assignment_empty.arrive(0, lane == 0);
+  return {static_cast<ItemKind>(words.x), words.y, words.z, words.w};
 }
 
 /// The warps that gather query rows. The first of them also takes the work items, one ahead of the one computed: a
@@ -261,13 +259,19 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
   const RoutedAttentionParams& problem = params.problem;
   const int warpgroup = threadIdx.x / 32 - kQueryWarp;
   const bool takes_items = warpgroup == 0;
-  const HeadCounts counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
   const int rank = cluster_rank<Traits>(), clusters = static_cast<int>(gridDim.x) / Traits::kCluster;
+  const bool decides = takes_items && rank == 0;
+  HeadCounts counts{};
+  if (decides) counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
   int index = static_cast<int>(blockIdx.x) / Traits::kCluster;
   unsigned parity = 0;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
     if (takes_items) {
-      const WorkItem item = make_work_item<Traits>(params, counts, index, rank);
+      Assignment assignment{};
+      if (decides) assignment = assign_item(params, counts, index);
+      assignment = share_assignment(assignment, shared, rank, parity);
+      parity ^= 1;
+      const WorkItem item = make_work_item<Traits>(params, assignment, rank);
       wait(shared.item_empty[slot.stage], slot.parity ^ 1);
       if (threadIdx.x % 32 == 0) {
         shared.item[slot.stage] = item;
@@ -280,11 +284,11 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     load_queries<Traits>(problem, shared, item, slot.stage, warpgroup);
     __syncwarp();
-    if (takes_items) {
+    if (decides) {
       wait_for_selection();  // it clears the counter
-      index = clusters + next_item(problem, shared, rank, parity);
-      parity ^= 1;
-    } else if (threadIdx.x % 32 == 0) {
+      if (threadIdx.x % 32 == 0) index = clusters + static_cast<int>(atomicAdd(problem.work_counter, 1u));
+      index = __shfl_sync(0xffffffffu, index, 0);
+    } else if (!takes_items && threadIdx.x % 32 == 0) {
       shared.item_empty[slot.stage].arrive();
     }
   }

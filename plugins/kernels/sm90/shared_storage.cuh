@@ -77,9 +77,9 @@ struct SharedStorage {
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
   // How the first block of a cluster tells the others which item comes next.
-  ClusterTransactionBarrier index_full;
-  ClusterBarrier index_empty;
-  int index;
+  ClusterTransactionBarrier assignment_full;
+  ClusterBarrier assignment_empty;
+  Assignment assignment;
 };
 
 /// Position in a ring of stages and the parity its barriers have this time round.
@@ -126,8 +126,8 @@ __device__ void init_barriers(SharedStorage<Traits>& shared) {
     shared.item_full[slot].init(1);
     shared.item_empty[slot].init(kConsumerWarps + kQueryWarpEnd - 1);  // the producer's other warps
   }
-  shared.index_full.init(1);
-  shared.index_empty.init(Traits::kCluster - 1 > 0 ? Traits::kCluster - 1 : 1);
+  shared.assignment_full.init(1);
+  shared.assignment_empty.init(Traits::kCluster - 1 > 0 ? Traits::kCluster - 1 : 1);
   cutlass::arch::fence_barrier_init();
 }
 

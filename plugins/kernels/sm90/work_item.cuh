@@ -5,6 +5,9 @@
 //
 // A head's items depend on its route, which only the device knows. Item numbers run through the heads of one kind after
 // the other, longest items first, and heads of a kind in their order: neighbours share their keys in the L2 cache.
+//
+// `routes` and `text_length` are read by one thread block of a cluster alone, which tells the others what it found.
+// Were they to change meanwhile, the blocks of a cluster would otherwise wait for each other's keys for ever.
 #ifndef VORTA_TRT_KERNELS_SM90_WORK_ITEM_CUH_
 #define VORTA_TRT_KERNELS_SM90_WORK_ITEM_CUH_
 
@@ -13,10 +16,19 @@
 namespace vorta::sm90 {
 
 enum class ItemKind : int {
-  kRaster,   // rows and keys are token ids as they are: full heads, and text queries of sliding heads
+  kRaster,   // rows and keys are token ids as they are: full heads
+  kText,     // likewise: the text queries of sliding heads
   kCoreset,  // rows and keys are kept tokens, then text
   kSliding,  // rows are tokens of a query group, keys of its window, then text
   kEnd       // no more work
+};
+
+/// What an item is: all that its thread blocks have to agree on.
+struct alignas(16) Assignment {
+  ItemKind kind;
+  int head;         // sample * N + head
+  int block;        // of the head's items of this kind
+  int text_length;  // valid text tokens
 };
 
 /// Which query rows an item has, and what they see.
@@ -71,6 +83,12 @@ __device__ inline ItemKind kind_of(int route) {
                                 : (route == VORTA_SLIDING ? ItemKind::kSliding : ItemKind::kRaster);
 }
 
+/// The route of a head that has items of this kind.
+__device__ inline vorta_route route_of(ItemKind kind) {
+  if (kind == ItemKind::kCoreset) return VORTA_CORESET;
+  return kind == ItemKind::kRaster ? VORTA_FULL : VORTA_SLIDING;
+}
+
 /// The whole warp calls it.
 __device__ inline HeadCounts count_heads(const RoutedAttentionParams& problem) {
   const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
@@ -85,10 +103,11 @@ __device__ inline HeadCounts count_heads(const RoutedAttentionParams& problem) {
   return counts;
 }
 
-/// The head (sample * N + head) of the given kind that comes after `before` others of it. The whole warp calls it.
+/// The head (sample * N + head) of the given kind that comes after `before` others of it; the last head of all where
+/// the routes have changed since they were counted. The whole warp calls it.
 __device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind kind, int before) {
   const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
-  for (int first = 0;; first += 32) {
+  for (int first = 0; first < heads; first += 32) {
     const bool matches = first + lane < heads && kind_of(problem.routes[first + lane]) == kind;
     const unsigned found = __ballot_sync(0xffffffffu, matches);
     const int count = __popc(found);
@@ -98,29 +117,26 @@ __device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind k
     }
     before -= count;
   }
+  return heads - 1;
 }
 
 __device__ inline int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
-/// Decodes the part that the `rank`-th thread block of a cluster has in the `index`-th item. The parts have one head,
-/// and all have keys or none has. The whole warp calls it, and every lane gets the block.
-template <class Traits>
-__device__ QueryBlock make_query_block(const Pattern& params, const HeadCounts& counts, int index, int rank = 0) {
+/// Looks the `index`-th item up. The whole warp calls it, and every lane gets the answer.
+__device__ inline Assignment assign_item(const Pattern& params, const HeadCounts& counts, int index) {
   const RoutedAttentionParams& problem = params.problem;
-  QueryBlock item{};
+  Assignment item{ItemKind::kRaster, 0, 0, 0};
   ItemKind heads_of = ItemKind::kRaster;
-  int per_head = params.items_full, first_row = 0;
-  item.kind = ItemKind::kRaster;
+  int per_head = params.items_full;
   if (index >= counts.full * per_head) {
     index -= counts.full * per_head;
+    item.kind = ItemKind::kText;
     heads_of = ItemKind::kSliding;
     per_head = params.items_text;
-    first_row = problem.video_tokens;
     if (index >= counts.sliding * per_head) {
       index -= counts.sliding * per_head;
       item.kind = heads_of = ItemKind::kCoreset;
       per_head = params.items_coreset;
-      first_row = 0;
       if (index >= counts.coreset * per_head) {
         index -= counts.coreset * per_head;
         item.kind = heads_of = ItemKind::kSliding;
@@ -132,18 +148,34 @@ __device__ QueryBlock make_query_block(const Pattern& params, const HeadCounts& 
       }
     }
   }
-  const int before = index / per_head, block = index - before * per_head;
-  const int head = find_head(problem, heads_of, before);
-  item.sample = head / problem.heads;
-  item.head = head - item.sample * problem.heads;
-  item.text_length = problem.text_tokens == 0 ? 0 : min(max(problem.text_length[item.sample], 0), problem.text_tokens);
+  const int before = index / per_head;
+  item.block = index - before * per_head;
+  item.head = find_head(problem, heads_of, before);
+  if (problem.text_tokens > 0) {
+    item.text_length = min(max(problem.text_length[item.head / problem.heads], 0), problem.text_tokens);
+  }
+  return item;
+}
+
+/// The part that the `rank`-th thread block of a cluster has in an item. The parts have one head, and all have keys or
+/// none has.
+template <class Traits>
+__device__ QueryBlock make_query_block(const Pattern& params, const Assignment& assignment, int rank = 0) {
+  const RoutedAttentionParams& problem = params.problem;
+  QueryBlock item{};
+  item.kind = assignment.kind;
+  if (item.kind == ItemKind::kEnd) return item;
+  item.sample = assignment.head / problem.heads;
+  item.head = assignment.head - item.sample * problem.heads;
+  item.text_length = assignment.text_length;
   if (item.kind == ItemKind::kSliding) {
-    item.group = query_group_block(params.sliding, block, rank, Traits::kRows);
+    item.group = query_group_block(params.sliding, assignment.block, rank, Traits::kRows);
     item.rows = item.group.rows;
     return item;
   }
   const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
-  const int first_of_cluster = first_row + block * Traits::kCluster * Traits::kRows;
+  const int first_row = item.kind == ItemKind::kText ? video : 0;
+  const int first_of_cluster = first_row + assignment.block * Traits::kCluster * Traits::kRows;
   item.first_row = first_of_cluster + rank * Traits::kRows;
   item.rows = max(0, min(Traits::kRows, video + problem.text_tokens - item.first_row));
   item.keys = first_of_cluster < video + item.text_length ? video + item.text_length : 0;
@@ -160,10 +192,10 @@ __device__ inline KeyBlocks window_blocks(const WindowPart& part, int frames) {
 
 /// The same with its blocks of keys, of which the parts have equally many.
 template <class Traits>
-__device__ WorkItem make_work_item(const AttentionParams& params, const HeadCounts& counts, int index, int rank) {
+__device__ WorkItem make_work_item(const AttentionParams& params, const Assignment& assignment, int rank) {
   const RoutedAttentionParams& problem = params.problem;
   WorkItem item{};
-  static_cast<QueryBlock&>(item) = make_query_block<Traits>(params, counts, index, rank);
+  static_cast<QueryBlock&>(item) = make_query_block<Traits>(params, assignment, rank);
   if (item.kind == ItemKind::kEnd) return item;
   item.shared_keys = true;
   int keys = item.keys, rows = problem.video_tokens + problem.text_tokens;  // of consecutive blocks
@@ -202,7 +234,7 @@ __device__ inline int row_token(const RoutedAttentionParams& problem, const Quer
   if (item.kind == ItemKind::kCoreset) {
     if (position < problem.kept_tokens) {
       const int64_t head = int64_t{item.sample} * problem.heads + item.head;
-      return problem.kept_queries[head * problem.kept_tokens + position];
+      return listed_token(problem, problem.kept_queries + head * problem.kept_tokens + position);
     }
     position += problem.video_tokens - problem.kept_tokens;
   }

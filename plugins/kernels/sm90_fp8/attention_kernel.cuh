@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../kernel_launch.h"
 #include "../sm90/epilogue.cuh"
 #include "attention_launch.h"
 #include "cutlass/arch/reg_reconfig.h"
@@ -77,12 +78,10 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
     return error;
   }
-  int device = 0, processors = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device)) return error;
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(processors, pattern.most_items()));
-  kernel<<<grid, Traits::kThreads, kSharedBytes, stream>>>(params);
-  return cudaGetLastError();
+  int processors = 0;
+  if (cudaError_t error = count_processors(&processors)) return error;
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(processors, pattern.most_items())));
+  return launch_kernel({grid, Traits::kThreads, kSharedBytes, stream}, kernel, params);
 }
 
 }  // namespace vorta::sm90_fp8

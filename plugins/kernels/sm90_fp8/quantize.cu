@@ -2,6 +2,7 @@
 //
 // K and V to 8 bits in one pass: a warp makes one chunk of 32 keys, its scales included. Neighbouring warps take
 // neighbouring heads of the same tokens, which lie side by side in memory.
+#include "../kernel_launch.h"
 #include "elements.cuh"
 #include "quantize.h"
 
@@ -198,8 +199,7 @@ cudaError_t launch(const RoutedAttentionParams& problem, cudaStream_t stream) {
   const int64_t tasks = int64_t{problem.batch} * problem.heads * images.chunks;
   const auto blocks = static_cast<unsigned>((tasks + kWarps - 1) / kWarps);
   const auto kernel = problem.head_dim == 64 ? quantize_kernel<Element, 64> : quantize_kernel<Element, 128>;
-  kernel<<<blocks, kWarps * 32, 0, stream>>>(problem, images);
-  return cudaGetLastError();
+  return launch_kernel({dim3(blocks), kWarps * 32, 0, stream}, kernel, problem, images);
 }
 
 }  // namespace

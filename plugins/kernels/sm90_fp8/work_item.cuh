@@ -23,11 +23,12 @@ template <class Traits>
 __device__ WorkItem make_work_item(const AttentionParams& params, const sm90::HeadCounts& counts, int index) {
   const RoutedAttentionParams& problem = params.pattern.problem;
   WorkItem item{};
-  static_cast<sm90::QueryBlock&>(item) = sm90::make_query_block<Traits>(params.pattern, counts, index);
+  const sm90::Assignment assignment = sm90::assign_item(params.pattern, counts, index);
+  static_cast<sm90::QueryBlock&>(item) = sm90::make_query_block<Traits>(params.pattern, assignment);
   if (item.kind == ItemKind::kEnd) return item;
   const int64_t head = int64_t{item.sample} * problem.heads + item.head;
   item.first_chunk = head * params.images.chunks;
-  item.video_chunks = params.images.video_chunks(problem.routes[head]);
+  item.video_chunks = params.images.video_chunks(sm90::route_of(item.kind));
   item.text_chunks = sm90::ceil_div(item.text_length, kChunk);
   const bool sliding = item.kind == ItemKind::kSliding;
   const int seen = sliding ? problem.window[0] * problem.window[1] * problem.window[2] * params.images.tile_chunks

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Are the attention kernels right on random problems? A fuzz of the C API on a GPU against an oracle in float64.
+
+    python studies/fuzz_kernels.py --count 10000
+    python studies/fuzz_kernels.py --count 400 --mutate window     # proves that it can fail
+
+Problems are drawn from numbers (tests/plugins/random_problems.py): grids that tile, bucket and window do not divide,
+strides, types, text, batch, huge logits, sinks, outliers, NaN and infinity. Each runs on every family of kernels that
+the GPU has for it, in 16 and in 8 bits. A run is right if its error is at most twice torch's own in the same type (8
+bits: within --fp8-limit of a head's norm, where the inputs are mild), if NaN and infinity stay with the rows that may
+see them, padding is 0, coreset lists are those of float64 but for near ties, and no guard or gap is touched. Problems
+with a mistake have to be refused and to write nothing. The result goes to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.plugins.random_judge import BRANCHES, COUNTS, FIGURES, FP8_LIMIT, Judge, faults, refusal, runs_of  # noqa: E402
+from tests.plugins.random_problems import RandomProblem, draw  # noqa: E402
+from vorta_trt.benchmarks.harness import write_result  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+MUTATIONS = ("window", "tile", "bucket", "keep", "coreset_keys", "route", "length", "scale")
+TOGETHER = 64  # problems whose verdicts are read from the GPU at once
+SHOWN = 40  # findings in the result
+
+
+def mutated(problem: RandomProblem, what: str) -> RandomProblem:
+    """What the kernels are told in the place of `problem`; the oracle does not know."""
+    pattern = problem.pattern
+    if what == "window":
+        return replace(problem, pattern=replace(pattern, window=tuple(max(1, entry - 2) for entry in pattern.window)))
+    if what == "tile":
+        return replace(problem, pattern=replace(pattern, tile=tuple(entry + 1 for entry in pattern.tile)))
+    if what == "bucket":
+        return replace(problem, pattern=replace(pattern, bucket=tuple(reversed(pattern.bucket))))
+    if what == "keep":
+        return replace(problem, pattern=replace(pattern, keep=max(1, pattern.keep - 1)))
+    if what == "coreset_keys":
+        return replace(problem, coreset_keys="key" if problem.coreset_keys == "query" else "query")
+    if what == "route":
+        first = (problem.routes[0][0] + 1) % 3
+        return replace(problem, routes=((first, *problem.routes[0][1:]), *problem.routes[1:]))
+    if what == "length":
+        return replace(problem, lengths=tuple(length - 1 for length in problem.lengths))
+    return replace(problem, scale=problem.used_scale * 1.02)
+
+
+class Tally:
+    """Verdicts of all runs."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.waiting: list[tuple[RandomProblem, str, str, torch.Tensor]] = []
+        self.runs: Counter[str] = Counter()
+        self.worst: dict[str, float] = defaultdict(float)
+        self.findings: list[dict[str, Any]] = []
+        self.wrong: set[int] = set()
+
+    def add(self, problem: RandomProblem, family: str, precision: str, row: torch.Tensor | None) -> None:
+        name = f"{family or 'default'} {precision}"
+        if row is None:
+            self.runs[f"{name}, unsupported"] += 1
+            return
+        self.runs[name] += 1
+        self.waiting.append((problem, family, precision, row))
+
+    def read(self) -> None:
+        if not self.waiting:
+            return
+        rows = torch.stack([row for *_, row in self.waiting]).tolist()
+        for (problem, family, precision, _), row in zip(self.waiting, rows, strict=True):
+            name = f"{family or 'default'} {precision}"
+            limit = self.limit if problem.mild else float("inf")
+            self.note(problem, name, faults(row, precision, limit))
+            for branch, branch_name in enumerate(BRANCHES):
+                at = len(COUNTS) + branch * len(FIGURES)
+                figures = dict(zip(FIGURES, row[at : at + len(FIGURES)], strict=True))
+                if precision == "same" and figures["rows"]:
+                    allowed = max(figures["torch_rms"], figures["rounding_rms"], 1e-30)
+                    figure, value = f"{name}, {branch_name}: rms over torch's", figures["rms"] / allowed
+                elif precision == "fp8" and problem.mild and figures["rows"]:
+                    figure, value = f"{name}, {branch_name}: relative error", figures["relative"]
+                else:
+                    continue
+                self.worst[figure] = max(self.worst[figure], round(value, 4))
+        self.waiting.clear()
+
+    def note(self, problem: RandomProblem, name: str, found: list[str]) -> None:
+        if not found:
+            return
+        self.wrong.add(problem.number)
+        self.findings.append({"number": problem.number, "run": name, "found": found, "problem": repr(problem)})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000, help="problems")
+    parser.add_argument("--first", type=int, default=0, help="number of the first problem")
+    parser.add_argument("--number", type=int, help="run this problem alone, and print what is found")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--mutate", choices=MUTATIONS, help="tell the kernels something else than the oracle")
+    parser.add_argument("--fp8-limit", type=float, default=FP8_LIMIT, help="relative error of a head in 8 bits")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
+    arguments = parser.parse_args()
+
+    tally, mistakes, start = Tally(arguments.fp8_limit), Counter[str](), time.perf_counter()
+    numbers = range(arguments.first, arguments.first + arguments.count)
+    done = 0
+    for number in [arguments.number] if arguments.number is not None else numbers:
+        problem = draw(number)
+        if problem.mistake:
+            mistakes[problem.mistake] += 1
+            said = refusal(problem)
+            tally.note(problem, "refusal", [f"{problem.mistake}: {said}"] if said else [])
+        else:
+            given = mutated(problem, arguments.mutate) if arguments.mutate else problem
+            judge = Judge(problem, given)
+            for family, precision in runs_of(problem):
+                tally.add(problem, family, precision, judge.run(family, precision))
+        done += 1
+        if done % TOGETHER == 0:
+            tally.read()
+        if time.perf_counter() - start > arguments.seconds:
+            break
+    torch.cuda.synchronize()
+    tally.read()
+    seconds = time.perf_counter() - start
+    figures = {
+        "problems": done,
+        "first": arguments.first,
+        "mutation": arguments.mutate,
+        "seconds": round(seconds, 1),
+        "runs": dict(sorted(tally.runs.items())),
+        "refused_as_they_should_be": sum(mistakes.values()) - sum(f["run"] == "refusal" for f in tally.findings),
+        "mistakes": dict(sorted(mistakes.items())),
+        "fp8_limit": arguments.fp8_limit,
+        "worst": dict(sorted(tally.worst.items())),
+        "wrong_problems": len(tally.wrong),
+        "findings": tally.findings[:SHOWN],
+    }
+    for finding in tally.findings[:SHOWN]:
+        print(f"{finding['number']} {finding['run']}: {'; '.join(finding['found'])}\n    {finding['problem']}")
+    print({key: value for key, value in figures.items() if key != "findings"})
+    if arguments.number is None:
+        name = "fuzz-kernels" + (f"-mutated-{arguments.mutate}" if arguments.mutate else "")
+        print("written:", write_result(arguments.output, name, figures))
+    return 1 if tally.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a random problem through the C API and judges the output: a float64 oracle, torch's own error, guards.
+
+Everything stays on the GPU: `Judge.run` gives one row of numbers, which `faults` reads on the host later.
+
+Letters: B batch, S video tokens, T padded text tokens, L = S + T, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
+
+from . import mask_oracle
+from .random_problems import GUARD, RandomProblem, make_values, place
+
+WORKSPACE_GUARD = 4096
+BRANCHES = ("full", "coreset", "sliding")
+#: Two similarities closer than this may be ranked either way: they are rounded to float32.
+NEAR_TIE = 1e-6
+COUNTS = ("not finite", "padding not 0", "output guard", "workspace guard", "coreset lists")
+FIGURES = ("rows", "rms", "max", "torch_rms", "torch_max", "rounding_rms", "rounding_max", "relative")
+#: Forced family of kernels, "" for the GPU's own, and precision.
+RUNS = (("", "same"), ("sm80", "same"), ("", "fp8"), ("sm80", "fp8"))
+#: Relative error of a head in 8 bits where the inputs are mild.
+FP8_LIMIT = 0.06
+#: A kernel may err this many times as much as torch does, or as rounding the exact result to its type does.
+FACTOR = 2.0
+
+
+def runs_of(problem: RandomProblem) -> list[tuple[str, str]]:
+    """Families and precisions to run: what is forced where there is a choice, 8 bits where they may be right."""
+    fast = problem.head_dim in (64, 128)
+    return [
+        (family, precision)
+        for family, precision in RUNS
+        if (fast or not family) and (precision == "same" or (fast and (problem.mild or problem.poison)))
+    ]
+
+
+class Judge:
+    """One problem in device memory, with what its output should be."""
+
+    def __init__(self, problem: RandomProblem, given: RandomProblem | None = None) -> None:
+        """`given` is what the kernels get in the place of `problem`: a mutation that has to be found."""
+        self.problem = problem
+        self.given = given or problem
+        self.placed = {name: place(problem, name) for name in ("query", "key", "value", "output")}
+        for name, values in zip(("query", "key", "value"), make_values(problem), strict=True):
+            tensor = self.placed[name].tensor
+            for axis in problem.layouts[name].repeated:  # where one entry stands for all
+                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+            tensor.copy_(values)
+        self.inputs = tuple(self.placed[name].tensor.transpose(1, 2) for name in ("query", "key", "value"))
+        self.routes = torch.tensor(problem.routes, device="cuda")  # [B, N]
+        self.branch = torch.where((self.routes == 1) | (self.routes == 2), self.routes, 0)
+        self.clamped = torch.tensor(problem.lengths, device="cuda").clamp(0, problem.pattern.text)  # [B]
+        self.expected: tuple[Tensor, ...] | None = None
+
+    def call(self, precision: str) -> tuple[dict[str, Any], dict[str, Any], Tensor, list[Tensor]]:
+        """Arguments of the C API, the workspace with its guard, and what must stay alive."""
+        given, pattern = self.given, self.given.pattern
+        problem = {
+            "dtype": given.dtype, "batch": given.batch, "heads": given.heads, "head_dim": given.head_dim,
+            "grid": pattern.grid, "tile": pattern.tile, "window": pattern.window, "bucket": pattern.bucket,
+            "keep": pattern.keep, "coreset_keys": given.coreset_keys, "text_tokens": pattern.text,
+            "scale": given.scale, "attention_precision": precision,
+        }  # fmt: skip
+        size = load_library().workspace_size(Problem(**problem))
+        workspace = torch.full((size + WORKSPACE_GUARD,), 0xFF, dtype=torch.uint8, device="cuda")
+        routes = torch.tensor(given.routes, dtype=torch.int32, device="cuda")
+        lengths = torch.tensor(given.lengths, dtype=torch.int32, device="cuda")
+        tensors = {
+            **{name: placed.tensor.data_ptr() for name, placed in self.placed.items()},
+            **{f"{name}_stride": placed.tensor.stride()[:3] for name, placed in self.placed.items()},
+            "routes": routes.data_ptr(),
+            "text_length": lengths.data_ptr() if pattern.text else None,
+            "workspace": workspace.data_ptr(),
+            "workspace_bytes": size,
+        }
+        return problem, tensors, workspace, [routes, lengths]
+
+    def run(self, family: str, precision: str) -> Tensor | None:
+        """A row of COUNTS and, branch by branch, FIGURES; None where this GPU has no such kernels."""
+        library = load_library()
+        library.force_kernels(family)
+        problem, tensors, workspace, _ = self.call(precision)
+        try:
+            library.enqueue(Problem(**problem), Tensors(**tensors), torch.cuda.current_stream().cuda_stream)
+        except LibraryError as error:
+            if error.status is Status.UNSUPPORTED:
+                return None
+            raise
+        finally:
+            library.force_kernels("")
+        lists = self.lists(workspace)
+        if self.expected is None:
+            self.expected = self.expect(*lists[:2])
+        output = self.placed["output"]
+        row = self.judge(output.tensor.transpose(1, 2))  # [B, N, L, D]
+        row[2] = ~output.untouched()
+        row[3] = (workspace[-WORKSPACE_GUARD:] != 0xFF).sum()
+        row[4] = lists[2]
+        return row
+
+    def lists(self, workspace: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Kept queries and keys of all heads, bool [B, N, S], and in how many buckets they are wrong."""
+        problem, pattern = self.problem, self.problem.pattern
+        coreset = mask_oracle.coreset_of(pattern, "cuda")
+        token = torch.arange(pattern.video, device="cuda")
+        centres = token == coreset.centre  # [S]
+        kept = int(coreset.keep[centres].sum())
+        heads = problem.batch * problem.heads
+        masks, offset = [], 0
+        counts = (kept, pattern.video - kept) + ((kept,) if problem.coreset_keys == "key" else ())
+        on_coreset = self.branch.flatten() == 1  # [B N]
+        for count in counts:
+            bytes_ = 4 * heads * count
+            entries = workspace[offset : offset + bytes_].view(torch.int32).view(heads, count)
+            offset += (bytes_ + 255) // 256 * 256
+            entries = torch.where(on_coreset[:, None], entries, 0).long().clamp(0, pattern.video - 1)
+            mask = torch.zeros(heads, pattern.video, dtype=torch.bool, device="cuda")
+            masks.append(mask.scatter_(1, entries, True))
+        keys = masks[2] if len(masks) == 3 else masks[0]
+        wrong = (masks[0] == masks[1])[on_coreset].sum()  # kept and dropped make up everything
+        for mask, tensor in ((masks[0], self.inputs[0]), (keys, self.inputs[1 if len(masks) == 3 else 0])):
+            tokens = tensor.flatten(0, 1)[on_coreset, : pattern.video]  # [n, S, D]
+            ours, theirs = mask[on_coreset], mask_oracle.kept_tokens(pattern, tokens)
+            similarity = mask_oracle.similarities(pattern, tokens)
+            buckets = (len(tokens), int(coreset.bucket.max()) + 1)
+            index = coreset.bucket.expand(len(tokens), -1)
+            high = torch.full(buckets, -math.inf, dtype=torch.float64, device="cuda")
+            low = torch.full(buckets, math.inf, dtype=torch.float64, device="cuda")
+            high.scatter_reduce_(1, index, torch.where(ours & ~theirs, similarity, -math.inf), "amax")
+            low.scatter_reduce_(1, index, torch.where(theirs & ~ours, similarity, math.inf), "amin")
+            count = torch.zeros(buckets, dtype=torch.long, device="cuda").scatter_add_(1, index, ours.long())
+            wrong = wrong + (high - low > NEAR_TIE).sum() + (count != coreset.keep[centres][None]).sum()
+        shape = problem.batch, problem.heads, pattern.video
+        return masks[0].view(shape), keys.view(shape), wrong
+
+    def expect(self, kept_queries: Tensor, kept_keys: Tensor) -> tuple[Tensor, ...]:
+        """Exact output, torch's, rows of padding, and rows that NaN and infinity may reach."""
+        problem, pattern, video = self.problem, self.problem.pattern, self.problem.pattern.video
+        place = torch.arange(problem.length, device="cuda")
+        valid = place < video + self.clamped[:, None]  # [B, L]
+        mask = torch.ones(problem.batch, problem.heads, problem.length, problem.length, dtype=torch.bool, device="cuda")
+        mask[..., :video, :video] &= (self.branch != 2)[..., None, None] | mask_oracle.sliding_mask(pattern, "cuda")
+        mask[..., :video] &= (self.branch != 1)[..., None, None] | kept_keys[:, :, None, :]
+        mask &= valid[:, None, None, :]
+        mask |= ~valid[:, None, :, None]  # rows of padding see anything: they count for nothing
+        bad = [~tensor.isfinite().all(-1) for tensor in self.inputs]  # [B, N, L]
+        touched = bad[0] | (mask & (bad[1] | bad[2])[:, :, None, :]).any(-1)
+        clean = [tensor.nan_to_num(0.0, 0.0, 0.0).contiguous() for tensor in self.inputs]
+        exact = mask_oracle.attend(clean[0], clean[1], clean[2], mask, problem.used_scale)
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            by_torch = functional.scaled_dot_product_attention(
+                *clean, attn_mask=mask, scale=problem.used_scale
+            ).double()
+        centre = mask_oracle.coreset_of(pattern, "cuda").centre
+        copied = (self.branch == 1)[..., None] & ~kept_queries  # [B, N, S]
+        for tensor in (exact, by_torch):
+            tensor[:, :, :video] = torch.where(copied[..., None], tensor[:, :, centre], tensor[:, :, :video])
+        touched[:, :, :video] = torch.where(copied, touched[:, :, centre], touched[:, :, :video])
+        return exact, by_torch, (~valid)[:, None, :].expand_as(touched), touched
+
+    def judge(self, output: Tensor) -> Tensor:
+        assert self.expected is not None
+        exact, by_torch, padding, touched = self.expected
+        judged = ~padding & ~touched  # [B, N, L]
+        row = torch.zeros(len(COUNTS) + len(BRANCHES) * len(FIGURES), dtype=torch.float64, device="cuda")
+        row[0] = (judged & ~output.isfinite().all(-1)).sum()
+        row[1] = (padding & (output != 0).any(-1)).sum()
+        rounded = exact.to(output.dtype).double()
+        errors = [torch.where(judged[..., None], values.double() - exact, 0.0).nan_to_num(1e30, 1e30, 1e30)
+                  for values in (output, by_torch, rounded)]  # fmt: skip
+        norm = torch.where(judged[..., None], exact, 0.0).square().sum((-1, -2)).sqrt()  # [B, N]
+        relative = errors[0].square().sum((-1, -2)).sqrt() / norm.clamp(min=1e-30)
+        for branch in range(3):
+            at = len(COUNTS) + branch * len(FIGURES)
+            heads = self.branch == branch  # [B, N]
+            rows = (judged & heads[..., None]).sum()
+            row[at] = rows
+            for i, error in enumerate(errors):
+                picked = torch.where(heads[..., None, None], error, 0.0)
+                row[at + 1 + 2 * i] = (picked.square().sum() / (rows * output.shape[-1]).clamp(min=1)).sqrt()
+                row[at + 2 + 2 * i] = picked.abs().amax()
+            row[at + 7] = torch.where(heads, relative, 0.0).amax()
+        return row
+
+
+def faults(row: list[float], precision: str, limit: float) -> list[str]:
+    """What is wrong with a run, in words; `limit` is the relative error that 8 bits may have."""
+    found = [f"{name}: {int(count)}" for name, count in zip(COUNTS, row, strict=False) if count]
+    for branch, name in enumerate(BRANCHES):
+        at = len(COUNTS) + branch * len(FIGURES)
+        figures = dict(zip(FIGURES, row[at : at + len(FIGURES)], strict=True))
+        if precision == "fp8":
+            if figures["relative"] > limit:
+                found.append(f"{name}: relative error {figures['relative']:.4f}")
+            continue
+        for kind in ("rms", "max"):
+            allowed = FACTOR * max(figures[f"torch_{kind}"], figures[f"rounding_{kind}"])
+            if figures[kind] > allowed:
+                found.append(f"{name}: {kind} error {figures[kind]:.3g}, allowed {allowed:.3g}")
+    return found
+
+
+def refusal(problem: RandomProblem) -> str:
+    """Hands the kernels the problem with its mistake; says what went wrong, "" if it was refused as it should be."""
+    judge = Judge(problem)
+    arguments, tensors, workspace, alive = judge.call("same")
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "even window": ({"window": (1, 2, 3)}, {}),
+        "window 0": ({"window": (1, 0, 3)}, {}),
+        "tile 0": ({"tile": (0, 1, 1)}, {}),
+        "keep 0": ({"keep": 0}, {}),
+        "keep above bucket": ({"keep": math.prod(problem.pattern.bucket) + 1}, {}),
+        "bucket of 65": ({"bucket": (5, 13, 1), "keep": 1}, {}),
+        "negative text": ({"text_tokens": -1}, {}),
+        "scale": ({"scale": math.nan}, {}),
+        "head_dim": ({"head_dim": problem.head_dim + 4}, {}),
+        "dtype": ({"dtype": 2}, {}),
+        "struct size": ({"struct_size": 8}, {}),
+        "no query": ({}, {"query": None}),
+        "no routes": ({}, {"routes": None}),
+        "misaligned key": ({}, {"key": tensors["key"] + 8}),
+        "output is query": ({}, {"output": tensors["query"], "output_stride": tensors["query_stride"]}),
+        "stride not of 16 bytes": ({}, {"value_stride": (4, 4, 4)}),
+        "negative stride": ({}, {"query_stride": (-8, -8, -8)}),
+        "output rows overlap": ({}, {"output_stride": (0, 0, 0)}),
+        "little workspace": ({}, {"workspace_bytes": tensors["workspace_bytes"] - 1}),
+        "misaligned workspace": ({}, {"workspace": tensors["workspace"] + 64}),
+    }
+    in_problem, in_tensors = changes[problem.mistake]
+    if in_tensors and problem.batch * problem.length * problem.heads == 1 and "stride" in next(iter(in_tensors)):
+        return ""  # strides of one row count for nothing
+    wrong_problem = Problem(**{**arguments, **{k: v for k, v in in_problem.items() if k != "struct_size"}})
+    if "struct_size" in in_problem:
+        wrong_problem.struct_size = 8
+    try:
+        load_library().enqueue(wrong_problem, Tensors(**{**tensors, **in_tensors}), 0)
+        said = "was not refused"
+    except LibraryError as error:
+        said = "" if error.status is Status.INVALID_ARGUMENT else f"status {error.status.name}"
+    torch.cuda.synchronize()
+    written = bool((judge.placed["output"].memory != GUARD).any() or (workspace != 0xFF).any())
+    del alive
+    return said + (" but something was written" if written else "")
