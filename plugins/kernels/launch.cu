@@ -14,38 +14,43 @@
 namespace vorta {
 namespace {
 
+constexpr const char* kStep = "attention";
+
+/// What a launch gave, as a status with its message.
+vorta_status status_of(cudaError_t error) { return error == cudaSuccess ? VORTA_OK : report(kStep, error); }
+
 template <vorta_dtype kDtype>
-cudaError_t launch_sm80(const RoutedAttentionParams& params, cudaStream_t stream) {
-  return sm80::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+vorta_status launch_sm80(const RoutedAttentionParams& params, cudaStream_t stream) {
+  return status_of(sm80::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
     return sm80::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
-  });
+  }));
 }
 
 template <vorta_dtype kDtype>
-cudaError_t launch_sm90(const RoutedAttentionParams& params, cudaStream_t stream) {
+vorta_status launch_sm90(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM90  // in builds without 90a, where choose_kernel_path() does not lead here
-  return cudaErrorNoKernelImageForDevice;
+  return report(kStep, cudaErrorNoKernelImageForDevice);
 #else
-  return sm90::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+  return sm90::HeadDims::call(params.head_dim, VORTA_UNSUPPORTED, [&](auto head_dim) {
     return sm90::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
   });
 #endif
 }
 
 template <vorta_dtype kDtype>
-cudaError_t launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
+vorta_status launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM90
-  return cudaErrorNoKernelImageForDevice;
+  return report(kStep, cudaErrorNoKernelImageForDevice);
 #else
-  if (cudaError_t error = sm90_fp8::launch_quantization(params, kDtype, stream)) return error;
-  return sm90_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+  if (cudaError_t error = sm90_fp8::launch_quantization(params, kDtype, stream)) return report("quantisation", error);
+  return status_of(sm90_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
     return sm90_fp8::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
-  });
+  }));
 #endif
 }
 
 template <vorta_dtype kDtype>
-cudaError_t launch_attention_on(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
+vorta_status launch_attention_on(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
   if (params.chunk_keys != nullptr) return launch_fp8<kDtype>(params, stream);
   return path == KernelPath::kSm90 ? launch_sm90<kDtype>(params, stream) : launch_sm80<kDtype>(params, stream);
 }
@@ -80,9 +85,8 @@ vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_r
   if (cudaError_t error = launch_coreset_selection(params, dtype, compact, cuda_stream)) {
     return report("coreset selection", error);
   }
-  const cudaError_t error = dtype == VORTA_FLOAT16 ? launch_attention_on<VORTA_FLOAT16>(path, params, cuda_stream)
-                                                   : launch_attention_on<VORTA_BFLOAT16>(path, params, cuda_stream);
-  return error == cudaSuccess ? VORTA_OK : report("attention", error);
+  return dtype == VORTA_FLOAT16 ? launch_attention_on<VORTA_FLOAT16>(path, params, cuda_stream)
+                                : launch_attention_on<VORTA_BFLOAT16>(path, params, cuda_stream);
 }
 
 }  // namespace vorta

@@ -31,7 +31,7 @@ SCRIPT = """
     load_library().force_kernels(family)
     routes = tuple(tuple((sample + head) % 3 for head in range(5)) for sample in range(3))
     case = Case(
-        "moving", (9, 22, 31), (4, 8, 8), (1, 3, 3), (2, 3, 2), 6, routes, (100, 300, 0), 300, "key",
+        "moving", {grid}, (4, 8, 8), (1, 3, 3), (2, 3, 2), 6, routes, (100, 300, 0), 300, "key",
         head_dim=head_dim, precision=precision,
     )
     call = Call(case, make_inputs(case, seed))
@@ -90,14 +90,17 @@ SCRIPT = """
 """
 
 
+@pytest.mark.parametrize("grid", [(8, 24, 32), (9, 22, 31)], ids=["whole", "ragged"])
 @pytest.mark.parametrize(
     ("head_dim", "family", "precision"),
     [(128, "", "same"), (64, "", "same"), (128, "sm80", "same"), (80, "", "same"), (128, "", "fp8"), (64, "", "fp8")],
 )
-def test_calls_end_and_stay_inside(head_dim: int, family: str, precision: str, seed: int) -> None:
+def test_calls_end_and_stay_inside(
+    head_dim: int, family: str, precision: str, grid: tuple[int, int, int], seed: int
+) -> None:
     if precision == "fp8" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("fp8 attention needs a GPU of compute capability 9.0")
-    values = {"head_dim": head_dim, "family": family, "precision": precision, "seed": seed, "calls": 200}
+    values = {"head_dim": head_dim, "family": family, "precision": precision, "seed": seed, "calls": 200, "grid": grid}
     script = textwrap.dedent(SCRIPT).format(folder=str(Path(__file__).parent), **values)
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=TIMEOUT_S

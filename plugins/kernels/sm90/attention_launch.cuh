@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../cuda_error.h"
 #include "../kernel_launch.h"
 #include "attention_kernel.cuh"
 #include "attention_launch.h"
@@ -12,23 +13,24 @@
 namespace vorta::sm90 {
 
 template <vorta_dtype kDtype, int kHeadDim>
-cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream) {
+vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream) {
   using Element = std::conditional_t<kDtype == VORTA_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
   using Traits = KernelTraits<Element, kHeadDim>;
   constexpr int kSharedBytes = sizeof(SharedStorage<Traits>);
+  constexpr const char* kStep = "attention";
   static_assert(kSharedBytes <= kMaxSharedBytes, "must fit in the shared memory of an SM");
 
   AttentionParams params{};
   params.plan(problem, Traits::kRows, Traits::kCluster);
   params.cut = make_window_cut(problem.tiles, params.sliding, Traits::kKeys);
-  if (cudaError_t error = make_tensor_maps(params, kDtype, Traits::kKeys)) return error;
+  if (vorta_status status = make_tensor_maps(params, kDtype, Traits::kKeys)) return status;
 
   const auto kernel = attention_kernel<Traits>;
   if (cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes)) {
-    return error;
+    return report(kStep, error);
   }
   int processors = 0;
-  if (cudaError_t error = count_processors(&processors)) return error;
+  if (cudaError_t error = count_processors(&processors)) return report(kStep, error);
   const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, params.most_items());
   const dim3 grid(static_cast<unsigned>(clusters * Traits::kCluster));
   cudaLaunchAttribute attributes[2] = {};
@@ -37,7 +39,9 @@ cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t 
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = Traits::kCluster;
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  return launch_kernel({grid, Traits::kThreads, kSharedBytes, stream, attributes, 2}, kernel, params);
+  const LaunchShape shape{grid, Traits::kThreads, kSharedBytes, stream, attributes, 2};
+  if (cudaError_t error = launch_kernel(shape, kernel, params)) return report(kStep, error);
+  return VORTA_OK;
 }
 
 }  // namespace vorta::sm90

@@ -8,10 +8,10 @@
 
 namespace vorta::sm90 {
 
-/// Enqueues the attention kernel of one instance, right after the coreset selection. Each is instantiated in a file of
-/// its own in instances/, so that they compile in parallel.
+/// Enqueues the attention kernel of one instance, right after the coreset selection, or says why it cannot. Each is
+/// instantiated in a file of its own in instances/, so that they compile in parallel.
 template <vorta_dtype kDtype, int kHeadDim>
-cudaError_t launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
+vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
 
 }  // namespace vorta::sm90
 

@@ -8,8 +8,8 @@
 
 namespace vorta::sm90 {
 
-/// Fills the tensor maps of `params`, whose other members are set; `keys`: of a block.
-cudaError_t make_tensor_maps(AttentionParams& params, vorta_dtype dtype, int keys);
+/// Fills the tensor maps of `params`, whose other members are set; `keys`: of a block. Says why if it cannot.
+vorta_status make_tensor_maps(AttentionParams& params, vorta_dtype dtype, int keys);
 
 }  // namespace vorta::sm90
 
