@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../attention_launch.cuh"
 
-template cudaError_t vorta::sm90::launch_attention<VORTA_BFLOAT16, 64>(const RoutedAttentionParams&, cudaStream_t);
+template vorta_status vorta::sm90::launch_attention<VORTA_BFLOAT16, 64>(const RoutedAttentionParams&, cudaStream_t);
