@@ -156,8 +156,11 @@ class AttentionGeometry:
     def coverage(self) -> str:
         """What windows and coreset see of the video, in words."""
         least, mean = self.least_window_tokens / self.video_tokens, self.density("sliding")
-        window = f"{mean:.1%}" if f"{least:.1%}" == f"{mean:.1%}" else f"at least {least:.1%}, on average {mean:.1%},"
-        return f"a window sees {window} of the video tokens, a coreset {self.coreset_tokens / self.video_tokens:.1%}"
+        window, average = (f"{100 * share:.1f} %" for share in (least, mean))
+        if window != average:
+            window = f"at least {window}, on average {average},"
+        kept = 100 * self.coreset_tokens / self.video_tokens
+        return f"a window sees {window} of the video tokens, a coreset keeps {kept:.1f} %"
 
     def keep_of(self, tokens: int) -> int:
         """How many tokens stay of a bucket that has `tokens`; `keep` of a whole one."""

@@ -97,14 +97,18 @@ def line(row: Row) -> str:
     cells = [
         f"{row.video}, {row.family}",
         _times(row.grid),
-        "refused" if row.before is None else f"{_times(row.before)}, {row.covered:.1%}",
+        "refused" if row.before is None else f"{_times(row.before)}, {_percent(row.covered)}",
         _times(geometry.tile),
         "" if last == geometry.tile else _times(last),
-        f"{geometry.least_window_tokens / video:.1%}, {geometry.density('sliding'):.1%}",
-        f"{geometry.coreset_tokens / video:.1%}",
-        f"{sliding / full:.1%}, {coreset / full:.1%}",
+        f"{_percent(geometry.least_window_tokens / video)}, {_percent(geometry.density('sliding'))}",
+        _percent(geometry.coreset_tokens / video),
+        f"{_percent(sliding / full)}, {_percent(coreset / full)}",
     ]
     return f"| {' | '.join(cells)} |\n"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -99,10 +99,12 @@ def test_chosen_tiles(video: tuple[int, int, int], family: str, tile: tuple[int,
 
 def test_coverage_in_words() -> None:
     assert AttentionGeometry.for_video(77, 720, 1280).coverage == (
-        "a window sees 13.5% of the video tokens, a coreset 50.0%"
+        "a window sees 13.5 % of the video tokens, a coreset keeps 50.0 %"
     )
     ragged = AttentionGeometry((1, 1, 10), (1, 1, 3), (1, 1, 1), (1, 1, 4), 2)
-    assert ragged.coverage == "a window sees at least 10.0%, on average 28.0%, of the video tokens, a coreset 50.0%"
+    assert ragged.coverage == (
+        "a window sees at least 10.0 %, on average 28.0 %, of the video tokens, a coreset keeps 50.0 %"
+    )
 
 
 def test_choice_is_fast_for_huge_grids() -> None:
