@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# The two commands of the README. Each makes .venv if there is none and installs what it needs.
+# The commands of the README. Each makes .venv if there is none and installs what it needs.
 #
 #   make demo    a small Wan pipeline folder -> ONNX -> TensorRT-RTX engine bundle, verified, on any machine;
 #                FAMILY=hunyuan-video takes a small HunyuanVideo instead
 #   make test    linters, types, the order of the rooms, and every test that this machine can run
+#   make wheel   dist/*.whl with code for every GPU, which installs without a compiler; takes a while
 #
-# VORTA_CUDA_ARCHITECTURES chooses the GPU architectures that the plugin is compiled for; see plugins/README.md.
+# VORTA_CUDA_ARCHITECTURES chooses the GPU architectures that demo and test compile for; see plugins/README.md.
 
 PYTHON ?= python3
 VENV ?= .venv
 FAMILY ?= wan
+WHEEL_ARCHITECTURES ?= release
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Whatever the wheel is made of: a change installs it again, and ninja compiles what has changed.
@@ -30,7 +32,7 @@ TOGETHER := $(MAKE) --no-print-directory --jobs 2
 # GPU tests run in a process of their own, since the card is one; without a GPU they are skipped among the others.
 GPU := $(shell command -v nvidia-smi)
 
-.PHONY: demo test lint types pytest check-python clean
+.PHONY: demo test wheel lint types pytest check-python clean FORCE
 
 demo:
 	@$(TOGETHER) $(VENV)/.installed
@@ -38,6 +40,16 @@ demo:
 
 test:
 	@$(TOGETHER) lint types pytest
+
+# Code for the GPUs of a release, the plugin interfaces of all versions of TensorRT, and a tag that says how old a Linux
+# may be: that of this machine's libraries. The check at the end fails if a kernel spills registers.
+wheel: $(VENV)/.requirements-wheel
+	rm -rf build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" VORTA_CUDA_ARCHITECTURES="$(WHEEL_ARCHITECTURES)" VORTA_TENSORRT8=ON $(BIN)/python -m pip \
+	  --disable-pip-version-check wheel --verbose --no-deps --no-build-isolation --config-settings build-dir=build/release \
+	  --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtensorrt_rtx.so.1 --wheel-dir dist build/wheel/*.whl
+	$(BIN)/python studies/kernel_resources.py --brief dist/*.whl
 
 lint: $(VENV)/.requirements-test
 	$(BIN)/ruff check .
@@ -63,7 +75,12 @@ $(VENV)/.build-requirements: pyproject.toml constraints.txt | check-python
 	$(PIP) install --constraint constraints.txt $(BUILD_REQUIREMENTS)
 	@touch $@
 
-$(VENV)/.wheel: $(SOURCES) $(VENV)/.build-requirements
+# Changes when another choice of what to compile is made.
+$(VENV)/.choice: FORCE | $(VENV)/.build-requirements
+	@echo '$(VORTA_CUDA_ARCHITECTURES) $(VORTA_TENSORRT8)' | cmp --silent - $@ || \
+	  echo '$(VORTA_CUDA_ARCHITECTURES) $(VORTA_TENSORRT8)' > $@
+
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.build-requirements $(VENV)/.choice
 	rm -rf $(VENV)/wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(VENV)/wheel .
 	@touch $@
@@ -76,6 +93,10 @@ $(VENV)/.requirements-test: pyproject.toml constraints.txt $(VENV)/.build-requir
 	$(INSTALL) $(TEST_REQUIREMENTS)
 	@touch $@ $(VENV)/.requirements
 
+$(VENV)/.requirements-wheel: pyproject.toml constraints.txt $(VENV)/.build-requirements
+	$(PIP) install --constraint constraints.txt $(call requirements,release)
+	@touch $@
+
 $(VENV)/.installed: $(VENV)/.wheel $(VENV)/.requirements
 	$(PIP) install --no-deps --force-reinstall $(VENV)/wheel/*.whl
 	@touch $@
@@ -85,4 +106,4 @@ $(VENV)/.installed-test: $(VENV)/.wheel $(VENV)/.requirements-test
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build demo
+	rm -rf $(VENV) build demo dist
