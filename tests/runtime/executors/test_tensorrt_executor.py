@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -697,6 +698,29 @@ def test_a_gpu_that_the_engine_was_not_built_for(
     put_gpu(monkeypatch, ADA, HOPPER)
     with pytest.raises(BundleError, match="built for compute capability .*, but cuda:1 is NVIDIA H200"):
         Engine(bundle, device="cuda:1")
+    assert trt.plan is None
+
+
+def test_slower_kernels_are_told_once_for_a_gpu(
+    trt10: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "NVIDIA RTX 4090 could be faster"
+    monkeypatch.setattr(kernel_support, "slower_than_possible", lambda library, device: said)
+    kernel_support._prepare.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            with Engine(bundle):
+                pass
+    assert caplog.messages.count(said) == 1
+    kernel_support._prepare.cache_clear()
+
+
+def test_a_driver_that_is_too_old(trt: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = gpu.DriverReport((ADA,), "12.4", None)
+    for module in (flavours, bundle_module, loaded_engine, kernel_support):
+        monkeypatch.setattr(module, "driver_report", lambda: report)
+    with pytest.raises(BundleError, match=r"\(CUDA 12\.4\): .* R580 or newer; update the driver"):
+        Engine(bundle)
     assert trt.plan is None
 
 
