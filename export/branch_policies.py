@@ -80,10 +80,10 @@ def centres_of_boxes(grid: INT64, size: INT64) -> INT64:
 
 
 @script(VORTA, default_opset=op)
-def kept_by_box(grid: INT64, size: INT64, keep: INT64) -> INT64:
-    """Tokens that every box keeps, of which a whole one keeps `keep`: [boxes]."""
+def kept_by_box(grid: INT64, size: INT64, keep: INT64, of: INT64) -> INT64:
+    """Tokens that every box keeps, where a box of `of` tokens keeps `keep`: [boxes]."""
     tokens = op.ReduceProd(extents_of_boxes(grid, size), [-1], keepdims=0)  # [boxes]
-    return op.Max(tokens * keep / op.ReduceProd(size, keepdims=0), 1)
+    return op.Max(tokens * keep / of, 1)
 
 
 @script(VORTA, default_opset=op)
@@ -118,7 +118,7 @@ def filled(rows: INT64) -> INT64:
 
 
 @script(VORTA, default_opset=op)
-def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, kept: INT64, keep: INT64) -> INT64:
+def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, kept: INT64) -> INT64:
     """Places of the kept tokens, [C], bucket by bucket: the centre first, then the least similar to it.
 
     Places are numbered through all buckets. TopK sorts ascending and gives the lower index first on ties, as a stable
@@ -133,8 +133,9 @@ def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, kept: INT64, keep:
     cosine = op.ReduceSum(unit * centres, [-1], keepdims=0)  # [buckets, bucket tokens]
     is_centre = op.Range(0, bucket_tokens, 1) == op.Unsqueeze(centre, [1])  # [buckets, bucket tokens]
     ranks = op.Where(bucket_rows < 0, 4.0, op.Where(is_centre, -2.0, cosine))  # centres first, empty places last
-    least, place = op.TopK(ranks, op.Reshape(keep, [1]), axis=-1, largest=0, sorted=1)  # [buckets, keep]
-    stays = op.Range(0, op.Squeeze(keep), 1) < op.Unsqueeze(kept, [1])  # [buckets, keep]
+    most = op.ReduceMax(kept, keepdims=1)  # [1] tokens that a whole bucket keeps
+    least, place = op.TopK(ranks, most, axis=-1, largest=0, sorted=1)  # [buckets, most]
+    stays = op.Range(0, op.Squeeze(most), 1) < op.Unsqueeze(kept, [1])  # [buckets, most]
     return filled(op.Where(stays, place + op.Unsqueeze(first, [1]), -1))
 
 
@@ -163,20 +164,19 @@ def policy(
     bucket_slot: INT64,
     bucket_centre: INT64,
     bucket_kept: INT64,
-    keep: INT64,
     keys_choose: BOOL,
 ):
     """The four tables of a head's branch: query_rows, key_rows, visits, slot."""
 
     @graph()
     def coreset_branch():
-        chosen = coreset(query, bucket_rows, bucket_centre, bucket_kept, keep)  # [C]
+        chosen = coreset(query, bucket_rows, bucket_centre, bucket_kept)  # [C]
         rows = op.Reshape(bucket_rows, [-1])  # [places]
         kept_rows = op.Gather(rows, chosen)  # [C]
 
         @graph()
         def choice_of_keys():
-            return op.Gather(rows, coreset(key, bucket_rows, bucket_centre, bucket_kept, keep))  # [C]
+            return op.Gather(rows, coreset(key, bucket_rows, bucket_centre, bucket_kept))  # [C]
 
         @graph()
         def choice_of_queries():

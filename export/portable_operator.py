@@ -105,8 +105,9 @@ def operator(
     `attention_precision` is not used: it is a permission to kernels, and this form is exact for each of its values.
     """
     grid_size = op.Constant(value_ints=grid)  # [3] tokens
-    tile_size = op.Constant(value_ints=tile)  # [3] tokens
-    bucket_size = op.Constant(value_ints=bucket)  # [3] tokens
+    tile_size = op.Min(op.Constant(value_ints=tile), grid_size)  # [3] tokens
+    whole_bucket = op.Constant(value_ints=bucket)  # [3] tokens
+    bucket_size = op.Min(whole_bucket, grid_size)  # [3] tokens
     keep_tokens = op.Constant(value_int=keep)
     source = op.Unsqueeze(op.Constant(value_string=coreset_keys), [0])  # [1]
     both_sources = op.Concat(source, op.Constant(value_strings=["key"]), axis=0)  # [2]
@@ -124,7 +125,7 @@ def operator(
     bucket_rows = rows_by_box(grid_size, bucket_size)  # [buckets, bucket tokens]
     bucket_slot = place_by_box(grid_size, bucket_size)  # [S]
     bucket_centre = centres_of_boxes(grid_size, bucket_size)  # [buckets]
-    bucket_kept = kept_by_box(grid_size, bucket_size, keep_tokens)  # [buckets]
+    bucket_kept = kept_by_box(grid_size, bucket_size, keep_tokens, op.ReduceProd(whole_bucket, keepdims=0))  # [buckets]
 
     valid_text = op.Clip(op.Cast(text_length, to=7), 0, op.Constant(value_int=text_tokens))  # [B]
     text_ends = op.Unsqueeze(valid_text, [1]) + video_tokens  # [B, 1]
@@ -137,7 +138,7 @@ def operator(
             head_key = op.Cast(stored_key, to=1)  # [S+T, D]
             query_rows, key_rows, visits, slot = policy(
                 head_query, head_key, route, raster, full_blocks, tile_rows, tile_slot, seen_by_tile, bucket_rows,
-                bucket_slot, bucket_centre, bucket_kept, keep_tokens, keys_choose,
+                bucket_slot, bucket_centre, bucket_kept, keys_choose,
             )  # fmt: skip
             attended_head = attend_by_policy(
                 head_query, head_key, op.Cast(stored_value, to=1), query_rows, key_rows, visits, slot, video_tokens,

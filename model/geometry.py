@@ -20,8 +20,6 @@ from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
 
-AXES = ("frame", "height", "width")
-
 
 class GeometryTypeError(TypeError, ValueError):
     """A value of the wrong type; a ValueError too, so that callers report it like every other bad value."""
@@ -46,10 +44,10 @@ class AttentionGeometry:
 
     Attributes:
         grid: Token grid (frames, height, width); S = F*H*W.
-        tile: Sliding tile in tokens, at most `grid`. Tiles start at multiples of it; the last along an axis may be
-            shorter.
+        tile: Sliding tile in tokens. Tiles start at multiples of it; the last along an axis may be shorter, even if it
+            is the only one.
         window: Sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
-        bucket: Coreset bucket in tokens, at most `grid`; the last along an axis may be shorter.
+        bucket: Coreset bucket in tokens; the last along an axis may be shorter, as with tiles.
         keep: Tokens of a whole bucket that stay, its centre included; 1 <= keep <= prod(bucket). A shorter bucket keeps
             as large a share, rounded down, and at least its centre.
         coreset_keys: "query" if the queries' similarities choose the kept keys and values too, "key" if the keys' own
@@ -74,13 +72,6 @@ class AttentionGeometry:
             object.__setattr__(self, name, _shape(name, getattr(self, name)))
         for name, lowest in (("keep", 1), ("text_tokens", 0)):
             object.__setattr__(self, name, _integer(name, getattr(self, name), lowest))
-        for name in ("tile", "bucket"):
-            shape = getattr(self, name)
-            for axis, size, length in zip(AXES, shape, self.grid, strict=True):
-                if size > length:
-                    raise ValueError(
-                        f"{name} {shape}: entry {size} must be at most the grid's {axis} extent {length}; use {length}"
-                    )
         if any(size % 2 == 0 for size in self.window):
             odd = tuple(size + 1 - size % 2 for size in self.window)
             raise ValueError(

@@ -153,7 +153,7 @@ def random_problem(rng: random.Random) -> Problem:
         sizes = []
         for extent in grid:
             remainder_of_one = [size for size in range(1, extent + 1) if extent % size == 1 and size > 1]
-            sizes.append(rng.choice([1, extent, rng.randint(1, extent), *remainder_of_one]))
+            sizes.append(rng.choice([1, extent, extent + 2, rng.randint(1, extent), *remainder_of_one]))
         return sizes[0], sizes[1], sizes[2]
 
     bucket = box()
@@ -169,7 +169,8 @@ def random_problem(rng: random.Random) -> Problem:
 
 
 def corner_problems() -> list[Problem]:
-    """A remainder of one along each axis and along all, buckets of one token, windows as large as the grid, keep 1."""
+    """A remainder of one along each axis and along all, buckets of one token, windows, tiles and buckets
+    beyond the grid, keep 1."""
     problems = []
     for extents in itertools.product((4, 5), repeat=3):
         problems.append(Problem((extents[0], extents[1], extents[2]), (2, 2, 2), (1, 1, 1), (2, 2, 2), 4, "query", 0))
@@ -182,6 +183,8 @@ def corner_problems() -> list[Problem]:
         Problem((1, 1, 9), (1, 1, 2), (1, 1, 3), (1, 1, 4), 2, "key", 1),
         Problem((2, 9, 7), (2, 4, 3), (1, 3, 3), (2, 3, 2), 6, "query", 5),
         Problem((3, 5, 7), (3, 5, 7), (1, 1, 1), (3, 5, 7), 50, "key", 0),
+        Problem((1, 3, 5), (2, 4, 2), (1, 1, 1), (2, 3, 2), 6, "key", 2),
+        Problem((2, 2, 3), (9, 9, 9), (3, 3, 3), (4, 4, 4), 9, "query", 0),
         Problem((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, "query", 1),
     ]
     return problems
