@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coreset_selection.h"
 #include "cuda_error.h"
+#include "fp8/quantize.h"
 #include "kernel_families.h"
 #include "kernel_path.h"
 #include "last_error.h"
@@ -8,7 +9,6 @@
 #include "sm80/attention_launch.h"
 #include "sm90/attention_launch.h"
 #include "sm90_fp8/attention_launch.h"
-#include "sm90_fp8/quantize.h"
 #include "workspace.h"
 
 namespace vorta {
@@ -42,7 +42,7 @@ vorta_status launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream
 #ifdef VORTA_WITHOUT_SM90
   return report(kStep, cudaErrorNoKernelImageForDevice);
 #else
-  if (cudaError_t error = sm90_fp8::launch_quantization(params, kDtype, stream)) return report("quantisation", error);
+  if (cudaError_t error = fp8::launch_quantization(params, kDtype, stream)) return report("quantisation", error);
   return status_of(sm90_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
     return sm90_fp8::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
   }));

@@ -36,7 +36,8 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
     params.chunk_keys = workspace + layout.chunk_keys;
     params.chunk_values = workspace + layout.chunk_values;
     params.chunk_notes = workspace + layout.chunk_notes;
-    params.chunks = static_cast<int>(sm90_fp8::chunks_per_head(problem));
+    params.head_statistics = workspace + layout.head_statistics;
+    params.chunks = static_cast<int>(fp8::chunks_per_head(problem));
   }
   params.work_counter = reinterpret_cast<uint32_t*>(workspace + layout.work_counter);
 

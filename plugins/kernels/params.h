@@ -30,9 +30,10 @@ struct RoutedAttentionParams {
   void* compact_value;
   uint32_t* work_counter;  // [kWorkCounters]
 
-  void* chunk_keys;  // fp8 only: see sm90_fp8/images.h
+  void* chunk_keys;  // fp8 only: see fp8/images.h
   void* chunk_values;
   void* chunk_notes;
+  void* head_statistics;
   int chunks;  // of a head
 
   int batch, heads, head_dim;

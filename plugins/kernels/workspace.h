@@ -7,10 +7,11 @@
 //   dropped_queries int32 [B, N, S - kept_tokens]     bucket after bucket; bucket_partition.h says where each starts
 //   kept_keys       int32 [B, N, kept_tokens]         only if the keys choose for themselves
 //   compact_key     [B, N, kept_tokens + T, D]        only if D is 64 or 128 and the precision is "same"; rows of
-//   compact_value   [B, N, kept_tokens + T, D]        kept_keys in their order, then the text, with zeros for its
-//   padding chunk_keys      int8 [B, N, chunks, 32 D]         only for attention_precision fp8 and D of 64 or 128: keys
-//   and chunk_values    e4m3 [B, N, chunks, 32 D]         values of every head in 8 bits, see sm90_fp8/images.h
+//   compact_value   [B, N, kept_tokens + T, D]        kept_keys in their order, then the text, with zeros for padding
+//   chunk_keys      int8 [B, N, chunks, 32 D]         only for attention_precision fp8 and D of 64 or 128: keys and
+//   chunk_values    e4m3 [B, N, chunks, 32 D]         values of every head in 8 bits, see fp8/images.h
 //   chunk_notes     16 bytes [B, N, chunks]
+//   head_statistics bfloat16 [B, N, 4, D]             what was done to the channels before
 //   work_counter    uint32 [64]                       zero when the attention starts
 //
 // Each starts at a multiple of 256 bytes. What belongs to heads that are not routed to the coreset is not written. The
@@ -23,8 +24,8 @@
 #include <cstdint>
 
 #include "bucket_partition.h"
+#include "fp8/chunks.h"
 #include "kernel_families.h"
-#include "sm90_fp8/block_shape.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -40,6 +41,7 @@ struct WorkspaceLayout {
   size_t chunk_keys;
   size_t chunk_values;
   size_t chunk_notes;
+  size_t head_statistics;
   size_t work_counter;
   size_t bytes;
 };
@@ -74,10 +76,11 @@ inline WorkspaceLayout workspace_layout(const vorta_routed_attention_problem& pr
   layout.compact_key = append(compact_row * (kept + problem.text_tokens));
   layout.compact_value = append(compact_row * (kept + problem.text_tokens));
   if (has_chunks(problem)) {
-    const size_t chunks = all_heads * sm90_fp8::chunks_per_head(problem);
-    layout.chunk_keys = append(chunks * sm90_fp8::kChunk * problem.head_dim);
-    layout.chunk_values = append(chunks * sm90_fp8::kChunk * problem.head_dim);
-    layout.chunk_notes = append(chunks * sm90_fp8::kChunkNoteBytes);
+    const size_t chunks = all_heads * fp8::chunks_per_head(problem);
+    layout.chunk_keys = append(chunks * fp8::kChunk * problem.head_dim);
+    layout.chunk_values = append(chunks * fp8::kChunk * problem.head_dim);
+    layout.chunk_notes = append(chunks * fp8::kChunkNoteBytes);
+    layout.head_statistics = append(all_heads * fp8::kStatisticsRows * problem.head_dim * sizeof(uint16_t));
   }
   layout.work_counter = append(kWorkCounters * sizeof(uint32_t));
   return layout;

@@ -2,15 +2,18 @@
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_ATTENTION_PARAMS_H_
 #define VORTA_TRT_KERNELS_SM90_FP8_ATTENTION_PARAMS_H_
 
+#include "../fp8/images.h"
 #include "../sm90/attention_params.h"
-#include "images.h"
+#include "block_shape.h"
 
 namespace vorta::sm90_fp8 {
+
+using fp8::ChunkNote;
 
 /// What the 8-bit kernel gets, by value.
 struct AttentionParams {
   sm90::Pattern pattern;
-  Images images;
+  fp8::Images images;
 };
 
 }  // namespace vorta::sm90_fp8

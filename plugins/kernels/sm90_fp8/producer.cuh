@@ -5,16 +5,16 @@
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_PRODUCER_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_PRODUCER_CUH_
 
+#include "../fp8/transform.cuh"
 #include "cute/arch/cluster_sm90.hpp"
 #include "cute/arch/copy_sm90_tma.hpp"
-#include "elements.cuh"
 #include "shared_storage.cuh"
 
 namespace vorta::sm90_fp8 {
 
 /// Calls `copy(first, count, place)` for every run of consecutive chunks in the next block.
 template <class Copy>
-__device__ void for_each_run(ChunkList& chunks, const Copy& copy) {
+__device__ void for_each_run(fp8::ChunkList& chunks, const Copy& copy) {
   int first = chunks.next(), count = 1, place = 0;
 #pragma unroll 1
   for (int i = 1; i < kChunks; ++i) {
@@ -45,7 +45,7 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
     wait(shared.item_full[slot.stage], slot.parity);
     const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
-    ChunkList chunks(params, item);
+    fp8::ChunkList chunks = chunks_of_item(params, item);
     const auto* images = (of_values ? params.images.value : params.images.key) + item.first_chunk * Traits::kChunkBytes;
     const ChunkNote* notes = params.images.notes + item.first_chunk;
     const int key_blocks = item.key_blocks;
@@ -70,18 +70,20 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
   }
 }
 
-/// Looks up and prefetches the rows of one consumer warpgroup, loads them, and rounds them to int8, every row with
-/// a scale of its own.
+/// Looks up and prefetches the rows of one consumer warpgroup, loads them, transforms them as the keys were, and rounds
+/// them to int8, every row with a scale of its own.
 template <class Traits>
-__device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage<Traits>& shared, const WorkItem& item,
+__device__ void load_queries(const AttentionParams& params, SharedStorage<Traits>& shared, const WorkItem& item,
                              int slot, int warpgroup) {
   using Element = typename Traits::Element;
-  constexpr int kRowLanes = Traits::kHeadDim / 8;  // 16 bytes of the row to each
-  constexpr int kRowsPerPass = 32 / kRowLanes;
-  const int lane = threadIdx.x % 32, in_row = lane % kRowLanes;
+  using Transform = fp8::RowTransform<Element, Traits::kHeadDim>;
+  const RoutedAttentionParams& problem = params.pattern.problem;
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));  // else what follows from it stays in registers from one item to the next
   const auto* query = static_cast<const Element*>(problem.query.data) + item.sample * problem.query.batch_stride +
                       item.head * problem.query.head_stride;
   int* tokens = shared.row_token[slot] + warpgroup * kRowsPerWarpgroup;
+#pragma unroll 1
   for (int row = lane; row < kRowsPerWarpgroup; row += 32) {
     const int token = row_token(problem, item, warpgroup * kRowsPerWarpgroup + row);
     tokens[row] = token;
@@ -91,30 +93,45 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
       asm volatile("prefetch.global.L2 [%0];" ::"l"(source + column));
     }
   }
+  const int64_t head = int64_t{item.sample} * problem.heads + item.head;
+  HeadVectors<Traits::kHeadDim>& vectors = shared.vectors[slot][warpgroup];
+  constexpr int kLanes = Traits::kHeadDim / 8;  // 16 bytes each
+  if (lane < 2 * kLanes) {
+    const auto row = lane < kLanes ? fp8::kQueryFactor : fp8::kValueMean;
+    uint16_t* target = lane < kLanes ? vectors.query_factor : vectors.value_mean;
+    const uint16_t* from = params.images.statistics_of(head, Traits::kHeadDim, row);
+    reinterpret_cast<uint4*>(target)[lane % kLanes] = __ldg(reinterpret_cast<const uint4*>(from) + lane % kLanes);
+  }
   __syncwarp();
-  unsigned char* rows = shared.query[slot] + warpgroup * kRowsPerWarpgroup * Traits::kHeadDim;
-#pragma unroll 4
-  for (int pass = 0; pass < kRowsPerWarpgroup / kRowsPerPass; ++pass) {
-    const int row = pass * kRowsPerPass + lane / kRowLanes;
-    const int token = tokens[row];
-    uint4 words{};  // of rows that are not stored; products of zeros take the least power
-    if (token >= 0) words = __ldg(reinterpret_cast<const uint4*>(query + token * problem.query.token_stride) + in_row);
-    const float2 x[4] = {unpack<Element>(words.x), unpack<Element>(words.y), unpack<Element>(words.z),
-                         unpack<Element>(words.w)};
-    float largest = 0.0f;
+  const Transform transform(threadIdx.x % 32);
+  const auto* source = query + transform.first_channel();
+  const uint16_t* factor = vectors.query_factor + transform.first_channel();
+  const int first = warpgroup * kRowsPerWarpgroup + lane / Transform::kRowLanes;
+  // Rows of one lane stand eight apart: their pieces stand at the same places of them.
+  const int place = fp8::swizzled_piece<Traits::kHeadDim>(first, transform.image_piece(0));
+#pragma unroll 1
+  for (int row = first; row < (warpgroup + 1) * kRowsPerWarpgroup; row += Transform::kRows) {
+    const int token = shared.row_token[slot][row];
+    const auto* from = reinterpret_cast<const uint4*>(source + token * problem.query.token_stride);
+    uint4 words[Transform::kPieces] = {};  // zeros for rows that are not stored: their products take the least power
+    if (token >= 0) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
-#pragma unroll
-    for (int bit = kRowLanes / 2; bit > 0; bit /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, bit));
+      for (int piece = 0; piece < Transform::kPieces; ++piece) {
+        words[piece] = __ldg(from + piece * (Transform::kPieceStride / 8));
+      }
     }
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    uint32_t bytes[2];
+    uint32_t pairs[Transform::kPairs];
+    transform(words, factor, nullptr, true, pairs);
+    const float largest = fp8::largest_of<Transform::kRowLanes>(pairs);
+    const float inverse = largest > 0.0f ? fp8::kLargestInt8 / largest : 0.0f;
+    unsigned char* image = shared.query[slot] + row * Traits::kHeadDim;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) bytes[i] = pack_int8(x[2 * i], x[2 * i + 1], inverse);
-    *reinterpret_cast<uint2*>(rows + row * Traits::kHeadDim + swizzled_piece<Traits::kHeadDim>(row, in_row / 2) * 16 +
-                              in_row % 2 * 8) = uint2{bytes[0], bytes[1]};
-    if (in_row == 0) shared.query_scale[slot][warpgroup * kRowsPerWarpgroup + row] = largest / 127.0f;
+    for (int piece = 0; piece < Transform::kImagePieces; ++piece) {
+      *reinterpret_cast<uint4*>(image + (place ^ piece) * 16) = fp8::pack_int8(pairs + 8 * piece, inverse);
+    }
+    if (lane % Transform::kRowLanes == 0) {
+      shared.query_scale[slot][row] = largest * (Transform::kProductFactor / fp8::kLargestInt8);
+    }
   }
   cutlass::arch::fence_view_async_shared();  // wgmma reads the rows through the asynchronous proxy
   shared.query_full[slot][warpgroup].arrive();
@@ -142,7 +159,7 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     wait(shared.item_full[slot.stage], slot.parity);
     const WorkItem& item = shared.item[slot.stage];
     if (item.kind == ItemKind::kEnd) return;
-    load_queries<Traits>(problem, shared, item, slot.stage, warpgroup);
+    load_queries<Traits>(params, shared, item, slot.stage, warpgroup);
     __syncwarp();
     if (!takes_items && threadIdx.x % 32 == 0) shared.item_empty[slot.stage].arrive();
   }

@@ -35,6 +35,12 @@ struct KernelTraits {
   static constexpr int kOutputs = kHeadDim / 2;  // registers of a thread
 };
 
+/// Of the head's fp8::StatisticsRow, bfloat16.
+template <int kHeadDim>
+struct alignas(16) HeadVectors {
+  uint16_t query_factor[kHeadDim], value_mean[kHeadDim];
+};
+
 template <class Traits>
 struct SharedStorage {
   alignas(1024) unsigned char query[kItemSlots][Traits::kQueryBytes];
@@ -43,6 +49,7 @@ struct SharedStorage {
   alignas(16) ChunkNote notes[Traits::kKeyStages][kChunks];
   float total[Traits::kConsumers][Traits::kOutputs][kThreadsPerWarpgroup];  // see Consumer::flush()
   float query_scale[kItemSlots][Traits::kRows];
+  HeadVectors<Traits::kHeadDim> vectors[kItemSlots][Traits::kConsumers];  // of the item's head
   ClusterTransactionBarrier key_full[Traits::kKeyStages], value_full[Traits::kValueStages];
   ClusterBarrier key_empty[Traits::kKeyStages], value_empty[Traits::kValueStages];
   ClusterBarrier query_full[kItemSlots][Traits::kConsumers];

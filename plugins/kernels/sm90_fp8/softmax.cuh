@@ -10,11 +10,13 @@
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 
+#include "../fp8/images.h"
 #include "../sm90/softmax.cuh"
-#include "images.h"
+#include "block_shape.h"
 
 namespace vorta::sm90_fp8 {
 
+using fp8::ChunkNote;
 using sm90::exp2_approx;
 using sm90::row_of;
 

@@ -4,6 +4,7 @@
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_WORK_ITEM_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_WORK_ITEM_CUH_
 
+#include "../fp8/chunk_list.h"
 #include "../sm90/work_item.cuh"
 #include "attention_params.h"
 
@@ -31,66 +32,17 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const sm90::He
   item.video_chunks = params.images.video_chunks(sm90::route_of(item.kind));
   item.text_chunks = sm90::ceil_div(item.text_length, kChunk);
   const bool sliding = item.kind == ItemKind::kSliding;
-  const int seen = sliding ? problem.window[0] * problem.window[1] * problem.window[2] * params.images.tile_chunks
-                           : item.video_chunks;
+  const int seen = sliding ? params.images.window_chunks(problem, item.group.window_origin) : item.video_chunks;
   item.key_blocks = sliding || item.keys > 0 ? sm90::ceil_div(seen + item.text_chunks, kChunks) : 0;
   return item;
 }
 
-/// The chunks of one work item, in order.
-class ChunkList {
- public:
-  __device__ ChunkList(const AttentionParams& params, const WorkItem& item)
-      : text_(item.video_chunks),
-        text_left_(item.text_chunks),
-        empty_(item.video_chunks + static_cast<int>(chunks_of(params.pattern.problem.text_tokens))) {
-    if (item.kind != ItemKind::kSliding) {
-      left_ = item.video_chunks;
-      return;
-    }
-    const RoutedAttentionParams& problem = params.pattern.problem;
-    const BoxPartition& tiles = problem.tiles;
-    const auto tile = [&](int axis) { return item.group.window_origin[axis] / tiles.extent[axis]; };
-    row_stride_ = tiles.boxes[2] * params.images.tile_chunks;
-    plane_stride_ = tiles.boxes[1] * row_stride_;
-    row_chunks_ = problem.window[2] * params.images.tile_chunks;
-    rows_ = rows_left_ = problem.window[1];
-    planes_left_ = problem.window[0];
-    plane_ = row_ = tile(0) * plane_stride_ + tile(1) * row_stride_ + tile(2) * params.images.tile_chunks;
-  }
-
-  /// The next chunk of the head; the one without keys behind the last.
-  __device__ int next() {
-    if (left_ == 0 && !next_run()) return empty_;
-    --left_;
-    return chunk_++;
-  }
-
- private:
-  __device__ bool next_run() {
-    if (planes_left_ > 0) {
-      chunk_ = row_;
-      left_ = row_chunks_;
-      row_ += row_stride_;
-      if (--rows_left_ == 0) {
-        rows_left_ = rows_;
-        --planes_left_;
-        plane_ += plane_stride_;
-        row_ = plane_;
-      }
-      return true;
-    }
-    chunk_ = text_;
-    left_ = text_left_;
-    text_left_ = 0;
-    return left_ > 0;
-  }
-
-  int text_, text_left_, empty_;
-  int chunk_ = 0, left_ = 0;
-  int planes_left_ = 0, rows_ = 0, rows_left_ = 0, plane_ = 0, row_ = 0;  // of the window; positions in chunks
-  int plane_stride_ = 0, row_stride_ = 0, row_chunks_ = 0;
-};
+/// The chunks of one work item.
+__device__ inline fp8::ChunkList chunks_of_item(const AttentionParams& params, const WorkItem& item) {
+  const RoutedAttentionParams& problem = params.pattern.problem;
+  if (item.kind != ItemKind::kSliding) return {problem, item.video_chunks, item.text_chunks};
+  return {problem, params.images, item.group.window_origin, item.text_chunks};
+}
 
 }  // namespace vorta::sm90_fp8
 
