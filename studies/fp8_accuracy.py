@@ -117,6 +117,11 @@ def input_sets(geometry: AttentionGeometry, generator: torch.Generator) -> dict[
     return sets
 
 
+def norm_of_heads(tensor: Tensor) -> Tensor:
+    """Frobenius norm of each head of [B, S+T, N, D]."""
+    return torch.linalg.vector_norm(tensor, dim=(0, 1, 3))
+
+
 def compare(inputs: Inputs, geometry: AttentionGeometry, branch: Branch) -> tuple[float, float]:
     """The largest relative error of a head, and the norm ratio that is furthest from 1."""
     tensors = [tensor.bfloat16() for tensor in (inputs.query, inputs.key, inputs.value)]
@@ -126,8 +131,8 @@ def compare(inputs: Inputs, geometry: AttentionGeometry, branch: Branch) -> tupl
         routed_attention(*tensors, routes, geometry, lengths, attention_precision=precision).float()
         for precision in ("fp8", "same")
     ]
-    norms = [output.norm(dim=(0, 1, 3)) for output in outputs]  # [N]
-    errors = (outputs[0] - outputs[1]).norm(dim=(0, 1, 3)) / norms[1]
+    norms = [norm_of_heads(output) for output in outputs]  # [N]
+    errors = norm_of_heads(outputs[0] - outputs[1]) / norms[1]
     ratios: list[float] = (norms[0] / norms[1]).tolist()
     return float(errors.max()), max(ratios, key=lambda ratio: abs(ratio - 1))
 
@@ -178,7 +183,12 @@ def main() -> None:
         for branch in branches:
             times[branch.name.lower()] = milliseconds(geometry, arguments.timed_heads, branch, "fp8")
         print("ms:", {name: round(time, 3) for name, time in times.items()})
-    found = {"geometry": arguments.geometry, "device": torch.cuda.get_device_name(), "rows": rows, "milliseconds": times}
+    found = {
+        "geometry": arguments.geometry,
+        "device": torch.cuda.get_device_name(),
+        "rows": rows,
+        "milliseconds": times,
+    }
     print("written:", write_result(arguments.output, "fp8-accuracy", found))
 
 

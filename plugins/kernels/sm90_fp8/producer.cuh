@@ -83,7 +83,6 @@ __device__ void load_queries(const AttentionParams& params, SharedStorage<Traits
   const auto* query = static_cast<const Element*>(problem.query.data) + item.sample * problem.query.batch_stride +
                       item.head * problem.query.head_stride;
   int* tokens = shared.row_token[slot] + warpgroup * kRowsPerWarpgroup;
-#pragma unroll 1
   for (int row = lane; row < kRowsPerWarpgroup; row += 32) {
     const int token = row_token(problem, item, warpgroup * kRowsPerWarpgroup + row);
     tokens[row] = token;
