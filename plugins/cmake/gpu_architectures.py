@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 GENERIC = "80"  # code for SM80, and PTX that the driver compiles for newer GPUs
-RELEASE = ("80-real", "89-real", "90a-real", "100-real", "120-real", "120-virtual")
+RELEASE = ("80-real", "86-real", "89-real", "90a-real", "100-real", "120-real", "120-virtual")
 LIST_GPUS = "--list-gpus"
 KERNELS = Path(__file__).parents[1] / "kernels"
 TIMEOUT = 60  # seconds; a driver that does not answer by then has no GPU for us
