@@ -48,8 +48,10 @@ wheel: $(VENV)/.requirements-wheel
 	PATH="$(abspath $(BIN)):$$PATH" VORTA_CUDA_ARCHITECTURES="$(WHEEL_ARCHITECTURES)" VORTA_TENSORRT8=ON $(BIN)/python -m pip \
 	  --disable-pip-version-check wheel --verbose --no-deps --no-build-isolation --config-settings build-dir=build/release \
 	  --wheel-dir build/wheel .
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtensorrt_rtx.so.1 --wheel-dir dist build/wheel/*.whl
-	$(BIN)/python studies/kernel_resources.py --brief dist/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtensorrt_rtx.so.1 \
+	  --wheel-dir build/wheel/tagged build/wheel/*.whl
+	$(BIN)/python studies/kernel_resources.py --brief build/wheel/tagged/*.whl
+	mkdir -p dist && mv build/wheel/tagged/*.whl dist/ && ls -l dist
 
 lint: $(VENV)/.requirements-test
 	$(BIN)/ruff check .

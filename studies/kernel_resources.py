@@ -20,9 +20,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vorta_trt.plugins import library_path
-from vorta_trt.plugins.library import LIBRARY_NAME
-
 FATBIN_MAGIC = 0xBA55ED50
 PTX, CUBIN = 1, 2
 # Attributes of .nv.info: a symbol's number and a value of 32 bits.
@@ -197,7 +194,7 @@ def read_library(path: Path) -> bytes:
     if path.suffix != ".whl":
         return path.read_bytes()
     with zipfile.ZipFile(path) as wheel:
-        return wheel.read(f"vorta_trt/plugins/{LIBRARY_NAME}")
+        return wheel.read("vorta_trt/plugins/libvorta_trt.so")
 
 
 def _print(kernels: list[Kernel], brief: bool) -> None:
@@ -222,7 +219,11 @@ def main() -> int:
     parser.add_argument("--brief", action="store_true", help="name only kernels that spill registers")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    path = arguments.library or library_path()
+    path = arguments.library
+    if path is None:
+        from vorta_trt.plugins import library_path  # a wheel is looked at where nothing is installed
+
+        path = library_path()
     try:
         kernels = library_kernels(read_library(path))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

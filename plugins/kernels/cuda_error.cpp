@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda_error.h"
 
+#include <cstdio>
+
 #include "last_error.h"
 
 namespace vorta {
@@ -18,10 +20,17 @@ vorta_status report(const char* step, cudaError_t error) noexcept {
                   step, vorta_cuda_architectures(), text);
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
-    case cudaErrorSystemDriverMismatch:
+    case cudaErrorSystemDriverMismatch: {
+      int driver = 0;
+      if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+      char found[64] = "";  // nothing where there is no driver
+      if (driver != 0) {
+        std::snprintf(found, sizeof(found), ", where this one's is of CUDA %d.%d", driver / 1000, driver % 1000 / 10);
+      }
       return fail(VORTA_CUDA_ERROR,
-                  "%s: %s: %s; run on a machine with an NVIDIA GPU and a driver of CUDA %d.%d or newer", step, name,
-                  text, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+                  "%s: %s: %s; run on a machine with an NVIDIA GPU and a driver of CUDA %d.%d or newer%s", step, name,
+                  text, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, found);
+    }
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchFailure:
     case cudaErrorLaunchTimeout:
