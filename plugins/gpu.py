@@ -21,14 +21,26 @@ _CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True, order=True)
 class ComputeCapability:
-    """A GPU architecture, e.g. 8.9 (Ada) or 9.0 (Hopper)."""
+    """A GPU architecture, e.g. 8.9 (Ada) or 9.0 (Hopper).
+
+    Attributes:
+        major: The digits before the point.
+        minor: The digit behind it.
+    """
 
     major: int
     minor: int
 
     @classmethod
     def parse(cls, text: str) -> ComputeCapability:
-        """Reads "8.9", "89", "sm_89", "SM89", "12.0" or "120"."""
+        """Reads "8.9", "89", "sm_89", "SM89", "12.0" or "120".
+
+        Args:
+            text: One of these forms.
+
+        Raises:
+            ValueError: It is none of them.
+        """
         match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", text.strip(), flags=re.IGNORECASE)
         if match is None:
             raise ValueError(f'compute capability {text!r}: not of the form "8.9", "89" or "sm_89"')
@@ -50,7 +62,13 @@ HOPPER = ComputeCapability(9, 0)
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU."""
+    """One GPU.
+
+    Attributes:
+        name: Its name, such as "NVIDIA H100 80GB HBM3".
+        capability: Its compute capability.
+        memory_bytes: All of its memory.
+    """
 
     name: str
     capability: ComputeCapability
@@ -62,11 +80,17 @@ class Device:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What the CUDA driver says: its GPUs, or the reason why there are none."""
+    """What the CUDA driver says: its GPUs, or the reason why there are none.
+
+    Attributes:
+        devices: The GPUs.
+        cuda_version: The newest CUDA version that the driver supports, e.g. "13.0"; None without a driver.
+        reason: Why there are no GPUs; None if there are some.
+    """
 
     devices: tuple[Device, ...]
-    cuda_version: str | None  # the newest CUDA version that the driver supports, e.g. "13.0"
-    reason: str | None  # why `devices` is empty
+    cuda_version: str | None
+    reason: str | None
 
 
 @cache
@@ -131,6 +155,13 @@ def code_for(architectures: Iterable[str], capability: ComputeCapability) -> Cod
 
     Machine code (`-real`) runs on the same major version from its minor version up; an architecture-specific one
     ("90a") on exactly that GPU; PTX (`-virtual`) on anything newer. No suffix means both.
+
+    Args:
+        architectures: What was compiled for.
+        capability: The GPU's.
+
+    Returns:
+        Machine code, PTX or nothing.
     """
     best = Code.NONE
     for architecture in architectures:

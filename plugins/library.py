@@ -37,7 +37,11 @@ class Status(IntEnum):
 
 
 class LibraryError(VortaError):
-    """A call of the C API failed; `status` tells how, the message is the library's own."""
+    """A call of the C API failed; the message is the library's own.
+
+    Attributes:
+        status: What the function returned.
+    """
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -169,7 +173,17 @@ class KernelFamily:
 
 
 class PluginLibrary:
-    """The loaded library. Its functions may be called from any thread."""
+    """The loaded library. Its functions may be called from any thread.
+
+    Args:
+        path: The file; loading it needs neither a GPU nor a driver.
+
+    Raises:
+        VortaError: The file is no library of this version of the package.
+
+    Attributes:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -272,17 +286,43 @@ class PluginLibrary:
         self._require(self._library.vorta_force_kernels(family.encode()))
 
     def validate(self, problem: Problem) -> None:
-        """Raises LibraryError unless the kernels take `problem`. Needs no GPU."""
+        """Checks that the kernels take a problem. Needs no GPU.
+
+        Args:
+            problem: Everything about a call but its pointers.
+
+        Raises:
+            LibraryError: They do not; the message names argument, value, rule and remedy.
+        """
         self._require(self._library.vorta_routed_attention_validate(ctypes.byref(problem)))
 
     def workspace_size(self, problem: Problem) -> int:
-        """Bytes of scratch memory of one call. Needs no GPU."""
+        """Asks for the scratch memory of one call. Needs no GPU.
+
+        Args:
+            problem: Everything about the call but its pointers.
+
+        Returns:
+            Bytes; they depend on the problem alone.
+
+        Raises:
+            LibraryError: The kernels do not take the problem.
+        """
         size = ctypes.c_size_t()
         self._require(self._library.vorta_routed_attention_workspace_size(ctypes.byref(problem), ctypes.byref(size)))
         return size.value
 
     def enqueue(self, problem: Problem, tensors: Tensors, stream: int) -> None:
-        """Launches the operator on `stream` (a cudaStream_t as an integer, 0 for the default stream)."""
+        """Launches the operator on a stream and returns at once.
+
+        Args:
+            problem: Everything about the call but its pointers.
+            tensors: Pointers and strides; they stay valid until the stream has done the work.
+            stream: A cudaStream_t as an integer, 0 for the default stream.
+
+        Raises:
+            LibraryError: An argument breaks a rule, there is no kernel for this GPU, or CUDA refuses the launch.
+        """
         arguments = (ctypes.byref(problem), ctypes.byref(tensors), ctypes.c_void_p(stream))
         self._require(self._library.vorta_routed_attention_enqueue(*arguments))
 
@@ -347,5 +387,13 @@ def _load(path: Path) -> PluginLibrary:
 
 
 def load_library() -> PluginLibrary:
-    """The library at `library_path()`, loaded once per process."""
+    """Loads the library at `library_path()`, once per process. It needs neither a GPU nor a driver.
+
+    Returns:
+        The library. `kernel_support.prepare_gpu` says whether it runs on a GPU of this machine.
+
+    Raises:
+        LibraryNotFoundError: There is none.
+        VortaError: The file is no library of this version of the package.
+    """
     return _load(library_path())
