@@ -20,7 +20,9 @@ vorta_status report(const char* step, cudaError_t error) noexcept {
                   step, vorta_cuda_architectures(), text);
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
-    case cudaErrorSystemDriverMismatch: {
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorStubLibrary: {
       int driver = 0;
       if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
       char found[64] = "";  // nothing where there is no driver

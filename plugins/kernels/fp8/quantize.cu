@@ -47,9 +47,7 @@ __device__ __forceinline__ int token_of_lane(const RoutedAttentionParams& proble
   const int row = chunk * kChunk + lane;
   if (route == VORTA_CORESET) {
     if (row >= problem.kept_tokens) return -1;
-    // The list is not written where the route changed since the selection.
-    const auto token = static_cast<unsigned>(problem.kept_keys[head * problem.kept_tokens + row]);
-    return static_cast<int>(min(token, static_cast<unsigned>(problem.video_tokens - 1)));
+    return listed_token(problem, problem.kept_keys + head * problem.kept_tokens + row);
   }
   return row < problem.video_tokens ? row : -1;
 }

@@ -4,6 +4,7 @@
 // transforms that they make change no output (images.h): a sample is enough, values that are not finite count as 0.
 #include <cfloat>
 
+#include "../kernel_launch.h"
 #include "elements.cuh"
 #include "statistics.h"
 
@@ -136,8 +137,7 @@ cudaError_t launch_statistics(const RoutedAttentionParams& problem, const Images
   const auto blocks = static_cast<unsigned>(int64_t{problem.batch} * problem.heads * (problem.head_dim / kChannels));
   const auto kernel =
       dtype == VORTA_FLOAT16 ? statistics_kernel<cutlass::half_t> : statistics_kernel<cutlass::bfloat16_t>;
-  kernel<<<blocks, kThreads, 0, stream>>>(problem, images);
-  return cudaGetLastError();
+  return launch_kernel({dim3(blocks), kThreads, 0, stream}, kernel, problem, images);
 }
 
 }  // namespace vorta::fp8
