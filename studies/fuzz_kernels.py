@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.plugins.random_judge import BRANCHES, COUNTS, FIGURES, FP8_LIMIT, Judge, faults, refusal, runs_of  # noqa: E402
+from tests.plugins.random_judge import BRANCHES, COUNTS, FIGURES, FP8_LIMIT, RUNS, Judge, faults, refusal, runs_of  # noqa: E402
 from tests.plugins.random_problems import RandomProblem, draw  # noqa: E402
 from vorta_trt.benchmarks.harness import write_result  # noqa: E402
 
@@ -35,6 +35,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 MUTATIONS = ("window", "tile", "bucket", "keep", "coreset_keys", "route", "length", "scale")
 TOGETHER = 64  # problems whose verdicts are read from the GPU at once
 SHOWN = 40  # findings in the result
+
+
+def name_of(family: str, precision: str) -> str:
+    """A run in words, such as "default-same" and "sm80-fp8"."""
+    return f"{family or 'default'}-{precision}"
 
 
 def mutated(problem: RandomProblem, what: str) -> RandomProblem:
@@ -70,7 +75,7 @@ class Tally:
         self.wrong: set[int] = set()
 
     def add(self, problem: RandomProblem, family: str, precision: str, row: torch.Tensor | None) -> None:
-        name = f"{family or 'default'} {precision}"
+        name = name_of(family, precision)
         if row is None:
             self.runs[f"{name}, unsupported"] += 1
             return
@@ -82,7 +87,7 @@ class Tally:
             return
         rows = torch.stack([row for *_, row in self.waiting]).tolist()
         for (problem, family, precision, _), row in zip(self.waiting, rows, strict=True):
-            name = f"{family or 'default'} {precision}"
+            name = name_of(family, precision)
             limit = self.limit if problem.mild else float("inf")
             self.note(problem, name, faults(row, precision, limit))
             for branch, branch_name in enumerate(BRANCHES):
@@ -111,6 +116,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--number", type=int, help="run this problem alone, and print what is found")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--run", action="append", choices=[name_of(*run) for run in RUNS], help="these runs alone")
     parser.add_argument("--mutate", choices=MUTATIONS, help="tell the kernels something else than the oracle")
     parser.add_argument("--fp8-limit", type=float, default=FP8_LIMIT, help="relative error of a head in 8 bits")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
@@ -118,7 +124,7 @@ def main() -> int:
 
     tally, mistakes, start = Tally(arguments.fp8_limit), Counter[str](), time.perf_counter()
     numbers = range(arguments.first, arguments.first + arguments.count)
-    done = 0
+    done, crashed = 0, False
     for number in [arguments.number] if arguments.number is not None else numbers:
         problem = draw(number)
         if problem.mistake:
@@ -129,19 +135,30 @@ def main() -> int:
             given = mutated(problem, arguments.mutate) if arguments.mutate else problem
             judge = Judge(problem, given)
             for family, precision in runs_of(problem):
-                tally.add(problem, family, precision, judge.run(family, precision))
+                if arguments.run and name_of(family, precision) not in arguments.run:
+                    continue
+                try:
+                    tally.add(problem, family, precision, judge.run(family, precision))
+                    torch.cuda.synchronize()
+                except torch.AcceleratorError as error:  # of a kernel that ran; this process is done with CUDA
+                    tally.note(problem, name_of(family, precision), [f"crash: {str(error).splitlines()[0]}"])
+                    crashed = True
+                    break
         done += 1
+        if crashed:
+            break
         if done % TOGETHER == 0:
             tally.read()
         if time.perf_counter() - start > arguments.seconds:
             break
-    torch.cuda.synchronize()
-    tally.read()
+    if not crashed:
+        tally.read()
     seconds = time.perf_counter() - start
     figures = {
         "problems": done,
         "first": arguments.first,
         "mutation": arguments.mutate,
+        "crashed": crashed,
         "seconds": round(seconds, 1),
         "runs": dict(sorted(tally.runs.items())),
         "refused_as_they_should_be": sum(mistakes.values()) - sum(f["run"] == "refusal" for f in tally.findings),
