@@ -156,6 +156,8 @@ def test_library_with_another_interface(compile_cpp: Any, tmp_path: Path) -> Non
                                                     const vorta_routed_attention_tensors*, void*) {
           return VORTA_OK;
         }
+        vorta_status vorta_force_kernels(const char*) { return VORTA_OK; }
+        const char* vorta_forced_kernels(void) { return ""; }
         const char* vorta_last_error(void) { return "problem.struct_size 96: must be 104"; }
         const char* vorta_version(void) { return "9.9.9"; }
         const char* vorta_abi_hash(void) { return ""; }
