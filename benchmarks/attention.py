@@ -7,6 +7,7 @@ on the same tensors in the same run; a peer that cannot run is a row with the re
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.peer import Peer, Prepared, Unavailable
 from vorta_trt.benchmarks.peers import CUDNN, select_peers
 from vorta_trt.benchmarks.report import OURS, Report, Row, failed_row, with_speedups
-from vorta_trt.benchmarks.routed import Capture, Routed
+from vorta_trt.benchmarks.routed import Capture, Routed, held_to
 from vorta_trt.benchmarks.timing import GraphReplay, Run, Timer, Timing, matmul_ceiling, tflops
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
@@ -45,7 +46,10 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run; empty tuples mean the defaults of `cases.select_cases` and `peers.select_peers`."""
+    """The options of a run; empty tuples mean the defaults of `cases.select_cases` and `peers.select_peers`.
+
+    `kernels` are families that our rows are held to one after the other, "" for the GPU's own.
+    """
 
     geometries: tuple[str, ...] = ()
     heads: tuple[int, ...] = ()
@@ -53,6 +57,7 @@ class Options:
     branches: tuple[str, ...] = BRANCHES
     peers: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ("same",)
+    kernels: tuple[str, ...] = ("",)
     dtype: str = "bf16"
     head_dim: int = 128
     inputs: str = "normal"
@@ -107,6 +112,9 @@ def run(options: Options, progress: Progress) -> Report:
     """Measures everything on the current CUDA device. Raises NoGpuError; LibraryNotFoundError without the kernels."""
     require_gpu()
     library = load_library()
+    for kernels in options.kernels:
+        with held_to(kernels):  # raises now, not after the first rows
+            pass
     start = time.perf_counter()
     rows: list[Row] = []
     with torch.no_grad():
@@ -167,8 +175,10 @@ def case_rows(
         return blank_row(case, branch, implementation)
 
     rows: list[Row] = []
-    for precision in options.precisions:
-        routed = Routed(case, inputs, precision, expected=wanted, timer=timer, measured=measured, capture=capture)
+    for kernels, precision in itertools.product(options.kernels, options.precisions):
+        routed = Routed(
+            case, inputs, precision, expected=wanted, timer=timer, measured=measured, capture=capture, kernels=kernels
+        )
         rows += routed.rows(blank, [branch for branch in BRANCHES if branch in options.branches], options.graphs())
     for peer in select_peers(options.peers):
         if peer.branch in options.branches or peer is CUDNN:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from vorta_trt.benchmarks.checks import FACTOR, FP8_BOUND, Expected, padding_is_
 from vorta_trt.benchmarks.report import OURS, Row, failed_row
 from vorta_trt.benchmarks.timing import Run, Timing
 from vorta_trt.model import Branch, routed_attention
+from vorta_trt.plugins import load_library
 
 logger = logging.getLogger(__name__)
 GRAPH = "graph replay"
@@ -24,10 +26,33 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 Measured = Callable[[Row, Timing], Row]
 
 
+@contextmanager
+def held_to(kernels: str) -> Iterator[None]:
+    """Holds the library to a family of kernels for a while.
+
+    Args:
+        kernels: What `PluginLibrary.force_kernels` takes; "" changes nothing.
+
+    Raises:
+        LibraryError: There is no such family.
+    """
+    if not kernels:
+        yield
+        return
+    library = load_library()
+    before = library.forced_kernels
+    library.force_kernels(kernels)
+    try:
+        yield
+    finally:
+        library.force_kernels(before)
+
+
 class Routed:
     """Our operator on one case, in one precision.
 
     Args:
+        kernels: The family of kernels that calls are held to, "" for the GPU's own; see `held_to`.
         expected: gives the checked head's output of a branch.
         measured: adds a timing's figures to a row.
         capture: makes a graph of a run.
@@ -43,16 +68,22 @@ class Routed:
         timer: Callable[[Run], Timing],
         measured: Measured,
         capture: Capture,
+        kernels: str = "",
     ) -> None:
         self._case, self._inputs, self._precision = case, inputs, precision
         self._expected, self._timer, self._measured, self._capture = expected, timer, measured, capture
-        self.name = OURS if precision == "same" else f"{OURS} {precision}"
+        self._kernels = kernels
+        self.name = (OURS if precision == "same" else f"{OURS} {precision}") + (f" ({kernels})" if kernels else "")
 
     def rows(self, blank: Callable[[str, str], Row], branches: Sequence[str], graphs: Sequence[str]) -> list[Row]:
         """A row for each of `branches`, and one more through a graph for those of them that are in `graphs`.
 
         blank: makes the row of a branch and an implementation.
         """
+        with held_to(self._kernels):
+            return self._rows(blank, branches, graphs)
+
+    def _rows(self, blank: Callable[[str, str], Row], branches: Sequence[str], graphs: Sequence[str]) -> list[Row]:
         rows: list[Row] = []
         for branch in branches:
             row = self._guarded(self._branch_row, blank(branch, self.name))

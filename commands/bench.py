@@ -116,6 +116,10 @@ def attention(
         list[str] | None, typer.Option(help="cudnn, flash2, flash4, flex, gather or none [default: all].")
     ] = None,
     precision: ProductPrecision = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option(help="Hold our attention to kernels sm80 or sm89_fp8; gpu is the GPU's own [default: gpu]."),
+    ] = None,
     dtype: Dtype = "bf16",
     head_dim: Annotated[int, typer.Option(help="The size of a head: a multiple of 8, at most 256.")] = 128,
     inputs: Annotated[
@@ -157,6 +161,7 @@ def attention(
                 branches=listed(branch) or BRANCHES,
                 peers=listed(peers),
                 precisions=listed(precision) or ("same",),
+                kernels=tuple("" if name == "gpu" else name for name in listed(kernels)) or ("",),
                 dtype=dtype,
                 head_dim=head_dim,
                 inputs=inputs.value,

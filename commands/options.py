@@ -53,7 +53,9 @@ RouteOverride = Annotated[
 ]
 AttentionPrecisionOption = Annotated[
     AttentionPrecision | None,
-    typer.Option(help="fp8 makes attention faster and less exact on GPUs of compute capability 9.0 [default: same]."),
+    typer.Option(
+        help="fp8 makes attention faster and less exact on GPUs of compute capability 8.9 or newer [default: same]."
+    ),
 ]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.gpu import Target
-from vorta_trt.plugins.gpu import Device
+from vorta_trt.plugins.gpu import ComputeCapability, Device, architectures_cover
+from vorta_trt.plugins.kernel_support import architectures_remedy
 from vorta_trt.plugins.library import KernelFamily, load_library
 
 logger = logging.getLogger(__name__)
@@ -24,24 +25,39 @@ def _families() -> list[KernelFamily]:
     return [family for family in load_library().kernel_families if family.attention_precision == "fp8"]
 
 
-def _capabilities(families: Iterable[KernelFamily]) -> str:
-    """The GPUs that the families serve, such as "9.0"."""
-    texts = []
-    for family in families:
-        oldest, newest = family.oldest_gpu, family.newest_gpu
-        texts.append(f"{oldest}" if oldest == newest else f"{oldest} or newer" if newest.major > 99 else
-                     f"{oldest} to {newest}")  # fmt: skip
-    return " or ".join(dict.fromkeys(texts))
+def _served_gpus(families: Iterable[KernelFamily]) -> str:
+    """The GPUs that the families serve, such as "8.9 or newer"."""
+    texts: list[str] = []
+    newest = None
+    for family in sorted(families, key=lambda family: (family.oldest_gpu, family.newest_gpu)):
+        if newest is not None and family.newest_gpu <= newest:
+            continue  # served by the family before it, too
+        newest = family.newest_gpu
+        if newest.major > 99:
+            texts.append(f"{family.oldest_gpu} or newer")
+        else:
+            texts.append(str(newest) if newest == family.oldest_gpu else f"{family.oldest_gpu} to {newest}")
+    return " or ".join(texts)
 
 
-def _is_served(target: Target, family: KernelFamily) -> bool:
-    """Says whether the family serves some GPU that an engine is built for."""
-    newer = target.and_newer and family.newest_gpu > max(target.capabilities)
-    return newer or any(map(family.serves, target.capabilities))
+def _is_compiled(families: Iterable[KernelFamily], capability: ComputeCapability) -> bool:
+    """Says whether the library holds a family that runs on such a GPU."""
+    return any(
+        family.serves(capability) and architectures_cover(family.architectures, capability) for family in families
+    )
+
+
+def _not_compiled(capabilities: Iterable[ComputeCapability]) -> str:
+    """Rule and remedy for GPUs whose kernels the library lacks."""
+    library, missing = load_library(), sorted(capabilities)
+    return (
+        f"needs kernels that {library.path} does not hold for compute capability {', '.join(map(str, missing))}: it "
+        f"was compiled for {', '.join(library.cuda_architectures)}; {architectures_remedy(*missing)}, or {_REMEDY}"
+    )
 
 
 def check_build(source: Path, attention_precision: str, target: Target, head_dims: Iterable[int], strict: bool) -> None:
-    """Refuses an engine with fp8 attention that nothing could run.
+    """Refuses an engine with fp8 attention that some GPU of its target could not run.
 
     Args:
         source: What it is built from.
@@ -51,20 +67,24 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
         strict: Raise; otherwise warn.
 
     Raises:
-        BuildError: There are no such kernels.
+        BuildError: There are no such kernels, or the library does not hold them.
     """
     if attention_precision != "fp8":
         return
     missing = []
     families = _families()
-    serving = [family for family in families if _is_served(target, family)]
-    if not serving:
+    served = [capability for capability in target.capabilities if any(f.serves(capability) for f in families)]
+    if len(served) < len(target.capabilities):
         built_for = ", ".join(map(str, target.capabilities)) + (" and newer" if target.and_newer else "")
+        options = " ".join(f"--compute-capability {capability}" for capability in served)
+        alone = f"for GPUs that have it alone ({options})" if served else "for GPUs that have it"
         missing.append(
-            f"needs a GPU of compute capability {_capabilities(families)}, and this engine is built for {built_for}; "
-            f"build with --tensorrt tensorrt on such a GPU, or {_REMEDY}"
+            f"needs GPUs of compute capability {_served_gpus(families)}, and this engine is built for {built_for}; "
+            f"build {alone}, or {_REMEDY}"
         )
-    known_dims = {head_dim for family in serving or families for head_dim in family.head_dims}
+    if lacking := [capability for capability in served if not _is_compiled(families, capability)]:
+        missing.append(_not_compiled(lacking))
+    known_dims = {head_dim for family in families for head_dim in family.head_dims}
     if unknown := sorted(set(head_dims) - known_dims):
         known = " or ".join(map(str, sorted(known_dims)))
         missing.append(f"needs head_dim {known}, and this model has {', '.join(map(str, unknown))}; {_REMEDY}")
@@ -76,13 +96,15 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
 
 
 def run_problems(attention_precision: str, device: Device) -> list[str]:
-    """Why an engine with this attention precision does not run on `device`."""
+    """Says why an engine with this attention precision does not run on `device`; nothing if it does."""
     if attention_precision != "fp8":
         return []
     families = _families()
-    if any(family.serves(device.capability) for family in families):
-        return []
-    return [
-        f"attention_precision fp8 needs a GPU of compute capability {_capabilities(families)}, but this GPU is "
-        f"{device}; build for it with --attention-precision same"
-    ]
+    if not any(family.serves(device.capability) for family in families):
+        return [
+            f"attention_precision fp8 needs a GPU of compute capability {_served_gpus(families)}, but this GPU is "
+            f"{device}; build for it with --attention-precision same"
+        ]
+    if not _is_compiled(families, device.capability):
+        return [f"attention_precision fp8 {_not_compiled([device.capability])}"]
+    return []

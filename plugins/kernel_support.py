@@ -74,7 +74,8 @@ def code_problem(library: PluginLibrary, device: Device) -> str | None:
             f"{library.path} has kernels for {built}, none for this GPU ({device}), and there are none for compute "
             f"capabilities below {OLDEST}; use a newer GPU"
         )
-    return f"{library.path} has kernels for {built}, none for this GPU ({device}); {_remedy(device.capability)}"
+    remedy = architectures_remedy(device.capability)
+    return f"{library.path} has kernels for {built}, none for this GPU ({device}); {remedy}"
 
 
 def best_family(library: PluginLibrary, precision: str, capability: ComputeCapability) -> KernelFamily | None:
@@ -109,15 +110,16 @@ def slower_than_possible(library: PluginLibrary, device: Device) -> str | None:
     return (
         f"{device}: slower than possible, because {library.path} was compiled for "
         f"{', '.join(library.cuda_architectures)}: {'; '.join(misses)}. To get the faster ones, "
-        f"{_remedy(device.capability)}"
+        f"{architectures_remedy(device.capability)}"
     )
 
 
-def _remedy(capability: ComputeCapability) -> str:
-    native = native_architecture(capability)
+def architectures_remedy(*capabilities: ComputeCapability) -> str:
+    """Says how to get a library with the code of these GPUs."""
+    wanted = ";".join(f"{native_architecture(capability)}-real" for capability in capabilities)
     return (
-        f'install vorta-trt from a release wheel, or from the sources with VORTA_CUDA_ARCHITECTURES="80;{native}-real"'
-        " in the environment (a build on a machine with this GPU does so by itself)"
+        f'install vorta-trt from a release wheel, or from the sources with VORTA_CUDA_ARCHITECTURES="80;{wanted}"'
+        " in the environment (a build on a machine with such a GPU does so by itself)"
     )
 
 

@@ -278,7 +278,8 @@ class PluginLibrary:
         """Holds all calls of the process from now on to one family of kernels, for tests and comparisons.
 
         Args:
-            family: "sm80", the kernels that run on every GPU, or "" to let the GPU decide.
+            family: "sm80", the kernels that run on every GPU; "sm89_fp8", the 8-bit ones of GPUs from SM89 on and
+                those of sm80 for 16 bits; or "" to let the GPU decide.
 
         Raises:
             LibraryError: There is no such family.

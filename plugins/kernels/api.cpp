@@ -35,9 +35,11 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
 
 vorta_status vorta_force_kernels(const char* family) {
   if (vorta::force_kernels(family)) return VORTA_OK;
-  return vorta::fail(VORTA_INVALID_ARGUMENT,
-                     "family %s: must be sm80, the kernels that run on every GPU; pass NULL to let the GPU decide",
-                     family);
+  return vorta::fail(
+      VORTA_INVALID_ARGUMENT,
+      "family %s: must be sm80, the kernels that run on every GPU, or sm89_fp8, which also has 8-bit ones; pass "
+      "NULL to let the GPU decide",
+      family);
 }
 
 const char* vorta_forced_kernels(void) { return vorta::forced_kernels_name(); }

@@ -5,7 +5,7 @@
 
 #include "kernel_families.h"
 
-#if !defined(VORTA_CUDA_ARCHITECTURES) || !defined(VORTA_SM90_ARCHITECTURES)
+#if !defined(VORTA_CUDA_ARCHITECTURES) || !defined(VORTA_SM90_ARCHITECTURES) || !defined(VORTA_SM89_ARCHITECTURES)
 #error "define what each family of kernels is compiled for, as strings; CMakeLists.txt does"
 #endif
 
@@ -24,6 +24,8 @@ constexpr vorta_kernel_family family(const char* name, vorta_attention_precision
 constexpr vorta_kernel_family kFamilies[] = {
     family<sm90::HeadDims>("sm90", VORTA_PRECISION_SAME, 90, 90, false, VORTA_SM90_ARCHITECTURES),
     family<sm90_fp8::HeadDims>("sm90_fp8", VORTA_PRECISION_FP8, 90, 90, false, VORTA_SM90_ARCHITECTURES),
+    // Later GPUs than Ada and Hopper, too; where they have no 8-bit mma.sync (10.x) it is emulated.
+    family<sm89_fp8::HeadDims>("sm89_fp8", VORTA_PRECISION_FP8, 89, kNewest, false, VORTA_SM89_ARCHITECTURES),
     family<sm80::HeadDims>("sm80", VORTA_PRECISION_SAME, 80, kNewest, true, VORTA_CUDA_ARCHITECTURES),
 };
 

@@ -41,6 +41,11 @@ using HeadDims = Instances<64, 96, 128, 192, 256>;
 constexpr int instance_head_dim(int head_dim) { return HeadDims::holding(head_dim); }
 }  // namespace sm80
 
+namespace sm89_fp8 {
+using HeadDims = Instances<64, 128>;
+constexpr bool has_instance(int head_dim) { return HeadDims::has(head_dim); }
+}  // namespace sm89_fp8
+
 namespace sm90 {
 using HeadDims = Instances<64, 128>;
 constexpr bool has_instance(int head_dim) { return HeadDims::has(head_dim); }

@@ -11,13 +11,19 @@
 namespace vorta {
 namespace {
 
-constexpr const char* kSm80Name = "sm80";
+constexpr struct {
+  const char* name;
+  ForcedKernels value;
+} kForceable[] = {{"", ForcedKernels::kNone}, {"sm80", ForcedKernels::kSm80}, {"sm89_fp8", ForcedKernels::kSm89Fp8}};
+
 /// What the environment said when the library was loaded; longer values are cut.
 char environment[64] = "";
 
 ForcedKernels parse(const char* family) {
-  if (family == nullptr || *family == '\0') return ForcedKernels::kNone;
-  return std::strcmp(family, kSm80Name) == 0 ? ForcedKernels::kSm80 : ForcedKernels::kUnknown;
+  for (const auto& entry : kForceable) {
+    if (std::strcmp(family == nullptr ? "" : family, entry.name) == 0) return entry.value;
+  }
+  return ForcedKernels::kUnknown;
 }
 
 /// getenv() races with setenv() of other threads, so no call asks again.
@@ -42,13 +48,9 @@ std::atomic<ForcedKernels> forced{read_environment()};
 ForcedKernels forced_kernels() noexcept { return forced.load(std::memory_order_relaxed); }
 
 const char* forced_kernels_name() noexcept {
-  switch (forced_kernels()) {
-    case ForcedKernels::kNone:
-      return "";
-    case ForcedKernels::kSm80:
-      return kSm80Name;
-    case ForcedKernels::kUnknown:
-      break;
+  const ForcedKernels value = forced_kernels();
+  for (const auto& entry : kForceable) {
+    if (value == entry.value) return entry.name;
   }
   return environment;
 }
@@ -68,7 +70,7 @@ cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
     return cudaSuccess;
   }
   if (std::strstr(vorta_cuda_architectures(), "90a") == nullptr) return cudaSuccess;
-  if (forced_kernels() == ForcedKernels::kSm80) return cudaSuccess;
+  if (forced_kernels() != ForcedKernels::kNone) return cudaSuccess;
 
   int device = 0, major = 0, minor = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;

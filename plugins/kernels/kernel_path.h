@@ -8,11 +8,13 @@
 
 namespace vorta {
 
-/// The families of attention kernels: mma.sync for every GPU from SM80 on, wgmma and TMA for Hopper.
-enum class KernelPath { kSm80, kSm90 };
+/// The families of attention kernels: mma.sync for every GPU from SM80 on, wgmma and TMA for Hopper, and both with
+/// 8-bit products.
+enum class KernelPath { kSm80, kSm90, kSm89Fp8, kSm90Fp8 };
 
-/// What calls are held to: nothing, the generic family on Hopper, too, or a family that does not exist.
-enum class ForcedKernels : int { kNone, kSm80, kUnknown };
+/// What calls are held to: nothing, the kernels on mma.sync on Hopper, too, those of 16 bits or also those of 8 bits,
+/// or a family that does not exist.
+enum class ForcedKernels : int { kNone, kSm80, kSm89Fp8, kUnknown };
 
 /// The environment variable that forces a family. It is read once, when the library is loaded.
 inline constexpr const char* kKernelPathVariable = "VORTA_TRT_KERNELS";
@@ -26,7 +28,7 @@ const char* forced_kernels_name() noexcept;
 /// Holds calls from now on to `family`, which is null, "" or a name; false if there is none of that name.
 bool force_kernels(const char* family) noexcept;
 
-/// The family that serves the call on the current device.
+/// The family of 16-bit kernels that serves the call on the current device.
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
                                const vorta_routed_attention_tensors& tensors, KernelPath* path);
 

@@ -2,11 +2,13 @@
 #include "coreset_selection.h"
 #include "cuda_error.h"
 #include "fp8/quantize.h"
+#include "fp8_path.h"
 #include "kernel_families.h"
 #include "kernel_path.h"
 #include "last_error.h"
 #include "launch.h"
 #include "sm80/attention_launch.h"
+#include "sm89_fp8/attention_launch.h"
 #include "sm90/attention_launch.h"
 #include "sm90_fp8/attention_launch.h"
 #include "workspace.h"
@@ -37,22 +39,51 @@ vorta_status launch_sm90(const RoutedAttentionParams& params, cudaStream_t strea
 #endif
 }
 
+/// After the quantisation.
 template <vorta_dtype kDtype>
-vorta_status launch_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
+vorta_status launch_sm89_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
+#ifdef VORTA_WITHOUT_SM89  // in builds for GPUs before 8.9 alone, where choose_fp8_path() does not lead here
+  return report(kStep, cudaErrorNoKernelImageForDevice);
+#else
+  return status_of(sm89_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
+    return sm89_fp8::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
+  }));
+#endif
+}
+
+/// After the quantisation.
+template <vorta_dtype kDtype>
+vorta_status launch_sm90_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM90
   return report(kStep, cudaErrorNoKernelImageForDevice);
 #else
-  if (cudaError_t error = fp8::launch_quantization(params, kDtype, stream)) return report("quantisation", error);
   return status_of(sm90_fp8::HeadDims::call(params.head_dim, cudaErrorInvalidValue, [&](auto head_dim) {
     return sm90_fp8::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
   }));
 #endif
 }
 
+cudaError_t quantize(const RoutedAttentionParams& params, vorta_dtype dtype, cudaStream_t stream) {
+#ifdef VORTA_WITHOUT_SM89
+  return cudaErrorNoKernelImageForDevice;
+#else
+  return fp8::launch_quantization(params, dtype, stream);
+#endif
+}
+
 template <vorta_dtype kDtype>
 vorta_status launch_attention_on(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
-  if (params.chunk_keys != nullptr) return launch_fp8<kDtype>(params, stream);
-  return path == KernelPath::kSm90 ? launch_sm90<kDtype>(params, stream) : launch_sm80<kDtype>(params, stream);
+  switch (path) {
+    case KernelPath::kSm90Fp8:
+      return launch_sm90_fp8<kDtype>(params, stream);
+    case KernelPath::kSm89Fp8:
+      return launch_sm89_fp8<kDtype>(params, stream);
+    case KernelPath::kSm90:
+      return launch_sm90<kDtype>(params, stream);
+    case KernelPath::kSm80:
+      break;
+  }
+  return launch_sm80<kDtype>(params, stream);
 }
 
 }  // namespace
@@ -60,30 +91,27 @@ vorta_status launch_attention_on(KernelPath path, const RoutedAttentionParams& p
 vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_routed_attention_tensors& tensors,
                     void* stream) noexcept {
   const bool fp8 = problem.attention_precision == VORTA_PRECISION_FP8;
-  const auto no_fp8 = [&] {
-    return fail(VORTA_UNSUPPORTED,
-                "attention_precision fp8 with head_dim %d: fp8 attention needs a GPU of compute capability 9.0 whose "
-                "kernels are compiled in and not forced off, keys and values with a token stride other than 0, and "
-                "head_dim 64 or 128; use attention_precision same",
-                problem.head_dim);
-  };
-  if (fp8 && !has_chunks(problem)) return no_fp8();
   if (forced_kernels() == ForcedKernels::kUnknown) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "%s=%s in the environment when the library was loaded: must be sm80, the kernels that run on every "
-                "GPU, or not be set; unset it",
+                "GPU, or sm89_fp8, which also has 8-bit ones, or not be set; unset it",
                 kKernelPathVariable, forced_kernels_name());
+  }
+  KernelPath path{};
+  if (fp8) {
+    if (vorta_status status = choose_fp8_path(problem, &path)) return status;
+  } else if (cudaError_t error = choose_kernel_path(problem, tensors, &path)) {
+    return report("kernel choice", error);
   }
   const RoutedAttentionParams params = make_params(problem, tensors);
   const auto dtype = static_cast<vorta_dtype>(problem.dtype);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-
-  KernelPath path{};
-  if (cudaError_t error = choose_kernel_path(problem, tensors, &path)) return report("kernel choice", error);
-  if (fp8 && path != KernelPath::kSm90) return no_fp8();
-  const bool compact = path == KernelPath::kSm90 && !fp8;
+  const bool compact = path == KernelPath::kSm90;
   if (cudaError_t error = launch_coreset_selection(params, dtype, compact, cuda_stream)) {
     return report("coreset selection", error);
+  }
+  if (fp8) {
+    if (cudaError_t error = quantize(params, dtype, cuda_stream)) return report("quantisation", error);
   }
   return dtype == VORTA_FLOAT16 ? launch_attention_on<VORTA_FLOAT16>(path, params, cuda_stream)
                                 : launch_attention_on<VORTA_BFLOAT16>(path, params, cuda_stream);

@@ -22,6 +22,7 @@ from vorta_trt.benchmarks.peer import Peer, Prepared, Unavailable
 from vorta_trt.benchmarks.report import Report, Row, recorded_errors
 from vorta_trt.benchmarks.timing import Run, Timing
 from vorta_trt.model import routed_attention, routed_attention_reference
+from vorta_trt.plugins import LibraryError, load_library
 
 
 class Clock:
@@ -219,6 +220,25 @@ def test_fp8_is_asked_for_and_bounded(
         assert {row.error_bound for row in fp8} == {bound}
         assert all(row.relative_error == pytest.approx(0.04, rel=1e-3) for row in fp8)
     assert {"attention_precision": "fp8"} in asked and {} in asked
+
+
+def test_rows_are_held_to_a_family(case: Case, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, and the library is left as it was."""
+    library, held = load_library(), []
+
+    def attend(*arguments: Any, **options: Any) -> Tensor:
+        held.append(library.forced_kernels)
+        output: Tensor = routed_attention(*arguments)
+        return output
+
+    monkeypatch.setattr(routed, "routed_attention", attend)
+    before = library.forced_kernels
+    rows = measured(case, inputs, Options(peers=("none",), branches=("full",), kernels=("", "sm89_fp8")))
+    names = [row.implementation for row in rows if row.branch == "full"]
+    assert names == ["vorta-trt", "vorta-trt (sm89_fp8)"]
+    assert set(held) == {before, "sm89_fp8"} and library.forced_kernels == before
+    with pytest.raises(LibraryError, match="sm70"), routed.held_to("sm70"):
+        pass
 
 
 def test_the_yardstick_errs_like_its_type(case: Case, inputs: Inputs) -> None:

@@ -23,7 +23,6 @@ GEOMETRY = AttentionGeometry(
     grid=(2, 6, 6), tile=(2, 3, 2), window=(1, 1, 3), bucket=(2, 3, 2), keep=6, coreset_keys="query", text_tokens=0
 )
 HEADS, HEAD_DIM = 2, 16
-WIDTH = HEADS * HEAD_DIM
 
 MakeModel = Callable[..., Path]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,35 +64,36 @@ def _routed_model(
     metadata: bool,
     seed: int,
     attention_precision: str | None,
+    head_dim: int,
 ) -> onnx.ModelProto:
     """`blocks` residual blocks, each a RoutedAttention and a feed-forward; inputs hidden_states [B, S, N*D], routes."""
-    graph = _Graph(dtype, seed)
+    graph, width = _Graph(dtype, seed), HEADS * head_dim
     tokens = GEOMETRY.video_tokens
-    split = graph.integers("split", [0, tokens, HEADS, HEAD_DIM])
-    merge = graph.integers("merge", [0, tokens, WIDTH])
+    split = graph.integers("split", [0, tokens, HEADS, head_dim])
+    merge = graph.integers("merge", [0, tokens, width])
     attributes = dict(GEOMETRY.to_dict(), scale=0.0)
     if plugin_attributes:
         attributes |= {"plugin_namespace": "vorta", "plugin_version": "1"}
     if attention_precision is not None:
         attributes["attention_precision"] = attention_precision
-    value = graph.linear("hidden_states", "patch_embedding", WIDTH, WIDTH)
+    value = graph.linear("hidden_states", "patch_embedding", width, width)
     for block in range(blocks):
         scope = f"blocks.{block}"
         heads = [
-            graph.node("Reshape", [graph.linear(value, f"{scope}.attn1.to_{name}", WIDTH, WIDTH), split], scope, name)
+            graph.node("Reshape", [graph.linear(value, f"{scope}.attn1.to_{name}", width, width), split], scope, name)
             for name in "qkv"
         ]
         attention = graph.node("RoutedAttention", [*heads, "routes"], f"{scope}.attn1", domain="vorta", **attributes)
         merged = graph.node("Reshape", [attention, merge], scope, "_merge")
-        value = graph.node("Add", [value, graph.linear(merged, f"{scope}.attn1.to_out", WIDTH, WIDTH)], scope)
-        hidden = graph.node("Relu", [graph.linear(value, f"{scope}.ffn.net.0", WIDTH, ffn)], f"{scope}.ffn")
-        value = graph.node("Add", [value, graph.linear(hidden, f"{scope}.ffn.net.2", ffn, WIDTH)], scope, "_1")
+        value = graph.node("Add", [value, graph.linear(merged, f"{scope}.attn1.to_out", width, width)], scope)
+        hidden = graph.node("Relu", [graph.linear(value, f"{scope}.ffn.net.0", width, ffn)], f"{scope}.ffn")
+        value = graph.node("Add", [value, graph.linear(hidden, f"{scope}.ffn.net.2", ffn, width)], scope, "_1")
     graph.nodes.append(
         helper.make_node(
-            "MatMul", [value, graph.weight("proj_out.weight", WIDTH, WIDTH)], ["sample"], name="proj_out/MatMul"
+            "MatMul", [value, graph.weight("proj_out.weight", width, width)], ["sample"], name="proj_out/MatMul"
         )
     )
-    shape = ["batch", tokens, WIDTH]
+    shape = ["batch", tokens, width]
     body = helper.make_function(
         "vorta",
         "RoutedAttention",
@@ -119,11 +119,11 @@ def _routed_model(
         functions=[body] if function_body else [],
     )
     if metadata:
-        helper.set_model_props(model, _metadata(blocks, attention_precision or "same").to_metadata_props())
+        helper.set_model_props(model, _metadata(blocks, attention_precision or "same", head_dim).to_metadata_props())
     return model
 
 
-def _metadata(blocks: int, attention_precision: Any) -> ModelMetadata:
+def _metadata(blocks: int, attention_precision: Any, head_dim: int) -> ModelMetadata:
     return ModelMetadata(
         attention_precision=attention_precision,
         vorta_trt_version="0.1.0",
@@ -142,7 +142,7 @@ def _metadata(blocks: int, attention_precision: Any) -> ModelMetadata:
         tau=0.3,
         num_layers=blocks,
         num_heads=HEADS,
-        head_dim=HEAD_DIM,
+        head_dim=head_dim,
         latent_shape=(16, 2, 12, 12),
         text_length=512,
         router_sha256=None,
@@ -167,11 +167,14 @@ def make_model() -> MakeModel:
         external_data: bool = False,
         seed: int | None = None,
         attention_precision: str | None = "same",
+        head_dim: int = HEAD_DIM,
     ) -> Path:
         if seed is None:
             seed = int(np.random.default_rng().integers(2**31))
             print(f"weights from seed {seed}")  # shown by pytest when a test fails
-        model = _routed_model(blocks, ffn, dtype, plugin_attributes, function_body, metadata, seed, attention_precision)
+        model = _routed_model(
+            blocks, ffn, dtype, plugin_attributes, function_body, metadata, seed, attention_precision, head_dim
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 0}
         onnx.save(model, str(path), **(options if external_data else {}))

@@ -28,7 +28,7 @@ NEAR_TIE = 1e-6
 COUNTS = ("not finite", "padding not 0", "output guard", "workspace guard", "coreset lists")
 FIGURES = ("rows", "rms", "max", "torch_rms", "torch_max", "rounding_rms", "rounding_max", "relative")
 #: Forced family of kernels, "" for the GPU's own, and precision.
-RUNS = (("", "same"), ("sm80", "same"), ("", "fp8"), ("sm80", "fp8"))
+RUNS = (("", "same"), ("sm80", "same"), ("", "fp8"), ("sm89_fp8", "fp8"))
 #: Relative error of a head in 8 bits where the inputs are mild.
 FP8_LIMIT = 0.06
 #: A kernel may err this many times as much as torch does, or as rounding the exact result to its type does.

@@ -49,8 +49,8 @@ CASES = (
     *itertools.product((RAGGED, LARGE), KERNEL_DTYPES[:1], (80, *FAST_HEAD_DIMS), ("",), ("same",)),
     *itertools.product((RAGGED, LARGE), KERNEL_DTYPES[1:], FAST_HEAD_DIMS, ("sm80",), ("same",)),
     # Where the GPU has such kernels.
-    *itertools.product((TEXT, TILES, GROUPS), KERNEL_DTYPES, FAST_HEAD_DIMS, ("",), ("fp8",)),
-    *itertools.product((RAGGED, LARGE), KERNEL_DTYPES[:1], FAST_HEAD_DIMS, ("", "sm80"), ("fp8",)),
+    *itertools.product((TEXT, TILES, GROUPS), KERNEL_DTYPES, FAST_HEAD_DIMS, ("", "sm89_fp8"), ("fp8",)),
+    *itertools.product((RAGGED, LARGE), KERNEL_DTYPES[:1], FAST_HEAD_DIMS, ("", "sm89_fp8"), ("fp8",)),
 )
 
 

@@ -188,11 +188,12 @@ def test_kernels_are_forced_by_name(force_kernels: Callable[[str], None]) -> Non
         force_kernels("sm70")
     assert caught.value.status is Status.INVALID_ARGUMENT
     assert library.forced_kernels == "sm80"
-    force_kernels("")
-    assert library.forced_kernels == ""
+    for name in ("sm89_fp8", ""):
+        force_kernels(name)
+        assert library.forced_kernels == name
 
 
-@pytest.mark.parametrize("said", [None, "", "sm80", "sm70"])
+@pytest.mark.parametrize("said", [None, "", "sm80", "sm89_fp8", "sm70"])
 def test_the_environment_is_read_when_the_library_is_loaded(said: str | None) -> None:
     script = """
         import os
@@ -334,8 +335,8 @@ def test_fp8_without_kernels_says_so() -> None:
         )
     assert caught.value.status is Status.UNSUPPORTED
     message = str(caught.value)
-    assert "head_dim 96: fp8 attention needs a GPU of compute capability 9.0" in message
-    assert message.endswith("head_dim 64 or 128; use attention_precision same")
+    assert "head_dim 96: there are 8-bit kernels for head_dim 64 and 128" in message
+    assert message.endswith("; use attention_precision same")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would launch on addresses that do not exist")

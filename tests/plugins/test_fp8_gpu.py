@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attention_precision "fp8" on a Hopper GPU: within 5 % of float32, on every branch, with outliers and sinks, too."""
+"""attention_precision "fp8": within 5 % of float32, on every branch, with outliers and sinks, too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from vorta_trt.model import AttentionGeometry, routed_attention, routed_attention_reference
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.gpu import ComputeCapability, architectures_cover
 
 from .attention_inputs import CHARACTERS, add_outliers, add_sinks, realistic
 
@@ -41,12 +42,18 @@ ROUTES = ((0, 1, 2, 7), (2, 0, 1, 2))
 FACTORS = ((1e-4, 1e-4, 1e-4), (1e-3, 1e3, 1e4), (30, 30, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
-@pytest.fixture(autouse=True)
-def _needs_the_kernels(force_kernels: Callable[[str], None]) -> None:
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("fp8 attention needs a GPU of compute capability 9.0")
-    if not any("90a" in name for name in load_library().cuda_architectures):
-        pytest.skip("this library has no code for 90a")
+@pytest.fixture(autouse=True, params=["sm90_fp8", "sm89_fp8"])
+def family(request: pytest.FixtureRequest, force_kernels: Callable[[str], None]) -> str:
+    """Every family with fp8 attention that this GPU runs and the library holds; Hopper runs both."""
+    capability = ComputeCapability(*torch.cuda.get_device_capability())
+    found = {family.name: family for family in load_library().kernel_families}[str(request.param)]
+    if not found.serves(capability):
+        pytest.skip(f"{found.name} needs another GPU than one of compute capability {capability}")
+    if not architectures_cover(found.architectures, capability):
+        pytest.skip(f"this library has no code of {found.name} for compute capability {capability}")
+    if found.name == "sm89_fp8":
+        force_kernels(found.name)
+    return found.name
 
 
 def make_inputs(geometry: AttentionGeometry, head_dim: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
@@ -259,5 +266,5 @@ def test_other_head_dimensions_are_unsupported(head_dim: int, seed: int) -> None
 def test_forced_generic_kernels_are_unsupported(seed: int, force_kernels: Callable[[str], None]) -> None:
     inputs = make_inputs(GEOMETRIES["no-text"], 128, torch.bfloat16, seed)
     force_kernels("sm80")
-    with pytest.raises(VortaError, match="attention_precision fp8 with head_dim 128: .* not forced off"):
+    with pytest.raises(VortaError, match="fp8: the kernels sm80, to which calls are held, .* attention_precision same"):
         routed_attention(*inputs, routes_of(), GEOMETRIES["no-text"], attention_precision="fp8")

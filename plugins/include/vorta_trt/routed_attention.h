@@ -112,9 +112,10 @@ VORTA_API vorta_status vorta_routed_attention_workspace_size(const vorta_routed_
 VORTA_API vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
                                                       const vorta_routed_attention_tensors* tensors, void* stream);
 
-/* Holds all calls of the process from now on to one family of kernels: "sm80" are those that run on every GPU; NULL or
- * "" lets the GPU decide, which is the default. For tests and comparisons. The environment variable VORTA_TRT_KERNELS
- * says the same; it is read once, when the library is loaded. */
+/* Holds all calls of the process from now on to one family of kernels: "sm80" are those that run on every GPU, which
+ * have no 8-bit products; "sm89_fp8" are the 8-bit ones of GPUs from SM89 on, beside those of sm80; NULL or "" lets the
+ * GPU decide, which is the default. For tests and comparisons. The environment variable VORTA_TRT_KERNELS says the
+ * same; it is read once, when the library is loaded. */
 VORTA_API vorta_status vorta_force_kernels(const char* family);
 
 /* The family that calls are held to, "" if none. */

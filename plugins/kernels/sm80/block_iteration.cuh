@@ -41,7 +41,8 @@ class BlockIteration {
     const int64_t head = int64_t{blockIdx.z} * params.heads + blockIdx.y;
     const QueryBlocks blocks(params, plan, block_m);
     const int block = blockIdx.x;
-    switch (params.routes[head]) {
+    route_ = params.routes[head];
+    switch (route_) {
       case VORTA_SLIDING:
         // A block never straddles two groups, so all its rows see the same window. Text blocks see every key; they are
         // the longest and go first.
@@ -80,6 +81,14 @@ class BlockIteration {
   __device__ bool is_padding(int token) const { return token >= first_padding(); }
 
   __device__ int key_count() const { return video_keys_ + text_length_; }
+  __device__ int text_length() const { return text_length_; }
+
+  /// Of the head.
+  __device__ int route() const { return route_; }
+
+  /// Whether rows are those of a group of tiles, and keys those of its window, not all of the branch.
+  __device__ bool has_window() const { return order_ == TokenOrder::kTiles; }
+  __device__ const QueryGroupBlock& group() const { return group_; }
 
   __device__ int key_token(int column) const {
     if (column >= key_count()) return -1;
@@ -143,6 +152,7 @@ class BlockIteration {
   }
 
   const RoutedAttentionParams& params_;
+  int route_;
   TokenOrder order_ = TokenOrder::kRaster;
   int text_length_;     // valid text tokens
   int first_row_ = 0;   // position of row 0

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../fp8/value_mean.cuh"
 #include "../kernel_launch.h"
 #include "../sm90/epilogue.cuh"
 #include "attention_launch.h"
@@ -14,21 +15,6 @@
 #include "producer.cuh"
 
 namespace vorta::sm90_fp8 {
-
-/// Adds the mean that was taken from the values before they were rounded.
-template <int kOutputs>
-__device__ void add_value_mean(const uint16_t* mean, float (&output)[kOutputs]) {
-  const auto* pairs = reinterpret_cast<const uint32_t*>(mean);
-#pragma unroll
-  for (int group = 0; group < kOutputs / 4; ++group) {
-    const float2 pair = fp8::unpack_bf16(pairs[4 * group + threadIdx.x % 4]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      output[4 * group + 2 * half] += pair.x;
-      output[4 * group + 2 * half + 1] += pair.y;
-    }
-  }
-}
 
 template <class Traits>
 __device__ void consume(const AttentionParams& params, SharedStorage<Traits>& shared) {
@@ -43,7 +29,7 @@ __device__ void consume(const AttentionParams& params, SharedStorage<Traits>& sh
     if (item.kind == ItemKind::kEnd) return;
     if (item.key_blocks > 0 && item.rows > warpgroup * kRowsPerWarpgroup) {
       consumer.attend(slot, problem.scale_log2);
-      add_value_mean(shared.vectors[slot.stage][warpgroup].value_mean, consumer.output);
+      fp8::add_value_mean(shared.vectors[slot.stage][warpgroup].value_mean, consumer.output);
     } else {
       consumer.skip(slot);
     }

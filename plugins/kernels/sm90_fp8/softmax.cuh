@@ -62,7 +62,7 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int row = 0; row < 2; ++row) part[row] = weight[row] = 0.0f;
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
+    for (int chunk = 0; chunk < kScores / 16; ++chunk) {
       const ChunkNote note = notes[chunk];
       const float multiplier[2] = {factor(0, note), factor(1, note)};
       const float offset[2] = {fmaf(-kBias, multiplier[0], note.exponent - shift[0]),
@@ -98,7 +98,7 @@ struct OnlineSoftmax {
   __device__ void raise(const uint32_t (&scores)[kScores], const ChunkNote* notes, float (&correction)[2]) {
     float risen[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
+    for (int chunk = 0; chunk < kScores / 16; ++chunk) {
       const ChunkNote note = notes[chunk];
       int highest[2] = {static_cast<int>(kMasked), static_cast<int>(kMasked)};
 #pragma unroll
