@@ -47,6 +47,16 @@ __device__ __forceinline__ uint32_t scale_and_shift(uint32_t pair, uint32_t fact
   }
 }
 
+/// pair * factor in bfloat16; exact for bfloat16 inputs if factor is a power of two.
+template <class Element>
+__device__ __forceinline__ uint32_t scale(uint32_t pair, uint32_t factor) {
+  if constexpr (!std::is_same_v<Element, cutlass::bfloat16_t>) {
+    const float2 x = unpack<Element>(pair);
+    pair = pack_bf16(x.x, x.y);
+  }
+  return scale_and_shift<cutlass::bfloat16_t>(pair, factor, 0);
+}
+
 /// Largest magnitude of pairs of bfloat16, over `kLanes` neighbouring lanes; NaN is larger than any other.
 template <int kLanes, int kCount>
 __device__ __forceinline__ float largest_of(uint32_t (&pairs)[kCount]) {

@@ -78,16 +78,16 @@ __device__ void load_queries(const AttentionParams& params, SharedStorage<Traits
   using Element = typename Traits::Element;
   using Transform = fp8::RowTransform<Element, Traits::kHeadDim>;
   const RoutedAttentionParams& problem = params.pattern.problem;
-  int lane = threadIdx.x % 32;
+  unsigned lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));  // else what follows from it stays in registers from one item to the next
   const auto* query = static_cast<const Element*>(problem.query.data) + item.sample * problem.query.batch_stride +
                       item.head * problem.query.head_stride;
-  int* tokens = shared.row_token[slot] + warpgroup * kRowsPerWarpgroup;
-  for (int row = lane; row < kRowsPerWarpgroup; row += 32) {
-    const int token = row_token(problem, item, warpgroup * kRowsPerWarpgroup + row);
-    tokens[row] = token;
-    if (token < 0) continue;
-    const auto* source = query + token * problem.query.token_stride;
+  for (int row = warpgroup * kRowsPerWarpgroup + lane; row < (warpgroup + 1) * kRowsPerWarpgroup; row += 32) {
+    const int token = row_token(problem, item, row);
+    shared.row_token[slot][row] = token;
+    const auto* source = token < 0 ? nullptr : query + token * problem.query.token_stride;
+    shared.row_source[row] = source;
+    if (source == nullptr) continue;
     for (int column = 0; column < Traits::kHeadDim; column += 64) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(source + column));
     }
@@ -102,21 +102,20 @@ __device__ void load_queries(const AttentionParams& params, SharedStorage<Traits
     reinterpret_cast<uint4*>(target)[lane % kLanes] = __ldg(reinterpret_cast<const uint4*>(from) + lane % kLanes);
   }
   __syncwarp();
-  const Transform transform(threadIdx.x % 32);
-  const auto* source = query + transform.first_channel();
+  const Transform transform(lane);
   const uint16_t* factor = vectors.query_factor + transform.first_channel();
-  const int first = warpgroup * kRowsPerWarpgroup + lane / Transform::kRowLanes;
+  const unsigned first = warpgroup * kRowsPerWarpgroup + lane / Transform::kRowLanes;
   // Rows of one lane stand eight apart: their pieces stand at the same places of them.
   const int place = fp8::swizzled_piece<Traits::kHeadDim>(first, transform.image_piece(0));
 #pragma unroll 1
-  for (int row = first; row < (warpgroup + 1) * kRowsPerWarpgroup; row += Transform::kRows) {
-    const int token = shared.row_token[slot][row];
-    const auto* from = reinterpret_cast<const uint4*>(source + token * problem.query.token_stride);
+  for (unsigned row = first; row < (warpgroup + 1) * kRowsPerWarpgroup; row += Transform::kRows) {
+    const auto* source = static_cast<const Element*>(shared.row_source[row]);
     uint4 words[Transform::kPieces] = {};  // zeros for rows that are not stored: their products take the least power
-    if (token >= 0) {
+    if (source != nullptr) {
 #pragma unroll
       for (int piece = 0; piece < Transform::kPieces; ++piece) {
-        words[piece] = __ldg(from + piece * (Transform::kPieceStride / 8));
+        words[piece] = __ldg(reinterpret_cast<const uint4*>(source + transform.first_channel()) +
+                             piece * (Transform::kPieceStride / 8));
       }
     }
     uint32_t pairs[Transform::kPairs];

@@ -56,6 +56,7 @@ struct SharedStorage {
   ClusterBarrier item_full[kItemSlots], item_empty[kItemSlots];
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
+  const void* row_source[Traits::kRows];  // in the query tensor, null for rows that do not exist; the loaders' own
 };
 
 template <class Traits>
