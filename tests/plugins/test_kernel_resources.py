@@ -2,7 +2,7 @@
 """Kernels spill no more registers than is known of them, and the library holds every kernel that it says it has.
 
 It reads the machine code of the installed library, whatever that was compiled for: without a GPU a build has SM80
-alone, so Hopper's kernels are compiled here (see `test_hopper_resources`). `make wheel` checks all architectures.
+alone; `test_compiled_kernels` compiles for others. `make wheel` checks all architectures.
 """
 
 from __future__ import annotations
