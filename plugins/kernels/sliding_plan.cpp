@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sliding_plan.h"
 
-#include <algorithm>
-#include <numeric>
-
 namespace vorta {
 namespace {
 
@@ -26,6 +23,17 @@ int group_axis(int grid, int tiles, int extent, int window, AxisGroups (&groups)
   return 3;
 }
 
+/// The `index`-th class as they stand in the grid: along an axis first, between, last.
+int in_grid_order(const int (&kinds)[3], int index) {
+  const int position[3] = {index / (kinds[1] * kinds[2]), index / kinds[2] % kinds[1], index % kinds[2]};
+  int result = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int kind = kinds[i] < 3 || position[i] == 0 ? position[i] : 3 - position[i];
+    result = result * kinds[i] + kind;
+  }
+  return result;
+}
+
 }  // namespace
 
 SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int cluster) {
@@ -35,21 +43,23 @@ SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3],
     plan.kinds[i] = group_axis(tiles.grid[i], tiles.boxes[i], tiles.extent[i], window[i], plan.axis[i]);
   }
   plan.classes = plan.kinds[0] * plan.kinds[1] * plan.kinds[2];
-  std::iota(plan.order, plan.order + plan.classes, int8_t{0});
-  const SlidingPlan unsorted = plan;  // whose places are the classes
-  std::stable_sort(plan.order, plan.order + plan.classes,
-                   [&](int left, int right) { return unsorted.shape_at(left) < unsorted.shape_at(right); });
-  int left_over = 0;  // blocks whose windows have one shape
-  for (int place = 0; place < plan.classes; ++place) {
+  int place = 0;
+  for (int shape = 0; shape < 8; ++shape) {
+    for (int index = 0; index < plan.classes && place < plan.classes; ++index) {
+      plan.order[place] = static_cast<int8_t>(in_grid_order(plan.kinds, index));
+      place += plan.shape_at(place) == shape;
+    }
+  }
+  int left_over = 0;  // blocks of a section
+  for (place = 0; place < plan.classes; ++place) {
     const GroupClass of = plan.class_at(place);
     const int blocks = ceil_div(of.tokens(), rows);
     plan.first_item[place + 1] = plan.first_item[place] + of.groups() * (blocks / cluster);
     left_over += of.groups() * (blocks % cluster);
-    if (!plan.ends_shape(place)) continue;
-    plan.items += ceil_div(left_over, cluster);
+    if (!plan.ends_section(place)) continue;
+    plan.first_item[place + 1] += ceil_div(left_over, cluster);
     left_over = 0;
   }
-  plan.items += plan.first_item[plan.classes];
   return plan;
 }
 

@@ -38,17 +38,18 @@ struct SlidingPlan {
   AxisGroups axis[3][3];
   int kinds[3];                     // of groups along an axis, 1 to 3: the first, the last, those between
   int classes;                      // combinations of them
-  int8_t order[kMaxClasses];        // of the classes: those with windows of one shape stand together, the largest first
+  int8_t order[kMaxClasses];        // of the classes, see shape_at() and ends_section()
   int cluster;                      // query blocks that go over their keys together: an item
-  int first_item[kMaxClasses + 1];  // items of a head, all blocks of one group, before each class in this order
-  int items;                        // of a head; behind those come the ones of blocks that are left over
+  int first_item[kMaxClasses + 1];  // of a head; those of blocks left over in a section count to its last class
 
   CUTLASS_HOST_DEVICE GroupClass class_at(int place) const {
     const int index = order[place], plane = index / kinds[2];
     return {axis[0][plane / kinds[1]], axis[1][plane % kinds[1]], axis[2][index % kinds[2]]};
   }
 
-  /// The shape of the windows of a class: 4 f + 2 h + w, each 1 if they are shorter along the axis.
+  /// The shape of the windows of a class: 4 f + 2 h + w, each 1 if they are shorter along the axis. Classes of the
+  /// largest shape come first, since their items take longest, and classes of one shape in the order of the grid, so
+  /// that items of one time find each other's keys in the L2 cache.
   CUTLASS_HOST_DEVICE int shape_at(int place) const {
     const GroupClass of = class_at(place);
     return 4 * (of.frames.window_extent != axis[0][0].window_extent) +
@@ -56,9 +57,11 @@ struct SlidingPlan {
            (of.width.window_extent != axis[2][0].window_extent);
   }
 
-  /// Whether the windows of the next class have another shape, or there is none.
-  CUTLASS_HOST_DEVICE bool ends_shape(int place) const {
-    return place + 1 >= classes || shape_at(place + 1) != shape_at(place);
+  /// Whether the next class has windows of another shape or other frames, or there is none. The blocks that are left
+  /// over in a section share items.
+  CUTLASS_HOST_DEVICE bool ends_section(int place) const {
+    return place + 1 >= classes || order[place] / (kinds[1] * kinds[2]) != order[place + 1] / (kinds[1] * kinds[2]) ||
+           shape_at(place) != shape_at(place + 1);
   }
 };
 
@@ -79,37 +82,34 @@ struct QueryGroupBlock {
   }
 };
 
-/// The `rank`-th query block, of up to `rows` rows, of a head's `item`-th item. First come items whose blocks are of
-/// one group. What is left over of a group then shares an item with what others have left over, whose windows have the
-/// same shape and so equally many blocks of keys.
+/// The `rank`-th query block, of up to `rows` rows, of a head's `item`-th item. The items of a class are those whose
+/// blocks are of one group. What is left over of a group then shares an item with what others of the section have left
+/// over: their windows differ, but have equally many blocks of keys.
 CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, int item, int rank, int rows) {
-  const int cluster = plan.cluster, whole_items = plan.first_item[plan.classes];
+  const int cluster = plan.cluster;
   const auto blocks_at = [&](int place) { return (plan.class_at(place).tokens() + rows - 1) / rows; };
-  const bool shared = item < whole_items;
+  int place = 0;
+  while (item >= plan.first_item[place + 1]) ++place;
+  item -= plan.first_item[place];
+  int blocks = blocks_at(place), group, block;
+  const int whole = blocks / cluster;  // items of a group
+  const int left_over = item - plan.class_at(place).groups() * whole;
+  const bool shared = left_over < 0;
   bool exists = true;
-  int place = 0, group, block;
   if (shared) {
-    while (item >= plan.first_item[place + 1]) ++place;
-    item -= plan.first_item[place];
-    const int whole = blocks_at(place) / cluster;  // items of a group
     group = item / whole;
     block = (item - group * whole) * cluster + rank;
   } else {
-    int position = (item - whole_items) * cluster + rank;  // among the blocks left over
-    int passed = 0;                                        // of this shape
+    int position = left_over * cluster + rank;
+    while (place > 0 && !plan.ends_section(place - 1)) --place;
     for (;; ++place) {
-      const int left = plan.class_at(place).groups() * (blocks_at(place) % cluster);
-      if (position < left) break;
+      blocks = blocks_at(place);
+      const int left = plan.class_at(place).groups() * (blocks % cluster);
+      exists = position < left;
+      if (exists || plan.ends_section(place)) break;
       position -= left;
-      passed += left;
-      if (!plan.ends_shape(place)) continue;
-      const int missing = (cluster - passed % cluster) % cluster;  // to fill the last item
-      exists = position >= missing && place + 1 < plan.classes;
-      if (!exists) break;
-      position -= missing;
-      passed = 0;
     }
-    const int blocks = blocks_at(place), left = blocks % cluster;
+    const int left = blocks % cluster;  // of a group
     group = exists ? position / left : 0;
     block = blocks - left + (exists ? position - group * left : 0);
   }

@@ -27,7 +27,7 @@ struct Pattern {
     items_full = items(of.video_tokens + of.text_tokens);
     items_coreset = items(of.kept_tokens + of.text_tokens);
     items_text = items(of.text_tokens);
-    items_sliding = sliding.items;
+    items_sliding = sliding.first_item[sliding.classes];
   }
 
   /// Items of all heads, whatever their routes are: no more than this.
