@@ -89,6 +89,7 @@ CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, i
   const int cluster = plan.cluster;
   const auto blocks_at = [&](int place) { return (plan.class_at(place).tokens() + rows - 1) / rows; };
   int place = 0;
+  CUTLASS_PRAGMA_NO_UNROLL
   while (item >= plan.first_item[place + 1]) ++place;
   item -= plan.first_item[place];
   int blocks = blocks_at(place), group, block;
@@ -101,7 +102,9 @@ CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, i
     block = (item - group * whole) * cluster + rank;
   } else {
     int position = left_over * cluster + rank;
+    CUTLASS_PRAGMA_NO_UNROLL
     while (place > 0 && !plan.ends_section(place - 1)) --place;
+    CUTLASS_PRAGMA_NO_UNROLL
     for (;; ++place) {
       blocks = blocks_at(place);
       const int left = plan.class_at(place).groups() * (blocks % cluster);

@@ -11,31 +11,18 @@
 
 namespace vorta::sm90 {
 
-/// Where the dropped tokens of the bucket whose centre stands in `row` are listed; `count` is 0 for other rows.
-struct Copies {
-  const int32_t* tokens = nullptr;
-  int count = 0;
-
-  __device__ Copies(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
-    const int position = item.first_row + row;
-    if (item.kind != ItemKind::kCoreset || position >= problem.kept_tokens) return;
-    const KeptRow kept = problem.buckets.kept_row(position);
-    if (kept.slot != 0) return;
-    count = kept.dropped;
-    const int64_t head = int64_t{item.sample} * problem.heads + item.head;
-    tokens = problem.dropped_queries + head * problem.buckets.dropped_tokens + kept.first_dropped;
-  }
-};
-
 /// output: the accumulator of this warpgroup's 64 rows. Two neighbouring lanes exchange words, so that each has 8 bytes
-/// of a row and four lanes a whole sector of 32.
-template <class Traits>
+/// of a row and four lanes a whole sector of 32. `copies_of(row)`: the Copies of a coreset item's row.
+template <class Traits, class CopiesOf>
 __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBlock& item, int warpgroup,
-                           const float (&output)[Traits::kHeadDim / 2], const int* row_token) {
+                           const float (&output)[Traits::kHeadDim / 2], const int* row_token,
+                           const CopiesOf& copies_of) {
   using Element = typename Traits::Element;
   constexpr int kSectors = Traits::kHeadDim / 16;  // of a row
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   const bool odd = lane % 2;
+  const int64_t head = int64_t{item.sample} * problem.heads + item.head;
+  const int32_t* dropped = problem.dropped_queries + head * problem.buckets.dropped_tokens;
   const TensorView& view = problem.output;
   auto* column = static_cast<Element*>(const_cast<void*>(view.data)) + item.sample * view.batch_stride +
                  item.head * view.head_stride + lane % 2 * 8 + lane % 4 / 2 * 4;
@@ -53,16 +40,24 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBloc
       if (token < 0) words[sector] = uint2{0, 0};
     }
     if (token == kNoRow) continue;
-    const Copies copies(problem, item, row);
+    const Copies more = item.kind == ItemKind::kCoreset ? copies_of(row) : Copies{0, 0};
     int to = token < 0 ? ~token : token;
     for (int i = 0;; ++i) {
       auto* target = column + to * view.token_stride;
 #pragma unroll
       for (int sector = 0; sector < kSectors; ++sector) *reinterpret_cast<uint2*>(target + sector * 16) = words[sector];
-      if (i == copies.count) break;
-      to = listed_token(problem, copies.tokens + i);
+      if (i == more.count) break;
+      to = listed_token(problem, dropped + more.first + i);
     }
   }
+}
+
+/// The same, looking the copies up on the spot.
+template <class Traits>
+__device__ void store_rows(const RoutedAttentionParams& problem, const QueryBlock& item, int warpgroup,
+                           const float (&output)[Traits::kHeadDim / 2], const int* row_token) {
+  store_rows<Traits>(problem, item, warpgroup, output, row_token,
+                     [&](int row) { return row_copies(problem, item, row); });
 }
 
 /// For an item without keys, or without rows of this warpgroup: the rows that exist are padded text, whose output is 0.

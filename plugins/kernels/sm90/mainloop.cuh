@@ -117,7 +117,8 @@ class Consumer {
     RingPosition<kItemSlots> slot;
     int unfinished = -1;  // slot of the item whose last P, in early[0] and late, waits for its V
     const auto store = [&](int of) {
-      store_rows<Traits>(params_.problem, shared_.item[of], turns_.warpgroup, output, shared_.row_token[of]);
+      store_rows<Traits>(params_.problem, shared_.item[of], turns_.warpgroup, output, shared_.row_token[of],
+                         [&](int row) { return shared_.row_copies[of][row]; });
       release_item(of);
     };
     const auto finish = [&] {
@@ -204,7 +205,7 @@ class Consumer {
       release(shared_.key_empty[key_ring_.stage]);
       key_ring_ = key_ring_.next();
       wait(shared_.value_full[value_ring_.stage], value_ring_.parity);
-      if (item.is_dirty(block)) clean_values(item.last_valid);
+      if (item.is_dirty(block)) clean_values(item.last_valid());
       release(shared_.value_empty[value_ring_.stage]);
       value_ring_ = value_ring_.next();
     }

@@ -170,7 +170,7 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     KeyStream<Traits> stream(params, maps, tensor, item);
     const int key_blocks = item.key_blocks, first_partial = item.first_partial;
-    const int second_part = item.window[0].count, window_end = second_part + item.window[1].count;
+    const int second_part = item.runs[0].end, window_end = item.window_end();
     for (int block = 0; block < key_blocks; ++block) {
       // All that can be done before the stage is free is done before.
       const int rows = block >= window_end ? 0 : (block < first_partial ? Traits::kKeys : item.valid_keys(block));
@@ -219,23 +219,30 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
     cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>::copy(*source, *target, token >= 0);
   }
   cute::cp_async_fence();
+  if (item.kind == ItemKind::kCoreset) {
+#pragma unroll 1
+    for (int row = warpgroup * kRowsPerWarpgroup + lane; row < (warpgroup + 1) * kRowsPerWarpgroup; row += 32) {
+      shared.row_copies[slot][row] = row_copies(problem, item, row);
+    }
+  }
   cute::cp_async_wait<0>();
   cutlass::arch::fence_view_async_shared();  // wgmma reads the rows through the asynchronous proxy
   shared.query_full[slot][warpgroup].arrive();
 }
 
 /// What the first thread block of a cluster has found, for all of them; the others' `found` counts for nothing.
-/// `parity`: of the calls before. The whole warp calls it.
+/// The whole warp calls it, once for each slot.
 template <class Traits>
 __device__ Assignment share_assignment(const Assignment& found, SharedStorage<Traits>& shared, int rank,
-                                       unsigned parity) {
+                                       const RingPosition<kItemSlots>& slot) {
   if constexpr (Traits::kCluster == 1) return found;
   const int lane = threadIdx.x % 32;
   if (rank == 0) {
-    wait(shared.assignment_empty, parity ^ 1);
+    wait(shared.assignment_empty[slot.stage], slot.parity ^ 1);
     if (lane > 0 && lane < Traits::kCluster) {
-      const uint32_t target = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment), lane);
-      const uint32_t barrier = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment_full), lane);
+      const uint32_t target = cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment[slot.stage]), lane);
+      const uint32_t barrier =
+          cute::set_block_rank(cute::cast_smem_ptr_to_uint(&shared.assignment_full[slot.stage]), lane);
       asm volatile(
           "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
               target),
@@ -244,11 +251,11 @@ __device__ Assignment share_assignment(const Assignment& found, SharedStorage<Tr
     }
     return found;
   }
-  if (lane == 0) shared.assignment_full.arrive_and_expect_tx(sizeof(Assignment));
-  wait(shared.assignment_full, parity);
-  const int4 words = *reinterpret_cast<const int4*>(&shared.assignment);
+  if (lane == 0) shared.assignment_full[slot.stage].arrive_and_expect_tx(sizeof(Assignment));
+  wait(shared.assignment_full[slot.stage], slot.parity);
+  const int4 words = *reinterpret_cast<const int4*>(&shared.assignment[slot.stage]);
   __syncwarp();
-  shared.assignment_empty.arrive(0, lane == 0);
+  shared.assignment_empty[slot.stage].arrive(0, lane == 0);
   return {static_cast<ItemKind>(words.x), words.y, words.z, words.w};
 }
 
@@ -261,16 +268,17 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
   const bool takes_items = warpgroup == 0;
   const int rank = cluster_rank<Traits>(), clusters = static_cast<int>(gridDim.x) / Traits::kCluster;
   const bool decides = takes_items && rank == 0;
-  HeadCounts counts{};
-  if (decides) counts = count_heads(problem);  // the selection does not write routes, so there is no need to wait
+  if (decides) {                                     // in shared memory, since this warp is short of registers
+    const HeadCounts counts = count_heads(problem);  // the selection does not write routes: no need to wait
+    if (threadIdx.x % 32 == 0) shared.counts = counts;
+    __syncwarp();
+  }
   int index = static_cast<int>(blockIdx.x) / Traits::kCluster;
-  unsigned parity = 0;
   for (RingPosition<kItemSlots> slot;; slot = slot.next()) {
     if (takes_items) {
       Assignment assignment{};
-      if (decides) assignment = assign_item(params, counts, index);
-      assignment = share_assignment(assignment, shared, rank, parity);
-      parity ^= 1;
+      if (decides) assignment = assign_item(params, shared.counts, index);
+      assignment = share_assignment(assignment, shared, rank, slot);
       const WorkItem item = make_work_item<Traits>(params, assignment, rank);
       wait(shared.item_empty[slot.stage], slot.parity ^ 1);
       if (threadIdx.x % 32 == 0) {

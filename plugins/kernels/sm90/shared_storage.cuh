@@ -76,10 +76,12 @@ struct SharedStorage {
   ClusterBarrier item_full[kItemSlots], item_empty[kItemSlots];
   WorkItem item[kItemSlots];
   int row_token[kItemSlots][Traits::kRows];
+  Copies row_copies[kItemSlots][Traits::kRows];  // of coreset items
   // How the first block of a cluster tells the others which item comes next.
-  ClusterTransactionBarrier assignment_full;
-  ClusterBarrier assignment_empty;
-  Assignment assignment;
+  ClusterTransactionBarrier assignment_full[kItemSlots];
+  ClusterBarrier assignment_empty[kItemSlots];
+  Assignment assignment[kItemSlots];
+  HeadCounts counts;  // of the thread block that decides
 };
 
 /// Position in a ring of stages and the parity its barriers have this time round.
@@ -124,10 +126,10 @@ __device__ void init_barriers(SharedStorage<Traits>& shared) {
   for (int slot = 0; slot < kItemSlots; ++slot) {
     for (int consumer = 0; consumer < Traits::kConsumers; ++consumer) shared.query_full[slot][consumer].init(32);
     shared.item_full[slot].init(1);
+    shared.assignment_full[slot].init(1);
+    shared.assignment_empty[slot].init(Traits::kCluster - 1 > 0 ? Traits::kCluster - 1 : 1);
     shared.item_empty[slot].init(kConsumerWarps + kQueryWarpEnd - 1);  // the producer's other warps
   }
-  shared.assignment_full.init(1);
-  shared.assignment_empty.init(Traits::kCluster - 1 > 0 ? Traits::kCluster - 1 : 1);
   cutlass::arch::fence_barrier_init();
 }
 

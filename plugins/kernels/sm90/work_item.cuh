@@ -43,30 +43,30 @@ struct QueryBlock {
 };
 
 /// Consecutive blocks of keys, all but the last alike.
-struct KeyBlocks {
-  int count;
+struct KeyRun {
+  int end;                // the block behind the last
   int valid, last_valid;  // keys of a block, and of the last one: the leading rows
 };
 
 struct WorkItem : QueryBlock {
-  int key_blocks;                       // in all
-  KeyBlocks window[WindowCut::kParts];  // sliding: of the parts of the window; text after them
-  int window_shape;                     // sliding: as in WindowCut
-  int last_valid;                       // keys in the last block
-  bool last_dirty;                      // its other rows hold bytes that nobody may use, not zeros
-  bool shared_keys;                     // the thread blocks of the cluster go over the same keys
-  int first_partial;                    // no block before it has rows that are no keys
+  static constexpr int kRuns = WindowCut::kParts + 1;
 
+  int key_blocks;      // in all
+  KeyRun runs[kRuns];  // the parts of a window, which are empty unless sliding, and consecutive tokens
+  int window_shape;    // sliding: as in WindowCut
+  bool last_dirty;     // the last block's rows without keys hold bytes that nobody may use, not zeros
+  bool shared_keys;    // the thread blocks of the cluster go over the same keys
+  int first_partial;   // no block before it has rows that are no keys
+
+  __device__ int window_end() const { return runs[WindowCut::kParts - 1].end; }
   /// Keys in a block: its leading rows.
   __device__ int valid_keys(int block) const {
-#pragma unroll
-    for (int part = 0; part < WindowCut::kParts; ++part) {
-      const KeyBlocks& blocks = window[part];
-      if (block < blocks.count) return block == blocks.count - 1 ? blocks.last_valid : blocks.valid;
-      block -= blocks.count;
-    }
-    return block == key_blocks - window[0].count - window[1].count - 1 ? last_valid : INT32_MAX;
+    const KeyRun* run = runs;
+#pragma unroll 1
+    while (block >= run->end) ++run;
+    return block == run->end - 1 ? run->last_valid : run->valid;
   }
+  __device__ int last_valid() const { return runs[kRuns - 1].last_valid; }
   __device__ bool is_dirty(int block) const { return last_dirty && block == key_blocks - 1; }
 };
 
@@ -182,11 +182,11 @@ __device__ QueryBlock make_query_block(const Pattern& params, const Assignment& 
   return item;
 }
 
-/// The blocks of one part of a window of `frames` frames.
-__device__ inline KeyBlocks window_blocks(const WindowPart& part, int frames) {
-  if (part.height == 0) return {};
+/// The blocks of one part of a window of `frames` frames; `first`: the first one's number.
+__device__ inline KeyRun window_run(const WindowPart& part, int frames, int first) {
+  if (part.height == 0) return {first, 0, 0};
   const int boxes = frames * part.boxes_per_frame, blocks = ceil_div(boxes, part.boxes_per_block);
-  return {blocks, part.boxes_per_block * part.box_tokens(),
+  return {first + blocks, part.boxes_per_block * part.box_tokens(),
           (boxes - (blocks - 1) * part.boxes_per_block) * part.box_tokens()};
 }
 
@@ -205,13 +205,12 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const Assignme
     item.window_shape = params.cut.shape_of(item.group.window_extent);
 #pragma unroll
     for (int part = 0; part < WindowCut::kParts; ++part) {
-      const KeyBlocks blocks = window_blocks(params.cut.part[item.window_shape][part], item.group.window_extent[0]);
-      item.window[part] = blocks;
-      if (blocks.last_valid < Traits::kKeys && blocks.count > 0) {
-        const bool all = blocks.valid < Traits::kKeys;
-        first_partial = min(first_partial, item.key_blocks + (all ? 0 : blocks.count - 1));
-      }
-      item.key_blocks += blocks.count;
+      const int first = item.key_blocks;
+      const KeyRun run = window_run(params.cut.part[item.window_shape][part], item.group.window_extent[0], first);
+      item.runs[part] = run;
+      item.key_blocks = run.end;
+      if (run.end == first || run.last_valid == Traits::kKeys) continue;
+      first_partial = min(first_partial, run.valid == Traits::kKeys ? run.end - 1 : first);
     }
     keys = item.text_length;
     rows = problem.text_tokens;
@@ -220,10 +219,24 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const Assignme
   }
   const int blocks = ceil_div(keys, Traits::kKeys);
   item.key_blocks += blocks;
-  item.last_valid = keys - (blocks - 1) * Traits::kKeys;
-  item.last_dirty = item.last_valid < Traits::kKeys && keys < rows;
+  const int last_valid = keys - (blocks - 1) * Traits::kKeys;
+  item.runs[WindowCut::kParts] = {item.key_blocks, Traits::kKeys, last_valid};
+  item.last_dirty = last_valid < Traits::kKeys && keys < rows;
   item.first_partial = min(first_partial, item.key_blocks - 1);
   return item;
+}
+
+/// Where the tokens are listed that take the output of a row, too.
+struct Copies {
+  int first, count;  // in the head's list of dropped tokens
+};
+
+/// Those of row `row` of a coreset item: the tokens dropped from the bucket whose centre stands there.
+__device__ inline Copies row_copies(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
+  const int position = item.first_row + row;
+  if (position >= problem.kept_tokens) return {0, 0};
+  const KeptRow kept = problem.buckets.kept_row(position);
+  return {kept.first_dropped, kept.slot == 0 ? kept.dropped : 0};
 }
 
 /// What stands in row `row` of the item.
