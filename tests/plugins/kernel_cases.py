@@ -50,6 +50,11 @@ SMALL_RAGGED = replace(WAN, name="wan-81x480x848", grid=(21, 30, 53), tile=(5, 9
 HUNYUAN_RAGGED = Case(
     "hunyuan-121x720x1280", (31, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, (200,), 256, "key", head_dim=128
 )  # fmt: skip
+#: Windows of which three have no box that fills a block of 144 keys: the Hopper kernels cut them in two, along either
+#: axis, and text follows.
+TWO_PARTS = Case(
+    "windows-in-two-parts", (7, 42, 45), (3, 37, 37), (1, 1, 1), (2, 3, 2), 6, ONE_EACH, (37,), 150, head_dim=128
+)  # fmt: skip
 HUNYUAN = Case(
     "hunyuan", (30, 45, 80), (6, 9, 8), (3, 3, 3), (2, 3, 2), 6, ONE_EACH, (200,), 256, "key", head_dim=128
 )  # fmt: skip
@@ -185,4 +190,6 @@ LARGE_CASES = (
     SMALL_RAGGED,
     replace(SMALL_RAGGED, dtype="float16", head_dim=64),
     HUNYUAN_RAGGED,
+    TWO_PARTS,
+    replace(TWO_PARTS, dtype="float16", head_dim=64),
 )
