@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,46 @@ def test_the_driver_is_asked_for_gpus_that_are_hidden_from_runs(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (gpu,), _ = script.machine_gpus()
     assert (gpu[0], str(gpu[1])) == ("A card", str(ComputeCapability(8, 9)))
+
+
+DRIVER = """
+#include <cstring>
+extern "C" {
+int cuInit(unsigned) { return %(init)d; }
+int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+int cuDeviceGetCount(int* count) { *count = 3; return 0; }
+int cuDeviceGet(int* device, int index) { *device = index; return 0; }
+int cuDeviceGetName(char* name, int, int device) {
+  std::strcpy(name, device == 1 ? "NVIDIA L40S" : "NVIDIA H100 MIG 1g.10gb");
+  return 0;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = attribute == 75 ? (device == 1 ? 8 : 9) : (device == 1 ? 9 : 0);
+  return 0;
+}
+int cuDeviceTotalMem_v2(std::size_t* bytes, int) { *bytes = std::size_t{10} << 30; return 0; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "architectures", "reason"),
+    [
+        (0, ["80", "89-real", "90a-real"], "NVIDIA L40S (8.9); NVIDIA H100 MIG 1g.10gb (9.0)"),
+        (999, ["80"], "no usable GPU: the CUDA driver's cuInit returned error 999"),
+    ],
+)
+def test_what_a_driver_lists(
+    compile_cpp: Any, tmp_path: Path, init: int, architectures: list[str], reason: str
+) -> None:
+    """The whole way, with a library that plays the driver: GPUs of two kinds, one in parts; a broken one."""
+    source = tmp_path / "driver.cpp"
+    source.write_text(DRIVER % {"init": init})
+    driver = tmp_path / "libcuda.so.1"
+    driver.symlink_to(compile_cpp(f"libcuda-{init}.so", source, shared=True))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    line = [sys.executable, str(PATH), "", " ".join(CODES)]
+    result = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    answer = json.loads(result.stdout)
+    assert answer["architectures"] == architectures
+    assert reason in answer["reason"]
