@@ -146,7 +146,11 @@ class Judge:
         return masks[0].view(shape), keys.view(shape), wrong
 
     def expect(self, kept_queries: Tensor, kept_keys: Tensor) -> tuple[Tensor, ...]:
-        """Exact output, torch's, rows of padding, and rows that NaN and infinity may reach."""
+        """The exact output and what a verdict needs beside it.
+
+        Rows of padding, rows that NaN and infinity may reach, heads of each branch, rows to judge, entries of each
+        branch, norm of each head, and a verdict whose figures of torch and of rounding are filled in.
+        """
         problem, pattern, video = self.problem, self.problem.pattern, self.problem.pattern.video
         place = torch.arange(problem.length, device="cuda")
         valid = place < video + self.clamped[:, None]  # [B, L]
@@ -168,31 +172,41 @@ class Judge:
         for tensor in (exact, by_torch):
             tensor[:, :, :video] = torch.where(copied[..., None], tensor[:, :, centre], tensor[:, :, :video])
         touched[:, :, :video] = torch.where(copied, touched[:, :, centre], touched[:, :, :video])
-        return exact, by_torch, (~valid)[:, None, :].expand_as(touched), touched
+        padding = (~valid)[:, None, :].expand_as(touched)
+        judged = ~padding & ~touched  # [B, N, L]
+        heads = torch.stack([self.branch == branch for branch in range(3)])  # [3, B, N]
+        count = (judged.sum(-1) * heads).sum((1, 2))  # [3], rows of each branch
+        rows = (count * exact.shape[-1]).clamp(min=1)  # entries
+        base = torch.zeros(len(COUNTS) + len(BRANCHES) * len(FIGURES), dtype=torch.float64, device="cuda")
+        figures = base[len(COUNTS) :].view(len(BRANCHES), len(FIGURES))
+        figures[:, 0] = count
+        for at, values in ((3, by_torch), (5, exact.to(problem.torch_dtype).double())):
+            squares, largest, _ = self.errors(values - exact, judged, heads)
+            figures[:, at] = (squares / rows).sqrt()
+            figures[:, at + 1] = largest
+        norm = torch.where(judged[..., None], exact, 0.0).square().sum((-1, -2)).sqrt().clamp(min=1e-30)  # [B, N]
+        return exact, padding, touched, heads, judged, rows, norm, base
 
     def judge(self, output: Tensor) -> Tensor:
         assert self.expected is not None
-        exact, by_torch, padding, touched = self.expected
-        judged = ~padding & ~touched  # [B, N, L]
-        row = torch.zeros(len(COUNTS) + len(BRANCHES) * len(FIGURES), dtype=torch.float64, device="cuda")
+        exact, padding, _, heads, judged, rows, norm, base = self.expected
+        row = base.clone()
         row[0] = (judged & ~output.isfinite().all(-1)).sum()
         row[1] = (padding & (output != 0).any(-1)).sum()
-        rounded = exact.to(output.dtype).double()
-        errors = [torch.where(judged[..., None], values.double() - exact, 0.0).nan_to_num(1e30, 1e30, 1e30)
-                  for values in (output, by_torch, rounded)]  # fmt: skip
-        norm = torch.where(judged[..., None], exact, 0.0).square().sum((-1, -2)).sqrt()  # [B, N]
-        relative = errors[0].square().sum((-1, -2)).sqrt() / norm.clamp(min=1e-30)
-        for branch in range(3):
-            at = len(COUNTS) + branch * len(FIGURES)
-            heads = self.branch == branch  # [B, N]
-            rows = (judged & heads[..., None]).sum()
-            row[at] = rows
-            for i, error in enumerate(errors):
-                picked = torch.where(heads[..., None, None], error, 0.0)
-                row[at + 1 + 2 * i] = (picked.square().sum() / (rows * output.shape[-1]).clamp(min=1)).sqrt()
-                row[at + 2 + 2 * i] = picked.abs().amax()
-            row[at + 7] = torch.where(heads, relative, 0.0).amax()
+        squares, largest, of_head = self.errors(output.double() - exact, judged, heads)
+        figures = row[len(COUNTS) :].view(len(BRANCHES), len(FIGURES))
+        figures[:, 1] = (squares / rows).sqrt()
+        figures[:, 2] = largest
+        figures[:, 7] = torch.where(heads, of_head.sqrt() / norm, 0.0).amax((1, 2))
         return row
+
+    @staticmethod
+    def errors(error: Tensor, judged: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of squares and largest of each branch [3], and the sum of squares of each head [B, N]."""
+        error = torch.where(judged[..., None], error, 0.0).nan_to_num(1e30, 1e30, -1e30)
+        of_head = error.square().sum((-1, -2))  # [B, N]
+        largest = error.abs().amax((-1, -2))  # [B, N]
+        return torch.where(heads, of_head, 0.0).sum((1, 2)), torch.where(heads, largest, 0.0).amax((1, 2)), of_head
 
 
 def faults(row: list[float], precision: str, limit: float) -> list[str]:
