@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Are the attention kernels right on random problems? A fuzz of the C API on a GPU against an oracle in float64.
 
-    python studies/fuzz_kernels.py --count 10000
+    python studies/fuzz_kernels.py --count 10000 --processes 6
     python studies/fuzz_kernels.py --count 400 --mutate window     # proves that it can fail
 
 Problems are drawn from numbers (tests/plugins/random_problems.py): grids that tile, bucket and window do not divide,
@@ -17,8 +17,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from vorta_trt.benchmarks.harness import write_result  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MUTATIONS = ("window", "tile", "bucket", "keep", "coreset_keys", "route", "length", "scale")
-TOGETHER = 64  # problems whose verdicts are read from the GPU at once
+TOGETHER = 128  # runs whose verdicts are read from the GPU at once
 SHOWN = 40  # findings in the result
 
 
@@ -64,15 +67,17 @@ def mutated(problem: RandomProblem, what: str) -> RandomProblem:
 
 
 class Tally:
-    """Verdicts of all runs."""
+    """Verdicts of all runs of some problems."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.waiting: list[tuple[RandomProblem, str, str, torch.Tensor]] = []
+        self.problems = 0
+        self.crashed = False
         self.runs: Counter[str] = Counter()
-        self.worst: dict[str, float] = defaultdict(float)
+        self.mistakes: Counter[str] = Counter()
+        self.worst: dict[str, float] = {}
         self.findings: list[dict[str, Any]] = []
-        self.wrong: set[int] = set()
 
     def add(self, problem: RandomProblem, family: str, precision: str, row: torch.Tensor | None) -> None:
         name = name_of(family, precision)
@@ -83,31 +88,69 @@ class Tally:
         self.waiting.append((problem, family, precision, row))
 
     def read(self) -> None:
+        """Fetches the rows that wait on the GPU."""
         if not self.waiting:
             return
         rows = torch.stack([row for *_, row in self.waiting]).tolist()
         for (problem, family, precision, _), row in zip(self.waiting, rows, strict=True):
             name = name_of(family, precision)
-            limit = self.limit if problem.mild else float("inf")
-            self.note(problem, name, faults(row, precision, limit))
+            self.note(problem, name, faults(row, precision, self.limit if problem.mild else float("inf")))
             for branch, branch_name in enumerate(BRANCHES):
                 at = len(COUNTS) + branch * len(FIGURES)
                 figures = dict(zip(FIGURES, row[at : at + len(FIGURES)], strict=True))
                 if precision == "same" and figures["rows"]:
                     allowed = max(figures["torch_rms"], figures["rounding_rms"], 1e-30)
-                    figure, value = f"{name}, {branch_name}: rms over torch's", figures["rms"] / allowed
+                    self.raise_worst(f"{name}, {branch_name}: rms over torch's", figures["rms"] / allowed)
                 elif precision == "fp8" and problem.mild and figures["rows"]:
-                    figure, value = f"{name}, {branch_name}: relative error", figures["relative"]
-                else:
-                    continue
-                self.worst[figure] = max(self.worst[figure], round(value, 4))
+                    self.raise_worst(f"{name}, {branch_name}: relative error", figures["relative"])
         self.waiting.clear()
 
+    def raise_worst(self, figure: str, value: float) -> None:
+        self.worst[figure] = max(self.worst.get(figure, 0.0), round(value, 4))
+
     def note(self, problem: RandomProblem, name: str, found: list[str]) -> None:
-        if not found:
-            return
-        self.wrong.add(problem.number)
-        self.findings.append({"number": problem.number, "run": name, "found": found, "problem": repr(problem)})
+        if found:
+            self.findings.append({"number": problem.number, "run": name, "found": found, "problem": repr(problem)})
+
+    def join(self, other: Tally) -> None:
+        self.problems += other.problems
+        self.crashed |= other.crashed
+        self.runs += other.runs
+        self.mistakes += other.mistakes
+        for figure, value in other.worst.items():
+            self.raise_worst(figure, value)
+        self.findings = sorted(self.findings + other.findings, key=lambda finding: int(finding["number"]))
+
+
+def fuzz(numbers: Sequence[int], runs: Sequence[str], mutation: str | None, limit: float, seconds: float) -> Tally:
+    """Runs the problems of these numbers, one after another; a crash of a kernel ends it."""
+    tally, start = Tally(limit), time.perf_counter()
+    for number in numbers:
+        problem = draw(number)
+        tally.problems += 1
+        if problem.mistake:
+            tally.mistakes[problem.mistake] += 1
+            said = refusal(problem)
+            tally.note(problem, "refusal", [f"{problem.mistake}: {said}"] if said else [])
+            continue
+        judge = Judge(problem, mutated(problem, mutation) if mutation else problem)
+        for family, precision in runs_of(problem):
+            if name_of(family, precision) not in runs:
+                continue
+            try:
+                tally.add(problem, family, precision, judge.run(family, precision))
+                torch.cuda.synchronize()
+            except torch.AcceleratorError as error:  # of a kernel that ran: this process is done with CUDA
+                tally.note(problem, name_of(family, precision), [f"crash: {str(error).splitlines()[0]}"])
+                tally.crashed = True
+                tally.waiting.clear()
+                return tally
+        if len(tally.waiting) >= TOGETHER:
+            tally.read()
+        if time.perf_counter() - start > seconds:
+            break
+    tally.read()
+    return tally
 
 
 def main() -> int:
@@ -115,57 +158,40 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000, help="problems")
     parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--number", type=int, help="run this problem alone, and print what is found")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
-    parser.add_argument("--run", action="append", choices=[name_of(*run) for run in RUNS], help="these runs alone")
+    parser.add_argument("--processes", type=int, default=1, help="that share the problems, and the GPU")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="each process stops after this time")
+    every = [name_of(*run) for run in RUNS]
+    parser.add_argument("--run", action="append", choices=every, help="these runs alone")
     parser.add_argument("--mutate", choices=MUTATIONS, help="tell the kernels something else than the oracle")
     parser.add_argument("--fp8-limit", type=float, default=FP8_LIMIT, help="relative error of a head in 8 bits")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     arguments = parser.parse_args()
 
-    tally, mistakes, start = Tally(arguments.fp8_limit), Counter[str](), time.perf_counter()
     numbers = range(arguments.first, arguments.first + arguments.count)
-    done, crashed = 0, False
-    for number in [arguments.number] if arguments.number is not None else numbers:
-        problem = draw(number)
-        if problem.mistake:
-            mistakes[problem.mistake] += 1
-            said = refusal(problem)
-            tally.note(problem, "refusal", [f"{problem.mistake}: {said}"] if said else [])
-        else:
-            given = mutated(problem, arguments.mutate) if arguments.mutate else problem
-            judge = Judge(problem, given)
-            for family, precision in runs_of(problem):
-                if arguments.run and name_of(family, precision) not in arguments.run:
-                    continue
-                try:
-                    tally.add(problem, family, precision, judge.run(family, precision))
-                    torch.cuda.synchronize()
-                except torch.AcceleratorError as error:  # of a kernel that ran; this process is done with CUDA
-                    tally.note(problem, name_of(family, precision), [f"crash: {str(error).splitlines()[0]}"])
-                    crashed = True
-                    break
-        done += 1
-        if crashed:
-            break
-        if done % TOGETHER == 0:
-            tally.read()
-        if time.perf_counter() - start > arguments.seconds:
-            break
-    if not crashed:
-        tally.read()
-    seconds = time.perf_counter() - start
+    settings = (arguments.run or every, arguments.mutate, arguments.fp8_limit, arguments.seconds)
+    tally, start = Tally(arguments.fp8_limit), time.perf_counter()
+    if arguments.number is not None:
+        tally = fuzz([arguments.number], *settings)
+    elif arguments.processes == 1:
+        tally = fuzz(numbers, *settings)
+    else:
+        shares = [numbers[i :: arguments.processes] for i in range(arguments.processes)]
+        with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+            for part in pool.map(fuzz, shares, *([setting] * len(shares) for setting in settings)):
+                tally.join(part)
     figures = {
-        "problems": done,
+        "problems": tally.problems,
         "first": arguments.first,
         "mutation": arguments.mutate,
-        "crashed": crashed,
-        "seconds": round(seconds, 1),
+        "crashed": tally.crashed,
+        "seconds": round(time.perf_counter() - start, 1),
+        "processes": arguments.processes,
         "runs": dict(sorted(tally.runs.items())),
-        "refused_as_they_should_be": sum(mistakes.values()) - sum(f["run"] == "refusal" for f in tally.findings),
-        "mistakes": dict(sorted(mistakes.items())),
+        "refused_as_they_should_be": tally.mistakes.total() - sum(f["run"] == "refusal" for f in tally.findings),
+        "mistakes": dict(sorted(tally.mistakes.items())),
         "fp8_limit": arguments.fp8_limit,
         "worst": dict(sorted(tally.worst.items())),
-        "wrong_problems": len(tally.wrong),
+        "wrong_problems": len({finding["number"] for finding in tally.findings}),
         "findings": tally.findings[:SHOWN],
     }
     for finding in tally.findings[:SHOWN]:
