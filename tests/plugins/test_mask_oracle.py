@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from .. import mask_oracle as plain_oracle
 from . import mask_oracle
 from .attention_inputs import CHARACTERS, add_sinks, realistic
 from .kernel_oracle import CORESET, FULL, SLIDING, Case, buckets_of, expected, select_head, sliding_blocks
@@ -65,6 +66,22 @@ def test_the_oracles_see_the_same_tiles_and_buckets(number: int) -> None:
         assert (coreset.bucket[inside] == row).all()
         assert (coreset.centre[inside] == buckets.centre[row]).all()
         assert (coreset.keep[inside] == buckets.keep[row]).all()
+
+
+@pytest.mark.parametrize("number", range(50, 65))
+def test_the_oracle_of_the_python_tests_agrees(number: int) -> None:
+    """Written by somebody else from the same text, entry by entry in plain Python."""
+    case = random_case(number)
+    theirs = plain_oracle.Problem(
+        case.grid, case.tile, case.window, case.bucket, case.keep, case.coreset_keys, case.text
+    )  # fmt: skip
+    assert mask_oracle.sliding_mask(pattern_of(case)).tolist() == plain_oracle.sliding_mask(theirs).tolist()
+    tokens = torch.randn(case.video, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+    kept, centre_of, _ = plain_oracle.choose(theirs, tokens.numpy())
+    ours = mask_oracle.kept_tokens(pattern_of(case), tokens[None])[0]
+    assert set(ours.nonzero().flatten().tolist()) == kept
+    centre = mask_oracle.coreset_of(pattern_of(case)).centre
+    assert {token: int(centre[token]) for token in (~ours).nonzero().flatten().tolist()} == centre_of
 
 
 def test_a_ragged_axis_by_hand() -> None:
