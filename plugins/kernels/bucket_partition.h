@@ -12,8 +12,8 @@
 namespace vorta {
 
 struct Bucket {
-  int position[3];
   int tokens, kept;
+  int first_token;                // its id
   int centre;                     // among its tokens in raster order
   int first_kept, first_dropped;  // in the lists of a head
   int kind;                       // 4 f + 2 h + w, each 1 if the bucket is last along the axis; 0 unless ragged
@@ -55,7 +55,9 @@ struct BucketPartition : BoxPartition {
 
   CUTLASS_HOST_DEVICE Bucket bucket(int index) const {
     Bucket result;
-    split(index, result.position);
+    int position[3];
+    split(index, position);
+    result.first_token = first_token(position);
     if (!ragged) {
       result.tokens = tokens.divisor;
       result.kept = bucket_kept[0][0][0].divisor;
@@ -65,7 +67,6 @@ struct BucketPartition : BoxPartition {
       result.kind = 0;
       return result;
     }
-    const auto& position = result.position;
     const int extents[3] = {extent_at(0, position[0]), extent_at(1, position[1]), extent_at(2, position[2])};
     const int f = is_last(0, position[0]), h = is_last(1, position[1]), w = is_last(2, position[2]);
     result.tokens = extents[0] * extents[1] * extents[2];

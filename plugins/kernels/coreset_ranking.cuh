@@ -6,6 +6,7 @@
 #ifndef VORTA_TRT_KERNELS_CORESET_RANKING_CUH_
 #define VORTA_TRT_KERNELS_CORESET_RANKING_CUH_
 
+#include "bucket_partition.h"
 #include "cutlass/array.h"
 #include "cutlass/numeric_types.h"
 #include "validate.h"
@@ -22,6 +23,7 @@ struct BucketScratch {
   float dot[kMaxBucketTokens];                     // with the centre
   float square[kMaxBucketTokens];                  // with itself
   int32_t kept[kMaxBucketTokens];                  // token ids by slot
+  Bucket bucket;                                   // here, since the products leave no registers for it
 };
 
 /// Adds each of the first kCount `sums` over lanes that differ in the bits below 2 * kOffset. Afterwards sums[0] of a

@@ -77,26 +77,26 @@ __device__ void list_offsets(const BucketPartition& buckets, int32_t (&offsets)[
   }
 }
 
-/// Ranks one bucket by `tokens` and writes its lists; `dropped` is null where nobody reads it. The kept ids are in
-/// `scratch` afterwards.
+/// Ranks the bucket of `scratch` by `tokens` and writes its lists; `dropped` is null where nobody reads it. The kept
+/// ids are in `scratch` afterwards.
 template <class Element, int kWidth>
 __device__ __forceinline__ void select_bucket(const RoutedAttentionParams& params, const TensorView& tokens,
-                                              const CoresetHead& where, const Bucket& bucket, int first_token,
-                                              const int32_t* offsets, int32_t* kept, int32_t* dropped,
-                                              BucketScratch& scratch) {
-  const int bucket_tokens = bucket.tokens, centre = bucket.centre;
+                                              const CoresetHead& where, const int32_t* offsets, int32_t* kept,
+                                              int32_t* dropped, BucketScratch& scratch) {
+  const Bucket& bucket = scratch.bucket;
   const auto* row = static_cast<const Element*>(tokens.data) + where.sample * tokens.batch_stride +
-                    where.head * tokens.head_stride + first_token * tokens.token_stride;
-  bucket_products<Element, kWidth>(row, tokens.token_stride, params.head_dim, offsets, bucket_tokens, centre, scratch);
+                    where.head * tokens.head_stride + bucket.first_token * tokens.token_stride;
+  bucket_products<Element, kWidth>(row, tokens.token_stride, params.head_dim, offsets, bucket.tokens, bucket.centre,
+                                   scratch);
   __syncwarp();
-  bucket_similarities(bucket_tokens, centre, scratch);
+  bucket_similarities(bucket.tokens, bucket.centre, scratch);
   __syncwarp();
 
   const int64_t head = int64_t{where.sample} * params.heads + where.head;
-  for (int inside = threadIdx.x % kWarpLanes; inside < bucket_tokens; inside += kWarpLanes) {
+  for (int inside = threadIdx.x % kWarpLanes; inside < bucket.tokens; inside += kWarpLanes) {
     // The centre takes slot 0, the others follow by rank.
-    const int slot = inside == centre ? 0 : 1 + stable_rank(scratch, bucket_tokens, inside);
-    const int token = first_token + offsets[inside];
+    const int slot = inside == bucket.centre ? 0 : 1 + stable_rank(scratch, bucket.tokens, inside);
+    const int token = bucket.first_token + offsets[inside];
     if (slot < bucket.kept) {
       kept[head * params.kept_tokens + bucket.first_kept + slot] = token;
       scratch.kept[slot] = token;
@@ -138,19 +138,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm<kWidth>)
       if (chunk < bucket_chunks) {
         const int index = chunk * kWarps + warp;
         if (index >= buckets.count()) continue;  // whole warps only
-        const Bucket bucket = buckets.bucket(index);
-        const int first_token = buckets.first_token(bucket.position);
-        const int32_t* offsets = shared.offsets[bucket.kind];
-        select_bucket<Element, kWidth>(params, params.query, where, bucket, first_token, offsets, params.kept_queries,
+        scratch.bucket = buckets.bucket(index);  // by every lane
+        __syncwarp();
+        const int32_t* offsets = shared.offsets[scratch.bucket.kind];
+        select_bucket<Element, kWidth>(params, params.query, where, offsets, params.kept_queries,
                                        params.dropped_queries, scratch);
         if (params.kept_keys != params.kept_queries) {
-          select_bucket<Element, kWidth>(params, params.key, where, bucket, first_token, offsets, params.kept_keys,
-                                         nullptr, scratch);
+          select_bucket<Element, kWidth>(params, params.key, where, offsets, params.kept_keys, nullptr, scratch);
         }
         if constexpr (kWidth < kWarpLanes) {
           if (compact) {
-            copy_rows<kWidth>(head_copy(params, where.sample, where.head), bucket.first_kept, bucket.kept,
-                              [&](int slot) { return scratch.kept[slot]; });
+            copy_rows<kWidth>(head_copy(params, where.sample, where.head), scratch.bucket.first_kept,
+                              scratch.bucket.kept, [&](int slot) { return scratch.kept[slot]; });
             __syncwarp();
           }
         }

@@ -46,13 +46,22 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
   params.head_dim = problem.head_dim;
   params.video_tokens = problem.grid[0] * problem.grid[1] * problem.grid[2];
   params.text_tokens = problem.text_tokens;
+  params.tokens = params.video_tokens + params.text_tokens;
 
   params.tiles = BoxPartition(problem.grid, problem.tile);
   for (int axis = 0; axis < 3; ++axis) {
     params.window[axis] = std::min<int>(problem.window[axis], params.tiles.boxes[axis]);
   }
-  params.tiles_per_window_plane = FastDivmod(params.window[1] * params.window[2]);
-  params.tiles_per_window_row = FastDivmod(params.window[2]);
+  const BoxPartition& tiles = params.tiles;
+  const auto window_extent = [&](int axis, int at_end) {
+    if (!tiles.ragged) return params.window[axis];
+    const int first = at_end ? tiles.boxes[axis] - params.window[axis] : 0;
+    return std::min(params.window[axis] * tiles.extent[axis], tiles.grid[axis] - first * tiles.extent[axis]);
+  };
+  for (int w = 0; w < 2; ++w) {
+    params.window_row[w] = FastDivmod(window_extent(2, w));
+    for (int h = 0; h < 2; ++h) params.window_plane[h][w] = FastDivmod(window_extent(1, h) * window_extent(2, w));
+  }
 
   params.buckets = BucketPartition(problem.grid, problem.bucket, problem.keep);
   params.kept_tokens = params.buckets.kept_tokens;

@@ -38,11 +38,14 @@ struct RoutedAttentionParams {
 
   int batch, heads, head_dim;
   int video_tokens, text_tokens;  // S, T
+  int tokens;                     // S + T
 
   BoxPartition tiles;
-  int window[3];                      // in tiles, clipped to the number of tiles
-  FastDivmod tiles_per_window_plane;  // window[1] * window[2]
-  FastDivmod tiles_per_window_row;    // window[2]
+  int window[3];  // in tiles, clipped to the number of tiles
+  // Of a window, in tiles, or in tokens if the tiles are ragged. Indices say whether it reaches the grid's end, where
+  // the last tile is shorter, along height and width.
+  FastDivmod window_plane[2][2];
+  FastDivmod window_row[2];
 
   BucketPartition buckets;
   int kept_tokens;   // of a head: that of buckets

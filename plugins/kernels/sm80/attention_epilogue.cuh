@@ -38,19 +38,22 @@ __device__ void store_row(const HeadView<typename Traits::Element>& output, int 
 
 /// Stores the block's rows from shared memory, where only rows of padding may be missing.
 template <class Traits>
-__device__ void store_rows(const RoutedAttentionParams& params, const BlockIteration& iteration,
-                           const SharedStorage<Traits>& shared) {
+__device__ void store_rows(const RoutedAttentionParams& params, SharedStorage<Traits>& shared) {
   constexpr int kAtoms = Traits::kHeadDim / Traits::kSwizzleColumns;
-  const RowCopyThread<Traits> thread;
+  const RowCopyThread<Traits> thread(threadIdx.x);
   const HeadView<typename Traits::Element> output(params.output);
   const typename Traits::LayoutQ layout;
   const auto* first_chunk = shared.query + thread.base(layout);
+  const BlockIteration& iteration = shared.iteration;
+  int* const tokens = shared.last_query_token();
+  if (threadIdx.x < Traits::kBlockM) tokens[threadIdx.x] = iteration.query_token(params, threadIdx.x);
+  __syncthreads();  // tokens and rows are in place
 #pragma unroll 1
   for (int pass = 0; pass < Traits::kBlockM / Traits::kRowsPerPass; ++pass) {
     const int row = thread.row + pass * Traits::kRowsPerPass;
-    const int token = shared.query_token[row];
+    const int token = tokens[row];
     if (token < 0) continue;
-    if (iteration.is_padding(token)) {
+    if (iteration.is_padding(params, token)) {
       store_row<Traits>(output, token, nullptr, thread, params.head_dim);
       continue;
     }
@@ -60,9 +63,10 @@ __device__ void store_rows(const RoutedAttentionParams& params, const BlockItera
       chunks[atom] = *reinterpret_cast<const uint4*>(first_chunk + thread.offset(layout, pass, atom));
     }
     store_row<Traits>(output, token, chunks, thread, params.head_dim);
-    const auto copies = iteration.copies_of(row);
+    const auto copies = iteration.copies_of(params, row);
     for (int i = 0; i < copies.count; ++i) {
-      store_row<Traits>(output, copies.tokens[i], chunks, thread, params.head_dim);
+      const int copy = listed_token(params, copies.entries + i);
+      store_row<Traits>(output, copy, chunks, thread, params.head_dim);
     }
   }
 }

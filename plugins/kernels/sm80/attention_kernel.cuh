@@ -17,20 +17,18 @@ __global__ void __launch_bounds__(Traits::kThreads)
   using namespace cute;
   extern __shared__ __align__(128) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
-  const BlockIteration iteration(params, plan, Traits::kBlockM);
-  if (!iteration.has_rows()) return;
-
-  look_up_tokens<Traits>(iteration, shared);
+  if (threadIdx.x == 0) shared.iteration.start(params, plan, Traits::kBlockM);
   __syncthreads();
-  if (iteration.has_queries()) {
+  if (!shared.iteration.has_rows()) return;
+
+  if (shared.iteration.has_queries()) {
     auto output = partition_fragment_C(typename Traits::TiledMma{},
                                        Shape<Int<Traits::kBlockM>, Int<Traits::kHeadDim>>{});  // (MMA, MMA_M, MMA_D)
-    attend<Traits>(params, iteration, shared, output);
+    attend<Traits>(params, shared, output);
     // The loop's last barrier came after the last read of Q: its place is free.
     output_to_shared<Traits>(output, shared);
-    __syncthreads();
   }
-  store_rows<Traits>(params, iteration, shared);
+  store_rows<Traits>(params, shared);
 }
 
 }  // namespace vorta::sm80

@@ -24,26 +24,14 @@ __device__ void mask_past(Scores& scores, int first_key, int key_count) {
   }
 }
 
-/// Writes the token ids of the block's query rows and of its first keys to shared memory.
-template <class Traits>
-__device__ void look_up_tokens(const BlockIteration& iteration, SharedStorage<Traits>& shared) {
-  const int thread = threadIdx.x;
-  if (thread < Traits::kBlockM) shared.query_token[thread] = iteration.query_token(thread);
-  if (thread < Traits::kBlockN) shared.key_token[0][thread] = iteration.key_token(thread);
-}
-
-/// output (MMA, MMA_M, MMA_D) = softmax(Q K^T * scale) V, in fp32. look_up_tokens() and a barrier come first.
-/// At least one key exists.
+/// output (MMA, MMA_M, MMA_D) = softmax(Q K^T * scale) V, in fp32. At least one key exists.
 template <class Traits, class Output>
-__device__ void attend(const RoutedAttentionParams& params, const BlockIteration& iteration,
-                       SharedStorage<Traits>& shared, Output& output) {
+__device__ void attend(const RoutedAttentionParams& params, SharedStorage<Traits>& shared, Output& output) {
   using namespace cute;
   using Element = typename Traits::Element;
   constexpr int kBlockM = Traits::kBlockM;
   constexpr int kBlockN = Traits::kBlockN;
-  const int thread = threadIdx.x;
   const int head_dim = params.head_dim;
-  const HeadView<const Element> query(params.query), key(params.key), value(params.value);
 
   const typename Traits::TiledMma mma;
   const auto q = make_tensor(make_smem_ptr(shared.query), typename Traits::LayoutQ{});              // [kBlockM, D]
@@ -56,40 +44,70 @@ __device__ void attend(const RoutedAttentionParams& params, const BlockIteration
   OnlineSoftmax<decltype(size<0>(score_rows))::value> softmax(params.scale_log2);
   clear(output);
 
+  const BlockIteration& iteration = shared.iteration;
+  const int thread = threadIdx.x;
+  if (thread == 0) {
+    shared.key_rows = HeadView<const Element>(params.key).data;
+    shared.value_rows = HeadView<const Element>(params.value).data;
+  }
+  const auto key = [&] { return HeadView<const Element>(shared.key_rows, params.key.token_stride); };
+  const auto value = [&] { return HeadView<const Element>(shared.value_rows, params.value.token_stride); };
+  if (thread < kBlockM) shared.first_query_token()[thread] = iteration.query_token(params, thread);
+  if (thread < kBlockN) iteration.columns().look_up(params, thread, shared.key_token[0] + thread);
+  cp_async_fence();
+  cp_async_wait<0>();
+  __syncthreads();
   // Rows of padded text are computed from whatever Q holds there; store_rows() writes zeros in their place.
-  gather_rows_async<Traits>(query, shared.query_token, head_dim, shared.query, typename Traits::LayoutQ{});
-  gather_rows_async<Traits>(key, shared.key_token[0], head_dim, shared.key, typename Traits::LayoutKV{});
+  gather_rows_async<Traits>(thread, HeadView<const Element>(params.query), params.tokens, shared.first_query_token(),
+                            head_dim, shared.query, typename Traits::LayoutQ{});
+  gather_rows_async<Traits>(thread, key(), params.tokens, shared.key_token[0], head_dim, shared.key,
+                            typename Traits::LayoutKV{});
   cp_async_fence();
 
-  const int key_count = iteration.key_count();
-  const int steps = ceil_div(key_count, kBlockN);
-  for (int step = 0; step < steps; ++step) {
-    const int first_key = step * kBlockN;
+  const auto tokens_of = [&](int first) { return shared.key_token[first / kBlockN % 2]; };
+  if constexpr (Traits::kParksSums) softmax.park_sums(shared.sums[thread]);
+  bool has_more = true;
+  for (int first_key = 0; has_more; first_key += kBlockN) {
+    const KeyColumns columns = iteration.columns();  // while K is under way; no registers are left for it below
     cp_async_wait<0>();
     __syncthreads();  // K has arrived (at first Q too), and every warp is done with the V and the token ids before
-    gather_rows_async<Traits>(value, shared.key_token[step % 2], head_dim, shared.value, typename Traits::LayoutKV{});
+    gather_rows_async<Traits>(iteration.fresh_thread(), value(), params.tokens, tokens_of(first_key), head_dim,
+                              shared.value, typename Traits::LayoutKV{});
+    const int next_key = first_key + kBlockN;
+    const bool is_partial = next_key > columns.key_count;
+    has_more = next_key < columns.key_count;
+    if (thread < kBlockN) columns.look_up(params, next_key + thread, tokens_of(next_key) + thread);
     cp_async_fence();
-    // Read here and stored after the product, so that the latency of a coreset list hides behind it.
-    const int next_token = thread < kBlockN ? iteration.key_token(first_key + kBlockN + thread) : -1;
 
     clear(scores);
-    multiply_shared(mma, typename Traits::CopyRows{}, scores, q, k);  // S = Q K^T
+    multiply_shared(iteration.fresh_thread(), mma, typename Traits::CopyRows{}, scores, q, k);  // S = Q K^T
 
-    if (thread < kBlockN) shared.key_token[(step + 1) % 2][thread] = next_token;
-    if (first_key + kBlockN > key_count) mask_past<Traits>(scores, first_key, key_count);
+    if (is_partial) mask_past<Traits>(scores, first_key, iteration.fresh_key_count());
     cp_async_wait<0>();
     __syncthreads();  // V has arrived, every warp is done with K, and the next token ids are visible
-    if (step + 1 < steps) {
-      gather_rows_async<Traits>(key, shared.key_token[(step + 1) % 2], head_dim, shared.key,
-                                typename Traits::LayoutKV{});
+    if (has_more) {
+      gather_rows_async<Traits>(iteration.fresh_thread(), key(), params.tokens, tokens_of(next_key), head_dim,
+                                shared.key, typename Traits::LayoutKV{});
       cp_async_fence();
     }
 
-    softmax.update(score_rows, output_rows);  // P = exp2(S - max)
-    const auto weights = convert_fragment<Element>(scores);
-    const auto p = make_tensor(weights.data(), as_left_operand(weights.layout()));   // ((4, 2), MMA_M, MMA_N / 2)
-    multiply_registers(mma, typename Traits::CopyColumns{}, output, p, v, v_plain);  // O += P V
+    softmax.raise(score_rows, output_rows);
+    if constexpr (Traits::kParksSums) softmax.take_sums(shared.sums[thread]);
+    const auto add_part = [&](auto part) {
+      constexpr int kPart = decltype(part)::value, kColumns = decltype(size<1>(score_rows))::value / 2;
+      softmax.template weigh<kPart * kColumns, kColumns>(score_rows);  // P = exp2(S - max)
+      auto own = partition_fragment_C(mma, Shape<Int<kBlockM>, Int<kBlockN / 2>>{});
+      const auto half = make_tensor(scores.data() + kPart * size(own), own.layout());
+      const auto weights = convert_fragment<Element>(half);
+      const auto p = make_tensor(weights.data(), as_left_operand(weights.layout()));  // ((4, 2), MMA_M, MMA_N / 4)
+      multiply_registers<kPart * kBlockN / 32>(iteration.fresh_thread(), mma, typename Traits::CopyColumns{}, output, p,
+                                               v, v_plain);  // O += P V
+    };
+    add_part(_0{});
+    add_part(_1{});
+    if constexpr (Traits::kParksSums) softmax.park_sums(shared.sums[thread]);
   }
+  if constexpr (Traits::kParksSums) softmax.take_sums(shared.sums[thread]);
   softmax.normalize(output_rows);
 }
 

@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "block_iteration.cuh"
 #include "block_shape.h"
 #include "cute/tensor.hpp"
 #include "cutlass/numeric_types.h"
@@ -23,6 +24,10 @@ struct KernelTraits {
   static constexpr int kThreads = 32 * kWarps;
   static_assert(kHeadDim == kInstanceHeadDim, "no block shape for this head dimension");
   static_assert(sizeof(Element) == 2, "layouts and copies below are for 2-byte elements");
+
+  static constexpr int kRowsPerThread = kBlockM / kWarps / 8;
+  // Whether the softmax's sums wait in shared memory during Q K^T: the products' operands take 192 registers here.
+  static constexpr bool kParksSums = kShape.parks_sums;
 
   // Rows of 8 x 64 (or 8 x 32, where 64 does not divide D) elements, their 16-byte chunks swizzled so that neither the
   // 8 rows of an ldmatrix nor the row-wise copies below meet in a bank.
@@ -59,8 +64,16 @@ struct SharedStorage {
   alignas(128) typename Traits::Element query[Traits::kBlockM * Traits::kHeadDim];  // the output, once it is done
   alignas(128) typename Traits::Element key[Traits::kBlockN * Traits::kHeadDim];
   alignas(128) typename Traits::Element value[Traits::kBlockN * Traits::kHeadDim];
-  int query_token[Traits::kBlockM];   // token id of each row, -1 where there is none
-  int key_token[2][Traits::kBlockN];  // of this step's and the next step's keys
+  int key_token[2][Traits::kBlockN];  // token ids of this step's and the next step's keys, -1 where there is none
+  BlockIteration iteration;
+  const typename Traits::Element* key_rows;  // of this head: here for want of registers
+  const typename Traits::Element* value_rows;
+  alignas(16) float sums[Traits::kParksSums ? Traits::kThreads : 1][Traits::kRowsPerThread];
+
+  /// Token ids of the query rows, -1 where there is none: before the first V comes they lie in its place, after the
+  /// last key in that of the keys' ids.
+  __device__ int* first_query_token() { return reinterpret_cast<int*>(value); }
+  __device__ int* last_query_token() { return key_token[0]; }
 };
 
 }  // namespace vorta::sm80

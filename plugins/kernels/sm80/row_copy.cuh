@@ -17,9 +17,10 @@ struct HeadView {
   int64_t token_stride;
 
   __device__ explicit HeadView(const TensorView& view)
-      : data(const_cast<Element*>(static_cast<const Element*>(view.data)) + blockIdx.z * view.batch_stride +
-             blockIdx.y * view.head_stride),
-        token_stride(view.token_stride) {}
+      : HeadView(const_cast<Element*>(static_cast<const Element*>(view.data)) + blockIdx.z * view.batch_stride +
+                     blockIdx.y * view.head_stride,
+                 view.token_stride) {}
+  __device__ HeadView(Element* data_, int64_t token_stride_) : data(data_), token_stride(token_stride_) {}
 };
 
 /// Where a thread's 16-byte chunks lie in a block of rows: chunk (pass, atom) is row `row + pass * kRowsPerPass`,
@@ -28,8 +29,8 @@ template <class Traits>
 struct RowCopyThread {
   int row, column;
 
-  __device__ RowCopyThread()
-      : row(threadIdx.x / Traits::kThreadsPerRow), column(threadIdx.x % Traits::kThreadsPerRow * Traits::kChunk) {}
+  __device__ explicit RowCopyThread(unsigned thread)
+      : row(thread / Traits::kThreadsPerRow), column(thread % Traits::kThreadsPerRow * Traits::kChunk) {}
 
   /// Shared-memory offset of the thread's first chunk.
   template <class Layout>
@@ -43,24 +44,26 @@ struct RowCopyThread {
   }
 };
 
-/// Starts copying the rows of `tokens` to shared memory; rows of token -1 and columns past head_dim become 0, and
-/// nothing is read for them.
+/// Starts copying the rows of `tokens` to shared memory; rows of what is no token of `count` and columns past head_dim
+/// become 0, and nothing is read for them.
 template <class Traits, class Layout>
-__device__ void gather_rows_async(const HeadView<const typename Traits::Element>& source, const int* tokens,
-                                  int head_dim, typename Traits::Element* destination, const Layout& layout) {
-  const RowCopyThread<Traits> thread;
+__device__ void gather_rows_async(unsigned index, const HeadView<const typename Traits::Element>& source, int count,
+                                  const int* tokens, int head_dim, typename Traits::Element* destination,
+                                  const Layout& layout) {
+  const RowCopyThread<Traits> thread(index);
   constexpr int kPasses = decltype(cute::size<0>(layout))::value / Traits::kRowsPerPass;
   typename Traits::Element* shared = destination + thread.base(layout);
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const int token = tokens[thread.row + pass * Traits::kRowsPerPass];
-    const auto* row = source.data + max(token, 0) * source.token_stride + thread.column;
+    const bool is_token = static_cast<unsigned>(token) < static_cast<unsigned>(count);
+    const auto* row = source.data + (is_token ? token : 0) * source.token_stride + thread.column;
 #pragma unroll
     for (int atom = 0; atom < Traits::kHeadDim / Traits::kSwizzleColumns; ++atom) {
       const int column = atom * Traits::kSwizzleColumns;
-      const bool exists = token >= 0 && thread.column + column < head_dim;
+      const bool exists = is_token && thread.column + column < head_dim;
       cutlass::arch::cp_async_zfill<16, cutlass::arch::CacheOperation::Global>(
-          shared + thread.offset(layout, pass, atom), exists ? row + column : source.data, exists);
+          shared + thread.offset(layout, pass, atom), row + column, exists);
     }
   }
 }

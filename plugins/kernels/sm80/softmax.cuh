@@ -25,9 +25,10 @@ __device__ float quad_reduce(float value, Combine combine) {
 
 template <int kRows>
 struct OnlineSoftmax {
-  float scale_log2;      // of the logits, times log2(e); positive
-  float maximum[kRows];  // of the raw scores seen so far
-  float sum[kRows];      // of exp2 over this thread's columns alone
+  float scale_log2;         // of the logits, times log2(e); positive
+  float maximum[kRows];     // of the raw scores seen so far
+  float sum[kRows];         // of exp2 over this thread's columns alone
+  float correction[kRows];  // of what was summed before the maximum last rose
 
   __device__ explicit OnlineSoftmax(float scale_log2_) : scale_log2(scale_log2_) {
 #pragma unroll
@@ -37,9 +38,9 @@ struct OnlineSoftmax {
     }
   }
 
-  /// scores [rows, columns] become exp2((score - maximum) * scale); output [rows, D] follows a risen maximum.
+  /// Raises the maxima to those of scores [rows, columns]; output [rows, D] follows.
   template <class Scores, class Output>
-  __device__ void update(Scores& scores, Output& output) {
+  __device__ void raise(const Scores& scores, Output& output) {
     using namespace cute;
 #pragma unroll
     for (int row = 0; row < size<0>(scores); ++row) {
@@ -47,21 +48,41 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int column = 0; column < size<1>(scores); ++column) risen = fmaxf(risen, scores(row, column));
       risen = quad_reduce(risen, [](float a, float b) { return fmaxf(a, b); });
-      // A row that has seen no key keeps weights of exp2(-inf) = 0, not exp2(-inf + inf) = NaN.
-      const float shift = risen == -INFINITY ? 0.0f : risen * scale_log2;
-      const float correction = exp2_approx(maximum[row] * scale_log2 - shift);
+      correction[row] = exp2_approx(maximum[row] * scale_log2 - shift_of(risen));
       maximum[row] = risen;
-
-      float row_sum = sum[row] * correction;
 #pragma unroll
-      for (int column = 0; column < size<1>(scores); ++column) {
+      for (int column = 0; column < size<1>(output); ++column) output(row, column) *= correction[row];
+    }
+  }
+
+  /// Columns kFirst to kFirst + kCount - 1 of scores become exp2((score - maximum) * scale). In the order of columns.
+  template <int kFirst, int kCount, class Scores>
+  __device__ void weigh(Scores& scores) {
+    using namespace cute;
+#pragma unroll
+    for (int row = 0; row < size<0>(scores); ++row) {
+      const float shift = shift_of(maximum[row]);
+      float row_sum = kFirst == 0 ? sum[row] * correction[row] : sum[row];
+#pragma unroll
+      for (int column = kFirst; column < kFirst + kCount; ++column) {
         scores(row, column) = exp2_approx(scores(row, column) * scale_log2 - shift);
         row_sum += scores(row, column);
       }
       sum[row] = row_sum;
-#pragma unroll
-      for (int column = 0; column < size<1>(output); ++column) output(row, column) *= correction;
     }
+  }
+
+  /// A row that has seen no key keeps weights of exp2(-inf) = 0, not exp2(-inf + inf) = NaN.
+  __device__ float shift_of(float of) const { return of == -INFINITY ? 0.0f : of * scale_log2; }
+
+  /// Lays the sums in shared memory, and takes them back: over a product that needs the registers.
+  __device__ void park_sums(float (&parked)[kRows]) const {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) parked[row] = sum[row];
+  }
+  __device__ void take_sums(const float (&parked)[kRows]) {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) sum[row] = parked[row];
   }
 
   /// Divides output [rows, D] by the sums; a row without keys becomes 0.

@@ -41,18 +41,19 @@ CUTE_DEVICE auto convert_fragment(const Fragment& source) {
   return result;
 }
 
-/// accumulator += A B^T with A [M, K] and B [N, K] in shared memory; the k-step after the running one is in flight.
+/// accumulator += A B^T with A [M, K] and B [N, K] in shared memory, for `thread` of the block; the k-step after the
+/// running one is in flight.
 template <class TiledMma, class CopyAtom, class Accumulator, class SharedA, class SharedB>
-CUTE_DEVICE void multiply_shared(const TiledMma& mma, CopyAtom, Accumulator& accumulator, const SharedA& a,
-                                 const SharedB& b) {
+CUTE_DEVICE void multiply_shared(unsigned thread, const TiledMma& mma, CopyAtom, Accumulator& accumulator,
+                                 const SharedA& a, const SharedB& b) {
   using namespace cute;
-  const auto thread_mma = mma.get_thread_slice(threadIdx.x);
+  const auto thread_mma = mma.get_thread_slice(thread);
   auto fragment_a = thread_mma.partition_fragment_A(a);  // (MMA, MMA_M, MMA_K)
   auto fragment_b = thread_mma.partition_fragment_B(b);  // (MMA, MMA_N, MMA_K)
   const auto copy_a = make_tiled_copy_A(CopyAtom{}, mma);
   const auto copy_b = make_tiled_copy_B(CopyAtom{}, mma);
-  const auto thread_a = copy_a.get_thread_slice(threadIdx.x);
-  const auto thread_b = copy_b.get_thread_slice(threadIdx.x);
+  const auto thread_a = copy_a.get_thread_slice(thread);
+  const auto thread_b = copy_b.get_thread_slice(thread);
   const auto shared_a = thread_a.partition_S(a);
   const auto shared_b = thread_b.partition_S(b);
   auto copied_a = thread_a.retile_D(fragment_a);
@@ -70,23 +71,23 @@ CUTE_DEVICE void multiply_shared(const TiledMma& mma, CopyAtom, Accumulator& acc
   }
 }
 
-/// accumulator += A B^T with A already in registers and B [N, K] in shared memory; `b_plain` is B without its swizzle,
-/// for the fragment's shape.
-template <class TiledMma, class CopyAtom, class Accumulator, class FragmentA, class SharedB, class PlainB>
-CUTE_DEVICE void multiply_registers(const TiledMma& mma, CopyAtom, Accumulator& accumulator,
+/// accumulator += A B^T with A already in registers, its first k-step being B's kFirst-th, and B [N, K] in shared
+/// memory; `b_plain` is B without its swizzle, for the fragment's shape.
+template <int kFirst, class TiledMma, class CopyAtom, class Accumulator, class FragmentA, class SharedB, class PlainB>
+CUTE_DEVICE void multiply_registers(unsigned thread, const TiledMma& mma, CopyAtom, Accumulator& accumulator,
                                     const FragmentA& fragment_a, const SharedB& b, const PlainB& b_plain) {
   using namespace cute;
-  auto fragment_b = mma.get_thread_slice(threadIdx.x).partition_fragment_B(b_plain);  // (MMA, MMA_N, MMA_K)
+  auto fragment_b = mma.get_thread_slice(thread).partition_fragment_B(b_plain);  // (MMA, MMA_N, MMA_K)
   const auto copy_b = make_tiled_copy_B(CopyAtom{}, mma);
-  const auto thread_b = copy_b.get_thread_slice(threadIdx.x);
+  const auto thread_b = copy_b.get_thread_slice(thread);
   const auto shared_b = thread_b.partition_S(b);
   auto copied_b = thread_b.retile_D(fragment_b);
 
-  copy(copy_b, shared_b(_, _, _0{}), copied_b(_, _, _0{}));
+  copy(copy_b, shared_b(_, _, Int<kFirst>{}), copied_b(_, _, Int<kFirst>{}));
   CUTE_UNROLL
   for (int k = 0; k < size<2>(fragment_a); ++k) {
-    if (k + 1 < size<2>(fragment_a)) copy(copy_b, shared_b(_, _, k + 1), copied_b(_, _, k + 1));
-    gemm(mma, fragment_a(_, _, k), fragment_b(_, _, k), accumulator);
+    if (k + 1 < size<2>(fragment_a)) copy(copy_b, shared_b(_, _, kFirst + k + 1), copied_b(_, _, kFirst + k + 1));
+    gemm(mma, fragment_a(_, _, k), fragment_b(_, _, kFirst + k), accumulator);
   }
 }
 

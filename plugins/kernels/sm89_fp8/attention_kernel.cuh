@@ -5,7 +5,6 @@
 #define VORTA_TRT_KERNELS_SM89_FP8_ATTENTION_KERNEL_CUH_
 
 #include <algorithm>
-#include <new>
 
 #include "../fp8/value_mean.cuh"
 #include "../kernel_launch.h"
@@ -24,14 +23,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(128) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
   const int thread = threadIdx.x;
-  if (thread == 0) new (&shared.iteration) sm80::BlockIteration(problem, plan, Traits::kRows);
+  if (thread == 0) shared.iteration.start(problem, plan, Traits::kRows);
   __syncthreads();
   const sm80::BlockIteration& iteration = shared.iteration;
   if (!iteration.has_rows()) return;
 
   if (thread < Traits::kRows) {
-    const int token = iteration.query_token(thread);
-    shared.row_token[thread] = token < 0 ? kNoRow : (iteration.is_padding(token) ? ~token : token);
+    const int token = iteration.query_token(problem, thread);
+    shared.row_token[thread] = token < 0 ? kNoRow : (iteration.is_padding(problem, token) ? ~token : token);
   }
   float output[Traits::kOutputs];
   if (iteration.has_queries()) {

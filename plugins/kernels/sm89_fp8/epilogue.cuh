@@ -35,14 +35,14 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const float (&o
       if (token < 0) words[sector] = uint2{0, 0};
     }
     if (token == kNoRow) continue;
-    const auto copies = shared.iteration.copies_of(row);
+    const auto copies = shared.iteration.copies_of(problem, row);
     int to = token < 0 ? ~token : token;
     for (int i = 0;; ++i) {
       auto* target = column + to * view.token_stride;
 #pragma unroll
       for (int sector = 0; sector < kSectors; ++sector) *reinterpret_cast<uint2*>(target + sector * 16) = words[sector];
       if (i == copies.count) break;
-      to = listed_token(problem, copies.tokens + i);
+      to = listed_token(problem, copies.entries + i);
     }
   }
 }
