@@ -32,7 +32,7 @@ struct QueryBlocks {
       : full(ceil_div(params.video_tokens + params.text_tokens, block_m)),
         coreset(ceil_div(params.kept_tokens + params.text_tokens, block_m)),
         sliding_text(ceil_div(params.text_tokens, block_m)),
-        sliding(sliding_text + plan.items) {}
+        sliding(sliding_text + plan.first_item[plan.classes]) {}
 };
 
 /// Which token stands in which key column of a thread block.
