@@ -18,10 +18,10 @@ namespace vorta::sm90 {
 
 /// Of a window's plane; in tokens.
 struct WindowPart {
-  int row, column;    // where it begins
-  int height, width;  // 0 if there is no such part
-  int box_height, box_width;
-  int boxes_per_frame, boxes_per_block;
+  int row = 0, column = 0;    // where it begins
+  int height = 0, width = 0;  // 0 if there is no such part
+  int box_height = 0, box_width = 0;
+  int boxes_per_frame = 0, boxes_per_block = 0;
 
   CUTLASS_HOST_DEVICE int box_tokens() const { return box_height * box_width; }
 };
