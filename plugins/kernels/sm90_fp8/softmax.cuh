@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The online softmax of sm90/ on integer scores, with scales by chunk. A weight is
+// The online softmax of 8-bit kernels on integer scores, with scales by chunk of 32 keys. A weight is
 //
 //   w = exp2(score * query_scale * key_scale + exponent - shift),
 //
 // where 2^exponent is the scale of the chunk's values: P V on w is the weighted sum of the values, and w * 2^-exponent
-// is what counts in the sum of the weights. No w may exceed e4m3's 448. The shift follows the maximum only when it has
-// to: when a thread's weights of a block add up to more than that.
+// is what counts in the sum of the weights. e4m3 has 448 at the top and steps of 2^-9 at the bottom, so a row's shift
+// has to follow its weights in both directions. It rises at once where a thread's weights of a block add up to more
+// than 448. It sinks at the first block of a group (see Consumer in mainloop.cuh) where the weights of the block before
+// are small: else a few keys far above the others would round all others to 0 for the rest of the row. `correction` is
+// what a new shift makes of the outputs so far; the sums follow by themselves.
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 
@@ -36,8 +39,13 @@ __device__ inline uint32_t pack_e4m3(float a, float b, float c, float d) {
 
 struct OnlineSoftmax {
   static constexpr float kLimit = 448.0f;  // of one thread's weights of one block, so of each of them
-  static constexpr float kRoom = 3.0f;     // log2 of the largest weight with a shift just raised
-  static_assert(kChunks * 8 * 8 <= kLimit, "a block of largest weights, 8 each, must pass");
+  // log2 of the largest weight with a shift just raised: low where many keys come near it, which leaves room for larger
+  // ones, and high where it stands alone, which keeps the others from rounding to 0.
+  static constexpr float kLeastRoom = 3.0f, kMostRoom = 8.0f;
+  // A row's weights of a block that add up to less than kLow are small; a lower shift makes them kAim.
+  static constexpr float kLow = 4.0f, kAim = 16.0f;
+  // Blocks with a smaller share of the row's sum do not matter; this keeps outputs and sums finite, too.
+  static constexpr float kLeastShare = 0x1p-20f;
   static constexpr float kLeastFactor = 1e-30f;  // times -inf has to be -inf
   // A score s below 2^22 in magnitude becomes the float kBias + s by one addition of integers, in place of a
   // conversion. The multiply-add takes kBias out again, wrong by less than one s.
@@ -47,9 +55,31 @@ struct OnlineSoftmax {
 
   float row_factor[2];  // query_scale * scale of the logits * log2(e)
   float shift[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};  // of the weights in this thread's columns alone
-  float part[2];      // the same, of the current block
-  float weight[2];    // of the current block, as P V gets them, scale of the values included
+  float sum[2] = {};     // of the weights in this thread's columns alone
+  float part[2] = {};    // the same, of the current block
+  float weight[2] = {};  // of the current block, as P V gets them, scale of the values included
+
+  struct Largest {
+    static __device__ float of(float a, float b) { return fmaxf(a, b); }
+  };
+  struct Sum {
+    static __device__ float of(float a, float b) { return a + b; }
+  };
+
+  /// Over the four threads of a row.
+  template <class Operation>
+  static __device__ float of_row(float value) {
+    value = Operation::of(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return Operation::of(value, __shfl_xor_sync(0xffffffffu, value, 2));
+  }
+
+  /// Returns what that makes of outputs so far; the sum is mended.
+  __device__ float move_shift(int row, float to) {
+    const float change = exp2_approx(shift[row] - to);  // 0 at the first block, whose shift before is -inf
+    sum[row] *= change;
+    shift[row] = to;
+    return change;
+  }
 
   static __device__ float biased(uint32_t score) { return __uint_as_float(score + kBiasBits); }
 
@@ -93,12 +123,13 @@ struct OnlineSoftmax {
     return __any_sync(0xffffffffu, !(weight[0] <= kLimit) || !(weight[1] <= kLimit));
   }
 
-  /// Shifts by the largest weight so far from now on; `correction` is what that makes of older sums and outputs.
+  /// Shifts by the largest weight of this block, if that is more than before.
   template <int kScores>
   __device__ void raise(const uint32_t (&scores)[kScores], const ChunkNote* notes, float (&correction)[2]) {
-    float risen[2] = {-INFINITY, -INFINITY};
+    constexpr int kBlockChunks = kScores / 16;
+    float largest[2][kBlockChunks];  // of this thread's keys of a chunk
 #pragma unroll
-    for (int chunk = 0; chunk < kScores / 16; ++chunk) {
+    for (int chunk = 0; chunk < kBlockChunks; ++chunk) {
       const ChunkNote note = notes[chunk];
       int highest[2] = {static_cast<int>(kMasked), static_cast<int>(kMasked)};
 #pragma unroll
@@ -108,17 +139,33 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float multiplier = factor(row, note);
-        risen[row] = fmaxf(risen[row], fmaf(biased(highest[row]), multiplier, fmaf(-kBias, multiplier, note.exponent)));
+        largest[row][chunk] = fmaf(biased(highest[row]), multiplier, fmaf(-kBias, multiplier, note.exponent));
       }
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      risen[row] = fmaxf(risen[row], __shfl_xor_sync(0xffffffffu, risen[row], 1));
-      risen[row] = fmaxf(risen[row], __shfl_xor_sync(0xffffffffu, risen[row], 2));
-      const float before = shift[row];
-      shift[row] = fmaxf(before, risen[row] - kRoom);
-      correction[row] = exp2_approx(before - shift[row]);
-      sum[row] *= correction[row];
+      float risen = largest[row][0];
+#pragma unroll
+      for (int chunk = 1; chunk < kBlockChunks; ++chunk) risen = fmaxf(risen, largest[row][chunk]);
+      risen = of_row<Largest>(risen);
+      // At least what the other keys weigh beside the largest: every eighth stands for the largest of its eight.
+      float others = 0.0f;
+#pragma unroll
+      for (int chunk = 0; chunk < kBlockChunks; ++chunk) others += exp2_approx(largest[row][chunk] - risen);
+      others = fmaxf(of_row<Sum>(others) - 1.0f, 0x1p-8f);
+      const float room = fminf(fmaxf(2.0f - __log2f(others), kLeastRoom), kMostRoom);
+      correction[row] = move_shift(row, fmaxf(shift[row], risen - room));
+    }
+  }
+
+  /// Makes the shift of rows with small weights smaller. Between accept() of one block and weigh() of the next.
+  __device__ void lower(float (&correction)[2]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float last = of_row<Sum>(weight[row]);
+      const bool matters = of_row<Sum>(part[row]) > kLeastShare * of_row<Sum>(sum[row]);
+      const bool sinks = last < kLow && matters;
+      correction[row] = move_shift(row, sinks ? shift[row] + __log2f(last * (1.0f / kAim)) : shift[row]);
     }
   }
 
@@ -134,8 +181,7 @@ struct OnlineSoftmax {
     float inverse[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float total = sum[row] + __shfl_xor_sync(0xffffffffu, sum[row], 1);
-      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      const float total = of_row<Sum>(sum[row]);
       inverse[row] = total == 0.0f ? 0.0f : 1.0f / total;
     }
 #pragma unroll
