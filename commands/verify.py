@@ -56,10 +56,11 @@ def verify(
     """Compare a file or an engine with torch.
 
     It shows the error of every output against the checkpoint in fp32, beside torch's own error in the same type. After
-    a failure it names the first module that departs.
+    a failure it names the first module that departs. Of a file with fp8 attention it also tells what fp8 does to the
+    sample and to each layer's attention: measured on a GPU with fp8 kernels, else emulated.
     """
     from vorta_trt.runtime.console import Stages, output_console
-    from vorta_trt.runtime.verification.report import case_table, layer_table
+    from vorta_trt.runtime.verification.report import case_table, fp8_table, layer_table
     from vorta_trt.runtime.verification.verify import verify as run_verify
 
     with Stages() as stages:
@@ -80,6 +81,8 @@ def verify(
     else:
         console = output_console()
         console.print(case_table(report))
+        if (table := fp8_table(report)) is not None:
+            console.print(table)
         if (table := layer_table(report)) is not None:
             console.print(table)
         console.print(

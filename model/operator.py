@@ -158,7 +158,7 @@ def check_device(name: str, tensor: Tensor, query: Tensor) -> None:
         raise ValueError(f"{name} on {tensor.device}: must be where query is; use {name}.to('{query.device}')")
 
 
-def _attributes(values: tuple[Any, ...]) -> tuple[AttentionGeometry, float, str]:
+def attention_attributes(values: tuple[Any, ...]) -> tuple[AttentionGeometry, float, str]:
     """Geometry, scale and precision from the operator's attributes, in the order of the table."""
     named = dict(zip((attribute.name for attribute in ROUTED_ATTENTION.attributes), values, strict=False))
     attention_precision = named.pop("attention_precision", SAME_PRECISION)
@@ -173,7 +173,7 @@ def _attributes(values: tuple[Any, ...]) -> tuple[AttentionGeometry, float, str]
 def _on_cpu(
     query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
 ) -> Tensor:
-    geometry, scale, _ = _attributes(attributes)
+    geometry, scale, _ = attention_attributes(attributes)
     check_tensors(query, key, value, geometry, text_length)
     _check_routes(routes, query)
     return routed_attention_reference(query, key, value, routes, geometry, text_length, scale)
@@ -188,7 +188,7 @@ def _fake(query: Tensor, *arguments: Any) -> Tensor:
 def _on_cuda(
     query: Tensor, key: Tensor, value: Tensor, routes: Tensor, text_length: Tensor | None, *attributes: Any
 ) -> Tensor:
-    geometry, scale, attention_precision = _attributes(attributes)
+    geometry, scale, attention_precision = attention_attributes(attributes)
     check_tensors(query, key, value, geometry, text_length)
     _check_routes(routes, query)
     if dtype_name(query.dtype) not in KERNEL_DTYPES:
@@ -277,7 +277,7 @@ def _gradients(
     *attributes: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by query, key and value: the reference, recomputed with autograd on, exact for every precision."""
-    geometry, scale, _ = _attributes(attributes)
+    geometry, scale, _ = attention_attributes(attributes)
     with torch.enable_grad():
         query, key, value = (tensor.detach().requires_grad_() for tensor in (query, key, value))
         out = routed_attention_reference(query, key, value, routes, geometry, text_length, scale)

@@ -15,7 +15,7 @@ is cast back. The method: VORTA, arXiv 2505.18809.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -33,6 +33,14 @@ HEADS_BYTES = 256 << 20  # of float32 query, key and value of the heads that are
 
 TokenIds = Tensor | slice
 Block = tuple[TokenIds, TokenIds]
+Softmax = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""Attends: query [H, q, D], key and value [H, k, D], scale of the logits -> [H, q, D]."""
+
+
+def attend_exactly(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The softmax: query [H, q, D], key and value [H, k, D] -> [H, q, D]."""
+    logits = (query * scale) @ key.transpose(1, 2)  # [H, q, k]
+    return torch.softmax(logits, dim=-1) @ value
 
 
 def routed_attention_reference(
@@ -43,6 +51,7 @@ def routed_attention_reference(
     geometry: AttentionGeometry,
     text_length: Tensor | None = None,
     scale: float | None = None,
+    softmax: Softmax = attend_exactly,
 ) -> Tensor:
     """Attention with a branch per sample and head.
 
@@ -55,6 +64,7 @@ def routed_attention_reference(
         text_length: int32 [B], valid text tokens, 0..T; required if and only if T > 0. Text rows beyond it are neither
             read nor computed: their output is 0.
         scale: Factor of the logits; None is 1/sqrt(D).
+        softmax: What the queries of a block do with its keys; other arithmetic for the same pattern.
 
     Returns:
         [B, S+T, N, D], contiguous, in the dtype of `query`.
@@ -75,8 +85,8 @@ def routed_attention_reference(
             for start in range(0, len(members), chunk):
                 chosen = members[start : start + chunk]
                 q, k, v = (_head_major(tensor[sample, :valid], chosen) for tensor in (query, key, value))  # [H, S+V, D]
-                out = _attend_branch(branch, q, k, v, geometry, length, scale).to(query.dtype)  # [H, S+V, D]
-                for head, rows in zip(chosen, out.unbind(0), strict=True):
+                out = _attend_branch(branch, q, k, v, geometry, length, scale, softmax)  # [H, S+V, D]
+                for head, rows in zip(chosen, out.to(query.dtype).unbind(0), strict=True):
                     outputs[head] = rows
         stacked = torch.stack([rows for rows in outputs if rows is not None], dim=1)  # [S+V, N, D]
         samples.append(functional.pad(stacked, (0, 0, 0, 0, 0, geometry.tokens - valid)))  # [S+T, N, D]
@@ -147,24 +157,34 @@ def _rank(unit: Tensor, table: Tensor, centre: int) -> Tensor:
 
 
 def _attend_branch(
-    branch: Branch, query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text: int, scale: float
+    branch: Branch,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    geometry: AttentionGeometry,
+    text: int,
+    scale: float,
+    softmax: Softmax,
 ) -> Tensor:
     """One branch for heads that share it: query, key, value, output [H, S+V, D]."""
     if branch is Branch.SLIDING:
         groups, restore = sliding_pattern(geometry, text)
-        return _attend_blocks(query, key, value, groups, scale)[:, restore.to(query.device)]
+        return _attend_blocks(query, key, value, groups, scale, softmax)[:, restore.to(query.device)]
     if branch is Branch.CORESET:
         video = geometry.video_tokens
         chosen = select_coreset(query[:, :video], geometry)
         key_kept = chosen.kept if geometry.coreset_keys == "query" else select_coreset(key[:, :video], geometry).kept
         query = gather_video(query, chosen.kept, video)  # [H, C+V, D]
         key, value = gather_video(key, key_kept, video), gather_video(value, key_kept, video)  # [H, C+V, D]
-        out = _attend_blocks(query, key, value, _dense_pattern(geometry.coreset_tokens + text), scale)  # [H, C+V, D]
+        pattern = _dense_pattern(geometry.coreset_tokens + text)
+        out = _attend_blocks(query, key, value, pattern, scale, softmax)  # [H, C+V, D]
         return spread_coreset(out, chosen)
-    return _attend_blocks(query, key, value, _dense_pattern(query.shape[1]), scale)
+    return _attend_blocks(query, key, value, _dense_pattern(query.shape[1]), scale, softmax)
 
 
-def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
+def _attend_blocks(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float, softmax: Softmax
+) -> Tensor:
     """Outputs of all blocks' queries, in the blocks' order: [H, queries, D]."""
     remember = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     outputs = []
@@ -173,17 +193,16 @@ def _attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[B
         rows = max(1, LOGITS_BYTES // (block_key.element_size() * block_key.shape[0] * block_key.shape[1]))
         for part in _split(queries, rows):
             if remember:
-                out = checkpoint(_attend, query, block_key, block_value, part, scale, use_reentrant=False)
+                out = checkpoint(_attend, query, block_key, block_value, part, scale, softmax, use_reentrant=False)
             else:
-                out = _attend(query, block_key, block_value, part, scale)
+                out = _attend(query, block_key, block_value, part, scale, softmax)
             outputs.append(out)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, queries: TokenIds, scale: float) -> Tensor:
-    """The softmax: query [H, *, D], of which `queries` are taken; key, value [H, k, D] -> [H, q, D]."""
-    logits = (query[:, queries] * scale) @ key.transpose(1, 2)  # [H, q, k]
-    return torch.softmax(logits, dim=-1) @ value
+def _attend(query: Tensor, key: Tensor, value: Tensor, queries: TokenIds, scale: float, softmax: Softmax) -> Tensor:
+    """Attends from `queries` of query [H, *, D] to key, value [H, k, D] -> [H, q, D]."""
+    return softmax(query[:, queries], key, value, scale)
 
 
 def _split(queries: TokenIds, rows: int) -> Iterator[TokenIds]:

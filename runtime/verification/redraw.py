@@ -38,6 +38,7 @@ class Outcome:
             outputs=[self.sides.error(name) for name in self.sides.truth if name != ROUTES],
             different_routes=self.sides.different(ROUTES),
             routes=self.sides.truth[ROUTES].size,
+            fp8_attention=self.sides.fp8,
         )
 
     @property

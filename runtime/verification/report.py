@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
@@ -53,6 +53,36 @@ class TensorError(Strict):
         return self.relative_l2 <= self.limit  # False for nan
 
 
+class AttentionError(Strict):
+    """What fp8 does to one attention, or to the sample.
+
+    Attributes:
+        relative_l2: |x - y| / |y|, y without fp8 and otherwise of the same type.
+        norm_ratio: |x| / |y|.
+    """
+
+    relative_l2: float
+    norm_ratio: float
+
+
+class Fp8Report(AttentionError):
+    """What fp8 attention does to the sample of a case, and to every layer's attention.
+
+    Attributes:
+        source: "kernels" of this GPU, or "emulation" in torch, which rounds as they do but not bit for bit.
+        layers: Of each layer, its own error: both attentions have the same inputs.
+    """
+
+    source: Literal["kernels", "emulation"]
+    layers: list[AttentionError]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def worst_layer(self) -> int:
+        """The layer with the largest error."""
+        return max(range(len(self.layers)), key=lambda layer: self.layers[layer].relative_l2)
+
+
 class CaseReport(Strict):
     """One case.
 
@@ -60,6 +90,7 @@ class CaseReport(Strict):
         draws: 1, or on how many different inputs the case ran (see `redraw`); the numbers are those of the middle one.
         different_routes: Heads, of all samples and layers, that took another branch in torch.
         routes: Heads of all samples and layers.
+        fp8_attention: What fp8 attention does; None unless the file asks for it.
     """
 
     name: str
@@ -67,6 +98,7 @@ class CaseReport(Strict):
     outputs: list[TensorError]
     different_routes: int
     routes: int
+    fp8_attention: Fp8Report | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -140,6 +172,26 @@ def case_table(report: VerifyReport) -> Table:
             verdict = output.passed and (case.different_routes == 0 or not first)
             cells = [_case_name(case) if first else "", output.name, *_errors(output, report.precision)]
             table.add_row(*cells, routes if first else "", _verdict(verdict))
+    return table
+
+
+def fp8_table(report: VerifyReport) -> Table | None:
+    """What fp8 attention does in every case; None for a file that does not ask for it."""
+    from rich.table import Table
+
+    measured = [(case, case.fp8_attention) for case in report.cases if case.fp8_attention is not None]
+    if not measured:
+        return None
+    source = measured[0][1].source
+    how = "measured with this GPU's kernels" if source == "kernels" else "emulated in torch: no fp8 kernels here"
+    table = Table(title=f"fp8 attention against {report.precision} attention, {how}", caption="norm: |fp8| / |exact|")
+    table.add_column("case", no_wrap=True)
+    for header in ("sample rel. L2", "norm", "worst layer", "rel. L2", "norm"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for case, fp8 in measured:
+        worst = fp8.layers[fp8.worst_layer]
+        numbers = [f"{fp8.relative_l2:.1e}", f"{fp8.norm_ratio:.4f}", str(fp8.worst_layer)]
+        table.add_row(_case_name(case), *numbers, f"{worst.relative_l2:.1e}", f"{worst.norm_ratio:.4f}")
     return table
 
 

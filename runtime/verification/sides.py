@@ -22,7 +22,8 @@ from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import TensorSpec, to_numpy
 from vorta_trt.runtime.verification.cases import Case
-from vorta_trt.runtime.verification.report import TensorError, limit
+from vorta_trt.runtime.verification.fp8 import measure_fp8
+from vorta_trt.runtime.verification.report import Fp8Report, TensorError, limit
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Outputs = Mapping[str, "np.ndarray[Any, Any]"]
 Progress = Callable[[str], None]
-ROUTES = "routes"
+ROUTES, SAMPLE = "routes", "sample"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class Sides:
         truth: Of torch in fp32.
         same_dtype: Of torch in the engine's type; None for fp32.
         fp8_attention: Whether the engine computed its attention in fp8.
+        fp8: What fp8 attention does to the model; None where the file does not ask for it, or nobody asked.
     """
 
     engine: Outputs
     truth: Outputs
     same_dtype: Outputs | None
     fp8_attention: bool = False
+    fp8: Fp8Report | None = None
 
     def error(self, name: str, engine_name: str | None = None) -> TensorError:
         """How far output `name` (in the engine: `engine_name`) is from the truth, and what the rule allows."""
@@ -118,12 +121,31 @@ class Subject:
             ours = [run_engine(engine, case) for case in cases]
         same: list[Outputs] | None = None
         pinned: list[np.ndarray[Any, Any]] | None = None
+        fp8: list[Fp8Report] | None = None
+        wants_fp8 = self.attention_precision == "fp8" and not modules
         if self.precision != "fp32":
-            same = run_torch(self._torch(self.precision), self.target.inputs, cases, modules=modules)
+            model = self._torch(self.precision)
+            same = run_torch(model, self.target.inputs, cases, modules=modules)
             pinned = [outputs[ROUTES] for outputs in same]
-        truth = run_torch(self._torch("fp32"), self.target.inputs, cases, pinned, modules)
-        sides = zip(ours, truth, [None] * len(cases) if same is None else same, strict=True)
-        return executor, [Sides(*each, fp8_attention=self.fp8_attention(executor)) for each in sides]
+            fp8 = self._fp8(model, cases, same) if wants_fp8 else None
+            del model  # one at a time
+        model = self._torch("fp32")
+        truth = run_torch(model, self.target.inputs, cases, pinned, modules)
+        if wants_fp8 and fp8 is None:
+            fp8 = self._fp8(model, cases, truth)
+        none = [None] * len(cases)
+        in_fp8 = self.fp8_attention(executor)
+        each = zip(ours, truth, same or none, fp8 or none, strict=True)
+        return executor, [Sides(engine, exact, own, in_fp8, report) for engine, exact, own, report in each]
+
+    def _fp8(self, model: RoutedTransformer, cases: Sequence[Case], exact: Sequence[Outputs]) -> list[Fp8Report]:
+        """What fp8 attention does to each case."""
+        self.progress("running torch with fp8 attention")
+        return measure_fp8(
+            lambda: [outputs[SAMPLE] for outputs in run_torch(model, self.target.inputs, cases)],
+            [outputs[SAMPLE] for outputs in exact],
+            model,
+        )
 
     def _torch(self, precision: str) -> RoutedTransformer:
         from vorta_trt.model import RoutedTransformer

@@ -18,7 +18,14 @@ from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 from vorta_trt.runtime.verification.cases import make_cases
-from vorta_trt.runtime.verification.report import FP8_LIMIT, FP32_LIMIT, VerifyReport, case_table, layer_table
+from vorta_trt.runtime.verification.report import (
+    FP8_LIMIT,
+    FP32_LIMIT,
+    VerifyReport,
+    case_table,
+    fp8_table,
+    layer_table,
+)
 from vorta_trt.runtime.verification.sides import Sides
 from vorta_trt.runtime.verification.verify import verify
 
@@ -63,6 +70,8 @@ def printed(report: VerifyReport) -> str:
     console = Console(width=140, file=io.StringIO())
     with console.capture() as capture:
         console.print(case_table(report))
+        if (fp8 := fp8_table(report)) is not None:
+            console.print(fp8)
         if (layers := layer_table(report)) is not None:
             console.print(layers)
     return capture.get()
@@ -284,6 +293,32 @@ def test_a_file_with_fp8_attention_is_exact_where_its_portable_form_runs(wan: An
     assert (report.attention_precision, report.executor) == ("fp8", "onnxruntime")
     assert report.cases[0].outputs[0].limit == FP32_LIMIT
     assert f"{FP32_LIMIT:g}" in report.rule
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_file_with_fp8_attention_tells_what_fp8_does_to_each_layer(
+    wan: Any, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    report = verify(wan.export(precision, "fp8"), wan.checkpoint, wan.router, cases=["mixed override", "all full"])
+    for case in report.cases:
+        fp8 = case.fp8_attention
+        assert fp8 is not None and fp8.source == "emulation"
+        assert len(fp8.layers) == WAN["layers"]
+        for error in (fp8, *fp8.layers):
+            assert 1e-4 < error.relative_l2 < 0.08
+            assert error.norm_ratio == pytest.approx(1, abs=0.03)
+        assert fp8.layers[fp8.worst_layer].relative_l2 == max(layer.relative_l2 for layer in fp8.layers)
+        told = next(each for each in json.loads(report.model_dump_json())["cases"] if each["name"] == case.name)
+        assert told["fp8_attention"]["worst_layer"] == fp8.worst_layer
+        assert told["fp8_attention"]["norm_ratio"] == fp8.norm_ratio
+    assert "emulated" in printed(report)
+
+
+def test_files_without_fp8_attention_tell_nothing_of_it(wan: Any) -> None:
+    report = verify(wan.export("fp32"), wan.checkpoint, wan.router, cases=["all full"])
+    assert report.cases[0].fp8_attention is None
+    assert fp8_table(report) is None
 
 
 def test_an_engine_with_fp8_attention_gets_the_fp8_rule(
