@@ -14,6 +14,9 @@ namespace vorta::sm89_fp8 {
 using sm90_fp8::OnlineSoftmax;
 using sm90_fp8::row_of;
 
+// The shift of a row may sink where a group of chunks ends; the first one is short, because first keys often stand out.
+inline constexpr int kFirstGroupChunks = 8, kGroupChunks = 32;
+
 /// Starts copying the chunks of `shared.chunk[stage]`.
 template <class Traits>
 __device__ void copy_stage(const Images& images, int stage, SharedStorage<Traits>& shared) {
@@ -69,7 +72,12 @@ __device__ void attend(const Images& images, int chunks, const float (&row_facto
 #pragma unroll
   for (int i = 0; i < Traits::kOutputs; ++i) output[i] = 0.0f;
 
-  int stage = Traits::kStages - 1, place = Traits::kChunks;
+  const auto rescale = [&](const float (&correction)[2]) {
+#pragma unroll
+    for (int i = 0; i < Traits::kOutputs; ++i) output[i] *= correction[row_of(i)];
+  };
+
+  int stage = Traits::kStages - 1, place = Traits::kChunks, group_left = kFirstGroupChunks;
 #pragma unroll 1
   for (int left = chunks; left > 0; --left, ++place) {
     if (place == Traits::kChunks) {
@@ -93,11 +101,16 @@ __device__ void attend(const Images& images, int chunks, const float (&row_facto
       if (raised || !softmax.is_exceeded()) break;
       float correction[2];
       softmax.raise(scores, note, correction);
-#pragma unroll
-      for (int i = 0; i < Traits::kOutputs; ++i) output[i] *= correction[row_of(i)];
+      rescale(correction);
     }
     softmax.accept();
     products.weight_value(weights, shared_address(keys.value[place]), output);
+    if (--group_left == 0) {
+      group_left = kGroupChunks;
+      float correction[2];
+      softmax.lower(correction);
+      rescale(correction);
+    }
   }
   softmax.normalize(output);
 }
