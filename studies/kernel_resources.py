@@ -27,10 +27,9 @@ FRAME_SIZE, REGISTERS = 0x11, 0x2F
 _SIZED = 4  # the format of an attribute with a length and that many bytes
 
 
-# Bytes of stack that are accepted, by the title's first and last word: the generic kernels whose accumulators take most
-# of the 255 registers of a thread put up to six values aside for a part of each step of 64 or 128 keys, in which a
-# thread issues over 250 tensor core instructions.
-KNOWN_STACK = {("sm80", "64"): 24, ("sm80", "128"): 24}
+# Bytes of stack that are accepted, by architecture and the title's first and last word: on Hopper the generic kernel of
+# 64 columns, which runs there only where it is asked for, puts two values aside.
+KNOWN_STACK = {(90, "sm80", "64"): 8}
 NO_PART_OF_A_TITLE = ("vorta", "cutlass", "KernelTraits", "Params", "Plan", "Images")
 
 
@@ -83,7 +82,7 @@ class Kernel:
 def accepted_stack(kernel: Kernel) -> int:
     """Bytes of stack that are known of a kernel; 0 of almost all."""
     words = kernel.title.split()
-    return KNOWN_STACK.get((words[0], words[-1]), 0)
+    return KNOWN_STACK.get((kernel.architecture, words[0], words[-1]), 0)
 
 
 def elf_sections(data: bytes) -> list[Section]:
