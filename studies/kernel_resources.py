@@ -27,9 +27,14 @@ FRAME_SIZE, REGISTERS = 0x11, 0x2F
 _SIZED = 4  # the format of an attribute with a length and that many bytes
 
 
-# Bytes of stack that are accepted, by architecture and the title's first and last word: on Hopper the generic kernel of
-# 64 columns, which runs there only where it is asked for, puts two values aside.
-KNOWN_STACK = {(90, "sm80", "64"): 8}
+# Bytes of stack that are accepted, by architecture and the title's first and last word: one or two values that a thread
+# puts aside.
+KNOWN_STACK = {
+    (90, "sm80", "64"): 8,  # the generic kernel of 64 columns, which runs on Hopper only where it is asked for
+    (89, "fp8", "bfloat16_t"): 8,  # the statistics before 8-bit attention: 768 threads leave 80 registers to each
+    (100, "fp8", "bfloat16_t"): 8,
+    (100, "fp8", "half_t"): 8,
+}
 NO_PART_OF_A_TITLE = ("vorta", "cutlass", "KernelTraits", "Params", "Plan", "Images")
 
 
