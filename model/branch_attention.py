@@ -62,6 +62,8 @@ def branch_attention(
     check_tensors(query, key, value, geometry, text_length)
     scale = checked_scale(scale, query)
     lengths = text_lengths(text_length, geometry, query.shape[0])
+    if not query.numel():  # no samples, or no heads
+        return query.clone(memory_format=torch.contiguous_format)
     if not geometry.text_tokens:
         return _attend_samples(query, key, value, branch, geometry, 0, scale)  # [B, S, N, D]
     samples = []

@@ -74,6 +74,8 @@ def routed_attention_reference(
         return (query * key * value).contiguous()  # no elements, but the graph of all three
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     lengths = text_lengths(text_length, geometry, batch)
+    if not query.numel():  # no samples, or no heads
+        return query.clone(memory_format=torch.contiguous_format)
     branches = routes.tolist()  # [B][N]
     chunk = max(1, HEADS_BYTES // (3 * 4 * geometry.tokens * head_dim))
 

@@ -106,3 +106,16 @@ def test_counts_are_those_of_the_masks(seed: int) -> None:
         assert geometry.density("coreset") == (len(kept) / video) ** 2
         assert geometry.attention_flops("coreset", 8, text_length=0) == 32 * len(kept) ** 2
         assert torch.equal(tile_of_token(geometry).unique(), torch.arange(np.prod(geometry.tiles)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no samples", "no heads"])
+@pytest.mark.parametrize("text", [0, 2])
+def test_nothing_to_do(shape: tuple[int, int], text: int) -> None:
+    geometry = AttentionGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (2, 2, 2), 4, text_tokens=text)
+    batch, heads = shape
+    query = torch.empty(batch, geometry.tokens, heads, 8, requires_grad=True)
+    length = torch.zeros(batch, dtype=torch.int32) if text else None
+    out = routed_attention(query, query, query, torch.zeros(batch, heads, dtype=torch.int32), geometry, length)
+    mixed = mixed_attention(query, query, query, torch.zeros(batch, heads, 3), geometry, length)
+    assert out.shape == mixed.shape == query.shape
+    (out.sum() + mixed.sum()).backward()
