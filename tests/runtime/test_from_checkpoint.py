@@ -88,7 +88,7 @@ def test_attention_precision(wan: Any, tmp_path: Path) -> None:
     source = Source(wan.checkpoint, wan.router, attention_precision="fp8")
     assert source.model().attention_precision == "fp8"
     done: list[str] = []
-    with pytest.raises(BuildError, match="attention_precision fp8 needs a GPU of compute capability 9.0, and"):
+    with pytest.raises(BuildError, match="attention_precision fp8 needs GPUs of compute capability 8.9 or newer, and"):
         build_checkpoint(source, tmp_path / "wan.bundle", lambda what, *_: done.append(what))
     assert done == ["loading the checkpoint"]  # refused before the export, which takes minutes at real size
     assert not list(tmp_path.iterdir())
