@@ -31,9 +31,6 @@ _SIZED = 4  # the format of an attribute with a length and that many bytes
 # puts aside.
 KNOWN_STACK = {
     (90, "sm80", "64"): 8,  # the generic kernel of 64 columns, which runs on Hopper only where it is asked for
-    (89, "fp8", "bfloat16_t"): 8,  # the statistics before 8-bit attention: ptxas stops at 80 registers by itself
-    (100, "fp8", "bfloat16_t"): 8,
-    (100, "fp8", "half_t"): 8,
 }
 NO_PART_OF_A_TITLE = ("vorta", "cutlass", "KernelTraits", "Params", "Plan", "Images")
 

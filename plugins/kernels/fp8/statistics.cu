@@ -89,7 +89,7 @@ __device__ void write_channel(const Images& images, int64_t head, int head_dim, 
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     statistics_kernel(const __grid_constant__ RoutedAttentionParams problem, const __grid_constant__ Images images) {
   __shared__ float shared[kThreads / 32][kSums][kChannels];
   const int slices = problem.head_dim / kChannels;
