@@ -11,6 +11,8 @@ Letters: H heads computed together, q queries, k keys, D head dim, C chunks.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,9 +23,13 @@ LARGEST_E4M3 = 448.0
 LARGEST_WEIGHT = 8.0  # of a row, before it is rounded
 LARGEST_BALANCE = 12.0  # log2
 TINY = 1e-30
+#: What is done before the rounding; none changes the output of exact attention.
+TRANSFORMS = frozenset({"mean of K", "mean of V", "balance", "Hadamard"})
 
 
-def attend_in_fp8(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend_in_fp8(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, transforms: Collection[str] = TRANSFORMS
+) -> Tensor:
     """Softmax attention with 8-bit products.
 
     Args:
@@ -31,21 +37,26 @@ def attend_in_fp8(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
         key: [H, k, D].
         value: [H, k, D].
         scale: Factor of the logits.
+        transforms: Which of `TRANSFORMS` are made; the kernels make all.
 
     Returns:
         [H, q, D]
     """
-    width = (
-        1 << (query.shape[-1] - 1).bit_length()
-    )  # Hadamard matrices have powers of two; channels of zeros do no harm
-    query, key = (functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in (query, key))
-    key = key - _significant_mean(key)
-    mean = _on_lattice(_significant_mean(value), value)  # [H, 1, D]
-    balance = _balance(query, key)  # [H, 1, D]
-    hadamard = _sign_hadamard(width, query)  # [D, D]
-    rounded_query = _to_int8((query / balance) @ hadamard)
-    transformed = (key * balance) @ hadamard
-    rounded_key = _to_int8(_in_chunks(transformed)).view(len(key), -1, width)[:, : key.shape[1]]
+    if "mean of K" in transforms:
+        key = key - _significant_mean(key)
+    if "balance" in transforms:
+        balance = _balance(query, key)  # [H, 1, D]
+        query, key = query / balance, key * balance
+    if "Hadamard" in transforms:
+        # The matrix has a power of two of rows; further channels of zeros do no harm.
+        width = 1 << (query.shape[-1] - 1).bit_length()
+        hadamard = _sign_hadamard(width, query)  # [D, D]
+        query, key = (functional.pad(rows, (0, width - rows.shape[-1])) @ hadamard for rows in (query, key))
+    rounded_query = _to_int8(query)
+    rounded_key = _to_int8(_in_chunks(key)).view(len(key), -1, key.shape[2])[:, : key.shape[1]]
+    mean = torch.zeros_like(value[:, :1])  # [H, 1, D]
+    if "mean of V" in transforms:
+        mean = _on_lattice(_significant_mean(value), value)
     logits = rounded_query @ rounded_key.transpose(1, 2) * scale  # [H, q, k]
 
     scales = _value_scales(value - mean)  # [H, 1, k]
