@@ -11,6 +11,7 @@ Letters: H heads computed together, q queries, k keys, D head dim, C chunks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -94,7 +95,7 @@ def _sign_hadamard(width: int, like: Tensor) -> Tensor:
     while matrix.shape[0] < width:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     signs = torch.randint(0, 2, (width, 1), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return matrix * signs.to(like) / width**0.5
+    return torch.mul(matrix, signs.to(like)).div(math.sqrt(width))
 
 
 def _to_int8(rows: Tensor) -> Tensor:
