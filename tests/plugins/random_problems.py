@@ -97,8 +97,8 @@ class RandomProblem:
 def draw(number: int) -> RandomProblem:
     """The problem of a number."""
     pick = random.Random(number)
-    large, many = pick.random() < 0.02, pick.random() < 0.03
-    most = 5000 if large else (100 if many else pick.choice((40, 400, 1400)))
+    large, many = pick.random() < 0.01, pick.random() < 0.03
+    most = 4000 if large else (100 if many else pick.choice((60, 500, 1200)))
     while True:
         grid = pick.randint(1, 12), pick.randint(1, 24), pick.randint(1, 32)
         if most // 16 <= math.prod(grid) <= most:
@@ -111,7 +111,7 @@ def draw(number: int) -> RandomProblem:
         bucket = tuple(max(1, entry - pick.randint(0, 2)) for entry in bucket)
     keep = pick.choice((1, math.prod(bucket), (math.prod(bucket) + 1) // 2, pick.randint(1, math.prod(bucket))))
     text = pick.choice((0, 0, pick.randint(1, 8), pick.randint(1, 300)))
-    batch, heads = (1, 1) if large else ((pick.randint(1, 2), pick.randint(30, 70)) if many else (0, 0))
+    batch, heads = (1, 1) if large else ((pick.randint(1, 2), pick.randint(30, 45)) if many else (0, 0))
     if not batch:
         batch = pick.choice((1, 1, 2, 3))
         heads = pick.randint(1, max(1, 8 // batch))
