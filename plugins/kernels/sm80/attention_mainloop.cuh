@@ -68,15 +68,18 @@ __device__ void attend(const RoutedAttentionParams& params, SharedStorage<Traits
   if constexpr (Traits::kParksSums) softmax.park_sums(shared.sums[thread]);
   bool has_more = true;
   for (int first_key = 0; has_more; first_key += kBlockN) {
-    const KeyColumns columns = iteration.columns();  // while K is under way; no registers are left for it below
-    cp_async_wait<0>();
-    __syncthreads();  // K has arrived (at first Q too), and every warp is done with the V and the token ids before
+    // Token ids of the next keys, while these keys are under way. Their place is free since the barrier before P V.
+    const int next_key = first_key + kBlockN;
+    const KeyColumns& columns = iteration.columns();
+    const int key_count = iteration.fresh_key_count();
+    const bool is_partial = next_key > key_count;
+    has_more = next_key < key_count;
+    if (thread < kBlockN) columns.look_up(params, next_key + thread, tokens_of(next_key) + thread);
+    cp_async_fence();
+    cp_async_wait<1>();
+    __syncthreads();  // K has arrived (at first Q too), and every warp is done with the V before
     gather_rows_async<Traits>(iteration.fresh_thread(), value(), params.tokens, tokens_of(first_key), head_dim,
                               shared.value, typename Traits::LayoutKV{});
-    const int next_key = first_key + kBlockN;
-    const bool is_partial = next_key > columns.key_count;
-    has_more = next_key < columns.key_count;
-    if (thread < kBlockN) columns.look_up(params, next_key + thread, tokens_of(next_key) + thread);
     cp_async_fence();
 
     clear(scores);
