@@ -27,7 +27,6 @@ class KeyStream {
     flat_ = &maps.flat;
     if (item.kind == ItemKind::kSliding) {
       token_ = problem.video_tokens;
-      start_part(item, 0);
     } else if (item.kind == ItemKind::kCoreset) {
       flat_ = &maps.compact;
       head_ = item.head;
@@ -50,22 +49,24 @@ class KeyStream {
     w_end_ = w_ + width_;
   }
 
-  /// Fetches the next block into `shared`. `rows`: keys in it if it is of the window, else 0. One thread calls it.
-  __device__ void load(ClusterTransactionBarrier& full, unsigned char* shared, int rows) {
+  /// Fetches the next block of the part, of `rows` keys, into `shared`. One thread calls it. The barrier hears of the
+  /// bytes after the copies are on their way: it waits for this thread anyway, and every stage waits for the copies.
+  __device__ void load_window(ClusterTransactionBarrier& full, unsigned char* shared, int rows) {
     auto* barrier = reinterpret_cast<uint64_t*>(&full);
-    if (rows == 0) {
-      full.arrive_and_expect_tx(Traits::kStageBytes);
-      load_flat(barrier, shared);
-      token_ += Traits::kKeys;
-      return;
-    }
-    full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
     const int box_rows = box_height_ * box_width_;
-    for (; rows > 0; rows -= box_rows) {
+    for (int left = rows; left > 0; left -= box_rows) {
       load_box(barrier, shared);
       shared += box_rows * kSwizzleBytes;
       advance();
     }
+    full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
+  }
+
+  /// The same for the next block of consecutive tokens.
+  __device__ void load_tokens(ClusterTransactionBarrier& full, unsigned char* shared) {
+    load_flat(reinterpret_cast<uint64_t*>(&full), shared);
+    full.arrive_and_expect_tx(Traits::kStageBytes);
+    token_ += Traits::kKeys;
   }
 
   /// Zeroes the rows from `first` on of this thread block's stage. The whole warp calls it.
@@ -169,15 +170,23 @@ __device__ void produce_blocks(const AttentionParams& params, SharedStorage<Trai
     if (item.kind == ItemKind::kEnd) return;
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     KeyStream<Traits> stream(params, maps, tensor, item);
-    const int key_blocks = item.key_blocks, first_partial = item.first_partial;
-    const int second_part = item.runs[0].end, window_end = item.window_end();
-    for (int block = 0; block < key_blocks; ++block) {
-      // All that can be done before the stage is free is done before.
-      const int rows = block >= window_end ? 0 : (block < first_partial ? Traits::kKeys : item.valid_keys(block));
-      if (block == second_part && rows > 0) stream.start_part(item, 1);
+    int block = 0;
+#pragma unroll 1
+    for (int part = 0; part < WindowCut::kParts; ++part) {
+      const KeyRun run = item.runs[part];
+      if (block < run.end) stream.start_part(item, part);
+      for (; block < run.end; ++block) {
+        const int rows = block == run.end - 1 ? run.last_valid : run.valid;
+        wait(empty[ring.stage], ring.parity ^ 1);
+        if (of_values && rows < Traits::kKeys) stream.clean(stages[ring.stage], rows);
+        if (leader) stream.load_window(full[ring.stage], stages[ring.stage], rows);
+        ring = ring.next();
+      }
+    }
+    const int key_blocks = item.key_blocks;
+    for (; block < key_blocks; ++block) {
       wait(empty[ring.stage], ring.parity ^ 1);
-      if (of_values && rows > 0 && rows < Traits::kKeys) stream.clean(stages[ring.stage], rows);
-      if (leader) stream.load(full[ring.stage], stages[ring.stage], rows);
+      if (leader) stream.load_tokens(full[ring.stage], stages[ring.stage]);
       ring = ring.next();
     }
     __syncwarp();

@@ -58,7 +58,6 @@ struct WorkItem : QueryBlock {
   bool shared_keys;    // the thread blocks of the cluster go over the same keys
   int first_partial;   // no block before it has rows that are no keys
 
-  __device__ int window_end() const { return runs[WindowCut::kParts - 1].end; }
   /// Keys in a block: its leading rows.
   __device__ int valid_keys(int block) const {
     const KeyRun* run = runs;
