@@ -199,6 +199,39 @@ def test_sinks(nats: float, deviation: float, seed: int, record_property: Callab
     assert max(abs(ratio - 1) for ratio in ratios) <= NORM_LIMIT, ratios
 
 
+@pytest.mark.parametrize(("head_dim", "dtype"), [(128, torch.bfloat16), (64, torch.float16)])
+@pytest.mark.parametrize("deviation", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("place", [0, 3000, 7679])
+def test_sinks_where_the_mean_of_values_drifts(
+    place: int,
+    deviation: float,
+    head_dim: int,
+    dtype: torch.dtype,
+    seed: int,
+    record_property: Callable[[str, Any], None],
+) -> None:
+    """One mean of V for the head does not help here: the weights behind a sink have to keep their bits themselves."""
+    errors, ratios = [], []
+    for nats in (9.0, 10.0, 11.0, 12.0, 14.0):
+        inputs = make_inputs(LONG, head_dim, torch.float32, seed)
+        generator = torch.Generator("cuda").manual_seed(seed)
+        for tensor in inputs[:2]:
+            tensor *= deviation**0.5
+        inputs[2][:, : LONG.video_tokens // 2] += 2
+        inputs[2][:, LONG.video_tokens // 2 :] -= 1
+        for sample in range(len(ROUTES)):
+            for head in range(len(ROUTES[0])):
+                add_sinks(inputs[0][sample, :, head], inputs[1][sample, :, head], (place,), nats, generator)
+        inputs = [tensor.to(dtype) for tensor in inputs]
+        output = routed_attention(*inputs, routes_of(), LONG, attention_precision="fp8")
+        errors.append(max(relative_errors(output, inputs, LONG, None)))
+        ratios.append(max(abs(ratio - 1) for ratio in norm_ratios(output, inputs, LONG, None)))
+    record_property("relative errors", errors)
+    record_property("norm ratios", ratios)
+    assert max(errors) <= LIMIT, errors
+    assert max(ratios) <= 2 * NORM_LIMIT, ratios
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30])
 def test_a_head_does_not_poison_others(bad: float, seed: int) -> None:
     geometry = GEOMETRIES["no-text"]
