@@ -8,8 +8,8 @@
 // is what counts in the sum of the weights. e4m3 has 448 at the top and steps of 2^-9 at the bottom, so a row's shift
 // has to follow its weights in both directions. It rises at once where a thread's weights of a block add up to more
 // than 448. lower() lets it sink where the weights of the block before are small: else a few keys far above the others
-// would round all others to 0 for the rest of the row. `correction` is what a new shift makes of the outputs so far; the
-// sums follow by themselves.
+// would round all others to 0 for the rest of the row. `correction` is what a new shift makes of the outputs so far;
+// the sums follow by themselves.
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 

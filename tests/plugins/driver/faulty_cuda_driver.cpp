@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A libcuda.so.1 in which something is wrong: the CUDA runtime inside libvorta_trt.so finds it on the loader's path and
-// reports what it says. VORTA_FAULT_INIT is the result of cuInit(), VORTA_FAULT_VERSION the driver's version; every other
-// function fails.
+// reports what it says. VORTA_FAULT_INIT is the result of cuInit(), VORTA_FAULT_VERSION the driver's version; every
+// other function fails.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
