@@ -119,16 +119,17 @@ def input_sets(geometry: AttentionGeometry, generator: torch.Generator) -> dict[
 
 def norm_of_heads(tensor: Tensor) -> Tensor:
     """Frobenius norm of each head of [B, S+T, N, D]."""
-    return torch.linalg.vector_norm(tensor, dim=(0, 1, 3))
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=(0, 1, 3))
+    return norms
 
 
 def compare(inputs: Inputs, geometry: AttentionGeometry, branch: Branch) -> tuple[float, float]:
     """The largest relative error of a head, and the norm ratio that is furthest from 1."""
-    tensors = [tensor.bfloat16() for tensor in (inputs.query, inputs.key, inputs.value)]
-    routes = torch.full((1, tensors[0].shape[2]), int(branch), dtype=torch.int32, device="cuda")
+    query, key, value = (tensor.bfloat16() for tensor in (inputs.query, inputs.key, inputs.value))
+    routes = torch.full((1, query.shape[2]), int(branch), dtype=torch.int32, device="cuda")
     lengths = torch.full((1,), geometry.text_tokens, dtype=torch.int32, device="cuda") if geometry.text_tokens else None
     outputs = [
-        routed_attention(*tensors, routes, geometry, lengths, attention_precision=precision).float()
+        routed_attention(query, key, value, routes, geometry, lengths, attention_precision=precision).float()
         for precision in ("fp8", "same")
     ]
     norms = [norm_of_heads(output) for output in outputs]  # [N]
@@ -139,18 +140,19 @@ def compare(inputs: Inputs, geometry: AttentionGeometry, branch: Branch) -> tupl
 
 def milliseconds(geometry: AttentionGeometry, heads: int, branch: Branch, precision: str, calls: int = 7) -> float:
     """The median of a call."""
-    tensors = [torch.randn(1, geometry.tokens, heads, HEAD_DIM, device="cuda").bfloat16() for _ in range(3)]
+    query, key, value = (torch.randn(1, geometry.tokens, heads, HEAD_DIM, device="cuda").bfloat16() for _ in range(3))
     routes = torch.full((1, heads), int(branch), dtype=torch.int32, device="cuda")
     lengths = torch.full((1,), geometry.text_tokens, dtype=torch.int32, device="cuda") if geometry.text_tokens else None
     times = []
     for _ in range(calls + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        routed_attention(*tensors, routes, geometry, lengths, attention_precision=precision)
+        routed_attention(query, key, value, routes, geometry, lengths, attention_precision=precision)
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    return sorted(times[2:])[calls // 2]
+    median: float = sorted(times[2:])[calls // 2]
+    return median
 
 
 def main() -> None:

@@ -93,11 +93,11 @@ def main() -> None:
             torch.randn(1, count, HEAD_DIM, generator=generator) for count in (QUERIES, arguments.keys, arguments.keys)
         )
         change((query, key, value))
-        rows = [tensor.bfloat16().float() for tensor in (query, key, value)]
-        exact = attend_in_float64(*rows)
+        query, key, value = (tensor.bfloat16().float() for tensor in (query, key, value))
+        exact = attend_in_float64(query, key, value)
         cells = []
         for variant, transforms in VARIANTS.items():
-            output = attend_in_fp8(*rows, HEAD_DIM**-0.5, transforms).double()
+            output = attend_in_fp8(query, key, value, HEAD_DIM**-0.5, transforms).double()
             error, ratio = float((output - exact).norm() / exact.norm()), float(output.norm() / exact.norm())
             found.append({"inputs": name, "transforms": variant, "error": error, "norm_ratio": ratio})
             cells.append(f"{error:.4f} {ratio:.4f}")
@@ -108,7 +108,8 @@ def main() -> None:
 def attend_in_float64(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[1, q, D]."""
     logits = query.double() @ key.double().transpose(1, 2) * HEAD_DIM**-0.5  # [1, q, k]
-    return logits.softmax(-1) @ value.double()
+    output: Tensor = logits.softmax(-1) @ value.double()
+    return output
 
 
 if __name__ == "__main__":

@@ -49,11 +49,14 @@ def mutated(problem: RandomProblem, what: str) -> RandomProblem:
     """What the kernels are told in the place of `problem`; the oracle does not know."""
     pattern = problem.pattern
     if what == "window":
-        return replace(problem, pattern=replace(pattern, window=tuple(max(1, entry - 2) for entry in pattern.window)))
+        frames, height, width = (max(1, entry - 2) for entry in pattern.window)
+        return replace(problem, pattern=replace(pattern, window=(frames, height, width)))
     if what == "tile":
-        return replace(problem, pattern=replace(pattern, tile=tuple(entry + 1 for entry in pattern.tile)))
+        frames, height, width = (entry + 1 for entry in pattern.tile)
+        return replace(problem, pattern=replace(pattern, tile=(frames, height, width)))
     if what == "bucket":
-        return replace(problem, pattern=replace(pattern, bucket=tuple(reversed(pattern.bucket))))
+        width, height, frames = pattern.bucket
+        return replace(problem, pattern=replace(pattern, bucket=(frames, height, width)))
     if what == "keep":
         return replace(problem, pattern=replace(pattern, keep=max(1, pattern.keep - 1)))
     if what == "coreset_keys":

@@ -87,7 +87,7 @@ def similarities(pattern: Pattern, tokens: Tensor) -> Tensor:
     """Cosine of every video token with its bucket's centre, [N, S, D] -> [N, S]; infinite where NaN leaves none."""
     unit = tokens.double()
     unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    similarity = (unit * unit[:, coreset_of(pattern, tokens.device).centre]).sum(-1)
+    similarity: Tensor = (unit * unit[:, coreset_of(pattern, tokens.device).centre]).sum(-1)
     return similarity.masked_fill(similarity.isnan(), math.inf)
 
 

@@ -144,8 +144,8 @@ class Judge:
             low = torch.full(buckets, math.inf, dtype=torch.float64, device="cuda")
             high.scatter_reduce_(1, index, torch.where(ours & ~theirs, similarity, -math.inf), "amax")
             low.scatter_reduce_(1, index, torch.where(theirs & ~ours, similarity, math.inf), "amin")
-            count = torch.zeros(buckets, dtype=torch.long, device="cuda").scatter_add_(1, index, ours.long())
-            wrong = wrong + (high - low > NEAR_TIE).sum() + (count != coreset.keep[centres][None]).sum()
+            kept_of_bucket = torch.zeros(buckets, dtype=torch.long, device="cuda").scatter_add_(1, index, ours.long())
+            wrong = wrong + (high - low > NEAR_TIE).sum() + (kept_of_bucket != coreset.keep[centres][None]).sum()
         shape = problem.batch, problem.heads, pattern.video
         return masks[0].view(shape), keys.view(shape), wrong
 
@@ -165,11 +165,11 @@ class Judge:
         mask |= ~valid[:, None, :, None]  # rows of padding see anything: they count for nothing
         bad = [~tensor.isfinite().all(-1) for tensor in self.inputs]  # [B, N, L]
         touched = bad[0] | (mask & (bad[1] | bad[2])[:, :, None, :]).any(-1)
-        clean = [tensor.nan_to_num(0.0, 0.0, 0.0).contiguous() for tensor in self.inputs]
-        exact = mask_oracle.attend(clean[0], clean[1], clean[2], mask, problem.used_scale)
+        query, key, value = (tensor.nan_to_num(0.0, 0.0, 0.0).contiguous() for tensor in self.inputs)
+        exact = mask_oracle.attend(query, key, value, mask, problem.used_scale)
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
             by_torch = functional.scaled_dot_product_attention(
-                *clean, attn_mask=mask, scale=problem.used_scale
+                query, key, value, attn_mask=mask, scale=problem.used_scale
             ).double()
         centre = mask_oracle.coreset_of(pattern, "cuda").centre
         copied = (self.branch == 1)[..., None] & ~kept_queries  # [B, N, S]
