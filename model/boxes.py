@@ -105,3 +105,15 @@ def axis_groups(extent: int, size: int, window: int) -> list[AxisGroup]:
         AxisGroup(1, end, extent - end, last, extent - last, 0),
     ]
     return [group for group in groups if group.count]
+
+
+def window_pairs(grid: Shape, tile: Shape, window: Shape) -> int:
+    """Pairs of a token of the grid and a token that its window of tiles shows it."""
+    axes = itertools.starmap(axis_groups, zip(grid, tile, window, strict=True))
+    return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
+
+
+def least_window(grid: Shape, tile: Shape, window: Shape) -> int:
+    """Tokens of the smallest window of any tile."""
+    axes = itertools.starmap(axis_groups, zip(grid, tile, window, strict=True))
+    return math.prod(min(group.seen for group in groups) for groups in axes)

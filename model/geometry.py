@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
-from vorta_trt.model.boxes import Shape, axis_groups, box_counts, box_kinds
+from vorta_trt.model.boxes import Shape, box_counts, box_kinds, least_window, window_pairs
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
@@ -129,14 +129,12 @@ class AttentionGeometry:
     @property
     def sliding_pairs(self) -> int:
         """Pairs of a video query and a video key that it sees in the sliding branch."""
-        axes = (axis_groups(*axis) for axis in zip(self.grid, self.tile, self.window, strict=True))
-        return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
+        return window_pairs(self.grid, self.tile, self.window)
 
     @property
     def least_window_tokens(self) -> int:
         """Video tokens of the smallest window of any video query; windows that hold a shorter tile are smaller."""
-        axes = (axis_groups(*axis) for axis in zip(self.grid, self.tile, self.window, strict=True))
-        return math.prod(min(group.seen for group in groups) for groups in axes)
+        return least_window(self.grid, self.tile, self.window)
 
     @property
     def coreset_tokens(self) -> int:

@@ -31,7 +31,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 
-from vorta_trt.model.boxes import Shape, axis_groups
+from vorta_trt.model.boxes import Shape, axis_groups, least_window, window_pairs
 
 PUBLISHED_WINDOW: Shape = (3, 3, 3)
 PUBLISHED_BUCKET: Shape = (2, 3, 2)
@@ -73,10 +73,7 @@ def choose_bucket(grid: Shape) -> Shape:
 
 def _least_coverage(grid: Shape, tile: Shape) -> float:
     """Share of the video tokens in the smallest window of any query."""
-    seen = 1
-    for axis in zip(grid, tile, PUBLISHED_WINDOW, strict=True):
-        seen *= min(group.seen for group in axis_groups(*axis))
-    return seen / math.prod(grid)
+    return least_window(grid, tile, PUBLISHED_WINDOW) / math.prod(grid)
 
 
 def _scaled(grid: Shape, tile: Shape, share: float) -> tuple[float, float, float]:
@@ -110,7 +107,7 @@ def _sizes(extent: int, side: float, stretch: float) -> list[int]:
 
 def _least_work(grid: Shape, tiles: list[Shape], ideal: tuple[float, float, float]) -> Shape:
     """The tile of least work; of those that have it but for 5 %, the one nearest in shape to `ideal`."""
-    by_pairs = sorted((_pairs(grid, tile), tile) for tile in tiles)
+    by_pairs = sorted((window_pairs(grid, tile, PUBLISHED_WINDOW), tile) for tile in tiles)
     found: list[tuple[int, Shape]] = []
     least = math.inf
     for pairs, tile in by_pairs:
@@ -126,12 +123,6 @@ def _least_work(grid: Shape, tiles: list[Shape], ideal: tuple[float, float, floa
 def _distance(shape: Shape, other: Shape | tuple[float, float, float]) -> float:
     """How far two shapes differ; rounded, so that equal distances are equal on every platform."""
     return round(sum(math.log(side / wanted) ** 2 for side, wanted in zip(shape, other, strict=True)), 9)
-
-
-def _pairs(grid: Shape, tile: Shape) -> int:
-    """Exact query-key pairs."""
-    axes = (axis_groups(*axis) for axis in zip(grid, tile, PUBLISHED_WINDOW, strict=True))
-    return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
 
 
 def _twice_the_work(grid: Shape, tile: Shape) -> int:

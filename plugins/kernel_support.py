@@ -123,6 +123,7 @@ def architectures_remedy(*capabilities: ComputeCapability) -> str:
     )
 
 
+@cache
 def prepare_gpu(library: PluginLibrary, index: int) -> None:
     """Checks a GPU before the library is used on it, and warns once per process where it could be faster.
 
@@ -133,11 +134,6 @@ def prepare_gpu(library: PluginLibrary, index: int) -> None:
     Raises:
         GpuSupportError: The driver is too old, or the library has no code for the GPU.
     """
-    _prepare(library, index)
-
-
-@cache
-def _prepare(library: PluginLibrary, index: int) -> None:
     report = driver_report()
     if problem := driver_problem(library, report):
         raise GpuSupportError(problem)

@@ -22,16 +22,6 @@ bool has_head_dim(const vorta_kernel_family& family, int head_dim) {
   return false;
 }
 
-/// 10 * major + minor of the current device.
-cudaError_t compute_capability(int* result) {
-  int device = 0, major = 0, minor = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) return error;
-  *result = 10 * major + minor;
-  return cudaSuccess;
-}
-
 }  // namespace
 
 vorta_status choose_fp8_path(const vorta_routed_attention_problem& problem, KernelPath* path) noexcept {

@@ -36,24 +36,19 @@ struct Instances {
 };
 
 namespace sm80 {
-using HeadDims = Instances<64, 96, 128, 192, 256>;
-/// The smallest instance that holds head_dim, which is padded with zeros; 0 if none does.
-constexpr int instance_head_dim(int head_dim) { return HeadDims::holding(head_dim); }
+using HeadDims = Instances<64, 96, 128, 192, 256>;  // a smaller D is padded with zeros
 }  // namespace sm80
 
 namespace sm89_fp8 {
 using HeadDims = Instances<64, 128>;
-constexpr bool has_instance(int head_dim) { return HeadDims::has(head_dim); }
 }  // namespace sm89_fp8
 
 namespace sm90 {
 using HeadDims = Instances<64, 128>;
-constexpr bool has_instance(int head_dim) { return HeadDims::has(head_dim); }
 }  // namespace sm90
 
 namespace sm90_fp8 {
 using HeadDims = Instances<64, 128>;
-constexpr bool has_instance(int head_dim) { return HeadDims::has(head_dim); }
 }  // namespace sm90_fp8
 
 }  // namespace vorta

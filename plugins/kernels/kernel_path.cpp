@@ -62,21 +62,28 @@ bool force_kernels(const char* family) noexcept {
   return true;
 }
 
+cudaError_t compute_capability(int* result) {
+  int device = 0, major = 0, minor = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  if (cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return error;
+  if (cudaError_t error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) return error;
+  *result = 10 * major + minor;
+  return cudaSuccess;
+}
+
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
                                const vorta_routed_attention_tensors& tensors, KernelPath* path) {
   *path = KernelPath::kSm80;
-  if (!sm90::has_instance(problem.head_dim)) return cudaSuccess;
+  if (!sm90::HeadDims::has(problem.head_dim)) return cudaSuccess;
   if (!fits_tensor_map(problem, tensors.key_stride) || !fits_tensor_map(problem, tensors.value_stride)) {
     return cudaSuccess;
   }
   if (std::strstr(vorta_cuda_architectures(), "90a") == nullptr) return cudaSuccess;
   if (forced_kernels() != ForcedKernels::kNone) return cudaSuccess;
 
-  int device = 0, major = 0, minor = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return error;
-  if (cudaError_t error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) return error;
-  if (major == 9 && minor == 0) *path = KernelPath::kSm90;
+  int gpu = 0;
+  if (cudaError_t error = compute_capability(&gpu)) return error;
+  if (gpu == 90) *path = KernelPath::kSm90;
   return cudaSuccess;
 }
 

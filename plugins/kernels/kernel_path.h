@@ -28,6 +28,9 @@ const char* forced_kernels_name() noexcept;
 /// Holds calls from now on to `family`, which is null, "" or a name; false if there is none of that name.
 bool force_kernels(const char* family) noexcept;
 
+/// 10 * major + minor of the current device.
+cudaError_t compute_capability(int* result);
+
 /// The family of 16-bit kernels that serves the call on the current device.
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
                                const vorta_routed_attention_tensors& tensors, KernelPath* path);

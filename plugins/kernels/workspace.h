@@ -48,12 +48,12 @@ struct WorkspaceLayout {
 
 /// Whether the workspace has room for keys and values in 8 bits.
 inline bool has_chunks(const vorta_routed_attention_problem& problem) {
-  return problem.attention_precision == VORTA_PRECISION_FP8 && sm90_fp8::has_instance(problem.head_dim);
+  return problem.attention_precision == VORTA_PRECISION_FP8 && sm90_fp8::HeadDims::has(problem.head_dim);
 }
 
 /// Whether it has room for the compact keys and values of coreset heads.
 inline bool has_compact_rows(const vorta_routed_attention_problem& problem) {
-  return sm90::has_instance(problem.head_dim) && !has_chunks(problem);
+  return sm90::HeadDims::has(problem.head_dim) && !has_chunks(problem);
 }
 
 inline WorkspaceLayout workspace_layout(const vorta_routed_attention_problem& problem) {

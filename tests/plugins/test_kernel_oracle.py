@@ -3,30 +3,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from .kernel_oracle import CORESET, FULL, SLIDING, Case, expected, select_head
+from .authors_cases import FILE, every_case
+from .kernel_oracle import Case, expected, select_head
 
-CASES = Path(__file__).parents[1] / "data" / "attention.safetensors"
 
-
-@pytest.mark.parametrize(
-    ("name", "route", "text", "coreset_keys"),
-    [
-        ("full_video_only", FULL, 0, "query"),
-        ("full_with_text", FULL, 8, "query"),
-        ("sliding_video_only", SLIDING, 0, "query"),
-        ("sliding_with_text", SLIDING, 8, "query"),
-        ("coreset_video_only_keys_by_query", CORESET, 0, "query"),
-        ("coreset_with_text_keys_by_key", CORESET, 8, "key"),
-    ],
-)
+@every_case
 def test_oracle_reproduces_the_authors_outputs(name: str, route: int, text: int, coreset_keys: str) -> None:
-    tensors = load_file(CASES)
+    tensors = load_file(FILE)
     case = Case(
         name, (10, 6, 6), (2, 3, 2), (3, 1, 3), (2, 3, 2), 6, ((route, route),), (5,) if text else (), text,
         coreset_keys, head_dim=16, dtype="float32",

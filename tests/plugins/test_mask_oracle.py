@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from safetensors.torch import load_file
 from .. import mask_oracle as plain_oracle
 from . import mask_oracle
 from .attention_inputs import CHARACTERS, add_sinks, realistic
+from .authors_cases import FILE, every_case
 from .kernel_oracle import CORESET, FULL, SLIDING, Case, buckets_of, expected, select_head, sliding_blocks
-
-CASES = Path(__file__).parents[1] / "data" / "attention.safetensors"
 
 
 def random_case(number: int) -> Case:
@@ -97,19 +95,9 @@ def test_a_ragged_axis_by_hand() -> None:
     assert coreset.keep.tolist() == [2] * 4 + [1] * 3  # 3 * 2 // 4
 
 
-@pytest.mark.parametrize(
-    ("name", "route", "text", "coreset_keys"),
-    [
-        ("full_video_only", FULL, 0, "query"),
-        ("full_with_text", FULL, 8, "query"),
-        ("sliding_video_only", SLIDING, 0, "query"),
-        ("sliding_with_text", SLIDING, 8, "query"),
-        ("coreset_video_only_keys_by_query", CORESET, 0, "query"),
-        ("coreset_with_text_keys_by_key", CORESET, 8, "key"),
-    ],
-)
+@every_case
 def test_mask_oracle_reproduces_the_authors_outputs(name: str, route: int, text: int, coreset_keys: str) -> None:
-    tensors = load_file(CASES)
+    tensors = load_file(FILE)
     pattern = mask_oracle.Pattern((10, 6, 6), (2, 3, 2), (3, 1, 3), (2, 3, 2), 6, text)
     query, key, value = (tensors[part][0, : 360 + text] for part in ("query", "key", "value"))  # [L, N, D]
     for head in range(2):

@@ -706,13 +706,13 @@ def test_slower_kernels_are_told_once_for_a_gpu(
 ) -> None:
     said = "NVIDIA RTX 4090 could be faster"
     monkeypatch.setattr(kernel_support, "slower_than_possible", lambda library, device: said)
-    kernel_support._prepare.cache_clear()
+    kernel_support.prepare_gpu.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             with Engine(bundle):
                 pass
     assert caplog.messages.count(said) == 1
-    kernel_support._prepare.cache_clear()
+    kernel_support.prepare_gpu.cache_clear()
 
 
 def test_a_driver_that_is_too_old(trt: FakeTensorRT, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
