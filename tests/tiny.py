@@ -29,6 +29,7 @@ from .kept import Kept
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
 CHANNELS = 4
 TEXT_DIM = 32
+ROUTER_SEED = 12  # with this one all three branches occur at every timestep; see test_tiny.py
 ROUTER_SIZES = ("layers", "single_layers", "heads", "head_dim")
 COMMON = {"layers": 2, "heads": 3, "head_dim": 32, "text_dim": TEXT_DIM, "channels": CHANNELS}
 WAN = {**COMMON, "ffn_dim": 64, "freq_dim": 32}
@@ -107,7 +108,7 @@ def make_tiny(kept: Kept, family: str) -> Tiny:
     tiny = Tiny(kept, family)
     kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[family])))
     sizes = {name: size for name, size in MODELS[family].items() if name in ROUTER_SIZES}
-    kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, **sizes))
+    kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, seed=ROUTER_SEED, **sizes))
     return tiny
 
 
