@@ -56,7 +56,9 @@ class CheckpointReader:
         family.check_config(self.config, f"checkpoint {self.path}")
         pipeline = self.folder.parent  # what lies beside the transformer decides how it is sampled
         if (pipeline / MODEL_INDEX).is_file():
-            check_model_index(read_model_index(pipeline), family, pipeline)
+            index, kinds = read_model_index(pipeline), family.pipeline_kinds(self.config)
+            kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), kinds[0])
+            check_model_index(index, family, kind, pipeline)
         self._files = _weight_files(self.folder)  # tensor name -> file
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from vorta_trt.model.configs import read_json
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.families import ModelFamily
+from vorta_trt.model.families import ModelFamily, PipelineKind
 
 MODEL_INDEX = "model_index.json"
 ALWAYS = ("transformer", "scheduler")  # components of every pipeline
@@ -59,23 +59,24 @@ def read_model_index(folder: Path) -> ModelIndex:
     return ModelIndex(pipeline, components, settings)
 
 
-def check_model_index(index: ModelIndex, family: ModelFamily, folder: Path) -> None:
+def check_model_index(index: ModelIndex, family: ModelFamily, kind: PipelineKind, folder: Path) -> None:
     """Refuses a folder whose pipeline would run something else than the one routed transformer.
 
     Args:
         index: of the folder.
         family: of its transformer.
+        kind: pipeline of the transformer.
         folder: for errors.
 
     Raises:
         CheckpointError: a component that nobody runs, or a setting that would be left aside; the message names all.
     """
-    known = {*ALWAYS, *family.components}
+    known = {*ALWAYS, *kind.components}
     foreign = [f"{name} ({kind})" for name, (_, kind) in index.components.items() if name not in known]
     foreign += [
         f"{name} {value!r}"
         for name, value in index.settings.items()
-        if value not in (None, False) and not (name in family.neutral_settings and not foreign)
+        if value not in (None, False, kind.settings.get(name)) and not (name in family.neutral_settings and not foreign)
     ]
     if foreign:
         raise CheckpointError(

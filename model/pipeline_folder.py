@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from vorta_trt.model.checkpoint import INDEX, WEIGHTS
 from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.families import ModelFamily
+from vorta_trt.model.families import ModelFamily, PipelineKind
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
 from vorta_trt.plugins.host_memory import NotMappable, is_not_mappable, is_out_of_memory
 
@@ -24,13 +24,17 @@ LOADING = threading.RLock()
 
 _PROBE = "a red wall, \u2047\U0001f9f1"  # words and signs that a vocabulary may lack
 _LIBRARIES = ("diffusers", "transformers")
+_MODEL_FILES = (
+    ("config.json",),
+    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 # By the beginning of a component's name: groups of files, of each of which one must be there.
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "tokenizer": (("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"),),
-    "text_encoder": (
-        ("config.json",),
-        ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ),
+    "text_encoder": _MODEL_FILES,
+    "image_encoder": _MODEL_FILES,
+    "image_processor": (("preprocessor_config.json",),),
+    "feature_extractor": (("preprocessor_config.json",),),
     "vae": (
         ("config.json",),
         (WEIGHTS, INDEX, "diffusion_pytorch_model.bin"),
@@ -42,9 +46,11 @@ _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 def load_pipeline(
     checkpoint: Path,
     family: ModelFamily,
+    config: Mapping[str, Any],
     dtype: torch.dtype,
     *,
     purpose: str,
+    kind: PipelineKind | None = None,
     transformer: Any = None,
     without: Collection[str] = (),
 ) -> Any:
@@ -53,10 +59,12 @@ def load_pipeline(
     Args:
         checkpoint: the pipeline folder.
         family: whose pipeline it is.
+        config: of its transformer.
         dtype: of the text encoders; everything else is float32.
         purpose: what needs it, for errors.
+        kind: which pipeline of the transformer; None is the first, see `ModelFamily.pipeline_kinds`.
         transformer: what takes the place of the transformer.
-        without: further parts that are not loaded, of the family's components; the pipeline has None in their place.
+        without: further parts that are not loaded, of the pipeline's components; it has None in their place.
 
     Raises:
         FileNotFoundError: a file of it is missing.
@@ -64,43 +72,46 @@ def load_pipeline(
     """
     import diffusers
 
-    index = check_pipeline(checkpoint, family, purpose=purpose)
-    kind: Any = getattr(diffusers, family.pipeline_class)
+    index = check_pipeline(checkpoint, family, config, purpose=purpose)
+    kind = kind or family.pipeline_kinds(config)[0]
+    made: Any = getattr(diffusers, kind.pipeline)
     loaded: dict[str, Any] = dict.fromkeys(without)
     # A folder of one transformer may keep these from one of two: without the second they mean nothing.
     settings = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
     with LOADING, quiet_libraries():
-        for name in (*family.components, "scheduler"):
+        for name in (*kind.components, "scheduler"):
             if name not in loaded and name in index.components:
                 part = component_class(index, name, checkpoint)
                 options = {"dtype": dtype} if name.startswith("text_encoder") else {}
                 loaded[name] = load_part(part, checkpoint / name, options)
                 if isinstance(loaded[name], torch.nn.Module):
                     loaded[name].eval()
-        return kind(transformer=transformer, **loaded, **settings)
+        return made(transformer=transformer, **loaded, **settings, **kind.settings)
 
 
-def check_pipeline(checkpoint: Path, family: ModelFamily, *, purpose: str) -> ModelIndex:
+def check_pipeline(checkpoint: Path, family: ModelFamily, config: Mapping[str, Any], *, purpose: str) -> ModelIndex:
     """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does."""
+    kinds = family.pipeline_kinds(config)
     if not (checkpoint / MODEL_INDEX).is_file():
         raise FileNotFoundError(
             f"checkpoint {checkpoint}: has no {MODEL_INDEX}; {purpose} needs the whole pipeline folder, with "
-            f"{', '.join(family.components)}"
+            f"{', '.join(kinds[0].components)}"
         )
     index = read_model_index(checkpoint)
-    if index.pipeline != family.pipeline_class:
+    kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), None)
+    if kind is None:
         raise CheckpointError(
-            f"checkpoint {checkpoint}: is a {index.pipeline}; {purpose} needs the {family.pipeline_class} folder that "
+            f"checkpoint {checkpoint}: is a {index.pipeline}; {purpose} needs the {kinds[0].pipeline} folder that "
             f"the transformer comes from"
         )
-    check_model_index(index, family, checkpoint)
-    missing = [name for name in (*family.components, "scheduler") if name not in index.components]
+    check_model_index(index, family, kind, checkpoint)
+    missing = [name for name in (*kind.components, "scheduler") if name not in index.components]
     if missing:
         raise CheckpointError(
             f"checkpoint {checkpoint}: has no {', '.join(missing)}; {purpose} needs the whole pipeline folder; "
             f"download all of it"
         )
-    for name in (*family.components, *(part for part in ALWAYS if part != "transformer")):
+    for name in (*kind.components, *(part for part in ALWAYS if part != "transformer")):
         if name in index.components:
             _check_files(checkpoint / name)
     return index

@@ -64,13 +64,14 @@ def write_pipeline(
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
         model.save_pretrained(folder)
     scheduler.save_pretrained(path / "scheduler")
-    facts = get_family(family)
+    kind = get_family(family).pipeline_kinds(model.config)[0]
     index: dict[str, Any] = {
-        "_class_name": facts.pipeline_class,
+        "_class_name": kind.pipeline,
         "_diffusers_version": diffusers_version,
         "scheduler": ["diffusers", type(scheduler).__name__],
         "transformer": ["diffusers", type(model).__name__],
-        **{part: [None, None] for part in facts.components},
+        **{part: [None, None] for part in kind.components},
+        **kind.settings,
     }
     _write_json(path / "model_index.json", dict(sorted(index.items())))
     return path

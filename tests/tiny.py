@@ -6,6 +6,7 @@ They are the only models that tests export, but for what a test of the export it
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.export import export_onnx
 from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.families import get_family
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -87,8 +87,8 @@ class Tiny:
         """diffusers' own, with `transformer` in the place of its transformer."""
         import diffusers
 
-        kind = getattr(diffusers, get_family(self.family).pipeline_class)
-        pipeline = kind.from_pretrained(self.checkpoint, transformer=None)
+        kind = json.loads((self.checkpoint / "model_index.json").read_text())["_class_name"]
+        pipeline = getattr(diffusers, kind).from_pretrained(self.checkpoint, transformer=None)
         pipeline.transformer = transformer
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

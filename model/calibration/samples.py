@@ -180,7 +180,7 @@ def encode_prompts(
     """
     progress("loading the text encoder", 0, 0)
     width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
-    pipeline = load_pipeline(checkpoint, family.facts, width, purpose="calibrating with prompts")
+    pipeline = load_pipeline(checkpoint, family.facts, family.config, width, purpose="calibrating with prompts")
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     for encoder in encoders:
         encoder.to(device)

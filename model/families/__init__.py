@@ -16,6 +16,7 @@ from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families.family import Guidance as Guidance
 from vorta_trt.model.families.family import ModelFamily as ModelFamily
 from vorta_trt.model.families.family import ModelInput as ModelInput
+from vorta_trt.model.families.family import PipelineKind as PipelineKind
 
 # Name of the family, which is also its folder -> the class of its facts there.
 _FAMILIES = {

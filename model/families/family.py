@@ -14,7 +14,7 @@ import abc
 import importlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vorta_trt.model.errors import CheckpointError
@@ -81,6 +81,27 @@ class PublishedTeaCache:
 
 
 @dataclass(frozen=True)
+class PipelineKind:
+    """A pipeline of diffusers that runs a transformer.
+
+    Attributes:
+        pipeline: diffusers' class, `_class_name` of a model_index.json.
+        components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
+        conditioners: those of `components` that turn the images of a request into conditions, before denoising.
+        images: arguments of the pipeline's call that take an image and must be given.
+        optional_images: arguments that take an image and may be left out.
+        settings: entries of model_index.json that every such pipeline has, and what they must be.
+    """
+
+    pipeline: str
+    components: tuple[str, ...]
+    conditioners: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    optional_images: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DemoModel:
     """The small model of `vorta-trt demo`, and what to try after it.
 
@@ -107,8 +128,6 @@ class ModelFamily(abc.ABC):
         title: for people.
         transformer_class: diffusers' class of the transformer, `_class_name` of its config.
         authors_class: `_class_name` of checkpoints in the layout of the model's authors, None if they have none.
-        pipeline_class: diffusers' class of the pipeline.
-        components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
         neutral_settings: of model_index.json, which mean nothing in a folder without components that are refused.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
@@ -139,8 +158,6 @@ class ModelFamily(abc.ABC):
     title: str
     transformer_class: str
     authors_class: str | None = None
-    pipeline_class: str
-    components: tuple[str, ...]
     neutral_settings: tuple[str, ...] = ()
     routed_class: str
     training_class: str
@@ -193,6 +210,14 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
         """Raises CheckpointError if a transformer config of the family's class describes a model that is not routed."""
+
+    @abc.abstractmethod
+    def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
+        """The pipelines of diffusers that run a model, by its config; the first is that of published folders.
+
+        A model that makes videos of text and of text with images has one for each; a request takes the first of them
+        that takes its images.
+        """
 
     @abc.abstractmethod
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:

@@ -126,7 +126,7 @@ def prepare_data(
         folder.mkdir(parents=True, exist_ok=True)
 
     progress("loading text encoder and VAE", 0, 0)
-    pipeline = load_pipeline(Path(checkpoint), family.facts, torch_dtype(precision), purpose="preparing")
+    pipeline = load_pipeline(Path(checkpoint), family.facts, family.config, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     shape = family.facts.latent_shape(family.config, geometry.grid)
 

@@ -132,8 +132,9 @@ class RequestPlanner:
         self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
         if self.checkpoint is not None and (self.checkpoint / MODEL_INDEX).is_file():
             index, family = read_model_index(self.checkpoint), get_family(self.family)
-            if index.pipeline == family.pipeline_class:  # another pipeline is named as that where it is loaded
-                check_model_index(index, family, self.checkpoint)
+            for kind in family.pipeline_kinds(self.config):
+                if index.pipeline == kind.pipeline:  # another pipeline is named as that where it is loaded
+                    check_model_index(index, family, kind, self.checkpoint)
         self.path = self._timestep_path(target)
         self.calibration = _calibration(target, route_override)
         if self.calibration is not None:

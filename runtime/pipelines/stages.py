@@ -69,8 +69,9 @@ class Parts:
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
-        self._check(check_pipeline(self._folder, self._family, purpose=PURPOSE))
-        self._encoders = tuple(name for name in self._family.components if name not in VAE)
+        self._check(check_pipeline(self._folder, self._family, planner.config, purpose=PURPOSE))
+        self._kind = self._family.pipeline_kinds(planner.config)[0]
+        self._encoders = tuple(name for name in self._kind.components if name not in VAE)
         self._kept: dict[tuple[str, ...], Any] = {}  # resident: the pipeline of each stage, by its components
         self.transformer: VortaTransformer | None = None
         self.on_stage: OnStage = lambda *_: None
@@ -161,8 +162,10 @@ class Parts:
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
-        without = [name for name in family.components if name not in names]
-        pipeline = load_pipeline(self._folder, family, encoders, purpose=PURPOSE, without=without)
+        without = [name for name in self._kind.components if name not in names]
+        pipeline = load_pipeline(
+            self._folder, family, self.planner.config, encoders, purpose=PURPOSE, kind=self._kind, without=without
+        )
         if "vae" in names:
             # diffusers' `to` warns of modules to keep, even if there are none
             torch.nn.Module.to(pipeline.vae, vae)

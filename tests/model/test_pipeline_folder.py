@@ -46,4 +46,5 @@ def test_configs_that_are_not_of_the_weights(
     file = checkpoint / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(CheckpointError, match=message):
-        load_pipeline(checkpoint, get_family("wan"), torch.float32, purpose="a test")
+        config = json.loads((checkpoint / "transformer" / "config.json").read_text())
+        load_pipeline(checkpoint, get_family("wan"), config, torch.float32, purpose="a test")

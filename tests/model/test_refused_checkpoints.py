@@ -41,7 +41,12 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 def load(folder: Path) -> Any:
-    return load_pipeline(folder, get_family("wan"), torch.float32, purpose="the test")
+    return load_pipeline(folder, get_family("wan"), config_of(folder), torch.float32, purpose="the test")
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "transformer" / "config.json").read_text())
+    return config
 
 
 # -- pipelines of something else ---------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def test_values_that_the_vae_does_not_take(folder: Path, name: str, value: Any, 
     family = get_family("wan")
     edit(folder / "vae" / "config.json", **{name: value})
     with pytest.raises(CheckpointError, match=f"vae/config.json: .*{message}"):
-        vae_config(check_pipeline(folder, family, purpose="the test"), family, folder)
+        vae_config(check_pipeline(folder, family, config_of(folder), purpose="the test"), family, folder)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +332,7 @@ def test_missing_files_are_named(folder: Path, missing: str, message: str) -> No
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError, match=message):
-        check_pipeline(folder, get_family("wan"), purpose="the test")
+        check_pipeline(folder, get_family("wan"), config_of(folder), purpose="the test")
 
 
 def test_a_whole_folder_loads(folder: Path) -> None:

@@ -12,6 +12,7 @@ from vorta_trt.model.families.family import (
     DemoModel,
     ModelFamily,
     ModelInput,
+    PipelineKind,
     Shape,
     attention_flops,
     linear_flops,
@@ -40,8 +41,6 @@ class HunyuanVideo(ModelFamily):
     name = "hunyuan_video"
     title = "HunyuanVideo"
     transformer_class = "HunyuanVideoTransformer3DModel"
-    pipeline_class = "HunyuanVideoPipeline"
-    components = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
     routed_class = "RoutedHunyuanVideoTransformer"
     training_class = "HunyuanVideoTraining"
     router_stacks = ("transformer_blocks", "single_transformer_blocks")
@@ -79,6 +78,11 @@ class HunyuanVideo(ModelFamily):
                 f"{source}: its config has qk_norm {config['qk_norm']!r}; must be 'rms_norm', as in the published "
                 f"{self.title} checkpoints; use one of those"
             )
+
+    def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
+        return (
+            PipelineKind("HunyuanVideoPipeline", ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")),
+        )
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {

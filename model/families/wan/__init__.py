@@ -12,6 +12,7 @@ from vorta_trt.model.families.family import (
     DemoModel,
     ModelFamily,
     ModelInput,
+    PipelineKind,
     PublishedTeaCache,
     Shape,
     attention_flops,
@@ -53,8 +54,6 @@ class Wan(ModelFamily):
     title = "Wan"
     transformer_class = "WanTransformer3DModel"
     authors_class = "WanModel"
-    pipeline_class = "WanPipeline"
-    components = ("text_encoder", "tokenizer", "vae")
     neutral_settings = ("boundary_ratio",)  # between two transformers
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
@@ -97,6 +96,9 @@ class Wan(ModelFamily):
                 f"{source}: its config has pos_embed_seq_len {config['pos_embed_seq_len']}, a model of first and last "
                 f"frame; {_ONLY}"
             )
+
+    def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
+        return (PipelineKind("WanPipeline", ("text_encoder", "tokenizer", "vae")),)
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {"blocks": int(config["num_layers"])}

@@ -115,7 +115,7 @@ def test_the_parts_of_a_family_are_there(name: str) -> None:
     import diffusers
 
     family = get_family(name)
-    assert hasattr(diffusers, family.pipeline_class) and family.diffusers_transformer()
+    assert family.diffusers_transformer()
     transformer = family.load("transformer")
     assert getattr(transformer, family.routed_class).family == name
     assert all(hasattr(_blocks_of(family), block) for block in family.block_classes)
@@ -125,6 +125,9 @@ def test_the_parts_of_a_family_are_there(name: str) -> None:
     assert callable(random.make_checkpoint) and callable(random.add_parts)
     config = {**_defaults(family), "_class_name": family.transformer_class}
     family.check_config(config, "the defaults of diffusers")
+    kinds = family.pipeline_kinds(config)
+    assert kinds and all(hasattr(diffusers, kind.pipeline) for kind in kinds)
+    assert all(set(kind.conditioners) <= set(kind.components) for kind in kinds)
     assert tuple(family.stacks(config)) == family.router_stacks
     inputs = family.inputs(config)
     assert [spec.name for spec in inputs if spec.step] == ["hidden_states", "timestep"] == [i.name for i in inputs[:2]]
