@@ -19,6 +19,7 @@ from vorta_trt.benchmarks.report import OURS, Row, failed_row
 from vorta_trt.benchmarks.timing import Run, Timing
 from vorta_trt.model import Branch, routed_attention
 from vorta_trt.plugins import load_library
+from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 logger = logging.getLogger(__name__)
 GRAPH = "graph replay"
@@ -48,6 +49,11 @@ def held_to(kernels: str) -> Iterator[None]:
         library.force_kernels(before)
 
 
+def families_of(precision: str) -> set[str]:
+    """The names of the kernel families of an attention precision, "same" or "fp8"."""
+    return {family.name for family in load_library().kernel_families if family.attention_precision == precision}
+
+
 class Routed:
     """Our operator on one case, in one precision.
 
@@ -73,13 +79,18 @@ class Routed:
         self._case, self._inputs, self._precision = case, inputs, precision
         self._expected, self._timer, self._measured, self._capture = expected, timer, measured, capture
         self._kernels = kernels
-        self.name = (OURS if precision == "same" else f"{OURS} {precision}") + (f" ({kernels})" if kernels else "")
+        self.name = OURS if precision == SAME_PRECISION else f"{OURS} {precision}"
+        if kernels:
+            self.name += f" ({kernels})"
 
     def rows(self, blank: Callable[[str, str], Row], branches: Sequence[str], graphs: Sequence[str]) -> list[Row]:
         """A row for each of `branches`, and one more through a graph for those of them that are in `graphs`.
 
         blank: makes the row of a branch and an implementation.
         """
+        if self._precision != SAME_PRECISION and self._kernels in families_of(SAME_PRECISION):
+            note = f"kernels {self._kernels} compute in the type of the tensors alone"
+            return [replace(blank(branch, self.name), state="unavailable", note=note) for branch in branches]
         with held_to(self._kernels):
             return self._rows(blank, branches, graphs)
 
@@ -105,7 +116,7 @@ class Routed:
             return failed_row(row, error)
 
     def _attend(self, inputs: Inputs, routes: Tensor) -> Tensor:
-        options: dict[str, Any] = {} if self._precision == "same" else {"attention_precision": self._precision}
+        options: dict[str, Any] = {} if self._precision == SAME_PRECISION else {"attention_precision": self._precision}
         tensors = (inputs.query, inputs.key, inputs.value)
         output: Tensor = routed_attention(*tensors, routes, self._case.geometry, inputs.text_length, **options)
         return output  # [1, S+T, N, D]
@@ -138,7 +149,7 @@ class Routed:
         return row
 
     def _bound(self, torch_error: float) -> float | None:
-        if self._precision == "same":
+        if self._precision == SAME_PRECISION:
             return FACTOR * torch_error
         return FP8_BOUND if self._case.inputs == "normal" else None  # on other inputs the error is stated
 

@@ -8,12 +8,16 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vorta_trt.engines.errors import BuildError
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import KEY
 from vorta_trt.export.onnx_file import OnnxFile
-from vorta_trt.plugins.operator_schema import AttentionPrecision
+from vorta_trt.plugins.operator_schema import LARGEST_BUCKET, AttentionPrecision
+
+if TYPE_CHECKING:
+    from vorta_trt.model.geometry import AttentionGeometry
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,15 @@ class ModelDescription:
     attention_precision: AttentionPrecision = "same"
     op_version: int | None = None
     metadata: dict[str, Any] | None = None
+
+
+def check_kernel_limits(geometry: AttentionGeometry, source: Path) -> None:
+    """Raises BuildError for a geometry that torch and ONNX Runtime compute, and the kernels of an engine do not."""
+    if geometry.bucket_tokens > LARGEST_BUCKET:
+        raise BuildError(
+            f"{source}: bucket {geometry.bucket} of its coreset has {geometry.bucket_tokens} tokens, and the kernels "
+            f"take at most {LARGEST_BUCKET}; make the model with a smaller bucket, e.g. (2, 3, 2)"
+        )
 
 
 def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
@@ -49,6 +62,7 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
             f"{onnx.path}: its metadata speaks of attention precision {metadata.attention_precision!r}, but its "
             f"RoutedAttention nodes of {onnx.attention_precision!r}; export it again with vorta-trt export"
         )
+    check_kernel_limits(metadata.attention_geometry, onnx.path)
     content: dict[str, Any] = json.loads(metadata.model_dump_json())  # plain JSON types, for the strict manifest
     return ModelDescription(
         family=metadata.family,

@@ -18,7 +18,7 @@ from typing import Any
 from vorta_trt.model.boxes import Shape, box_counts, box_kinds, least_window, window_pairs
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, choices
+from vorta_trt.plugins.operator_schema import MOST_TOKENS, ROUTED_ATTENTION, choices
 
 
 class GeometryTypeError(TypeError, ValueError):
@@ -247,7 +247,7 @@ class AttentionGeometry:
         sizes = {"frames": frames, "height": height, "width": width}
         pixels = tuple(_integer(name, value, 1) for name, value in sizes.items())
         for name, size in zip(sizes, pixels, strict=True):
-            if size > LARGEST_SIZE:  # tokens are counted in 32 bits
+            if size > LARGEST_SIZE:
                 raise ValueError(f"{name} {size}: must be at most {LARGEST_SIZE}; use e.g. 77x720x1280")
         steps = (
             settings.temporal_compression * settings.patch[0],
@@ -262,6 +262,11 @@ class AttentionGeometry:
                     f"{', '.join(map(_times, _nearest_sizes(pixels, steps)))}"
                 )
         grid = ((pixels[0] - 1) // steps[0] + 1, pixels[1] // steps[1], pixels[2] // steps[2])
+        if math.prod(grid) > MOST_TOKENS:
+            raise ValueError(
+                f"video {_times(pixels)}: has {math.prod(grid)} tokens; must have at most {MOST_TOKENS}; use e.g. "
+                f"77x720x1280"
+            )
         return cls.for_grid(
             grid,
             family,
@@ -366,7 +371,7 @@ def _integer(name: str, value: Any, lowest: int) -> int:
         )
     number = operator.index(value)
     if number < lowest:
-        raise ValueError(f"{name} {number}: must be at least {lowest}")
+        raise ValueError(f"{name} {number}: must be at least {lowest}; use e.g. {max(lowest, 1)}")
     return number
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.files import write_text
 from vorta_trt.plugins.extras import import_extra
@@ -62,8 +63,10 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
 
     facts = get_family(family)
     import_extra("matplotlib", "plot")  # for the picture of the routes; this and the builder before the long work
-    if not (ability := get_flavour("rtx").can_build()):
+    flavour = get_flavour("rtx")
+    if not (ability := flavour.can_build()):
         raise BuildError(f"the demo builds with TensorRT-RTX: {ability.reason}")
+    load_plugin(flavour)  # raises where the library, or the shim that the parser wants, is not there
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
     stem = family.replace("_", "-")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.bundle import Bundle, check_new_bundle
+from vorta_trt.engines.description import check_kernel_limits
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.plan import BuildOptions
@@ -177,6 +178,8 @@ def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: 
     with temporary_folder(bundle) as folder:
         report("loading the checkpoint", 0, 0)
         model = source.model()
+        assert model.geometry is not None  # `Source.geometry` made it
+        check_kernel_limits(model.geometry, source.checkpoint)
         if source.attention_precision == "fp8" and options.get("strict", True):  # refused before the export, too
             target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)

@@ -52,7 +52,7 @@ class StepCase:
     def with_layers(self, layers: int) -> StepCase:
         """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""
         if layers < 1:
-            raise ValueError(f"layers {layers}: must be at least 1")
+            raise ValueError(f"layers {layers}: must be at least 1; use 4")
         if self.family == "wan":
             return replace(self, config={**self.config, "num_layers": layers})
         dual = max(1, round(layers / 3))

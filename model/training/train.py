@@ -124,6 +124,8 @@ def train_router(
     with CheckpointReader(checkpoint) as reader:
         config, name = reader.config, reader.family
     family = training_family(name, config)
+    # What is wrong whatever the size, before the data is read.
+    AttentionGeometry.for_grid(family.facts.published_grid, name, window=window, reduction_rate=reduction_rate)
     dataset = LatentDataset(data, family)
     size = dataset.size(video_size)
     geometry = AttentionGeometry.for_video(

@@ -95,7 +95,7 @@ def choose(asked: str, codes: Sequence[str], gpus: Sequence[tuple[str, Any]], wh
     for name in architectures:
         gpu.split_architecture(name)  # raises ValueError
     special = special_code(architectures)
-    warnings = [text for name, capability in gpus if (text := _slower(name, capability, architectures, special))]
+    warnings = [text for name, capability in gpus if (text := _slower(name, capability, architectures, special, codes))]
     return {"architectures": architectures, "reason": reason, "warnings": warnings, **special}
 
 
@@ -120,7 +120,9 @@ def _for_machine(codes: Sequence[str], gpus: Sequence[tuple[str, Any]], why_none
     return architectures, f"GPUs here: {'; '.join(reasons)}"
 
 
-def _slower(name: str, capability: Any, architectures: Sequence[str], special: dict[str, list[str]]) -> str | None:
+def _slower(
+    name: str, capability: Any, architectures: Sequence[str], special: dict[str, list[str]], codes: Sequence[str]
+) -> str | None:
     """What the GPU would miss; None if nothing."""
     if capability < gpu.OLDEST:
         return None
@@ -133,10 +135,13 @@ def _slower(name: str, capability: Any, architectures: Sequence[str], special: d
         misses.append("code that needs no compiling at the first launch" if code else "any code")
     if not misses:
         return None
+    if f"sm_{capability.major}{capability.minor}" in codes:
+        remedy = f"add {gpu.native_architecture(capability)}-real to VORTA_CUDA_ARCHITECTURES"
+    else:
+        remedy = "this nvcc makes no code for it: build with a newer CUDA"
     return (
         f"{name} (compute capability {capability}) of this machine will miss {' and '.join(misses)}: "
-        f"{';'.join(architectures)} is compiled for; add {gpu.native_architecture(capability)}-real to "
-        "VORTA_CUDA_ARCHITECTURES"
+        f"{';'.join(architectures)} is compiled for; {remedy}"
     )
 
 
@@ -147,6 +152,9 @@ def main(arguments: Sequence[str]) -> int:
         gpus = [(device.name, str(device.capability)) for device in report.devices]
         print(json.dumps({"gpus": gpus, "reason": report.reason}))
         return 0
+    if len(arguments) != 2:
+        print(f"usage: {Path(__file__).name} ASKED CODES; the top of the file says what they are", file=sys.stderr)
+        return 2
     asked, codes = arguments
     try:
         print(json.dumps(choose(asked, codes.split(), *machine_gpus())))

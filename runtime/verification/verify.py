@@ -69,7 +69,7 @@ def verify(
     """
     start = time.perf_counter()
     if batch < 1:
-        raise ValueError(f"batch {batch}: must be at least 1")
+        raise ValueError(f"batch {batch}: must be at least 1; use 2")
     seed = secrets.randbits(32) if seed is None else seed
     subject = _subject(Path(target), Path(checkpoint), router, precision, executor, progress)
 

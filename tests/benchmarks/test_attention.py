@@ -239,6 +239,13 @@ def test_rows_are_held_to_a_family(case: Case, inputs: Inputs, monkeypatch: pyte
     assert set(held) == {before, "sm89_fp8"} and library.forced_kernels == before
     with pytest.raises(LibraryError, match="sm70"), routed.held_to("sm70"):
         pass
+    options = Options(peers=("none",), branches=("full",), kernels=("sm80",), precisions=("same", "fp8"))
+    rows = [row for row in measured(case, inputs, options) if row.branch == "full"]
+    assert [(row.implementation, row.state) for row in rows] == [
+        ("vorta-trt (sm80)", "ok"),
+        ("vorta-trt fp8 (sm80)", "unavailable"),  # a row with the reason, and the others go on
+    ]
+    assert "kernels sm80" in rows[1].note
 
 
 def test_the_yardstick_errs_like_its_type(case: Case, inputs: Inputs) -> None:

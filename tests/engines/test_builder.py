@@ -19,6 +19,7 @@ from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.export import OnnxFileError
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.write_errors import WriteError
+from vorta_trt.plugins.operator_schema import LARGEST_BUCKET
 
 
 def nothing_left(folder: Path, *allowed: str) -> bool:
@@ -300,6 +301,19 @@ def test_metadata_that_contradicts_the_graph(make_model: Any, tmp_path: Path) ->
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(OnnxFileError, match="3 layers, but it has 2"):
         build_engine(tmp_path / "m.onnx", tmp_path / "m.bundle")
+
+
+def test_a_bucket_that_the_kernels_do_not_take(make_model: Any, tmp_path: Path) -> None:
+    model = onnx.load(str(make_model(tmp_path / "m.onnx")))
+    for entry in model.metadata_props:
+        if entry.key == "vorta_trt":
+            content = json.loads(entry.value)
+            content["geometry"]["bucket"] = [1, 5, LARGEST_BUCKET // 4]
+            entry.value = json.dumps(content)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(BuildError, match=f"bucket .*80 tokens.* at most {LARGEST_BUCKET}; make"):
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.bundle")
+    assert not (tmp_path / "m.bundle").exists()
 
 
 def test_a_dynamic_dimension_besides_the_batch(make_model: Any, tmp_path: Path) -> None:

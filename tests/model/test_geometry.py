@@ -11,6 +11,7 @@ import pytest
 
 from vorta_trt.model import AttentionGeometry, Branch
 from vorta_trt.model.geometry import GeometryTypeError
+from vorta_trt.plugins.operator_schema import MOST_TOKENS
 
 VALID: dict[str, Any] = {
     "grid": (4, 6, 8),
@@ -227,6 +228,11 @@ def test_reduction_rate_out_of_range(rate: float) -> None:
 def test_sizes_that_no_video_has(size: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="(frames|height|width) .*: must be at most 1048576; use e.g. 77x720x1280"):
         AttentionGeometry.for_video(*size)
+
+
+def test_more_tokens_than_the_kernels_count() -> None:
+    with pytest.raises(ValueError, match=f"has 4295032832 tokens; must have at most {MOST_TOKENS}; use e.g."):
+        AttentionGeometry.for_video(4 * 65536 + 1, 4096, 4096)
 
 
 def test_unknown_names() -> None:

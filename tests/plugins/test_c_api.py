@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
+from vorta_trt.plugins.operator_schema import LARGEST_BUCKET
 
 PROBLEM: dict[str, Any] = {
     "dtype": 1, "batch": 2, "heads": 3, "head_dim": 64, "grid": (10, 6, 6), "tile": (2, 3, 2), "window": (3, 1, 3),
@@ -73,7 +74,7 @@ def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> s
                                 "use (3, 1, 3)"),
         ({"window": (0, 1, 3)}, "window (0, 1, 3): every entry must be at least 1"),
         ({"bucket": (5, 6, 6)}, "bucket (5, 6, 6): must have at most 64 tokens; use smaller buckets"),
-        ({"bucket": (65, 1, 1)}, "bucket (65, 1, 1): must have at most 64 tokens"),
+        ({"bucket": (LARGEST_BUCKET + 1, 1, 1)}, f"bucket ({LARGEST_BUCKET + 1}, 1, 1): must have at most 64 tokens"),
         ({"bucket": (2**31 - 1,) * 3}, "must have at most 64 tokens"),  # the product passes 64 bits
         ({"bucket": (2, 0, 2)}, "bucket (2, 0, 2): every entry must be at least 1"),
         ({"keep": 0}, "keep 0: must be 1 to 12, the tokens of bucket (2, 3, 2), its centre included; use e.g. 6"),

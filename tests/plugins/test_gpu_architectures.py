@@ -78,6 +78,7 @@ def test_the_gpus_of_the_machine(
         ("80;120-real", "12.1", []),
         ("release", "8.0", []), ("release", "8.6", []), ("release", "8.9", []), ("release", "9.0", []),
         ("release", "10.0", []), ("release", "10.3", []), ("release", "12.0", []), ("release", "12.1", []),
+        ("80", "15.0", ["kernels/sm89*", "makes no code for it: build with a newer CUDA"]),
         ("80", "7.0", []),  # no kernels for it at all, which the program says where it matters
     ],
 )  # fmt: skip
@@ -95,6 +96,14 @@ def test_a_list_that_is_none(asked: str) -> None:
     wrong = next(name for name in asked.split(";") if name != "80")
     assert result.returncode == 1 and result.stdout == ""
     assert f"VORTA_CUDA_ARCHITECTURES {asked}: architecture {wrong!r}" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["80"], ["80", "sm_80", "sm_90"]])
+def test_other_arguments_than_two(arguments: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, str(PATH), *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 2 and "ASKED CODES" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_program_answers_on_this_machine() -> None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_what_is_not_installed_is_said_first(
     monkeypatch.delitem(FLAVOURS["rtx"].__dict__, "module", raising=False)
     with pytest.raises(VortaError, match=rf"pip install 'vorta-trt\[{extra}\]'"):
         demo.run_demo(tmp_path / "demo", lambda what, done, total: None)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_package_without_its_library_is_said_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def absent(flavour: Any) -> Path:
+        raise VortaError("no shim")
+
+    monkeypatch.setattr(demo, "load_plugin", absent)
+    with pytest.raises(VortaError, match="no shim"):
+        demo.run_demo(tmp_path / "demo", silent)
     assert not (tmp_path / "demo").exists()
 
 

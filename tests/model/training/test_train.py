@@ -169,6 +169,14 @@ def test_a_geometry_of_ones_own(setup: Setup, tmp_path: Path) -> None:
         train(setup, tmp_path / "other", tile=(1, 2, 0))
 
 
+@pytest.mark.parametrize("wrong", [{"window": (3, 2, 3)}, {"reduction_rate": 1.0}])
+def test_window_and_rate_are_checked_before_the_data_is_read(
+    setup: Setup, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="window .*odd|reduction rate"):
+        train(setup, tmp_path / "run", data=tmp_path / "no such folder", **wrong)
+
+
 def test_a_tile_and_a_bucket_that_do_not_divide_the_grid(setup: Setup, tmp_path: Path) -> None:
     """The grid is (3, 4, 6)."""
     report = train(setup, tmp_path / "run", steps=2, batch_size=1, tile=(2, 3, 4), window=(1, 1, 1), bucket=(2, 3, 5))
