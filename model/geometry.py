@@ -233,12 +233,26 @@ class AttentionGeometry:
         window: Sequence[int] = PUBLISHED_WINDOW,
         reduction_rate: float = PUBLISHED_REDUCTION_RATE,
         text_tokens: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> AttentionGeometry:
         """Geometry for a video of `frames` x `height` x `width` pixels.
 
         The VAE turns 1 + 4n frames into 1 + n latent frames and shrinks height and width by 8, patches of (1, 2, 2)
-        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52); other families have other factors. Every size of whole
-        tokens has a geometry. The keyword arguments are those of `for_grid`.
+        make tokens of that: 81 x 480 x 832 -> grid (21, 30, 52). Other families, and some models of a family, have
+        other factors. Every size of whole tokens has a geometry. The other keyword arguments are those of `for_grid`.
+
+        Args:
+            frames: Of the video.
+            height: Of the video in pixels.
+            width: Of the video in pixels.
+            family: Name of the model family.
+            tile: As for `for_grid`.
+            bucket: As for `for_grid`.
+            window: As for `for_grid`.
+            reduction_rate: As for `for_grid`.
+            text_tokens: As for `for_grid`.
+            config: The diffusers config of the transformer, for its patches and the factors of its VAE; None takes
+                those of the family's usual models.
 
         Raises:
             ValueError: The VAE or the patches rule the size out; the message names the nearest sizes that fit.
@@ -249,11 +263,9 @@ class AttentionGeometry:
         for name, size in zip(sizes, pixels, strict=True):
             if size > LARGEST_SIZE:
                 raise ValueError(f"{name} {size}: must be at most {LARGEST_SIZE}; use e.g. 77x720x1280")
-        steps = (
-            settings.temporal_compression * settings.patch[0],
-            settings.spatial_compression * settings.patch[1],
-            settings.spatial_compression * settings.patch[2],
-        )
+        temporal, spatial = settings.compression(config)
+        patch = settings.patch if config is None else settings.patch_of(config)
+        steps = (temporal * patch[0], spatial * patch[1], spatial * patch[2])
         for name, size, step, first in zip(sizes, pixels, steps, (1, 0, 0), strict=True):
             if (size - first) % step:
                 rule = f"1 + a multiple of {step}" if first else f"a multiple of {step} pixels"

@@ -31,10 +31,12 @@ def check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
             raise ValueError(f"{name} of dtype {tensor.dtype}: must be the model's; use {name}.to({dtype})")
 
 
-def check_per_sample(**tensors: Tensor) -> None:
-    """Raises ValueError unless timesteps and the like are [B]."""
+def check_per_sample(count: int = 1, **tensors: Tensor) -> None:
+    """Raises ValueError unless timesteps and the like are [B], or [B, count] where a sample has several."""
     for name, tensor in tensors.items():
-        if tensor.ndim != 1:
+        if count > 1 and tuple(tensor.shape[1:]) != (count,):
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B, {count}], {count} per sample")
+        if count == 1 and tensor.ndim != 1:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B], one per sample")
 
 

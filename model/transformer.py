@@ -350,10 +350,12 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def _example(self, spec: ModelInput, batch: int, generator: torch.Generator) -> Tensor:
         """Random values of an input, the same ones for every dtype of the model but for rounding."""
         assert self.geometry is not None
+        shape: tuple[int, ...]
         if spec.kind == "uniform":
-            return spec.low + torch.rand(batch, generator=generator) * (spec.high - spec.low)  # [B]
+            shape = (batch, *spec.shape(0))
+            return spec.low + torch.rand(shape, generator=generator) * (spec.high - spec.low)  # [B, ...]
         if spec.kind == "latents":
-            shape: tuple[int, ...] = self.facts().latent_shape(self.config, self.geometry.grid)
+            shape = self.facts().latent_shape(self.config, self.geometry.grid)
         else:
             shape = spec.shape(self.facts().text_rows(self.geometry.text_tokens))
         if spec.kind == "mask":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class Source:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
         with CheckpointReader(self.checkpoint) as reader:
-            family = reader.family
+            family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
         trained = None if router is None else router.geometry()
         calibrated = self.calibrated_routes()
@@ -106,7 +106,7 @@ class Source:
         model = RoutedTransformer.from_pretrained(
             self.checkpoint,
             router,
-            self.geometry(family, trained),
+            self.geometry(family, config, trained),
             DEFAULT_TAU if self.tau is None else self.tau,
             torch_dtype(self.precision),
             materialize=materialize,
@@ -116,14 +116,17 @@ class Source:
             calibrated.check(family, model.num_layers, model.num_heads, model.geometry)
         return model
 
-    def geometry(self, family: str, trained: AttentionGeometry | None) -> AttentionGeometry:
+    def geometry(
+        self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None
+    ) -> AttentionGeometry:
         """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""
         if self.size is None:
             if trained is None:
                 what = "there is no router" if self.router is None else f"{self.router} has no config.json"
                 raise ValueError(f"size: {what}, so the video size is unknown; give it, e.g. --size 77x720x1280")
             return trained
-        wanted = AttentionGeometry.for_video(self.size.frames, self.size.height, self.size.width, family)
+        size = self.size.frames, self.size.height, self.size.width
+        wanted = AttentionGeometry.for_video(*size, family, config=config)
         if trained is None:
             return wanted
         if trained.grid == wanted.grid:

@@ -204,6 +204,6 @@ def _decoding(config: Mapping[str, Any], metadata: ModelMetadata) -> int | None:
     None for VAEs whose widest tensor is unknown.
     """
     family = get_family(metadata.family)
-    frames, height, width = family.video_size(*metadata.latent_shape[1:])
+    frames, height, width = family.video_size(metadata.config, *metadata.latent_shape[1:])
     widest = family.decoding_bytes(config, frames, height * width)
     return None if widest is None else 3 * widest + 3 * frames * height * width * 4

@@ -99,7 +99,7 @@ def calibrate_routes(
         raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")
     size = video_size if dataset is None else dataset.size(video_size)
     assert size is not None
-    geometry = AttentionGeometry.for_video(*size, family=family.facts.name)
+    geometry = AttentionGeometry.for_video(*size, family=family.facts.name, config=family.config)
     timesteps = [float(step) for step in scheduler(steps).timesteps]
     buckets = make_buckets(timesteps, settings.buckets)
     head_dim = int(family.config["attention_head_dim"])

@@ -32,9 +32,9 @@ class ModelInput:
 
     Attributes:
         name: the argument of diffusers' model, and of the exported engine.
-        kind: "latents" [B, C, F, H, W] and "embedding" are in the type of the activations; "uniform" is float32 [B];
-            "mask" is int32, nonzero for valid entries, which come first.
-        sizes: axes behind B, for "embedding" and "mask"; "text" stands for the rows of text.
+        kind: "latents" [B, C, F, H, W] and "embedding" are in the type of the activations; "uniform" is float32; "mask"
+            is int32, nonzero for valid entries, which come first.
+        sizes: axes behind B, none for a "uniform" input of one number per sample; "text" stands for the rows of text.
         low: lower bound of a "uniform" input, for examples.
         high: upper bound of it.
         step: whether it changes at every denoising step; the others are conditions.
@@ -140,8 +140,9 @@ class ModelFamily(abc.ABC):
         published_tile: sliding tile of that setting; other grids get one whose window covers as large a share.
         text_tokens: T of the self-attention, 0 if it is over video alone.
         patch: latent voxels per token (frames, height, width), as published.
-        temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames.
-        spatial_compression: of the VAE, pixels per latent voxel.
+        temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames. See
+            `compression`.
+        spatial_compression: of the VAE, pixels per latent voxel. See `compression`.
         text_width: name in the config of the width of the text embeddings.
         guidance_scale: default of the pipeline.
         classifier_free_guidance: the guidance scale costs a second pass; otherwise the model embeds it, or has none.
@@ -149,7 +150,7 @@ class ModelFamily(abc.ABC):
         encoder_dtype: torch type of the text encoders on a GPU; everything is float32 on the CPU.
         vae_dtype: torch type of the VAE on a GPU.
         tiled_vae: the VAE takes videos of published size only in tiles.
-        frames_per_second: of the family's videos.
+        frames_per_second: of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
         demo: see `DemoModel`.
     """
@@ -234,10 +235,21 @@ class ModelFamily(abc.ABC):
         frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
         return config["in_channels"], frames, height, width
 
-    def video_size(self, frames: int, height: int, width: int) -> Shape:
+    def compression(self, config: Mapping[str, Any] | None) -> tuple[int, int]:
+        """Frames and pixels a side that one latent of a model's VAE stands for; without a config, of the usual models.
+
+        Frame 0 has a latent frame of its own: 1 + n * frames become 1 + n latent frames.
+        """
+        return self.temporal_compression, self.spatial_compression
+
+    def video_size(self, config: Mapping[str, Any], frames: int, height: int, width: int) -> Shape:
         """Pixels (frames, height, width) of a video of that many latent frames, rows and columns."""
-        pixels = self.spatial_compression
-        return self.temporal_compression * (frames - 1) + 1, pixels * height, pixels * width
+        temporal, spatial = self.compression(config)
+        return temporal * (frames - 1) + 1, spatial * height, spatial * width
+
+    def frame_rate(self, config: Mapping[str, Any]) -> float:
+        """Frames per second of a model's videos."""
+        return self.frames_per_second
 
     # -- inputs --------------------------------------------------------------------------------------------------------
 
@@ -345,14 +357,19 @@ class ModelFamily(abc.ABC):
     def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
         """How many frames, and pixels a side, one latent of a VAE's config stands for."""
 
-    def check_vae(self, vae_config: Mapping[str, Any], source: str) -> None:
-        """Raises CheckpointError if a VAE's config is not of one that makes the family's latents."""
+    def check_vae(self, vae_config: Mapping[str, Any], config: Mapping[str, Any], source: str) -> None:
+        """Raises CheckpointError if a VAE's config is not of one that makes a transformer's latents.
+
+        Args:
+            vae_config: of the VAE.
+            config: of the transformer.
+            source: of the VAE's config, for errors.
+        """
         frames, pixels = self.vae_factors(vae_config)
-        if (frames, pixels) != (self.temporal_compression, self.spatial_compression):
+        if (frames, pixels) != (wanted := self.compression(config)):
             raise CheckpointError(
-                f"{source}: one latent stands for {frames} frames and {pixels} pixels a side; {self} is routed with "
-                f"{self.temporal_compression} and {self.spatial_compression}; use the pipeline that the transformer "
-                f"comes from"
+                f"{source}: one latent stands for {frames} frames and {pixels} pixels a side; this {self} transformer "
+                f"is of {wanted[0]} and {wanted[1]}; use the pipeline that the transformer comes from"
             )
 
     @abc.abstractmethod

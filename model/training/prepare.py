@@ -105,12 +105,11 @@ def prepare_data(
     output = Path(output)
     with CheckpointReader(checkpoint) as reader:
         family = training_family(reader.family, reader.config)
-    geometry = AttentionGeometry.for_video(*video_size, family=family.facts.name)
-    rate = family.facts.frames_per_second if frames_per_second is None else frames_per_second
+    geometry = AttentionGeometry.for_video(*video_size, family=family.facts.name, config=family.config)
+    usual = family.facts.frame_rate(family.config)
+    rate = usual if frames_per_second is None else frames_per_second
     if not 0 < rate < math.inf:
-        raise ValueError(
-            f"frames_per_second {rate}: must be positive and finite; use {family.facts.frames_per_second:g}"
-        )
+        raise ValueError(f"frames_per_second {rate}: must be positive and finite; use {usual:g}")
     if precision not in get_args(TrainingPrecision):
         raise ValueError(f"precision {precision!r}: must be {' or '.join(get_args(TrainingPrecision))}")
     bad: dict[str, str] = {}

@@ -129,7 +129,7 @@ def train_router(
     dataset = LatentDataset(data, family)
     size = dataset.size(video_size)
     geometry = AttentionGeometry.for_video(
-        *size, family=name, tile=tile, bucket=bucket, window=window, reduction_rate=reduction_rate
+        *size, family=name, tile=tile, bucket=bucket, window=window, reduction_rate=reduction_rate, config=config
     )
     dataset.shape = family.facts.latent_shape(config, geometry.grid)
     run = RunFolder(output)

@@ -162,8 +162,8 @@ class ModelInputs:
             raise ValueError(
                 f"hidden_states of shape {shape}: must have {expected[0]} channels; give the pipeline this model's VAE"
             )
-        frames, height, width = built = self._family.video_size(*expected[1:])
-        asked = self._family.video_size(*shape[2:])
+        frames, height, width = built = self._family.video_size(self._denoiser.config, *expected[1:])
+        asked = self._family.video_size(self._denoiser.config, *shape[2:])
         raise ValueError(
             f"hidden_states of shape {shape}: latents of a video of {'x'.join(map(str, asked))}, but this model was "
             f"made for {'x'.join(map(str, built))} (frames x height x width); call the pipeline with "

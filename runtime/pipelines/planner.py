@@ -140,9 +140,9 @@ class RequestPlanner:
         if self.calibration is not None:
             self.calibration.check(self.family, *self.heads, self.geometry)
         family = get_family(self.family)
-        self.frames_per_second = family.frames_per_second
+        self.frames_per_second = family.frame_rate(self.config)
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
-        self.size = family.video_size(*latent)
+        self.size = family.video_size(self.config, *latent)
 
     def schedule(self, params: SamplingParams) -> Schedule:
         """The schedule that the pipeline will sample with.

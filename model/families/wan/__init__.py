@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of Wan 2.1, text to video."""
+"""The facts of Wan: 2.1 and 2.2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
 _ONLY = "only text-to-video is routed so far; use a Wan 2.1 T2V checkpoint"
-_TI2V_CHANNELS = 48
+_TI2V_CHANNELS = 48  # of the latents of Wan 2.2's VAE of 4 x 16 x 16, which TI2V 5B alone has
 _BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
 
 # Checkpoint, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
@@ -86,11 +86,6 @@ class Wan(ModelFamily):
                 f"{source}: its config has in_channels {channels} and out_channels {outputs}; the other "
                 f"{abs(channels - outputs)} channels are a condition, as of an image-to-video or control model; {_ONLY}"
             )
-        if channels == _TI2V_CHANNELS:
-            raise CheckpointError(
-                f"{source}: its config has in_channels {channels}, the latents of Wan 2.2's 16 x 16 VAE (TI2V 5B); "
-                f"{_ONLY}"
-            )
         if config.get("pos_embed_seq_len") is not None:
             raise CheckpointError(
                 f"{source}: its config has pos_embed_seq_len {config['pos_embed_seq_len']}, a model of first and last "
@@ -107,10 +102,16 @@ class Wan(ModelFamily):
         frames, height, width = config["patch_size"]
         return frames, height, width
 
+    def compression(self, config: Mapping[str, Any] | None) -> tuple[int, int]:
+        return (4, 16) if config is not None and two_timesteps(config) else super().compression(config)
+
+    def frame_rate(self, config: Mapping[str, Any]) -> float:
+        return 24.0 if two_timesteps(config) else super().frame_rate(config)
+
     def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
         return (
             ModelInput("hidden_states", "latents", step=True),  # [B, C, F, H, W]
-            ModelInput("timestep", "uniform", high=TRAIN_TIMESTEPS, step=True),  # [B]
+            ModelInput("timestep", "uniform", (2,) if two_timesteps(config) else (), high=TRAIN_TIMESTEPS, step=True),
             ModelInput("encoder_hidden_states", "embedding", ("text", config["text_dim"])),  # [B, X, text_dim]
         )
 
@@ -129,8 +130,8 @@ class Wan(ModelFamily):
     def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
         return vae_config["scale_factor_temporal"], vae_config["scale_factor_spatial"]
 
-    def check_vae(self, vae_config: Mapping[str, Any], source: str) -> None:
-        super().check_vae(vae_config, source)
+    def check_vae(self, vae_config: Mapping[str, Any], config: Mapping[str, Any], source: str) -> None:
+        super().check_vae(vae_config, config, source)
         for name in ("latents_mean", "latents_std"):
             if len(vae_config[name]) != vae_config["z_dim"]:
                 raise CheckpointError(
@@ -142,9 +143,15 @@ class Wan(ModelFamily):
         return vae_config.get("z_dim")
 
     def decoding_bytes(self, vae_config: Mapping[str, Any], frames: int, pixels: int) -> int | None:
-        """The decoder takes one latent frame at a time in float32, with 2 x base_dim channels at full resolution."""
-        base = vae_config.get("base_dim")
-        return None if base is None else 2 * int(base) * self.temporal_compression * pixels * 4
+        """The decoder takes one latent frame at a time in float32, with 2 x its base_dim channels at full resolution.
+
+        A VAE with a patch_size decodes patches of that many pixels a side, which it spreads out last.
+        """
+        base = vae_config.get("decoder_base_dim") or vae_config.get("base_dim")
+        if base is None:
+            return None
+        patches = pixels // (vae_config.get("patch_size") or 1) ** 2
+        return 2 * int(base) * self.temporal_compression * patches * 4
 
     def other_flops(self, config: Mapping[str, Any], video_tokens: int, text_tokens: int) -> dict[str, int]:
         video, text, layers = video_tokens, TEXT_SEQUENCE, config["num_layers"]
@@ -156,9 +163,10 @@ class Wan(ModelFamily):
             + 2 * linear_flops(text, dim, dim)  # key, value
             + attention_flops(video, text, dim)
         )
+        timesteps = 2 if two_timesteps(config) else 1
         conditioning = (
-            mlp_flops(1, config["freq_dim"], dim, dim)  # timestep
-            + linear_flops(1, dim, 6 * dim)  # modulation, shared by the layers
+            mlp_flops(timesteps, config["freq_dim"], dim, dim)
+            + linear_flops(timesteps, dim, 6 * dim)  # modulation, shared by the layers
             + mlp_flops(text, config["text_dim"], dim, dim)
         )
         return {
@@ -197,6 +205,15 @@ class Wan(ModelFamily):
 
     def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
         return _TEA_CACHE.get((model, signal))
+
+
+def two_timesteps(config: Mapping[str, Any]) -> bool:
+    """Whether a model takes two timesteps, one of the first latent frame and one of the others: Wan 2.2 TI2V.
+
+    Its pipeline sets the first frame's to 0 where that is the latent of a given image, and gives both the same
+    otherwise. Nothing in the config says so but the channels of its VAE's latents.
+    """
+    return bool(config["in_channels"] == _TI2V_CHANNELS)
 
 
 def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan 2.1 (text to video) for router training.
+"""Wan (text to video) for router training.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.families.training import TrainingFamily
-from vorta_trt.model.families.wan import TEXT_SEQUENCE
+from vorta_trt.model.families.wan import TEXT_SEQUENCE, two_timesteps
 
 
 class WanTraining(TrainingFamily):
@@ -40,7 +40,8 @@ class WanTraining(TrainingFamily):
     ) -> dict[str, Any]:
         return {
             "hidden_states": noisy,  # [B, C, F, H, W]
-            "timestep": timesteps,  # [B]
+            # Text to video: the first frame is as noisy as the others.
+            "timestep": timesteps.unsqueeze(1).expand(-1, 2) if two_timesteps(self.config) else timesteps,  # [B(, 2)]
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_dim]
         }
 

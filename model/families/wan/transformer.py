@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan 2.1 (text to video) with routed self-attention.
+"""Wan with routed self-attention.
 
 Dtypes follow diffusers' WanTransformer3DModel to the letter: norms, modulation and residual sums in float32, the
 timestep embedder in float32 with its result rounded to the activations' dtype; the router computes in float32 from that
 result.
+
+Models of two timesteps (see `two_timesteps`) take the timestep of every token in diffusers, but a video has only two
+values: one on the tokens of the first latent frame and one on all others. Both are embedded once, and a token chooses
+where modulation is applied, so that there is never a modulation of every token, [B, S, 6, E].
 
 Letters: B batch, C latent channels, S video tokens, E = N * D inner dimension, N heads, D head dim, L layers, X text
 tokens of the cross-attention.
@@ -11,7 +15,7 @@ tokens of the cross-attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,12 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vorta_trt.model.boxes import Shape
+from vorta_trt.model.families.wan import two_timesteps
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample
 from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.transformer import RoutedTransformer
+
+ByToken = Callable[[Tensor], Tensor]
+"""A part of the modulation as tokens [B, S, E] are multiplied with it or added to it: [B, (2,) 1, E] -> [B, 1 or S, E]."""
 
 
 class RoutedWanBlock(nn.Module):
@@ -51,21 +59,22 @@ class RoutedWanBlock(nn.Module):
         modulation: Tensor,
         rope: tuple[Tensor, Tensor],
         attend: Attention,
+        by_token: ByToken,
     ) -> Tensor:
-        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, 6, E] -> [B, S, E]."""
-        modulation = self.scale_shift_table + modulation.float()  # [B, 6, E]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=1)  # [B, 1, E] each
+        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, (2,) 6, E] -> [B, S, E]."""
+        modulation = self.scale_shift_table + modulation.float()  # [B, (2,) 6, E]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=-2)  # [B, (2,) 1, E] each
 
-        normed = (self.norm1(hidden_states.float()) * (1 + scale) + shift).type_as(hidden_states)  # [B, S, E]
-        attended = self._self_attention(normed, rope, attend)  # [B, S, E]
-        hidden_states = (hidden_states.float() + attended * gate).type_as(hidden_states)
+        normed = self.norm1(hidden_states.float()) * (1 + by_token(scale)) + by_token(shift)  # [B, S, E]
+        attended = self._self_attention(normed.type_as(hidden_states), rope, attend)  # [B, S, E]
+        hidden_states = (hidden_states.float() + attended * by_token(gate)).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
         hidden_states = hidden_states + self._cross_attention(normed, encoder_hidden_states)
 
-        normed = (self.norm3(hidden_states.float()) * (1 + ffn_scale) + ffn_shift).type_as(hidden_states)
-        fed: Tensor = self.ffn(normed)  # [B, S, E]
-        return (hidden_states.float() + fed.float() * ffn_gate).type_as(hidden_states)
+        normed = self.norm3(hidden_states.float()) * (1 + by_token(ffn_scale)) + by_token(ffn_shift)
+        fed: Tensor = self.ffn(normed.type_as(hidden_states))  # [B, S, E]
+        return (hidden_states.float() + fed.float() * by_token(ffn_gate)).type_as(hidden_states)
 
     def _self_attention(self, hidden_states: Tensor, rope: tuple[Tensor, Tensor], attend: Attention) -> Tensor:
         attn = self.attn1
@@ -128,7 +137,8 @@ class RoutedWanTransformer(RoutedTransformer):
 
         Args:
             hidden_states: [B, C, F, H, W] latents, in the model's dtype.
-            timestep: [B].
+            timestep: [B]; of a model of two timesteps [B, 2], that of the first latent frame and that of all others,
+                which is what the routers see.
             encoder_hidden_states: [B, X, text_dim], in the model's dtype.
             tau: routing threshold, a number or float32 [1]; None is `self.tau`, above 1 is dense.
             route_override: int32 [L, N]; -1 lets the router decide, another id (see `Branch`) replaces its choice.
@@ -142,25 +152,30 @@ class RoutedWanTransformer(RoutedTransformer):
         geometry = self._geometry_for(hidden_states)
         self._check_call(route_override)
         check_dtypes(self.dtype, hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states)
-        check_per_sample(timestep=timestep)
+        check_per_sample(2 if two_timesteps(self.config) else 1, timestep=timestep)
         tau = self.tau if tau is None else tau
         rope = (self.rope_cos, self.rope_sin)
 
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # [B, S, E]
-        temb = self.timestep_embedding(timestep)  # [B, E]
+        if two_timesteps(self.config):
+            embeddings = self.timestep_embedding(timestep.flatten()).unflatten(0, (-1, 2))  # [B, 2, E]
+            temb, by_token = embeddings[:, 1], _choice_by_token(geometry, tokens.device)  # [B, E]
+        else:
+            embeddings = temb = self.timestep_embedding(timestep)  # [B, E]
+            by_token = _as_it_is
         embedder = self.condition_embedder
-        modulation = embedder.time_proj(embedder.act_fn(temb)).unflatten(1, (6, -1))  # [B, 6, E]
+        modulation = embedder.time_proj(embedder.act_fn(embeddings)).unflatten(-1, (6, -1))  # [B, (2,) 6, E]
         text = embedder.text_embedder(encoder_hidden_states)  # [B, X, E]
 
         taken = []
         for layer, block in enumerate(self.blocks):
             override = None if route_override is None else route_override[layer]
             attend, told = self._attention(block, temb, tau, override, geometry=geometry)
-            tokens = self._run_block(block, tokens, text, modulation, rope, attend)  # [B, S, E]
+            tokens = self._run_block(block, tokens, text, modulation, rope, attend, by_token)  # [B, S, E]
             taken.append(told)
 
-        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)  # [B, 1, E]
-        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        shift, scale = (self.scale_shift_table + embeddings.unsqueeze(-2)).chunk(2, dim=-2)  # [B, (2,) 1, E]
+        tokens = (self.norm_out(tokens.float()) * (1 + by_token(scale)) + by_token(shift)).type_as(tokens)
         return self._unpatchify(self.proj_out(tokens), geometry.grid), torch.stack(taken)
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
@@ -191,6 +206,23 @@ class RoutedWanTransformer(RoutedTransformer):
         """[B, S, patch voxels * C] -> [B, C, F, H, W]."""
         voxels = patches.reshape(patches.shape[0], *grid, *self.patch_size, -1)  # [B, f, h, w, pf, ph, pw, C]
         return voxels.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _as_it_is(part: Tensor) -> Tensor:
+    """Every token has the same modulation: [B, 1, E] -> [B, 1, E]."""
+    return part
+
+
+def _choice_by_token(geometry: AttentionGeometry, device: torch.device) -> ByToken:
+    """The tokens of the first latent frame take the first of two, the others the second: [B, 2, 1, E] -> [B, S, E]."""
+    _, height, width = geometry.grid
+    is_first = (torch.arange(geometry.video_tokens, device=device) < height * width).unsqueeze(1)  # [S, 1]
+
+    def choose(parts: Tensor) -> Tensor:
+        first, others = parts.unbind(dim=1)  # [B, 1, E] each
+        return torch.where(is_first, first, others)
+
+    return choose
 
 
 def _split_heads(attn: Any, tokens: Tensor) -> Tensor:
