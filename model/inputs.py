@@ -31,13 +31,20 @@ def check_dtypes(dtype: torch.dtype, **tensors: Tensor) -> None:
             raise ValueError(f"{name} of dtype {tensor.dtype}: must be the model's; use {name}.to({dtype})")
 
 
-def check_per_sample(count: int = 1, **tensors: Tensor) -> None:
-    """Raises ValueError unless timesteps and the like are [B], or [B, count] where a sample has several."""
+def check_per_sample(**tensors: Tensor) -> None:
+    """Raises ValueError unless timesteps and the like are [B]."""
     for name, tensor in tensors.items():
-        if count > 1 and tuple(tensor.shape[1:]) != (count,):
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B, {count}], {count} per sample")
-        if count == 1 and tensor.ndim != 1:
+        if tensor.ndim != 1:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)}: must be [B], one per sample")
+
+
+def check_two_per_sample(**tensors: Tensor) -> None:
+    """Raises ValueError unless timesteps are [B, 2]: of the first latent frame and of the others."""
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape[1:]) != (2,):
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)}: must be [B, 2], of the first latent frame and of the others"
+            )
 
 
 def check_valid_first(name: str, valid: Tensor) -> None:

@@ -77,7 +77,8 @@ def load_pipeline(
     made: Any = getattr(diffusers, kind.pipeline)
     loaded: dict[str, Any] = dict.fromkeys(without)
     # A folder of one transformer may keep these from one of two: without the second they mean nothing.
-    settings = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
+    neutral = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
+    settings = {**neutral, **kind.settings}
     with LOADING, quiet_libraries():
         for name in (*kind.components, "scheduler"):
             if name not in loaded and name in index.components:
@@ -86,7 +87,7 @@ def load_pipeline(
                 loaded[name] = load_part(part, checkpoint / name, options)
                 if isinstance(loaded[name], torch.nn.Module):
                     loaded[name].eval()
-        return made(transformer=transformer, **loaded, **settings, **kind.settings)
+        return made(transformer=transformer, **loaded, **settings)
 
 
 def check_pipeline(checkpoint: Path, family: ModelFamily, config: Mapping[str, Any], *, purpose: str) -> ModelIndex:
@@ -135,8 +136,10 @@ def component_class(index: ModelIndex, name: str, checkpoint: Path) -> Any:
     return found
 
 
-def vae_config(index: ModelIndex, family: ModelFamily, checkpoint: Path) -> dict[str, Any]:
-    """The config of the pipeline's VAE, which is one that the family's latents are made by.
+def vae_config(
+    index: ModelIndex, family: ModelFamily, transformer_config: Mapping[str, Any], checkpoint: Path
+) -> dict[str, Any]:
+    """The config of the pipeline's VAE, which is one that the transformer's latents are made by.
 
     Raises:
         CheckpointError: it is not.
@@ -144,7 +147,7 @@ def vae_config(index: ModelIndex, family: ModelFamily, checkpoint: Path) -> dict
     file = checkpoint / "vae" / "config.json"
     kind = component_class(index, "vae", checkpoint)
     config = typed_config(kind, read_json(file, "a diffusers VAE"), file)
-    family.check_vae(config, str(file))
+    family.check_vae(config, transformer_config, str(file))
     return config
 
 

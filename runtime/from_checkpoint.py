@@ -116,9 +116,7 @@ class Source:
             calibrated.check(family, model.num_layers, model.num_heads, model.geometry)
         return model
 
-    def geometry(
-        self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None
-    ) -> AttentionGeometry:
+    def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
         """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""
         if self.size is None:
             if trained is None:

@@ -181,7 +181,7 @@ class Parts:
             component_class(index, "text_encoder", self._folder).config_class, self._folder / "text_encoder", {}
         )
         found = {
-            "VAE channels": family.vae_channels(vae_config(index, family, self._folder)),
+            "VAE channels": family.vae_channels(vae_config(index, family, config, self._folder)),
             "text encoder's width": encoder.hidden_size,
         }
         wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[family.text_width]}

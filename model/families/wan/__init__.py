@@ -54,7 +54,8 @@ class Wan(ModelFamily):
     title = "Wan"
     transformer_class = "WanTransformer3DModel"
     authors_class = "WanModel"
-    neutral_settings = ("boundary_ratio",)  # between two transformers
+    # The boundary is between two transformers. With expand_timesteps, a model of one timestep gets it for every token.
+    neutral_settings = ("boundary_ratio", "expand_timesteps")
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
     router_stacks = ("blocks",)
@@ -93,7 +94,14 @@ class Wan(ModelFamily):
             )
 
     def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
-        return (PipelineKind("WanPipeline", ("text_encoder", "tokenizer", "vae")),)
+        components = ("text_encoder", "tokenizer", "vae")
+        if two_timesteps(config):
+            settings = {"expand_timesteps": True}
+            return (
+                PipelineKind("WanPipeline", components, settings=settings),
+                PipelineKind("WanImageToVideoPipeline", components, images=("image",), settings=settings),
+            )
+        return (PipelineKind("WanPipeline", components),)
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {"blocks": int(config["num_layers"])}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.families.wan import two_timesteps
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
@@ -33,7 +34,7 @@ def make_checkpoint(
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """A Wan text-to-video pipeline folder: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
+    """A Wan pipeline folder: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
 
     Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
 
@@ -44,7 +45,7 @@ def make_checkpoint(
         head_dim: D.
         ffn_dim: hidden channels of the feed forward.
         text_dim: width of the text embeddings.
-        channels: C of the latents, in and out.
+        channels: C of the latents, in and out; with 48 it is a Wan 2.2 TI2V.
         freq_dim: channels of the sinusoidal timestep embedding.
         dtype: of the weights.
         seed: of the weights.
@@ -78,6 +79,8 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     from transformers import UMT5Config, UMT5EncoderModel
 
     channels = config["in_channels"]
+    # The VAE of 4 x 16 x 16 halves height and width once more, by patches of 2 x 2 pixels.
+    patched = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
     write_tokenizer(path / "tokenizer")
     UMT5EncoderModel(
         UMT5Config(vocab_size=len(WORDS), d_model=config["text_dim"], d_kv=8, d_ff=32, num_layers=1, num_heads=2)
@@ -90,6 +93,7 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         temperal_downsample=[False, True, True],
         latents_mean=[0.1 * channel for channel in range(channels)],
         latents_std=[1.0 + 0.1 * channel for channel in range(channels)],
+        **(patched if two_timesteps(config) else {}),
     )
     vae.save_pretrained(path / "vae")
     return {

@@ -25,14 +25,14 @@ from torch.nn import functional
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.wan import two_timesteps
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.inputs import check_dtypes, check_per_sample
+from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_two_per_sample
 from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.transformer import RoutedTransformer
 
 ByToken = Callable[[Tensor], Tensor]
-"""A part of the modulation as tokens [B, S, E] are multiplied with it or added to it: [B, (2,) 1, E] -> [B, 1 or S, E]."""
+"""A part of the modulation, as tokens [B, S, E] are multiplied with it: [B, (2,) 1, E] -> [B, 1 or S, E]."""
 
 
 class RoutedWanBlock(nn.Module):
@@ -152,15 +152,16 @@ class RoutedWanTransformer(RoutedTransformer):
         geometry = self._geometry_for(hidden_states)
         self._check_call(route_override)
         check_dtypes(self.dtype, hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states)
-        check_per_sample(2 if two_timesteps(self.config) else 1, timestep=timestep)
         tau = self.tau if tau is None else tau
         rope = (self.rope_cos, self.rope_sin)
 
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # [B, S, E]
         if two_timesteps(self.config):
+            check_two_per_sample(timestep=timestep)
             embeddings = self.timestep_embedding(timestep.flatten()).unflatten(0, (-1, 2))  # [B, 2, E]
             temb, by_token = embeddings[:, 1], _choice_by_token(geometry, tokens.device)  # [B, E]
         else:
+            check_per_sample(timestep=timestep)
             embeddings = temb = self.timestep_embedding(timestep)  # [B, E]
             by_token = _as_it_is
         embedder = self.condition_embedder
