@@ -78,7 +78,8 @@ def source_of(
     route_override: Path | None = None,
 ) -> Source:
     """A checkpoint with what is made of it; a size that cannot be read is a usage error."""
-    from vorta_trt.runtime.from_checkpoint import Source, VideoSize
+    from vorta_trt.model.video_size import VideoSize
+    from vorta_trt.runtime.from_checkpoint import Source
 
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
@@ -88,7 +89,7 @@ def source_of(
 
 def pixels(size: str) -> tuple[int, int, int]:
     """Frames, height and width of "77x720x1280"."""
-    from vorta_trt.runtime.from_checkpoint import VideoSize
+    from vorta_trt.model.video_size import VideoSize
 
     with usage("--size"):
         video = VideoSize.parse(size)

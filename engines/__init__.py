@@ -10,10 +10,12 @@ from vorta_trt.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vorta_trt.engines.builder import build_engine as build_engine
     from vorta_trt.engines.bundle import Bundle as Bundle
+    from vorta_trt.engines.engine_key import EngineKey as EngineKey
     from vorta_trt.engines.errors import BuildCancelled as BuildCancelled
     from vorta_trt.engines.errors import BuildError as BuildError
     from vorta_trt.engines.errors import BundleError as BundleError
     from vorta_trt.engines.errors import FlavourError as FlavourError
+    from vorta_trt.engines.errors import SelectionError as SelectionError
     from vorta_trt.engines.flavours import available_flavours as available_flavours
     from vorta_trt.engines.flavours import get_flavour as get_flavour
     from vorta_trt.engines.inspect import inspect_bundle as inspect_bundle
@@ -29,8 +31,10 @@ _HOME = {
     "BuildProgress": "progress",
     "Bundle": "bundle",
     "BundleError": "errors",
+    "EngineKey": "engine_key",
     "FlavourError": "errors",
     "Manifest": "manifest",
+    "SelectionError": "errors",
     "available_flavours": "flavours",
     "build_engine": "builder",
     "draw_layers": "picture",

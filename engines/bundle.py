@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.engines import fp8
+from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.engines.errors import BundleError, FlavourError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
-from vorta_trt.engines.manifest import (
-    LAYERS,
-    MANIFEST,
-    ONNX,
-    PLAN,
-    ROUTE_OVERRIDE,
-    TIMESTEP_PATH,
-    Manifest,
-    read_manifest,
-)
+from vorta_trt.engines.manifest import MANIFEST, EngineFiles, Manifest, read_manifest
 from vorta_trt.model.files import make_way, new_folder
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.gpu import ComputeCapability, Device, driver_report
@@ -39,11 +32,49 @@ logger = logging.getLogger(__name__)
 
 
 class Bundle:
-    """A folder with a manifest. Nothing is loaded into TensorRT here; `runtime.Engine` does that."""
+    """A folder with a manifest. Nothing is loaded into TensorRT here; `runtime.Engine` does that.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    A bundle has an engine for every component and video size that it was built for. What it says of an engine is of the
+    first one; `select` gives a view of another, which is used in the same way.
+
+    Attributes:
+        path: The folder.
+        manifest: Of the selected engine; of an opened bundle, its fields are those of the first engine.
+        whole: The manifest of all engines.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, whole: Manifest | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self.whole = manifest if whole is None else whole
+
+    @property
+    def engines(self) -> tuple[EngineKey, ...]:
+        """Component and size of every engine, the first one first; the same for every view."""
+        return self.whole.keys
+
+    @property
+    def key(self) -> EngineKey:
+        """Component and size of the selected engine."""
+        return self.manifest.key
+
+    def select(self, component: str | None = None, size: str | VideoSize | None = None) -> Bundle:
+        """A view of one engine, whose `manifest` is as if the bundle held no other.
+
+        Args:
+            component: "transformer" or "transformer_2"; None takes that of the first engine.
+            size: As "81x480x832"; None takes the first size of the component.
+
+        Raises:
+            SelectionError: There is no such engine; the message says which there are.
+            ValueError: `size` is no size.
+        """
+        index = choose(self.path, self.engines, component, size)
+        return Bundle(self.path, self.whole.of(index), self.whole)
+
+    def views(self) -> list[Bundle]:
+        """A view of every engine, the first one first."""
+        return [Bundle(self.path, self.whole.of(index), self.whole) for index in range(len(self.engines))]
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True, runtime: bool = True) -> Bundle:
@@ -78,29 +109,37 @@ class Bundle:
         return bundle
 
     @property
+    def names(self) -> EngineFiles:
+        """What the files of the selected engine are called."""
+        return self.manifest.own_names
+
+    @property
     def plan_path(self) -> Path:
         """The serialized engine."""
-        return self.path / PLAN
+        return self.path / self.names.plan
 
     @property
     def onnx_path(self) -> Path | None:
         """The ONNX file, if the bundle was built with include_onnx."""
-        return self.path / ONNX if ONNX in self.manifest.files else None
+        return self._optional(self.names.onnx)
 
     @property
     def layers_path(self) -> Path | None:
         """The layer graph that `inspect` draws, if the bundle has one."""
-        return self.path / LAYERS if LAYERS in self.manifest.files else None
+        return self._optional(self.names.layers)
 
     @property
     def timestep_path(self) -> Path | None:
         """Weights of the timestep embedder and the routers (see `model.timestep_path`); older bundles have none."""
-        return self.path / TIMESTEP_PATH if TIMESTEP_PATH in self.manifest.files else None
+        return self._optional(self.names.timestep_path)
 
     @property
     def route_override_path(self) -> Path | None:
         """Calibrated routes (see `model.route_calibration`), if the bundle was built with some."""
-        return self.path / ROUTE_OVERRIDE if ROUTE_OVERRIDE in self.manifest.files else None
+        return self._optional(self.names.route_override)
+
+    def _optional(self, name: str) -> Path | None:
+        return self.path / name if name in self.manifest.files else None
 
     def route_override(self) -> RouteCalibration | None:
         """The calibrated routes, None if there are none; BundleError if they are not readable."""
@@ -136,9 +175,9 @@ class Bundle:
         return library
 
     def check_files(self, hashes: bool = True) -> list[str]:
-        """What is wrong with the files: missing, of another size, or (with `hashes`) of other content."""
+        """What is wrong with the files of all engines: missing, of another size, or (with `hashes`) other content."""
         problems = []
-        for name, entry in self.manifest.files.items():
+        for name, entry in self.whole.files.items():
             file = self.path / name
             if not file.is_file():
                 problems.append(f"{name} is missing; copy the whole folder again, or build it again")

@@ -36,4 +36,8 @@ class BundleError(VortaError):
         super().__init__(f"{path}: {len(self.problems)} problem(s) with this bundle:{listed}")
 
 
+class SelectionError(VortaError, ValueError):
+    """A component or a video size was asked for that a bundle or a file does not hold."""
+
+
 MOST_LOGGED_LINES = 20

@@ -1,21 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""manifest.json of a bundle: what the engine is, what it needs, and the hash of every file."""
+"""manifest.json of a bundle: what its engines are, what they need, and the hash of every file.
+
+A bundle holds an engine for every component and video size that it was built for. The fields at the top are those of
+the first engine, `engines` lists the others; `Manifest.of` gives any of them as a manifest of one engine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from vorta_trt.engines.engine_key import EngineKey
+from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.files import PointerError, write_text
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.model.records import JsonFileError, Record, all_errors, load_content
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
-SCHEMA_VERSION = 1
+ONE_ENGINE, SEVERAL_ENGINES = 1, 2  # schema versions; the first had neither components nor sizes
 
 MANIFEST = "manifest.json"
 PLAN = "transformer.plan"
@@ -32,6 +47,10 @@ Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 # Fields that a later version added, with what their absence means. A manifest from before them was sealed without
 # them, so at these values they are no part of the digest.
 LATER_FIELDS = {"attention_precision": "same"}
+
+
+# Fields of the second version. A bundle of one engine of component "transformer" has none of them, and stays as it was.
+SECOND_VERSION: dict[str, Any] = {"component": TRANSFORMER, "size": None, "names": None, "engines": []}
 
 
 class FileEntry(Record, extra="forbid"):
@@ -107,12 +126,61 @@ class PluginInfo(Record, extra="forbid"):
     layers: int = Field(ge=1)
 
 
-class Manifest(Record, extra="forbid"):
-    """The whole file. `digest` is the SHA-256 of everything else in it, so that an edit by hand is noticed."""
+class EngineFiles(Record, extra="forbid"):
+    """What the files of one engine are called in the bundle. Those but the plan are there if `Manifest.files` has them.
 
-    schema_version: Literal[1] = 1
+    The engines of one component share `timestep_path`, and all may share the data file of their ONNX files.
+    """
+
+    plan: FileName = PLAN
+    layers: FileName = LAYERS
+    timestep_path: FileName = TIMESTEP_PATH
+    onnx: FileName = ONNX
+    route_override: FileName = ROUTE_OVERRIDE
+
+    @classmethod
+    def of(cls, key: EngineKey, first: EngineKey) -> EngineFiles:
+        """Names for a further engine of a bundle; `first` is the bundle's first one, whose names are the defaults."""
+        others = (
+            key.component if key.component != first.component else None,
+            key.size if key.size != first.size else None,
+        )
+        marks = [mark for mark in others if mark is not None]
+        if not marks:
+            return cls()
+
+        def named(file: str, marks: list[str]) -> str:
+            stem, _, suffix = file.rpartition(".")
+            return ".".join((stem, *marks, suffix))
+
+        component = marks[: key.component != first.component]
+        plan = ".".join((key.component, *marks[len(component) :], "plan"))
+        return cls(
+            plan=plan,
+            layers=named(LAYERS, marks),
+            timestep_path=named(TIMESTEP_PATH, component),
+            onnx=named(ONNX, marks),
+            route_override=named(ROUTE_OVERRIDE, marks),
+        )
+
+    def all(self) -> set[str]:
+        """All of the names."""
+        return set(self.model_dump().values())
+
+
+class _Header(Record, extra="forbid"):
+    """The first lines of the file."""
+
+    schema_version: Literal[1, 2] = 1
     created: str  # ISO 8601, UTC
     created_by: str
+
+
+class EngineRecord(Record, extra="forbid"):
+    """What one engine is, and how it was built."""
+
+    component: str = TRANSFORMER
+    size: str | None = None  # as "81x480x832"; None: as `metadata` says, which a file of another origin has not
     # What the model is, from the ONNX file's metadata; None for an ONNX file of another origin (strict=False).
     family: str | None
     config: dict[str, JsonValue] | None
@@ -125,18 +193,81 @@ class Manifest(Record, extra="forbid"):
     outputs: list[TensorSpec] = Field(min_length=1)
     engine: EngineInfo
     plugin: PluginInfo | None
+
+    @property
+    def key(self) -> EngineKey:
+        """Component and video size, by which the engine is selected."""
+        if self.size is not None or self.metadata is None:
+            return EngineKey(self.component, self.size)
+        return EngineKey(self.component, str(self.model_metadata(MANIFEST).video_size))
+
+    def model_metadata(self, source: str) -> ModelMetadata:
+        """The exporter's record of the model, which `metadata` holds; `source` is for errors.
+
+        Raises:
+            OnnxFileError: There is none, or it is damaged.
+        """
+        properties = {} if self.metadata is None else {KEY: json.dumps(self.metadata)}
+        return ModelMetadata.from_metadata_props(properties, source)
+
+
+class FurtherEngine(EngineRecord):
+    """An engine besides the first one."""
+
+    names: EngineFiles
+
+
+class Manifest(EngineRecord, _Header):
+    """The whole file. `digest` is the SHA-256 of everything else in it, so that an edit by hand is noticed."""
+
+    engines: list[FurtherEngine] = []
+    names: EngineFiles | None = None  # None: the first engine's, which are always the same
     files: dict[FileName, FileEntry]
     digest: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if PLAN not in self.files:
-            raise ValueError(f"files: {PLAN} is missing")
+        for plan in (self.own_names.plan, *(engine.names.plan for engine in self.engines)):
+            if plan not in self.files:
+                raise ValueError(f"files: {plan} is missing")
         if {MANIFEST, ".", ".."} & set(self.files):
             raise ValueError(f"files: {MANIFEST}, . and .. cannot be listed")
-        if self.plugin is not None and self.plugin.included and self.plugin.library not in self.files:
-            raise ValueError(f"plugin.included is true, but files lacks {self.plugin.library}")
+        for plugin in (self.plugin, *(engine.plugin for engine in self.engines)):
+            if plugin is not None and plugin.included and plugin.library not in self.files:
+                raise ValueError(f"plugin.included is true, but files lacks {plugin.library}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_first_version(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what the first version had not, where it says nothing new."""
+        content: dict[str, Any] = handler(self)
+        return {k: v for k, v in content.items() if k not in SECOND_VERSION or v != SECOND_VERSION[k]}
+
+    @property
+    def own_names(self) -> EngineFiles:
+        """What the files of this engine are called."""
+        return EngineFiles() if self.names is None else self.names
+
+    @property
+    def keys(self) -> tuple[EngineKey, ...]:
+        """Of all engines, the first one first."""
+        return (self.key, *(engine.key for engine in self.engines))
+
+    def of(self, index: int) -> Manifest:
+        """The manifest of one engine, as a bundle of it alone has it, but for names of files.
+
+        Args:
+            index: As in `keys`.
+        """
+        each = [self.own_names, *(engine.names for engine in self.engines)]
+        others: set[str] = set().union(*(names.all() for names in each)) - each[index].all()
+        changes: dict[str, Any] = {
+            "engines": [],
+            "files": {name: entry for name, entry in self.files.items() if name not in others},
+        }
+        if index:
+            changes |= dict(self.engines[index - 1])  # fields of this type, unchanged
+        return self.model_copy(update=changes)
 
     def computed_digest(self) -> str:
         """SHA-256 of the canonical JSON of all fields but `digest`, and but `LATER_FIELDS` that say nothing new."""
@@ -146,7 +277,9 @@ class Manifest(Record, extra="forbid"):
 
     def sealed(self) -> Manifest:
         """This manifest with its digest filled in."""
-        return self.model_copy(update={"digest": self.computed_digest()})
+        new = any(getattr(self, name) != meaning for name, meaning in SECOND_VERSION.items())
+        versioned = self.model_copy(update={"schema_version": SEVERAL_ENGINES if new else ONE_ENGINE})
+        return versioned.model_copy(update={"digest": versioned.computed_digest()})
 
     def write(self, path: Path) -> None:
         """Writes the sealed manifest."""
@@ -160,9 +293,9 @@ def read_manifest(path: Path) -> tuple[Manifest | None, list[str]]:
     except (JsonFileError, PointerError) as error:
         return None, [str(error)]
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in (ONE_ENGINE, SEVERAL_ENGINES):
         return None, [
-            f"{path.name} has schema_version {version!r}, this vorta-trt reads {SCHEMA_VERSION}; "
+            f"{path.name} has schema_version {version!r}, this vorta-trt reads {ONE_ENGINE} and {SEVERAL_ENGINES}; "
             "build the bundle again, or open it with the vorta-trt that made it"
         ]
     try:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vorta_trt.export.errors import OnnxFileError
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.model.records import first_error
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
 KEY = "vorta_trt"
@@ -48,6 +50,8 @@ class ModelMetadata(_Record):
         torch_version: See `vorta_trt_version`.
         onnx_version: See `vorta_trt_version`.
         onnxscript_version: See `vorta_trt_version`.
+    component: of the diffusers pipeline: "transformer", or "transformer_2", the second expert. Files from before there
+        were experts have none and mean "transformer".
     family: name of the model family. config: the diffusers config of the transformer, without paths.
     checkpoint: the checkpoint's name (not its path), None for a model that came from none.
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
@@ -67,6 +71,7 @@ class ModelMetadata(_Record):
     torch_version: str
     onnx_version: str
     onnxscript_version: str
+    component: Literal["transformer", "transformer_2"] = TRANSFORMER
     family: str
     config: dict[str, Any]
     checkpoint: str | None
@@ -96,6 +101,11 @@ class ModelMetadata(_Record):
     def attention_geometry(self) -> AttentionGeometry:
         """The geometry of the routed attention."""
         return AttentionGeometry.from_dict(self.geometry)
+
+    @property
+    def video_size(self) -> VideoSize:
+        """Of the videos in pixels."""
+        return VideoSize(*get_family(self.family).video_size(*self.latent_shape[1:]))
 
     def model_inputs(self) -> tuple[ModelInput, ...]:
         """The family's inputs; the file has `tau` and `route_override` besides."""

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opsets of exported files, and the names that mark what the exporter changed."""
+"""Opsets of exported files, their names, and the names that mark what the exporter changed."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from vorta_trt.model.constants import TRANSFORMER
 
 OPSET = 23  # of the standard operators: RMSNormalization and Attention are single nodes from 23 on
 OPSET_17 = 17  # the newest that TensorRT 8.6 reads
 OPSETS = (OPSET, OPSET_17)
 TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
+
+
+def component_file(path: Path, component: str) -> Path:
+    """The exported file of a component beside that of the transformer: NAME.transformer_2.onnx beside NAME.onnx."""
+    return path if component == TRANSFORMER else path.with_name(f"{path.stem}.{component}{path.suffix}")

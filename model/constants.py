@@ -16,3 +16,12 @@ DENSE_TAU: Final = 1.1
 
 TRAIN_TIMESTEPS: Final = 1000
 """Timesteps of every flow-matching schedule: timestep = 1000 * sigma, from 1000 (noise) down to 0 (video)."""
+
+TRANSFORMER: Final = "transformer"
+"""The component that every checkpoint has; with two experts, the one for high noise."""
+
+TRANSFORMER_2: Final = "transformer_2"
+"""The second expert, for low noise, of checkpoints that have two."""
+
+COMPONENTS: Final = (TRANSFORMER, TRANSFORMER_2)
+"""Components of a diffusers pipeline that engines are built of, in running order."""

@@ -15,8 +15,9 @@ from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.files import write_text
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.extras import import_extra
-from vorta_trt.runtime.from_checkpoint import Report, Source, VideoSize, build_onnx, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Report, Source, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
 
 # Small, but of the shape of the real ones: a grid of 12 x 6 x 6 tokens, and heads that the family says.

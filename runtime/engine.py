@@ -13,6 +13,7 @@ from vorta_trt.engines.bundle import Bundle
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.precision import numpy_dtype
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.nvtx import nvtx_range
 from vorta_trt.runtime.executors.executor import ContextOptions, DeviceUse, Executor, Outputs
@@ -43,6 +44,8 @@ class Engine:
 
     Args:
         path: A bundle folder, an .onnx file, or an opened `Bundle`.
+        component: "transformer", or "transformer_2", the second expert; None takes the first one there is.
+        size: Which of a bundle's video sizes, as "81x480x832"; None takes the first.
         executor: "tensorrt" is a bundle's default; it needs a GPU that the bundle was built for, and a torch with
             CUDA. "onnxruntime" is an .onnx file's default: CPU, fp32 and fp16; of a bundle it runs the model.onnx.
             "reference" is onnx.reference: every type, slow.
@@ -61,7 +64,7 @@ class Engine:
         fallbacks: Counts what runs otherwise than asked for, or refuses it (strict); None: counts of its own.
 
     Attributes:
-        metadata: What the exporter wrote (family, geometry, precision, ...); None for a file of another origin.
+        target: What was loaded: of a bundle, a view of the selected engine.
         closed: Whether it has been closed.
 
     Raises:
@@ -73,6 +76,8 @@ class Engine:
     def __init__(
         self,
         path: str | Path | Bundle,
+        component: str | None = None,
+        size: str | VideoSize | None = None,
         *,
         executor: str | None = None,
         device: str | int | None = None,
@@ -88,16 +93,24 @@ class Engine:
             raise ValueError(f"executor {executor!r}: must be one of {', '.join(EXECUTORS)}")
         check_budget(weight_streaming_budget)
         options = ContextOptions(cuda_graph, outputs, scratch, nvtx, Fallbacks() if fallbacks is None else fallbacks)
-        target = read_target(path, verify=verify)
-        loaded = _load(target, executor, device, options, weight_streaming_budget)
-        self._set(target.path, target.metadata, loaded, options)
+        target = read_target(path, component=component, size=size, verify=verify)
+        self._set(target, _load(target, executor, device, options, weight_streaming_budget), options)
 
-    def _set(self, path: Path, metadata: ModelMetadata | None, executor: Executor, options: ContextOptions) -> None:
-        self.path = path
-        self.metadata = metadata
+    def _set(self, target: Target, executor: Executor, options: ContextOptions) -> None:
+        self.target = target
         self._executor = executor
         self._options = options
         self.closed = False
+
+    @property
+    def path(self) -> Path:
+        """Of the bundle or the file."""
+        return self.target.path
+
+    @property
+    def metadata(self) -> ModelMetadata | None:
+        """What the exporter wrote (family, geometry, precision, ...); None for a file of another origin."""
+        return self.target.metadata
 
     @property
     def executor(self) -> str:
@@ -180,7 +193,7 @@ class Engine:
             fallbacks=options.fallbacks,
         )
         made = Engine.__new__(Engine)
-        made._set(self.path, self.metadata, self._executor.context(options), options)
+        made._set(self.target, self._executor.context(options), options)
         return made
 
     def profile(self, *, repeats: int = 10, **inputs: Any) -> LayerTimes:

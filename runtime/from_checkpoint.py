@@ -8,7 +8,6 @@ the plan: the most memory that is ever needed is TensorRT's own.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from vorta_trt.model.files import check_output, check_space
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.unfinished import temporary_folder
+from vorta_trt.model.video_size import VideoSize
 
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress
@@ -36,26 +36,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: unknown)."""
-
-
-@dataclass(frozen=True)
-class VideoSize:
-    """Frames, height and width in pixels."""
-
-    frames: int
-    height: int
-    width: int
-
-    @classmethod
-    def parse(cls, text: str) -> VideoSize:
-        """Reads "77x720x1280"; ValueError names the format."""
-        match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
-        if match is None:
-            raise ValueError(f"size {text!r}: must be FRAMESxHEIGHTxWIDTH in pixels; use e.g. 77x720x1280")
-        return cls(*map(int, match.groups()))
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.height}x{self.width}"
 
 
 @dataclass(frozen=True)

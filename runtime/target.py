@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
-from vorta_trt.export.metadata import KEY, ModelMetadata
-from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.export.names import component_file
+from vorta_trt.export.onnx_file import OnnxFile, read_onnx
+from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.executors.onnx_executors import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
 
@@ -20,11 +23,12 @@ BATCH = "batch"  # what -1 in a manifest's shapes stands for
 
 @dataclass(frozen=True)
 class Target:
-    """What a path holds.
+    """What a path holds: one model, or the engine of it that was selected.
 
     Attributes:
-        path: As given.
-        bundle: None for an ONNX file.
+        path: As given; with the second expert of an ONNX file, that file.
+        bundle: A view of the engine; None for an ONNX file.
+        key: Component and video size.
         onnx_path: The ONNX file, or a bundle's copy of it if it has one.
         metadata: What the exporter wrote, None for an ONNX file of another origin.
         inputs: In order.
@@ -33,37 +37,48 @@ class Target:
 
     path: Path
     bundle: Bundle | None
+    key: EngineKey
     onnx_path: Path | None
     metadata: ModelMetadata | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
-def read_target(path: str | Path | Bundle, *, verify: bool = False) -> Target:
+def read_target(
+    path: str | Path | Bundle,
+    *,
+    component: str | None = None,
+    size: str | VideoSize | None = None,
+    verify: bool = False,
+) -> Target:
     """Reads a bundle's manifest or an ONNX file's graph, made for whatever machine.
 
     Args:
         path: A bundle folder, an .onnx file, or an opened bundle.
+        component: "transformer" or "transformer_2"; of an ONNX file, the second expert is found beside the first. None
+            takes what the path holds first, and of a `Bundle.select` view the selected engine.
+        size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first.
         verify: Hash every file of a bundle.
 
     Raises:
         FileNotFoundError: There is no such file.
+        SelectionError: There is no such component or size; the message says which there are.
         ValueError: It is something else.
         VortaError: It is damaged.
     """
     if isinstance(path, Bundle):
-        return _of_bundle(path.path, path)
+        selects = component is not None or size is not None or path.manifest is path.whole
+        return _of_bundle(path.path, path.select(component, size) if selects else path)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
         )
     if path.is_dir():
-        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False))
+        return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False).select(component, size))
     if path.name == MANIFEST:
         raise ValueError(f"{path}: is the manifest of a bundle; give its folder, {path.parent}")
-    file = read_onnx(path)
-    return Target(path, None, path, file.metadata, *graph_specs(file.model))
+    return _of_onnx(path, component, size)
 
 
 def manifest_spec(spec: ManifestSpec) -> TensorSpec:
@@ -77,7 +92,22 @@ def manifest_spec(spec: ManifestSpec) -> TensorSpec:
 def _of_bundle(path: Path, bundle: Bundle) -> Target:
     manifest = bundle.manifest
     inputs, outputs = (tuple(map(manifest_spec, specs)) for specs in (manifest.inputs, manifest.outputs))
-    metadata = None
-    if manifest.metadata is not None:
-        metadata = ModelMetadata.from_metadata_props({KEY: json.dumps(manifest.metadata)}, str(path))
-    return Target(path, bundle, bundle.onnx_path, metadata, inputs, outputs)
+    metadata = None if manifest.metadata is None else manifest.model_metadata(str(path))
+    return Target(path, bundle, manifest.key, bundle.onnx_path, metadata, inputs, outputs)
+
+
+def _of_onnx(path: Path, component: str | None, size: str | VideoSize | None) -> Target:
+    file = read_onnx(path)
+    key = _key(file)
+    if component not in (None, key.component) and key.component == TRANSFORMER:
+        second = component_file(path, str(component))
+        if second.is_file():
+            path, file = second, read_onnx(second)
+            key = _key(file)
+    choose(path, [key], component, size)
+    return Target(path, None, key, path, file.metadata, *graph_specs(file.model))
+
+
+def _key(file: OnnxFile) -> EngineKey:
+    metadata = file.metadata
+    return EngineKey(TRANSFORMER, None) if metadata is None else EngineKey(metadata.component, str(metadata.video_size))

@@ -21,7 +21,6 @@ from vorta_trt.runtime.memory_plan import batched_guidance_fits
 from vorta_trt.runtime.sampling.locate_non_finite import locate_in_onnx, locate_in_torch
 from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
-from vorta_trt.runtime.target import read_target
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
@@ -119,14 +118,14 @@ class EngineDenoiser(Denoiser):
         return outputs["sample"], outputs["routes"]
 
     def timestep_path(self) -> TimestepPath | None:
-        return timestep_path_of(self.engine.path)
+        return timestep_path_of(self.engine.target)
 
     def calibration(self) -> RouteCalibration | None:
-        bundle = read_target(self.engine.path).bundle
+        bundle = self.engine.target.bundle
         return None if bundle is None else bundle.route_override()
 
     def locate(self, inputs: Mapping[str, Any]) -> str:
-        return locate_in_onnx(read_target(self.engine.path), inputs)
+        return locate_in_onnx(self.engine.target, inputs)
 
 
 class TorchDenoiser(Denoiser):

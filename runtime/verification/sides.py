@@ -116,7 +116,9 @@ class Subject:
             The name of the executor that ran, and a `Sides` per case.
         """
         self.progress(f"running {self.target.path.name}")
-        with Engine(self.target.path, executor=self.executor) if load is None else load() as engine:
+        with (
+            Engine(self.target.bundle or self.target.path, executor=self.executor) if load is None else load() as engine
+        ):
             executor = engine.executor
             ours = [run_engine(engine, case) for case in cases]
         same: list[Outputs] | None = None

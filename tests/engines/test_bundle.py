@@ -92,7 +92,7 @@ def test_every_damage_is_named_at_once(bundle: Path) -> None:
         ({"inputs": []}, "inputs []: List should have at least 1 item"),
         ({"files": {}}, "files: transformer.plan is missing"),
         ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "String should match pattern"),
-        ({"schema_version": 2}, "has schema_version 2, this vorta-trt reads 1"),
+        ({"schema_version": 3}, "has schema_version 3, this vorta-trt reads 1 and 2"),
         ({"schema_version": None}, "has schema_version None"),
     ],
 )

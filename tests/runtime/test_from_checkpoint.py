@@ -17,10 +17,11 @@ from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, from_checkpoint
-from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
 
 from ..tiny import SIZE, WAN
 

@@ -14,8 +14,9 @@ import torch
 from vorta_trt.engines import Bundle
 from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime import Engine
-from vorta_trt.runtime.from_checkpoint import Source, VideoSize, build_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.verification.cases import make_cases
 from vorta_trt.runtime.verification.verify import verify

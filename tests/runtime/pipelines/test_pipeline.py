@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.frames import frame_rate, read_frames
-from vorta_trt.runtime.from_checkpoint import Source, VideoSize, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, export_checkpoint
 from vorta_trt.runtime.pipelines import denoiser
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner

@@ -179,7 +179,7 @@ def test_weights_outside_the_file(wan: Any, tmp_path: Path) -> None:
 
 
 def test_a_file_without_router(wan: Any, tmp_path: Path) -> None:
-    from vorta_trt.runtime.from_checkpoint import VideoSize
+    from vorta_trt.model.video_size import VideoSize
 
     source = Source(wan.checkpoint, size=VideoSize(*SIZE), precision="fp32")
     path = export_checkpoint(source, tmp_path / "dense.onnx", lambda what, done, total: None)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine of a bundle: a component of the pipeline, and a video size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vorta_trt.engines.errors import SelectionError
+from vorta_trt.model.video_size import VideoSize
+
+
+class EngineKey(NamedTuple):
+    """What tells the engines of a bundle apart.
+
+    Attributes:
+        component: "transformer" or "transformer_2".
+        size: Frames, height and width in pixels, as "81x480x832"; None for a model of another origin.
+    """
+
+    component: str
+    size: str | None
+
+    def __str__(self) -> str:
+        return self.component if self.size is None else f"{self.component} {self.size}"
+
+
+def choose(
+    source: object, keys: Sequence[EngineKey], component: str | None = None, size: str | VideoSize | None = None
+) -> int:
+    """The number of the engine that is meant.
+
+    Args:
+        source: Whose engines they are, for errors.
+        keys: Of all engines.
+        component: None takes that of the first engine.
+        size: None takes that of the component's first engine.
+
+    Raises:
+        SelectionError: There is none; the message names those there are.
+        ValueError: `size` is no size.
+    """
+    component = keys[0].component if component is None else component
+    of_component = [key for key in keys if key.component == component]
+    if not of_component:
+        there = ", ".join(dict.fromkeys(key.component for key in keys))
+        raise SelectionError(f"component {component!r}: {source} holds {there} only; use one of these, or build both")
+    if size is None:
+        return keys.index(of_component[0])
+    wanted = EngineKey(component, str(VideoSize.parse(str(size))))
+    if wanted not in of_component:
+        there = ", ".join(key.size or "an unknown size" for key in of_component)
+        raise SelectionError(
+            f"size {wanted.size}: {source} was built for {there}; use one of these, or build it again with "
+            f"--size {wanted.size} as well"
+        )
+    return keys.index(wanted)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles of several engines: a manifest of the second version, views of one engine, and what is not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vorta_trt.engines import Bundle, EngineKey, Manifest, SelectionError
+from vorta_trt.engines.manifest import EngineFiles, EngineRecord, FurtherEngine
+from vorta_trt.model.video_size import VideoSize
+from vorta_trt.runtime.target import read_target
+
+FIRST = EngineKey("transformer", "5x96x96")
+LARGE = EngineKey("transformer", "13x128x128")
+SECOND = EngineKey("transformer_2", "5x96x96")
+SECOND_LARGE = EngineKey("transformer_2", "13x128x128")
+
+
+def with_engines(folder: Path, *keys: EngineKey) -> Path:
+    """Adds engines with the content of the first one, under other names."""
+    manifest = Bundle.open(folder, runtime=False).manifest
+    files, further = dict(manifest.files), []
+    for key in keys:
+        names = EngineFiles.of(key, manifest.key)
+        for own, other in zip(names.model_dump().values(), manifest.own_names.model_dump().values(), strict=True):
+            if other in files and own not in files:
+                shutil.copy(folder / other, folder / own)
+                files[own] = files[other]
+        fields = {name: getattr(manifest, name) for name in EngineRecord.model_fields}
+        further.append(FurtherEngine(**{**fields, "component": key.component, "size": key.size, "names": names}))
+    manifest.model_copy(update={"engines": further, "files": files}).write(folder / "manifest.json")
+    return folder
+
+
+def test_files_of_every_engine_have_names_of_their_own() -> None:
+    assert EngineFiles.of(FIRST, FIRST) == EngineFiles()
+    assert EngineFiles.of(LARGE, FIRST) == EngineFiles(
+        plan="transformer.13x128x128.plan",
+        layers="layers.13x128x128.json",
+        timestep_path="timestep_path.safetensors",  # the sizes of a component share it
+        onnx="model.13x128x128.onnx",
+        route_override="route_override.13x128x128.json",
+    )
+    second, large = EngineFiles.of(SECOND, FIRST), EngineFiles.of(SECOND_LARGE, FIRST)
+    assert (second.plan, second.onnx) == ("transformer_2.plan", "model.transformer_2.onnx")
+    assert (large.plan, large.onnx) == ("transformer_2.13x128x128.plan", "model.transformer_2.13x128x128.onnx")
+    assert second.timestep_path == large.timestep_path == "timestep_path.transformer_2.safetensors"
+
+
+def test_one_engine_leaves_the_manifest_as_it_was(bundle: Path) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    assert document["schema_version"] == 1
+    assert not {"component", "size", "names", "engines"} & set(document)
+    opened = Bundle.open(bundle)
+    assert opened.engines == (FIRST,) and opened.select().manifest == opened.manifest
+
+
+def test_views(bundle: Path) -> None:
+    opened = Bundle.open(with_engines(bundle, LARGE, SECOND, SECOND_LARGE))
+    assert opened.engines == (FIRST, LARGE, SECOND, SECOND_LARGE)
+    assert opened.plan_path.name == "transformer.plan" and opened.key == FIRST
+    assert json.loads((bundle / "manifest.json").read_text())["schema_version"] == 2
+    for view, key in zip(opened.views(), opened.engines, strict=True):
+        again = opened.select(key.component, key.size)
+        assert again.manifest == view.manifest and view.key == key and view.engines == opened.engines
+        assert view.plan_path.name in view.manifest.files and view.plan_path.is_file()
+        assert view.manifest.plugin is not None and view.manifest.plugin.library in view.manifest.files
+        plans = [name for name in view.manifest.files if name.endswith(".plan")]
+        assert plans == [view.plan_path.name] and view.manifest.engines == []
+        assert view.select("transformer_2", VideoSize(13, 128, 128)).key == SECOND_LARGE
+        assert read_target(view).key == key  # what was selected stays selected
+    assert opened.select("transformer_2").key == SECOND and opened.select(size="13x128x128").key == LARGE
+
+
+def test_what_is_not_there_is_named(bundle: Path) -> None:
+    opened = Bundle.open(with_engines(bundle, LARGE))
+    with pytest.raises(SelectionError, match="was built for 5x96x96, 13x128x128; .* --size 81x480x832 as well"):
+        opened.select(size="81x480x832")
+    with pytest.raises(SelectionError, match="holds transformer only"):
+        opened.select("transformer_2")
+    with pytest.raises(ValueError, match="must be FRAMESxHEIGHTxWIDTH"):
+        opened.select(size="large")
+
+
+def test_every_engine_is_checked(bundle: Path) -> None:
+    from .test_bundle import problems
+
+    with_engines(bundle, LARGE)
+    (bundle / "transformer.13x128x128.plan").unlink()
+    assert "transformer.13x128x128.plan is missing" in problems(bundle, verify=False)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["transformer.13x128x128.plan"]
+    with pytest.raises(ValueError, match=r"files: transformer\.13x128x128\.plan is missing"):
+        Manifest.model_validate_json(json.dumps(manifest))
