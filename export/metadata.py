@@ -105,7 +105,7 @@ class ModelMetadata(_Record):
     @property
     def video_size(self) -> VideoSize:
         """Of the videos in pixels."""
-        return VideoSize(*get_family(self.family).video_size(*self.latent_shape[1:]))
+        return VideoSize(*get_family(self.family).video_size(self.config, *self.latent_shape[1:]))
 
     def model_inputs(self) -> tuple[ModelInput, ...]:
         """The family's inputs; the file has `tau` and `route_override` besides."""
