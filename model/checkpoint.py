@@ -1,92 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`CheckpointReader`: the transformer of a diffusers checkpoint as users have it on disk, one tensor at a time.
+"""`CheckpointReader`: the transformer of a checkpoint as users have it on disk, one tensor at a time.
 
-Nothing here runs code from a file: safetensors hold none.
+`checkpoint_place` finds it, `safetensors_files` reads it, `scaled_fp8` multiplies out weights of 8 bits, and
+`original_layout` gives the tensors of other layouts diffusers' names.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from vorta_trt.model.configs import check_no_pointer, read_json, typed_config
+from vorta_trt.model.checkpoint_place import Place, find_place
+from vorta_trt.model.configs import read_json, typed_config
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.errors import CheckpointError as CheckpointError
-from vorta_trt.model.families import family_of_config
+from vorta_trt.model.families import ModelFamily, families, family_of_class, family_of_config
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
-from vorta_trt.plugins.host_memory import mapping
+from vorta_trt.model.original_layout import config_of, converted, family_by_names, is_diffusers_layout
+from vorta_trt.model.safetensors_files import Weights
+from vorta_trt.model.scaled_fp8 import multiplied_out
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = WEIGHTS + ".index.json"
-_FOLDER = "a diffusers pipeline folder or its transformer/ folder"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 STORED_TYPES = ("F64", "F32", "F16", "BF16")  # of weights that can be rounded to what is asked for
 
 
 class CheckpointReader:
-    """The weights of a diffusers transformer, read lazily from its (sharded) safetensors files.
+    """The weights of a transformer under diffusers' names, read lazily from safetensors files.
 
     Args:
-        path: a diffusers pipeline folder, or its `transformer/` folder.
+        path: A diffusers pipeline folder, its `transformer/` folder, or one of the other forms in `checkpoint_place`.
+        component: "transformer", or "transformer_2" for the second of two experts.
+        variant: As for diffusers, of the files' names; None takes those without one.
 
     Attributes:
-        folder: the transformer's folder.
-        config: its config.json, with diffusers' defaults for what that leaves out.
-        family: name of the model family.
+        path: As given.
+        origin: The file or folder of the weights, for errors.
+        folder: The folder of the weights.
+        config: Its config.json, with diffusers' defaults for what that leaves out; without one, what the shapes say.
+        config_source: Where that comes from, for errors.
+        family: Name of the model family.
 
     A context manager; `close` drops the file mappings. Tensors are views into them, paged in on first use.
 
     Raises:
-        FileNotFoundError: no such folder, or a file of it is missing.
-        CheckpointError: not a diffusers transformer that vorta-trt routes, or a corrupt file.
+        FileNotFoundError: No such folder, or a file of it is missing.
+        CheckpointError: Not a transformer that vorta-trt routes, or a corrupt file.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, component: str = TRANSFORMER, *, variant: str | None = None) -> None:
         self.path = Path(path)
-        self.folder = _transformer_folder(self.path)
-        file = self.folder / "config.json"
-        config = read_json(file, "a diffusers transformer")
-        check_not_quantised(config, file)
-        family = family_of_config(config, f"checkpoint {self.path}")
+        place = find_place(self.path, component)
+        self.folder, self.origin = place.folder, place.origin
+        given, family = _config_beside(place)
+        weights = multiplied_out(place.open(variant))
+        family, self._weights, config, self.config_source = _in_diffusers_layout(place, given, family, weights)
         self.family = family.name
-        self.config: dict[str, Any] = typed_config(family.diffusers_transformer(), config, file)
-        family.check_config(self.config, f"checkpoint {self.path}")
-        pipeline = self.folder.parent  # what lies beside the transformer decides how it is sampled
-        if (pipeline / MODEL_INDEX).is_file():
-            index, kinds = read_model_index(pipeline), family.pipeline_kinds(self.config)
+        source = f"checkpoint {self.path}"
+        self.config: dict[str, Any] = typed_config(family.diffusers_transformer(), config, self.config_source)
+        family.check_config(self.config, source)
+        if place.pipeline is not None and (place.pipeline / MODEL_INDEX).is_file():
+            # What lies beside the transformer decides how it is sampled.
+            index, kinds = read_model_index(place.pipeline), family.pipeline_kinds(self.config)
             kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), kinds[0])
-            check_model_index(index, family, kind, pipeline)
-        self._files = _weight_files(self.folder)  # tensor name -> file
-        self._stack = ExitStack()
-        self._open: dict[Path, Any] = {}
+            check_model_index(index, family, kind, place.pipeline)
+        self._names = frozenset(self._weights.names())
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self._files)
+        return sorted(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._names
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as it is stored; a view into the mapped file."""
-        tensor: Tensor = self._handle(name).get_tensor(name)
-        return tensor
+        """The tensor as it is stored, a view into the mapped file; in float32 where it is stored in float8."""
+        return self._weights.tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._handle(name).get_slice(name).get_shape())
+        return self._weights.shape(name)
 
     def stored_type(self, name: str) -> str:
-        """Data type of a tensor as safetensors names it, without reading it."""
-        return str(self._handle(name).get_slice(name).get_dtype())
+        """Data type of a tensor as safetensors names it, without reading it; F32 where it is stored in float8."""
+        return self._weights.stored_type(name)
 
     def close(self) -> None:
         """Lets go of the files; a tensor that is asked for later maps them again."""
-        self._open.clear()
-        self._stack.close()
+        self._weights.close()
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -95,44 +97,6 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._files:
-            raise CheckpointError(
-                f"tensor {name!r}: not in checkpoint {self.folder}, which has {len(self._files)} tensors; is it the "
-                f"checkpoint of another model?"
-            )
-        file = self._files[name]
-        if file not in self._open:
-            self._open[file] = self._stack.enter_context(_open_safetensors(file))
-        return self._open[file]
-
-
-# -- diffusers folders -------------------------------------------------------------------------------------------------
-
-
-def _transformer_folder(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: does not exist; download it first, e.g. with `hf download`")
-    if not path.is_dir():
-        raise CheckpointError(f"checkpoint {path}: is a file{_kind_of_file(path)}; give {_FOLDER}")
-    for folder in (path / "transformer", path):
-        if (folder / "config.json").is_file():
-            return folder
-    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise FileNotFoundError(
-        f"checkpoint {path}: has neither transformer/config.json nor config.json (it holds: {inside}); give {_FOLDER}"
-    )
-
-
-def _kind_of_file(path: Path) -> str:
-    """What a file is that should have been a folder, in words."""
-    check_no_pointer(path)
-    if path.suffix.lower() == ".gguf":
-        return " of quantised weights (GGUF), which are not routed"
-    if path.suffix.lower() in _WEIGHT_SUFFIXES:
-        return ", probably in the layout of the model's authors or of ComfyUI, which is not read"
-    return ""
 
 
 def check_not_quantised(config: dict[str, Any], file: Path) -> None:
@@ -146,59 +110,39 @@ def check_not_quantised(config: dict[str, Any], file: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
-    index = folder / INDEX
-    if index.is_file():
-        return _shards(folder, index)
-    file = folder / WEIGHTS
-    if file.is_file():
-        with _open_safetensors(file) as handle:
-            return dict.fromkeys(handle.keys(), file)
-    others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _WEIGHT_SUFFIXES)
-    raise FileNotFoundError(
-        f"checkpoint {folder}: has neither {WEIGHTS} nor {INDEX} (weights there: {', '.join(others) or 'none'}); save "
-        f"it with diffusers' save_pretrained(..., safe_serialization=True) and without a variant"
-    )
+def _config_beside(place: Place) -> tuple[dict[str, Any], ModelFamily | None]:
+    """The config.json beside the weights and its family; no family for that of the authors' layout, or without any.
+
+    One of another model beside a file, in a folder of many files, is not the file's.
+    """
+    if place.config is None:
+        return {}, None
+    config = read_json(place.config, "a diffusers transformer")
+    kind = config.get("_class_name")
+    if kind is not None and any(kind == family.authors_class for family in families()):
+        return config, None
+    if place.file is not None and family_of_class(kind) is None:
+        return {}, None
+    check_not_quantised(config, place.config)
+    return config, family_of_config(config, f"checkpoint {place.origin}")
 
 
-def _shards(folder: Path, index: Path) -> dict[str, Path]:
-    """The tensors of a sharded checkpoint; every one is where the index says."""
-    weight_map = read_json(index, "a sharded checkpoint").get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"index {index}: has no weight_map; download the checkpoint again")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(
-                f"index {index}: sends tensor {name!r} to {file!r}; must be the name of a file beside it; download the "
-                f"index again"
-            )
-    absent = sorted(file for file in set(weight_map.values()) if not (folder / file).is_file())
-    if absent:
-        raise FileNotFoundError(
-            f"checkpoint {folder}: lacks {len(absent)} of its {len(set(weight_map.values()))} shards, first "
-            f"{absent[0]}; download the checkpoint again"
-        )
-    held: dict[str, str] = {}
-    for file in sorted(set(weight_map.values())):
-        with _open_safetensors(folder / file) as handle:
-            held.update(dict.fromkeys(handle.keys(), file))
-    for name, file in weight_map.items():
-        if held.get(name) != file:
-            where = f"it is in {held[name]}" if name in held else "no shard has it"
-            raise CheckpointError(
-                f"index {index}: sends tensor {name!r} to {file}, but {where}; index and shards must belong together; "
-                f"download the checkpoint again"
-            )
-    return {name: folder / file for name, file in weight_map.items()}
-
-
-def _open_safetensors(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    check_no_pointer(file)
-    try:
-        with mapping(file):
-            return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"weights {file}: not readable as safetensors ({error}); download them again") from error
+def _in_diffusers_layout(
+    place: Place, given: dict[str, Any], family: ModelFamily | None, weights: Weights
+) -> tuple[ModelFamily, Weights, dict[str, Any], Path]:
+    """Family, weights, config and where the config comes from, whatever layout the weights are stored in."""
+    if family is not None:
+        assert place.config is not None
+        if place.file is not None and not is_diffusers_layout(weights, family):
+            found, weights = converted(weights, place.origin)
+            if found is not family:
+                raise CheckpointError(
+                    f"checkpoint {place.origin}: its tensors are those of {found}, and {place.config} is the config of "
+                    f"{family}; config.json and weights must belong together"
+                )
+        return family, weights, given, place.config
+    family = family_by_names(weights)
+    if family is None:
+        family, weights = converted(weights, place.origin)
+    shapes = {name: weights.shape(name) for name in weights.names()}
+    return family, weights, config_of(family, shapes, given, place.origin), place.origin

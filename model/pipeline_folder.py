@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from vorta_trt.model.checkpoint import INDEX, WEIGHTS
 from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, PipelineKind
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
+from vorta_trt.model.safetensors_files import INDEX, WEIGHTS
 from vorta_trt.plugins.host_memory import NotMappable, is_not_mappable, is_out_of_memory
 
 # transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vorta_trt.model.checkpoint import INDEX, WEIGHTS
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.router import BRANCHES
+from vorta_trt.model.safetensors_files import INDEX, WEIGHTS
 
 STREAM_ABOVE_BYTES = 1 << 30
 SHARD_BYTES = 2 << 30

@@ -38,6 +38,7 @@ from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.hub_cache import repository_of
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.precision import PRECISIONS, precision_name
@@ -144,11 +145,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
         *,
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
+        variant: str | None = None,
     ) -> RoutedTransformer:
-        """Loads a diffusers checkpoint and, if given, a router.
+        """Loads a checkpoint and, if given, a router.
 
         Args:
-            checkpoint: A diffusers pipeline folder or its `transformer/` folder.
+            checkpoint: A diffusers pipeline folder, its `transformer/` folder, or weights in another layout; see
+                `checkpoint_place`.
             router: A training folder, a router.pt, or a loaded one. Without it every head is full attention unless
                 `route_override` says otherwise.
             geometry: Wins over the router's config.json. Needed for a router.pt without a config.json; without any
@@ -157,6 +160,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             dtype: Type of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
+            variant: As for diffusers, e.g. "fp16": of the names of the weight files.
 
         Raises:
             FileNotFoundError: There is no such folder or file.
@@ -170,7 +174,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
-            reader = until_loaded.enter_context(CheckpointReader(checkpoint))
+            reader = until_loaded.enter_context(CheckpointReader(checkpoint, variant=variant))
             family = routed_class(reader.family)
             model = family.from_config(reader.config, reader)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
@@ -245,7 +249,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], reader: CheckpointReader) -> nn.Module:
         """`empty_diffusers_model` of a checkpoint, or a CheckpointError that says why diffusers cannot make it."""
-        file, tensors = reader.folder / "config.json", len(reader.names())
+        file, tensors = reader.config_source, len(reader.names())
         for stack, length in cls.facts().stacks(config).items():
             if length > tensors:
                 raise CheckpointError(
@@ -372,14 +376,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @property
     def checkpoint_name(self) -> str | None:
-        """Name of the pipeline folder that the weights come from; of a Hugging Face cache, the repository's."""
+        """Name of the folder or file that the weights come from; of a Hugging Face cache, the repository's."""
         if self.checkpoint is None:
             return None
-        path = self.checkpoint.resolve()
-        path = path.parent if path.name == "transformer" else path
-        if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
-            return path.parent.parent.name.rpartition("--")[2]
-        return path.name
+        path = self.checkpoint.absolute()
+        if repository := repository_of(path) or repository_of(path.resolve()):
+            return repository
+        path = path if path.is_file() else path.resolve()
+        return path.parent.name if path.name == "transformer" else path.name
 
     @property
     def materialized(self) -> bool:

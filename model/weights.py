@@ -32,7 +32,7 @@ def load_weights(
     missing = [name for name in parameters if name not in reader]
     if missing:
         raise CheckpointError(
-            f"checkpoint {reader.folder}: lacks {len(missing)} of {len(parameters)} tensors, first {missing[0]!r}; its "
+            f"checkpoint {reader.origin}: lacks {len(missing)} of {len(parameters)} tensors, first {missing[0]!r}; its "
             f"config.json and weights must belong together; download it again"
         )
     unexpected = [
@@ -40,19 +40,19 @@ def load_weights(
     ]
     if unexpected:
         raise CheckpointError(
-            f"checkpoint {reader.folder}: has {len(unexpected)} tensors that its config.json does not describe, first "
+            f"checkpoint {reader.origin}: has {len(unexpected)} tensors that its config.json does not describe, first "
             f"{unexpected[0]!r}; its config.json and weights must belong together"
         )
     on_disk = []
     for index, (name, parameter) in enumerate(parameters.items()):
         if reader.shape(name) != tuple(parameter.shape):
             raise CheckpointError(
-                f"checkpoint {reader.folder}: {name} has shape {reader.shape(name)}, its config.json asks for "
+                f"checkpoint {reader.origin}: {name} has shape {reader.shape(name)}, its config.json asks for "
                 f"{tuple(parameter.shape)}; its config.json and weights must belong together"
             )
         if reader.stored_type(name) not in STORED_TYPES:
             raise CheckpointError(
-                f"checkpoint {reader.folder}: {name} is stored as {reader.stored_type(name)}, quantised; must be one "
+                f"checkpoint {reader.origin}: {name} is stored as {reader.stored_type(name)}, quantised; must be one "
                 f"of {', '.join(STORED_TYPES)}; use the checkpoint in bfloat16, float16 or float32"
             )
         # diffusers' rule: a module it names keeps its parameters in float32 whatever dtype was asked for.

@@ -66,12 +66,6 @@ def family_of_config(config: Mapping[str, Any], source: str) -> ModelFamily:
     """
     name = config.get("_class_name")
     family = family_of_class(name)
-    theirs = next((known for known in families() if name is not None and name == known.authors_class), None)
-    if theirs is not None:
-        raise CheckpointError(
-            f"{source}: its config.json says _class_name {name!r}, which is the layout of the model's authors; use "
-            f"the checkpoint in diffusers' layout, such as {theirs.demo.checkpoint}"
-        )
     if family is None:
         raise CheckpointError(
             f"{source}: its config.json says _class_name {name!r}; must be one of "

@@ -15,6 +15,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vorta_trt.model.errors import CheckpointError
@@ -128,6 +129,8 @@ class ModelFamily(abc.ABC):
         title: for people.
         transformer_class: diffusers' class of the transformer, `_class_name` of its config.
         authors_class: `_class_name` of checkpoints in the layout of the model's authors, None if they have none.
+        original_types: what diffusers' `infer_diffusers_model_type` calls weights in that layout or in ComfyUI's.
+        original_names: tensors of that layout that diffusers' converter leaves as they are, and diffusers' names.
         neutral_settings: of model_index.json, which mean nothing in a folder without components that are refused.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
@@ -159,6 +162,8 @@ class ModelFamily(abc.ABC):
     title: str
     transformer_class: str
     authors_class: str | None = None
+    original_types: tuple[str, ...] = ()
+    original_names: Mapping[str, str] = MappingProxyType({})
     neutral_settings: tuple[str, ...] = ()
     routed_class: str
     training_class: str
@@ -211,6 +216,19 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
         """Raises CheckpointError if a transformer config of the family's class describes a model that is not routed."""
+
+    def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """The diffusers config of weights that come without one.
+
+        Args:
+            shapes: of the tensors, by diffusers' names.
+            theirs: the config.json of the authors' layout; may be empty.
+
+        Raises:
+            KeyError: A tensor is missing that every model of the family has.
+            ValueError: The tensors are those of another model.
+        """
+        raise ValueError("a config.json of diffusers' layout is needed for this family")
 
     @abc.abstractmethod
     def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:

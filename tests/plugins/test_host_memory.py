@@ -74,8 +74,8 @@ def _onnx(path: Path) -> None:
         (
             "diffusion_pytorch_model.safetensors",
             _safetensors,
-            "from vorta_trt.model.checkpoint import _open_safetensors",
-            "_open_safetensors(path)",
+            "from vorta_trt.model.safetensors_files import open_safetensors",
+            "open_safetensors(path)",
         ),
         (
             "sample.safetensors",

@@ -19,6 +19,7 @@ from vorta_trt.model.families.family import (
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.hunyuan_video.original import original_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +42,7 @@ class HunyuanVideo(ModelFamily):
     name = "hunyuan_video"
     title = "HunyuanVideo"
     transformer_class = "HunyuanVideoTransformer3DModel"
+    original_types = ("hunyuan-video",)
     routed_class = "RoutedHunyuanVideoTransformer"
     training_class = "HunyuanVideoTraining"
     router_stacks = ("transformer_blocks", "single_transformer_blocks")
@@ -83,6 +85,9 @@ class HunyuanVideo(ModelFamily):
         return (
             PipelineKind("HunyuanVideoPipeline", ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")),
         )
+
+    def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
+        return original_config(shapes)
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {

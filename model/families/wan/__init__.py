@@ -20,6 +20,7 @@ from vorta_trt.model.families.family import (
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.wan.original import original_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,8 @@ class Wan(ModelFamily):
     title = "Wan"
     transformer_class = "WanTransformer3DModel"
     authors_class = "WanModel"
+    original_types = ("wan-t2v-1.3B", "wan-t2v-14B", "wan-i2v-14B")
+    original_names = {"img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed"}
     # The boundary is between two transformers. With expand_timesteps, a model of one timestep gets it for every token.
     neutral_settings = ("boundary_ratio", "expand_timesteps")
     routed_class = "RoutedWanTransformer"
@@ -102,6 +105,9 @@ class Wan(ModelFamily):
                 PipelineKind("WanImageToVideoPipeline", components, images=("image",), settings=settings),
             )
         return (PipelineKind("WanPipeline", components),)
+
+    def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
+        return original_config(shapes, theirs)
 
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         return {"blocks": int(config["num_layers"])}

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the transformer of a checkpoint lies, whatever form the user has it in.
+
+- NAME-Diffusers/: a pipeline folder, with transformer/ and, of two experts, transformer_2/
+- NAME-Diffusers/transformer/: a transformer's folder
+- models--OWNER--NAME/: a folder of the Hugging Face cache
+- NAME/: weights in the authors' layout, sharded or not; those of two experts in high_noise_model/ and low_noise_model/
+- NAME.safetensors: one file, in diffusers' layout, the authors' or that of ComfyUI
+- NAME.safetensors.index.json: the index of several
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vorta_trt.model.configs import check_no_pointer
+from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.hub_cache import snapshot_of
+from vorta_trt.model.safetensors_files import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    WEIGHT_SUFFIXES,
+    SafetensorsFiles,
+    open_file,
+    open_folder,
+    open_index,
+)
+
+CONFIG = "config.json"
+_AUTHORS_FOLDERS = {TRANSFORMER: "high_noise_model", TRANSFORMER_2: "low_noise_model"}
+_FORMS = "a diffusers pipeline folder, its transformer/ folder, or a .safetensors file"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a transformer lies.
+
+    Attributes:
+        folder: That holds its weights.
+        file: The file or index in it, None for the one that the folder has.
+    """
+
+    folder: Path
+    file: Path | None = None
+
+    @property
+    def origin(self) -> Path:
+        """What to name in errors."""
+        return self.file or self.folder
+
+    @property
+    def config(self) -> Path | None:
+        """The config.json beside the weights, None if there is none."""
+        file = self.folder / CONFIG
+        return file if file.is_file() else None
+
+    @property
+    def pipeline(self) -> Path | None:
+        """The folder whose parts may lie beside the transformer's; None for a file outside of a transformer's."""
+        return self.folder.parent if self.file is None or self.folder.name in _AUTHORS_FOLDERS else None
+
+    def open(self, variant: str | None) -> SafetensorsFiles:
+        """The weights as they are stored.
+
+        Raises:
+            FileNotFoundError: Some are missing.
+            CheckpointError: They cannot be read.
+        """
+        if self.file is None:
+            return open_folder(self.folder, variant)
+        if variant is not None:
+            raise CheckpointError(
+                f"checkpoint {self.file}: is one file, and variant {variant!r} chooses among the files of a folder; "
+                f"leave the variant out"
+            )
+        return open_index(self.file) if self.file.name.endswith(INDEX_SUFFIX) else open_file(self.file)
+
+
+def find_place(path: Path, component: str = TRANSFORMER) -> Place:
+    """Finds a transformer.
+
+    Args:
+        path: In one of the forms above.
+        component: "transformer", or "transformer_2" for the second of two experts.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        CheckpointError: It is something else.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path}: does not exist; download it first, e.g. with `hf download`")
+    path = snapshot_of(path)
+    if path.is_file():
+        if not path.name.endswith((SUFFIX, INDEX_SUFFIX)):
+            raise CheckpointError(f"checkpoint {path}: is a file{_kind_of_file(path)}; give {_FORMS}")
+        return Place(path.parent, path)
+    folders = [path / component, path / _AUTHORS_FOLDERS.get(component, component)]
+    for folder in (*folders, path) if component == TRANSFORMER else folders:
+        if (folder / CONFIG).is_file() or _has_weights(folder):
+            return Place(folder)
+    inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    raise FileNotFoundError(
+        f"checkpoint {path}: has neither {component}/{CONFIG} nor {CONFIG} nor weights (it holds: {inside}); give "
+        f"{_FORMS}"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name.endswith((SUFFIX, INDEX_SUFFIX)) for path in folder.iterdir())
+
+
+def _kind_of_file(path: Path) -> str:
+    """What a file is that should have been another, in words."""
+    check_no_pointer(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gguf":
+        return " of quantised weights (GGUF), which are not routed"
+    if suffix in WEIGHT_SUFFIXES:
+        return f" ({suffix}) that may run code when it is read, which is not done; save its tensors as safetensors"
+    return ""

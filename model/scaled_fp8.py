@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints with weights of 8 bits, as ComfyUI writes and runs them, multiplied out.
+
+A layer X of such a file has `X.weight` in float8 and, unless the weights were only rounded, a factor for it, a number
+or one for each output channel: `X.scale_weight`, in newer files `X.weight_scale`. `X.scale_input` (`X.input_scale`) is
+for activations of 8 bits and has no meaning here. A tensor `scaled_fp8`, tensors `X.comfy_quant` and an entry of the
+header say which format it is.
+
+    W = float32(weight) * float32(scale)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.safetensors_files import SafetensorsFiles, Weights
+
+logger = logging.getLogger(__name__)
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_WEIGHT = ".weight"
+_SCALES = (".scale_weight", ".weight_scale")
+_INPUT_SCALES = (".scale_input", ".input_scale")
+_MARK = "scaled_fp8"
+_FORMAT = ".comfy_quant"
+_HEADER = "_quantization_metadata"
+_OTHER_SCALES = (".weight_scale_2", ".weight_scale_inv", ".pre_quant_scale", ".weight_scalar")
+
+
+class MultipliedOut:
+    """The weights of a file with float8, in float32 where they are float8; factors and marks are left out.
+
+    Args:
+        weights: As they are stored.
+
+    Raises:
+        CheckpointError: Another format of few bits, or factors that do not belong to the weights.
+    """
+
+    def __init__(self, weights: SafetensorsFiles) -> None:
+        self._weights = weights
+        stored = weights.names()
+        _check_formats(weights, stored)
+        self._scales: dict[str, str] = {}  # weight -> its factor
+        for name in stored:
+            if name.endswith(_SCALES):
+                weight = name[: name.rindex(".")] + _WEIGHT
+                _check_scale(weights, name, weight, weight in stored)
+                self._scales[weight] = name
+        self._names = [name for name in stored if not _is_helper(name)]
+        self._float8 = frozenset(name for name in self._names if weights.stored_type(name) in FLOAT8)
+
+    def names(self) -> list[str]:
+        """Names of all tensors but factors and marks, sorted."""
+        return list(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self._weights.shape(name)
+
+    def stored_type(self, name: str) -> str:
+        """F32 for what is multiplied out, otherwise as it is stored."""
+        return "F32" if name in self._float8 else self._weights.stored_type(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, in float32 where it is stored in float8.
+
+        Raises:
+            CheckpointError: Its factor is not a positive number.
+        """
+        stored = self._weights.tensor(name)
+        if name not in self._float8:
+            return stored
+        value = stored.to(torch.float32)
+        if name not in self._scales:
+            return value
+        scale = self._weights.tensor(self._scales[name]).to(torch.float32).flatten()  # [1] or [rows]
+        if not bool((scale.isfinite() & (scale > 0)).all()):
+            raise CheckpointError(
+                f"checkpoint {self._weights.origin}: {self._scales[name]} holds a factor that is not a positive "
+                f"number; download the checkpoint again"
+            )
+        return value * scale.view(-1, *[1] * (value.ndim - 1))
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._weights.close()
+
+    def say(self) -> None:
+        """Says, once for a checkpoint, that its weights are of 8 bits."""
+        scaled = len(self._float8.intersection(self._scales))
+        _say(self._weights.origin, len(self._float8), len(self._names), scaled)
+
+
+def multiplied_out(weights: SafetensorsFiles) -> Weights:
+    """`weights`, or what float8 among them stands for, which is said once.
+
+    Raises:
+        CheckpointError: See `MultipliedOut`.
+    """
+    if not any(_is_helper(name) or weights.stored_type(name) in FLOAT8 for name in weights.names()):
+        return weights
+    result = MultipliedOut(weights)
+    result.say()
+    return result
+
+
+@cache
+def _say(origin: Path, float8: int, total: int, scaled: int) -> None:
+    factors = f"{scaled} of them with factors" if scaled else "without factors"
+    logger.warning(
+        "checkpoint %s: %d of %d tensors are stored in float8, %s; they are multiplied out and take the precision "
+        "asked for, so the model is that of the file of 8 bits, not the one that it was made from",
+        origin,
+        float8,
+        total,
+        factors,
+    )
+
+
+def _is_helper(name: str) -> bool:
+    """Whether a tensor is no weight but says how weights are stored."""
+    return name.endswith((*_SCALES, *_INPUT_SCALES, _FORMAT)) or name.rpartition(".")[2] == _MARK
+
+
+def _check_formats(weights: SafetensorsFiles, stored: list[str]) -> None:
+    formats: dict[str, Any] = {}
+    for name in stored:
+        if name.endswith(_OTHER_SCALES):
+            raise _other_format(weights, name, "a second factor or one of blocks")
+        if name.endswith(_FORMAT):
+            formats[name] = _parsed(bytes(weights.tensor(name).to(torch.uint8).flatten().tolist()))
+    header = _parsed(weights.metadata().get(_HEADER, "{}").encode())
+    layers = header.get("layers") if isinstance(header, dict) else None
+    formats.update(layers if isinstance(layers, dict) else {})
+    for name, entry in formats.items():
+        kind = entry.get("format") if isinstance(entry, dict) else entry
+        if kind not in _FORMATS:
+            raise _other_format(weights, name, f"format {kind!r}")
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def _other_format(weights: SafetensorsFiles, name: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {weights.origin}: {name} says {what}; of the formats with few bits only {' and '.join(_FORMATS)} "
+        f"with a factor by tensor or by output channel are read; use the checkpoint in bfloat16 or float16"
+    )
+
+
+def _check_scale(weights: SafetensorsFiles, name: str, weight: str, is_there: bool) -> None:
+    origin = f"checkpoint {weights.origin}: {name} is a factor"
+    if not is_there:
+        raise CheckpointError(f"{origin} of {weight}, which is not there; download the checkpoint again")
+    if weights.stored_type(weight) not in FLOAT8:
+        raise CheckpointError(
+            f"{origin} of {weight}, which is stored as {weights.stored_type(weight)}; factors are read beside "
+            f"{' and '.join(FLOAT8)}; use the checkpoint in bfloat16 or float16"
+        )
+    rows, shape = weights.shape(weight)[0], weights.shape(name)
+    numbers = 1
+    for side in shape:
+        numbers *= side
+    if numbers != 1 and (numbers != rows or shape[0] != rows):
+        raise CheckpointError(
+            f"{origin} of shape {shape} for {weight} of shape {weights.shape(weight)}; must be one number, or one for "
+            f"each of the {rows} output channels; use the checkpoint in bfloat16 or float16"
+        )
