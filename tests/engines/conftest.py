@@ -131,7 +131,7 @@ def _metadata(blocks: int, attention_precision: Any, head_dim: int) -> ModelMeta
         onnx_version="1.23.2",
         onnxscript_version="0.7.2",
         family="wan",
-        config={"num_layers": blocks, "eps": 1e-6},
+        config={"num_layers": blocks, "eps": 1e-6, "in_channels": 16},
         checkpoint="small",
         precision="bf16",
         geometry=GEOMETRY.to_dict(),
