@@ -26,8 +26,11 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
     by_name = {info.name: info for info in inputs}
     latents, text = by_name["hidden_states"], by_name["encoder_hidden_states"]
     sample, routes = OUTPUTS
+    batch, _, *sizes = latents.shape
     outputs = (
-        TensorInfo(name=sample, dtype=latents.dtype, shape=latents.shape),
+        TensorInfo(
+            name=sample, dtype=latents.dtype, shape=(batch, model.facts().latent_channels(model.config), *sizes)
+        ),
         TensorInfo(name=routes, dtype="int32", shape=(model.num_layers, BATCH, model.num_heads)),
     )
     return ModelMetadata.model_validate(

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any
 
 from vorta_trt.model.boxes import Shape, box_counts, box_kinds, least_window, window_pairs
-from vorta_trt.model.families import DEFAULT_FAMILY, get_family
+from vorta_trt.model.families import DEFAULT_FAMILY, ModelFamily, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
 from vorta_trt.plugins.operator_schema import MOST_TOKENS, ROUTED_ATTENTION, choices
 
@@ -190,6 +190,7 @@ class AttentionGeometry:
         window: Sequence[int] = PUBLISHED_WINDOW,
         reduction_rate: float = PUBLISHED_REDUCTION_RATE,
         text_tokens: int | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> AttentionGeometry:
         """Geometry for a token grid.
 
@@ -200,7 +201,8 @@ class AttentionGeometry:
             bucket: Coreset bucket; None is the published one, as far as the grid has room for it.
             window: Sliding window in tiles. The rule chooses a tile for the published window, whatever is given here.
             reduction_rate: Share of a bucket's tokens that are dropped.
-            text_tokens: Padded text tokens; None is the family's.
+            text_tokens: Padded text tokens; None are the model's.
+            config: Of the diffusers transformer; None stands for a published model of the family.
 
         Raises:
             ValueError: A value breaks a rule of the class.
@@ -217,7 +219,7 @@ class AttentionGeometry:
             bucket=bucket,
             keep=keep_tokens(bucket, reduction_rate),
             coreset_keys=settings.coreset_keys,
-            text_tokens=settings.text_tokens if text_tokens is None else text_tokens,
+            text_tokens=_text_tokens(settings, config) if text_tokens is None else text_tokens,
         )
 
     @classmethod
@@ -287,18 +289,19 @@ class AttentionGeometry:
             window=window,
             reduction_rate=reduction_rate,
             text_tokens=text_tokens,
+            config=config,
         )
 
     @classmethod
     def from_router_config(
         cls, config: Mapping[str, Any], family: str = DEFAULT_FAMILY, *, text_tokens: int | None = None
     ) -> AttentionGeometry:
-        """Geometry from a router's training `config.json`.
+        """Geometry from a router's training `config.json`, which does not say which model of the family it is for.
 
         Args:
             config: The whole mapping, or its `self_attention_kwargs`.
             family: As for `for_grid`.
-            text_tokens: As for `for_grid`.
+            text_tokens: Padded text tokens; None are those of a published model of the family.
 
         Raises:
             ValueError: The mapping lacks a name, or its values break a rule of the class.
@@ -357,6 +360,10 @@ class AttentionGeometry:
             f"grid {_times(self.grid)}, tile {_times(self.tile)}, window {_times(self.window)}, "
             f"bucket {_times(self.bucket)} keep {self.keep}, keys by {self.coreset_keys}, text {self.text_tokens}"
         )
+
+
+def _text_tokens(family: ModelFamily, config: Mapping[str, Any] | None) -> int:
+    return family.text_tokens if config is None else family.text_tokens_of(config)
 
 
 def keep_tokens(bucket: Shape, reduction_rate: float) -> int:

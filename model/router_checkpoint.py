@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vorta_trt.model.configs import check_no_pointer, read_json
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.families import families
+from vorta_trt.model.families import families, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
@@ -47,8 +47,13 @@ class RouterCheckpoint:
     family: str
     layers: int
 
-    def geometry(self) -> AttentionGeometry | None:
-        """The geometry that the router was trained with, None without a config.json."""
+    def geometry(self, model_config: Mapping[str, Any] | None = None) -> AttentionGeometry | None:
+        """The geometry that the router was trained with, None without a config.json.
+
+        Args:
+            model_config: Of the diffusers transformer, which says how long its text is; None stands for a published
+                model of the family.
+        """
         if self.config is None:
             return None
         if "self_attention_kwargs" not in self.config:
@@ -57,7 +62,8 @@ class RouterCheckpoint:
                 f"training run, or pass geometry="
             )
         try:
-            return AttentionGeometry.from_router_config(self.config, self.family)
+            text_tokens = None if model_config is None else get_family(self.family).text_tokens_of(model_config)
+            return AttentionGeometry.from_router_config(self.config, self.family, text_tokens=text_tokens)
         except ValueError as error:
             raise CheckpointError(f"router config beside {self.path}: {error}") from error
 

@@ -180,7 +180,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
             if loaded is not None:
                 family.check_router_state(model, loaded.state_dict, f"router {loaded.path}")
-                geometry = geometry or loaded.geometry()
+                geometry = geometry or loaded.geometry(reader.config)
                 if geometry is None:
                     raise ValueError(
                         f"router {loaded.path}: has no config.json beside it, so its geometry is unknown; pass "

@@ -79,7 +79,7 @@ class Source:
         with CheckpointReader(self.checkpoint) as reader:
             family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
-        trained = None if router is None else router.geometry()
+        trained = None if router is None else router.geometry(config)
         calibrated = self.calibrated_routes()
         if router is None and self.size is None and calibrated is not None:
             trained = calibrated.geometry

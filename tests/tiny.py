@@ -18,7 +18,7 @@ from vorta_trt.engines import build_engine
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.export import export_onnx
 from vorta_trt.export.names import OPSET
-from vorta_trt.model import AttentionGeometry, RoutedTransformer
+from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -34,7 +34,14 @@ ROUTER_SIZES = ("layers", "single_layers", "heads", "head_dim")
 COMMON = {"layers": 2, "heads": 3, "head_dim": 32, "text_dim": TEXT_DIM, "channels": CHANNELS}
 WAN = {**COMMON, "ffn_dim": 64, "freq_dim": 32}
 HUNYUAN_VIDEO = {**COMMON, "single_layers": 1, "pooled_dim": 24, "refiner_layers": 1}
-MODELS = {"wan": WAN, "hunyuan_video": HUNYUAN_VIDEO}
+IMAGE = {**HUNYUAN_VIDEO, "layers": 1}
+# Family, and behind a space which of its models.
+MODELS: dict[str, dict[str, Any]] = {
+    "wan": WAN,
+    "hunyuan_video": HUNYUAN_VIDEO,
+    "hunyuan_video latent_concat": {**IMAGE, "image": "latent_concat"},
+    "hunyuan_video token_replace": {**IMAGE, "image": "token_replace"},
+}
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,20 @@ class Tiny:
     """Nothing writes to its folder, in which exported files lie beside the checkpoint that they name."""
 
     kept: Kept
-    family: str
+    name: str  # of MODELS
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(" ")[0]
 
     @property
     def folder(self) -> Path:
-        return self.kept.folder("plugins", "model", "export") / self.family
+        return self.kept.folder("plugins", "model", "export") / self.name
 
     @property
     def geometry(self) -> AttentionGeometry:
-        return AttentionGeometry.for_video(*SIZE, self.family)
+        with CheckpointReader(self.checkpoint) as reader:
+            return AttentionGeometry.for_video(*SIZE, self.family, config=reader.config)
 
     @property
     def checkpoint(self) -> Path:
@@ -75,7 +87,7 @@ class Tiny:
     @property
     def bundle(self) -> Path:
         """A bundle of TensorRT-RTX in fp16, with its ONNX file; batch 1 to 2."""
-        folder = self.kept.folder("plugins", "model", "export", "engines") / self.family
+        folder = self.kept.folder("plugins", "model", "export", "engines") / self.name
         return self.kept.make(
             folder / "with onnx.bundle", lambda path: build_engine(self.export("fp16"), path, include_onnx=True)
         )
@@ -104,10 +116,11 @@ def latents(pipeline: Any, steps: int = 3, seed: int = 0, **arguments: Any) -> t
     return sampled
 
 
-def make_tiny(kept: Kept, family: str) -> Tiny:
-    tiny = Tiny(kept, family)
-    kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[family])))
-    sizes = {name: size for name, size in MODELS[family].items() if name in ROUTER_SIZES}
+def make_tiny(kept: Kept, name: str) -> Tiny:
+    tiny = Tiny(kept, name)
+    family = tiny.family
+    kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[name])))
+    sizes = {name: size for name, size in MODELS[name].items() if name in ROUTER_SIZES}
     kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, seed=ROUTER_SEED, **sizes))
     return tiny
 

@@ -141,7 +141,7 @@ class ModelFamily(abc.ABC):
         coreset_keys: whose similarities choose a coreset's keys, see `AttentionGeometry`.
         published_grid: token grid of the authors' published setting of routed attention.
         published_tile: sliding tile of that setting; other grids get one whose window covers as large a share.
-        text_tokens: T of the self-attention, 0 if it is over video alone.
+        text_tokens: T of the self-attention as published, 0 if it is over video alone; `text_tokens_of` a config.
         patch: latent voxels per token (frames, height, width), as published.
         temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames. See
             `compression`.
@@ -253,6 +253,10 @@ class ModelFamily(abc.ABC):
         frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
         return config["in_channels"], frames, height, width
 
+    def latent_channels(self, config: Mapping[str, Any]) -> int:
+        """Channels of the transformer's output, those of the VAE; the input may have a condition's besides."""
+        return int(config.get("out_channels") or config["in_channels"])
+
     def compression(self, config: Mapping[str, Any] | None) -> tuple[int, int]:
         """Frames and pixels a side that one latent of a model's VAE stands for; without a config, of the usual models.
 
@@ -274,6 +278,10 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
         """The transformer's inputs, in order; latents and timestep come first."""
+
+    def text_tokens_of(self, config: Mapping[str, Any]) -> int:
+        """T of the self-attention of a model with that config, padding included; 0 if it is over video alone."""
+        return self.text_tokens
 
     @abc.abstractmethod
     def text_rows(self, text_tokens: int) -> int:

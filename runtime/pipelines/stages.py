@@ -184,7 +184,7 @@ class Parts:
             "VAE channels": family.vae_channels(vae_config(index, family, config, self._folder)),
             "text encoder's width": encoder.hidden_size,
         }
-        wanted = {"VAE channels": config["in_channels"], "text encoder's width": config[family.text_width]}
+        wanted = {"VAE channels": family.latent_channels(config), "text encoder's width": config[family.text_width]}
         for what, value in wanted.items():
             if found[what] not in (value, None):
                 raise CheckpointError(

@@ -98,7 +98,7 @@ def test_a_model_of_one_timestep_gets_one_whatever_the_folder_says_of_expanding_
         ("wan", {"image_dim": 1280}, "image_dim 1280, an image-to-video model"),
         ("wan", {"pos_embed_seq_len": 514}, "pos_embed_seq_len 514"),
         ("hunyuan_video", {"in_channels": 33}, "in_channels 33 and out_channels 16"),
-        ("hunyuan_video", {"image_condition_type": "token_replace"}, "image_condition_type 'token_replace'"),
+        ("hunyuan_video", {"image_condition_type": "latent_concat"}, "in_channels 16 .* 33 channels"),
     ],
 )
 def test_models_of_a_condition_are_refused_by_their_config(

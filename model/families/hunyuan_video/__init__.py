@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of HunyuanVideo, text to video."""
+"""The facts of HunyuanVideo: text to video, and both kinds of image to video."""
 
 from __future__ import annotations
 
@@ -28,12 +28,21 @@ FREQUENCIES = 256  # channels of the sinusoidal embeddings
 REFINER_MLP_RATIO = 4  # of the token refiner, whatever the config's mlp_ratio
 # The VAE decodes in tiles, or the published size fits no card: diffusers' defaults for enable_tiling.
 TILE_FRAMES, TILE_PIXELS = 16, 256
+# Rows of text where an image is encoded with it: 256 less the 4 that diffusers cuts out before the answer, and every
+# second one of 576 image tokens. With "token_replace" it takes every fourth, but for a negative prompt every second.
+IMAGE_TEXT_TOKENS = 252 + 288
+LATENT_CONCAT, TOKEN_REPLACE = "latent_concat", "token_replace"  # how an image conditions a model
 # The two results of a dual-stream block have no name of their own in the graph, so the block itself is not compared.
 _DUAL_STREAM_BLOCK = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     *("attn.to_out.0", "attn.to_add_out", "ff", "ff_context"),
 )
 _SINGLE_STREAM_BLOCK = ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v", "proj_out")
+
+
+def replaces_tokens(config: Mapping[str, Any]) -> bool:
+    """Whether an image stands in the place of the first latent frame."""
+    return config.get("image_condition_type") == TOKEN_REPLACE
 
 
 class HunyuanVideo(ModelFamily):
@@ -64,16 +73,20 @@ class HunyuanVideo(ModelFamily):
     demo = DemoModel({"layers": 2, "single_layers": 2}, {}, "HunyuanVideo", "117x720x1280")
 
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
-        if config.get("image_condition_type") is not None:
+        kind = config.get("image_condition_type")
+        if kind not in (None, LATENT_CONCAT, TOKEN_REPLACE):
             raise CheckpointError(
-                f"{source}: its config has image_condition_type {config['image_condition_type']!r}, an image-to-video "
-                f"model; only text-to-video is routed so far; use a {self.title} T2V checkpoint"
+                f"{source}: its config has image_condition_type {kind!r}; must be null, {LATENT_CONCAT!r} or "
+                f"{TOKEN_REPLACE!r}, as in the published {self.title} checkpoints; use one of those"
             )
-        if config["in_channels"] != config["out_channels"]:
+        channels, out_channels = config["in_channels"], self.latent_channels(config)
+        wanted = 2 * out_channels + 1 if kind == LATENT_CONCAT else out_channels
+        if channels != wanted:
+            what = "latents, image and a mask" if kind == LATENT_CONCAT else "latents alone"
             raise CheckpointError(
-                f"{source}: its config has in_channels {config['in_channels']} and out_channels "
-                f"{config['out_channels']}; the other channels are a condition, as of an image-to-video model; only "
-                f"text-to-video is routed so far; use a {self.title} T2V checkpoint"
+                f"{source}: its config has in_channels {channels} and out_channels {out_channels}; with "
+                f"image_condition_type {kind!r} the input is {what}, {wanted} channels; use a published {self.title} "
+                f"checkpoint"
             )
         if config.get("qk_norm", "rms_norm") != "rms_norm":
             raise CheckpointError(
@@ -82,9 +95,11 @@ class HunyuanVideo(ModelFamily):
             )
 
     def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
-        return (
-            PipelineKind("HunyuanVideoPipeline", ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")),
-        )
+        components: tuple[str, ...] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+        if config.get("image_condition_type") is None:
+            return (PipelineKind("HunyuanVideoPipeline", components),)
+        components = (*components, "image_processor")
+        return (PipelineKind("HunyuanVideoImageToVideoPipeline", components, ("vae",), ("image",)),)
 
     def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
         return original_config(shapes)
@@ -110,6 +125,9 @@ class HunyuanVideo(ModelFamily):
             return inputs
         # The pipeline gives 1000 times its guidance_scale.
         return *inputs, ModelInput("guidance", "uniform", low=1000.0, high=10000.0)  # [B]
+
+    def text_tokens_of(self, config: Mapping[str, Any]) -> int:
+        return self.text_tokens if config.get("image_condition_type") is None else IMAGE_TEXT_TOKENS
 
     def text_rows(self, text_tokens: int) -> int:
         return text_tokens
@@ -158,8 +176,10 @@ class HunyuanVideo(ModelFamily):
             + single * linear_flops(1, dim, 3 * dim)
             + linear_flops(1, dim, 2 * dim)
         )
+        if replaces_tokens(config):
+            modulation += dual * linear_flops(1, dim, 6 * dim) + single * linear_flops(1, dim, 3 * dim)
         conditioning = (
-            timestep
+            timestep * (1 + replaces_tokens(config))
             + bool(config["guidance_embeds"]) * timestep
             + mlp_flops(1, config["pooled_projection_dim"], dim, dim)
             + refiner
@@ -172,7 +192,7 @@ class HunyuanVideo(ModelFamily):
             "cross_attention": 0,
             "conditioning": conditioning,
             "patches": linear_flops(video, config["in_channels"] * voxels, dim)
-            + linear_flops(video, dim, config["out_channels"] * voxels),
+            + linear_flops(video, dim, self.latent_channels(config) * voxels),
         }
 
     def feed_forward_width(self, config: Mapping[str, Any]) -> int:

@@ -21,6 +21,44 @@ from vorta_trt.model.router import Router
 
 
 @dataclass(frozen=True)
+class Modulation:
+    """What modulates the tokens of every block.
+
+    Attributes:
+        temb: [B, E].
+        first_frame: [B, E], of the video tokens of the first frame where an image stands there in place of noise; None
+            if `temb` modulates them, too.
+        frame_tokens: tokens of a frame.
+    """
+
+    temb: Tensor
+    first_frame: Tensor | None = None
+    frame_tokens: int = 0
+
+    def of_video(self, norm: Any, parts: int, tokens: int) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates of the video tokens, and of any that follow them.
+
+        Args:
+            norm: a diffusers AdaLayerNormZero, AdaLayerNormZeroSingle, or one of those that replace tokens.
+            parts: how many there are.
+            tokens: X, how many tokens.
+
+        Returns:
+            [B, 1, E] each; [B, X, E] with `first_frame`, a choice of two values, which fuses with what uses it.
+        """
+        usual = self.of_text(norm, parts)
+        if self.first_frame is None:
+            return usual
+        replaced = _projected(norm, self.first_frame, parts)
+        in_first = (torch.arange(tokens, device=self.temb.device) < self.frame_tokens)[None, :, None]  # [1, X, 1]
+        return tuple(torch.where(in_first, first, rest) for first, rest in zip(replaced, usual, strict=True))
+
+    def of_text(self, norm: Any, parts: int) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates of the text tokens, [B, 1, E] each."""
+        return _projected(norm, self.temb, parts)
+
+
+@dataclass(frozen=True)
 class JointAttention:
     """Attention over video and text: all that is the same for every block.
 
@@ -61,19 +99,23 @@ class RoutedDualStreamBlock(nn.Module):
         self.router = router
 
     def forward(
-        self, video: Tensor, text: Tensor, temb: Tensor, attend: Attention, joint: JointAttention
+        self, video: Tensor, text: Tensor, modulation: Modulation, attend: Attention, joint: JointAttention
     ) -> tuple[Tensor, Tensor]:
-        """Video [B, S, E], text [B, T, E], temb [B, E] -> video, text of the same shapes."""
-        normed, gate, shift, scale, ff_gate = self.norm1(video, emb=temb)  # [B, S, E], [B, E] four times
-        normed_text, text_gate, text_shift, text_scale, text_ff_gate = self.norm1_context(text, emb=temb)
+        """Video [B, S, E], text [B, T, E] -> video, text of the same shapes."""
+        of_video = modulation.of_video(self.norm1, 6, video.shape[1])  # [B, 1 or S, E] each
+        of_text = modulation.of_text(self.norm1_context, 6)  # [B, 1, E] each
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = of_video
+        text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = of_text
+        normed = self.norm1.norm(video) * (1 + scale) + shift  # [B, S, E]
+        normed_text = self.norm1_context.norm(text) * (1 + text_scale) + text_shift  # [B, T, E]
         query, key, value = self._heads(normed, normed_text)  # [B, S+T, N, D] each
         attended = joint(query, key, value, attend, self.observer)  # [B, S+T, E]
         for_video, for_text = attended.split((video.shape[1], text.shape[1]), dim=1)  # [B, S, E], [B, T, E]
-        video = video + self.attn.to_out[1](self.attn.to_out[0](for_video)) * gate[:, None]
-        text = text + self.attn.to_add_out(for_text) * text_gate[:, None]
-        video = video + self.ff(self.norm2(video) * (1 + scale[:, None]) + shift[:, None]) * ff_gate[:, None]
-        modulated = self.norm2_context(text) * (1 + text_scale[:, None]) + text_shift[:, None]  # [B, T, E]
-        text = text + self.ff_context(modulated) * text_ff_gate[:, None]
+        video = video + self.attn.to_out[1](self.attn.to_out[0](for_video)) * gate
+        text = text + self.attn.to_add_out(for_text) * text_gate
+        video = video + self.ff(self.norm2(video) * (1 + ff_scale) + ff_shift) * ff_gate
+        modulated = self.norm2_context(text) * (1 + text_ff_scale) + text_ff_shift  # [B, T, E]
+        text = text + self.ff_context(modulated) * text_ff_gate
         return video, text
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
@@ -110,21 +152,28 @@ class RoutedSingleStreamBlock(nn.Module):
         self.proj_mlp, self.act_mlp, self.proj_out = block.proj_mlp, block.act_mlp, block.proj_out
         self.router = router
 
-    def forward(self, tokens: Tensor, temb: Tensor, attend: Attention, joint: JointAttention) -> Tensor:
-        """Tokens [B, S+T, E], temb [B, E] -> [B, S+T, E]."""
+    def forward(self, tokens: Tensor, modulation: Modulation, attend: Attention, joint: JointAttention) -> Tensor:
+        """Tokens [B, S+T, E] -> [B, S+T, E]."""
         attn = self.attn
-        normed, gate = self.norm(tokens, emb=temb)  # [B, S+T, E], [B, E]
+        shift, scale, gate = modulation.of_video(self.norm, 3, tokens.shape[1])  # [B, 1 or S+T, E] each
+        normed = self.norm.norm(tokens) * (1 + scale) + shift  # [B, S+T, E]
         fed = self.act_mlp(self.proj_mlp(normed))  # [B, S+T, 4 E]
         query = _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(normed)))  # [B, S+T, N, D]
         key = _rms_norm(attn.norm_k, _split_heads(attn, attn.to_k(normed)))  # [B, S+T, N, D]
         value = _split_heads(attn, attn.to_v(normed))  # [B, S+T, N, D]
         attended = joint(query, key, value, attend, self.observer)  # [B, S+T, E]
-        return tokens + gate[:, None] * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
+        return tokens + gate * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
         """What the attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
         weight: Tensor = self.proj_out.weight[:, : self.attn.to_q.out_features]  # the rest is for the feed forward
         return weight, weight
+
+
+def _projected(norm: Any, temb: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """The `parts` that an adaptive norm makes of an embedding [B, E], [B, 1, E] each."""
+    modulation: Tensor = norm.linear(norm.silu(temb)).unsqueeze(1)  # [B, 1, parts * E]
+    return modulation.chunk(parts, dim=2)
 
 
 def _rms_norm(norm: Any, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.families.hunyuan_video import LATENT_CONCAT
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
@@ -31,12 +32,13 @@ def make_checkpoint(
     pooled_dim: int = 48,
     refiner_layers: int = 2,
     channels: int = 16,
-    guidance: bool = True,
+    guidance: bool | None = None,
+    image: str | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """A HunyuanVideo text-to-video pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
+    """A HunyuanVideo pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
 
     Args:
         path: of the folder.
@@ -47,8 +49,9 @@ def make_checkpoint(
         text_dim: width of the text embeddings.
         pooled_dim: width of the pooled text embedding.
         refiner_layers: blocks of the token refiner.
-        channels: C of the latents, in and out.
-        guidance: embed the guidance scale.
+        channels: C of the latents.
+        guidance: embed the guidance scale; None: as the published model does, all but "latent_concat".
+        image: how an image conditions the model, "latent_concat" or "token_replace"; None makes one of text alone.
         dtype: of the weights.
         seed: of the weights.
         shard_bytes: above this size the weights are several files.
@@ -70,9 +73,10 @@ def make_checkpoint(
             attention_head_dim=head_dim,
             text_embed_dim=text_dim,
             pooled_projection_dim=pooled_dim,
-            in_channels=channels,
+            in_channels=2 * channels + 1 if image == LATENT_CONCAT else channels,
             out_channels=channels,
-            guidance_embeds=guidance,
+            guidance_embeds=image != LATENT_CONCAT if guidance is None else guidance,
+            image_condition_type=image,
             rope_axes_dim=(head_dim - height - width, height, width),
         )
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)  # type: ignore[no-untyped-call]

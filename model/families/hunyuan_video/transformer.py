@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HunyuanVideo (text to video) with routed attention, in its dual-stream and its single-stream blocks.
+"""HunyuanVideo with routed attention, in its dual-stream and its single-stream blocks.
 
 The blocks themselves: `blocks.py`.
 
 Text tokens take part in the attention of every block: they follow the video tokens, padded to the geometry's T, and a
 mask says which of them are valid. Padded rows are neither attended to nor computed (see `routed_attention`).
+
+Of the models that begin with an image, "latent_concat" has the image and a mask as further channels of its latents, and
+"token_replace" has it in place of the first latent frame, whose tokens are modulated by the embedding of timestep 0.
 
 The routers see the bare timestep embedding, without text and guidance: a schedule's routes are known before sampling.
 Dtypes follow diffusers' HunyuanVideoTransformer3DModel: everything in the model's dtype, rotary embedding and timestep
@@ -26,7 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vorta_trt.model.boxes import Shape
-from vorta_trt.model.families.hunyuan_video.blocks import JointAttention, RoutedDualStreamBlock, RoutedSingleStreamBlock
+from vorta_trt.model.families.hunyuan_video import replaces_tokens
+from vorta_trt.model.families.hunyuan_video.blocks import (
+    JointAttention,
+    Modulation,
+    RoutedDualStreamBlock,
+    RoutedSingleStreamBlock,
+)
 from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
@@ -86,7 +95,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             route_override: int32 [L, N]; -1 lets the router decide, another id (see `Branch`) replaces its choice.
 
         Returns:
-            sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+            sample [B, C, F, H, W] of `out_channels`, and the routes taken, int32 [L, B, N].
 
         Raises:
             ValueError: the latents or the text do not match the geometry, or a shape or dtype is wrong.
@@ -103,7 +112,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
         joint = JointAttention((self.rope_cos, self.rope_sin), text_length)
         bare = self.timestep_embedding(timestep)  # [B, E]
-        temb = self._conditioning(bare, pooled_projections, guidance)  # [B, E]
+        modulation = self._modulation(bare, timestep, pooled_projections, guidance, geometry)
         video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
         text = self.context_embedder(encoder_hidden_states, timestep, valid)  # [B, T, E]
 
@@ -115,12 +124,12 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             taken.append(told)
         dual = len(self.transformer_blocks)
         for block, attend in zip(self.transformer_blocks, chosen[:dual], strict=True):
-            video, text = self._run_block(block, video, text, temb, attend, joint)
+            video, text = self._run_block(block, video, text, modulation, attend, joint)
         tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
         for block, attend in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
-            tokens = self._run_block(block, tokens, temb, attend, joint)
+            tokens = self._run_block(block, tokens, modulation, attend, joint)
 
-        video = self.norm_out(tokens[:, : geometry.video_tokens], temb)  # [B, S, E]
+        video = self.norm_out(tokens[:, : geometry.video_tokens], modulation.temb)  # [B, S, E]
         return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
@@ -133,10 +142,18 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
     def routed_blocks(self) -> list[Any]:
         return [*self.transformer_blocks, *self.single_transformer_blocks]
 
-    def _conditioning(self, bare: Tensor, pooled_projections: Tensor, guidance: Tensor | None) -> Tensor:
-        """What modulates the blocks: timestep, guidance and pooled text together, [B, E] in the model's dtype."""
+    def _modulation(
+        self,
+        bare: Tensor,
+        timestep: Tensor,
+        pooled_projections: Tensor,
+        guidance: Tensor | None,
+        geometry: AttentionGeometry,
+    ) -> Modulation:
+        """What modulates the blocks: timestep, guidance and pooled text together, in the model's dtype."""
         embedder = self.time_text_embed
-        conditioning = bare.to(self.dtype)
+        pooled = embedder.text_embedder(pooled_projections)  # [B, E]
+        temb = bare.to(self.dtype)  # [B, E]
         if embedder.guidance_embedder is not None:
             if guidance is None:
                 raise ValueError(
@@ -144,8 +161,12 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
                     "[B], e.g. torch.full((batch,), 6000.0)"
                 )
             frequencies = embedder.time_proj(guidance)  # [B, 256], float32
-            conditioning = conditioning + embedder.guidance_embedder(frequencies.to(self.dtype))
-        return conditioning + embedder.text_embedder(pooled_projections)  # type: ignore[no-any-return]
+            temb = temb + embedder.guidance_embedder(frequencies.to(self.dtype))
+        if not replaces_tokens(self.config):
+            return Modulation(temb + pooled)
+        at_zero = self.timestep_embedding(torch.zeros_like(timestep)).to(self.dtype)  # [B, E]
+        _, height, width = geometry.grid
+        return Modulation(temb + pooled, at_zero + pooled, height * width)
 
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         latent = [axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True)]

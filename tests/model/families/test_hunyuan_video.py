@@ -422,7 +422,16 @@ def test_wrong_models(hunyuan_video: Any, pipeline: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_condition_type": "token_replace"}, "image_condition_type 'token_replace', an image-to-video model"),
+        (
+            {"image_condition_type": "latent_concat"},
+            "in_channels 4 and out_channels 4; with image_condition_type 'latent_concat' the input is latents, image "
+            "and a mask, 9 channels",
+        ),
+        (
+            {"in_channels": 9},
+            "in_channels 9 and out_channels 4; with image_condition_type None the input is latents al",
+        ),
+        ({"image_condition_type": "crossfade"}, "image_condition_type 'crossfade'; must be null, 'latent_concat' or"),
         ({"qk_norm": "layer_norm"}, "qk_norm 'layer_norm'; must be 'rms_norm'"),
     ],
 )
