@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.families import get_family
-from vorta_trt.model.inputs import check_per_sample, check_valid_first
+from vorta_trt.model.inputs import check_valid_first, token_grid
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
+from vorta_trt.runtime.pipelines.timesteps import Timesteps
 
 Given = Mapping[str, Tensor | None]  # the pipeline's tensors, by name
 Inputs = dict[str, Tensor]  # the model's
@@ -120,7 +121,11 @@ class ModelInputs:
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
         self._family = get_family(denoiser.family)
-        self._conditions = [spec for spec in self._family.inputs(denoiser.config) if not spec.step]
+        inputs = self._family.inputs(denoiser.config)
+        self._conditions = [spec for spec in inputs if not spec.step]
+        per_sample = next(spec.sizes for spec in inputs if spec.name == "timestep")
+        self._timesteps = Timesteps(int(per_sample[0]) if per_sample else 1)
+        self._patch = self._family.patch_of(denoiser.config)
         self._converted: dict[str, tuple[Snapshot, Inputs]] = {}
 
     def __call__(self, given: Given, context: str) -> Inputs:
@@ -136,21 +141,25 @@ class ModelInputs:
         latents, timestep = given["hidden_states"], given["timestep"]
         assert latents is not None and timestep is not None
         self._check_latents(latents)
-        timestep = timestep.expand(latents.shape[0]) if timestep.ndim == 0 else timestep
-        check_per_sample(timestep=timestep)
+        timestep = self._timesteps(timestep, latents.shape[0], token_grid(latents, self._patch))
         conditions = conditions_of(given)
         known = self._converted.get(context)
         if known is None or not known[0].same(conditions):
             known = self._converted[context] = Snapshot(conditions), self._convert(conditions)
         return {
             "hidden_states": latents.to(self._denoiser.dtype),  # [B, C, F, H, W]
-            "timestep": timestep.to(torch.float32),  # [B]
+            "timestep": timestep,  # [B] or [B, 2]
             **known[1],
         }
 
+    def finish(self) -> None:
+        """Checks what has not been checked yet of the last call; raises as a call does."""
+        self._timesteps.finish()
+
     def forget(self) -> None:
-        """Lets go of remembered conditions."""
+        """Lets go of remembered conditions, and of what is not known yet of the last timesteps."""
         self._converted.clear()
+        self._timesteps.forget()
 
     def _check_latents(self, latents: Tensor) -> None:
         expected, shape = self._denoiser.latent_shape, tuple(latents.shape)

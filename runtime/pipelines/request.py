@@ -37,6 +37,7 @@ from vorta_trt.runtime.pipelines.inputs import (
     conditions_of,
     of_step,
 )
+from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.finite import FiniteCheck, HostCopy
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
@@ -168,7 +169,7 @@ class Request:
         self._step = step
         if timestep is not self._timestep:
             self._timestep = timestep
-            self._seen.append((step, timestep.dtype, HostCopy(timestep)))
+            self._seen.append((step, timestep.dtype, HostCopy(of_schedule(timestep))))
         if self._on_step is not None and context == COND:
             self._on_step(step)
         return self._guided(context, given) if self.plan.compute[step] else None
@@ -237,6 +238,7 @@ class Request:
     def finish(self) -> None:
         """Checks what has not been checked yet, and that the plan was used, all of it."""
         self._compare()
+        self._convert.finish()
         self._finite.finish()
         taken, steps = self.state.taken, len(self.plan.timesteps)
         if taken == 0 and self._videos:

@@ -44,6 +44,7 @@ from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, Torch
 from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, memory_of, schedule_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
 from vorta_trt.runtime.pipelines.request import COND, OnStep, Request
+from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 
@@ -303,7 +304,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """Routes [L, N] at a timestep; those of a schedule are looked up when its first one comes, and read no more."""
         schedule = None if timestep.is_inference() else memory_of(timestep)
         if schedule is None:
-            return calibration.overrides(timestep.flatten()[:1])[0]
+            return calibration.overrides(of_schedule(timestep).flatten()[:1])[0]
         known, version = self._looked_up, timestep._version
         if known is None or known[0].data_ptr() != schedule.data_ptr() or known[1] != version:
             known = self._looked_up = schedule, version, calibration.overrides(schedule)
@@ -323,6 +324,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         for request in (self._request, self._own):
             if request is not None:
                 request.reset()
+        self._convert.finish()
         self._convert.forget()
         self._looked_up = None
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The timesteps that a pipeline calls its transformer with, as the model takes them.
+
+Most pipelines give one per sample, [B]. One that expands timesteps gives one per token, [B, S]: the step's own, or 0 on
+the tokens of the first latent frame where that is the latent of a given image. A model takes [B], or [B, 2]: that of
+the first latent frame, and that of all others. Both are picked out of the tokens; that no other token says otherwise is
+found out on the device, and looked at on the host without waiting for a GPU.
+
+Letters: B batch, S video tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.boxes import Shape
+from vorta_trt.model.inputs import check_per_sample, check_two_per_sample
+from vorta_trt.runtime.sampling.finite import HostCopy
+
+
+def of_schedule(timestep: Tensor) -> Tensor:
+    """The step's own timestep for each sample, [B] or [], of [B, S], [B] or [].
+
+    The last token is never of the first latent frame, unless that is the only one.
+    """
+    return timestep[:, -1] if timestep.ndim == 2 else timestep
+
+
+class Timesteps:
+    """Turns the timesteps of every call into the model's.
+
+    Args:
+        per_sample: How many the model takes, 1 or 2.
+    """
+
+    def __init__(self, per_sample: int) -> None:
+        self._per_sample = per_sample
+        self._pending: HostCopy | None = None
+
+    def __call__(self, timestep: Tensor, batch: int, grid: Shape) -> Tensor:
+        """The model's timesteps, float32 [B] or [B, 2].
+
+        Args:
+            timestep: The pipeline's, [], [B] or [B, S].
+            batch: B.
+            grid: Tokens (frames, height, width).
+
+        Raises:
+            ValueError: Another shape; or tokens that differ otherwise than by the first frame, which on a GPU is said
+                by the next call or by `finish`.
+        """
+        self.finish()
+        frames, height, width = grid
+        if timestep.ndim == 0:
+            timestep = timestep.expand(batch)  # [B]
+        if timestep.ndim == 2:
+            first, others = (height * width, frames - 1) if self._per_sample == 2 else (0, frames)
+            others *= height * width
+            if tuple(timestep.shape) != (batch, first + others):
+                raise ValueError(
+                    f"timestep of shape {tuple(timestep.shape)}: must be ({batch},), one per sample, or "
+                    f"{(batch, first + others)}, one per token of these latents"
+                )
+            by_token = timestep
+            timestep = by_token[:, -1]  # [B]
+            even = (by_token[:, first:] == by_token[:, -1:]).all()
+            if self._per_sample == 2:
+                even &= (by_token[:, :first] == by_token[:, :1]).all()
+                timestep = torch.stack((by_token[:, 0], timestep), dim=1)  # [B, 2]
+            self._pending = HostCopy(even)
+            if not even.is_cuda:
+                self.finish()
+        elif self._per_sample == 2:
+            check_per_sample(timestep=timestep)
+            timestep = timestep.unsqueeze(1).expand(-1, 2)  # [B, 2]
+        (check_two_per_sample if self._per_sample == 2 else check_per_sample)(timestep=timestep)
+        return timestep.to(torch.float32)
+
+    def forget(self) -> None:
+        """Lets go of the last call, whose tokens are not looked at any more."""
+        self._pending = None
+
+    def finish(self) -> None:
+        """Looks at what is known of the last call's tokens; raises as a call does."""
+        pending, self._pending = self._pending, None
+        if pending is not None and not bool(pending.wait()):
+            rule = (
+                "the tokens of the first latent frame must have one timestep, and all others one"
+                if self._per_sample == 2
+                else "this model has one timestep for all of them"
+            )
+            raise ValueError(f"timestep by token, with other values than a pipeline's: {rule}; give it as [B]")
