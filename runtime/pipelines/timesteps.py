@@ -59,8 +59,8 @@ class Timesteps:
             others *= height * width
             if tuple(timestep.shape) != (batch, first + others):
                 raise ValueError(
-                    f"timestep of shape {tuple(timestep.shape)}: must be [B], {batch} of them, or [B, S], one for each of "
-                    f"the {first + others} tokens of these latents"
+                    f"timestep of shape {tuple(timestep.shape)}: must be [B], {batch} of them, or [B, S], one for "
+                    f"each of the {first + others} tokens of these latents"
                 )
             by_token = timestep
             timestep = by_token[:, -1]  # [B]
