@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def load_pipeline(
     purpose: str,
     kind: PipelineKind | None = None,
     transformer: Any = None,
+    parts: Mapping[str, Any] = MappingProxyType({}),
     without: Collection[str] = (),
 ) -> Any:
     """The pipeline on the CPU, without the transformer of the checkpoint.
@@ -64,6 +66,7 @@ def load_pipeline(
         purpose: what needs it, for errors.
         kind: which pipeline of the transformer; None is the first, see `ModelFamily.pipeline_kinds`.
         transformer: what takes the place of the transformer.
+        parts: components that are there already, or stand in for some.
         without: further parts that are not loaded, of the pipeline's components; it has None in their place.
 
     Raises:
@@ -75,7 +78,7 @@ def load_pipeline(
     index = check_pipeline(checkpoint, family, config, purpose=purpose)
     kind = kind or family.pipeline_kinds(config)[0]
     made: Any = getattr(diffusers, kind.pipeline)
-    loaded: dict[str, Any] = dict.fromkeys(without)
+    loaded: dict[str, Any] = {**dict.fromkeys(without), **parts}
     # A folder of one transformer may keep these from one of two: without the second they mean nothing.
     neutral = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
     settings = {**neutral, **kind.settings}
@@ -152,6 +155,13 @@ def vae_config(
     config = typed_config(kind, read_json(file, "a diffusers VAE"), file)
     family.check_vae(config, transformer_config, str(file))
     return config
+
+
+def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
+    """A model among the components without weights: its class made by its config on the meta device."""
+    kind = component_class(index, name, checkpoint)
+    with LOADING, torch.device("meta"):
+        return kind.from_config(read_json(checkpoint / name / "config.json", kind.__name__))
 
 
 def _check_files(folder: Path) -> None:

@@ -249,7 +249,7 @@ class ModelFamily(abc.ABC):
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
     def latent_shape(self, config: Mapping[str, Any], grid: Shape) -> tuple[int, int, int, int]:
-        """C, F, H, W of the latents that give a token grid."""
+        """C, F, H, W of `hidden_states`, conditions among the channels, that give a token grid."""
         frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
         return config["in_channels"], frames, height, width
 

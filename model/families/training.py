@@ -57,11 +57,44 @@ class TrainingFamily(abc.ABC):
     ) -> dict[str, Any]:
         """The routed transformer's arguments: noisy [B, C, F, H, W], timesteps [B], conditions [B, ...] each."""
 
+    # -- images, in generation -----------------------------------------------------------------------------------------
+
+    def encode_negative(
+        self, pipeline: Any, text: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """As `encode_caption`, of what guidance leads away from."""
+        return self.encode_caption(pipeline, text, device, images)
+
+    def condition(
+        self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
+    ) -> None:
+        """Has VAE and image encoders encode the images of a request, with the calls that the pipeline will make later.
+
+        What they give is kept, and given again when the pipeline samples without them (`runtime.pipelines.recorded`).
+        So this calls the pipeline's own methods, with the arguments of its `__call__`.
+
+        Args:
+            pipeline: diffusers', with the conditioners of its `PipelineKind`.
+            images: in RGB, of PIL, by the pipeline's argument.
+            size: frames, height and width of the video in pixels.
+            device: where the conditioners are.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: a family whose pipelines take images says how")
+
     # -- preparation ---------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
-        """The tensors of `conditions` of a caption, by the pipeline's text encoders; without a batch axis."""
+    def encode_caption(
+        self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of `conditions` of a caption, by the pipeline's text encoders; without a batch axis.
+
+        Args:
+            pipeline: diffusers', with text encoders and tokenizers.
+            caption: the text.
+            device: where they are.
+            images: those of the request, for text encoders that see them; None if there are none.
+        """
 
 
 def training_family(name: str, config: Mapping[str, Any]) -> TrainingFamily:

@@ -9,13 +9,14 @@ Letters: B batch, C latent channels, F, H, W latent frames, height, width, T tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.families import get_family
+from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.inputs import check_valid_first, token_grid
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
 from vorta_trt.runtime.pipelines.timesteps import Timesteps
@@ -202,7 +203,9 @@ class ModelInputs:
                 tensor = tensor.to(torch.float32)  # [B]
             else:
                 tensor = tensor.to(self._denoiser.dtype)  # [B, ..., channels]
-                if tensor.ndim == 3:
+                if "text" not in spec.sizes:
+                    tensor = _as_samples(spec, tensor, text.shape[0])
+                elif tensor.ndim == 3:
                     tensor = functional.pad(tensor, (0, 0, 0, padding))  # [B, T, channels]
             inputs[spec.name] = tensor
         return inputs
@@ -220,3 +223,14 @@ class ModelInputs:
                 f"call the pipeline with max_sequence_length={tokens}"
             )
         return padding
+
+
+def _as_samples(spec: ModelInput, tensor: Tensor, batch: int) -> Tensor:
+    """[B, *] of what a pipeline gives for all samples, of which each may have several, such as one for an image."""
+    sizes = spec.shape(0)
+    if tensor.numel() != batch * math.prod(sizes) or tensor.shape[-1] != sizes[-1]:
+        raise ValueError(
+            f"{spec.name} of shape {tuple(tensor.shape)}: must be {(batch, *sizes)} for {batch} samples; give what the "
+            f"pipeline's own encoders make of the images that this model takes"
+        )
+    return tensor.reshape(batch, *sizes)

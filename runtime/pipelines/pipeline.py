@@ -4,8 +4,8 @@
     with VortaPipeline.from_pretrained("model.bundle", "CHECKPOINT") as pipe:
         pipe("A cat walks on grass", num_inference_steps=30, seed=1).save("cat.mp4")
 
-Every video goes through the same stages, see `stages`: encode, denoise, decode. What is freed between them is the
-`residency`.
+Every video goes through the same stages, see `stages`: encode, condition, denoise, decode. What is freed between them
+is the `residency`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,24 @@ import numpy.typing as npt
 import torch
 
 from vorta_trt.engines.bundle import Bundle
+from vorta_trt.model.families import PipelineKind
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
+from vorta_trt.runtime.pipelines.images import ImageLike, Images, read_image
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
-from vorta_trt.runtime.pipelines.stages import Conditions, OnStage, OnStep, Parts, Sampling, decode, denoise, encode
+from vorta_trt.runtime.pipelines.stages import (
+    Conditions,
+    OnStage,
+    OnStep,
+    Parts,
+    Sampling,
+    condition,
+    decode,
+    denoise,
+    encode,
+)
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.video_file import write_frames
@@ -205,7 +217,8 @@ class VortaPipeline:
         on_video: OnVideo,
         params: SamplingParams | None = None,
         *,
-        image: Any = None,
+        image: ImageLike | None = None,
+        last_image: ImageLike | None = None,
         generator: torch.Generator | None = None,
         locate: bool | None = None,
         on_step: OnStep | None = None,
@@ -219,7 +232,8 @@ class VortaPipeline:
             on_video: Called with the number of a prompt and its video as soon as that is decoded; not to call this
                 pipeline.
             params: How to sample; its seed is that of every video.
-            image: For models that begin with one.
+            image: That every video begins with, for models that take one: a file, or an image of PIL.
+            last_image: That every video ends with, for models that take one.
             generator: Of the noise, in the place of a seed.
             locate: See `VortaTransformer.request`.
             on_step: Called as every step begins.
@@ -227,7 +241,7 @@ class VortaPipeline:
             changes: Of the parameters, by name: `num_inference_steps=30`, `seed=1`, `dense_first=2`, ...
 
         Raises:
-            ValueError: No prompt, or parameters that do not suit the family.
+            ValueError: No prompt, or parameters or images that do not suit the model.
             NonFiniteError: With step and, if looked for, layer.
             FallbackError: In strict mode. After any error the pipeline is ready for the next request.
         """
@@ -235,8 +249,6 @@ class VortaPipeline:
             raise ValueError(f"prompts {prompts!r}: must be a list of strings, and must hold at least one")
         if params is not None and not isinstance(params, SamplingParams):
             raise ValueError(f"params {params!r}: must be SamplingParams; give its fields by name, e.g. seed=1")
-        if image is not None:
-            raise ValueError("image: this model makes videos of text alone; leave it out")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(
                 f"generator {generator!r}: must be a torch.Generator, which serves all videos; or give seed, a number"
@@ -247,9 +259,11 @@ class VortaPipeline:
                 raise ValueError(f"prompt {ascii(text)}: has half of a surrogate pair, so it is no text; write it anew")
         if generator is not None and params.seed is not None:
             raise ValueError(f"seed {params.seed}: the generator has one of its own; give one of them")
+        kind, images = self._images({"image": image, "last_image": last_image})
         with self._lock:
             seed = secrets.randbits(32) if params.seed is None else params.seed
-            sampling = Sampling(params, self.plan(params), _noise(seed, generator), locate, on_step)
+            sampling = Sampling(params, self.plan(params), _noise(seed, generator), images, locate, on_step)
+            self.parts.kind = kind
             self.parts.on_stage = on_stage or (lambda *_: None)
             # What is freed between the stages is loaded once for all prompts.
             together = len(prompts) if self.residency.is_sequential else 1
@@ -258,14 +272,24 @@ class VortaPipeline:
                 for number, video in enumerate(videos, first):
                     on_video(number, video)
 
+    def _images(self, given: Mapping[str, ImageLike | None]) -> tuple[PipelineKind, Images]:
+        """The pipeline that takes them, and the images, read and checked."""
+        there = {name: image for name, image in given.items() if image is not None}
+        kind = self.planner.kind(there)
+        images = {name: read_image(name, image) for name, image in there.items()}
+        self.planner.check_images(images)
+        return kind, images
+
     def _videos(self, prompts: Sequence[str], first: int, sampling: Sampling) -> Iterator[GeneratedVideo]:
         """The stages, one after the other; each video as soon as it is decoded."""
         began = time.perf_counter()
         conditions = self._conditions(prompts, sampling)
         self.parts.free()
+        encoded = condition(sampling.images, self.parts)
+        self.parts.free()
         encoding = (time.perf_counter() - began) / len(prompts)  # an equal share
-        denoised = denoise(conditions, first, sampling, self.parts)
-        del conditions
+        denoised = denoise(conditions, encoded, first, sampling, self.parts)
+        del conditions, encoded
         self.parts.free()
         began = time.perf_counter()
         latents = [each.latents for each in denoised]
@@ -286,10 +310,10 @@ class VortaPipeline:
 
     def _conditions(self, prompts: Sequence[str], sampling: Sampling) -> list[Conditions]:
         """What the transformer is given with the latents of every prompt: text, each encoded once."""
-        negatives = [sampling.params.negative_prompt or ""] if sampling.planned.guided else []
-        encoded = encode(list(dict.fromkeys([*prompts, *negatives])), self.parts)
-        against = {f"negative_{name}": tensor for text in negatives for name, tensor in encoded[text].items()}
-        return [encoded[prompt] | against for prompt in prompts]
+        negative = (sampling.params.negative_prompt or "") if sampling.planned.guided else None
+        encoded, against = encode(list(dict.fromkeys(prompts)), negative, sampling.images, self.parts)
+        negatives = {f"negative_{name}": tensor for name, tensor in against.items()}
+        return [encoded[prompt] | negatives for prompt in prompts]
 
     def close(self) -> None:
         """Frees the engine; text encoders and VAE go with this object. May be called twice."""

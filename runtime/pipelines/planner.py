@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,14 @@ import torch
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.families import Guidance, get_family
+from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.images import Images, check_size, choose_kind
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
@@ -210,6 +212,21 @@ class RequestPlanner:
             negative_prompt=params.negative_prompt,
             distilled=params.gives_steps and params.scheduler is None,
         )
+
+    def kind(self, images: Collection[str]) -> PipelineKind:
+        """The pipeline of diffusers that makes videos of these image arguments.
+
+        Raises:
+            ValueError: An image is missing, or has no place.
+        """
+        return choose_kind(get_family(self.family).pipeline_kinds(self.config), images)
+
+    def check_images(self, images: Images) -> None:
+        """Raises ValueError where an image does not fit the videos; see `images.check_size`."""
+        (_, *sides), (_, *grid) = self.size, self.geometry.grid
+        height, width = (side // tokens for side, tokens in zip(sides, grid, strict=True))
+        for name, image in images.items():
+            check_size(name, image, self.size, (height, width))
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

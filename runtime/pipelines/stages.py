@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of generation: encode, denoise, decode; and `Parts`, which has ready what each of them needs.
+"""The stages of generation: encode, condition, denoise, decode; and `Parts`, which has ready what each of them needs.
 
 A stage is the same whether its parts stay or go afterwards. What is sampled is what diffusers' own pipeline samples:
-its `encode_prompt` encodes, its `__call__` denoises from the embeddings to latents, and its VAE decodes those.
+its `encode_prompt` encodes, its `__call__` denoises from the embeddings to latents, and its VAE decodes those. The
+condition stage is there for models that take images; what it encodes is given again while the pipeline denoises, see
+`recorded`.
 
 Letters: C latent channels, F, H, W frames, height, width, of latents or of the video.
 """
@@ -11,10 +13,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,10 +29,19 @@ from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.model_index import ModelIndex
-from vorta_trt.model.pipeline_folder import check_pipeline, component_class, load_part, load_pipeline, vae_config
+from vorta_trt.model.pipeline_folder import (
+    check_pipeline,
+    component_class,
+    empty_part,
+    load_part,
+    load_pipeline,
+    vae_config,
+)
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.images import Images
 from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn
 from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
@@ -56,6 +68,7 @@ class Parts:
     Attributes:
         planner: As given.
         choice: Decides what stays; set it before anything is loaded.
+        kind: The pipeline of diffusers that runs; set it before a request.
         transformer: While it is loaded.
         on_stage: Called with what is being loaded.
     """
@@ -69,10 +82,11 @@ class Parts:
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
-        self._check(check_pipeline(self._folder, self._family, planner.config, purpose=PURPOSE))
-        self._kind = self._family.pipeline_kinds(planner.config)[0]
-        self._encoders = tuple(name for name in self._kind.components if name not in VAE)
-        self._kept: dict[tuple[str, ...], Any] = {}  # resident: the pipeline of each stage, by its components
+        self._index = check_pipeline(self._folder, self._family, planner.config, purpose=PURPOSE)
+        self._check(self._index)
+        self.kind = self._family.pipeline_kinds(planner.config)[0]
+        self._kept: dict[str, Any] = {}  # resident: components
+        self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}  # and the pipeline of each stage
         self.transformer: VortaTransformer | None = None
         self.on_stage: OnStage = lambda *_: None
 
@@ -82,7 +96,7 @@ class Parts:
             device = transformer.device
         if self.choice.cpu_offload and device.type != "cuda":
             raise VortaError(f"cpu_offload: there is no GPU to keep free, the model runs on the {device}; leave it out")
-        for names in (self._encoders, VAE):
+        for names in (self._encoders, self.kind.conditioners, VAE):
             pipeline = self._get(names, device)
             if not self.choice.cpu_offload:
                 _move(pipeline, names, device)
@@ -107,15 +121,27 @@ class Parts:
             yield pipeline, device
 
     @contextmanager
-    def denoising(self) -> Iterator[tuple[Any, VortaTransformer]]:
-        """A pipeline of diffusers with the transformer alone, and that."""
+    def conditioning(self) -> Iterator[tuple[Any, torch.device]]:
+        """A pipeline of diffusers with what encodes images, and where that runs."""
+        device = self.choice.device if self.transformer is None else self.transformer.device
+        with self._pipeline(self.kind.conditioners, device) as pipeline:
+            yield pipeline, device
+
+    @contextmanager
+    def denoising(self, encoded: Mapping[str, Any] = MappingProxyType({})) -> Iterator[tuple[Any, VortaTransformer]]:
+        """A pipeline of diffusers with the transformer alone, and that.
+
+        Args:
+            encoded: Stands in for components that have encoded images.
+        """
         try:
             if self.transformer is None:
                 self.on_stage("loading the engine", 0, 0)
                 self.transformer = self._open()
             with self._pipeline((), self.transformer.device) as pipeline:
                 pipeline.transformer = self.transformer
-                yield pipeline, self.transformer
+                with _exchanged(pipeline, encoded):
+                    yield pipeline, self.transformer
         finally:
             if self.choice.is_sequential:
                 self.close()
@@ -144,15 +170,20 @@ class Parts:
             if self.choice.cpu_offload:
                 _move(pipeline, names, CPU)
 
+    @property
+    def _encoders(self) -> tuple[str, ...]:
+        return tuple(name for name in self.kind.components if name not in (*self.kind.conditioners, *VAE))
+
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
-        """The pipeline of these components, where they are; it is loaded if need be."""
-        pipeline = self._kept.get(names)
+        """The pipeline of these components, where they are; what is not there yet is loaded."""
+        pipeline = self._pipelines.get((self.kind.pipeline, names))
         if pipeline is None:
-            if names:
-                self.on_stage(f"loading the {'VAE' if names == VAE else 'text encoder'}", 0, 0)
+            if missing := [name for name in names if name not in self._kept]:
+                self.on_stage(f"loading the {_what(missing)}", 0, 0)
             pipeline = self._load(names, device)
             if not self.choice.is_sequential:
-                self._kept[names] = pipeline
+                self._pipelines[self.kind.pipeline, names] = pipeline
+                self._kept.update({name: getattr(pipeline, name) for name in names})
         return pipeline
 
     def _load(self, names: Sequence[str], device: torch.device) -> Any:
@@ -162,11 +193,20 @@ class Parts:
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
-        without = [name for name in self._kind.components if name not in names]
+        parts = {name: self._kept[name] for name in names if name in self._kept}
+        if not names:  # the pipeline asks the VAE that it lacks for its compression
+            parts["vae"] = StandIn(empty_part(self._index, "vae", self._folder), vae, device)
         pipeline = load_pipeline(
-            self._folder, family, self.planner.config, encoders, purpose=PURPOSE, kind=self._kind, without=without
+            self._folder,
+            family,
+            self.planner.config,
+            encoders,
+            purpose=PURPOSE,
+            kind=self.kind,
+            parts=parts,
+            without=[name for name in self.kind.components if name not in names],
         )
-        if "vae" in names:
+        if "vae" in names and "vae" not in parts:
             # diffusers' `to` warns of modules to keep, even if there are none
             torch.nn.Module.to(pipeline.vae, vae)
             if self._tiled:
@@ -193,6 +233,25 @@ class Parts:
                 )
 
 
+@contextmanager
+def _exchanged(pipeline: Any, parts: Mapping[str, Any]) -> Iterator[None]:
+    """With other components in a pipeline meanwhile."""
+    before = {name: getattr(pipeline, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            setattr(pipeline, name, part)
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(pipeline, name, part)
+
+
+def _what(names: Sequence[str]) -> str:
+    """What a stage loads, in words."""
+    words = {"text_encoder": "text encoder", "vae": "VAE", "image_encoder": "image encoder"}
+    return " and ".join(word for name, word in words.items() if name in names) or names[0]
+
+
 def _move(pipeline: Any, names: Sequence[str], device: torch.device) -> None:
     for name in names:
         if isinstance(part := getattr(pipeline, name), torch.nn.Module):
@@ -203,15 +262,50 @@ def _move(pipeline: Any, names: Sequence[str], device: torch.device) -> None:
 
 
 @torch.no_grad()
-def encode(texts: Sequence[str], parts: Parts) -> dict[str, Conditions]:
-    """What the text encoders make of each text."""
+def encode(
+    prompts: Sequence[str], negative: str | None, images: Images, parts: Parts
+) -> tuple[dict[str, Conditions], Conditions]:
+    """What the text encoders make of each prompt, and of what guidance leads away from.
+
+    Args:
+        prompts: All of them different.
+        negative: None without guidance.
+        images: Of the request, for text encoders that see them.
+        parts: What runs it.
+    """
     family = training_family(parts.planner.family, parts.planner.config)
-    encoded = {}
+    encoded: dict[str, Conditions] = {}
+    against: Conditions = {}
+    count = len(prompts) + (negative is not None)
     with parts.encoding() as (pipeline, device):
-        for number, text in enumerate(texts):
-            parts.on_stage("encoding prompts", number, len(texts))
-            tensors = family.encode_caption(pipeline, text, device)
+        for number, text in enumerate(prompts):
+            parts.on_stage("encoding prompts", number, count)
+            tensors = family.encode_caption(pipeline, text, device, images or None)
             encoded[text] = {name: tensor[None].to(parts.waiting or device) for name, tensor in tensors.items()}
+        if negative is not None:
+            parts.on_stage("encoding prompts", len(prompts), count)
+            tensors = family.encode_negative(pipeline, negative, device, images or None)
+            against = {name: tensor[None].to(parts.waiting or device) for name, tensor in tensors.items()}
+    return encoded, against
+
+
+@torch.no_grad()
+def condition(images: Images, parts: Parts) -> dict[str, Any]:
+    """What VAE and image encoders make of a request's images, in the places of those; see `Parts.denoising`."""
+    if not images:
+        return {}
+    family = training_family(parts.planner.family, parts.planner.config)
+    with parts.conditioning() as (pipeline, device):
+        parts.on_stage("encoding the image", 0, 0)
+        loaded = {name: getattr(pipeline, name) for name in parts.kind.conditioners}
+        encoded = {
+            name: Recorded(part, device) if isinstance(part, torch.nn.Module) else part for name, part in loaded.items()
+        }
+        with _exchanged(pipeline, encoded):
+            family.condition(pipeline, images, parts.planner.size, device)
+    for part in encoded.values():
+        if isinstance(part, Recorded):
+            part.release(parts.waiting)
     return encoded
 
 
@@ -223,6 +317,7 @@ class Sampling:
         params: As asked for.
         planned: Schedule and steps.
         noise: Gives the generator of each video's noise.
+        images: That every video begins or ends with.
         locate: See `VortaTransformer.request`.
         on_step: Called as every step begins; may raise to stop.
     """
@@ -230,6 +325,7 @@ class Sampling:
     params: SamplingParams
     planned: PlannedRequest
     noise: Callable[[], torch.Generator]
+    images: Images = field(default_factory=dict)
     locate: bool | None = None
     on_step: OnStep | None = None
 
@@ -251,11 +347,14 @@ class Denoised:
     fallbacks: tuple[str, ...]
 
 
-def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, parts: Parts) -> list[Denoised]:
+def denoise(
+    conditions: Sequence[Conditions], encoded: Mapping[str, Any], first: int, sampling: Sampling, parts: Parts
+) -> list[Denoised]:
     """Latents of each video.
 
     Args:
         conditions: Of each video.
+        encoded: What `condition` gave.
         first: Number of the first of them, for `on_step`.
         sampling: How.
         parts: What runs it.
@@ -266,7 +365,7 @@ def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, pa
     arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
     arguments["negative_prompt"] = None  # it is encoded, and the default of some pipelines is a text
     denoised = []
-    with parts.denoising() as (pipeline, transformer):
+    with parts.denoising(encoded) as (pipeline, transformer):
         pipeline.scheduler = scheduler
         fallbacks = transformer.fallbacks
         for number, tensors in enumerate(conditions, first):
@@ -288,6 +387,7 @@ def denoise(conditions: Sequence[Conditions], first: int, sampling: Sampling, pa
                     generator=noise,
                     output_type="latent",
                     **{name: tensor.to(transformer.device) for name, tensor in tensors.items()},
+                    **sampling.images,
                     **arguments,
                 ).frames
             told = tuple(

@@ -93,10 +93,18 @@ def test_a_model_of_one_timestep_gets_one_whatever_the_folder_says_of_expanding_
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("wan", {"in_channels": 36}, "in_channels 36 and out_channels 16; the other 20 channels are a condition"),
-        ("wan", {"added_kv_proj_dim": 5120}, "added_kv_proj_dim 5120, an image-to-video model"),
-        ("wan", {"image_dim": 1280}, "image_dim 1280, an image-to-video model"),
-        ("wan", {"pos_embed_seq_len": 514}, "pos_embed_seq_len 514"),
+        ("wan", {"in_channels": 52}, "in_channels 52 and out_channels 16; the other 36 channels .* as of a control"),
+        ("wan", {"in_channels": 32}, "in_channels 32 and out_channels 16; the other 16 channels .* as of a control"),
+        ("wan", {"in_channels": 15}, "in_channels 15 and out_channels 16; the other 1 channels"),
+        ("wan", {"added_kv_proj_dim": 5120}, "image_dim None, added_kv_proj_dim 5120 and 0 channels of a condition"),
+        ("wan", {"in_channels": 36, "image_dim": 1280}, "image_dim 1280, added_kv_proj_dim None and 20 channels"),
+        ("wan", {"image_dim": 1280, "added_kv_proj_dim": 5120}, "added_kv_proj_dim 5120 and 0 channels"),
+        ("wan", {"pos_embed_seq_len": 514}, "pos_embed_seq_len 514 and image_dim None"),
+        (
+            "wan",
+            {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 515},
+            "pos_embed_seq_len 515",
+        ),
         ("hunyuan_video", {"in_channels": 33}, "in_channels 33 and out_channels 16"),
         ("hunyuan_video", {"image_condition_type": "latent_concat"}, "in_channels 16 .* 33 channels"),
     ],

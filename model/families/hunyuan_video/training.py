@@ -79,7 +79,9 @@ class HunyuanVideoTraining(TrainingFamily):
             inputs["guidance"] = torch.full_like(timesteps, UNGUIDED)  # [B]
         return inputs
 
-    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
+    def encode_caption(
+        self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         embeds, pooled, mask = pipeline.encode_prompt(
             caption, device=device, max_sequence_length=self.facts.text_tokens
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of Wan: 2.1 and 2.2."""
+"""The facts of Wan 2.1 and 2.2: text to video, image to video, first and last frame to video."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT_SEQUENCE = 512  # tokens of the text encoder, to which Wan pads every prompt
-_ONLY = "only text-to-video is routed so far; use a Wan 2.1 T2V checkpoint"
+IMAGE_ROWS = 257  # embeddings that CLIP makes of an image: 16 x 16 patches and one of the whole
+_USE = "use a Wan T2V, I2V, FLF2V or TI2V checkpoint"
+_COMPONENTS = ("text_encoder", "tokenizer", "vae")
+_CLIP = ("image_encoder", "image_processor")
 _TI2V_CHANNELS = 48  # of the latents of Wan 2.2's VAE of 4 x 16 x 16, which TI2V 5B alone has
 _BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
 
@@ -79,32 +82,51 @@ class Wan(ModelFamily):
     demo = DemoModel({"layers": 4}, {"ffn_dim": 768}, "Wan2.1-T2V-14B-Diffusers", "77x720x1280")
 
     def check_config(self, config: Mapping[str, Any], source: str) -> None:
-        for name in ("image_dim", "added_kv_proj_dim"):
-            if config.get(name) is not None:
-                raise CheckpointError(
-                    f"{source}: its config has {name} {config[name]}, an image-to-video model; {_ONLY}"
-                )
-        channels, outputs = config["in_channels"], config["out_channels"] or config["in_channels"]
-        if channels != outputs:
+        channels, outputs = config["in_channels"], self.latent_channels(config)
+        conditioned = channels - outputs
+        if conditioned not in (0, self.temporal_compression + outputs):
             raise CheckpointError(
                 f"{source}: its config has in_channels {channels} and out_channels {outputs}; the other "
-                f"{abs(channels - outputs)} channels are a condition, as of an image-to-video or control model; {_ONLY}"
+                f"{abs(conditioned)} channels are a condition that is not routed, as of a control model: an "
+                f"image-to-video model has {self.temporal_compression} of a mask and {outputs} of the image; {_USE}"
             )
-        if config.get("pos_embed_seq_len") is not None:
+        image, added = config["image_dim"], config["added_kv_proj_dim"]
+        if (image is None) != (added is None) or (image is not None and not conditioned):
             raise CheckpointError(
-                f"{source}: its config has pos_embed_seq_len {config['pos_embed_seq_len']}, a model of first and last "
-                f"frame; {_ONLY}"
+                f"{source}: its config has image_dim {image}, added_kv_proj_dim {added} and {conditioned} channels of "
+                f"a condition; a model that sees images has all three, or the channels alone; {_USE}"
+            )
+        rows = config["pos_embed_seq_len"]
+        if rows is not None and (image is None or rows % 2):
+            raise CheckpointError(
+                f"{source}: its config has pos_embed_seq_len {rows} and image_dim {image}; positions are those of the "
+                f"embeddings of two images; {_USE}"
             )
 
     def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
-        components = ("text_encoder", "tokenizer", "vae")
         if two_timesteps(config):
             settings = {"expand_timesteps": True}
             return (
-                PipelineKind("WanPipeline", components, settings=settings),
-                PipelineKind("WanImageToVideoPipeline", components, images=("image",), settings=settings),
+                PipelineKind("WanPipeline", _COMPONENTS, settings=settings),
+                PipelineKind(
+                    "WanImageToVideoPipeline", _COMPONENTS, conditioners=("vae",), images=("image",), settings=settings
+                ),
             )
-        return (PipelineKind("WanPipeline", components),)
+        if config["in_channels"] == self.latent_channels(config):
+            return (PipelineKind("WanPipeline", _COMPONENTS),)
+        clip = () if config["image_dim"] is None else _CLIP
+        ends = ("last_image",)
+        required = ("image", *(ends if config["pos_embed_seq_len"] is not None else ()))
+        return (
+            PipelineKind(
+                "WanImageToVideoPipeline",
+                (*_COMPONENTS, *clip),
+                conditioners=("vae", *clip),
+                images=required,
+                # CLIP's embeddings of a last image need a model with positions for them.
+                optional_images=() if clip else ends,
+            ),
+        )
 
     def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
         return original_config(shapes, theirs)
@@ -127,7 +149,19 @@ class Wan(ModelFamily):
             ModelInput("hidden_states", "latents", step=True),  # [B, C, F, H, W]
             ModelInput("timestep", "uniform", (2,) if two_timesteps(config) else (), high=TRAIN_TIMESTEPS, step=True),
             ModelInput("encoder_hidden_states", "embedding", ("text", config["text_dim"])),  # [B, X, text_dim]
+            *self._image_inputs(config),
         )
+
+    def _image_inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
+        if config["image_dim"] is None:
+            return ()
+        sizes = (self.image_rows(config), config["image_dim"])
+        return (ModelInput("encoder_hidden_states_image", "embedding", sizes),)  # [B, Y, image_dim]
+
+    def image_rows(self, config: Mapping[str, Any]) -> int:
+        """Rows of `encoder_hidden_states_image`, 0 if the model has none."""
+        rows = config["pos_embed_seq_len"] or IMAGE_ROWS
+        return 0 if config["image_dim"] is None else int(rows)
 
     def text_rows(self, text_tokens: int) -> int:
         return TEXT_SEQUENCE
@@ -169,19 +203,21 @@ class Wan(ModelFamily):
 
     def other_flops(self, config: Mapping[str, Any], video_tokens: int, text_tokens: int) -> dict[str, int]:
         video, text, layers = video_tokens, TEXT_SEQUENCE, config["num_layers"]
+        image = self.image_rows(config)
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         voxels = volume(self.patch_of(config))
-        outputs = config["out_channels"] or config["in_channels"]
+        outputs = self.latent_channels(config)
         cross = (
             2 * linear_flops(video, dim, dim)  # query, output
-            + 2 * linear_flops(text, dim, dim)  # key, value
-            + attention_flops(video, text, dim)
+            + 2 * linear_flops(text + image, dim, dim)  # key, value
+            + attention_flops(video, text + image, dim)
         )
         timesteps = 2 if two_timesteps(config) else 1
         conditioning = (
             mlp_flops(timesteps, config["freq_dim"], dim, dim)
             + linear_flops(timesteps, dim, 6 * dim)  # modulation, shared by the layers
             + mlp_flops(text, config["text_dim"], dim, dim)
+            + (mlp_flops(image, config["image_dim"], config["image_dim"], dim) if image else 0)
         )
         return {
             "projections": layers * 4 * linear_flops(video, dim, dim),
@@ -196,12 +232,15 @@ class Wan(ModelFamily):
         return int(config["ffn_dim"])
 
     def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
-        return config["num_layers"], "one cross-attention per layer"
+        if config["image_dim"] is None:
+            return config["num_layers"], "one cross-attention per layer"
+        return 2 * config["num_layers"], "two cross-attentions per layer, to text and image"
 
     def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
         return [
             "patch_embedding",
             *(f"condition_embedder.{name}" for name in ("time_embedder", "time_proj", "text_embedder")),
+            *(() if config["image_dim"] is None else ("condition_embedder.image_embedder.norm2",)),
             *(
                 f"blocks.{layer}{name}"
                 for layer in range(config["num_layers"])

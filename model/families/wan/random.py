@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from vorta_trt.model.families.wan import two_timesteps
+from vorta_trt.model.families.wan import IMAGE_ROWS, two_timesteps
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
+
+ImageCondition = Literal["channels", "embedding", "first and last"]
+MASK_CHANNELS = 4  # one for each frame of a latent frame
 
 # Architectures of the published checkpoints (their transformer/config.json).
 WAN_1_3B: dict[str, int] = {"layers": 30, "heads": 12, "head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
@@ -30,6 +33,8 @@ def make_checkpoint(
     text_dim: int = 64,
     channels: int = 16,
     freq_dim: int = 256,
+    image: ImageCondition | None = None,
+    image_dim: int = 32,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
@@ -45,8 +50,12 @@ def make_checkpoint(
         head_dim: D.
         ffn_dim: hidden channels of the feed forward.
         text_dim: width of the text embeddings.
-        channels: C of the latents, in and out; with 48 it is a Wan 2.2 TI2V.
+        channels: of the latents; with 48 it is a Wan 2.2 TI2V.
         freq_dim: channels of the sinusoidal timestep embedding.
+        image: what a model of videos that begin with an image sees of it: "channels" of the encoded image (Wan 2.2
+            I2V A14B), also the "embedding" of CLIP (Wan 2.1 I2V), or that of a "first and last" one (FLF2V); None for
+            text to video.
+        image_dim: width of CLIP's embeddings.
         dtype: of the weights.
         seed: of the weights.
         shard_bytes: above this size the weights are several files.
@@ -56,6 +65,7 @@ def make_checkpoint(
     """
     from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
+    embedded = image in ("embedding", "first and last")
     with torch.device("meta"):
         model: Any = WanTransformer3DModel(  # type: ignore[no-untyped-call]
             num_layers=layers,
@@ -63,9 +73,12 @@ def make_checkpoint(
             attention_head_dim=head_dim,
             ffn_dim=ffn_dim,
             text_dim=text_dim,
-            in_channels=channels,
+            in_channels=channels if image is None else 2 * channels + MASK_CHANNELS,
             out_channels=channels,
             freq_dim=freq_dim,
+            image_dim=image_dim if embedded else None,
+            added_kv_proj_dim=heads * head_dim if embedded else None,
+            pos_embed_seq_len=2 * IMAGE_ROWS if image == "first and last" else None,
         )
     scheduler: Any = UniPCMultistepScheduler(  # type: ignore[no-untyped-call]
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
@@ -78,7 +91,7 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5Config, UMT5EncoderModel
 
-    channels = config["in_channels"]
+    channels = config["out_channels"]
     # The VAE of 4 x 16 x 16 halves height and width once more, by patches of 2 x 2 pixels.
     patched = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
     write_tokenizer(path / "tokenizer")
@@ -96,8 +109,27 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         **(patched if two_timesteps(config) else {}),
     )
     vae.save_pretrained(path / "vae")
-    return {
+    parts = {
         "tokenizer": TOKENIZER,
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
+    if config["image_dim"] is not None:
+        _add_clip(path, config["image_dim"])
+        parts |= {
+            "image_encoder": ["transformers", "CLIPVisionModel"],
+            "image_processor": ["transformers", "CLIPImageProcessor"],
+        }
+    return parts
+
+
+def _add_clip(path: Path, width: int) -> None:
+    """An image encoder of 257 embeddings, as the published one's."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=2, patch_size=14
+        )
+    ).save_pretrained(path / "image_encoder")
+    CLIPImageProcessor().save_pretrained(path / "image_processor")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan (text to video) for router training.
+"""Wan for router training, and its conditions in generation.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens.
 """
@@ -45,8 +45,33 @@ class WanTraining(TrainingFamily):
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_dim]
         }
 
-    def encode_caption(self, pipeline: Any, caption: str, device: torch.device) -> dict[str, Tensor]:
+    def encode_caption(
+        self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         embeds, _ = pipeline.encode_prompt(
             caption, do_classifier_free_guidance=False, max_sequence_length=TEXT_SEQUENCE, device=device
         )  # [1, X, text_dim]
         return {"prompt_embeds": embeds[0]}
+
+    def condition(
+        self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
+    ) -> None:
+        frames, height, width = size
+        if self.config["image_dim"] is not None:
+            pipeline.encode_image([*images.values()] if len(images) > 1 else images["image"], device)
+        pixels = {
+            name: pipeline.video_processor.preprocess(image, height=height, width=width).to(device, torch.float32)
+            for name, image in images.items()
+        }  # [1, 3, H, W] each
+        pipeline.prepare_latents(
+            pixels["image"],
+            batch_size=1,
+            num_channels_latents=pipeline.vae.config.z_dim,
+            height=height,
+            width=width,
+            num_frames=frames,
+            dtype=torch.float32,
+            device=device,
+            latents=torch.zeros(()),  # nothing is drawn
+            last_image=pixels.get("last_image"),
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan with routed self-attention.
+"""Wan with routed self-attention: text to video, image to video, first and last frame to video.
 
 Dtypes follow diffusers' WanTransformer3DModel to the letter: norms, modulation and residual sums in float32, the
 timestep embedder in float32 with its result rounded to the activations' dtype; the router computes in float32 from that
@@ -9,8 +9,11 @@ Models of two timesteps (see `two_timesteps`) take the timestep of every token i
 values: one on the tokens of the first latent frame and one on all others. Both are embedded once, and a token chooses
 where modulation is applied, so that there is never a modulation of every token, [B, S, 6, E].
 
-Letters: B batch, C latent channels, S video tokens, E = N * D inner dimension, N heads, D head dim, L layers, X text
-tokens of the cross-attention.
+In other models of images, `hidden_states` have the channels of a condition behind those of the latents: a mask and the
+encoded image. Wan 2.1 also gives CLIP's embeddings of images to the cross-attention, as keys and values of their own.
+
+Letters: B batch, C input channels, S video tokens, E = N * D inner dimension, N heads, D head dim, L layers, X text
+tokens and Y image tokens of the cross-attention.
 """
 
 from __future__ import annotations
@@ -56,12 +59,13 @@ class RoutedWanBlock(nn.Module):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
+        image: Tensor | None,
         modulation: Tensor,
         rope: tuple[Tensor, Tensor],
         attend: Attention,
         by_token: ByToken,
     ) -> Tensor:
-        """hidden_states [B, S, E], encoder_hidden_states [B, X, E], modulation [B, (2,) 6, E] -> [B, S, E]."""
+        """Tokens [B, S, E], text [B, X, E], image [B, Y, E], modulation [B, (2,) 6, E] -> [B, S, E]."""
         modulation = self.scale_shift_table + modulation.float()  # [B, (2,) 6, E]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=-2)  # [B, (2,) 1, E] each
 
@@ -70,7 +74,7 @@ class RoutedWanBlock(nn.Module):
         hidden_states = (hidden_states.float() + attended * by_token(gate)).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
-        hidden_states = hidden_states + self._cross_attention(normed, encoder_hidden_states)
+        hidden_states = hidden_states + self._cross_attention(normed, encoder_hidden_states, image)
 
         normed = self.norm3(hidden_states.float()) * (1 + by_token(ffn_scale)) + by_token(ffn_shift)
         fed: Tensor = self.ffn(normed.type_as(hidden_states))  # [B, S, E]
@@ -91,13 +95,19 @@ class RoutedWanBlock(nn.Module):
         weight: Tensor = self.attn1.to_out[0].weight
         return weight, weight
 
-    def _cross_attention(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def _cross_attention(self, hidden_states: Tensor, encoder_hidden_states: Tensor, image: Tensor | None) -> Tensor:
         attn = self.attn2
         query = _split_heads(attn, attn.norm_q(attn.to_q(hidden_states))).transpose(1, 2)  # [B, N, S, D]
         key = _split_heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states))).transpose(1, 2)  # [B, N, X, D]
         value = _split_heads(attn, attn.to_v(encoder_hidden_states)).transpose(1, 2)  # [B, N, X, D]
         attended = functional.scaled_dot_product_attention(query, key, value)  # [B, N, S, D]
-        return _project(attn, attended.transpose(1, 2).flatten(2, 3))
+        attended = attended.transpose(1, 2).flatten(2, 3)  # [B, S, E]
+        if image is not None:
+            key = _split_heads(attn, attn.norm_added_k(attn.add_k_proj(image))).transpose(1, 2)  # [B, N, Y, D]
+            value = _split_heads(attn, attn.add_v_proj(image)).transpose(1, 2)  # [B, N, Y, D]
+            seen = functional.scaled_dot_product_attention(query, key, value)  # [B, N, S, D]
+            attended = attended + seen.transpose(1, 2).flatten(2, 3)
+        return _project(attn, attended)
 
 
 class RoutedWanTransformer(RoutedTransformer):
@@ -130,21 +140,23 @@ class RoutedWanTransformer(RoutedTransformer):
         hidden_states: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
         tau: Tensor | float | None = None,
         route_override: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One denoising step.
 
         Args:
-            hidden_states: [B, C, F, H, W] latents, in the model's dtype.
+            hidden_states: [B, C, F, H, W] latents and the channels of a condition, in the model's dtype.
             timestep: [B]; of a model of two timesteps [B, 2], that of the first latent frame and that of all others,
                 which is what the routers see.
             encoder_hidden_states: [B, X, text_dim], in the model's dtype.
+            encoder_hidden_states_image: [B, Y, image_dim], in the model's dtype, for models with an `image_dim`.
             tau: routing threshold, a number or float32 [1]; None is `self.tau`, above 1 is dense.
             route_override: int32 [L, N]; -1 lets the router decide, another id (see `Branch`) replaces its choice.
 
         Returns:
-            sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+            sample [B, out_channels, F, H, W], and the routes taken, int32 [L, B, N].
 
         Raises:
             ValueError: the latents do not match the geometry, or a shape or dtype is wrong.
@@ -152,6 +164,7 @@ class RoutedWanTransformer(RoutedTransformer):
         geometry = self._geometry_for(hidden_states)
         self._check_call(route_override)
         check_dtypes(self.dtype, hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states)
+        self._check_image(encoder_hidden_states_image)
         tau = self.tau if tau is None else tau
         rope = (self.rope_cos, self.rope_sin)
 
@@ -167,17 +180,37 @@ class RoutedWanTransformer(RoutedTransformer):
         embedder = self.condition_embedder
         modulation = embedder.time_proj(embedder.act_fn(embeddings)).unflatten(-1, (6, -1))  # [B, (2,) 6, E]
         text = embedder.text_embedder(encoder_hidden_states)  # [B, X, E]
+        image = None if encoder_hidden_states_image is None else self._image_tokens(encoder_hidden_states_image)
 
         taken = []
         for layer, block in enumerate(self.blocks):
             override = None if route_override is None else route_override[layer]
             attend, told = self._attention(block, temb, tau, override, geometry=geometry)
-            tokens = self._run_block(block, tokens, text, modulation, rope, attend, by_token)  # [B, S, E]
+            tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, S, E]
             taken.append(told)
 
         shift, scale = (self.scale_shift_table + embeddings.unsqueeze(-2)).chunk(2, dim=-2)  # [B, (2,) 1, E]
         tokens = (self.norm_out(tokens.float()) * (1 + by_token(scale)) + by_token(shift)).type_as(tokens)
         return self._unpatchify(self.proj_out(tokens), geometry.grid), torch.stack(taken)
+
+    def _check_image(self, image: Tensor | None) -> None:
+        width = self.config["image_dim"]
+        if (image is None) != (width is None):
+            given = None if image is None else tuple(image.shape)
+            raise ValueError(
+                f"encoder_hidden_states_image {given}: this model has image_dim {width}; "
+                f"{'leave it out' if width is None else 'give the embeddings of the image'}"
+            )
+        if image is not None:
+            check_dtypes(self.dtype, encoder_hidden_states_image=image)
+
+    def _image_tokens(self, image: Tensor) -> Tensor:
+        """What the cross-attention sees of images: [B, Y, image_dim] -> [B, Y, E]."""
+        embedder = self.condition_embedder.image_embedder
+        if embedder.pos_embed is not None:
+            image = image + embedder.pos_embed
+        tokens: Tensor = embedder.norm2(embedder.ff(embedder.norm1(image)))
+        return tokens
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
         """The embedding before the adaLN projection: [B] -> [B, E], in the model's dtype."""

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that a video begins or ends with: which ones a request must have, and reading them.
+
+Pipelines scale an image to the height and width of the video, whatever its own are. So an image of another aspect would
+be distorted: it is refused, as is one that would be enlarged many times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vorta_trt.model.families import PipelineKind
+from vorta_trt.model.files import refuse_pointer
+
+ImageLike = str | Path | Image.Image
+Images = Mapping[str, Image.Image]  # RGB, by the pipeline's argument
+MOST_STRETCHED = 1.1  # one side against the other
+MOST_ENLARGED = 4.0  # either side
+FIRST = "image"  # the argument of the image that a video begins with
+
+
+def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> PipelineKind:
+    """The pipeline that a request runs: the first one that takes its images, and has all that it needs.
+
+    Args:
+        kinds: pipelines of the model.
+        given: arguments with images.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for kind in kinds:
+        if set(kind.images) <= set(given) <= {*kind.images, *kind.optional_images}:
+            return kind
+    taken = list(dict.fromkeys(name for kind in kinds for name in (*kind.images, *kind.optional_images)))
+    if not taken:
+        raise ValueError(f"{next(iter(given))}: this model makes videos of text alone; leave it out")
+    if foreign := [argument for argument in given if argument not in taken]:
+        raise ValueError(f"{foreign[0]}: this model takes {' and '.join(taken)} alone; leave it out")
+    kind = next((kind for kind in kinds if not set(given) - {*kind.images, *kind.optional_images}), kinds[0])
+    missing = [argument for argument in kind.images if argument not in given]
+    what = "begins a video with one" if missing[0] == FIRST else "ends a video with one"
+    raise ValueError(f"{missing[0]} None: this model {what}; give it, e.g. {missing[0]}='{missing[0]}.png'")
+
+
+def read_image(name: str, image: ImageLike) -> Image.Image:
+    """An image in RGB, turned as its EXIF orientation says; what is transparent becomes what lies under it.
+
+    Args:
+        name: of the argument, for errors.
+        image: a file that Pillow reads, or an image of Pillow.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or is damaged.
+    """
+    if not isinstance(image, str | Path | Image.Image):
+        raise ValueError(f"{name} of type {type(image).__name__}: must be a file or an image of PIL")
+    if isinstance(image, Image.Image):
+        return _converted(name, name, image)
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} {path}: no such file; give a PNG, JPEG or WebP file")
+    refuse_pointer(path, name)
+    try:
+        with Image.open(path) as opened:
+            return _converted(name, str(path), opened)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} {path}: is no image that can be read; give a PNG, JPEG or WebP file") from error
+
+
+def _converted(name: str, source: str, image: Image.Image) -> Image.Image:
+    try:
+        turned = ImageOps.exif_transpose(image)
+        return turned.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow's decoders raise them
+        raise ValueError(f"{name} {source}: is damaged or too large ({error}); save it again") from error
+
+
+def check_size(name: str, image: Image.Image, video: tuple[int, int, int], step: tuple[int, int]) -> None:
+    """Refuses an image that would have to be distorted or enlarged many times for a video.
+
+    Args:
+        name: of the argument, for errors.
+        image: the image.
+        video: frames, height and width in pixels.
+        step: of heights and widths that a model of this family can be built for.
+
+    Raises:
+        ValueError: the image does not fit.
+    """
+    frames, height, width = video
+    given = f"{name} of {image.width}x{image.height} pixels (width x height)"
+    if max(width / image.width, height / image.height) > MOST_ENLARGED:
+        raise ValueError(
+            f"{given}: is too small for a video of {width}x{height}; each side must be at least 1/{MOST_ENLARGED:g} of "
+            f"the video's, {math.ceil(width / MOST_ENLARGED)}x{math.ceil(height / MOST_ENLARGED)}; give a larger one"
+        )
+    if stretch(image, height, width) > MOST_STRETCHED:
+        like = "x".join(map(str, (frames, *size_like(image, height * width, step))))
+        raise ValueError(
+            f"{given}: has another aspect than the video of {width}x{height}, which would distort it by more than "
+            f"{100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt build CHECKPOINT "
+            f"--size {like}"
+        )
+
+
+def stretch(image: Image.Image, height: int, width: int) -> float:
+    """How much more one side is scaled than the other when the image becomes a frame; 1: its aspect is the video's."""
+    across, down = width / image.width, height / image.height
+    return max(across / down, down / across)
+
+
+def size_like(image: Image.Image, area: int, step: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of about `area` pixels in the image's aspect, as diffusers' examples choose them.
+
+    Args:
+        image: the image.
+        area: pixels of a frame, which are not exceeded.
+        step: what height and width must be multiples of.
+    """
+    aspect = image.height / image.width
+    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    height, width = (max(int(side + 1e-6) // by * by, by) for side, by in zip(sides, step, strict=True))
+    return height, width
