@@ -17,6 +17,7 @@ from vorta_trt.commands.options import (
     Router,
     Size,
     Tau,
+    Variant,
     quoted,
     source_of,
 )
@@ -49,6 +50,7 @@ def build(
     ] = None,
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
+    variant: Variant = None,
     route_override: RouteOverride = None,
     tensorrt: Annotated[
         Flavour,
@@ -107,6 +109,7 @@ def build(
     It is built from a checkpoint, which is exported on the way, or from an exported ONNX file.
     """
     from vorta_trt.engines.flavours import get_flavour
+    from vorta_trt.model.checkpoint_place import is_weights
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import build_checkpoint, build_onnx
 
@@ -130,8 +133,9 @@ def build(
         "--precision": precision,
         "--attention-precision": attention_precision,
         "--tau": tau,
+        "--variant": variant,
     }
-    is_onnx = source.is_file() or source.suffix == ".onnx"
+    is_onnx = source.suffix == ".onnx" or (source.is_file() and not is_weights(source))
     if is_onnx and (given := [name for name, value in of_checkpoints.items() if value is not None]):
         raise typer.BadParameter(
             f"{given[0]} belongs to checkpoints, and {source} is an exported file, in which it is fixed; leave it out"
@@ -141,7 +145,9 @@ def build(
             bundle = build_onnx(source, output, stages, route_override=route_override, **options)
         else:
             usual = get_flavour(tensorrt.value).precisions[0]
-            checkpoint = source_of(source, router, size, precision or usual, tau, attention_precision, route_override)
+            checkpoint = source_of(
+                source, router, size, precision or usual, tau, attention_precision, route_override, variant
+            )
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')

@@ -14,7 +14,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import Router, Size, check_folder, one_of, source_of, usage
+from vorta_trt.commands.options import Router, Size, Variant, check_folder, one_of, source_of, usage
 from vorta_trt.commands.sampling import CommonOptions
 from vorta_trt.commands.verify import Executor
 from vorta_trt.model.precision import PrecisionName
@@ -46,6 +46,7 @@ class ModelOptions(Options):
     ] = None
     router: Router = None
     size: Size = None
+    variant: Variant = None
     precision: Annotated[
         PrecisionName | None,
         typer.Option(help="With --of: the type of a checkpoint's weights and activations [default: bf16]."),
@@ -65,10 +66,11 @@ class ModelOptions(Options):
     def source(self, of: Path) -> Source | None:
         """A checkpoint, or None for what was exported or built, in which some options are fixed."""
         from vorta_trt.engines.manifest import MANIFEST
+        from vorta_trt.model.checkpoint_place import is_weights
 
-        if of.is_dir() and not (of / MANIFEST).is_file():
-            return source_of(of, self.router, self.size, self.precision or "bf16", None)
-        if given := self.given("router", "size", "precision"):
+        if is_weights(of) or (of.is_dir() and not (of / MANIFEST).is_file()):
+            return source_of(of, self.router, self.size, self.precision or "bf16", None, variant=self.variant)
+        if given := self.given("router", "size", "precision", "variant"):
             raise typer.BadParameter(
                 f"belongs to checkpoints, and in {of} it is fixed; leave it out", param_hint=given[0]
             )

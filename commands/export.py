@@ -17,6 +17,7 @@ from vorta_trt.commands.options import (
     Router,
     Size,
     Tau,
+    Variant,
     quoted,
     source_of,
 )
@@ -35,6 +36,7 @@ def export(
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
     ] = None,
     tau: Tau = None,
+    variant: Variant = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -43,7 +45,7 @@ def export(
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    source = source_of(checkpoint, router, size, precision, tau, attention_precision)
+    source = source_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant)
     if opset is not None:
         source = replace(source, opset=opset)
     with Stages() as stages:

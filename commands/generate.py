@@ -13,7 +13,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import decimals, one_of
+from vorta_trt.commands.options import Variant, decimals, one_of
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
 
@@ -170,6 +170,7 @@ def generate(
             "from, if it lies beside it or here]."
         ),
     ] = None,
+    variant: Variant = None,
     route_override: Annotated[
         str | None,
         typer.Option(metavar="FILE|none", help="Calibrated routes [default: those in the bundle, if there are any]."),
@@ -209,7 +210,7 @@ def generate(
     with Stages() as stages:
         stages("reading the model")
         bundled = BUNDLED if route_override is None else None if route_override == "none" else route_override
-        planner = RequestPlanner(target, checkpoint, route_override=bundled)
+        planner = RequestPlanner(target, checkpoint, route_override=bundled, variant=variant)
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
         if not dry_run:

@@ -31,7 +31,16 @@ class Device(str, Enum):
 
 
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="A diffusers pipeline folder, or its transformer/ folder.")
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A diffusers pipeline folder, its transformer/ folder, or weights in another layout; see "
+        "docs/checkpoints.md.",
+    ),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Take the weight files with this in their names, e.g. fp16 [default: none]."),
 ]
 Router = Annotated[Path | None, typer.Option(help="A router's training folder, or its router.pt.")]
 Size = Annotated[
@@ -76,6 +85,7 @@ def source_of(
     tau: float | None,
     attention_precision: AttentionPrecision | None = None,
     route_override: Path | None = None,
+    variant: str | None = None,
 ) -> Source:
     """A checkpoint with what is made of it; a size that cannot be read is a usage error."""
     from vorta_trt.model.video_size import VideoSize
@@ -84,7 +94,7 @@ def source_of(
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
     attention = attention_precision or SAME_PRECISION
-    return Source(checkpoint, router, video, precision, tau, attention, route_override=route_override)
+    return Source(checkpoint, router, video, precision, tau, attention, route_override=route_override, variant=variant)
 
 
 def pixels(size: str) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.safetensors_files import (
-    INDEX_SUFFIX,
     SUFFIX,
     WEIGHT_SUFFIXES,
     SafetensorsFiles,
@@ -30,6 +30,7 @@ from vorta_trt.model.safetensors_files import (
 
 CONFIG = "config.json"
 _AUTHORS_FOLDERS = {TRANSFORMER: "high_noise_model", TRANSFORMER_2: "low_noise_model"}
+_INDEX = r"\.safetensors\.index(\.\w+)?\.json$"  # with a variant, as diffusers names it
 _FORMS = "a diffusers pipeline folder, its transformer/ folder, or a .safetensors file"
 
 
@@ -75,7 +76,7 @@ class Place:
                 f"checkpoint {self.file}: is one file, and variant {variant!r} chooses among the files of a folder; "
                 f"leave the variant out"
             )
-        return open_index(self.file) if self.file.name.endswith(INDEX_SUFFIX) else open_file(self.file)
+        return open_index(self.file) if _is_index(self.file) else open_file(self.file)
 
 
 def find_place(path: Path, component: str = TRANSFORMER) -> Place:
@@ -93,7 +94,7 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
         raise FileNotFoundError(f"checkpoint {path}: does not exist; download it first, e.g. with `hf download`")
     path = snapshot_of(path)
     if path.is_file():
-        if not path.name.endswith((SUFFIX, INDEX_SUFFIX)):
+        if not path.name.endswith(SUFFIX) and not _is_index(path):
             raise CheckpointError(f"checkpoint {path}: is a file{_kind_of_file(path)}; give {_FORMS}")
         return Place(path.parent, path)
     folders = [path / component, path / _AUTHORS_FOLDERS.get(component, component)]
@@ -107,8 +108,17 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
     )
 
 
+def is_weights(path: Path) -> bool:
+    """Whether a path is a file of weights, of a kind that is read or not, or the index of several."""
+    return path.is_file() and (path.suffix.lower() in WEIGHT_SUFFIXES or _is_index(path))
+
+
+def _is_index(path: Path) -> bool:
+    return re.search(_INDEX, path.name) is not None
+
+
 def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and any(path.name.endswith((SUFFIX, INDEX_SUFFIX)) for path in folder.iterdir())
+    return folder.is_dir() and any(path.name.endswith(SUFFIX) or _is_index(path) for path in folder.iterdir())
 
 
 def _kind_of_file(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, PipelineKind
+from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
 from vorta_trt.model.safetensors_files import INDEX, WEIGHTS
 from vorta_trt.plugins.host_memory import NotMappable, is_not_mappable, is_out_of_memory
@@ -55,6 +56,7 @@ def load_pipeline(
     transformer: Any = None,
     parts: Mapping[str, Any] = MappingProxyType({}),
     without: Collection[str] = (),
+    variant: str | None = None,
 ) -> Any:
     """The pipeline on the CPU, without the transformer of the checkpoint.
 
@@ -68,6 +70,7 @@ def load_pipeline(
         transformer: what takes the place of the transformer.
         parts: components that are there already, or stand in for some.
         without: further parts that are not loaded, of the pipeline's components; it has None in their place.
+        variant: of the names of weight files, for the parts that have such files, as in diffusers.
 
     Raises:
         FileNotFoundError: a file of it is missing.
@@ -75,7 +78,8 @@ def load_pipeline(
     """
     import diffusers
 
-    index = check_pipeline(checkpoint, family, config, purpose=purpose)
+    checkpoint = snapshot_of(checkpoint)
+    index = check_pipeline(checkpoint, family, config, purpose=purpose, variant=variant)
     kind = kind or family.pipeline_kinds(config)[0]
     made: Any = getattr(diffusers, kind.pipeline)
     loaded: dict[str, Any] = {**dict.fromkeys(without), **parts}
@@ -86,7 +90,9 @@ def load_pipeline(
         for name in (*kind.components, "scheduler"):
             if name not in loaded and name in index.components:
                 part = component_class(index, name, checkpoint)
-                options = {"dtype": dtype} if name.startswith("text_encoder") else {}
+                options: dict[str, Any] = {"dtype": dtype} if name.startswith("text_encoder") else {}
+                if has_variant(checkpoint / name, variant):
+                    options["variant"] = variant
                 loaded[name] = load_part(part, checkpoint / name, options)
                 if isinstance(loaded[name], torch.nn.Module):
                     loaded[name].eval()
@@ -96,8 +102,11 @@ def load_pipeline(
     return pipeline
 
 
-def check_pipeline(checkpoint: Path, family: ModelFamily, config: Mapping[str, Any], *, purpose: str) -> ModelIndex:
+def check_pipeline(
+    checkpoint: Path, family: ModelFamily, config: Mapping[str, Any], *, purpose: str, variant: str | None = None
+) -> ModelIndex:
     """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does."""
+    checkpoint = snapshot_of(checkpoint)
     kinds = family.pipeline_kinds(config)
     if not (checkpoint / MODEL_INDEX).is_file():
         raise FileNotFoundError(
@@ -120,8 +129,13 @@ def check_pipeline(checkpoint: Path, family: ModelFamily, config: Mapping[str, A
         )
     for name in (*kind.components, *(part for part in ALWAYS if part != "transformer")):
         if name in index.components:
-            _check_files(checkpoint / name)
+            _check_files(checkpoint / name, variant)
     return index
+
+
+def has_variant(folder: Path, variant: str | None) -> bool:
+    """Whether a component's folder has weights of a variant; None is none."""
+    return variant is not None and folder.is_dir() and any(f".{variant}." in file.name for file in folder.iterdir())
 
 
 def component_class(index: ModelIndex, name: str, checkpoint: Path) -> Any:
@@ -164,9 +178,11 @@ def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
         return kind.from_config(read_json(checkpoint / name / "config.json", kind.__name__))
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path, variant: str | None) -> None:
     """Raises unless a component's folder has its files, themselves and not Git LFS pointers to them."""
     name = folder.name
+    if has_variant(folder, variant):
+        return  # the library's loader looks for them
     groups = next(files for kind, files in _FILES.items() if name.startswith(kind))
     for group in groups:
         if not any((folder / file).is_file() for file in group):

@@ -43,7 +43,8 @@ class Source:
     """What to export.
 
     Args:
-        checkpoint: a diffusers pipeline folder or its transformer/ folder.
+        checkpoint: a diffusers pipeline folder, its transformer/ folder, or weights in another layout; see
+            `model.checkpoint_place`.
         router: a router's training folder or router.pt; None leaves every head full.
         size: of the video; None takes the size that the router was trained for, or without one that of
             `route_override`. The router sees the timestep alone, so it works at any size, with tiles and buckets chosen
@@ -53,6 +54,7 @@ class Source:
         attention_precision: "same" or "fp8", see `RoutedTransformer`.
         opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
         route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
+        variant: of the names of the weight files, as for diffusers.
     """
 
     checkpoint: Path
@@ -63,6 +65,7 @@ class Source:
     attention_precision: str = "same"
     opset: int = OPSET
     route_override: Path | None = None
+    variant: str | None = None
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -76,7 +79,7 @@ class Source:
 
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
-        with CheckpointReader(self.checkpoint) as reader:
+        with CheckpointReader(self.checkpoint, variant=self.variant) as reader:
             family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
         trained = None if router is None else router.geometry(config)
@@ -91,6 +94,7 @@ class Source:
             torch_dtype(self.precision),
             materialize=materialize,
             attention_precision=self.attention_precision,
+            variant=self.variant,
         )
         if calibrated is not None:
             calibrated.check(family, model.num_layers, model.num_heads, model.geometry)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
-from vorta_trt.model.families import families, usual_shifts
+from vorta_trt.model.families import families, get_family, usual_shifts
+from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.records import load_content
 from vorta_trt.plugins.errors import VortaError
 
@@ -192,16 +193,23 @@ def takes_sigmas(scheduler: Any) -> bool:
 
 def _evenly_spaced_sigmas(checkpoint: Path) -> bool:
     """Whether the pipeline of this checkpoint gives its scheduler the sigmas."""
+    checkpoint = snapshot_of(checkpoint)
     for folder in (checkpoint / "transformer", checkpoint):
         path = folder / "config.json"
         if path.is_file():
             content = path.read_text(encoding="utf-8")
             return any(f'"{family.transformer_class}"' in content for family in families() if family.gives_sigmas)
+    if checkpoint.is_file() or any(checkpoint.glob("*.safetensors")):  # weights that come without a config
+        from vorta_trt.model.checkpoint import CheckpointReader
+
+        with CheckpointReader(checkpoint) as reader:
+            return get_family(reader.family).gives_sigmas
     return False
 
 
 def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:
     """The pipeline's scheduler config; `checkpoint` may also be its transformer/ folder."""
+    checkpoint = snapshot_of(checkpoint)
     for folder in (checkpoint, checkpoint.parent):
         path = folder / "scheduler" / "scheduler_config.json"
         if path.is_file():

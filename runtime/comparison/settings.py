@@ -125,9 +125,11 @@ def compare_settings(
         check_encoder()
     sampled: Path | RoutedTransformer = target
     if source is not None:
-        sampled, checkpoint = _on_device(source.model(materialize=True)), source.checkpoint
+        sampled, checkpoint = _on_device(source.model(materialize=True)), checkpoint or source.checkpoint
+    variant = None if source is None else source.variant
     planners = [
-        RequestPlanner(sampled, checkpoint, route_override=setting.route_override) for setting in (first, second)
+        RequestPlanner(sampled, checkpoint, route_override=setting.route_override, variant=variant)
+        for setting in (first, second)
     ]
     common = (params or SamplingParams()).model_dump(exclude_unset=True)
     requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in (first, second)]

@@ -171,6 +171,7 @@ class VortaPipeline:
         checkpoint: str | Path | None = None,
         *,
         route_override: str | Path | None = BUNDLED,
+        variant: str | None = None,
         **options: Any,
     ) -> VortaPipeline:
         """Loads a bundle, an exported ONNX file, or a routed model in torch.
@@ -179,9 +180,10 @@ class VortaPipeline:
             source: See `RequestPlanner`.
             checkpoint: The diffusers pipeline folder; see `RequestPlanner`.
             route_override: Calibrated routes; see `RequestPlanner`.
+            variant: Of the pipeline folder's files; see `RequestPlanner`.
             options: See the class.
         """
-        return cls(RequestPlanner(source, checkpoint, route_override=route_override), **options)
+        return cls(RequestPlanner(source, checkpoint, route_override=route_override, variant=variant), **options)
 
     def plan(self, params: SamplingParams) -> PlannedRequest:
         """`RequestPlanner.plan`; that of the last parameters is kept."""

@@ -20,6 +20,7 @@ from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -80,6 +81,7 @@ class RequestPlanner:
         checkpoint: The diffusers pipeline folder that it was made from; None looks for one of the name that the source
             remembers, beside the source and in the current folder.
         route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any.
+        variant: Of the names of the pipeline folder's weight files, for the parts that have such files.
 
     Raises:
         FileNotFoundError: Something is missing.
@@ -96,6 +98,7 @@ class RequestPlanner:
         size: Frames, height and width of the videos in pixels.
         frames_per_second: Of the family's videos.
         checkpoint: The pipeline folder, None if there is none.
+        variant: As given.
         path: Timestep path, None if it is not at hand.
         calibration: Calibrated routes, or None.
     """
@@ -106,8 +109,9 @@ class RequestPlanner:
         checkpoint: str | Path | None = None,
         *,
         route_override: str | Path | None = BUNDLED,
+        variant: str | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.variant = source, variant
         target: Target | None = None
         if isinstance(source, RoutedTransformer):
             model: Any = source
@@ -255,7 +259,7 @@ def _calibration(target: Target | None, choice: str | Path | None) -> RouteCalib
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:
     if given is not None:
-        path = Path(given)
+        path = snapshot_of(Path(given))
         if not path.is_dir():
             raise FileNotFoundError(f"checkpoint {path}: is no folder; give the diffusers pipeline folder")
         if path.name == "transformer" and (path.parent / "model_index.json").is_file():

@@ -82,7 +82,9 @@ class Parts:
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
-        self._index = check_pipeline(self._folder, self._family, planner.config, purpose=PURPOSE)
+        self._index = check_pipeline(
+            self._folder, self._family, planner.config, purpose=PURPOSE, variant=planner.variant
+        )
         self._check(self._index)
         self.kind = self._family.pipeline_kinds(planner.config)[0]
         self._kept: dict[str, Any] = {}  # resident: components
@@ -205,6 +207,7 @@ class Parts:
             kind=self.kind,
             parts=parts,
             without=[name for name in self.kind.components if name not in names],
+            variant=self.planner.variant,
         )
         if "vae" in names and "vae" not in parts:
             # diffusers' `to` warns of modules to keep, even if there are none

@@ -277,7 +277,9 @@ def test_variant_of_shards_as_diffusers_writes_it(folder: Path, state: dict[str,
     shutil.rmtree(folder)
     model.save_pretrained(folder, variant="fp16", max_shard_size="200KB")
     assert len(list(folder.glob("*fp16*.safetensors"))) > 1
-    with CheckpointReader(folder, variant="fp16") as reader:
+    (index,) = folder.glob("*.index.fp16.json")
+    with CheckpointReader(folder, variant="fp16") as reader, CheckpointReader(index) as same:
+        assert reader.names() == same.names()
         assert all(torch.equal(reader.tensor(name), tensor) for name, tensor in state.items())
     with pytest.raises(FileNotFoundError, match="give the variant, fp16"):
         CheckpointReader(folder)

@@ -48,3 +48,19 @@ def test_configs_that_are_not_of_the_weights(
     with pytest.raises(CheckpointError, match=message):
         config = json.loads((checkpoint / "transformer" / "config.json").read_text())
         load_pipeline(checkpoint, get_family("wan"), config, torch.float32, purpose="a test")
+
+
+def test_a_variant_of_the_parts_that_have_one(tiny_wan: Tiny, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(tiny_wan.checkpoint, tmp_path / "models--Owner--Tiny" / "snapshots" / "1"))
+    encoder = checkpoint / "text_encoder"
+    (encoder / "model.safetensors").rename(encoder / "model.fp16.safetensors")
+    config = json.loads((checkpoint / "transformer" / "config.json").read_text())
+    family = get_family("wan")
+    with pytest.raises(FileNotFoundError, match="text_encoder lacks text_encoder/model.safetensors"):
+        load_pipeline(checkpoint, family, config, torch.float32, purpose="a test")
+    pipeline = load_pipeline(
+        tmp_path / "models--Owner--Tiny", family, config, torch.float32, purpose="a test", variant="fp16"
+    )
+    whole = load_pipeline(tiny_wan.checkpoint, family, config, torch.float32, purpose="a test")
+    states = pipeline.text_encoder.state_dict(), whole.text_encoder.state_dict()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vorta_trt.engines import BuildError, get_flavour
 from vorta_trt.engines.flavours import Ability
@@ -17,13 +19,15 @@ from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
+from vorta_trt.model.safetensors_files import WEIGHTS
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, from_checkpoint
-from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
-from ..tiny import SIZE, WAN
+from ..model import original_names
+from ..tiny import SIZE, WAN, Tiny
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -55,6 +59,20 @@ def test_the_routers_tiles_win_where_the_grid_is_the_same(wan: Any, tmp_path: Pa
     trained = AttentionGeometry(wan.geometry.grid, (3, 2, 3), (1, 1, 1), (3, 2, 2), 6)
     router = make_router(tmp_path / "router", trained, layers=2, heads=3, head_dim=32)
     assert Source(wan.checkpoint, router, VideoSize(*SIZE)).model().geometry == trained
+
+
+def test_the_authors_layout_exports_to_the_same(tiny_wan: Tiny, tmp_path: Path) -> None:
+    state = load_file(tiny_wan.checkpoint / "transformer" / WEIGHTS)
+    folder = tmp_path / "Wan2.1-T2V-Tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": WAN["heads"]}))
+    save_file({original_names.wan(name): tensor for name, tensor in state.items()}, folder / WEIGHTS)
+    source = Source(folder, tiny_wan.router, precision="fp32")
+    path = export_checkpoint(source, tmp_path / "model.onnx", silent)
+    inputs = source.model().inputs(seed=1)
+    with Engine(path) as theirs, Engine(tiny_wan.onnx) as right:
+        outputs = theirs(**inputs), right(**inputs)
+    assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in ("sample", "routes"))
 
 
 def test_a_size_that_the_router_was_not_trained_for(wan: Any, caplog: pytest.LogCaptureFixture) -> None:
