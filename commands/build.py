@@ -13,6 +13,7 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
+    Lora,
     RouteOverride,
     Router,
     Size,
@@ -43,6 +44,7 @@ def build(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
     router: Router = None,
+    lora: Lora = None,
     size: Size = None,
     precision: Annotated[
         PrecisionName | None,
@@ -129,6 +131,7 @@ def build(
     }
     of_checkpoints = {
         "--router": router,
+        "--lora": lora,
         "--size": size,
         "--precision": precision,
         "--attention-precision": attention_precision,
@@ -146,7 +149,7 @@ def build(
         else:
             usual = get_flavour(tensorrt.value).precisions[0]
             checkpoint = source_of(
-                source, router, size, precision or usual, tau, attention_precision, route_override, variant
+                source, router, size, precision or usual, tau, attention_precision, route_override, variant, lora
             )
             bundle = build_checkpoint(checkpoint, output, stages, **options)
     if as_json:

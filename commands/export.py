@@ -14,6 +14,7 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
+    Lora,
     Router,
     Size,
     Tau,
@@ -29,6 +30,7 @@ def export(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     router: Router = None,
+    lora: Lora = None,
     size: Size = None,
     precision: Annotated[PrecisionName, typer.Option(help="The type of weights and activations.")] = "bf16",
     attention_precision: AttentionPrecisionOption = None,
@@ -45,7 +47,7 @@ def export(
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    source = source_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant)
+    source = source_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant, lora=lora)
     if opset is not None:
         source = replace(source, opset=opset)
     with Stages() as stages:

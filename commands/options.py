@@ -16,6 +16,7 @@ from vorta_trt.model.precision import PrecisionName
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision
 
 if TYPE_CHECKING:
+    from vorta_trt.model.lora.spec import LoraSpec
     from vorta_trt.runtime.from_checkpoint import Source
 
 
@@ -68,6 +69,14 @@ AttentionPrecisionOption = Annotated[
 ]
 
 
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:STRENGTH]", help="Fuse this LoRA into the weights; may be repeated [default strength: 1]."
+    ),
+]
+
+
 @contextmanager
 def usage(option: str | None = None) -> Iterator[None]:
     """Turns the ValueError of a bad option into a usage error, which names the option if it is given."""
@@ -86,6 +95,7 @@ def source_of(
     attention_precision: AttentionPrecision | None = None,
     route_override: Path | None = None,
     variant: str | None = None,
+    lora: list[str] | None = None,
 ) -> Source:
     """A checkpoint with what is made of it; a size that cannot be read is a usage error."""
     from vorta_trt.model.video_size import VideoSize
@@ -94,7 +104,25 @@ def source_of(
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
     attention = attention_precision or SAME_PRECISION
-    return Source(checkpoint, router, video, precision, tau, attention, route_override=route_override, variant=variant)
+    return Source(
+        checkpoint,
+        router,
+        video,
+        precision,
+        tau,
+        attention,
+        route_override=route_override,
+        variant=variant,
+        lora=loras(lora),
+    )
+
+
+def loras(values: list[str] | None) -> tuple[LoraSpec, ...]:
+    """The LoRA files of `--lora`; one that cannot be read is a usage error."""
+    from vorta_trt.model.lora.spec import LoraSpec
+
+    with usage("--lora"):
+        return tuple(map(LoraSpec.parse, values or ()))
 
 
 def pixels(size: str) -> tuple[int, int, int]:

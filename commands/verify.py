@@ -13,7 +13,9 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     MOST_SEED,
     Checkpoint,
+    Lora,
     Router,
+    loras,
 )
 from vorta_trt.model.precision import PrecisionName
 
@@ -34,6 +36,7 @@ def verify(
     target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],
     checkpoint: Checkpoint,
     router: Router = None,
+    lora: Lora = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Fail unless the file has this precision.")] = None,
     executor: Annotated[
         Executor | None,
@@ -68,6 +71,7 @@ def verify(
             target,
             checkpoint,
             router,
+            lora=loras(lora),
             precision=precision,
             executor=None if executor is None else executor.value,
             batch=batch,

@@ -8,7 +8,7 @@ tells the engine itself, and it opens only on a GPU that can run it: without one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readabl
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.export.metadata import LoraRecord
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
@@ -74,6 +75,7 @@ class BundleReport(BaseModel):
         m, e = self.manifest, self.manifest.engine
         yield self.path
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
+        yield from (f"LoRA       {lora}" for lora in fused_loras(m.metadata))
         yield f"attention  {describe_attention(m.attention_precision)}"
         if m.geometry is not None:
             geometry = AttentionGeometry.from_dict(m.geometry)
@@ -131,6 +133,7 @@ class OnnxReport(BaseModel):
                 f"warning    {count} {ROUTED_ATTENTION.name} nodes lack plugin attributes: "
                 "TensorRT would not use the plugin"
             )
+        yield f"LoRA       {self.metadata.get('LoRA', 'none')}"
         yield f"attention  {describe_attention(self.attention_precision)}"
         yield from (f"input      {name} {kind}" for name, kind in self.inputs.items())
         yield from (f"output     {name} {kind}" for name, kind in self.outputs.items())
@@ -140,6 +143,11 @@ class OnnxReport(BaseModel):
 def describe_attention(precision: AttentionPrecision) -> str:
     """Says in words what the products of routed attention are computed in."""
     return "fp8 products, where the kernels have them" if precision == "fp8" else "products in the type of the inputs"
+
+
+def fused_loras(metadata: Mapping[str, Any] | None) -> list[str]:
+    """The LoRA files that the metadata of a model names, in words."""
+    return [str(LoraRecord.model_validate(record)) for record in (metadata or {}).get("lora", ())]
 
 
 def network_lines(network: NetworkReport) -> Iterator[str]:

@@ -41,6 +41,23 @@ class TensorInfo(_Record):
         return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+class LoraRecord(_Record):
+    """A LoRA file that was fused into the weights.
+
+    Attributes:
+        name: Of the file, without its folder.
+        sha256: Of its content.
+        strength: Factor of all that it added.
+    """
+
+    name: str
+    sha256: str
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.name}, strength {self.strength:g}, sha256 {self.sha256}"
+
+
 class ModelMetadata(_Record):
     """What an exported file says about itself.
 
@@ -62,6 +79,7 @@ class ModelMetadata(_Record):
     tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
     num_layers, num_heads, head_dim: L, N, D.
     latent_shape: [channels, frames, height, width] of `hidden_states`. text_length: rows of `encoder_hidden_states`.
+    lora: what was fused into the checkpoint's weights, in the order in which it was added.
     router_sha256: of the router's weights; None means that there is no router and every head is full.
     inputs, outputs: in order.
     """
@@ -88,6 +106,7 @@ class ModelMetadata(_Record):
     head_dim: int = Field(gt=0)
     latent_shape: tuple[int, int, int, int]
     text_length: int
+    lora: tuple[LoraRecord, ...] = ()
     router_sha256: str | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -124,6 +143,7 @@ class ModelMetadata(_Record):
             "precision": self.precision,
             "attention precision": self.attention_precision,
             "checkpoint": self.checkpoint or "",
+            "LoRA": "; ".join(map(str, self.lora)) or "none",
             "geometry": str(geometry),
             "layers, heads, head_dim": f"{self.num_layers}, {self.num_heads}, {self.head_dim}",
             "router": f"sha256 {self.router_sha256}" if self.router_sha256 else "none, every head is full",

@@ -43,7 +43,8 @@ class TimestepPath:
     """The timestep path of one model; see `from_model` and `load`.
 
     Attributes:
-        checkpoint: Name of the checkpoint's folder, None if it is not known.
+        checkpoint: Name of the folder of the checkpoint whose weights these are, None if it is not known, or if a LoRA
+            was fused into them.
         signals: What `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
         family: As the model's, like config, geometry, tau, num_layers, num_heads, head_dim and has_router.
     """
@@ -63,7 +64,7 @@ class TimestepPath:
     @classmethod
     def from_model(cls, model: RoutedTransformer) -> TimestepPath:
         """The path of a model at hand, whose weights may lie on disk; they are shared, not copied."""
-        return cls(model, model.load_parameter, model.checkpoint_name)
+        return cls(model, model.load_parameter, None if model.lora else model.checkpoint_name)
 
     @classmethod
     def load(cls, path: str | Path, **model: Any) -> TimestepPath:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from functools import partial
@@ -40,6 +40,9 @@ from vorta_trt.model.families import ModelFamily, ModelInput, families, family_o
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hub_cache import repository_of
 from vorta_trt.model.inputs import check_route_override, token_grid
+from vorta_trt.model.lora.fused import FusedReader
+from vorta_trt.model.lora.report import LoraReport
+from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
@@ -77,6 +80,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         num_heads: N.
         head_dim: D.
         checkpoint: Its path, or None.
+        lora: What was fused into the checkpoint's weights.
         has_router: Whether routers decide; without one every head is full.
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
             routers' scores [L, B, N, 3] in place of routes.
@@ -107,6 +111,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.tau = check_tau(tau)
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
+        self.lora: tuple[LoraReport, ...] = ()
         stacks = self.facts().stacks(self.config)
         self.num_layers = sum(stacks.values())
         self.num_heads = int(self.config["num_attention_heads"])
@@ -143,6 +148,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         tau: float = DEFAULT_TAU,
         dtype: torch.dtype = torch.float32,
         *,
+        lora: Sequence[LoraSpec] = (),
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
         variant: str | None = None,
@@ -158,13 +164,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 router it is derived from the latents at the first forward pass.
             tau: Default routing threshold. The default is that of the authors' inference script.
             dtype: Type of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
+            lora: LoRA files to fuse into the weights, in the order in which they are added.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
             variant: As for diffusers, e.g. "fp16": of the names of the weight files.
 
         Raises:
             FileNotFoundError: There is no such folder or file.
-            CheckpointError: Folder, weights or router are not what they should be.
+            CheckpointError: Folder, weights, router or LoRA files are not what they should be.
             ValueError: A model that is not routed yet, a dtype, no geometry for a router, a tau that is not finite, or
                 an unknown attention_precision.
         """
@@ -174,7 +181,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
-            reader = until_loaded.enter_context(CheckpointReader(checkpoint, variant=variant))
+            reader = until_loaded.enter_context(FusedReader(checkpoint, lora, variant=variant))
             family = routed_class(reader.family)
             model = family.from_config(reader.config, reader)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
@@ -189,7 +196,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             on_disk = load_weights(model, reader, dtype, None if materialize else family.facts().always_loaded)
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
-            routed.checkpoint = reader.path
+            routed.checkpoint, routed.lora = reader.path, reader.reports
             if on_disk:
                 routed._reader, routed._on_disk = reader, on_disk
                 until_loaded.pop_all()  # the reader stays open, with the model

@@ -23,6 +23,7 @@ from vorta_trt.export.names import OPSET
 from vorta_trt.model.constants import DEFAULT_TAU
 from vorta_trt.model.files import check_output, check_space
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.unfinished import temporary_folder
 from vorta_trt.model.video_size import VideoSize
@@ -55,6 +56,7 @@ class Source:
         opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
         route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
         variant: of the names of the weight files, as for diffusers.
+        lora: LoRA files that are fused into the weights.
     """
 
     checkpoint: Path
@@ -66,6 +68,7 @@ class Source:
     opset: int = OPSET
     route_override: Path | None = None
     variant: str | None = None
+    lora: tuple[LoraSpec, ...] = ()
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -92,6 +95,7 @@ class Source:
             self.geometry(family, config, trained),
             DEFAULT_TAU if self.tau is None else self.tau,
             torch_dtype(self.precision),
+            lora=self.lora,
             materialize=materialize,
             attention_precision=self.attention_precision,
             variant=self.variant,

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.authors import AuthorsNames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -245,6 +246,13 @@ class ModelFamily(abc.ABC):
     @abc.abstractmethod
     def patch_of(self, config: Mapping[str, Any]) -> Shape:
         """Latent voxels (frames, height, width) per token."""
+
+    def authors_names(self, config: Mapping[str, Any]) -> AuthorsNames:
+        """Modules by the names of the model's authors, which LoRA files use beside those of diffusers.
+
+        Modules that only other models of the family have may be among them.
+        """
+        return {}
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 

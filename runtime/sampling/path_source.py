@@ -42,7 +42,7 @@ def timestep_path_of(source: str | Path | Bundle | Target) -> TimestepPath | Non
         "geometry": metadata.attention_geometry,
         "dtype": torch_dtype(metadata.precision),
         "tau": metadata.tau,
-        "checkpoint": metadata.checkpoint,
+        "checkpoint": None if metadata.lora else metadata.checkpoint,  # with a LoRA it is no published one
     }
     path: TimestepPath | None = None
     with LOADING:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import numpy_dtype, torch_dtype
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.target import Target
@@ -82,6 +83,7 @@ class Subject:
 
     Attributes:
         executor: As for `Engine`.
+        lora: What was fused into the checkpoint.
         precision: Of the file.
         geometry: That the file was exported for.
         tau: That the file was exported with.
@@ -91,6 +93,7 @@ class Subject:
     target: Target
     checkpoint: Path
     router: Path | None
+    lora: tuple[LoraSpec, ...]
     executor: str | None
     precision: str
     attention_precision: str
@@ -154,7 +157,9 @@ class Subject:
 
         self.progress(f"running torch in {precision}")
         dtype = torch_dtype(precision)
-        return RoutedTransformer.from_pretrained(self.checkpoint, self.router, self.geometry, self.tau, dtype)
+        return RoutedTransformer.from_pretrained(
+            self.checkpoint, self.router, self.geometry, self.tau, dtype, lora=self.lora
+        )
 
 
 def run_engine(engine: Engine, case: Case) -> Outputs:

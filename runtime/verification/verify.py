@@ -22,7 +22,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from vorta_trt.export.metadata import LoraRecord
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.model.lora.spec import LoraSpec, sha256_of
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.executors.onnx_executors import check_portable
 from vorta_trt.runtime.target import read_target
@@ -37,6 +39,7 @@ def verify(
     checkpoint: str | Path,
     router: str | Path | None = None,
     *,
+    lora: Sequence[LoraSpec] = (),
     precision: PrecisionName | None = None,
     executor: str | None = None,
     batch: int = 1,
@@ -51,6 +54,7 @@ def verify(
         target: An exported .onnx file or a bundle.
         checkpoint: What it was exported from, as for `RoutedTransformer.from_pretrained`.
         router: The router that it was exported with.
+        lora: The LoRA files that were fused into it, in their order.
         precision: The precision that it must have; None takes its own.
         executor: As for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
         batch: Samples per run.
@@ -71,7 +75,7 @@ def verify(
     if batch < 1:
         raise ValueError(f"batch {batch}: must be at least 1; use 2")
     seed = secrets.randbits(32) if seed is None else seed
-    subject = _subject(Path(target), Path(checkpoint), router, precision, executor, progress)
+    subject = _subject(Path(target), Path(checkpoint), router, tuple(lora), precision, executor, progress)
 
     def draw(only: Sequence[str], number: int = 0) -> list[Case]:
         assert subject.target.metadata is not None
@@ -113,6 +117,7 @@ def _subject(
     path: Path,
     checkpoint: Path,
     router: str | Path | None,
+    lora: tuple[LoraSpec, ...],
     precision: str | None,
     executor: str | None,
     progress: Progress,
@@ -134,12 +139,14 @@ def _subject(
         raise ValueError(f"{path}: was exported with a router, so it must be compared with one; give --router")
     if not metadata.has_router and router is not None:
         raise ValueError(f"{path}: was exported without a router, so every head is full; leave --router out")
+    _check_lora(path, metadata.lora, lora)
     if executor is None and target.bundle is None and metadata.precision == "bf16":
         executor = "reference"  # ONNX Runtime has no bfloat16 convolution on the CPU
     return Subject(
         target=target,
         checkpoint=checkpoint,
         router=None if router is None else Path(router),
+        lora=lora,
         executor=executor,
         precision=metadata.precision,
         attention_precision=metadata.attention_precision,
@@ -147,6 +154,17 @@ def _subject(
         tau=metadata.tau,
         progress=progress,
     )
+
+
+def _check_lora(path: Path, fused: Sequence[LoraRecord], given: Sequence[LoraSpec]) -> None:
+    """Raises ValueError unless the LoRA files that are given are those that were fused."""
+    ours = [(sha256_of(lora.path), lora.strength) for lora in given]
+    if ours != [(lora.sha256, lora.strength) for lora in fused]:
+        names = " ".join(f"--lora {lora.name}:{lora.strength:g}" for lora in fused)
+        raise ValueError(
+            f"{path}: was exported with {'; '.join(map(str, fused)) or 'no LoRA'}, so it must be compared with "
+            f"the same; {'give ' + names if fused else 'leave --lora out'}"
+        )
 
 
 def _layer_report(subject: Subject, case: Case, case_passed: bool) -> LayerReport:

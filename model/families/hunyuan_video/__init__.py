@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.authors import AuthorsNames
 from vorta_trt.model.families.family import (
     DemoModel,
     ModelFamily,
@@ -19,6 +20,7 @@ from vorta_trt.model.families.family import (
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.hunyuan_video.authors import authors_names
 from vorta_trt.model.families.hunyuan_video.original import original_config
 
 if TYPE_CHECKING:
@@ -112,6 +114,9 @@ class HunyuanVideo(ModelFamily):
 
     def patch_of(self, config: Mapping[str, Any]) -> Shape:
         return config["patch_size_t"], config["patch_size"], config["patch_size"]
+
+    def authors_names(self, config: Mapping[str, Any]) -> AuthorsNames:
+        return authors_names(config["num_layers"], config["num_single_layers"], config["num_refiner_layers"])
 
     def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
         inputs = (

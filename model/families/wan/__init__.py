@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.authors import AuthorsNames
 from vorta_trt.model.families.family import (
     DemoModel,
     ModelFamily,
@@ -20,6 +21,7 @@ from vorta_trt.model.families.family import (
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.wan.authors import authors_names
 from vorta_trt.model.families.wan.original import original_config
 
 if TYPE_CHECKING:
@@ -143,6 +145,9 @@ class Wan(ModelFamily):
 
     def frame_rate(self, config: Mapping[str, Any]) -> float:
         return 24.0 if two_timesteps(config) else super().frame_rate(config)
+
+    def authors_names(self, config: Mapping[str, Any]) -> AuthorsNames:
+        return authors_names(config["num_layers"])
 
     def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
         return (
