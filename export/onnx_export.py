@@ -133,17 +133,27 @@ def _write(model: ir.Model, stage: Path, size: int, external_data: bool, report:
         written += tensor.nbytes
 
     report("write", 0, size)
-    if external_data:
-        ir.save(
-            model,
-            stage,
-            external_data=data_file(stage).name,
-            size_threshold_bytes=_INLINE_BELOW,
-            callback=count,
-        )
-    else:
-        ir.save(model, stage)
+    try:
+        if external_data:
+            ir.save(
+                model,
+                stage,
+                external_data=data_file(stage).name,
+                size_threshold_bytes=_INLINE_BELOW,
+                callback=count,
+            )
+        else:
+            ir.save(model, stage)
+    except ir.serde.SerdeError as error:  # it wraps whatever reading a weight raises, in a text of the whole graph
+        raise _cause(error) from None
     report("write", size, size)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What onnx_ir wrapped, as often as it did."""
+    while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _nothing(stage: str, done: int, total: int) -> None:

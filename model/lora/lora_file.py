@@ -20,6 +20,7 @@ from vorta_trt.model.lora.tensors import LoraTensors, Shape
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LOW_RANK = (Part.DOWN, Part.UP, Part.UP_BIAS, Part.ALPHA)
+_MOST_SCALE = 1e6
 _AGAIN = "download the file again"
 _OF_THIS_MODEL = "use one that was made for this model"
 _PLAIN = "use a LoRA of plain low rank"
@@ -168,7 +169,10 @@ class LoraFile:
         shape = self._tensors.shape(alpha)
         if math.prod(shape) != 1:
             raise self._refuse(f"{alpha} has shape {shape}; must be one number", _AGAIN)
-        return float(self._tensors.read(alpha)) / rank
+        scale = float(self._tensors.read(alpha)) / rank
+        if abs(scale) > _MOST_SCALE:
+            raise self._refuse(f"{alpha} is {scale * rank:g}, which is no alpha of rank {rank}", _AGAIN)
+        return scale
 
     def _spans(self, key: str, keys: list[str], rows: tuple[Rows, ...], *, bias: bool) -> list[tuple[str, Span]]:
         """The parameters that a tensor changes, and which rows of it are for them.

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_STRENGTH = 1000
 _CHUNK_BYTES = 1 << 24
 
 
@@ -20,17 +20,17 @@ class LoraSpec:
         strength: Factor of all that the file adds; may be negative.
 
     Raises:
-        ValueError: The strength adds nothing or is no number.
+        ValueError: The strength adds nothing, is too large or no number.
     """
 
     path: Path
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength) or self.strength == 0:
+        if not 0 < abs(self.strength) <= MOST_STRENGTH:
             raise ValueError(
-                f"LoRA {self.path}: strength {self.strength:g} must be a number other than 0; use e.g. 1.0, or leave "
-                f"the LoRA out"
+                f"LoRA {self.path}: strength {self.strength:g} must not be 0 and at most {MOST_STRENGTH} in size; use "
+                f"e.g. 1.0, or leave the LoRA out"
             )
 
     @classmethod

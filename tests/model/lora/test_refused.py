@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Callable[[], Tensors], str]] = {
     "bias": (lambda: {f"{QUERY}.diff_b": torch.randn(33)}, r"has shape \(33,\), which does not fit"),
     "scalar": (lambda: {f"{QUERY}.diff_b": torch.tensor(1.0)}, r"has shape \(\), which does not fit"),
     "alphas": (lambda: {**good(), ALPHA: torch.ones(2)}, r"alpha has shape \(2,\); must be one number"),
+    "huge alpha": (lambda: {**good(), ALPHA: torch.tensor(1e30)}, r"alpha is 1e\+30, which is no alpha of rank 4"),
     "integers": (lambda: {**good(), ALPHA: torch.tensor(4)}, r"alpha is stored as I64; must be one of F64, F32"),
     "more layers": (
         lambda: {key.replace("blocks.0", "blocks.7"): value for key, value in good().items()},
@@ -177,9 +178,10 @@ def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, message in {
         "": "has no file name",
         ":0.5": "has no file name",
-        "a:0": "strength 0 must be a number other than 0",
-        "a:nan": "strength nan must be a number",
-        "a:inf": "strength inf must be",
+        "a:0": "strength 0 must not be 0 and at most 1000 in size; use e.g. 1.0, or leave the LoRA out",
+        "a:nan": "strength nan must not be",
+        "a:-inf": "strength -inf must not be",
+        "a:1001": "strength 1001 must not be",
     }.items():
         with pytest.raises(ValueError, match=message):
             LoraSpec.parse(text)
