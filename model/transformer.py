@@ -181,7 +181,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
-            reader = until_loaded.enter_context(FusedReader(checkpoint, lora, variant=variant))
+            reader = FusedReader(checkpoint, lora, variant=variant)
+            until_loaded.callback(reader.close)
             family = routed_class(reader.family)
             model = family.from_config(reader.config, reader)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
