@@ -16,11 +16,12 @@ from vorta_trt.commands.options import (
     Lora,
     RouteOverride,
     Router,
-    Size,
+    Sizes,
     Tau,
     Variant,
     quoted,
     source_of,
+    usage,
 )
 from vorta_trt.model.precision import PrecisionName
 
@@ -36,6 +37,7 @@ class Flavour(str, Enum):
 @command(
     f"vorta-trt build {EXAMPLE} --router ROUTER --size 77x720x1280 --precision bf16 -o model.bundle",
     f"vorta-trt build {EXAMPLE} --route-override calibration.json -o model.bundle",
+    f"vorta-trt build {EXAMPLE} --router ROUTER --size 81x720x1280 --size 81x480x832 -o model.bundle",
     "vorta-trt build model.onnx -o model.bundle",
 )
 def build(
@@ -45,7 +47,7 @@ def build(
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
     router: Router = None,
     lora: Lora = None,
-    size: Size = None,
+    size: Sizes = None,
     precision: Annotated[
         PrecisionName | None,
         typer.Option(help="The type of weights and activations [default: bf16; for tensorrt8 fp16]."),
@@ -112,8 +114,9 @@ def build(
     """
     from vorta_trt.engines.flavours import get_flavour
     from vorta_trt.model.checkpoint_place import is_weights
+    from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.from_checkpoint import build_checkpoint, build_onnx
+    from vorta_trt.runtime.from_checkpoint import at_sizes, build_checkpoint, build_onnx
 
     options: dict[str, Any] = {
         "tensorrt": tensorrt.value,
@@ -132,7 +135,7 @@ def build(
     of_checkpoints = {
         "--router": router,
         "--lora": lora,
-        "--size": size,
+        "--size": size or None,
         "--precision": precision,
         "--attention-precision": attention_precision,
         "--tau": tau,
@@ -149,9 +152,11 @@ def build(
         else:
             usual = get_flavour(tensorrt.value).precisions[0]
             checkpoint = source_of(
-                source, router, size, precision or usual, tau, attention_precision, route_override, variant, lora
+                source, router, None, precision or usual, tau, attention_precision, route_override, variant, lora
             )
-            bundle = build_checkpoint(checkpoint, output, stages, **options)
+            with usage("--size"):
+                sizes = [VideoSize.parse(text) for text in size or ()]
+            bundle = build_checkpoint(at_sizes(checkpoint, sizes), output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
     else:

@@ -48,6 +48,15 @@ Size = Annotated[
     str | None,
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
 ]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="FxHxW",
+        help="Frames x height x width in pixels; repeated, the bundle has an engine for every size [default: what the "
+        "router was trained for].",
+    ),
+]
 Tau = Annotated[
     float | None,
     typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vorta_trt.engines.errors import SelectionError
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.video_size import VideoSize
 
 
@@ -20,6 +22,13 @@ class EngineKey(NamedTuple):
 
     component: str
     size: str | None
+
+    @classmethod
+    def of(cls, metadata: ModelMetadata | None) -> EngineKey:
+        """Of an exported model; a file of another origin counts as the only model there is."""
+        if metadata is None:
+            return cls(TRANSFORMER, None)
+        return cls(metadata.component, str(metadata.video_size))
 
     def __str__(self) -> str:
         return self.component if self.size is None else f"{self.component} {self.size}"
@@ -55,3 +64,22 @@ def choose(
             f"--size {wanted.size} as well"
         )
     return keys.index(wanted)
+
+
+def check_grid(keys: Sequence[EngineKey]) -> None:
+    """Raises ValueError unless the keys are distinct, and every component has the same sizes."""
+    for number, key in enumerate(keys):
+        if key in keys[:number]:
+            raise ValueError(f"{key}: is given twice, and a bundle has one engine of each; leave one of them out")
+        if key.size is None and len(keys) > 1:
+            raise ValueError(
+                "a file that `vorta-trt export` did not write: says neither component nor video size, so a bundle can "
+                "hold no other engine beside it; build it into a bundle of its own"
+            )
+    sizes = list(dict.fromkeys(key.size for key in keys))
+    for component in dict.fromkeys(key.component for key in keys):
+        if missing := [size for size in sizes if (component, size) not in keys]:
+            raise ValueError(
+                f"{component}: is given for other sizes, but not for {', '.join(map(str, missing))}; every component "
+                f"of a bundle must have the same sizes: export it for these, too"
+            )

@@ -199,7 +199,7 @@ class EngineRecord(Record, extra="forbid"):
         """Component and video size, by which the engine is selected."""
         if self.size is not None or self.metadata is None:
             return EngineKey(self.component, self.size)
-        return EngineKey(self.component, str(self.model_metadata(MANIFEST).video_size))
+        return EngineKey.of(self.model_metadata(MANIFEST))
 
     def model_metadata(self, source: str) -> ModelMetadata:
         """The exporter's record of the model, which `metadata` holds; `source` is for errors.

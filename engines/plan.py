@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT's part of a build: ONNX file in, transformer.plan and layers.json in a folder out."""
+"""TensorRT's part of a build: ONNX file in, a plan and its layers in a folder out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.engines import manifest as names
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.execution_flags import allow_execution, check_streaming, set_flags
 from vorta_trt.engines.flavours import Flavour
@@ -21,7 +20,7 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import from_network, write_layers
-from vorta_trt.engines.manifest import EngineMemory, FileEntry, TensorSpec
+from vorta_trt.engines.manifest import EngineFiles, EngineMemory, FileEntry, TensorSpec
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
 from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
@@ -103,10 +102,11 @@ def build_plan(
     onnx: OnnxFile,
     options: BuildOptions,
     folder: Path,
+    names: EngineFiles,
     callback: ProgressCallback | None,
     cancellation: Cancellation,
 ) -> BuiltPlan:
-    """Parses and builds; writes transformer.plan and layers.json. All TensorRT objects are freed on return."""
+    """Parses and builds; writes the plan and layers of `names`. All TensorRT objects are freed on return."""
     trt = flavour.module
     start = time.perf_counter()
     builder = trt.Builder(flavour.logger)
@@ -130,8 +130,8 @@ def build_plan(
             flavour.title,
             flavour.version,
         )
-    write_layers(from_network(trt, parsed.network), folder / names.LAYERS)
-    with flavour.hub.collect() as collected, HashedFile(folder / names.PLAN) as plan:
+    write_layers(from_network(trt, parsed.network), folder / names.layers)
+    with flavour.hub.collect() as collected, HashedFile(folder / names.plan) as plan:
         built = _serialize(flavour, builder, parsed, config, plan, cancellation)
     cancellation.check()
     if not built or plan.entry.bytes == 0:
@@ -141,7 +141,7 @@ def build_plan(
     if cache is not None:
         cache.save()
     return BuiltPlan(
-        files={names.PLAN: plan.entry, names.LAYERS: hash_file(folder / names.LAYERS)},
+        files={names.plan: plan.entry, names.layers: hash_file(folder / names.layers)},
         inputs=inputs,
         outputs=outputs,
         plugin_layers=len(parsed.plugin_layers),

@@ -24,12 +24,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """One event: `step` of `steps` of `phase` are done. Phases nest; the last event of a phase has step == steps."""
+    """One event: `step` of `steps` of `phase` are done. Phases nest; the last event of a phase has step == steps.
+
+    `engine` says which engine of several is being built.
+    """
 
     phase: str
     parent: str | None
     step: int
     steps: int
+    engine: str = ""
 
 
 ProgressCallback = Callable[[BuildProgress], None]
@@ -44,21 +48,38 @@ class Cancellation:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Cancellation:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, a shell's background jobs
-                    continue
-                self._previous[number] = signal.signal(number, self._note)
+        self._install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._restore()
+        if self.signal is not None:
+            signal.raise_signal(self.signal)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Between two builds, signals do what they did before: what runs there is Python, and they stop it at once."""
+        self.check()
+        self._restore()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, a shell's background jobs
+                    continue
+                self._previous[number] = signal.signal(number, self._note)
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             # None: the handler was not installed from Python, and Python cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if self.signal is not None:
-            signal.raise_signal(self.signal)
+        self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -122,17 +122,25 @@ class OnnxFile:
         stated = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
         return {name: tensor_dtype_to_np_dtype(number).name for name, number in stated.items() if number}
 
+    def read_bytes(self, tensor: onnx.TensorProto) -> bytes:
+        """The bytes of an initializer, read from the data file if they lie there."""
+        from onnx import numpy_helper
+
+        if tensor.data_location != tensor.EXTERNAL:
+            return tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        name, offset, length = _external(self.path, tensor)
+        with (self.place.parent / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length if length else -1)
+
     def read_weight(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
         """The value of an initializer, read from the data file if it lies there."""
         from onnx import numpy_helper
 
         if tensor.data_location != tensor.EXTERNAL:
             return numpy_helper.to_array(tensor)
-        name, offset, length = _external(self.path, tensor)
         whole = type(tensor)(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
-        with (self.place.parent / name).open("rb") as file:
-            file.seek(offset)
-            whole.raw_data = file.read(length if length else -1)
+        whole.raw_data = self.read_bytes(tensor)
         return numpy_helper.to_array(whole)
 
     def load_weights(self) -> onnx.ModelProto:

@@ -8,19 +8,20 @@ the plan: the most memory that is ever needed is TensorRT's own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.bundle import Bundle, check_new_bundle
 from vorta_trt.engines.description import check_kernel_limits
-from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.engine_key import EngineKey, check_grid
+from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.export.names import OPSET
-from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
 from vorta_trt.model.files import check_output, check_space
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.lora.spec import LoraSpec
@@ -29,7 +30,7 @@ from vorta_trt.model.unfinished import temporary_folder
 from vorta_trt.model.video_size import VideoSize
 
 if TYPE_CHECKING:
-    from vorta_trt.engines.progress import BuildProgress
+    from vorta_trt.engines.progress import BuildProgress, ProgressCallback
     from vorta_trt.model import RoutedTransformer
     from vorta_trt.model.route_calibration import RouteCalibration
 
@@ -128,6 +129,33 @@ class Source:
         return wanted
 
 
+def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
+    """The source at every size, for a bundle of several.
+
+    Args:
+        source: What is exported; its calibrated routes go to the size that they were measured at.
+        sizes: None given leaves the source as it is.
+
+    Raises:
+        ValueError: The calibrated routes were measured at another size.
+    """
+    from vorta_trt.model import CheckpointReader
+
+    made = [replace(source, size=size) for size in sizes] or [source]
+    calibrated = source.calibrated_routes()
+    if len(made) == 1 or calibrated is None:
+        return made
+    with CheckpointReader(source.checkpoint, variant=source.variant) as reader:
+        family, config = reader.family, reader.config
+    fits = {each: each.geometry(family, config, None).grid == calibrated.geometry.grid for each in made}
+    if not any(fits.values()):
+        raise ValueError(
+            f"route_override {source.route_override}: has routes of token grid {calibrated.geometry.grid}, which is "
+            f"that of none of the sizes {', '.join(map(str, sizes))}; calibrate at one of them, or leave it out"
+        )
+    return [each if fit else replace(each, route_override=None) for each, fit in fits.items()]
+
+
 def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
     """Exports to an .onnx file; raises what loading and `export_onnx` raise."""
     from vorta_trt.export import export_onnx
@@ -137,71 +165,116 @@ def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
     return export_onnx(source.model(), path, source.precision, opset=source.opset, progress=_export_progress(report))
 
 
-def build_checkpoint(source: Source, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
-    """Exports into a temporary folder beside the bundle, and builds the engine from there.
+def build_checkpoint(
+    sources: Source | Sequence[Source], bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any
+) -> Bundle:
+    """Exports into a temporary folder beside the bundle, and builds the engines from there, one after the other.
+
+    An exported file is deleted as soon as its engine is built, so that the disk holds one at a time.
 
     Args:
-        source: The checkpoint, and what is made of it.
+        sources: The checkpoint, and what is made of it: a source for every engine of the bundle.
         bundle: The folder to write.
         report: Is told how far the work is.
         tensorrt: The flavour, as for `build_engine`.
         options: Further options of `build_engine`.
 
     Raises:
-        ValueError: A precision or an option that the flavour does not take; said before the export.
+        ValueError: A precision or an option that the flavour does not take, or engines that do not belong together;
+            said before the export.
     """
+    from vorta_trt.engines.bundle_writer import new_engines, read_model
     from vorta_trt.export import export_onnx
 
-    if source.precision == "fp32":
-        raise ValueError("precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
+    sources = [sources] if isinstance(sources, Source) else list(sources)
     flavour = get_flavour(tensorrt)
-    if source.precision not in flavour.precisions:
-        known = " or ".join(flavour.precisions)
-        raise ValueError(f"precision {source.precision!r}: {flavour.title} has none such; use --precision {known}")
+    _check_precisions(sources, flavour)
     opset = flavour.newest_opset or OPSET
     # What can be said before the slow part.
     names = {field.name for field in fields(BuildOptions)}
-    BuildOptions(**{name: value for name, value in options.items() if name in names}).check(flavour)
+    build = BuildOptions(**{name: value for name, value in options.items() if name in names})
+    build.check(flavour)
     check_new_bundle(bundle, bool(options.get("overwrite")))
     load_plugin(flavour)
-    with temporary_folder(bundle) as folder:
-        report("loading the checkpoint", 0, 0)
-        model = source.model()
+    report("loading the checkpoint", 0, 0)
+    models = [source.model() for source in sources]
+    target = flavour.target(build.compute_capabilities, build.hardware_compatibility)
+    weights = []
+    for source, model in zip(sources, models, strict=True):
         assert model.geometry is not None  # `Source.geometry` made it
         check_kernel_limits(model.geometry, source.checkpoint)
-        if source.attention_precision == "fp8" and options.get("strict", True):  # refused before the export, too
-            target = flavour.target(options.get("compute_capabilities"), options.get("hardware_compatibility"))
+        if source.attention_precision == "fp8" and build.strict:  # refused before the export, too
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
-        weights = sum(parameter.numel() for parameter in model.parameters()) * torch_dtype(source.precision).itemsize
-        check_space(bundle, 2 * weights)  # of the exported file and the plan
-        path, show = folder / "model.onnx", _export_progress(report)
-        onnx = export_onnx(model, path, source.precision, opset=opset, progress=show)
-        model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
-        options["route_override"] = source.route_override
-        return build_onnx(onnx, bundle, report, tensorrt=tensorrt, **options)
+        item = torch_dtype(source.precision).itemsize
+        weights.append(sum(parameter.numel() for parameter in model.parameters()) * item)
+    keys = [_key(source, model) for source, model in zip(sources, models, strict=True)]
+    check_grid(keys)
+    check_space(bundle, sum(weights) + max(weights))  # of the plans and an exported file
+    further = {name: value for name, value in options.items() if name not in names}
+    with (
+        temporary_folder(bundle) as folder,
+        new_engines(bundle, flavour, build, engines=len(sources), progress=_show(report), **further) as writer,
+    ):
+        for key, source in zip(keys, sources, strict=True):
+            model, models = models[0], models[1:]
+            which = "" if len(keys) == 1 else f"{key}, "
+            path = folder / "model.onnx"
+            with writer.exporting():
+                export_onnx(model, path, source.precision, opset=opset, progress=_export_progress(report, which))
+            model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
+            del model
+            writer.add(read_model(path, source.route_override, build.strict))
+            for file in folder.iterdir():
+                file.unlink()
+    return Bundle.open(bundle, verify=False, runtime=False)
 
 
-def build_onnx(onnx: Path, bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any) -> Bundle:
+def _check_precisions(sources: Sequence[Source], flavour: Flavour) -> None:
+    for source in sources:
+        if source.precision == "fp32":
+            raise ValueError("precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
+        if source.precision not in flavour.precisions:
+            known = " or ".join(flavour.precisions)
+            raise ValueError(f"precision {source.precision!r}: {flavour.title} has none such; use --precision {known}")
+
+
+def _key(source: Source, model: RoutedTransformer) -> EngineKey:
+    """Which engine of the bundle a source becomes."""
+    assert model.geometry is not None
+    _, *latent = model.facts().latent_shape(model.config, model.geometry.grid)
+    return EngineKey(TRANSFORMER, str(VideoSize(*model.facts().video_size(model.config, *latent))))
+
+
+def build_onnx(
+    onnx: Path | Sequence[Path], bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any
+) -> Bundle:
     """`build_engine` with its progress turned into `report`."""
     from vorta_trt.engines import build_engine
 
-    def show(event: BuildProgress) -> None:
-        report(f"building: {event.phase}", event.step, event.steps)
-
     report("reading the ONNX file", 0, 0)
-    return build_engine(onnx, bundle, tensorrt, progress=show, **options)
+    return build_engine(onnx, bundle, tensorrt, progress=_show(report), **options)
 
 
-def _export_progress(report: Report) -> Report:
+def _show(report: Report) -> ProgressCallback:
+    """TensorRT's progress as a report."""
+
+    def show(event: BuildProgress) -> None:
+        which = f"{event.engine}, " if event.engine else ""
+        report(f"building: {which}{event.phase}", event.step, event.steps)
+
+    return show
+
+
+def _export_progress(report: Report, which: str = "") -> Report:
     names = {
-        "trace": "exporting: tracing the model",
-        "translate": "exporting: translating to ONNX",
-        "optimize": "exporting: optimizing the graph",
-        "check": "exporting: checking the graph",
-        "write": "exporting: writing weights",
+        "trace": "tracing the model",
+        "translate": "translating to ONNX",
+        "optimize": "optimizing the graph",
+        "check": "checking the graph",
+        "write": "writing weights",
     }
 
     def show(stage: str, done: int, total: int) -> None:
-        report(names.get(stage, f"exporting: {stage}"), done, total if stage == "write" else 0)
+        report(f"exporting: {which}{names.get(stage, stage)}", done, total if stage == "write" else 0)
 
     return show

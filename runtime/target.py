@@ -12,7 +12,7 @@ from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import component_file
-from vorta_trt.export.onnx_file import OnnxFile, read_onnx
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.executors.onnx_executors import graph_specs
@@ -98,16 +98,11 @@ def _of_bundle(path: Path, bundle: Bundle) -> Target:
 
 def _of_onnx(path: Path, component: str | None, size: str | VideoSize | None) -> Target:
     file = read_onnx(path)
-    key = _key(file)
+    key = EngineKey.of(file.metadata)
     if component not in (None, key.component) and key.component == TRANSFORMER:
         second = component_file(path, str(component))
         if second.is_file():
             path, file = second, read_onnx(second)
-            key = _key(file)
+            key = EngineKey.of(file.metadata)
     choose(path, [key], component, size)
     return Target(path, None, key, path, file.metadata, *graph_specs(file.model))
-
-
-def _key(file: OnnxFile) -> EngineKey:
-    metadata = file.metadata
-    return EngineKey(TRANSFORMER, None) if metadata is None else EngineKey(metadata.component, str(metadata.video_size))

@@ -63,9 +63,9 @@ def test_a_bundle_without(built: Bundle) -> None:
 def test_what_does_not_fit_is_refused_before_the_build(
     make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vorta_trt.engines import builder
+    from vorta_trt.engines import bundle_writer
 
-    monkeypatch.setattr(builder, "build_plan", lambda *arguments: pytest.fail("it was built"))
+    monkeypatch.setattr(bundle_writer, "build_plan", lambda *arguments: pytest.fail("it was built"))
     model, bundle = make_model(tmp_path / "m.onnx"), tmp_path / "m.bundle"
 
     def refused(message: str, error: type[Exception], onnx: Path = model, **options: Any) -> None:

@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 
-from vorta_trt.engines import Bundle, EngineKey, Manifest, SelectionError
+from vorta_trt.engines import Bundle, EngineKey, Manifest, SelectionError, build_engine
 from vorta_trt.engines.manifest import EngineFiles, EngineRecord, FurtherEngine
+from vorta_trt.export.metadata import KEY
+from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.target import read_target
 
@@ -34,6 +38,16 @@ def with_engines(folder: Path, *keys: EngineKey) -> Path:
         further.append(FurtherEngine(**{**fields, "component": key.component, "size": key.size, "names": names}))
     manifest.model_copy(update={"engines": further, "files": files}).write(folder / "manifest.json")
     return folder
+
+
+def changed(source: Path, target: Path, **changes: Any) -> Path:
+    """A copy of an exported file whose metadata says something else."""
+    model = onnx.load(source)
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            entry.value = json.dumps({**json.loads(entry.value), **changes})
+    onnx.save(model, target)
+    return target
 
 
 def test_files_of_every_engine_have_names_of_their_own() -> None:
@@ -96,3 +110,65 @@ def test_every_engine_is_checked(bundle: Path) -> None:
     del manifest["files"]["transformer.13x128x128.plan"]
     with pytest.raises(ValueError, match=r"files: transformer\.13x128x128\.plan is missing"):
         Manifest.model_validate_json(json.dumps(manifest))
+
+
+def test_several_files_make_one_bundle(make_model: Any, tmp_path: Path) -> None:
+    """Both sizes of both experts; the ONNX copies share one data file, in which every weight is once."""
+    files = [make_model(tmp_path / "model.onnx")]
+    for name, changes in (
+        ("large.onnx", {"latent_shape": (16, 3, 16, 16)}),
+        ("model.transformer_2.onnx", {"component": "transformer_2"}),
+        ("large.transformer_2.onnx", {"component": "transformer_2", "latent_shape": (16, 3, 16, 16)}),
+    ):
+        files.append(changed(files[0], tmp_path / name, **changes))
+    seen: set[str] = set()
+    opened = build_engine(
+        files[:2], tmp_path / "several.bundle", include_onnx=True, progress=lambda event: seen.add(event.engine)
+    )  # the second experts are found beside the first
+    assert [str(key) for key in opened.engines] == [
+        "transformer 5x96x96",
+        "transformer_2 5x96x96",
+        "transformer 9x128x128",
+        "transformer_2 9x128x128",
+    ]
+    assert seen == {str(key) for key in opened.engines}
+    Bundle.open(opened.path, runtime=False)  # every hash
+    names = {view.onnx_path: view for view in opened.views()}
+    assert len(names) == 4
+    shared = opened.path / "model.onnx.data"
+    first = read_onnx(files[0])
+    weights = {tensor.name: first.read_bytes(tensor) for tensor in first.model.graph.initializer}
+    for path, view in names.items():
+        assert path is not None and shared.name in view.manifest.files
+        copy = read_onnx(path)
+        assert copy.data_files == (shared,)
+        assert {tensor.name: copy.read_bytes(tensor) for tensor in copy.model.graph.initializer} == weights
+    large = {content for content in weights.values() if len(content) >= 1024}
+    assert shared.stat().st_size < sum(map(len, large)) + 4096 * len(large)  # once, though four models have them
+    path = opened.timestep_path
+    if path is not None:
+        assert {view.timestep_path for view in opened.views() if view.key.component == "transformer"} == {path}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "transformer 5x96x96: is given twice"),
+        ({"component": "transformer_2", "latent_shape": (16, 3, 16, 16)}, "transformer: is given for other sizes"),
+        ({"precision": "fp16", "latent_shape": (16, 3, 16, 16)}, "is of precision fp16, and .* of bf16"),
+    ],
+)
+def test_files_that_are_no_engines_of_one_bundle(
+    make_model: Any, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    first = make_model(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=words):
+        build_engine([first, changed(first, tmp_path / "other.onnx", **changes)], tmp_path / "several.bundle")
+    assert not (tmp_path / "several.bundle").exists()
+
+
+def test_routes_are_given_for_every_file(make_model: Any, tmp_path: Path) -> None:
+    first = make_model(tmp_path / "model.onnx")
+    other = changed(first, tmp_path / "other.onnx", latent_shape=(16, 3, 16, 16))
+    with pytest.raises(ValueError, match="route_override: 1 given for 2 ONNX files"):
+        build_engine([first, other], tmp_path / "several.bundle", route_override=tmp_path / "routes.json")

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`BundleWriter`: a bundle that is being built, engine by engine, and put into place when all are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.engines import manifest as names
+from vorta_trt.engines.bundle import new_bundle
+from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
+from vorta_trt.engines.engine_key import EngineKey
+from vorta_trt.engines.flavours import Flavour
+from vorta_trt.engines.hashed_file import copy_hashed, hash_file
+from vorta_trt.engines.manifest import (
+    EngineFiles,
+    EngineInfo,
+    EngineRecord,
+    FileEntry,
+    FurtherEngine,
+    Manifest,
+    PluginInfo,
+)
+from vorta_trt.engines.onnx_copies import OnnxCopies
+from vorta_trt.engines.plan import BuildOptions, BuiltPlan, build_plan
+from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.progress import (
+    BuildProgress,
+    Cancellation,
+    ProgressCallback,
+    progress_bar,
+    release_free_memory,
+)
+from vorta_trt.export.onnx_file import OnnxFile, data_file, read_onnx
+from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
+from vorta_trt.model.files import check_space
+from vorta_trt.plugins.gpu import driver_report
+from vorta_trt.plugins.library import PluginLibrary
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What one engine is built from, checked.
+
+    Attributes:
+        onnx: The file; weights inside of it are not kept, for TensorRT reads them itself.
+        description: What the manifest says of it.
+        key: Component and video size.
+        route_override: Calibrated routes.
+        timestep_path: Weights of the timestep embedder and the routers.
+    """
+
+    onnx: OnnxFile
+    description: ModelDescription
+    key: EngineKey
+    route_override: Path | None
+    timestep_path: TimestepWeights | None
+
+
+def read_model(path: Path, route_override: str | Path | None, strict: bool) -> ExportedModel:
+    """Reads an exported file; raises what `build_engine` raises for one that is damaged, or not ours."""
+    onnx = read_onnx(path)
+    description = describe_model(onnx, strict)
+    if route_override is not None:
+        check_route_override(Path(route_override), description)
+    weights = timestep_weights(onnx, description.family)
+    onnx.model.graph.ClearField("initializer")
+    override = None if route_override is None else Path(route_override)
+    return ExportedModel(onnx, description, EngineKey.of(onnx.metadata), override, weights)
+
+
+@contextmanager
+def new_engines(
+    path: Path,
+    flavour: Flavour,
+    options: BuildOptions,
+    *,
+    engines: int = 1,
+    include_onnx: bool = False,
+    include_plugin: bool = True,
+    progress: ProgressCallback | bool = False,
+    overwrite: bool = False,
+) -> Iterator[BundleWriter]:
+    """A `BundleWriter` whose bundle is put into place when the block ends without an error.
+
+    Ctrl-C, SIGTERM and SIGHUP stop a build. In no case a half bundle is left.
+
+    Args:
+        path: Of the bundle.
+        flavour: The TensorRT that builds.
+        options: Checked before.
+        engines: How many will be added.
+        include_onnx: As for `build_engine`; so are the others.
+        include_plugin: See there.
+        progress: See there.
+        overwrite: See there.
+    """
+    with (
+        Cancellation() as cancellation,
+        _progress_callback(progress) as callback,
+        new_bundle(path, overwrite) as folder,
+        ExitStack() as stack,
+    ):
+        copies = None
+        if include_onnx and engines > 1:
+            copies = OnnxCopies(folder / data_file(Path(names.ONNX)).name)
+            stack.callback(copies.close)
+        writer = BundleWriter(
+            path,
+            folder,
+            flavour,
+            options,
+            engines=engines,
+            include_onnx=include_onnx,
+            include_plugin=include_plugin,
+            callback=callback,
+            cancellation=cancellation,
+            copies=copies,
+        )
+        yield writer
+        writer.finish()
+
+
+class BundleWriter:
+    """Builds engines into a folder; see `new_engines`."""
+
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        flavour: Flavour,
+        options: BuildOptions,
+        engines: int,
+        include_onnx: bool,
+        include_plugin: bool,
+        callback: ProgressCallback | None,
+        cancellation: Cancellation,
+        copies: OnnxCopies | None,
+    ) -> None:
+        self._path, self._folder, self._flavour, self._options = path, folder, flavour, options
+        self._engines, self._include_onnx, self._include_plugin = engines, include_onnx, include_plugin
+        self._callback, self._cancellation, self._copies = callback, cancellation, copies
+        self._added: list[tuple[EngineRecord, EngineFiles]] = []
+        self._files: dict[str, FileEntry] = {}
+
+    def exporting(self) -> AbstractContextManager[None]:
+        """A context for work between two engines, which signals stop at once."""
+        return self._cancellation.paused()
+
+    def add(self, model: ExportedModel) -> None:
+        """Builds an engine. Raises what `build_engine` raises."""
+        own = EngineFiles.of(model.key, self._added[0][0].key) if self._added else EngineFiles()
+        library = load_plugin(self._flavour) if model.onnx.routed_nodes else None
+        included = library if self._include_plugin else None
+        sources = [path for path in (included, model.route_override) if path is not None]
+        copies = model.onnx.total_bytes if self._include_onnx else 0
+        # A plan is about as large as the ONNX file's weights.
+        check_space(self._path, model.onnx.total_bytes + copies + sum(path.stat().st_size for path in sources))
+        own = self._copy(model, own, included)  # what can fail here, fails before the long work
+        built = build_plan(
+            self._flavour, model.onnx, self._options, self._folder, own, self._report(model.key), self._cancellation
+        )
+        release_free_memory()
+        self._files = built.files | self._files
+        plugin = None if library is None else _plugin_info(library, built.plugin_layers, self._include_plugin)
+        size = model.key.size if self._engines > 1 else None
+        record = _record(self._flavour, self._options, model, size, built, plugin)
+        self._added.append((record, own))
+        title, version = self._flavour.title, self._flavour.version
+        logger.info("%s: built %s with %s %s in %.1f s", self._path, model.key, title, version, built.seconds)
+
+    def _copy(self, model: ExportedModel, own: EngineFiles, library: Path | None) -> EngineFiles:
+        """Copies what goes into the bundle besides the engine; returns the names of the engine's files."""
+        check = self._cancellation.check
+        sources: dict[str, Path] = {}  # external weights keep the name under which the ONNX file refers to them
+        if library is not None and names.PLUGIN_LIBRARY not in self._files:
+            sources[names.PLUGIN_LIBRARY] = library
+        if model.route_override is not None:
+            sources[own.route_override] = model.route_override
+        if self._copies is not None:
+            self._files[own.onnx] = self._copies.add(model.onnx, self._folder / own.onnx, check)
+        elif self._include_onnx:
+            sources |= {own.onnx: model.onnx.place, **{file.name: file for file in model.onnx.data_files}}
+        for name, source in sources.items():
+            self._files[name] = copy_hashed(source, self._folder / name, check)
+        if model.timestep_path is not None:
+            own = self._save_timestep_path(model.timestep_path, own)
+        return own
+
+    def _save_timestep_path(self, weights: TimestepWeights, own: EngineFiles) -> EngineFiles:
+        """Writes a timestep path, unless the engine before it of the same component has the same."""
+        file = self._folder / own.timestep_path
+        if own.timestep_path in self._files:
+            file = file.with_name(f"timestep_path.{Path(own.plan).stem}.safetensors")
+        weights.save(file)
+        entry = hash_file(file, self._cancellation.check)
+        if self._files.get(own.timestep_path) == entry:
+            file.unlink()
+            return own
+        self._files[file.name] = entry
+        return own.model_copy(update={"timestep_path": file.name})
+
+    def _report(self, key: EngineKey) -> ProgressCallback | None:
+        """The progress callback of one engine."""
+        callback = self._callback
+        if callback is None or self._engines == 1:
+            return callback
+
+        def show(event: BuildProgress) -> None:
+            callback(dataclasses.replace(event, engine=str(key)))
+
+        return show
+
+    def finish(self) -> None:
+        """Writes the manifest."""
+        if self._copies is not None:
+            self._files[data_file(Path(names.ONNX)).name] = self._copies.close()
+        (first, first_names), *others = self._added
+        Manifest(
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            created_by=created_by(),
+            **dict(first),
+            names=None if first_names == EngineFiles() else first_names,
+            engines=[FurtherEngine(**dict(record), names=own) for record, own in others],
+            files=self._files,
+        ).write(self._folder / names.MANIFEST)
+        self._cancellation.check()
+
+
+@contextmanager
+def _progress_callback(progress: ProgressCallback | bool) -> Iterator[ProgressCallback | None]:
+    if progress is True:
+        with progress_bar() as callback:
+            yield callback
+    else:
+        yield progress or None
+
+
+def _record(
+    flavour: Flavour,
+    options: BuildOptions,
+    model: ExportedModel,
+    size: str | None,
+    built: BuiltPlan,
+    plugin: PluginInfo | None,
+) -> EngineRecord:
+    devices = driver_report().devices
+    workspace = None if options.workspace_gib is None else int(options.workspace_gib * 2**30)
+    described: dict[str, Any] = {
+        field.name: getattr(model.description, field.name) for field in dataclasses.fields(ModelDescription)
+    }
+    return EngineRecord(
+        component=model.key.component,
+        size=size,
+        **described,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        engine=EngineInfo(
+            flavour=flavour.name,
+            version=str(flavour.version),
+            compute_capabilities=[str(capability) for capability in built.target.capabilities],
+            and_newer=built.target.and_newer,
+            flags=built.flags,
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+            optimization_level=built.optimization_level,
+            workspace_bytes=workspace,
+            timing_cache=options.timing_cache is not None and flavour.has_timing_cache,
+            builder_gpu=str(devices[0]) if devices else None,
+            build_seconds=round(built.seconds, 3),
+            memory=built.memory,
+        ),
+        plugin=plugin,
+    )
+
+
+def _plugin_info(path: Path, layer_count: int, included: bool) -> PluginInfo:
+    library = PluginLibrary(path)
+    return PluginInfo(
+        name=ROUTED_ATTENTION.name,
+        version=ROUTED_ATTENTION.version,
+        namespace=ROUTED_ATTENTION.namespace,
+        library=names.PLUGIN_LIBRARY,
+        included=included,
+        library_version=library.version,
+        abi_hash=library.abi_hash,
+        cuda_architectures=list(library.cuda_architectures),
+        layers=layer_count,
+    )
