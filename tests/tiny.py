@@ -27,6 +27,7 @@ from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
 from .kept import Kept
 
 SIZE = FRAMES, HEIGHT, WIDTH = 9, 64, 96  # token grid (3, 4, 6)
+SMALL = 5, 32, 64  # of a second engine
 CHANNELS = 4
 TEXT_DIM = 32
 ROUTER_SEED = 12  # with this one all three branches occur at every timestep; see test_tiny.py
@@ -90,6 +91,22 @@ class Tiny:
         folder = self.kept.folder("plugins", "model", "export", "engines") / self.name
         return self.kept.make(
             folder / "with onnx.bundle", lambda path: build_engine(self.export("fp16"), path, include_onnx=True)
+        )
+
+    @property
+    def several(self) -> Path:
+        """As `bundle`, of two sizes: SIZE and SMALL."""
+        folder = self.kept.folder("plugins", "model", "export", "engines") / self.name
+        small = self.folder / "fp16 small.onnx"
+
+        def export(path: Path) -> None:
+            with CheckpointReader(self.checkpoint) as reader:
+                geometry = AttentionGeometry.for_video(*SMALL, self.family, config=reader.config)
+            export_onnx(self.model(geometry=geometry, materialize=False), path, "fp16")
+
+        files = [self.export("fp16"), self.kept.make(small, export)]
+        return self.kept.make(
+            folder / "several sizes.bundle", lambda path: build_engine(files, path, include_onnx=True)
         )
 
     def model(self, **options: Any) -> RoutedTransformer:

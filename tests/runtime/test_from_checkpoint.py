@@ -9,11 +9,12 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vorta_trt.engines import BuildError, get_flavour
+from vorta_trt.engines import BuildError, SelectionError, get_flavour
 from vorta_trt.engines.flavours import Ability
 from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
@@ -24,10 +25,10 @@ from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import Engine, from_checkpoint
-from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, at_sizes, build_checkpoint, export_checkpoint
 
 from ..model import original_names
-from ..tiny import SIZE, WAN, Tiny
+from ..tiny import SIZE, SMALL, WAN, Tiny, save_calibration
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -142,6 +143,59 @@ def test_a_bundle_in_one_go(wan: Any, tmp_path: Path) -> None:
     assert "timestep_path.safetensors" in bundle.manifest.files
     assert {"loading the checkpoint", "exporting: tracing the model", "exporting: writing weights"} <= set(stages)
     assert any(stage.startswith("building: ") for stage in stages)
+
+
+def test_several_sizes_in_one_go(wan: Any, tmp_path: Path) -> None:
+    stages: list[str] = []
+    source = Source(wan.checkpoint, wan.router, precision="fp16")
+    sources = at_sizes(source, [VideoSize(*SIZE), VideoSize(*SMALL)])
+    bundle = build_checkpoint(sources, tmp_path / "wan.bundle", lambda what, *_: stages.append(what))
+    assert [str(key) for key in bundle.engines] == ["transformer 9x64x96", "transformer 5x32x64"]
+    assert {"exporting: transformer 5x32x64, tracing the model"} <= set(stages)
+    assert any(stage.startswith("building: transformer 5x32x64, ") for stage in stages)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["wan.bundle"]  # nothing temporary is left
+    assert len({view.timestep_path for view in bundle.views()}) == 1
+    assert len({view.plan_path for view in bundle.views()}) == 2
+    with pytest.raises(ValueError, match="transformer 9x64x96: is given twice"):
+        build_checkpoint([sources[0], sources[0]], tmp_path / "other.bundle", silent)
+
+
+def test_calibrated_routes_go_to_their_size(wan: Any, tmp_path: Path) -> None:
+    routes = save_calibration(tmp_path / "routes.json", wan.geometry, (1000.0, 500.0), (500.0, 0.0))
+    source = Source(wan.checkpoint, wan.router, route_override=routes)
+    here, there = at_sizes(source, [VideoSize(*SIZE), VideoSize(*SMALL)])
+    assert (here.route_override, there.route_override) == (routes, None)
+    with pytest.raises(ValueError, match="which is that of none of the sizes 5x32x64, 13x64x96"):
+        at_sizes(source, [VideoSize(*SMALL), VideoSize(13, 64, 96)])
+
+
+def test_the_engines_of_several_sizes(wan: Any) -> None:
+    """The copies of the ONNX files share their weights, and compute what the exported files compute."""
+    seed = int(np.random.default_rng().integers(2**31))
+    print(f"inputs from seed {seed}")
+    for size, file in (("9x64x96", wan.export("fp16")), ("5x32x64", wan.folder / "fp16 small.onnx"), (None, None)):
+        with Engine(wan.several, size=size, executor="onnxruntime") as engine:
+            if file is None:
+                assert str(engine.target.key) == "transformer 9x64x96"
+                continue
+            feeds = example_inputs(engine, seed)
+            ours = engine(**feeds)
+            assert engine.metadata is not None and str(engine.metadata.video_size) == size
+        with Engine(file) as engine:
+            theirs = engine(**feeds)
+        assert all((ours[name] == theirs[name]).all() for name in theirs)
+    with pytest.raises(SelectionError, match="was built for 9x64x96, 5x32x64; use one of these"):
+        Engine(wan.several, size="81x480x832", executor="onnxruntime")
+
+
+def example_inputs(engine: Engine, seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    shapes = {spec.name: [1 if isinstance(axis, str) else axis for axis in spec.shape] for spec in engine.inputs}
+    return {
+        spec.name: random.standard_normal(shapes[spec.name]).astype(spec.dtype)
+        for spec in engine.inputs
+        if spec.name not in ("tau", "route_override")
+    }
 
 
 def test_the_destination_is_checked_before_the_slow_part(
