@@ -75,3 +75,10 @@ def tiny_hunyuan_video(kept: Kept) -> Tiny:
     from .tiny import make_tiny
 
     return make_tiny(kept, "hunyuan_video")
+
+
+@pytest.fixture(scope="session")
+def tiny_ti2v(kept: Kept) -> Tiny:
+    from .tiny import make_tiny
+
+    return make_tiny(kept, "wan ti2v")

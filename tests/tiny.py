@@ -39,10 +39,12 @@ IMAGE = {**HUNYUAN_VIDEO, "layers": 1}
 # Family, and behind a space which of its models.
 MODELS: dict[str, dict[str, Any]] = {
     "wan": WAN,
+    "wan ti2v": {**WAN, "channels": 48},
     "hunyuan_video": HUNYUAN_VIDEO,
     "hunyuan_video latent_concat": {**IMAGE, "image": "latent_concat"},
     "hunyuan_video token_replace": {**IMAGE, "image": "token_replace"},
 }
+SIZES = {"wan ti2v": (9, 96, 160)}  # token grid (3, 3, 5); the VAE of the others takes SIZE
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class Tiny:
     @property
     def geometry(self) -> AttentionGeometry:
         with CheckpointReader(self.checkpoint) as reader:
-            return AttentionGeometry.for_video(*SIZE, self.family, config=reader.config)
+            return AttentionGeometry.for_video(*self.size, self.family, config=reader.config)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height, width of its videos in pixels."""
+        return SIZES.get(self.name, SIZE)
 
     @property
     def checkpoint(self) -> Path:
@@ -138,7 +145,9 @@ def make_tiny(kept: Kept, name: str) -> Tiny:
     family = tiny.family
     kept.make(tiny.checkpoint, lambda path: complete_pipeline(make_checkpoint(path, family, **MODELS[name])))
     sizes = {name: size for name, size in MODELS[name].items() if name in ROUTER_SIZES}
-    kept.make(tiny.router, lambda path: make_router(path, tiny.geometry, family, video=SIZE, seed=ROUTER_SEED, **sizes))
+    kept.make(
+        tiny.router, lambda path: make_router(path, tiny.geometry, family, video=tiny.size, seed=ROUTER_SEED, **sizes)
+    )
     return tiny
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.boxes import Shape
-from vorta_trt.model.inputs import check_per_sample, check_two_per_sample
 from vorta_trt.runtime.sampling.finite import HostCopy
 
 
@@ -54,28 +53,25 @@ class Timesteps:
         frames, height, width = grid
         if timestep.ndim == 0:
             timestep = timestep.expand(batch)  # [B]
+        if tuple(timestep.shape) not in ((batch,), (batch, frames * height * width)):
+            raise ValueError(
+                f"timestep of shape {tuple(timestep.shape)}: must be [B], {batch} of them, or [B, S], one for each of "
+                f"the {frames * height * width} tokens of these latents"
+            )
         if timestep.ndim == 2:
-            first, others = (height * width, frames - 1) if self._per_sample == 2 else (0, frames)
-            others *= height * width
-            if tuple(timestep.shape) != (batch, first + others):
-                raise ValueError(
-                    f"timestep of shape {tuple(timestep.shape)}: must be [B], {batch} of them, or [B, S], one for "
-                    f"each of the {first + others} tokens of these latents"
-                )
-            by_token = timestep
-            timestep = by_token[:, -1]  # [B]
-            even = (by_token[:, first:] == by_token[:, -1:]).all()
-            if self._per_sample == 2:
-                even &= (by_token[:, :first] == by_token[:, :1]).all()
-                timestep = torch.stack((by_token[:, 0], timestep), dim=1)  # [B, 2]
-            self._pending = HostCopy(even)
-            if not even.is_cuda:
-                self.finish()
-        elif self._per_sample == 2:
-            check_per_sample(timestep=timestep)
-            timestep = timestep.unsqueeze(1).expand(-1, 2)  # [B, 2]
-        (check_two_per_sample if self._per_sample == 2 else check_per_sample)(timestep=timestep)
-        return timestep.to(torch.float32)
+            first = height * width if self._per_sample == 2 else 0  # tokens that may have another one
+            self._check_later(timestep[:, :first], timestep[:, first:])
+            own = (timestep[:, 0], timestep[:, -1]) if self._per_sample == 2 else (timestep[:, -1],)
+        else:
+            own = (timestep,) * self._per_sample
+        return (torch.stack(own, dim=1) if self._per_sample == 2 else own[0]).to(torch.float32)
+
+    def _check_later(self, *parts: Tensor) -> None:
+        """On the CPU at once: all tokens of a part, [B, *], must have the same timestep."""
+        even = torch.stack([(part == part[:, :1]).all() for part in parts]).all()
+        self._pending = HostCopy(even)
+        if not even.is_cuda:
+            self.finish()
 
     def forget(self) -> None:
         """Lets go of the last call, whose tokens are not looked at any more."""
