@@ -38,8 +38,17 @@ def complete_pipeline(path: str | Path, *, seed: int = 0) -> Path:
     return path
 
 
-def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
-    """One token per word; of `words`, 0 is the padding, 1 the end and 2 any other word."""
+def write_tokenizer(
+    folder: Path, words: Sequence[str] = WORDS, *, special: Sequence[str] = (), begin: str | None = None
+) -> None:
+    """One token per word; of `words`, 0 is the padding, 1 the end and 2 any other word.
+
+    Args:
+        folder: to write.
+        words: that it knows.
+        special: those that are a token wherever they stand, in a word as well.
+        begin: what every text begins with, in place of an end behind it.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +56,9 @@ def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
     model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=unknown)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
+    single, mark = (f"$A {end}", end) if begin is None else (f"{begin} $A", begin)
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[(mark, words.index(mark))])
+    tokenizer.add_special_tokens([*special])
     made: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=padding, eos_token=end, unk_token=unknown
     )

@@ -15,6 +15,10 @@ from vorta_trt.model.families.hunyuan_video import LATENT_CONCAT
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
+# What a prompt that goes with an image is put between: begin, heads, the image's place, line ends; and half a word, so
+# that there are 103 tokens before the prompt, as of the published tokenizer.
+MARKS = ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>", "\n\n", "\n", "back")
+PATCH = 2  # pixels a side, of 24 x 24 image tokens
 # Architecture of the published checkpoint (its transformer/config.json).
 HUNYUAN_VIDEO: dict[str, int] = {
     "layers": 20, "single_layers": 40, "heads": 24, "head_dim": 128, "text_dim": 4096, "pooled_dim": 768
@@ -88,29 +92,69 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     from diffusers import AutoencoderKLHunyuanVideo
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-    for name in ("tokenizer", "tokenizer_2"):
-        write_tokenizer(path / name)
-    common: dict[str, Any] = {
-        "vocab_size": len(WORDS),
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "pad_token_id": 0,
-    }
-    LlamaModel(
-        LlamaConfig(hidden_size=config["text_embed_dim"], num_hidden_layers=3, num_key_value_heads=2, **common)
-    ).save_pretrained(path / "text_encoder")
-    pooled = config["pooled_projection_dim"]
+    common: dict[str, Any] = {"intermediate_size": 32, "num_attention_heads": 2, "pad_token_id": 0}
+    llama = {"hidden_size": config["text_embed_dim"], "num_hidden_layers": 3, "num_key_value_heads": 2, **common}
+    if config["image_condition_type"] is None:
+        write_tokenizer(path / "tokenizer")
+        LlamaModel(LlamaConfig(vocab_size=len(WORDS), **llama)).save_pretrained(path / "text_encoder")
+        parts = {"text_encoder": ["transformers", "LlamaModel"]}
+    else:
+        parts = _add_llava(path, llama)
+    write_tokenizer(path / "tokenizer_2")
     CLIPTextModel(
-        CLIPTextConfig(hidden_size=pooled, num_hidden_layers=1, eos_token_id=1, bos_token_id=None, **common)
+        CLIPTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=config["pooled_projection_dim"],
+            num_hidden_layers=1,
+            eos_token_id=1,
+            bos_token_id=None,
+            **common,
+        )
     ).save_pretrained(path / "text_encoder_2")
     vae: Any = AutoencoderKLHunyuanVideo(  # type: ignore[no-untyped-call]
-        latent_channels=config["in_channels"], block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+        latent_channels=config["out_channels"], block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
     )
     vae.save_pretrained(path / "vae")
     return {
+        **parts,
         "tokenizer": TOKENIZER,
         "tokenizer_2": TOKENIZER,
-        "text_encoder": ["transformers", "LlamaModel"],
         "text_encoder_2": ["transformers", "CLIPTextModel"],
         "vae": ["diffusers", "AutoencoderKLHunyuanVideo"],
+    }
+
+
+def _add_llava(path: Path, llama: dict[str, Any]) -> dict[str, Any]:
+    """A text encoder that sees an image, with its tokenizer and image processor; returns their entries."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    words = (*WORDS, *MARKS)
+    write_tokenizer(path / "tokenizer", words, special=MARKS, begin=MARKS[0])
+    pixels = 24 * PATCH
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=pixels,
+        patch_size=PATCH,
+    )
+    LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=LlamaConfig(vocab_size=len(words), **llama),
+            image_token_index=words.index("<image>"),
+            pad_token_id=0,
+        )
+    ).save_pretrained(path / "text_encoder")
+    CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size=pixels).save_pretrained(path / "image_processor")
+    return {
+        "text_encoder": ["transformers", "LlavaForConditionalGeneration"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
     }
