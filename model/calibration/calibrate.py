@@ -28,7 +28,7 @@ from vorta_trt.model.calibration.samples import (
 )
 from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.families.training import training_family
+from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.files import check_output
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.precision import torch_dtype
@@ -94,6 +94,7 @@ def calibrate_routes(
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
     with CheckpointReader(checkpoint) as reader:
         family, name = training_family(reader.family, reader.config), reader.path.resolve()
+    check_trains(family, checkpoint)
     dataset = None if data is None else LatentDataset(data, family)
     if dataset is None and video_size is None:
         raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")

@@ -353,8 +353,9 @@ class ModelFamily(abc.ABC):
                     f"effect; leave it out, or give true_cfg_scale"
                 )
             guided, switch = true_cfg_scale > 1, "true_cfg_scale"
+            default = self.guidance_scale if self.embeds_guidance(config) else 1.0
             arguments = {
-                "guidance_scale": self.guidance_scale if guidance_scale is None else guidance_scale,
+                "guidance_scale": default if guidance_scale is None else guidance_scale,
                 "true_cfg_scale": true_cfg_scale,
             }
         if negative_prompt is not None and not guided:
@@ -379,7 +380,17 @@ class ModelFamily(abc.ABC):
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         """The inverse, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
 
-    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+    def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
+        """What diffusers' pipeline samples and its VAE decodes, [B, C, F, H, W].
+
+        Args:
+            pipeline: diffusers', with the transformer in it.
+            arguments: of its call, but for `output_type`.
+        """
+        sampled: Tensor = pipeline(output_type="latent", **arguments).frames
+        return sampled
+
+    def decode(self, config: Mapping[str, Any], vae: Any, latents: Tensor) -> Tensor:
         """The video [B, 3, F, H, W] of what the transformer denoised, in the VAE's type, as diffusers' pipeline does.
 
         Where the VAE gives more frames, rows or columns than were asked for, the last ones are cut off by the caller.

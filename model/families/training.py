@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, get_family
 
 
@@ -95,6 +96,24 @@ class TrainingFamily(abc.ABC):
             device: where they are.
             images: those of the request, for text encoders that see them; None if there are none.
         """
+
+
+def check_trains(family: TrainingFamily, checkpoint: object) -> None:
+    """Refuses a model whose videos begin with an image: the samples that routers are trained with have none.
+
+    Args:
+        family: of the model.
+        checkpoint: for the error.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    images = family.facts.pipeline_kinds(family.config)[0].images
+    if images:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: its model takes {' and '.join(images)} beside the text, and routers are trained "
+            f"and calibrated with samples of text alone so far; use a text-to-video checkpoint"
+        )
 
 
 def training_family(name: str, config: Mapping[str, Any]) -> TrainingFamily:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
-from vorta_trt.model.families.training import TrainingFamily, training_family
+from vorta_trt.model.families.training import TrainingFamily, check_trains, training_family
 from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.pipeline_folder import load_pipeline
@@ -105,6 +105,7 @@ def prepare_data(
     output = Path(output)
     with CheckpointReader(checkpoint) as reader:
         family = training_family(reader.family, reader.config)
+    check_trains(family, checkpoint)
     geometry = AttentionGeometry.for_video(*video_size, family=family.facts.name, config=family.config)
     usual = family.facts.frame_rate(family.config)
     rate = usual if frames_per_second is None else frames_per_second

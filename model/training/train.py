@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.families.training import training_family
+from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.router_checkpoint import load_router
@@ -124,6 +124,7 @@ def train_router(
     with CheckpointReader(checkpoint) as reader:
         config, name = reader.config, reader.family
     family = training_family(name, config)
+    check_trains(family, checkpoint)
     # What is wrong whatever the size, before the data is read.
     AttentionGeometry.for_grid(family.facts.published_grid, name, window=window, reduction_rate=reduction_rate)
     dataset = LatentDataset(data, family)

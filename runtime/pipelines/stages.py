@@ -225,7 +225,7 @@ class Parts:
         )
         found = {
             "VAE channels": family.vae_channels(vae_config(index, family, config, self._folder)),
-            "text encoder's width": encoder.hidden_size,
+            "text encoder's width": getattr(encoder, "text_config", encoder).hidden_size,
         }
         wanted = {"VAE channels": family.latent_channels(config), "text encoder's width": config[family.text_width]}
         for what, value in wanted.items():
@@ -363,6 +363,7 @@ def denoise(
         parts: What runs it.
     """
     planner, planned, on_step = parts.planner, sampling.planned, sampling.on_step
+    family = get_family(planner.family)
     frames, height, width = planner.size
     steps, scheduler = planned.steps, planned.schedule.instance
     arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
@@ -385,14 +386,14 @@ def denoise(
                 on_step=None if on_step is None else partial(_report, on_step, planned, number),
                 pipeline=pipeline,
             ) as request:
-                latents = pipeline(
+                latents = family.sample(
+                    pipeline,
                     num_inference_steps=len(steps.timesteps),
                     generator=noise,
-                    output_type="latent",
                     **{name: tensor.to(transformer.device) for name, tensor in tensors.items()},
                     **sampling.images,
                     **arguments,
-                ).frames
+                )
             told = tuple(
                 f"{kind}: {count - before.get(kind, 0)} times"
                 for kind, count in sorted(fallbacks.counts.items())
@@ -418,7 +419,7 @@ def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.u
     with parts.decoding() as (pipeline, device):
         for number, sample in enumerate(latents):
             parts.on_stage("decoding", number, len(latents))
-            decoded = family.decode(pipeline.vae, sample.to(device, pipeline.vae.dtype))
+            decoded = family.decode(parts.planner.config, pipeline.vae, sample.to(device, pipeline.vae.dtype))
             decoded = decoded[:, :, :frames, :height, :width]
             video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
             if not bool(video.isfinite().all()):

@@ -41,9 +41,9 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
-from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, memory_of, schedule_of
+from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of, of_step, schedule_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
-from vorta_trt.runtime.pipelines.request import COND, OnStep, Request
+from vorta_trt.runtime.pipelines.request import COND, UNCOND, OnStep, Request
 from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
@@ -82,7 +82,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
         self._own: Request | None = None  # that which follows from it
         self._looked_up: tuple[Tensor, int, Tensor] | None = None  # a schedule, its writes, its calibrated routes
-        self._context = COND
+        self._context: str | None = None  # of `cache_context`
+        self._unnamed: Snapshot | None = None  # latents and timestep of the last call outside of one
         self._family = get_family(denoiser.family)
         self._names = [spec.name for spec in self._family.inputs(denoiser.config)]
         self._signature = inspect.signature(self._family.diffusers_transformer().forward)
@@ -190,7 +191,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             yield self._request
             self._request.finish()
         finally:
-            self._request = None
+            self._request = self._unnamed = None
             self._convert.forget()
 
     def enable_cache(self, config: Any = None, **changes: Any) -> None:
@@ -246,9 +247,9 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             pipeline=pipeline,
         )
 
-    def _planned(self, timestep: Tensor, cached: dict[str, Any]) -> Request:
+    def _planned(self, timestep: Tensor, cached: dict[str, Any], context: str) -> Request:
         """The request of `enable_cache`. The schedule is read when a video begins, which waits for a GPU once."""
-        schedule = schedule_of(timestep) if self._context == COND else None
+        schedule = schedule_of(timestep) if context == COND else None
         if schedule is not None:
             plan = self.plan(schedule, **cached["options"])
             if self._own is None or plan.timesteps != self._own.plan.timesteps:
@@ -292,13 +293,22 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
     def _sample(self, given: Given) -> Tensor:
         timestep = given["timestep"]
         assert timestep is not None
-        request = self._request
+        context, request = self._context_of(given), self._request
         if request is None and self._cached is not None:
-            request = self._planned(timestep, self._cached)
+            request = self._planned(timestep, self._cached, context)
         if request is not None:
-            return request.sample(self._context, given)
+            return request.sample(context, given)
         routes = None if self.calibration is None else self._calibrated(self.calibration, timestep)
-        return self.denoiser.run(self._convert(given, self._context), None, routes)[0]  # [B, C, F, H, W]
+        return self.denoiser.run(self._convert(given, context), None, routes)[0]  # [B, C, F, H, W]
+
+    def _context_of(self, given: Given) -> str:
+        """What a call is for. Pipelines that do not say it call for "cond", then for "uncond" with the same tensors."""
+        if self._context is not None:
+            return self._context
+        step = of_step(given)
+        again = self._unnamed is not None and self._unnamed.same(step)
+        self._unnamed = None if again else Snapshot(step)
+        return UNCOND if again else COND
 
     def _calibrated(self, calibration: RouteCalibration, timestep: Tensor) -> Tensor:
         """Routes [L, N] at a timestep; those of a schedule are looked up when its first one comes, and read no more."""
@@ -326,7 +336,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
                 request.reset()
         self._convert.finish()
         self._convert.forget()
-        self._looked_up = None
+        self._looked_up = self._unnamed = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -47,6 +47,11 @@ def replaces_tokens(config: Mapping[str, Any]) -> bool:
     return config.get("image_condition_type") == TOKEN_REPLACE
 
 
+def concatenates_latents(config: Mapping[str, Any]) -> bool:
+    """Whether an image and a mask are further channels of the latents."""
+    return config.get("image_condition_type") == LATENT_CONCAT
+
+
 class HunyuanVideo(ModelFamily):
     """Attention over video and text in dual-stream and single-stream blocks, embedded guidance."""
 
@@ -82,9 +87,9 @@ class HunyuanVideo(ModelFamily):
                 f"{TOKEN_REPLACE!r}, as in the published {self.title} checkpoints; use one of those"
             )
         channels, out_channels = config["in_channels"], self.latent_channels(config)
-        wanted = 2 * out_channels + 1 if kind == LATENT_CONCAT else out_channels
+        wanted = 2 * out_channels + 1 if concatenates_latents(config) else out_channels
         if channels != wanted:
-            what = "latents, image and a mask" if kind == LATENT_CONCAT else "latents alone"
+            what = "latents, image and a mask" if concatenates_latents(config) else "latents alone"
             raise CheckpointError(
                 f"{source}: its config has in_channels {channels} and out_channels {out_channels}; with "
                 f"image_condition_type {kind!r} the input is {what}, {wanted} channels; use a published {self.title} "
@@ -144,6 +149,24 @@ class HunyuanVideo(ModelFamily):
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
         scaled: Tensor = latents / vae.config.scaling_factor
         return scaled
+
+    def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
+        if not concatenates_latents(pipeline.transformer.config):
+            return super().sample(pipeline, **arguments)
+        # The pipeline decodes all latent frames and then leaves out the first one's; as latents it gives the others,
+        # which alone decode to something else.
+        sampled: dict[str, Tensor] = {}
+
+        def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            sampled.update(tensors)
+            return tensors
+
+        super().sample(pipeline, callback_on_step_end=keep, **arguments)
+        return sampled["latents"]
+
+    def decode(self, config: Mapping[str, Any], vae: Any, latents: Tensor) -> Tensor:
+        decoded = super().decode(config, vae, latents)
+        return decoded[:, :, self.temporal_compression :] if concatenates_latents(config) else decoded
 
     def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:
         return vae_config["temporal_compression_ratio"], vae_config["spatial_compression_ratio"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HunyuanVideo (text to video) for router training.
+"""HunyuanVideo for router training, and its conditions in generation.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, T padded text tokens.
 """
@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from vorta_trt.model.families.hunyuan_video import replaces_tokens
 from vorta_trt.model.families.training import TrainingFamily
 
 # 1000 times a guidance scale of 1: the prediction that flow matching has a target for; the authors trained with it too.
@@ -26,7 +28,7 @@ class HunyuanVideoTraining(TrainingFamily):
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeds, mask, pooled = (tensors[name] for name in self.condition_names)
-        size, longest = self.config["text_embed_dim"], self.facts.text_tokens
+        size, longest = self.config["text_embed_dim"], self.facts.text_tokens_of(self.config)
         if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
             raise ValueError(
                 f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this "
@@ -82,7 +84,43 @@ class HunyuanVideoTraining(TrainingFamily):
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
+        seen: dict[str, Any] = {}
+        if images is not None:
+            # What the pipeline's `__call__` takes of the image tokens.
+            seen = {"image": images["image"], "image_embed_interleave": 4 if replaces_tokens(self.config) else 2}
         embeds, pooled, mask = pipeline.encode_prompt(
-            caption, device=device, max_sequence_length=self.facts.text_tokens
+            prompt=caption, device=device, max_sequence_length=self.facts.text_tokens, **seen
         )
         return {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0], "pooled_prompt_embeds": pooled[0]}
+
+    def encode_negative(
+        self, pipeline: Any, text: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """With an image it goes with a black one, of which the pipeline takes every second token whatever the model."""
+        if images is None:
+            return self.encode_caption(pipeline, text, device)
+        embeds, pooled, mask = pipeline.encode_prompt(
+            image=Image.new("RGB", images["image"].size),
+            prompt=text,
+            device=device,
+            max_sequence_length=self.facts.text_tokens,
+        )
+        return {"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0], "pooled_prompt_embeds": pooled[0]}
+
+    def condition(
+        self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
+    ) -> None:
+        frames, height, width = size
+        pixels = pipeline.video_processor.preprocess(images["image"], height, width)  # [1, 3, H, W]
+        pipeline.prepare_latents(
+            pixels.to(device, pipeline.vae.dtype),
+            batch_size=1,
+            num_channels_latents=self.facts.latent_channels(self.config),
+            height=height,
+            width=width,
+            num_frames=frames,
+            dtype=torch.float32,
+            device=device,
+            latents=torch.zeros(()),  # nothing is drawn
+            image_condition_type=self.config["image_condition_type"],
+        )
