@@ -145,14 +145,13 @@ def _add_llava(path: Path, llama: dict[str, Any]) -> dict[str, Any]:
         image_size=pixels,
         patch_size=PATCH,
     )
-    LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=LlamaConfig(vocab_size=len(words), **llama),
-            image_token_index=words.index("<image>"),
-            pad_token_id=0,
-        )
-    ).save_pretrained(path / "text_encoder")
+    llava: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(vocab_size=len(words), **llama),
+        "image_token_index": words.index("<image>"),
+        "pad_token_id": 0,
+    }
+    LlavaForConditionalGeneration(LlavaConfig(**llava)).save_pretrained(path / "text_encoder")
     CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size=pixels).save_pretrained(path / "image_processor")
     return {
         "text_encoder": ["transformers", "LlavaForConditionalGeneration"],
