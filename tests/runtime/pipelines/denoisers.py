@@ -24,7 +24,7 @@ class RecordingDenoiser(Denoiser):
     """
 
     family, text_tokens = "wan", TEXT
-    config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2], "text_dim": 3}
+    config: Mapping[str, Any] = {"in_channels": SHAPE[0], "patch_size": [1, 2, 2], "text_dim": 3, "image_dim": None}
     latent_shape = SHAPE
     heads = (LAYERS, HEADS)
     dtype, device, on_cpu = torch.float32, torch.device("cpu"), True
