@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
-from vorta_trt.commands.options import Checkpoint, Device, RoutesPlot, one_of, pixels
+from vorta_trt.commands.options import Checkpoint, Device, Lora, RoutesPlot, loras, one_of, pixels
 from vorta_trt.commands.sampling import RunOptions
 from vorta_trt.commands.settings_options import SettingsOptions
 
@@ -38,6 +38,7 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
     goal: CalibrationOptions,
     sampling: RunOptions,
+    lora: Lora = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
     ] = None,
@@ -83,6 +84,7 @@ def calibrate(
             output,
             make_scheduler,
             settings,
+            lora=loras(lora),
             data=data,
             prompts=None if prompts is None else read_prompts(prompts),
             video_size=None if size is None else pixels(size),
@@ -97,7 +99,8 @@ def calibrate(
     if as_json:
         typer.echo(report.to_json())
         return
-    following = ["vorta-trt", "build", str(checkpoint), "--route-override", str(output), "-o", "BUNDLE"]
+    fused = [text for given in lora or () for text in ("--lora", given)]
+    following = ["vorta-trt", "build", str(checkpoint), *fused, "--route-override", str(output), "-o", "BUNDLE"]
     typer.echo(report.summary())
     for path in filter(None, (output, plot)):
         typer.echo(f"wrote {path}")

@@ -31,6 +31,7 @@ from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.files import check_output
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.timestep_path import TimestepPath
@@ -47,6 +48,7 @@ def calibrate_routes(
     scheduler: MakeScheduler,
     settings: CalibrationSettings | None = None,
     *,
+    lora: Sequence[LoraSpec] = (),
     data: str | Path | None = None,
     prompts: Sequence[str] | None = None,
     video_size: tuple[int, int, int] | None = None,
@@ -65,6 +67,7 @@ def calibrate_routes(
         output: The file to write, or to replace.
         scheduler: Makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
         settings: Numbers; None is the defaults.
+        lora: LoRA files that are fused into the weights.
         data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
         prompts: Prompts, of which the first are taken.
         video_size: Frames, height, width in pixels; None takes the data's.
@@ -127,9 +130,8 @@ def calibrate_routes(
         samples = PromptSamples(tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed)
 
     progress("loading the model", 0, 0)
-    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=torch_dtype(settings.dtype)).to(
-        target
-    )
+    dtype = torch_dtype(settings.dtype)
+    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=dtype, lora=lora).to(target)
     run = CalibrationPasses(model, samples, buckets, progress)
     squares = run.measure()  # [K, L, N, 3]
     if settings.target_share is None:
@@ -146,7 +148,9 @@ def calibrate_routes(
         routes=routes,
         errors=squares.sqrt().float(),
         budget=budget,
-        checkpoint=name.parent.name if name.name == "transformer" else name.name,
+        checkpoint=" + ".join(
+            (name.parent.name if name.name == "transformer" else name.name, *(file.name for file in model.lora))
+        ),
     )
     check = run.check(calibration)
     measured, held_back = (tuple(samples.names[index] for index in part) for part in (run.measured, run.held_back))

@@ -73,6 +73,20 @@ def test_json(folder: Path, tmp_path: Path) -> None:
     assert RouteCalibration.load(content["output"]).settings == content["settings"]
 
 
+def test_a_lora_is_fused(folder: Path, routes: Path, tmp_path: Path) -> None:
+    """Errors are those of the fused model, and the file says of which."""
+    width = MODEL["heads"] * MODEL["head_dim"]
+    tensors = {"lora_A.weight": torch.eye(4, width), "lora_B.weight": torch.eye(width, 4)}
+    save_file({f"blocks.0.attn1.to_q.{name}": value for name, value in tensors.items()}, tmp_path / "x.safetensors")
+    data, lora = folder / "data", f"{tmp_path / 'x.safetensors'}:3"
+    output = tmp_path / "routes.json"
+    said = vorta("calibrate", folder / "checkpoint", "--data", data, *QUICK, "--lora", lora, "-o", output)
+    assert f"--lora {lora} --route-override" in said.replace("\n", " ")
+    fused, plain = RouteCalibration.load(output), RouteCalibration.load(routes)
+    assert fused.checkpoint == "checkpoint + x.safetensors" and plain.checkpoint == "checkpoint"
+    assert not torch.equal(fused.errors, plain.errors)
+
+
 def test_routes_show_them(folder: Path, routes: Path, tmp_path: Path) -> None:
     calibration = RouteCalibration.load(routes)
     common = ("routes", folder / "checkpoint", "--route-override", routes, "--steps", 6)

@@ -18,6 +18,7 @@ from vorta_trt.cli import app
 from vorta_trt.export import export_onnx, read_metadata
 from vorta_trt.export.names import TRANSPOSED
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.export.refit_weights import changed_parameters, refit_weights
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.lora.spec import LoraSpec
@@ -53,14 +54,18 @@ def two(tmp_path: Path) -> tuple[LoraSpec, LoraSpec]:
     return LoraSpec(first, 0.5), LoraSpec(second, -1.5)
 
 
-def onnx_weights(path: Path) -> dict[str, Any]:
+def as_stored(path: Path) -> dict[str, Any]:
+    """The weights of an exported file, by their names there."""
     file = read_onnx(path)
-    found = {}
-    for tensor in file.model.graph.initializer:
-        array = np.array(file.read_weight(tensor))
-        name = tensor.name.removesuffix(TRANSPOSED)
-        found[name] = array.T if tensor.name.endswith(TRANSPOSED) else array
-    return found
+    return {tensor.name: np.array(file.read_weight(tensor)) for tensor in file.model.graph.initializer}
+
+
+def onnx_weights(path: Path) -> dict[str, Any]:
+    """The same as in torch."""
+    return {
+        name.removesuffix(TRANSPOSED): array.T if name.endswith(TRANSPOSED) else array
+        for name, array in as_stored(path).items()
+    }
 
 
 def test_from_checkpoint_to_file(tiny_wan: Tiny, two: tuple[LoraSpec, LoraSpec], tmp_path: Path) -> None:
@@ -92,11 +97,25 @@ def test_from_checkpoint_to_file(tiny_wan: Tiny, two: tuple[LoraSpec, LoraSpec],
     ]
     assert read_metadata(tiny_wan.onnx).lora == ()
     assert metadata.checkpoint == tiny_wan.checkpoint.name
-    fused, stored = TimestepPath.from_model(model), timestep_path_of(path)
-    assert stored is not None and fused.checkpoint is None and stored.checkpoint is None  # it is no published one now
+    fused, exported = TimestepPath.from_model(model), timestep_path_of(path)
+    assert exported is not None and fused.checkpoint is None and exported.checkpoint is None  # no published one now
     times = [900.0, 100.0]
-    assert torch.equal(fused.embedding(times), stored.embedding(times))
+    assert torch.equal(fused.embedding(times), exported.embedding(times))
     assert not torch.equal(fused.embedding(times), TimestepPath.from_model(tiny_wan.model()).embedding(times))
+
+    assert changed_parameters(model) == sorted(expected) and not changed_parameters(base)
+    stored = as_stored(path)
+    refit = dict(refit_weights(model, "fp32", stored))
+    assert len(refit) == len(expected) and refit.keys() <= stored.keys()
+    for name, value in refit.items():
+        np.testing.assert_array_equal(value.numpy(), stored[name])
+    back = dict(refit_weights(tiny_wan.model(materialize=False), "fp32", stored, also=changed_parameters(model)))
+    plain = as_stored(tiny_wan.onnx)
+    assert back.keys() == refit.keys()
+    for name, value in back.items():
+        np.testing.assert_array_equal(value.numpy(), plain[name])
+    with pytest.raises(ValueError, match="parameter blocks.0.attn1.to_q.bias: is no weight of the exported file"):
+        list(refit_weights(model, "fp32", []))
 
     report = verify(path, tiny_wan.checkpoint, tiny_wan.router, lora=two, cases=["router, tau 0.3"])
     assert report.passed
