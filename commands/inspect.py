@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
+from vorta_trt.commands.options import Component, OneSize
 
 
 @command(
     "vorta-trt inspect model.bundle",
     f"vorta-trt inspect model.bundle --memory 24 --checkpoint {EXAMPLE}",
+    "vorta-trt inspect model.bundle --component transformer_2 --size 81x480x832",
     "vorta-trt inspect model.onnx --plot layers.png",
 )
 def inspect(
@@ -29,18 +31,29 @@ def inspect(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Count the text encoder and VAE of this pipeline folder in the memory plan.")
     ] = None,
+    component: Component = None,
+    size: OneSize = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a bundle or ONNX file.
 
     It lists layers, types, inputs and outputs, memory by part, and how the engine runs on cards of several sizes. On a
-    GPU that can run the bundle, it lists the engine's own layers as well.
+    GPU that can run the bundle, it lists the engine's own layers as well. Of a bundle with several engines it lists
+    all, and shows one of them.
     """
     from vorta_trt.runtime.inspection import inspect_target
     from vorta_trt.runtime.memory_plan import CARDS
 
-    report = inspect_target(target, check=check, plot=plot, cards=memory or CARDS, checkpoint=checkpoint)
+    report = inspect_target(
+        target,
+        check=check,
+        plot=plot,
+        cards=memory or CARDS,
+        checkpoint=checkpoint,
+        component=component,
+        size=size,
+    )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:

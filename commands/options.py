@@ -57,6 +57,14 @@ Sizes = Annotated[
         "router was trained for].",
     ),
 ]
+OneSize = Annotated[
+    str | None,
+    typer.Option("--size", metavar="FxHxW", help="The video size, of a bundle of several [default: its first]."),
+]
+Component = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The transformer, of two: transformer or transformer_2 [default: the first]."),
+]
 Tau = Annotated[
     float | None,
     typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),

@@ -62,14 +62,15 @@ class Bundle:
         """A view of one engine, whose `manifest` is as if the bundle held no other.
 
         Args:
-            component: "transformer" or "transformer_2"; None takes that of the first engine.
-            size: As "81x480x832"; None takes the first size of the component.
+            component: "transformer" or "transformer_2"; None takes that of this view, of an opened bundle the first.
+            size: As "81x480x832"; None takes that of this view, of an opened bundle the first.
 
         Raises:
             SelectionError: There is no such engine; the message says which there are.
             ValueError: `size` is no size.
         """
-        index = choose(self.path, self.engines, component, size)
+        component = self.key.component if component is None else component
+        index = choose(self.path, self.engines, component, self.key.size if size is None else size)
         return Bundle(self.path, self.whole.of(index), self.whole)
 
     def views(self) -> list[Bundle]:

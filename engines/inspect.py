@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.engine_key import EngineKey
 from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readable_bytes
 from vorta_trt.engines.manifest import Manifest, TensorSpec
@@ -57,13 +58,35 @@ class EngineReport(BaseModel):
     auxiliary_streams: int
 
 
+class EngineLine(BaseModel):
+    """One engine of a bundle."""
+
+    component: str
+    size: str | None
+    plan: str
+    bytes_on_disk: int  # of the plan's file
+    plan_bytes: int  # of the plan
+    shared_with: str | None  # the plan that has the rest of its bytes
+    build_seconds: float
+
+    def line(self) -> str:
+        """The engine as text."""
+        text = f"{EngineKey(self.component, self.size)}: {self.plan} {readable_bytes(self.bytes_on_disk)}"
+        if self.shared_with is None:
+            return text
+        return f"{text}, with {self.shared_with} a plan of {readable_bytes(self.plan_bytes)}"
+
+
 class BundleReport(BaseModel):
-    """Everything `vorta-trt inspect BUNDLE` shows."""
+    """Everything `vorta-trt inspect BUNDLE` shows: of one engine, and in a line of each."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     path: str
-    manifest: Manifest
+    component: str
+    size: str | None
+    engines: list[EngineLine]
+    manifest: Manifest  # of all engines, or of the selected one
     problems: list[str]  # of running it on this machine; the files themselves are whole
     route_override: str | None = None  # calibrated routes, in a line
     network: NetworkReport | None
@@ -74,6 +97,9 @@ class BundleReport(BaseModel):
         """The report as text."""
         m, e = self.manifest, self.manifest.engine
         yield self.path
+        if len(self.engines) > 1:
+            yield from ("engine     " + engine.line() for engine in self.engines)
+            yield f"shown      {EngineKey(self.component, self.size)}"
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
         yield from (f"LoRA       {lora}" for lora in fused_loras(m.metadata))
         yield f"attention  {describe_attention(m.attention_precision)}"
@@ -170,11 +196,26 @@ def describe_tensor(spec: TensorSpec) -> str:
     return f"{text}, batch {spec.profile.min[0]} to {spec.profile.max[0]} (tuned for {spec.profile.opt[0]})"
 
 
-def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
-    """Reads a bundle, made for whatever machine. `verify` hashes the files; their sizes are checked in any case."""
+def inspect_bundle(
+    path: str | Path, verify: bool = False, component: str | None = None, size: str | None = None
+) -> BundleReport:
+    """Reads a bundle, made for whatever machine.
+
+    Args:
+        path: The folder.
+        verify: Hash the files; their sizes are checked in any case.
+        component: Of the engine that is shown, as for `Bundle.select`.
+        size: The same.
+
+    Raises:
+        BundleError: It is damaged.
+        SelectionError: It has no such engine.
+    """
     bundle = Bundle.open(path, verify=verify, runtime=False)
+    if component is not None or size is not None:
+        bundle = bundle.select(component, size)
     calibration = bundle.route_override()
-    problems = bundle.check_runtime()
+    problems = list(dict.fromkeys(problem for view in bundle.views() for problem in view.check_runtime()))
     engine: EngineReport | None = None
     missing: str | None = "; ".join(problems)
     if not problems:
@@ -184,6 +225,20 @@ def inspect_bundle(path: str | Path, verify: bool = False) -> BundleReport:
             engine, missing = read_engine(bundle), None
     return BundleReport(
         path=str(path),
+        component=bundle.key.component,
+        size=bundle.key.size,
+        engines=[
+            EngineLine(
+                component=view.key.component,
+                size=view.key.size,
+                plan=view.plan_path.name,
+                bytes_on_disk=view.plan_path.stat().st_size,
+                plan_bytes=view.plan_bytes,
+                shared_with=view.names.shared_with,
+                build_seconds=view.manifest.engine.build_seconds,
+            )
+            for view in bundle.views()
+        ],
         manifest=bundle.manifest,
         problems=problems,
         route_override=None if calibration is None else calibration.describe(),

@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.inspect import BundleReport, OnnxReport, inspect_bundle, inspect_onnx
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
-from vorta_trt.runtime.target import read_target
+from vorta_trt.runtime.target import Target, read_target
 
 
 class BundleInspection(BundleReport):
@@ -43,6 +42,8 @@ def inspect_target(
     plot: Path | None = None,
     cards: Sequence[float] = CARDS,
     checkpoint: Path | None = None,
+    component: str | None = None,
+    size: str | None = None,
 ) -> BundleInspection | OnnxInspection:
     """Reads a bundle folder or an .onnx file; nothing is loaded into TensorRT unless a GPU here can run the bundle.
 
@@ -52,6 +53,8 @@ def inspect_target(
         plot: Draw the layer graph into this file (.png, .svg, .pdf).
         cards: GiB of the cards of the memory plan.
         checkpoint: A pipeline folder, for the plan's text encoder and VAE.
+        component: Which engine of a bundle is shown, as for `read_target`; its second expert for an ONNX file.
+        size: The same.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -62,21 +65,22 @@ def inspect_target(
         raise FileNotFoundError(
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
         )
-    report = inspect_bundle(path, verify=check) if path.is_dir() else inspect_onnx(path)
-    plan = plan_memory(read_target(path), checkpoint, cards)
+    target = read_target(path, component=component, size=size)
+    report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
+    plan = plan_memory(target, checkpoint, cards)
     if plot is not None:
         from vorta_trt.engines.picture import draw_layers
 
-        draw_layers(_layers(path), plot, title=path.name)
+        draw_layers(_layers(target), plot, title=target.path.name)
     if isinstance(report, BundleReport):
         return BundleInspection(**dict(report), memory_plan=plan)
     return OnnxInspection(**dict(report), memory_plan=plan)
 
 
-def _layers(path: Path) -> LayerGraph:
-    if path.is_file():
-        return from_onnx(read_onnx(path).model)
-    layers = Bundle.open(path, verify=False, runtime=False).layers_path
+def _layers(target: Target) -> LayerGraph:
+    if target.bundle is None:
+        return from_onnx(read_onnx(target.path).model)
+    layers = target.bundle.layers_path
     if layers is None:
-        raise ValueError(f"{path}: holds no layers.json to draw; build it again, or inspect the ONNX file")
+        raise ValueError(f"{target.path}: holds no layers.json to draw; build it again, or inspect the ONNX file")
     return read_layers(layers)

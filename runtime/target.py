@@ -56,8 +56,8 @@ def read_target(
     Args:
         path: A bundle folder, an .onnx file, or an opened bundle.
         component: "transformer" or "transformer_2"; of an ONNX file, the second expert is found beside the first. None
-            takes what the path holds first, and of a `Bundle.select` view the selected engine.
-        size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first.
+            takes the first one, and of a `Bundle.select` view its own.
+        size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first one, and of a view its own.
         verify: Hash every file of a bundle.
 
     Raises:
@@ -67,8 +67,7 @@ def read_target(
         VortaError: It is damaged.
     """
     if isinstance(path, Bundle):
-        selects = component is not None or size is not None or path.manifest is path.whole
-        return _of_bundle(path.path, path.select(component, size) if selects else path)
+        return _of_bundle(path.path, path.select(component, size))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(

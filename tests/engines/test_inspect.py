@@ -228,3 +228,24 @@ def test_scopes(name: str, scope: str) -> None:
 
 def test_readable_bytes() -> None:
     assert [readable_bytes(count) for count in (0, 1023, 1536, 3 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]
+
+
+def test_a_bundle_of_several_engines(bundle: Path) -> None:
+    from vorta_trt.engines import SelectionError
+
+    from .test_several_engines import LARGE, SECOND, SECOND_LARGE, with_engines
+
+    with_engines(bundle, LARGE, SECOND, SECOND_LARGE)
+    report = inspect_bundle(bundle)
+    size = (bundle / "transformer.plan").stat().st_size
+    assert [(line.component, line.size, line.plan_bytes) for line in report.engines] == [
+        (key.component, key.size, size) for key in Bundle.open(bundle).engines
+    ]
+    lines = list(report.lines())
+    assert sum(line.startswith("engine     transformer") for line in lines) == 4
+    assert "shown      transformer 5x96x96" in lines
+    chosen = inspect_bundle(bundle, component="transformer_2", size="13x128x128")
+    assert (chosen.component, chosen.size, len(chosen.engines)) == (*SECOND_LARGE, 4)
+    assert not any(line.startswith("files      transformer.plan ") for line in chosen.lines())
+    with pytest.raises(SelectionError, match="size 5x32x32"):
+        inspect_bundle(bundle, size="5x32x32")

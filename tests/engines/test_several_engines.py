@@ -87,6 +87,8 @@ def test_views(bundle: Path) -> None:
         assert plans == [view.plan_path.name] and view.manifest.engines == []
         assert view.select("transformer_2", VideoSize(13, 128, 128)).key == SECOND_LARGE
         assert read_target(view).key == key  # what was selected stays selected
+        assert view.select("transformer_2").key == EngineKey("transformer_2", key.size)
+        assert read_target(view, component="transformer").key == EngineKey("transformer", key.size)
     assert opened.select("transformer_2").key == SECOND and opened.select(size="13x128x128").key == LARGE
 
 
