@@ -62,6 +62,14 @@ class VideoOptions(Options):
             help="Make a video of every prompt in this file, one a line or a JSON list: 000.mp4 and so on.",
         ),
     ] = None
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The image that the video begins with, for models that take one."),
+    ] = None
+    last_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The image that the video ends with, for models that take one."),
+    ] = None
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=999, help="Frames per second [default: the model's own].")
     ] = None
@@ -74,6 +82,11 @@ class VideoOptions(Options):
         one_of("--prompt / --prompts", self.prompt, self.prompts)
         if self.output is None:
             raise typer.BadParameter("is missing; give e.g. -o video.mp4", param_hint="--output")
+
+    def images(self) -> dict[str, Path]:
+        """The images by the pipeline's argument."""
+        given = {"image": self.image, "last_image": self.last_image}
+        return {name: path for name, path in given.items() if path is not None}
 
     def jobs(self) -> list[tuple[str, Path]]:
         """Prompts and the files of their videos."""
@@ -154,6 +167,7 @@ def _budget(text: str) -> int | str:
 
 @command(
     'vorta-trt generate model.bundle --prompt "A cat walks on grass" -o cat.mp4',
+    'vorta-trt generate model.bundle --image first.png --prompt "The cat runs away" -o cat.mp4',
     "vorta-trt generate model.bundle --cache tea --dense-first 2 --dry-run",
     "vorta-trt generate model.bundle --prompts prompts.txt --seed 1 -o videos",
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
@@ -193,7 +207,7 @@ def generate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Generate videos from prompts.
+    """Generate videos from prompts, and from images.
 
     It runs diffusers' pipeline and swaps its transformer for the engine. The video has the engine's size. Every option
     defaults to the pipeline's own value, or to off.
@@ -214,6 +228,7 @@ def generate(
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
         if not dry_run:
+            planner.read_images(video.images())
             jobs = video.jobs()
 
             def write(number: int, made: GeneratedVideo) -> None:
@@ -226,6 +241,8 @@ def generate(
                     [text for text, _ in jobs],
                     write,
                     params=params,
+                    image=video.image,
+                    last_image=video.last_image,
                     locate=locate,
                     on_step=_step_bar(stages, len(jobs)),
                     on_stage=stages,

@@ -29,6 +29,7 @@ UNBUILT_BATCH = 2  # the largest batch of an engine that `vorta-trt build` makes
 # float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
 # (UniPC: 3), what step caching keeps.
 LATENT_COPIES = 10
+PIXEL_COPIES = 2  # float32: zeros, and those behind the image
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class PipelineParts:
     """Bytes of what stands around the transformer. None: not given, or unknown.
 
     Attributes:
-        text_encoder: weights of all text encoders in 16 bits. vae: weights as stored. decoding: what the VAE needs to
-        decode one video besides, estimated from its widest layers, and the video itself.
+        text_encoder: weights of all text encoders in 16 bits, and of image encoders as stored. vae: weights as stored.
+        decoding: what the VAE needs to decode one video besides, estimated from its widest layers, and the video
+        itself; encoding the images that a video begins with takes less.
     """
 
     text_encoder: int | None
@@ -110,16 +112,28 @@ def engine_parts(target: Target) -> EngineParts:
 
 
 def sampling_bytes(metadata: ModelMetadata | None) -> int:
-    """Latents and what schedulers keep of them, for one video."""
-    return 0 if metadata is None else LATENT_COPIES * 4 * math.prod(metadata.latent_shape)
+    """Latents and what schedulers keep of them, for one video; or where it begins with an image, its pixels if more.
+
+    diffusers' pipelines make the video that the VAE would encode, the image and zeros, also where it was encoded before.
+    """
+    if metadata is None:
+        return 0
+    family = get_family(metadata.family)
+    latents = LATENT_COPIES * 4 * math.prod(metadata.latent_shape)
+    if not any(kind.images for kind in family.pipeline_kinds(metadata.config)):
+        return latents
+    pixels = math.prod(family.video_size(metadata.config, *metadata.latent_shape[1:]))
+    return max(latents, PIXEL_COPIES * 3 * 4 * pixels)
 
 
 def pipeline_parts(checkpoint: Path | None, metadata: ModelMetadata | None) -> PipelineParts:
     """The sizes that a diffusers pipeline folder tells. FileNotFoundError if it has neither text encoder nor VAE."""
     if checkpoint is None:
         return PipelineParts(None, None, None)
-    encoders = [folder for folder in sorted(checkpoint.glob("text_encoder*")) if folder.is_dir()]
-    text = [size for folder in encoders if (size := _weights(folder, 2)) is not None]
+    # In 16 bits those of text, as stored those of images.
+    encoders = {"text_encoder*": 2, "image_encoder*": None}
+    folders = [(folder, width) for name, width in encoders.items() for folder in sorted(checkpoint.glob(name))]
+    text = [size for folder, width in folders if folder.is_dir() and (size := _weights(folder, width)) is not None]
     vae = _weights(checkpoint / "vae", None)
     if not text and vae is None:
         raise FileNotFoundError(

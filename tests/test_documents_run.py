@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.runtime.video_file import write_frames
 
+from .kept import Kept
 from .test_documentation import ROOT, blocks, commands
-from .tiny import CHANNELS, FRAMES, HEIGHT, TEXT_DIM, WIDTH, Tiny
+from .tiny import CHANNELS, FRAMES, HEIGHT, TEXT_DIM, WIDTH, Tiny, make_tiny
 
 pytest.importorskip("av")
 pytest.importorskip("matplotlib")
@@ -42,16 +44,20 @@ QUICK = {
     "train-router": "--precision fp32 --device cpu --batch-size 1 --steps 1",
     "prepare": "--precision fp32 --device cpu",
 }
+BUNDLES = ("wan.bundle", "i2v.bundle")
 NEEDS_A_GPU = ("bench",)
 DOCUMENTS = ("README.md", "docs/generate.md", "docs/calibration.md", "docs/training.md")
 
 
 @pytest.fixture
-def workspace(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tiny_wan: Tiny, kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with everything that the documents name."""
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
+    image = make_tiny(kept, "wan channels")
     links = {
+        "i2v.onnx": image.onnx,
+        "Wan2.1-I2V-14B-720P-Diffusers": image.checkpoint,
         "ROUTER": tiny_wan.router,
         "wan.onnx": tiny_wan.onnx,
         "wan.bundle": tiny_wan.bundle,
@@ -68,6 +74,7 @@ def workspace(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     for name in ("dense.mp4", "routed.mp4", "VIDEOS/cat.mp4", "VIDEOS/dog.mp4"):
         write_frames(Path(name), frames, 16)
+    Image.fromarray(frames[0]).save("first.png")
     for name in ("cat", "dog"):
         Path(f"VIDEOS/{name}.txt").write_text(f"a {name}\n", encoding="utf-8")
     return tmp_path
@@ -87,7 +94,7 @@ def on_a_cpu(arguments: list[str]) -> list[str]:
     if "tea" in arguments:  # no coefficients are published for a tiny model
         extra += ["--cache-coefficients", "none", "--cache-threshold", "5"]
     if name in ("generate", "compare") and "--dry-run" not in arguments:
-        changed = ["wan.onnx" if text == "wan.bundle" else text for text in changed]
+        changed = [text.replace(".bundle", ".onnx") if text in BUNDLES else text for text in changed]
     return changed + extra
 
 

@@ -41,6 +41,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan": WAN,
     "wan ti2v": {**WAN, "channels": 48},
     "hunyuan_video": HUNYUAN_VIDEO,
+    "wan channels": {**WAN, "image": "channels"},  # as Wan 2.2 I2V A14B
+    "wan embedding": {**WAN, "image": "embedding"},  # as Wan 2.1 I2V 14B
+    "wan first and last": {**WAN, "image": "first and last"},  # as Wan 2.1 FLF2V 14B
     "hunyuan_video latent_concat": {**IMAGE, "image": "latent_concat"},
     "hunyuan_video token_replace": {**IMAGE, "image": "token_replace"},
 }

@@ -24,11 +24,10 @@ import numpy.typing as npt
 import torch
 
 from vorta_trt.engines.bundle import Bundle
-from vorta_trt.model.families import PipelineKind
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
-from vorta_trt.runtime.pipelines.images import ImageLike, Images, read_image
+from vorta_trt.runtime.pipelines.images import ImageLike
 from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
 from vorta_trt.runtime.pipelines.stages import (
@@ -261,7 +260,8 @@ class VortaPipeline:
                 raise ValueError(f"prompt {ascii(text)}: has half of a surrogate pair, so it is no text; write it anew")
         if generator is not None and params.seed is not None:
             raise ValueError(f"seed {params.seed}: the generator has one of its own; give one of them")
-        kind, images = self._images({"image": image, "last_image": last_image})
+        given = {"image": image, "last_image": last_image}
+        kind, images = self.planner.read_images({name: one for name, one in given.items() if one is not None})
         with self._lock:
             seed = secrets.randbits(32) if params.seed is None else params.seed
             sampling = Sampling(params, self.plan(params), _noise(seed, generator), images, locate, on_step)
@@ -273,14 +273,6 @@ class VortaPipeline:
                 videos = self._videos(prompts[first : first + together], first, sampling)
                 for number, video in enumerate(videos, first):
                     on_video(number, video)
-
-    def _images(self, given: Mapping[str, ImageLike | None]) -> tuple[PipelineKind, Images]:
-        """The pipeline that takes them, and the images, read and checked."""
-        there = {name: image for name, image in given.items() if image is not None}
-        kind = self.planner.kind(there)
-        images = {name: read_image(name, image) for name, image in there.items()}
-        self.planner.check_images(images)
-        return kind, images
 
     def _videos(self, prompts: Sequence[str], first: int, sampling: Sampling) -> Iterator[GeneratedVideo]:
         """The stages, one after the other; each video as soon as it is decoded."""

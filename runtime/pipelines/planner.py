@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.pipelines.images import Images, check_size, choose_kind
+from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
@@ -217,20 +217,23 @@ class RequestPlanner:
             distilled=params.gives_steps and params.scheduler is None,
         )
 
-    def kind(self, images: Collection[str]) -> PipelineKind:
-        """The pipeline of diffusers that makes videos of these image arguments.
+    def read_images(self, given: Mapping[str, ImageLike]) -> tuple[PipelineKind, Images]:
+        """The pipeline of diffusers that makes videos of these images, and those, read.
+
+        Args:
+            given: Files or images by the pipeline's argument.
 
         Raises:
-            ValueError: An image is missing, or has no place.
+            FileNotFoundError: There is no such file.
+            ValueError: An image is missing, has no place, is damaged, or does not fit the videos.
         """
-        return choose_kind(get_family(self.family).pipeline_kinds(self.config), images)
-
-    def check_images(self, images: Images) -> None:
-        """Raises ValueError where an image does not fit the videos; see `images.check_size`."""
+        kind = choose_kind(get_family(self.family).pipeline_kinds(self.config), given)
+        images = {name: read_image(name, image) for name, image in given.items()}
         (_, *sides), (_, *grid) = self.size, self.geometry.grid
         height, width = (side // tokens for side, tokens in zip(sides, grid, strict=True))
         for name, image in images.items():
             check_size(name, image, self.size, (height, width))
+        return kind, images
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

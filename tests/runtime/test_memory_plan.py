@@ -5,6 +5,8 @@ weights; text encoder and VAE have the sizes of Wan 2.1's."""
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ import torch
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
-from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts
+from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts, sampling_bytes
 from vorta_trt.runtime.memory_plan import (
     RESERVE,
     STREAMING_SCRATCH,
@@ -208,6 +210,25 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
     assert pipeline_parts(None, metadata).vae is None
     with pytest.raises(FileNotFoundError, match="neither text_encoder/ nor vae/ with weights"):
         pipeline_parts(tmp_path, metadata)
+
+
+def test_parts_of_image_to_video(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:
+    """The image encoder goes with those of text; diffusers makes a video of the image and zeros while it samples."""
+    shutil.copytree(wan_pipeline, tmp_path / "pipeline")
+    weights_file(tmp_path / "pipeline" / "image_encoder", "F32", 4, 631_000_000)
+    metadata = read_target(bundle).metadata
+    assert metadata is not None
+    parts = pipeline_parts(tmp_path / "pipeline", metadata)
+    assert parts.text_encoder == 2 * 5_680_910_336 + 4 * 631_000_000
+    latents = 10 * 4 * math.prod(metadata.latent_shape)
+    assert sampling_bytes(metadata) == latents
+    conditioned = metadata.model_copy(
+        update={
+            "config": metadata.config | {"in_channels": 12, "out_channels": 4},
+            "latent_shape": (12, *metadata.latent_shape[1:]),
+        }
+    )
+    assert sampling_bytes(conditioned) == max(3 * latents, 2 * 3 * 4 * 9 * 64 * 96)
 
 
 @pytest.mark.parametrize(
