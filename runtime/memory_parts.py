@@ -114,7 +114,7 @@ def engine_parts(target: Target) -> EngineParts:
 def sampling_bytes(metadata: ModelMetadata | None) -> int:
     """Latents and what schedulers keep of them, for one video; or where it begins with an image, its pixels if more.
 
-    diffusers' pipelines make the video that the VAE would encode, the image and zeros, also where it was encoded before.
+    diffusers' pipelines make the video that the VAE would encode, the image and zeros, even if it was encoded before.
     """
     if metadata is None:
         return 0
