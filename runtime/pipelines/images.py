@@ -120,7 +120,7 @@ def size_like(image: Image.Image, area: int, step: tuple[int, int]) -> tuple[int
 
     Args:
         image: the image.
-        area: pixels of a frame, which are not exceeded.
+        area: pixels of a frame, exceeded only by a side of one step.
         step: what height and width must be multiples of.
     """
     aspect = image.height / image.width
