@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vorta_trt.engines import BuildError, SelectionError, get_flavour
+from vorta_trt.engines import BuildError, SelectionError, bundle_writer, get_flavour
 from vorta_trt.engines.flavours import Ability
 from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
@@ -252,7 +252,7 @@ def test_a_failed_build_leaves_nothing(wan: Any, tmp_path: Path, monkeypatch: py
     def fail(*arguments: Any, **options: Any) -> Any:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(from_checkpoint, "build_onnx", fail)
+    monkeypatch.setattr(bundle_writer, "build_plan", fail)
     with pytest.raises(MemoryError):
         build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
     assert not list(tmp_path.iterdir())
@@ -265,18 +265,23 @@ def test_tensorrt_8_gets_opset_17_in_float16(wan: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(from_checkpoint, "load_plugin", lambda flavour: None)
     kept = tmp_path / "kept.onnx"
 
-    def keep(onnx: Path, *arguments: Any, **options: Any) -> None:
-        assert options["tensorrt"] == "tensorrt8"
-        shutil.copy(onnx, kept)
+    class Kept(Exception):
+        pass
 
-    monkeypatch.setattr(from_checkpoint, "build_onnx", keep)
+    def keep(flavour: Any, onnx: Any, *arguments: Any) -> None:
+        assert flavour.name == "tensorrt8"
+        shutil.copy(onnx.path, kept)
+        raise Kept
+
+    monkeypatch.setattr(bundle_writer, "load_plugin", lambda flavour: None)
+    monkeypatch.setattr(bundle_writer, "build_plan", keep)
     for precision in ("bf16", "fp32"):
         with pytest.raises(ValueError, match=f"precision '{precision}'.*use --precision"):
             source = Source(wan.checkpoint, wan.router, precision=precision)
             build_checkpoint(source, tmp_path / "m.bundle", silent, tensorrt="tensorrt8")
-    build_checkpoint(
-        Source(wan.checkpoint, wan.router, precision="fp16"), tmp_path / "m.bundle", silent, tensorrt="tensorrt8"
-    )
+    source = Source(wan.checkpoint, wan.router, precision="fp16")
+    with pytest.raises(Kept):
+        build_checkpoint(source, tmp_path / "m.bundle", silent, tensorrt="tensorrt8")
     assert (read_metadata(kept).opset, read_metadata(kept).precision) == (17, "fp16")
     with pytest.raises(ValueError, match="has no portable form of vorta::RoutedAttention, as files of opset 17"):
         Engine(kept)
