@@ -14,13 +14,15 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Lora,
-    RouteOverride,
-    Router,
+    RouteOverrides,
+    Routers,
     Sizes,
     Tau,
     Variant,
+    experts_of_file,
+    one_per_expert,
     quoted,
-    source_of,
+    sources_of,
     usage,
 )
 from vorta_trt.model.precision import PrecisionName
@@ -45,7 +47,7 @@ def build(
         Path, typer.Argument(metavar="CHECKPOINT|ONNX", help="A diffusers folder, or a file of `vorta-trt export`.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle folder to write.")],
-    router: Router = None,
+    router: Routers = None,
     lora: Lora = None,
     size: Sizes = None,
     precision: Annotated[
@@ -55,7 +57,7 @@ def build(
     attention_precision: AttentionPrecisionOption = None,
     tau: Tau = None,
     variant: Variant = None,
-    route_override: RouteOverride = None,
+    route_override: RouteOverrides = None,
     tensorrt: Annotated[
         Flavour,
         typer.Option(help="rtx builds without a GPU; tensorrt and tensorrt8 (TensorRT 8.6) build for the GPU here."),
@@ -113,6 +115,7 @@ def build(
     It is built from a checkpoint, which is exported on the way, or from an exported ONNX file.
     """
     from vorta_trt.engines.flavours import get_flavour
+    from vorta_trt.export.names import component_file
     from vorta_trt.model.checkpoint_place import is_weights
     from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.console import Stages
@@ -148,15 +151,20 @@ def build(
         )
     with Stages() as stages:
         if is_onnx:
-            bundle = build_onnx(source, output, stages, route_override=route_override, **options)
+            experts = experts_of_file(source)
+            routes = one_per_expert(route_override, "--route-override", experts)
+            overrides = [Path(routes[expert]) if expert in routes else None for expert in experts]
+            files = [component_file(source, expert) for expert in experts]
+            bundle = build_onnx(files, output, stages, route_override=overrides, **options)
         else:
             usual = get_flavour(tensorrt.value).precisions[0]
-            checkpoint = source_of(
+            sources = sources_of(
                 source, router, None, precision or usual, tau, attention_precision, route_override, variant, lora
             )
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]
-            bundle = build_checkpoint(at_sizes(checkpoint, sizes), output, stages, **options)
+            engines = [engine for each in sources for engine in at_sizes(each, sizes)]
+            bundle = build_checkpoint(engines, output, stages, **options)
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
     else:

@@ -14,7 +14,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import Router, Size, Variant, check_folder, one_of, source_of, usage
+from vorta_trt.commands.options import Routers, Size, Variant, check_folder, one_of, sources_of, usage
 from vorta_trt.commands.sampling import CommonOptions
 from vorta_trt.commands.verify import Executor
 from vorta_trt.model.precision import PrecisionName
@@ -44,7 +44,7 @@ class ModelOptions(Options):
         Path | None,
         typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file [default: found as by `generate`]."),
     ] = None
-    router: Router = None
+    router: Routers = None
     size: Size = None
     variant: Variant = None
     precision: Annotated[
@@ -63,13 +63,13 @@ class ModelOptions(Options):
         """Which of these options, or of all, were given."""
         return [f"--{name}" for name in names or vars(self) if getattr(self, name) is not None]
 
-    def source(self, of: Path) -> Source | None:
+    def source(self, of: Path) -> list[Source] | None:
         """A checkpoint, or None for what was exported or built, in which some options are fixed."""
         from vorta_trt.engines.manifest import MANIFEST
         from vorta_trt.model.checkpoint_place import is_weights
 
         if is_weights(of) or (of.is_dir() and not (of / MANIFEST).is_file()):
-            return source_of(of, self.router, self.size, self.precision or "bf16", None, variant=self.variant)
+            return sources_of(of, self.router, self.size, self.precision or "bf16", None, variant=self.variant)
         if given := self.given("router", "size", "precision", "variant"):
             raise typer.BadParameter(
                 f"belongs to checkpoints, and in {of} it is fixed; leave it out", param_hint=given[0]

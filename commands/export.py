@@ -15,21 +15,24 @@ from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
     Lora,
-    Router,
+    Routers,
     Size,
     Tau,
     Variant,
     quoted,
-    source_of,
+    sources_of,
 )
 from vorta_trt.model.precision import PrecisionName
 
 
-@command(f"vorta-trt export {EXAMPLE} --router ROUTER --precision bf16 -o model.onnx")
+@command(
+    f"vorta-trt export {EXAMPLE} --router ROUTER --precision bf16 -o model.onnx",
+    "vorta-trt export CHECKPOINT --router high=ROUTER --router low=ROUTER -o model.onnx",
+)
 def export(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    router: Router = None,
+    router: Routers = None,
     lora: Lora = None,
     size: Size = None,
     precision: Annotated[PrecisionName, typer.Option(help="The type of weights and activations.")] = "bf16",
@@ -42,21 +45,28 @@ def export(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Export a checkpoint to one ONNX file."""
-    from vorta_trt.export.names import OPSET_17
+    """Export a checkpoint to ONNX.
+
+    It is one file; of a checkpoint with two experts, the second is written beside the first as NAME.transformer_2.onnx.
+    """
+    from vorta_trt.export.names import OPSET_17, component_file
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    source = source_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant, lora=lora)
+    sources = sources_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant, lora=lora)
     if opset is not None:
-        source = replace(source, opset=opset)
+        sources = [replace(source, opset=opset) for source in sources]
     with Stages() as stages:
-        path = export_checkpoint(source, output, stages)
+        path = export_checkpoint(sources, output, stages)
     if as_json:
         from vorta_trt.export import read_metadata
 
-        typer.echo(f'{{"path": {quoted(path)}, "metadata": {read_metadata(path).model_dump_json()}}}')
+        second = component_file(path, sources[-1].component) if len(sources) > 1 else None
+        beside = "" if second is None else f', "second": {quoted(second)}'
+        typer.echo(f'{{"path": {quoted(path)}{beside}, "metadata": {read_metadata(path).model_dump_json()}}}')
     else:
         flavour = ["--tensorrt", "tensorrt8"] if opset == OPSET_17 else []
         following = ["vorta-trt", "build", str(path), *flavour, "-o", str(path.with_suffix(".bundle"))]
-        typer.echo(f"{path}\nnext: {shlex.join(following)}")
+        for source in sources:
+            typer.echo(component_file(path, source.component))
+        typer.echo(f"next: {shlex.join(following)}")

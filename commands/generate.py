@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,14 +14,14 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import Variant, decimals, one_of
+from vorta_trt.commands.options import Variant, decimals, experts_of_file, one_of, one_per_expert
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
-    from vorta_trt.runtime.pipelines.planner import PlannedRequest
+    from vorta_trt.runtime.pipelines.planned import PlannedRequest
     from vorta_trt.runtime.pipelines.stages import OnStep
 
 
@@ -186,8 +187,11 @@ def generate(
     ] = None,
     variant: Variant = None,
     route_override: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|none", help="Calibrated routes [default: those in the bundle, if there are any]."),
+        list[str] | None,
+        typer.Option(
+            metavar="[high=|low=]FILE|none",
+            help="Calibrated routes, of two experts for each [default: those in the bundle, if there are any].",
+        ),
     ] = None,
     step_profile: Annotated[
         Path | None,
@@ -214,7 +218,7 @@ def generate(
     """
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
-    from vorta_trt.runtime.pipelines.planner import BUNDLED, RequestPlanner
+    from vorta_trt.runtime.pipelines.planner import RequestPlanner
     from vorta_trt.runtime.sampling.cost import StepProfile
 
     params = sampling.params()
@@ -223,8 +227,8 @@ def generate(
     videos: list[dict[str, Any]] = []
     with Stages() as stages:
         stages("reading the model")
-        bundled = BUNDLED if route_override is None else None if route_override == "none" else route_override
-        planner = RequestPlanner(target, checkpoint, route_override=bundled, variant=variant)
+        overrides = _overrides(target, route_override)
+        planner = RequestPlanner(target, checkpoint, route_override=overrides, variant=variant)
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
         if not dry_run:
@@ -259,6 +263,18 @@ def generate(
             typer.echo(f"residency {residency.residency.value}: {residency.reason}")
         for entry in videos:
             typer.echo(_line(entry))
+
+
+def _overrides(target: Path, given: list[str] | None) -> Mapping[str, str | None] | str | None:
+    """What `RequestPlanner` takes for `--route-override`; one `none` is for both of two experts."""
+    from vorta_trt.runtime.pipelines.experts import BUNDLED
+
+    if not given:
+        return BUNDLED
+    if given == ["none"]:
+        return None
+    choice = one_per_expert(given, "--route-override", experts_of_file(target))
+    return {component: None if file == "none" else file for component, file in choice.items()}
 
 
 def _step_bar(stages: Stages, count: int) -> OnStep:

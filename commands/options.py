@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vorta_trt.model.constants import DEFAULT_TAU
+from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU
+from vorta_trt.model.experts import BY_NOISE, NOISE
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision
 
@@ -44,6 +45,14 @@ Variant = Annotated[
     typer.Option(metavar="NAME", help="Take the weight files with this in their names, e.g. fp16 [default: none]."),
 ]
 Router = Annotated[Path | None, typer.Option(help="A router's training folder, or its router.pt.")]
+Routers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--router",
+        metavar="[high=|low=]ROUTER",
+        help="A router's training folder, or its router.pt; of two experts, one for each.",
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: what the router was trained for]."),
@@ -74,9 +83,13 @@ RoutesPlot = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
 ]
-RouteOverride = Annotated[
-    Path | None,
-    typer.Option("--route-override", metavar="FILE", help="Use the routes in this file of `vorta-trt calibrate`."),
+RouteOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--route-override",
+        metavar="[high=|low=]FILE",
+        help="Use the routes in this file of `vorta-trt calibrate`; of two experts, one for each.",
+    ),
 ]
 AttentionPrecisionOption = Annotated[
     AttentionPrecision | None,
@@ -103,35 +116,50 @@ def usage(option: str | None = None) -> Iterator[None]:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def source_of(
+def sources_of(
     checkpoint: Path,
-    router: Path | None,
+    routers: list[str] | None,
     size: str | None,
     precision: PrecisionName,
     tau: float | None,
     attention_precision: AttentionPrecision | None = None,
-    route_override: Path | None = None,
+    route_overrides: list[str] | None = None,
     variant: str | None = None,
     lora: list[str] | None = None,
-) -> Source:
-    """A checkpoint with what is made of it; a size that cannot be read is a usage error."""
+) -> list[Source]:
+    """A checkpoint with what is made of it: one source, or one for each of two experts.
+
+    A size that cannot be read, and an option for an expert that there is not, are usage errors.
+    """
+    from vorta_trt.model.checkpoint import CheckpointReader
     from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.from_checkpoint import Source
 
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
-    attention = attention_precision or SAME_PRECISION
-    return Source(
-        checkpoint,
-        router,
-        video,
-        precision,
-        tau,
-        attention,
-        route_override=route_override,
-        variant=variant,
-        lora=loras(lora),
+    with CheckpointReader(checkpoint, variant=variant) as reader:
+        experts = reader.experts
+    router, override = (
+        one_per_expert(values, option, experts)
+        for values, option in ((routers, "--router"), (route_overrides, "--route-override"))
     )
+    attention = attention_precision or SAME_PRECISION
+    fused = per_expert(lora, "--lora", experts)
+    return [
+        Source(
+            checkpoint,
+            _path(router.get(component)),
+            video,
+            precision,
+            tau,
+            attention,
+            route_override=_path(override.get(component)),
+            variant=variant,
+            lora=loras(fused.get(component)),
+            component=component,
+        )
+        for component in experts
+    ]
 
 
 def loras(values: list[str] | None) -> tuple[LoraSpec, ...]:
@@ -140,6 +168,63 @@ def loras(values: list[str] | None) -> tuple[LoraSpec, ...]:
 
     with usage("--lora"):
         return tuple(map(LoraSpec.parse, values or ()))
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def per_expert(values: list[str] | None, option: str, experts: Sequence[str]) -> dict[str, list[str]]:
+    """The values of an option that says with high= or low= which of two experts it is for.
+
+    Args:
+        values: As given.
+        option: Its name, for errors.
+        experts: The components of all experts that the model has.
+
+    Returns:
+        The values by component, without what stands before them.
+
+    Raises:
+        typer.BadParameter: A value for an expert that the model does not have, or for none of its two.
+    """
+    found: dict[str, list[str]] = {}
+    for value in values or ():
+        noise, _, rest = value.partition("=")
+        component = BY_NOISE.get(noise)
+        if len(experts) > 1 and (component is None or not rest):
+            raise typer.BadParameter(
+                f"{value!r}: the model has two experts; say for which it is, high={value} (much noise, {experts[0]}) "
+                f"or low={value} (little noise, {experts[1]})",
+                param_hint=option,
+            )
+        if len(experts) == 1:
+            if component is not None and not Path(value).exists():
+                raise typer.BadParameter(
+                    f"{value!r}: the model has one transformer, and no experts for high and low noise; give {rest}",
+                    param_hint=option,
+                )
+            component, rest = experts[0], value
+        found.setdefault(str(component), []).append(rest)
+    return found
+
+
+def experts_of_file(path: Path) -> tuple[str, ...]:
+    """The components of all experts that the model of an exported file or a bundle has."""
+    from vorta_trt.runtime.target import read_target
+
+    metadata = read_target(path).metadata
+    return COMPONENTS[:1] if metadata is None else metadata.experts
+
+
+def one_per_expert(values: list[str] | None, option: str, experts: Sequence[str]) -> dict[str, str]:
+    """`per_expert`, with one value for an expert at most."""
+    found = per_expert(values, option, experts)
+    for component, given in found.items():
+        if len(given) > 1:
+            whose = "" if len(experts) == 1 else f" for {NOISE[component]} noise"
+            raise typer.BadParameter(f"{', '.join(given)}: give one{whose}", param_hint=option)
+    return {component: given[0] for component, given in found.items()}
 
 
 def pixels(size: str) -> tuple[int, int, int]:

@@ -11,12 +11,12 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     Checkpoint,
-    RouteOverride,
-    Router,
+    RouteOverrides,
+    Routers,
     RoutesPlot,
     Size,
     Tau,
-    source_of,
+    sources_of,
 )
 from vorta_trt.commands.sampling import ScheduleOptions
 from vorta_trt.model.precision import PrecisionName
@@ -30,8 +30,8 @@ from vorta_trt.model.precision import PrecisionName
 def routes(
     checkpoint: Checkpoint,
     sampling: ScheduleOptions,
-    router: Router = None,
-    route_override: RouteOverride = None,
+    router: Routers = None,
+    route_override: RouteOverrides = None,
     size: Size = None,
     tau: Tau = None,
     precision: Annotated[
@@ -48,20 +48,21 @@ def routes(
     """Show which branch every head takes.
 
     The table has a row for every step of a schedule, with the FLOPs that the routes save in attention and end to end.
-    FLOPs are counted, not timed.
+    FLOPs are counted, not timed. Of two experts, each has its own part of the schedule.
     """
-    from vorta_trt.model.timestep_path import TimestepPath
+    from vorta_trt.model.experts import in_words
+    from vorta_trt.model.route_table import RouteTable
     from vorta_trt.runtime.console import Stages
+    from vorta_trt.runtime.from_checkpoint import route_tables
 
     if router is None and route_override is None:
         raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
-    source = source_of(checkpoint, router, size, precision, tau, route_override=route_override)
+    sources = sources_of(checkpoint, router, size, precision, tau, route_overrides=route_override)
     with Stages() as stages:
         stages("computing the routes")
         schedule = sampling.schedule(checkpoint)
-        timestep_path, calibrated = TimestepPath.from_model(source.model()), source.calibrated_routes()
-        override = None if calibrated is None else calibrated.overrides(schedule.timesteps)  # [P, L, N]
-        table = timestep_path.route_table(schedule.timesteps, route_override=override)
+        tables = route_tables(sources, schedule.timesteps)
+        table = RouteTable.joined(list(tables.values()))
         if output is not None:
             from vorta_trt.model.files import write_text
 
@@ -72,7 +73,14 @@ def routes(
     if as_json:
         typer.echo(table.to_json())
     else:
-        typer.echo(f"{schedule}\n{table.summary()}")
+        typer.echo(f"{schedule}")
+        if len(sources) > 1:
+            for component, part in tables.items():
+                typer.echo(
+                    f"{in_words([component])}: {len(part.timesteps)} steps, timesteps {part.timesteps[0]:.1f} to "
+                    f"{part.timesteps[-1]:.1f}"
+                )
+        typer.echo(table.summary())
         typer.echo(f"attention FLOPs saved by routing: {100 * table.saved:.1f} %")
         if table.total_saved is not None:
             typer.echo(f"end-to-end FLOPs saved by routing: {100 * table.total_saved:.1f} %")

@@ -141,7 +141,7 @@ def read_models(
     for path, override in zip(given, route_overrides, strict=True):
         models.append(read_model(path, override, strict))
         second = component_file(path, TRANSFORMER_2)
-        if models[-1].key.component == TRANSFORMER and second not in given and second.is_file():
+        if models[-1].key.component == TRANSFORMER and models[-1].description.has_second and second not in given:
             models.append(read_model(second, None, strict))
     check_grid([model.key for model in models])
     for model in models[1:]:

@@ -34,6 +34,11 @@ class ModelDescription:
     op_version: int | None = None
     metadata: dict[str, Any] | None = None
 
+    @property
+    def has_second(self) -> bool:
+        """Whether the model is one of two experts, which belong into one bundle."""
+        return (self.metadata or {}).get("boundary_ratio") is not None
+
 
 def check_kernel_limits(geometry: AttentionGeometry, source: Path) -> None:
     """Raises BuildError for a geometry that torch and ONNX Runtime compute, and the kernels of an engine do not."""
@@ -87,7 +92,8 @@ def check_route_override(path: Path, description: ModelDescription) -> None:
             f"or export the model with vorta-trt export"
         )
     layers, heads = description.metadata["num_layers"], description.metadata["num_heads"]
-    calibration.check(description.family, layers, heads, AttentionGeometry.from_dict(description.geometry))
+    component = description.metadata["component"] if description.has_second else None
+    calibration.check(description.family, layers, heads, AttentionGeometry.from_dict(description.geometry), component)
 
 
 def _refuse(onnx: OnnxFile, strict: bool, reason: str) -> None:

@@ -42,6 +42,8 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "family": model.family,
             "config": _without_paths(model.config),
             "checkpoint": model.checkpoint_name,
+            "component": model.component,
+            "boundary_ratio": model.boundary_ratio,
             "precision": precision,
             "attention_precision": model.attention_precision,
             "geometry": model.geometry.to_dict(),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vorta_trt.export.errors import OnnxFileError
-from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import DataType, PrecisionName
@@ -71,6 +71,7 @@ class ModelMetadata(_Record):
         were experts have none and mean "transformer".
     family: name of the model family. config: the diffusers config of the transformer, without paths.
     checkpoint: the checkpoint's name (not its path), None for a model that came from none.
+    boundary_ratio: where the second of two experts takes over, see `model/experts.py`; None for a model alone.
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
     attention_precision: what the kernels may multiply routed attention in: "same" as the activations, or "fp8". Files
         from before it existed have none and mean "same".
@@ -93,6 +94,7 @@ class ModelMetadata(_Record):
     family: str
     config: dict[str, Any]
     checkpoint: str | None
+    boundary_ratio: float | None = Field(default=None, gt=0, lt=1)
     precision: PrecisionName
     attention_precision: AttentionPrecision = "same"
     geometry: dict[str, Any]
@@ -110,6 +112,11 @@ class ModelMetadata(_Record):
     router_sha256: str | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The components of all experts that the model's pipeline has."""
+        return COMPONENTS[:1] if self.boundary_ratio is None else COMPONENTS
 
     @property
     def has_router(self) -> bool:
@@ -144,6 +151,7 @@ class ModelMetadata(_Record):
             "attention precision": self.attention_precision,
             "checkpoint": self.checkpoint or "",
             "LoRA": "; ".join(map(str, self.lora)) or "none",
+            "component": self.component,
             "geometry": str(geometry),
             "layers, heads, head_dim": f"{self.num_layers}, {self.num_heads}, {self.head_dim}",
             "router": f"sha256 {self.router_sha256}" if self.router_sha256 else "none, every head is full",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint_place import Place, find_place
 from vorta_trt.model.configs import read_json, typed_config
-from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError as CheckpointError
 from vorta_trt.model.families import ModelFamily, families, family_of_class, family_of_config
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
@@ -36,6 +36,9 @@ class CheckpointReader:
 
     Attributes:
         path: As given.
+        component: As given.
+        experts: The components of all experts that the pipeline has.
+        boundary_ratio: Where the second of two experts takes over; None with one.
         origin: The file or folder of the weights, for errors.
         folder: The folder of the weights.
         config: Its config.json, with diffusers' defaults for what that leaves out; without one, what the shapes say.
@@ -50,7 +53,7 @@ class CheckpointReader:
     """
 
     def __init__(self, path: str | Path, component: str = TRANSFORMER, *, variant: str | None = None) -> None:
-        self.path = Path(path)
+        self.path, self.component = Path(path), component
         place = find_place(self.path, component)
         self.folder, self.origin = place.folder, place.origin
         given, family = _config_beside(place)
@@ -60,12 +63,36 @@ class CheckpointReader:
         source = f"checkpoint {self.path}"
         self.config: dict[str, Any] = typed_config(family.diffusers_transformer(), config, self.config_source)
         family.check_config(self.config, source)
+        self.experts: tuple[str, ...] = (TRANSFORMER,)
+        self.boundary_ratio: float | None = None
+        if place.has_authors_experts:
+            self.experts, self.boundary_ratio = COMPONENTS, family.published_boundary(self.config)
         if place.pipeline is not None and (place.pipeline / MODEL_INDEX).is_file():
             # What lies beside the transformer decides how it is sampled.
             index, kinds = read_model_index(place.pipeline), family.pipeline_kinds(self.config)
             kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), kinds[0])
             check_model_index(index, family, kind, place.pipeline)
+            self.experts, self.boundary_ratio = index.experts, index.boundary_ratio
+        self._check_component(source)
         self._names = frozenset(self._weights.names())
+
+    def _check_component(self, source: str) -> None:
+        """The expert that is asked for must be there, and must be the one that is given."""
+        if self.component not in self.experts:
+            raise CheckpointError(
+                f"{source}: its {MODEL_INDEX} has no {self.component}, so it is a pipeline of one transformer; leave "
+                f"out what concerns the second"
+            )
+        if len(self.experts) > 1 and self.boundary_ratio is None:
+            raise CheckpointError(
+                f"{source}: has two experts, and nothing says at which step they switch; use the checkpoint in "
+                f"diffusers' layout, whose {MODEL_INDEX} does"
+            )
+        if self.folder.name == TRANSFORMER_2 and self.component == TRANSFORMER and len(self.experts) > 1:
+            raise CheckpointError(
+                f"{source}: is the second of two experts; give the pipeline folder {self.folder.parent}, and say which "
+                f"expert where only one is meant"
+            )
 
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""

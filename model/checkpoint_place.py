@@ -62,6 +62,12 @@ class Place:
         """The folder whose parts may lie beside the transformer's; None for a file outside of a transformer's."""
         return self.folder.parent if self.file is None or self.folder.name in _AUTHORS_FOLDERS else None
 
+    @property
+    def has_authors_experts(self) -> bool:
+        """Whether it is one of two experts in the authors' layout."""
+        names = _AUTHORS_FOLDERS.values()
+        return self.folder.name in names and all((self.folder.parent / name).is_dir() for name in names)
+
     def open(self, variant: str | None) -> SafetensorsFiles:
         """The weights as they are stored.
 
@@ -97,11 +103,17 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
         if not path.name.endswith(SUFFIX) and not _is_index(path):
             raise CheckpointError(f"checkpoint {path}: is a file{_kind_of_file(path)}; give {_FORMS}")
         return Place(path.parent, path)
-    folders = [path / component, path / _AUTHORS_FOLDERS.get(component, component)]
+    beside = [path.parent / component] if path.name == TRANSFORMER else []
+    folders = [*beside, path / component, path / _AUTHORS_FOLDERS.get(component, component)]
     for folder in (*folders, path) if component == TRANSFORMER else folders:
         if (folder / CONFIG).is_file() or _has_weights(folder):
             return Place(folder)
     inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    if component != TRANSFORMER:
+        raise FileNotFoundError(
+            f"checkpoint {path}: lacks {component}/, the second of two experts; download it, e.g. with `hf download "
+            f"REPOSITORY --include '{component}/*'`"
+        )
     raise FileNotFoundError(
         f"checkpoint {path}: has neither {component}/{CONFIG} nor {CONFIG} nor weights (it holds: {inside}); give "
         f"{_FORMS}"

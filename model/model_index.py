@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.configs import read_json
+from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.experts import BOUNDARY, check_boundary
 from vorta_trt.model.families import ModelFamily, PipelineKind
 
 MODEL_INDEX = "model_index.json"
@@ -28,6 +30,16 @@ class ModelIndex:
     pipeline: str | None
     components: dict[str, tuple[str, str]]
     settings: dict[str, Any]
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The transformers. Without a second, a boundary ratio means nothing: some converted folders keep it."""
+        return (TRANSFORMER, TRANSFORMER_2) if TRANSFORMER_2 in self.components else (TRANSFORMER,)
+
+    @property
+    def boundary_ratio(self) -> float | None:
+        """Where the second of two experts takes over; None with one."""
+        return None if len(self.experts) == 1 else self.settings.get(BOUNDARY)
 
 
 def read_model_index(folder: Path) -> ModelIndex:
@@ -60,7 +72,7 @@ def read_model_index(folder: Path) -> ModelIndex:
 
 
 def check_model_index(index: ModelIndex, family: ModelFamily, kind: PipelineKind, folder: Path) -> None:
-    """Refuses a folder whose pipeline would run something else than the one routed transformer.
+    """Refuses a folder whose pipeline would run something else than the routed transformers.
 
     Args:
         index: of the folder.
@@ -69,14 +81,16 @@ def check_model_index(index: ModelIndex, family: ModelFamily, kind: PipelineKind
         folder: for errors.
 
     Raises:
-        CheckpointError: a component that nobody runs, or a setting that would be left aside; the message names all.
+        CheckpointError: a component that nobody runs, or a setting that would be left aside; the message names all. Or
+            two experts that are not of one kind, or without a boundary.
     """
-    known = {*ALWAYS, *kind.components}
+    known = {*ALWAYS, *kind.components, *((TRANSFORMER_2,) if kind.two_experts else ())}
     foreign = [f"{name} ({kind})" for name, (_, kind) in index.components.items() if name not in known]
+    ignored = {*family.neutral_settings, *((BOUNDARY,) if kind.two_experts else ())}
     foreign += [
         f"{name} {value!r}"
         for name, value in index.settings.items()
-        if value not in (None, False, kind.settings.get(name)) and not (name in family.neutral_settings and not foreign)
+        if value not in (None, False, kind.settings.get(name)) and not (name in ignored and not foreign)
     ]
     if foreign:
         raise CheckpointError(
@@ -84,3 +98,12 @@ def check_model_index(index: ModelIndex, family: ModelFamily, kind: PipelineKind
             f"the videos would be those of another model; use a pipeline of one {family} transformer, such as "
             f"{family.demo.checkpoint}"
         )
+    if len(index.experts) > 1:
+        source = f"checkpoint {folder}: its {MODEL_INDEX}"
+        check_boundary(index.settings.get(BOUNDARY), source)
+        kinds = [index.components.get(name) for name in index.experts]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(
+                f"{source} has {TRANSFORMER} {kinds[0]!r} and {TRANSFORMER_2} {kinds[1]!r}; both experts must be of "
+                f"one class; restore the original file of the checkpoint"
+            )

@@ -14,6 +14,7 @@ import torch
 
 from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.experts import BOUNDARY
 from vorta_trt.model.families import ModelFamily, PipelineKind
 from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
@@ -83,9 +84,9 @@ def load_pipeline(
     kind = kind or family.pipeline_kinds(config)[0]
     made: Any = getattr(diffusers, kind.pipeline)
     loaded: dict[str, Any] = {**dict.fromkeys(without), **parts}
-    # A folder of one transformer may keep these from one of two: without the second they mean nothing.
     neutral = dict.fromkeys(name for name in family.neutral_settings if name in index.settings)
-    settings = {**neutral, **kind.settings}
+    boundary = {BOUNDARY: index.boundary_ratio} if kind.two_experts else {}
+    settings = {**neutral, **boundary, **kind.settings}
     with LOADING, quiet_libraries():
         for name in (*kind.components, "scheduler"):
             if name not in loaded and name in index.components:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vorta_trt.model.constants import COMPONENTS
+from vorta_trt.model.experts import BOUNDARY
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.router import BRANCHES
@@ -45,14 +47,42 @@ def make_checkpoint(path: str | Path, family: str = DEFAULT_FAMILY, **sizes: Any
 
 
 def write_pipeline(
-    path: Path, family: str, model: Any, scheduler: Any, dtype: torch.dtype, seed: int, shard_bytes: int
+    path: Path,
+    family: str,
+    model: Any,
+    scheduler: Any,
+    dtype: torch.dtype,
+    seed: int,
+    shard_bytes: int,
+    boundary_ratio: float | None = None,
 ) -> Path:
-    """Gives `model` (on meta) random weights and writes the folder; text encoders and VAE are left out."""
+    """Gives `model` (on meta) random weights and writes the folder; text encoders and VAE are left out.
+
+    With a `boundary_ratio`, there are two experts, of other weights each.
+    """
     from diffusers import __version__ as diffusers_version
 
+    experts = COMPONENTS[:1] if boundary_ratio is None else COMPONENTS
+    for number, component in enumerate(experts):
+        _write_transformer(path / component, model, dtype, seed + number, shard_bytes)
+    scheduler.save_pretrained(path / "scheduler")
+    kind = get_family(family).pipeline_kinds(model.config)[0]
+    index: dict[str, Any] = {
+        "_class_name": kind.pipeline,
+        "_diffusers_version": diffusers_version,
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        **{component: ["diffusers", type(model).__name__] for component in experts},
+        **{part: [None, None] for part in kind.components},
+        **kind.settings,
+        **({} if boundary_ratio is None else {BOUNDARY: boundary_ratio}),
+    }
+    _write_json(path / "model_index.json", dict(sorted(index.items())))
+    return path
+
+
+def _write_transformer(folder: Path, model: Any, dtype: torch.dtype, seed: int, shard_bytes: int) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
-    folder = path / "transformer"
     folder.mkdir(parents=True, exist_ok=True)
     weights = _random_weights(shapes, dtype, seed)
     if total > STREAM_ABOVE_BYTES or total > shard_bytes:
@@ -63,18 +93,6 @@ def write_pipeline(
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
         model.save_pretrained(folder)
-    scheduler.save_pretrained(path / "scheduler")
-    kind = get_family(family).pipeline_kinds(model.config)[0]
-    index: dict[str, Any] = {
-        "_class_name": kind.pipeline,
-        "_diffusers_version": diffusers_version,
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "transformer": ["diffusers", type(model).__name__],
-        **{part: [None, None] for part in kind.components},
-        **kind.settings,
-    }
-    _write_json(path / "model_index.json", dict(sorted(index.items())))
-    return path
 
 
 def make_router(

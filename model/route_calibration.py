@@ -25,6 +25,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
+from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import family_names
 from vorta_trt.model.files import write_text
 from vorta_trt.model.geometry import AttentionGeometry, Branch
@@ -49,6 +50,7 @@ class RouteCalibration:
             to the layer's full attention (see `calibration.measure`).
         budget: what the error of a layer in a bucket, heads added up in squares, does not exceed.
         checkpoint: Its name.
+        component: Which of two experts was measured; None for a model alone.
         settings: Numbers of the calibration, and what its check found; plain JSON types.
     """
 
@@ -59,6 +61,7 @@ class RouteCalibration:
     errors: Tensor
     budget: float
     checkpoint: str = ""
+    component: Literal["transformer", "transformer_2"] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,10 +104,18 @@ class RouteCalibration:
         """
         return self.routes[bucket_of(timesteps, self.buckets)].to(torch.int32)
 
-    def check(self, family: str, layers: int, heads: int, geometry: AttentionGeometry | None = None) -> None:
+    def check(
+        self,
+        family: str,
+        layers: int,
+        heads: int,
+        geometry: AttentionGeometry | None = None,
+        component: str | None = None,
+    ) -> None:
         """Raises ValueError, naming the mismatch, unless the routes are for such a model.
 
-        Another geometry is a warning: branches were compared on other tokens, but every route can be taken.
+        Another geometry is a warning: branches were compared on other tokens, but every route can be taken. `component`
+        is which of two experts the model is, None for a model alone.
         """
         for what, own, given in (
             ("family", self.family, family),
@@ -116,6 +127,12 @@ class RouteCalibration:
                     f"calibrated routes of {self.checkpoint or 'a checkpoint'}: are for {what} {own}, the model has "
                     f"{given}; calibrate the model itself with `vorta-trt calibrate`"
                 )
+        if component is not None and self.component not in (None, component):
+            raise ValueError(
+                f"calibrated routes of {self.checkpoint or 'a checkpoint'}: are for {in_words([self.component])}, the "
+                f"model is {in_words([component])}; give each expert its own, e.g. --route-override high=FILE "
+                f"--route-override low=FILE"
+            )
         if geometry is not None and geometry != self.geometry:
             logger.warning(
                 "calibrated routes of %s: were measured with %s and are used with %s; calibrate for this size",
@@ -151,6 +168,7 @@ class RouteCalibration:
             format=FORMAT,
             family=self.family,
             checkpoint=self.checkpoint,
+            component=self.component,
             geometry=self.geometry.to_dict(),
             budget=self.budget,
             buckets=self.buckets,
@@ -179,6 +197,7 @@ class RouteCalibration:
                 errors=torch.tensor(content.errors, dtype=torch.float32),
                 budget=content.budget,
                 checkpoint=content.checkpoint,
+                component=content.component,
                 settings=content.settings,
             )
         except (ValueError, TypeError) as error:
@@ -191,6 +210,7 @@ class _CalibrationFile(Record, extra="forbid"):
     format: Literal[1]
     family: str
     checkpoint: str
+    component: Literal["transformer", "transformer_2"] | None = None  # absent from files of older versions
     geometry: dict[str, JsonValue]
     budget: float
     buckets: tuple[tuple[float, float], ...]

@@ -7,8 +7,8 @@ Letters: P denoising steps, L layers, N heads.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -103,6 +103,16 @@ class RouteTable:
             model.geometry,
             model.head_dim,
             other_flops=other_flops(model.family, model.config, model.geometry, has_router=model.has_router),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[RouteTable]) -> RouteTable:
+        """The table of a whole schedule, of those of its parts: two experts of one architecture."""
+        return replace(
+            parts[0],
+            timesteps=tuple(timestep for part in parts for timestep in part.timesteps),
+            routes=torch.cat([part.routes for part in parts]),  # [P, L, N]
+            scores=torch.cat([part.scores for part in parts]),  # [P, L, N, 3]
         )
 
     # -- figures -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from vorta_trt.model.configs import check_no_pointer, read_json
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import families, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 logger = logging.getLogger(__name__)
 
+COMPONENT = "component"  # entry of config.json: which of two experts a router was trained for
 _ROUTER_KEY = re.compile(r"(\w+)\.(\d+)\.router\.linear\.(weight|bias)")
 _STEP = re.compile(r"step-(\d+)")
 
@@ -46,6 +48,23 @@ class RouterCheckpoint:
     config: dict[str, Any] | None
     family: str
     layers: int
+
+    def check_component(self, component: str, experts: Sequence[str]) -> None:
+        """Refuses the router of the other expert, where the training run says whose it is.
+
+        Args:
+            component: of the model.
+            experts: of the model's pipeline.
+
+        Raises:
+            CheckpointError: it was trained for the other one.
+        """
+        trained = (self.config or {}).get(COMPONENT)
+        if len(experts) > 1 and isinstance(trained, str) and trained in experts and trained != component:
+            raise CheckpointError(
+                f"router {self.path}: was trained for {in_words([trained])}, and this is {in_words([component])}; give "
+                f"each expert its own, e.g. --router high=ROUTER --router low=ROUTER"
+            )
 
     def geometry(self, model_config: Mapping[str, Any] | None = None) -> AttentionGeometry | None:
         """The geometry that the router was trained with, None without a config.json.

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.branch_attention import full_attention, mixed_attention
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES
+from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -81,6 +81,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         head_dim: D.
         checkpoint: Its path, or None.
         lora: What was fused into the checkpoint's weights.
+        component: "transformer", or "transformer_2" for the second of two experts.
+        boundary_ratio: Where the second of two experts takes over, see `model/experts.py`; None for a model alone.
         has_router: Whether routers decide; without one every head is full.
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
             routers' scores [L, B, N, 3] in place of routes.
@@ -112,6 +114,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
         self.lora: tuple[LoraReport, ...] = ()
+        self.component = TRANSFORMER
+        self.boundary_ratio: float | None = None
         stacks = self.facts().stacks(self.config)
         self.num_layers = sum(stacks.values())
         self.num_heads = int(self.config["num_attention_heads"])
@@ -149,6 +153,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         dtype: torch.dtype = torch.float32,
         *,
         lora: Sequence[LoraSpec] = (),
+        component: str = TRANSFORMER,
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
         variant: str | None = None,
@@ -165,6 +170,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             tau: Default routing threshold. The default is that of the authors' inference script.
             dtype: Type of weights and activations. As in diffusers, the modules that it keeps in float32 stay float32.
             lora: LoRA files to fuse into the weights, in the order in which they are added.
+            component: "transformer", or "transformer_2" for the second of two experts.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
             variant: As for diffusers, e.g. "fp16": of the names of the weight files.
@@ -181,12 +187,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
-            reader = FusedReader(checkpoint, lora, variant=variant)
+            reader = FusedReader(checkpoint, lora, component=component, variant=variant)
             until_loaded.callback(reader.close)
             family = routed_class(reader.family)
             model = family.from_config(reader.config, reader)
             loaded = load_router(router) if isinstance(router, (str, Path)) else router
             if loaded is not None:
+                loaded.check_component(component, reader.experts)
                 family.check_router_state(model, loaded.state_dict, f"router {loaded.path}")
                 geometry = geometry or loaded.geometry(reader.config)
                 if geometry is None:
@@ -198,6 +205,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint, routed.lora = reader.path, reader.reports
+            routed.component, routed.boundary_ratio = component, reader.boundary_ratio
             if on_disk:
                 routed._reader, routed._on_disk = reader, on_disk
                 until_loaded.pop_all()  # the reader stays open, with the model

@@ -8,6 +8,7 @@ the plan: the most memory that is ever needed is TensorRT's own.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.export.names import OPSET
+from vorta_trt.export.names import OPSET, component_file
+from vorta_trt.export.onnx_file import data_file
 from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
-from vorta_trt.model.files import check_output, check_space
+from vorta_trt.model.experts import steps_of_experts
+from vorta_trt.model.files import check_output, check_space, new_file
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress, ProgressCallback
     from vorta_trt.model import RoutedTransformer
     from vorta_trt.model.route_calibration import RouteCalibration
+    from vorta_trt.model.route_table import RouteTable
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class Source:
     Args:
         checkpoint: a diffusers pipeline folder, its transformer/ folder, or weights in another layout; see
             `model.checkpoint_place`.
+        component: "transformer", or "transformer_2" for the second of two experts.
         router: a router's training folder or router.pt; None leaves every head full.
         size: of the video; None takes the size that the router was trained for, or without one that of
             `route_override`. The router sees the timestep alone, so it works at any size, with tiles and buckets chosen
@@ -70,6 +75,7 @@ class Source:
     route_override: Path | None = None
     variant: str | None = None
     lora: tuple[LoraSpec, ...] = ()
+    component: str = TRANSFORMER
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -83,7 +89,8 @@ class Source:
 
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
-        with CheckpointReader(self.checkpoint, variant=self.variant) as reader:
+        with CheckpointReader(self.checkpoint, self.component, variant=self.variant) as reader:
+            component = self.component if len(reader.experts) > 1 else None
             family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
         trained = None if router is None else router.geometry(config)
@@ -97,12 +104,13 @@ class Source:
             DEFAULT_TAU if self.tau is None else self.tau,
             torch_dtype(self.precision),
             lora=self.lora,
+            component=self.component,
             materialize=materialize,
             attention_precision=self.attention_precision,
             variant=self.variant,
         )
         if calibrated is not None:
-            calibrated.check(family, model.num_layers, model.num_heads, model.geometry)
+            calibrated.check(family, model.num_layers, model.num_heads, model.geometry, component)
         return model
 
     def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
@@ -145,7 +153,7 @@ def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
     calibrated = source.calibrated_routes()
     if len(made) == 1 or calibrated is None:
         return made
-    with CheckpointReader(source.checkpoint, variant=source.variant) as reader:
+    with CheckpointReader(source.checkpoint, source.component, variant=source.variant) as reader:
         family, config = reader.family, reader.config
     fits = {each: each.geometry(family, config, None).grid == calibrated.geometry.grid for each in made}
     if not any(fits.values()):
@@ -156,13 +164,59 @@ def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
     return [each if fit else replace(each, route_override=None) for each, fit in fits.items()]
 
 
-def export_checkpoint(source: Source, path: Path, report: Report) -> Path:
-    """Exports to an .onnx file; raises what loading and `export_onnx` raise."""
+def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Report) -> Path:
+    """Exports to an .onnx file; raises what loading and `export_onnx` raise.
+
+    Args:
+        source: What to export; of two experts both, the first in `path` and the second beside it (`component_file`).
+            Either both files are written or none.
+        path: The .onnx file.
+        report: Is told how far the work is.
+    """
     from vorta_trt.export import export_onnx
 
     check_output(path)
     report("loading the checkpoint", 0, 0)
-    return export_onnx(source.model(), path, source.precision, opset=source.opset, progress=_export_progress(report))
+    sources = [source] if isinstance(source, Source) else list(source)
+    models = [each.model() for each in sources]  # whatever is wrong with one is said before any is written
+    check_one_video(models)
+    if len(sources) == 1:
+        show = _export_progress(report)
+        return export_onnx(models[0], path, sources[0].precision, opset=sources[0].opset, progress=show)
+    target = Path(os.path.realpath(path))
+    further = [component_file(target, each.component) for each in sources[1:]]
+    companions = [data_file(target).name, *(name for file in further for name in (file.name, data_file(file).name))]
+    with new_file(path, *companions) as stage:
+        for each, made in zip(sources, models, strict=True):
+            file, show = component_file(stage, each.component), _export_progress(report, f"{each.component}, ")
+            export_onnx(made, file, each.precision, opset=each.opset, progress=show)
+    return path
+
+
+def route_tables(sources: Sequence[Source], timesteps: Sequence[float]) -> dict[str, RouteTable]:
+    """The routes of a schedule by component; each of two experts has those of the steps that it takes."""
+    from vorta_trt.model.timestep_path import TimestepPath
+
+    models = {source.component: (source, source.model()) for source in sources}
+    check_one_video([model for _, model in models.values()])
+    ratio = next(model.boundary_ratio for _, model in models.values())
+    tables = {}
+    for component, steps in steps_of_experts(timesteps, ratio).items():
+        source, model = models[component]
+        part, calibrated = timesteps[steps.start : steps.stop], source.calibrated_routes()
+        override = None if calibrated is None else calibrated.overrides(part)  # [P, L, N]
+        tables[component] = TimestepPath.from_model(model).route_table(part, route_override=override)
+    return tables
+
+
+def check_one_video(models: Sequence[RoutedTransformer]) -> None:
+    """Raises ValueError unless models have one geometry, as both experts must."""
+    geometries = list(dict.fromkeys(model.geometry for model in models))
+    if len(geometries) > 1:
+        raise ValueError(
+            f"size: the experts would have the geometries {' and '.join(map(str, geometries))}, for which their "
+            f"routers were trained; give a size for both, e.g. --size 81x720x1280, and routers that were trained alike"
+        )
 
 
 def build_checkpoint(
@@ -242,7 +296,7 @@ def _key(source: Source, model: RoutedTransformer) -> EngineKey:
     """Which engine of the bundle a source becomes."""
     assert model.geometry is not None
     _, *latent = model.facts().latent_shape(model.config, model.geometry.grid)
-    return EngineKey(TRANSFORMER, str(VideoSize(*model.facts().video_size(model.config, *latent))))
+    return EngineKey(source.component, str(VideoSize(*model.facts().video_size(model.config, *latent))))
 
 
 def build_onnx(

@@ -2,14 +2,15 @@
 """`MemoryPlan`: what of a pipeline fits a GPU, and how it has to run to fit; and the same question to an open engine.
 
 Three stages never run at the same time: encoding the prompt, sampling, decoding the video. What stays on the GPU counts
-in each of them. In the order in which things are given up: text encoder on the GPU, VAE on the GPU, guidance as one
-batch of two, all weights of the engine on the GPU.
+in each of them. Nor do two experts: their weights are on the GPU together, or in turn. In the order in which things are
+given up: text encoder on the GPU, VAE on the GPU, guidance as one batch of two, experts together, all weights of the
+engine on the GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,6 +50,7 @@ class CardPlan(BaseModel):
         weight_streaming_budget: bytes for `Engine(weight_streaming_budget=...)`; None: all weights fit.
         encoding, decoding: of prompt and video, "beside" the engine, which keeps its activations from one video to the
         next, "alone" (before it is opened, after it is closed), or "too large"; None: unknown.
+        experts: whether two experts are on the GPU "together", or "in turn"; None: there is one.
         sampling_bytes: needed while sampling, with everything that stays. remarks: what to do about it.
     """
 
@@ -62,6 +64,7 @@ class CardPlan(BaseModel):
     decoding: Stage | None
     sampling_bytes: int
     remarks: list[str]
+    experts: Literal["together", "in turn"] | None = None
 
     def line(self) -> str:
         """Gives the plan as one line of text."""
@@ -71,6 +74,8 @@ class CardPlan(BaseModel):
         for name, place in (("text encoder", self.text_encoder), ("VAE", self.vae)):
             if place is not None:
                 parts.append(f"{name} {place}")
+        if self.experts is not None:
+            parts.append(f"experts {self.experts}")
         if self.weight_streaming_budget is not None:
             parts.append(f"weights streamed, {readable_bytes(self.weight_streaming_budget)} of them on the GPU")
         if self.encoding == "alone":
@@ -90,6 +95,7 @@ class MemoryPlan(BaseModel):
     """Bytes by part, and what follows for each card. None: unknown, or not given."""
 
     weights: int
+    second_weights: int | None  # of the second of two experts
     activations: dict[int, int]  # by batch
     activations_stated: bool  # by the builder; else estimated
     plugin_workspace: int | None  # part of the activations, at the largest batch
@@ -105,7 +111,8 @@ class MemoryPlan(BaseModel):
         """The plan as text."""
         source = "the builder's figure" if self.activations_stated else "estimated"
         by_batch = ", ".join(f"{readable_bytes(size)} for batch {batch}" for batch, size in self.activations.items())
-        yield f"GPU memory weights {readable_bytes(self.weights)}"
+        second = "" if self.second_weights is None else f", of the second expert {readable_bytes(self.second_weights)}"
+        yield f"GPU memory weights {readable_bytes(self.weights)}{second}"
         yield f"           activations {by_batch} ({source})"
         if self.plugin_workspace is not None:
             yield f"           of them plugin workspace {readable_bytes(self.plugin_workspace)} for the largest batch"
@@ -118,13 +125,16 @@ class MemoryPlan(BaseModel):
         yield from (f"  {card.line()}" for card in self.cards)
 
 
-def plan_memory(target: Target, checkpoint: Path | None = None, cards: Sequence[float] = CARDS) -> MemoryPlan:
+def plan_memory(
+    target: Target, checkpoint: Path | None = None, cards: Sequence[float] = CARDS, second: Target | None = None
+) -> MemoryPlan:
     """Plans the memory of a bundle or an ONNX file.
 
     Args:
         target: What runs.
         checkpoint: A diffusers pipeline folder, for text encoder and VAE.
         cards: GiB of each card.
+        second: The second of two experts.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -133,10 +143,18 @@ def plan_memory(target: Target, checkpoint: Path | None = None, cards: Sequence[
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
     parts, rest = engine_parts(target), pipeline_parts(checkpoint, target.metadata)
+    other = None if second is None else engine_parts(second)
     latents = sampling_bytes(target.metadata)
     batches = sorted({1, min(GUIDANCE, parts.largest_batch)})
+
+    def for_card(gib: float) -> CardPlan:
+        if other is None:
+            return _for_card(gib, parts, rest, latents)
+        return _for_experts(gib, parts, other, rest, latents)
+
     return MemoryPlan(
         weights=parts.weights,
+        second_weights=None if other is None else other.weights,
         activations={batch: parts.activations_for(batch) for batch in batches},
         activations_stated=parts.stated,
         plugin_workspace=parts.workspace,
@@ -146,7 +164,7 @@ def plan_memory(target: Target, checkpoint: Path | None = None, cards: Sequence[
         vae=rest.vae,
         decoding=rest.decoding,
         reserve=RESERVE,
-        cards=[_for_card(card, parts, rest, latents) for card in cards],
+        cards=[for_card(card) for card in cards],
     )
 
 
@@ -155,6 +173,21 @@ class _Choice:
     batched: bool
     text_encoder: bool  # whether it stays
     vae: bool
+
+
+def _for_experts(gib: float, parts: EngineParts, second: EngineParts, rest: PipelineParts, latents: int) -> CardPlan:
+    """Two experts, which share the memory of their activations: in turn, if they do not fit together."""
+    shared = replace(
+        parts,
+        activations=max(parts.activations, second.activations),
+        streams=parts.streams and second.streams,
+        resizes=parts.resizes and second.resizes,
+    )
+    together = _for_card(gib, replace(shared, weights=parts.weights + second.weights), rest, latents)
+    if together.weight_streaming_budget is None:
+        return together.model_copy(update={"experts": "together"})
+    in_turn = _for_card(gib, replace(shared, weights=max(parts.weights, second.weights)), rest, latents)
+    return in_turn.model_copy(update={"experts": "in turn"})
 
 
 def _for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int) -> CardPlan:

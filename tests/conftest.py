@@ -17,7 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from .kept import Kept
-    from .tiny import Tiny
+    from .tiny import Tiny, TinyExperts
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: a thread each, and of their children
@@ -82,3 +82,10 @@ def tiny_ti2v(kept: Kept) -> Tiny:
     from .tiny import make_tiny
 
     return make_tiny(kept, "wan ti2v")
+
+
+@pytest.fixture(scope="session")
+def tiny_experts(kept: Kept) -> TinyExperts:
+    from .tiny import make_experts
+
+    return make_experts(kept)

@@ -19,10 +19,11 @@ from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.export import export_onnx
 from vorta_trt.export.names import OPSET
 from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer
+from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.route_calibration import RouteCalibration
-from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
 from .kept import Kept
 
@@ -40,6 +41,7 @@ IMAGE = {**HUNYUAN_VIDEO, "layers": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "wan": WAN,
     "wan ti2v": {**WAN, "channels": 48},
+    "wan experts": {**WAN, "boundary_ratio": 0.875},
     "hunyuan_video": HUNYUAN_VIDEO,
     "wan channels": {**WAN, "image": "channels"},  # as Wan 2.2 I2V A14B
     "wan embedding": {**WAN, "image": "embedding"},  # as Wan 2.1 I2V 14B
@@ -127,10 +129,54 @@ class Tiny:
         import diffusers
 
         kind = json.loads((self.checkpoint / "model_index.json").read_text())["_class_name"]
-        pipeline = getattr(diffusers, kind).from_pretrained(self.checkpoint, transformer=None)
+        without = dict.fromkeys(name for name in COMPONENTS if (self.checkpoint / name).is_dir())
+        pipeline = getattr(diffusers, kind).from_pretrained(self.checkpoint, **without)
         pipeline.transformer = transformer
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+class TinyExperts(Tiny):
+    """A pipeline with two experts, which have a router each."""
+
+    @property
+    def routers(self) -> dict[str, Path]:
+        return dict(zip(COMPONENTS, (self.router, self.folder / "router low"), strict=True))
+
+    def sources(self, precision: str = "fp32") -> list[Source]:
+        return [
+            Source(self.checkpoint, self.routers[component], precision=precision, component=component)
+            for component in COMPONENTS
+        ]
+
+    def export(self, precision: str, attention_precision: str = "same", opset: int = OPSET) -> Path:
+        """The file of the first, beside which that of the second is found."""
+
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            export_checkpoint(self.sources(precision), folder / "model.onnx", lambda *what: None)
+
+        return self.kept.make(self.folder / precision, make) / "model.onnx"
+
+    def models(self, **options: Any) -> tuple[RoutedTransformer, RoutedTransformer]:
+        high, low = (
+            RoutedTransformer.from_pretrained(self.checkpoint, router, component=component, **options)
+            for component, router in self.routers.items()
+        )
+        return high, low
+
+    def pipeline(self, transformer: Any, transformer_2: Any = None) -> Any:
+        pipeline = super().pipeline(transformer)
+        pipeline.transformer_2 = transformer_2
+        return pipeline
+
+
+def make_experts(kept: Kept) -> TinyExperts:
+    tiny = TinyExperts(kept, make_tiny(kept, "wan experts").name)
+    sizes = {name: size for name, size in WAN.items() if name in ROUTER_SIZES}
+    low = tiny.routers[COMPONENTS[1]]
+    kept.make(low, lambda path: make_router(path, tiny.geometry, "wan", video=SIZE, seed=ROUTER_SEED + 1, **sizes))
+    return tiny
 
 
 def latents(pipeline: Any, steps: int = 3, seed: int = 0, **arguments: Any) -> torch.Tensor:

@@ -61,10 +61,12 @@ class Guidance:
     Attributes:
         arguments: what diffusers' pipeline is called with.
         passes: samples of a step, 2 with classifier-free guidance.
+        passes_2: of a step of the second of two experts; None: as many.
     """
 
     arguments: dict[str, Any]
     passes: int
+    passes_2: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class PipelineKind:
         images: arguments of the pipeline's call that take an image and must be given.
         optional_images: arguments that take an image and may be left out.
         settings: entries of model_index.json that every such pipeline has, and what they must be.
+        two_experts: whether it can have a second transformer, see `model/experts.py`.
     """
 
     pipeline: str
@@ -101,6 +104,7 @@ class PipelineKind:
     images: tuple[str, ...] = ()
     optional_images: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    two_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class ModelFamily(abc.ABC):
         authors_class: `_class_name` of checkpoints in the layout of the model's authors, None if they have none.
         original_types: what diffusers' `infer_diffusers_model_type` calls weights in that layout or in ComfyUI's.
         original_names: tensors of that layout that diffusers' converter leaves as they are, and diffusers' names.
-        neutral_settings: of model_index.json, which mean nothing in a folder without components that are refused.
+        neutral_settings: of model_index.json, which change nothing unless a pipeline kind asks for them.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
         router_stacks: names of the lists of blocks in a router's keys, in the order that they run in.
@@ -239,6 +243,10 @@ class ModelFamily(abc.ABC):
         that takes its images.
         """
 
+    def published_boundary(self, config: Mapping[str, Any]) -> float | None:
+        """Where the second of two experts takes over in the published model of a config, whose files do not say it."""
+        return None
+
     @abc.abstractmethod
     def stacks(self, config: Mapping[str, Any]) -> dict[str, int]:
         """The lists of routed blocks and their lengths, in the order that they run in; names are `router_stacks`."""
@@ -319,6 +327,7 @@ class ModelFamily(abc.ABC):
         true_cfg_scale: float,
         negative_prompt: str | None,
         distilled: bool,
+        two_experts: bool = False,
     ) -> Guidance:
         """What the pipeline is called with.
 
@@ -329,15 +338,17 @@ class ModelFamily(abc.ABC):
             true_cfg_scale: of classifier-free guidance of models that take `guidance_scale` as an input; 1 is off.
             negative_prompt: what guidance leads away from, None for none.
             distilled: the steps are given, as distilled models want them, so that guidance is off by default.
+            two_experts: whether the pipeline has two.
 
         Raises:
             ValueError: something would have no effect.
         """
-        if guidance_scale_2 is not None:
+        if guidance_scale_2 is not None and not two_experts:
             raise ValueError(
                 f"guidance_scale_2 {guidance_scale_2:g}: is for models with two experts, and this one has one; leave "
                 f"it out"
             )
+        passes_2 = None
         if self.classifier_free_guidance:
             if true_cfg_scale != 1:
                 raise ValueError(
@@ -346,6 +357,16 @@ class ModelFamily(abc.ABC):
                 )
             scale = (1.0 if distilled else self.guidance_scale) if guidance_scale is None else guidance_scale
             guided, arguments, switch = scale > 1, {"guidance_scale": scale}, "guidance_scale"
+            scale_2 = scale if guidance_scale_2 is None else guidance_scale_2
+            if two_experts:
+                arguments["guidance_scale_2"] = scale_2
+            if not guided and scale_2 > 1:
+                raise ValueError(
+                    f"guidance_scale_2 {scale_2:g} with guidance_scale {scale:g}: has no effect, because the pipeline "
+                    f"guides neither expert unless guidance_scale is above 1; give one above 1, or leave it out"
+                )
+            if guided and two_experts and scale_2 == 1:
+                passes_2 = 1  # (cond - uncond) x 1 + uncond: the unconditional sample cancels out
         else:
             if guidance_scale is not None and not self.embeds_guidance(config):
                 raise ValueError(
@@ -364,7 +385,7 @@ class ModelFamily(abc.ABC):
                 f"leave it out"
             )
         negative = {"negative_prompt": negative_prompt or ""} if guided else {}
-        return Guidance({**arguments, **negative}, 2 if guided else 1)
+        return Guidance({**arguments, **negative}, 2 if guided else 1, passes_2)
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
         """Whether the guidance scale is an input of the transformer."""

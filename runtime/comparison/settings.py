@@ -26,8 +26,11 @@ from vorta_trt.runtime.comparison.image_quality import load_lpips
 from vorta_trt.runtime.comparison.report import CompareReport
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
+from vorta_trt.runtime.pipelines.experts import BUNDLED
+from vorta_trt.runtime.pipelines.experts import Source as ModelSource
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
-from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.prompts import output_files
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.video_file import check_encoder
@@ -90,7 +93,7 @@ def compare_settings(
     folder: Path,
     report: Report,
     *,
-    source: Source | None = None,
+    source: Sequence[Source] | None = None,
     checkpoint: Path | None = None,
     params: SamplingParams | None = None,
     executor: str | None = None,
@@ -107,7 +110,7 @@ def compare_settings(
         prompts: Each is sampled with both.
         folder: Where the samples go, as first/000.npy, second/000.npy and so on.
         report: Called with what is done, how much of it, and how much there is.
-        source: A checkpoint, which runs in torch.
+        source: A checkpoint, which runs in torch; of two experts, both.
         checkpoint: As for `RequestPlanner`.
         params: What is common to both; its seed is 0 unless given.
         executor: As for `Engine`.
@@ -123,10 +126,12 @@ def compare_settings(
         load_lpips()  # what cannot be measured is said before anything is sampled
     if video is not None:
         check_encoder()
-    sampled: Path | RoutedTransformer = target
+    sampled: ModelSource = target
     if source is not None:
-        sampled, checkpoint = _on_device(source.model(materialize=True)), checkpoint or source.checkpoint
-    variant = None if source is None else source.variant
+        models = [_on_device(each.model(materialize=True)) for each in source]
+        sampled = models[0] if len(models) == 1 else (models[0], models[1])
+        checkpoint = checkpoint or source[0].checkpoint
+    variant = None if source is None else source[0].variant
     planners = [
         RequestPlanner(sampled, checkpoint, route_override=setting.route_override, variant=variant)
         for setting in (first, second)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
@@ -41,6 +42,8 @@ class Denoiser(abc.ABC):
 
     Attributes:
         family: Name of the model family.
+        component: "transformer", or "transformer_2" for the second of two experts.
+        boundary_ratio: Where that takes over; None for a model alone.
         config: Of the diffusers transformer.
         latent_shape: (C, F, H, W); None if any will do.
         text_tokens: Rows of `encoder_hidden_states`; None if any number will do.
@@ -53,9 +56,12 @@ class Denoiser(abc.ABC):
     dtype: torch.dtype
     device: torch.device
     on_cpu: bool
+    component: str = TRANSFORMER
+    boundary_ratio: float | None = None
 
     def __init__(self, described: Any, latent_shape: tuple[int, int, int, int] | None, text_tokens: int | None) -> None:
         self.family: str = described.family
+        self.component, self.boundary_ratio = described.component, described.boundary_ratio
         self.config: Mapping[str, Any] = described.config
         self.heads: tuple[int, int] = described.num_layers, described.num_heads
         self.latent_shape, self.text_tokens = latent_shape, text_tokens

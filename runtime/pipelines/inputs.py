@@ -61,15 +61,6 @@ def conditions_of(given: Given) -> Given:
     return {name: tensor for name, tensor in given.items() if name not in STEP_INPUTS}
 
 
-def schedule_of(timestep: Tensor) -> Tensor | None:
-    """The tensor [P] whose first element a timestep is, as with `scheduler.timesteps` in diffusers' pipelines.
-
-    Returns:
-        The tensor, of which no value has been read; None if the timestep has its own memory, or is a later element.
-    """
-    return None if timestep.storage_offset() else memory_of(timestep)
-
-
 def memory_of(timestep: Tensor) -> Tensor | None:
     """All that lies in the memory of which a timestep is one element, without reading it; None for several elements."""
     if (timestep.numel() > 1 and any(timestep.stride())) or timestep.is_meta:
@@ -77,10 +68,10 @@ def memory_of(timestep: Tensor) -> Tensor | None:
     return torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timestep.untyped_storage())
 
 
-def begins_schedule(timestep: Tensor, steps: int) -> bool:
-    """Whether a timestep is the first element of a schedule of that many, more than one."""
-    schedule = schedule_of(timestep)
-    return schedule is not None and schedule.numel() == steps > 1
+def begins_schedule(timestep: Tensor, steps: int, first: int = 0) -> bool:
+    """Whether a timestep is element number `first` of a schedule of that many steps, more than one."""
+    schedule = memory_of(timestep)
+    return schedule is not None and timestep.storage_offset() == first and schedule.numel() == steps > 1
 
 
 def check_timestep(

@@ -23,12 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vorta_trt.engines.bundle import Bundle
+from vorta_trt.export.onnx_file import data_file
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
+from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source
 from vorta_trt.runtime.pipelines.images import ImageLike
-from vorta_trt.runtime.pipelines.planner import BUNDLED, PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
 from vorta_trt.runtime.pipelines.stages import (
     Conditions,
@@ -42,7 +45,9 @@ from vorta_trt.runtime.pipelines.stages import (
     encode,
 )
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.pipelines.transformers import Transformers
 from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.video_file import write_frames
 
 BUDGET = "weight_streaming_budget"
@@ -144,7 +149,10 @@ class VortaPipeline:
         self._planned: tuple[SamplingParams, PlannedRequest] | None = None
         self._engine = {"executor": executor, "device": device, **(engine or {})}
         self._verify = verify
-        self.parts = Parts(planner, self._open, vae_tiling)  # looks at the folder before an engine is loaded
+        components = [expert.component for expert in planner.experts]
+        self.transformers = Transformers(components, self._open, self._files_of, self.fallbacks)
+        self._scratch: DeviceScratch | None = None
+        self.parts = Parts(planner, self.transformers, vae_tiling)  # looks at the folder before an engine is loaded
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,
@@ -154,6 +162,7 @@ class VortaPipeline:
             cpu_offload=cpu_offload,
             stream_weights=self._engine.get(BUDGET) is not None,
         )
+        self.transformers.in_turn = self.residency.in_turn
         if self.residency.stream_weights and self._engine.get(BUDGET) is None:
             self._engine[BUDGET] = "auto"
         if not self.residency.is_sequential:
@@ -166,14 +175,14 @@ class VortaPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path | Bundle | RoutedTransformer,
+        source: Source,
         checkpoint: str | Path | None = None,
         *,
-        route_override: str | Path | None = BUNDLED,
+        route_override: Override | Mapping[str, Override] = BUNDLED,
         variant: str | None = None,
         **options: Any,
     ) -> VortaPipeline:
-        """Loads a bundle, an exported ONNX file, or a routed model in torch.
+        """Loads a bundle, an exported ONNX file, or a routed model in torch; of two experts, both.
 
         Args:
             source: See `RequestPlanner`.
@@ -310,8 +319,10 @@ class VortaPipeline:
         return [encoded[prompt] | negatives for prompt in prompts]
 
     def close(self) -> None:
-        """Frees the engine; text encoders and VAE go with this object. May be called twice."""
+        """Frees the engines; text encoders and VAE go with this object. May be called twice."""
         self.parts.close()
+        if self._scratch is not None:
+            self._scratch.close()
 
     def __enter__(self) -> VortaPipeline:
         return self
@@ -321,17 +332,41 @@ class VortaPipeline:
     ) -> None:
         self.close()
 
-    def _open(self) -> VortaTransformer:
-        source, given = self.planner.source, {name: value for name, value in self._engine.items() if value is not None}
+    def _open(self, component: str) -> VortaTransformer:
+        source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
+            given = {name: value for name, value in self._engine.items() if value is not None}
             transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **given)
         else:
-            transformer = VortaTransformer.from_pretrained(
-                source, verify=self._verify, fallbacks=self.fallbacks, **self._engine
-            )
+            options = {**self._engine, **self._shared(), "component": component, "verify": self._verify}
+            transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **options)
+            self._verify = False  # the files of both experts are hashed once
         denoiser = transformer.denoiser
         self.executor = denoiser.engine.executor if isinstance(denoiser, EngineDenoiser) else "torch"
         return transformer
+
+    def _shared(self) -> dict[str, Any]:
+        """Two engines on a GPU never run at the same time, so that they share the memory of their activations."""
+        source = self.planner.source
+        if len(self.planner.experts) == 1 or isinstance(source, RoutedTransformer | tuple):
+            return {}
+        if self._engine["executor"] not in (None, "tensorrt") or read_target(source).bundle is None:
+            return {}
+        self._scratch = self._scratch or DeviceScratch()
+        return {"scratch": self._scratch}
+
+    def _expert(self, component: str) -> Expert:
+        return next(expert for expert in self.planner.experts if expert.component == component)
+
+    def _files_of(self, component: str) -> list[Path]:
+        """What is read when a transformer is loaded."""
+        source = self._expert(component).source
+        if isinstance(source, RoutedTransformer):
+            return []
+        target = read_target(source, component=component)
+        if target.bundle is not None:
+            return [target.bundle.plan_path]
+        return [target.path, data_file(target.path)]
 
 
 def _noise(seed: int, generator: torch.Generator | None) -> Callable[[], torch.Generator]:

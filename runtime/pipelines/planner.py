@@ -8,9 +8,7 @@ print("\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,8 @@ import torch
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
+from vorta_trt.model.constants import TRANSFORMER_2
+from vorta_trt.model.experts import check_alike, steps_of_experts
 from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hub_cache import snapshot_of
@@ -25,62 +25,28 @@ from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_mod
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
-from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source, experts_of
 from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image
+from vorta_trt.runtime.pipelines.planned import ExpertPlan, PlannedRequest
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
-from vorta_trt.runtime.sampling.path_source import timestep_path_of
-from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
+from vorta_trt.runtime.sampling.step_plan import plan_steps
 from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, given_schedule, schedule_timesteps, takes_sigmas
-from vorta_trt.runtime.target import Target, read_target
 
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
-
-BUNDLED = "bundled"  # the routes that lie in the bundle, if any do
-
-
-@dataclass(frozen=True)
-class PlannedRequest:
-    """What will be sampled.
-
-    Attributes:
-        schedule: The scheduler and its timesteps.
-        steps: The plan of its steps.
-        passes: Samples per step: 2 with classifier-free guidance.
-    """
-
-    schedule: Schedule
-    steps: StepPlan
-    passes: int
-
-    @property
-    def guided(self) -> bool:
-        """Whether there is classifier-free guidance."""
-        return self.passes > 1
-
-    def lines(self) -> list[str]:
-        """The plan as text."""
-        return [str(self.schedule), *self.steps.lines()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON has it."""
-        return {
-            "scheduler": self.schedule.scheduler,
-            "shift": self.schedule.shift,
-            "passes": self.passes,
-            "plan": json.loads(self.steps.to_json()),
-        }
 
 
 class RequestPlanner:
     """What is known of a model before anything large is loaded.
 
     Args:
-        source: A bundle, its path or that of an exported ONNX file, or a routed model in torch.
+        source: A bundle, its path or that of an exported ONNX file, or a routed model in torch; of two experts, both
+            models, the one for high noise first.
         checkpoint: The diffusers pipeline folder that it was made from; None looks for one of the name that the source
             remembers, beside the source and in the current folder.
-        route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any.
+        route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any. Of
+            two experts, these by component.
         variant: Of the names of the pipeline folder's weight files, for the parts that have such files.
 
     Raises:
@@ -99,56 +65,79 @@ class RequestPlanner:
         frames_per_second: Of the family's videos.
         checkpoint: The pipeline folder, None if there is none.
         variant: As given.
-        path: Timestep path, None if it is not at hand.
-        calibration: Calibrated routes, or None.
+        experts: The transformers: one, or both experts.
+        boundary_ratio: Where the second of two experts takes over; None for one.
     """
 
     def __init__(
         self,
-        source: str | Path | Bundle | RoutedTransformer,
+        source: Source,
         checkpoint: str | Path | None = None,
         *,
-        route_override: str | Path | None = BUNDLED,
+        route_override: Override | Mapping[str, Override] = BUNDLED,
         variant: str | None = None,
     ) -> None:
         self.source, self.variant = source, variant
-        target: Target | None = None
-        if isinstance(source, RoutedTransformer):
-            model: Any = source
-            if source.geometry is None:
-                raise ValueError(
-                    "geometry None: videos have the geometry's size; pass geometry= when building the model"
-                )
-            self.geometry: AttentionGeometry = source.geometry
-            self.dtype, remembered = source.dtype, source.checkpoint
+        self.experts = experts_of(source, route_override)
+        first = self.experts[0].described
+        if isinstance(first, RoutedTransformer):
+            assert first.geometry is not None
+            self.geometry: AttentionGeometry = first.geometry
+            self.dtype, remembered = first.dtype, first.checkpoint
             where: Path | None = None if remembered is None else remembered.parent
+            self.name = type(first).__name__
         else:
-            target = read_target(source)
-            model = target.metadata
-            if model is None:
-                raise VortaError(f"{target.path}: `vorta-trt export` did not write it; export the checkpoint again")
-            self.geometry = model.attention_geometry
-            self.dtype = torch_dtype(model.precision)
-            remembered, where = model.checkpoint, target.path.absolute().parent
-        self.name = type(source).__name__ if target is None else str(target.path)
+            self.geometry = first.attention_geometry
+            self.dtype, remembered = torch_dtype(first.precision), first.checkpoint
+            path = source.path if isinstance(source, Bundle) else Path(str(source))
+            where = path.absolute().parent
+            self.name = str(path)
         self.remembered = None if remembered is None else Path(remembered).name
-        self.family: str = model.family
-        self.config: dict[str, Any] = dict(model.config)
-        self.heads: tuple[int, int] = model.num_layers, model.num_heads
+        self.family: str = first.family
+        self.config: dict[str, Any] = dict(first.config)
+        self.heads: tuple[int, int] = first.num_layers, first.num_heads
+        self.boundary_ratio: float | None = first.boundary_ratio
+        check_alike({expert.component: expert.described.config for expert in self.experts}, self.name)
         self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
         if self.checkpoint is not None and (self.checkpoint / MODEL_INDEX).is_file():
-            index, family = read_model_index(self.checkpoint), get_family(self.family)
-            for kind in family.pipeline_kinds(self.config):
-                if index.pipeline == kind.pipeline:  # another pipeline is named as that where it is loaded
-                    check_model_index(index, family, kind, self.checkpoint)
-        self.path = self._timestep_path(target)
-        self.calibration = _calibration(target, route_override)
-        if self.calibration is not None:
-            self.calibration.check(self.family, *self.heads, self.geometry)
+            self._check_index(self.checkpoint)
+        for expert in self.experts:
+            if expert.calibration is not None:
+                expert.calibration.check(self.family, *self.heads, self.geometry, self._component(expert))
         family = get_family(self.family)
         self.frames_per_second = family.frame_rate(self.config)
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
         self.size = family.video_size(self.config, *latent)
+
+    @property
+    def path(self) -> TimestepPath | None:
+        """Timestep path of the first transformer, None if it is not at hand."""
+        return self.experts[0].path
+
+    @property
+    def calibration(self) -> RouteCalibration | None:
+        """Calibrated routes of the first transformer, or None."""
+        return self.experts[0].calibration
+
+    def _component(self, expert: Expert) -> str | None:
+        """Which of two experts it is; None for a model alone."""
+        return None if self.boundary_ratio is None else expert.component
+
+    def _check_index(self, checkpoint: Path) -> None:
+        """The pipeline folder must run the transformers of the source, and no others."""
+        index, family = read_model_index(checkpoint), get_family(self.family)
+        for kind in family.pipeline_kinds(self.config):
+            if index.pipeline == kind.pipeline:  # another pipeline is named as that where it is loaded
+                check_model_index(index, family, kind, checkpoint)
+                if index.boundary_ratio != self.boundary_ratio:
+                    has, holds = (
+                        "one transformer" if ratio is None else f"two experts that switch at {ratio:g}"
+                        for ratio in (index.boundary_ratio, self.boundary_ratio)
+                    )
+                    raise CheckpointError(
+                        f"checkpoint {checkpoint}: has {has}, but {self.name} was made of a pipeline with {holds}; "
+                        f"give the folder that it was made from, or export that checkpoint again"
+                    )
 
     def schedule(self, params: SamplingParams) -> Schedule:
         """The schedule that the pipeline will sample with.
@@ -189,22 +178,32 @@ class RequestPlanner:
         Raises:
             ValueError: Parameters that do not suit the family or the schedule.
         """
-        passes = self.guidance(params).passes
+        guidance = self.guidance(params)
         schedule = self.schedule(params)
         rounded = get_family(self.family).gives_sigmas
-        steps = plan_steps(
-            schedule.timesteps,
-            path=self.path,
-            heads=self.heads,
-            cache=params.cache,
-            guards=params.guards,
-            calibrated=None if self.calibration is None else self.calibration.overrides(schedule.timesteps),
-            tau=params.tau,
-            timestep_dtype=_latents_dtype(schedule, self.dtype) if rounded else torch.float32,
-            passes=passes,
-            profile=profile,
-        )
-        return PlannedRequest(schedule, steps, passes)
+        parts = steps_of_experts(schedule.timesteps, self.boundary_ratio)
+        plans = []
+        for expert in self.experts:
+            if expert.component not in parts:
+                continue
+            second = expert.component == TRANSFORMER_2
+            passes = guidance.passes_2 if second and guidance.passes_2 is not None else guidance.passes
+            steps = plan_steps(
+                schedule.timesteps,
+                path=expert.path,
+                heads=self.heads,
+                cache=params.cache,
+                guards=params.guards,
+                calibrated=None if expert.calibration is None else expert.calibration.overrides(schedule.timesteps),
+                tau=params.tau,
+                timestep_dtype=_latents_dtype(schedule, self.dtype) if rounded else torch.float32,
+                passes=passes,
+                profile=profile,
+                part=parts[expert.component],
+            )
+            scale = guidance.arguments.get("guidance_scale_2" if second else "guidance_scale")
+            plans.append(ExpertPlan(expert.component, steps, passes, scale))
+        return PlannedRequest(schedule, tuple(plans), self.boundary_ratio)
 
     def guidance(self, params: SamplingParams) -> Guidance:
         """What the pipeline is called with, and how many samples a step takes; see `ModelFamily.guidance`."""
@@ -215,6 +214,7 @@ class RequestPlanner:
             true_cfg_scale=params.true_cfg_scale,
             negative_prompt=params.negative_prompt,
             distilled=params.gives_steps and params.scheduler is None,
+            two_experts=self.boundary_ratio is not None,
         )
 
     def read_images(self, given: Mapping[str, ImageLike]) -> tuple[PipelineKind, Images]:
@@ -244,20 +244,6 @@ class RequestPlanner:
                 f"pipeline folder {which}, which is neither beside it nor here; give it (--checkpoint FOLDER)"
             )
         return self.checkpoint
-
-    def _timestep_path(self, target: Target | None) -> TimestepPath | None:
-        if target is not None:
-            return timestep_path_of(target)
-        from vorta_trt.model.timestep_path import TimestepPath
-
-        assert isinstance(self.source, RoutedTransformer)
-        return TimestepPath.from_model(self.source)
-
-
-def _calibration(target: Target | None, choice: str | Path | None) -> RouteCalibration | None:
-    if choice != BUNDLED:
-        return None if choice is None else RouteCalibration.load(choice)
-    return None if target is None or target.bundle is None else target.bundle.route_override()
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

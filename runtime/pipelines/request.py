@@ -116,6 +116,8 @@ class Request:
         convert: from the pipeline's tensors to the model's.
         plan: the plan.
         batched: whether both samples of guidance share a launch.
+        guided: False where the guidance scale is 1, at which the unconditional sample cancels out: the conditional one
+            takes its place, and is not computed twice.
         fallbacks: counts what runs otherwise than asked for.
         locate: look for the layer in which values stopped being finite.
         on_step: called with every step as it begins.
@@ -135,6 +137,7 @@ class Request:
         plan: StepPlan,
         *,
         batched: bool = False,
+        guided: bool = True,
         fallbacks: Fallbacks,
         locate: bool = False,
         on_step: OnStep | None = None,
@@ -145,7 +148,8 @@ class Request:
         self.state = StepState(plan)
         self.launches: Counter[str] = Counter()
         self._finite = FiniteCheck(denoiser.locate if locate else None)
-        self._batched, self._step, self._videos = batched, 0, 0
+        self._batched, self._guides, self._step, self._videos = batched and guided, guided, 0, 0
+        self._cond_sample: Tensor | None
         self._uncond: tuple[Snapshot, Inputs] | None
         self._waiting: tuple[Snapshot, Tensor] | None
         self._timestep: Tensor | None
@@ -161,9 +165,13 @@ class Request:
         assert timestep is not None
         if context == COND and self.state.is_done():
             self.reset()
-        elif context == COND and self.state.taken and begins_schedule(timestep, len(self.plan.timesteps)):
+        elif context == COND and self.state.taken and self._begins(timestep):
             self._forget()  # the video before was broken off
         return self.state.sample(context, lambda step: self._begin(step, context, timestep, given))
+
+    def _begins(self, timestep: Tensor) -> bool:
+        plan = self.plan
+        return begins_schedule(timestep, plan.schedule_steps or len(plan.timesteps), plan.first)
 
     def _begin(self, step: int, context: str, timestep: Tensor, given: Given) -> Tensor | None:
         self._step = step
@@ -171,12 +179,18 @@ class Request:
             self._timestep = timestep
             self._seen.append((step, timestep.dtype, HostCopy(of_schedule(timestep))))
         if self._on_step is not None and context == COND:
-            self._on_step(step)
+            self._on_step(self.plan.first + step)
         return self._guided(context, given) if self.plan.compute[step] else None
 
     def _guided(self, context: str, given: Given) -> Tensor:
         """From a launch or from the one before."""
+        if context == UNCOND and not self._guides and self._cond_sample is not None:
+            return self._cond_sample
         inputs = self._convert(given, context)
+        if not self._guides:
+            sample = self._launch(inputs, context)
+            self._cond_sample = sample if context == COND else None
+            return sample
         if not self._guessing or context not in (COND, UNCOND):
             return self._launch(inputs, context)
         if context == COND:
@@ -215,14 +229,16 @@ class Request:
 
     def _launch(self, inputs: Inputs, context: str) -> Tensor:
         override, step = self.plan.override_at(self._step), self._step
-        sample, routes = self._denoiser.run(inputs, self.plan.tau, override, step)  # [B, C, F, H, W], [L, B, N]
+        sample, routes = self._denoiser.run(
+            inputs, self.plan.tau, override, self.plan.first + step
+        )  # [B, C, F, H, W], [L, B, N]
         self.launches[context] += 1
         seen, self._seen = self._seen[-1:], self._seen[:-1]
         self._compare()  # what was seen before this launch, which the GPU has begun or is about to
         self._seen = seen
         known = {"tau": self.plan.tau, "route_override": override}
         run_again = {**inputs, **{name: value for name, value in known.items() if value is not None}}
-        self._finite(sample, step, self.plan.timesteps[step], context, run_again)
+        self._finite(sample, self.plan.first + step, self.plan.timesteps[step], context, run_again)
         if self.plan.routes is not None:
             self._routes.append((step, HostCopy(routes)))
         return sample
@@ -249,14 +265,14 @@ class Request:
         self.fallbacks.record(
             "unfinished plan",
             f"{taken} of {steps} steps were asked of this transformer; plan as many as the pipeline samples with, give "
-            f"it no second transformer, and pass pipeline= if you interrupt it on purpose",
+            f"it a second transformer only if the model has two, and pass pipeline= if you interrupt it on purpose",
         )
 
     def _forget(self) -> None:
         self.state.reset()
         self._convert.forget()
         self._guessing = self._batched
-        self._uncond = self._waiting = self._timestep = None
+        self._uncond = self._waiting = self._timestep = self._cond_sample = None
         self._seen, self._routes = [], []
 
     def _compare(self) -> None:
@@ -269,6 +285,6 @@ class Request:
                 layers, heads = self._denoiser.heads
                 self.fallbacks.record(
                     "planned routes",
-                    f"step {step}, timestep {self.plan.timesteps[step]:g}: {departures} of {layers * heads} heads took "
-                    f"another branch than planned",
+                    f"step {self.plan.first + step}, timestep {self.plan.timesteps[step]:g}: {departures} of "
+                    f"{layers * heads} heads took another branch than planned",
                 )

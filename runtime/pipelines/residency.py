@@ -4,6 +4,8 @@
 resident: nothing; everything is loaded once, and stays for any number of requests.
 sequential: every stage frees what it has loaded. In a request, the text encoders encode all prompts and go; the engine
 is opened, samples the latents of all videos and is closed; the VAE decodes them.
+Of two experts, one is loaded at a time (`Transformers`) in a sequential request on the CPU, and on a GPU in which both
+do not fit; "resident" loads both.
 auto: sequential where the memory plan of `runtime.memory_plan`, made for what is free on the GPU now, has the prompt
 encoded before the engine is opened, or the video decoded after it is closed, or finds that not even the engine fits.
 """
@@ -17,13 +19,14 @@ from typing import Any
 
 import torch
 
-from vorta_trt.engines.bundle import Bundle
+from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.loaded_engine import check_device
 from vorta_trt.runtime.executors.tensorrt_executor import device_index
 from vorta_trt.runtime.memory_plan import CardPlan, plan_memory
+from vorta_trt.runtime.pipelines.experts import Source
 from vorta_trt.runtime.target import read_target
 
 CPU = torch.device("cpu")
@@ -52,6 +55,7 @@ class ResidencyChoice:
         encoders: Where the text encoders run, sequential: on the CPU if they are too large for the GPU.
         cpu_offload: Resident, text encoders and VAE are on the GPU only while they are used.
         stream_weights: The engine is opened with a weight streaming budget; "auto", if the caller has given none.
+        in_turn: Of two experts only one is loaded at a time.
     """
 
     residency: Residency
@@ -60,6 +64,7 @@ class ResidencyChoice:
     encoders: torch.device = CPU
     cpu_offload: bool = False
     stream_weights: bool = False
+    in_turn: bool = False
 
     @property
     def is_sequential(self) -> bool:
@@ -73,12 +78,13 @@ class ResidencyChoice:
             "reason": self.reason,
             "cpu_offload": self.cpu_offload,
             "weight_streaming": self.stream_weights,
+            "experts_in_turn": self.in_turn,
         }
 
 
 def choose_residency(
     residency: Residency,
-    source: str | Path | Bundle | RoutedTransformer,
+    source: Source,
     checkpoint: Path,
     *,
     executor: str | None = None,
@@ -100,7 +106,7 @@ def choose_residency(
     Raises:
         ValueError: Something would have no effect.
     """
-    is_model, sequential = isinstance(source, RoutedTransformer), residency is Residency.SEQUENTIAL
+    is_model, sequential = isinstance(source, RoutedTransformer | tuple), residency is Residency.SEQUENTIAL
     if sequential and cpu_offload:
         raise ValueError("cpu_offload: has no effect in residency sequential, which frees text encoders; leave it out")
     if sequential and is_model:
@@ -108,12 +114,13 @@ def choose_residency(
     asked: dict[str, Any] = {"cpu_offload": cpu_offload, "stream_weights": stream_weights}
     if residency is Residency.RESIDENT:
         return ResidencyChoice(residency, "asked for", **asked)
-    if isinstance(source, RoutedTransformer):
+    if isinstance(source, RoutedTransformer | tuple):
         return ResidencyChoice(Residency.RESIDENT, "a routed model stays where it is", **asked)
     target = read_target(source)
+    two = target.metadata is not None and len(target.metadata.experts) > 1
     if target.bundle is None or executor not in (None, "tensorrt"):
         if sequential:
-            return ResidencyChoice(residency, "asked for", **asked)
+            return ResidencyChoice(residency, "asked for", in_turn=two, **asked)
         return ResidencyChoice(Residency.RESIDENT, "the model runs on the CPU", **asked)
     index = device_index(device)
     try:
@@ -122,7 +129,8 @@ def choose_residency(
         return ResidencyChoice(Residency.RESIDENT, str(error), **asked)
     on_gpu = torch.cuda.is_available()  # else text encoders and VAE run on the CPU
     free = max(_free_bytes(index) * 10 // 2**30 / 10, 0.1)  # GiB, rounded down
-    (card,) = plan_memory(target, checkpoint if on_gpu else None, [free]).cards
+    second = read_target(source, component=TRANSFORMER_2) if two else None
+    (card,) = plan_memory(target, checkpoint if on_gpu else None, [free], second).cards
     return by_plan(residency, card, torch.device("cuda", index) if on_gpu else CPU, **asked)
 
 
@@ -144,15 +152,15 @@ def by_plan(
         stream_weights: Whether that has been asked for.
     """
     reason = f"free on the GPU are {card.line()}"
-    encoders = CPU if card.encoding == "too large" else device
+    encoders, in_turn = CPU if card.encoding == "too large" else device, card.experts == "in turn"
     if residency is Residency.SEQUENTIAL:
-        return ResidencyChoice(residency, f"asked for; {reason}", device, encoders, stream_weights=stream_weights)
+        return ResidencyChoice(residency, f"asked for; {reason}", device, encoders, False, stream_weights, in_turn)
     stream_weights |= card.fits and card.weight_streaming_budget is not None
     beside = {card.encoding, card.decoding} <= {"beside", None}
     if device.type == "cuda" and not (card.fits and beside):
-        return ResidencyChoice(Residency.SEQUENTIAL, reason, device, encoders, stream_weights=stream_weights)
+        return ResidencyChoice(Residency.SEQUENTIAL, reason, device, encoders, False, stream_weights, in_turn)
     cpu_offload |= "leaves" in (card.text_encoder, card.vae)
-    return ResidencyChoice(Residency.RESIDENT, reason, device, device, cpu_offload, stream_weights)
+    return ResidencyChoice(Residency.RESIDENT, reason, device, device, cpu_offload, stream_weights, in_turn)
 
 
 def _free_bytes(index: int) -> int:

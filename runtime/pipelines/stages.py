@@ -40,10 +40,11 @@ from vorta_trt.model.pipeline_folder import (
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.pipelines.images import Images
-from vorta_trt.runtime.pipelines.planner import PlannedRequest, RequestPlanner
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn
 from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
-from vorta_trt.runtime.pipelines.transformer import VortaTransformer
+from vorta_trt.runtime.pipelines.transformers import Transformers, Turns
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 VAE = ("vae",)
@@ -58,7 +59,7 @@ class Parts:
 
     Args:
         planner: Of the model; its pipeline folder is looked at, and nothing is loaded yet.
-        open_transformer: Called when the transformer is needed.
+        transformers: Those of the model, which are loaded when they are needed.
         vae_tiling: Decode in tiles; None does for the families that need it.
 
     Raises:
@@ -69,16 +70,14 @@ class Parts:
         planner: As given.
         choice: Decides what stays; set it before anything is loaded.
         kind: The pipeline of diffusers that runs; set it before a request.
-        transformer: While it is loaded.
+        transformers: As given.
         on_stage: Called with what is being loaded.
     """
 
     choice: ResidencyChoice
 
-    def __init__(
-        self, planner: RequestPlanner, open_transformer: Callable[[], VortaTransformer], vae_tiling: bool | None
-    ) -> None:
-        self.planner, self._open = planner, open_transformer
+    def __init__(self, planner: RequestPlanner, transformers: Transformers, vae_tiling: bool | None) -> None:
+        self.planner, self.transformers = planner, transformers
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
@@ -89,13 +88,13 @@ class Parts:
         self.kind = self._family.pipeline_kinds(planner.config)[0]
         self._kept: dict[str, Any] = {}  # resident: components
         self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}  # and the pipeline of each stage
-        self.transformer: VortaTransformer | None = None
         self.on_stage: OnStage = lambda *_: None
+        transformers.on_load = lambda: self.on_stage("loading the engine", 0, 0)
 
     def load(self) -> None:
         """Resident: loads everything."""
-        with self.denoising() as (_, transformer):
-            device = transformer.device
+        device = self.transformers.load()
+        self._get((), device)
         if self.choice.cpu_offload and device.type != "cuda":
             raise VortaError(f"cpu_offload: there is no GPU to keep free, the model runs on the {device}; leave it out")
         for names in (self._encoders, self.kind.conditioners, VAE):
@@ -118,32 +117,28 @@ class Parts:
     @contextmanager
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
         """A pipeline of diffusers with text encoders and tokenizers, and where they run."""
-        device = self.choice.encoders if self.transformer is None else self.transformer.device
+        device = self.transformers.device or self.choice.encoders
         with self._pipeline(self._encoders, device) as pipeline:
             yield pipeline, device
 
     @contextmanager
     def conditioning(self) -> Iterator[tuple[Any, torch.device]]:
         """A pipeline of diffusers with what encodes images, and where that runs."""
-        device = self.choice.device if self.transformer is None else self.transformer.device
+        device = self.transformers.device or self.choice.device
         with self._pipeline(self.kind.conditioners, device) as pipeline:
             yield pipeline, device
 
     @contextmanager
-    def denoising(self, encoded: Mapping[str, Any] = MappingProxyType({})) -> Iterator[tuple[Any, VortaTransformer]]:
-        """A pipeline of diffusers with the transformer alone, and that.
+    def denoising(self, encoded: Mapping[str, Any] = MappingProxyType({})) -> Iterator[tuple[Any, torch.device]]:
+        """A pipeline of diffusers for the transformers alone, and where they run; `Turns` gives it them.
 
         Args:
             encoded: Stands in for components that have encoded images.
         """
         try:
-            if self.transformer is None:
-                self.on_stage("loading the engine", 0, 0)
-                self.transformer = self._open()
-            with self._pipeline((), self.transformer.device) as pipeline:
-                pipeline.transformer = self.transformer
-                with _exchanged(pipeline, encoded):
-                    yield pipeline, self.transformer
+            device = self.transformers.load()
+            with self._pipeline((), device) as pipeline, _exchanged(pipeline, encoded):
+                yield pipeline, device
         finally:
             if self.choice.is_sequential:
                 self.close()
@@ -151,15 +146,13 @@ class Parts:
     @contextmanager
     def decoding(self) -> Iterator[tuple[Any, torch.device]]:
         """A pipeline of diffusers with the VAE, and where that runs."""
-        device = self.choice.device if self.transformer is None else self.transformer.device
+        device = self.transformers.device or self.choice.device
         with self._pipeline(VAE, device) as pipeline:
             yield pipeline, device
 
     def close(self) -> None:
-        """Frees the engine; text encoders and VAE go with this object. May be called twice."""
-        transformer, self.transformer = self.transformer, None
-        if transformer is not None:
-            transformer.close()
+        """Frees the engines; text encoders and VAE go with this object. May be called twice."""
+        self.transformers.close()
 
     @contextmanager
     def _pipeline(self, names: tuple[str, ...], device: torch.device) -> Iterator[Any]:
@@ -365,34 +358,36 @@ def denoise(
     planner, planned, on_step = parts.planner, sampling.planned, sampling.on_step
     family = get_family(planner.family)
     frames, height, width = planner.size
-    steps, scheduler = planned.steps, planned.schedule.instance
+    scheduler = planned.schedule.instance
     arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
     arguments["negative_prompt"] = None  # it is encoded, and the default of some pipelines is a text
     denoised = []
-    with parts.denoising(encoded) as (pipeline, transformer):
+    with parts.denoising(encoded) as (pipeline, device):
         pipeline.scheduler = scheduler
-        fallbacks = transformer.fallbacks
+        fallbacks = parts.transformers.fallbacks
         for number, tensors in enumerate(conditions, first):
             began, before = time.perf_counter(), dict(fallbacks.counts)
-            if steps.routes is None:
+            if any(expert.steps.routes is None for expert in planned.experts):
                 fallbacks.record("planned routes", f"{planner.name} does not hold its timestep path")
             noise = sampling.noise()
             if hasattr(scheduler, "generator"):
                 scheduler.generator = noise
-            with transformer.request(
-                steps,
+            with Turns(
+                pipeline,
+                parts.transformers,
+                planned,
                 guidance=sampling.params.guidance_batching if planned.guided else GuidanceMode.SEQUENTIAL,
                 locate=sampling.locate,
                 on_step=None if on_step is None else partial(_report, on_step, planned, number),
-                pipeline=pipeline,
-            ) as request:
+            ) as turns:
                 latents = family.sample(
                     pipeline,
-                    num_inference_steps=len(steps.timesteps),
+                    num_inference_steps=len(planned.schedule.timesteps),
                     generator=noise,
-                    **{name: tensor.to(transformer.device) for name, tensor in tensors.items()},
+                    **{name: tensor.to(device) for name, tensor in tensors.items()},
                     **sampling.images,
                     **arguments,
+                    **turns.arguments,
                 )
             told = tuple(
                 f"{kind}: {count - before.get(kind, 0)} times"
@@ -400,7 +395,7 @@ def denoise(
                 if count > before.get(kind, 0)
             )
             latents = latents.to(parts.waiting or latents.device)
-            denoised.append(Denoised(latents, request.launches.total(), time.perf_counter() - began, told))
+            denoised.append(Denoised(latents, turns.launches, time.perf_counter() - began, told))
     return denoised
 
 

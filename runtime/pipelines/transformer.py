@@ -11,7 +11,11 @@ the plan first, and reports of what happened, makes one
     with pipe.transformer.request(plan) as request:
         pipe(prompt)
 
-and may call the pipeline again and again in the `with` block.
+and may call the pipeline again and again in the `with` block. Of a model with two experts
+
+    pipe.transformer, pipe.transformer_2 = map(VortaTransformer.from_pretrained, (high, low))
+
+each plans, and follows, its own part of the schedule.
 
 What belongs to a request lies in this object: one pipeline, one `VortaTransformer`, one thread at a time. Several may
 share an `Engine`.
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +38,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.experts import in_words, steps_of_experts, timesteps_of_expert
 from vorta_trt.model.families import get_family
 from vorta_trt.model.pipeline_folder import LOADING
 from vorta_trt.model.transformer import RoutedTransformer
@@ -41,7 +47,7 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
-from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of, of_step, schedule_of
+from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of, of_step
 from vorta_trt.runtime.pipelines.refusals import Refusals
 from vorta_trt.runtime.pipelines.request import COND, UNCOND, OnStep, Request
 from vorta_trt.runtime.pipelines.timesteps import of_schedule
@@ -81,7 +87,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._request: Request | None = None
         self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
         self._own: Request | None = None  # that which follows from it
-        self._looked_up: tuple[Tensor, int, Tensor] | None = None  # a schedule, its writes, its calibrated routes
+        # A schedule, its writes, its values, its calibrated routes.
+        self._looked_up: tuple[Tensor, int, list[float], Tensor | None] | None = None
         self._context: str | None = None  # of `cache_context`
         self._unnamed: Snapshot | None = None  # latents and timestep of the last call outside of one
         self._family = get_family(denoiser.family)
@@ -143,19 +150,39 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return self.denoiser.calibration()
 
     def plan(self, timesteps: Iterable[float] | Tensor, **options: Any) -> StepPlan:
-        """`plan_steps` with what is known of this model.
+        """`plan_steps` with what is known of this model. One of two experts plans the part of the schedule it takes.
 
         Args:
-            timesteps: Those that the pipeline will sample with, in order; see `schedule_timesteps`.
+            timesteps: Those that the pipeline will sample with, in order, all of them; see `schedule_timesteps`.
             options: cache, guards, tau, ... of `plan_steps`. Unless given, `calibrated` is what the bundle holds (None:
                 the router decides), and timesteps are rounded as the family's pipeline does with its own scheduler.
         """
         timesteps = timesteps if isinstance(timesteps, Tensor) else list(timesteps)
+        options.setdefault("part", self._part(timesteps))
         if self.calibration is not None:
             options.setdefault("calibrated", self.calibration.overrides(timesteps))
         rounded = self._family.gives_sigmas
         options.setdefault("timestep_dtype", self.dtype if rounded else torch.float32)
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
+
+    def _part(self, timesteps: Sequence[float] | Tensor) -> range | None:
+        """The steps of a schedule that this transformer takes; None for all.
+
+        Raises:
+            ValueError: None of them.
+        """
+        ratio, component = self.denoiser.boundary_ratio, self.denoiser.component
+        if ratio is None:
+            return None
+        given = [float(timestep) for timestep in timesteps]
+        part = steps_of_experts(given, ratio).get(component)
+        if part is None:
+            high, low = timesteps_of_expert(component, ratio)
+            raise ValueError(
+                f"timesteps {max(given):g} to {min(given):g}: none is of {in_words([component])}, which takes {high:g} "
+                f"to {low:g}; leave its plan out, or take more steps"
+            )
+        return part
 
     @contextmanager
     def request(
@@ -163,6 +190,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         plan: StepPlan,
         *,
         guidance: GuidanceMode = GuidanceMode.SEQUENTIAL,
+        guided: bool = True,
         fallbacks: Fallbacks | None = None,
         locate: bool | None = None,
         on_step: OnStep | None = None,
@@ -174,6 +202,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             plan: Of the schedule that the pipeline samples with. A video that does not use all of it is a fallback.
             guidance: Whether both samples of classifier-free guidance share a launch; then they are equal but for
                 rounding.
+            guided: False where this transformer's guidance scale is 1 though the pipeline asks for both samples: the
+                unconditional one cancels out, and is not computed.
             fallbacks: None takes those of this transformer.
             locate: Look for the layer in which values stopped being finite, by running the step again on the CPU; None
                 does where the model runs there anyway.
@@ -186,7 +216,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """
         if self._request is not None:
             raise RuntimeError("request: another one has not ended; one transformer follows one plan at a time")
-        self._request = self._follow(plan, guidance, fallbacks or self.fallbacks, locate, on_step, pipeline)
+        self._request = self._follow(plan, guidance, fallbacks or self.fallbacks, locate, on_step, pipeline, guided)
         try:
             yield self._request
             self._request.finish()
@@ -235,12 +265,14 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         locate: bool | None = None,
         on_step: OnStep | None = None,
         pipeline: Any = None,
+        guided: bool = True,
     ) -> Request:
         return Request(
             self.denoiser,
             self._convert,
             plan,
-            batched=use_batched_guidance(self.denoiser, guidance, fallbacks),
+            batched=guided and use_batched_guidance(self.denoiser, guidance, fallbacks),
+            guided=guided,
             fallbacks=fallbacks,
             locate=self.denoiser.on_cpu if locate is None else locate,
             on_step=on_step,
@@ -249,10 +281,11 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     def _planned(self, timestep: Tensor, cached: dict[str, Any], context: str) -> Request:
         """The request of `enable_cache`. The schedule is read when a video begins, which waits for a GPU once."""
-        schedule = schedule_of(timestep) if context == COND else None
-        if schedule is not None:
+        schedule = memory_of(timestep) if context == COND else None
+        if schedule is not None and self._may_begin(timestep, len(schedule)):
             plan = self.plan(schedule, **cached["options"])
-            if self._own is None or plan.timesteps != self._own.plan.timesteps:
+            known = None if self._own is None else (self._own.plan.timesteps, self._own.plan.first)
+            if timestep.storage_offset() == plan.first and known != (plan.timesteps, plan.first):
                 self._own = self._follow(plan, cached["guidance"], self.fallbacks)
         if self._own is None:
             raise VortaError(
@@ -260,6 +293,13 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
                 "scheduler's timesteps, and sample in `with pipe.transformer.request(plan)`"
             )
         return self._own
+
+    def _may_begin(self, timestep: Tensor, steps: int) -> bool:
+        """Whether a video may begin at a timestep for this transformer: at the first, but for the second expert."""
+        if self.denoiser.component == TRANSFORMER or self._own is None or self._own.state.is_done():
+            return timestep.storage_offset() == 0 or self.denoiser.component != TRANSFORMER
+        plan = self._own.plan
+        return steps != plan.schedule_steps or timestep.storage_offset() == plan.first
 
     # -- what a pipeline calls -----------------------------------------------------------------------------------------
 
@@ -298,7 +338,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             request = self._planned(timestep, self._cached, context)
         if request is not None:
             return request.sample(context, given)
-        routes = None if self.calibration is None else self._calibrated(self.calibration, timestep)
+        routes = self._own_routes(timestep)
         return self.denoiser.run(self._convert(given, context), None, routes)[0]  # [B, C, F, H, W]
 
     def _context_of(self, given: Given) -> str:
@@ -310,15 +350,36 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._unnamed = None if again else Snapshot(step)
         return UNCOND if again else COND
 
-    def _calibrated(self, calibration: RouteCalibration, timestep: Tensor) -> Tensor:
-        """Routes [L, N] at a timestep; those of a schedule are looked up when its first one comes, and read no more."""
+    def _own_routes(self, timestep: Tensor) -> Tensor | None:
+        """Calibrated routes [L, N] at a timestep, None without; refuses a timestep of the other of two experts.
+
+        A schedule is read when its first timestep comes, and no more.
+        """
+        if self.calibration is None and self.denoiser.boundary_ratio is None:
+            return None
         schedule = None if timestep.is_inference() else memory_of(timestep)
         if schedule is None:
-            return calibration.overrides(of_schedule(timestep).flatten()[:1])[0]
+            (value,) = of_schedule(timestep).flatten()[:1].tolist()
+            self._refuse_other(value)
+            return None if self.calibration is None else self.calibration.overrides([value])[0]
         known, version = self._looked_up, timestep._version
         if known is None or known[0].data_ptr() != schedule.data_ptr() or known[1] != version:
-            known = self._looked_up = schedule, version, calibration.overrides(schedule)
-        return known[2][timestep.storage_offset()]
+            routes = None if self.calibration is None else self.calibration.overrides(schedule)  # [P, L, N]
+            known = self._looked_up = schedule, version, schedule.tolist(), routes
+        step = timestep.storage_offset()
+        self._refuse_other(known[2][step])
+        return None if known[3] is None else known[3][step]
+
+    def _refuse_other(self, timestep: float) -> None:
+        """Raises ValueError for a timestep of the other of two experts: the pipeline has them swapped, or only one."""
+        ratio, component = self.denoiser.boundary_ratio, self.denoiser.component
+        if component not in steps_of_experts([timestep], ratio):
+            high, low = timesteps_of_expert(component, ratio)
+            raise ValueError(
+                f"timestep {timestep:g}: this is {in_words([component])}, which takes {high:g} to {low:g} with the "
+                f"boundary_ratio {ratio:g} that it was made with; give the pipeline both experts, each in its place "
+                f"(pipe.transformer, pipe.transformer_2), and that boundary_ratio"
+            )
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:

@@ -60,7 +60,7 @@ class PlanCost:
         step_flops: P, of one pass of every step, skipped or not.
         dense_step_flops: Of a pass with full attention everywhere.
         compute: P, which steps are computed.
-        passes: Launches per computed step, 2 with guidance.
+        passes: P, launches of every step that is computed, 2 with guidance.
         step_seconds: P, of one pass; None without a profile.
         dense_step_seconds: The same, all heads full.
     """
@@ -68,7 +68,7 @@ class PlanCost:
     step_flops: tuple[float, ...]
     dense_step_flops: float
     compute: tuple[bool, ...]
-    passes: int = 1
+    passes: tuple[int, ...]
     step_seconds: tuple[float, ...] | None = None
     dense_step_seconds: float | None = None
 
@@ -85,20 +85,33 @@ class PlanCost:
             tuple(float(attention) + other for attention in routes.flops_per_step()),
             routes.dense_flops + other,
             tuple(compute),
-            passes,
+            (passes,) * steps,
             None if profile is None else tuple(profile.seconds(routes)),
             None if profile is None else profile.other + layers * heads * profile.full,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[PlanCost]) -> PlanCost:
+        """The cost of a whole schedule, of those of its parts: two experts of one architecture."""
+        seconds = [part.step_seconds for part in parts if part.step_seconds is not None]
+        return cls(
+            tuple(flops for part in parts for flops in part.step_flops),
+            parts[0].dense_step_flops,
+            tuple(compute for part in parts for compute in part.compute),
+            tuple(passes for part in parts for passes in part.passes),
+            tuple(second for part in seconds for second in part) if len(seconds) == len(parts) else None,
+            parts[0].dense_step_seconds,
         )
 
     @property
     def flops(self) -> float:
         """FLOPs of the whole request."""
-        return self.passes * _computed(self.step_flops, self.compute)
+        return self._computed(self.step_flops)
 
     @property
     def dense_flops(self) -> float:
         """FLOPs of the request with every step computed and every head full."""
-        return self.passes * len(self.compute) * self.dense_step_flops
+        return sum(self.passes) * self.dense_step_flops
 
     @property
     def speedup(self) -> float:
@@ -108,12 +121,12 @@ class PlanCost:
     @property
     def seconds(self) -> float | None:
         """Seconds of the transformer in the whole request."""
-        return None if self.step_seconds is None else self.passes * _computed(self.step_seconds, self.compute)
+        return None if self.step_seconds is None else self._computed(self.step_seconds)
 
     @property
     def dense_seconds(self) -> float | None:
         """The same, every step computed and every head full."""
-        return None if self.dense_step_seconds is None else self.passes * len(self.compute) * self.dense_step_seconds
+        return None if self.dense_step_seconds is None else sum(self.passes) * self.dense_step_seconds
 
     def share(self, step: int) -> float:
         """What a step costs of a dense one: 0 if it is skipped."""
@@ -122,17 +135,19 @@ class PlanCost:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "passes": self.passes,
+            "passes": self.passes[0] if len(set(self.passes)) == 1 else list(self.passes),
             "flops": self.flops,
             "flops_dense": self.dense_flops,
             "speedup_in_flops": self.speedup,
             "flops_per_step": [
-                self.passes * flops * computed for flops, computed in zip(self.step_flops, self.compute, strict=True)
+                passes * flops * computed
+                for passes, flops, computed in zip(self.passes, self.step_flops, self.compute, strict=True)
             ],
             "seconds": self.seconds,
             "seconds_dense": self.dense_seconds,
         }
 
-
-def _computed(values: Sequence[float], compute: Sequence[bool]) -> float:
-    return sum(value for value, computed in zip(values, compute, strict=True) if computed)
+    def _computed(self, values: Sequence[float]) -> float:
+        """The sum over the passes of the steps that are computed."""
+        steps = zip(values, self.compute, self.passes, strict=True)
+        return sum(value * passes for value, computed, passes in steps if computed)

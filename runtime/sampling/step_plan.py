@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from vorta_trt.model.constants import ROUTER_DECIDES
 from vorta_trt.model.route_table import RouteTable
 from vorta_trt.model.router import check_tau
 from vorta_trt.model.tables import percent, table_lines
@@ -37,7 +38,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """What happens at every step of one request.
+    """What happens at every step of one request, or at those of one of two experts.
 
     Attributes:
         timesteps: P, as the scheduler gives them.
@@ -47,6 +48,8 @@ class StepPlan:
         routes: what will be taken, if router and timestep path are known; at a skipped step, what would have been.
         cost: predicted; None if the routes are not known.
         settings: of cache and guards, for reports. notes: what the user should know.
+        first: number of the first step in the schedule. schedule_steps: how many that has; None: the plan's own. Of an
+            expert's part, the steps count from `first` on in all that people see.
     """
 
     timesteps: tuple[float, ...]
@@ -57,6 +60,8 @@ class StepPlan:
     cost: PlanCost | None = None
     settings: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    first: int = 0
+    schedule_steps: int | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.timesteps)
@@ -91,6 +96,33 @@ class StepPlan:
             raise ValueError("routes None: the plan does not know them; make it with the model's timestep path")
         return int((self.routes.routes[step].unsqueeze(1) != taken.cpu()).any(dim=1).sum())  # of [L, N]
 
+    @classmethod
+    def joined(cls, parts: Sequence[StepPlan]) -> StepPlan:
+        """The plan of a whole schedule, of those of its parts; for reports."""
+        if len(parts) == 1:
+            return parts[0]
+        overrides = [part.route_override for part in parts]
+        if any(override is not None for override in overrides):
+            layers, heads = next(tuple(override.shape[1:]) for override in overrides if override is not None)
+            free = [
+                torch.full((len(part.timesteps), layers, heads), ROUTER_DECIDES, dtype=torch.int32) for part in parts
+            ]
+            override = torch.cat([free[n] if each is None else each for n, each in enumerate(overrides)])  # [P, L, N]
+        else:
+            override = None
+        tables = [part.routes for part in parts if part.routes is not None]
+        costs = [part.cost for part in parts if part.cost is not None]
+        return cls(
+            tuple(timestep for part in parts for timestep in part.timesteps),
+            tuple(compute for part in parts for compute in part.compute),
+            override,
+            parts[0].tau,
+            RouteTable.joined(tables) if len(tables) == len(parts) else None,
+            PlanCost.joined(costs) if len(costs) == len(parts) else None,
+            parts[0].settings,
+            tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        )
+
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
@@ -113,15 +145,29 @@ class StepPlan:
             }
         )
 
-    def lines(self) -> list[str]:
-        """The plan as text: a row per step, totals, and what to know of it."""
+    def lines(self, labels: Sequence[str] = ()) -> list[str]:
+        """The plan as text: a row per step, totals, and what to know of it.
+
+        Args:
+            labels: P, the expert of every step; none for no such column.
+        """
         shares = {} if self.routes is None else self.routes.shares_per_step()
         cells = []
         for step, (timestep, runs) in enumerate(zip(self.timesteps, self.compute, strict=True)):
             taken = [percent(float(share[step])) if runs else "" for share in shares.values()]
             cost = [] if self.cost is None else [percent(self.cost.share(step))]
-            cells.append((str(step), f"{timestep:.1f}", "compute" if runs else "reuse", *taken, *cost))
-        columns = ("step", "timestep", "", *shares, *([] if self.cost is None else ["cost"]))
+            label = labels[step : step + 1]
+            cells.append(
+                (str(step + self.first), f"{timestep:.1f}", *label, "compute" if runs else "reuse", *taken, *cost)
+            )
+        columns = (
+            "step",
+            "timestep",
+            *(("expert",) if labels else ()),
+            "",
+            *shares,
+            *([] if self.cost is None else ["cost"]),
+        )
         rows = table_lines(columns, cells)
         reused = len(self.compute) - self.computed_steps
         computed = torch.tensor(self.compute)
@@ -131,7 +177,8 @@ class StepPlan:
             + (f"; heads of computed steps: {heads}" if heads else "")
         )
         if self.cost is not None:
-            passes = "" if self.cost.passes == 1 else f", {self.cost.passes} passes per step"
+            counts = sorted(set(self.cost.passes), reverse=True)
+            passes = "" if counts == [1] else f", {' or '.join(map(str, counts))} passes per step"
             rows.append(
                 f"transformer per sample{passes}: {self.cost.flops / 1e12:.4g} TFLOP, "
                 f"{self.cost.dense_flops / 1e12:.4g} dense without caching: {self.cost.speedup:.2f} times fewer"
@@ -156,8 +203,9 @@ def plan_steps(
     timestep_dtype: torch.dtype = torch.float32,
     passes: int = 1,
     profile: StepProfile | None = None,
+    part: range | None = None,
 ) -> StepPlan:
-    """Plans one request.
+    """Plans one request, or the part of it that one of two experts takes.
 
     Args:
         timesteps: the scheduler's, after set_timesteps.
@@ -173,6 +221,8 @@ def plan_steps(
             scheduler makes it, the sample's type with FlowMatchEulerDiscreteScheduler.
         passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
         profile: measured times; for the cost.
+        part: which steps of the schedule; None for all. Guards count the steps of the schedule, a cache those of the
+            part, of which the first is computed.
     """
     given = timesteps.tolist() if isinstance(timesteps, Tensor) else list(timesteps)
     scheduled = tuple(map(float, given))
@@ -189,13 +239,17 @@ def plan_steps(
         heads = path.num_layers, path.num_heads
     if heads is None and (guards != RouteGuards() or calibrated is not None):
         raise ValueError("guards without layers and heads: give path= or heads=(layers, heads)")
-    override = None if heads is None else guards.override(len(seen), *heads, calibrated)  # [P, L, N]
+    steps = len(seen)
+    part = range(steps) if part is None else part
+    override = None if heads is None else guards.override(steps, *heads, calibrated)  # [P, L, N]
+    override = None if override is None else override[part.start : part.stop]
+    scheduled, seen = scheduled[part.start : part.stop], seen[part.start : part.stop]
     notes = []
     if cache is None:
         compute = (True,) * len(seen)
     else:
         cache = cache.for_model(path)
-        compute = cache.compute(seen, path, guards.dense_steps(len(seen)))
+        compute = cache.compute(seen, path, guards.dense_steps(steps)[part.start : part.stop])
         notes += cache.notes(seen, path)
     plan = StepPlan(
         scheduled,
@@ -203,6 +257,8 @@ def plan_steps(
         override,
         tau,
         settings={"cache": None if cache is None else cache.to_dict(), "guards": guards.to_dict()},
+        first=part.start,
+        schedule_steps=steps,
     )
     if path is None or path.geometry is None:
         notes.append(

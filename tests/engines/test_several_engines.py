@@ -116,7 +116,7 @@ def test_every_engine_is_checked(bundle: Path) -> None:
 
 def test_several_files_make_one_bundle(make_model: Any, tmp_path: Path) -> None:
     """Both sizes of both experts; the ONNX copies share one data file, in which every weight is once."""
-    files = [make_model(tmp_path / "model.onnx")]
+    files = [changed(make_model(tmp_path / "base.onnx"), tmp_path / "model.onnx", boundary_ratio=0.875)]
     for name, changes in (
         ("large.onnx", {"latent_shape": (16, 3, 16, 16)}),
         ("model.transformer_2.onnx", {"component": "transformer_2"}),

@@ -56,10 +56,9 @@ def config_of(folder: Path) -> dict[str, Any]:
     ("changes", "message"),
     [
         (
-            {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
-            r"transformer_2 \(WanTransformer3DModel\), boundary_ratio 0.875, which vorta-trt does not run",
+            {"transformer_3": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
+            r"transformer_3 \(WanTransformer3DModel\), boundary_ratio 0.875, which vorta-trt does not run",
         ),
-        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, r"transformer_2 \(WanTransformer3DModel\)"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, r"image_encoder \(CLIPVisionModel\)"),
         ({"new_sampling_switch": 3}, "new_sampling_switch 3"),
     ],

@@ -62,8 +62,8 @@ class Wan(ModelFamily):
     authors_class = "WanModel"
     original_types = ("wan-t2v-1.3B", "wan-t2v-14B", "wan-i2v-14B")
     original_names = {"img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed"}
-    # The boundary is between two transformers. With expand_timesteps, a model of one timestep gets it for every token.
-    neutral_settings = ("boundary_ratio", "expand_timesteps")
+    # With expand_timesteps, a model of one timestep gets it for every token.
+    neutral_settings = ("expand_timesteps",)
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
     router_stacks = ("blocks",)
@@ -115,7 +115,7 @@ class Wan(ModelFamily):
                 ),
             )
         if config["in_channels"] == self.latent_channels(config):
-            return (PipelineKind("WanPipeline", _COMPONENTS),)
+            return (PipelineKind("WanPipeline", _COMPONENTS, two_experts=True),)
         clip = () if config["image_dim"] is None else _CLIP
         ends = ("last_image",)
         required = ("image", *(ends if config["pos_embed_seq_len"] is not None else ()))
@@ -127,8 +127,13 @@ class Wan(ModelFamily):
                 images=required,
                 # CLIP's embeddings of a last image need a model with positions for them.
                 optional_images=() if clip else ends,
+                two_experts=not clip,
             ),
         )
+
+    def published_boundary(self, config: Mapping[str, Any]) -> float | None:
+        """That of Wan 2.2 A14B: text to video, and image to video."""
+        return 0.875 if config["in_channels"] == self.latent_channels(config) else 0.9
 
     def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
         return original_config(shapes, theirs)

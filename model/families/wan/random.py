@@ -38,6 +38,7 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
+    boundary_ratio: float | None = None,
 ) -> Path:
     """A Wan pipeline folder: model_index.json, transformer/ and scheduler/, the latter two by diffusers.
 
@@ -59,6 +60,7 @@ def make_checkpoint(
         dtype: of the weights.
         seed: of the weights.
         shard_bytes: above this size the weights are several files.
+        boundary_ratio: where the second of two experts takes over; None for one.
 
     Returns:
         `path`.
@@ -83,7 +85,7 @@ def make_checkpoint(
     scheduler: Any = UniPCMultistepScheduler(  # type: ignore[no-untyped-call]
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
     )
-    return write_pipeline(Path(path), "wan", model, scheduler, dtype, seed, shard_bytes)
+    return write_pipeline(Path(path), "wan", model, scheduler, dtype, seed, shard_bytes, boundary_ratio)
 
 
 def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:

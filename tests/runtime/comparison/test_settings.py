@@ -16,8 +16,8 @@ from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.comparison.settings import Setting, compare_settings
 from vorta_trt.runtime.from_checkpoint import Source
+from vorta_trt.runtime.pipelines.experts import BUNDLED
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
-from vorta_trt.runtime.pipelines.planner import BUNDLED
 from vorta_trt.runtime.sampling.params import SamplingParams
 
 from ...tiny import SIZE, Tiny

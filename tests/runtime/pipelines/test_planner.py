@@ -79,12 +79,12 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
 
 
 def test_what_nobody_runs_is_refused_before_the_plan(tiny_wan: Tiny, tmp_path: Path) -> None:
-    folder = tmp_path / "two experts"
+    folder = tmp_path / "images"
     folder.mkdir()
     index = json.loads((tiny_wan.checkpoint / "model_index.json").read_text())
-    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+    index |= {"image_encoder": ["transformers", "CLIPVisionModel"], "new_switch": 0.875}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"transformer_2 \(WanTransformer3DModel\), boundary_ratio 0.875"):
+    with pytest.raises(CheckpointError, match=r"image_encoder \(CLIPVisionModel\), new_switch 0.875"):
         RequestPlanner(tiny_wan.onnx, folder)
 
 

@@ -18,7 +18,7 @@ from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline
 from vorta_trt.runtime.memory_plan import CardPlan
 from vorta_trt.runtime.pipelines import residency, stages, transformer
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
-from vorta_trt.runtime.pipelines.planner import PlannedRequest
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.residency import Residency, by_plan, choose_residency
 from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast

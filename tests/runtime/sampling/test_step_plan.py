@@ -15,7 +15,7 @@ from torch import Tensor
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.from_checkpoint import Source
-from vorta_trt.runtime.pipelines.inputs import begins_schedule, check_timestep, schedule_of
+from vorta_trt.runtime.pipelines.inputs import begins_schedule, check_timestep, memory_of
 from vorta_trt.runtime.pipelines.request import COND, UNCOND, StepState
 from vorta_trt.runtime.sampling.cost import PlanCost, StepProfile
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
@@ -171,7 +171,8 @@ def test_a_schedule_that_starts_over_is_told_without_reading_it(batch: int, dtyp
     schedule = torch.tensor([900.0, 890.0, 880.0]).to(dtype)
     first, *others = (timestep.expand(batch) for timestep in schedule)
     assert begins_schedule(first, 3) and not any(begins_schedule(timestep, 3) for timestep in others)
-    seen = schedule_of(first)
+    assert begins_schedule(others[1], 3, 2)  # where the part of the second of two experts begins
+    seen = memory_of(first)
     assert seen is not None and seen.tolist() == schedule.tolist()
     assert not begins_schedule(first, 4)  # of another plan
     for own in (torch.full((batch,), 900.0), torch.tensor(900.0).expand(batch), first.half()):
