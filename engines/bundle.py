@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import MANIFEST, EngineFiles, Manifest, read_manifest
+from vorta_trt.engines.shared_plan import open_plan, plan_bytes
 from vorta_trt.model.files import make_way, new_folder
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
@@ -116,8 +118,22 @@ class Bundle:
 
     @property
     def plan_path(self) -> Path:
-        """The serialized engine."""
+        """The serialized engine, or what of it another plan has not; `open_plan` gives its bytes."""
         return self.path / self.names.plan
+
+    @property
+    def plan_base(self) -> Path | None:
+        """The plan that has the rest of its bytes; None: `plan_path` has them all."""
+        return None if self.names.shared_with is None else self.path / self.names.shared_with
+
+    @property
+    def plan_bytes(self) -> int:
+        """Size of the serialized engine."""
+        return plan_bytes(self.plan_path, self.plan_base)
+
+    def open_plan(self) -> AbstractContextManager[mmap]:
+        """A context with the bytes of the serialized engine."""
+        return open_plan(self.plan_path, self.plan_base)
 
     @property
     def onnx_path(self) -> Path | None:

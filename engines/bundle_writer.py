@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +17,7 @@ from vorta_trt.engines import manifest as names
 from vorta_trt.engines.bundle import new_bundle
 from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
 from vorta_trt.engines.engine_key import EngineKey
+from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
 from vorta_trt.engines.manifest import (
@@ -37,6 +39,7 @@ from vorta_trt.engines.progress import (
     progress_bar,
     release_free_memory,
 )
+from vorta_trt.engines.shared_plan import open_plan, share_plan
 from vorta_trt.export.onnx_file import OnnxFile, data_file, read_onnx
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space
@@ -171,6 +174,7 @@ class BundleWriter:
         )
         release_free_memory()
         self._files = built.files | self._files
+        own = self._share(model.key, own)
         plugin = None if library is None else _plugin_info(library, built.plugin_layers, self._include_plugin)
         size = model.key.size if self._engines > 1 else None
         record = _record(self._flavour, self._options, model, size, built, plugin)
@@ -208,6 +212,27 @@ class BundleWriter:
             return own
         self._files[file.name] = entry
         return own.model_copy(update={"timestep_path": file.name})
+
+    def _share(self, key: EngineKey, own: EngineFiles) -> EngineFiles:
+        """Keeps of a plan what the plan of the component's first engine has not; see `shared_plan`."""
+        before = [names for record, names in self._added if record.component == key.component]
+        if not before:
+            return own
+        base, whole = before[0].plan, self._files[own.plan]
+        entry = share_plan(self._folder / own.plan, self._folder / base, self._cancellation.check)
+        if entry is None:
+            logger.info("%s: the plan of %s has too little in common with %s to share weights", self._path, key, base)
+            return own
+        logger.info(
+            "%s: %s shares %d of %d bytes with %s", self._path, own.plan, whole.bytes - entry.bytes, whole.bytes, base
+        )
+        self._files[own.plan] = entry
+        with open_plan(self._folder / own.plan, self._folder / base) as plan:
+            if hashlib.sha256(plan).hexdigest() != whole.sha256:
+                raise BuildError(
+                    f"{self._path}: the plan of {key} did not come out as it was; this is a bug, report it"
+                )
+        return own.model_copy(update={"shared_with": base})
 
     def _report(self, key: EngineKey) -> ProgressCallback | None:
         """The progress callback of one engine."""

@@ -297,8 +297,8 @@ def read_engine(bundle: Bundle) -> EngineReport:
     library = bundle.plugin_library()
     if library is not None:
         load_plugin(flavour, library.path)
-    with flavour.hub.collect() as collected:
-        engine = trt.Runtime(flavour.logger).deserialize_cuda_engine(bundle.plan_path.read_bytes())
+    with flavour.hub.collect() as collected, bundle.open_plan() as plan:
+        engine = trt.Runtime(flavour.logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise BundleError(bundle.path, [f"{flavour.title} cannot load the plan: {'; '.join(collected.errors)}"])
     inspector = engine.create_engine_inspector()

@@ -129,7 +129,8 @@ class PluginInfo(Record, extra="forbid"):
 class EngineFiles(Record, extra="forbid"):
     """What the files of one engine are called in the bundle. Those but the plan are there if `Manifest.files` has them.
 
-    The engines of one component share `timestep_path`, and all may share the data file of their ONNX files.
+    The engines of one component share `timestep_path`, and all may share the data file of their ONNX files. Where
+    `shared_with` names a plan, `plan` holds only the bytes that the other has not, see `shared_plan`.
     """
 
     plan: FileName = PLAN
@@ -137,6 +138,7 @@ class EngineFiles(Record, extra="forbid"):
     timestep_path: FileName = TIMESTEP_PATH
     onnx: FileName = ONNX
     route_override: FileName = ROUTE_OVERRIDE
+    shared_with: FileName | None = None
 
     @classmethod
     def of(cls, key: EngineKey, first: EngineKey) -> EngineFiles:
@@ -165,7 +167,7 @@ class EngineFiles(Record, extra="forbid"):
 
     def all(self) -> set[str]:
         """All of the names."""
-        return set(self.model_dump().values())
+        return {name for name in self.model_dump().values() if name is not None}
 
 
 class _Header(Record, extra="forbid"):
@@ -227,9 +229,10 @@ class Manifest(EngineRecord, _Header):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        for plan in (self.own_names.plan, *(engine.names.plan for engine in self.engines)):
-            if plan not in self.files:
-                raise ValueError(f"files: {plan} is missing")
+        for names in (self.own_names, *(engine.names for engine in self.engines)):
+            for plan in (names.plan, names.shared_with):
+                if plan is not None and plan not in self.files:
+                    raise ValueError(f"files: {plan} is missing")
         if {MANIFEST, ".", ".."} & set(self.files):
             raise ValueError(f"files: {MANIFEST}, . and .. cannot be listed")
         for plugin in (self.plugin, *(engine.plugin for engine in self.engines)):

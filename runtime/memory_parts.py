@@ -92,7 +92,7 @@ def engine_parts(target: Target) -> EngineParts:
         batch, flags, stated = UNBUILT_BATCH, [RESIZES] if can_stream else [], None
     else:
         engine = target.bundle.manifest.engine
-        weights = engine.memory.weights or target.bundle.plan_path.stat().st_size
+        weights = engine.memory.weights or target.bundle.plan_bytes
         batch = max((spec.maximum[0] for spec in target.inputs if spec.maximum), default=1)
         flags, stated = engine.flags, engine.memory.activations
         can_stream = engine.flavour in ("rtx", "tensorrt")

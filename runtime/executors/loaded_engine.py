@@ -7,11 +7,7 @@ What can be checked before TensorRT is asked comes first: files and hashes when 
 
 from __future__ import annotations
 
-import mmap
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines.bundle import Bundle
@@ -19,7 +15,6 @@ from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.gpu import driver_report
-from vorta_trt.plugins.host_memory import mapping
 from vorta_trt.plugins.kernel_support import prepare_gpu
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.optimization_profiles import read_profiles, widest
@@ -51,8 +46,8 @@ class LoadedEngine:
         memory.release_unused()
         try:
             self._runtime = self.flavour.module.Runtime(self.flavour.logger)
-            size = manifest.engine.memory.weights or bundle.plan_path.stat().st_size
-            self.engine = self._deserialise(bundle.plan_path, memory, size)
+            size = manifest.engine.memory.weights or bundle.plan_bytes
+            self.engine = self._deserialise(bundle, memory, size)
             self.weights = size
             if budget is not None:
                 self.weights = set_budget(self.flavour, self.engine, memory, budget)
@@ -91,10 +86,10 @@ class LoadedEngine:
         self.engine = None
         self._runtime = None
 
-    def _deserialise(self, plan: Path, memory: DeviceMemory, size: int) -> Any:
-        with _mapped(plan) as content:
-            deserialise = self._runtime.deserialize_cuda_engine
-            return checked(self.flavour, f"loading {plan}", deserialise, content, memory=memory, needed=size)
+    def _deserialise(self, bundle: Bundle, memory: DeviceMemory, size: int) -> Any:
+        with bundle.open_plan() as content:
+            what, deserialise = f"loading {bundle.plan_path}", self._runtime.deserialize_cuda_engine
+            return checked(self.flavour, what, deserialise, content, memory=memory, needed=size)
 
     def _check_tensors(self, listed: list[str]) -> None:
         """The plan and the manifest must name the same tensors (the hashes match, so this is a bug of the build)."""
@@ -124,10 +119,3 @@ def check_device(bundle: Bundle, index: int, device: object) -> None:
         raise VortaError(f"{bundle.path}: {bundle.flavour.title} cannot run here: {ability.reason}")
     if (library := bundle.plugin_library(index)) is not None:
         prepare_gpu(library, index)
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    """The file as memory; paged in as TensorRT reads it, so that a plan of many gigabytes is not held twice."""
-    with mapping(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield content
