@@ -58,13 +58,12 @@ class Timesteps:
                 f"timestep of shape {tuple(timestep.shape)}: must be [B], {batch} of them, or [B, S], one for each of "
                 f"the {frames * height * width} tokens of these latents"
             )
+        first, others = timestep, timestep  # [B] each
         if timestep.ndim == 2:
-            first = height * width if self._per_sample == 2 else 0  # tokens that may have another one
-            self._check_later(timestep[:, :first], timestep[:, first:])
-            own = (timestep[:, 0], timestep[:, -1]) if self._per_sample == 2 else (timestep[:, -1],)
-        else:
-            own = (timestep,) * self._per_sample
-        return (torch.stack(own, dim=1) if self._per_sample == 2 else own[0]).to(torch.float32)
+            own = height * width if self._per_sample == 2 else 0  # tokens that may have another one than the rest
+            self._check_later(timestep[:, :own], timestep[:, own:])
+            first, others = timestep[:, 0], timestep[:, -1]
+        return (torch.stack((first, others), dim=1) if self._per_sample == 2 else others).to(torch.float32)
 
     def _check_later(self, *parts: Tensor) -> None:
         """On the CPU at once: all tokens of a part, [B, *], must have the same timestep."""
