@@ -17,6 +17,7 @@ from vorta_trt.commands.expand import Options
 from vorta_trt.commands.options import Variant, decimals, experts_of_file, one_of, one_per_expert
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
+from vorta_trt.runtime.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
@@ -171,6 +172,7 @@ def _budget(text: str) -> int | str:
     'vorta-trt generate model.bundle --image first.png --prompt "The cat runs away" -o cat.mp4',
     "vorta-trt generate model.bundle --cache tea --dense-first 2 --dry-run",
     "vorta-trt generate model.bundle --prompts prompts.txt --seed 1 -o videos",
+    'vorta-trt generate distilled.bundle --preset lightning --prompt "A cat walks on grass" -o cat.mp4',
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
 )
 def generate(
@@ -191,6 +193,15 @@ def generate(
         typer.Option(
             metavar="[high=|low=]FILE|none",
             help="Calibrated routes, of two experts for each [default: those in the bundle, if there are any].",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(PRESETS),
+            help="Sample as a published model wants it; other options win. "
+            + "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+            + " [default: none].",
         ),
     ] = None,
     step_profile: Annotated[
@@ -221,7 +232,9 @@ def generate(
     from vorta_trt.runtime.pipelines.planner import RequestPlanner
     from vorta_trt.runtime.sampling.cost import StepProfile
 
-    params = sampling.params()
+    params = None if preset is not None else sampling.params()  # says what is wrong before anything is read
+    if preset is not None and preset not in PRESETS:
+        raise typer.BadParameter(f"{preset!r}: must be one of {', '.join(PRESETS)}", param_hint="--preset")
     if not dry_run:
         video.check()
     videos: list[dict[str, Any]] = []
@@ -229,6 +242,8 @@ def generate(
         stages("reading the model")
         overrides = _overrides(target, route_override)
         planner = RequestPlanner(target, checkpoint, route_override=overrides, variant=variant)
+        if params is None:
+            params = sampling.params(planner.preset(str(preset)))
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
         if not dry_run:

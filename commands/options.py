@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU
-from vorta_trt.model.experts import BY_NOISE, NOISE
+from vorta_trt.model.experts import BY_NOISE, NOISE, in_words
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from vorta_trt.model.lora.spec import LoraSpec
     from vorta_trt.runtime.from_checkpoint import Source
 
+
+logger = logging.getLogger(__name__)
 
 MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
@@ -102,7 +105,9 @@ AttentionPrecisionOption = Annotated[
 Lora = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="FILE[:STRENGTH]", help="Fuse this LoRA into the weights; may be repeated [default strength: 1]."
+        metavar="[high=|low=]FILE[:STRENGTH]",
+        help="Fuse this LoRA into the weights, of two experts into those of one; may be repeated [default strength: "
+        "1].",
     ),
 ]
 
@@ -145,6 +150,8 @@ def sources_of(
     )
     attention = attention_precision or SAME_PRECISION
     fused = per_expert(lora, "--lora", experts)
+    if fused and (without := [component for component in experts if component not in fused]):
+        logger.warning("--lora: none is given for %s, whose weights stay as they are", in_words(without))
     return [
         Source(
             checkpoint,

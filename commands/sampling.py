@@ -139,8 +139,11 @@ class SamplingOptions(Options):
         """The options that were given, as the user wrote them."""
         return [option.flag for option in self.options() if option.name in self._given]
 
-    def params(self) -> SamplingParams:
+    def params(self, preset: Mapping[str, Any] | None = None) -> SamplingParams:
         """What was given as `SamplingParams`.
+
+        Args:
+            preset: Settings of a preset, which hold where nothing else was given.
 
         Raises:
             typer.BadParameter: A value that the fields or their rules refuse.
@@ -148,6 +151,7 @@ class SamplingOptions(Options):
         from pydantic import ValidationError
 
         from vorta_trt.runtime.sampling.params import SamplingParams
+        from vorta_trt.runtime.sampling.presets import combined
 
         values = {
             option.name: option.read(self._given[option.name])
@@ -157,7 +161,7 @@ class SamplingOptions(Options):
         if (cache := self._cache(values.pop(CACHE, None))) is not None:
             values[CACHE] = cache
         try:
-            return SamplingParams(**{**self.defaults, **values})
+            return SamplingParams(**{**self.defaults, **combined(preset or {}, values)})
         except ValidationError as error:
             self._refuse(error)
 

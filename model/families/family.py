@@ -160,6 +160,7 @@ class ModelFamily(abc.ABC):
         tiled_vae: the VAE takes videos of published size only in tiles.
         frames_per_second: of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
+        presets: names of the published settings that models of the family are sampled with, see `Preset`.
         demo: see `DemoModel`.
     """
 
@@ -192,6 +193,7 @@ class ModelFamily(abc.ABC):
     tiled_vae: bool = False
     frames_per_second: float
     usual_shifts: str
+    presets: tuple[str, ...] = ()
     demo: DemoModel
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.constants import TRANSFORMER_2
+from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.experts import check_alike, steps_of_experts
 from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -25,11 +25,13 @@ from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_mod
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source, experts_of
 from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image
 from vorta_trt.runtime.pipelines.planned import ExpertPlan, PlannedRequest
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.sampling.presets import get_preset
 from vorta_trt.runtime.sampling.step_plan import plan_steps
 from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, given_schedule, schedule_timesteps, takes_sigmas
 
@@ -216,6 +218,20 @@ class RequestPlanner:
             distilled=params.gives_steps and params.scheduler is None,
             two_experts=self.boundary_ratio is not None,
         )
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """The settings of a preset for this model, as keywords of `SamplingParams`.
+
+        Raises:
+            ValueError: There is no such preset, or it is for other models or another video size.
+        """
+        preset = get_preset(name, get_family(self.family).presets)
+        settings = preset.settings(self.name, self.boundary_ratio)
+        preset.check_size(self.name, VideoSize(*self.size))
+        if self.boundary_ratio is not None and "timesteps" in settings:
+            parts = steps_of_experts(settings["timesteps"], self.boundary_ratio)
+            preset.check_switch(self.name, len(parts.get(TRANSFORMER, ())))
+        return settings
 
     def read_images(self, given: Mapping[str, ImageLike]) -> tuple[PipelineKind, Images]:
         """The pipeline of diffusers that makes videos of these images, and those, read.

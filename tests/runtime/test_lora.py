@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
+from vorta_trt.commands.options import sources_of
 from vorta_trt.export import export_onnx, read_metadata
 from vorta_trt.export.names import TRANSPOSED
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.refit_weights import changed_parameters, refit_weights
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.experts import BY_NOISE
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.verification.verify import verify
 
-from ..tiny import WAN, Tiny
+from ..tiny import WAN, Tiny, TinyExperts
 
+FREQUENCIES = int(WAN["freq_dim"])
 WIDTH = int(WAN["heads"]) * int(WAN["head_dim"])
 QUERY, TIME = "blocks.0.self_attn.q", "time_embedding.0"
 
@@ -50,7 +54,7 @@ def lora(path: Path, *, module: str = QUERY, inputs: int = WIDTH, outputs: int =
 def two(tmp_path: Path) -> tuple[LoraSpec, LoraSpec]:
     """One of the attention, one of the timestep embedder, which is always loaded."""
     first = lora(tmp_path / "first.safetensors")
-    second = lora(tmp_path / "second.safetensors", module=TIME, inputs=int(WAN["freq_dim"]))
+    second = lora(tmp_path / "second.safetensors", module=TIME, inputs=FREQUENCIES)
     return LoraSpec(first, 0.5), LoraSpec(second, -1.5)
 
 
@@ -198,3 +202,44 @@ def test_commands(tiny_wan: Tiny, tmp_path: Path) -> None:
     for what in ("model.bundle", "model.onnx"):
         result = runner.invoke(app, ["inspect", str(out / what)])
         assert f"LoRA       lora.safetensors, strength 0.5, sha256 {digest}" in result.output
+
+
+def test_each_of_two_experts_has_its_own(
+    tiny_experts: TinyExperts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, other = (
+        lora(tmp_path / "high.safetensors"),
+        lora(tmp_path / "low.safetensors", module=TIME, inputs=FREQUENCIES),
+    )
+    given = [f"high={path}:0.5", f"low={other}", f"high={other}:2"]
+    routers = [f"{noise}={tiny_experts.routers[component]}" for noise, component in BY_NOISE.items()]
+    high, low = sources_of(tiny_experts.checkpoint, routers, None, "fp32", None, lora=given)
+    assert high.lora == (LoraSpec(path, 0.5), LoraSpec(other, 2.0)) and low.lora == (LoraSpec(other, 1.0),)
+    assert not caplog.messages
+    for source in (high, low):
+        fused, base = source.model(), replace(source, lora=()).model()
+        changed = {
+            name
+            for name, _ in fused.named_parameters()
+            if "router" not in name and not torch.equal(fused.load_parameter(name), base.load_parameter(name))
+        }
+        assert changed == set(changed_parameters(fused))
+        assert [report.name for report in fused.lora] == [spec.path.name for spec in source.lora]
+    sources_of(tiny_experts.checkpoint, routers, None, "fp32", None, lora=given[:1])
+    assert "none is given for transformer_2 (low noise), whose weights stay as they are" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("command", ["export", "build"])
+def test_a_lora_of_no_expert_or_of_a_missing_one(
+    tiny_wan: Tiny, tiny_experts: TinyExperts, tmp_path: Path, command: str
+) -> None:
+    path, out = lora(tmp_path / "lora.safetensors"), tmp_path / "out"
+    out.mkdir()
+    for checkpoint, text, problem in (
+        (tiny_experts.checkpoint, str(path), "the model has two experts; say for which it is"),
+        (tiny_wan.checkpoint, f"low={path}", "the model has one transformer, and no experts"),
+    ):
+        options = [str(checkpoint), "--size", "9x64x96", "--lora", text, "-o", str(out / "x")]
+        result = CliRunner().invoke(app, [command, *options])
+        assert result.exit_code == 2 and problem in " ".join(result.output.replace("│", " ").split())
+        assert not list(out.iterdir())

@@ -80,6 +80,7 @@ class Wan(ModelFamily):
     encoder_dtype = "bfloat16"
     vae_dtype = "float32"
     frames_per_second = 16.0
+    presets = ("mlperf", "lightx2v-4step", "lightning", "fastwan-3step")
     usual_shifts = "3 at 480p, 5 at 720p"
     demo = DemoModel({"layers": 4}, {"ffn_dim": 768}, "Wan2.1-T2V-14B-Diffusers", "77x720x1280")
 
