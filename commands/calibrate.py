@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
-from vorta_trt.commands.options import Checkpoint, Device, Lora, RoutesPlot, loras, one_of, pixels
+from vorta_trt.commands.options import (
+    Checkpoint,
+    Device,
+    ExpertOption,
+    Lora,
+    RoutesPlot,
+    expert_of,
+    loras,
+    one_of,
+    per_expert,
+    pixels,
+)
 from vorta_trt.commands.sampling import RunOptions
 from vorta_trt.commands.settings_options import SettingsOptions
 
@@ -31,6 +42,7 @@ class CalibrationOptions(SettingsOptions):
 @command(
     f"vorta-trt calibrate {EXAMPLE} --prompts prompts.txt --size 77x720x1280 -o calibration.json",
     f"vorta-trt calibrate {EXAMPLE} --data DATA --target-share 0.3 -o calibration.json --plot routes.png",
+    "vorta-trt calibrate TWO-EXPERTS --expert low --prompts prompts.txt --size 81x720x1280 -o low.json",
     f"vorta-trt build {EXAMPLE} --route-override calibration.json -o model.bundle",
 )
 def calibrate(
@@ -38,6 +50,7 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write, for --route-override.")],
     goal: CalibrationOptions,
     sampling: RunOptions,
+    expert: ExpertOption = None,
     lora: Lora = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
@@ -70,6 +83,8 @@ def calibrate(
     one_of("--prompts / --data", prompts, data)
     if prompts is not None and size is None:
         raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
+    component, experts = expert_of(checkpoint, expert)
+    loras_of = per_expert(lora, "--lora", experts)
     params = sampling.params()
     settings = goal.settings(guidance_scale=params.guidance_scale, seed=params.seed or 0)
     if plot is not None:
@@ -84,7 +99,9 @@ def calibrate(
             output,
             make_scheduler,
             settings,
-            lora=loras(lora),
+            component=component,
+            lora=loras(loras_of.get(component)),
+            first_lora=loras(loras_of.get(experts[0])),
             data=data,
             prompts=None if prompts is None else read_prompts(prompts),
             video_size=None if size is None else pixels(size),
@@ -100,7 +117,8 @@ def calibrate(
         typer.echo(report.to_json())
         return
     fused = [text for given in lora or () for text in ("--lora", given)]
-    following = ["vorta-trt", "build", str(checkpoint), *fused, "--route-override", str(output), "-o", "BUNDLE"]
+    routes = str(output) if expert is None else f"{expert.value}={output}"
+    following = ["vorta-trt", "build", str(checkpoint), *fused, "--route-override", routes, "-o", "BUNDLE"]
     typer.echo(report.summary())
     for path in filter(None, (output, plot)):
         typer.echo(f"wrote {path}")

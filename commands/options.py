@@ -35,6 +35,16 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Expert(str, Enum):
+    """Of two experts, the one for much noise or the one for little."""
+
+    high = "high"
+    low = "low"
+
+
+ExpertOption = Annotated[
+    Expert | None, typer.Option("--expert", help="Which of two experts, for checkpoints that have two.")
+]
 Checkpoint = Annotated[
     Path,
     typer.Argument(
@@ -214,6 +224,27 @@ def per_expert(values: list[str] | None, option: str, experts: Sequence[str]) ->
             component, rest = experts[0], value
         found.setdefault(str(component), []).append(rest)
     return found
+
+
+def expert_of(checkpoint: Path, expert: Expert | None) -> tuple[str, tuple[str, ...]]:
+    """The component that `--expert` means, and those of all experts that the checkpoint has.
+
+    Raises:
+        typer.BadParameter: It is not said which of two, or said where there is one.
+    """
+    from vorta_trt.model.checkpoint import CheckpointReader
+
+    with CheckpointReader(checkpoint) as reader:
+        experts = reader.experts
+    if len(experts) > 1 and expert is None:
+        raise typer.BadParameter(
+            f"{checkpoint} has two experts, {in_words(experts)}; say which, high or low", param_hint="--expert"
+        )
+    if len(experts) == 1 and expert is not None:
+        raise typer.BadParameter(
+            f"{expert.value}: {checkpoint} has one transformer; leave it out", param_hint="--expert"
+        )
+    return experts[0] if expert is None else BY_NOISE[expert.value], experts
 
 
 def experts_of_file(path: Path) -> tuple[str, ...]:

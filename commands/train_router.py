@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command, group
-from vorta_trt.commands.options import Checkpoint, Device, pixels
+from vorta_trt.commands.options import Checkpoint, Device, ExpertOption, expert_of, pixels
 from vorta_trt.commands.settings_options import SettingsOptions
 from vorta_trt.model.precision import TrainingPrecision
 
@@ -61,6 +61,7 @@ def run(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The router's training folder to write.")],
     training: TrainingOptions,
+    expert: ExpertOption = None,
     size: Annotated[
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
@@ -97,12 +98,14 @@ def run(
     from vorta_trt.model.training import train_router
 
     settings = training.settings()
+    component, _ = expert_of(checkpoint, expert)
     with _stages_of_main_process() as stages:
         report = train_router(
             checkpoint,
             data,
             output,
             settings,
+            component=component,
             video_size=None if size is None else pixels(size),
             tile=None if tile is None else _shape(tile, "--tile"),
             window=_shape(window, "--window"),
@@ -121,9 +124,10 @@ def run(
     if as_json:
         typer.echo(report.to_json())
         return
+    router_option = str(output) if expert is None else f"{expert.value}={output}"
     typer.echo(
         f"{report.output}\n{report.summary()}\n"
-        f"next: {shlex.join(['vorta-trt', 'routes', str(checkpoint), '--router', str(output)])}"
+        f"next: {shlex.join(['vorta-trt', 'routes', str(checkpoint), '--router', router_option])}"
     )
 
 

@@ -11,12 +11,13 @@ Letters: P denoising steps.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
 
 BOUNDARY = "boundary_ratio"  # the setting of model_index.json
+Component = Literal["transformer", "transformer_2"]
 NOISE = {TRANSFORMER: "high", TRANSFORMER_2: "low"}  # what people call them
 BY_NOISE = {name: component for component, name in NOISE.items()}
 
@@ -92,6 +93,11 @@ def check_alike(configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
 
 def _shown(name: str) -> bool:
     return not name.startswith("_")
+
+
+def named(component: str) -> Component:
+    """A component by its name, for records that know no other."""
+    return TRANSFORMER_2 if component == TRANSFORMER_2 else TRANSFORMER
 
 
 def in_words(components: Iterable[str]) -> str:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
+from vorta_trt.model.calibration.measure import routed
 from vorta_trt.model.calibration.passes import CalibrationPasses
 from vorta_trt.model.calibration.report import CalibrationReport
 from vorta_trt.model.calibration.samples import (
@@ -28,6 +30,8 @@ from vorta_trt.model.calibration.samples import (
 )
 from vorta_trt.model.calibration.settings import DEFAULT_BUDGET, CalibrationSettings
 from vorta_trt.model.checkpoint import CheckpointReader
+from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.experts import in_words, named, steps_of_experts
 from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.files import check_output
 from vorta_trt.model.geometry import AttentionGeometry, Branch
@@ -48,7 +52,9 @@ def calibrate_routes(
     scheduler: MakeScheduler,
     settings: CalibrationSettings | None = None,
     *,
+    component: str = TRANSFORMER,
     lora: Sequence[LoraSpec] = (),
+    first_lora: Sequence[LoraSpec] = (),
     data: str | Path | None = None,
     prompts: Sequence[str] | None = None,
     video_size: tuple[int, int, int] | None = None,
@@ -67,7 +73,10 @@ def calibrate_routes(
         output: The file to write, or to replace.
         scheduler: Makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
         settings: Numbers; None is the defaults.
+        component: Of two experts, which one is measured, at the steps of the schedule that it takes. With prompts, the
+            second is measured behind the steps of the first, and both are loaded.
         lora: LoRA files that are fused into the weights.
+        first_lora: Those of the first expert, where the second is measured.
         data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
         prompts: Prompts, of which the first are taken.
         video_size: Frames, height, width in pixels; None takes the data's.
@@ -95,7 +104,8 @@ def calibrate_routes(
     target = _device(device, settings.dtype)
     if (data is None) == (prompts is None):
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
-    with CheckpointReader(checkpoint) as reader:
+    with CheckpointReader(checkpoint, component) as reader:
+        ratio = reader.boundary_ratio
         family, name = training_family(reader.family, reader.config), reader.path.resolve()
     check_trains(family, checkpoint)
     dataset = None if data is None else LatentDataset(data, family)
@@ -104,7 +114,7 @@ def calibrate_routes(
     size = video_size if dataset is None else dataset.size(video_size)
     assert size is not None
     geometry = AttentionGeometry.for_video(*size, family=family.facts.name, config=family.config)
-    timesteps = [float(step) for step in scheduler(steps).timesteps]
+    timesteps = _own_part([float(step) for step in scheduler(steps).timesteps], component, ratio)
     buckets = make_buckets(timesteps, settings.buckets)
     head_dim = int(family.config["attention_head_dim"])
     costs = [geometry.attention_flops(branch, head_dim) for branch in Branch]
@@ -122,16 +132,23 @@ def calibrate_routes(
         texts = list(prompts or ())[: settings.samples]
         if not texts:
             raise ValueError("prompts: there are none; give one or more, better four")
-        _check_run(scheduler(settings.run_steps).timesteps, buckets)
+        run_timesteps = [float(step) for step in scheduler(settings.run_steps).timesteps]
+        own = steps_of_experts(run_timesteps, ratio).get(component, range(0))
+        _check_run(run_timesteps[own.start : own.stop], buckets)
         guided = family.facts.classifier_free_guidance and guidance > 1
         conditions = encode_prompts(
             Path(checkpoint), family, [*texts, *([""] if guided else [])], settings.dtype, target, progress
         )
-        samples = PromptSamples(tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed)
+        samples = PromptSamples(
+            tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed, own
+        )
 
     progress("loading the model", 0, 0)
-    dtype = torch_dtype(settings.dtype)
-    model = RoutedTransformer.from_pretrained(checkpoint, geometry=geometry, dtype=dtype, lora=lora).to(target)
+    options: dict[str, Any] = {"geometry": geometry, "dtype": torch_dtype(settings.dtype)}
+    if isinstance(samples, PromptSamples) and samples.steps.start:
+        first = RoutedTransformer.from_pretrained(checkpoint, lora=first_lora, **options).to(target)
+        samples = replace(samples, before=lambda inputs: routed(first, inputs))
+    model = RoutedTransformer.from_pretrained(checkpoint, component=component, lora=lora, **options).to(target)
     run = CalibrationPasses(model, samples, buckets, progress)
     squares = run.measure()  # [K, L, N, 3]
     if settings.target_share is None:
@@ -148,6 +165,7 @@ def calibrate_routes(
         routes=routes,
         errors=squares.sqrt().float(),
         budget=budget,
+        component=None if ratio is None else named(component),
         checkpoint=" + ".join(
             (name.parent.name if name.name == "transformer" else name.name, *(file.name for file in model.lora))
         ),
@@ -170,6 +188,16 @@ def calibrate_routes(
     peak = torch.cuda.max_memory_allocated(target) / 2**30 if target.type == "cuda" else None
     seconds = time.perf_counter() - began
     return CalibrationReport(output, calibration, table, check, measured, held_back, seconds, peak)
+
+
+def _own_part(timesteps: list[float], component: str, ratio: float | None) -> list[float]:
+    """The timesteps that the model takes: all, or those of one of two experts."""
+    own = steps_of_experts(timesteps, ratio).get(component, range(0))
+    if not own:
+        raise ValueError(
+            f"steps {len(timesteps)}: none of the schedule is of {in_words([component])}; use more --steps"
+        )
+    return timesteps[own.start : own.stop]
 
 
 def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool, progress: Progress) -> None:

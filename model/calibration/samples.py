@@ -127,28 +127,42 @@ class PromptSamples(CalibrationSamples):
             classifier-free guidance, then the last is that of the empty prompt.
         shape: C, F, H, W.
         scheduler: Scheduler of the runs.
-        visits: Steps of the runs.
+        run_steps: Steps of the runs.
         make: Makes the inputs, and has the guidance scale.
         seed: Seed of the noise.
+        steps: Steps of a run that are visited: of two experts those of the one that is measured. The run ends there.
+        before: Predicts at the steps before, those of the other expert.
     """
 
     names: tuple[str, ...]
     conditions: Sequence[Mapping[str, Tensor]]
     shape: tuple[int, int, int, int]
     scheduler: MakeScheduler
-    visits: int
+    run_steps: int
     make: InputMaker
     seed: int
+    steps: range
+    before: Callable[[Inputs], Tensor] | None = None
+
+    @property
+    def visits(self) -> int:  # type: ignore[override]
+        """How many steps are visited."""
+        return len(self.steps)
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
-        """Visits every step of a run."""
-        scheduler = self.scheduler(self.visits)
+        """Visits every step of a run that is the model's."""
+        scheduler = self.scheduler(self.run_steps)
         latents = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
-        for step in scheduler.timesteps:
+        for number, step in enumerate(scheduler.timesteps[: self.steps.stop]):
             timestep = float(step)
-            prediction = visit(timestep, self.make(latents, timestep, self.conditions[index]))  # [1, C, F, H, W]
+            inputs = self.make(latents, timestep, self.conditions[index])
+            if number in self.steps:
+                prediction, guess = visit(timestep, inputs), predict  # [1, C, F, H, W]
+            else:
+                assert self.before is not None
+                prediction, guess = self.before(inputs), self.before
             for empty in self.conditions[len(self.names) :]:
-                without = predict(self.make(latents, timestep, empty))  # [1, C, F, H, W]
+                without = guess(self.make(latents, timestep, empty))  # [1, C, F, H, W]
                 prediction = without + self.make.guidance * (prediction - without)
             latents = scheduler.step(prediction, step, latents, return_dict=False)[0]
 

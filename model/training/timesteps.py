@@ -5,18 +5,23 @@ Nothing here has a state, so a resumed run draws exactly what the uninterrupted 
 processes and micro-batches draw together what a single one would.
 
 Flow matching: a latent x and noise e are mixed to (1 - s) x + s e at timestep t = 1000 s; the model predicts e - x.
-Timesteps are the integers 1 (little noise) .. 1000. They are cut into intervals; a step draws all of its timesteps from
+Timesteps are the integers 1 (little noise) .. 1000, or
+those of them that one of two experts takes. They are cut into intervals; a step draws all of its timesteps from
 one of them, and every interval has its turn before one comes again.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from numpy.random import SeedSequence
 from torch import Tensor
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
+from vorta_trt.model.experts import timesteps_of_expert
 
+ALL_TIMESTEPS = range(TRAIN_TIMESTEPS, 0, -1)
 _INTERVALS, _TIMESTEPS, _NOISE, _ORDER = range(4)  # streams of random numbers
 
 
@@ -26,7 +31,14 @@ def interval_of(seed: int, step: int, intervals: int) -> int:
     return int(torch.randperm(intervals, generator=_generator(_INTERVALS, seed, turn))[position])
 
 
-def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int) -> Tensor:
+def timesteps_of(component: str, boundary_ratio: float | None) -> range:
+    """The timesteps to train a model with, from the highest down: all, or those that one of two experts takes."""
+    highest, lowest = timesteps_of_expert(component, boundary_ratio)
+    first = TRAIN_TIMESTEPS if highest == TRAIN_TIMESTEPS else math.ceil(highest) - 1
+    return range(first, max(math.ceil(lowest), 1) - 1, -1)
+
+
+def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int, among: range = ALL_TIMESTEPS) -> Tensor:
     """Draws timesteps of one part of a step, uniform in the step's interval: float32 [count].
 
     Args:
@@ -35,10 +47,11 @@ def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int) 
         part: Number of the sample in the step.
         count: How many timesteps.
         intervals: How many intervals there are.
+        among: The timesteps, from the highest down, which are cut into the intervals.
     """
     share = torch.rand(count, generator=_generator(_TIMESTEPS, seed, step, part))  # [count], in [0, 1)
     share = (share + interval_of(seed, step, intervals)) / intervals
-    return TRAIN_TIMESTEPS - (share * TRAIN_TIMESTEPS).floor().clamp(max=TRAIN_TIMESTEPS - 1)
+    return among.start - (share * len(among)).floor().clamp(max=len(among) - 1)
 
 
 def draw_noise(seed: int, step: int, part: int, shape: tuple[int, ...]) -> Tensor:

@@ -12,16 +12,18 @@ from typing import Any
 from pydantic import BaseModel
 
 from vorta_trt.model.checkpoint import CheckpointReader
+from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.geometry import PUBLISHED_REDUCTION_RATE, AttentionGeometry
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.router_checkpoint import load_router
+from vorta_trt.model.router_checkpoint import COMPONENT, load_router
 from vorta_trt.model.tiling import PUBLISHED_WINDOW
 from vorta_trt.model.training.data import LatentDataset, Progress
 from vorta_trt.model.training.devices import make_accelerator
 from vorta_trt.model.training.objective import RouterObjective, attach_routers, freeze_all_but_routers
 from vorta_trt.model.training.run_folder import RunFolder, TrainingState, check_resumable, open_log, run_config
 from vorta_trt.model.training.settings import TrainingSettings
+from vorta_trt.model.training.timesteps import timesteps_of
 from vorta_trt.model.training.trainer import RouterTrainer
 from vorta_trt.model.transformer import RoutedTransformer
 
@@ -71,6 +73,7 @@ def train_router(
     output: str | Path,
     settings: TrainingSettings | None = None,
     *,
+    component: str = TRANSFORMER,
     video_size: tuple[int, int, int] | None = None,
     tile: Sequence[int] | None = None,
     window: Sequence[int] = PUBLISHED_WINDOW,
@@ -94,6 +97,7 @@ def train_router(
         data: A folder of `prepare_data`, or the reference code's layout, see `data.py`.
         output: The run folder to make, see `run_folder.py`; with `resume`, the one to continue.
         settings: Numbers; None is the published ones.
+        component: Of two experts, which one gets a router, trained at the timesteps that it takes.
         video_size: Frames, height, width in pixels; None takes the data's.
         tile: Tile of the sliding branch in tokens; None takes the published one, or what fits the size.
         window: Window of the sliding branch in tiles.
@@ -121,7 +125,8 @@ def train_router(
         VortaError: A package that an option needs is not installed.
     """
     settings = settings or TrainingSettings()
-    with CheckpointReader(checkpoint) as reader:
+    with CheckpointReader(checkpoint, component) as reader:
+        ratio = reader.boundary_ratio
         config, name = reader.config, reader.family
     family = training_family(name, config)
     check_trains(family, checkpoint)
@@ -146,6 +151,8 @@ def train_router(
 
     skipped = _check_data(accelerator, dataset, skip_bad, progress)
     decisive = {**settings.decisive(), "data": dataset.fingerprint(), "geometry": geometry.to_dict()}
+    of_expert = {} if ratio is None else {COMPONENT: component}
+    decisive |= of_expert
     if state is not None:
         check_resumable(state, decisive, settings.steps)
 
@@ -153,12 +160,12 @@ def train_router(
     start = run.router_file(state.step) if state is not None else router
     loaded = None if start is None else load_router(start)
     model = RoutedTransformer.from_pretrained(
-        checkpoint, router=loaded, geometry=geometry, dtype=torch_dtype(settings.precision)
+        checkpoint, loaded, geometry, dtype=torch_dtype(settings.precision), component=component
     )
     attach_routers(model, settings.seed)
     freeze_all_but_routers(model)
     objective = RouterObjective(model, family, settings.weights, settings.intervals)
-    trainer = RouterTrainer(accelerator, objective, dataset, settings, fsdp)
+    trainer = RouterTrainer(accelerator, objective, dataset, settings, fsdp, timesteps_of(component, ratio))
     if state is not None:
         trainer.restore(state)
     if accelerator.is_main_process:
@@ -174,6 +181,7 @@ def train_router(
                     "processes": accelerator.num_processes,
                 },
             )
+            | of_expert
         )
     _run(trainer, run, state, decisive, tensorboard, progress)
     if not accelerator.is_main_process:

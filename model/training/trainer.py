@@ -29,7 +29,7 @@ from vorta_trt.model.training.devices import accumulating, place
 from vorta_trt.model.training.objective import RouterObjective, router_parameters
 from vorta_trt.model.training.run_folder import TrainingState
 from vorta_trt.model.training.settings import TrainingSettings
-from vorta_trt.model.training.timesteps import draw_noise, draw_timesteps, interval_of, sample_indices
+from vorta_trt.model.training.timesteps import ALL_TIMESTEPS, draw_noise, draw_timesteps, interval_of, sample_indices
 from vorta_trt.plugins.errors import VortaError
 
 _TERMS = ("total", "diffusion", "distillation", "regularisation")
@@ -61,10 +61,12 @@ class RouterTrainer:
         dataset: LatentDataset,
         settings: TrainingSettings,
         fsdp: bool = False,
+        timesteps: range = ALL_TIMESTEPS,
     ) -> None:
         from diffusers.optimization import get_scheduler
 
         self.accelerator, self.dataset, self.settings = accelerator, dataset, settings
+        self.timesteps = timesteps
         self.micro_batches = settings.micro_batches(accelerator.num_processes)
         self.model = objective.model
         self.model.gradient_checkpointing = settings.gradient_checkpointing
@@ -160,7 +162,7 @@ class RouterTrainer:
     def _timesteps(self, number: int, samples: range) -> Tensor:
         """The timesteps of samples of a step: float32 [B]."""
         seed, intervals = self.settings.seed, self.settings.intervals
-        return torch.cat([draw_timesteps(seed, number, at, 1, intervals) for at in samples])
+        return torch.cat([draw_timesteps(seed, number, at, 1, intervals, self.timesteps) for at in samples])
 
     def _mean(self, values: Tensor) -> Tensor:
         """Over the processes, on the CPU."""
