@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention_reference
 from vorta_trt.model.families import get_family
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
+from vorta_trt.model.transformer_flops import other_flops
 
 from ..conftest import Pipeline
 from ..running import override, run
@@ -100,6 +103,16 @@ def test_gradients_reach_the_modulation(image_model: Any, seed: int) -> None:
     for name in ("transformer_blocks.1.norm1.linear.weight", "single_transformer_blocks.0.norm.linear.weight"):
         grad = routed.get_parameter(name).grad
         assert grad is not None and grad.isfinite().all() and grad.any(), name
+
+
+def test_flops_are_those_that_torch_counts(image_model: Any) -> None:
+    """torch does not know the custom operator, so what it counts is everything but the routed attention."""
+    routed = routed_model(image_model)
+    assert routed.geometry is not None
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run(routed, routed.inputs(1, 0))
+    assert sum(other_flops("hunyuan_video", routed.config, routed.geometry).values()) == counter.get_total_flops()
 
 
 def test_published_models() -> None:
