@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention_reference
+from vorta_trt.model.calibration.calibrate import calibrate_routes
+from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
+from vorta_trt.model.training.prepare import prepare_data
+from vorta_trt.model.training.train import train_router
 from vorta_trt.model.transformer_flops import other_flops
 
 from ..conftest import Pipeline
@@ -113,6 +118,21 @@ def test_flops_are_those_that_torch_counts(image_model: Any) -> None:
     with sdpa_kernel(SDPBackend.MATH), counter:
         run(routed, routed.inputs(1, 0))
     assert sum(other_flops("hunyuan_video", routed.config, routed.geometry).values()) == counter.get_total_flops()
+
+
+def test_routers_are_neither_trained_nor_calibrated(image_model: Any, tmp_path: Path) -> None:
+    """Their samples are text alone; a model that misses its image would be measured in vain."""
+    output, checkpoint = tmp_path / "output", image_model.checkpoint
+    for attempt in (
+        lambda: calibrate_routes(
+            checkpoint, output, lambda steps: None, prompts=["a red wall"], video_size=(9, 64, 96)
+        ),
+        lambda: prepare_data(checkpoint, tmp_path, output, (9, 64, 96)),
+        lambda: train_router(checkpoint, tmp_path, output),
+    ):
+        with pytest.raises(CheckpointError, match="its model takes image beside the text, and routers are trained and"):
+            attempt()
+    assert not list(tmp_path.iterdir())
 
 
 def test_published_models() -> None:
