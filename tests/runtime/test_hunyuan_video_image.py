@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from vorta_trt.cli import app
 from vorta_trt.engines import build_engine
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
+from vorta_trt.runtime.frames import frame_rate, read_frames
 
 from ..kept import Kept
 from ..tiny import FRAMES, HEIGHT, WIDTH, Tiny, latents, make_tiny
@@ -78,12 +81,20 @@ def test_guidance_in_one_launch_of_a_pipeline_that_does_not_say_what_a_call_is_f
     assert np.abs(batched.frames.astype(int) - alone.frames.astype(int)).max() <= 1
 
 
-def test_an_image_is_needed(tiny: Tiny, image: Image.Image) -> None:
-    with VortaPipeline.from_pretrained(tiny.onnx, residency="sequential") as pipe:
-        with pytest.raises(ValueError, match="image None: this model begins a video with one; give it"):
-            pipe("a red wall")
-        with pytest.raises(ValueError, match="last_image: this model takes image alone; leave it out"):
-            pipe("a red wall", image=image, last_image=image)
+def test_generate_writes_a_video_and_needs_an_image(tiny: Tiny, image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "first.png")
+    arguments = ["generate", tiny.onnx, "--prompt", "a red wall", "--steps", 2, "-o", tmp_path / "wall.mp4"]
+    refused = CliRunner().invoke(app, [*map(str, arguments)])
+    assert refused.exit_code == 1 and "image None: this model begins a video with one; give it" in refused.stderr
+    refused = CliRunner().invoke(app, [*map(str, arguments), "--guidance-scale", "4", "--image", "absent.png"])
+    assert refused.exit_code == 1 and not (tmp_path / "wall.mp4").exists()
+    concat = tiny.name.endswith("latent_concat")
+    assert ("this model has no guidance embedding" if concat else "no such file") in refused.stderr
+    made = CliRunner().invoke(app, [*map(str, arguments), "--image", str(tmp_path / "first.png")])
+    assert made.exit_code == 0, made.stderr
+    frames = np.stack(list(read_frames(tmp_path / "wall.mp4")))
+    assert frames.shape == (FRAMES - 4 if concat else FRAMES, HEIGHT, WIDTH, 3)
+    assert frame_rate(tmp_path / "wall.mp4") == 24
 
 
 def test_an_engine_is_built(tiny: Tiny, tmp_path: Path) -> None:
