@@ -43,8 +43,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan ti2v": {**WAN, "channels": 48},
     "wan experts": {**WAN, "boundary_ratio": 0.875},
     "hunyuan_video": HUNYUAN_VIDEO,
-    "wan channels": {**WAN, "image": "channels"},  # as Wan 2.2 I2V A14B
+    "wan channels": {**WAN, "image": "channels"},  # as one expert of Wan 2.2 I2V A14B
     "wan embedding": {**WAN, "image": "embedding"},  # as Wan 2.1 I2V 14B
+    "wan experts channels": {**WAN, "boundary_ratio": 0.9, "image": "channels"},  # Wan 2.2 I2V A14B, both
     "wan first and last": {**WAN, "image": "first and last"},  # as Wan 2.1 FLF2V 14B
     "hunyuan_video latent_concat": {**IMAGE, "image": "latent_concat"},
     "hunyuan_video token_replace": {**IMAGE, "image": "token_replace"},
@@ -171,8 +172,8 @@ class TinyExperts(Tiny):
         return pipeline
 
 
-def make_experts(kept: Kept) -> TinyExperts:
-    tiny = TinyExperts(kept, make_tiny(kept, "wan experts").name)
+def make_experts(kept: Kept, name: str = "wan experts") -> TinyExperts:
+    tiny = TinyExperts(kept, make_tiny(kept, name).name)
     sizes = {name: size for name, size in WAN.items() if name in ROUTER_SIZES}
     low = tiny.routers[COMPONENTS[1]]
     kept.make(low, lambda path: make_router(path, tiny.geometry, "wan", video=SIZE, seed=ROUTER_SEED + 1, **sizes))

@@ -14,9 +14,10 @@ from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_chec
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.transformer_flops import other_flops
 
-# Family -> sizes of the model and its router, and sizes of the model alone.
+# Family, and behind a space which of its models -> sizes of the model and its router, and sizes of the model alone.
 SIZES = {
     "wan": ({"layers": 2, "heads": 3, "head_dim": 32}, {"ffn_dim": 160, "text_dim": 48}),
+    "wan embedding": ({"layers": 2, "heads": 3, "head_dim": 32}, {"ffn_dim": 160, "image": "embedding"}),
     "hunyuan_video": (
         {"layers": 2, "single_layers": 3, "heads": 3, "head_dim": 32},
         {"text_dim": 48, "pooled_dim": 24},
@@ -25,11 +26,12 @@ SIZES = {
 
 
 @pytest.mark.parametrize("has_router", [True, False])
-@pytest.mark.parametrize("family", SIZES)
-def test_equals_what_torch_counts(family: str, has_router: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SIZES)
+def test_equals_what_torch_counts(name: str, has_router: bool, tmp_path: Path) -> None:
     """torch does not know the custom operator, so what it counts is everything but the routed attention."""
+    family = name.partition(" ")[0]
     geometry = AttentionGeometry.for_video(29, 96, 128, family)
-    sizes, others = SIZES[family]
+    sizes, others = SIZES[name]
     make_checkpoint(tmp_path / "model", family, **sizes, **others)
     router = make_router(tmp_path / "router", geometry, family, **sizes) if has_router else None
     model = RoutedTransformer.from_pretrained(tmp_path / "model", router, geometry=geometry)
@@ -45,7 +47,8 @@ def test_wan_14b_by_hand() -> None:
     geometry = AttentionGeometry.for_video(77, 720, 1280, "wan")
     config = {
         "num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824, "freq_dim": 256,
-        "text_dim": 4096, "in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2),
+        "text_dim": 4096, "in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2), "image_dim": None,
+        "pos_embed_seq_len": None,
     }  # fmt: skip
     parts = other_flops("wan", config, geometry)
     assert parts["projections"] == 40 * 8 * 72000 * 5120**2

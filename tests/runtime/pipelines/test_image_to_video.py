@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from vorta_trt.engines import build_engine
+from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
@@ -24,7 +25,7 @@ from vorta_trt.runtime.pipelines.images import size_like
 from vorta_trt.runtime.pipelines.recorded import Recorded
 
 from ...kept import Kept
-from ...tiny import FRAMES, HEIGHT, WIDTH, Tiny, latents, make_tiny
+from ...tiny import FRAMES, HEIGHT, WIDTH, Tiny, latents, make_experts, make_tiny
 
 FEW = SamplingParams(num_inference_steps=2)
 KINDS = ("channels", "embedding", "first and last")
@@ -133,6 +134,34 @@ def test_resident_parts_are_loaded_once(model: Tiny, monkeypatch: pytest.MonkeyP
             pipe("a red wall", seed=3, params=FEW, **images_of(model))
         kept = pipe.parts.kind.components
     assert sorted(loaded) == sorted(kept)
+
+
+def test_two_experts(kept: Kept) -> None:
+    """Wan 2.2 I2V A14B: both experts see the image, and each its own guidance scale."""
+    tiny = make_experts(kept, "wan experts channels")
+    guided = {"guidance_scale": 3.5, "guidance_scale_2": 2.5}
+    steps = SamplingParams(num_inference_steps=4, **guided)
+    arguments: dict[str, Any] = {**images_of(tiny), **guided}
+    own = [diffusers.WanTransformer3DModel.from_pretrained(tiny.checkpoint / name) for name in COMPONENTS]
+    expected = latents(tiny.pipeline(*own), 4, 7, **arguments)
+    dense = map(VortaTransformer.from_pretrained, tiny.models(tau=1.1))
+    assert (latents(tiny.pipeline(*dense), 4, 7, **arguments) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    models = tiny.models()
+    routed = tiny.pipeline(*map(VortaTransformer.from_pretrained, models))
+    videos = []
+    for source in (models, tiny.onnx):
+        with VortaPipeline.from_pretrained(source, tiny.checkpoint, strict=True) as pipe:
+            videos.append(pipe("a red wall", seed=7, params=steps, **images_of(tiny)))
+    noise = torch.Generator().manual_seed(7)
+    (stock,) = routed(
+        prompt="a red wall", generator=noise, output_type="pt", num_inference_steps=4, num_frames=FRAMES,
+        height=HEIGHT, width=WIDTH, **arguments,
+    ).frames  # fmt: skip
+    frames = (stock * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(videos[0].frames, frames)
+    assert np.abs(videos[1].frames.astype(int) - frames.astype(int)).max() <= 1
+    parts = [(part.component, len(part.steps.timesteps)) for part in videos[0].planned.experts]
+    assert [name for name, _ in parts] == list(COMPONENTS) and all(count for _, count in parts)
 
 
 def test_an_engine_is_built(model: Tiny, tmp_path: Path) -> None:
