@@ -23,11 +23,12 @@ from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.peer import Peer, Prepared, Unavailable
 from vorta_trt.benchmarks.peers import CUDNN, select_peers
 from vorta_trt.benchmarks.report import OURS, Report, Row, failed_row, with_speedups
-from vorta_trt.benchmarks.routed import Capture, Routed, held_to
+from vorta_trt.benchmarks.routed import Capture, Routed
 from vorta_trt.benchmarks.timing import GraphReplay, Run, Timer, Timing, matmul_ceiling, tflops
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.plugins.operator_schema import choices
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,34 +18,13 @@ from vorta_trt.benchmarks.report import OURS, Row, failed_row
 from vorta_trt.benchmarks.timing import Run, Timing
 from vorta_trt.model import Branch, routed_attention
 from vorta_trt.plugins import load_library
+from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 logger = logging.getLogger(__name__)
 GRAPH = "graph replay"
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 Measured = Callable[[Row, Timing], Row]
-
-
-@contextmanager
-def held_to(kernels: str) -> Iterator[None]:
-    """Holds the library to a family of kernels for a while.
-
-    Args:
-        kernels: What `PluginLibrary.force_kernels` takes; "" changes nothing.
-
-    Raises:
-        LibraryError: There is no such family.
-    """
-    if not kernels:
-        yield
-        return
-    library = load_library()
-    before = library.forced_kernels
-    library.force_kernels(kernels)
-    try:
-        yield
-    finally:
-        library.force_kernels(before)
 
 
 def families_of(precision: str) -> set[str]:

@@ -100,6 +100,14 @@ class PictureOptions(Options):
         float | None,
         typer.Option(min=0.1, max=999, help="Frames per second of --video [default: the samples' own, or 16]."),
     ] = None
+    floor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C",
+            help="A computed in another way, whose distance from A is the noise floor: samples, or with --of a setting "
+            "such as dense,compile or dense,kernels=sm80 or dense,executor=reference.",
+        ),
+    ] = None
     lpips: Annotated[
         bool | None,
         typer.Option(
@@ -113,6 +121,7 @@ class PictureOptions(Options):
     "vorta-trt compare dense.mp4 routed.mp4 --video compared.mp4",
     "vorta-trt compare SAMPLES_DENSE SAMPLES_ROUTED -o compared.json --video COMPARED",
     "vorta-trt compare dense routed --of model.bundle --prompts prompts.txt --video COMPARED",
+    "vorta-trt compare dense routed --of CHECKPOINT --router ROUTER --prompts prompts.txt --floor dense,compile",
     "vorta-trt compare dense override=calibration.json --of CHECKPOINT --size 77x480x832 --prompts prompts.txt",
 )
 def compare(
@@ -121,7 +130,8 @@ def compare(
         typer.Argument(
             metavar="A",
             help="A video, .npy or .safetensors file of frames, or a folder of them; with --of a setting: dense, "
-            "routed, tau=0.4, override=FILE, override=none, dense-first=2, dense-last=1, or several with commas.",
+            "routed, tau=0.4, override=FILE, override=none, dense-first=2, dense-last=1, kernels=NAME, compile, "
+            "executor=NAME, or several with commas.",
         ),
     ],
     second: Annotated[
@@ -133,6 +143,9 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write summary and samples as Markdown, or the samples as CSV, to this file.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -142,31 +155,40 @@ def compare(
     With --of, both settings sample the same prompts from the same noise.
     """
     from vorta_trt.runtime.comparison.compare import compare_samples
-    from vorta_trt.runtime.comparison.report import compare_table
+    from vorta_trt.runtime.comparison.tables import check_table, compare_table, summary_table, write_table
     from vorta_trt.runtime.console import Stages, output_console
 
     if picture.fps is not None and picture.video is None:
         raise typer.BadParameter("belongs to --video; give both", param_hint="--fps")
     check_folder(output, "--output")
+    if table is not None:
+        with usage("--table"):
+            check_table(table)
+        check_folder(table, "--table")
     if model.of is None and (given := [*model.given(), *sampling.given]):
         raise typer.BadParameter("samples with a model; give that with --of", param_hint=given[0])
     with Stages() as stages:
         if model.of is None:
-            report = compare_samples(Path(first), Path(second), stages, **vars(picture))
+            options = vars(picture) | {"floor": None if picture.floor is None else Path(picture.floor)}
+            report = compare_samples(Path(first), Path(second), stages, **options)
         else:
             report = _compare_settings(model.of, first, second, model, sampling, picture, stages)
     if output is not None:
         from vorta_trt.model.files import write_text
 
         write_text(output, report.model_dump_json(indent=2) + "\n")
+    if table is not None:
+        write_table(table, report)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
     console = output_console()
     console.print(compare_table(report))
+    if len(report.pairs) > 1 or report.floor is not None:
+        console.print(summary_table(report))
     if report.lpips_note is not None:
         console.print(f"no LPIPS: {report.lpips_note}", markup=False, soft_wrap=True)
-    for path in filter(None, (output, picture.video, model.keep)):
+    for path in filter(None, (output, table, picture.video, model.keep)):
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
@@ -184,6 +206,8 @@ def _compare_settings(
 
     with usage():
         settings = Setting.parse(first), Setting.parse(second)
+    with usage("--floor"):
+        floor = None if picture.floor is None else Setting.parse(picture.floor)
     params = sampling.params()
     one_of("--prompt / --prompts", model.prompt, model.prompts)
     source = model.source(of)
@@ -198,5 +222,5 @@ def _compare_settings(
             checkpoint=model.checkpoint,
             params=params,
             executor=None if model.executor is None else model.executor.value,
-            **vars(picture),
+            **(vars(picture) | {"floor": floor}),
         )

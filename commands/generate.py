@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -14,15 +15,17 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import Variant, decimals, experts_of_file, one_of, one_per_expert
+from vorta_trt.commands.options import MOST_SEED, Variant, decimals, experts_of_file, one_of, one_per_expert
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
+from vorta_trt.runtime.pipelines.sample_files import Naming
 from vorta_trt.runtime.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
     from vorta_trt.runtime.pipelines.planned import PlannedRequest
+    from vorta_trt.runtime.pipelines.sample_files import SampleFile
     from vorta_trt.runtime.pipelines.stages import OnStep
 
 
@@ -61,7 +64,7 @@ class VideoOptions(Options):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Make a video of every prompt in this file, one a line or a JSON list: 000.mp4 and so on.",
+            help="Make videos of every prompt in this file: one a line, a JSON list, or VBench_full_info.json.",
         ),
     ] = None
     image: Annotated[
@@ -72,6 +75,29 @@ class VideoOptions(Options):
         Path | None,
         typer.Option(metavar="FILE", help="The image that the video ends with, for models that take one."),
     ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --prompts: videos of each prompt, from --seed, --seed + 1 and so on [default: 1]."
+        ),
+    ] = None
+    naming: Annotated[
+        Naming | None,
+        typer.Option(
+            help="With --prompts: number names videos 000.mp4, vbench PROMPT-0.mp4, authors as VORTA's script "
+            "[default: number]."
+        ),
+    ] = None
+    named_by: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --prompts: prompts to name the videos by, line by line, e.g. VBench's own for rewritten ones.",
+        ),
+    ] = None
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="With --prompts: leave out videos that are there already.")
+    ] = False
     fps: Annotated[
         float | None, typer.Option(min=0.1, max=999, help="Frames per second [default: the model's own].")
     ] = None
@@ -82,6 +108,10 @@ class VideoOptions(Options):
     def check(self) -> None:
         """Makes a usage error of prompts that are missing, or given twice, and of a missing output."""
         one_of("--prompt / --prompts", self.prompt, self.prompts)
+        of_many = {"--samples": self.samples, "--naming": self.naming, "--named-by": self.named_by}
+        of_many["--skip-existing"] = self.skip_existing or None
+        if self.prompts is None and (given := [name for name, value in of_many.items() if value is not None]):
+            raise typer.BadParameter("belongs to --prompts; give both", param_hint=given[0])
         if self.output is None:
             raise typer.BadParameter("is missing; give e.g. -o video.mp4", param_hint="--output")
 
@@ -90,17 +120,25 @@ class VideoOptions(Options):
         given = {"image": self.image, "last_image": self.last_image}
         return {name: path for name, path in given.items() if path is not None}
 
-    def jobs(self) -> list[tuple[str, Path]]:
+    def jobs(self) -> list[SampleFile]:
         """Prompts and the files of their videos."""
-        from vorta_trt.runtime.pipelines.prompts import output_files, read_prompts
+        from vorta_trt.runtime.pipelines.prompts import read_prompts
+        from vorta_trt.runtime.pipelines.sample_files import SampleFile, sample_files
         from vorta_trt.runtime.video_file import check_output
 
         assert self.output is not None
         if self.prompts is not None:
-            texts = read_prompts(self.prompts)
-            return list(zip(texts, output_files(self.output, len(texts), f".{self.video_format.value}"), strict=True))
+            return sample_files(
+                self.output,
+                read_prompts(self.prompts),
+                f".{self.video_format.value}",
+                naming=self.naming or Naming.number,
+                samples=self.samples or 1,
+                names=None if self.named_by is None else read_prompts(self.named_by),
+                keep=self.skip_existing,
+            )
         check_output(self.output)
-        return [(str(self.prompt), self.output)]
+        return [SampleFile(str(self.prompt), self.output, 0)]
 
 
 @dataclass(frozen=True)
@@ -249,17 +287,22 @@ def generate(
         if not dry_run:
             planner.read_images(video.images())
             jobs = video.jobs()
+            if not jobs:
+                typer.echo(json.dumps({"videos": []}) if as_json else f"every video is in {video.output} already")
+                return
+            first_seed = secrets.randbits(32) if params.seed is None else params.seed
 
             def write(number: int, made: GeneratedVideo) -> None:
-                file = made.save(jobs[number][1], video.fps)
+                file = made.save(jobs[number].file, video.fps)
                 videos.append({"output": str(file), **made.to_dict()})
 
             stages("loading text encoder, VAE and engine")
             with VortaPipeline(planner, strict=strict, **engine.arguments()) as pipe:
                 pipe.generate_each(
-                    [text for text, _ in jobs],
+                    [job.prompt for job in jobs],
                     write,
-                    params=params,
+                    params=params.updated(seed=None),
+                    seeds=[(first_seed + job.index) % (MOST_SEED + 1) for job in jobs],
                     image=video.image,
                     last_image=video.last_image,
                     locate=locate,

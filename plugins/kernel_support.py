@@ -8,6 +8,8 @@ the checks of a bundle ask for the same facts one by one.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from vorta_trt.plugins.errors import VortaError
@@ -23,7 +25,7 @@ from vorta_trt.plugins.gpu import (
     driver_version,
     native_architecture,
 )
-from vorta_trt.plugins.library import KernelFamily, PluginLibrary
+from vorta_trt.plugins.library import KernelFamily, PluginLibrary, load_library
 
 logger = logging.getLogger(__name__)
 
@@ -144,3 +146,25 @@ def prepare_gpu(library: PluginLibrary, index: int) -> None:
         raise GpuSupportError(problem)
     if slower := slower_than_possible(library, device):
         logger.warning("%s", slower)
+
+
+@contextmanager
+def held_to(kernels: str) -> Iterator[None]:
+    """Holds the library to a family of kernels for a while.
+
+    Args:
+        kernels: What `PluginLibrary.force_kernels` takes; "" changes nothing.
+
+    Raises:
+        LibraryError: There is no such family.
+    """
+    if not kernels:
+        yield
+        return
+    library = load_library()
+    before = library.forced_kernels
+    library.force_kernels(kernels)
+    try:
+        yield
+    finally:
+        library.force_kernels(before)

@@ -24,6 +24,7 @@ def compare_samples(
     second: Path,
     report: Report,
     *,
+    floor: Path | None = None,
     video: Path | None = None,
     fps: float | None = None,
     lpips: bool | None = None,
@@ -34,6 +35,7 @@ def compare_samples(
         first: A file (see `read_frames`), or a folder.
         second: The same; files of two folders are paired by name without suffix.
         report: Called with what is done, how much of it, and how much there is.
+        floor: What `first` gives if the same is computed in another way, e.g. with other kernels: the noise floor.
         video: write first | second | difference there: a file for two files, a folder for two folders.
         fps: of those videos; None takes the samples' own, or 16.
         lpips: None computes it if its package and weights are there, and notes why not; True insists on it.
@@ -45,18 +47,30 @@ def compare_samples(
         ValueError: a file beside a folder, or a video path that is a sample or has an unknown suffix.
     """
     pairs = _pairs(first, second)
+    floors = [] if floor is None else _floor_pairs(first, floor, pairs)
     videos = _video_paths(video, pairs, first.is_dir())
     distance, note = _distance(lpips)
     if video is not None and first.is_dir():
         video.mkdir(parents=True, exist_ok=True)
-    reports = []
-    for number, (name, one, other) in enumerate(pairs):
 
-        def progress(frames: int, name: str = name, number: int = number) -> None:
-            report(f"comparing {name}: frame {frames}", number, len(pairs))
+    def compared(what: str, todo: list[tuple[str, Path, Path]], shown: dict[str, Path]) -> list[PairReport]:
+        reports = []
+        for number, (name, one, other) in enumerate(todo):
 
-        reports.append(_compare_pair(name, one, other, videos.get(name), fps, distance, progress))
-    return CompareReport(first=str(first), second=str(second), pairs=reports, lpips_note=note)
+            def progress(frames: int, name: str = name, number: int = number) -> None:
+                report(f"{what} {name}: frame {frames}", number, len(todo))
+
+            reports.append(_compare_pair(name, one, other, shown.get(name), fps, distance, progress))
+        return reports
+
+    result = CompareReport(
+        first=str(first), second=str(second), pairs=compared("comparing", pairs, videos), lpips_note=note
+    )
+    if floor is None:
+        return result
+    measured = compared("noise floor of", floors, {})
+    least = CompareReport(first=str(first), second=str(floor), pairs=measured, lpips_note=note)
+    return result.model_copy(update={"floor": least})
 
 
 def _distance(lpips: bool | None) -> tuple[Distance | None, str | None]:
@@ -89,6 +103,13 @@ def _pairs(first: Path, second: Path) -> list[tuple[str, Path, Path]]:
                 f"generate the missing ones, or move {here[missing[0]]} away"
             )
     return [(name, ones[name], others[name]) for name in sorted(ones)]
+
+
+def _floor_pairs(first: Path, floor: Path, pairs: list[tuple[str, Path, Path]]) -> list[tuple[str, Path, Path]]:
+    """The pairs of the noise floor, under the names of the others."""
+    if not first.is_dir() and floor.is_file():
+        return [(pairs[0][0], first, floor)]
+    return _pairs(first, floor)
 
 
 def _samples(folder: Path) -> dict[str, Path]:

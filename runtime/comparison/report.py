@@ -1,26 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outcome of `compare`: JSON for scripts, a table for people."""
+"""The outcome of `compare`, for scripts; `tables` shows it to people."""
 
 from __future__ import annotations
 
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from pydantic import computed_field
 
 from vorta_trt.runtime.comparison.image_quality import psnr
 from vorta_trt.runtime.verification.report import Strict
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 class PairReport(Strict):
     """Two samples.
 
-    mean_squared_error: of values in [0, 1], over all frames, pixels and channels; psnr is that of it, in dB, infinite
-    (in JSON the string "Infinity") for equal samples. ssim, lpips: means over the frames. worst_frame_*: of the frame
-    that is least alike.
+    Attributes:
+        name: Of the pair.
+        first: One file.
+        second: The other.
+        frames: How many both have.
+        height: In pixels.
+        width: In pixels.
+        mean_squared_error: Of values in [0, 1], over all frames, pixels and channels. `psnr` is that of it, in dB,
+            infinite (in JSON the string "Infinity") for equal samples.
+        worst_frame_mean_squared_error: Of the frame that is least alike.
+        ssim: Mean over the frames.
+        worst_frame_ssim: Of the frame that is least alike.
+        lpips: Mean over the frames; None if it was not computed.
+        video: Where both were written side by side.
+        prompt: That both were sampled with; None if it is not known.
     """
 
     name: str
@@ -35,6 +43,7 @@ class PairReport(Strict):
     worst_frame_ssim: float
     lpips: float | None
     video: str | None
+    prompt: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -57,12 +66,15 @@ class CompareReport(Strict):
         second: What with.
         pairs: Of samples.
         lpips_note: Why there is no LPIPS; None if there is.
+        floor: The noise floor: `first` against what the same setting gives in another way of computing it, pair by
+            pair by the same names. None if it was not measured.
     """
 
     first: str
     second: str
     pairs: list[PairReport]
     lpips_note: str | None
+    floor: CompareReport | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -82,54 +94,3 @@ class CompareReport(Strict):
         """Mean over the pairs that have one; None without any."""
         distances = [pair.lpips for pair in self.pairs if pair.lpips is not None]
         return fmean(distances) if distances else None
-
-
-def compare_table(report: CompareReport) -> Table:
-    """A row per pair, and one for the set if there are several."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(f"{report.first} against {report.second}"))
-    table.add_column("sample", overflow="fold")
-    for column in (
-        "frames",
-        "size",
-        "PSNR dB",
-        "worst",
-        "SSIM",
-        "worst",
-        *(("LPIPS",) if report.lpips_note is None else ()),
-    ):
-        table.add_column(column, justify="right")
-    for pair in report.pairs:
-        table.add_row(
-            escape(pair.name),
-            str(pair.frames),
-            f"{pair.height}x{pair.width}",
-            f"{pair.psnr:.2f}",
-            f"{pair.worst_frame_psnr:.2f}",
-            f"{pair.ssim:.4f}",
-            f"{pair.worst_frame_ssim:.4f}",
-            *_lpips(report, pair.lpips),
-        )
-    if len(report.pairs) > 1:
-        worst_psnr = min(pair.worst_frame_psnr for pair in report.pairs)
-        worst_ssim = min(pair.worst_frame_ssim for pair in report.pairs)
-        table.add_section()
-        table.add_row(
-            "all",
-            str(sum(pair.frames for pair in report.pairs)),
-            "",
-            f"{report.psnr:.2f}",
-            f"{worst_psnr:.2f}",
-            f"{report.ssim:.4f}",
-            f"{worst_ssim:.4f}",
-            *_lpips(report, report.lpips),
-        )
-    return table
-
-
-def _lpips(report: CompareReport, distance: float | None) -> tuple[str, ...]:
-    if report.lpips_note is not None:
-        return ()
-    return ("-" if distance is None else f"{distance:.4f}",)

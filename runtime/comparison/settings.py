@@ -8,11 +8,18 @@ A setting is written as parts with commas between them:
     tau=0.4                         routing threshold
     override=FILE, override=none    calibrated routes, or not those of the bundle
     dense-first=2, dense-last=1     steps at the ends with full attention
+
+Three more change nothing but the order of sums, so that two settings that differ in them alone show the noise floor:
+
+    kernels=sm80                    attention kernels, as `PluginLibrary.force_kernels` takes them; on a GPU
+    compile                         torch.compile, of a checkpoint in torch
+    executor=reference              what runs a bundle or an ONNX file
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +28,7 @@ from pydantic import ValidationError
 
 from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.model.records import first_error
+from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.image_quality import load_lpips
 from vorta_trt.runtime.comparison.report import CompareReport
@@ -31,7 +39,7 @@ from vorta_trt.runtime.pipelines.experts import Source as ModelSource
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
-from vorta_trt.runtime.pipelines.prompts import output_files
+from vorta_trt.runtime.pipelines.sample_files import sample_files
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.video_file import check_encoder
 
@@ -46,12 +54,33 @@ class Setting:
     """How to sample; see the module's text.
 
     Attributes:
-        text: as given. params: what it says of `SamplingParams`. route_override: of `RequestPlanner`.
+        text: As given.
+        params: What it says of `SamplingParams`.
+        route_override: Of `RequestPlanner`.
+        kernels: Family of attention kernels, "" for the GPU's own.
+        compiled: Whether torch compiles the model.
+        executor: As for `Engine`; None is that of the command.
     """
 
     text: str
     params: dict[str, Any] = field(default_factory=dict)
     route_override: str | Path | None = BUNDLED
+    kernels: str = ""
+    compiled: bool = False
+    executor: str | None = None
+
+    def check(self, is_torch: bool) -> None:
+        """Raises ValueError where a part of it would have no effect."""
+        import torch
+
+        if self.kernels and not torch.cuda.is_available():
+            raise ValueError(f"setting {self.text!r}: kernels belong to a GPU, and there is none; leave them out")
+        if self.compiled and not is_torch:
+            raise ValueError(
+                f"setting {self.text!r}: compile is for a checkpoint in torch; use executor=NAME for a file"
+            )
+        if self.executor is not None and is_torch:
+            raise ValueError(f"setting {self.text!r}: an executor runs a bundle or an ONNX file; use compile in torch")
 
     @classmethod
     def parse(cls, text: str) -> Setting:
@@ -65,11 +94,18 @@ class Setting:
                 reason = f" ({error})" if equals and isinstance(error, ValueError) else ""
                 raise ValueError(
                     f"setting {text!r}: {part.strip()!r} is none{reason}; use dense, routed, tau=0.4, override=FILE, "
-                    f"override=none, dense-first=2 or dense-last=1, with commas between several"
+                    f"override=none, dense-first=2, dense-last=1, kernels=sm80, compile or executor=NAME, with commas "
+                    f"between several"
                 ) from error
         return setting
 
     def _with(self, name: str, value: str | None) -> Setting:
+        if name == "compile" and value is None:
+            return replace(self, compiled=True)
+        if name == "kernels" and value:
+            return replace(self, kernels=value)
+        if name == "executor" and value:
+            return replace(self, executor=value)
         if value is None:
             whole: dict[str, dict[str, Any]] = {"dense": {"tau": DENSE_TAU}, "routed": {}}
             override = None if name == "dense" else self.route_override
@@ -93,6 +129,7 @@ def compare_settings(
     folder: Path,
     report: Report,
     *,
+    floor: Setting | None = None,
     source: Sequence[Source] | None = None,
     checkpoint: Path | None = None,
     params: SamplingParams | None = None,
@@ -108,8 +145,9 @@ def compare_settings(
         first: One setting.
         second: The other one.
         prompts: Each is sampled with both.
-        folder: Where the samples go, as first/000.npy, second/000.npy and so on.
+        folder: Where the samples go, as first/000.npy, second/000.npy, floor/000.npy and so on.
         report: Called with what is done, how much of it, and how much there is.
+        floor: Another way to compute the first setting, sampled as well; what it differs by is the noise floor.
         source: A checkpoint, which runs in torch; of two experts, both.
         checkpoint: As for `RequestPlanner`.
         params: What is common to both; its seed is 0 unless given.
@@ -127,28 +165,65 @@ def compare_settings(
     if video is not None:
         check_encoder()
     sampled: ModelSource = target
+    models: list[RoutedTransformer] = []
     if source is not None:
         models = [_on_device(each.model(materialize=True)) for each in source]
         sampled = models[0] if len(models) == 1 else (models[0], models[1])
         checkpoint = checkpoint or source[0].checkpoint
     variant = None if source is None else source[0].variant
+    settings = {"first": first, "second": second} | ({} if floor is None else {"floor": floor})
+    for setting in settings.values():
+        setting.check(source is not None)
     planners = [
         RequestPlanner(sampled, checkpoint, route_override=setting.route_override, variant=variant)
-        for setting in (first, second)
+        for setting in settings.values()
     ]
     common = (params or SamplingParams()).model_dump(exclude_unset=True)
-    requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in (first, second)]
+    requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in settings.values()]
     for planner, request in zip(planners, requests, strict=True):
         planner.plan(request)  # says what is wrong before anything large is loaded
-    places = [_sample_files(folder / name, len(prompts)) for name in ("first", "second")]
-    for files, planner, request, setting in zip(places, planners, requests, (first, second), strict=True):
+    places = [_sample_files(folder / name, len(prompts)) for name in settings]
+    for files, planner, request, setting in zip(places, planners, requests, settings.values(), strict=True):
         report(f"loading for {setting.text}", 0, 0)
-        with VortaPipeline(planner, executor=executor) as pipe:
+        with _computed(setting, models), VortaPipeline(planner, executor=setting.executor or executor) as pipe:
             _sample(pipe, prompts, files, request, setting.text, report)
     compared = compare_samples(
-        folder / "first", folder / "second", report, video=video, fps=fps or planners[0].frames_per_second, lpips=lpips
+        folder / "first",
+        folder / "second",
+        report,
+        floor=None if floor is None else folder / "floor",
+        video=video,
+        fps=fps or planners[0].frames_per_second,
+        lpips=lpips,
     )
-    return compared.model_copy(update={"first": first.text, "second": second.text})
+    return _named(compared, settings, dict(zip((file.stem for file in places[0]), prompts, strict=True)))
+
+
+def _named(report: CompareReport, settings: Mapping[str, Setting], prompts: Mapping[str, str]) -> CompareReport:
+    """A report with settings in the place of folders, and with the prompts."""
+
+    def named(part: CompareReport, second: str) -> CompareReport:
+        pairs = [pair.model_copy(update={"prompt": prompts[pair.name]}) for pair in part.pairs]
+        return part.model_copy(
+            update={"first": settings["first"].text, "second": settings[second].text, "pairs": pairs}
+        )
+
+    floor = None if report.floor is None else named(report.floor, "floor")
+    return named(report, "second").model_copy(update={"floor": floor})
+
+
+@contextmanager
+def _computed(setting: Setting, models: Sequence[RoutedTransformer]) -> Iterator[None]:
+    """With a setting's kernels, and models in torch compiled or not."""
+    compiled = models if setting.compiled else ()
+    with held_to(setting.kernels):
+        for model in compiled:
+            model.compile()
+        try:
+            yield
+        finally:
+            for model in compiled:
+                model._compiled_call_impl = None  # as it was: torch has no call for it
 
 
 def _on_device(model: RoutedTransformer) -> RoutedTransformer:
@@ -179,7 +254,7 @@ def _sample(
 
 def _sample_files(folder: Path, count: int) -> list[Path]:
     """The files of one setting's samples; refuses a folder with others, which would be compared, too."""
-    files = output_files(folder, count, FRAMES)
+    files = [sample.file for sample in sample_files(folder, [""] * count, FRAMES)]
     if others := sorted(
         path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path not in files
     ):

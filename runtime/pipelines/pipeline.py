@@ -50,6 +50,7 @@ from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.video_file import write_frames
 
+MOST_TOGETHER = 32  # videos whose conditions and latents wait in memory between two stages
 BUDGET = "weight_streaming_budget"
 StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
 OnVideo = Callable[[int, "GeneratedVideo"], None]  # number of the prompt
@@ -230,12 +231,13 @@ class VortaPipeline:
         image: ImageLike | None = None,
         last_image: ImageLike | None = None,
         generator: torch.Generator | None = None,
+        seeds: Sequence[int] | None = None,
         locate: bool | None = None,
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
         **changes: Any,
     ) -> None:
-        """A video of the model's size for every prompt. Sequential, the engine is opened and closed once for all.
+        """A video of the model's size for every prompt. Sequential, the engine is opened once for 32 of them.
 
         Args:
             prompts: What the videos show.
@@ -245,6 +247,7 @@ class VortaPipeline:
             image: That every video begins with, for models that take one: a file, or an image of PIL.
             last_image: That every video ends with, for models that take one.
             generator: Of the noise, in the place of a seed.
+            seeds: One for each video, in the place of one for all.
             locate: See `VortaTransformer.request`.
             on_step: Called as every step begins.
             on_stage: Called with what is done between the steps. All three callbacks may raise to stop the request.
@@ -269,15 +272,22 @@ class VortaPipeline:
                 raise ValueError(f"prompt {ascii(text)}: has half of a surrogate pair, so it is no text; write it anew")
         if generator is not None and params.seed is not None:
             raise ValueError(f"seed {params.seed}: the generator has one of its own; give one of them")
+        if seeds is not None and (len(seeds) != len(prompts) or generator is not None or params.seed is not None):
+            raise ValueError(
+                f"seeds: {len(seeds)} of them; must be one for each of {len(prompts)} prompts, in the place of a seed "
+                f"and a generator"
+            )
         given = {"image": image, "last_image": last_image}
         kind, images = self.planner.read_images({name: one for name, one in given.items() if one is not None})
         with self._lock:
             seed = secrets.randbits(32) if params.seed is None else params.seed
-            sampling = Sampling(params, self.plan(params), _noise(seed, generator), images, locate, on_step)
+            sampling = Sampling(
+                params, self.plan(params), _noise(seeds or [seed] * len(prompts), generator), images, locate, on_step
+            )
             self.parts.kind = kind
             self.parts.on_stage = on_stage or (lambda *_: None)
             # What is freed between the stages is loaded once for all prompts.
-            together = len(prompts) if self.residency.is_sequential else 1
+            together = min(len(prompts), MOST_TOGETHER) if self.residency.is_sequential else 1
             for first in range(0, len(prompts), together):
                 videos = self._videos(prompts[first : first + together], first, sampling)
                 for number, video in enumerate(videos, first):
@@ -296,13 +306,14 @@ class VortaPipeline:
         self.parts.free()
         began = time.perf_counter()
         latents = [each.latents for each in denoised]
-        for prompt, each, frames in zip(prompts, denoised, decode(latents, self.parts), strict=True):
+        together = zip(prompts, denoised, decode(latents, self.parts), strict=True)
+        for number, (prompt, each, frames) in enumerate(together, first):
             seconds = encoding + each.seconds + time.perf_counter() - began
             yield GeneratedVideo(
                 frames,
                 self.planner.frames_per_second,
                 prompt,
-                sampling.noise().initial_seed(),
+                sampling.noise(number).initial_seed(),
                 sampling.planned,
                 each.launches,
                 seconds,
@@ -369,6 +380,8 @@ class VortaPipeline:
         return [target.path, data_file(target.path)]
 
 
-def _noise(seed: int, generator: torch.Generator | None) -> Callable[[], torch.Generator]:
-    """The generator of every video: the caller's, or one of its own with the seed."""
-    return (lambda: torch.Generator().manual_seed(seed)) if generator is None else (lambda: generator)
+def _noise(seeds: Sequence[int], generator: torch.Generator | None) -> Callable[[int], torch.Generator]:
+    """The generator of every video: the caller's, or one of its own with its seed."""
+    if generator is not None:
+        return lambda number: generator
+    return lambda number: torch.Generator().manual_seed(seeds[number])

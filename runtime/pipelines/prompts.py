@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts from a file, and the files that their videos go to."""
+"""Prompts from a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.files import refuse_pointer
-from vorta_trt.runtime.video_file import check_output
 
 JSON_LINES = (".jsonl", ".ndjson")
+_KEYS = ("caption", "prompt_en")  # of objects: the authors' and VBench's
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -18,8 +18,8 @@ def read_prompts(path: Path) -> list[str]:
 
     Args:
         path: A text file with one prompt per line, which ends at a newline and at nothing else; empty lines are left
-            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs;
-            or one of those a line (JSON lines).
+            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs, or
+            with a `prompt_en`, as VBench's VBench_full_info.json; or one of those a line (JSON lines).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -57,11 +57,12 @@ def _captions(path: Path, text: str) -> list[str] | None:
         return None
     if not isinstance(content, list):
         raise ValueError(f"prompts {path}: must hold a list of strings, or of objects with a caption")
-    entries: list[Any] = [entry.get("caption") if isinstance(entry, dict) else entry for entry in content]
+    entries = [_text(entry) for entry in content]
     for number, entry in enumerate(entries):
         if not isinstance(entry, str):
             raise ValueError(
-                f"prompts {path}: entry {number} is {content[number]!r}; must be a string, or an object with a caption"
+                f"prompts {path}: entry {number} is {content[number]!r}; must be a string, or an object with a "
+                f"{' or '.join(_KEYS)}"
             )
         try:
             entry.encode()
@@ -70,15 +71,8 @@ def _captions(path: Path, text: str) -> list[str] | None:
     return entries
 
 
-def output_files(folder: Path, count: int, suffix: str) -> list[Path]:
-    """`count` files in a folder, 000.mp4 and so on, by which `vorta-trt compare` pairs two folders; the folder is made.
-
-    Raises: FileExistsError, if the folder is a file; what `check_output` raises.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file, and several videos go into a folder; give another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number:03d}{suffix}" for number in range(count)]
-    for file in files:
-        check_output(file)
-    return files
+def _text(entry: Any) -> Any:
+    """The prompt of an entry of JSON, or what stands in its place."""
+    if isinstance(entry, dict):
+        return next((entry[key] for key in _KEYS if key in entry), None)
+    return entry

@@ -312,7 +312,7 @@ class Sampling:
     Attributes:
         params: As asked for.
         planned: Schedule and steps.
-        noise: Gives the generator of each video's noise.
+        noise: Gives the generator of a video's noise, by the video's number.
         images: That every video begins or ends with.
         locate: See `VortaTransformer.request`.
         on_step: Called as every step begins; may raise to stop.
@@ -320,7 +320,7 @@ class Sampling:
 
     params: SamplingParams
     planned: PlannedRequest
-    noise: Callable[[], torch.Generator]
+    noise: Callable[[int], torch.Generator]
     images: Images = field(default_factory=dict)
     locate: bool | None = None
     on_step: OnStep | None = None
@@ -369,7 +369,7 @@ def denoise(
             began, before = time.perf_counter(), dict(fallbacks.counts)
             if any(expert.steps.routes is None for expert in planned.experts):
                 fallbacks.record("planned routes", f"{planner.name} does not hold its timestep path")
-            noise = sampling.noise()
+            noise = sampling.noise(number)
             if hasattr(scheduler, "generator"):
                 scheduler.generator = noise
             with Turns(

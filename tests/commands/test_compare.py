@@ -27,7 +27,9 @@ def test_a_checkpoint(tiny_wan: Tiny, tmp_path: Path) -> None:
     common = ("compare", "dense", "tau=0.4", "--of", tiny_wan.checkpoint, "--router", tiny_wan.router)
     common = (*common, "--prompt", "a red wall", "--steps", 2, "--precision", "fp32", "--no-lpips")
     report = tmp_path / "report.json"
-    text = vorta(*common, "-o", report, "--keep", tmp_path / "kept")
+    table = tmp_path / "table.md"
+    text = vorta(*common, "-o", report, "--keep", tmp_path / "kept", "--table", table)
+    assert "| 000 a red wall | 9 | 64x96 |" in table.read_text()
     assert "dense against tau=0.4" in text and f"wrote {tmp_path}/kept" in text
     content = json.loads(report.read_text())
     assert (content["first"], content["second"]) == ("dense", "tau=0.4")
@@ -49,6 +51,8 @@ def test_usage(tiny_wan: Tiny, tmp_path: Path) -> None:
         ),
         (("dense", "sparse", *of, "--prompt", "a wall"), 2, "setting 'sparse': 'sparse' is none"),
         (("dense", "routed", *of), 2, "give one of them"),
+        (("dense", "routed", *of, "--prompt", "a", "--table", "table.txt"), 2, "must end in .md or .csv"),
+        (("dense", "routed", *of, "--prompt", "a", "--floor", "sparse"), 2, "--floor.*'sparse' is none"),
         (("dense", "routed", *of, "--prompt", "a", "-o", tmp_path / "none/r.json"), 2, "its folder does not exist"),
         (
             ("dense", "routed", *of, "--prompt", "a", "--video", "v", "--fps", -1),

@@ -85,8 +85,13 @@ def test_a_fresh_seed_is_told(tiny_wan: Tiny, tmp_path: Path) -> None:
     said = generate(*arguments, "-o", tmp_path / "one.npy").stdout
     match = re.search(r"seed (\d+), 3 steps, 3 launches", said)
     assert match is not None
-    generate(*arguments, "--seed", match[1], "-o", tmp_path / "two.npy")
-    assert np.array_equal(np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy"))
+    prompts, videos = tmp_path / "prompts.txt", tmp_path / "videos"
+    prompts.write_text("a red wall\n")
+    arguments[1:3] = ["--prompts", prompts, "--samples", 2, "--naming", "vbench", "--format", "npy", "-o", videos]
+    generate(*arguments, "--seed", match[1])
+    again = [np.load(videos / f"a red wall-{index}.npy") for index in range(2)]
+    assert np.array_equal(np.load(tmp_path / "one.npy"), again[0]) and not np.array_equal(*again)
+    assert generate(*arguments, "--skip-existing").stdout == f"every video is in {videos} already\n"
 
 
 def test_a_plan_without_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vorta_trt.model import AttentionGeometry
+from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.constants import DENSE_TAU
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.video_size import VideoSize
@@ -55,9 +55,16 @@ def test_settings_as_text() -> None:
     text = "tau=0.4, override=a b/c.json,dense-first=2,dense-last=1"
     assert Setting.parse(text) == Setting(text, {"tau": 0.4, "dense_first": 2, "dense_last": 1}, Path("a b/c.json"))
     assert Setting.parse("override=none").route_override is None
+    assert Setting.parse("dense,compile").compiled and not Setting.parse("dense").compiled
+    assert (
+        Setting.parse("kernels=sm80").kernels == "sm80" and Setting.parse("executor=reference").executor == "reference"
+    )
 
 
-@pytest.mark.parametrize("text", ["", "sparse", "tau", "tau=", "tau=a", "dense-first=1.5", "dense-first=-1", "step=3"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "sparse", "tau", "tau=", "tau=a", "dense-first=1.5", "dense-first=-1", "step=3", "kernels=", "compile=1"],
+)
 def test_texts_that_are_no_setting(text: str) -> None:
     with pytest.raises(ValueError, match=rf"setting '{text}': '{text}' is none.*tau=0.4"):
         Setting.parse(text)
@@ -110,3 +117,48 @@ def test_what_does_not_fit_is_refused_before_sampling(
     (tmp_path / "second/002.npy").touch()
     with pytest.raises(FileExistsError, match="second: holds 002.npy, which is not of these 2 prompts"):
         compare(source, tmp_path, "dense", "routed")
+
+
+def test_a_noise_floor(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third set is sampled compiled, which the others are not."""
+    compiled = []
+
+    def compile_model(model: RoutedTransformer) -> None:
+        compiled.append(sorted(path.parent.name for path in tmp_path.rglob("*.npy")))
+        torch.nn.Module.compile(model, backend="eager")
+
+    monkeypatch.setattr(RoutedTransformer, "compile", compile_model)
+    settings = [Setting.parse(text) for text in ("dense", "routed", "dense,compile")]
+    report = compare_settings(
+        source.checkpoint,
+        *settings[:2],
+        PROMPTS[:1],
+        tmp_path,
+        silent,
+        floor=settings[2],
+        source=source,
+        params=SamplingParams(num_inference_steps=1, guidance_scale=1.0),
+        lpips=False,
+    )
+    assert compiled == [["first", "second"]]
+    assert report.floor is not None and (report.floor.first, report.floor.second) == ("dense", "dense,compile")
+    assert report.pairs[0].prompt == report.floor.pairs[0].prompt == PROMPTS[0]
+    assert report.psnr < report.floor.psnr
+
+
+@pytest.mark.parametrize(
+    ("text", "is_torch", "message"),
+    [
+        ("dense,compile", False, "compile is for a checkpoint in torch; use executor=NAME"),
+        ("dense,executor=reference", True, "an executor runs a bundle or an ONNX file; use compile"),
+    ],
+)
+def test_parts_without_effect(text: str, is_torch: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Setting.parse(text).check(is_torch)
+
+
+def test_kernels_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="kernels belong to a GPU, and there is none"):
+        Setting.parse("dense,kernels=sm80").check(True)

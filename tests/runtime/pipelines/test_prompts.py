@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vorta_trt.model.write_errors import WriteError
-from vorta_trt.runtime.pipelines.prompts import output_files, read_prompts
+from vorta_trt.runtime.pipelines.prompts import read_prompts
 
 CAPTIONS = ["a red wall", "ein grüner Wald"]
 
@@ -63,7 +62,7 @@ def test_text_that_begins_with_a_bracket(tmp_path: Path) -> None:
         ("prompts.json", b"[]", "holds no prompt"),
         ("prompts.json", b"a cat", "is not JSON"),
         ("prompts.jsonl", b'{"caption": "a cat"}\na dog', "is not JSON"),
-        ("prompts.txt", b'{"prompt": "a cat"}', "entry 0 is .* must be a string, or an object with a caption"),
+        ("prompts.txt", b'{"prompt": "a cat"}', "entry 0 is .* must be a string, or an object with a "),
         ("prompts.json", b'{"caption": "a cat"}', "must hold a list"),
         ("prompts.json", b'["a cat", "a \\ud83d"]', "entry 1 is no text"),
         ("prompts.json", b"[" * 100_000, "is not JSON"),
@@ -79,9 +78,6 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: bytes, m
         read_prompts(tmp_path / "absent")
 
 
-def test_every_output_is_checked_before_the_work(tmp_path: Path) -> None:
-    files = output_files(tmp_path / "videos", 3, ".npy")
-    assert [file.name for file in files] == ["000.npy", "001.npy", "002.npy"]
-    files[2].mkdir()
-    with pytest.raises(WriteError, match="002.npy: is a folder; give a file name"):
-        output_files(tmp_path / "videos", 3, ".npy")
+def test_vbench_and_the_authors(tmp_path: Path) -> None:
+    content = [{"prompt_en": text, "dimension": ["color"], "auxiliary_info": {}} for text in CAPTIONS]
+    assert read_prompts(written(tmp_path, json.dumps(content).encode(), "VBench_full_info.json")) == CAPTIONS
