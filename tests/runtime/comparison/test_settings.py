@@ -73,7 +73,7 @@ def test_texts_that_are_no_setting(text: str) -> None:
 def compare(source: Source, folder: Path, first: str, second: str, onnx: Path | None = None) -> Any:
     """Of the checkpoint in torch, or of the ONNX file that was made from it."""
     settings = Setting.parse(first), Setting.parse(second)
-    options: dict[str, Any] = {"source": source} if onnx is None else {"checkpoint": source.checkpoint}
+    options: dict[str, Any] = {"source": (source,)} if onnx is None else {"checkpoint": source.checkpoint}
     options |= {"params": PARAMS, "lpips": False}
     return compare_settings(onnx or source.checkpoint, *settings, PROMPTS, folder, silent, **options)
 
@@ -136,7 +136,7 @@ def test_a_noise_floor(source: Source, tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path,
         silent,
         floor=settings[2],
-        source=source,
+        source=(source,),
         params=SamplingParams(num_inference_steps=1, guidance_scale=1.0),
         lpips=False,
     )
