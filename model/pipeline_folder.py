@@ -43,6 +43,7 @@ _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
         (WEIGHTS, INDEX, "diffusion_pytorch_model.bin"),
     ),
     "scheduler": (("scheduler_config.json",),),
+    "guider": (("guider_config.json",),),
 }
 
 
@@ -130,7 +131,7 @@ def check_pipeline(
         )
     for name in (*kind.components, *(part for part in ALWAYS if part != "transformer")):
         if name in index.components:
-            _check_files(checkpoint / name, variant)
+            _check_files(checkpoint / name, _files_of(name, index, checkpoint), variant)
     return index
 
 
@@ -179,12 +180,18 @@ def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
         return kind.from_config(read_json(checkpoint / name / "config.json", kind.__name__))
 
 
-def _check_files(folder: Path, variant: str | None) -> None:
+def _files_of(name: str, index: ModelIndex, checkpoint: Path) -> tuple[tuple[str, ...], ...]:
+    """Groups of files of a component, of each of which one must be there."""
+    if name.startswith("tokenizer") and not component_class(index, name, checkpoint).vocab_files_names:
+        return (("tokenizer_config.json",),)  # bytes need no vocabulary
+    return next(files for kind, files in _FILES.items() if name.startswith(kind))
+
+
+def _check_files(folder: Path, groups: tuple[tuple[str, ...], ...], variant: str | None) -> None:
     """Raises unless a component's folder has its files, themselves and not Git LFS pointers to them."""
     name = folder.name
     if has_variant(folder, variant):
         return  # the library's loader looks for them
-    groups = next(files for kind, files in _FILES.items() if name.startswith(kind))
     for group in groups:
         if not any((folder / file).is_file() for file in group):
             rest = f" (or {', '.join(group[1:])})" if len(group) > 1 else ""

@@ -4,10 +4,11 @@
     python studies/real_size.py wan-1.3b --work /big/disk         # checkpoint -> ONNX -> TensorRT-RTX bundle
     python studies/real_size.py wan-14b --work /big/disk          # checkpoint -> ONNX -> TensorRT-RTX network
     python studies/real_size.py hunyuan-video --work /big/disk    # the same
+    python studies/real_size.py hunyuan-video-15 --work /big/disk # the same
 
-The weights are random, the architecture, the video size and every file are the real ones. The two large ones are not
-built: with 28 and 26 GB of bf16 weights that takes more memory than the 24 GB that this is about; they need twice that
-on the disk. Memory is that of the whole process tree; see `memory.PeakMemory`.
+The weights are random, the architecture, the video size and every file are the real ones. The three large ones are not
+built: with 28, 26 and 17 GB of bf16 weights that takes more memory than the 24 GB that this is about; they need twice
+that on the disk. Memory is that of the whole process tree; see `memory.PeakMemory`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from memory import PeakMemory
 from vorta_trt.benchmarks.harness import gib, write_result
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-VIDEO = {"wan-1.3b": (81, 480, 832), "wan-14b": (77, 720, 1280), "hunyuan-video": (117, 720, 1280)}
+VIDEO = {
+    "wan-1.3b": (81, 480, 832),
+    "wan-14b": (77, 720, 1280),
+    "hunyuan-video": (117, 720, 1280),
+    "hunyuan-video-15": (121, 720, 1280),
+}
 
 
 def main() -> None:
@@ -80,11 +86,16 @@ def make_files(architecture: str, work: Path) -> None:
 
     from vorta_trt.model import AttentionGeometry
     from vorta_trt.model.families.hunyuan_video.random import HUNYUAN_VIDEO
+    from vorta_trt.model.families.hunyuan_video_15.random import HUNYUAN_VIDEO_15
     from vorta_trt.model.families.wan.random import WAN_1_3B, WAN_14B
     from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 
-    shape = {"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B, "hunyuan-video": HUNYUAN_VIDEO}[architecture]
-    family = "hunyuan_video" if shape is HUNYUAN_VIDEO else "wan"
+    family, shape = {
+        "wan-1.3b": ("wan", WAN_1_3B),
+        "wan-14b": ("wan", WAN_14B),
+        "hunyuan-video": ("hunyuan_video", HUNYUAN_VIDEO),
+        "hunyuan-video-15": ("hunyuan_video_15", HUNYUAN_VIDEO_15),
+    }[architecture]
     make_checkpoint(work / "checkpoint", family, **shape, dtype=torch.bfloat16)
     video = VIDEO[architecture]
     blocks: dict[str, Any] = {

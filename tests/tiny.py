@@ -37,6 +37,7 @@ COMMON = {"layers": 2, "heads": 3, "head_dim": 32, "text_dim": TEXT_DIM, "channe
 WAN = {**COMMON, "ffn_dim": 64, "freq_dim": 32}
 HUNYUAN_VIDEO = {**COMMON, "single_layers": 1, "pooled_dim": 24, "refiner_layers": 1}
 IMAGE = {**HUNYUAN_VIDEO, "layers": 1}
+HUNYUAN_VIDEO_15 = {**COMMON, "glyph_dim": 16, "image_dim": 8, "refiner_layers": 1, "target_size": 80}
 # Family, and behind a space which of its models.
 MODELS: dict[str, dict[str, Any]] = {
     "wan": WAN,
@@ -49,6 +50,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan first and last": {**WAN, "image": "first and last"},  # as Wan 2.1 FLF2V 14B
     "hunyuan_video latent_concat": {**IMAGE, "image": "latent_concat"},
     "hunyuan_video token_replace": {**IMAGE, "image": "token_replace"},
+    "hunyuan_video_15": HUNYUAN_VIDEO_15,
+    "hunyuan_video_15 i2v": {**HUNYUAN_VIDEO_15, "task": "i2v", "meanflow": True},
 }
 SIZES = {"wan ti2v": (9, 96, 160)}  # token grid (3, 3, 5); the VAE of the others takes SIZE
 

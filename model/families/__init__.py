@@ -22,6 +22,7 @@ from vorta_trt.model.families.family import PipelineKind as PipelineKind
 _FAMILIES = {
     "wan": "Wan",
     "hunyuan_video": "HunyuanVideo",
+    "hunyuan_video_15": "HunyuanVideo15",
 }
 DEFAULT_FAMILY = next(iter(_FAMILIES))
 

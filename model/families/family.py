@@ -15,6 +15,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +41,7 @@ class ModelInput:
         low: lower bound of a "uniform" input, for examples.
         high: upper bound of it.
         step: whether it changes at every denoising step; the others are conditions.
+        masks: of a "mask", the embedding whose rows it tells from padding.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelInput:
     low: float = 0.0
     high: float = 1.0
     step: bool = False
+    masks: str = "encoder_hidden_states"
 
     def shape(self, text_rows: int) -> tuple[int, ...]:
         """The sizes behind B as numbers; latents have none here."""
@@ -330,6 +333,7 @@ class ModelFamily(abc.ABC):
         negative_prompt: str | None,
         distilled: bool,
         two_experts: bool = False,
+        checkpoint: Path | None = None,
     ) -> Guidance:
         """What the pipeline is called with.
 
@@ -341,6 +345,7 @@ class ModelFamily(abc.ABC):
             negative_prompt: what guidance leads away from, None for none.
             distilled: the steps are given, as distilled models want them, so that guidance is off by default.
             two_experts: whether the pipeline has two.
+            checkpoint: the pipeline folder, whose own guidance may be the default.
 
         Raises:
             ValueError: something would have no effect.
@@ -388,6 +393,18 @@ class ModelFamily(abc.ABC):
             )
         negative = {"negative_prompt": negative_prompt or ""} if guided else {}
         return Guidance({**arguments, **negative}, 2 if guided else 1, passes_2)
+
+    def prepare_call(self, pipeline: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What diffusers' pipeline is called with, of what a request says.
+
+        A family whose pipeline has another place than its call for some of it puts it there.
+
+        Args:
+            pipeline: diffusers' pipeline, which is this request's own to change.
+            config: of the diffusers transformer.
+            arguments: those of `guidance`, and num_frames, height and width of the video.
+        """
+        return dict(arguments)
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
         """Whether the guidance scale is an input of the transformer."""

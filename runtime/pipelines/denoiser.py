@@ -142,7 +142,8 @@ class TorchDenoiser(Denoiser):
             raise ValueError("model with materialize=False: its weights are on disk, for export; load it with True")
         geometry = model.geometry
         shape = None if geometry is None else model.facts().latent_shape(model.config, geometry.grid)
-        super().__init__(model, shape, None if geometry is None else geometry.text_tokens or None)
+        joint = geometry is not None and geometry.text_tokens
+        super().__init__(model, shape, model.facts().text_rows(joint) if joint else None)
         self.model = model
 
     @property

@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.families import ModelInput, get_family
-from vorta_trt.model.inputs import check_valid_first, token_grid
+from vorta_trt.model.inputs import check_per_sample, check_valid_first, token_grid
 from vorta_trt.runtime.pipelines.denoiser import Denoiser
 from vorta_trt.runtime.pipelines.timesteps import Timesteps
 
 Given = Mapping[str, Tensor | None]  # the pipeline's tensors, by name
 Inputs = dict[str, Tensor]  # the model's
-STEP_INPUTS = ("hidden_states", "timestep")  # they change with every step; the others are conditions
 
 
 class Snapshot:
@@ -49,16 +48,6 @@ def _writes(tensor: Tensor | None) -> int | None:
     if tensor is None:
         return 0
     return None if tensor.is_inference() else tensor._version
-
-
-def of_step(given: Given) -> Given:
-    """Latents and timestep."""
-    return {name: given[name] for name in STEP_INPUTS}
-
-
-def conditions_of(given: Given) -> Given:
-    """Everything else."""
-    return {name: tensor for name, tensor in given.items() if name not in STEP_INPUTS}
 
 
 def memory_of(timestep: Tensor) -> Tensor | None:
@@ -108,12 +97,17 @@ def check_timestep(
 
 
 class ModelInputs:
-    """Converts the tensors of every call; conditions only when they are new."""
+    """Converts the tensors of every call; conditions only when they are new.
+
+    Attributes:
+        steps: names of the inputs that change with every step, latents and timestep first; the others are conditions.
+    """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self._denoiser = denoiser
         self._family = get_family(denoiser.family)
         inputs = self._family.inputs(denoiser.config)
+        self.steps = tuple(spec.name for spec in inputs if spec.step)
         self._conditions = [spec for spec in inputs if not spec.step]
         per_sample = next(spec.sizes for spec in inputs if spec.name == "timestep")
         self._timesteps = Timesteps(int(per_sample[0]) if per_sample else 1)
@@ -134,15 +128,24 @@ class ModelInputs:
         assert latents is not None and timestep is not None
         self._check_latents(latents)
         timestep = self._timesteps(timestep, latents.shape[0], token_grid(latents, self._patch))
-        conditions = conditions_of(given)
+        conditions = self.conditions_of(given)
         known = self._converted.get(context)
         if known is None or not known[0].same(conditions):
             known = self._converted[context] = Snapshot(conditions), self._convert(conditions)
         return {
             "hidden_states": latents.to(self._denoiser.dtype),  # [B, C, F, H, W]
             "timestep": timestep,  # [B] or [B, 2]
+            **{name: self._of_sample(name, given, latents.shape[0]) for name in self.steps[2:]},
             **known[1],
         }
+
+    def of_step(self, given: Given) -> Given:
+        """What changes with every step."""
+        return {name: given[name] for name in self.steps}
+
+    def conditions_of(self, given: Given) -> Given:
+        """Everything else."""
+        return {name: tensor for name, tensor in given.items() if name not in self.steps}
 
     def finish(self) -> None:
         """Checks what has not been checked yet of the last call; raises as a call does."""
@@ -172,6 +175,14 @@ class ModelInputs:
             f"{'x'.join(map(str, asked))}"
         )
 
+    def _of_sample(self, name: str, given: Given, batch: int) -> Tensor:
+        """A number of every sample, float32 [B]."""
+        if (tensor := given.get(name)) is None:
+            raise ValueError(f"{name} None: the model needs it; call it as diffusers' pipeline does")
+        tensor = tensor.expand(batch) if tensor.ndim == 0 else tensor
+        check_per_sample(**{name: tensor})
+        return tensor.to(torch.float32)
+
     def _convert(self, conditions: Given) -> Inputs:
         if missing := [spec.name for spec in self._conditions if conditions.get(spec.name) is None]:
             raise ValueError(f"{missing[0]} None: the model needs it; call it as diffusers' pipeline does")
@@ -181,15 +192,16 @@ class ModelInputs:
         inputs = {}
         for spec in self._conditions:
             tensor = given[spec.name]
+            missing_rows = padding if "text" in spec.sizes else 0
             if spec.kind == "mask":
                 tensor = tensor != 0  # [B, *]
-                if tensor.shape != text.shape[:2]:
+                rows = tuple(given[spec.masks].shape[:2])
+                if tensor.shape != rows:
                     raise ValueError(
-                        f"{spec.name} of shape {tuple(tensor.shape)}: must be {tuple(text.shape[:2])}, one entry per "
-                        f"row of encoder_hidden_states"
+                        f"{spec.name} of shape {tuple(tensor.shape)}: must be {rows}, one entry per row of {spec.masks}"
                     )
                 check_valid_first(spec.name, tensor)
-                tensor = functional.pad(tensor, (0, padding)).to(torch.int32)  # [B, T]
+                tensor = functional.pad(tensor, (0, missing_rows)).to(torch.int32)  # [B, T]
             elif spec.kind == "uniform":
                 tensor = tensor.to(torch.float32)  # [B]
             else:
@@ -197,7 +209,7 @@ class ModelInputs:
                 if "text" not in spec.sizes:
                     tensor = _as_samples(spec, tensor, text.shape[0])
                 elif tensor.ndim == 3:
-                    tensor = functional.pad(tensor, (0, 0, 0, padding))  # [B, T, channels]
+                    tensor = functional.pad(tensor, (0, 0, 0, missing_rows))  # [B, T, channels]
             inputs[spec.name] = tensor
         return inputs
 
@@ -222,6 +234,6 @@ def _as_samples(spec: ModelInput, tensor: Tensor, batch: int) -> Tensor:
     if tensor.numel() != batch * math.prod(sizes) or tensor.shape[-1] != sizes[-1]:
         raise ValueError(
             f"{spec.name} of shape {tuple(tensor.shape)}: must be {(batch, *sizes)} for {batch} samples; give what the "
-            f"pipeline's own encoders make of the images that this model takes"
+            f"pipeline's own encoders make of what this model takes"
         )
     return tensor.reshape(batch, *sizes)

@@ -217,6 +217,7 @@ class RequestPlanner:
             negative_prompt=params.negative_prompt,
             distilled=params.gives_steps and params.scheduler is None,
             two_experts=self.boundary_ratio is not None,
+            checkpoint=self.checkpoint,
         )
 
     def preset(self, name: str) -> dict[str, Any]:

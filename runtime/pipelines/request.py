@@ -27,15 +27,12 @@ from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import BATCHED_GUIDANCE, Denoiser
 from vorta_trt.runtime.pipelines.inputs import (
-    STEP_INPUTS,
     Given,
     Inputs,
     ModelInputs,
     Snapshot,
     begins_schedule,
     check_timestep,
-    conditions_of,
-    of_step,
 )
 from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.finite import FiniteCheck, HostCopy
@@ -197,12 +194,13 @@ class Request:
             return self._cond(given, inputs)
         waiting, self._waiting = self._waiting, None
         if waiting is not None and self._uncond is not None:
-            if waiting[0].same(of_step(given)) and self._uncond[0].same(conditions_of(given)):
+            steps, conditions = self._convert.of_step(given), self._convert.conditions_of(given)
+            if waiting[0].same(steps) and self._uncond[0].same(conditions):
                 return waiting[1]
             self._give_up("the unconditional sample was asked for with other tensors than expected")
         elif self._uncond is None:
-            converted = {name: tensor for name, tensor in inputs.items() if name not in STEP_INPUTS}
-            self._uncond = Snapshot(conditions_of(given)), converted
+            converted = {name: tensor for name, tensor in inputs.items() if name not in self._convert.steps}
+            self._uncond = Snapshot(self._convert.conditions_of(given)), converted
         return self._launch(inputs, UNCOND)
 
     def _cond(self, given: Given, inputs: Inputs) -> Tensor:
@@ -220,7 +218,7 @@ class Request:
         except (DeviceOutOfMemory, torch.OutOfMemoryError) as error:
             self._give_up(str(error))
             return self._launch(inputs, COND)
-        self._waiting = Snapshot(of_step(given)), uncond
+        self._waiting = Snapshot(self._convert.of_step(given)), uncond
         return cond
 
     def _give_up(self, reason: str) -> None:

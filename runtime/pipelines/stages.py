@@ -189,7 +189,7 @@ class Parts:
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
         parts = {name: self._kept[name] for name in names if name in self._kept}
-        if not names:  # the pipeline asks the VAE that it lacks for its compression
+        if "vae" not in names:  # the pipeline asks the VAE that it lacks for its compression and channels
             parts["vae"] = StandIn(empty_part(self._index, "vae", self._folder), vae, device)
         pipeline = load_pipeline(
             self._folder,
@@ -364,6 +364,7 @@ def denoise(
     denoised = []
     with parts.denoising(encoded) as (pipeline, device):
         pipeline.scheduler = scheduler
+        arguments = get_family(planner.family).prepare_call(pipeline, planner.config, arguments)
         fallbacks = parts.transformers.fallbacks
         for number, tensors in enumerate(conditions, first):
             began, before = time.perf_counter(), dict(fallbacks.counts)

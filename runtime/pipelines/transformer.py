@@ -47,7 +47,7 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
-from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of, of_step
+from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
 from vorta_trt.runtime.pipelines.request import COND, UNCOND, OnStep, Request
 from vorta_trt.runtime.pipelines.timesteps import of_schedule
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
 logger = logging.getLogger(__name__)
+PREDICTION = "pred_"  # before the names that diffusers' guiders give their contexts
 _PRECISION = "build or load it in another precision if you need that"
 
 
@@ -345,7 +346,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """What a call is for. Pipelines that do not say it call for "cond", then for "uncond" with the same tensors."""
         if self._context is not None:
             return self._context
-        step = of_step(given)
+        step = self._convert.of_step(given)
         again = self._unnamed is not None and self._unnamed.same(step)
         self._unnamed = None if again else Snapshot(step)
         return UNCOND if again else COND
@@ -383,8 +384,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:
-        """Says, as the pipelines do, whether the calls inside are for "cond" or "uncond"."""
-        before, self._context = self._context, name
+        """Says, as pipelines do, whether the calls inside are for "cond" or "uncond"; guiders put "pred_" before it."""
+        before, self._context = self._context, name.removeprefix(PREDICTION)
         try:
             yield
         finally:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vorta_trt.model import AttentionGeometry, RoutedTransformer, RouteTable
+from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer, RouteTable
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.transformer_flops import other_flops
@@ -22,6 +22,10 @@ SIZES = {
         {"layers": 2, "single_layers": 3, "heads": 3, "head_dim": 32},
         {"text_dim": 48, "pooled_dim": 24},
     ),
+    "hunyuan_video_15": (
+        {"layers": 2, "heads": 3, "head_dim": 32},
+        {"text_dim": 48, "glyph_dim": 24, "image_dim": 16, "channels": 4, "task": "i2v", "meanflow": True},
+    ),
 }
 
 
@@ -30,9 +34,9 @@ SIZES = {
 def test_equals_what_torch_counts(name: str, has_router: bool, tmp_path: Path) -> None:
     """torch does not know the custom operator, so what it counts is everything but the routed attention."""
     family = name.partition(" ")[0]
-    geometry = AttentionGeometry.for_video(29, 96, 128, family)
     sizes, others = SIZES[name]
-    make_checkpoint(tmp_path / "model", family, **sizes, **others)
+    with CheckpointReader(make_checkpoint(tmp_path / "model", family, **sizes, **others)) as reader:
+        geometry = AttentionGeometry.for_video(29, 96, 128, family, config=reader.config)
     router = make_router(tmp_path / "router", geometry, family, **sizes) if has_router else None
     model = RoutedTransformer.from_pretrained(tmp_path / "model", router, geometry=geometry)
     inputs = model.inputs(1, 0)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo 1.5 for router training, and its conditions in generation.
+
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, X rows of the prompt, G rows of glyphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vorta_trt.model.families.hunyuan_video_15 import GLYPH_ROWS, PROMPT_ROWS, takes_image
+from vorta_trt.model.families.training import TrainingFamily
+
+
+class HunyuanVideo15Training(TrainingFamily):
+    """Conditions: `prompt_embeds` of the language model and `prompt_embeds_2` of the glyphs, each with its mask."""
+
+    condition_names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+
+    def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if takes_image(self.config):
+            raise ValueError(
+                "image-to-video checkpoint: its samples would need the image's tokens, which data folders do not hold; "
+                "calibrate or train the text-to-video checkpoint of the same size"
+            )
+        padded: dict[str, Tensor] = {}
+        texts = (("", "text_embed_dim", PROMPT_ROWS, 1), ("_2", "text_embed_2_dim", GLYPH_ROWS, 0))
+        for suffix, size, longest, least in texts:
+            name, mask_name = f"prompt_embeds{suffix}", f"prompt_embeds_mask{suffix}"
+            padded |= self._padded(tensors, name, mask_name, self.config[size], longest, least)
+        return padded
+
+    def _padded(
+        self, tensors: Mapping[str, Tensor], name: str, mask_name: str, size: int, longest: int, least: int
+    ) -> dict[str, Tensor]:
+        """One text and its mask, with at least that many valid rows."""
+        embeds, mask = tensors[name], tensors[mask_name]
+        if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
+            raise ValueError(
+                f"{name} has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this checkpoint; "
+                f"encode the captions with its own text encoders"
+            )
+        if mask.shape != embeds.shape[:1]:
+            raise ValueError(
+                f"{mask_name} has shape {tuple(mask.shape)}, must be {tuple(embeds.shape[:1])}, an entry per row of "
+                f"{name}; encode the captions again"
+            )
+        valid = (mask != 0).to(torch.int32)  # [X]
+        if int(valid.sum()) < least or bool((valid.diff() > 0).any()):
+            raise ValueError(f"{mask_name} has gaps, its valid tokens must come first; encode the captions again")
+        missing = longest - embeds.shape[0]
+        return {name: functional.pad(embeds, (0, 0, 0, missing)), mask_name: functional.pad(valid, (0, missing))}
+
+    def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """The authors have no layout for this model."""
+        raise ValueError(
+            "is in the layout of VORTA's authors, who have none for this model; prepare the data with vorta-trt"
+        )
+
+    def model_inputs(
+        self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Text to video: behind the latents stand zeros, in the place of an image's latents and their mask."""
+        empty = noisy.new_zeros(noisy.shape[0], noisy.shape[1] + 1, *noisy.shape[2:])
+        return {
+            "hidden_states": torch.cat((noisy, empty), dim=1),  # [B, 2 C + 1, F, H, W]
+            "timestep": timesteps,  # [B]
+            "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_embed_dim]
+            "encoder_attention_mask": conditions["prompt_embeds_mask"],  # [B, X]
+            "encoder_hidden_states_2": conditions["prompt_embeds_2"].to(dtype),  # [B, G, text_embed_2_dim]
+            "encoder_attention_mask_2": conditions["prompt_embeds_mask_2"],  # [B, G]
+        }
+
+    def encode_caption(
+        self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        encoded = pipeline.encode_prompt(caption, device=device)
+        return {name: tensor[0] for name, tensor in zip(self.condition_names, encoded, strict=True)}
+
+    def condition(
+        self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
+    ) -> None:
+        _, height, width = size
+        processor = pipeline.video_processor
+        image = processor.resize(images["image"], height=height, width=width, resize_mode="crop")
+        pipeline.encode_image(image=image, batch_size=1, device=device, dtype=torch.float32)
+        pipeline._get_image_latents(
+            vae=pipeline.vae, image_processor=processor, image=image, height=height, width=width, device=device
+        )
