@@ -11,6 +11,7 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     Checkpoint,
+    Lora,
     RouteOverrides,
     Routers,
     RoutesPlot,
@@ -31,6 +32,7 @@ def routes(
     checkpoint: Checkpoint,
     sampling: ScheduleOptions,
     router: Routers = None,
+    lora: Lora = None,
     route_override: RouteOverrides = None,
     size: Size = None,
     tau: Tau = None,
@@ -57,7 +59,7 @@ def routes(
 
     if router is None and route_override is None:
         raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
-    sources = sources_of(checkpoint, router, size, precision, tau, route_overrides=route_override)
+    sources = sources_of(checkpoint, router, size, precision, tau, route_overrides=route_override, lora=lora)
     with Stages() as stages:
         stages("computing the routes")
         schedule = sampling.schedule(checkpoint)

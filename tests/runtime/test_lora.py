@@ -167,6 +167,27 @@ def test_what_overflows_is_refused(tiny_wan: Tiny, tmp_path: Path) -> None:
     assert not list(out.iterdir())
 
 
+def test_routes_of_the_fused_model(tiny_wan: Tiny, tmp_path: Path) -> None:
+    """A LoRA of the timestep embedder changes what the routers see."""
+    path = lora(tmp_path / "lora.safetensors", module=TIME, inputs=FREQUENCIES)
+    scores = []
+    for options in ((), ("--lora", f"{path}:20")):
+        command = [
+            "routes",
+            str(tiny_wan.checkpoint),
+            "--router",
+            str(tiny_wan.router),
+            "--steps",
+            "4",
+            *options,
+            "--json",
+        ]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        scores.append(json.loads(result.stdout)["scores"])
+    assert scores[0] != scores[1]
+
+
 def bad_file(tmp_path: Path) -> Path:
     return lora(tmp_path / "other.safetensors", outputs=WIDTH + 1)
 
