@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint_place import Place, find_place
 from vorta_trt.model.configs import read_json, typed_config
-from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError as CheckpointError
 from vorta_trt.model.families import ModelFamily, families, family_of_class, family_of_config
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
@@ -73,10 +73,10 @@ class CheckpointReader:
             kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), kinds[0])
             check_model_index(index, family, kind, place.pipeline)
             self.experts, self.boundary_ratio = index.experts, index.boundary_ratio
-        self._check_component(source)
+        self._check_component(source, place)
         self._names = frozenset(self._weights.names())
 
-    def _check_component(self, source: str) -> None:
+    def _check_component(self, source: str, place: Place) -> None:
         """The expert that is asked for must be there, and must be the one that is given."""
         if self.component not in self.experts:
             raise CheckpointError(
@@ -88,9 +88,10 @@ class CheckpointReader:
                 f"{source}: has two experts, and nothing says at which step they switch; use the checkpoint in "
                 f"diffusers' layout, whose {MODEL_INDEX} does"
             )
-        if self.folder.name == TRANSFORMER_2 and self.component == TRANSFORMER and len(self.experts) > 1:
+        if len(self.experts) > 1 and (place.file is not None or place.component not in (None, self.component)):
+            what = "a file of one" if place.file is not None else "the second"
             raise CheckpointError(
-                f"{source}: is the second of two experts; give the pipeline folder {self.folder.parent}, and say which "
+                f"{source}: is {what} of two experts; give the folder of both, {self.folder.parent}, and say which "
                 f"expert where only one is meant"
             )
 

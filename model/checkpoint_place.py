@@ -63,6 +63,12 @@ class Place:
         return self.folder.parent if self.file is None or self.folder.name in _AUTHORS_FOLDERS else None
 
     @property
+    def component(self) -> str | None:
+        """The component that the folder's name says it is; None if it says nothing."""
+        names = {name: component for component, name in _AUTHORS_FOLDERS.items()}
+        return self.folder.name if self.folder.name in _AUTHORS_FOLDERS else names.get(self.folder.name)
+
+    @property
     def has_authors_experts(self) -> bool:
         """Whether it is one of two experts in the authors' layout."""
         names = _AUTHORS_FOLDERS.values()
@@ -103,16 +109,17 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
         if not path.name.endswith(SUFFIX) and not _is_index(path):
             raise CheckpointError(f"checkpoint {path}: is a file{_kind_of_file(path)}; give {_FORMS}")
         return Place(path.parent, path)
-    beside = [path.parent / component] if path.name == TRANSFORMER else []
-    folders = [*beside, path / component, path / _AUTHORS_FOLDERS.get(component, component)]
+    names = component, _AUTHORS_FOLDERS.get(component, component)
+    beside = path.name in (TRANSFORMER, _AUTHORS_FOLDERS[TRANSFORMER])
+    folders = [base / name for base in ([path.parent, path] if beside else [path]) for name in names]
     for folder in (*folders, path) if component == TRANSFORMER else folders:
         if (folder / CONFIG).is_file() or _has_weights(folder):
             return Place(folder)
     inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     if component != TRANSFORMER:
         raise FileNotFoundError(
-            f"checkpoint {path}: lacks {component}/, the second of two experts; download it, e.g. with `hf download "
-            f"REPOSITORY --include '{component}/*'`"
+            f"checkpoint {path}: lacks {component}/, the second of two experts, in the authors' layout {names[1]}/; "
+            f"download it, e.g. with `hf download REPOSITORY --include '{component}/*'`"
         )
     raise FileNotFoundError(
         f"checkpoint {path}: has neither {component}/{CONFIG} nor {CONFIG} nor weights (it holds: {inside}); give "

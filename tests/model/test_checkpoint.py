@@ -104,9 +104,9 @@ def test_folder_of_another_model(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["image_dim", "added_kv_proj_dim"])
-def test_image_to_video_is_not_routed_yet(checkpoint: Path, key: str) -> None:
+def test_a_model_that_sees_images_by_half(checkpoint: Path, key: str) -> None:
     edit_json(checkpoint / "transformer" / "config.json", lambda config: config.update({key: 1280}))
-    with pytest.raises(CheckpointError, match=f"config has {key} 1280, an image-to-video model.*use a Wan 2.1 T2V"):
+    with pytest.raises(CheckpointError, match=f"config has .*{key} 1280.* a model that sees images has all three"):
         RoutedTransformer.from_pretrained(checkpoint)
 
 

@@ -158,16 +158,51 @@ def test_the_authors_folders_of_two_experts(tmp_path: Path, state: dict[str, Ten
     for component, right in (("transformer", state), ("transformer_2", low)):
         with CheckpointReader(tmp_path / "A14B", component) as reader:
             assert all(torch.equal(reader.tensor(name), tensor) for name, tensor in right.items())
+    links = tmp_path / "links"  # to two files of ComfyUI
+    for name, right in (("high_noise", state), ("low_noise", low)):
+        file = single(tmp_path / f"wan2.2_t2v_{name}_14B.safetensors", theirs(right))
+        (links / f"{name}_model").mkdir(parents=True)
+        (links / f"{name}_model" / file.name).symlink_to(file)
+    model = RoutedTransformer.from_pretrained(links, component="transformer_2")
+    assert (model.component, model.boundary_ratio) == ("transformer_2", 0.875)
+    assert torch.equal(model.scale_shift_table, low["scale_shift_table"])
     shutil.rmtree(tmp_path / "A14B" / "low_noise_model")
-    with pytest.raises(FileNotFoundError, match="A14B: has neither transformer_2/config.json"):
+    with pytest.raises(FileNotFoundError, match="A14B: lacks transformer_2/, .* layout low_noise_model/"):
         CheckpointReader(tmp_path / "A14B", "transformer_2")
 
 
-def test_image_weights_by_their_shapes() -> None:
-    """The config of the published first-and-last-frame model, of 36 channels with image tokens, from its shapes."""
+def test_one_of_two_experts_is_not_taken_for_the_other(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    for name, factor in (("high_noise_model", 1), ("low_noise_model", 2)):
+        write_authors_folder(tmp_path / name, {key: factor * tensor for key, tensor in state.items()})
+    for component, factor in (("transformer", 1), ("transformer_2", 2)):  # the first finds the second beside it
+        with CheckpointReader(tmp_path / "high_noise_model", component) as reader:
+            assert torch.equal(reader.tensor("proj_out.bias"), factor * state["proj_out.bias"])
+    with pytest.raises(CheckpointError, match="low_noise_model: is the second of two experts; give the folder of both"):
+        CheckpointReader(tmp_path / "low_noise_model")
+    with pytest.raises(CheckpointError, match="index.json: is a file of one of two experts; give the folder of both"):
+        CheckpointReader(tmp_path / "high_noise_model" / INDEX)
+
+
+CLIP = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param({"num_attention_heads": 12, "ffn_dim": 8960}, id="2.1 T2V 1.3B"),
+        pytest.param({}, id="T2V 14B"),
+        pytest.param(CLIP, id="2.1 I2V 14B"),
+        pytest.param(CLIP | {"pos_embed_seq_len": 514}, id="2.1 FLF2V 14B"),
+        pytest.param({"in_channels": 36}, id="2.2 I2V A14B"),
+        pytest.param(
+            {"num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}, id="2.2 TI2V 5B"
+        ),
+    ],
+)
+def test_the_published_models_by_their_shapes(config: dict[str, Any]) -> None:
+    """Names and config of every model, of two layers; the weights are never made."""
     from diffusers import WanTransformer3DModel
 
-    config = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 514}
     with torch.device("meta"):
         model = WanTransformer3DModel(**config, num_layers=2)
     family, weights = converted(Shapes(theirs(model.state_dict())), Path("x"))
@@ -177,6 +212,7 @@ def test_image_weights_by_their_shapes() -> None:
     assert found | {"patch_size": (1, 2, 2)} == {"_class_name": "WanTransformer3DModel"} | {
         name: value for name, value in model.config.items() if not name.startswith("_") and name != "rope_max_seq_len"
     }
+    family.check_config({**model.config, **found}, "the test")
 
 
 def test_models_of_no_family() -> None:

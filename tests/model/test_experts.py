@@ -105,10 +105,10 @@ def test_a_boundary_without_a_second_expert_is_one_expert(folder: Path) -> None:
 
 
 def test_folders_that_are_not_there(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="transformer_2: is the second of two experts; give the pipeline folder"):
+    with pytest.raises(CheckpointError, match="transformer_2: is the second of two experts; give the folder of both"):
         CheckpointReader(folder / TRANSFORMER_2)
     shutil.rmtree(folder / TRANSFORMER_2)
-    with pytest.raises(FileNotFoundError, match="lacks transformer_2/, the second of two experts; download it"):
+    with pytest.raises(FileNotFoundError, match="lacks transformer_2/, the second of two experts, .*; download it"):
         CheckpointReader(folder, TRANSFORMER_2)
 
 
