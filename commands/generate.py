@@ -15,7 +15,15 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.expand import Options
-from vorta_trt.commands.options import MOST_SEED, Variant, decimals, experts_of_file, one_of, one_per_expert
+from vorta_trt.commands.options import (
+    MOST_SEED,
+    OneSize,
+    Variant,
+    decimals,
+    experts_of_file,
+    one_of,
+    one_per_expert,
+)
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
 from vorta_trt.runtime.pipelines.sample_files import Naming
@@ -211,6 +219,7 @@ def _budget(text: str) -> int | str:
     "vorta-trt generate model.bundle --cache tea --dense-first 2 --dry-run",
     "vorta-trt generate model.bundle --prompts prompts.txt --seed 1 -o videos",
     'vorta-trt generate distilled.bundle --preset lightning --prompt "A cat walks on grass" -o cat.mp4',
+    'vorta-trt generate model.bundle --size 81x480x832 --prompt "A cat walks on grass" -o cat.mp4',
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
 )
 def generate(
@@ -226,6 +235,7 @@ def generate(
         ),
     ] = None,
     variant: Variant = None,
+    size: OneSize = None,
     route_override: Annotated[
         list[str] | None,
         typer.Option(
@@ -262,9 +272,11 @@ def generate(
 ) -> None:
     """Generate videos from prompts, and from images.
 
-    It runs diffusers' pipeline and swaps its transformer for the engine. The video has the engine's size. Every option
-    defaults to the pipeline's own value, or to off.
+    It runs diffusers' pipeline and swaps its transformer for the engine. The video has the engine's size; of a bundle
+    of several, that of --size, or the one whose aspect is closest to the image's. Every option defaults to the
+    pipeline's own value, or to off.
     """
+    from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
     from vorta_trt.runtime.pipelines.planner import RequestPlanner
@@ -279,7 +291,9 @@ def generate(
     with Stages() as stages:
         stages("reading the model")
         overrides = _overrides(target, route_override)
-        planner = RequestPlanner(target, checkpoint, route_override=overrides, variant=variant)
+        planner = RequestPlanner(target, checkpoint, route_override=overrides, variant=variant, size=size)
+        if size is None:
+            planner = planner.for_images(video.images())
         if params is None:
             params = sampling.params(planner.preset(str(preset)))
         profile = None if step_profile is None else StepProfile.load(step_profile)
@@ -303,6 +317,7 @@ def generate(
                     write,
                     params=params.updated(seed=None),
                     seeds=[(first_seed + job.index) % (MOST_SEED + 1) for job in jobs],
+                    size=VideoSize(*planner.size),
                     image=video.image,
                     last_image=video.last_image,
                     locate=locate,

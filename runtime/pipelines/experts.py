@@ -13,6 +13,7 @@ from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.experts import in_words
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
 from vorta_trt.runtime.target import Target, read_target
@@ -44,8 +45,15 @@ class Expert:
     described: Any
 
 
-def experts_of(source: Source, override: Override | Mapping[str, Override]) -> tuple[Expert, ...]:
+def experts_of(
+    source: Source, override: Override | Mapping[str, Override], size: str | VideoSize | None = None
+) -> tuple[Expert, ...]:
     """The transformers of a source: one, or both experts.
+
+    Args:
+        source: A file, a bundle, or models.
+        override: Calibrated routes, for all or by component.
+        size: Which of a bundle's video sizes; None takes the first. Models in torch have the size of their geometry.
 
     Raises:
         ValueError: One of two experts without the other, or two models that do not belong together.
@@ -53,7 +61,7 @@ def experts_of(source: Source, override: Override | Mapping[str, Override]) -> t
     if isinstance(source, RoutedTransformer | tuple):
         models = source if isinstance(source, tuple) else (source,)
         return tuple(_model_expert(model, override) for model in _both(models))
-    target = read_target(source)
+    target = read_target(source, size=size)
     if target.metadata is None:
         raise VortaError(f"{target.path}: `vorta-trt export` did not write it; export the checkpoint again")
     wanted = target.metadata.experts
@@ -62,7 +70,7 @@ def experts_of(source: Source, override: Override | Mapping[str, Override]) -> t
             f"{target.path}: holds {in_words([target.metadata.component])} of two experts; give the file of the first, "
             f"beside which the second is found"
         )
-    targets = [target, *(read_target(source, component=component) for component in wanted[1:])]
+    targets = [target, *(read_target(source, component=component, size=target.key.size) for component in wanted[1:])]
     return tuple(_file_expert(source, each, override) for each in targets)
 
 

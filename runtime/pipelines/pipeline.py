@@ -25,6 +25,7 @@ import torch
 
 from vorta_trt.export.onnx_file import data_file
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
@@ -32,7 +33,7 @@ from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Sourc
 from vorta_trt.runtime.pipelines.images import ImageLike
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
-from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
+from vorta_trt.runtime.pipelines.residency import Residency, choose_residency, fits_beside
 from vorta_trt.runtime.pipelines.stages import (
     Conditions,
     OnStage,
@@ -50,6 +51,7 @@ from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.video_file import write_frames
 
+_MODELS = (RoutedTransformer, tuple)  # sources that are loaded already
 MOST_TOGETHER = 32  # videos whose conditions and latents wait in memory between two stages
 BUDGET = "weight_streaming_budget"
 StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
@@ -147,17 +149,19 @@ class VortaPipeline:
         self.fallbacks = Fallbacks(strict)
         self.executor: str | None = None
         self._lock = threading.Lock()
-        self._planned: tuple[SamplingParams, PlannedRequest] | None = None
+        self._planned: tuple[SamplingParams, RequestPlanner, PlannedRequest] | None = None
         self._engine = {"executor": executor, "device": device, **(engine or {})}
         self._verify = verify
         components = [expert.component for expert in planner.experts]
-        self.transformers = Transformers(components, self._open, self._files_of, self.fallbacks)
+        own = str(VideoSize(*planner.size))
+        self.transformers = Transformers(components, self._open, self._files_of, self.fallbacks, own)
         self._scratch: DeviceScratch | None = None
         self.parts = Parts(planner, self.transformers, vae_tiling)  # looks at the folder before an engine is loaded
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,
             planner.require_checkpoint(),
+            size=max(planner.sizes, key=_pixels),  # what fits with the largest, fits with all
             executor=executor,
             device=device,
             cpu_offload=cpu_offload,
@@ -181,6 +185,7 @@ class VortaPipeline:
         *,
         route_override: Override | Mapping[str, Override] = BUNDLED,
         variant: str | None = None,
+        size: str | VideoSize | None = None,
         **options: Any,
     ) -> VortaPipeline:
         """Loads a bundle, an exported ONNX file, or a routed model in torch; of two experts, both.
@@ -190,16 +195,19 @@ class VortaPipeline:
             checkpoint: The diffusers pipeline folder; see `RequestPlanner`.
             route_override: Calibrated routes; see `RequestPlanner`.
             variant: Of the pipeline folder's files; see `RequestPlanner`.
+            size: Of a bundle of several video sizes, the one of requests that do not say; see `RequestPlanner`.
             options: See the class.
         """
-        return cls(RequestPlanner(source, checkpoint, route_override=route_override, variant=variant), **options)
+        planner = RequestPlanner(source, checkpoint, route_override=route_override, variant=variant, size=size)
+        return cls(planner, **options)
 
-    def plan(self, params: SamplingParams) -> PlannedRequest:
-        """`RequestPlanner.plan`; that of the last parameters is kept."""
+    def plan(self, params: SamplingParams, size: str | VideoSize | None = None) -> PlannedRequest:
+        """`RequestPlanner.plan` at a size of the bundle; that of the last parameters is kept."""
+        planner = self.planner.at(size)
         planned = self._planned  # once: other threads may plan meanwhile
-        if planned is None or planned[0] != params:
-            planned = self._planned = params, self.planner.plan(params)
-        return planned[1]
+        if planned is None or planned[:2] != (params, planner):
+            planned = self._planned = params, planner, planner.plan(params)
+        return planned[2]
 
     def __call__(
         self,
@@ -209,7 +217,7 @@ class VortaPipeline:
         on_step: StepReport | None = None,
         **options: Any,
     ) -> GeneratedVideo:
-        """One video of the model's size; see `generate_each`, which several prompts should go to together.
+        """One video of a size of the model; see `generate_each`, which several prompts should go to together.
 
         Args:
             prompt: What the video shows.
@@ -228,6 +236,7 @@ class VortaPipeline:
         on_video: OnVideo,
         params: SamplingParams | None = None,
         *,
+        size: str | VideoSize | None = None,
         image: ImageLike | None = None,
         last_image: ImageLike | None = None,
         generator: torch.Generator | None = None,
@@ -237,13 +246,15 @@ class VortaPipeline:
         on_stage: OnStage | None = None,
         **changes: Any,
     ) -> None:
-        """A video of the model's size for every prompt. Sequential, the engine is opened once for 32 of them.
+        """A video for every prompt. Sequential, the engine is opened once for 32 of them.
 
         Args:
             prompts: What the videos show.
             on_video: Called with the number of a prompt and its video as soon as that is decoded; not to call this
                 pipeline.
             params: How to sample; its seed is that of every video.
+            size: Of the videos, as "81x480x832", of a bundle of several; None takes the one whose aspect is closest to
+                the image's, or without an image the pipeline's own.
             image: That every video begins with, for models that take one: a file, or an image of PIL.
             last_image: That every video ends with, for models that take one.
             generator: Of the noise, in the place of a seed.
@@ -277,13 +288,16 @@ class VortaPipeline:
                 f"seeds: {len(seeds)} of them; must be one for each of {len(prompts)} prompts, in the place of a seed "
                 f"and a generator"
             )
-        given = {"image": image, "last_image": last_image}
-        kind, images = self.planner.read_images({name: one for name, one in given.items() if one is not None})
+        arguments = {"image": image, "last_image": last_image}
+        given = {name: one for name, one in arguments.items() if one is not None}
+        planner = self.planner.for_images(given) if size is None else self.planner.at(size)
+        kind, images = planner.read_images(given)
         with self._lock:
+            self._use(planner)
             seed = secrets.randbits(32) if params.seed is None else params.seed
-            sampling = Sampling(
-                params, self.plan(params), _noise(seeds or [seed] * len(prompts), generator), images, locate, on_step
-            )
+            planned = self.plan(params, VideoSize(*planner.size))
+            noise = _noise(seeds or [seed] * len(prompts), generator)
+            sampling = Sampling(params, planned, noise, images, locate, on_step)
             self.parts.kind = kind
             self.parts.on_stage = on_stage or (lambda *_: None)
             # What is freed between the stages is loaded once for all prompts.
@@ -343,13 +357,34 @@ class VortaPipeline:
     ) -> None:
         self.close()
 
+    def _use(self, planner: RequestPlanner) -> None:
+        """Makes the next requests videos of the planner's size; engines of other sizes stay where there is room."""
+        if planner is self.parts.planner:
+            return
+        size, source, device = VideoSize(*planner.size), planner.source, self.transformers.device
+
+        def has_room() -> bool:
+            if self.residency.in_turn or self.residency.stream_weights or device is None or isinstance(source, _MODELS):
+                return False
+            components = [expert.component for expert in planner.experts]
+            return fits_beside([read_target(source, component=each, size=size) for each in components], device)
+
+        self.transformers.use(str(size), has_room)
+        self.parts.planner = planner
+
     def _open(self, component: str) -> VortaTransformer:
         source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
             given = {name: value for name, value in self._engine.items() if value is not None}
             transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **given)
         else:
-            options = {**self._engine, **self._shared(), "component": component, "verify": self._verify}
+            options = {
+                **self._engine,
+                **self._shared(),
+                "component": component,
+                "size": self._size,
+                "verify": self._verify,
+            }
             transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **options)
             self._verify = False  # the files of both experts are hashed once
         denoiser = transformer.denoiser
@@ -359,7 +394,7 @@ class VortaPipeline:
     def _shared(self) -> dict[str, Any]:
         """Two engines on a GPU never run at the same time, so that they share the memory of their activations."""
         source = self.planner.source
-        if len(self.planner.experts) == 1 or isinstance(source, RoutedTransformer | tuple):
+        if len(self.planner.experts) == len(self.planner.sizes) == 1 or isinstance(source, _MODELS):
             return {}
         if self._engine["executor"] not in (None, "tensorrt") or read_target(source).bundle is None:
             return {}
@@ -367,17 +402,27 @@ class VortaPipeline:
         return {"scratch": self._scratch}
 
     def _expert(self, component: str) -> Expert:
-        return next(expert for expert in self.planner.experts if expert.component == component)
+        return next(expert for expert in self.parts.planner.experts if expert.component == component)
+
+    @property
+    def _size(self) -> VideoSize:
+        """Of the videos that are made now."""
+        return VideoSize(*self.parts.planner.size)
 
     def _files_of(self, component: str) -> list[Path]:
         """What is read when a transformer is loaded."""
         source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
             return []
-        target = read_target(source, component=component)
+        target = read_target(source, component=component, size=self._size)
         if target.bundle is not None:
             return [target.bundle.plan_path]
         return [target.path, data_file(target.path)]
+
+
+def _pixels(size: str) -> int:
+    video = VideoSize.parse(size)
+    return video.frames * video.height * video.width
 
 
 def _noise(seeds: Sequence[int], generator: torch.Generator | None) -> Callable[[int], torch.Generator]:

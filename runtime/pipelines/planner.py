@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vorta_trt.engines.bundle import Bundle
+from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.experts import check_alike, steps_of_experts
@@ -27,13 +28,14 @@ from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source, experts_of
-from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image
+from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image, stretch
 from vorta_trt.runtime.pipelines.planned import ExpertPlan, PlannedRequest
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.presets import get_preset
 from vorta_trt.runtime.sampling.step_plan import plan_steps
 from vorta_trt.runtime.schedules import FLOW_EULER, Schedule, given_schedule, schedule_timesteps, takes_sigmas
+from vorta_trt.runtime.target import read_target
 
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
@@ -50,6 +52,7 @@ class RequestPlanner:
         route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any. Of
             two experts, these by component.
         variant: Of the names of the pipeline folder's weight files, for the parts that have such files.
+        size: Which of a bundle's video sizes, as "81x480x832"; None takes the first.
 
     Raises:
         FileNotFoundError: Something is missing.
@@ -64,6 +67,7 @@ class RequestPlanner:
         dtype: Of activations.
         heads: (L, N).
         size: Frames, height and width of the videos in pixels.
+        sizes: All video sizes of the source, as "81x480x832"; `at` gives their planners.
         frames_per_second: Of the family's videos.
         checkpoint: The pipeline folder, None if there is none.
         variant: As given.
@@ -78,9 +82,10 @@ class RequestPlanner:
         *,
         route_override: Override | Mapping[str, Override] = BUNDLED,
         variant: str | None = None,
+        size: str | VideoSize | None = None,
     ) -> None:
-        self.source, self.variant = source, variant
-        self.experts = experts_of(source, route_override)
+        self.source, self.variant, self._route_override = source, variant, route_override
+        self.experts = experts_of(source, route_override, size)
         first = self.experts[0].described
         if isinstance(first, RoutedTransformer):
             assert first.geometry is not None
@@ -110,6 +115,47 @@ class RequestPlanner:
         self.frames_per_second = family.frame_rate(self.config)
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
         self.size = family.video_size(self.config, *latent)
+        self.sizes = _sizes(source, VideoSize(*self.size))
+        if size is not None:  # of a bundle, it was found
+            choose(self.name, [EngineKey(TRANSFORMER, each) for each in self.sizes], size=size)
+        self._at = {self._name_of_size: self}
+
+    def at(self, size: str | VideoSize | None) -> RequestPlanner:
+        """The planner of another video size of the same bundle; None is this one.
+
+        Raises:
+            SelectionError: There is no such size; the message says which there are.
+            ValueError: `size` is no size.
+        """
+        if size is None:
+            return self
+        name = str(VideoSize.parse(str(size)))
+        if name not in self._at:
+            made = RequestPlanner(
+                self.source, self.checkpoint, route_override=self._route_override, variant=self.variant, size=name
+            )
+            made._at = self._at
+            self._at[name] = made
+        return self._at[name]
+
+    def for_images(self, given: Mapping[str, ImageLike]) -> RequestPlanner:
+        """The planner of the size whose aspect is closest to that of an image; without one, this one."""
+        if not given or len(self.sizes) == 1:
+            return self
+        name, image = next(iter(given.items()))
+        opened = read_image(name, image)
+
+        def stretched(size: str) -> tuple[float, bool]:
+            _, height, width = self.at(size).size
+            return round(
+                stretch(opened, height, width), 6
+            ), size != self._name_of_size  # its own, if another is as close
+
+        return self.at(min(self.sizes, key=stretched))
+
+    @property
+    def _name_of_size(self) -> str:
+        return str(VideoSize(*self.size))
 
     @property
     def path(self) -> TimestepPath | None:
@@ -261,6 +307,14 @@ class RequestPlanner:
                 f"pipeline folder {which}, which is neither beside it nor here; give it (--checkpoint FOLDER)"
             )
         return self.checkpoint
+
+
+def _sizes(source: Source, own: VideoSize) -> tuple[str, ...]:
+    """All video sizes of a source."""
+    bundle = None if isinstance(source, RoutedTransformer | tuple) else read_target(source).bundle
+    if bundle is None:
+        return (str(own),)
+    return tuple(dict.fromkeys(key.size for key in bundle.engines if key.size is not None))
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

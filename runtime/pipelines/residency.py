@@ -12,6 +12,7 @@ encoded before the engine is opened, or the video decoded after it is closed, or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,9 +26,10 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.device_memory import DeviceMemory
 from vorta_trt.runtime.executors.loaded_engine import check_device
 from vorta_trt.runtime.executors.tensorrt_executor import device_index
-from vorta_trt.runtime.memory_plan import CardPlan, plan_memory
+from vorta_trt.runtime.memory_parts import engine_parts
+from vorta_trt.runtime.memory_plan import GUIDANCE, RESERVE, CardPlan, plan_memory
 from vorta_trt.runtime.pipelines.experts import Source
-from vorta_trt.runtime.target import read_target
+from vorta_trt.runtime.target import Target, read_target
 
 CPU = torch.device("cpu")
 
@@ -87,6 +89,7 @@ def choose_residency(
     source: Source,
     checkpoint: Path,
     *,
+    size: str | None = None,
     executor: str | None = None,
     device: str | int | None = None,
     cpu_offload: bool = False,
@@ -98,6 +101,7 @@ def choose_residency(
         residency: What the caller asks for.
         source: A bundle, an ONNX file or a model.
         checkpoint: The pipeline folder.
+        size: Of the videos, where a bundle has several.
         executor: As for `Engine`.
         device: As for `Engine`.
         cpu_offload: Whether that has been asked for.
@@ -116,7 +120,7 @@ def choose_residency(
         return ResidencyChoice(residency, "asked for", **asked)
     if isinstance(source, RoutedTransformer | tuple):
         return ResidencyChoice(Residency.RESIDENT, "a routed model stays where it is", **asked)
-    target = read_target(source)
+    target = read_target(source, size=size)
     two = target.metadata is not None and len(target.metadata.experts) > 1
     if target.bundle is None or executor not in (None, "tensorrt"):
         if sequential:
@@ -129,7 +133,7 @@ def choose_residency(
         return ResidencyChoice(Residency.RESIDENT, str(error), **asked)
     on_gpu = torch.cuda.is_available()  # else text encoders and VAE run on the CPU
     free = max(_free_bytes(index) * 10 // 2**30 / 10, 0.1)  # GiB, rounded down
-    second = read_target(source, component=TRANSFORMER_2) if two else None
+    second = read_target(source, component=TRANSFORMER_2, size=size) if two else None
     (card,) = plan_memory(target, checkpoint if on_gpu else None, [free], second).cards
     return by_plan(residency, card, torch.device("cuda", index) if on_gpu else CPU, **asked)
 
@@ -161,6 +165,18 @@ def by_plan(
         return ResidencyChoice(Residency.SEQUENTIAL, reason, device, encoders, False, stream_weights, in_turn)
     cpu_offload |= "leaves" in (card.text_encoder, card.vae)
     return ResidencyChoice(Residency.RESIDENT, reason, device, device, cpu_offload, stream_weights, in_turn)
+
+
+def fits_beside(targets: Sequence[Target], device: torch.device) -> bool:
+    """Whether engines, of which one runs at a time, fit on a GPU beside what is loaded there; never on the CPU."""
+    if device.type != "cuda":
+        return False
+    parts = [engine_parts(target) for target in targets]
+    batches = (min(GUIDANCE, part.largest_batch) for part in parts)
+    running = max(
+        part.activations_for(batch) + part.tensors_for(batch) for part, batch in zip(parts, batches, strict=True)
+    )
+    return sum(part.weights for part in parts) + running + RESERVE <= _free_bytes(device.index or 0)
 
 
 def _free_bytes(index: int) -> int:

@@ -37,19 +37,23 @@ class Transformers:
         open_one: Called with a component when it is needed.
         files_of: Gives the files that loading a component reads.
         fallbacks: Counts what runs otherwise than asked for, in all of them.
+        size: Of the videos; see `use`.
 
     Attributes:
         in_turn: Of two experts only one is loaded at a time; set it before anything is loaded.
         on_load: Called before one is loaded.
     """
 
-    def __init__(self, components: Sequence[str], open_one: Open, files_of: FilesOf, fallbacks: Fallbacks) -> None:
+    def __init__(
+        self, components: Sequence[str], open_one: Open, files_of: FilesOf, fallbacks: Fallbacks, size: str = ""
+    ) -> None:
         self.components = tuple(components)
         self.fallbacks = fallbacks
         self.in_turn = False
         self.on_load: Callable[[], None] = lambda: None
         self._open, self._files_of = open_one, files_of
-        self._loaded: dict[str, VortaTransformer] = {}
+        self._loaded: dict[tuple[str, str], VortaTransformer] = {}  # by size and component
+        self._size = size
         self._ahead: ReadAhead | None = None
 
     @property
@@ -67,16 +71,31 @@ class Transformers:
 
     def get(self, component: str) -> VortaTransformer:
         """A transformer, loaded; in turn, the other one is freed first."""
-        if component not in self._loaded:
+        key = self._size, component
+        if key not in self._loaded:
             if self.in_turn:
                 self._free()
             self.on_load()
-            self._loaded[component] = self._open(component)
-        return self._loaded[component]
+            self._loaded[key] = self._open(component)
+        return self._loaded[key]
+
+    def use(self, size: str, has_room: Callable[[], bool]) -> None:
+        """Those of a video size are meant from now on.
+
+        Args:
+            size: What tells the sizes apart.
+            has_room: Asked if they are not loaded: whether they fit beside what is; else that is freed.
+        """
+        if size == self._size:
+            return
+        self._stop_reading()
+        if not any(loaded == size for loaded, _ in self._loaded) and not has_room():
+            self._free()
+        self._size = size
 
     def read_ahead(self, component: str) -> None:
         """In turn, begins to read the files of the expert that comes next, so that loading it finds them in memory."""
-        if self.in_turn and component not in self._loaded:
+        if self.in_turn and (self._size, component) not in self._loaded:
             self._stop_reading()
             self._ahead = ReadAhead(self._files_of(component))
 
@@ -90,10 +109,9 @@ class Transformers:
             _, transformer = self._loaded.popitem()
             transformer.close()
             del transformer
-        if self.in_turn:  # the next one needs what torch keeps but TensorRT cannot use
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        gc.collect()
+        if torch.cuda.is_available():  # the next one needs what torch keeps but TensorRT cannot use
+            torch.cuda.empty_cache()
 
     def _stop_reading(self) -> None:
         ahead, self._ahead = self._ahead, None
