@@ -304,6 +304,10 @@ class ModelFamily(abc.ABC):
         """T of the self-attention of a model with that config, padding included; 0 if it is over video alone."""
         return self.text_tokens
 
+    def prompt_tokens(self, config: Mapping[str, Any], rows: int) -> int:
+        """`max_sequence_length` of the pipeline's call, of which that many rows of text come."""
+        return rows
+
     @abc.abstractmethod
     def text_rows(self, text_tokens: int) -> int:
         """Rows of `encoder_hidden_states` of a model whose self-attention has that many text tokens."""

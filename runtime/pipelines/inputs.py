@@ -220,10 +220,11 @@ class ModelInputs:
         tokens, rows = self._denoiser.text_tokens, text.shape[1]
         padding = 0 if tokens is None else tokens - rows
         padded = self._family.joint_attention  # a mask tells padding from text
-        if padding < 0 or (padding and not padded):
+        if tokens is not None and (padding < 0 or (padding and not padded)):
+            longest = self._family.prompt_tokens(self._denoiser.config, tokens)
             raise ValueError(
                 f"encoder_hidden_states with {rows} rows: this model takes {'at most ' if padded else ''}{tokens}; "
-                f"call the pipeline with max_sequence_length={tokens}"
+                f"call the pipeline with max_sequence_length={longest}"
             )
         return padding
 

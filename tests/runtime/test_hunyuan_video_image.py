@@ -48,6 +48,8 @@ def test_dense_latents_are_those_of_diffusers_transformer(tiny: Tiny, image: Ima
         pipeline.transformer = routed
         sampled = latents(pipeline, 2, seed, image=image, **arguments)
         assert (sampled - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with pytest.raises(ValueError, match=r"rows: this model takes at most 540; .*max_sequence_length=256"):
+        latents(pipeline, 2, seed, image=image, max_sequence_length=512)
 
 
 def test_a_video_is_the_stock_pipelines_bit_for_bit(tiny: Tiny, image: Image.Image, seed: int) -> None:

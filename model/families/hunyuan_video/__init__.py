@@ -139,6 +139,9 @@ class HunyuanVideo(ModelFamily):
     def text_tokens_of(self, config: Mapping[str, Any]) -> int:
         return self.text_tokens if config.get("image_condition_type") is None else IMAGE_TEXT_TOKENS
 
+    def prompt_tokens(self, config: Mapping[str, Any], rows: int) -> int:
+        return rows - (self.text_tokens_of(config) - self.text_tokens)  # less what the image adds
+
     def text_rows(self, text_tokens: int) -> int:
         return text_tokens
 
