@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vorta_trt.model.constants import TRAIN_TIMESTEPS
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.families.authors import AuthorsNames
 from vorta_trt.model.families.family import (
     DemoModel,
     Guidance,
@@ -23,6 +24,7 @@ from vorta_trt.model.families.family import (
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.hunyuan_video_15.authors import authors_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +112,9 @@ class HunyuanVideo15(ModelFamily):
         return config["patch_size_t"], config["patch_size"], config["patch_size"]
 
     # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def authors_names(self, config: Mapping[str, Any]) -> AuthorsNames:
+        return authors_names(config["num_layers"], config["num_refiner_layers"])
 
     def inputs(self, config: Mapping[str, Any]) -> tuple[ModelInput, ...]:
         glyphs, prompt = "encoder_hidden_states_2", "encoder_hidden_states"

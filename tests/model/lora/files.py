@@ -42,6 +42,19 @@ HUNYUAN_VIDEO = {
     "rope_axes_dim": (4, 6, 6),
     "guidance_embeds": True,
 }
+HUNYUAN_VIDEO_15 = {
+    "num_layers": 1,
+    "num_refiner_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "text_embed_dim": 24,
+    "text_embed_2_dim": 20,
+    "image_embed_dim": 28,
+    "in_channels": 5,
+    "out_channels": 2,
+    "rope_axes_dim": (4, 6, 6),
+    "use_meanflow": True,
+}
 Tensors = dict[str, Tensor]
 
 

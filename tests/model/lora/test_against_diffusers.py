@@ -15,7 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from .files import HUNYUAN_VIDEO, LAYERS, WAN, WAN_IMAGE, Tensors, Writer, fused, lora_file, model, save, seeded
+from .files import (
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_15,
+    LAYERS,
+    WAN,
+    WAN_IMAGE,
+    Tensors,
+    Writer,
+    fused,
+    lora_file,
+    model,
+    save,
+    seeded,
+)
 from .files import with_underscores as underscored
 
 TOLERANCE = 1e-6
@@ -310,3 +323,23 @@ def test_diffusers_own_layout(hunyuan_video: Any, generator: torch.Generator, tm
     modules = ["transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.proj_mlp", "x_embedder.proj"]
     path = save(tmp_path / "peft.safetensors", writer.low_rank(modules, *PEFT), "transformer.")
     assert_same(fused(path, hunyuan_video), diffusers_fused(path, hunyuan_video), hunyuan_video.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
+def test_a_transformer_whose_pipeline_loads_no_lora(generator: torch.Generator, tmp_path: Path) -> None:
+    """diffusers' transformer does, by its own names; those of the authors are the same weights."""
+    transformer = model("HunyuanVideo15Transformer3DModel", generator, **HUNYUAN_VIDEO_15)
+    authors = ["double_blocks.0.img_attn_q", "double_blocks.0.txt_mlp.fc1", "time_r_in.mlp.0", "byt5_in.fc2"]
+    writer = Writer(transformer, generator)
+    by_authors = writer.low_rank(authors, *PEFT)
+    renamed = dict(zip(authors, diffusers_names(writer, authors), strict=True))
+    tensors = {f"{ours}{end}": by_authors[f"{theirs}{end}"] for theirs, ours in renamed.items() for end in PEFT}
+    path = save(tmp_path / "peft.safetensors", tensors, "transformer.")
+    reference = copy.deepcopy(transformer)
+    reference.load_lora_adapter({f"transformer.{key}": value for key, value in tensors.items()}, prefix="transformer")
+    reference.fuse_lora(lora_scale=0.5)
+    reference.unload_lora()
+    ours = fused(path, transformer, 0.5)
+    assert_same(ours, reference.state_dict(), transformer.state_dict())
+    same = fused(save(tmp_path / "authors.safetensors", by_authors, "diffusion_model."), transformer, 0.5)
+    assert all(torch.equal(ours[name], same[name]) for name in ours)

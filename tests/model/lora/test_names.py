@@ -16,7 +16,9 @@ from vorta_trt.model.lora.keys import ModuleNames, Part, of_text_encoder, other_
 CONFIGS: dict[str, dict[str, Any]] = {
     "wan": {"num_layers": 2, "image_dim": 1280, "added_kv_proj_dim": 5120, "pos_embed_seq_len": 514},
     "hunyuan_video": {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1},
+    "hunyuan_video_15": {"num_layers": 1, "num_refiner_layers": 1, "use_meanflow": True},
 }
+WITH_CONVERTERS = ("wan", "hunyuan_video")
 NOT_CONVERTED = {"img_emb.emb_pos"}  # its converter leaves this name as it is
 
 
@@ -34,7 +36,7 @@ def converted(family: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return done
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", WITH_CONVERTERS)
 def test_authors_names_are_those_that_diffusers_converts(family: str) -> None:
     """Each row of an authors' weight is numbered, and must arrive where the names say."""
     model = on_meta(family)
