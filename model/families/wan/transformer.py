@@ -18,6 +18,7 @@ tokens and Y image tokens of the cross-attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,8 +35,8 @@ from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
 from vorta_trt.model.transformer import RoutedTransformer
 
-ByToken = Callable[[Tensor], Tensor]
-"""A part of the modulation, as tokens [B, S, E] are multiplied with it: [B, (2,) 1, E] -> [B, 1 or S, E]."""
+ByToken = Callable[..., Tensor]
+"""A part of the modulation, 1 or 2 of [B, 1, E], as tokens [B, S, E] are multiplied with it: [B, 1 or S, E]."""
 
 
 class RoutedWanBlock(nn.Module):
@@ -67,18 +68,18 @@ class RoutedWanBlock(nn.Module):
     ) -> Tensor:
         """Tokens [B, S, E], text [B, X, E], image [B, Y, E], modulation [B, (2,) 6, E] -> [B, S, E]."""
         modulation = self.scale_shift_table + modulation.float()  # [B, (2,) 6, E]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.chunk(6, dim=-2)  # [B, (2,) 1, E] each
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = _parts(modulation)
 
-        normed = self.norm1(hidden_states.float()) * (1 + by_token(scale)) + by_token(shift)  # [B, S, E]
+        normed = self.norm1(hidden_states.float()) * (1 + by_token(*scale)) + by_token(*shift)  # [B, S, E]
         attended = self._self_attention(normed.type_as(hidden_states), rope, attend)  # [B, S, E]
-        hidden_states = (hidden_states.float() + attended * by_token(gate)).type_as(hidden_states)
+        hidden_states = (hidden_states.float() + attended * by_token(*gate)).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
         hidden_states = hidden_states + self._cross_attention(normed, encoder_hidden_states, image)
 
-        normed = self.norm3(hidden_states.float()) * (1 + by_token(ffn_scale)) + by_token(ffn_shift)
+        normed = self.norm3(hidden_states.float()) * (1 + by_token(*ffn_scale)) + by_token(*ffn_shift)
         fed: Tensor = self.ffn(normed.type_as(hidden_states))  # [B, S, E]
-        return (hidden_states.float() + fed.float() * by_token(ffn_gate)).type_as(hidden_states)
+        return (hidden_states.float() + fed.float() * by_token(*ffn_gate)).type_as(hidden_states)
 
     def _self_attention(self, hidden_states: Tensor, rope: tuple[Tensor, Tensor], attend: Attention) -> Tensor:
         attn = self.attn1
@@ -189,8 +190,8 @@ class RoutedWanTransformer(RoutedTransformer):
             tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, S, E]
             taken.append(told)
 
-        shift, scale = (self.scale_shift_table + embeddings.unsqueeze(-2)).chunk(2, dim=-2)  # [B, (2,) 1, E]
-        tokens = (self.norm_out(tokens.float()) * (1 + by_token(scale)) + by_token(shift)).type_as(tokens)
+        shift, scale = _parts(self.scale_shift_table + embeddings.unsqueeze(-2))  # of [B, (2,) 2, E]
+        tokens = (self.norm_out(tokens.float()) * (1 + by_token(*scale)) + by_token(*shift)).type_as(tokens)
         return self._unpatchify(self.proj_out(tokens), geometry.grid), torch.stack(taken)
 
     def _check_image(self, image: Tensor | None) -> None:
@@ -242,18 +243,24 @@ class RoutedWanTransformer(RoutedTransformer):
         return voxels.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def _parts(modulation: Tensor) -> list[tuple[Tensor, ...]]:
+    """Shifts, scales and gates of one timestep or of two: [B, (2,) parts, E] -> 1 or 2 of [B, 1, E] for every part."""
+    parts, count = modulation.shape[-2], math.prod(modulation.shape[1:-1])
+    pieces = modulation.flatten(1, -2).chunk(count, dim=1)  # one cut, which engines do with fewer layers than two
+    return [pieces[part::parts] for part in range(parts)]
+
+
 def _as_it_is(part: Tensor) -> Tensor:
     """Every token has the same modulation: [B, 1, E] -> [B, 1, E]."""
     return part
 
 
 def _choice_by_token(geometry: AttentionGeometry, device: torch.device) -> ByToken:
-    """The tokens of the first latent frame take the first of two, the others the second: [B, 2, 1, E] -> [B, S, E]."""
+    """Tokens of the first latent frame take the first of two parts, [B, 1, E], the others the second: [B, S, E]."""
     _, height, width = geometry.grid
     is_first = (torch.arange(geometry.video_tokens, device=device) < height * width).unsqueeze(1)  # [S, 1]
 
-    def choose(parts: Tensor) -> Tensor:
-        first, others = parts.unbind(dim=1)  # [B, 1, E] each
+    def choose(first: Tensor, others: Tensor) -> Tensor:
         return torch.where(is_first, first, others)
 
     return choose
