@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vorta_trt.engines.errors import SelectionError
 from vorta_trt.engines.inspect import BundleReport, OnnxReport, inspect_bundle, inspect_onnx
 from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
 from vorta_trt.runtime.target import Target, read_target
 
@@ -67,7 +69,7 @@ def inspect_target(
         )
     target = read_target(path, component=component, size=size)
     report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
-    plan = plan_memory(target, checkpoint, cards)
+    plan = plan_memory(target, checkpoint, cards, _second(path, target))
     if plot is not None:
         from vorta_trt.engines.picture import draw_layers
 
@@ -75,6 +77,17 @@ def inspect_target(
     if isinstance(report, BundleReport):
         return BundleInspection(**dict(report), memory_plan=plan)
     return OnnxInspection(**dict(report), memory_plan=plan)
+
+
+def _second(path: Path, target: Target) -> Target | None:
+    """The second of two experts beside the first, if it is there."""
+    metadata = target.metadata
+    if metadata is None or TRANSFORMER_2 not in metadata.experts or metadata.component == TRANSFORMER_2:
+        return None
+    try:
+        return read_target(path, component=TRANSFORMER_2, size=target.key.size)
+    except SelectionError:  # which is for those to say who run both
+        return None
 
 
 def _layers(target: Target) -> LayerGraph:

@@ -130,7 +130,7 @@ def compare_settings(
     report: Report,
     *,
     floor: Setting | None = None,
-    source: Sequence[Source] | None = None,
+    source: Source | Sequence[Source] | None = None,
     checkpoint: Path | None = None,
     params: SamplingParams | None = None,
     executor: str | None = None,
@@ -165,15 +165,15 @@ def compare_settings(
     if video is not None:
         check_encoder()
     sampled: ModelSource = target
-    models: list[RoutedTransformer] = []
-    if source is not None:
-        models = [_on_device(each.model(materialize=True)) for each in source]
+    sources = [source] if isinstance(source, Source) else list(source or ())
+    models = [_on_device(each.model(materialize=True)) for each in sources]
+    if models:
         sampled = models[0] if len(models) == 1 else (models[0], models[1])
-        checkpoint = checkpoint or source[0].checkpoint
-    variant = None if source is None else source[0].variant
+        checkpoint = checkpoint or sources[0].checkpoint
+    variant = sources[0].variant if sources else None
     settings = {"first": first, "second": second} | ({} if floor is None else {"floor": floor})
     for setting in settings.values():
-        setting.check(source is not None)
+        setting.check(bool(sources))
     planners = [
         RequestPlanner(sampled, checkpoint, route_override=setting.route_override, variant=variant)
         for setting in settings.values()

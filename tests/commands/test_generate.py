@@ -205,7 +205,7 @@ def test_residencies(tiny_wan: Tiny, tmp_path: Path) -> None:
     for mode in ("auto", "sequential"):
         result = generate(*arguments, "--residency", mode, "-o", tmp_path / mode, "--json")
         told[mode] = json.loads(result.stdout)["residency"]
-    common = {"cpu_offload": False, "weight_streaming": False}
+    common = {"cpu_offload": False, "weight_streaming": False, "experts_in_turn": False}
     assert told["auto"] == {"residency": "resident", "reason": "the model runs on the CPU", **common}
     assert told["sequential"] == {"residency": "sequential", "reason": "asked for", **common}
     for name in ("000.npy", "001.npy"):

@@ -82,6 +82,23 @@ def cards(target: Target, *sizes: float, checkpoint: Path | None = None) -> list
     return plan.cards
 
 
+def test_two_experts_are_together_or_in_turn(bundle: Path, wan_pipeline: Path) -> None:
+    """Both weights and one block of activations; where they do not fit, the weights of one at a time, all of them."""
+    first = engine(bundle, **WAN_14B, flags=(RESIZE,))
+    alone = plan_memory(first, wan_pipeline, [141, 80, 60, 45])
+    plan = plan_memory(first, wan_pipeline, [141, 80, 60, 45], first)
+    assert plan.second_weights == WAN_14B["weights"] and alone.second_weights is None
+    assert [card.experts for card in alone.cards] == [None] * 4
+    assert [card.experts for card in plan.cards] == ["together", "together", "in turn", "in turn"]
+    for card, one in zip(plan.cards, alone.cards, strict=True):
+        assert card.fits and card.sampling_bytes <= card.gib * GIB
+        if card.experts == "in turn":
+            assert card == one.model_copy(update={"experts": "in turn"})
+    assert plan.cards[0].sampling_bytes == alone.cards[0].sampling_bytes + WAN_14B["weights"]
+    assert "experts together" in plan.cards[0].line() and "experts in turn" in plan.cards[-1].line()
+    assert f"of the second expert {26.6:.1f} GiB" in list(plan.lines())[0]
+
+
 def test_an_h200_has_room_for_everything(bundle: Path, wan_pipeline: Path) -> None:
     (card,) = cards(engine(bundle, **WAN_14B, flags=(RESIZE,)), 141, checkpoint=wan_pipeline)
     assert (card.fits, card.guidance, card.text_encoder, card.vae) == (True, "batched", "stays", "stays")

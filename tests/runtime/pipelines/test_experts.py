@@ -15,15 +15,18 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
+from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import SelectionError
 from vorta_trt.export import read_metadata
 from vorta_trt.export.names import component_file
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.constants import COMPONENTS, DENSE_TAU, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.from_checkpoint import export_checkpoint
+from vorta_trt.runtime.inspection import inspect_target
 from vorta_trt.runtime.pipelines import transformer as transformer_module
 from vorta_trt.runtime.pipelines import transformers
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
@@ -344,6 +347,38 @@ def test_one_expert_without_the_other(tiny_experts: TinyExperts, tiny_wan: Tiny,
         RequestPlanner(tiny_wan.onnx, tiny_experts.checkpoint)
     with pytest.raises(CheckpointError, match="has one transformer, but .* of a pipeline with two experts that sw"):
         RequestPlanner(tiny_experts.onnx, tiny_wan.checkpoint)
+
+
+def test_a_bundle_has_both(tiny_experts: TinyExperts, tmp_path: Path) -> None:
+    """Built from the exported files; the plan needs no GPU, and calibrated routes are those of their expert."""
+    routes = []
+    for component, branch, buckets in (
+        (TRANSFORMER, Branch.SLIDING, (1000.0, 875.0)),
+        (TRANSFORMER_2, Branch.CORESET, (874.0, 0.0)),
+    ):
+        calibration = RouteCalibration(
+            family="wan",
+            geometry=tiny_experts.geometry,
+            buckets=(buckets,),
+            routes=torch.full((1, 2, 3), int(branch), dtype=torch.int8),
+            errors=torch.zeros(1, 2, 3, 3),
+            budget=0.1,
+            component=component,
+        )
+        routes.append(tmp_path / f"{component}.json")
+        calibration.save(routes[-1])
+    files = [component_file(tiny_experts.export("fp16"), component) for component in COMPONENTS]
+    with pytest.raises(ValueError, match=r"are for transformer_2 \(low noise\), the model is transformer \(high"):
+        build_engine(files, tmp_path / "wrong.bundle", route_override=routes[::-1])
+    path = build_engine(files, tmp_path / "experts.bundle", route_override=routes, optimization_level=0).path
+    planner = RequestPlanner(path, tiny_experts.checkpoint)
+    planned = planner.plan(PARAMS)
+    for part, branch in zip(planned.experts, (Branch.SLIDING, Branch.CORESET), strict=True):
+        assert part.steps.routes is not None and bool((part.steps.routes.routes == int(branch)).all())
+    told = RequestPlanner(path, tiny_experts.checkpoint, route_override={TRANSFORMER_2: None})
+    assert [expert.calibration is None for expert in told.experts] == [False, True]
+    inspected = inspect_target(path)
+    assert inspected.memory_plan.second_weights and inspected.memory_plan.cards[0].experts == "together"
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

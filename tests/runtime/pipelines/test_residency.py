@@ -223,6 +223,13 @@ def test_auto_follows_the_plan(
     assert asked.reason.startswith("asked for; free on the GPU are 80 GiB: ")
 
 
+@pytest.mark.parametrize("experts", ["together", "in turn"])
+def test_experts_follow_the_plan(experts: str) -> None:
+    for changes in ({}, {"encoding": "alone"}):
+        for asked in (Residency.AUTO, Residency.SEQUENTIAL):
+            assert by_plan(asked, card(experts=experts, **changes), GPU).in_turn == (experts == "in turn")
+
+
 def test_what_was_asked_for_stays_asked_for() -> None:
     choice = by_plan(Residency.AUTO, card(), GPU, cpu_offload=True, stream_weights=True)
     assert choice.cpu_offload and choice.stream_weights
