@@ -102,6 +102,8 @@ class BundleReport(BaseModel):
             yield f"shown      {EngineKey(self.component, self.size)}"
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
         yield from (f"LoRA       {lora}" for lora in fused_loras(m.metadata))
+        if count := (m.metadata or {}).get("float8_weights"):
+            yield f"float8     {count} weights of the checkpoint, multiplied out"
         yield f"attention  {describe_attention(m.attention_precision)}"
         if m.geometry is not None:
             geometry = AttentionGeometry.from_dict(m.geometry)

@@ -56,6 +56,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "head_dim": model.head_dim,
             "latent_shape": latents.shape[1:],
             "text_length": text.shape[1],
+            "float8_weights": model.float8_weights,
             "lora": [{"name": it.name, "sha256": it.sha256, "strength": it.strength} for it in model.lora],
             "router_sha256": router_sha256(model),
             "inputs": inputs,

@@ -81,6 +81,7 @@ class ModelMetadata(_Record):
     num_layers, num_heads, head_dim: L, N, D.
     latent_shape: [channels, frames, height, width] of `hidden_states`. text_length: rows of `encoder_hidden_states`.
     lora: what was fused into the checkpoint's weights, in the order in which it was added.
+    float8_weights: how many of the checkpoint's tensors are stored in float8; they were multiplied out.
     router_sha256: of the router's weights; None means that there is no router and every head is full.
     inputs, outputs: in order.
     """
@@ -109,6 +110,7 @@ class ModelMetadata(_Record):
     latent_shape: tuple[int, int, int, int]
     text_length: int
     lora: tuple[LoraRecord, ...] = ()
+    float8_weights: int = Field(default=0, ge=0)
     router_sha256: str | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -150,6 +152,7 @@ class ModelMetadata(_Record):
             "precision": self.precision,
             "attention precision": self.attention_precision,
             "checkpoint": self.checkpoint or "",
+            "weights in float8": f"{self.float8_weights}, multiplied out" if self.float8_weights else "none",
             "LoRA": "; ".join(map(str, self.lora)) or "none",
             "component": self.component,
             "geometry": str(geometry),

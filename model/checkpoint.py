@@ -21,7 +21,7 @@ from vorta_trt.model.families import ModelFamily, families, family_of_class, fam
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
 from vorta_trt.model.original_layout import config_of, converted, family_by_names, is_diffusers_layout
 from vorta_trt.model.safetensors_files import Weights
-from vorta_trt.model.scaled_fp8 import multiplied_out
+from vorta_trt.model.scaled_fp8 import MultipliedOut, multiplied_out
 
 STORED_TYPES = ("F64", "F32", "F16", "BF16")  # of weights that can be rounded to what is asked for
 
@@ -44,6 +44,7 @@ class CheckpointReader:
         config: Its config.json, with diffusers' defaults for what that leaves out; without one, what the shapes say.
         config_source: Where that comes from, for errors.
         family: Name of the model family.
+        float8_count: How many of its tensors are stored in float8 and multiplied out.
 
     A context manager; `close` drops the file mappings. Tensors are views into them, paged in on first use.
 
@@ -58,6 +59,7 @@ class CheckpointReader:
         self.folder, self.origin = place.folder, place.origin
         given, family = _config_beside(place)
         weights = multiplied_out(place.open(variant))
+        self.float8_count = weights.float8_count if isinstance(weights, MultipliedOut) else 0
         family, self._weights, config, self.config_source = _in_diffusers_layout(place, given, family, weights)
         self.family = family.name
         source = f"checkpoint {self.path}"

@@ -95,6 +95,11 @@ class MultipliedOut:
         """Lets go of the files."""
         self._weights.close()
 
+    @property
+    def float8_count(self) -> int:
+        """How many tensors are stored in float8."""
+        return len(self._float8)
+
     def say(self) -> None:
         """Says, once for a checkpoint, that its weights are of 8 bits."""
         scaled = len(self._float8.intersection(self._scales))

@@ -81,6 +81,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         head_dim: D.
         checkpoint: Its path, or None.
         lora: What was fused into the checkpoint's weights.
+        float8_weights: How many of the checkpoint's tensors are stored in float8 and were multiplied out.
         component: "transformer", or "transformer_2" for the second of two experts.
         boundary_ratio: Where the second of two experts takes over, see `model/experts.py`; None for a model alone.
         has_router: Whether routers decide; without one every head is full.
@@ -114,6 +115,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.attention_precision = attention_precision  # checked, see below
         self.checkpoint: Path | None = None
         self.lora: tuple[LoraReport, ...] = ()
+        self.float8_weights = 0
         self.component = TRANSFORMER
         self.boundary_ratio: float | None = None
         stacks = self.facts().stacks(self.config)
@@ -205,6 +207,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint, routed.lora = reader.path, reader.reports
+            routed.float8_weights = reader.float8_count
             routed.component, routed.boundary_ratio = component, reader.boundary_ratio
             if on_disk:
                 routed._reader, routed._on_disk = reader, on_disk

@@ -32,6 +32,7 @@ from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.image_quality import load_lpips
 from vorta_trt.runtime.comparison.report import CompareReport
+from vorta_trt.runtime.engine import EXECUTORS
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
 from vorta_trt.runtime.pipelines.experts import BUNDLED
@@ -70,11 +71,15 @@ class Setting:
     executor: str | None = None
 
     def check(self, is_torch: bool) -> None:
-        """Raises ValueError where a part of it would have no effect."""
+        """Raises ValueError where a part of it would have no effect, or there is no such kernel or executor."""
         import torch
 
         if self.kernels and not torch.cuda.is_available():
             raise ValueError(f"setting {self.text!r}: kernels belong to a GPU, and there is none; leave them out")
+        with held_to(self.kernels):  # raises for unknown ones
+            pass
+        if self.executor not in (None, *EXECUTORS):
+            raise ValueError(f"setting {self.text!r}: executor {self.executor!r} must be one of {', '.join(EXECUTORS)}")
         if self.compiled and not is_torch:
             raise ValueError(
                 f"setting {self.text!r}: compile is for a checkpoint in torch; use executor=NAME for a file"

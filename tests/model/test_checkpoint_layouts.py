@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vorta_trt.model import CheckpointReader, RoutedTransformer
+from vorta_trt.export.describe import describe
+from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
 from vorta_trt.model.original_layout import config_of, converted
@@ -422,6 +423,17 @@ def test_float8_is_multiplied_out(
     assert len(said) == 1 and "20 of 69 tensors are stored in float8, 20 of them with factors" in said[0]
     for name, value in model.named_parameters():
         assert torch.equal(value, right[name].float()), name
+    assert model.float8_weights == 20
+
+
+def test_what_is_exported_says_so(tmp_path: Path, state: dict[str, Tensor], diffusers_folder: Path) -> None:
+    file = single(tmp_path / "wan.safetensors", scaled(state, ".scale_weight", False)[0])
+    geometry = AttentionGeometry.for_video(9, 64, 96)
+    for path, count, words in ((file, 20, "20, multiplied out"), (diffusers_folder, 0, "none")):
+        model = RoutedTransformer.from_pretrained(path, geometry=geometry, materialize=False)
+        metadata = describe(model, model, "fp32", 23)
+        assert metadata.float8_weights == count
+        assert metadata.to_metadata_props()["weights in float8"] == words
 
 
 def test_float8_without_factors(tmp_path: Path, state: dict[str, Tensor]) -> None:

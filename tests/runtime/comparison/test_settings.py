@@ -151,6 +151,7 @@ def test_a_noise_floor(source: Source, tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("dense,compile", False, "compile is for a checkpoint in torch; use executor=NAME"),
         ("dense,executor=reference", True, "an executor runs a bundle or an ONNX file; use compile"),
+        ("dense,executor=cuda", False, "executor 'cuda' must be one of tensorrt, onnxruntime, reference"),
     ],
 )
 def test_parts_without_effect(text: str, is_torch: bool, message: str) -> None:

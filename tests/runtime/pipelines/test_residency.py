@@ -16,7 +16,7 @@ import torch
 
 from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline
 from vorta_trt.runtime.memory_plan import CardPlan
-from vorta_trt.runtime.pipelines import residency, stages, transformer
+from vorta_trt.runtime.pipelines import pipeline, residency, stages, transformer
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.residency import Residency, by_plan, choose_residency
@@ -122,6 +122,25 @@ def test_sequential_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeyp
         ("decoding", 1, 3),
         ("decoding", 2, 3),
     ]
+
+
+def test_many_videos_go_in_rounds_each_with_its_seed(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conditions and latents of a few wait in memory, not of all."""
+    request, seeds = SamplingParams(num_inference_steps=1, guidance_scale=1.0), [3, 4, 3]
+    videos: list[GeneratedVideo] = []
+    monkeypatch.setattr(pipeline, "MOST_TOGETHER", 2)
+    watch = Watch(monkeypatch)
+    with VortaPipeline.from_pretrained(tiny_wan.onnx, residency="sequential") as pipe:
+        pipe.generate_each(PROMPTS, lambda number, video: videos.append(video), request, seeds=seeds)
+    assert watch.events.count("close") == 2
+    assert [video.seed for video in videos] == seeds
+    assert np.array_equal(videos[0].frames, videos[2].frames)
+    with VortaPipeline.from_pretrained(tiny_wan.onnx) as pipe:
+        assert np.array_equal(pipe(PROMPTS[1], request, seed=4).frames, videos[1].frames)
+        with pytest.raises(ValueError, match="seeds: 1 of them; must be one for each of 3 prompts"):
+            pipe.generate_each(PROMPTS, print, request, seeds=[1])
+        with pytest.raises(ValueError, match="in the place of a seed"):
+            pipe.generate_each(PROMPTS, print, request, seeds=seeds, seed=2)
 
 
 def test_every_setting_works_sequentially(tiny_wan: Tiny) -> None:
