@@ -17,7 +17,7 @@ import torch
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.model.checkpoint import CheckpointError
-from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.experts import check_alike, steps_of_experts
 from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -319,17 +319,23 @@ def _sizes(source: Source, own: VideoSize) -> tuple[str, ...]:
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:
     if given is not None:
-        path = snapshot_of(Path(given))
+        path = _pipeline_of(Path(given))
         if not path.is_dir():
             raise FileNotFoundError(f"checkpoint {path}: is no folder; give the diffusers pipeline folder")
-        if path.name == "transformer" and (path.parent / "model_index.json").is_file():
-            return path.parent
         return path
     if remembered is None:
         return None
-    name = Path(remembered)
-    places = [place / name for place in (beside, Path()) if place is not None]
-    return next((place for place in places if (place / "model_index.json").is_file()), None)
+    places = [_pipeline_of(place / remembered) for place in (beside, Path()) if place is not None]
+    return next((place for place in places if (place / MODEL_INDEX).is_file()), None)
+
+
+def _pipeline_of(path: Path) -> Path:
+    """The pipeline folder that a path is, or that its transformer's folder or file lies in; any other as it is."""
+    path = snapshot_of(path)
+    folder = path.parent if path.is_file() else path
+    if folder.name in COMPONENTS and (folder.parent / MODEL_INDEX).is_file():
+        return folder.parent
+    return path
 
 
 def _latents_dtype(schedule: Schedule, sample_dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from vorta_trt.engines import Bundle
+from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.plugins.errors import VortaError
@@ -74,6 +75,14 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
     monkeypatch.chdir(tiny_wan.folder)
     assert RequestPlanner(file).checkpoint == Path("checkpoint")  # here
     assert RequestPlanner(file, tiny_wan.checkpoint / "transformer").checkpoint == tiny_wan.checkpoint
+    inside = tiny_wan.checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert RequestPlanner(file, inside).checkpoint == tiny_wan.checkpoint
+    cache = tmp_path / "models--Owner--Tiny"  # of Hugging Face
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "snapshots" / "0123").symlink_to(tiny_wan.checkpoint)
+    assert RequestPlanner(file, cache).checkpoint == cache / "snapshots" / "0123"
+    model = RoutedTransformer.from_pretrained(cache, geometry=tiny_wan.geometry, materialize=False)
+    assert RequestPlanner(model).checkpoint == cache / "snapshots" / "0123"
     with pytest.raises(FileNotFoundError, match="checkpoint absent: is no folder"):
         RequestPlanner(file, "absent")
 
