@@ -295,6 +295,7 @@ def generate(
         if size is None:
             planner = planner.for_images(video.images())
         if params is None:
+            planner = planner.for_preset(str(preset)) if size is None else planner
             params = sampling.params(planner.preset(str(preset)))
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded

@@ -266,6 +266,15 @@ class RequestPlanner:
             checkpoint=self.checkpoint,
         )
 
+    def for_preset(self, name: str) -> RequestPlanner:
+        """The planner of the video size that a preset is for, if there is one of several; otherwise this one.
+
+        Raises:
+            ValueError: There is no such preset, or it is for other models.
+        """
+        size = get_preset(name, get_family(self.family).presets).size
+        return self if size is None or str(size) not in self.sizes else self.at(size)
+
     def preset(self, name: str) -> dict[str, Any]:
         """The settings of a preset for this model, as keywords of `SamplingParams`.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.sampling.presets import PRESETS
 
 from ...tiny import Tiny, TinyExperts
 
@@ -70,3 +73,19 @@ def test_refused(tiny_wan: Tiny, tiny_experts: TinyExperts, tiny_hunyuan_video: 
     ratio = RequestPlanner(tiny_experts.onnx, tiny_experts.checkpoint).boundary_ratio
     problem = "is for videos of 81x720x1280" if ratio == 0.875 else "takes over at boundary_ratio 0.875, and that of"
     assert problem in refused(tiny_experts, "--preset", "mlperf")
+
+
+def test_a_bundle_of_several_sizes(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset's size is taken if the bundle has it, and nobody asks for another."""
+    planner = RequestPlanner(tiny_wan.several, tiny_wan.checkpoint)
+    first, second = planner.sizes
+    preset = replace(PRESETS["fastwan-3step"], size=VideoSize.parse(second))
+    monkeypatch.setitem(PRESETS, preset.name, preset)
+    assert planner.for_preset(preset.name) is planner.at(second)
+    assert planner.for_preset("lightx2v-4step") is planner
+    with pytest.raises(ValueError, match=f"is for videos of {second}, and those of .* have {first}"):
+        planner.preset(preset.name)
+    command = ["generate", str(tiny_wan.several), "--checkpoint", str(tiny_wan.checkpoint), "--preset", preset.name]
+    assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
+    result = CliRunner().invoke(app, [*command, "--dry-run", "--size", first])
+    assert result.exit_code == 1 and f"is for videos of {second}" in " ".join(result.output.split())
