@@ -13,9 +13,14 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     MOST_SEED,
     Checkpoint,
+    Component,
     Lora,
-    Router,
+    OneSize,
+    Routers,
+    experts_of_file,
     loras,
+    one_per_expert,
+    per_expert,
 )
 from vorta_trt.model.precision import PrecisionName
 
@@ -35,8 +40,10 @@ class Executor(str, Enum):
 def verify(
     target: Annotated[Path, typer.Argument(metavar="ONNX|BUNDLE", help="What was exported or built.")],
     checkpoint: Checkpoint,
-    router: Router = None,
+    router: Routers = None,
     lora: Lora = None,
+    component: Component = None,
+    size: OneSize = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Fail unless the file has this precision.")] = None,
     executor: Annotated[
         Executor | None,
@@ -60,36 +67,45 @@ def verify(
 
     It shows the error of every output against the checkpoint in fp32, beside torch's own error in the same type. After
     a failure it names the first module that departs. Of a file with fp8 attention it also tells what fp8 does to the
-    sample and to each layer's attention: measured on a GPU with fp8 kernels, else emulated.
+    sample and to each layer's attention: measured on a GPU with fp8 kernels, else emulated. Of a bundle with several
+    engines, and of two experts, it compares all, one after the other; with --json it then writes a list.
     """
     from vorta_trt.runtime.console import Stages, output_console
+    from vorta_trt.runtime.target import read_targets
     from vorta_trt.runtime.verification.report import case_table, fp8_table, layer_table
     from vorta_trt.runtime.verification.verify import verify as run_verify
 
     with Stages() as stages:
-        report = run_verify(
-            target,
-            checkpoint,
-            router,
-            lora=loras(lora),
-            precision=precision,
-            executor=None if executor is None else executor.value,
-            batch=batch,
-            seed=seed,
-            cases=case or (),
-            layers=layers,
-            progress=stages,
-        )
+        keys = [found.key for found in read_targets(target, component, size)]
+        experts = experts_of_file(target)
+        routers, fused = one_per_expert(router, "--router", experts), per_expert(lora, "--lora", experts)
+        reports = [
+            run_verify(
+                target,
+                checkpoint,
+                routers.get(key.component),
+                lora=loras(fused.get(key.component)),
+                precision=precision,
+                executor=None if executor is None else executor.value,
+                batch=batch,
+                seed=seed,
+                cases=case or (),
+                layers=layers,
+                component=key.component,
+                size=key.size,
+                progress=stages,
+            )
+            for key in keys
+        ]
+    passed = all(report.passed for report in reports)
     if as_json:
-        typer.echo(report.model_dump_json(indent=2))
+        documents = [report.model_dump_json(indent=2) for report in reports]
+        typer.echo(documents[0] if len(documents) == 1 else f"[{', '.join(documents)}]")
     else:
         console = output_console()
-        console.print(case_table(report))
-        if (table := fp8_table(report)) is not None:
-            console.print(table)
-        if (table := layer_table(report)) is not None:
-            console.print(table)
-        console.print(
-            "[green]verified[/green]" if report.passed else "[red]FAILED: it does not compute what torch does[/red]"
-        )
-    raise typer.Exit(0 if report.passed else 1)
+        for report in reports:
+            tables = (case_table(report), fp8_table(report), layer_table(report))
+            for table in filter(None, tables):
+                console.print(table)
+        console.print("[green]verified[/green]" if passed else "[red]FAILED: it does not compute what torch does[/red]")
+    raise typer.Exit(0 if passed else 1)

@@ -80,6 +80,22 @@ def read_target(
     return _of_onnx(path, component, size)
 
 
+def read_targets(path: str | Path, component: str | None = None, size: str | VideoSize | None = None) -> list[Target]:
+    """All engines of a bundle, or both experts of an ONNX file; with a component or a size those of it.
+
+    Raises:
+        Exception: As `read_target`.
+    """
+    first = read_target(path, component=component, size=size)  # which says what is not there
+    if first.bundle is not None:
+        keys = [key for key in first.bundle.engines if component in (None, key.component)]
+        keys = [key for key in keys if size is None or key.size == first.key.size]
+    else:
+        experts = (first.key.component,) if first.metadata is None or component else first.metadata.experts
+        keys = [EngineKey(expert, first.key.size) for expert in experts]
+    return [read_target(first.bundle or path, component=key.component, size=key.size) for key in keys]
+
+
 def manifest_spec(spec: ManifestSpec) -> TensorSpec:
     """A manifest's tensor as a `TensorSpec`."""
     shape = tuple(BATCH if size == -1 else size for size in spec.shape)

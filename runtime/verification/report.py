@@ -125,6 +125,8 @@ class VerifyReport(Strict):
     """What `verify` found; `passed` is the verdict."""
 
     target: str
+    component: str = "transformer"
+    size: str | None = None
     checkpoint: str
     router: str | None
     executor: str
@@ -161,7 +163,8 @@ def case_table(report: VerifyReport) -> Table:
     """Every case with its errors, torch's own beside them."""
     from rich.table import Table
 
-    table = Table(title=f"{report.target} ({report.executor}) against torch", caption=_rule(report))
+    engine = f"{report.component} {report.size}" if report.size else report.component
+    table = Table(title=f"{report.target}, {engine} ({report.executor}) against torch", caption=_rule(report))
     _columns(table, report.precision, "case", "output")
     table.add_column("routes", justify="right")
     table.add_column("")

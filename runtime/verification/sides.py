@@ -158,7 +158,13 @@ class Subject:
         self.progress(f"running torch in {precision}")
         dtype = torch_dtype(precision)
         return RoutedTransformer.from_pretrained(
-            self.checkpoint, self.router, self.geometry, self.tau, dtype, lora=self.lora
+            self.checkpoint,
+            self.router,
+            self.geometry,
+            self.tau,
+            dtype,
+            component=self.target.key.component,
+            lora=self.lora,
         )
 
 

@@ -27,7 +27,7 @@ from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.lora.spec import LoraSpec, sha256_of
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.executors.onnx_executors import check_portable
-from vorta_trt.runtime.target import read_target
+from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.verification.cases import Case, make_cases
 from vorta_trt.runtime.verification.redraw import Outcome, redraw
 from vorta_trt.runtime.verification.report import LayerReport, VerifyReport, rule
@@ -46,9 +46,11 @@ def verify(
     seed: int | None = None,
     cases: Sequence[str] = (),
     layers: bool | None = None,
+    component: str | None = None,
+    size: str | None = None,
     progress: Progress = lambda stage: None,
 ) -> VerifyReport:
-    """Compares an ONNX file or a bundle with the torch checkpoint it was made from.
+    """Compares an ONNX file or an engine of a bundle with the torch checkpoint it was made from.
 
     Args:
         target: An exported .onnx file or a bundle.
@@ -61,6 +63,8 @@ def verify(
         seed: Of the random inputs; None draws one (the report says which).
         cases: Names of the cases to run, see `make_cases`; all if empty.
         layers: Compare after every module, too; None does so if a case fails.
+        component: Which of two experts, as for `read_target`.
+        size: Which video size of a bundle, as for `read_target`.
         progress: Is told what runs now.
 
     Returns:
@@ -75,7 +79,9 @@ def verify(
     if batch < 1:
         raise ValueError(f"batch {batch}: must be at least 1; use 2")
     seed = secrets.randbits(32) if seed is None else seed
-    subject = _subject(Path(target), Path(checkpoint), router, tuple(lora), precision, executor, progress)
+    progress(f"reading {Path(target).name}")
+    found = read_target(Path(target), component=component, size=size)
+    subject = _subject(found, Path(checkpoint), router, tuple(lora), precision, executor, progress)
 
     def draw(only: Sequence[str], number: int = 0) -> list[Case]:
         assert subject.target.metadata is not None
@@ -97,6 +103,8 @@ def verify(
     failed = [outcome.case for outcome in outcomes if not outcome.report.passed]
     return VerifyReport(
         target=str(target),
+        component=found.key.component,
+        size=found.key.size,
         checkpoint=str(checkpoint),
         router=None if router is None else str(router),
         executor=ran,
@@ -114,7 +122,7 @@ def verify(
 
 
 def _subject(
-    path: Path,
+    target: Target,
     checkpoint: Path,
     router: str | Path | None,
     lora: tuple[LoraSpec, ...],
@@ -122,10 +130,8 @@ def _subject(
     executor: str | None,
     progress: Progress,
 ) -> Subject:
-    """Reads what was exported, and refuses what cannot be compared."""
-    progress(f"reading {path.name}")
-    target = read_target(path)
-    metadata = target.metadata
+    """Refuses what cannot be compared."""
+    path, metadata = target.path, target.metadata
     if target.onnx_path is not None and (target.bundle is None or executor in ("onnxruntime", "reference")):
         check_portable(read_onnx(target.onnx_path))  # before torch has run
     if metadata is None:

@@ -29,7 +29,7 @@ from vorta_trt.runtime.verification.report import (
 from vorta_trt.runtime.verification.sides import Sides
 from vorta_trt.runtime.verification.verify import verify
 
-from ...tiny import SIZE, WAN
+from ...tiny import SIZE, WAN, Tiny
 
 CASES = [
     "router, tau 0.3",
@@ -363,3 +363,35 @@ def test_routes_are_compared_with_torch_in_the_same_type_and_the_truth_takes_the
     (own,) = run_torch(model, specs, [case], [plain["routes"]])
     same = Sides(plain, own, None)
     assert same.error("sample").relative_l2 < 1e-6
+
+
+def run_command(*arguments: object) -> list[dict[str, Any]]:
+    from typer.testing import CliRunner
+
+    from vorta_trt.cli import app
+
+    result = CliRunner().invoke(app, ["verify", *map(str, arguments), "--case", "mixed override", "--json"])
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def test_the_command_compares_every_size(wan: Tiny) -> None:
+    arguments = (wan.several, wan.checkpoint, "--router", wan.router, "--executor", "onnxruntime")
+    reports = run_command(*arguments)
+    assert [(report["component"], report["size"]) for report in reports] == [
+        ("transformer", "9x64x96"),
+        ("transformer", "5x32x64"),
+    ]
+    assert all(report["passed"] for report in reports)
+
+
+def test_the_command_compares_both_experts(tiny_experts: Any) -> None:
+    high, low = (
+        f"{name}={router}" for name, router in zip(("high", "low"), tiny_experts.routers.values(), strict=True)
+    )
+    reports = run_command(tiny_experts.onnx, tiny_experts.checkpoint, "--router", high, "--router", low)
+    assert [(report["component"], report["passed"]) for report in reports] == [
+        ("transformer", True),
+        ("transformer_2", True),
+    ]
