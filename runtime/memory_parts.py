@@ -112,15 +112,15 @@ def engine_parts(target: Target) -> EngineParts:
 
 
 def sampling_bytes(metadata: ModelMetadata | None) -> int:
-    """Latents and what schedulers keep of them, for one video; or where it begins with an image, its pixels if more.
+    """Latents and what schedulers keep of them, for one video; or its pixels if more, of pipelines that encode them.
 
-    diffusers' pipelines make the video that the VAE would encode, the image and zeros, even if it was encoded before.
+    Those make the video that the VAE would encode, the image and zeros, even if it was encoded before.
     """
     if metadata is None:
         return 0
     family = get_family(metadata.family)
     latents = LATENT_COPIES * 4 * math.prod(metadata.latent_shape)
-    if not any(kind.images for kind in family.pipeline_kinds(metadata.config)):
+    if not any(kind.encodes_video for kind in family.pipeline_kinds(metadata.config)):
         return latents
     pixels = math.prod(family.video_size(metadata.config, *metadata.latent_shape[1:]))
     return max(latents, PIXEL_COPIES * 3 * 4 * pixels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vorta_trt.benchmarks.cases import FULL_SHARE
 from vorta_trt.model import AttentionGeometry, Branch
+from vorta_trt.model.configs import typed_config
 from vorta_trt.model.families import get_family
 from vorta_trt.model.transformer_flops import other_flops
 
@@ -30,7 +32,7 @@ class StepCase:
     Attributes:
         name: Name of the model.
         family: "wan" or "hunyuan_video".
-        config: The diffusers transformer's, where it differs from the defaults: those are Wan 14B's, HunyuanVideo's.
+        config: The diffusers transformer's, where it differs from the defaults: those of Wan 2.1 14B, HunyuanVideo.
         video: Frames, height and width in pixels.
         passes: Passes of the transformer in a step of ordinary sampling: 2 with classifier-free guidance, 1 where
             guidance is an input of the model.
@@ -47,7 +49,10 @@ class StepCase:
     @cached_property
     def geometry(self) -> AttentionGeometry:
         """The geometry that the family has at this video size."""
-        return AttentionGeometry.for_video(*self.video, self.family)
+        kind = get_family(self.family).diffusers_transformer()
+        return AttentionGeometry.for_video(
+            *self.video, self.family, config=typed_config(kind, self.config, Path(self.name))
+        )
 
     def with_layers(self, layers: int) -> StepCase:
         """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""
@@ -87,6 +92,17 @@ CASES = {
             shift=3.0,
         ),
         StepCase("wan-14b", "wan", {}, (77, 720, 1280), passes=2, shift=5.0),
+        StepCase(
+            "wan2.2-ti2v-5b",
+            "wan",
+            {
+                **{"num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336},
+                **{"in_channels": 48, "out_channels": 48},
+            },
+            (121, 704, 1280),
+            passes=2,
+            shift=5.0,
+        ),
         StepCase("hunyuan-video", "hunyuan_video", {}, (117, 720, 1280), passes=1, shift=7.0),
     )
 }

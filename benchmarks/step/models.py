@@ -86,7 +86,7 @@ class Subject:
 
         def diffusers_dense(timestep: float) -> Tensor:
             own = {name: value for name, value in inputs.items() if name not in ("tau", "route_override")}
-            sample: Tensor = self.dense(**own, timestep=self._timestep(timestep), return_dict=False)[0]
+            sample: Tensor = self.dense(**own, timestep=self._timestep_of_diffusers(timestep), return_dict=False)[0]
             return sample
 
         chosen = {OURS: ours, TORCH: torch_dense, DIFFUSERS: diffusers_dense}[implementation]
@@ -121,4 +121,10 @@ class Subject:
         return [block for stack in stacks for block in getattr(self.dense, stack)]
 
     def _timestep(self, value: float) -> Tensor:
-        return torch.full((1,), value, device=self.device)  # [B]
+        """As the routed model takes it."""
+        return torch.full_like(self.inputs["timestep"], value)  # [B] or [B, 2]
+
+    def _timestep_of_diffusers(self, value: float) -> Tensor:
+        """As diffusers' pipeline gives it: of every token where the routed model takes two."""
+        by_token = (self.case.geometry.video_tokens,) if self.inputs["timestep"].ndim > 1 else ()
+        return torch.full((1, *by_token), value, device=self.device)  # [B] or [B, S]

@@ -97,6 +97,7 @@ class PipelineKind:
         conditioners: those of `components` that turn the images of a request into conditions, before denoising.
         images: arguments of the pipeline's call that take an image and must be given.
         optional_images: arguments that take an image and may be left out.
+        encodes_video: its images and zeros make a whole video, which the VAE encodes.
         settings: entries of model_index.json that every such pipeline has, and what they must be.
         two_experts: whether it can have a second transformer, see `model/experts.py`.
     """
@@ -106,6 +107,7 @@ class PipelineKind:
     conditioners: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     optional_images: tuple[str, ...] = ()
+    encodes_video: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     two_experts: bool = False
 

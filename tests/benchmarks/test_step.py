@@ -73,6 +73,14 @@ def test_every_implementation_computes_the_same_dense_sample(report: StepReport)
         assert row.times_dense == pytest.approx(own * row.times_own_dense, rel=1e-2)
 
 
+def test_a_model_of_two_timesteps_gets_them_as_its_pipeline_gives_them() -> None:
+    config = {**WAN.config, "in_channels": 48, "out_channels": 48}
+    subject = Subject.make(replace(WAN, config=config, video=(9, 96, 160)), "cpu", torch.float32)
+    dense = torch.zeros(2, 4, dtype=torch.int32)
+    ours, theirs = (subject.runs(name, dense)(700.0) for name in (OURS, DIFFUSERS))
+    assert difference(ours, theirs) < 1e-5
+
+
 def test_our_kernels_are_measured_dense_whatever_mixes_are_asked_for() -> None:
     report = run_case(WAN, replace(OPTIONS, mixes=("50/50",), peers=(), loops=False), silent)
     assert [(row.implementation, row.routes) for row in report.rows] == [(OURS, "dense"), (OURS, "50/50")]
@@ -258,6 +266,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 def test_the_published_models_have_their_sizes() -> None:
     assert CASES["wan-14b"].geometry.tokens == 72_000
     assert CASES["hunyuan-video"].geometry.tokens == 108_256
+    assert CASES["wan2.2-ti2v-5b"].geometry.tokens == 27_280
     fewer = select_case("hunyuan-video", 6).config
     assert (fewer["num_layers"], fewer["num_single_layers"]) == (2, 4)
     assert select_case("wan-14b", 3).config["num_layers"] == 3

@@ -246,6 +246,13 @@ def test_parts_of_image_to_video(bundle: Path, wan_pipeline: Path, tmp_path: Pat
         }
     )
     assert sampling_bytes(conditioned) == max(3 * latents, 2 * 3 * 4 * 9 * 64 * 96)
+    replaced = metadata.model_copy(  # an image's latent takes the place of the first frame's: nothing but it is encoded
+        update={
+            "config": metadata.config | {"in_channels": 48, "out_channels": 48},
+            "latent_shape": (48, *metadata.latent_shape[1:]),
+        }
+    )
+    assert sampling_bytes(replaced) == 12 * latents
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ class Wan(ModelFamily):
                 images=required,
                 # CLIP's embeddings of a last image need a model with positions for them.
                 optional_images=() if clip else ends,
+                encodes_video=True,
                 two_experts=not clip,
             ),
         )
