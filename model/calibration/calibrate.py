@@ -122,7 +122,7 @@ def calibrate_routes(
         check_share(costs, settings.target_share)
     guidance = family.facts.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
     make = InputMaker(family, torch_dtype(settings.dtype), target, guidance)
-    shape = family.facts.latent_shape(family.config, geometry.grid)
+    shape = family.facts.sample_shape(family.config, geometry.grid)
     samples: CalibrationSamples
     if dataset is not None:
         dataset.shape = shape

@@ -160,6 +160,7 @@ class ModelFamily(abc.ABC):
         guidance_scale: default of the pipeline.
         classifier_free_guidance: the guidance scale costs a second pass; otherwise the model embeds it, or has none.
         gives_sigmas: the pipeline gives its scheduler the sigmas, and rounds timesteps to the type of the latents.
+        draws_in_model_dtype: the pipeline draws the noise in the transformer's type, not in float32.
         encoder_dtype: torch type of the text encoders on a GPU; everything is float32 on the CPU.
         vae_dtype: torch type of the VAE on a GPU.
         tiled_vae: the VAE takes videos of published size only in tiles.
@@ -193,6 +194,7 @@ class ModelFamily(abc.ABC):
     guidance_scale: float
     classifier_free_guidance: bool
     gives_sigmas: bool
+    draws_in_model_dtype: bool = False
     encoder_dtype: str
     vae_dtype: str
     tiled_vae: bool = False
@@ -275,6 +277,10 @@ class ModelFamily(abc.ABC):
         """C, F, H, W of `hidden_states`, conditions among the channels, that give a token grid."""
         frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
         return config["in_channels"], frames, height, width
+
+    def sample_shape(self, config: Mapping[str, Any], grid: Shape) -> tuple[int, int, int, int]:
+        """C, F, H, W of what the VAE gives and the transformer denoises, that has a token grid."""
+        return self.latent_channels(config), *self.latent_shape(config, grid)[1:]
 
     def latent_channels(self, config: Mapping[str, Any]) -> int:
         """Channels of the transformer's output, those of the VAE; the input may have a condition's besides."""
@@ -399,18 +405,6 @@ class ModelFamily(abc.ABC):
             )
         negative = {"negative_prompt": negative_prompt or ""} if guided else {}
         return Guidance({**arguments, **negative}, 2 if guided else 1, passes_2)
-
-    def prepare_call(self, pipeline: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What diffusers' pipeline is called with, of what a request says.
-
-        A family whose pipeline has another place than its call for some of it puts it there.
-
-        Args:
-            pipeline: diffusers' pipeline, which is this request's own to change.
-            config: of the diffusers transformer.
-            arguments: those of `guidance`, and num_frames, height and width of the video.
-        """
-        return dict(arguments)
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
         """Whether the guidance scale is an input of the transformer."""

@@ -128,7 +128,7 @@ def prepare_data(
     progress("loading text encoder and VAE", 0, 0)
     pipeline = load_pipeline(Path(checkpoint), family.facts, family.config, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    shape = family.facts.latent_shape(family.config, geometry.grid)
+    shape = family.facts.sample_shape(family.config, geometry.grid)
 
     def encode_caption(clip: Clip) -> bool:
         file, origin = prompt_file(output, clip.name), {"caption": clip.caption}

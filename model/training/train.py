@@ -137,7 +137,7 @@ def train_router(
     geometry = AttentionGeometry.for_video(
         *size, family=name, tile=tile, bucket=bucket, window=window, reduction_rate=reduction_rate, config=config
     )
-    dataset.shape = family.facts.latent_shape(config, geometry.grid)
+    dataset.shape = family.facts.sample_shape(config, geometry.grid)
     run = RunFolder(output)
     state = run.load_state() if resume else None
     accelerator = make_accelerator(device)

@@ -228,7 +228,9 @@ class RequestPlanner:
         """
         guidance = self.guidance(params)
         schedule = self.schedule(params)
-        rounded = get_family(self.family).gives_sigmas
+        family = get_family(self.family)
+        drawn = self.dtype if family.draws_in_model_dtype else torch.float32
+        rounded = _latents_dtype(schedule, self.dtype, drawn) if family.gives_sigmas else torch.float32
         parts = steps_of_experts(schedule.timesteps, self.boundary_ratio)
         plans = []
         for expert in self.experts:
@@ -244,7 +246,7 @@ class RequestPlanner:
                 guards=params.guards,
                 calibrated=None if expert.calibration is None else expert.calibration.overrides(schedule.timesteps),
                 tau=params.tau,
-                timestep_dtype=_latents_dtype(schedule, self.dtype) if rounded else torch.float32,
+                timestep_dtype=rounded,
                 passes=passes,
                 profile=profile,
                 part=parts[expert.component],
@@ -347,10 +349,10 @@ def _pipeline_of(path: Path) -> Path:
     return path
 
 
-def _latents_dtype(schedule: Schedule, sample_dtype: torch.dtype) -> torch.dtype:
-    """The type of the latents after a step, which begin in float32."""
+def _latents_dtype(schedule: Schedule, sample_dtype: torch.dtype, drawn: torch.dtype) -> torch.dtype:
+    """The type of the latents after a step, which begin in the type `drawn`."""
     scheduler = copy.deepcopy(schedule.instance)
     scheduler.set_begin_index(0)
-    sample, latents = torch.ones(1, 1, dtype=sample_dtype), torch.ones(1, 1)
+    sample, latents = torch.ones(1, 1, dtype=sample_dtype), torch.ones(1, 1, dtype=drawn)
     after: torch.Tensor = scheduler.step(sample, scheduler.timesteps[0], latents, return_dict=False)[0]
     return after.dtype

@@ -364,7 +364,6 @@ def denoise(
     denoised = []
     with parts.denoising(encoded) as (pipeline, device):
         pipeline.scheduler = scheduler
-        arguments = get_family(planner.family).prepare_call(pipeline, planner.config, arguments)
         fallbacks = parts.transformers.fallbacks
         for number, tensors in enumerate(conditions, first):
             began, before = time.perf_counter(), dict(fallbacks.counts)

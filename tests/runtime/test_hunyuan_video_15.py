@@ -164,6 +164,14 @@ def test_generate_is_the_stock_pipeline_with_the_engine(either: Tiny, tmp_path: 
     assert not np.array_equal(result.frames, unguided.frames)
 
 
+def test_plans_round_the_timesteps_as_the_pipeline_does(of_text: Tiny) -> None:
+    """Its latents begin in the model's type, which every scheduler keeps: a strict request finds what it planned."""
+    model = of_text.model(dtype=torch.bfloat16)
+    with VortaPipeline.from_pretrained(model, of_text.checkpoint, strict=True) as pipe:
+        result = pipe("a red wall", num_inference_steps=STEPS, scheduler="unipc", flow_shift=5.0, guidance_scale=1.0)
+    assert result.launches == STEPS and result.fallbacks == ()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -67,6 +67,7 @@ class HunyuanVideo15(ModelFamily):
     guidance_scale = 6.0
     classifier_free_guidance = True
     gives_sigmas = True
+    draws_in_model_dtype = True
     encoder_dtype = "bfloat16"
     vae_dtype = "float16"
     tiled_vae = True
@@ -164,17 +165,18 @@ class HunyuanVideo15(ModelFamily):
             )
         return guidance
 
-    def prepare_call(self, pipeline: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
         """The guider has the scale; with an image, the video's size is what the pipeline makes of the image's."""
-        from diffusers import ClassifierFreeGuidance
+        if pipeline.guider is None:
+            from diffusers import ClassifierFreeGuidance
 
-        given = dict(arguments)
-        guider: Any = ClassifierFreeGuidance
-        pipeline.guider = guider(guidance_scale=given.pop("guidance_scale"))
-        if takes_image(config):
-            size = given.pop("height"), given.pop("width")
+            kind: Any = ClassifierFreeGuidance
+            pipeline.guider = kind()
+        pipeline.guider.guidance_scale = arguments.pop("guidance_scale")
+        if takes_image(pipeline.transformer.config):
+            size = arguments.pop("height"), arguments.pop("width")
             pipeline.video_processor.calculate_default_height_width = lambda *_, **__: size
-        return given
+        return super().sample(pipeline, **arguments)
 
     # -- VAE -----------------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ class HunyuanVideo15Training(TrainingFamily):
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if takes_image(self.config):
             raise ValueError(
-                "image-to-video checkpoint: its samples would need the image's tokens, which data folders do not hold; "
-                "calibrate or train the text-to-video checkpoint of the same size"
+                "of an image-to-video checkpoint, whose image training and calibration do not read yet; take a "
+                "text-to-video one"
             )
         padded: dict[str, Tensor] = {}
         texts = (("", "text_embed_dim", PROMPT_ROWS, 1), ("_2", "text_embed_2_dim", GLYPH_ROWS, 0))
