@@ -55,6 +55,14 @@ def calibrate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The image that the videos of --prompts begin with, if the model takes one."),
+    ] = None,
+    last_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The image that the videos of --prompts end with, if the model takes one."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Measure on this folder of `train-router prepare`, or one in the authors' layout."),
@@ -104,6 +112,7 @@ def calibrate(
             first_lora=loras(loras_of.get(experts[0])),
             data=data,
             prompts=None if prompts is None else read_prompts(prompts),
+            images={name: path for name, path in (("image", image), ("last_image", last_image)) if path is not None},
             video_size=None if size is None else pixels(size),
             steps=params.num_inference_steps,
             skip_bad=skip_bad,

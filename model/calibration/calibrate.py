@@ -7,7 +7,7 @@ check what was given -> samples -> dense passes that measure every branch -> cho
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from vorta_trt.model.experts import in_words, named, steps_of_experts
 from vorta_trt.model.families.training import check_trains, training_family
 from vorta_trt.model.files import check_output
 from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.images import ImageLike, choose_kind, read_images
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
@@ -57,6 +58,7 @@ def calibrate_routes(
     first_lora: Sequence[LoraSpec] = (),
     data: str | Path | None = None,
     prompts: Sequence[str] | None = None,
+    images: Mapping[str, ImageLike] | None = None,
     video_size: tuple[int, int, int] | None = None,
     steps: int = 50,
     skip_bad: bool = False,
@@ -79,6 +81,8 @@ def calibrate_routes(
         first_lora: Those of the first expert, where the second is measured.
         data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
         prompts: Prompts, of which the first are taken.
+        images: Files or images that the videos of the prompts begin or end with, by the pipeline's argument, for models
+            that take some.
         video_size: Frames, height, width in pixels; None takes the data's.
         steps: Steps of the schedule that the buckets are cut from, and FLOPs are counted for.
         skip_bad: Leave out samples that cannot be used instead of refusing to start.
@@ -108,12 +112,18 @@ def calibrate_routes(
         ratio = reader.boundary_ratio
         family, name = training_family(reader.family, reader.config), reader.path.resolve()
     check_trains(family, checkpoint)
+    kinds, images = family.facts.pipeline_kinds(family.config), images or {}
+    if data is None:
+        choose_kind(kinds, images)
+    elif images:
+        raise ValueError(f"{next(iter(images))}: belongs to prompts; data have images of their own, leave it out")
     dataset = None if data is None else LatentDataset(data, family)
     if dataset is None and video_size is None:
         raise ValueError("video size: prompts do not say it; give it, e.g. --size 77x720x1280")
     size = video_size if dataset is None else dataset.size(video_size)
     assert size is not None
     geometry = AttentionGeometry.for_video(*size, family=family.facts.name, config=family.config)
+    shown = read_images(images, size, geometry.grid)
     timesteps = _own_part([float(step) for step in scheduler(steps).timesteps], component, ratio)
     buckets = make_buckets(timesteps, settings.buckets)
     head_dim = int(family.config["attention_head_dim"])
@@ -137,7 +147,14 @@ def calibrate_routes(
         _check_run(run_timesteps[own.start : own.stop], buckets)
         guided = family.facts.classifier_free_guidance and guidance > 1
         conditions = encode_prompts(
-            Path(checkpoint), family, [*texts, *([""] if guided else [])], settings.dtype, target, progress
+            Path(checkpoint),
+            family,
+            [*texts, *([""] if guided else [])],
+            settings.dtype,
+            target,
+            progress,
+            images=shown,
+            size=size,
         )
         samples = PromptSamples(
             tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed, own

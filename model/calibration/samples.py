@@ -15,6 +15,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.families.training import TrainingFamily
+from vorta_trt.model.images import Images, choose_kind
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.training.data import LatentDataset, Progress
@@ -175,6 +177,9 @@ def encode_prompts(
     dtype: str,
     device: torch.device,
     progress: Progress,
+    *,
+    images: Images = MappingProxyType({}),
+    size: tuple[int, int, int],
 ) -> list[dict[str, Tensor]]:
     """Encodes prompts by the pipeline's own text encoder, which is gone afterwards.
 
@@ -185,6 +190,8 @@ def encode_prompts(
         dtype: Of the transformer; the text encoder's is "fp32" if this is, else "bf16", for it overflows in fp16.
         device: Where the text encoder runs.
         progress: Called with (what, done, total).
+        images: Those that all videos begin or end with, for models that take some.
+        size: Frames, height, width of the videos in pixels.
 
     Returns:
         The family's conditions of every prompt, [1, ...] each, on the CPU.
@@ -195,6 +202,7 @@ def encode_prompts(
     progress("loading the text encoder", 0, 0)
     width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
     pipeline = load_pipeline(checkpoint, family.facts, family.config, width, purpose="calibrating with prompts")
+    of_images = _encode_images(pipeline, family, images, size, device, progress)
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     for encoder in encoders:
         encoder.to(device)
@@ -202,7 +210,8 @@ def encode_prompts(
     for index, prompt in enumerate(prompts):
         progress("encoding prompts", index, len(prompts))
         try:
-            conditions = family.conditions(family.encode_caption(pipeline, prompt, device))
+            tensors = family.encode_caption(pipeline, prompt, device, images or None)
+            conditions = family.conditions({**tensors, **of_images})
         except ValueError as error:
             raise ValueError(f"prompt {prompt!r}: {error}") from error
         encoded.append({name: tensor.unsqueeze(0).cpu() for name, tensor in conditions.items()})
@@ -211,3 +220,25 @@ def encode_prompts(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return encoded
+
+
+def _encode_images(
+    pipeline: Any,
+    family: TrainingFamily,
+    images: Images,
+    size: tuple[int, int, int],
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """The tensors that a family makes of images, by the pipeline's VAE and image encoder, which leave the device."""
+    if not images:
+        return {}
+    progress("encoding the image", 0, 0)
+    kind = choose_kind(family.facts.pipeline_kinds(family.config), images)
+    models = [part for name in kind.conditioners if isinstance(part := getattr(pipeline, name), torch.nn.Module)]
+    for model in models:
+        model.to(device)
+    made = family.condition(pipeline, images, size, device)
+    for model in models:
+        model.to("cpu")
+    return {name: tensor.cpu() for name, tensor in made.items()}

@@ -29,10 +29,12 @@ class TrainingFamily(abc.ABC):
     Attributes:
         facts: of the family.
         config: of the diffusers transformer.
-        condition_names: tensors of a sample beside its latents.
+        condition_names: tensors of a sample beside its latents, made of its text.
+        image_names: further ones, made of the images that the video begins or ends with, see `condition`.
     """
 
     condition_names: tuple[str, ...]
+    image_names: tuple[str, ...] = ()
 
     def __init__(self, facts: ModelFamily, config: Mapping[str, Any]) -> None:
         self.facts = facts
@@ -68,17 +70,21 @@ class TrainingFamily(abc.ABC):
 
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Has VAE and image encoders encode the images of a request, with the calls that the pipeline will make later.
 
         What they give is kept, and given again when the pipeline samples without them (`runtime.pipelines.recorded`).
-        So this calls the pipeline's own methods, with the arguments of its `__call__`.
+        So this calls the pipeline's own methods, with the arguments of its `__call__`. Training and calibration take
+        what those make of it.
 
         Args:
             pipeline: diffusers', with the conditioners of its `PipelineKind`.
             images: in RGB, of PIL, by the pipeline's argument.
             size: frames, height and width of the video in pixels.
             device: where the conditioners are.
+
+        Returns:
+            The tensors of `image_names`, without a batch axis.
         """
         raise NotImplementedError(f"{type(self).__name__}: a family whose pipelines take images says how")
 
@@ -99,7 +105,7 @@ class TrainingFamily(abc.ABC):
 
 
 def check_trains(family: TrainingFamily, checkpoint: object) -> None:
-    """Refuses a model whose videos begin with an image: the samples that routers are trained with have none.
+    """Refuses a model whose videos begin with an image, where its family does not say what samples have of that.
 
     Args:
         family: of the model.
@@ -109,7 +115,7 @@ def check_trains(family: TrainingFamily, checkpoint: object) -> None:
         CheckpointError: it is one.
     """
     images = family.facts.pipeline_kinds(family.config)[0].images
-    if images:
+    if images and not family.image_names:
         raise CheckpointError(
             f"checkpoint {checkpoint}: its model takes {' and '.join(images)} beside the text, and routers are trained "
             f"and calibrated with samples of text alone so far; use a text-to-video checkpoint"

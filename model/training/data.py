@@ -202,6 +202,12 @@ class LatentDataset:
         return [Sample(name, latent_file(file.parent, name), prompt_file(file.parent, name)) for name in names]
 
     def _reference(self, file: Path) -> list[Sample]:
+        if names := self.family.image_names:
+            raise DataError(
+                f"data {file}: the reference code's layout has no {names[0]}, which this model takes; prepare the "
+                f"videos with `vorta-trt train-router prepare`"
+            )
+
         def refuse(wrong: str) -> DataError:
             return DataError(f"data {file}: {wrong}; restore the file of the reference code")
 
@@ -234,8 +240,9 @@ class LatentDataset:
                 mask = None if sample.mask is None else _read_pt(sample.mask)
                 stored = self.family.reference_conditions(_read_pt(sample.prompt), mask)
             else:
-                latents = _read_safetensors(sample.latents, ("latents",))["latents"]
-                stored = _read_safetensors(sample.prompt, self.family.condition_names)
+                of_video = _read_safetensors(sample.latents, ("latents", *self.family.image_names))
+                latents = of_video.pop("latents")
+                stored = {**_read_safetensors(sample.prompt, self.family.condition_names), **of_video}
             latents = self._fit(latents)  # [C, F, H, W]
             conditions = self.family.conditions(stored)
             check_finite({"latents": latents, **conditions})

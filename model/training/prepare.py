@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -129,6 +130,7 @@ def prepare_data(
     pipeline = load_pipeline(Path(checkpoint), family.facts, family.config, torch_dtype(precision), purpose="preparing")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     shape = family.facts.sample_shape(family.config, geometry.grid)
+    kind = family.facts.pipeline_kinds(family.config)[0]
 
     def encode_caption(clip: Clip) -> bool:
         file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
@@ -140,22 +142,28 @@ def prepare_data(
         return False
 
     def encode_video(clip: Clip) -> bool:
-        origin = {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}"}
+        seen = "".join(f" {name}" for name in kind.images)
+        origin = {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}{seen}"}
         file = latent_file(output, clip.name)
         if is_kept := _is_there(file, origin):
             return is_kept
-        latents = _latents(pipeline.vae, family, read_video(clip.video, video_size, rate))  # [C, F, H, W]
+        video = read_video(clip.video, video_size, rate)  # [3, F, H, W]
+        latents = _latents(pipeline.vae, family, video)  # [C, F, H, W]
         if tuple(latents.shape) != shape:
             raise CheckpointError(
                 f"VAE: gives latents {tuple(latents.shape)} for a video of {video_size}, the transformer takes {shape} "
                 f"[channels, frames, height, width]; VAE and transformer must be of one model"
             )
-        check_finite({"latents": latents})
-        _write(file, {"latents": latents}, origin)
+        ends = {"image": video[:, 0], "last_image": video[:, -1]}
+        images = {name: _picture(ends[name]) for name in kind.images}
+        of_images = family.condition(pipeline, images, video_size, target) if images else {}
+        check_finite({"latents": latents, **of_images})
+        _write(file, {"latents": latents, **of_images}, origin)
         return False
 
     kept = 0
-    for what, encode, parts in (("captions", encode_caption, "text_encoder"), ("videos", encode_video, "vae")):
+    stages = (("captions", encode_caption, ("text_encoder",)), ("videos", encode_video, ("vae", "image_encoder")))
+    for what, encode, parts in stages:
         models = [part for name, part in pipeline.components.items() if name.startswith(parts) and part is not None]
         for model in models:
             model.to(target)
@@ -196,6 +204,12 @@ def _latents(vae: Any, family: TrainingFamily, video: Tensor) -> Tensor:
     encoded = vae.encode(video.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]
     latents: Tensor = family.facts.normalise(vae, encoded)[0]
     return latents
+
+
+def _picture(frame: Tensor) -> Image.Image:
+    """A frame float32 [3, H, W] from -1 to 1 as an image."""
+    pixels = ((frame + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def _is_there(file: Path, origin: dict[str, str]) -> bool:

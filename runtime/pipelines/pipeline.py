@@ -24,13 +24,13 @@ import numpy.typing as npt
 import torch
 
 from vorta_trt.export.onnx_file import data_file
+from vorta_trt.model.images import ImageLike
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source
-from vorta_trt.runtime.pipelines.images import ImageLike
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency, fits_beside

@@ -22,13 +22,13 @@ from vorta_trt.model.experts import check_alike, steps_of_experts
 from vorta_trt.model.families import Guidance, PipelineKind, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hub_cache import snapshot_of
+from vorta_trt.model.images import ImageLike, Images, choose_kind, read_image, read_images, stretch
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source, experts_of
-from vorta_trt.runtime.pipelines.images import ImageLike, Images, check_size, choose_kind, read_image, stretch
 from vorta_trt.runtime.pipelines.planned import ExpertPlan, PlannedRequest
 from vorta_trt.runtime.sampling.cost import StepProfile
 from vorta_trt.runtime.sampling.params import SamplingParams
@@ -302,12 +302,7 @@ class RequestPlanner:
             ValueError: An image is missing, has no place, is damaged, or does not fit the videos.
         """
         kind = choose_kind(get_family(self.family).pipeline_kinds(self.config), given)
-        images = {name: read_image(name, image) for name, image in given.items()}
-        (_, *sides), (_, *grid) = self.size, self.geometry.grid
-        height, width = (side // tokens for side, tokens in zip(sides, grid, strict=True))
-        for name, image in images.items():
-            check_size(name, image, self.size, (height, width))
-        return kind, images
+        return kind, read_images(given, self.size, self.geometry.grid)
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

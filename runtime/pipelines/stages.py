@@ -28,6 +28,7 @@ from torch import Tensor
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
 from vorta_trt.model.families.training import training_family
+from vorta_trt.model.images import Images
 from vorta_trt.model.model_index import ModelIndex
 from vorta_trt.model.pipeline_folder import (
     check_pipeline,
@@ -39,7 +40,6 @@ from vorta_trt.model.pipeline_folder import (
 )
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.pipelines.images import Images
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn

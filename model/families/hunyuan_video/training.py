@@ -109,7 +109,7 @@ class HunyuanVideoTraining(TrainingFamily):
 
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
-    ) -> None:
+    ) -> dict[str, Tensor]:
         frames, height, width = size
         pixels = pipeline.video_processor.preprocess(images["image"], height, width)  # [1, 3, H, W]
         pipeline.prepare_latents(
@@ -124,3 +124,4 @@ class HunyuanVideoTraining(TrainingFamily):
             latents=torch.zeros(()),  # nothing is drawn
             image_condition_type=self.config["image_condition_type"],
         )
+        return {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wan for router training, and its conditions in generation.
 
-Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens.
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, X text tokens, Y image tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,23 @@ from vorta_trt.model.families.wan import TEXT_SEQUENCE, two_timesteps
 
 
 class WanTraining(TrainingFamily):
-    """One condition: `prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it."""
+    """`prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it.
+
+    Models of images have `image_condition`, the mask and the encoded images, and `image_embeds` where they see CLIP's.
+    """
 
     condition_names = ("prompt_embeds",)
+
+    @property
+    def image_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See the class."""
+        if not self._condition_channels:
+            return ()
+        return ("image_condition",) if self.config["image_dim"] is None else ("image_condition", "image_embeds")
+
+    @property
+    def _condition_channels(self) -> int:
+        return int(self.config["in_channels"]) - self.facts.latent_channels(self.config)
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeds = tensors["prompt_embeds"]
@@ -30,7 +44,17 @@ class WanTraining(TrainingFamily):
                 f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {TEXT_SEQUENCE} tokens, {size}] for "
                 f"this checkpoint; encode the captions with its own text encoder"
             )
-        return {"prompt_embeds": functional.pad(embeds, (0, 0, 0, TEXT_SEQUENCE - embeds.shape[0]))}  # [X, text_dim]
+        padded = functional.pad(embeds, (0, 0, 0, TEXT_SEQUENCE - embeds.shape[0]))  # [X, text_dim]
+        images = {name: tensors[name] for name in self.image_names if name in tensors}
+        for name, tensor in images.items():
+            axes, where = (4, 0) if name == "image_condition" else (2, 1)
+            wanted = self._condition_channels if name == "image_condition" else self.config["image_dim"]
+            if tensor.ndim != axes or tensor.shape[where] != wanted:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, must have {wanted} channels for this checkpoint; encode "
+                    f"the images with its own VAE and image encoder"
+                )
+        return {"prompt_embeds": padded, **images}
 
     def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"prompt_embeds": prompt.squeeze(0) if prompt.ndim == 3 else prompt}
@@ -38,11 +62,17 @@ class WanTraining(TrainingFamily):
     def model_inputs(
         self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Any]:
+        seen = {}
+        if "image_condition" in conditions:
+            noisy = torch.cat((noisy, conditions["image_condition"].to(noisy.dtype)), dim=1)  # [B, C + ..., F, H, W]
+        if "image_embeds" in conditions:
+            seen = {"encoder_hidden_states_image": conditions["image_embeds"].to(dtype)}  # [B, Y, image_dim]
         return {
             "hidden_states": noisy,  # [B, C, F, H, W]
             # Text to video: the first frame is as noisy as the others.
             "timestep": timesteps.unsqueeze(1).expand(-1, 2) if two_timesteps(self.config) else timesteps,  # [B(, 2)]
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_dim]
+            **seen,
         }
 
     def encode_caption(
@@ -55,15 +85,17 @@ class WanTraining(TrainingFamily):
 
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
-    ) -> None:
+    ) -> dict[str, Tensor]:
         frames, height, width = size
+        made = {}
         if self.config["image_dim"] is not None:
-            pipeline.encode_image([*images.values()] if len(images) > 1 else images["image"], device)
+            shown = [*images.values()] if len(images) > 1 else images["image"]
+            made["image_embeds"] = pipeline.encode_image(shown, device).flatten(0, 1)  # [Y, image_dim]
         pixels = {
             name: pipeline.video_processor.preprocess(image, height=height, width=width).to(device, torch.float32)
             for name, image in images.items()
         }  # [1, 3, H, W] each
-        pipeline.prepare_latents(
+        _, encoded, *_ = pipeline.prepare_latents(
             pixels["image"],
             batch_size=1,
             num_channels_latents=pipeline.vae.config.z_dim,
@@ -74,4 +106,6 @@ class WanTraining(TrainingFamily):
             device=device,
             latents=torch.zeros(()),  # nothing is drawn
             last_image=pixels.get("last_image"),
-        )
+        )  # [1, mask and latents, F, H, W]
+        made["image_condition"] = encoded[0]
+        return {name: made[name] for name in self.image_names}

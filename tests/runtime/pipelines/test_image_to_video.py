@@ -18,10 +18,10 @@ from PIL import Image
 from vorta_trt.engines import build_engine
 from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.images import size_like
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.pipelines import stages
-from vorta_trt.runtime.pipelines.images import size_like
 from vorta_trt.runtime.pipelines.recorded import Recorded
 
 from ...kept import Kept

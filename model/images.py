@@ -81,6 +81,26 @@ def _converted(name: str, source: str, image: Image.Image) -> Image.Image:
         raise ValueError(f"{name} {source}: is damaged or too large ({error}); save it again") from error
 
 
+def read_images(
+    given: Mapping[str, ImageLike], video: tuple[int, int, int], grid: tuple[int, int, int]
+) -> dict[str, Image.Image]:
+    """Images by the pipeline's argument, each of which fits a video.
+
+    Args:
+        given: files or images.
+        video: frames, height and width in pixels.
+        grid: the same in tokens.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an image is damaged or does not fit.
+    """
+    images = {name: read_image(name, image) for name, image in given.items()}
+    for name, image in images.items():
+        check_size(name, image, video, (video[1] // grid[1], video[2] // grid[2]))
+    return images
+
+
 def check_size(name: str, image: Image.Image, video: tuple[int, int, int], step: tuple[int, int]) -> None:
     """Refuses an image that would have to be distorted or enlarged many times for a video.
 
