@@ -5,7 +5,8 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 
 - `RMSNormalization` as x / sqrt(mean(x^2) + epsilon) * scale, in float32 (see `graph_passes`).
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
-  the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1.
+  the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1. The exact form as
+  x / 2 * (1 + erf(x / sqrt(2))) in float32.
 - `Shape` of some axes as a choice from all of them.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
@@ -102,7 +103,10 @@ class _Lowering:
 
     def gelu(self, node: ir.Node) -> list[ir.Node]:
         (x,) = _inputs(node)
-        _require(node, node.attributes.get_string("approximate", "none") == "tanh", "approximates by tanh")
+        form = node.attributes.get_string("approximate", "none")
+        _require(node, form in ("none", "tanh"), "is exact or approximates by tanh")
+        if form == "none":
+            return self.exact_gelu(x)
         slope = 2 * math.sqrt(2 / math.pi)
         square = _apply("Mul", x, x)
         curved = _apply("Mul", square, self.scalar(slope * 0.044715, x))
@@ -110,6 +114,19 @@ class _Lowering:
         steep = _apply("Mul", raised, x)
         gate = _apply("Sigmoid", steep)
         return _typed(x, [square, curved, raised, steep, gate, _apply("Mul", gate, x)])
+
+    def exact_gelu(self, x: ir.Value) -> list[ir.Node]:
+        assert x.dtype is not None
+        wide = ir.node("Cast", [x], {"to": ir.DataType.FLOAT})
+        wide.outputs[0].dtype = ir.DataType.FLOAT
+        like = wide.outputs[0]
+        scaled = _apply("Mul", wide, self.scalar(math.sqrt(0.5), like))
+        error = _apply("Erf", scaled)
+        raised = _apply("Add", error, self.scalar(1.0, like))
+        halved = _apply("Mul", raised, self.scalar(0.5, like))
+        product = _apply("Mul", wide, halved)
+        narrowed = ir.node("Cast", [product.outputs[0]], {"to": x.dtype})
+        return [*_typed(like, [wide, scaled, error, raised, halved, product]), *_typed(x, [narrowed])]
 
     def split(self, node: ir.Node) -> list[ir.Node]:
         """Equal parts, with their sizes as an input: TensorRT 8.6 would compute them in the engine."""
