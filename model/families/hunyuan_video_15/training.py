@@ -84,7 +84,7 @@ class HunyuanVideo15Training(TrainingFamily):
 
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
-    ) -> None:
+    ) -> dict[str, Tensor]:
         _, height, width = size
         processor = pipeline.video_processor
         image = processor.resize(images["image"], height=height, width=width, resize_mode="crop")
@@ -92,3 +92,4 @@ class HunyuanVideo15Training(TrainingFamily):
         pipeline._get_image_latents(
             vae=pipeline.vae, image_processor=processor, image=image, height=height, width=width, device=device
         )
+        return {}

@@ -102,10 +102,10 @@ def test_sequential_frees_the_encoders_before_the_transformer_is_loaded(
     monkeypatch.setattr(stages, "load_pipeline", watched)
     open_engine = VortaPipeline._open
 
-    def opened(pipe: VortaPipeline) -> VortaTransformer:
+    def opened(pipe: VortaPipeline, component: str) -> VortaTransformer:
         gc.collect()
         events.append(f"engine beside {sum(part() is not None for part in encoders)}")
-        return open_engine(pipe)
+        return open_engine(pipe, component)
 
     said: list[str] = []
     with VortaPipeline.from_pretrained(model.onnx, strict=True) as pipe:
