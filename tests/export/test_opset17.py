@@ -223,7 +223,5 @@ def test_unknown_form_of_an_operator_is_refused() -> None:
     node = ir.node("Gelu", [x], {"approximate": "sigmoid"}, name="act/Gelu")
     node.outputs[0].name = "y"
     graph = ir.Graph([x], list(node.outputs), nodes=[node], opset_imports={"": 23}, name="g")
-    with pytest.raises(
-        ExportError, match=r"Gelu act/Gelu: in opset 17 it must be one that is exact or"
-    ):
+    with pytest.raises(ExportError, match=r"Gelu act/Gelu: in opset 17 it must be one that is exact or"):
         lower_to_opset_17(ir.Model(graph, ir_version=10))
