@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
 
@@ -154,10 +156,8 @@ def sources_of(
         video = None if size is None else VideoSize.parse(size)
     with CheckpointReader(checkpoint, variant=variant) as reader:
         experts = reader.experts
-    router, override = (
-        one_per_expert(values, option, experts)
-        for values, option in ((routers, "--router"), (route_overrides, "--route-override"))
-    )
+    router = one_per_expert(routers, "--router", experts, shared=True)
+    override = one_per_expert(route_overrides, "--route-override", experts)
     attention = attention_precision or SAME_PRECISION
     fused = per_expert(lora, "--lora", experts)
     if fused and (without := [component for component in experts if component not in fused]):
@@ -191,13 +191,16 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def per_expert(values: list[str] | None, option: str, experts: Sequence[str]) -> dict[str, list[str]]:
+def per_expert(
+    values: list[str] | None, option: str, experts: Sequence[str], *, shared: bool = False
+) -> dict[str, list[str]]:
     """The values of an option that says with high= or low= which of two experts it is for.
 
     Args:
         values: As given.
         option: Its name, for errors.
         experts: The components of all experts that the model has.
+        shared: A value that does not say it is for both, which a warning tells.
 
     Returns:
         The values by component, without what stands before them.
@@ -209,6 +212,15 @@ def per_expert(values: list[str] | None, option: str, experts: Sequence[str]) ->
     for value in values or ():
         noise, _, rest = value.partition("=")
         component = BY_NOISE.get(noise)
+        if len(experts) > 1 and component is None and shared:
+            logger.warning(
+                "%s %s: is used for both experts; one that was made for each is given as high=… and low=…",
+                option,
+                value,
+            )
+            for each in experts:
+                found.setdefault(each, []).append(value)
+            continue
         if len(experts) > 1 and (component is None or not rest):
             raise typer.BadParameter(
                 f"{value!r}: the model has two experts; say for which it is, high={value} (much noise, {experts[0]}) "
@@ -255,9 +267,11 @@ def experts_of_file(path: Path) -> tuple[str, ...]:
     return COMPONENTS[:1] if metadata is None else metadata.experts
 
 
-def one_per_expert(values: list[str] | None, option: str, experts: Sequence[str]) -> dict[str, str]:
+def one_per_expert(
+    values: list[str] | None, option: str, experts: Sequence[str], *, shared: bool = False
+) -> dict[str, str]:
     """`per_expert`, with one value for an expert at most."""
-    found = per_expert(values, option, experts)
+    found = per_expert(values, option, experts, shared=shared)
     for component, given in found.items():
         if len(given) > 1:
             whose = "" if len(experts) == 1 else f" for {NOISE[component]} noise"

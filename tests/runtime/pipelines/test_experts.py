@@ -403,7 +403,7 @@ def test_generate_runs_both(tiny_experts: TinyExperts, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("routers", "message"),
     [
-        (("{high}",), r"the model has two experts; say for which it is, high=.* or low="),
+        (("high={high}", "{low}"), "give one for high noise"),
         (("high={high}", "high={low}"), "give one for high noise"),
         (("high={high}", "low={high}/absent"), "absent: does not exist"),
     ],
@@ -416,6 +416,8 @@ def test_options_for_experts(tiny_experts: TinyExperts, tmp_path: Path, routers:
     code = 1 if "absent" in message else 2
     said = command("export", tiny_experts.checkpoint, *given, "-o", tmp_path / "model.onnx", code=code)
     assert re.search(message, " ".join(said.replace("│", " ").split())), said
+    said = command("export", tiny_experts.checkpoint, "--lora", "a.safetensors", "-o", tmp_path / "model.onnx", code=2)
+    assert "two experts; say for which it is, high=a.safetensors" in " ".join(said.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
 
 
@@ -425,11 +427,15 @@ def test_options_for_experts_of_a_model_with_one(tiny_wan: Tiny, tmp_path: Path)
     assert "one transformer" in " ".join(said.replace("│", " ").split())
 
 
-def test_routes_of_both(tiny_experts: TinyExperts) -> None:
+def test_routes_of_both(tiny_experts: TinyExperts, caplog: pytest.LogCaptureFixture) -> None:
     given = [
         part
         for noise, router in zip(("high", "low"), tiny_experts.routers.values(), strict=True)
         for part in ("--router", f"{noise}={router}")
     ]
     said = command("routes", tiny_experts.checkpoint, *given, "--steps", STEPS, "--precision", "fp32")
+    both = command(
+        "routes", tiny_experts.checkpoint, "--router", tiny_experts.router, "--steps", STEPS, "--precision", "fp32"
+    )
+    assert "is used for both experts" in caplog.text and "transformer_2 (low noise): 2 steps" in both
     assert "transformer (high noise): 2 steps" in said and "transformer_2 (low noise): 2 steps" in said
