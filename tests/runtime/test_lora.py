@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.commands.options import sources_of
-from vorta_trt.export import export_onnx, read_metadata
+from vorta_trt.export import export_onnx, onnx_export, read_metadata
 from vorta_trt.export.names import TRANSPOSED
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.refit_weights import changed_parameters, refit_weights
@@ -160,11 +161,23 @@ def test_what_overflows_is_refused(tiny_wan: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     save_file({f"diffusion_model.{QUERY}.{name}": tensor for name, tensor in huge.items()}, path)
     model = tiny_wan.model(lora=[LoraSpec(path)], materialize=False)
-    out = tmp_path / "out"
-    out.mkdir()
     with pytest.raises(CheckpointError, match="lora.safetensors: blocks.0.attn1.to_q.weight is not finite with it"):
-        export_onnx(model, out / "model.onnx", "fp32")
-    assert not list(out.iterdir())
+        model.load_parameter("blocks.0.attn1.to_q.weight")
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_an_error_of_reading_a_weight_is_told_as_it_is(tmp_path: Path, external: bool) -> None:
+    """Of the exporter's library it came wrapped in a text of the whole graph."""
+
+    def refuse() -> ir.TensorProtocol:
+        raise CheckpointError("lora.safetensors: not finite; use another strength")
+
+    weight = ir.LazyTensor(refuse, dtype=ir.DataType.FLOAT, shape=ir.Shape([300]), name="weight")
+    graph = ir.Graph(
+        [], [], nodes=[], initializers=[ir.Value(name="weight", const_value=weight)], opset_imports={"": 23}
+    )
+    with pytest.raises(CheckpointError, match="^lora.safetensors: not finite; use another strength$"):
+        onnx_export._write(ir.Model(graph, ir_version=10), tmp_path / "model.onnx", 1200, external, lambda *_: None)
 
 
 def test_routes_of_the_fused_model(tiny_wan: Tiny, tmp_path: Path) -> None:
