@@ -98,10 +98,7 @@ def load_pipeline(
                 loaded[name] = load_part(part, checkpoint / name, options)
                 if isinstance(loaded[name], torch.nn.Module):
                     loaded[name].eval()
-        pipeline = made(transformer=transformer, **loaded, **settings)
-    # What diffusers reads off the VAE, and guesses where there is none.
-    pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial = family.compression(config)
-    return pipeline
+        return made(transformer=transformer, **loaded, **settings)
 
 
 def check_pipeline(

@@ -147,6 +147,15 @@ def test_a_token_with_a_timestep_of_its_own(place: int) -> None:
         Timesteps(1)(uneven, 1, GRID)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_a_token_with_a_timestep_of_its_own_is_said_later() -> None:
+    uneven, two = tokens(0, 700).cuda(), Timesteps(2)
+    uneven[0, 30] = 5
+    assert two(uneven, 1, GRID).tolist() == [[0, 700]]
+    with pytest.raises(ValueError, match="the first latent frame must have one timestep, and all others one"):
+        two.finish()
+
+
 @pytest.mark.parametrize("shape", [(1, 44), (2, 45), (1, 2), (1, 45, 1), (3,)])
 def test_timesteps_of_no_pipeline(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"timestep of shape .*: must be \[B"):
