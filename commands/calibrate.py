@@ -16,6 +16,7 @@ from vorta_trt.commands.options import (
     ExpertOption,
     Lora,
     RoutesPlot,
+    Variant,
     expert_of,
     loras,
     one_of,
@@ -52,6 +53,7 @@ def calibrate(
     sampling: RunOptions,
     expert: ExpertOption = None,
     lora: Lora = None,
+    variant: Variant = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Measure in short denoising runs of the prompts of this file.")
     ] = None,
@@ -91,7 +93,7 @@ def calibrate(
     one_of("--prompts / --data", prompts, data)
     if prompts is not None and size is None:
         raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
-    component, experts = expert_of(checkpoint, expert)
+    component, experts = expert_of(checkpoint, expert, variant)
     loras_of = per_expert(lora, "--lora", experts)
     params = sampling.params()
     settings = goal.settings(guidance_scale=params.guidance_scale, seed=params.seed or 0)
@@ -108,6 +110,7 @@ def calibrate(
             make_scheduler,
             settings,
             component=component,
+            variant=variant,
             lora=loras(loras_of.get(component)),
             first_lora=loras(loras_of.get(experts[0])),
             data=data,
@@ -127,6 +130,7 @@ def calibrate(
         return
     fused = [text for given in lora or () for text in ("--lora", given)]
     routes = str(output) if expert is None else f"{expert.value}={output}"
+    fused += [] if variant is None else ["--variant", variant]
     following = ["vorta-trt", "build", str(checkpoint), *fused, "--route-override", routes, "-o", "BUNDLE"]
     typer.echo(report.summary())
     for path in filter(None, (output, plot)):

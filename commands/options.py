@@ -238,7 +238,7 @@ def per_expert(
     return found
 
 
-def expert_of(checkpoint: Path, expert: Expert | None) -> tuple[str, tuple[str, ...]]:
+def expert_of(checkpoint: Path, expert: Expert | None, variant: str | None = None) -> tuple[str, tuple[str, ...]]:
     """The component that `--expert` means, and those of all experts that the checkpoint has.
 
     Raises:
@@ -246,7 +246,7 @@ def expert_of(checkpoint: Path, expert: Expert | None) -> tuple[str, tuple[str, 
     """
     from vorta_trt.model.checkpoint import CheckpointReader
 
-    with CheckpointReader(checkpoint) as reader:
+    with CheckpointReader(checkpoint, variant=variant) as reader:
         experts = reader.experts
     if len(experts) > 1 and expert is None:
         raise typer.BadParameter(

@@ -17,6 +17,7 @@ from vorta_trt.commands.options import (
     RoutesPlot,
     Size,
     Tau,
+    Variant,
     sources_of,
 )
 from vorta_trt.commands.sampling import ScheduleOptions
@@ -33,6 +34,7 @@ def routes(
     sampling: ScheduleOptions,
     router: Routers = None,
     lora: Lora = None,
+    variant: Variant = None,
     route_override: RouteOverrides = None,
     size: Size = None,
     tau: Tau = None,
@@ -59,7 +61,9 @@ def routes(
 
     if router is None and route_override is None:
         raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
-    sources = sources_of(checkpoint, router, size, precision, tau, route_overrides=route_override, lora=lora)
+    sources = sources_of(
+        checkpoint, router, size, precision, tau, route_overrides=route_override, lora=lora, variant=variant
+    )
     with Stages() as stages:
         stages("computing the routes")
         schedule = sampling.schedule(checkpoint)

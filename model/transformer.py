@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.branch_attention import full_attention, mixed_attention
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
+from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.geometry import AttentionGeometry
@@ -401,8 +401,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
         path = self.checkpoint.absolute()
         if repository := repository_of(path) or repository_of(path.resolve()):
             return repository
-        path = path if path.is_file() else path.resolve()
-        return path.parent.name if path.name == "transformer" else path.name
+        folder = path.parent if path.is_file() else path.resolve()
+        if folder.name in COMPONENTS:
+            return folder.parent.name
+        return path.name if path.is_file() else folder.name
 
     @property
     def materialized(self) -> bool:

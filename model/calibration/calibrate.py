@@ -54,6 +54,7 @@ def calibrate_routes(
     settings: CalibrationSettings | None = None,
     *,
     component: str = TRANSFORMER,
+    variant: str | None = None,
     lora: Sequence[LoraSpec] = (),
     first_lora: Sequence[LoraSpec] = (),
     data: str | Path | None = None,
@@ -77,6 +78,7 @@ def calibrate_routes(
         settings: Numbers; None is the defaults.
         component: Of two experts, which one is measured, at the steps of the schedule that it takes. With prompts, the
             second is measured behind the steps of the first, and both are loaded.
+        variant: Of the names of the weight files, for the parts that have such files.
         lora: LoRA files that are fused into the weights.
         first_lora: Those of the first expert, where the second is measured.
         data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
@@ -108,9 +110,9 @@ def calibrate_routes(
     target = _device(device, settings.dtype)
     if (data is None) == (prompts is None):
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
-    with CheckpointReader(checkpoint, component) as reader:
+    with CheckpointReader(checkpoint, component, variant=variant) as reader:
         ratio = reader.boundary_ratio
-        family, name = training_family(reader.family, reader.config), reader.path.resolve()
+        family = training_family(reader.family, reader.config)
     check_trains(family, checkpoint)
     kinds, images = family.facts.pipeline_kinds(family.config), images or {}
     if data is None:
@@ -155,13 +157,14 @@ def calibrate_routes(
             progress,
             images=shown,
             size=size,
+            variant=variant,
         )
         samples = PromptSamples(
             tuple(texts), conditions, shape, scheduler, settings.run_steps, make, settings.seed, own
         )
 
     progress("loading the model", 0, 0)
-    options: dict[str, Any] = {"geometry": geometry, "dtype": torch_dtype(settings.dtype)}
+    options: dict[str, Any] = {"geometry": geometry, "dtype": torch_dtype(settings.dtype), "variant": variant}
     if isinstance(samples, PromptSamples) and samples.steps.start:
         first = RoutedTransformer.from_pretrained(checkpoint, lora=first_lora, **options).to(target)
         samples = replace(samples, before=lambda inputs: routed(first, inputs))
@@ -183,9 +186,7 @@ def calibrate_routes(
         errors=squares.sqrt().float(),
         budget=budget,
         component=None if ratio is None else named(component),
-        checkpoint=" + ".join(
-            (name.parent.name if name.name == "transformer" else name.name, *(file.name for file in model.lora))
-        ),
+        checkpoint=" + ".join((str(model.checkpoint_name), *(file.name for file in model.lora))),
     )
     check = run.check(calibration)
     measured, held_back = (tuple(samples.names[index] for index in part) for part in (run.measured, run.held_back))

@@ -180,6 +180,7 @@ def encode_prompts(
     *,
     images: Images = MappingProxyType({}),
     size: tuple[int, int, int],
+    variant: str | None = None,
 ) -> list[dict[str, Tensor]]:
     """Encodes prompts by the pipeline's own text encoder, which is gone afterwards.
 
@@ -192,6 +193,7 @@ def encode_prompts(
         progress: Called with (what, done, total).
         images: Those that all videos begin or end with, for models that take some.
         size: Frames, height, width of the videos in pixels.
+        variant: Of the names of the pipeline's weight files.
 
     Returns:
         The family's conditions of every prompt, [1, ...] each, on the CPU.
@@ -201,7 +203,9 @@ def encode_prompts(
     """
     progress("loading the text encoder", 0, 0)
     width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
-    pipeline = load_pipeline(checkpoint, family.facts, family.config, width, purpose="calibrating with prompts")
+    pipeline = load_pipeline(
+        checkpoint, family.facts, family.config, width, purpose="calibrating with prompts", variant=variant
+    )
     of_images = _encode_images(pipeline, family, images, size, device, progress)
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     for encoder in encoders:

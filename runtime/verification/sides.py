@@ -84,6 +84,7 @@ class Subject:
     Attributes:
         executor: As for `Engine`.
         lora: What was fused into the checkpoint.
+        variant: Of the names of the checkpoint's weight files.
         precision: Of the file.
         geometry: That the file was exported for.
         tau: That the file was exported with.
@@ -94,6 +95,7 @@ class Subject:
     checkpoint: Path
     router: Path | None
     lora: tuple[LoraSpec, ...]
+    variant: str | None
     executor: str | None
     precision: str
     attention_precision: str
@@ -165,6 +167,7 @@ class Subject:
             dtype,
             component=self.target.key.component,
             lora=self.lora,
+            variant=self.variant,
         )
 
 

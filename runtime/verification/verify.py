@@ -40,6 +40,7 @@ def verify(
     router: str | Path | None = None,
     *,
     lora: Sequence[LoraSpec] = (),
+    variant: str | None = None,
     precision: PrecisionName | None = None,
     executor: str | None = None,
     batch: int = 1,
@@ -57,6 +58,7 @@ def verify(
         checkpoint: What it was exported from, as for `RoutedTransformer.from_pretrained`.
         router: The router that it was exported with.
         lora: The LoRA files that were fused into it, in their order.
+        variant: Of the names of the checkpoint's weight files.
         precision: The precision that it must have; None takes its own.
         executor: As for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
         batch: Samples per run.
@@ -81,7 +83,7 @@ def verify(
     seed = secrets.randbits(32) if seed is None else seed
     progress(f"reading {Path(target).name}")
     found = read_target(Path(target), component=component, size=size)
-    subject = _subject(found, Path(checkpoint), router, tuple(lora), precision, executor, progress)
+    subject = _subject(found, Path(checkpoint), router, tuple(lora), variant, precision, executor, progress)
 
     def draw(only: Sequence[str], number: int = 0) -> list[Case]:
         assert subject.target.metadata is not None
@@ -126,6 +128,7 @@ def _subject(
     checkpoint: Path,
     router: str | Path | None,
     lora: tuple[LoraSpec, ...],
+    variant: str | None,
     precision: str | None,
     executor: str | None,
     progress: Progress,
@@ -153,6 +156,7 @@ def _subject(
         checkpoint=checkpoint,
         router=None if router is None else Path(router),
         lora=lora,
+        variant=variant,
         executor=executor,
         precision=metadata.precision,
         attention_precision=metadata.attention_precision,

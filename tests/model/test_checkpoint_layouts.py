@@ -138,7 +138,8 @@ def test_names_of_checkpoints(tmp_path: Path, diffusers_folder: Path, state: dic
     inside = snapshot / "transformer" / WEIGHTS
     file = single(tmp_path / "fine-tuned.safetensors", theirs(state))
     names = {cache: "Tiny", snapshot: "Tiny", inside: "Tiny", inside.parent: "Tiny", file: "fine-tuned.safetensors"}
-    names |= {diffusers_folder: "Tiny-Diffusers", diffusers_folder / "transformer": "Tiny-Diffusers"}
+    folder = diffusers_folder / "transformer"
+    names |= dict.fromkeys((diffusers_folder, folder, folder / WEIGHTS), "Tiny-Diffusers")
     for path, name in names.items():
         assert RoutedTransformer.from_pretrained(path, materialize=False).checkpoint_name == name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,15 @@ def test_from_data(wan: Path, data: Path, tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_file(wan: Path, data: Path, tmp_path: Path) -> None:
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
-    for output, seed in ((first, 5), (second, 5), (other, 6)):
-        run(wan, output, source={"data": data}, seed=seed)
+    variant = Path(shutil.copytree(wan, tmp_path / "variant" / wan.name))
+    weights = variant / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    for checkpoint, output, options in (
+        (wan, first, {"seed": 5}),
+        (variant, second, {"seed": 5, "variant": "fp16"}),
+        (wan, other, {"seed": 6}),
+    ):
+        run(checkpoint, output, source={"data": data}, **options)
     assert first.read_bytes() == second.read_bytes()
     assert not torch.equal(RouteCalibration.load(first).errors, RouteCalibration.load(other).errors)
 

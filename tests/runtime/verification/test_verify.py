@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,9 +159,13 @@ def test_values_that_are_not_finite_fail(wan: Any, fp32: Path, tmp_path: Path) -
     assert json.loads(report.model_dump_json())["cases"][0]["outputs"][0]["relative_l2"] == "NaN"
 
 
-def test_the_same_seed_gives_the_same_errors(wan: Any, fp32: Path) -> None:
+def test_the_same_seed_gives_the_same_errors(wan: Any, fp32: Path, tmp_path: Path) -> None:
     one = verify(fp32, wan.checkpoint, wan.router, seed=5, cases=["mixed override"])
-    two = verify(fp32, wan.checkpoint, wan.router, seed=5, cases=["all full", "mixed override"])
+    variant = Path(shutil.copytree(wan.checkpoint, tmp_path / "variant"))
+    weights = variant / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    cases = ["all full", "mixed override"]
+    two = verify(fp32, variant, wan.router, seed=5, cases=cases, variant="fp16")
     assert one.cases[0] == two.cases[1]
     fresh = {verify(fp32, wan.checkpoint, wan.router, cases=["all full"]).seed for _ in range(2)}
     assert len(fresh) == 2
