@@ -330,6 +330,15 @@ def test_weights_that_the_config_does_not_describe_are_not_made_up(
         load(folder)
 
 
+def test_a_transformer_of_image_to_video_in_another_folder(tmp_path: Path) -> None:
+    """By its channels alone; found out before anything is exported."""
+    make_checkpoint(tmp_path, "wan", layers=1, heads=1, head_dim=12, ffn_dim=16, channels=4, image="channels")
+    CheckpointReader(tmp_path).close()
+    edit(tmp_path / "model_index.json", _class_name="WanPipeline")
+    with pytest.raises(CheckpointError, match="is that of a WanImageToVideoPipeline, .* but its .* says WanPipeline"):
+        CheckpointReader(tmp_path)
+
+
 # -- missing files -----------------------------------------------------------------------------------------------------
 
 
