@@ -49,8 +49,19 @@ _TEA_CACHE: Mapping[tuple[str, str], PublishedTeaCache] = {
     ("Wan2.1-T2V-14B", "modulation"): PublishedTeaCache(
         (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01), 0.2, 5
     ),
+    ("Wan2.1-I2V-14B-480P", "embedding"): PublishedTeaCache(
+        (-3.02331670e02, 2.23948934e02, -5.25463970e01, 5.87348440e00, -2.01973289e-01), 0.26, 1
+    ),
+    ("Wan2.1-I2V-14B-720P", "embedding"): PublishedTeaCache(
+        (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683), 0.3, 1
+    ),
 }
-_TEA_CACHE_SIZES = {"Wan2.1-T2V-1.3B": (30, 12), "Wan2.1-T2V-14B": (40, 40)}  # layers, heads
+_TEA_CACHE_SIZES = {  # layers, heads
+    "Wan2.1-T2V-1.3B": (30, 12),
+    "Wan2.1-T2V-14B": (40, 40),
+    "Wan2.1-I2V-14B-480P": (40, 40),
+    "Wan2.1-I2V-14B-720P": (40, 40),
+}
 
 
 class Wan(ModelFamily):

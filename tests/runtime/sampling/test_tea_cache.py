@@ -104,6 +104,9 @@ def test_the_published_tables_are_those_of_the_original() -> None:
     assert published_for("1.3B", "embedding").coefficients[0] == 2.39676752e03
     assert published_for("14B", "embedding").coefficients[-1] == -13.02252404
     assert published_for("14B", "modulation").first == 5  # use_ret_steps
+    for size, threshold in (("480P", 0.26), ("720P", 0.3)):
+        image = get_family("wan").tea_cache(f"Wan2.1-I2V-14B-{size}", "embedding")
+        assert image is not None and (len(image.coefficients), image.threshold, image.first) == (5, threshold, 1)
     assert all(len(published_for(size, signal).coefficients) == 5 for size, signal in DISTANCES)
 
 
@@ -121,7 +124,7 @@ def test_sizes_alone_are_no_identity(name: str | None, seed: int) -> None:
     """Wan 2.2 A14B has the layers and heads of Wan 2.1 14B, and its fine-tunes and distillations have them as well."""
     path: Any = FakePath(embeddings_with([0.1], seed), *WAN["14B"])
     path.checkpoint = name
-    with pytest.raises(ValueError, match="none are published under that name.*Wan2.1-T2V-14B under another name"):
+    with pytest.raises(ValueError, match="none are published under that name.*Wan2.1-T2V-14B .*under another name"):
         TeaCache.published(path)
     assert TeaCache.published(path, model="Wan2.1-T2V-14B").first == 1
     with pytest.raises(ValueError, match="model 'Wan2.2-T2V-A14B': must be one of Wan2.1-T2V-1.3B, Wan2.1-T2V-14B"):
