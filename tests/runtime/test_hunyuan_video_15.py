@@ -133,12 +133,20 @@ def test_the_exported_file_gives_the_same(either: Tiny) -> None:
     assert report.layers is not None and report.layers.note == "no module departs"
 
 
-def test_a_bundle(of_text: Tiny) -> None:
-    manifest = Bundle.open(of_text.bundle).manifest
+def test_a_bundle(of_image: Tiny) -> None:
+    """Of text to video the demo builds one."""
+    manifest = Bundle.open(of_image.bundle).manifest
     assert (manifest.family, manifest.precision) == (FAMILY, "fp16")
     assert manifest.plugin is not None and manifest.plugin.layers == 2
-    assert manifest.geometry is not None and manifest.geometry["text_tokens"] == 1256
-    assert [list(spec.shape[1:]) for spec in manifest.inputs][2:6] == [[1000, 32], [1000], [256, 16], [256]]
+    assert manifest.geometry is not None and manifest.geometry["text_tokens"] == 1985
+    assert [list(spec.shape[1:]) for spec in manifest.inputs][2:8] == [
+        [],
+        [1000, 32],
+        [1000],
+        [256, 16],
+        [256],
+        [729, 8],
+    ]
 
 
 def test_generate_is_the_stock_pipeline_with_the_engine(either: Tiny, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo 1.5 for router training, and its conditions in generation.
 
-Letters: B batch, C latent channels, F, H, W latent frames, height, width, X rows of the prompt, G rows of glyphs.
+Letters: B batch, C latent channels, F, H, W latent frames, height, width, X rows of the prompt, G rows of glyphs,
+I image tokens.
 """
 
 from __future__ import annotations
@@ -13,22 +14,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.families.hunyuan_video_15 import GLYPH_ROWS, PROMPT_ROWS, takes_image
+from vorta_trt.model.families.hunyuan_video_15 import GLYPH_ROWS, PROMPT_ROWS, takes_image, takes_next_timestep
 from vorta_trt.model.families.training import TrainingFamily
 
 
 class HunyuanVideo15Training(TrainingFamily):
-    """Conditions: `prompt_embeds` of the language model and `prompt_embeds_2` of the glyphs, each with its mask."""
+    """Conditions: `prompt_embeds` of the language model and `prompt_embeds_2` of the glyphs, each with its mask.
+
+    Models of images have `image_condition`, the encoded image and its mask, and `image_embeds`.
+    """
 
     condition_names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
 
+    @property
+    def image_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See the class."""
+        return ("image_condition", "image_embeds") if takes_image(self.config) else ()
+
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if takes_image(self.config):
-            raise ValueError(
-                "of an image-to-video checkpoint, whose image training and calibration do not read yet; take a "
-                "text-to-video one"
-            )
-        padded: dict[str, Tensor] = {}
+        padded = {name: tensors[name] for name in self.image_names if name in tensors}  # captions are checked alone
+        for name, tensor in padded.items():
+            of_latents = (self.facts.latent_channels(self.config) + 1, 4)
+            wanted = of_latents if name == "image_condition" else (self.config["image_embed_dim"], 2)
+            if (tensor.shape[0 if tensor.ndim == 4 else -1], tensor.ndim) != wanted:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, must have {wanted[0]} channels for this checkpoint; "
+                    f"encode the images with its own VAE and image encoder"
+                )
         texts = (("", "text_embed_dim", PROMPT_ROWS, 1), ("_2", "text_embed_2_dim", GLYPH_ROWS, 0))
         for suffix, size, longest, least in texts:
             name, mask_name = f"prompt_embeds{suffix}", f"prompt_embeds_mask{suffix}"
@@ -65,11 +77,24 @@ class HunyuanVideo15Training(TrainingFamily):
     def model_inputs(
         self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Any]:
-        """Text to video: behind the latents stand zeros, in the place of an image's latents and their mask."""
-        empty = noisy.new_zeros(noisy.shape[0], noisy.shape[1] + 1, *noisy.shape[2:])
+        """Without an image zeros stand in the place of its latents and their mask.
+
+        Models of mean flow are asked for the velocity at the timestep itself, as if the step went nowhere: that is what
+        flow matching has a target for.
+        """
+        if takes_image(self.config):
+            behind = conditions["image_condition"].to(noisy.dtype)  # [B, C + 1, F, H, W]
+        else:
+            behind = noisy.new_zeros(noisy.shape[0], noisy.shape[1] + 1, *noisy.shape[2:])
+        further: dict[str, Tensor] = {}
+        if takes_image(self.config):
+            further["image_embeds"] = conditions["image_embeds"].to(dtype)  # [B, I, image_embed_dim]
+        if takes_next_timestep(self.config):
+            further["timestep_r"] = timesteps  # [B]
         return {
-            "hidden_states": torch.cat((noisy, empty), dim=1),  # [B, 2 C + 1, F, H, W]
+            "hidden_states": torch.cat((noisy, behind), dim=1),  # [B, 2 C + 1, F, H, W]
             "timestep": timesteps,  # [B]
+            **further,
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_embed_dim]
             "encoder_attention_mask": conditions["prompt_embeds_mask"],  # [B, X]
             "encoder_hidden_states_2": conditions["prompt_embeds_2"].to(dtype),  # [B, G, text_embed_2_dim]
@@ -85,11 +110,17 @@ class HunyuanVideo15Training(TrainingFamily):
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
     ) -> dict[str, Tensor]:
-        _, height, width = size
+        """The pipeline's own calls, and of what they give the channels that its `__call__` makes."""
+        frames, height, width = size
         processor = pipeline.video_processor
         image = processor.resize(images["image"], height=height, width=width, resize_mode="crop")
-        pipeline.encode_image(image=image, batch_size=1, device=device, dtype=torch.float32)
-        pipeline._get_image_latents(
+        embeds = pipeline.encode_image(image=image, batch_size=1, device=device, dtype=torch.float32)
+        encoded = pipeline._get_image_latents(
             vae=pipeline.vae, image_processor=processor, image=image, height=height, width=width, device=device
-        )
-        return {}
+        )  # [1, C, 1, H, W]
+        _, channels, _, *sides = encoded.shape
+        latent_frames = (frames - 1) // self.facts.temporal_compression + 1
+        condition = encoded.new_zeros(channels + 1, latent_frames, *sides)
+        condition[:channels, 0] = encoded[0, :, 0]
+        condition[channels, 0] = 1  # the mask
+        return {"image_condition": condition, "image_embeds": embeds[0]}

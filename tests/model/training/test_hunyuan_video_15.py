@@ -20,7 +20,14 @@ from .samples import SIZE
 from .videos import write_video
 
 CAPTION = 'a red wall, "blue"'
-CONFIG = {"text_embed_dim": 16, "text_embed_2_dim": 8, "task_type": "t2v", "use_meanflow": False}
+CONFIG = {
+    "text_embed_dim": 16,
+    "text_embed_2_dim": 8,
+    "task_type": "t2v",
+    "use_meanflow": False,
+    "out_channels": 4,
+    "image_embed_dim": 12,
+}
 
 
 def sample(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -65,16 +72,19 @@ def test_wrong_samples(changes: dict[str, Any], message: str) -> None:
 
 
 def test_what_there_is_no_data_of() -> None:
-    with pytest.raises(
-        ValueError, match="of an image-to-video checkpoint, whose image training and calibration do not"
-    ):
-        training_family("hunyuan_video_15", {**CONFIG, "task_type": "i2v"}).conditions(sample())
+    of_images = training_family("hunyuan_video_15", {**CONFIG, "task_type": "i2v"})
+    images = {"image_condition": torch.zeros(5, 3, 4, 6), "image_embeds": torch.zeros(729, 12)}
+    assert of_images.conditions(sample(**images)).keys() == {*of_images.condition_names, *of_images.image_names}
+    with pytest.raises(ValueError, match=r"image_condition has shape \(4, 3, 4, 6\), must have 5 channels"):
+        of_images.conditions(sample(**images | {"image_condition": torch.zeros(4, 3, 4, 6)}))
     with pytest.raises(ValueError, match="who have none for this model; prepare the data with vorta-trt"):
         training_family("hunyuan_video_15", CONFIG).reference_conditions(torch.zeros(3, 16), None)
 
 
-def test_a_router_is_trained_on_the_pipelines_own_latents_and_embeddings(tmp_path: Path) -> None:
-    from diffusers import HunyuanVideo15Pipeline
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_router_is_trained_on_the_pipelines_own_latents_and_embeddings(task: str, tmp_path: Path) -> None:
+    """Of image to video, step-distilled, the image is the video's first frame."""
+    import diffusers
 
     sizes = {
         "layers": 1,
@@ -85,14 +95,17 @@ def test_a_router_is_trained_on_the_pipelines_own_latents_and_embeddings(tmp_pat
         "refiner_layers": 1,
         "channels": 4,
     }
-    checkpoint = complete_pipeline(make_checkpoint(tmp_path / "model", **sizes))
+    of_image = task == "i2v"
+    model = make_checkpoint(tmp_path / "model", **sizes, image_dim=8, task=task, meanflow=of_image)
+    checkpoint = complete_pipeline(model)
     videos, data = tmp_path / "videos", tmp_path / "data"
     videos.mkdir()
     file = write_video(videos / "wall.mp4", [10 * frame for frame in range(SIZE[0])], rate=24)
     (videos / "wall.txt").write_text(CAPTION)
     assert prepare_data(checkpoint, videos, data, SIZE, precision="fp32", device="cpu").samples == ("wall",)
 
-    pipeline = HunyuanVideo15Pipeline.from_pretrained(checkpoint, transformer=None)
+    kind = "HunyuanVideo15ImageToVideoPipeline" if of_image else "HunyuanVideo15Pipeline"
+    pipeline = getattr(diffusers, kind).from_pretrained(checkpoint, transformer=None)
     pipeline.vae.enable_tiling()
     with torch.no_grad():
         expected = pipeline.encode_prompt(CAPTION, device="cpu")
@@ -101,8 +114,16 @@ def test_a_router_is_trained_on_the_pipelines_own_latents_and_embeddings(tmp_pat
     names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
     assert all(torch.equal(prompt[name], value[0]) for name, value in zip(names, expected, strict=True))
     assert 0 < int(prompt["prompt_embeds_mask_2"].sum()) < 256
-    latents = load_file(data / "latents/wall.safetensors")["latents"]
+    stored = load_file(data / "latents/wall.safetensors")
+    latents = stored["latents"]  # [C, F, H, W]
     torch.testing.assert_close(latents, encoded[0] * pipeline.vae.config.scaling_factor)
+    if of_image:
+        condition = stored["image_condition"]  # [C + 1, F, H, W]; the picture was rounded to 8 bits
+        torch.testing.assert_close(condition[:4, 0], latents[:, 0], rtol=0, atol=0.1 * float(latents[:, 0].abs().max()))
+        assert (condition[4, 0] == 1).all() and not condition[:, 1:].any()
+        assert stored["image_embeds"].shape == (729, 8)
+    else:
+        assert set(stored) == {"latents"}
 
     settings = TrainingSettings(steps=1, batch_size=1, precision="fp32")
     report = train_router(checkpoint, data, tmp_path / "run", settings, device="cpu")
