@@ -82,7 +82,10 @@ def _converted(name: str, source: str, image: Image.Image) -> Image.Image:
 
 
 def read_images(
-    given: Mapping[str, ImageLike], video: tuple[int, int, int], grid: tuple[int, int, int]
+    given: Mapping[str, ImageLike],
+    video: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    sizes: Sequence[str] = (),
 ) -> dict[str, Image.Image]:
     """Images by the pipeline's argument, each of which fits a video.
 
@@ -90,6 +93,7 @@ def read_images(
         given: files or images.
         video: frames, height and width in pixels.
         grid: the same in tokens.
+        sizes: of all videos that there are models for, of which that one is closest to the images; none for one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,11 +101,13 @@ def read_images(
     """
     images = {name: read_image(name, image) for name, image in given.items()}
     for name, image in images.items():
-        check_size(name, image, video, (video[1] // grid[1], video[2] // grid[2]))
+        check_size(name, image, video, (video[1] // grid[1], video[2] // grid[2]), sizes)
     return images
 
 
-def check_size(name: str, image: Image.Image, video: tuple[int, int, int], step: tuple[int, int]) -> None:
+def check_size(
+    name: str, image: Image.Image, video: tuple[int, int, int], step: tuple[int, int], sizes: Sequence[str] = ()
+) -> None:
     """Refuses an image that would have to be distorted or enlarged many times for a video.
 
     Args:
@@ -109,6 +115,7 @@ def check_size(name: str, image: Image.Image, video: tuple[int, int, int], step:
         image: the image.
         video: frames, height and width in pixels.
         step: of heights and widths that a model of this family can be built for.
+        sizes: see `read_images`.
 
     Raises:
         ValueError: the image does not fit.
@@ -122,9 +129,10 @@ def check_size(name: str, image: Image.Image, video: tuple[int, int, int], step:
         )
     if stretch(image, height, width) > MOST_STRETCHED:
         like = "x".join(map(str, (frames, *size_like(image, height * width, step))))
+        others = f", the closest of {', '.join(sizes)}" if len(sizes) > 1 else ""
         raise ValueError(
-            f"{given}: has another aspect than the video of {width}x{height}, which would distort it by more than "
-            f"{100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt build CHECKPOINT "
+            f"{given}: has another aspect than the video of {width}x{height}{others}, which would distort it by more "
+            f"than {100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt build CHECKPOINT "
             f"--size {like}"
         )
 

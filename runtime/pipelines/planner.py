@@ -302,7 +302,7 @@ class RequestPlanner:
             ValueError: An image is missing, has no place, is damaged, or does not fit the videos.
         """
         kind = choose_kind(get_family(self.family).pipeline_kinds(self.config), given)
-        return kind, read_images(given, self.size, self.geometry.grid)
+        return kind, read_images(given, self.size, self.geometry.grid, self.sizes)
 
     def require_checkpoint(self) -> Path:
         """The pipeline folder, or a CheckpointError that says which one to give."""

@@ -18,7 +18,7 @@ from PIL import Image
 from vorta_trt.engines import build_engine
 from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.images import size_like
+from vorta_trt.model.images import check_size, size_like
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.pipelines import stages
@@ -222,6 +222,14 @@ def test_images_that_do_not_fit(channels: Tiny, tmp_path: Path) -> None:
                 pipe("a red wall", params=FEW, image=image)
         with pytest.raises(ValueError, match="last_image of 96x96 pixels"):
             pipe("a red wall", params=FEW, image=picture(0), last_image=picture(0, 96, 96))
+
+
+def test_an_aspect_that_no_size_of_a_bundle_has() -> None:
+    sizes = ("81x480x832", "81x832x480")
+    message = r"of 900x900 .* video of 832x480, the closest of 81x480x832, 81x832x480, which .* --size 81x624x624"
+    with pytest.raises(ValueError, match=message):
+        check_size("image", picture(0, 900, 900), (81, 480, 832), (16, 16), sizes)
+    check_size("image", picture(0, 1280, 720), (81, 480, 832), (16, 16), sizes)  # 2.6 %
 
 
 def test_orientation_and_transparency(channels: Tiny, tmp_path: Path) -> None:
