@@ -132,8 +132,8 @@ def check_size(
         others = f", the closest of {', '.join(sizes)}" if len(sizes) > 1 else ""
         raise ValueError(
             f"{given}: has another aspect than the video of {width}x{height}{others}, which would distort it by more "
-            f"than {100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt build CHECKPOINT "
-            f"--size {like}"
+            f"than {100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt "
+            f"build CHECKPOINT --size {like}"
         )
 
 
