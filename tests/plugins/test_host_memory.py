@@ -87,8 +87,8 @@ def _onnx(path: Path) -> None:
         (
             "transformer.plan",
             _plan,
-            "from vorta_trt.runtime.executors.loaded_engine import _mapped",
-            "_mapped(path).__enter__()",
+            "from vorta_trt.engines.shared_plan import open_plan",
+            "open_plan(path, None).__enter__()",
         ),
         (
             "model.onnx",
