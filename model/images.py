@@ -97,8 +97,13 @@ def read_images(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an image is damaged or does not fit.
+        ValueError: an image is damaged or does not fit, or is all that the video would have.
     """
+    if given and video[0] <= len(given):
+        raise ValueError(
+            f"{' and '.join(given)}: the video has no more frames than images ({video[0]}); make a model of more: "
+            f"vorta-trt build CHECKPOINT --size 81x{video[1]}x{video[2]}"
+        )
     images = {name: read_image(name, image) for name, image in given.items()}
     for name, image in images.items():
         check_size(name, image, video, (video[1] // grid[1], video[2] // grid[2]), sizes)

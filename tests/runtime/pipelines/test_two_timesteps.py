@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vorta_trt.engines import Bundle
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.images import read_images
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import Fallbacks
@@ -203,3 +204,12 @@ def test_the_size_is_that_of_the_model_and_no_other(tiny_ti2v: Tiny) -> None:
     transformer = VortaTransformer.from_pretrained(tiny_ti2v.model())
     with pytest.raises(ValueError, match="of a video of 9x64x96, but this model was made for 9x96x160"):
         latents(stock(tiny_ti2v, KINDS[0], transformer), 1, num_frames=FRAMES, height=HEIGHT, width=WIDTH)
+
+
+def test_a_video_has_more_frames_than_images(image: Image.Image) -> None:
+    """The latent of a given image takes the place of the first frame's: one frame would be the image."""
+    with pytest.raises(
+        ValueError, match=r"image: the video has no more frames than images \(1\); make a model of more"
+    ):
+        read_images({"image": image}, (1, 96, 160), (1, 3, 5))
+    assert read_images({"image": image}, (5, 96, 160), (2, 3, 5))["image"].size == (160, 96)
