@@ -88,6 +88,9 @@ LAYOUTS: dict[str, Callable[[Path, Path, dict[str, Tensor]], Path]] = {
     "snapshot": lambda here, folder, state: write_cache(here / "models--Owner--Tiny", folder) / "snapshots/0123abcd",
     "file without config": lambda here, folder, state: single(here / "tiny.safetensors", state),
     "file with config": lambda here, folder, state: folder / "transformer" / WEIGHTS,
+    "comfyui, beside diffusers' config": lambda here, folder, state: single(
+        Path(shutil.copy(folder / "transformer" / "config.json", here)).with_name("wan.safetensors"), theirs(state)
+    ),
     "comfyui": lambda here, folder, state: single(here / "wan2.1_t2v.safetensors", theirs(state)),
     "comfyui, alone in a folder": lambda here, folder, state: single(here / "wan.safetensors", theirs(state)).parent,
     "comfyui, all in one": lambda here, folder, state: single(
