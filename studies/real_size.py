@@ -3,12 +3,13 @@
 
     python studies/real_size.py wan-1.3b --work /big/disk         # checkpoint -> ONNX -> TensorRT-RTX bundle
     python studies/real_size.py wan-14b --work /big/disk          # checkpoint -> ONNX -> TensorRT-RTX network
+    python studies/real_size.py wan-2.2-a14b --work /big/disk     # the same, both experts; --layers 8 of the 40
     python studies/real_size.py hunyuan-video --work /big/disk    # the same
     python studies/real_size.py hunyuan-video-15 --work /big/disk # the same
 
-The weights are random, the architecture, the video size and every file are the real ones. The three large ones are not
-built: with 28, 26 and 17 GB of bf16 weights that takes more memory than the 24 GB that this is about; they need twice
-that on the disk. Memory is that of the whole process tree; see `memory.PeakMemory`.
+The weights are random, the architecture, the video size and every file are the real ones. The large ones are not built:
+with 28 (each expert), 26 and 17 GB of bf16 weights that takes more memory than the 24 GB that this is about; they need
+twice that on the disk. Memory is that of the whole process tree; see `memory.PeakMemory`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from typing import Any
 from memory import PeakMemory
 
 from vorta_trt.benchmarks.harness import gib, write_result
+from vorta_trt.export.names import component_file
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 
+EXPERTS = {"wan-2.2-a14b": 0.875}  # architectures with two, and their boundary
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 VIDEO = {
     "wan-1.3b": (81, 480, 832),
     "wan-14b": (77, 720, 1280),
+    "wan-2.2-a14b": (81, 720, 1280),
     "hunyuan-video": (117, 720, 1280),
     "hunyuan-video-15": (121, 720, 1280),
 }
@@ -36,25 +41,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architecture", choices=[*VIDEO])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoint, ONNX file and bundle; kept")
+    parser.add_argument("--layers", type=int, help="of the first stack, for less time and disk [default: all]")
     parser.add_argument("--step", choices=["checkpoint", "parse"], help=argparse.SUPPRESS)  # run in a child process
+    parser.add_argument("--onnx", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work, architecture = arguments.work, arguments.architecture
     if arguments.step == "checkpoint":
-        return make_files(architecture, work)
+        return make_files(architecture, work, arguments.layers)
     if arguments.step == "parse":
-        return parse(work / "transformer.onnx", work / "parse.json")
+        return parse(arguments.onnx, work / "parse.json")
 
     work.mkdir(parents=True, exist_ok=True)
-    child = [sys.executable, __file__, architecture, "--work", str(work), "--step"]
+    layers = [] if arguments.layers is None else ["--layers", str(arguments.layers)]
+    child = [sys.executable, __file__, architecture, "--work", str(work), *layers, "--step"]
     figures: dict[str, Any] = {"architecture": architecture, "video": VIDEO[architecture], "weights": "random, bf16"}
+    if layers:
+        figures["layers"] = arguments.layers
     if not (work / "checkpoint" / "model_index.json").exists():
         figures["checkpoint"] = measured([*child, "checkpoint"])
-    weights = sum(file.stat().st_size for file in (work / "checkpoint" / "transformer").glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in (work / "checkpoint").glob("transformer*/*.safetensors"))
     figures["weights_gib"] = gib(weights)
 
     vorta_trt = str(Path(sys.executable).with_name("vorta-trt"))
     size = "x".join(map(str, VIDEO[architecture]))
-    common = [str(work / "checkpoint"), "--router", str(work / "router"), "--size", size, "--precision", "bf16"]
+    noises = ("high=", "low=") if architecture in EXPERTS else ("",)
+    routers = [part for noise in noises for part in ("--router", f"{noise}{work / 'router'}")]
+    common = [str(work / "checkpoint"), *routers, "--size", size, "--precision", "bf16"]
     if architecture == "wan-1.3b":
         bundle = work / "wan.bundle"
         figures["build"] = measured([vorta_trt, "build", *common, "-o", str(bundle), "--overwrite"])
@@ -66,7 +78,13 @@ def main() -> None:
     else:
         onnx = work / "transformer.onnx"
         figures["export"] = measured([vorta_trt, "export", *common, "-o", str(onnx)])
-        figures["parse"] = {**measured([*child, "parse"]), **json.loads((work / "parse.json").read_text())}
+        for component in COMPONENTS[: len(noises)]:
+            file = component_file(onnx, component)
+            run = measured([*child, "parse", "--onnx", str(file)])
+            figures["parse" if component == TRANSFORMER else f"parse {component}"] = {
+                **run,
+                **json.loads((work / "parse.json").read_text()),
+            }
     print(json.dumps(figures, indent=2))
     print(f"written: {write_result(RESULTS, f'real-size-{architecture}', figures)}")
 
@@ -81,7 +99,7 @@ def measured(command: list[str]) -> dict[str, float]:
     }
 
 
-def make_files(architecture: str, work: Path) -> None:
+def make_files(architecture: str, work: Path, layers: int | None) -> None:
     import torch
 
     from vorta_trt.model import AttentionGeometry
@@ -93,10 +111,13 @@ def make_files(architecture: str, work: Path) -> None:
     family, shape = {
         "wan-1.3b": ("wan", WAN_1_3B),
         "wan-14b": ("wan", WAN_14B),
+        "wan-2.2-a14b": ("wan", WAN_14B),
         "hunyuan-video": ("hunyuan_video", HUNYUAN_VIDEO),
         "hunyuan-video-15": ("hunyuan_video_15", HUNYUAN_VIDEO_15),
     }[architecture]
-    make_checkpoint(work / "checkpoint", family, **shape, dtype=torch.bfloat16)
+    shape = shape if layers is None else {**shape, "layers": layers}
+    experts = {"boundary_ratio": EXPERTS[architecture]} if architecture in EXPERTS else {}
+    make_checkpoint(work / "checkpoint", family, **shape, **experts, dtype=torch.bfloat16)
     video = VIDEO[architecture]
     blocks: dict[str, Any] = {
         name: shape[name] for name in ("layers", "single_layers", "heads", "head_dim") if name in shape

@@ -7,6 +7,7 @@ They are the only models that tests export, but for what a test of the export it
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ def save_calibration(path: Path, geometry: AttentionGeometry, *buckets: tuple[fl
     return path
 
 
-def build_here(source: Source, path: Path) -> Path:
+def build_here(source: Source | Sequence[Source], path: Path) -> Path:
     """A bundle of the first flavour that builds one here; skips the test if no engine of it runs here."""
     flavour = next(name for name in ("tensorrt", "tensorrt8", "rtx") if get_flavour(name).can_build())
     if not (ability := get_flavour(flavour).can_run()):

@@ -35,7 +35,7 @@ from vorta_trt.runtime.sampling.params import GuidanceMode
 from vorta_trt.runtime.sampling.route_guards import RouteGuards
 from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 
-from ...tiny import FRAMES, HEIGHT, WIDTH, Tiny, TinyExperts, latents
+from ...tiny import FRAMES, HEIGHT, WIDTH, Tiny, TinyExperts, build_here, latents
 
 STEPS = 4  # with the shift of the tiny pipeline the first two are the first expert's
 GUIDED = {"guidance_scale": 4.0, "guidance_scale_2": 3.0}
@@ -246,6 +246,20 @@ def test_reading_ahead_can_be_stopped(tmp_path: Path) -> None:
     ahead = ReadAhead([tmp_path / "absent", tmp_path / "plan"])
     ahead.wait()
     ahead.stop()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_both_engines_make_the_videos_of_the_models(tiny_experts: TinyExperts, tmp_path: Path) -> None:
+    """Together and in turn alike; within the rounding of fp16 of the models in torch on the GPU."""
+    path = build_here(tiny_experts.sources("fp16"), tmp_path / "experts.bundle")
+    models = [model.to("cuda") for model in tiny_experts.models(dtype=torch.float16)]
+    with VortaPipeline.from_pretrained((models[0], models[1]), tiny_experts.checkpoint) as pipe:
+        expected = pipe("a red wall", seed=3, params=PARAMS).frames.astype(int)
+    for in_turn in (False, True):
+        with VortaPipeline.from_pretrained(path, tiny_experts.checkpoint, residency="sequential", strict=True) as pipe:
+            pipe.transformers.in_turn = in_turn
+            video = pipe("a red wall", seed=3, params=PARAMS)
+        assert np.abs(video.frames - expected).mean() <= 1
 
 
 # -- in the stock pipeline ---------------------------------------------------------------------------------------------
