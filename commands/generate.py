@@ -333,7 +333,11 @@ def generate(
         typer.echo(json.dumps(content, indent=2))
     else:
         asked_for = engine.cpu_offload, engine.weight_streaming is not None
-        if residency.is_sequential or (residency.cpu_offload, residency.stream_weights) != asked_for:
+        if (
+            residency.is_sequential
+            or residency.in_turn
+            or (residency.cpu_offload, residency.stream_weights) != asked_for
+        ):
             typer.echo(f"residency {residency.residency.value}: {residency.reason}")
         for entry in videos:
             typer.echo(_line(entry))

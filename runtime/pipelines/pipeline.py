@@ -156,6 +156,7 @@ class VortaPipeline:
         own = str(VideoSize(*planner.size))
         self.transformers = Transformers(components, self._open, self._files_of, self.fallbacks, own)
         self._scratch: DeviceScratch | None = None
+        self.transformers.on_free = self._free_shared
         self.parts = Parts(planner, self.transformers, vae_tiling)  # looks at the folder before an engine is loaded
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
@@ -346,8 +347,6 @@ class VortaPipeline:
     def close(self) -> None:
         """Frees the engines; text encoders and VAE go with this object. May be called twice."""
         self.parts.close()
-        if self._scratch is not None:
-            self._scratch.close()
 
     def __enter__(self) -> VortaPipeline:
         return self
@@ -401,6 +400,12 @@ class VortaPipeline:
         self._scratch = self._scratch or DeviceScratch()
         return {"scratch": self._scratch}
 
+    def _free_shared(self) -> None:
+        """The memory of activations goes with the engines: the stage that follows needs it."""
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            scratch.close()
+
     def _expert(self, component: str) -> Expert:
         return next(expert for expert in self.parts.planner.experts if expert.component == component)
 
@@ -416,7 +421,7 @@ class VortaPipeline:
             return []
         target = read_target(source, component=component, size=self._size)
         if target.bundle is not None:
-            return [target.bundle.plan_path]
+            return [path for path in (target.bundle.plan_path, target.bundle.plan_base) if path is not None]
         return [target.path, data_file(target.path)]
 
 

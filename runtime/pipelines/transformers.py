@@ -42,6 +42,7 @@ class Transformers:
     Attributes:
         in_turn: Of two experts only one is loaded at a time; set it before anything is loaded.
         on_load: Called before one is loaded.
+        on_free: Called when all have been freed, for what they share.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Transformers:
         self.fallbacks = fallbacks
         self.in_turn = False
         self.on_load: Callable[[], None] = lambda: None
+        self.on_free: Callable[[], None] = lambda: None
         self._open, self._files_of = open_one, files_of
         self._loaded: dict[tuple[str, str], VortaTransformer] = {}  # by size and component
         self._size = size
@@ -109,6 +111,7 @@ class Transformers:
             _, transformer = self._loaded.popitem()
             transformer.close()
             del transformer
+        self.on_free()
         gc.collect()
         if torch.cuda.is_available():  # the next one needs what torch keeps but TensorRT cannot use
             torch.cuda.empty_cache()

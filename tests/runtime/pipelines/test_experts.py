@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,27 @@ def test_a_request_that_is_stopped_leaves_nothing_loaded(
             pipe("a red wall", params=PARAMS, on_step=stop)
         assert watch.events[-2:] == ["open transformer_2", "close transformer_2"]
         assert pipe("a red wall", seed=1, params=PARAMS).launches == 2 * STEPS
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_what_engines_share_is_freed_with_them(in_turn: bool) -> None:
+    """The stage behind denoising, and in turn the second expert, need the memory of activations."""
+    events: list[str] = []
+
+    def open_one(component: str) -> Any:
+        events.append(component)
+        return SimpleNamespace(device=torch.device("cpu"), close=lambda: events.append(f"close {component}"))
+
+    loaded = transformers.Transformers(COMPONENTS, open_one, lambda component: [], Fallbacks())
+    loaded.in_turn, loaded.on_free = in_turn, lambda: events.append("free")
+    for component in COMPONENTS:
+        assert loaded.get(component) is loaded.get(component)
+    loaded.close()
+    high, low = COMPONENTS
+    if in_turn:
+        assert events == ["free", high, f"close {high}", "free", low, f"close {low}", "free"]
+    else:
+        assert events == [high, low, f"close {low}", f"close {high}", "free"]
 
 
 def test_reading_ahead_can_be_stopped(tmp_path: Path) -> None:
