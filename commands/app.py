@@ -26,7 +26,7 @@ from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 
 # In the order of `vorta-trt --help`; the file has the command's name.
 COMMANDS = (
-    *("doctor", "demo", "export", "build", "inspect", "verify", "routes", "generate", "compare", "bench"),
+    *("doctor", "demo", "export", "build", "refit", "inspect", "verify", "routes", "generate", "compare", "bench"),
     *("train-router", "calibrate"),
 )
 INTERRUPTED = 130

@@ -93,6 +93,13 @@ def build(
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Let the engine keep a part of its weights in host memory.")
     ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Let `vorta-trt refit` put LoRA files into the engine later; rtx builds such engines with a GPU only.",
+        ),
+    ] = False,
     workspace_gib: Annotated[
         float | None, typer.Option(help="Limit the scratch memory of a layer, in GiB [default: the memory of the GPU].")
     ] = None,
@@ -129,6 +136,7 @@ def build(
         "version_compatible": version_compatible,
         "optimization_level": optimization_level,
         "weight_streaming": weight_streaming,
+        "refit": refit,
         "workspace_gib": workspace_gib,
         "timing_cache": timing_cache,
         "include_onnx": keep_onnx,

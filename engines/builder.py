@@ -39,6 +39,7 @@ def build_engine(
     workspace_gib: float | None = None,
     optimization_level: int | None = None,
     weight_streaming: bool = False,
+    refit: bool = False,
     include_onnx: bool = False,
     include_plugin: bool = True,
     route_override: str | Path | Sequence[str | Path | None] | None = None,
@@ -64,6 +65,8 @@ def build_engine(
         optimization_level: From 0, which builds fast, to 5, which runs fast.
         weight_streaming: The engine can then run with a part of its weights in host memory (`Engine`'s
             weight_streaming_budget); not with TensorRT 8.6.
+        refit: The engine then takes other weights (`runtime.refit`), which may cost speed; TensorRT-RTX builds such
+            engines on a machine with a GPU only.
         include_onnx: Copy the ONNX files with their weights into the bundle; those of several share one data file.
         include_plugin: Copy libvorta_trt.so into the bundle.
         route_override: Routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told
@@ -93,6 +96,7 @@ def build_engine(
         workspace_gib=workspace_gib,
         optimization_level=optimization_level,
         weight_streaming=weight_streaming,
+        refit=refit,
         strict=strict,
     )
     flavour = get_flavour(tensorrt)

@@ -155,6 +155,11 @@ class Bundle:
         """Calibrated routes (see `model.route_calibration`), if the bundle was built with some."""
         return self._optional(self.names.route_override)
 
+    @property
+    def refit_path(self) -> Path | None:
+        """Weights that the engine gets after its plan is loaded (see `refit`), if there are some."""
+        return None if self.names.refit is None else self.path / self.names.refit
+
     def _optional(self, name: str) -> Path | None:
         return self.path / name if name in self.manifest.files else None
 

@@ -28,6 +28,7 @@ from vorta_trt.engines.manifest import (
     FurtherEngine,
     Manifest,
     PluginInfo,
+    RefitRecord,
 )
 from vorta_trt.engines.onnx_copies import OnnxCopies
 from vorta_trt.engines.plan import BuildOptions, BuiltPlan, build_plan
@@ -60,6 +61,7 @@ class ExportedModel:
         key: Component and video size.
         route_override: Calibrated routes.
         timestep_path: Weights of the timestep embedder and the routers.
+        weights: Names of all weights.
     """
 
     onnx: OnnxFile
@@ -67,6 +69,7 @@ class ExportedModel:
     key: EngineKey
     route_override: Path | None
     timestep_path: TimestepWeights | None
+    weights: tuple[str, ...]
 
 
 def read_model(path: Path, route_override: str | Path | None, strict: bool) -> ExportedModel:
@@ -76,9 +79,10 @@ def read_model(path: Path, route_override: str | Path | None, strict: bool) -> E
     if route_override is not None:
         check_route_override(Path(route_override), description)
     weights = timestep_weights(onnx, description.family)
+    names = tuple(tensor.name for tensor in onnx.model.graph.initializer)
     onnx.model.graph.ClearField("initializer")
     override = None if route_override is None else Path(route_override)
-    return ExportedModel(onnx, description, EngineKey.of(onnx.metadata), override, weights)
+    return ExportedModel(onnx, description, EngineKey.of(onnx.metadata), override, weights, names)
 
 
 @contextmanager
@@ -305,6 +309,7 @@ def _record(
             memory=built.memory,
         ),
         plugin=plugin,
+        refit=RefitRecord(names=list(model.weights)) if options.refit else None,
     )
 
 

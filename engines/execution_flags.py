@@ -7,6 +7,7 @@
 | RUNTIME_ACTIVATION_RESIZE_10_10 | 10.10, RTX | memory for the batch of a call instead of for the largest one |
 | REQUIRE_USER_ALLOCATION | RTX | no allocation during a call, so that CUDA graphs can be captured |
 | WEIGHT_STREAMING | 10, RTX | a part of the weights stays in host memory; on request, in the place of the line above |
+| REFIT | all; RTX on a machine with a GPU | other weights after the build; on request |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
+from vorta_trt.plugins.gpu import driver_report
 
 PREVIEWS = ("PROFILE_SHARING_0806", "RUNTIME_ACTIVATION_RESIZE_10_10")
 RESIZES = "RUNTIME_ACTIVATION_RESIZE_10_10"
@@ -41,6 +43,15 @@ def check_streaming(flavour: Flavour) -> None:
         raise BuildError(
             f"weight_streaming: {flavour.title} {flavour.version} has none; leave it out, or build with TensorRT 10 or "
             "newer, or TensorRT-RTX"
+        )
+
+
+def check_refittable(flavour: Flavour) -> None:
+    """Raises BuildError if the flavour cannot build here an engine that takes other weights."""
+    if flavour.builds_without_gpu and not driver_report().devices:
+        raise BuildError(
+            f"refit: {flavour.title} {flavour.version} builds refittable engines with a GPU only; leave it "
+            "out and build again for other LoRA files, or build on a machine with the GPU"
         )
 
 

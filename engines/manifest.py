@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from vorta_trt.engines.engine_key import EngineKey
-from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.export.metadata import KEY, LoraRecord, ModelMetadata
 from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.files import PointerError, write_text
 from vorta_trt.model.precision import DataType, PrecisionName
@@ -50,7 +50,7 @@ LATER_FIELDS = {"attention_precision": "same"}
 
 
 # Fields of the second version. A bundle of one engine of component "transformer" has none of them, and stays as it was.
-SECOND_VERSION: dict[str, Any] = {"component": TRANSFORMER, "size": None, "names": None, "engines": []}
+SECOND_VERSION: dict[str, Any] = {"component": TRANSFORMER, "size": None, "names": None, "refit": None, "engines": []}
 
 
 class FileEntry(Record, extra="forbid"):
@@ -126,6 +126,14 @@ class PluginInfo(Record, extra="forbid"):
     layers: int = Field(ge=1)
 
 
+class RefitRecord(Record, extra="forbid"):
+    """An engine that takes other weights after it is built, and those that it was given, see `refit`."""
+
+    names: list[str]  # of all weights in the ONNX file, by which they are set
+    parameters: list[str] = []  # those that were changed, by their names in torch
+    lora: list[LoraRecord] = []  # what was fused into the checkpoint's weights; none: they are its own
+
+
 class EngineFiles(Record, extra="forbid"):
     """What the files of one engine are called in the bundle. Those but the plan are there if `Manifest.files` has them.
 
@@ -139,6 +147,7 @@ class EngineFiles(Record, extra="forbid"):
     onnx: FileName = ONNX
     route_override: FileName = ROUTE_OVERRIDE
     shared_with: FileName | None = None
+    refit: FileName | None = None
 
     @classmethod
     def of(cls, key: EngineKey, first: EngineKey) -> EngineFiles:
@@ -195,6 +204,7 @@ class EngineRecord(Record, extra="forbid"):
     outputs: list[TensorSpec] = Field(min_length=1)
     engine: EngineInfo
     plugin: PluginInfo | None
+    refit: RefitRecord | None = None
 
     @property
     def key(self) -> EngineKey:

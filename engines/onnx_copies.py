@@ -51,10 +51,10 @@ class OnnxCopies:
             check()
             content = file.read_bytes(tensor)
             if len(content) < INLINE_BELOW:
-                _place(tensor)
+                clear_value(tensor)
                 tensor.raw_data = content
             else:
-                _place(tensor, self._data.path.name, self._write(content), len(content))
+                set_external(tensor, self._data.path.name, self._write(content), len(content))
         with HashedFile(target) as copy:
             content = model.SerializeToString()
             for start in range(0, len(content), CHUNK_BYTES):
@@ -78,12 +78,17 @@ class OnnxCopies:
         return self._data.entry
 
 
-def _place(tensor: onnx.TensorProto, location: str | None = None, offset: int = 0, length: int = 0) -> None:
-    """Takes the value out of an initializer, and says where it lies instead; None: it is about to get one."""
+def set_external(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Takes the value out of an initializer, and says where it lies instead."""
+    clear_value(tensor)
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+
+
+def clear_value(tensor: onnx.TensorProto) -> None:
+    """Takes the value out of an initializer."""
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
         tensor.ClearField(field)
-    tensor.data_location = tensor.DEFAULT if location is None else tensor.EXTERNAL
-    if location is not None:
-        for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+    tensor.data_location = tensor.DEFAULT

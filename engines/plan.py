@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.engines.errors import BuildError
-from vorta_trt.engines.execution_flags import allow_execution, check_streaming, set_flags
+from vorta_trt.engines.execution_flags import allow_execution, check_refittable, check_streaming, set_flags
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
@@ -51,6 +51,7 @@ class BuildOptions:
     workspace_gib: float | None = None
     optimization_level: int | None = None
     weight_streaming: bool = False
+    refit: bool = False  # the engine takes other weights after it is built
     strict: bool = True  # refuse what could be built, but not run
 
     def __post_init__(self) -> None:
@@ -77,6 +78,8 @@ class BuildOptions:
             raise BuildError(f"version_compatible: {flavour.title} has no such option; leave it out")
         if self.weight_streaming:
             check_streaming(flavour)
+        if self.refit:
+            check_refittable(flavour)
         if self.timing_cache is not None and flavour.has_timing_cache:
             make_way(self.timing_cache)
             check_output(self.timing_cache)
@@ -168,6 +171,8 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     allow_execution(flavour, config, options.weight_streaming)
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
 
 
 def _serialize(

@@ -40,7 +40,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "onnx_version": version("onnx"),
             "onnxscript_version": version("onnxscript"),
             "family": model.family,
-            "config": _without_paths(model.config),
+            "config": plain_config(model.config),
             "checkpoint": model.checkpoint_name,
             "component": model.component,
             "boundary_ratio": model.boundary_ratio,
@@ -75,7 +75,7 @@ def _inputs(skeleton: RoutedTransformer) -> tuple[TensorInfo, ...]:
     return tuple(info(name, tensor) for name, tensor in skeleton.inputs(1).items())
 
 
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
     """The diffusers config in plain JSON types, without its private entries, which hold paths of this machine."""
     public = {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
     plain: dict[str, Any] = json.loads(json.dumps(public))

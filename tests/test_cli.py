@@ -31,7 +31,7 @@ from .kept import Kept
 
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
 COMMANDS = (
-    *("doctor", "demo", "export", "build", "inspect", "verify", "routes", "generate", "compare", "calibrate"),
+    *("doctor", "demo", "export", "build", "refit", "inspect", "verify", "routes", "generate", "compare", "calibrate"),
     *("bench attention", "bench step", "train-router", "train-router prepare"),
 )
 

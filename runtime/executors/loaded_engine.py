@@ -13,6 +13,7 @@ from typing import Any
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.refit import apply_refit
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.gpu import driver_report
 from vorta_trt.plugins.kernel_support import prepare_gpu
@@ -49,6 +50,7 @@ class LoadedEngine:
             size = manifest.engine.memory.weights or bundle.plan_bytes
             self.engine = self._deserialise(bundle, memory, size)
             self.weights = size
+            apply_refit(self.flavour, self.engine, bundle)
             if budget is not None:
                 self.weights = set_budget(self.flavour, self.engine, memory, budget)
             inputs = tuple(map(manifest_spec, manifest.inputs))
