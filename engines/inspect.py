@@ -122,6 +122,8 @@ class BundleReport(BaseModel):
         known = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items() if size is not None)
         yield f"memory     {known or 'not stated by the builder'}"
         yield from ("files      " + f"{name} {readable_bytes(entry.bytes)}" for name, entry in m.files.items())
+        if m.refit is not None:
+            yield f"refit      takes other weights; has {'; '.join(map(str, m.refit.lora)) or 'no LoRA'}"
         if self.route_override is not None:
             yield f"overrides  {self.route_override}"
         yield from ("input      " + describe_tensor(spec) for spec in m.inputs)

@@ -148,7 +148,8 @@ def _subject(
         raise ValueError(f"{path}: was exported with a router, so it must be compared with one; give --router")
     if not metadata.has_router and router is not None:
         raise ValueError(f"{path}: was exported without a router, so every head is full; leave --router out")
-    _check_lora(path, metadata.lora, lora)
+    refit = None if target.bundle is None else target.bundle.manifest.refit
+    _check_lora(path, metadata.lora if refit is None else refit.lora, lora)
     if executor is None and target.bundle is None and metadata.precision == "bf16":
         executor = "reference"  # ONNX Runtime has no bfloat16 convolution on the CPU
     return Subject(
