@@ -267,6 +267,7 @@ def test_the_published_models_have_their_sizes() -> None:
     assert CASES["wan-14b"].geometry.tokens == 72_000
     assert CASES["hunyuan-video"].geometry.tokens == 108_256
     assert CASES["wan2.2-ti2v-5b"].geometry.tokens == 27_280
+    assert CASES["wan2.2-a14b"].geometry.tokens == 75_600
     fewer = select_case("hunyuan-video", 6).config
     assert (fewer["num_layers"], fewer["num_single_layers"]) == (2, 4)
     assert select_case("wan-14b", 3).config["num_layers"] == 3
