@@ -186,7 +186,9 @@ def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Rep
     target = Path(os.path.realpath(path))
     further = [component_file(target, each.component) for each in sources[1:]]
     companions = [data_file(target).name, *(name for file in further for name in (file.name, data_file(file).name))]
-    with new_file(path, *companions) as stage:
+    item = torch_dtype(sources[0].precision).itemsize
+    size = item * sum(parameter.numel() for model in models for parameter in model.parameters())
+    with new_file(path, *companions, size=size) as stage:
         for each, made in zip(sources, models, strict=True):
             file, show = component_file(stage, each.component), _export_progress(report, f"{each.component}, ")
             export_onnx(made, file, each.precision, opset=each.opset, progress=show)

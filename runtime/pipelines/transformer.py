@@ -175,7 +175,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         ratio, component = self.denoiser.boundary_ratio, self.denoiser.component
         if ratio is None:
             return None
-        given = [float(timestep) for timestep in timesteps]
+        given = timesteps.tolist() if isinstance(timesteps, Tensor) else [float(timestep) for timestep in timesteps]
         part = steps_of_experts(given, ratio).get(component)
         if part is None:
             high, low = timesteps_of_expert(component, ratio)
