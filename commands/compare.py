@@ -40,6 +40,14 @@ class ModelOptions(Options):
         typer.Option(metavar="FILE", help="With --of: sample every prompt of this file, one a line or a JSON list."),
     ] = None
     prompt: Annotated[str | None, typer.Option(help="With --of: sample this prompt.")] = None
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --of: the image that the videos begin with, if the model takes one."),
+    ] = None
+    last_image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --of: the image that the videos end with, if the model takes one."),
+    ] = None
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="With --of: the pipeline folder of a bundle or ONNX file [default: found as by `generate`]."),
@@ -61,7 +69,7 @@ class ModelOptions(Options):
 
     def given(self, *names: str) -> list[str]:
         """Which of these options, or of all, were given."""
-        return [f"--{name}" for name in names or vars(self) if getattr(self, name) is not None]
+        return [f"--{name.replace('_', '-')}" for name in names or vars(self) if getattr(self, name) is not None]
 
     def source(self, of: Path) -> list[Source] | None:
         """A checkpoint, or None for what was exported or built, in which some options are fixed."""
@@ -219,6 +227,11 @@ def _compare_settings(
             folder,
             stages,
             source=source,
+            images={
+                name: path
+                for name, path in (("image", model.image), ("last_image", model.last_image))
+                if path is not None
+            },
             checkpoint=model.checkpoint,
             params=params,
             executor=None if model.executor is None else model.executor.value,

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vorta_trt.model.constants import DENSE_TAU
+from vorta_trt.model.images import ImageLike
 from vorta_trt.model.records import first_error
 from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
@@ -136,6 +137,7 @@ def compare_settings(
     *,
     floor: Setting | None = None,
     source: Source | Sequence[Source] | None = None,
+    images: Mapping[str, ImageLike] | None = None,
     checkpoint: Path | None = None,
     params: SamplingParams | None = None,
     executor: str | None = None,
@@ -154,6 +156,7 @@ def compare_settings(
         report: Called with what is done, how much of it, and how much there is.
         floor: Another way to compute the first setting, sampled as well; what it differs by is the noise floor.
         source: A checkpoint, which runs in torch; of two experts, both.
+        images: That all videos begin or end with, by the pipeline's argument, for models that take some.
         checkpoint: As for `RequestPlanner`.
         params: What is common to both; its seed is 0 unless given.
         executor: As for `Engine`.
@@ -187,11 +190,12 @@ def compare_settings(
     requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in settings.values()]
     for planner, request in zip(planners, requests, strict=True):
         planner.plan(request)  # says what is wrong before anything large is loaded
+        planner.for_images(images or {}).read_images(images or {})
     places = [_sample_files(folder / name, len(prompts)) for name in settings]
     for files, planner, request, setting in zip(places, planners, requests, settings.values(), strict=True):
         report(f"loading for {setting.text}", 0, 0)
         with _computed(setting, models), VortaPipeline(planner, executor=setting.executor or executor) as pipe:
-            _sample(pipe, prompts, files, request, setting.text, report)
+            _sample(pipe, prompts, images or {}, files, request, setting.text, report)
     compared = compare_samples(
         folder / "first",
         folder / "second",
@@ -241,6 +245,7 @@ def _on_device(model: RoutedTransformer) -> RoutedTransformer:
 def _sample(
     pipe: VortaPipeline,
     prompts: Sequence[str],
+    images: Mapping[str, ImageLike],
     files: Sequence[Path],
     request: SamplingParams,
     text: str,
@@ -254,7 +259,8 @@ def _sample(
     def write(number: int, video: GeneratedVideo) -> None:
         video.save(files[number])
 
-    pipe.generate_each(prompts, write, params=request, on_step=show, on_stage=report)
+    first, last = images.get("image"), images.get("last_image")
+    pipe.generate_each(prompts, write, params=request, image=first, last_image=last, on_step=show, on_stage=report)
 
 
 def _sample_files(folder: Path, count: int) -> list[Path]:

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 
-from ..tiny import Tiny
+from ..kept import Kept
+from ..tiny import Tiny, make_tiny
 
 
 def vorta(*arguments: object, code: int = 0) -> str:
@@ -38,6 +40,19 @@ def test_a_checkpoint(tiny_wan: Tiny, tmp_path: Path) -> None:
     again = json.loads(vorta(*common, "--json"))
     assert again["psnr"] == content["psnr"]  # the same noise
     assert json.loads(vorta(*common, "--seed", 1, "--json"))["psnr"] != content["psnr"]
+
+
+def test_a_model_of_images(kept: Kept, tmp_path: Path) -> None:
+    tiny = make_tiny(kept, "wan channels")
+    for name, grey in (("dark", 40), ("light", 200)):
+        Image.new("RGB", (96, 64), (grey, 0, 0)).save(tmp_path / f"{name}.png")
+    common = ("compare", "dense", "routed", "--of", tiny.onnx, "--prompt", "a red wall", "--steps", 2, "--no-lpips")
+    dark, light = (
+        json.loads(vorta(*common, "--image", tmp_path / f"{name}.png", "--json")) for name in ("dark", "light")
+    )
+    assert dark["pairs"][0]["frames"] == 9 and dark["psnr"] != light["psnr"]
+    assert "image None: this model begins a video with one" in vorta(*common, code=1)
+    assert "samples with a model; give that with --of" in vorta("compare", "a", "b", "--last-image", "x.png", code=2)
 
 
 def test_usage(tiny_wan: Tiny, tmp_path: Path) -> None:
