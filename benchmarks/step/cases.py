@@ -31,8 +31,9 @@ class StepCase:
 
     Attributes:
         name: Name of the model.
-        family: "wan" or "hunyuan_video".
-        config: The diffusers transformer's, where it differs from the defaults: those of Wan 2.1 14B, HunyuanVideo.
+        family: Name of its family.
+        config: The diffusers transformer's, where it differs from the defaults: those of Wan 2.1 14B, HunyuanVideo and
+            HunyuanVideo 1.5 from image to video.
         video: Frames, height and width in pixels.
         passes: Passes of the transformer in a step of ordinary sampling: 2 with classifier-free guidance, 1 where
             guidance is an input of the model.
@@ -58,7 +59,7 @@ class StepCase:
         """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""
         if layers < 1:
             raise ValueError(f"layers {layers}: must be at least 1; use 4")
-        if self.family == "wan":
+        if len(get_family(self.family).router_stacks) == 1:
             return replace(self, config={**self.config, "num_layers": layers})
         dual = max(1, round(layers / 3))
         return replace(self, config={**self.config, "num_layers": dual, "num_single_layers": layers - dual})
@@ -106,6 +107,7 @@ CASES = {
             shift=5.0,
         ),
         StepCase("hunyuan-video", "hunyuan_video", {}, (117, 720, 1280), passes=1, shift=7.0),
+        StepCase("hunyuan-video-1.5", "hunyuan_video_15", {"task_type": "t2v"}, (121, 720, 1280), passes=2, shift=9.0),
     )
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.benchmarks.step.models import Run
 from vorta_trt.benchmarks.step.report import LoopRow
+from vorta_trt.model.families import get_family
 from vorta_trt.runtime.pipelines.request import StepState
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
@@ -51,7 +52,7 @@ def scheduler_of(case: StepCase, steps: int) -> Any:
     """The pipeline's scheduler of the case's family, with its timesteps set."""
     import diffusers
 
-    if case.family == "hunyuan_video":
+    if get_family(case.family).gives_sigmas:
         euler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=case.shift)  # type: ignore[no-untyped-call]
         euler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
         return euler

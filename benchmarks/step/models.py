@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.families.hunyuan_video_15 import IMAGE_ROWS
 from vorta_trt.model.random_checkpoint import random_router_state, random_weight
 from vorta_trt.model.transformer import AttentionMode, routed_class
 
@@ -86,7 +87,12 @@ class Subject:
 
         def diffusers_dense(timestep: float) -> Tensor:
             own = {name: value for name, value in inputs.items() if name not in ("tau", "route_override")}
-            sample: Tensor = self.dense(**own, timestep=self._timestep_of_diffusers(timestep), return_dict=False)[0]
+            own["timestep"] = self._timestep_of_diffusers(timestep)
+            if self.case.family == "hunyuan_video_15":  # as its pipeline of text to video calls it
+                latents, width = own["hidden_states"], self.dense.config.image_embed_dim
+                own["timestep"] = own["timestep"].to(latents.dtype)
+                own["image_embeds"] = latents.new_zeros(1, IMAGE_ROWS, width)
+            sample: Tensor = self.dense(**own, return_dict=False)[0]
             return sample
 
         chosen = {OURS: ours, TORCH: torch_dense, DIFFUSERS: diffusers_dense}[implementation]

@@ -248,7 +248,9 @@ class _Bench:
         states = {row.state for row in rows if (row.implementation, row.mode, row.routes) == (OURS, mode, mix)}
         if states - {"ok"}:
             return []  # the row says why
-        run, latents = self.subject.runs(OURS, self._routes(mix)), self.subject.inputs["hidden_states"]
+        routed = self.subject.routed
+        run = self.subject.runs(OURS, self._routes(mix))
+        latents = self.subject.inputs["hidden_states"][:, : routed.facts().latent_channels(routed.config)]
         made = []
         with self.subject.compiled(OURS) if mode == COMPILED else nullcontext():
             run(self.timesteps[0])  # compiles

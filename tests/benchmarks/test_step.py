@@ -46,6 +46,18 @@ HUNYUAN_VIDEO = StepCase(
     passes=1,
     shift=7.0,
 )
+HUNYUAN_VIDEO_15 = StepCase(
+    "tiny",
+    "hunyuan_video_15",
+    {
+        **{"task_type": "t2v", "num_layers": 2, "num_refiner_layers": 1, "rope_axes_dim": (4, 14, 14)},
+        **{"in_channels": 9, "out_channels": 4, "text_embed_dim": 24, "text_embed_2_dim": 16, "image_embed_dim": 8},
+        **SIZES,
+    },
+    (9, 96, 96),
+    passes=2,
+    shift=9.0,
+)
 OPTIONS = StepOptions(mixes=("dense", "50/50"), modes=(EAGER,), steps=2, dtype="fp32", device="cpu")
 
 
@@ -263,11 +275,21 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         StepOptions(**options)
 
 
+def test_three_texts_are_given_as_their_pipeline_gives_them() -> None:
+    """diffusers' model wants an image of zeros, too."""
+    report = run_case(HUNYUAN_VIDEO_15, replace(OPTIONS, mixes=("dense",), steps=1, loops=False), silent)
+    differences = {row.implementation: row.difference for row in report.rows}
+    assert report.passed and differences.keys() == {TORCH, DIFFUSERS, OURS}
+    assert all(value is not None and value < 1e-5 for value in differences.values())
+
+
 def test_the_published_models_have_their_sizes() -> None:
     assert CASES["wan-14b"].geometry.tokens == 72_000
     assert CASES["hunyuan-video"].geometry.tokens == 108_256
     assert CASES["wan2.2-ti2v-5b"].geometry.tokens == 27_280
     assert CASES["wan2.2-a14b"].geometry.tokens == 75_600
+    assert CASES["hunyuan-video-1.5"].geometry.tokens == 111_600 + 1_256
+    assert select_case("hunyuan-video-1.5", 3).config["num_layers"] == 3
     fewer = select_case("hunyuan-video", 6).config
     assert (fewer["num_layers"], fewer["num_single_layers"]) == (2, 4)
     assert select_case("wan-14b", 3).config["num_layers"] == 3
