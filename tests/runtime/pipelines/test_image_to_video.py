@@ -120,7 +120,8 @@ def test_sequential_frees_the_encoders_before_the_transformer_is_loaded(
     assert np.array_equal(video.frames, expected.frames)
 
 
-def test_resident_parts_are_loaded_once(model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_parts_are_loaded_once(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny(kept, "wan embedding")
     loaded: list[str] = []
     load = stages.load_pipeline
 
@@ -148,19 +149,16 @@ def test_two_experts(kept: Kept) -> None:
     assert (latents(tiny.pipeline(*dense), 4, 7, **arguments) - expected).abs().max() <= 1e-5 * expected.abs().max()
     models = tiny.models()
     routed = tiny.pipeline(*map(VortaTransformer.from_pretrained, models))
-    videos = []
-    for source in (models, tiny.onnx):
-        with VortaPipeline.from_pretrained(source, tiny.checkpoint, strict=True) as pipe:
-            videos.append(pipe("a red wall", seed=7, params=steps, **images_of(tiny)))
+    with VortaPipeline.from_pretrained(models, tiny.checkpoint, strict=True) as pipe:
+        video = pipe("a red wall", seed=7, params=steps, **images_of(tiny))
     noise = torch.Generator().manual_seed(7)
     (stock,) = routed(
         prompt="a red wall", generator=noise, output_type="pt", num_inference_steps=4, num_frames=FRAMES,
         height=HEIGHT, width=WIDTH, **arguments,
     ).frames  # fmt: skip
     frames = (stock * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(videos[0].frames, frames)
-    assert np.abs(videos[1].frames.astype(int) - frames.astype(int)).max() <= 1
-    parts = [(part.component, len(part.steps.timesteps)) for part in videos[0].planned.experts]
+    assert np.array_equal(video.frames, frames)
+    parts = [(part.component, len(part.steps.timesteps)) for part in video.planned.experts]
     assert [name for name, _ in parts] == list(COMPONENTS) and all(count for _, count in parts)
 
 
@@ -172,8 +170,9 @@ def test_an_engine_is_built(model: Tiny, tmp_path: Path) -> None:
     assert [spec.shape for spec in bundle.manifest.outputs if spec.name == "sample"] == [[-1, 4, 3, 8, 12]]
 
 
-def test_guidance_in_one_launch(model: Tiny) -> None:
-    """Both halves see the same image, which the pipeline gives as the same tensor."""
+def test_guidance_in_one_launch(kept: Kept) -> None:
+    """Both halves see the same images, which the pipeline gives as the same tensor, a sample for each."""
+    model = make_tiny(kept, "wan first and last")
     params = SamplingParams(num_inference_steps=3, guidance_batching="batched")
     with VortaPipeline.from_pretrained(model.onnx, strict=True) as pipe:
         batched = pipe("a red wall", seed=3, params=params, **images_of(model))
