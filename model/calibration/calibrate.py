@@ -151,12 +151,13 @@ def calibrate_routes(
         conditions = encode_prompts(
             Path(checkpoint),
             family,
-            [*texts, *([""] if guided else [])],
+            texts,
             settings.dtype,
             target,
             progress,
             images=shown,
             size=size,
+            guided=guided,
             variant=variant,
         )
         samples = PromptSamples(
@@ -169,7 +170,7 @@ def calibrate_routes(
         first = RoutedTransformer.from_pretrained(checkpoint, lora=first_lora, **options).to(target)
         samples = replace(samples, before=lambda inputs: routed(first, inputs))
     model = RoutedTransformer.from_pretrained(checkpoint, component=component, lora=lora, **options).to(target)
-    run = CalibrationPasses(model, samples, buckets, progress)
+    run = CalibrationPasses(model, samples, buckets, progress, family.stepped)
     squares = run.measure()  # [K, L, N, 3]
     if settings.target_share is None:
         budget = DEFAULT_BUDGET if settings.budget is None else settings.budget

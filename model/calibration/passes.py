@@ -31,11 +31,18 @@ class CalibrationPasses:
         samples: What it sees.
         buckets: Buckets of the schedule's timesteps.
         progress: Called with (what, done, total).
+        stepped: The part of a prediction that counts, see `TrainingFamily.stepped`.
     """
 
     def __init__(
-        self, model: RoutedTransformer, samples: CalibrationSamples, buckets: Sequence[Bucket], progress: Progress
+        self,
+        model: RoutedTransformer,
+        samples: CalibrationSamples,
+        buckets: Sequence[Bucket],
+        progress: Progress,
+        stepped: Callable[[Tensor], Tensor] = lambda prediction: prediction,
     ) -> None:
+        self.stepped = stepped
         self.model, self.samples, self.buckets, self.progress = model, samples, buckets, progress
         count = len(samples.names)
         held_back = max(1, count // 4)
@@ -65,8 +72,8 @@ class CalibrationPasses:
         def visit(index: int, timestep: float, inputs: Inputs) -> Tensor:
             routes = calibration.overrides([timestep])[0]  # [L, N]
             sample, squares = measure_routes(self.model, inputs, routes)
-            difference = routed(self.model, inputs, routes) - sample  # [1, C, F, H, W]
-            relative = difference.double().square().sum() / sample.double().square().sum()
+            difference = self.stepped(routed(self.model, inputs, routes) - sample)  # [1, C, F, H, W]
+            relative = difference.double().square().sum() / self.stepped(sample).double().square().sum()
             layers.add(self._bucket(timestep), self._finite(squares, index, timestep))
             samples.add(self._bucket(timestep), self._finite(relative.cpu(), index, timestep))
             return sample

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
+from vorta_trt.model.families import PipelineKind
 from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.images import Images, choose_kind
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import torch_dtype
-from vorta_trt.model.training.data import LatentDataset, Progress
+from vorta_trt.model.training.data import LatentDataset, Progress, check_finite
 from vorta_trt.model.training.timesteps import add_noise, draw_noise
 
 Inputs = dict[str, Any]
@@ -53,13 +54,17 @@ class InputMaker:
     device: torch.device
     guidance: float
 
-    def __call__(self, noisy: Tensor, timestep: float, conditions: Mapping[str, Tensor]) -> Inputs:
-        """Makes the inputs from noisy [1, C, F, H, W] and conditions [1, ...] each."""
+    def __call__(
+        self, noisy: Tensor, timestep: float, conditions: Mapping[str, Tensor], following: float = 0.0
+    ) -> Inputs:
+        """Makes the inputs from noisy [1, C, F, H, W], conditions [1, ...] each, and the timestep of the next step."""
         at = torch.tensor([timestep], dtype=torch.float32, device=self.device)  # [1]
         on_device = {name: tensor.to(self.device) for name, tensor in conditions.items()}
         inputs = self.family.model_inputs(noisy.to(self.device, self.dtype), at, on_device, self.dtype)
         if "guidance" in inputs:
             inputs["guidance"] = torch.full_like(at, 1000 * self.guidance)  # [1]
+        if "timestep_r" in inputs:
+            inputs["timestep_r"] = torch.full_like(at, following)  # [1]
         return inputs
 
 
@@ -114,9 +119,10 @@ class DataSamples(CalibrationSamples):
         for bucket in range(len(self.buckets)):
             steps = [step for step, member in zip(self.timesteps, members, strict=True) if member == bucket]
             timestep = steps[int(position * len(steps))]
+            following = [*self.timesteps, 0.0][list(self.timesteps).index(timestep) + 1]
             noise = draw_noise(self.seed, part, bucket, tuple(latents.shape))  # [1, C, F, H, W]
             noisy = add_noise(latents, noise, torch.tensor([timestep]))
-            visit(timestep, self.make(noisy, timestep, conditions))
+            visit(timestep, self.make(noisy, timestep, conditions, following))
 
 
 @dataclass(frozen=True)
@@ -154,17 +160,19 @@ class PromptSamples(CalibrationSamples):
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
         """Visits every step of a run that is the model's."""
         scheduler = self.scheduler(self.run_steps)
-        latents = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
+        noise = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
+        latents = self.make.family.first_latents(noise, self.conditions[index])  # [1, C, F, H, W]
+        timesteps = [*map(float, scheduler.timesteps), 0.0]
         for number, step in enumerate(scheduler.timesteps[: self.steps.stop]):
-            timestep = float(step)
-            inputs = self.make(latents, timestep, self.conditions[index])
+            timestep, following = timesteps[number : number + 2]
+            inputs = self.make(latents, timestep, self.conditions[index], following)
             if number in self.steps:
                 prediction, guess = visit(timestep, inputs), predict  # [1, C, F, H, W]
             else:
                 assert self.before is not None
                 prediction, guess = self.before(inputs), self.before
             for empty in self.conditions[len(self.names) :]:
-                without = guess(self.make(latents, timestep, empty))  # [1, C, F, H, W]
+                without = guess(self.make(latents, timestep, empty, following))  # [1, C, F, H, W]
                 prediction = without + self.make.guidance * (prediction - without)
             latents = scheduler.step(prediction, step, latents, return_dict=False)[0]
 
@@ -180,6 +188,7 @@ def encode_prompts(
     *,
     images: Images = MappingProxyType({}),
     size: tuple[int, int, int],
+    guided: bool = False,
     variant: str | None = None,
 ) -> list[dict[str, Tensor]]:
     """Encodes prompts by the pipeline's own text encoder, which is gone afterwards.
@@ -193,29 +202,32 @@ def encode_prompts(
         progress: Called with (what, done, total).
         images: Those that all videos begin or end with, for models that take some.
         size: Frames, height, width of the videos in pixels.
+        guided: Whether the empty prompt is encoded, too, as what guidance leads away from.
         variant: Of the names of the pipeline's weight files.
 
     Returns:
-        The family's conditions of every prompt, [1, ...] each, on the CPU.
+        The family's conditions of every prompt, [1, ...] each, on the CPU; those of the empty one come last.
 
     Raises:
         ValueError: A prompt has no usable embedding; the message names it.
     """
     progress("loading the text encoder", 0, 0)
     width = torch_dtype("fp32" if dtype == "fp32" else "bf16")
+    kind = choose_kind(family.facts.pipeline_kinds(family.config), images)
     pipeline = load_pipeline(
-        checkpoint, family.facts, family.config, width, purpose="calibrating with prompts", variant=variant
+        checkpoint, family.facts, family.config, width, purpose="calibrating with prompts", kind=kind, variant=variant
     )
-    of_images = _encode_images(pipeline, family, images, size, device, progress)
+    of_images = _encode_images(pipeline, family, kind, images, size, device, progress)
     encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder") and part]
     for encoder in encoders:
         encoder.to(device)
     encoded = []
-    for index, prompt in enumerate(prompts):
-        progress("encoding prompts", index, len(prompts))
+    texts = [*((prompt, family.encode_caption) for prompt in prompts), *([("", family.encode_negative)] * guided)]
+    for index, (prompt, encode) in enumerate(texts):
+        progress("encoding prompts", index, len(texts))
         try:
-            tensors = family.encode_caption(pipeline, prompt, device, images or None)
-            conditions = family.conditions({**tensors, **of_images})
+            tensors = encode(pipeline, prompt, device, images or None)
+            conditions = of_images | family.conditions({**tensors, **of_images})
         except ValueError as error:
             raise ValueError(f"prompt {prompt!r}: {error}") from error
         encoded.append({name: tensor.unsqueeze(0).cpu() for name, tensor in conditions.items()})
@@ -229,6 +241,7 @@ def encode_prompts(
 def _encode_images(
     pipeline: Any,
     family: TrainingFamily,
+    kind: PipelineKind,
     images: Images,
     size: tuple[int, int, int],
     device: torch.device,
@@ -238,11 +251,13 @@ def _encode_images(
     if not images:
         return {}
     progress("encoding the image", 0, 0)
-    kind = choose_kind(family.facts.pipeline_kinds(family.config), images)
+    if family.facts.tiled_vae:
+        pipeline.vae.enable_tiling()
     models = [part for name in kind.conditioners if isinstance(part := getattr(pipeline, name), torch.nn.Module)]
     for model in models:
         model.to(device)
     made = family.condition(pipeline, images, size, device)
+    check_finite(made)
     for model in models:
         model.to("cpu")
     return {name: tensor.cpu() for name, tensor in made.items()}

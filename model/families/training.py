@@ -31,10 +31,12 @@ class TrainingFamily(abc.ABC):
         config: of the diffusers transformer.
         condition_names: tensors of a sample beside its latents, made of its text.
         image_names: further ones, made of the images that the video begins or ends with, see `condition`.
+        text_sees_image: whether what the text encoders give of a caption depends on the image.
     """
 
     condition_names: tuple[str, ...]
     image_names: tuple[str, ...] = ()
+    text_sees_image: bool = False
 
     def __init__(self, facts: ModelFamily, config: Mapping[str, Any]) -> None:
         self.facts = facts
@@ -60,7 +62,15 @@ class TrainingFamily(abc.ABC):
     ) -> dict[str, Any]:
         """The routed transformer's arguments: noisy [B, C, F, H, W], timesteps [B], conditions [B, ...] each."""
 
+    def stepped(self, prediction: Tensor) -> Tensor:
+        """The part of a prediction [B, C, F, H, W] that the pipeline's scheduler uses: all of it, in most families."""
+        return prediction
+
     # -- images, in generation -----------------------------------------------------------------------------------------
+
+    def first_latents(self, noise: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """What the pipeline starts from: noise [B, C, F, H, W], conditions [B, ...] each."""
+        return noise
 
     def encode_negative(
         self, pipeline: Any, text: str, device: torch.device, images: Mapping[str, Any] | None = None
@@ -84,7 +94,8 @@ class TrainingFamily(abc.ABC):
             device: where the conditioners are.
 
         Returns:
-            The tensors of `image_names`, without a batch axis.
+            The tensors of `image_names`, without a batch axis. Where a model may do without images, so may samples, and
+            then these are the tensors that `model_inputs` takes beside theirs.
         """
         raise NotImplementedError(f"{type(self).__name__}: a family whose pipelines take images says how")
 

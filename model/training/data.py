@@ -5,13 +5,14 @@ Prepared, by `vorta-trt train-router prepare`; a folder with
 
     dataset.json                      {"version": 1, "family": NAME, "video_size": [frames, height, width],
                                        "samples": [{"name": "cat", "caption": "A cat ..."}, ...]}
-    latents/<name>.safetensors        latents [C, F, H, W]
+    latents/<name>.safetensors        latents [C, F, H, W]; of a model that takes images also what VAE and image encoder
+                                      make of the video's own first (and last) frame: the family's `image_names`
     prompts/<name>.safetensors        what the model sees of the caption: the tensors of the family's `condition_names`
 
 Reference, of the VORTA authors' code; a JSON list beside the folders latent/, prompt_embed/ and, where the family needs
 it, prompt_attention_mask/, each entry {"latent_path": ..., "prompt_embed_path": ..., "caption": ...}, tensors by
 torch.save. Their latents may have more frames than are trained on: the last ones count. The data of a family without
-text masks may name mask files all the same; nobody reads them, so they need not be there.
+text masks may name mask files all the same; nobody reads them, so they need not be there. It has no images.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width.
 """

@@ -96,7 +96,8 @@ class RouterObjective(nn.Module):
         with _attending(self.model, AttentionMode.MIXED):
             mixed, scores = self.model(**inputs)  # [B, C, F, H, W], [L, B, N, 3]
 
-        diffusion = _squared_error(mixed, noise - latents)  # [B]
+        full, mixed, target = map(self.family.stepped, (full, mixed, noise - latents))
+        diffusion = _squared_error(mixed, target)  # [B]
         distillation = _squared_error(mixed, full)  # [B]
         regularisation = scores[..., int(Branch.FULL)].square().mean(dim=(1, 2)).sum()  # []
         weights = self.weights

@@ -22,6 +22,7 @@ from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.families.training import TrainingFamily, check_trains, training_family
 from vorta_trt.model.files import new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.images import FIRST
 from vorta_trt.model.pipeline_folder import load_pipeline
 from vorta_trt.model.precision import TrainingPrecision, torch_dtype
 from vorta_trt.model.training.clips import Clip, find_clips, read_video
@@ -132,19 +133,28 @@ def prepare_data(
     shape = family.facts.sample_shape(family.config, geometry.grid)
     kind = family.facts.pipeline_kinds(family.config)[0]
 
+    def origin_of(clip: Clip) -> dict[str, str]:
+        seen = "".join(f" {name}" for name in kind.images)
+        return {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}{seen}"}
+
     def encode_caption(clip: Clip) -> bool:
+        sees_image = bool(kind.images) and family.text_sees_image
         file, origin = prompt_file(output, clip.name), {"caption": clip.caption}
+        if sees_image:
+            origin |= origin_of(clip)
         if is_kept := _is_there(file, origin):
             return is_kept
-        tensors = family.encode_caption(pipeline, clip.caption, target)
+        images = None
+        if sees_image:
+            first = read_video(clip.video, (1, *video_size[1:]), rate)  # [3, 1, H, W]
+            images = {FIRST: _picture(first[:, 0])}
+        tensors = family.encode_caption(pipeline, clip.caption, target, images)
         check_finite(family.conditions(tensors))
         _write(file, tensors, origin)
         return False
 
     def encode_video(clip: Clip) -> bool:
-        seen = "".join(f" {name}" for name in kind.images)
-        origin = {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}{seen}"}
-        file = latent_file(output, clip.name)
+        file, origin = latent_file(output, clip.name), origin_of(clip)
         if is_kept := _is_there(file, origin):
             return is_kept
         video = read_video(clip.video, video_size, rate)  # [3, F, H, W]
@@ -154,7 +164,7 @@ def prepare_data(
                 f"VAE: gives latents {tuple(latents.shape)} for a video of {video_size}, the transformer takes {shape} "
                 f"[channels, frames, height, width]; VAE and transformer must be of one model"
             )
-        ends = {"image": video[:, 0], "last_image": video[:, -1]}
+        ends = {FIRST: video[:, 0], "last_image": video[:, -1]}
         images = {name: _picture(ends[name]) for name in kind.images}
         of_images = family.condition(pipeline, images, video_size, target) if images else {}
         check_finite({"latents": latents, **of_images})

@@ -19,12 +19,22 @@ from vorta_trt.model.families.training import TrainingFamily
 
 # 1000 times a guidance scale of 1: the prediction that flow matching has a target for; the authors trained with it too.
 UNGUIDED = 1000.0
+NOISE = 0.999  # share of noise in what the pipeline starts from; the rest is the image's latents, in every frame
 
 
 class HunyuanVideoTraining(TrainingFamily):
-    """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`."""
+    """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`.
+
+    Models of images have `image_condition`, the latents of one frame; their language model sees the image, too.
+    """
 
     condition_names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
+    text_sees_image = True
+
+    @property
+    def image_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See the class."""
+        return ("image_condition",) if self.facts.pipeline_kinds(self.config)[0].images else ()
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeds, mask, pooled = (tensors[name] for name in self.condition_names)
@@ -50,7 +60,16 @@ class HunyuanVideoTraining(TrainingFamily):
                 f"({self.config['pooled_projection_dim']},) for this checkpoint; encode the captions again"
             )
         padding = longest - embeds.shape[0]
+        images = {name: tensors[name] for name in self.image_names if name in tensors}  # captions are checked alone
+        channels = self.facts.latent_channels(self.config)
+        for name, tensor in images.items():
+            if tensor.ndim != 4 or tuple(tensor.shape[:2]) != (channels, 1):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, must have {channels} channels and 1 frame for this "
+                    f"checkpoint; encode the images with its own VAE"
+                )
         return {
+            **images,
             "prompt_embeds": functional.pad(embeds, (0, 0, 0, padding)),  # [T, text_embed_dim]
             "prompt_attention_mask": functional.pad(valid, (0, padding)),  # [T]
             "pooled_prompt_embeds": pooled,
@@ -70,8 +89,10 @@ class HunyuanVideoTraining(TrainingFamily):
     def model_inputs(
         self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Any]:
+        if "image_condition" in conditions:
+            noisy = self._with_image(noisy, conditions["image_condition"].to(noisy.dtype))
         inputs = {
-            "hidden_states": noisy,  # [B, C, F, H, W]
+            "hidden_states": noisy,  # [B, C of the input, F, H, W]
             "timestep": timesteps,  # [B]
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, T, text_embed_dim]
             "encoder_attention_mask": conditions["prompt_attention_mask"],  # [B, T]
@@ -80,6 +101,24 @@ class HunyuanVideoTraining(TrainingFamily):
         if self.config["guidance_embeds"]:
             inputs["guidance"] = torch.full_like(timesteps, UNGUIDED)  # [B]
         return inputs
+
+    def _with_image(self, noisy: Tensor, image: Tensor) -> Tensor:
+        """As the pipeline does: noisy [B, C, F, H, W], image [B, C, 1, H, W] -> [B, C of the input, F, H, W]."""
+        if replaces_tokens(self.config):
+            return torch.cat((image, noisy[:, :, 1:]), dim=2)
+        behind = noisy.new_zeros(noisy.shape[0], noisy.shape[1] + 1, *noisy.shape[2:])
+        behind[:, :-1, :1] = image
+        behind[:, -1, 0] = 1  # the mask
+        return torch.cat((noisy, behind), dim=1)
+
+    def first_latents(self, noise: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        if "image_condition" not in conditions:
+            return noise
+        return noise * NOISE + conditions["image_condition"].to(noise) * (1 - NOISE)
+
+    def stepped(self, prediction: Tensor) -> Tensor:
+        """Where the first frame is the image's, its prediction is dropped."""
+        return prediction[:, :, 1:] if replaces_tokens(self.config) else prediction
 
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
@@ -112,7 +151,7 @@ class HunyuanVideoTraining(TrainingFamily):
     ) -> dict[str, Tensor]:
         frames, height, width = size
         pixels = pipeline.video_processor.preprocess(images["image"], height, width)  # [1, 3, H, W]
-        pipeline.prepare_latents(
+        _, encoded = pipeline.prepare_latents(
             pixels.to(device, pipeline.vae.dtype),
             batch_size=1,
             num_channels_latents=self.facts.latent_channels(self.config),
@@ -124,4 +163,4 @@ class HunyuanVideoTraining(TrainingFamily):
             latents=torch.zeros(()),  # nothing is drawn
             image_condition_type=self.config["image_condition_type"],
         )
-        return {}
+        return {"image_condition": encoded[0, :, :1]}  # [C, 1, H, W]; further frames are the same

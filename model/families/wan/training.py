@@ -21,6 +21,7 @@ class WanTraining(TrainingFamily):
     """`prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it.
 
     Models of images have `image_condition`, the mask and the encoded images, and `image_embeds` where they see CLIP's.
+    Those of two timesteps may have `image_condition`, the latents of the first frame.
     """
 
     condition_names = ("prompt_embeds",)
@@ -62,15 +63,20 @@ class WanTraining(TrainingFamily):
     def model_inputs(
         self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Any]:
-        seen = {}
-        if "image_condition" in conditions:
+        seen, timestep = {}, timesteps
+        if two_timesteps(self.config):
+            # Without an image the first frame is as noisy as the others.
+            first = torch.zeros_like(timesteps) if "image_condition" in conditions else timesteps
+            timestep = torch.stack((first, timesteps), dim=1)  # [B, 2]
+            if "image_condition" in conditions:
+                noisy = torch.cat((conditions["image_condition"].to(noisy.dtype), noisy[:, :, 1:]), dim=2)
+        elif "image_condition" in conditions:
             noisy = torch.cat((noisy, conditions["image_condition"].to(noisy.dtype)), dim=1)  # [B, C + ..., F, H, W]
         if "image_embeds" in conditions:
             seen = {"encoder_hidden_states_image": conditions["image_embeds"].to(dtype)}  # [B, Y, image_dim]
         return {
             "hidden_states": noisy,  # [B, C, F, H, W]
-            # Text to video: the first frame is as noisy as the others.
-            "timestep": timesteps.unsqueeze(1).expand(-1, 2) if two_timesteps(self.config) else timesteps,  # [B(, 2)]
+            "timestep": timestep,  # [B(, 2)]
             "encoder_hidden_states": conditions["prompt_embeds"].to(dtype),  # [B, X, text_dim]
             **seen,
         }
@@ -106,6 +112,5 @@ class WanTraining(TrainingFamily):
             device=device,
             latents=torch.zeros(()),  # nothing is drawn
             last_image=pixels.get("last_image"),
-        )  # [1, mask and latents, F, H, W]
-        made["image_condition"] = encoded[0]
-        return {name: made[name] for name in self.image_names}
+        )  # [1, mask and latents, F, H, W]; of two timesteps [1, latents, 1, H, W]
+        return made | {"image_condition": encoded[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_second_is_measured_behind_the_steps_of_the_first(seed: int) -> None
         latents: Tensor = inputs["latents"]
         return latents * 0.5 + inputs["timestep"] / 1000
 
-    def make(latents: Tensor, timestep: float, conditions: Any) -> dict[str, Any]:
+    def make(latents: Tensor, timestep: float, conditions: Any, following: float) -> dict[str, Any]:
         return {"latents": latents, "timestep": timestep}
 
     def scheduler(steps: int) -> Any:
@@ -82,6 +83,7 @@ def test_the_second_is_measured_behind_the_steps_of_the_first(seed: int) -> None
 
     maker: Any = make
     maker.device, maker.guidance = torch.device("cpu"), 3.0
+    maker.family = SimpleNamespace(first_latents=lambda noise, conditions: noise)
     seen: dict[range, list[Tensor]] = {}
     for steps in (range(6), range(3, 6), range(2)):
         seen[steps] = []
