@@ -134,7 +134,7 @@ def prepare_data(
     kind = family.facts.pipeline_kinds(family.config)[0]
 
     def origin_of(clip: Clip) -> dict[str, str]:
-        seen = "".join(f" {name}" for name in kind.images)
+        seen = "".join(f" {name}" for name in (*kind.images, *family.image_names))
         return {"video": f"{clip.video.name} {clip.video.stat().st_size} {video_size} {rate:g}{seen}"}
 
     def encode_caption(clip: Clip) -> bool:

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes, passes
 from vorta_trt.model.families.training import TrainingFamily, training_family
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.training import DataError, LossWeights, TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training.clips import read_video
 from vorta_trt.model.training.data import LatentDataset
@@ -23,6 +25,7 @@ from vorta_trt.model.training.prepare import _picture
 
 from ...kept import Kept
 from ...tiny import SIZE, Tiny, make_tiny
+from ..calibration.schedulers import scheduler_of
 from .videos import write_video
 
 CAPTION = "a red wall"
@@ -126,6 +129,41 @@ def test_a_sample_is_what_the_pipeline_gives_its_transformer(prepared: Prepared,
     assert report is not None and report.step == 1
 
 
+def test_routes_are_calibrated_on_it(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """With the image of the sample; a step goes to the next timestep of the schedule, the last one to 0."""
+    seen: list[dict[str, Any]] = []
+    measure = passes.measure_branches
+
+    def note(model: RoutedTransformer, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        seen.append(inputs)
+        return measure(model, inputs)
+
+    monkeypatch.setattr(passes, "measure_branches", note)
+    scheduler = scheduler_of(prepared.tiny.checkpoint)
+    calibrate_routes(
+        prepared.tiny.checkpoint,
+        tmp_path / "routes.json",
+        scheduler,
+        CalibrationSettings(dtype="fp32", buckets=2, seed=seed),
+        data=prepared.data,
+        steps=2,
+        device="cpu",
+    )
+    timesteps = [float(step) for step in scheduler(2).timesteps]
+    dataset = prepared.dataset()
+    _, conditions = dataset.batch([0])
+    noise = torch.zeros(1, *dataset.shape or ())
+    for inputs, timestep, following in zip(seen, timesteps, [timesteps[1], 0.0], strict=True):
+        wanted = dataset.family.model_inputs(noise, torch.tensor([timestep]), conditions, torch.float32)
+        of_image = wanted["hidden_states"] != 0  # the noise is 0
+        assert torch.equal(inputs["hidden_states"][of_image], wanted["hidden_states"][of_image])
+        assert float(inputs["timestep"]) == timestep and of_image.any()
+        assert float(inputs.get("timestep_r", following)) == following
+    RouteCalibration.load(tmp_path / "routes.json")
+
+
 def test_an_image_condition_of_another_model(prepared: Prepared, tmp_path: Path) -> None:
     latents = prepared.data / "latents/wall.safetensors"
     before, stored = latents.read_bytes(), load_file(latents)
@@ -150,3 +188,11 @@ def test_the_image_of_another_video_is_encoded_again(prepared: Prepared) -> None
     sees = prepared.dataset().family.text_sees_image
     write_video(prepared.file, [240] * (SIZE[0] + 1), rate=prepared.rate)
     assert prepared.prepare().kept_files == (0 if sees else 1)
+
+
+def test_data_of_a_model_with_other_conditions_are_made_anew(kept: Kept, tmp_path: Path) -> None:
+    """Both take the first frame; one of them CLIP's embeddings besides."""
+    prepared = Prepared(make_tiny(kept, "wan channels"), tmp_path)
+    prepared.tiny = make_tiny(kept, "wan embedding")
+    assert prepared.prepare().kept_files == 1  # the caption
+    assert not prepared.dataset().find_bad(lambda *_: None)
