@@ -79,8 +79,8 @@ def test_all_full_gives_diffusers_output(hunyuan_video: Any, dtype: torch.dtype,
     else:  # torch's own attention rounds the probabilities to this dtype, ours does not
         wide = {name: value.float() if value.dtype == dtype else value for name, value in inputs.items()}
         exact = run_diffusers(diffusers_model(hunyuan_video), wide)
-        theirs = (expected.float() - exact).abs().max()
-        assert (sample.float() - exact).abs().max() <= 1.5 * theirs
+        theirs = (expected.float() - exact).norm()  # not the largest, which is a matter of luck
+        assert (sample.float() - exact).norm() <= 1.5 * theirs
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])

@@ -57,8 +57,8 @@ def test_all_full_gives_diffusers_output(pipeline: Any, dtype: torch.dtype, batc
         assert (sample - expected).abs().max() <= 1e-6 * expected.abs().max()
     else:  # torch's own attention rounds the probabilities to this dtype, ours does not
         exact = run_diffusers(diffusers_model(pipeline), {name: value.float() for name, value in inputs.items()})
-        theirs = (expected.float() - exact).abs().max()
-        assert (sample.float() - exact).abs().max() <= 1.5 * theirs
+        theirs = (expected.float() - exact).norm()  # not the largest, which is a matter of luck
+        assert (sample.float() - exact).norm() <= 1.5 * theirs
 
 
 @pytest.mark.parametrize("branch", [0, 1, 2])
