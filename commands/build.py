@@ -159,7 +159,7 @@ def build(
         )
     with Stages() as stages:
         if is_onnx:
-            experts = experts_of_file(source)
+            experts = experts_of_file(source, first=True)
             routes = one_per_expert(route_override, "--route-override", experts)
             overrides = [Path(routes[expert]) if expert in routes else None for expert in experts]
             files = [component_file(source, expert) for expert in experts]

@@ -160,6 +160,8 @@ def sources_of(
     override = one_per_expert(route_overrides, "--route-override", experts)
     attention = attention_precision or SAME_PRECISION
     fused = per_expert(lora, "--lora", experts)
+    if router and (without := [each for each in experts if each not in {**router, **override}]):
+        logger.warning("--router: none is given for %s, whose heads all stay full", in_words(without))
     if fused and (without := [component for component in experts if component not in fused]):
         logger.warning("--lora: none is given for %s, whose weights stay as they are", in_words(without))
     return [
@@ -259,12 +261,19 @@ def expert_of(checkpoint: Path, expert: Expert | None, variant: str | None = Non
     return experts[0] if expert is None else BY_NOISE[expert.value], experts
 
 
-def experts_of_file(path: Path) -> tuple[str, ...]:
-    """The components of all experts that the model of an exported file or a bundle has."""
+def experts_of_file(path: Path, *, first: bool = False) -> tuple[str, ...]:
+    """The components of all experts that the model of an exported file or a bundle has.
+
+    With `first` the file of the second expert is refused, by a ValueError.
+    """
     from vorta_trt.runtime.target import read_target
 
-    metadata = read_target(path).metadata
-    return COMPONENTS[:1] if metadata is None else metadata.experts
+    target = read_target(path)
+    if target.metadata is None:
+        return COMPONENTS[:1]
+    if first:
+        target.metadata.check_first(target.path)
+    return target.metadata.experts
 
 
 def one_per_expert(

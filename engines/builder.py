@@ -22,7 +22,7 @@ from vorta_trt.engines.engine_key import check_grid
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions
 from vorta_trt.engines.progress import ProgressCallback
-from vorta_trt.export.names import component_file
+from vorta_trt.export.names import check_second, component_file
 from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 
 
@@ -144,16 +144,28 @@ def read_models(
     models = []
     for path, override in zip(given, route_overrides, strict=True):
         models.append(read_model(path, override, strict))
+        _check_new(models)
         second = component_file(path, TRANSFORMER_2)
-        if models[-1].key.component == TRANSFORMER and models[-1].description.has_second and second not in given:
-            models.append(read_model(second, None, strict))
+        if models[-1].key.component == TRANSFORMER and models[-1].description.has_second:
+            check_second(path, second)
+            if second not in given:
+                models.append(read_model(second, None, strict))
+                _check_new(models)
+    for model in models:
+        if model.onnx.metadata is not None and TRANSFORMER not in {each.key.component for each in models}:
+            model.onnx.metadata.check_first(model.onnx.path)
     check_grid([model.key for model in models])
-    for model in models[1:]:
-        for what in ("family", "precision"):
-            first, other = getattr(models[0].description, what), getattr(model.description, what)
-            if first != other:
-                raise ValueError(
-                    f"{model.onnx.path}: is of {what} {other}, and {models[0].onnx.path} of {first}; the engines of a "
-                    "bundle are of one model: export both from the same checkpoint in the same precision"
-                )
     return models
+
+
+def _check_new(models: Sequence[ExportedModel]) -> None:
+    """Raises ValueError unless the last model is another engine of the same bundle as those before it."""
+    *others, model = models
+    for other in others:
+        if model.key == other.key:
+            raise ValueError(
+                f"{model.key}: is given twice, in {other.onnx.path} and {model.onnx.path}, and a bundle has one engine "
+                f"of each; leave one of them out, or export the experts again, which writes both files"
+            )
+        if model.onnx.metadata is not None and other.onnx.metadata is not None:
+            model.onnx.metadata.check_together(other.onnx.metadata, model.onnx.path, other.onnx.path)

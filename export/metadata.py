@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
+from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.precision import DataType, PrecisionName
@@ -119,6 +120,38 @@ class ModelMetadata(_Record):
     def experts(self) -> tuple[str, ...]:
         """The components of all experts that the model's pipeline has."""
         return COMPONENTS[:1] if self.boundary_ratio is None else COMPONENTS
+
+    def check_first(self, source: object) -> None:
+        """Raises ValueError for the second of two experts, where the first is to be given."""
+        if self.component != self.experts[0]:
+            raise ValueError(
+                f"{source}: holds {in_words([self.component])} of two experts; give the file of the first, beside "
+                f"which the second is found"
+            )
+
+    def check_together(self, other: ModelMetadata, here: object, there: object) -> None:
+        """Checks that two exported models are of one pipeline: both experts, or one transformer at two sizes.
+
+        Args:
+            other: Of the other model.
+            here: The file of this one, for errors.
+            there: The file of the other.
+
+        Raises:
+            ValueError: They are not; the message says in what they differ.
+        """
+        names = ["family", "checkpoint", "precision", "boundary_ratio"]
+        mine, others = ({name: getattr(each, name) for name in names} for each in (self, other))
+        for values, each in ((mine, self), (others, other)):
+            values |= {f"{name} in its config": value for name, value in sorted(each.config.items())}
+            if self.component == other.component:
+                values["LoRA"] = "; ".join(map(str, each.lora)) or "none"
+        for name in dict.fromkeys((*mine, *others)):
+            if mine.get(name) != others.get(name):
+                raise ValueError(
+                    f"{here}: is of {name} {mine.get(name)}, and {there} of {others.get(name)}; experts and sizes of "
+                    f"one model belong together: export both from the same checkpoint in the same way"
+                )
 
     @property
     def has_router(self) -> bool:

@@ -16,3 +16,12 @@ TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
 def component_file(path: Path, component: str) -> Path:
     """The exported file of a component beside that of the transformer: NAME.transformer_2.onnx beside NAME.onnx."""
     return path if component == TRANSFORMER else path.with_name(f"{path.stem}.{component}{path.suffix}")
+
+
+def check_second(path: Path, second: Path) -> None:
+    """Raises FileNotFoundError unless the second expert's file lies beside that of the first."""
+    if not second.is_file():
+        raise FileNotFoundError(
+            f"{second}: does not exist, and {path} is the first of two experts; put the file of the second there, as "
+            f"`vorta-trt export` wrote it, or export both again"
+        )

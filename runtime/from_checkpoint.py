@@ -93,7 +93,8 @@ class Source:
             component = self.component if len(reader.experts) > 1 else None
             family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
-        trained = None if router is None else router.geometry(config)
+        # The router of another family is refused with the model; it has nothing to do with this one's config.
+        trained = None if router is None else router.geometry(config if router.family == family else None)
         calibrated = self.calibrated_routes()
         if router is None and self.size is None and calibrated is not None:
             trained = calibrated.geometry

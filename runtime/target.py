@@ -11,7 +11,7 @@ from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.engines.manifest import MANIFEST
 from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
 from vorta_trt.export.metadata import ModelMetadata
-from vorta_trt.export.names import component_file
+from vorta_trt.export.names import check_second, component_file
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.video_size import VideoSize
@@ -116,7 +116,8 @@ def _of_onnx(path: Path, component: str | None, size: str | VideoSize | None) ->
     key = EngineKey.of(file.metadata)
     if component not in (None, key.component) and key.component == TRANSFORMER:
         second = component_file(path, str(component))
-        if second.is_file():
+        if file.metadata is not None and component in file.metadata.experts:
+            check_second(path, second)
             path, file = second, read_onnx(second)
             key = EngineKey.of(file.metadata)
     choose(path, [key], component, size)

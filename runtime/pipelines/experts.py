@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.constants import COMPONENTS
-from vorta_trt.model.experts import in_words
 from vorta_trt.model.route_calibration import RouteCalibration
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
@@ -65,12 +64,11 @@ def experts_of(
     if target.metadata is None:
         raise VortaError(f"{target.path}: `vorta-trt export` did not write it; export the checkpoint again")
     wanted = target.metadata.experts
-    if target.metadata.component != wanted[0]:
-        raise ValueError(
-            f"{target.path}: holds {in_words([target.metadata.component])} of two experts; give the file of the first, "
-            f"beside which the second is found"
-        )
+    target.metadata.check_first(target.path)
     targets = [target, *(read_target(source, component=component, size=target.key.size) for component in wanted[1:])]
+    for other in targets[1:]:
+        assert other.metadata is not None  # it says its component
+        other.metadata.check_together(target.metadata, other.path, target.path)
     return tuple(_file_expert(source, each, override) for each in targets)
 
 

@@ -158,6 +158,12 @@ def test_several_files_make_one_bundle(make_model: Any, tmp_path: Path) -> None:
         ({}, "transformer 5x96x96: is given twice"),
         ({"component": "transformer_2", "latent_shape": (16, 3, 16, 16)}, "transformer: is given for other sizes"),
         ({"precision": "fp16", "latent_shape": (16, 3, 16, 16)}, "is of precision fp16, and .* of bf16"),
+        ({"checkpoint": "another", "component": "transformer_2"}, "is of checkpoint another, and .* of "),
+        ({"boundary_ratio": 0.875, "component": "transformer_2"}, "is of boundary_ratio 0.875, and .* of None"),
+        (
+            {"lora": [{"name": "a", "sha256": "0" * 64, "strength": 1.0}], "latent_shape": (16, 3, 16, 16)},
+            "is of LoRA a.*, and .* of none",
+        ),
     ],
 )
 def test_files_that_are_no_engines_of_one_bundle(

@@ -18,6 +18,7 @@ from vorta_trt.engines import BuildError, SelectionError, bundle_writer, get_fla
 from vorta_trt.engines.flavours import Ability
 from vorta_trt.export import read_metadata
 from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 from vorta_trt.model.random_checkpoint import make_router
 from vorta_trt.model.safetensors_files import WEIGHTS
@@ -94,6 +95,15 @@ def test_a_size_is_needed_without_router_or_config(wan: Any, tmp_path: Path) -> 
     model = Source(wan.checkpoint, bare, VideoSize(*SIZE)).model()
     assert model.geometry == wan.geometry
     assert model.has_router
+
+
+def test_a_router_of_another_family(wan: Any, tmp_path: Path) -> None:
+    """Its family asks the model's config for entries that this one's has not."""
+    family = "hunyuan_video_15"
+    geometry = AttentionGeometry.for_video(*SIZE, family)
+    router = make_router(tmp_path / "router", geometry, family, video=SIZE, layers=2, heads=3, head_dim=32)
+    with pytest.raises(CheckpointError, match="belongs to another model family than a wan model"):
+        Source(wan.checkpoint, router).model()
 
 
 def test_tau_and_precision(wan: Any) -> None:

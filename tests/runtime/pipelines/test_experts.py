@@ -16,6 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
+from vorta_trt.commands.options import sources_of
 from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import SelectionError
 from vorta_trt.export import read_metadata
@@ -371,7 +372,10 @@ def test_either_both_files_are_written_or_none(
 def test_one_expert_without_the_other(tiny_experts: TinyExperts, tiny_wan: Tiny, tmp_path: Path) -> None:
     shutil.copy(tiny_experts.onnx, tmp_path)
     second = component_file(tiny_experts.onnx, TRANSFORMER_2)
-    with pytest.raises(SelectionError, match="component 'transformer_2': .*model.onnx holds transformer only"):
+    with pytest.raises(FileNotFoundError, match="transformer_2.onnx: does not exist, and .*model.onnx is the first of"):
+        RequestPlanner(tmp_path / "model.onnx", tiny_experts.checkpoint)
+    shutil.copy(tiny_wan.onnx, tmp_path / "model.transformer_2.onnx")
+    with pytest.raises(SelectionError, match="component 'transformer_2': .*transformer_2.onnx holds transformer only"):
         RequestPlanner(tmp_path / "model.onnx", tiny_experts.checkpoint)
     with pytest.raises(ValueError, match=r"holds transformer_2 \(low noise\) of two experts; give the file of"):
         RequestPlanner(second, tiny_experts.checkpoint)
@@ -454,6 +458,20 @@ def test_options_for_experts(tiny_experts: TinyExperts, tmp_path: Path, routers:
     assert re.search(message, " ".join(said.replace("│", " ").split())), said
     said = command("export", tiny_experts.checkpoint, "--lora", "a.safetensors", "-o", tmp_path / "model.onnx", code=2)
     assert "two experts; say for which it is, high=a.safetensors" in " ".join(said.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_router_of_two_is_said(tiny_experts: TinyExperts, caplog: pytest.LogCaptureFixture) -> None:
+    given = [f"high={tiny_experts.router}"]
+    high, low = sources_of(tiny_experts.checkpoint, given, None, "fp32", None)
+    assert high.router == tiny_experts.router and low.router is None
+    assert "--router: none is given for transformer_2 (low noise), whose heads all stay full" in caplog.text
+
+
+def test_build_of_the_second_file_alone(tiny_experts: TinyExperts, tmp_path: Path) -> None:
+    second = component_file(tiny_experts.onnx, TRANSFORMER_2)
+    said = command("build", second, "-o", tmp_path / "model.bundle", code=1)
+    assert "holds transformer_2 (low noise) of two experts; give the file of the first" in " ".join(said.split())
     assert not list(tmp_path.iterdir())
 
 
