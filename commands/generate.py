@@ -299,8 +299,9 @@ def generate(
             params = sampling.params(planner.preset(str(preset)))
         profile = None if step_profile is None else StepProfile.load(step_profile)
         planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
-        if not dry_run:
+        if video.images() or not dry_run:
             planner.read_images(video.images())
+        if not dry_run:
             jobs = video.jobs()
             if not jobs:
                 typer.echo(json.dumps({"videos": []}) if as_json else f"every video is in {video.output} already")

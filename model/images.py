@@ -21,6 +21,8 @@ Images = Mapping[str, Image.Image]  # RGB, by the pipeline's argument
 MOST_STRETCHED = 1.1  # one side against the other
 MOST_ENLARGED = 4.0  # either side
 FIRST = "image"  # the argument of the image that a video begins with
+# As Pillow raises them, the last one as soon as it has read the header.
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> PipelineKind:
@@ -67,18 +69,27 @@ def read_image(name: str, image: ImageLike) -> Image.Image:
         raise FileNotFoundError(f"{name} {path}: no such file; give a PNG, JPEG or WebP file")
     refuse_pointer(path, name)
     try:
-        with Image.open(path) as opened:
-            return _converted(name, str(path), opened)
+        opened = Image.open(path)
+    except PermissionError:
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} {path}: is no image that can be read; give a PNG, JPEG or WebP file") from error
+    except _DAMAGED as error:  # said by the header already
+        raise _damaged(name, str(path), error) from error
+    with opened:
+        return _converted(name, str(path), opened)
 
 
 def _converted(name: str, source: str, image: Image.Image) -> Image.Image:
     try:
         turned = ImageOps.exif_transpose(image)
         return turned.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow's decoders raise them
-        raise ValueError(f"{name} {source}: is damaged or too large ({error}); save it again") from error
+    except _DAMAGED as error:
+        raise _damaged(name, source, error) from error
+
+
+def _damaged(name: str, source: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} {source}: is damaged or too large ({error}); save it again")
 
 
 def read_images(

@@ -176,9 +176,10 @@ def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Rep
     """
     from vorta_trt.export import export_onnx
 
-    check_output(path)
-    report("loading the checkpoint", 0, 0)
     sources = [source] if isinstance(source, Source) else list(source)
+    for each in sources:
+        check_output(path if len(sources) == 1 else component_file(path, each.component))
+    report("loading the checkpoint", 0, 0)
     models = [each.model() for each in sources]  # whatever is wrong with one is said before any is written
     check_one_video(models)
     if len(sources) == 1:

@@ -25,6 +25,7 @@ from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.constants import COMPONENTS, DENSE_TAU, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.geometry import Branch
 from vorta_trt.model.route_calibration import RouteCalibration
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.fallbacks import FallbackError, Fallbacks
 from vorta_trt.runtime.from_checkpoint import export_checkpoint
@@ -367,6 +368,14 @@ def test_either_both_files_are_written_or_none(
     with pytest.raises(OSError, match="the disk is full"):
         export_checkpoint(tiny_experts.sources(), tmp_path / "model.onnx", lambda *what: None)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.onnx", "old")]
+
+
+def test_both_files_are_checked_before_the_slow_part(tiny_experts: TinyExperts, tmp_path: Path) -> None:
+    (tmp_path / "model.transformer_2.onnx").mkdir()
+    stages: list[str] = []
+    with pytest.raises(WriteError, match="output .*model.transformer_2.onnx: .*is a folder"):
+        export_checkpoint(tiny_experts.sources(), tmp_path / "model.onnx", lambda what, *_: stages.append(what))
+    assert not stages and len(list(tmp_path.iterdir())) == 1
 
 
 def test_one_expert_without_the_other(tiny_experts: TinyExperts, tiny_wan: Tiny, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import struct
 import weakref
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from vorta_trt.cli import app
 from vorta_trt.engines import build_engine
 from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.images import check_size, size_like
+from vorta_trt.model.images import check_size, read_image, size_like
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
 from vorta_trt.runtime.pipelines import stages
@@ -221,6 +225,25 @@ def test_images_that_do_not_fit(channels: Tiny, tmp_path: Path) -> None:
                 pipe("a red wall", params=FEW, image=image)
         with pytest.raises(ValueError, match="last_image of 96x96 pixels"):
             pipe("a red wall", params=FEW, image=picture(0), last_image=picture(0, 96, 96))
+
+
+def test_an_image_that_is_too_large_by_its_header(tmp_path: Path) -> None:
+    path, header = tmp_path / "large.png", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))))
+    with pytest.raises(ValueError, match=r"image .*large.png: is damaged or too large \(.*3600000000 pixels"):
+        read_image("image", path)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_the_plan_of_a_video_reads_its_images(channels: Tiny, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.png"
+    options = ["generate", channels.onnx, "--checkpoint", channels.checkpoint, "--dry-run"]
+    assert CliRunner().invoke(app, list(map(str, options))).exit_code == 0
+    result = CliRunner().invoke(app, [*map(str, options), "--image", str(absent)])
+    assert result.exit_code == 1 and "absent.png: no such file" in result.output
 
 
 def test_an_aspect_that_no_size_of_a_bundle_has() -> None:
