@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vorta_trt.model.families import PipelineKind
 from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.video_size import VideoSize
 
 ImageLike = str | Path | Image.Image
 Images = Mapping[str, Image.Image]  # RGB, by the pipeline's argument
@@ -145,12 +146,19 @@ def check_size(
         )
     if stretch(image, height, width) > MOST_STRETCHED:
         like = "x".join(map(str, (frames, *size_like(image, height * width, step))))
-        others = f", the closest of {', '.join(sizes)}" if len(sizes) > 1 else ""
+        fitting = [size for size in sizes if stretch(image, *_height_and_width(size)) <= MOST_STRETCHED]
+        others = f", the closest of {', '.join(sizes)}" if len(sizes) > 1 and not fitting else ""
+        remedy = f"make a model of its aspect: vorta-trt build CHECKPOINT --size {like}"
         raise ValueError(
             f"{given}: has another aspect than the video of {width}x{height}{others}, which would distort it by more "
-            f"than {100 * MOST_STRETCHED - 100:.0f} %; crop it, or make a model of its aspect: vorta-trt "
-            f"build CHECKPOINT --size {like}"
+            f"than {100 * MOST_STRETCHED - 100:.0f} %; crop it, or "
+            f"{f'take the size that fits it, {fitting[0]}' if fitting else remedy}"
         )
+
+
+def _height_and_width(size: str) -> tuple[int, int]:
+    video = VideoSize.parse(size)
+    return video.height, video.width
 
 
 def stretch(image: Image.Image, height: int, width: int) -> float:

@@ -22,8 +22,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vorta_trt.export.metadata import LoraRecord
+from vorta_trt.export.metadata import LoraRecord, ModelMetadata
 from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.model.experts import NOISE, in_words
 from vorta_trt.model.lora.spec import LoraSpec, sha256_of
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.executors.onnx_executors import check_portable
@@ -149,7 +150,7 @@ def _subject(
     if not metadata.has_router and router is not None:
         raise ValueError(f"{path}: was exported without a router, so every head is full; leave --router out")
     refit = None if target.bundle is None else target.bundle.manifest.refit
-    _check_lora(path, metadata.lora if refit is None else refit.lora, lora)
+    check_lora(path, metadata, metadata.lora if refit is None else refit.lora, lora)
     if executor is None and target.bundle is None and metadata.precision == "bf16":
         executor = "reference"  # ONNX Runtime has no bfloat16 convolution on the CPU
     return Subject(
@@ -167,13 +168,16 @@ def _subject(
     )
 
 
-def _check_lora(path: Path, fused: Sequence[LoraRecord], given: Sequence[LoraSpec]) -> None:
+def check_lora(path: Path, metadata: ModelMetadata, fused: Sequence[LoraRecord], given: Sequence[LoraSpec]) -> None:
     """Raises ValueError unless the LoRA files that are given are those that were fused."""
     ours = [(sha256_of(lora.path), lora.strength) for lora in given]
     if ours != [(lora.sha256, lora.strength) for lora in fused]:
-        names = " ".join(f"--lora {lora.name}:{lora.strength:g}" for lora in fused)
+        experts = len(metadata.experts) > 1
+        whose = f"{NOISE[metadata.component]}=" if experts else ""
+        which = f", {in_words([metadata.component])}" if experts else ""
+        names = " ".join(f"--lora {whose}{lora.name}:{lora.strength:g}" for lora in fused)
         raise ValueError(
-            f"{path}: was exported with {'; '.join(map(str, fused)) or 'no LoRA'}, so it must be compared with "
+            f"{path}{which}: was exported with {'; '.join(map(str, fused)) or 'no LoRA'}, so it must be compared with "
             f"the same; {'give ' + names if fused else 'leave --lora out'}"
         )
 

@@ -19,16 +19,18 @@ from typer.testing import CliRunner
 from vorta_trt.cli import app
 from vorta_trt.commands.options import sources_of
 from vorta_trt.export import export_onnx, onnx_export, read_metadata
-from vorta_trt.export.names import TRANSPOSED
+from vorta_trt.export.metadata import LoraRecord
+from vorta_trt.export.names import TRANSPOSED, component_file
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.refit_weights import changed_parameters, refit_weights
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.experts import BY_NOISE
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.timestep_path import TimestepPath
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
-from vorta_trt.runtime.verification.verify import verify
+from vorta_trt.runtime.verification.verify import check_lora, verify
 
 from ..tiny import WAN, Tiny, TinyExperts
 
@@ -277,3 +279,12 @@ def test_a_lora_of_no_expert_or_of_a_missing_one(
         result = CliRunner().invoke(app, [command, *options])
         assert result.exit_code == 2 and problem in " ".join(result.output.replace("│", " ").split())
         assert not list(out.iterdir())
+
+
+def test_the_lora_of_one_of_two_experts_is_asked_for(tiny_experts: TinyExperts) -> None:
+    """With what says whose it is."""
+    metadata = read_metadata(component_file(tiny_experts.onnx, TRANSFORMER_2))
+    record = LoraRecord(name="first.safetensors", sha256="0" * 64, strength=0.5)
+    message = r"onnx, transformer_2 \(low noise\): was exported with .* give --lora low=first.safetensors:0.5$"
+    with pytest.raises(ValueError, match=message):
+        check_lora(tiny_experts.onnx, metadata, [record], [])

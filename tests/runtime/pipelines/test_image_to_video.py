@@ -252,6 +252,9 @@ def test_an_aspect_that_no_size_of_a_bundle_has() -> None:
     with pytest.raises(ValueError, match=message):
         check_size("image", picture(0, 900, 900), (81, 480, 832), (16, 16), sizes)
     check_size("image", picture(0, 1280, 720), (81, 480, 832), (16, 16), sizes)  # 2.6 %
+    message = r"of 480x832 .* video of 832x480, which would .*; crop it, or take the size that fits it, 81x832x480$"
+    with pytest.raises(ValueError, match=message):
+        check_size("image", picture(0, 480, 832), (81, 480, 832), (16, 16), sizes)
 
 
 def test_orientation_and_transparency(channels: Tiny, tmp_path: Path) -> None:
