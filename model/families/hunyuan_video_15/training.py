@@ -41,16 +41,16 @@ class HunyuanVideo15Training(TrainingFamily):
                     f"{name} has shape {tuple(tensor.shape)}, must have {wanted[0]} channels for this checkpoint; "
                     f"encode the images with its own VAE and image encoder"
                 )
-        texts = (("", "text_embed_dim", PROMPT_ROWS, 1), ("_2", "text_embed_2_dim", GLYPH_ROWS, 0))
-        for suffix, size, longest, least in texts:
+        texts = (("", "text_embed_dim", PROMPT_ROWS), ("_2", "text_embed_2_dim", GLYPH_ROWS))
+        for suffix, size, longest in texts:
             name, mask_name = f"prompt_embeds{suffix}", f"prompt_embeds_mask{suffix}"
-            padded |= self._padded(tensors, name, mask_name, self.config[size], longest, least)
+            padded |= self._padded(tensors, name, mask_name, self.config[size], longest)
         return padded
 
     def _padded(
-        self, tensors: Mapping[str, Tensor], name: str, mask_name: str, size: int, longest: int, least: int
+        self, tensors: Mapping[str, Tensor], name: str, mask_name: str, size: int, longest: int
     ) -> dict[str, Tensor]:
-        """One text and its mask, with at least that many valid rows."""
+        """One text and its mask, of which no row need be valid: so is an empty prompt of some tokenizers."""
         embeds, mask = tensors[name], tensors[mask_name]
         if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
             raise ValueError(
@@ -63,7 +63,7 @@ class HunyuanVideo15Training(TrainingFamily):
                 f"{name}; encode the captions again"
             )
         valid = (mask != 0).to(torch.int32)  # [X]
-        if int(valid.sum()) < least or bool((valid.diff() > 0).any()):
+        if bool((valid.diff() > 0).any()):
             raise ValueError(f"{mask_name} has gaps, its valid tokens must come first; encode the captions again")
         missing = longest - embeds.shape[0]
         return {name: functional.pad(embeds, (0, 0, 0, missing)), mask_name: functional.pad(valid, (0, missing))}

@@ -62,13 +62,19 @@ def test_conditions_are_padded() -> None:
         ),
         ({"prompt_embeds_2": torch.zeros(5, 9)}, r"prompt_embeds_2 has shape \(5, 9\), must be \[1 to 256 tokens, 8\]"),
         ({"prompt_embeds_mask_2": torch.zeros(4)}, r"prompt_embeds_mask_2 has shape \(4,\), must be \(5,\)"),
-        ({"prompt_embeds_mask": torch.zeros(10)}, "prompt_embeds_mask has gaps, its valid tokens must come first"),
+        ({"prompt_embeds_mask": torch.arange(10)}, "prompt_embeds_mask has gaps, its valid tokens must come first"),
         ({"prompt_embeds_mask_2": torch.arange(5)}, "prompt_embeds_mask_2 has gaps"),
     ],
 )
 def test_wrong_samples(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         training_family("hunyuan_video_15", CONFIG).conditions(sample(**changes))
+
+
+def test_an_empty_prompt_may_have_no_valid_token() -> None:
+    empty = sample(prompt_embeds_mask=torch.zeros(10))
+    mask = training_family("hunyuan_video_15", CONFIG).conditions(empty)["prompt_embeds_mask"]
+    assert mask.shape == (1000,) and not mask.any()
 
 
 def test_what_there_is_no_data_of() -> None:
