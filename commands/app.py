@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vorta_trt.commands.errors import check_text, explained
 from vorta_trt.commands.expand import Collect, expanded
@@ -57,6 +57,18 @@ class _Commands(TyperGroup):
         helps = {name: own.info.help or own.registered_commands[0].callback.__doc__ for name, own in programs.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, str(text).splitlines()[0]) for name, text in helps.items()])
+
+
+class _Command(TyperCommand):
+    """A command that refuses an option given twice where one is taken; click would take the last in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
+        for option in dict.fromkeys(given):
+            taken_once = option.param_type_name == "option" and not (option.multiple or option.is_flag)
+            if taken_once and (count := given.count(option)) > 1:
+                raise typer.BadParameter(f"is given {count} times, and one is taken; give one", ctx=ctx, param=option)
+        return super().parse_args(ctx, args)
 
 
 def _program(name: str) -> typer.Typer:
@@ -128,7 +140,7 @@ def command(*examples: str, group: typer.Typer | None = None) -> Callable[[Comma
         own = group
         if own is None:
             own = _programs[function.__name__] = program("")
-        own.command(epilog=_epilog(examples))(_Run(function))
+        own.command(cls=_Command, epilog=_epilog(examples))(_Run(function))
         return function
 
     return decorate

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
 
@@ -193,6 +191,12 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
+def _is_path(value: str) -> bool:
+    """Whether a text with "=" is a path, with or without ":STRENGTH" behind it, and no expert with its file."""
+    noise = value.partition("=")[0]
+    return "/" in noise or Path(value).exists() or Path(value.rpartition(":")[0] or value).exists()
+
+
 def per_expert(
     values: list[str] | None, option: str, experts: Sequence[str], *, shared: bool = False
 ) -> dict[str, list[str]]:
@@ -208,12 +212,18 @@ def per_expert(
         The values by component, without what stands before them.
 
     Raises:
-        typer.BadParameter: A value for an expert that the model does not have, or for none of its two.
+        typer.BadParameter: A value for an expert that the model or nobody has, or for none of its two.
     """
     found: dict[str, list[str]] = {}
     for value in values or ():
         noise, _, rest = value.partition("=")
         component = BY_NOISE.get(noise)
+        if len(experts) > 1 and component is None and rest and not _is_path(value):
+            raise typer.BadParameter(
+                f"{value!r}: there is no such file, and no expert {noise!r}; the two experts are "
+                f"{' and '.join(BY_NOISE)}",
+                param_hint=option,
+            )
         if len(experts) > 1 and component is None and shared:
             logger.warning(
                 "%s %s: is used for both experts; one that was made for each is given as high=… and low=…",

@@ -84,7 +84,8 @@ def build_engine(
         FileNotFoundError: There is no such file.
         FlavourError: The flavour is not installed, or does not know an option.
         OnnxFileError: The file is damaged, or none of ours.
-        ValueError: An option is out of range, or the files are no engines of one bundle.
+        ValueError: An option is out of range, the flavour does not compute in the files' precision, or they are no
+            engines of one bundle.
         WriteError: The bundle cannot be written.
     """
     options = BuildOptions(
@@ -105,6 +106,12 @@ def build_engine(
     given = [onnx_path] if isinstance(onnx_path, str | Path) else list(onnx_path)
     overrides = [route_override] if route_override is None or isinstance(route_override, str | Path) else route_override
     models = read_models(given, overrides, strict)
+    for model in models:
+        if model.onnx.metadata is not None:
+            try:
+                flavour.check_precision(model.onnx.metadata.precision, "export the model with")
+            except ValueError as error:
+                raise ValueError(f"{model.onnx.path}: {error}") from error
     with new_engines(
         Path(bundle_path),
         flavour,

@@ -93,7 +93,8 @@ def check_route_override(path: Path, description: ModelDescription) -> None:
         )
     layers, heads = description.metadata["num_layers"], description.metadata["num_heads"]
     component = description.metadata["component"] if description.has_second else None
-    calibration.check(description.family, layers, heads, AttentionGeometry.from_dict(description.geometry), component)
+    geometry, checkpoint = AttentionGeometry.from_dict(description.geometry), description.metadata["checkpoint"]
+    calibration.check(description.family, layers, heads, geometry, component, checkpoint)
 
 
 def _refuse(onnx: OnnxFile, strict: bool, reason: str) -> None:

@@ -35,7 +35,12 @@ class EngineKey(NamedTuple):
 
 
 def choose(
-    source: object, keys: Sequence[EngineKey], component: str | None = None, size: str | VideoSize | None = None
+    source: object,
+    keys: Sequence[EngineKey],
+    component: str | None = None,
+    size: str | VideoSize | None = None,
+    *,
+    exported: bool = False,
 ) -> int:
     """The number of the engine that is meant.
 
@@ -44,6 +49,7 @@ def choose(
         keys: Of all engines.
         component: None takes that of the first engine.
         size: None takes that of the component's first engine.
+        exported: The source is an exported file, for errors.
 
     Raises:
         SelectionError: There is none; the message names those there are.
@@ -59,9 +65,10 @@ def choose(
     wanted = EngineKey(component, str(VideoSize.parse(str(size))))
     if wanted not in of_component:
         there = ", ".join(key.size or "an unknown size" for key in of_component)
+        made, remedy = ("exported", "export it again with") if exported else ("built", "build it again with")
         raise SelectionError(
-            f"size {wanted.size}: {source} was built for {there}; use one of these, or build it again with "
-            f"--size {wanted.size} as well"
+            f"size {wanted.size}: {source} was {made} for {there}; use one of these, or {remedy} --size {wanted.size}"
+            f"{'' if exported else ' as well'}"
         )
     return keys.index(wanted)
 

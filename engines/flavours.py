@@ -126,6 +126,22 @@ class Flavour:
         """This process's one `ILogger` for the flavour, bridged to Python's logging."""
         return tensorrt_logger(self.module, self.hub)
 
+    def check_precision(self, precision: str, remedy: str = "use") -> None:
+        """Refuses a precision that engines cannot have.
+
+        Args:
+            precision: Of the model.
+            remedy: What to do, before the option that is right.
+
+        Raises:
+            ValueError: The flavour, or the plugin in any of them, does not compute in it.
+        """
+        if precision not in self.precisions:
+            fp32 = precision == "fp32"
+            why = "the plugin computes in fp16 and bf16" if fp32 else f"{self.title} has none such"
+            known = self.precisions[0] if fp32 else " or ".join(self.precisions)
+            raise ValueError(f"precision {precision!r}: {why}; {remedy} --precision {known}")
+
     def can_build(self) -> Ability:
         """Says whether engines can be built here, and why not."""
         if self.run_only:

@@ -111,11 +111,13 @@ class RouteCalibration:
         heads: int,
         geometry: AttentionGeometry | None = None,
         component: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         """Raises ValueError, naming the mismatch, unless the routes are for such a model.
 
         Another geometry is a warning: branches were compared on other tokens, but every route can be taken. `component`
-        is which of two experts the model is, None for a model alone.
+        is which of two experts the model is, None for a model alone. Another `checkpoint` (its name, None if it is not
+        known) is a warning, too.
         """
         for what, own, given in (
             ("family", self.family, family),
@@ -132,6 +134,13 @@ class RouteCalibration:
                 f"calibrated routes of {self.checkpoint or 'a checkpoint'}: are for {in_words([self.component])}, the "
                 f"model is {in_words([component])}; give each expert its own, e.g. --route-override high=FILE "
                 f"--route-override low=FILE"
+            )
+        measured = self.checkpoint.split(" + ")[0]  # without the LoRA files that were fused
+        if checkpoint and measured and measured != checkpoint:
+            logger.warning(
+                "calibrated routes of %s: are used with the weights of %s; calibrate the model itself",
+                measured,
+                checkpoint,
             )
         if geometry is not None and geometry != self.geometry:
             logger.warning(

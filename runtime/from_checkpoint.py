@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vorta_trt.engines.bundle import Bundle, check_new_bundle
 from vorta_trt.engines.description import check_kernel_limits
 from vorta_trt.engines.engine_key import EngineKey, check_grid
-from vorta_trt.engines.flavours import Flavour, get_flavour
+from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
@@ -111,7 +111,8 @@ class Source:
             variant=self.variant,
         )
         if calibrated is not None:
-            calibrated.check(family, model.num_layers, model.num_heads, model.geometry, component)
+            name = model.checkpoint_name
+            calibrated.check(family, model.num_layers, model.num_heads, model.geometry, component, name)
         return model
 
     def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
@@ -246,7 +247,8 @@ def build_checkpoint(
 
     sources = [sources] if isinstance(sources, Source) else list(sources)
     flavour = get_flavour(tensorrt)
-    _check_precisions(sources, flavour)
+    for source in sources:
+        flavour.check_precision(source.precision)
     opset = flavour.newest_opset or OPSET
     # What can be said before the slow part.
     names = {field.name for field in fields(BuildOptions)}
@@ -285,15 +287,6 @@ def build_checkpoint(
             for file in folder.iterdir():
                 file.unlink()
     return Bundle.open(bundle, verify=False, runtime=False)
-
-
-def _check_precisions(sources: Sequence[Source], flavour: Flavour) -> None:
-    for source in sources:
-        if source.precision == "fp32":
-            raise ValueError("precision 'fp32': the plugin computes in fp16 and bf16; use --precision bf16")
-        if source.precision not in flavour.precisions:
-            known = " or ".join(flavour.precisions)
-            raise ValueError(f"precision {source.precision!r}: {flavour.title} has none such; use --precision {known}")
 
 
 def _key(source: Source, model: RoutedTransformer) -> EngineKey:

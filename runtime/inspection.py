@@ -12,7 +12,7 @@ from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
-from vorta_trt.runtime.target import Target, read_target
+from vorta_trt.runtime.target import Target, check_targets, read_target
 
 
 class BundleInspection(BundleReport):
@@ -60,7 +60,7 @@ def inspect_target(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or a picture of this kind cannot be drawn.
+        ValueError: It is damaged, its second expert does not belong to it, or a picture of this kind cannot be drawn.
         VortaError: It is damaged.
     """
     if not path.exists():
@@ -80,14 +80,18 @@ def inspect_target(
 
 
 def _second(path: Path, target: Target) -> Target | None:
-    """The second of two experts beside the first, if it is there."""
+    """The second of two experts beside the first, if a bundle has it; an exported file must."""
     metadata = target.metadata
     if metadata is None or TRANSFORMER_2 not in metadata.experts or metadata.component == TRANSFORMER_2:
         return None
     try:
-        return read_target(path, component=TRANSFORMER_2, size=target.key.size)
-    except SelectionError:  # which is for those to say who run both
-        return None
+        second = read_target(path, component=TRANSFORMER_2, size=target.key.size)
+    except SelectionError:
+        if target.bundle is None:
+            raise
+        return None  # which is for those to say who run both
+    check_targets([target, second])
+    return second
 
 
 def _layers(target: Target) -> LayerGraph:

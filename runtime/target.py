@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def read_targets(path: str | Path, component: str | None = None, size: str | Vid
     """All engines of a bundle, or both experts of an ONNX file; with a component or a size those of it.
 
     Raises:
+        ValueError: The files of both experts do not belong together.
         Exception: As `read_target`.
     """
     first = read_target(path, component=component, size=size)  # which says what is not there
@@ -93,7 +95,17 @@ def read_targets(path: str | Path, component: str | None = None, size: str | Vid
     else:
         experts = (first.key.component,) if first.metadata is None or component else first.metadata.experts
         keys = [EngineKey(expert, first.key.size) for expert in experts]
-    return [read_target(first.bundle or path, component=key.component, size=key.size) for key in keys]
+    targets = [read_target(first.bundle or path, component=key.component, size=key.size) for key in keys]
+    check_targets(targets)
+    return targets
+
+
+def check_targets(targets: Sequence[Target]) -> None:
+    """Raises ValueError unless the first target and the others are experts or sizes of one model."""
+    first, *others = targets
+    for other in others:
+        if first.metadata is not None and other.metadata is not None:
+            other.metadata.check_together(first.metadata, other.path, first.path)
 
 
 def manifest_spec(spec: ManifestSpec) -> TensorSpec:
@@ -120,5 +132,5 @@ def _of_onnx(path: Path, component: str | None, size: str | VideoSize | None) ->
             check_second(path, second)
             path, file = second, read_onnx(second)
             key = EngineKey.of(file.metadata)
-    choose(path, [key], component, size)
+    choose(path, [key], component, size, exported=True)
     return Target(path, None, key, path, file.metadata, *graph_specs(file.model))

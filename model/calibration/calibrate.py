@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
@@ -146,7 +145,7 @@ def calibrate_routes(
             raise ValueError("prompts: there are none; give one or more, better four")
         run_timesteps = [float(step) for step in scheduler(settings.run_steps).timesteps]
         own = steps_of_experts(run_timesteps, ratio).get(component, range(0))
-        _check_run(run_timesteps[own.start : own.stop], buckets)
+        _check_run(run_timesteps, own, buckets, None if ratio is None else component)
         guided = family.facts.classifier_free_guidance and guidance > 1
         conditions = encode_prompts(
             Path(checkpoint),
@@ -237,11 +236,14 @@ def _device(name: str, dtype: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _check_run(timesteps: Sequence[float] | Tensor, buckets: Sequence[Bucket]) -> None:
-    missed = set(range(len(buckets))) - set(bucket_of(timesteps, buckets).tolist())
+def _check_run(timesteps: Sequence[float], own: range, buckets: Sequence[Bucket], expert: str | None) -> None:
+    """Raises ValueError unless the steps of a run that are the model's own visit every bucket."""
+    visited = bucket_of(timesteps[own.start : own.stop], buckets).tolist()
+    missed = set(range(len(buckets))) - set(visited)
     if missed:
         upper, lower = buckets[min(missed)]
+        share = "" if expert is None else f", of which {len(own)} are those of {in_words([expert])}"
         raise ValueError(
-            f"run steps {len(timesteps)}: none falls into the bucket of timesteps {upper:g} to {lower:g}; use more "
-            f"--run-steps or fewer --buckets"
+            f"run steps {len(timesteps)}{share}: none falls into the bucket of timesteps {upper:g} to {lower:g}; use "
+            f"more --run-steps or fewer --buckets"
         )

@@ -15,7 +15,7 @@ from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.sampling.path_source import timestep_path_of
-from vorta_trt.runtime.target import Target, read_target
+from vorta_trt.runtime.target import Target, check_targets, read_target
 
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
@@ -66,9 +66,7 @@ def experts_of(
     wanted = target.metadata.experts
     target.metadata.check_first(target.path)
     targets = [target, *(read_target(source, component=component, size=target.key.size) for component in wanted[1:])]
-    for other in targets[1:]:
-        assert other.metadata is not None  # it says its component
-        other.metadata.check_together(target.metadata, other.path, target.path)
+    check_targets(targets)
     return tuple(_file_expert(source, each, override) for each in targets)
 
 

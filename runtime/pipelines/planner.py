@@ -110,7 +110,9 @@ class RequestPlanner:
             self._check_index(self.checkpoint)
         for expert in self.experts:
             if expert.calibration is not None:
-                expert.calibration.check(self.family, *self.heads, self.geometry, self._component(expert))
+                component, described = self._component(expert), expert.described
+                name = described.checkpoint_name if isinstance(described, RoutedTransformer) else described.checkpoint
+                expert.calibration.check(self.family, *self.heads, self.geometry, component, name)
         family = get_family(self.family)
         self.frames_per_second = family.frame_rate(self.config)
         _, *latent = family.latent_shape(self.config, self.geometry.grid)

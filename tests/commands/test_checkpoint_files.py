@@ -48,3 +48,23 @@ def test_a_variant_belongs_to_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     said = error("build", tmp_path / "model.onnx", "--variant", "fp16", "-o", tmp_path / "x.bundle", code=2)
     assert "--variant belongs to checkpoints" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "X", "-o", "model.onnx", "--size", "5x64x96", "--size", "9x64x96"),
+        ("routes", "X", "--router", "R", "--size", "5x64x96", "--size=9x64x96"),
+        ("verify", "X", "Y", "--size", "5x64x96", "--size", "9x64x96"),
+        ("generate", "X", "--size", "5x64x96", "--size", "9x64x96"),
+        ("calibrate", "X", "-o", "c.json", "--size", "5x64x96", "--size", "9x64x96"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_option_given_twice_where_one_is_taken(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    assert "'--size': is given 2 times, and one is taken; give one" in error(*arguments, code=2)
+
+
+def test_an_option_that_may_be_repeated(tmp_path: Path) -> None:
+    sizes = ("--size", "5x64x96", "--size", "9x64x96")
+    assert "does not exist" in error("build", tmp_path / "absent", *sizes, "-o", tmp_path / "x.bundle")

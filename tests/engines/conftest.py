@@ -18,11 +18,17 @@ from onnx import TensorProto, helper, numpy_helper
 from vorta_trt.engines import Bundle, build_engine
 from vorta_trt.export import ModelMetadata
 from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.precision import PrecisionName
 
 GEOMETRY = AttentionGeometry(
     grid=(2, 6, 6), tile=(2, 3, 2), window=(1, 1, 3), bucket=(2, 3, 2), keep=6, coreset_keys="query", text_tokens=0
 )
 HEADS, HEAD_DIM = 2, 16
+PRECISIONS: dict[int, PrecisionName] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}
 
 MakeModel = Callable[..., Path]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -119,11 +125,13 @@ def _routed_model(
         functions=[body] if function_body else [],
     )
     if metadata:
-        helper.set_model_props(model, _metadata(blocks, attention_precision or "same", head_dim).to_metadata_props())
+        helper.set_model_props(
+            model, _metadata(blocks, dtype, attention_precision or "same", head_dim).to_metadata_props()
+        )
     return model
 
 
-def _metadata(blocks: int, attention_precision: Any, head_dim: int) -> ModelMetadata:
+def _metadata(blocks: int, dtype: int, attention_precision: Any, head_dim: int) -> ModelMetadata:
     return ModelMetadata(
         attention_precision=attention_precision,
         vorta_trt_version="0.1.0",
@@ -133,7 +141,7 @@ def _metadata(blocks: int, attention_precision: Any, head_dim: int) -> ModelMeta
         family="wan",
         config={"num_layers": blocks, "eps": 1e-6, "in_channels": 16},
         checkpoint="small",
-        precision="bf16",
+        precision=PRECISIONS[dtype],
         geometry=GEOMETRY.to_dict(),
         operator_version=1,
         plugin_namespace="vorta",

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vorta_trt.engines import BuildError, BuildProgress, Bundle, FlavourError, build_engine
+from vorta_trt.engines import BuildError, BuildProgress, Bundle, FlavourError, build_engine, bundle_writer
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.network import check_plugin_layers
 from vorta_trt.engines.plan import BuildOptions
@@ -221,11 +221,22 @@ def _environment(**values: object) -> dict[str, str]:
 
 
 def test_float32_attention_is_refused_by_name(make_model: Any, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "m.onnx", dtype=TensorProto.FLOAT)
+    model = make_model(tmp_path / "m.onnx", dtype=TensorProto.FLOAT, metadata=False)
     with pytest.raises(BuildError, match="query is float32.*export the model with precision") as failure:
         build_engine(model, tmp_path / "m.bundle", strict=False)
     assert "blocks.0.attn1/RoutedAttention" in str(failure.value)
     assert "cudaError" not in str(failure.value)  # TensorRT's echo on machines without a driver
+    assert nothing_left(tmp_path, "m.onnx")
+
+
+def test_a_file_in_fp32_is_refused_before_the_build(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_writer, "build_plan", lambda *arguments: pytest.fail("it was built"))
+    model = make_model(tmp_path / "m.onnx", dtype=TensorProto.FLOAT)
+    words = r"m.onnx: precision 'fp32': the plugin computes in fp16 and bf16; export the model with --precision bf16"
+    with pytest.raises(ValueError, match=words):
+        build_engine(model, tmp_path / "m.bundle")
     assert nothing_left(tmp_path, "m.onnx")
 
 

@@ -168,3 +168,22 @@ def test_what_is_no_such_file(tmp_path: Path, content: bytes) -> None:
         RouteCalibration.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent.json: no such file.*`vorta-trt calibrate`"):
         RouteCalibration.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("measured", "used", "warns"),
+    [
+        ("Wan2.1", "Wan2.2", True),
+        ("Wan2.1 + fast.safetensors", "Wan2.2", True),
+        ("Wan2.1", "Wan2.1", False),
+        ("Wan2.1 + fast.safetensors", "Wan2.1", False),
+        ("", "Wan2.2", False),
+        ("Wan2.1", None, False),
+    ],
+)
+def test_another_checkpoint_is_a_warning(
+    measured: str, used: str | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(checkpoint=measured).check("wan", 3, 4, GEOMETRY, checkpoint=used)
+    assert ("calibrated routes of Wan2.1: are used with the weights of Wan2.2" in caplog.text) == warns
+    assert bool(caplog.records) == warns

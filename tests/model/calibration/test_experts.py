@@ -62,6 +62,23 @@ def test_routes_of_an_expert_from_prompts(checkpoint: Path, tmp_path: Path, comp
     assert model.component == component
 
 
+def test_too_few_steps_of_an_expert_are_said_with_its_share(checkpoint: Path, tmp_path: Path) -> None:
+    words = r"run steps 2, of which \d are those of transformer_2 \(low noise\): none falls into the bucket"
+    with pytest.raises(ValueError, match=words):
+        calibrate_routes(
+            checkpoint,
+            tmp_path / "routes.json",
+            scheduler_of(checkpoint),
+            CalibrationSettings(dtype="fp32", buckets=4, run_steps=2, samples=1),
+            component=TRANSFORMER_2,
+            prompts=["a red wall"],
+            video_size=SIZE,
+            steps=50,
+            device="cpu",
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_second_is_measured_behind_the_steps_of_the_first(seed: int) -> None:
     """A run whose first steps another model predicts has the latents of a run of one model that does the same."""
 

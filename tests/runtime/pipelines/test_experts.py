@@ -4,23 +4,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
-from vorta_trt.commands.options import sources_of
+from vorta_trt.commands.options import one_per_expert, sources_of
 from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import SelectionError
 from vorta_trt.export import read_metadata
+from vorta_trt.export.metadata import KEY
 from vorta_trt.export.names import component_file
+from vorta_trt.export.onnx_file import data_file
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.constants import COMPONENTS, DENSE_TAU, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.geometry import Branch
@@ -458,8 +463,6 @@ def test_generate_runs_both(tiny_experts: TinyExperts, tmp_path: Path) -> None:
     ],
 )
 def test_options_for_experts(tiny_experts: TinyExperts, tmp_path: Path, routers: tuple[str, ...], message: str) -> None:
-    import re
-
     names = {"high": tiny_experts.routers[TRANSFORMER], "low": tiny_experts.routers[TRANSFORMER_2]}
     given = [part for router in routers for part in ("--router", router.format(**names))]
     code = 1 if "absent" in message else 2
@@ -468,6 +471,49 @@ def test_options_for_experts(tiny_experts: TinyExperts, tmp_path: Path, routers:
     said = command("export", tiny_experts.checkpoint, "--lora", "a.safetensors", "-o", tmp_path / "model.onnx", code=2)
     assert "two experts; say for which it is, high=a.safetensors" in " ".join(said.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "file"), [("--router", "{low}"), ("--lora", "a.safetensors:0.5")])
+def test_an_expert_that_there_is_not(
+    tiny_experts: TinyExperts, tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, file: str
+) -> None:
+    given = f"mid={file.format(low=tiny_experts.routers[TRANSFORMER_2])}"
+    said = command("export", tiny_experts.checkpoint, option, given, "-o", tmp_path / "model.onnx", code=2)
+    words = " ".join(said.replace("│", " ").split())
+    assert "no expert 'mid'; the two experts are high and low" in words and "used for both" not in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_with_an_equals_sign(tiny_experts: TinyExperts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_experts.router, tmp_path / "tau=0.3")
+    both = {TRANSFORMER: "tau=0.3", TRANSFORMER_2: "tau=0.3"}
+    assert one_per_expert(["tau=0.3"], "--router", COMPONENTS, shared=True) == both
+    each = one_per_expert(["high=tau=0.3", "low=./tau=0.3"], "--router", COMPONENTS, shared=True)
+    assert each == both | {TRANSFORMER_2: "./tau=0.3"}
+    with pytest.raises(BadParameter, match="say for which it is, high=tau=0.3"):
+        one_per_expert(["tau=0.3"], "--route-override", COMPONENTS)
+    with pytest.raises(BadParameter, match="no expert 'mid'"):
+        one_per_expert(["mid=tau=0.3"], "--route-override", COMPONENTS)
+
+
+def test_files_that_do_not_belong_together(tiny_experts: TinyExperts, tmp_path: Path) -> None:
+    """`inspect` and `verify` say so as `build` and `generate` do."""
+    second = component_file(tiny_experts.onnx, TRANSFORMER_2)
+    model = onnx.load(second, load_external_data=False)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == KEY)
+    stated = json.loads(entry.value)
+    for name, value in (("precision", "bf16"), ("checkpoint", "another"), ("latent_shape", [16, 3, 30, 30])):
+        entry.value = json.dumps(stated | {name: value})
+        onnx.save(model, tmp_path / "model.transformer_2.onnx")
+        for file in (tiny_experts.onnx, data_file(tiny_experts.onnx), data_file(second)):
+            if file.is_file():
+                shutil.copy(file, tmp_path)
+        size = name == "latent_shape"
+        message = "was exported for .*; .*export it again with --size" if size else f"is of {name} {value}, and"
+        for arguments in (("inspect",), ("verify", tiny_experts.checkpoint)):
+            said = command(arguments[0], tmp_path / tiny_experts.onnx.name, *arguments[1:], code=1)
+            assert re.search(message, " ".join(said.split())), said
 
 
 def test_one_router_of_two_is_said(tiny_experts: TinyExperts, caplog: pytest.LogCaptureFixture) -> None:
