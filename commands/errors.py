@@ -36,6 +36,8 @@ def explained(error: Exception) -> str:
         return "JSON: a path in the report is not UTF-8 text; rename the file, or leave out --json"
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic's, which is not imported here
         return "; ".join(_problem(problem) for problem in error.errors())
+    if type(error).__name__ == "MissingImageError" and hasattr(error, "of_command"):  # as above, not imported here
+        return str(error.of_command)
     if isinstance(error, VortaError | ValueError | OSError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's

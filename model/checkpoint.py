@@ -75,8 +75,8 @@ class CheckpointReader:
             kind = next((kind for kind in kinds if kind.pipeline == index.pipeline), kinds[0])
             if kinds[0].images and index.pipeline not in (None, *(kind.pipeline for kind in kinds)):
                 raise CheckpointError(
-                    f"{source}: its transformer is that of a {kinds[0].pipeline}, of videos that begin with an image, "
-                    f"but its {MODEL_INDEX} says {index.pipeline}; restore the files of one published checkpoint"
+                    f"{source}: its {self.component} is that of a {kinds[0].pipeline}, of videos that begin with an "
+                    f"image, but its {MODEL_INDEX} says {index.pipeline}; restore the files of one published checkpoint"
                 )
             check_model_index(index, family, kind, place.pipeline)
             self.experts, self.boundary_ratio = index.experts, index.boundary_ratio

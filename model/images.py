@@ -8,6 +8,7 @@ be distorted: it is refused, as is one that would be enlarged many times.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,25 @@ FIRST = "image"  # the argument of the image that a video begins with
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
+class MissingImageError(ValueError):
+    """A request lacks an image that the model needs.
+
+    Args:
+        name: The pipeline's argument.
+        what: What the model does with it.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name} None: this model {what}; give it, e.g. {name}='{name}.png'")
+        self.name, self.what = name, what
+
+    @property
+    def of_command(self) -> str:
+        """The message for a command line, whose option has the argument's name."""
+        option = f"--{self.name.replace('_', '-')}"
+        return f"{option}: this model {self.what}; give it, e.g. {option} {self.name}.png"
+
+
 def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> PipelineKind:
     """The pipeline that a request runs: the first one that takes its images, and has all that it needs.
 
@@ -34,7 +54,8 @@ def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> Pipeli
         given: arguments with images.
 
     Raises:
-        ValueError: there is none.
+        MissingImageError: an image is missing.
+        ValueError: there is none that takes the images.
     """
     for kind in kinds:
         if set(kind.images) <= set(given) <= {*kind.images, *kind.optional_images}:
@@ -47,7 +68,7 @@ def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> Pipeli
     kind = next((kind for kind in kinds if not set(given) - {*kind.images, *kind.optional_images}), kinds[0])
     missing = [argument for argument in kind.images if argument not in given]
     what = "begins a video with one" if missing[0] == FIRST else "ends a video with one"
-    raise ValueError(f"{missing[0]} None: this model {what}; give it, e.g. {missing[0]}='{missing[0]}.png'")
+    raise MissingImageError(missing[0], what)
 
 
 def read_image(name: str, image: ImageLike) -> Image.Image:
@@ -66,11 +87,15 @@ def read_image(name: str, image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         return _converted(name, name, image)
     path = Path(image)
+    if path.is_dir():
+        raise ValueError(f"{name} {path}: is a folder; give a PNG, JPEG or WebP file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{name} {path}: no such file; give a PNG, JPEG or WebP file")
     refuse_pointer(path, name)
     try:
-        opened = Image.open(path)
+        with warnings.catch_warnings():  # Pillow warns from half of its limit on; what is over it, it refuses
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
     except PermissionError:
         raise
     except UnidentifiedImageError as error:

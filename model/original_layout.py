@@ -150,9 +150,11 @@ def config_of(family: ModelFamily, shapes: Shapes, theirs: Mapping[str, Any], or
     try:
         config = family.original_config(shapes, theirs)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        why = {KeyError: f"tensor {error} is missing", ValueError: str(error)}.get(type(error), "a shape is not theirs")
         raise CheckpointError(
-            f"checkpoint {origin}: has no config.json of diffusers' layout, and its tensors are not those of a whole "
-            f"{family} transformer ({type(error).__name__}: {error}); download it again"
+            f"checkpoint {origin}: has no config.json of diffusers' layout beside its weights, and these are not those "
+            f"of a whole {family} transformer of published shape ({why}), from which it could be made; restore "
+            f"{(origin.parent if origin.is_file() else origin) / 'config.json'}, or download the checkpoint again"
         ) from error
     return {"_class_name": family.transformer_class, **config}
 

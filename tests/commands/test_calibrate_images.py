@@ -158,7 +158,7 @@ def test_images_that_are_missing_or_have_no_place(kept: Kept, files: Path) -> No
     Image.new("RGB", (WIDTH, WIDTH)).save(files / "square.png")
     data = (*given(files, "image"), "--data", files)
     cases: list[tuple[tuple[object, ...], int, str]] = [
-        (prompts, 1, "image None: this model begins a video with one; give it, e.g."),
+        (prompts, 1, "error: --image: this model begins a video with one; give it, e.g. --image"),
         ((*prompts, *given(files, "image", "last_image")), 1, "last_image: this model takes image alone; leave it out"),
         ((*prompts, "--image", files / "square.png"), 1, "image of 96x96 pixels .*: has another aspect than the video"),
         ((*prompts, "--image", files / "absent.png"), 1, "image .*absent.png: no such file"),

@@ -51,7 +51,7 @@ def test_a_model_of_images(kept: Kept, tmp_path: Path) -> None:
         json.loads(vorta(*common, "--image", tmp_path / f"{name}.png", "--json")) for name in ("dark", "light")
     )
     assert dark["pairs"][0]["frames"] == 9 and dark["psnr"] != light["psnr"]
-    assert "image None: this model begins a video with one" in vorta(*common, code=1)
+    assert "--image: this model begins a video with one" in vorta(*common, code=1)
     assert "samples with a model; give that with --of" in vorta("compare", "a", "b", "--last-image", "x.png", code=2)
 
 

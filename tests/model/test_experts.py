@@ -19,7 +19,8 @@ from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.route_calibration import RouteCalibration
 
-from ..tiny import TinyExperts
+from ..kept import Kept
+from ..tiny import TinyExperts, make_tiny
 
 
 @pytest.mark.parametrize(
@@ -150,3 +151,21 @@ def test_calibrated_routes_of_the_other_expert(tmp_path: Path) -> None:
         read.check("wan", 2, 3, geometry, component)
     with pytest.raises(ValueError, match=r"are for transformer \(high noise\), the model is transformer_2"):
         read.check("wan", 2, 3, geometry, TRANSFORMER_2)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_an_expert_without_its_config(tiny_experts: TinyExperts, tmp_path: Path, component: str) -> None:
+    shutil.copytree(tiny_experts.checkpoint, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / component / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"restore .*checkpoint/{component}/config\.json") as refused:
+        CheckpointReader(tmp_path / "checkpoint", component)
+    assert "Error" not in str(refused.value)
+
+
+def test_a_second_expert_of_another_kind_is_named(tiny_experts: TinyExperts, kept: Kept, tmp_path: Path) -> None:
+    other = make_tiny(kept, "wan channels").checkpoint
+    shutil.copytree(tiny_experts.checkpoint, tmp_path / "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoint" / TRANSFORMER_2)
+    shutil.copytree(other / TRANSFORMER, tmp_path / "checkpoint" / TRANSFORMER_2)
+    with pytest.raises(CheckpointError, match=r"its transformer_2 is that of a WanImageToVideoPipeline"):
+        CheckpointReader(tmp_path / "checkpoint", TRANSFORMER_2)

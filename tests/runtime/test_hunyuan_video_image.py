@@ -87,7 +87,7 @@ def test_generate_writes_a_video_and_needs_an_image(tiny: Tiny, image: Image.Ima
     image.save(tmp_path / "first.png")
     arguments = ["generate", tiny.onnx, "--prompt", "a red wall", "--steps", 2, "-o", tmp_path / "wall.mp4"]
     refused = CliRunner().invoke(app, [*map(str, arguments)])
-    assert refused.exit_code == 1 and "image None: this model begins a video with one; give it" in refused.stderr
+    assert refused.exit_code == 1 and "--image: this model begins a video with one; give it" in refused.stderr
     refused = CliRunner().invoke(app, [*map(str, arguments), "--guidance-scale", "4", "--image", "absent.png"])
     assert refused.exit_code == 1 and not (tmp_path / "wall.mp4").exists()
     concat = tiny.name.endswith("latent_concat")

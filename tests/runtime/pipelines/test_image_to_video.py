@@ -216,7 +216,7 @@ def test_images_that_do_not_fit(channels: Tiny, tmp_path: Path) -> None:
         (text, ValueError, r"image .*text.png: is no image that can be read; give a PNG"),
         (pointer, ValueError, r"pointer.png"),
         (tmp_path / "absent.png", FileNotFoundError, r"image .*absent.png: no such file"),
-        (tmp_path, FileNotFoundError, r"no such file"),
+        (tmp_path, ValueError, r"image .*: is a folder; give a PNG"),
         (np.zeros((64, 96, 3), np.uint8), ValueError, r"image of type ndarray: must be a file or an image of PIL"),
     ]
     with VortaPipeline.from_pretrained(channels.onnx, residency="sequential") as pipe:
@@ -232,6 +232,15 @@ def test_an_image_that_is_too_large_by_its_header(tmp_path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))))
     with pytest.raises(ValueError, match=r"image .*large.png: is damaged or too large \(.*3600000000 pixels"):
         read_image("image", path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_image_below_the_limit_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (10000, 9000)).save(path)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(path).close()
+    assert read_image("image", path).size == (10000, 9000)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
