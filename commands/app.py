@@ -59,13 +59,18 @@ class _Commands(TyperGroup):
             formatter.write_dl([(name, str(text).splitlines()[0]) for name, text in helps.items()])
 
 
+# Options that some commands take several times. In the others a second one would replace the first in silence; of all
+# other options the last one counts, so that scripts may append theirs.
+SEVERAL_ELSEWHERE = frozenset({"size", "router", "route_override", "lora"})
+
+
 class _Command(TyperCommand):
-    """A command that refuses an option given twice where one is taken; click would take the last in silence."""
+    """A command that refuses a second one of `SEVERAL_ELSEWHERE` where it takes one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
         for option in dict.fromkeys(given):
-            taken_once = option.param_type_name == "option" and not (option.multiple or option.is_flag)
+            taken_once = option.name in SEVERAL_ELSEWHERE and not option.multiple
             if taken_once and (count := given.count(option)) > 1:
                 raise typer.BadParameter(f"is given {count} times, and one is taken; give one", ctx=ctx, param=option)
         return super().parse_args(ctx, args)

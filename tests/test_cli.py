@@ -481,7 +481,7 @@ def test_a_corrupt_onnx_file(wan: Wan, tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(wan.onnx.read_bytes()[:-1000])
     for path in (noise, cut, tmp_path / "absent.onnx"):
-        fails("build", path, "-o", tmp_path / "x.bundle", message="export it|does not exist")
+        fails("build", path, "-o", tmp_path / "x.bundle", message="export it|no such bundle or ONNX file")
         fails("inspect", path, message="export it|no such bundle or ONNX file|does not exist")
         fails("verify", path, wan.checkpoint, "--router", wan.router, message="export it|no such bundle")
     assert not (tmp_path / "x.bundle").exists()

@@ -18,11 +18,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
+from vorta_trt.export.names import component_file
+from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.runtime.video_file import write_frames
 
 from .kept import Kept
 from .test_documentation import ROOT, blocks, commands
-from .tiny import CHANNELS, FRAMES, HEIGHT, TEXT_DIM, WIDTH, Tiny, make_tiny
+from .tiny import CHANNELS, FRAMES, HEIGHT, TEXT_DIM, WIDTH, Tiny, make_experts, make_tiny
 
 pytest.importorskip("av")
 pytest.importorskip("matplotlib")
@@ -44,7 +46,7 @@ QUICK = {
     "train-router": "--precision fp32 --device cpu --batch-size 1 --steps 1",
     "prepare": "--precision fp32 --device cpu",
 }
-BUNDLES = ("wan.bundle", "i2v.bundle")
+BUNDLES = ("wan.bundle", "i2v.bundle", "wan22.bundle")
 NEEDS_A_GPU = ("bench",)
 DOCUMENTS = ("README.md", "docs/generate.md", "docs/calibration.md", "docs/training.md")
 
@@ -55,8 +57,14 @@ def workspace(tiny_wan: Tiny, kept: Kept, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     Path("demo").mkdir()
     image = make_tiny(kept, "wan channels")
+    experts = make_experts(kept)
     links = {
         "i2v.onnx": image.onnx,
+        "wan22.onnx": experts.onnx,
+        "wan22.transformer_2.onnx": component_file(experts.onnx, TRANSFORMER_2),
+        "Wan2.2-T2V-A14B-Diffusers": experts.checkpoint,
+        "HIGH": experts.routers[TRANSFORMER],
+        "LOW": experts.routers[TRANSFORMER_2],
         "Wan2.1-I2V-14B-720P-Diffusers": image.checkpoint,
         "ROUTER": tiny_wan.router,
         "wan.onnx": tiny_wan.onnx,
@@ -93,6 +101,10 @@ def on_a_cpu(arguments: list[str]) -> list[str]:
         extra = ["--no-lpips"]
     if "tea" in arguments:  # no coefficients are published for a tiny model
         extra += ["--cache-coefficients", "none", "--cache-threshold", "5"]
+    if (
+        "wan22.bundle" in arguments and name == "generate"
+    ):  # all tiny checkpoints have one name, by which they are found
+        extra += ["--checkpoint", "Wan2.2-T2V-A14B-Diffusers"]
     if name in ("generate", "compare") and "--dry-run" not in arguments:
         changed = [text.replace(".bundle", ".onnx") if text in BUNDLES else text for text in changed]
     return changed + extra
