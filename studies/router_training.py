@@ -105,7 +105,7 @@ def make_checkpoint(work: Path, architecture: str, layers: int | None) -> tuple[
     from vorta_trt.model.families.wan.random import WAN_1_3B, WAN_14B
     from vorta_trt.model.families.wan.random import make_checkpoint as make_wan_checkpoint
 
-    shape = dict({"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}[architecture])
+    shape: dict[str, Any] = dict({"wan-1.3b": WAN_1_3B, "wan-14b": WAN_14B}[architecture])
     shape["layers"] = layers or shape["layers"]
     folder = work / f"{architecture}-{shape['layers']}-layers"
     if not (folder / "model_index.json").exists():
