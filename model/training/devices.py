@@ -8,6 +8,7 @@ Sharded (FSDP2): every device holds its part of the frozen weights, and of one b
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -59,6 +60,7 @@ def _end_group_at_exit() -> None:
 
 
 def _end_group() -> None:
+    gc.collect()  # models of a finished run refer to the group, whose threads end with the last reference
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
