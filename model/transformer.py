@@ -289,9 +289,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return get_family(cls.family)
 
     @classmethod
-    @abc.abstractmethod
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
-        """The diffusers model with parameters on the meta device and real buffers."""
+        """The diffusers model with parameters on the meta device and real buffers, which a family with some makes."""
+        with torch.device("meta"):
+            model: nn.Module = cls.facts().diffusers_transformer().from_config(dict(config))
+        return model
 
     @abc.abstractmethod
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:

@@ -188,20 +188,7 @@ class HunyuanVideo(ModelFamily):
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         hidden = self.feed_forward_width(config)
         voxels = volume(self.patch_of(config))
-        text_dim = config["text_embed_dim"]
         timestep = mlp_flops(1, FREQUENCIES, dim, dim)
-        refiner = (
-            timestep
-            + mlp_flops(1, text_dim, dim, dim)  # the mean text token
-            + linear_flops(text, text_dim, dim)
-            + config["num_refiner_layers"]
-            * (
-                4 * linear_flops(text, dim, dim)
-                + attention_flops(text, text, dim)
-                + mlp_flops(text, dim, REFINER_MLP_RATIO * dim, dim)
-                + linear_flops(1, dim, 2 * dim)
-            )
-        )
         modulation = (
             dual * 2 * linear_flops(1, dim, 6 * dim)
             + single * linear_flops(1, dim, 3 * dim)
@@ -213,7 +200,7 @@ class HunyuanVideo(ModelFamily):
             timestep * (1 + replaces_tokens(config))
             + bool(config["guidance_embeds"]) * timestep
             + mlp_flops(1, config["pooled_projection_dim"], dim, dim)
-            + refiner
+            + refiner_flops(config, text, dim)
             + modulation
         )
         # A single-stream block has one output matrix for attention and feed forward; each part has its own rows of it.
@@ -236,11 +223,7 @@ class HunyuanVideo(ModelFamily):
         return [
             *(f"time_text_embed.{name}" for name in ("guidance_embedder", "text_embedder")),  # not all have the first
             "x_embedder",
-            "context_embedder.proj_in",
-            *(
-                f"context_embedder.token_refiner.refiner_blocks.{layer}"
-                for layer in range(config["num_refiner_layers"])
-            ),
+            *refiner_modules(config),
             *(
                 f"transformer_blocks.{layer}.{name}"
                 for layer in range(config["num_layers"])
@@ -254,3 +237,29 @@ class HunyuanVideo(ModelFamily):
             "norm_out",
             "proj_out",
         ]
+
+
+def refiner_flops(config: Mapping[str, Any], rows: int, dim: int) -> int:
+    """FLOPs of the token refiner on that many rows of text, its timestep embedding included."""
+    text_dim = config["text_embed_dim"]
+    block = (
+        4 * linear_flops(rows, dim, dim)
+        + attention_flops(rows, rows, dim)
+        + mlp_flops(rows, dim, REFINER_MLP_RATIO * dim, dim)
+        + linear_flops(1, dim, 2 * dim)
+    )
+    return (
+        mlp_flops(1, FREQUENCIES, dim, dim)
+        + mlp_flops(1, text_dim, dim, dim)  # the mean row
+        + linear_flops(rows, text_dim, dim)
+        + int(config["num_refiner_layers"]) * block
+    )
+
+
+def refiner_modules(config: Mapping[str, Any]) -> list[str]:
+    """Modules of the token refiner that a verification compares, in the order of execution."""
+    blocks = range(config["num_refiner_layers"])
+    return [
+        "context_embedder.proj_in",
+        *(f"context_embedder.token_refiner.refiner_blocks.{layer}" for layer in blocks),
+    ]

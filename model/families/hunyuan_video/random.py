@@ -25,6 +25,14 @@ HUNYUAN_VIDEO: dict[str, int] = {
 }  # fmt: skip
 
 
+def rope_axes(head_dim: int) -> tuple[int, int, int]:
+    """How a rotary embedding divides D among frames, height and width; ValueError for a D that it cannot divide."""
+    if head_dim % 2 or head_dim < 6:
+        raise ValueError(f"head_dim {head_dim}: must be even and at least 6; use {max(6, head_dim + head_dim % 2)}")
+    height = width = 7 * head_dim // 32 * 2  # 56 of 128, as published
+    return head_dim - height - width, height, width
+
+
 def make_checkpoint(
     path: str | Path,
     *,
@@ -65,9 +73,6 @@ def make_checkpoint(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
 
-    if head_dim % 2 or head_dim < 6:
-        raise ValueError(f"head_dim {head_dim}: must be even and at least 6; use {max(6, head_dim + head_dim % 2)}")
-    height = width = 7 * head_dim // 32 * 2  # 56 of 128, as published
     with torch.device("meta"):
         model: Any = HunyuanVideoTransformer3DModel(  # type: ignore[no-untyped-call]
             num_layers=layers,
@@ -81,7 +86,7 @@ def make_checkpoint(
             out_channels=channels,
             guidance_embeds=image != LATENT_CONCAT if guidance is None else guidance,
             image_condition_type=image,
-            rope_axes_dim=(head_dim - height - width, height, width),
+            rope_axes_dim=rope_axes(head_dim),
         )
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=7.0)  # type: ignore[no-untyped-call]
     return write_pipeline(Path(path), "hunyuan_video", model, scheduler, dtype, seed, shard_bytes)

@@ -22,6 +22,41 @@ UNGUIDED = 1000.0
 NOISE = 0.999  # share of noise in what the pipeline starts from; the rest is the image's latents, in every frame
 
 
+def padded_text(
+    tensors: Mapping[str, Tensor], name: str, mask_name: str, width: int, longest: int
+) -> dict[str, Tensor]:
+    """A text's embeddings and its mask, padded to `longest` rows.
+
+    No row need be valid: so is an empty prompt of some tokenizers.
+
+    Args:
+        tensors: of a sample.
+        name: of the embeddings, [X, width].
+        mask_name: of the mask, [X].
+        width: of the embeddings of this checkpoint.
+        longest: rows that the model takes.
+
+    Raises:
+        ValueError: another shape, or a mask with gaps.
+    """
+    embeds, mask = tensors[name], tensors[mask_name]
+    if embeds.ndim != 2 or embeds.shape[1] != width or not 0 < embeds.shape[0] <= longest:
+        raise ValueError(
+            f"{name} has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {width}] for this checkpoint; "
+            f"encode the captions with its own text encoders"
+        )
+    if mask.shape != embeds.shape[:1]:
+        raise ValueError(
+            f"{mask_name} has shape {tuple(mask.shape)}, must be {tuple(embeds.shape[:1])}, an entry per row of "
+            f"{name}; encode the captions again"
+        )
+    valid = (mask != 0).to(torch.int32)  # [X]
+    if bool((valid.diff() > 0).any()):
+        raise ValueError(f"{mask_name} has gaps, its valid tokens must come first; encode the captions again")
+    missing = longest - embeds.shape[0]
+    return {name: functional.pad(embeds, (0, 0, 0, missing)), mask_name: functional.pad(valid, (0, missing))}
+
+
 class HunyuanVideoTraining(TrainingFamily):
     """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`.
 
@@ -37,20 +72,10 @@ class HunyuanVideoTraining(TrainingFamily):
         return ("image_condition",) if self.facts.pipeline_kinds(self.config)[0].images else ()
 
     def conditions(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        embeds, mask, pooled = (tensors[name] for name in self.condition_names)
-        size, longest = self.config["text_embed_dim"], self.facts.text_tokens_of(self.config)
-        if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
-            raise ValueError(
-                f"prompt_embeds has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this "
-                f"checkpoint; encode the captions with its own text encoder"
-            )
-        if mask.shape != embeds.shape[:1]:
-            raise ValueError(
-                f"prompt_attention_mask has shape {tuple(mask.shape)}, must be {tuple(embeds.shape[:1])}, an entry per "
-                f"row of prompt_embeds; encode the captions again"
-            )
-        valid = (mask != 0).to(torch.int32)  # [T]
-        if not bool(valid[0]) or bool((valid.diff() > 0).any()):
+        pooled = tensors["pooled_prompt_embeds"]
+        names, longest = ("prompt_embeds", "prompt_attention_mask"), self.facts.text_tokens_of(self.config)
+        text = padded_text(tensors, *names, self.config["text_embed_dim"], longest)
+        if not bool(text["prompt_attention_mask"][0]):
             raise ValueError(
                 "prompt_attention_mask has gaps, its valid tokens must come first; encode the captions again"
             )
@@ -59,7 +84,6 @@ class HunyuanVideoTraining(TrainingFamily):
                 f"pooled_prompt_embeds has shape {tuple(pooled.shape)}, must be "
                 f"({self.config['pooled_projection_dim']},) for this checkpoint; encode the captions again"
             )
-        padding = longest - embeds.shape[0]
         images = {name: tensors[name] for name in self.image_names if name in tensors}  # captions are checked alone
         channels = self.facts.latent_channels(self.config)
         for name, tensor in images.items():
@@ -70,8 +94,7 @@ class HunyuanVideoTraining(TrainingFamily):
                 )
         return {
             **images,
-            "prompt_embeds": functional.pad(embeds, (0, 0, 0, padding)),  # [T, text_embed_dim]
-            "prompt_attention_mask": functional.pad(valid, (0, padding)),  # [T]
+            **text,  # [T, text_embed_dim] and [T]
             "pooled_prompt_embeds": pooled,
         }
 

@@ -62,14 +62,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         )
         self.norm_out = model.norm_out
 
-    @classmethod
-    def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import HunyuanVideoTransformer3DModel
-
-        with torch.device("meta"):  # all of its buffers are computed when they are needed
-            model: Any = HunyuanVideoTransformer3DModel.from_config(dict(config))  # type: ignore[no-untyped-call]
-        return model  # type: ignore[no-any-return]
-
     def forward(
         self,
         hidden_states: Tensor,

@@ -19,11 +19,11 @@ from vorta_trt.model.families.family import (
     ModelInput,
     PipelineKind,
     Shape,
-    attention_flops,
     linear_flops,
     mlp_flops,
     volume,
 )
+from vorta_trt.model.families.hunyuan_video import FREQUENCIES, refiner_flops, refiner_modules
 from vorta_trt.model.families.hunyuan_video_15.authors import authors_names
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 PROMPT_ROWS, GLYPH_ROWS, IMAGE_ROWS = 1000, 256, 729
 TASKS = ("t2v", "i2v")
 GUIDER = "ClassifierFreeGuidance"
-FREQUENCIES = 256  # channels of the sinusoidal embeddings
-REFINER_MLP_RATIO = 4  # of the token refiner, whatever the config's mlp_ratio
 GLYPH_WIDTH = 2048  # hidden channels of the glyphs' projection
 TILE_PIXELS = 256  # the VAE decodes in tiles of all frames, or the published size fits no card: diffusers' default
 # The two results of a block have no name of their own in the graph, so the block itself is not compared.
@@ -206,27 +204,13 @@ class HunyuanVideo15(ModelFamily):
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         hidden = self.feed_forward_width(config)
         voxels = volume(self.patch_of(config))
-        prompt_dim, glyph_dim, image_dim = (
-            config[name] for name in ("text_embed_dim", "text_embed_2_dim", "image_embed_dim")
-        )
+        glyph_dim, image_dim = config["text_embed_2_dim"], config["image_embed_dim"]
         image = IMAGE_ROWS * takes_image(config)
         prompt = text_tokens - GLYPH_ROWS - image
         timestep = mlp_flops(1, FREQUENCIES, dim, dim)
-        refiner = (
-            timestep
-            + mlp_flops(1, prompt_dim, dim, dim)  # the mean row
-            + linear_flops(prompt, prompt_dim, dim)
-            + config["num_refiner_layers"]
-            * (
-                4 * linear_flops(prompt, dim, dim)
-                + attention_flops(prompt, prompt, dim)
-                + mlp_flops(prompt, dim, REFINER_MLP_RATIO * dim, dim)
-                + linear_flops(1, dim, 2 * dim)
-            )
-        )
         conditioning = (
             timestep * (1 + takes_next_timestep(config))
-            + refiner
+            + refiner_flops(config, prompt, dim)
             + linear_flops(GLYPH_ROWS, glyph_dim, GLYPH_WIDTH)
             + mlp_flops(GLYPH_ROWS, GLYPH_WIDTH, GLYPH_WIDTH, dim)
             + mlp_flops(image, image_dim, image_dim, dim)
@@ -251,11 +235,7 @@ class HunyuanVideo15(ModelFamily):
     def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
         return [
             "x_embedder",
-            "context_embedder.proj_in",
-            *(
-                f"context_embedder.token_refiner.refiner_blocks.{layer}"
-                for layer in range(config["num_refiner_layers"])
-            ),
+            *refiner_modules(config),
             "context_embedder_2",
             "image_embedder",  # of image to video alone
             *(f"transformer_blocks.{layer}.{name}" for layer in range(config["num_layers"]) for name in _BLOCK),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.families.hunyuan_video.random import rope_axes
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
@@ -65,9 +66,6 @@ def make_checkpoint(
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideo15Transformer3DModel
 
-    if head_dim % 2 or head_dim < 6:
-        raise ValueError(f"head_dim {head_dim}: must be even and at least 6; use {max(6, head_dim + head_dim % 2)}")
-    height = width = 7 * head_dim // 32 * 2  # 56 of 128, as published
     with torch.device("meta"):
         model: Any = HunyuanVideo15Transformer3DModel(  # type: ignore[no-untyped-call]
             num_layers=layers,
@@ -79,7 +77,7 @@ def make_checkpoint(
             image_embed_dim=image_dim,
             in_channels=2 * channels + 1,
             out_channels=channels,
-            rope_axes_dim=(head_dim - height - width, height, width),
+            rope_axes_dim=rope_axes(head_dim),
             task_type=task,
             use_meanflow=meanflow,
             target_size=target_size,

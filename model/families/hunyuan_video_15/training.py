@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from vorta_trt.model.families.hunyuan_video.training import padded_text
 from vorta_trt.model.families.hunyuan_video_15 import GLYPH_ROWS, PROMPT_ROWS, takes_image, takes_next_timestep
 from vorta_trt.model.families.training import TrainingFamily
 
@@ -44,29 +44,8 @@ class HunyuanVideo15Training(TrainingFamily):
         texts = (("", "text_embed_dim", PROMPT_ROWS), ("_2", "text_embed_2_dim", GLYPH_ROWS))
         for suffix, size, longest in texts:
             name, mask_name = f"prompt_embeds{suffix}", f"prompt_embeds_mask{suffix}"
-            padded |= self._padded(tensors, name, mask_name, self.config[size], longest)
+            padded |= padded_text(tensors, name, mask_name, self.config[size], longest)
         return padded
-
-    def _padded(
-        self, tensors: Mapping[str, Tensor], name: str, mask_name: str, size: int, longest: int
-    ) -> dict[str, Tensor]:
-        """One text and its mask, of which no row need be valid: so is an empty prompt of some tokenizers."""
-        embeds, mask = tensors[name], tensors[mask_name]
-        if embeds.ndim != 2 or embeds.shape[1] != size or not 0 < embeds.shape[0] <= longest:
-            raise ValueError(
-                f"{name} has shape {tuple(embeds.shape)}, must be [1 to {longest} tokens, {size}] for this checkpoint; "
-                f"encode the captions with its own text encoders"
-            )
-        if mask.shape != embeds.shape[:1]:
-            raise ValueError(
-                f"{mask_name} has shape {tuple(mask.shape)}, must be {tuple(embeds.shape[:1])}, an entry per row of "
-                f"{name}; encode the captions again"
-            )
-        valid = (mask != 0).to(torch.int32)  # [X]
-        if bool((valid.diff() > 0).any()):
-            raise ValueError(f"{mask_name} has gaps, its valid tokens must come first; encode the captions again")
-        missing = longest - embeds.shape[0]
-        return {name: functional.pad(embeds, (0, 0, 0, missing)), mask_name: functional.pad(valid, (0, missing))}
 
     def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """The authors have no layout for this model."""

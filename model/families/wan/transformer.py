@@ -126,11 +126,9 @@ class RoutedWanTransformer(RoutedTransformer):
 
     @classmethod
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import WanTransformer3DModel
         from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-        with torch.device("meta"):
-            model: Any = WanTransformer3DModel.from_config(dict(config))  # type: ignore[no-untyped-call]
+        model: Any = super().empty_diffusers_model(config)
         settings = model.config
         model.rope = WanRotaryPosEmbed(settings.attention_head_dim, settings.patch_size, settings.rope_max_seq_len)
         empty: nn.Module = model
