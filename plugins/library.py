@@ -48,7 +48,7 @@ class LibraryError(VortaError):
         self.status = status
 
 
-class _SizedStructure(ctypes.Structure):
+class SizedStructure(ctypes.Structure):
     """A structure whose first field is its own size, by which the library tells versions apart."""
 
     def __init__(self, **values: Any) -> None:
@@ -56,7 +56,8 @@ class _SizedStructure(ctypes.Structure):
 
 
 _Int3 = ctypes.c_int32 * 3
-_Strides = ctypes.c_int64 * 3
+Strides = ctypes.c_int64 * 3
+"""Of batch, token and head, in elements."""
 _C_TYPES: dict[Kind, Any] = {
     Kind.TRIPLE: _Int3,
     Kind.INTEGER: ctypes.c_int32,
@@ -65,7 +66,7 @@ _C_TYPES: dict[Kind, Any] = {
 }
 
 
-class Problem(_SizedStructure):
+class Problem(SizedStructure):
     """`vorta_routed_attention_problem`: everything about a call but its pointers.
 
     Triples may be given as any sequence, and `dtype` and choices by name:
@@ -94,7 +95,7 @@ class Problem(_SizedStructure):
         super().__init__(**values)
 
 
-class Tensors(_SizedStructure):
+class Tensors(SizedStructure):
     """`vorta_routed_attention_tensors`: device pointers as integers, strides (batch, token, head) in elements."""
 
     _fields_ = [
@@ -105,10 +106,10 @@ class Tensors(_SizedStructure):
         ("routes", ctypes.c_void_p),
         ("text_length", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
-        ("query_stride", _Strides),
-        ("key_stride", _Strides),
-        ("value_stride", _Strides),
-        ("output_stride", _Strides),
+        ("query_stride", Strides),
+        ("key_stride", Strides),
+        ("value_stride", Strides),
+        ("output_stride", Strides),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_size_t),
     ]
@@ -116,8 +117,21 @@ class Tensors(_SizedStructure):
     def __init__(self, **values: Any) -> None:
         for name in ("query_stride", "key_stride", "value_stride", "output_stride"):
             if name in values:
-                values[name] = _Strides(*_triple(name, values[name]))
+                values[name] = as_strides(name, values[name])
         super().__init__(**values)
+
+
+def as_strides(name: str, values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Turns three strides into what a structure holds.
+
+    Args:
+        name: Of the tensor's field, for the message.
+        values: Batch, token and head, in elements.
+
+    Raises:
+        ValueError: They are not three.
+    """
+    return Strides(*_triple(name, values))
 
 
 def _triple(name: str, values: Sequence[int]) -> Sequence[int]:
@@ -210,14 +224,17 @@ class PluginLibrary:
             "vorta_kernel_families": (ctypes.POINTER(_KernelFamily), [ctypes.POINTER(ctypes.c_size_t)]),
         }
         for name, (result, arguments) in signatures.items():
-            try:
-                function = getattr(self._library, name)
-            except AttributeError as error:
-                raise VortaError(
-                    f"{self.path}: has no function {name}, so it is not this package's library; "
-                    f"unset {LIBRARY_VARIABLE}, or build the library from this version"
-                ) from error
+            function = self._function(name)
             function.restype, function.argtypes = result, arguments
+
+    def _function(self, name: str) -> Any:
+        try:
+            return getattr(self._library, name)
+        except AttributeError as error:
+            raise VortaError(
+                f"{self.path}: has no function {name}, so it is not this package's library; "
+                f"unset {LIBRARY_VARIABLE}, or build the library from this version"
+            ) from error
 
     def _check_interface(self) -> None:
         """The library recognises the structures by their size: a smallest valid problem has to pass."""
@@ -285,6 +302,19 @@ class PluginLibrary:
             LibraryError: There is no such family.
         """
         self._require(self._library.vorta_force_kernels(family.encode()))
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Calls a function of the C API that returns a status. The mirrors of the operators' headers go through here.
+
+        Args:
+            function: Its name.
+            arguments: Values of ctypes, e.g. `ctypes.byref(params), ctypes.c_void_p(stream)`.
+
+        Raises:
+            LibraryError: The function refuses; the message names argument, value, rule and remedy.
+            VortaError: The library has no such function.
+        """
+        self._require(self._function(function)(*arguments))
 
     def validate(self, problem: Problem) -> None:
         """Checks that the kernels take a problem. Needs no GPU.

@@ -5,6 +5,7 @@
 #include "last_error.h"
 #include "launch.h"
 #include "validate.h"
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 #include "workspace.h"
 
@@ -31,6 +32,16 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
   if (vorta_status status = vorta_routed_attention_workspace_size(problem, &workspace_bytes)) return status;
   if (vorta_status status = vorta::validate_tensors(*problem, tensors, workspace_bytes)) return status;
   return vorta::is_empty(*problem) ? VORTA_OK : vorta::launch(*problem, *tensors, stream);
+}
+
+vorta_status vorta_cross_attention_validate(const vorta_cross_attention_params* params) {
+  return vorta::validate_call(params);
+}
+
+vorta_status vorta_cross_attention_enqueue(const vorta_cross_attention_params* params, void* stream) {
+  if (vorta_status status = vorta::validate_call(params)) return status;
+  if (vorta_status status = vorta::validate_tensors(*params)) return status;
+  return vorta::is_empty(*params) ? VORTA_OK : vorta::launch(*params, stream);
 }
 
 vorta_status vorta_force_kernels(const char* family) {

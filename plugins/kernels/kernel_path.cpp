@@ -34,10 +34,10 @@ ForcedKernels read_environment() {
 }
 
 /// TMA knows strides below 2^40 bytes (cuTensorMapEncodeTiled), and no axis of tokens along which the address stands
-/// still.
-bool fits_tensor_map(const vorta_routed_attention_problem& problem, const int64_t (&stride)[3]) {
+/// still. `row_tokens`: that a map steps over at once.
+bool fits_tensor_map(const int64_t (&stride)[3], int row_tokens) {
   constexpr int64_t kMaxElements = (int64_t{1} << 40) / 2;
-  const int64_t row_stride = stride[1] * problem.grid[2];  // from one row of the grid to the next
+  const int64_t row_stride = stride[1] * row_tokens;
   return stride[1] != 0 && stride[0] < kMaxElements && stride[2] < kMaxElements && row_stride < kMaxElements;
 }
 
@@ -71,13 +71,11 @@ cudaError_t compute_capability(int* result) {
   return cudaSuccess;
 }
 
-cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
-                               const vorta_routed_attention_tensors& tensors, KernelPath* path) {
+namespace {
+
+cudaError_t choose_kernel_path(int head_dim, bool fits_tensor_maps, KernelPath* path) {
   *path = KernelPath::kSm80;
-  if (!sm90::HeadDims::has(problem.head_dim)) return cudaSuccess;
-  if (!fits_tensor_map(problem, tensors.key_stride) || !fits_tensor_map(problem, tensors.value_stride)) {
-    return cudaSuccess;
-  }
+  if (!sm90::HeadDims::has(head_dim) || !fits_tensor_maps) return cudaSuccess;
   if (std::strstr(vorta_cuda_architectures(), "90a") == nullptr) return cudaSuccess;
   if (forced_kernels() != ForcedKernels::kNone) return cudaSuccess;
 
@@ -85,6 +83,20 @@ cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
   if (cudaError_t error = compute_capability(&gpu)) return error;
   if (gpu == 90) *path = KernelPath::kSm90;
   return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
+                               const vorta_routed_attention_tensors& tensors, KernelPath* path) {
+  const int width = problem.grid[2];  // from one row of the grid to the next
+  const bool fits = fits_tensor_map(tensors.key_stride, width) && fits_tensor_map(tensors.value_stride, width);
+  return choose_kernel_path(problem.head_dim, fits, path);
+}
+
+cudaError_t choose_kernel_path(const vorta_cross_attention_params& call, KernelPath* path) {
+  const bool fits = fits_tensor_map(call.key_stride, 1) && fits_tensor_map(call.value_stride, 1);
+  return choose_kernel_path(call.head_dim, fits, path);
 }
 
 }  // namespace vorta

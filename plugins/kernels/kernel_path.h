@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -34,6 +35,7 @@ cudaError_t compute_capability(int* result);
 /// The family of 16-bit kernels that serves the call on the current device.
 cudaError_t choose_kernel_path(const vorta_routed_attention_problem& problem,
                                const vorta_routed_attention_tensors& tensors, KernelPath* path);
+cudaError_t choose_kernel_path(const vorta_cross_attention_params& call, KernelPath* path);
 
 }  // namespace vorta
 

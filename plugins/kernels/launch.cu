@@ -72,7 +72,7 @@ cudaError_t quantize(const RoutedAttentionParams& params, vorta_dtype dtype, cud
 }
 
 template <vorta_dtype kDtype>
-vorta_status launch_attention_on(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
+vorta_status launch_attention(KernelPath path, const RoutedAttentionParams& params, cudaStream_t stream) {
   switch (path) {
     case KernelPath::kSm90Fp8:
       return launch_sm90_fp8<kDtype>(params, stream);
@@ -86,17 +86,26 @@ vorta_status launch_attention_on(KernelPath path, const RoutedAttentionParams& p
   return launch_sm80<kDtype>(params, stream);
 }
 
+vorta_status check_forced_kernels() {
+  if (forced_kernels() != ForcedKernels::kUnknown) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT,
+              "%s=%s in the environment when the library was loaded: must be sm80, the kernels that run on every "
+              "GPU, or sm89_fp8, which also has 8-bit ones, or not be set; unset it",
+              kKernelPathVariable, forced_kernels_name());
+}
+
+vorta_status launch_attention(KernelPath path, const RoutedAttentionParams& params, int32_t dtype,
+                              cudaStream_t stream) {
+  return dtype == VORTA_FLOAT16 ? launch_attention<VORTA_FLOAT16>(path, params, stream)
+                                : launch_attention<VORTA_BFLOAT16>(path, params, stream);
+}
+
 }  // namespace
 
 vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_routed_attention_tensors& tensors,
                     void* stream) noexcept {
   const bool fp8 = problem.attention_precision == VORTA_PRECISION_FP8;
-  if (forced_kernels() == ForcedKernels::kUnknown) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "%s=%s in the environment when the library was loaded: must be sm80, the kernels that run on every "
-                "GPU, or sm89_fp8, which also has 8-bit ones, or not be set; unset it",
-                kKernelPathVariable, forced_kernels_name());
-  }
+  if (vorta_status status = check_forced_kernels()) return status;
   KernelPath path{};
   if (fp8) {
     if (vorta_status status = choose_fp8_path(problem, &path)) return status;
@@ -113,8 +122,14 @@ vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_r
   if (fp8) {
     if (cudaError_t error = quantize(params, dtype, cuda_stream)) return report("quantisation", error);
   }
-  return dtype == VORTA_FLOAT16 ? launch_attention_on<VORTA_FLOAT16>(path, params, cuda_stream)
-                                : launch_attention_on<VORTA_BFLOAT16>(path, params, cuda_stream);
+  return launch_attention(path, params, dtype, cuda_stream);
+}
+
+vorta_status launch(const vorta_cross_attention_params& call, void* stream) noexcept {
+  if (vorta_status status = check_forced_kernels()) return status;
+  KernelPath path{};
+  if (cudaError_t error = choose_kernel_path(call, &path)) return report("kernel choice", error);
+  return launch_attention(path, make_params(call), call.dtype, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace vorta

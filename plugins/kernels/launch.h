@@ -2,6 +2,7 @@
 #ifndef VORTA_TRT_KERNELS_LAUNCH_H_
 #define VORTA_TRT_KERNELS_LAUNCH_H_
 
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -10,6 +11,9 @@ namespace vorta {
 /// `stream` is a cudaStream_t.
 vorta_status launch(const vorta_routed_attention_problem& problem, const vorta_routed_attention_tensors& tensors,
                     void* stream) noexcept;
+
+/// Enqueues attention to another sequence; the call must be valid and not empty.
+vorta_status launch(const vorta_cross_attention_params& call, void* stream) noexcept;
 
 }  // namespace vorta
 

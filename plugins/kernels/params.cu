@@ -10,11 +10,18 @@ namespace {
 
 TensorView make_view(const void* data, const int64_t (&stride)[3]) { return {data, stride[0], stride[1], stride[2]}; }
 
+/// `scale`: of the logits, 0 for 1/sqrt(head_dim).
+float scale_log2_of(float scale, int head_dim) {
+  constexpr double kLog2E = 1.4426950408889634;
+  // Rounded to float as a caller's own scale is, so that naming the default gives the same bits as 0 does.
+  const float default_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  return static_cast<float>(double{scale > 0.0f ? scale : default_scale} * kLog2E);
+}
+
 }  // namespace
 
 RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
                                   const vorta_routed_attention_tensors& tensors) {
-  constexpr double kLog2E = 1.4426950408889634;
   RoutedAttentionParams params{};
   params.query = make_view(tensors.query, tensors.query_stride);
   params.key = make_view(tensors.key, tensors.key_stride);
@@ -47,6 +54,8 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
   params.video_tokens = problem.grid[0] * problem.grid[1] * problem.grid[2];
   params.text_tokens = problem.text_tokens;
   params.tokens = params.video_tokens + params.text_tokens;
+  params.video_keys = params.video_tokens;
+  params.key_tokens = params.tokens;
 
   params.tiles = BoxPartition(problem.grid, problem.tile);
   for (int axis = 0; axis < 3; ++axis) {
@@ -65,11 +74,27 @@ RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
 
   params.buckets = BucketPartition(problem.grid, problem.bucket, problem.keep);
   params.kept_tokens = params.buckets.kept_tokens;
+  params.scale_log2 = scale_log2_of(problem.scale, problem.head_dim);
+  return params;
+}
 
-  // Rounded to float as a caller's own scale is, so that naming the default gives the same bits as 0 does.
-  const float default_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
-  const double scale = problem.scale > 0.0f ? problem.scale : default_scale;
-  params.scale_log2 = static_cast<float>(scale * kLog2E);
+RoutedAttentionParams make_params(const vorta_cross_attention_params& call) {
+  RoutedAttentionParams params{};
+  params.query = make_view(call.query, call.query_stride);
+  params.key = make_view(call.key, call.key_stride);
+  params.value = make_view(call.value, call.value_stride);
+  params.output = make_view(call.output, call.output_stride);
+  params.batch = call.batch;
+  params.heads = call.heads;
+  params.head_dim = call.head_dim;
+  params.video_tokens = params.tokens = call.query_tokens;
+  params.video_keys = params.key_tokens = call.key_tokens;
+
+  // One row of one tile: the plan of the sliding branch wants a grid, though no head takes it.
+  const int32_t row[3] = {1, 1, call.query_tokens};
+  params.tiles = BoxPartition(row, row);
+  params.window[0] = params.window[1] = params.window[2] = 1;
+  params.scale_log2 = scale_log2_of(call.scale, call.head_dim);
   return params;
 }
 

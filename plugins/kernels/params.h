@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "bucket_partition.h"
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -20,7 +21,7 @@ struct TensorView {
 struct RoutedAttentionParams {
   TensorView query, key, value;
   TensorView output;           // written
-  const int32_t* routes;       // [B, N]
+  const int32_t* routes;       // [B, N]; null: every head is full attention, of one sequence to another, without text
   const int32_t* text_length;  // [B], null if T == 0
 
   int32_t* kept_queries;     // [B, N, kept_tokens], see workspace.h
@@ -28,7 +29,7 @@ struct RoutedAttentionParams {
   int32_t* kept_keys;        // [B, N, kept_tokens]; kept_queries if they choose the keys
   void* compact_key;  // [B, N, kept_tokens + T, D]: the rows of kept_keys, then the text; null unless D is 64 or 128
   void* compact_value;
-  uint32_t* work_counter;  // [kWorkCounters]
+  uint32_t* work_counter;  // [kWorkCounters]; null only where routes are
 
   void* chunk_keys;  // fp8 only: see fp8/images.h
   void* chunk_values;
@@ -39,6 +40,8 @@ struct RoutedAttentionParams {
   int batch, heads, head_dim;
   int video_tokens, text_tokens;  // S, T
   int tokens;                     // S + T
+  int video_keys;                 // S again, unless keys and queries are different sequences
+  int key_tokens;                 // video_keys + T
 
   BoxPartition tiles;
   int window[3];  // in tiles, clipped to the number of tiles
@@ -62,6 +65,9 @@ CUTLASS_HOST_DEVICE int listed_token(const RoutedAttentionParams& params, const 
 /// `problem` and `tensors` must be valid.
 RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
                                   const vorta_routed_attention_tensors& tensors);
+
+/// The same of attention to another sequence, a valid call that is not empty: queries are video tokens of one row.
+RoutedAttentionParams make_params(const vorta_cross_attention_params& call);
 
 }  // namespace vorta
 

@@ -5,6 +5,7 @@
 #ifndef VORTA_TRT_KERNELS_VALIDATE_H_
 #define VORTA_TRT_KERNELS_VALIDATE_H_
 
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace vorta {
@@ -27,6 +28,16 @@ inline bool is_empty(const vorta_routed_attention_problem& problem) { return pro
 /// `problem` must be valid, and of an empty one the tensors may be NULL; `workspace_bytes` is what it needs.
 vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
                               const vorta_routed_attention_tensors* tensors, size_t workspace_bytes) noexcept;
+
+/// Everything but pointers and strides.
+vorta_status validate_call(const vorta_cross_attention_params* call) noexcept;
+
+inline bool is_empty(const vorta_cross_attention_params& call) {
+  return call.batch == 0 || call.heads == 0 || call.query_tokens == 0;
+}
+
+/// Pointers and strides of a call that is valid otherwise.
+vorta_status validate_tensors(const vorta_cross_attention_params& call) noexcept;
 
 }  // namespace vorta
 

@@ -13,7 +13,9 @@ vorta_status check_positive(const char* name, const int32_t (&value)[3], const c
               value[2], remedy);
 }
 
-vorta_status check_sizes(const vorta_routed_attention_problem& p) {
+/// What the structs of both attention operators have under the same names.
+template <class Struct>
+vorta_status check_common(const Struct& p) {
   if (p.dtype != VORTA_FLOAT16 && p.dtype != VORTA_BFLOAT16) {
     return fail(VORTA_INVALID_ARGUMENT, "dtype %d: must be %d (float16) or %d (bfloat16); cast the tensors to one",
                 p.dtype, VORTA_FLOAT16, VORTA_BFLOAT16);
@@ -33,22 +35,27 @@ vorta_status check_sizes(const vorta_routed_attention_problem& p) {
     return fail(VORTA_INVALID_ARGUMENT, "head_dim %d: must be a multiple of 8, at most %d; pad with zeros to %d",
                 p.head_dim, kMaxHeadDim, rounded);
   }
-  if (p.text_tokens < 0) {
-    return fail(VORTA_INVALID_ARGUMENT, "text_tokens %d: must not be negative; use 0 for attention without text",
-                p.text_tokens);
-  }
   if (!std::isfinite(p.scale) || p.scale < 0.0f) {
     return fail(VORTA_INVALID_ARGUMENT, "scale %g: must be finite and positive; use 0 for 1/sqrt(head_dim)",
                 static_cast<double>(p.scale));
+  }
+  if (p.reserved != 0) {
+    return fail(VORTA_INVALID_ARGUMENT, "reserved %d: must be 0; set the whole struct to zero before its fields",
+                p.reserved);
+  }
+  return VORTA_OK;
+}
+
+vorta_status check_sizes(const vorta_routed_attention_problem& p) {
+  if (vorta_status status = check_common(p)) return status;
+  if (p.text_tokens < 0) {
+    return fail(VORTA_INVALID_ARGUMENT, "text_tokens %d: must not be negative; use 0 for attention without text",
+                p.text_tokens);
   }
   if (p.attention_precision != VORTA_PRECISION_SAME && p.attention_precision != VORTA_PRECISION_FP8) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "attention_precision %d: must be %d (same as the inputs) or %d (fp8); use 0 unless fp8 is wanted",
                 p.attention_precision, VORTA_PRECISION_SAME, VORTA_PRECISION_FP8);
-  }
-  if (p.reserved != 0) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "problem.reserved %d: must be 0; set the whole struct to zero before its fields", p.reserved);
   }
   return VORTA_OK;
 }
@@ -111,6 +118,30 @@ vorta_status validate_problem(const vorta_routed_attention_problem* problem) noe
   }
   if (vorta_status status = check_sliding(p)) return status;
   return check_coreset(p);
+}
+
+vorta_status validate_call(const vorta_cross_attention_params* call) noexcept {
+  if (call == nullptr) {
+    return fail(VORTA_INVALID_ARGUMENT, "params NULL: must point to a vorta_cross_attention_params; pass one");
+  }
+  const vorta_cross_attention_params& c = *call;
+  if (c.struct_size != sizeof(c)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "params.struct_size %zu: must be %zu in this library (API version %d); set it to sizeof(*params) and "
+                "compile against the same header",
+                c.struct_size, sizeof(c), VORTA_API_VERSION);
+  }
+  if (vorta_status status = check_common(c)) return status;
+  if (c.query_tokens < 0 || c.query_tokens > kMaxTokens) {
+    return fail(VORTA_INVALID_ARGUMENT, "query_tokens %d: must be 0 to %lld; split the queries", c.query_tokens,
+                kMaxTokens);
+  }
+  if (c.key_tokens < 1 || c.key_tokens > kMaxTokens) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "key_tokens %d: must be 1 to %lld, since a softmax over nothing has no value; give at least one key",
+                c.key_tokens, kMaxTokens);
+  }
+  return VORTA_OK;
 }
 
 }  // namespace vorta

@@ -1,85 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "last_error.h"
+#include "tensor_checks.h"
 #include "validate.h"
 
 namespace vorta {
 namespace {
 
-constexpr int kVectorBytes = 16;  // of every global load and store
-constexpr int kElementBytes = 2;  // float16 and bfloat16
 constexpr int kWorkspaceAlignment = 256;
-constexpr int64_t kMaxElements = int64_t{1} << 56;  // beyond every address, and far from overflow
-constexpr const char* kStrideNames[3] = {"batch", "token", "head"};
 
-bool is_aligned(const void* pointer, int bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-/// The bytes from a tensor's first element to its last.
-struct Extent {
-  uintptr_t begin, end;
-  bool dense;  // every byte belongs to an element
-
-  bool overlaps(const Extent& other) const { return dense && other.dense && begin < other.end && other.begin < end; }
-};
-
-enum class Access { kRead, kWritten };
-
-/// Strides may stand in any order of size, and those of what is read may be 0 (broadcast). Beyond that no two rows of
-/// D elements share memory: each stride has to pass all that the smaller ones reach.
-vorta_status check_strides(const char* name, const int64_t (&stride)[3], const int64_t (&size)[3], int64_t head_dim,
-                           Access access, int64_t* elements, bool* dense) {
-  int order[3] = {0, 1, 2};
-  std::sort(order, order + 3, [&](int a, int b) { return stride[a] < stride[b]; });
-  *elements = head_dim;
-  int64_t distinct = head_dim;
-  for (int axis : order) {
-    const auto step = static_cast<long long>(stride[axis]);
-    if (size[axis] == 1) continue;  // never multiplied by anything but 0
-    if (step < 0 || step % (kVectorBytes / kElementBytes) != 0) {
-      return fail(VORTA_INVALID_ARGUMENT,
-                  "%s stride %lld of the %s axis: must be a multiple of 8 elements (16 bytes), not negative; make the "
-                  "tensor contiguous",
-                  name, step, kStrideNames[axis]);
-    }
-    if (step == 0 && access == Access::kRead) continue;
-    if (step < *elements) {
-      return fail(VORTA_INVALID_ARGUMENT,
-                  "%s stride %lld of the %s axis: rows overlap, since %lld elements lie between the first and the last "
-                  "one of the axes with smaller strides; give strides in elements in the order batch, token, head%s, "
-                  "or make the tensor contiguous",
-                  name, step, kStrideNames[axis], static_cast<long long>(*elements),
-                  access == Access::kRead ? " (0 repeats an axis)" : "");
-    }
-    if (step > (kMaxElements - *elements) / (size[axis] - 1)) {
-      return fail(VORTA_INVALID_ARGUMENT,
-                  "%s stride %lld of the %s axis: %lld entries reach beyond 2^56 elements; check the stride", name,
-                  step, kStrideNames[axis], static_cast<long long>(size[axis]));
-    }
-    *elements += step * (size[axis] - 1);
-    distinct *= size[axis];
-  }
-  *dense = *elements == distinct;
-  return VORTA_OK;
-}
-
-vorta_status check_tensor(const char* name, const void* pointer, const int64_t (&stride)[3], const int64_t (&size)[3],
-                          int64_t head_dim, Access access, Extent* extent) {
-  if (pointer == nullptr) {
-    return fail(VORTA_INVALID_ARGUMENT, "%s NULL: must be a device pointer to [B, S+T, N, D]; pass one", name);
-  }
-  if (!is_aligned(pointer, kVectorBytes)) {
-    return fail(VORTA_INVALID_ARGUMENT, "%s %p: must be aligned to %d bytes; copy the tensor to a fresh allocation",
-                name, pointer, kVectorBytes);
-  }
-  int64_t elements = 0;
-  if (vorta_status status = check_strides(name, stride, size, head_dim, access, &elements, &extent->dense)) {
-    return status;
-  }
-  extent->begin = reinterpret_cast<uintptr_t>(pointer);
-  extent->end = extent->begin + static_cast<uintptr_t>(elements) * kElementBytes;
-  return VORTA_OK;
+/// `tensors`: with pointers of these names; `inputs`: where query, key and value lie.
+template <class Tensors>
+vorta_status check_output_apart(const Tensors& tensors, const Extent& output, const Extent (&inputs)[3]) {
+  bool apart = tensors.output != tensors.query && tensors.output != tensors.key && tensors.output != tensors.value;
+  for (const Extent& input : inputs) apart = apart && !output.overlaps(input);
+  if (apart) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT,
+              "output %p: must not share memory with query, key or value; pass memory of its own", tensors.output);
 }
 
 }  // namespace
@@ -102,17 +41,13 @@ vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
   Extent query{}, key{}, value{}, output{};
   const auto check = [&](const char* name, const void* pointer, const int64_t (&stride)[3], Access access,
                          Extent* extent) {
-    return check_tensor(name, pointer, stride, size, problem.head_dim, access, extent);
+    return check_tensor(name, "[B, S+T, N, D]", pointer, stride, size, problem.head_dim, access, extent);
   };
   if (vorta_status status = check("query", t.query, t.query_stride, Access::kRead, &query)) return status;
   if (vorta_status status = check("key", t.key, t.key_stride, Access::kRead, &key)) return status;
   if (vorta_status status = check("value", t.value, t.value_stride, Access::kRead, &value)) return status;
   if (vorta_status status = check("output", t.output, t.output_stride, Access::kWritten, &output)) return status;
-  if (t.output == t.query || t.output == t.key || t.output == t.value || output.overlaps(query) ||
-      output.overlaps(key) || output.overlaps(value)) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "output %p: must not share memory with query, key or value; pass memory of its own", t.output);
-  }
+  if (vorta_status status = check_output_apart(t, output, {query, key, value})) return status;
   if (t.routes == nullptr || !is_aligned(t.routes, sizeof(int32_t))) {
     return fail(VORTA_INVALID_ARGUMENT, "routes %p: must be an aligned device pointer to int32 [B, N]; pass one",
                 static_cast<const void*>(t.routes));
@@ -145,6 +80,24 @@ vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
                 t.workspace);
   }
   return VORTA_OK;
+}
+
+vorta_status validate_tensors(const vorta_cross_attention_params& call) noexcept {
+  if (is_empty(call)) return VORTA_OK;
+  const int64_t queries[3] = {call.batch, call.query_tokens, call.heads};
+  const int64_t keys[3] = {call.batch, call.key_tokens, call.heads};
+  Extent query{}, key{}, value{}, output{};
+  const auto check = [&](const char* name, const void* pointer, const int64_t (&stride)[3], Access access,
+                         Extent* extent) {
+    const bool of_keys = extent == &key || extent == &value;
+    return check_tensor(name, of_keys ? "[B, Y, N, D]" : "[B, X, N, D]", pointer, stride, of_keys ? keys : queries,
+                        call.head_dim, access, extent);
+  };
+  if (vorta_status status = check("query", call.query, call.query_stride, Access::kRead, &query)) return status;
+  if (vorta_status status = check("key", call.key, call.key_stride, Access::kRead, &key)) return status;
+  if (vorta_status status = check("value", call.value, call.value_stride, Access::kRead, &value)) return status;
+  if (vorta_status status = check("output", call.output, call.output_stride, Access::kWritten, &output)) return status;
+  return check_output_apart(call, output, {query, key, value});
 }
 
 }  // namespace vorta

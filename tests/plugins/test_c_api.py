@@ -83,7 +83,7 @@ def refused(problem: dict[str, Any], tensors: dict[str, Any] | None = None) -> s
         ({"attention_precision": 2}, "attention_precision 2: must be 0 (same as the inputs) or 1 (fp8); use 0 unless "
                                      "fp8 is wanted"),
         ({"attention_precision": -1}, "attention_precision -1: must be 0 (same as the inputs) or 1 (fp8)"),
-        ({"reserved": 7}, "problem.reserved 7: must be 0; set the whole struct to zero before its fields"),
+        ({"reserved": 7}, "reserved 7: must be 0; set the whole struct to zero before its fields"),
     ],
 )  # fmt: skip
 def test_problem_is_refused(changed: dict[str, Any], message: str) -> None:

@@ -60,7 +60,7 @@ __device__ void attend(const RoutedAttentionParams& params, SharedStorage<Traits
   // Rows of padded text are computed from whatever Q holds there; store_rows() writes zeros in their place.
   gather_rows_async<Traits>(thread, HeadView<const Element>(params.query), params.tokens, shared.first_query_token(),
                             head_dim, shared.query, typename Traits::LayoutQ{});
-  gather_rows_async<Traits>(thread, key(), params.tokens, shared.key_token[0], head_dim, shared.key,
+  gather_rows_async<Traits>(thread, key(), params.key_tokens, shared.key_token[0], head_dim, shared.key,
                             typename Traits::LayoutKV{});
   cp_async_fence();
 
@@ -78,7 +78,7 @@ __device__ void attend(const RoutedAttentionParams& params, SharedStorage<Traits
     cp_async_fence();
     cp_async_wait<1>();
     __syncthreads();  // K has arrived (at first Q too), and every warp is done with the V before
-    gather_rows_async<Traits>(iteration.fresh_thread(), value(), params.tokens, tokens_of(first_key), head_dim,
+    gather_rows_async<Traits>(iteration.fresh_thread(), value(), params.key_tokens, tokens_of(first_key), head_dim,
                               shared.value, typename Traits::LayoutKV{});
     cp_async_fence();
 
@@ -89,7 +89,7 @@ __device__ void attend(const RoutedAttentionParams& params, SharedStorage<Traits
     cp_async_wait<0>();
     __syncthreads();  // V has arrived, every warp is done with K, and the next token ids are visible
     if (has_more) {
-      gather_rows_async<Traits>(iteration.fresh_thread(), key(), params.tokens, tokens_of(next_key), head_dim,
+      gather_rows_async<Traits>(iteration.fresh_thread(), key(), params.key_tokens, tokens_of(next_key), head_dim,
                                 shared.key, typename Traits::LayoutKV{});
       cp_async_fence();
     }

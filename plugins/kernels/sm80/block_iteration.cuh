@@ -85,7 +85,7 @@ class alignas(kIterationAlignment) BlockIteration {
     first_row_ = end_row_ = video_rows_ = columns_.video_keys = 0;
     zero_ = 0;
     columns_.order = TokenOrder::kRaster;
-    route_ = params.routes[head];
+    route_ = params.routes == nullptr ? VORTA_FULL : params.routes[head];
     switch (route_) {
       case VORTA_SLIDING:
         // A block never straddles two groups, so all its rows see the same window. Text blocks see every key; they are
@@ -160,7 +160,8 @@ class alignas(kIterationAlignment) BlockIteration {
   __device__ void use_raster(const RoutedAttentionParams& params, int first_row) {
     first_row_ = first_row;
     end_row_ = params.video_tokens + params.text_tokens;
-    video_rows_ = columns_.video_keys = params.video_tokens;
+    video_rows_ = params.video_tokens;
+    columns_.video_keys = params.video_keys;
   }
 
   /// Rows are positions inside one group of tiles.

@@ -18,8 +18,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(shared_memory);
   if (threadIdx.x == 0) init_barriers(shared);
-  if (threadIdx.x == 32) prefetch_maps(params.key);
-  if (threadIdx.x == 64) prefetch_maps(params.value);
+  const bool routed = params.problem.routes != nullptr;
+  if (threadIdx.x == 32) prefetch_maps(params.key, routed);
+  if (threadIdx.x == 64) prefetch_maps(params.value, routed);
   sync_cluster<Traits>();
 
   if (threadIdx.x < kThreadsPerWarpgroup) {

@@ -22,7 +22,8 @@ vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t
 
   AttentionParams params{};
   params.plan(problem, Traits::kRows, Traits::kCluster);
-  params.cut = make_window_cut(problem.tiles, params.sliding, Traits::kKeys);
+  const bool routed = problem.routes != nullptr;
+  if (routed) params.cut = make_window_cut(problem.tiles, params.sliding, Traits::kKeys);
   if (vorta_status status = make_tensor_maps(params, kDtype, Traits::kKeys)) return status;
 
   const auto kernel = attention_kernel<Traits>;
@@ -34,12 +35,14 @@ vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t
   const int64_t clusters = std::min<int64_t>(processors / Traits::kCluster, params.most_items());
   const dim3 grid(static_cast<unsigned>(clusters * Traits::kCluster));
   cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;  // may start while the selection ends
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = Traits::kCluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  const LaunchShape shape{grid, Traits::kThreads, kSharedBytes, stream, attributes, 2};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = Traits::kCluster;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  // May start while the selection ends. Without a selection the kernel before is not ours, and has to end first.
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  const unsigned attribute_count = routed ? 2 : 1;
+  const LaunchShape shape{grid, Traits::kThreads, kSharedBytes, stream, attributes, attribute_count};
   if (cudaError_t error = launch_kernel(shape, kernel, params)) return report(kStep, error);
   return VORTA_OK;
 }

@@ -144,8 +144,11 @@ class KeyStream {
   int h_ = 0, w_ = 0, h_end_ = 0, w_end_ = 0;
 };
 
-__device__ inline void prefetch_maps(const KeyMaps& maps) {
-  for (const CUtensorMap* map : {&maps.flat, &maps.compact, &maps.grid[0][0]}) cute::prefetch_tma_descriptor(map);
+/// `routed`: there are heads that need the other maps, too.
+__device__ inline void prefetch_maps(const KeyMaps& maps, bool routed) {
+  cute::prefetch_tma_descriptor(&maps.flat);
+  if (!routed) return;
+  for (const CUtensorMap* map : {&maps.compact, &maps.grid[0][0]}) cute::prefetch_tma_descriptor(map);
 }
 
 /// Until the coreset selection, which was launched before this kernel and may still run, is done; everything it wrote
@@ -301,7 +304,9 @@ __device__ void produce_queries(const AttentionParams& params, SharedStorage<Tra
     if (item.kind == ItemKind::kCoreset) wait_for_selection();
     load_queries<Traits>(problem, shared, item, slot.stage, warpgroup);
     __syncwarp();
-    if (decides) {
+    if (decides && problem.work_counter == nullptr) {
+      index += clusters;  // items are alike
+    } else if (decides) {
       wait_for_selection();  // it clears the counter
       if (threadIdx.x % 32 == 0) index = clusters + static_cast<int>(atomicAdd(problem.work_counter, 1u));
       index = __shfl_sync(0xffffffffu, index, 0);

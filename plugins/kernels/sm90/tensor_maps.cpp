@@ -89,7 +89,7 @@ vorta_status make_key_maps(const char* what, const Encoder& encode, const Attent
                            const TensorView& tensor, const void* compact, int keys, KeyMaps* maps) {
   const RoutedAttentionParams& problem = params.problem;
   const BoxPartition& tiles = problem.tiles;
-  const int64_t tokens = int64_t{problem.video_tokens} + problem.text_tokens;
+  const int64_t tokens = problem.key_tokens;
   const int64_t width = tiles.row_stride, rows = problem.video_tokens / width;
   const Axis head{problem.heads, tensor.head_stride, 1}, sample{problem.batch, tensor.batch_stride, 1};
 
@@ -110,6 +110,7 @@ vorta_status make_key_maps(const char* what, const Encoder& encode, const Attent
       }
     }
   }
+  if (compact == nullptr) return VORTA_OK;  // without routes
   const int64_t compact_tokens = int64_t{problem.kept_tokens} + problem.text_tokens, d = problem.head_dim;
   return encode(what, &maps->compact, compact,
                 {{compact_tokens, d, keys},

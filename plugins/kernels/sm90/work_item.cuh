@@ -92,6 +92,7 @@ __device__ inline vorta_route route_of(ItemKind kind) {
 __device__ inline HeadCounts count_heads(const RoutedAttentionParams& problem) {
   const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
   HeadCounts counts{};
+  if (problem.routes == nullptr) return {heads, 0, 0};
   for (int first = 0; first < heads; first += 32) {
     const bool in_range = first + lane < heads;
     const ItemKind kind = in_range ? kind_of(problem.routes[first + lane]) : ItemKind::kEnd;
@@ -106,6 +107,7 @@ __device__ inline HeadCounts count_heads(const RoutedAttentionParams& problem) {
 /// the routes have changed since they were counted. The whole warp calls it.
 __device__ inline int find_head(const RoutedAttentionParams& problem, ItemKind kind, int before) {
   const int heads = problem.batch * problem.heads, lane = threadIdx.x % 32;
+  if (problem.routes == nullptr) return before;
   for (int first = 0; first < heads; first += 32) {
     const bool matches = first + lane < heads && kind_of(problem.routes[first + lane]) == kind;
     const unsigned found = __ballot_sync(0xffffffffu, matches);
@@ -172,12 +174,14 @@ __device__ QueryBlock make_query_block(const Pattern& params, const Assignment& 
     item.rows = item.group.rows;
     return item;
   }
-  const int video = item.kind == ItemKind::kCoreset ? problem.kept_tokens : problem.video_tokens;
+  const bool coreset = item.kind == ItemKind::kCoreset;
+  const int video = coreset ? problem.kept_tokens : problem.video_tokens;
   const int first_row = item.kind == ItemKind::kText ? video : 0;
   const int first_of_cluster = first_row + assignment.block * Traits::kCluster * Traits::kRows;
   item.first_row = first_of_cluster + rank * Traits::kRows;
   item.rows = max(0, min(Traits::kRows, video + problem.text_tokens - item.first_row));
-  item.keys = first_of_cluster < video + item.text_length ? video + item.text_length : 0;
+  const int keys = coreset ? problem.kept_tokens : problem.video_keys;
+  item.keys = first_of_cluster < video + item.text_length ? keys + item.text_length : 0;
   return item;
 }
 
@@ -197,7 +201,7 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const Assignme
   static_cast<QueryBlock&>(item) = make_query_block<Traits>(params, assignment, rank);
   if (item.kind == ItemKind::kEnd) return item;
   item.shared_keys = true;
-  int keys = item.keys, rows = problem.video_tokens + problem.text_tokens;  // of consecutive blocks
+  int keys = item.keys, rows = problem.key_tokens;  // of consecutive blocks
   int first_partial = INT32_MAX;
   if (item.kind == ItemKind::kSliding) {
     item.shared_keys = item.group.shared_window;
