@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * C API of libvorta_trt: a linear layer, activation(input weight^T + bias), on raw device pointers, in 16 bits or with
+ * fp8 products. Statuses, types and vorta_last_error() are those of routed_attention.h.
+ *
+ * Letters: R rows (= batch * tokens), K input features, O output features.
+ */
+#ifndef VORTA_TRT_LINEAR_H_
+#define VORTA_TRT_LINEAR_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "routed_attention.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum vorta_activation {
+  VORTA_ACTIVATION_NONE = 0,
+  VORTA_ACTIVATION_GELU_TANH = 1 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+} vorta_activation;
+
+/* What is multiplied. Products are exact and sums are float32 in both.
+ *
+ * VORTA_LINEAR_FP8: weights are e4m3 with a scale per output feature. Each row of the input is divided by its own
+ * scale, largest magnitude / 448, and rounded to e4m3, so output = activation(input_scale[r] * weight_scale[o] * sum +
+ * bias). A row of zeros has scale 1. */
+typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 1 } vorta_linear_precision;
+
+/* Everything about a call. The output is rounded once, at the end.
+ *
+ * The pointers are device pointers, aligned to 16 bytes; strides are in elements, from one row to the next, multiples
+ * of 8 (of 16 for quantized_input) and at least the row's length. Weights are dense, in the layout of torch. The output
+ * shares no memory with any input or with the workspace.
+ *
+ * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
+typedef struct vorta_linear_params {
+  size_t struct_size;          /* sizeof(vorta_linear_params), set by the caller */
+  int32_t dtype;               /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
+  int32_t precision;           /* vorta_linear_precision */
+  int32_t activation;          /* vorta_activation */
+  int32_t in_features;         /* K: a multiple of 8, with FP8 of 16 */
+  int32_t out_features;        /* O: a multiple of 8, with FP8 of 16 */
+  int32_t candidate;           /* 0: cuBLASLt's first choice of kernel; n > 0: the n-th next one of its list, for
+                                  measurements; -1: the kernel of this library, which runs on every GPU from 8.0 on */
+  int64_t rows;                /* R, may be 0 */
+  const void* input;           /* [R, K] of dtype; NULL if quantized_input is given */
+  const void* quantized_input; /* FP8 only: [R, K] e4m3, where an operator before this one has quantised; or NULL */
+  const float* input_scale;    /* [R] float32, with quantized_input; NULL without */
+  const void* weight;          /* [O, K] of dtype, or e4m3 with FP8 */
+  const float* weight_scale;   /* [O] float32, with FP8; NULL without */
+  const void* bias;            /* [O] of dtype, or NULL */
+  void* output;                /* [R, O] of dtype, every element is written */
+  int64_t input_stride;        /* of input or quantized_input, at least K */
+  int64_t output_stride;       /* at least O */
+  void* workspace;             /* 256-byte aligned; its contents need not survive the call */
+  size_t workspace_bytes;      /* at least what vorta_linear_workspace_size says */
+} vorta_linear_params;
+
+/* Validates everything but pointers and strides, without touching a GPU. */
+VORTA_API vorta_status vorta_linear_validate(const vorta_linear_params* params);
+
+/* Bytes of workspace. They depend on precision, rows and in_features alone, not on the GPU; whether quantized_input is
+ * given is looked at, no other pointer is. */
+VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size_t* bytes);
+
+/* Enqueues the layer on `stream` (a cudaStream_t). No host synchronisation, no allocation of device memory; may be
+ * captured into a CUDA graph. Calls with the same arguments on the same GPU and libraries give the same bits.
+ *
+ * Products are those of cuBLASLt (libcublasLt.so.13 or .12): the one that the process has loaded already, as every
+ * process with torch's CUDA build has; else the one that VORTA_TRT_CUBLASLT names in the environment; else the one on
+ * the loader's path. Without one, and for fp8 where cuBLASLt or the GPU has no scales per row and column (they need
+ * compute capability 9.0 and CUDA 12.9), the kernel of this library computes the same, more slowly. */
+VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);
+
+/* Which products calls on the current device take: "cublaslt 13.1.0" or "sm80" (the kernel of this library). `reason`
+ * takes why, "" where it is cuBLASLt's; it may be NULL. Both are valid until the thread's next call. */
+VORTA_API const char* vorta_linear_backend(int32_t precision, const char** reason);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* VORTA_TRT_LINEAR_H_ */

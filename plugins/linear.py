@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mirror of `include/vorta_trt/linear.h`: a linear layer in 16 bits or with fp8 products, on CUDA memory."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure
+
+ACTIVATIONS = ("none", "gelu_tanh")
+"""What may follow the product; the index is the C API's value."""
+LINEAR_PRECISIONS = ("same", "fp8")
+"""What is multiplied: numbers of the activations' type, or e4m3; the index is the C API's value."""
+OWN_KERNEL = -1
+"""`candidate` of the kernel that is part of the library, which runs on every GPU; 0 is cuBLASLt's first choice."""
+_NAMES = {"dtype": KERNEL_DTYPES, "activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
+
+
+class LinearParams(SizedStructure):
+    """`vorta_linear_params`: everything about a call. Letters: R rows, K input features, O output features.
+
+    Pointers are integers; `dtype`, `activation` and `precision` may be names. Without `input_stride` and
+    `output_stride` rows are dense:
+    `LinearParams(dtype="bfloat16", rows=72000, in_features=5120, out_features=13824, activation="gelu_tanh", ...)`.
+    """
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("dtype", ctypes.c_int32),
+        ("precision", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("in_features", ctypes.c_int32),
+        ("out_features", ctypes.c_int32),
+        ("candidate", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("input", ctypes.c_void_p),
+        ("quantized_input", ctypes.c_void_p),
+        ("input_scale", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("weight_scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("input_stride", ctypes.c_int64),
+        ("output_stride", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_size_t),
+    ]
+
+    def __init__(self, **values: Any) -> None:
+        for name, choices in _NAMES.items():
+            if isinstance(values.get(name), str):
+                values[name] = choices.index(values[name])
+        values.setdefault("input_stride", values.get("in_features", 0))
+        values.setdefault("output_stride", values.get("out_features", 0))
+        super().__init__(**values)
+
+
+def validate(library: PluginLibrary, params: LinearParams) -> None:
+    """Checks that the library takes a call; pointers and strides are not looked at. Needs no GPU.
+
+    Args:
+        library: The library.
+        params: The call.
+
+    Raises:
+        LibraryError: It does not; the message names argument, value, rule and remedy.
+    """
+    library.call("vorta_linear_validate", ctypes.byref(params))
+
+
+def workspace_size(library: PluginLibrary, params: LinearParams) -> int:
+    """Asks for the scratch memory of one call. Needs no GPU.
+
+    Args:
+        library: The library.
+        params: The call; of its pointers only whether `quantized_input` is given matters.
+
+    Returns:
+        Bytes; they depend on the precision, the rows and the input features alone.
+
+    Raises:
+        LibraryError: The library does not take the call.
+    """
+    size = ctypes.c_size_t()
+    library.call("vorta_linear_workspace_size", ctypes.byref(params), ctypes.byref(size))
+    return size.value
+
+
+def enqueue(library: PluginLibrary, params: LinearParams, stream: int) -> None:
+    """Launches the layer on a stream and returns at once.
+
+    Args:
+        library: The library.
+        params: The call; its memory stays valid until the stream has done the work.
+        stream: A cudaStream_t as an integer, 0 for the default stream.
+
+    Raises:
+        LibraryError: An argument breaks a rule, or CUDA or cuBLASLt refuses the launch.
+    """
+    library.call("vorta_linear_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
