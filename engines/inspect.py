@@ -7,7 +7,6 @@ tells the engine itself, and it opens only on a GPU that can run it: without one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.engine_key import EngineKey
 from vorta_trt.engines.errors import BundleError
-from vorta_trt.engines.layers import LayerGraph, from_onnx, read_layers, readable_bytes
+from vorta_trt.engines.layers import LayerGraph, engine_information, from_onnx, read_layers, readable_bytes
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
 from vorta_trt.engines.plugin import load_plugin
@@ -52,7 +51,7 @@ class EngineReport(BaseModel):
     """What came out of it, read from the deserialized engine."""
 
     layers: int
-    layer_information: JsonValue  # TensorRT's own description: kernels, formats, shapes
+    layer_information: JsonValue  # TensorRT's own description: kernels, formats, shapes; None from the lean runtime
     device_memory_bytes: int
     streamable_weight_bytes: int | None
     auxiliary_streams: int
@@ -305,11 +304,9 @@ def read_engine(bundle: Bundle) -> EngineReport:
         engine = trt.Runtime(flavour.logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise BundleError(bundle.path, [f"{flavour.title} cannot load the plan: {'; '.join(collected.errors)}"])
-    inspector = engine.create_engine_inspector()
-    information: Any = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     return EngineReport(
         layers=engine.num_layers,
-        layer_information=information,
+        layer_information=engine_information(trt, engine),
         device_memory_bytes=engine.device_memory_size_v2
         if hasattr(engine, "device_memory_size_v2")
         else engine.device_memory_size,  # TensorRT 8.6

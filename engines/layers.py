@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -136,6 +137,22 @@ def from_onnx(model: Any) -> LayerGraph:
         for node in graph.node
     ]
     return LayerGraph(layers=constants + nodes, tensors=tensors)
+
+
+def engine_information(trt: Any, engine: Any) -> Any:
+    """Asks TensorRT's inspector about a loaded engine.
+
+    Args:
+        trt: TensorRT's module.
+        engine: The engine.
+
+    Returns:
+        Its description of kernels, formats and shapes; None from the lean and the dispatch runtime, whose bindings have
+        no inspector (their `create_engine_inspector` raises TypeError).
+    """
+    if not hasattr(trt, "EngineInspector"):
+        return None
+    return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def onnx_nodes(metadata: str | None) -> list[str]:

@@ -37,7 +37,8 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
         return path
     trt = flavour.module
     preload_parser_support(flavour)
-    trt.init_libnvinfer_plugins(flavour.logger, "")
+    if hasattr(trt, "init_libnvinfer_plugins"):  # the lean and dispatch runtimes have no plugins of their own
+        trt.init_libnvinfer_plugins(flavour.logger, "")
     with flavour.hub.collect() as collected:
         if registered(trt) is None:
             trt.get_plugin_registry().load_library(str(path))

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from vorta_trt.engines.layers import onnx_nodes
+from vorta_trt.engines.layers import engine_information, onnx_nodes
 from vorta_trt.engines.modules import module_of_layer
 from vorta_trt.model.tables import percent, table_lines
 
@@ -140,11 +139,9 @@ def _profiler(trt: Any) -> Any:
 
 
 def _nodes_of_layers(loaded: LoadedEngine) -> dict[str, list[str]]:
-    trt = loaded.flavour.module
-    inspector = loaded.engine.create_engine_inspector()
-    listed = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
+    information = engine_information(loaded.flavour.module, loaded.engine) or {}
     return {
         layer["Name"]: onnx_nodes(layer.get("Metadata"))
-        for layer in listed
+        for layer in information.get("Layers", [])
         if isinstance(layer, dict) and "Name" in layer  # plain names, where the engine was not built in detail
     }

@@ -55,6 +55,9 @@ class FakeTensorRT:
     class IProfiler:
         pass
 
+    class EngineInspector:
+        pass
+
     ProfilingVerbosity = ProfilingVerbosity
     TensorLocation = TensorLocation
     LayerInformationFormat = SimpleNamespace(JSON=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ...tensorrt_interface import read_bindings, same_or_fewer, tensorrt_10_13
 from . import fake_tensorrt
 from .fake_tensorrt import Context10, Context86, ContextRTX, Engine10, Engine86, EngineRTX, FakeTensorRT, RuntimeConfig
 
@@ -42,6 +43,39 @@ def test_the_real_bindings_have_every_name(package: str, engine: type, context: 
         assert {member.name for member in fake_tensorrt.Specialization} == set(specialization.__members__)
     else:
         assert not hasattr(trt, "DynamicShapesKernelSpecializationStrategy")
+
+
+NO_USE_IN_LEAN = {"create_engine_inspector"}  # `engine_information` does not call it there
+SET = {"IExecutionContext": {"nvtx_verbosity", "profiler"}, "ICudaEngine": {"weight_streaming_budget_v2"}}
+FAKES = {"ICudaEngine": Engine10, "IExecutionContext": Context10}
+FAKES_RTX = {"ICudaEngine": EngineRTX, "IExecutionContext": ContextRTX, "IRuntimeConfig": RuntimeConfig}
+
+
+@pytest.mark.parametrize(
+    ("version", "fakes"), [("10.13", FAKES), ("tensorrt_lean_bindings", FAKES), ("tensorrt_rtx", FAKES_RTX)]
+)
+def test_calls_that_the_fake_takes_are_calls_that_tensorrt_takes(version: str, fakes: dict[str, type]) -> None:
+    """The executor's tests make every call of the executor on the fakes: names and numbers of arguments are these."""
+    real = tensorrt_10_13() if version == "10.13" else read_bindings(importlib.import_module(version))
+    compared = 0
+    for kind, fake in fakes.items():
+        for name in sorted(
+            offered(fake, {"ICudaEngine": "engine", "IExecutionContext": "context"}.get(kind, "config"))
+        ):
+            assert name in real.attributes(kind), f"{real.name}: {kind} has no {name}"
+            made = vars(fake).get(name) or getattr(fake, name, None)
+            if callable(made):
+                signatures = real.method(kind, name)
+                assert same_or_fewer(made, signatures), f"{real.name}: {kind}.{name} takes {signatures}"
+                returned = {signature.return_annotation for signature in signatures}
+                usable = all(each.removeprefix("nvinfer1.") in real.classes for each in returned if "nvinfer1." in each)
+                assert usable or name in NO_USE_IN_LEAN, f"{real.name}: {kind}.{name} returns a type without bindings"
+                compared += 1
+    assert compared > 10
+    for kind, names in SET.items():
+        assert names <= {name for each in real.lineage(kind) for name in each.writable}
+    runtime = real.method("Runtime", "deserialize_cuda_engine")
+    assert same_or_fewer(fake_tensorrt.Runtime.deserialize_cuda_engine, runtime)
 
 
 def test_8_6_lacks_what_came_later() -> None:
