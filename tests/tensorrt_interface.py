@@ -100,7 +100,7 @@ def tensorrt_10_13() -> Interface:
     try:
         package = importlib.metadata.distribution("tensorrt-stubs")
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs the package tensorrt-stubs, which `pip install vorta-trt[dev]` brings")
+        pytest.skip("needs the stub: pip install --no-deps tensorrt-stubs==10.13.0.35.1 (make test does)")
     assert package.version.startswith("10.13."), package.version
     return read_stub(Path(str(package.locate_file("tensorrt_bindings/tensorrt.pyi"))), "TensorRT 10.13")
 
