@@ -3,23 +3,21 @@
 
 #include <string>
 
-#include "fields.h"
 #include "logger.h"
 #include "plugin.h"
 
 namespace vorta::plugin {
 
-RoutedAttentionCreator::RoutedAttentionCreator() : fields_(announcedFields(kRoutedAttention)) {
+Creator::Creator(const Operator& op) : operator_(op), fields_(announcedFields(op.fields)) {
   collection_.nbFields = static_cast<int32_t>(fields_.size());
   collection_.fields = fields_.data();
 }
 
-trt::IPluginV3* RoutedAttentionCreator::createPlugin(const trt::AsciiChar* name,
-                                                     const trt::PluginFieldCollection* fields,
-                                                     trt::TensorRTPhase /*phase*/) noexcept {
-  return guarded<trt::IPluginV3*>("createPlugin", nullptr, [&] {
+trt::IPluginV3* Creator::createPlugin(const trt::AsciiChar* name, const trt::PluginFieldCollection* fields,
+                                      trt::TensorRTPhase /*phase*/) noexcept {
+  return guarded<trt::IPluginV3*>(operator_.fields.name, "createPlugin", nullptr, [&] {
     try {
-      return new RoutedAttentionPlugin(attributesFromFields(fields));
+      return new Plugin(recordFromFields(operator_, fields));
     } catch (const PluginError& error) {
       const std::string layer = name == nullptr || *name == '\0' ? "" : std::string("layer ") + name + ": ";
       throw PluginError(layer + error.what());
@@ -27,9 +25,9 @@ trt::IPluginV3* RoutedAttentionCreator::createPlugin(const trt::AsciiChar* name,
   });
 }
 
-const trt::PluginFieldCollection* RoutedAttentionCreator::getFieldNames() noexcept { return &collection_; }
-const trt::AsciiChar* RoutedAttentionCreator::getPluginName() const noexcept { return kRoutedAttention.name; }
-const trt::AsciiChar* RoutedAttentionCreator::getPluginVersion() const noexcept { return kRoutedAttention.version; }
-const trt::AsciiChar* RoutedAttentionCreator::getPluginNamespace() const noexcept { return kOperatorNamespace; }
+const trt::PluginFieldCollection* Creator::getFieldNames() noexcept { return &collection_; }
+const trt::AsciiChar* Creator::getPluginName() const noexcept { return operator_.fields.name; }
+const trt::AsciiChar* Creator::getPluginVersion() const noexcept { return operator_.fields.version; }
+const trt::AsciiChar* Creator::getPluginNamespace() const noexcept { return kOperatorNamespace; }
 
 }  // namespace vorta::plugin

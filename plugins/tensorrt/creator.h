@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes RoutedAttention plugins from fields, for a network under construction and out of a serialized engine.
+// Makes the plugins of an operator from fields, for a network under construction and out of a serialized engine.
 #ifndef VORTA_TENSORRT_CREATOR_H_
 #define VORTA_TENSORRT_CREATOR_H_
 
 #include <vector>
 
-#include "field_list.h"
+#include "operator.h"
 
 namespace vorta::plugin {
 
-class RoutedAttentionCreator final : public trt::IPluginCreatorV3One {
+class Creator final : public trt::IPluginCreatorV3One {
  public:
-  RoutedAttentionCreator();
+  explicit Creator(const Operator& op);
 
   // Null, with a message in TensorRT's logger, if the fields break a rule.
   trt::IPluginV3* createPlugin(const trt::AsciiChar* name, const trt::PluginFieldCollection* fields,
@@ -23,6 +23,7 @@ class RoutedAttentionCreator final : public trt::IPluginCreatorV3One {
   const trt::AsciiChar* getPluginNamespace() const noexcept override;
 
  private:
+  const Operator& operator_;
   std::vector<trt::PluginField> fields_;
   trt::PluginFieldCollection collection_;
 };

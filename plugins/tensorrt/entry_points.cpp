@@ -11,10 +11,8 @@ extern "C" {
 VORTA_API void setLoggerFinder(void* finder) { vorta::plugin::rememberLoggerFinder(finder); }
 
 VORTA_API vorta::trt::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static vorta::plugin::RoutedAttentionCreator creator;
-  static vorta::trt::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
-  return creators;
+  static const vorta::plugin::Creators<vorta::plugin::Creator, vorta::trt::IPluginCreatorInterface> creators;
+  return creators.list(count);
 }
 
 }  // extern "C"

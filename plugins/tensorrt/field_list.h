@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Identity of the operator and its list of fields: what an ONNX node carries as attributes, what an engine stores, and
-// (with the C API header) what VORTA_ABI_HASH is made from. A change of meaning raises kOperatorVersion.
+// The fields of every operator, in order: what an ONNX node carries as attributes, what an engine stores, and (with
+// routed_attention.h) what VORTA_ABI_HASH is made from. A change of meaning raises the operator's version, which stands
+// in operators/.
 #ifndef VORTA_TENSORRT_FIELD_LIST_H_
 #define VORTA_TENSORRT_FIELD_LIST_H_
 
@@ -9,9 +10,7 @@
 
 namespace vorta::plugin {
 
-inline constexpr char kOperatorName[] = "RoutedAttention";
 inline constexpr char kOperatorNamespace[] = "vorta";
-inline constexpr char kOperatorVersion[] = "1";
 
 enum class Presence { kRequired, kOptional };
 
@@ -22,7 +21,7 @@ struct FieldSpec {
   Presence presence;
 };
 
-inline constexpr FieldSpec kFieldList[] = {
+inline constexpr FieldSpec kRoutedAttentionFields[] = {
     {"grid", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
     {"tile", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
     {"window", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
@@ -33,7 +32,15 @@ inline constexpr FieldSpec kFieldList[] = {
     {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
     {"attention_precision", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "same"
 };
-inline constexpr int32_t kFieldCount = sizeof(kFieldList) / sizeof(kFieldList[0]);
+
+inline constexpr FieldSpec kCrossAttentionFields[] = {
+    {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
+};
+
+template <int32_t count>
+constexpr int32_t countOf(const FieldSpec (&)[count]) {
+  return count;
+}
 
 }  // namespace vorta::plugin
 

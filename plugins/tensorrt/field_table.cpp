@@ -220,6 +220,21 @@ std::string textOf(const FieldTable& table, const FieldSpec& spec, const char* i
 
 }  // namespace
 
+size_t recordBytes(const FieldTable& table) {
+  size_t bytes = 0;
+  for (int32_t i = 0; i < table.count; ++i) bytes += recordBytes(table.fields[i]);
+  return bytes;
+}
+
+int32_t integerField(const FieldTable& table, const void* record, const char* name) {
+  const char* item = static_cast<const char*>(record);
+  const FieldSpec* field = table.fields;
+  for (; std::strcmp(field->name, name) != 0; ++field) item += recordBytes(*field);
+  int32_t value;
+  std::memcpy(&value, item, sizeof(value));
+  return value;
+}
+
 std::vector<PluginField> announcedFields(const FieldTable& table) {
   std::vector<PluginField> fields;
   for (int32_t i = 0; i < table.count; ++i) {
@@ -266,9 +281,7 @@ std::string describeFields(const FieldTable& table, const void* record) {
 }
 
 SerializedFields::SerializedFields(const FieldTable& table, const void* record) {
-  size_t bytes = 0;
-  for (int32_t i = 0; i < table.count; ++i) bytes += recordBytes(table.fields[i]);
-  record_.assign(static_cast<const char*>(record), static_cast<const char*>(record) + bytes);
+  record_.assign(static_cast<const char*>(record), static_cast<const char*>(record) + recordBytes(table));
   const char* item = record_.data();
   for (int32_t i = 0; i < table.count; ++i) {
     const FieldSpec& spec = table.fields[i];

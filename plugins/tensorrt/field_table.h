@@ -37,6 +37,12 @@ constexpr size_t recordBytes(const FieldSpec& field) {
   return kItemBytes * static_cast<size_t>(field.length == 0 ? 1 : field.length);
 }
 
+// Bytes of the whole record.
+size_t recordBytes(const FieldTable& table);
+
+// The value of an integer field.
+int32_t integerField(const FieldTable& table, const void* record, const char* name);
+
 // The fields without values, as a creator announces them.
 std::vector<trt::PluginField> announcedFields(const FieldTable& table);
 

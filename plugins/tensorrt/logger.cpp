@@ -77,9 +77,9 @@ void rememberLoggerFinder(void* finder) noexcept {
   }
 }
 
-void logError(const char* where, const char* message) noexcept {
+void logError(const char* name, const char* where, const char* message) noexcept {
   char line[2048];  // no allocation: this also reports std::bad_alloc
-  std::snprintf(line, sizeof(line), "[%s::%s] %s: %s", kOperatorNamespace, kOperatorName, where, message);
+  std::snprintf(line, sizeof(line), "[%s::%s] %s: %s", kOperatorNamespace, name, where, message);
   if (!logThrough(versionedFinder, line) && !logThrough(plainFinder, line)) std::fprintf(stderr, "%s\n", line);
 }
 

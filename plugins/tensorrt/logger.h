@@ -20,18 +20,18 @@ class PluginError : public std::runtime_error {
 // property. Null, or one of a TensorRT whose layout is not known, leaves stderr.
 void rememberLoggerFinder(void* finder) noexcept;
 
-// Sends "[vorta::RoutedAttention] where: message" to TensorRT's logger, to stderr where there is none.
-void logError(const char* where, const char* message) noexcept;
+// Sends "[vorta::NAME] where: message" to TensorRT's logger, to stderr where there is none; `name` is the operator's.
+void logError(const char* name, const char* where, const char* message) noexcept;
 
 // Runs `body`; an exception becomes a message and the value `failure`.
 template <typename Result, typename Body>
-Result guarded(const char* where, Result failure, Body&& body) noexcept {
+Result guarded(const char* name, const char* where, Result failure, Body&& body) noexcept {
   try {
     return std::forward<Body>(body)();
   } catch (const std::exception& error) {
-    logError(where, error.what());
+    logError(name, where, error.what());
   } catch (...) {
-    logError(where, "unknown exception");
+    logError(name, where, "unknown exception");
   }
   return failure;
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin.h"
 
-#include <algorithm>
+#include <utility>
 #include <vector>
 
-#include "layer.h"
 #include "logger.h"
-#include "shapes.h"
+#include "tensor_rules.h"
+#include "vorta_trt/routed_attention.h"
 
 namespace vorta::plugin {
 namespace {
@@ -47,13 +47,14 @@ std::vector<Dims> shapesOf(const trt::DimsExprs* tensors, int32_t count) {
 
 }  // namespace
 
-RoutedAttentionPlugin::RoutedAttentionPlugin(const Attributes& attributes)
-    : attributes_(attributes),
-      fields_(kRoutedAttention, attributes.record()),
-      metadata_(describeFields(kRoutedAttention, attributes.record())),
-      timingCacheId_(metadata_ + " vorta_trt=" + vorta_version() + " abi=" + vorta_abi_hash()) {}
+Plugin::Plugin(Record record)
+    : record_(std::move(record)),
+      fields_(op().fields, record_.data()),
+      metadata_(describeFields(op().fields, record_.data())),
+      timingCacheId_(metadata_ + " operator=" + op().fields.name + " vorta_trt=" + vorta_version() +
+                     " abi=" + vorta_abi_hash()) {}
 
-trt::IPluginCapability* RoutedAttentionPlugin::getCapabilityInterface(trt::PluginCapabilityType type) noexcept {
+trt::IPluginCapability* Plugin::getCapabilityInterface(trt::PluginCapabilityType type) noexcept {
   switch (type) {
     case trt::PluginCapabilityType::kCORE:
       return static_cast<trt::IPluginV3OneCore*>(this);
@@ -65,96 +66,98 @@ trt::IPluginCapability* RoutedAttentionPlugin::getCapabilityInterface(trt::Plugi
   return nullptr;
 }
 
-trt::IPluginV3* RoutedAttentionPlugin::clone() noexcept {
-  return guarded<trt::IPluginV3*>("clone", nullptr, [&] { return new RoutedAttentionPlugin(attributes_); });
+trt::IPluginV3* Plugin::clone() noexcept {
+  return guarded<trt::IPluginV3*>(getPluginName(), "clone", nullptr, [&] { return new Plugin(record_); });
 }
 
-const trt::AsciiChar* RoutedAttentionPlugin::getPluginName() const noexcept { return kRoutedAttention.name; }
-const trt::AsciiChar* RoutedAttentionPlugin::getPluginVersion() const noexcept { return kRoutedAttention.version; }
-const trt::AsciiChar* RoutedAttentionPlugin::getPluginNamespace() const noexcept { return kOperatorNamespace; }
-int32_t RoutedAttentionPlugin::getNbOutputs() const noexcept { return kOutputCount; }
-const char* RoutedAttentionPlugin::getTimingCacheID() noexcept { return timingCacheId_.c_str(); }
-const char* RoutedAttentionPlugin::getMetadataString() noexcept { return metadata_.c_str(); }
+const trt::AsciiChar* Plugin::getPluginName() const noexcept { return op().fields.name; }
+const trt::AsciiChar* Plugin::getPluginVersion() const noexcept { return op().fields.version; }
+const trt::AsciiChar* Plugin::getPluginNamespace() const noexcept { return kOperatorNamespace; }
+int32_t Plugin::getNbOutputs() const noexcept { return outputCountOf(record_); }
+const char* Plugin::getTimingCacheID() noexcept { return timingCacheId_.c_str(); }
+const char* Plugin::getMetadataString() noexcept { return metadata_.c_str(); }
 
-int32_t RoutedAttentionPlugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount,
-                                                  const DataType* inputTypes, int32_t inputCount) const noexcept {
-  return guarded("getOutputDataTypes", kFailure, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    checkTypes(attributes_, inputTypes);
-    outputTypes[kAttention] = inputTypes[kQuery];
+int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, const DataType* inputTypes,
+                                   int32_t inputCount) const noexcept {
+  return guarded(getPluginName(), "getOutputDataTypes", kFailure, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    checkTypes(record_, inputTypes);
+    for (int32_t output = 0; output < outputCount; ++output) outputTypes[output] = inputTypes[0];
     return kSuccess;
   });
 }
 
-int32_t RoutedAttentionPlugin::getOutputShapes(const trt::DimsExprs* inputs, int32_t inputCount,
-                                               const trt::DimsExprs* /*shapeInputs*/, int32_t /*shapeInputCount*/,
-                                               trt::DimsExprs* outputs, int32_t outputCount,
-                                               trt::IExprBuilder& /*builder*/) noexcept {
-  return guarded("getOutputShapes", kFailure, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    checkedProblemOf(attributes_, DataType::kHALF, shapesOf(inputs, inputCount));
-    outputs[kAttention] = inputs[kQuery];
-    return kSuccess;
-  });
-}
-
-bool RoutedAttentionPlugin::supportsFormatCombination(int32_t position, const trt::DynamicPluginTensorDesc* tensors,
-                                                      int32_t inputCount, int32_t outputCount) noexcept {
-  if (inputCount != inputCountOf(attributes_) || outputCount != kOutputCount || position < 0 ||
-      position >= inputCount + outputCount || tensors[position].desc.format != trt::TensorFormat::kLINEAR) {
-    return false;
-  }
-  const DataType type = tensors[position].desc.type;
-  if (position == kQuery) return isActivationType(type);
-  if (position >= kRoutes && position < inputCount) return type == DataType::kINT32;
-  return type == tensors[kQuery].desc.type;  // key, value and output
-}
-
-int32_t RoutedAttentionPlugin::configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
-                                               const trt::DynamicPluginTensorDesc* /*outputs*/,
-                                               int32_t outputCount) noexcept {
-  return guarded("configurePlugin", kFailure, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    for (Bound bound : {Bound::kNetwork, Bound::kMax}) {
-      checkedProblemOf(attributes_, inputs[kQuery].desc.type, shapesOf(inputs, inputCount, bound));
+int32_t Plugin::getOutputShapes(const trt::DimsExprs* inputs, int32_t inputCount, const trt::DimsExprs* /*shapeInputs*/,
+                                int32_t /*shapeInputCount*/, trt::DimsExprs* outputs, int32_t outputCount,
+                                trt::IExprBuilder& builder) noexcept {
+  return guarded(getPluginName(), "getOutputShapes", kFailure, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    const std::vector<Dims> shapes = shapesOf(inputs, inputCount);
+    const Setting setting{record_, DataType::kHALF, shapes};
+    op().check(setting);
+    for (int32_t output = 0; output < outputCount; ++output) {
+      outputs[output].nbDims = 0;
+      for (const OutputAxis& axis : op().outputShape(output, setting)) {
+        outputs[output].d[outputs[output].nbDims++] =
+            axis.input < 0 ? builder.constant(axis.constant) : inputs[axis.input].d[axis.axis];
+      }
     }
     return kSuccess;
   });
 }
 
-size_t RoutedAttentionPlugin::getWorkspaceSize(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
-                                               const trt::DynamicPluginTensorDesc* /*outputs*/,
-                                               int32_t outputCount) const noexcept {
-  return guarded<size_t>("getWorkspaceSize", 0, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    return workspaceBytes(attributes_, inputs[kQuery].desc.type, shapesOf(inputs, inputCount, Bound::kMax));
-  });
+bool Plugin::supportsFormatCombination(int32_t position, const trt::DynamicPluginTensorDesc* tensors,
+                                       int32_t inputCount, int32_t outputCount) noexcept {
+  if (inputCount != inputCountOf(record_) || outputCount != outputCountOf(record_) || position < 0 ||
+      position >= inputCount + outputCount || tensors[position].desc.format != trt::TensorFormat::kLINEAR) {
+    return false;
+  }
+  const TensorSpec& tensor = position < inputCount ? op().inputs[position] : op().outputs[position - inputCount];
+  return fits(tensor.holds, tensors[position].desc.type, tensors[0].desc.type);
 }
 
-int32_t RoutedAttentionPlugin::onShapeChange(const trt::PluginTensorDesc* inputs, int32_t inputCount,
-                                             const trt::PluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
-  return guarded("onShapeChange", kFailure, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    checkedProblemOf(attributes_, inputs[kQuery].type, shapesOf(inputs, inputCount));
+int32_t Plugin::configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
+                                const trt::DynamicPluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
+  return guarded(getPluginName(), "configurePlugin", kFailure, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    for (Bound bound : {Bound::kNetwork, Bound::kMax}) {
+      op().check({record_, inputs[0].desc.type, shapesOf(inputs, inputCount, bound)});
+    }
     return kSuccess;
   });
 }
 
-int32_t RoutedAttentionPlugin::enqueue(const trt::PluginTensorDesc* inputDescs,
-                                       const trt::PluginTensorDesc* /*outputDescs*/, const void* const* inputs,
-                                       void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
-  return guarded("enqueue", kFailure, [&] {
-    launch(attributes_, inputDescs[kQuery].type, inputDescs[kQuery].dims, inputs, outputs, workspace, stream);
+size_t Plugin::getWorkspaceSize(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,
+                                const trt::DynamicPluginTensorDesc* /*outputs*/, int32_t outputCount) const noexcept {
+  return guarded<size_t>(getPluginName(), "getWorkspaceSize", 0, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    return op().checkedWorkspaceBytes({record_, inputs[0].desc.type, shapesOf(inputs, inputCount, Bound::kMax)});
+  });
+}
+
+int32_t Plugin::onShapeChange(const trt::PluginTensorDesc* inputs, int32_t inputCount,
+                              const trt::PluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
+  return guarded(getPluginName(), "onShapeChange", kFailure, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    op().check({record_, inputs[0].type, shapesOf(inputs, inputCount)});
     return kSuccess;
   });
 }
 
-trt::IPluginV3* RoutedAttentionPlugin::attachToContext(trt::IPluginResourceContext* /*context*/) noexcept {
+int32_t Plugin::enqueue(const trt::PluginTensorDesc* inputDescs, const trt::PluginTensorDesc* /*outputDescs*/,
+                        const void* const* inputs, void* const* outputs, void* workspace,
+                        cudaStream_t stream) noexcept {
+  return guarded(getPluginName(), "enqueue", kFailure, [&] {
+    const std::vector<Dims> shapes = shapesOf(inputDescs, inputCountOf(record_));
+    op().enqueue({record_, inputDescs[0].type, shapes}, {inputs, outputs, workspace, stream});
+    return kSuccess;
+  });
+}
+
+trt::IPluginV3* Plugin::attachToContext(trt::IPluginResourceContext* /*context*/) noexcept {
   return clone();  // no state per context: everything lives in the workspace
 }
 
-const trt::PluginFieldCollection* RoutedAttentionPlugin::getFieldsToSerialize() noexcept {
-  return fields_.collection();
-}
+const trt::PluginFieldCollection* Plugin::getFieldsToSerialize() noexcept { return fields_.collection(); }
 
 }  // namespace vorta::plugin

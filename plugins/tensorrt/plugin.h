@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The RoutedAttention layer as TensorRT sees it. It validates, sizes the workspace and launches; the attention itself
-// lives behind the C API (vorta_trt/routed_attention.h).
+// A layer of any operator as TensorRT sees it. It validates, sizes the workspace and launches; what that means for an
+// operator stands in its table (operator.h), and the computing lives behind the C API.
 #ifndef VORTA_TENSORRT_PLUGIN_H_
 #define VORTA_TENSORRT_PLUGIN_H_
 
 #include <string>
 
-#include "fields.h"
+#include "operator.h"
 #include "tensorrt_api.h"
 
 namespace vorta::plugin {
 
-class RoutedAttentionPlugin final : public trt::IPluginV3,
-                                    public trt::IPluginV3OneCore,
-                                    public trt::IPluginV3OneBuild,
-                                    public trt::IPluginV3OneRuntime {
+class Plugin final : public trt::IPluginV3,
+                     public trt::IPluginV3OneCore,
+                     public trt::IPluginV3OneBuild,
+                     public trt::IPluginV3OneRuntime {
  public:
-  explicit RoutedAttentionPlugin(const Attributes& attributes);
+  explicit Plugin(Record record);
 
   // IPluginV3
   trt::IPluginCapability* getCapabilityInterface(trt::PluginCapabilityType type) noexcept override;
@@ -54,7 +54,9 @@ class RoutedAttentionPlugin final : public trt::IPluginV3,
   const trt::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
-  Attributes attributes_;
+  const Operator& op() const { return record_.op(); }
+
+  Record record_;
   SerializedFields fields_;
   std::string metadata_;
   std::string timingCacheId_;

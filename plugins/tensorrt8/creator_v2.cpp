@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "fields.h"
 #include "logger.h"
 #include "plugin_v2.h"
 #include "serialized.h"
@@ -23,13 +22,13 @@ std::vector<trt::PluginField> fieldsOf(const trt8::PluginFieldCollection& collec
   return fields;
 }
 
-// Runs `attributes` and makes a plugin from what it gives; messages say which layer they are about.
-template <typename AttributesOf>
-trt8::IPluginV2* make(const char* where, const trt8::AsciiChar* name, const std::string& pluginNamespace,
-                      AttributesOf&& attributesOf) noexcept {
-  return guarded<trt8::IPluginV2*>(where, nullptr, [&]() -> trt8::IPluginV2* {
+// Runs `recordOf` and makes a plugin from what it gives; messages say which layer they are about.
+template <typename RecordOf>
+trt8::IPluginV2* make(const Operator& op, const char* where, const trt8::AsciiChar* name,
+                      const std::string& pluginNamespace, RecordOf&& recordOf) noexcept {
+  return guarded<trt8::IPluginV2*>(op.fields.name, where, nullptr, [&]() -> trt8::IPluginV2* {
     try {
-      return new RoutedAttentionPluginV2(std::forward<AttributesOf>(attributesOf)(), pluginNamespace);
+      return new PluginV2(std::forward<RecordOf>(recordOf)(), pluginNamespace);
     } catch (const PluginError& error) {
       const std::string layer = name == nullptr || *name == '\0' ? "" : std::string("layer ") + name + ": ";
       throw PluginError(layer + error.what());
@@ -39,8 +38,8 @@ trt8::IPluginV2* make(const char* where, const trt8::AsciiChar* name, const std:
 
 }  // namespace
 
-RoutedAttentionCreatorV2::RoutedAttentionCreatorV2() {
-  for (const trt::PluginField& field : announcedFields(kRoutedAttention)) {
+CreatorV2::CreatorV2(const Operator& op) : operator_(op) {
+  for (const trt::PluginField& field : announcedFields(op.fields)) {
     const auto type = static_cast<trt8::PluginFieldType>(static_cast<int32_t>(field.type));
     fields_.emplace_back(field.name, nullptr, type, field.length);
   }
@@ -48,31 +47,31 @@ RoutedAttentionCreatorV2::RoutedAttentionCreatorV2() {
   collection_.fields = fields_.data();
 }
 
-trt8::IPluginV2* RoutedAttentionCreatorV2::createPlugin(const trt8::AsciiChar* name,
-                                                        const trt8::PluginFieldCollection* fields) noexcept {
-  return make("createPlugin", name, namespace_, [&] {
-    if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr)) return attributesFromFields(nullptr);
+trt8::IPluginV2* CreatorV2::createPlugin(const trt8::AsciiChar* name,
+                                         const trt8::PluginFieldCollection* fields) noexcept {
+  return make(operator_, "createPlugin", name, namespace_, [&] {
+    if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr))
+      return recordFromFields(operator_, nullptr);
     const std::vector<trt::PluginField> converted = fieldsOf(*fields);
     const trt::PluginFieldCollection collection{static_cast<int32_t>(converted.size()), converted.data()};
-    return attributesFromFields(&collection);
+    return recordFromFields(operator_, &collection);
   });
 }
 
-trt8::IPluginV2* RoutedAttentionCreatorV2::deserializePlugin(const trt8::AsciiChar* name, const void* data,
-                                                             size_t bytes) noexcept {
-  return make("deserializePlugin", name, namespace_, [&] { return readAttributes(data, bytes); });
+trt8::IPluginV2* CreatorV2::deserializePlugin(const trt8::AsciiChar* name, const void* data, size_t bytes) noexcept {
+  return make(operator_, "deserializePlugin", name, namespace_, [&] { return readRecord(operator_, data, bytes); });
 }
 
-void RoutedAttentionCreatorV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {
-  guarded("setPluginNamespace", 0, [&] {
+void CreatorV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {
+  guarded(getPluginName(), "setPluginNamespace", 0, [&] {
     namespace_ = pluginNamespace == nullptr ? "" : pluginNamespace;
     return 0;
   });
 }
 
-const trt8::PluginFieldCollection* RoutedAttentionCreatorV2::getFieldNames() noexcept { return &collection_; }
-const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginName() const noexcept { return kRoutedAttention.name; }
-const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginVersion() const noexcept { return kRoutedAttention.version; }
-const trt8::AsciiChar* RoutedAttentionCreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
+const trt8::PluginFieldCollection* CreatorV2::getFieldNames() noexcept { return &collection_; }
+const trt8::AsciiChar* CreatorV2::getPluginName() const noexcept { return operator_.fields.name; }
+const trt8::AsciiChar* CreatorV2::getPluginVersion() const noexcept { return operator_.fields.version; }
+const trt8::AsciiChar* CreatorV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
 
 }  // namespace vorta::plugin

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes RoutedAttention plugins for TensorRT 8.6, from the attributes of a node and out of a serialized engine.
+// Makes the plugins of an operator for TensorRT 8.6, from the attributes of a node and out of a serialized engine.
 #ifndef VORTA_TENSORRT8_CREATOR_V2_H_
 #define VORTA_TENSORRT8_CREATOR_V2_H_
 
 #include <string>
 #include <vector>
 
-#include "field_list.h"
+#include "operator.h"
 #include "tensorrt8_api.h"
 
 namespace vorta::plugin {
 
-class RoutedAttentionCreatorV2 final : public trt8::IPluginCreator {
+class CreatorV2 final : public trt8::IPluginCreator {
  public:
-  RoutedAttentionCreatorV2();
+  explicit CreatorV2(const Operator& op);
 
   const trt8::AsciiChar* getPluginName() const noexcept override;
   const trt8::AsciiChar* getPluginVersion() const noexcept override;
@@ -27,6 +27,7 @@ class RoutedAttentionCreatorV2 final : public trt8::IPluginCreator {
   const trt8::AsciiChar* getPluginNamespace() const noexcept override;
 
  private:
+  const Operator& operator_;
   std::string namespace_ = kOperatorNamespace;
   std::vector<trt8::PluginField> fields_;
   trt8::PluginFieldCollection collection_;

@@ -6,8 +6,6 @@
 #include "vorta_trt/routed_attention.h"  // VORTA_API
 
 extern "C" VORTA_API vorta::trt8::IPluginCreator* const* getPluginCreators(int32_t& count) {
-  static vorta::plugin::RoutedAttentionCreatorV2 creator;
-  static vorta::trt8::IPluginCreator* const creators[] = {&creator};
-  count = 1;
-  return creators;
+  static const vorta::plugin::Creators<vorta::plugin::CreatorV2, vorta::trt8::IPluginCreator> creators;
+  return creators.list(count);
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin_v2.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
-#include "layer.h"
 #include "logger.h"
 #include "serialized.h"
-#include "shapes.h"
+#include "tensor_rules.h"
 
 namespace vorta::plugin {
 namespace {
@@ -43,93 +43,105 @@ trt8::Dims constantExtents(const trt8::DimsExprs& tensor) {
   return dims;
 }
 
+bool isOpen(const std::vector<trt::Dims>& shapes) {
+  return std::any_of(shapes.begin(), shapes.end(), [](const trt::Dims& dims) {
+    return std::any_of(dims.d, dims.d + dims.nbDims, [](int64_t extent) { return extent == kUnknown; });
+  });
+}
+
 }  // namespace
 
-RoutedAttentionPluginV2::RoutedAttentionPluginV2(const Attributes& attributes, std::string pluginNamespace)
-    : attributes_(attributes), namespace_(std::move(pluginNamespace)) {}
+PluginV2::PluginV2(Record record, std::string pluginNamespace)
+    : record_(std::move(record)), namespace_(std::move(pluginNamespace)) {}
 
-const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginType() const noexcept { return kRoutedAttention.name; }
-const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginVersion() const noexcept { return kRoutedAttention.version; }
-int32_t RoutedAttentionPluginV2::getNbOutputs() const noexcept { return kOutputCount; }
-size_t RoutedAttentionPluginV2::getSerializationSize() const noexcept { return kSerializedBytes; }
-void RoutedAttentionPluginV2::serialize(void* buffer) const noexcept { writeAttributes(attributes_, buffer); }
-void RoutedAttentionPluginV2::destroy() noexcept { delete this; }
-const trt8::AsciiChar* RoutedAttentionPluginV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
+const trt8::AsciiChar* PluginV2::getPluginType() const noexcept { return op().fields.name; }
+const trt8::AsciiChar* PluginV2::getPluginVersion() const noexcept { return op().fields.version; }
+int32_t PluginV2::getNbOutputs() const noexcept { return outputCountOf(record_); }
+size_t PluginV2::getSerializationSize() const noexcept { return serializedBytes(record_.op()); }
+void PluginV2::serialize(void* buffer) const noexcept { writeRecord(record_, buffer); }
+void PluginV2::destroy() noexcept { delete this; }
+const trt8::AsciiChar* PluginV2::getPluginNamespace() const noexcept { return namespace_.c_str(); }
 
-void RoutedAttentionPluginV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {
-  guarded("setPluginNamespace", kFailure, [&] {
+void PluginV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {
+  guarded(getPluginType(), "setPluginNamespace", kFailure, [&] {
     namespace_ = pluginNamespace == nullptr ? "" : pluginNamespace;
     return kSuccess;
   });
 }
 
-trt8::IPluginV2DynamicExt* RoutedAttentionPluginV2::clone() const noexcept {
-  return guarded<trt8::IPluginV2DynamicExt*>("clone", nullptr, [&] {
-    auto* copy = new RoutedAttentionPluginV2(attributes_, namespace_);
+trt8::IPluginV2DynamicExt* PluginV2::clone() const noexcept {
+  return guarded<trt8::IPluginV2DynamicExt*>(getPluginType(), "clone", nullptr, [&] {
+    auto* copy = new PluginV2(record_, namespace_);
     copy->shapesFit_ = shapesFit_;
     return copy;
   });
 }
 
 // TensorRT 8 tells float32 for every kind of float here; supportsFormatCombination() settles which it is.
-trt8::DataType RoutedAttentionPluginV2::getOutputDataType(int32_t /*index*/, const trt8::DataType* inputTypes,
-                                                          int32_t /*inputCount*/) const noexcept {
-  return inputTypes[kQuery];
+trt8::DataType PluginV2::getOutputDataType(int32_t /*index*/, const trt8::DataType* inputTypes,
+                                           int32_t /*inputCount*/) const noexcept {
+  return inputTypes[0];
 }
 
-trt8::DimsExprs RoutedAttentionPluginV2::getOutputDimensions(int32_t /*output*/, const trt8::DimsExprs* inputs,
-                                                             int32_t inputCount,
-                                                             trt8::IExprBuilder& /*builder*/) noexcept {
-  return guarded("getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
-    checkCounts(attributes_, inputCount, kOutputCount);
-    checkedProblemOf(attributes_, trt::DataType::kHALF, shapesOf(inputs, inputCount, constantExtents));
-    return inputs[kQuery];
+trt8::DimsExprs PluginV2::getOutputDimensions(int32_t output, const trt8::DimsExprs* inputs, int32_t inputCount,
+                                              trt8::IExprBuilder& builder) noexcept {
+  return guarded(getPluginType(), "getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
+    checkCounts(record_, inputCount, outputCountOf(record_));
+    const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, constantExtents);
+    const Setting setting{record_, trt::DataType::kHALF, shapes};
+    op().check(setting);
+    trt8::DimsExprs dims{0, {}};
+    for (const OutputAxis& axis : op().outputShape(output, setting)) {
+      dims.d[dims.nbDims++] =
+          axis.input < 0 ? builder.constant(static_cast<int32_t>(axis.constant)) : inputs[axis.input].d[axis.axis];
+    }
+    return dims;
   });
 }
 
-bool RoutedAttentionPluginV2::supportsFormatCombination(int32_t position, const trt8::PluginTensorDesc* tensors,
-                                                        int32_t inputCount, int32_t outputCount) noexcept {
-  if (inputCount != inputCountOf(attributes_) || outputCount != kOutputCount || position < 0 ||
-      position >= inputCount + outputCount || tensors[position].format != trt8::TensorFormat::kLINEAR) {
+bool PluginV2::supportsFormatCombination(int32_t position, const trt8::PluginTensorDesc* tensors, int32_t inputCount,
+                                         int32_t outputCount) noexcept {
+  if (inputCount != inputCountOf(record_) || outputCount != outputCountOf(record_) || position < 0 ||
+      position >= inputCount + outputCount || tensors[position].format != trt8::TensorFormat::kLINEAR ||
+      tensors[position].type == trt8::DataType::kFP8) {  // 8.6 names the type and has nothing that makes it
     return false;
   }
-  const bool isInteger = position >= kRoutes && position < inputCount;
-  return tensors[position].type == (isInteger ? trt8::DataType::kINT32 : trt8::DataType::kHALF);
+  const TensorSpec& tensor = position < inputCount ? op().inputs[position] : op().outputs[position - inputCount];
+  return fits(tensor.holds, widened(tensors[position].type), trt::DataType::kHALF);
 }
 
-void RoutedAttentionPluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int32_t inputCount,
-                                              const trt8::DynamicPluginTensorDesc* /*outputs*/,
-                                              int32_t outputCount) noexcept {
-  shapesFit_ = guarded("configurePlugin", false, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
-    const trt::DataType type = widened(inputs[kQuery].desc.type);
+void PluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int32_t inputCount,
+                               const trt8::DynamicPluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
+  shapesFit_ = guarded(getPluginType(), "configurePlugin", false, [&] {
+    checkCounts(record_, inputCount, outputCount);
+    const trt::DataType type = widened(inputs[0].desc.type);
     const auto given = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.desc.dims; };
     const auto largest = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.max; };
     const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, given);
-    checkedProblemOf(attributes_, type, shapes);
-    // The batch is open while an engine is built. When it runs, shapes are final and nothing is said of the bounds.
-    if (shapes[kQuery].d[0] == kUnknown) checkedProblemOf(attributes_, type, shapesOf(inputs, inputCount, largest));
+    op().check({record_, type, shapes});
+    // Extents are open while an engine is built. When it runs, shapes are final and nothing is said of the bounds.
+    if (isOpen(shapes)) op().check({record_, type, shapesOf(inputs, inputCount, largest)});
     return true;
   });
 }
 
-size_t RoutedAttentionPluginV2::getWorkspaceSize(const trt8::PluginTensorDesc* inputs, int32_t inputCount,
-                                                 const trt8::PluginTensorDesc* /*outputs*/,
-                                                 int32_t outputCount) const noexcept {
-  return guarded<size_t>("getWorkspaceSize", 0, [&] {
-    checkCounts(attributes_, inputCount, outputCount);
+size_t PluginV2::getWorkspaceSize(const trt8::PluginTensorDesc* inputs, int32_t inputCount,
+                                  const trt8::PluginTensorDesc* /*outputs*/, int32_t outputCount) const noexcept {
+  return guarded<size_t>(getPluginType(), "getWorkspaceSize", 0, [&] {
+    checkCounts(record_, inputCount, outputCount);
     const auto given = [](const trt8::PluginTensorDesc& tensor) { return tensor.dims; };
-    return workspaceBytes(attributes_, widened(inputs[kQuery].type), shapesOf(inputs, inputCount, given));
+    return op().checkedWorkspaceBytes({record_, widened(inputs[0].type), shapesOf(inputs, inputCount, given)});
   });
 }
 
-int32_t RoutedAttentionPluginV2::enqueue(const trt8::PluginTensorDesc* inputDescs,
-                                         const trt8::PluginTensorDesc* /*outputDescs*/, const void* const* inputs,
-                                         void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+int32_t PluginV2::enqueue(const trt8::PluginTensorDesc* inputDescs, const trt8::PluginTensorDesc* /*outputDescs*/,
+                          const void* const* inputs, void* const* outputs, void* workspace,
+                          cudaStream_t stream) noexcept {
   if (!shapesFit_) return kFailure;  // configurePlugin() has said why
-  return guarded("enqueue", kFailure, [&] {
-    const trt8::PluginTensorDesc& query = inputDescs[kQuery];
-    launch(attributes_, widened(query.type), widened(query.dims), inputs, outputs, workspace, stream);
+  return guarded(getPluginType(), "enqueue", kFailure, [&] {
+    const auto given = [](const trt8::PluginTensorDesc& tensor) { return tensor.dims; };
+    const std::vector<trt::Dims> shapes = shapesOf(inputDescs, inputCountOf(record_), given);
+    op().enqueue({record_, widened(inputDescs[0].type), shapes}, {inputs, outputs, workspace, stream});
     return kSuccess;
   });
 }

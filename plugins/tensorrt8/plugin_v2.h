@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The RoutedAttention layer as TensorRT 8.6 sees it: an IPluginV2DynamicExt over the fields, rules and kernels that the
-// V3 plugin (../tensorrt) uses. float16 only, for TensorRT 8.6 has no bfloat16.
+// A layer of any operator as TensorRT 8.6 sees it: an IPluginV2DynamicExt over the table (../tensorrt/operator.h) that
+// the V3 plugin uses. float16 only, for TensorRT 8.6 has no bfloat16.
 #ifndef VORTA_TENSORRT8_PLUGIN_V2_H_
 #define VORTA_TENSORRT8_PLUGIN_V2_H_
 
 #include <string>
 
-#include "fields.h"
+#include "operator.h"
 #include "tensorrt8_api.h"
 
 namespace vorta::plugin {
 
-class RoutedAttentionPluginV2 final : public trt8::IPluginV2DynamicExt {
+class PluginV2 final : public trt8::IPluginV2DynamicExt {
  public:
-  RoutedAttentionPluginV2(const Attributes& attributes, std::string pluginNamespace);
+  PluginV2(Record record, std::string pluginNamespace);
 
   // IPluginV2
   const trt8::AsciiChar* getPluginType() const noexcept override;
@@ -48,7 +48,9 @@ class RoutedAttentionPluginV2 final : public trt8::IPluginV2DynamicExt {
                   cudaStream_t stream) noexcept override;
 
  private:
-  Attributes attributes_;
+  const Operator& op() const { return record_.op(); }
+
+  Record record_;
   std::string namespace_;
   bool shapesFit_ = true;  // of the last configurePlugin()
 };

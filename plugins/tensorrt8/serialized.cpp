@@ -9,34 +9,37 @@
 namespace vorta::plugin {
 namespace {
 
-constexpr int32_t kMagic = 0x41527476;  // "vtRA"
-constexpr int32_t kLayout = 1;          // raised when Record changes
+constexpr int32_t kLayout = 1;  // raised when a record changes
 
-struct Record {
-  int32_t magic;
+// Stands before the record, which is as field_table.h has it.
+struct Header {
+  char magic[4];  // "vt" and the operator's tag
   int32_t layout;
-  char fields[kRecordBytes];  // as field_table.h has them
 };
-static_assert(sizeof(Record) == kSerializedBytes, "no padding, and the size that plugins announce");
+static_assert(sizeof(Header) == 8, "no padding");
+
+Header headerOf(const Operator& op) { return {{'v', 't', op.tag[0], op.tag[1]}, kLayout}; }
 
 }  // namespace
 
-void writeAttributes(const Attributes& attributes, void* buffer) noexcept {
-  Record record{kMagic, kLayout, {}};
-  std::memcpy(record.fields, attributes.record(), kRecordBytes);
-  std::memcpy(buffer, &record, sizeof(record));
+size_t serializedBytes(const Operator& op) noexcept { return sizeof(Header) + recordBytes(op.fields); }
+
+void writeRecord(const Record& record, void* buffer) noexcept {
+  const Header header = headerOf(record.op());
+  std::memcpy(buffer, &header, sizeof(header));
+  std::memcpy(static_cast<char*>(buffer) + sizeof(header), record.data(), record.size());
 }
 
-Attributes readAttributes(const void* data, size_t bytes) {
-  Record record{};
-  if (data != nullptr && bytes == sizeof(record)) std::memcpy(&record, data, sizeof(record));
-  if (record.magic != kMagic || record.layout != kLayout) {
+Record readRecord(const Operator& op, const void* data, size_t bytes) {
+  const Header header = headerOf(op);
+  if (data == nullptr || bytes != serializedBytes(op) || std::memcmp(data, &header, sizeof(header)) != 0) {
     throw PluginError("serialized plugin of " + std::to_string(bytes) + " bytes: must be " +
-                      std::to_string(sizeof(record)) +
+                      std::to_string(serializedBytes(op)) +
                       " bytes that this version of the plugin wrote; build the engine again");
   }
   // The rules of every other way in.
-  return attributesFromFields(SerializedFields(kRoutedAttention, record.fields).collection());
+  const SerializedFields fields(op.fields, static_cast<const char*>(data) + sizeof(header));
+  return recordFromFields(op, fields.collection());
 }
 
 }  // namespace vorta::plugin

@@ -102,6 +102,11 @@ class VDimensionExpr : public VRoot {
   virtual int32_t getConstantValue() const = 0;
 };
 
+class VExprBuilder : public VRoot {
+ public:
+  virtual const IDimensionExpr* constant(int32_t value) = 0;
+};
+
 }  // namespace apiv
 
 // A symbolic extent: a thin handle on an object inside TensorRT. Never made or destroyed here.
@@ -116,7 +121,16 @@ class IDimensionExpr {
   apiv::VDimensionExpr* mImpl;
 };
 
-class IExprBuilder;  // makes new expressions; the plugin needs none
+// Makes new expressions; of those the plugins need constants alone.
+class IExprBuilder {
+ public:
+  const IDimensionExpr* constant(int32_t value) noexcept { return mImpl->constant(value); }
+
+ protected:
+  IExprBuilder() = default;
+  virtual ~IExprBuilder() noexcept = default;
+  apiv::VExprBuilder* mImpl;
+};
 
 // A shape whose extents are expressions.
 class DimsExprs {

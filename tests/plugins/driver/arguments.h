@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The driver's arguments: field=NAME:TYPE:VALUES and input=TYPE:EXTENTS, as TensorRT's structures.
+// The driver's arguments: operator=NAME, field=NAME:TYPE:VALUES and input=TYPE:EXTENTS, as TensorRT's structures.
 #ifndef VORTA_TESTS_ARGUMENTS_H_
 #define VORTA_TESTS_ARGUMENTS_H_
 
@@ -39,7 +39,7 @@ inline const std::map<std::string, trt::PluginFieldType> kFieldTypes = {
 inline const std::map<std::string, trt::DataType> kDataTypes = {
     {"float32", trt::DataType::kFLOAT}, {"float16", trt::DataType::kHALF}, {"bfloat16", trt::DataType::kBF16},
     {"int8", trt::DataType::kINT8},     {"int32", trt::DataType::kINT32},  {"int64", trt::DataType::kINT64},
-    {"bool", trt::DataType::kBOOL},
+    {"bool", trt::DataType::kBOOL},     {"float8", trt::DataType::kFP8},
 };
 
 // Owns names and data; "string0" is a string whose terminating zero is counted, "null" a field without data.
@@ -98,15 +98,15 @@ struct Inputs {
   int32_t count() const { return static_cast<int32_t>(types.size()); }
   trt::PluginTensorDesc desc(int32_t i) const { return {shapes[i], types[i], trt::TensorFormat::kLINEAR, 1.0F}; }
 
-  std::vector<trt::PluginTensorDesc> runtimeDescs() const {  // the last one is the output
+  std::vector<trt::PluginTensorDesc> runtimeDescs(int32_t outputs) const {  // the outputs, last, are like input 0
     std::vector<trt::PluginTensorDesc> descs;
     for (int32_t i = 0; i < count(); ++i) descs.push_back(desc(i));
-    if (count() > 0) descs.push_back(desc(0));
+    for (int32_t i = 0; i < outputs && count() > 0; ++i) descs.push_back(desc(0));
     return descs;
   }
-  std::vector<trt::DynamicPluginTensorDesc> buildDescs() const {  // unknown extents: the profile says 2
+  std::vector<trt::DynamicPluginTensorDesc> buildDescs(int32_t outputs) const {  // unknown extents: at most 2
     std::vector<trt::DynamicPluginTensorDesc> descs;
-    for (const trt::PluginTensorDesc& desc : runtimeDescs()) {
+    for (const trt::PluginTensorDesc& desc : runtimeDescs(outputs)) {
       trt::Dims most = desc.dims;
       for (int32_t axis = 0; axis < most.nbDims; ++axis) most.d[axis] = most.d[axis] < 0 ? 2 : most.d[axis];
       descs.push_back({desc, most, most, most});
@@ -114,6 +114,28 @@ struct Inputs {
     return descs;
   }
 };
+
+// Of `creators`, the one of the operator that operator=... names; without it RoutedAttention's.
+template <typename Creator, typename Interface>
+Creator* creatorOf(int count, char** arguments, Interface* const* creators, int32_t creatorCount) {
+  std::string name = "RoutedAttention";
+  for (int i = 4; i < count; ++i) {
+    if (const std::string argument = arguments[i]; argument.rfind("operator=", 0) == 0) name = argument.substr(9);
+  }
+  for (int32_t i = 0; i < creatorCount; ++i) {
+    auto* creator = static_cast<Creator*>(creators[i]);
+    if (name == creator->getPluginName()) return creator;
+  }
+  fail("no creator of " + name);
+}
+
+// Addresses that stand for device memory: `first`, `first` + `step`, ...
+template <typename Pointer>
+std::vector<Pointer> addresses(int32_t count, uintptr_t first, uintptr_t step) {
+  std::vector<Pointer> pointers;
+  for (int32_t i = 0; i < count; ++i) pointers.push_back(reinterpret_cast<Pointer>(first + step * i));
+  return pointers;
+}
 
 // Reads field=... and input=... from the fifth argument on.
 inline void readArguments(int count, char** arguments, Fields& fields, Inputs& inputs) {
@@ -123,7 +145,7 @@ inline void readArguments(int count, char** arguments, Fields& fields, Inputs& i
       fields.add(argument.substr(6));
     } else if (argument.rfind("input=", 0) == 0) {
       inputs.add(argument.substr(6));
-    } else {
+    } else if (argument.rfind("operator=", 0) != 0) {
       fail("argument " + argument);
     }
   }

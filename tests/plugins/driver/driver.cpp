@@ -3,7 +3,7 @@
 // Plays TensorRT for one plugin library: loads it, hands it a logger, makes a plugin from fields and drives its virtual
 // tables. Prints one "key: value" line per finding; the tests read them.
 //
-//   driver LIBRARY VERSION COMMAND [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
+//   driver LIBRARY VERSION COMMAND [operator=NAME] [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
 //
 // VERSION is what getInferLibVersion() says (110400, 100300, 10701, ...; 0: no logger is offered). An extent of -1 is
 // not known yet. Inputs are given in order.
@@ -58,6 +58,7 @@ struct Session {
   trt::IPluginV3OneRuntime& runtime() {
     return *of<trt::IPluginV3OneRuntime>(*plugin, trt::PluginCapabilityType::kRUNTIME);
   }
+  int32_t outputs() { return build().getNbOutputs(); }
 };
 
 void create(Session& session) {
@@ -118,7 +119,8 @@ void roundTrip(Session& session) {
 
 // One line per position: the types that fit there, given what stands before it.
 void formats(Session& session) {
-  std::vector<trt::DynamicPluginTensorDesc> tensors = session.inputs.buildDescs();
+  const int32_t outputs = session.outputs();
+  std::vector<trt::DynamicPluginTensorDesc> tensors = session.inputs.buildDescs(outputs);
   for (int32_t position = 0; position < static_cast<int32_t>(tensors.size()); ++position) {
     const trt::PluginTensorDesc original = tensors[position].desc;
     std::string fitting;
@@ -126,7 +128,7 @@ void formats(Session& session) {
       for (trt::TensorFormat format : {trt::TensorFormat::kLINEAR, trt::TensorFormat::kHWC8}) {
         tensors[position].desc.type = type;
         tensors[position].desc.format = format;
-        if (session.build().supportsFormatCombination(position, tensors.data(), session.inputs.count(), 1)) {
+        if (session.build().supportsFormatCombination(position, tensors.data(), session.inputs.count(), outputs)) {
           fitting += name + (format == trt::TensorFormat::kLINEAR ? "/linear " : "/hwc8 ");
         }
       }
@@ -137,12 +139,14 @@ void formats(Session& session) {
 }
 
 void outputTypes(Session& session) {
-  trt::DataType type = trt::DataType::kBOOL;
-  const int32_t result =
-      session.build().getOutputDataTypes(&type, 1, session.inputs.types.data(), session.inputs.count());
+  std::vector<trt::DataType> types(session.outputs(), trt::DataType::kBOOL);
+  const int32_t result = session.build().getOutputDataTypes(types.data(), session.outputs(),
+                                                            session.inputs.types.data(), session.inputs.count());
   print("result", std::to_string(result));
-  for (const auto& [name, value] : kDataTypes) {
-    if (result == 0 && value == type) print("type", name);
+  for (trt::DataType type : types) {
+    for (const auto& [name, value] : kDataTypes) {
+      if (result == 0 && value == type) print("type", name);
+    }
   }
 }
 
@@ -157,43 +161,47 @@ void outputShapes(Session& session) {
     }
     inputs.push_back(expressions);
   }
-  trt::DimsExprs output{0, {}};
+  std::vector<trt::DimsExprs> outputs(session.outputs(), trt::DimsExprs{0, {}});
   BuilderHandle builder;
-  const int32_t result =
-      session.build().getOutputShapes(inputs.data(), session.inputs.count(), nullptr, 0, &output, 1, builder);
+  const int32_t result = session.build().getOutputShapes(inputs.data(), session.inputs.count(), nullptr, 0,
+                                                         outputs.data(), session.outputs(), builder);
   print("result", std::to_string(result));
-  std::string shape;
-  for (int32_t axis = 0; axis < output.nbDims; ++axis) {
-    shape += (axis == 0 ? "" : ",") +
-             (output.d[axis]->isConstant() ? std::to_string(output.d[axis]->getConstantValue()) : "?");
+  for (const trt::DimsExprs& output : outputs) {
+    std::string shape;
+    for (int32_t axis = 0; axis < output.nbDims; ++axis) {
+      shape += (axis == 0 ? "" : ",") +
+               (output.d[axis]->isConstant() ? std::to_string(output.d[axis]->getConstantValue()) : "?");
+    }
+    if (result == 0) print("shape", shape);
   }
-  if (result == 0) print("shape", shape);
 }
 
 void configure(Session& session) {
-  const auto tensors = session.inputs.buildDescs();
+  const int32_t outputs = session.outputs();
+  const auto tensors = session.inputs.buildDescs(outputs);
   const int32_t count = session.inputs.count();
-  print("result", std::to_string(session.build().configurePlugin(tensors.data(), count, tensors.data() + count, 1)));
-  const size_t bytes = session.build().getWorkspaceSize(tensors.data(), count, tensors.data() + count, 1);
+  const int32_t result = session.build().configurePlugin(tensors.data(), count, tensors.data() + count, outputs);
+  print("result", std::to_string(result));
+  const size_t bytes = session.build().getWorkspaceSize(tensors.data(), count, tensors.data() + count, outputs);
   print("workspace", std::to_string(bytes));
 }
 
 void shapeChange(Session& session) {
-  const auto tensors = session.inputs.runtimeDescs();
+  const int32_t outputs = session.outputs();
+  const auto tensors = session.inputs.runtimeDescs(outputs);
   const int32_t count = session.inputs.count();
-  print("result", std::to_string(session.runtime().onShapeChange(tensors.data(), count, tensors.data() + count, 1)));
+  const int32_t result = session.runtime().onShapeChange(tensors.data(), count, tensors.data() + count, outputs);
+  print("result", std::to_string(result));
 }
 
-// Addresses are made up: 0x1000 for input 0, 0x2000 for input 1, ...; for a library that only records its calls.
+// Addresses are made up: inputs from 0x1000, outputs from 0x100000 on; for a library that only records its calls.
 void enqueue(Session& session) {
-  const auto tensors = session.inputs.runtimeDescs();
-  std::vector<const void*> inputs;
-  for (int32_t i = 0; i < session.inputs.count(); ++i) {
-    inputs.push_back(reinterpret_cast<const void*>(static_cast<uintptr_t>(0x1000) * (i + 1)));
-  }
-  void* output = reinterpret_cast<void*>(0x100000);
+  const int32_t count = session.inputs.count();
+  const auto tensors = session.inputs.runtimeDescs(session.outputs());
+  const auto inputs = addresses<const void*>(count, 0x1000, 0x1000);
+  const auto outputs = addresses<void*>(session.outputs(), 0x100000, 0x10000);
   const int32_t result =
-      session.runtime().enqueue(tensors.data(), tensors.data() + session.inputs.count(), inputs.data(), &output,
+      session.runtime().enqueue(tensors.data(), tensors.data() + count, inputs.data(), outputs.data(),
                                 reinterpret_cast<void*>(0x200000), reinterpret_cast<cudaStream_t>(0x300000));
   print("result", std::to_string(result));
 }
@@ -206,7 +214,7 @@ extern "C" __attribute__((visibility("default"))) int32_t getInferLibVersion() {
 
 int main(int argumentCount, char** arguments) {
   using namespace driver;
-  if (argumentCount < 4) fail("usage: driver LIBRARY VERSION COMMAND [field=...] [input=...]");
+  if (argumentCount < 4) fail("usage: driver LIBRARY VERSION COMMAND [operator=...] [field=...] [input=...]");
   libraryVersion = static_cast<int32_t>(std::strtol(arguments[2], nullptr, 10));
   void* library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) fail(dlerror());
@@ -224,8 +232,8 @@ int main(int argumentCount, char** arguments) {
 
   int32_t creatorCount = 0;
   trt::IPluginCreatorInterface* const* creators = getCreators(creatorCount);
-  if (creatorCount != 1) fail("expected one creator, got " + std::to_string(creatorCount));
-  Session session{static_cast<trt::IPluginCreatorV3One*>(creators[0]), {}, {}, nullptr};
+  auto* creator = creatorOf<trt::IPluginCreatorV3One>(argumentCount, arguments, creators, creatorCount);
+  Session session{creator, {}, {}, nullptr};
   readArguments(argumentCount, arguments, session.fields, session.inputs);
 
   const std::map<std::string, std::function<void(Session&)>> onCreator = {{"creator", describeCreator},

@@ -3,7 +3,7 @@
 // Plays TensorRT 8.6 for one plugin library, as driver.cpp plays the newer ones; same arguments, same "key: value"
 // lines.
 //
-//   driver8 LIBRARY VERSION COMMAND [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
+//   driver8 LIBRARY VERSION COMMAND [operator=NAME] [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
 #include <dlfcn.h>
 
 #include <cstring>
@@ -54,14 +54,15 @@ struct Session {
   Inputs inputs;
   Plugin plugin;
 
-  std::vector<trt8::PluginTensorDesc> descs() const {  // the last one is the output
+  int32_t outputs() const { return plugin->getNbOutputs(); }
+  std::vector<trt8::PluginTensorDesc> descs() const {  // the last ones are the outputs
     std::vector<trt8::PluginTensorDesc> narrow;
-    for (const trt::PluginTensorDesc& desc : inputs.runtimeDescs()) narrow.push_back(narrowed(desc));
+    for (const trt::PluginTensorDesc& desc : inputs.runtimeDescs(outputs())) narrow.push_back(narrowed(desc));
     return narrow;
   }
   std::vector<trt8::DynamicPluginTensorDesc> buildDescs() const {
     std::vector<trt8::DynamicPluginTensorDesc> narrow;
-    for (const trt::DynamicPluginTensorDesc& tensor : inputs.buildDescs()) {
+    for (const trt::DynamicPluginTensorDesc& tensor : inputs.buildDescs(outputs())) {
       narrow.push_back({narrowed(tensor.desc), narrowed(tensor.min), narrowed(tensor.max)});
     }
     return narrow;
@@ -141,7 +142,8 @@ void formats(Session& session) {
       for (trt8::TensorFormat format : {trt8::TensorFormat::kLINEAR, trt8::TensorFormat::kHWC8}) {
         tensors[position].type = narrowed(type);
         tensors[position].format = format;
-        if (session.plugin->supportsFormatCombination(position, tensors.data(), session.inputs.count(), 1)) {
+        if (session.plugin->supportsFormatCombination(position, tensors.data(), session.inputs.count(),
+                                                      session.outputs())) {
           fitting += name + (format == trt8::TensorFormat::kLINEAR ? "/linear " : "/hwc8 ");
         }
       }
@@ -163,6 +165,18 @@ struct ExtentHandle8 final : trt8::IDimensionExpr {
   ~ExtentHandle8() noexcept override = default;
 };
 
+struct Builder8 final : trt8::apiv::VExprBuilder {
+  std::vector<std::unique_ptr<ExtentHandle8>> constants;
+  const trt8::IDimensionExpr* constant(int32_t value) override {
+    return constants.emplace_back(std::make_unique<ExtentHandle8>(value)).get();
+  }
+};
+struct BuilderHandle8 final : trt8::IExprBuilder {
+  Builder8 implementation;
+  BuilderHandle8() { mImpl = &implementation; }
+  ~BuilderHandle8() noexcept override = default;
+};
+
 void outputShapes(Session& session) {
   std::vector<std::unique_ptr<ExtentHandle8>> handles;
   std::vector<trt8::DimsExprs> inputs;
@@ -174,30 +188,34 @@ void outputShapes(Session& session) {
     }
     inputs.push_back(expressions);
   }
-  char builder = 0;  // never looked at
-  const trt8::DimsExprs output = session.plugin->getOutputDimensions(0, inputs.data(), session.inputs.count(),
-                                                                     *reinterpret_cast<trt8::IExprBuilder*>(&builder));
-  std::string shape;
-  for (int32_t axis = 0; axis < output.nbDims; ++axis) {
-    shape += (axis == 0 ? "" : ",") +
-             (output.d[axis]->isConstant() ? std::to_string(output.d[axis]->getConstantValue()) : "?");
+  BuilderHandle8 builder;
+  for (int32_t index = 0; index < session.outputs(); ++index) {
+    const trt8::DimsExprs output =
+        session.plugin->getOutputDimensions(index, inputs.data(), session.inputs.count(), builder);
+    std::string shape;
+    for (int32_t axis = 0; axis < output.nbDims; ++axis) {
+      shape += (axis == 0 ? "" : ",") +
+               (output.d[axis]->isConstant() ? std::to_string(output.d[axis]->getConstantValue()) : "?");
+    }
+    print("rank", std::to_string(output.nbDims));
+    print("shape", shape);
+    const std::vector<trt8::DataType> floats(session.inputs.count(), trt8::DataType::kFLOAT);  // as TensorRT 8 asks
+    const trt8::DataType type = session.plugin->getOutputDataType(index, floats.data(), session.inputs.count());
+    print("type", std::to_string(static_cast<int>(type)));
   }
-  print("rank", std::to_string(output.nbDims));
-  print("shape", shape);
-  const std::vector<trt8::DataType> floats(5, trt8::DataType::kFLOAT);  // as TensorRT 8 asks
-  print("type", std::to_string(static_cast<int>(session.plugin->getOutputDataType(0, floats.data(), 4))));
 }
 
 void configurePlugin(Session& session, const std::vector<trt8::DynamicPluginTensorDesc>& tensors) {
   const int32_t count = session.inputs.count();
-  session.plugin->configurePlugin(tensors.data(), count, tensors.data() + count, 1);
+  session.plugin->configurePlugin(tensors.data(), count, tensors.data() + count, session.outputs());
 }
 
 void configure(Session& session) {
   configurePlugin(session, session.buildDescs());
   const auto tensors = session.descs();
   const int32_t count = session.inputs.count();
-  const size_t bytes = session.plugin->getWorkspaceSize(tensors.data(), count, tensors.data() + count, 1);
+  const size_t bytes =
+      session.plugin->getWorkspaceSize(tensors.data(), count, tensors.data() + count, session.outputs());
   print("workspace", std::to_string(bytes));
 }
 
@@ -208,13 +226,11 @@ void enqueue(Session& session) {
   for (const trt8::PluginTensorDesc& desc : session.descs()) configured.push_back({desc, {0, {}}, {0, {}}});
   configurePlugin(session, configured);
   const auto tensors = session.descs();
-  std::vector<const void*> inputs;
-  for (int32_t i = 0; i < session.inputs.count(); ++i) {
-    inputs.push_back(reinterpret_cast<const void*>(static_cast<uintptr_t>(0x1000) * (i + 1)));
-  }
-  void* output = reinterpret_cast<void*>(0x100000);
+  const int32_t count = session.inputs.count();
+  const auto inputs = addresses<const void*>(count, 0x1000, 0x1000);
+  const auto outputs = addresses<void*>(session.outputs(), 0x100000, 0x10000);
   const int32_t result =
-      session.plugin->enqueue(tensors.data(), tensors.data() + session.inputs.count(), inputs.data(), &output,
+      session.plugin->enqueue(tensors.data(), tensors.data() + count, inputs.data(), outputs.data(),
                               reinterpret_cast<void*>(0x200000), reinterpret_cast<cudaStream_t>(0x300000));
   print("result", std::to_string(result));
 }
@@ -226,7 +242,7 @@ extern "C" __attribute__((visibility("default"))) int32_t getInferLibVersion() {
 
 int main(int argumentCount, char** arguments) {
   using namespace driver;
-  if (argumentCount < 4) fail("usage: driver8 LIBRARY VERSION COMMAND [field=...] [input=...]");
+  if (argumentCount < 4) fail("usage: driver8 LIBRARY VERSION COMMAND [operator=...] [field=...] [input=...]");
   libraryVersion = static_cast<int32_t>(std::strtol(arguments[2], nullptr, 10));
   void* library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) fail(dlerror());
@@ -239,8 +255,7 @@ int main(int argumentCount, char** arguments) {
 
   int32_t creatorCount = 0;
   trt8::IPluginCreator* const* creators = getPluginCreators(creatorCount);
-  if (creatorCount != 1) fail("expected one creator, got " + std::to_string(creatorCount));
-  Session session{creators[0], {}, {}, nullptr};
+  Session session{creatorOf<trt8::IPluginCreator>(argumentCount, arguments, creators, creatorCount), {}, {}, nullptr};
   readArguments(argumentCount, arguments, session.fields, session.inputs);
   const std::map<std::string, std::function<void(Session&)>> onCreator = {{"creator", describeCreator},
                                                                           {"create", create},

@@ -5,7 +5,9 @@
 #define VORTA_TESTS_FAKE_TENSORRT_H_
 
 #include <cstdio>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "logger_abi.h"
 #include "tensorrt_api.h"
@@ -54,8 +56,23 @@ struct ExtentHandle final : trt::IDimensionExpr {
   Extent implementation;
   explicit ExtentHandle(int64_t extent) : implementation(extent) { mImpl = &implementation; }
 };
+struct Builder final : trt::apiv::VExprBuilder {
+  std::vector<std::unique_ptr<ExtentHandle>> constants;
+  const trt::IDimensionExpr* constant(int64_t value) override {
+    return constants.emplace_back(std::make_unique<ExtentHandle>(value)).get();
+  }
+  const trt::IDimensionExpr* operation(trt::DimensionOperation, const trt::IDimensionExpr&,
+                                       const trt::IDimensionExpr&) override {
+    return nullptr;  // no plugin computes with extents
+  }
+  const trt::IDimensionExpr* declareSizeTensor(int32_t, const trt::IDimensionExpr&,
+                                               const trt::IDimensionExpr&) override {
+    return nullptr;
+  }
+};
 struct BuilderHandle final : trt::IExprBuilder {
-  BuilderHandle() { mImpl = nullptr; }
+  Builder implementation;
+  BuilderHandle() { mImpl = &implementation; }
 };
 struct Context final : trt::IPluginResourceContext {
   trt::IGpuAllocator* getGpuAllocator() const noexcept override { return nullptr; }

@@ -4,6 +4,7 @@
 // without a GPU, that enqueue passes every pointer, stride and size on.
 #include <cstdio>
 
+#include "vorta_trt/cross_attention.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace {
@@ -46,6 +47,22 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
   printStrides("value_stride", tensors->value_stride);
   printStrides("output_stride", tensors->output_stride);
   std::printf("workspace: %p %zu\nstream: %p\n", tensors->workspace, tensors->workspace_bytes, stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_cross_attention_validate(const vorta_cross_attention_params*) { return VORTA_OK; }
+
+vorta_status vorta_cross_attention_enqueue(const vorta_cross_attention_params* params, void* stream) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: dtype=%d batch=%d query_tokens=%d key_tokens=%d heads=%d head_dim=%d scale=%g reserved=%d\n",
+              params->dtype, params->batch, params->query_tokens, params->key_tokens, params->heads, params->head_dim,
+              static_cast<double>(params->scale), params->reserved);
+  std::printf("pointers: %p %p %p %p\n", params->query, params->key, params->value, params->output);
+  printStrides("query_stride", params->query_stride);
+  printStrides("key_stride", params->key_stride);
+  printStrides("value_stride", params->value_stride);
+  printStrides("output_stride", params->output_stride);
+  std::printf("stream: %p\n", stream);
   return VORTA_OK;
 }
 

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The operators by name, and what their tables share.
+#ifndef VORTA_TENSORRT_OPERATORS_OPERATORS_H_
+#define VORTA_TENSORRT_OPERATORS_OPERATORS_H_
+
+#include "logger.h"
+#include "operator.h"
+#include "vorta_trt/routed_attention.h"
+
+namespace vorta::plugin {
+
+const Operator& routedAttention();
+const Operator& crossAttention();
+
+// Throws PluginError with the C API's message unless its call succeeded.
+inline void requireOk(vorta_status status) {
+  if (status != VORTA_OK) throw PluginError(vorta_last_error());
+}
+
+// Strides of a row-major tensor along every axis but the last, in elements. `dims` has one axis more than `strides`.
+template <int32_t count>
+void setRowMajor(const trt::Dims& dims, int64_t (&strides)[count]) {
+  int64_t stride = 1;
+  for (int32_t axis = count - 1; axis >= 0; --axis) strides[axis] = stride *= dims.d[axis + 1];
+}
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_OPERATORS_OPERATORS_H_

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator's plugin, as TensorRT 8.6 and the newer ones drive it: fields, formats, shapes, launch. No GPU.
+
+RoutedAttention's rules and messages, and the reading of fields, which all operators share, are tested in
+`test_plugin_fields.py`, `test_plugin_shapes.py` and `test_plugin_v2.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+FLOAT16 = ["bfloat16/linear float16/linear", "float16/linear"]  # what the first activation may be, and the others
+
+
+@dataclass(frozen=True)
+class Case:
+    """A valid layer of an operator, and what the plugin makes of it.
+
+    Attributes:
+        name: The operator.
+        fields: All of its fields, `TYPE:VALUES` by name, in order.
+        optional: Those that may be left out.
+        inputs: `TYPE:EXTENTS` in order, of batch 2.
+        outputs: Shapes of the outputs.
+        open_outputs: The same where the batch of the inputs is not known yet.
+        params: What the kernels are told, apart from memory.
+        memory: The lines of the recording library about pointers, strides, workspace and stream.
+        bad: Inputs by index that break a rule, and the message.
+    """
+
+    name: str
+    fields: dict[str, str]
+    optional: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    open_outputs: tuple[str, ...]
+    params: str
+    memory: dict[str, str]
+    bad: tuple[tuple[dict[int, str], str], ...] = field(default=())
+
+    def arguments(self, changed: dict[int, str] | None = None, without: str = "", **fields: str) -> list[str]:
+        """The driver's arguments, some inputs by index and fields by name changed, one field left out."""
+        values = {**self.fields, **fields}
+        inputs = [(changed or {}).get(index, text) for index, text in enumerate(self.inputs)]
+        return [
+            f"operator={self.name}",
+            *(f"field={name}:{value}" for name, value in values.items() if name != without),
+            *(f"input={text}" for text in inputs),
+        ]
+
+    def with_open_batch(self) -> list[str]:
+        """The same with inputs whose batch TensorRT does not know yet."""
+        opened = {index: text.replace(":2,", ":-1,", 1) for index, text in enumerate(self.inputs)}
+        return self.arguments(opened)
+
+
+CASES = [
+    Case(
+        name="CrossAttention",
+        fields={"scale": "float32:0.125"},
+        optional=("scale",),
+        inputs=("float16:2,96,3,64", "float16:2,7,3,64", "float16:2,7,3,64"),
+        outputs=("2,96,3,64",),
+        open_outputs=("?,96,3,64",),
+        params="dtype=0 batch=2 query_tokens=96 key_tokens=7 heads=3 head_dim=64 scale=0.125 reserved=0",
+        memory={
+            "pointers": "0x1000 0x2000 0x3000 0x100000",
+            "query_stride": "18432,192,64",
+            "key_stride": "1344,192,64",
+            "value_stride": "1344,192,64",
+            "output_stride": "18432,192,64",
+            "stream": "0x300000",
+        },
+        bad=(
+            ({0: "float16:2,96,192"}, "query [2, 96, 192]: must have shape [batch, tokens, heads, head dimension]"),
+            ({1: "float16:2,7,2,64"}, "key [2, 7, 2, 64]: must have shape [batch, key tokens, heads, head dimension]"),
+            ({2: "float16:2,8,3,64"}, "value [2, 8, 3, 64]: must have shape of key = [2, 7, 3, 64]"),
+        ),
+    ),
+]
+BAD = [(case, changed, message) for case in CASES for changed, message in case.bad]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_bad_shape = pytest.mark.parametrize(
+    ("case", "changed", "message"), BAD, ids=[f"{case.name} {message[:30]}" for case, _, message in BAD]
+)
+both = pytest.mark.parametrize("version", ["recording_driver", "driver8"], ids=["V3", "8.6"])
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, version: str) -> Any:
+    """The TensorRT that drives the recording library."""
+    return request.getfixturevalue(version)
+
+
+@both
+@every_case
+def test_creator_names_itself_and_its_fields(host: Any, case: Case) -> None:
+    findings = host("creator", f"operator={case.name}")
+    assert findings.one("creator") == f"vorta::{case.name} 1"
+    assert [line.split()[0] for line in findings.all("field")] == list(case.fields)
+
+
+@both
+@every_case
+def test_fields_survive_clone_and_serialization(host: Any, case: Case) -> None:
+    findings = host("round-trip", *case.arguments())
+    assert findings.one("created") == "yes" and findings.one("outputs") == str(len(case.outputs))
+    if metadata := findings.all("metadata"):
+        assert findings.one("serialized") == findings.one("attached")
+        assert [item.partition("=")[0] for item in metadata[0].split()] == list(case.fields)
+        assert f"operator={case.name} " in findings.one("timing cache")
+    else:
+        assert findings.one("same bytes") == "yes" and findings.one("refuses other bytes") == "yes"
+        assert findings.one("attached") == f"vorta::{case.name} 1"
+
+
+@both
+@every_case
+def test_required_fields_are_missed(host: Any, case: Case) -> None:
+    for name in case.fields:
+        findings = host("create", *case.arguments(without=name))
+        assert findings.one("created") == ("yes" if name in case.optional else "no")
+        said = [] if name in case.optional else [f"layer layer: field {name}: is missing"]
+        assert [line for line in said if line not in findings.one("log")] == []
+
+
+@both
+@every_case
+def test_formats(host: Any, case: Case) -> None:
+    findings = host("formats", *case.arguments())
+    first, rest = FLOAT16 if findings.one("position 0") == FLOAT16[0] else ("float16/linear", "float16/linear")
+    types = [text.partition(":")[0] for text in case.inputs] + ["float16"] * len(case.outputs)
+    expected = [rest if type_ == "float16" else f"{type_}/linear" for type_ in types]
+    expected[0] = first
+    assert [findings.one(f"position {i}") for i in range(len(types))] == expected
+
+
+@both
+@every_case
+def test_output_shapes(host: Any, case: Case) -> None:
+    assert host("output-shapes", *case.arguments()).all("shape") == list(case.outputs)
+    assert host("output-shapes", *case.with_open_batch()).all("shape") == list(case.open_outputs)
+
+
+@every_case
+@pytest.mark.parametrize("type_", ["float16", "bfloat16"])
+def test_outputs_have_the_type_of_the_first_input(recording_driver: Any, case: Case, type_: str) -> None:
+    inputs = {index: text.replace("float16", type_) for index, text in enumerate(case.inputs)}
+    assert recording_driver("output-types", *case.arguments(inputs)).all("type") == [type_] * len(case.outputs)
+
+
+@every_case
+def test_wrong_types_are_refused(recording_driver: Any, case: Case) -> None:
+    for index, text in enumerate(case.inputs):
+        findings = recording_driver("output-types", *case.arguments({index: "bool:" + text.partition(":")[2]}))
+        assert findings.one("result") == "-1"
+        assert findings.one("log").startswith(f"1 [vorta::{case.name}] getOutputDataTypes: ")
+        assert " is bool: " in findings.one("log") or index == 0
+
+
+@both
+@every_bad_shape
+def test_bad_shapes_are_refused(host: Any, case: Case, changed: dict[int, str], message: str) -> None:
+    findings = host("output-shapes", *case.arguments(changed))
+    assert findings.all("shape") in ([], [""] * len(case.outputs))
+    assert f"1 [vorta::{case.name}] getOutput" in findings.all("log")[0] and message in findings.all("log")[0]
+
+
+@both
+@every_case
+def test_a_wrong_number_of_inputs_is_refused(host: Any, case: Case) -> None:
+    findings = host("output-shapes", *case.arguments()[:-1])
+    count = len(case.inputs)
+    assert f"{count - 1} inputs and {len(case.outputs)} outputs: there are {count} inputs (" in findings.all("log")[0]
+
+
+@both
+@every_case
+def test_enqueue_passes_everything_on(host: Any, case: Case) -> None:
+    findings = host("enqueue", *case.arguments())
+    assert findings.one("result") == "0" and findings.one("sizes right") == "1"
+    assert findings.one("params") == case.params
+    assert {name: findings.one(name) for name in case.memory} == case.memory
+
+
+@both
+@every_case
+def test_a_good_layer_is_configured_in_silence(host: Any, case: Case) -> None:
+    for arguments in (case.arguments(), case.with_open_batch()):
+        assert host("configure", *arguments).all("log") == []
