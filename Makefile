@@ -93,7 +93,7 @@ $(VENV)/.requirements: pyproject.toml constraints.txt $(VENV)/.build-requirement
 
 $(VENV)/.requirements-test: pyproject.toml constraints.txt $(VENV)/.build-requirements
 	$(INSTALL) $(TEST_REQUIREMENTS)
-	# What TensorRT 10.13 offers to Python, as text. Its metadata asks for that TensorRT, 2 GB that no test imports.
+	# What TensorRT 10.13 offers to Python, as text. Its metadata asks for that TensorRT, which no test imports.
 	$(PIP) install --no-deps --constraint constraints.txt tensorrt-stubs
 	@touch $@ $(VENV)/.requirements
 

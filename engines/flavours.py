@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +66,8 @@ class Flavour:
     precisions: tuple[PrecisionName, ...] = ("bf16", "fp16")  # of exported models that it builds, the usual one first
     optimization_level: int | None = None  # of a build that names none; None: TensorRT's own
     plugin_entry_point = "getCreators"  # of a plugin library
+    executed: Mapping[str, str] = {}  # by version: what of it this project has run
+    checked: Mapping[str, str] = {}  # by version: what was compared with it, and with what, without running it
 
     @cached_property
     def module(self) -> ModuleType:
@@ -125,6 +127,20 @@ class Flavour:
     def logger(self) -> Any:
         """This process's one `ILogger` for the flavour, bridged to Python's logging."""
         return tensorrt_logger(self.module, self.hub)
+
+    @property
+    def evidence(self) -> str:
+        """Which versions this project has executed, and which it only checked."""
+
+        def told(found: Mapping[str, str]) -> str:
+            return "; ".join(f"{version} ({what})" for version, what in found.items()) or "nothing"
+
+        return f"executed by this project: {told(self.executed)}; only checked: {told(self.checked)}"
+
+    @property
+    def is_executed(self) -> bool:
+        """Whether something of the installed version has been executed by this project."""
+        return any(f"{self.version}.".startswith(f"{version}.") for version in self.executed)
 
     def check_precision(self, precision: str, remedy: str = "use") -> None:
         """Refuses a precision that engines cannot have.
@@ -240,6 +256,7 @@ class TensorRTRTX(Flavour):
     install_hint = "install it with: pip install 'vorta-trt[rtx]'"
     builds_without_gpu = True
     _always_strongly_typed = True
+    executed = {"1.7.1": "builds without a GPU; no engine was run"}
 
     # NVIDIA's "CPU-Only AOT" page: an engine built without a stated target runs on these and on newer GPUs.
     DEFAULT_TARGETS = tuple(map(ComputeCapability.parse, ("8.0", "8.6", "8.9", "12.0")))
@@ -299,6 +316,10 @@ class TensorRT(Flavour):
     title = "TensorRT"
     install_hint = 'on a machine with an NVIDIA GPU, install it with: pip install "vorta-trt[tensorrt]"'
     has_timing_cache = True
+    checked = {
+        "10.0 to 11.1": "the plugin's interface, with the headers",
+        "10.13": "names and calls of builder and executor, with its Python stub",
+    }
 
     COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
 
@@ -350,6 +371,8 @@ class TensorRT8(TensorRT):
     precisions = ("fp16",)
     optimization_level = 0
     plugin_entry_point = "getPluginCreators"
+    executed = {"8.6.0": "builds, and engines on an H100"}
+    checked = {"8.6.1": "the plugin's interface, with the headers"}
 
     COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS"}
     NEWEST_GPU = ComputeCapability(9, 0)
@@ -397,6 +420,11 @@ class LeanRuntime(Flavour):
     title = "TensorRT lean runtime"
     install_hint = "install it with: pip install tensorrt-lean"
     run_only = True
+    executed: Mapping[str, str] = {
+        "10.16": "the plugin's registration, without a GPU",
+        "11.4": "the plugin's registration, without a GPU",
+    }
+    checked: Mapping[str, str] = {"11.4": "names and calls of the executor, with its Python bindings"}
 
 
 class DispatchRuntime(LeanRuntime):
@@ -406,6 +434,8 @@ class DispatchRuntime(LeanRuntime):
     package = "tensorrt_dispatch"
     title = "TensorRT dispatch runtime"
     install_hint = "install it with: pip install tensorrt-dispatch"
+    executed: Mapping[str, str] = {}
+    checked: Mapping[str, str] = {}
 
 
 FLAVOURS: dict[str, Flavour] = {

@@ -93,6 +93,10 @@ def examine(folder: Path | None = None) -> DoctorReport:
     builds, runs = [], []
     for report in available_flavours():
         flavour = FLAVOURS[report.name]
+        known: State = "ok" if report.version is None or flavour.is_executed else "note"
+        findings.append(
+            Finding(section="TensorRT", name=f"{report.title} versions", state=known, detail=flavour.evidence)
+        )
         absent = f"not installed; {flavour.install_hint}" if report.version is None else _of_another_flavour(flavour)
         if absent is not None:
             findings.append(Finding(section="TensorRT", name=report.title, state="note", detail=absent))

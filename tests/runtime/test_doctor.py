@@ -31,6 +31,17 @@ def test_this_machine_can_build(tmp_path: Path) -> None:
     assert any("TensorRT-RTX plugin: registers RoutedAttention" in line for line in lines)
 
 
+def test_every_flavour_says_which_versions_were_executed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = {f.name.removesuffix(" versions"): f for f in doctor.examine(tmp_path).findings if "versions" in f.name}
+    assert set(told) == {flavour.title for flavour in FLAVOURS.values()}
+    assert told["TensorRT"].detail.startswith("executed by this project: nothing; only checked: 10.0 to 11.1 (")
+    assert "8.6.0 (builds, and engines on an H100)" in told["TensorRT 8.6"].detail
+    assert {finding.state for finding in told.values()} == {"ok"}  # the version here of TensorRT-RTX was
+    monkeypatch.setattr(type(FLAVOURS["rtx"]), "version", "1.7.12")
+    (newer,) = (f for f in doctor.examine(tmp_path).findings if f.name == "TensorRT-RTX versions")
+    assert newer.state == "note" and "1.7.1 (builds without a GPU; no engine was run)" in newer.detail
+
+
 def test_a_missing_library_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VORTA_TRT_LIBRARY", str(tmp_path / "absent.so"))
     report = doctor.examine(tmp_path)
