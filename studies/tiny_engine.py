@@ -43,11 +43,13 @@ def build_tiny_engine(
     width: int = 256,
     profiles: Sequence[Batch] = ((1, 1, 2),),
     weight_streaming: bool = False,
+    version_compatible: bool = False,
     seed: int = 0,
 ) -> Bundle:
     """Writes a bundle; opened without a look at this machine.
 
-    profiles: smallest, usual and largest batch of each optimization profile.
+    profiles: smallest, usual and largest batch of each optimization profile. version_compatible: without the lean
+    runtime in the plan.
     """
     trt = flavour.module
     builder = trt.Builder(flavour.logger)
@@ -75,6 +77,9 @@ def build_tiny_engine(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.builder_optimization_level = 0
     allow_execution(flavour, config, weight_streaming)
+    if version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     for batch in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape("hidden_states", *((size, TOKENS, width) for size in batch))
@@ -95,7 +100,7 @@ def build_tiny_engine(
         and_newer=target.and_newer,
         flags=set_flags(trt, config),
         hardware_compatibility=None,
-        version_compatible=False,
+        version_compatible=version_compatible,
         optimization_level=0,
         workspace_bytes=None,
         timing_cache=False,
