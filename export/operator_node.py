@@ -49,7 +49,7 @@ def operator_schema() -> onnx.defs.OpSchema:
             schema.FormalParameter(routes, "tensor(int32)", "[B, N] branch ids"),
             schema.FormalParameter(text_length, "tensor(int32)", "[B] valid text tokens", param_option=optional),
         ],
-        outputs=[schema.FormalParameter(ROUTED_ATTENTION.output, "T", "[B, S+T, N, D]")],
+        outputs=[schema.FormalParameter(ROUTED_ATTENTION.outputs[0], "T", "[B, S+T, N, D]")],
         type_constraints=[("T", list(_FLOATS), "type of query, key, value and output")],
         attributes=[
             *map(declared, ROUTED_ATTENTION.attributes),

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity, inputs and attributes of the operator: the table that everything in Python is made from.
+"""Identity, tensors and attributes of every operator: the table that everything in Python is made from.
 
-The ONNX schema, the torch operator, the C API's structure and the checks of exported files read it.
-`plugins/tensorrt/field_list.h` is the same table for the plugin; a test compares the two.
+The ONNX schemas, the torch operators, the C API's structures and the checks of exported files read it. The fields of
+the plugins (`plugins/tensorrt/`) are the same table in C++; a test compares the two.
+
+Letters: B batch, X tokens, Y tokens of the keys, N heads, D head dimension, E = N * D, M rows of a modulation (1, or 2
+where the first tokens have one of their own), K and O features before and after a product.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, Literal, get_args
 
 CoresetKeys = Literal["query", "key"]
 AttentionPrecision = Literal["same", "fp8"]
+Activation = Literal["none", "gelu_tanh"]
 
 SAME_PRECISION: AttentionPrecision = "same"
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
@@ -56,28 +60,77 @@ class Attribute:
     choices: tuple[str, ...] = ()
 
 
+class Element(Enum):
+    """Types of a tensor's elements.
+
+    Attributes:
+        TOKENS: Float16, bfloat16 or float32, the same for every such tensor of a call.
+        WEIGHT: The type of the tokens, or float32.
+        FLOAT32: Float32.
+        INT32: Int32.
+        FLOAT8: Float8 e4m3; in files of opset 17, which has no such type, four of them in an int32.
+    """
+
+    TOKENS = "tokens"
+    WEIGHT = "weight"
+    FLOAT32 = "float32"
+    INT32 = "int32"
+    FLOAT8 = "float8"
+
+
+@dataclass(frozen=True)
+class OperatorTensor:
+    """An input or output of an operator.
+
+    Attributes:
+        name: In ONNX files and the torch operator alike.
+        shape: In the letters of this file.
+        element: Type of its elements.
+        optional: Whether an input may be missing.
+    """
+
+    name: str
+    shape: str
+    element: Element = Element.TOKENS
+    optional: bool = False
+
+
 @dataclass(frozen=True)
 class Operator:
     """An operator: an ONNX node, a TensorRT plugin and a torch operator.
 
     Attributes:
         name: Name of the ONNX node and the plugin.
+        torch_name: Name of the torch operator, whose arguments are the inputs, then the attributes.
+        doc: What it computes.
+        input_tensors: In order.
+        output_tensors: In order.
+        attributes: In the order of the plugin's fields.
         namespace: ONNX domain, plugin namespace and torch namespace.
         version: Version of the plugin and, as a number, of the ONNX domain; a change of meaning raises it.
-        inputs: Names in order.
-        output: Name of the output.
-        attributes: In the order of the plugin's fields.
     """
 
     name: str
-    namespace: str
-    version: str
-    inputs: tuple[str, ...]
-    output: str
+    torch_name: str
+    doc: str
+    input_tensors: tuple[OperatorTensor, ...]
+    output_tensors: tuple[OperatorTensor, ...]
     attributes: tuple[Attribute, ...]
+    namespace: str = "vorta"
+    version: str = "1"
 
     def __str__(self) -> str:
         return f"{self.namespace}::{self.name}"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs in order."""
+        return tuple(tensor.name for tensor in self.input_tensors)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs in order."""
+        return tuple(tensor.name for tensor in self.output_tensors)
 
     @property
     def node_type(self) -> tuple[str, str]:
@@ -95,12 +148,29 @@ class Operator:
         return (*(attribute.name for attribute in self.attributes), *PLUGIN_ATTRIBUTES)
 
 
+_HEADS = Attribute("heads", Kind.INTEGER, "N")
+_EPSILON = Attribute("epsilon", Kind.NUMBER, "what is added to the mean of squares, or to the variance")
+_FIRST_TOKENS = Attribute("first_tokens", Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0)
+_ACTIVATION = Attribute(
+    "activation", Kind.CHOICE, "what follows the product and its bias", "none", get_args(Activation)
+)
+_SCALE_SHIFT = (
+    OperatorTensor("scale", "[B or 1, M, E]", Element.FLOAT32),
+    OperatorTensor("shift", "[B or 1, M, E]", Element.FLOAT32),
+)
+
 ROUTED_ATTENTION = Operator(
     name="RoutedAttention",
-    namespace="vorta",
-    version="1",
-    inputs=("query", "key", "value", "routes", "text_length"),  # the last only where text_tokens > 0
-    output="output",
+    torch_name="routed_attention",
+    doc="VORTA routed attention; see vorta_trt.model.operator",
+    input_tensors=(
+        OperatorTensor("query", "[B, S+T, N, D]"),
+        OperatorTensor("key", "[B, S+T, N, D]"),
+        OperatorTensor("value", "[B, S+T, N, D]"),
+        OperatorTensor("routes", "[B, N] branch ids", Element.INT32),
+        OperatorTensor("text_length", "[B] valid text tokens", Element.INT32, optional=True),  # where text_tokens > 0
+    ),
+    output_tensors=(OperatorTensor("output", "[B, S+T, N, D]"),),
     attributes=(
         Attribute("grid", Kind.TRIPLE, "token grid"),
         Attribute("tile", Kind.TRIPLE, "tokens of a sliding tile"),
@@ -121,6 +191,108 @@ ROUTED_ATTENTION = Operator(
         ),
     ),
 )
+
+QK_NORM_ROTARY = Operator(
+    name="QKNormRotary",
+    torch_name="qk_norm_rotary",
+    doc="RMS norm of query and key, over all heads or each head as the weights are long, and rotation of their pairs",
+    input_tensors=(
+        OperatorTensor("query", "[B, X, E]"),
+        OperatorTensor("key", "[B, X, E]"),
+        OperatorTensor("query_weight", "[E] or [D]", Element.WEIGHT),
+        OperatorTensor("key_weight", "[E] or [D]", Element.WEIGHT),
+        OperatorTensor("cos", "[1, X, 1, D/2]", Element.FLOAT32),
+        OperatorTensor("sin", "[1, X, 1, D/2]", Element.FLOAT32),
+    ),
+    output_tensors=(OperatorTensor("query_output", "[B, X, N, D]"), OperatorTensor("key_output", "[B, X, N, D]")),
+    attributes=(_HEADS, _EPSILON),
+)
+
+HEAD_NORM = Operator(
+    name="HeadNorm",
+    torch_name="head_norm",
+    doc="RMS norm, over all heads or each head as the weight is long",
+    input_tensors=(OperatorTensor("tokens", "[B, X, E]"), OperatorTensor("weight", "[E] or [D]", Element.WEIGHT)),
+    output_tensors=(OperatorTensor("output", "[B, X, N, D]"),),
+    attributes=(_HEADS, _EPSILON),
+)
+
+NORM_MODULATE = Operator(
+    name="NormModulate",
+    torch_name="norm_modulate",
+    doc="LayerNorm without weight, times scale (which includes the 1), plus shift",
+    input_tensors=(OperatorTensor("tokens", "[B, X, E]"), *_SCALE_SHIFT),
+    output_tensors=(OperatorTensor("output", "[B, X, E]"),),
+    attributes=(_EPSILON, _FIRST_TOKENS),
+)
+
+RESIDUAL_NORM_MODULATE = Operator(
+    name="ResidualNormModulate",
+    torch_name="residual_norm_modulate",
+    doc="residual + update * gate, and NormModulate of it",
+    input_tensors=(
+        OperatorTensor("residual", "[B, X, E]"),
+        OperatorTensor("update", "[B, X, E]"),
+        OperatorTensor("gate", "[B or 1, M, E]", Element.FLOAT32),
+        *_SCALE_SHIFT,
+    ),
+    output_tensors=(OperatorTensor("residual_output", "[B, X, E]"), OperatorTensor("output", "[B, X, E]")),
+    attributes=(_EPSILON, _FIRST_TOKENS),
+)
+
+LINEAR = Operator(
+    name="Linear",
+    torch_name="linear",
+    doc="a product with a weight in torch's layout, a bias and an activation",
+    input_tensors=(
+        OperatorTensor("input", "[B, X, K]"),
+        OperatorTensor("weight", "[O, K]"),
+        OperatorTensor("bias", "[O]"),
+    ),
+    output_tensors=(OperatorTensor("output", "[B, X, O]"),),
+    attributes=(_ACTIVATION,),
+)
+
+FP8_LINEAR = Operator(
+    name="Fp8Linear",
+    torch_name="fp8_linear",
+    doc="Linear with products of e4m3: weights scaled by output feature, tokens by token on the fly",
+    input_tensors=(
+        OperatorTensor("input", "[B, X, K]"),
+        OperatorTensor("weight", "[O, K], or [O, K/4] as int32", Element.FLOAT8),
+        OperatorTensor("weight_scale", "[O]", Element.FLOAT32),
+        OperatorTensor("bias", "[O]"),
+    ),
+    output_tensors=(OperatorTensor("output", "[B, X, O]"),),
+    attributes=(_ACTIVATION,),
+)
+
+CROSS_ATTENTION = Operator(
+    name="CrossAttention",
+    torch_name="cross_attention",
+    doc="attention of the tokens of one sequence to those of another",
+    input_tensors=(
+        OperatorTensor("query", "[B, X, N, D]"),
+        OperatorTensor("key", "[B, Y, N, D]"),
+        OperatorTensor("value", "[B, Y, N, D]"),
+    ),
+    output_tensors=(OperatorTensor("output", "[B, X, N, D]"),),
+    attributes=(Attribute("scale", Kind.NUMBER, "factor of the logits; 0 for 1/sqrt(D)", 0.0),),
+)
+
+BLOCK_OPERATORS = (
+    QK_NORM_ROTARY,
+    HEAD_NORM,
+    NORM_MODULATE,
+    RESIDUAL_NORM_MODULATE,
+    LINEAR,
+    FP8_LINEAR,
+    CROSS_ATTENTION,
+)
+"""What a block of a transformer does between its routed attentions."""
+
+OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, *BLOCK_OPERATORS)}
+"""All operators by name."""
 
 
 def choices(name: str) -> tuple[str, ...]:

@@ -51,10 +51,10 @@ def model_of(
     if text:
         inputs.append(info("text_length", onnx.TensorProto.INT32, routes[:1]))
     node = onnx.helper.make_node(
-        ROUTED_ATTENTION.name, names, [ROUTED_ATTENTION.output], domain=ROUTED_ATTENTION.namespace, **attributes
+        ROUTED_ATTENTION.name, names, [*ROUTED_ATTENTION.outputs], domain=ROUTED_ATTENTION.namespace, **attributes
     )
     graph = onnx.helper.make_graph(
-        [node], "one_node", inputs, [info(ROUTED_ATTENTION.output, ONNX_TYPES[dtype], shape)]
+        [node], "one_node", inputs, [info(ROUTED_ATTENTION.outputs[0], ONNX_TYPES[dtype], shape)]
     )
     opsets = [
         onnx.helper.make_opsetid("", OPSET),
@@ -277,7 +277,7 @@ def test_checkers_accept_it_and_see_the_output_shape(dtype: str, text_tokens: in
     model = model_of(attributes_of(geometry, 0.5), dtype, shape, ("batch", 3))
     onnx.checker.check_model(model, full_check=True)
     model.graph.node[0].output[0] = "inner"  # what is declared must not be what we read back
-    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], [ROUTED_ATTENTION.output]))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], [*ROUTED_ATTENTION.outputs]))
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=False)
     (inner,) = (info for info in inferred.graph.value_info if info.name == "inner")
     assert [d.dim_param or d.dim_value for d in inner.type.tensor_type.shape.dim] == list(shape)

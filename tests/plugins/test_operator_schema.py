@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Attribute, Kind
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, OPERATORS, ROUTED_ATTENTION, Attribute, Kind
 
 #: Value of TensorRT's PluginFieldType and how many items, as the creator announces a field of that kind.
 FIELD_TYPES = {Kind.TRIPLE: "5 3", Kind.INTEGER: "5 1", Kind.NUMBER: "1 1", Kind.CHOICE: "6 0"}
@@ -44,6 +44,24 @@ def test_table_is_the_contracts() -> None:
         ("attention_precision", "CHOICE", "same"),
     ]
     assert ROUTED_ATTENTION.inputs == ("query", "key", "value", "routes", "text_length")
+
+
+def test_block_operators_are_the_contracts() -> None:
+    """As above: inputs and attributes of every block operator, in the order of torch's arguments and of the fields."""
+    found = {
+        operator.name: " ".join((*operator.inputs, "|", *(a.name for a in operator.attributes)))
+        for operator in BLOCK_OPERATORS
+    }
+    assert found == {
+        "QKNormRotary": "query key query_weight key_weight cos sin | heads epsilon",
+        "HeadNorm": "tokens weight | heads epsilon",
+        "NormModulate": "tokens scale shift | epsilon first_tokens",
+        "ResidualNormModulate": "residual update gate scale shift | epsilon first_tokens",
+        "Linear": "input weight bias | activation",
+        "Fp8Linear": "input weight weight_scale bias | activation",
+        "CrossAttention": "query key value | scale",
+    }
+    assert {(operator.namespace, operator.version) for operator in OPERATORS.values()} == {("vorta", "1")}
 
 
 def test_plugin_has_the_same_identity_and_fields(recording_driver: Any) -> None:
