@@ -26,6 +26,7 @@ from vorta_trt.commands.options import (
     usage,
 )
 from vorta_trt.model.precision import PrecisionName
+from vorta_trt.plugins.operator_schema import BlockOps
 
 
 class Flavour(str, Enum):
@@ -90,6 +91,14 @@ def build(
     optimization_level: Annotated[
         int | None, typer.Option(metavar="0-5", help="0 builds fast, 5 runs fast [default: TensorRT's own].")
     ] = None,
+    block_ops: Annotated[
+        BlockOps | None,
+        typer.Option(
+            "--block-ops",
+            help="Make norms, products and cross-attention plugin layers of ours, or leave them to TensorRT as native "
+            "ones [default: plugin for tensorrt8, native for the others].",
+        ),
+    ] = None,
     weight_streaming: Annotated[
         bool, typer.Option("--weight-streaming", help="Let the engine keep a part of its weights in host memory.")
     ] = False,
@@ -135,6 +144,7 @@ def build(
         "hardware_compatibility": hardware_compatibility,
         "version_compatible": version_compatible,
         "optimization_level": optimization_level,
+        "block_ops": block_ops,
         "weight_streaming": weight_streaming,
         "refit": refit,
         "workspace_gib": workspace_gib,

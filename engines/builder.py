@@ -24,6 +24,7 @@ from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions
 from vorta_trt.engines.progress import ProgressCallback
 from vorta_trt.export.names import check_second, component_file
 from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
+from vorta_trt.plugins.operator_schema import BlockOps
 
 
 def build_engine(
@@ -38,6 +39,7 @@ def build_engine(
     timing_cache: str | Path | None = None,
     workspace_gib: float | None = None,
     optimization_level: int | None = None,
+    block_ops: BlockOps | None = None,
     weight_streaming: bool = False,
     refit: bool = False,
     include_onnx: bool = False,
@@ -63,6 +65,9 @@ def build_engine(
         timing_cache: A file that makes later builds faster; tensorrt only, RTX has none and ignores it with a warning.
         workspace_gib: Limit on the scratch memory of a layer.
         optimization_level: From 0, which builds fast, to 5, which runs fast.
+        block_ops: Whether the block operators (norms, products, cross-attention) become our "plugin" layers or
+            "native" ones, which TensorRT fuses as it likes. By default what is faster in the flavour: see
+            `Flavour.block_ops`.
         weight_streaming: The engine can then run with a part of its weights in host memory (`Engine`'s
             weight_streaming_budget); not with TensorRT 8.6.
         refit: The engine then takes other weights (`runtime.refit`), which may cost speed; TensorRT-RTX builds such
@@ -96,6 +101,7 @@ def build_engine(
         timing_cache=None if timing_cache is None else Path(timing_cache),
         workspace_gib=workspace_gib,
         optimization_level=optimization_level,
+        block_ops=block_ops,
         weight_streaming=weight_streaming,
         refit=refit,
         strict=strict,

@@ -166,7 +166,7 @@ class BundleWriter:
     def add(self, model: ExportedModel) -> None:
         """Builds an engine. Raises what `build_engine` raises."""
         own = EngineFiles.of(model.key, self._added[0][0].key) if self._added else EngineFiles()
-        library = load_plugin(self._flavour) if model.onnx.routed_nodes else None
+        library = load_plugin(self._flavour) if model.onnx.operator_nodes else None
         included = library if self._include_plugin else None
         sources = [path for path in (included, model.route_override) if path is not None]
         copies = model.onnx.total_bytes if self._include_onnx else 0
@@ -309,6 +309,7 @@ def _record(
             memory=built.memory,
         ),
         plugin=plugin,
+        block_operators=built.block_operators,
         refit=RefitRecord(names=list(model.weights)) if options.refit else None,
     )
 

@@ -7,6 +7,7 @@ tells the engine itself, and it opens only on a GPU that can run it: without one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ class BundleReport(BaseModel):
         if m.plugin is not None:
             included = "included" if m.plugin.included else "not included"
             yield f"plugin     {m.plugin.layers} x {m.plugin.namespace}::{m.plugin.name}"
+            if m.block_operators is not None:
+                yield f"operators  {m.block_operators}"
             yield f"library    {m.plugin.library} {m.plugin.library_version}, {included}"
         memory = {"weights": e.memory.weights, "activations": e.memory.activations, "scratch": e.memory.scratch}
         known = ", ".join(f"{name} {readable_bytes(size)}" for name, size in memory.items() if size is not None)
@@ -144,7 +147,8 @@ class OnnxReport(BaseModel):
     total_bytes: int
     opsets: dict[str, int]
     metadata: dict[str, str]
-    has_function_body: bool
+    operators: dict[str, int]  # nodes of ours, by operator
+    without_function_body: list[str]  # operators
     nodes_without_plugin_attributes: list[str]
     attention_precision: AttentionPrecision
     inputs: dict[str, str]
@@ -155,12 +159,13 @@ class OnnxReport(BaseModel):
         """The report as text."""
         yield f"{self.path}: {readable_bytes(self.total_bytes)} with its weights"
         yield "opsets     " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
-        yield f"portable   {'has' if self.has_function_body else 'has NO'} function body for {ROUTED_ATTENTION.name}"
+        bodies = f"has NO function body for {', '.join(self.without_function_body)}"
+        yield f"portable   {bodies if self.without_function_body else 'has a function body for every operator'}"
+        yield "operators  " + (", ".join(f"{name} {count}" for name, count in self.operators.items()) or "none of ours")
         if self.nodes_without_plugin_attributes:
             count = len(self.nodes_without_plugin_attributes)
             yield (
-                f"warning    {count} {ROUTED_ATTENTION.name} nodes lack plugin attributes: "
-                "TensorRT would not use the plugin"
+                f"warning    {count} nodes of our operators lack plugin attributes: TensorRT would not use the plugin"
             )
         yield f"LoRA       {self.metadata.get('LoRA', 'none')}"
         yield f"attention  {describe_attention(self.attention_precision)}"
@@ -256,13 +261,15 @@ def inspect_onnx(path: str | Path) -> OnnxReport:
     onnx = read_onnx(Path(path))
     graph = from_onnx(onnx.model)
     tensors = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in graph.tensors.items()}
+    operators = Counter(node.operator for node in onnx.operator_nodes)
     return OnnxReport(
         path=str(path),
         total_bytes=onnx.total_bytes,
         opsets={opset.domain: opset.version for opset in onnx.model.opset_import},
         metadata={entry.key: entry.value for entry in onnx.model.metadata_props},
-        has_function_body=onnx.has_function_body,
-        nodes_without_plugin_attributes=[node.name for node in onnx.routed_nodes if not node.has_plugin_attributes],
+        operators=dict(operators.most_common()),
+        without_function_body=[name for name in operators if name not in onnx.function_bodies],
+        nodes_without_plugin_attributes=[node.name for node in onnx.operator_nodes if not node.has_plugin_attributes],
         attention_precision=onnx.attention_precision,
         inputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.input},
         outputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.output},

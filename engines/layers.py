@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from vorta_trt.engines.network import is_routed_attention, layers
+from vorta_trt.engines.network import layers, operator_of
 from vorta_trt.model.precision import BITS, TENSORRT_TYPES
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 CONSTANT = "CONSTANT"
 UNKNOWN = "unknown"  # the type of a tensor that an ONNX file does not state
@@ -46,7 +45,7 @@ class Layer(Strict):
     """A layer of the network, with the tensors that it reads and writes."""
 
     name: str
-    kind: str  # TensorRT's LayerType, or the ONNX operator; RoutedAttention for our plugin
+    kind: str  # TensorRT's LayerType, or the ONNX operator; for our plugins, the operator's name
     scope: str  # module path in the model, e.g. "blocks.3.attn1"; "" if unknown
     inputs: list[str]
     outputs: list[str]
@@ -89,7 +88,7 @@ def from_network(trt: Any, network: Any) -> LayerGraph:
         found.append(
             Layer(
                 name=layer.name,
-                kind=ROUTED_ATTENTION.name if is_routed_attention(trt, layer) else layer.type.name,
+                kind=operator_of(trt, layer) or layer.type.name,
                 scope=scope_of_name(node),
                 inputs=[tensor.name for tensor in inputs],
                 outputs=[tensor.name for tensor in outputs],

@@ -126,6 +126,19 @@ class PluginInfo(Record, extra="forbid"):
     layers: int = Field(ge=1)
 
 
+class BlockOperators(Record, extra="forbid"):
+    """What the block operators of the ONNX file became: how many layers or nodes, by the operators' names."""
+
+    plugins: dict[str, int]
+    native: dict[str, int]  # inlined, and left to TensorRT
+
+    def __str__(self) -> str:
+        def listed(counts: dict[str, int]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+        return f"as plugins {listed(self.plugins)}; left to TensorRT {listed(self.native)}"
+
+
 class RefitRecord(Record, extra="forbid"):
     """An engine that takes other weights after it is built, and those that it was given, see `refit`."""
 
@@ -204,6 +217,8 @@ class EngineRecord(Record, extra="forbid"):
     outputs: list[TensorSpec] = Field(min_length=1)
     engine: EngineInfo
     plugin: PluginInfo | None
+    # None: the ONNX file has none; then it is left out, as it was before there were any.
+    block_operators: BlockOperators | None = Field(default=None, exclude_if=lambda value: value is None)
     refit: RefitRecord | None = None
 
     @property

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX file -> TensorRT network, and the check that every RoutedAttention node became our plugin."""
+"""ONNX file -> TensorRT network, and the check that the nodes of our operators became plugins.
+
+RoutedAttention always is one. The block operators are plugins or, where they are to be native, the standard operators
+that they stand for: then TensorRT parses a copy of the graph in which they are inlined.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vorta_trt.engines.errors import BuildError
@@ -12,9 +18,10 @@ from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.logs import is_noise
 from vorta_trt.engines.manifest import ShapeRange, TensorSpec
 from vorta_trt.engines.plugin import registered
-from vorta_trt.export.onnx_file import OnnxFile
+from vorta_trt.export.native_operators import with_native_operators
+from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
-from vorta_trt.plugins.operator_schema import PLUGIN_ATTRIBUTES, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +30,23 @@ MOST_NAMES = 5
 
 @dataclass
 class ParsedNetwork:
-    """The network and the objects that must outlive it: it borrows weights from the parser's mapped files."""
+    """The network and the objects that must outlive it: it borrows weights from the parser's mapped files.
+
+    Attributes:
+        network: Of TensorRT.
+        parser: Of TensorRT.
+        content: The graph that was parsed, in which weights may lie; None if it was a file.
+        onnx: What was parsed: the file, with the block operators inlined that are native.
+        plugin_layers: Our plugins, by the names of the operators.
+        native: How many nodes of which operators were inlined.
+    """
 
     network: Any
     parser: Any
-    plugin_layers: list[Any]
+    content: bytes | None
+    onnx: OnnxFile
+    plugin_layers: dict[str, list[Any]]
+    native: Counter[str]
 
 
 def data_type(dtype: Any) -> DataType:
@@ -40,10 +59,17 @@ def tensorrt_type(trt: Any, name: str) -> Any:
     return getattr(trt.DataType, DATA_TYPES[name].tensorrt)
 
 
-def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
+def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockOps | None = None) -> ParsedNetwork:
     """Parses the file into a network, strongly typed if TensorRT can.
 
-    Raises BuildError with every parser error, by node name, and for a file of an opset that the parser does not know.
+    Args:
+        flavour: Whose parser.
+        builder: Of the flavour.
+        onnx: The file.
+        block_ops: Whether block operators become plugins; None: what is usual for the flavour.
+
+    Raises:
+        BuildError: With every parser error, by node name, and for a file of an opset that the parser does not know.
     """
     trt = flavour.module
     if flavour.newest_opset is not None and onnx.opset > flavour.newest_opset:
@@ -51,10 +77,24 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
             f"{onnx.path}: is of opset {onnx.opset}, and {flavour.title} reads {flavour.newest_opset} at most; export "
             f"the model again with --opset {flavour.newest_opset} --precision {flavour.precisions[0]}"
         )
+    for operator in onnx.block_operators:
+        if operator not in OPERATORS:
+            raise BuildError(
+                f"{onnx.path}: has nodes {ROUTED_ATTENTION.namespace}::{operator}, and this vorta-trt has no such "
+                "operator; update vorta-trt, or export the model again with this one"
+            )
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
+    native = onnx.block_operators if (block_ops or flavour.block_ops) == "native" else Counter[str]()
+    content: bytes | None = None
     with flavour.hub.collect() as collected:
-        parsed = parser.parse_from_file(str(onnx.place))
+        if native:
+            onnx = _with_native(onnx, native)
+            content = onnx.model.SerializeToString()
+            onnx.model.graph.ClearField("initializer")  # the content has them, too
+            parsed = parser.parse(content, str(onnx.place))
+        else:
+            parsed = parser.parse_from_file(str(onnx.place))
     errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
     if not parsed or errors:
         ours = [message for message in collected.errors if message.startswith(f"[{ROUTED_ATTENTION.namespace}::")]
@@ -62,9 +102,21 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile) -> ParsedNetwork:
             f"{onnx.path}: {flavour.title} {flavour.version} cannot import this model; {_remedy(flavour, onnx)}",
             ours + errors or collected.errors,
         )
-    plugin_layers = [layer for layer in layers(network) if is_routed_attention(trt, layer)]
+    plugin_layers: dict[str, list[Any]] = defaultdict(list)
+    for layer in layers(network):
+        if (ours_of := operator_of(trt, layer)) is not None:
+            plugin_layers[ours_of].append(layer)
     check_plugin_layers(flavour, onnx, plugin_layers)
-    return ParsedNetwork(network, parser, plugin_layers)
+    return ParsedNetwork(network, parser, content, onnx, dict(plugin_layers), native)
+
+
+def _with_native(onnx: OnnxFile, operators: Counter[str]) -> OnnxFile:
+    """The file with operators inlined in its graph, whose external weights stay where they are."""
+    whole = read_onnx(onnx.path).model  # the graph of `onnx` may lack its weights
+    onnx.take_in_small_weights(whole)
+    model = with_native_operators(whole, operators)
+    left = tuple(node for node in onnx.operator_nodes if node.operator not in operators)
+    return replace(onnx, model=model, operator_nodes=left)
 
 
 def layers(network: Any) -> list[Any]:
@@ -72,45 +124,51 @@ def layers(network: Any) -> list[Any]:
     return [network.get_layer(index) for index in range(network.num_layers)]
 
 
-def is_routed_attention(trt: Any, layer: Any) -> bool:
-    """Whether a layer is our plugin and not somebody else's."""
-    names = (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, ROUTED_ATTENTION.version)
+def operator_of(trt: Any, layer: Any) -> str | None:
+    """Which of our operators a layer is the plugin of; None for somebody else's plugins and all other layers."""
     if layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
         layer.__class__ = trt.IPluginV3Layer  # TensorRT's way of narrowing an ILayer in Python
         core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
-        return (core.plugin_namespace, core.plugin_name, core.plugin_version) == names
-    if layer.type.name == "PLUGIN_V2" and hasattr(trt, "IPluginV2Layer"):  # TensorRT 8.6
+        identity = (core.plugin_namespace, core.plugin_name, core.plugin_version)
+    elif layer.type.name == "PLUGIN_V2" and hasattr(trt, "IPluginV2Layer"):  # TensorRT 8.6
         layer.__class__ = trt.IPluginV2Layer
-        plugin = layer.plugin
-        return (plugin.plugin_namespace, plugin.plugin_type, plugin.plugin_version) == names
-    return False
+        identity = (layer.plugin.plugin_namespace, layer.plugin.plugin_type, layer.plugin.plugin_version)
+    else:
+        return None
+    namespace, name, version = map(str, identity)
+    return name if (namespace, version) == (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.version) else None
 
 
-def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: list[Any]) -> None:
-    """Raises BuildError unless there are as many plugin layers as RoutedAttention nodes, of types with kernels.
+def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: Mapping[str, Sequence[Any]]) -> None:
+    """Raises BuildError unless every node of our operators has a plugin layer, of types with kernels.
 
     TensorRT prefers a node's function body to a plugin unless the node names the plugin, and says nothing: such an
     engine computes the reference, slowly, and would look like a success.
     """
-    if len(plugin_layers) != len(onnx.routed_nodes):
+    for operator in dict.fromkeys(node.operator for node in onnx.operator_nodes):
+        _check_plugins_of(operator, flavour, onnx, plugin_layers.get(operator, ()))
+
+
+def _check_plugins_of(operator: str, flavour: Flavour, onnx: OnnxFile, plugin_layers: Sequence[Any]) -> None:
+    nodes = [node for node in onnx.operator_nodes if node.operator == operator]
+    if len(plugin_layers) != len(nodes):
         made = {layer.name for layer in plugin_layers}
-        lost = [node for node in onnx.routed_nodes if node.name not in made] or list(onnx.routed_nodes)
+        lost = [node for node in nodes if node.name not in made] or nodes
         bare = [node for node in lost if not node.has_plugin_attributes]
-        if bare and onnx.has_function_body:
+        if bare and operator in onnx.function_bodies:
             why = (
                 f"{_names(bare)} lack(s) the attributes {' and '.join(PLUGIN_ATTRIBUTES)}, so that TensorRT took the "
                 "function body in the file instead of the plugin; export the model again with vorta-trt"
             )
-        elif registered(flavour.module) is None:
+        elif registered(flavour.module, operator) is None:
             why = (
-                f"plugin {ROUTED_ATTENTION} is not registered with {flavour.title}, so that "
-                "TensorRT took the function body in the file; load libvorta_trt.so first"
+                f"plugin {ROUTED_ATTENTION.namespace}::{operator} is not registered with {flavour.title}, so that "
+                f"TensorRT took the function body in the file; {_missing(operator)}"
             )
         else:
             why = f"TensorRT imported {_names(lost)} as something else"
         raise BuildError(
-            f"{onnx.path}: only {len(plugin_layers)} of {len(onnx.routed_nodes)} RoutedAttention nodes became plugin "
-            f"layers: {why}"
+            f"{onnx.path}: only {len(plugin_layers)} of {len(nodes)} {operator} nodes became plugin layers: {why}"
         )
     taken = [PRECISIONS[precision] for precision in flavour.precisions]
     stated = onnx.value_types() if flavour.weakly_typed else {}
@@ -138,9 +196,17 @@ def _describe(error: Any) -> str:
 
 
 def _remedy(flavour: Flavour, onnx: OnnxFile) -> str:
-    if onnx.routed_nodes and registered(flavour.module) is None:
-        return f"plugin {ROUTED_ATTENTION} is not registered: load libvorta_trt.so first"
+    for operator in dict.fromkeys(node.operator for node in onnx.operator_nodes):
+        if registered(flavour.module, operator) is None:
+            return f"plugin {ROUTED_ATTENTION.namespace}::{operator} is not registered: {_missing(operator)}"
     return "TensorRT names the node below; export the model again with vorta-trt"
+
+
+def _missing(operator: str) -> str:
+    """What to do about a plugin that is not registered."""
+    if operator == ROUTED_ATTENTION.name:
+        return "load libvorta_trt.so first"
+    return "load libvorta_trt.so first, one that has it, or build with --block-ops native"
 
 
 def tensor_specs(network: Any, batch: tuple[int, int, int]) -> tuple[list[TensorSpec], list[TensorSpec]]:

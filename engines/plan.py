@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.execution_flags import allow_execution, check_refittable, check_streaming, set_flags
@@ -20,12 +20,13 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import from_network, write_layers
-from vorta_trt.engines.manifest import EngineFiles, EngineMemory, FileEntry, TensorSpec
+from vorta_trt.engines.manifest import BlockOperators, EngineFiles, EngineMemory, FileEntry, TensorSpec
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
 from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.files import check_output, make_way
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, BlockOps
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_gib: float | None = None
     optimization_level: int | None = None
+    block_ops: BlockOps | None = None  # None: what is usual for the flavour
     weight_streaming: bool = False
     refit: bool = False  # the engine takes other weights after it is built
     strict: bool = True  # refuse what could be built, but not run
@@ -60,6 +62,8 @@ class BuildOptions:
             raise ValueError(f"batch {self.batch}: must be 1 <= min <= opt <= max; use e.g. (1, 1, 2)")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ValueError(f"optimization_level {self.optimization_level}: must be 0 (fast build) to 5 (fast engine)")
+        if self.block_ops is not None and self.block_ops not in get_args(BlockOps):
+            raise ValueError(f"block_ops {self.block_ops!r}: must be one of {', '.join(get_args(BlockOps))}")
         if self.workspace_gib is not None and not 0 < self.workspace_gib < math.inf:
             raise ValueError(f"workspace_gib {self.workspace_gib}: must be positive; leave it out for no limit")
 
@@ -93,6 +97,7 @@ class BuiltPlan:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     plugin_layers: int
+    block_operators: BlockOperators | None
     target: Target
     flags: list[str]
     optimization_level: int
@@ -113,17 +118,18 @@ def build_plan(
     trt = flavour.module
     start = time.perf_counter()
     builder = trt.Builder(flavour.logger)
-    parsed = parse_onnx(flavour, builder, onnx)
+    parsed = parse_onnx(flavour, builder, onnx, options.block_ops)
+    attentions = parsed.plugin_layers.get(ROUTED_ATTENTION.name, [])
     cancellation.check()
     inputs, outputs = tensor_specs(parsed.network, options.batch)
     config = builder.create_builder_config()
     target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
-    head_dims = (layer.get_input(0).shape[3] for layer in parsed.plugin_layers)
+    head_dims = (layer.get_input(0).shape[3] for layer in attentions)
     check_fp8_build(onnx.path, onnx.attention_precision, target, head_dims, options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)
     if flavour.weakly_typed:
-        impose_types(trt, parsed.network, onnx)
+        impose_types(trt, parsed.network, parsed.onnx)
     cache = TimingCache.attach(flavour, config, options.timing_cache)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = progress_monitor(trt, callback, cancellation)
@@ -147,13 +153,20 @@ def build_plan(
         files={names.plan: plan.entry, names.layers: hash_file(folder / names.layers)},
         inputs=inputs,
         outputs=outputs,
-        plugin_layers=len(parsed.plugin_layers),
+        plugin_layers=len(attentions),
+        block_operators=_block_operators(parsed),
         target=target,
         flags=set_flags(trt, config),
         optimization_level=config.builder_optimization_level,
         memory=_memory(collected.infos),
         seconds=time.perf_counter() - start,
     )
+
+
+def _block_operators(parsed: ParsedNetwork) -> BlockOperators | None:
+    """What the block operators became; None where there are none."""
+    plugins = {name: len(found) for name, found in parsed.plugin_layers.items() if name != ROUTED_ATTENTION.name}
+    return BlockOperators(plugins=plugins, native=dict(parsed.native)) if plugins or parsed.native else None
 
 
 def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:

@@ -53,9 +53,9 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
     return path
 
 
-def registered(trt: Any) -> Any:
-    """The plugin's creator in the registry of module `trt`, or None."""
-    wanted = (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, ROUTED_ATTENTION.version)
+def registered(trt: Any, operator: str = ROUTED_ATTENTION.name) -> Any:
+    """The creator of an operator's plugin in the registry of module `trt`, or None."""
+    wanted = (ROUTED_ATTENTION.namespace, operator, ROUTED_ATTENTION.version)
     registry = trt.get_plugin_registry()
     # Not get_creator(), which logs errors if there is none. TensorRT 8.6 has another list.
     creators = getattr(registry, "all_creators_recursive", None)

@@ -61,8 +61,10 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
         node.metadata_props[_CALL] = str(node.name)
     before = set(graph) - set(calls)
     weights = {value: value.const_value for value in graph.initializers.values() if _is_weight(value)}
-    for value in weights:
-        value.const_value = None  # nothing folds it
+    for value in weights:  # as inputs, which nothing folds or reads
+        value.const_value = None
+        graph.initializers.pop(str(value.name))
+        graph.inputs.append(value)
     graph.opset_imports[""] = OPSET
     InlinePass(lambda function: function.name in names)(model)
     _decide_by_constants(graph)
@@ -73,6 +75,7 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
         IdentityEliminationPass(),
         RemoveUnusedNodesPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        DeduplicateInitializersPass(size_limit=_FOLD_LIMIT),
         CommonSubexpressionEliminationPass(),
     )
     passes(model)
@@ -82,8 +85,9 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
         ShapeInferencePass()(model)
     _name(graph, before)
     for value, content in weights.items():
+        graph.inputs.remove(value)
         value.const_value = content
-    DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
+        graph.register_initializer(value)
 
 
 def _decide_by_constants(graph: ir.Graph) -> None:

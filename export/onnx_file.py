@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading an ONNX file: its graph, its RoutedAttention nodes, its metadata, and where its weights lie.
+"""Reading an ONNX file: its graph, the nodes of our operators, its metadata, and where its weights lie.
 
 Weights above 2 GB lie in a data file beside the model. Caches keep both behind links (Hugging Face's, `ln -s`,
 `cp -l`), which onnx and ONNX Runtime refuse to follow; `OnnxFile` follows them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,18 @@ class RoutedAttentionNode:
 
 
 @dataclass(frozen=True)
-class RoutedNode:
-    """A RoutedAttention node, once for every time that the graph runs it.
+class OperatorNode:
+    """A node of one of our operators, once for every time that the graph runs it.
 
     Attributes:
         name: In the graph.
+        operator: Name of the operator.
         has_plugin_attributes: Whether TensorRT will find the plugin by it.
-        attention_precision: "same" or "fp8".
+        attention_precision: "same" or "fp8", of RoutedAttention.
     """
 
     name: str
+    operator: str
     has_plugin_attributes: bool
     attention_precision: AttentionPrecision
 
@@ -76,17 +79,28 @@ class OnnxFile:
         path: As given.
         place: The same file where its data files stand beside it, absolute; links of `path` may lead there.
         model: The graph, external weights left on disk.
-        routed_nodes: All RoutedAttention nodes, subgraphs and functions included.
-        has_function_body: Whether the file holds the operator's portable form.
+        operator_nodes: All nodes of our operators, subgraphs and functions included.
+        function_bodies: Of which operators the file holds the portable form.
         data_files: External weights, under the names that the model refers to.
     """
 
     path: Path
     place: Path
     model: onnx.ModelProto
-    routed_nodes: tuple[RoutedNode, ...]
-    has_function_body: bool
+    operator_nodes: tuple[OperatorNode, ...]
+    function_bodies: frozenset[str]
     data_files: tuple[Path, ...]
+
+    @property
+    def routed_nodes(self) -> tuple[OperatorNode, ...]:
+        """The RoutedAttention nodes."""
+        return tuple(node for node in self.operator_nodes if node.operator == ROUTED_ATTENTION.name)
+
+    @property
+    def block_operators(self) -> Counter[str]:
+        """How many nodes there are of every other operator."""
+        operators = (node.operator for node in self.operator_nodes)
+        return Counter(operator for operator in operators if operator != ROUTED_ATTENTION.name)
 
     @property
     def attention_precision(self) -> AttentionPrecision:
@@ -101,7 +115,7 @@ class OnnxFile:
     @property
     def is_portable(self) -> bool:
         """Whether it runs without the plugin; files of opset 17 do not."""
-        return self.has_function_body or not self.routed_nodes
+        return self.function_bodies.issuperset(node.operator for node in self.operator_nodes)
 
     @property
     def opset(self) -> int:
@@ -152,6 +166,14 @@ class OnnxFile:
                 tensor.CopyFrom(numpy_helper.from_array(self.read_weight(tensor), tensor.name))
         return self.model
 
+    def take_in_small_weights(self, model: onnx.ModelProto) -> None:
+        """Puts weights into a copy of the model that may say shapes, where they lie in the data file."""
+        from onnx import numpy_helper
+
+        for tensor in model.graph.initializer:
+            if tensor.data_location == tensor.EXTERNAL and math.prod(tensor.dims) <= SMALL:
+                tensor.CopyFrom(numpy_helper.from_array(self.read_weight(tensor), tensor.name))
+
     def without_links(self) -> tuple[bytes, Path]:
         """The model with the real names of its data files, and the real folder of these.
 
@@ -160,8 +182,6 @@ class OnnxFile:
         Raises:
             OnnxFileError: links lead into several folders.
         """
-        from onnx import numpy_helper
-
         real = {file.name: file.resolve() for file in self.data_files}
         folders = {file.parent for file in real.values()}
         if len(folders) > 1:
@@ -171,9 +191,8 @@ class OnnxFile:
             )
         model = type(self.model)()
         model.CopyFrom(self.model)
+        self.take_in_small_weights(model)
         for tensor in model.graph.initializer:
-            if math.prod(tensor.dims) <= SMALL:
-                tensor.CopyFrom(numpy_helper.from_array(self.read_weight(tensor), tensor.name))
             for item in tensor.external_data:
                 if item.key == "location":
                     item.value = real[item.value].name
@@ -208,8 +227,8 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         path=path,
         place=place,
         model=model,
-        routed_nodes=tuple(_routed_nodes(path, model.graph.node, functions)),
-        has_function_body=(ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name) in functions,
+        operator_nodes=tuple(_operator_nodes(path, model.graph.node, functions)),
+        function_bodies=frozenset(name for domain, name in functions if domain == ROUTED_ATTENTION.namespace),
         data_files=tuple(_data_file(path, place.parent / name, end) for name, end in external.items()),
     )
 
@@ -309,19 +328,22 @@ def _data_file(path: Path, file: Path, end: int) -> Path:
     return file
 
 
-def _routed_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[RoutedNode]:
-    """The RoutedAttention nodes of a graph, its subgraphs, and the functions it calls (but not of their own body)."""
+def _operator_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[OperatorNode]:
+    """The nodes of our operators in a graph, its subgraphs, and the functions it calls (but not of their own body)."""
     for index, node in enumerate(nodes):
-        if _is_routed(node):
-            names = {attribute.name for attribute in node.attribute}
-            precision = _attention_precision(node, path)
-            yield RoutedNode(node.name or f"(unnamed node {index})", names.issuperset(PLUGIN_ATTRIBUTES), precision)
+        if node.domain == ROUTED_ATTENTION.namespace:
+            yield OperatorNode(
+                name=node.name or f"(unnamed node {index})",
+                operator=node.op_type,
+                has_plugin_attributes={attribute.name for attribute in node.attribute}.issuperset(PLUGIN_ATTRIBUTES),
+                attention_precision=_attention_precision(node, path) if _is_routed(node) else SAME_PRECISION,
+            )
             continue
         if function := functions.get((node.domain, node.op_type)):
-            yield from _routed_nodes(path, function.node, functions)
+            yield from _operator_nodes(path, function.node, functions)
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                yield from _routed_nodes(path, subgraph.node, functions)
+                yield from _operator_nodes(path, subgraph.node, functions)
 
 
 def _is_routed(node: onnx.NodeProto) -> bool:

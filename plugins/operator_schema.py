@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 CoresetKeys = Literal["query", "key"]
 AttentionPrecision = Literal["same", "fp8"]
 Activation = Literal["none", "gelu_tanh"]
+BlockOps = Literal["native", "plugin"]  # what the block operators are computed with
 
 SAME_PRECISION: AttentionPrecision = "same"
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")

@@ -243,7 +243,7 @@ def test_a_file_in_fp32_is_refused_before_the_build(
 def test_somebody_elses_plugin_layers_do_not_count(make_model: Any, tmp_path: Path) -> None:
     onnx_file = read_onnx(make_model(tmp_path / "m.onnx"))
     with pytest.raises(BuildError, match="only 0 of 2"):
-        check_plugin_layers(get_flavour("rtx"), onnx_file, [])
+        check_plugin_layers(get_flavour("rtx"), onnx_file, {})
 
 
 # --- Broken files ------------------------------------------------------------
