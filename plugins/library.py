@@ -316,6 +316,21 @@ class PluginLibrary:
         """
         self._require(self._function(function)(*arguments))
 
+    def call_text(self, function: str, *arguments: Any) -> str:
+        """Calls a function of the C API that returns a text and cannot fail.
+
+        Args:
+            function: Its name.
+            arguments: Values of ctypes.
+
+        Raises:
+            VortaError: The library has no such function.
+        """
+        entry = self._function(function)
+        entry.restype = ctypes.c_char_p
+        text: bytes = entry(*arguments)
+        return text.decode()
+
     def validate(self, problem: Problem) -> None:
         """Checks that the kernels take a problem. Needs no GPU.
 

@@ -99,3 +99,19 @@ def enqueue(library: PluginLibrary, params: LinearParams, stream: int) -> None:
         LibraryError: An argument breaks a rule, or CUDA or cuBLASLt refuses the launch.
     """
     library.call("vorta_linear_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
+
+
+def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
+    """Asks which products calls on torch's current GPU take.
+
+    Args:
+        library: The library.
+        precision: One of `LINEAR_PRECISIONS`.
+
+    Returns:
+        Its name, such as "cublaslt 13.1.0", or "sm80", the library's own kernel; and why it is the latter, else "".
+    """
+    reason = ctypes.c_char_p()
+    precision_value = ctypes.c_int32(LINEAR_PRECISIONS.index(precision))
+    name = library.call_text("vorta_linear_backend", precision_value, ctypes.byref(reason))
+    return name, (reason.value or b"").decode()

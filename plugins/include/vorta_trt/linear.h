@@ -69,8 +69,8 @@ VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* pa
 /* Enqueues the layer on `stream` (a cudaStream_t). No host synchronisation, no allocation of device memory; may be
  * captured into a CUDA graph. Calls with the same arguments on the same GPU and libraries give the same bits.
  *
- * Products are those of cuBLASLt (libcublasLt.so.13 or .12): the one that the process has loaded already, as every
- * process with torch's CUDA build has; else the one that VORTA_TRT_CUBLASLT names in the environment; else the one on
+ * Products are those of cuBLASLt (libcublasLt.so of CUDA 12 or 13): the file that VORTA_TRT_CUBLASLT names in the
+ * environment; else the one that the process has loaded, as every process with torch's CUDA build has; else the one on
  * the loader's path. Without one, and for fp8 where cuBLASLt or the GPU has no scales per row and column (they need
  * compute capability 9.0 and CUDA 12.9), the kernel of this library computes the same, more slowly. */
 VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The C API of the linear layers: validate, size the workspace, quantise, multiply. Nothing here or below throws.
+#include "vorta_trt/linear.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "cuda_error.h"
+#include "kernel_path.h"
+#include "last_error.h"
+#include "linear/cublaslt_library.h"
+#include "linear/cublaslt_product.h"
+#include "linear/product.h"
+#include "linear/validate_linear.h"
+
+namespace vorta::linear {
+namespace {
+
+/// cuBLASLt's kernels count in 32 bits somewhere; a call of more elements is cut into parts of whole rows.
+constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
+constexpr int64_t kRowsOfPart = 256;  // parts are multiples of it, the last one aside
+
+constexpr size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/// Where the parts of the workspace begin: cuBLASLt's, then the quantised input, then its scales.
+struct Layout {
+  size_t quantized = kProductWorkspace, scales = quantized, bytes = quantized;
+
+  explicit Layout(const vorta_linear_params& p) {
+    if (p.precision != VORTA_LINEAR_FP8 || p.quantized_input != nullptr) return;
+    scales = quantized + align(static_cast<size_t>(p.rows) * static_cast<size_t>(p.in_features));
+    bytes = scales + align(static_cast<size_t>(p.rows) * sizeof(float));
+  }
+};
+
+Product product_of(const vorta_linear_params& p) {
+  Product product{};
+  product.dtype = static_cast<vorta_dtype>(p.dtype);
+  product.fp8 = p.precision == VORTA_LINEAR_FP8;
+  product.gelu = p.activation == VORTA_ACTIVATION_GELU_TANH;
+  product.rows = p.rows;
+  product.in_features = p.in_features;
+  product.out_features = p.out_features;
+  product.input = p.quantized_input != nullptr ? p.quantized_input : p.input;
+  product.weight = p.weight;
+  product.input_scale = p.input_scale;
+  product.weight_scale = p.weight_scale;
+  product.bias = p.bias;
+  product.output = p.output;
+  product.input_stride = p.input_stride;
+  product.output_stride = p.output_stride;
+  product.workspace = p.workspace;
+  return product;
+}
+
+vorta_status multiply(const Product& product, int candidate, cudaStream_t stream) {
+  const cublaslt::Functions* functions = nullptr;
+  if (candidate >= 0) {
+    if (vorta_status status = cublaslt::find_library(&functions)) return status;
+  }
+  if (functions != nullptr) {
+    const Outcome outcome = enqueue_cublaslt(*functions, product, candidate, stream);
+    if (outcome == Outcome::kDone) return VORTA_OK;
+    if (outcome == Outcome::kFailed) return VORTA_CUDA_ERROR;
+    if (product.gelu) {  // perhaps only the epilogue is missing
+      Product plain = product;
+      plain.gelu = false;
+      const Outcome without = enqueue_cublaslt(*functions, plain, candidate, stream);
+      if (without == Outcome::kFailed) return VORTA_CUDA_ERROR;
+      if (without == Outcome::kDone) {
+        const cudaError_t error = launch_gelu(product, stream);
+        return error == cudaSuccess ? VORTA_OK : report("GELU", error);
+      }
+    }
+  }
+  const cudaError_t error = launch_own_product(product, stream);
+  return error == cudaSuccess ? VORTA_OK : report("linear layer", error);
+}
+
+vorta_status multiply_in_parts(const Product& whole, int candidate, cudaStream_t stream) {
+  const int64_t fitting = kMaxElements / std::max(whole.input_stride, whole.output_stride);
+  const int64_t part_rows = std::max(fitting / kRowsOfPart * kRowsOfPart, kRowsOfPart);
+  const int64_t input_bytes = whole.fp8 ? 1 : 2;
+  for (int64_t row = 0; row < whole.rows; row += part_rows) {
+    Product part = whole;
+    part.rows = std::min(part_rows, whole.rows - row);
+    part.input = static_cast<const char*>(whole.input) + row * whole.input_stride * input_bytes;
+    part.output = static_cast<char*>(whole.output) + row * whole.output_stride * 2;
+    if (whole.fp8) part.input_scale = whole.input_scale + row;
+    if (vorta_status status = multiply(part, candidate, stream)) return status;
+  }
+  return VORTA_OK;
+}
+
+vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
+  Product product = product_of(p);
+  if (product.fp8 && p.quantized_input == nullptr) {
+    const Layout layout(p);
+    char* workspace = static_cast<char*>(p.workspace);
+    void* quantized = workspace + layout.quantized;
+    auto* scales = reinterpret_cast<float*>(workspace + layout.scales);
+    if (cudaError_t error = launch_quantize_rows(product.dtype, p.rows, p.in_features, p.input, p.input_stride,
+                                                 quantized, scales, stream)) {
+      return report("quantisation of a linear layer's input", error);
+    }
+    product.input = quantized;
+    product.input_scale = scales;
+    product.input_stride = p.in_features;
+  }
+  return multiply_in_parts(product, p.candidate, stream);
+}
+
+/// A small product as the models have them, for the question whether there is a kernel for such.
+Product example(bool fp8) {
+  const auto* somewhere = reinterpret_cast<const void*>(uintptr_t{1} << 20);  // aligned; nothing reads it
+  Product product{};
+  product.dtype = VORTA_BFLOAT16;
+  product.fp8 = fp8;
+  product.rows = product.in_features = product.out_features = 1024;
+  product.input_stride = product.output_stride = 1024;
+  product.input = product.weight = product.bias = somewhere;
+  product.output = const_cast<void*>(somewhere);
+  product.input_scale = product.weight_scale = static_cast<const float*>(somewhere);
+  return product;
+}
+
+}  // namespace
+}  // namespace vorta::linear
+
+vorta_status vorta_linear_validate(const vorta_linear_params* params) { return vorta::linear::validate(params); }
+
+vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size_t* bytes) {
+  if (vorta_status status = vorta::linear::validate(params)) return status;
+  if (bytes == nullptr) {
+    return vorta::fail(VORTA_INVALID_ARGUMENT, "bytes NULL: must point to a size_t that takes the answer; pass one");
+  }
+  *bytes = params->rows == 0 ? 0 : vorta::linear::Layout(*params).bytes;
+  return VORTA_OK;
+}
+
+vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream) {
+  size_t workspace_bytes = 0;
+  if (vorta_status status = vorta_linear_workspace_size(params, &workspace_bytes)) return status;
+  if (params->rows == 0) return VORTA_OK;
+  if (vorta_status status = vorta::linear::validate_tensors(*params, workspace_bytes)) return status;
+  return vorta::linear::enqueue(*params, static_cast<cudaStream_t>(stream));
+}
+
+const char* vorta_linear_backend(int32_t precision, const char** reason) {
+  using namespace vorta;
+  thread_local char name[32], why[512];
+  std::snprintf(name, sizeof(name), "sm80");
+  why[0] = '\0';
+  if (reason != nullptr) *reason = why;
+  const cublaslt::Functions* functions = nullptr;
+  if (cublaslt::find_library(&functions)) {
+    std::snprintf(why, sizeof(why), "%s", last_error());
+    return name;
+  }
+  if (functions == nullptr) {
+    std::snprintf(why, sizeof(why),
+                  "no libcublasLt.so of CUDA 12 or 13 is loaded or on the loader's path; import torch with CUDA first, "
+                  "or name the file in %s",
+                  cublaslt::kLibraryVariable);
+    return name;
+  }
+  const size_t v = functions->GetVersion();  // 120804 is 12.8.4
+  const auto major = static_cast<int>(v / 10000), minor = static_cast<int>(v % 10000 / 100);
+  const auto patch = static_cast<int>(v % 100);
+  switch (linear::ask_cublaslt(*functions, linear::example(precision == VORTA_LINEAR_FP8))) {
+    case linear::Outcome::kDone:
+      std::snprintf(name, sizeof(name), "cublaslt %d.%d.%d", major, minor, patch);
+      break;
+    case linear::Outcome::kUnsupported:
+      std::snprintf(why, sizeof(why),
+                    "cuBLASLt %d.%d.%d lists no kernel for such products on this GPU; fp8 with scales per row and "
+                    "column needs CUDA 12.9 and compute capability 9.0",
+                    major, minor, patch);
+      break;
+    case linear::Outcome::kFailed:
+      std::snprintf(why, sizeof(why), "%s", last_error());
+  }
+  return name;
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "linear/validate_linear.h"
+
+#include <initializer_list>
+
+#include "last_error.h"
+#include "tensor_checks.h"
+
+namespace vorta::linear {
+namespace {
+
+constexpr int kMaxFeatures = 1 << 20;
+constexpr long long kMaxRows = (1LL << 31) - 1024;  // of a grid, and far from overflow with the features
+constexpr int kMaxCandidate = 63;
+
+vorta_status check_choice(const char* name, int value, const char* choices) {
+  if (value == 0 || value == 1) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT, "%s %d: must be %s; pass one of them", name, value, choices);
+}
+
+vorta_status check_features(const char* name, int value, int multiple, bool fp8) {
+  if (value >= multiple && value % multiple == 0 && value <= kMaxFeatures) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT,
+              "%s %d: must be a multiple of %d (16 bytes), at least that and at most %d%s; pad weights and input with "
+              "zeros, or leave this layer to the framework",
+              name, value, multiple, kMaxFeatures, fp8 ? " with fp8 products" : "");
+}
+
+struct Matrix {
+  const char *name, *shape;
+  const void* pointer;
+  int64_t rows, stride;
+  int columns, element_bytes;
+};
+
+vorta_status check_matrix(const Matrix& m, Extent* extent) {
+  if (m.pointer == nullptr || !is_aligned(m.pointer, 16)) {
+    return fail(VORTA_INVALID_ARGUMENT, "%s %p: must be a device pointer to %s, aligned to 16 bytes; pass one", m.name,
+                m.pointer, m.shape);
+  }
+  const int multiple = 16 / m.element_bytes;
+  if (m.rows > 1 && (m.stride < m.columns || m.stride % multiple != 0 || m.stride > (int64_t{1} << 56) / m.rows)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "%s_stride %lld: must be a multiple of %d elements (16 bytes) and at least the %d columns of a row; "
+                "give the elements from one row to the next, or make the tensor contiguous",
+                m.name, static_cast<long long>(m.stride), multiple, m.columns);
+  }
+  const int64_t elements = (m.rows - 1) * m.stride + m.columns;
+  extent->begin = reinterpret_cast<uintptr_t>(m.pointer);
+  extent->end = extent->begin + static_cast<uintptr_t>(elements) * static_cast<uintptr_t>(m.element_bytes);
+  extent->dense = m.rows == 1 || m.stride == m.columns;
+  return VORTA_OK;
+}
+
+}  // namespace
+
+vorta_status validate(const vorta_linear_params* params) noexcept {
+  if (params == nullptr) {
+    return fail(VORTA_INVALID_ARGUMENT, "params NULL: must point to a vorta_linear_params; pass one");
+  }
+  const vorta_linear_params& p = *params;
+  if (p.struct_size != sizeof(p)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "params.struct_size %zu: must be %zu in this library (API version %d); set it to sizeof(*params) and "
+                "compile against the same header",
+                p.struct_size, sizeof(p), VORTA_API_VERSION);
+  }
+  if (vorta_status status = check_choice("dtype", p.dtype, "0 (float16) or 1 (bfloat16)")) return status;
+  if (vorta_status status = check_choice("precision", p.precision, "0 (same) or 1 (fp8)")) return status;
+  if (vorta_status status = check_choice("activation", p.activation, "0 (none) or 1 (gelu_tanh)")) return status;
+  const bool fp8 = p.precision == VORTA_LINEAR_FP8;
+  if (vorta_status status = check_features("in_features", p.in_features, fp8 ? 16 : 8, fp8)) return status;
+  if (vorta_status status = check_features("out_features", p.out_features, fp8 ? 16 : 8, fp8)) return status;
+  if (p.rows < 0 || p.rows > kMaxRows) {
+    return fail(VORTA_INVALID_ARGUMENT, "rows %lld: must be 0 to %lld; split the input", static_cast<long long>(p.rows),
+                kMaxRows);
+  }
+  if (p.candidate < -1 || p.candidate > kMaxCandidate) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "candidate %d: must be -1 (the library's own kernel) to %d; pass 0 for cuBLASLt's first choice",
+                p.candidate, kMaxCandidate);
+  }
+  return VORTA_OK;
+}
+
+vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_bytes) noexcept {
+  const bool fp8 = p.precision == VORTA_LINEAR_FP8, given = p.quantized_input != nullptr;
+  if (!fp8 && (given || p.input_scale != nullptr || p.weight_scale != nullptr)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "quantized_input %p, input_scale %p, weight_scale %p: must be NULL with precision 0 (same), which has "
+                "no scales; pass NULL or precision 1 (fp8)",
+                p.quantized_input, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale));
+  }
+  if (given != (p.input_scale != nullptr) || (given && p.input != nullptr)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "input %p, quantized_input %p, input_scale %p: must be either input alone, or quantized_input with its "
+                "scales; pass NULL for the others",
+                p.input, p.quantized_input, static_cast<const void*>(p.input_scale));
+  }
+  Extent input{}, weight{}, output{};
+  const Matrix matrices[] = {
+      {"input", given ? "[R, K] e4m3" : "[R, K]", given ? p.quantized_input : p.input, p.rows, p.input_stride,
+       p.in_features, given ? 1 : 2},
+      {"weight", fp8 ? "[O, K] e4m3" : "[O, K]", p.weight, p.out_features, p.in_features, p.in_features, fp8 ? 1 : 2},
+      {"output", "[R, O]", p.output, p.rows, p.output_stride, p.out_features, 2},
+  };
+  Extent* extents[] = {&input, &weight, &output};
+  for (int i = 0; i < 3; ++i) {
+    if (vorta_status status = check_matrix(matrices[i], extents[i])) return status;
+  }
+  if (fp8 && p.weight_scale == nullptr) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "weight_scale NULL: e4m3 weights need a scale per output feature; pass a device pointer to float32 "
+                "[O]");
+  }
+  for (const void* vector :
+       {p.bias, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale)}) {
+    if (is_aligned(vector, 16)) continue;  // NULL is
+    return fail(VORTA_INVALID_ARGUMENT,
+                "bias, input_scale or weight_scale %p: must be aligned to 16 bytes; copy it to a fresh allocation",
+                vector);
+  }
+  if (p.workspace == nullptr || !is_aligned(p.workspace, 256)) {
+    return fail(VORTA_INVALID_ARGUMENT, "workspace %p: must be a device pointer aligned to 256 bytes; pass one",
+                p.workspace);
+  }
+  if (p.workspace_bytes < workspace_bytes) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "workspace_bytes %zu: this call needs %zu; allocate what vorta_linear_workspace_size says",
+                p.workspace_bytes, workspace_bytes);
+  }
+  const auto workspace = reinterpret_cast<uintptr_t>(p.workspace);
+  const Extent scratch{workspace, workspace + workspace_bytes, true};
+  if (output.overlaps(input) || output.overlaps(weight)) {
+    return fail(VORTA_INVALID_ARGUMENT, "output %p: must not share memory with input or weight; pass memory of its own",
+                p.output);
+  }
+  if (scratch.overlaps(input) || scratch.overlaps(weight) || scratch.overlaps(output)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "workspace %p: must not share memory with input, weight or output; pass memory of its own",
+                p.workspace);
+  }
+  return VORTA_OK;
+}
+
+}  // namespace vorta::linear

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The rules for a call of a linear layer. Host only; each message names argument, value, rule and remedy.
+#ifndef VORTA_TRT_KERNELS_LINEAR_VALIDATE_LINEAR_H_
+#define VORTA_TRT_KERNELS_LINEAR_VALIDATE_LINEAR_H_
+
+#include "vorta_trt/linear.h"
+
+namespace vorta::linear {
+
+/// Everything but pointers and strides.
+vorta_status validate(const vorta_linear_params* params) noexcept;
+
+/// Pointers and strides of a call that is valid otherwise and has rows.
+vorta_status validate_tensors(const vorta_linear_params& params, size_t workspace_bytes) noexcept;
+
+}  // namespace vorta::linear
+
+#endif  // VORTA_TRT_KERNELS_LINEAR_VALIDATE_LINEAR_H_

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C API of the linear layers without a GPU: what it refuses, workspace, and where cuBLASLt is looked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vorta_trt.plugins import LibraryError, Status, load_library
+from vorta_trt.plugins.linear import LinearParams, enqueue, validate, workspace_size
+
+ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
+SPACING = 1 << 30  # further than any tensor here reaches
+SIZES: dict[str, Any] = {"dtype": "bfloat16", "rows": 300, "in_features": 512, "out_features": 256}
+FP8_SIZES = {**SIZES, "precision": "fp8"}
+TENSORS: dict[str, Any] = {
+    "input": ADDRESS, "weight": ADDRESS + SPACING, "bias": ADDRESS + 2 * SPACING, "output": ADDRESS + 3 * SPACING,
+    "workspace": ADDRESS + 4 * SPACING, "workspace_bytes": 1 << 30,
+}  # fmt: skip
+FP8_TENSORS = {**TENSORS, "weight_scale": ADDRESS + 6 * SPACING}
+PRODUCT_WORKSPACE = 32 << 20
+
+
+def refusal(call: Any, *arguments: Any) -> str:
+    with pytest.raises(LibraryError) as caught:
+        call(load_library(), *arguments)
+    assert caught.value.status is Status.INVALID_ARGUMENT
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dtype": 2}, "dtype 2: must be 0 (float16) or 1 (bfloat16); pass one of them"),
+        ({"precision": 7}, "precision 7: must be 0 (same) or 1 (fp8); pass one of them"),
+        ({"activation": -1}, "activation -1: must be 0 (none) or 1 (gelu_tanh); pass one of them"),
+        ({"in_features": 12}, "in_features 12: must be a multiple of 8 (16 bytes), at least that and at most 1048576"),
+        ({"in_features": 0}, "in_features 0: must be a multiple of 8"),
+        ({"out_features": 1 << 21}, "out_features 2097152: must be a multiple of 8"),
+        ({"out_features": 24, "precision": "fp8"}, "must be a multiple of 16 (16 bytes), at least that and at most "
+         "1048576 with fp8 products; pad weights and input with zeros, or leave this layer to the framework"),
+        ({"rows": -1}, "rows -1: must be 0 to 2147482624; split the input"),
+        ({"candidate": 64}, "candidate 64: must be -1 (the library's own kernel) to 63"),
+        ({"struct_size": 8}, "params.struct_size 8: must be 128 in this library"),
+    ],
+)  # fmt: skip
+def test_a_bad_problem_is_refused(changed: dict[str, Any], message: str) -> None:
+    size = changed.pop("struct_size", None)
+    params = LinearParams(**{**SIZES, **changed})
+    if size is not None:
+        params.struct_size = size
+    assert message in refusal(validate, params)
+    assert message in refusal(workspace_size, params)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"input": None}, "input (nil): must be a device pointer to [R, K], aligned to 16 bytes; pass one"),
+        ({"weight": ADDRESS + 8}, "must be a device pointer to [O, K], aligned to 16 bytes; pass one"),
+        ({"bias": ADDRESS + 2}, "must be aligned to 16 bytes; copy it to a fresh allocation"),
+        ({"input_stride": 511}, "input_stride 511: must be a multiple of 8 elements (16 bytes) and at least the 512"),
+        ({"input_stride": 256}, "input_stride 256: must be a multiple of 8 elements (16 bytes) and at least the 512"),
+        ({"output_stride": 1 << 55}, "output_stride 36028797018963968: must be a multiple of 8 elements"),
+        ({"output": ADDRESS + 512}, "must not share memory with input or weight; pass memory of its own"),
+        ({"workspace": ADDRESS + 16}, "must be a device pointer aligned to 256 bytes; pass one"),
+        ({"workspace": ADDRESS + 3 * SPACING}, "must not share memory with input, weight or output"),
+        ({"workspace_bytes": 77}, "workspace_bytes 77: this call needs 33554432; allocate what"),
+        ({"weight_scale": ADDRESS}, "must be NULL with precision 0 (same), which has no scales"),
+    ],
+)
+def test_a_bad_tensor_is_refused(changed: dict[str, Any], message: str) -> None:
+    assert message in refusal(enqueue, LinearParams(**{**SIZES, **TENSORS, **changed}), 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight_scale": None}, "weight_scale NULL: e4m3 weights need a scale per output feature"),
+        ({"quantized_input": ADDRESS}, "must be either input alone, or quantized_input with its scales"),
+        ({"input": None, "quantized_input": ADDRESS}, "must be either input alone, or quantized_input with its scales"),
+        ({"input": None, "quantized_input": ADDRESS, "input_scale": ADDRESS + 7 * SPACING, "input_stride": 520},
+         "input_stride 520: must be a multiple of 16 elements (16 bytes)"),
+    ],
+)  # fmt: skip
+def test_a_bad_tensor_of_fp8_is_refused(changed: dict[str, Any], message: str) -> None:
+    assert message in refusal(enqueue, LinearParams(**{**FP8_SIZES, **FP8_TENSORS, **changed}), 0)
+
+
+def test_workspace_holds_the_quantised_rows() -> None:
+    library = load_library()
+    assert workspace_size(library, LinearParams(**SIZES)) == PRODUCT_WORKSPACE
+    # 300 rows of 512 bytes, and 300 scales, each to a multiple of 256 bytes.
+    assert workspace_size(library, LinearParams(**FP8_SIZES)) == PRODUCT_WORKSPACE + 300 * 512 + 1280
+    given = LinearParams(**FP8_SIZES, quantized_input=ADDRESS)
+    assert workspace_size(library, given) == PRODUCT_WORKSPACE
+    video = LinearParams(**{**FP8_SIZES, "rows": 3 * 72000, "in_features": 13824})  # beyond 32 bits
+    assert workspace_size(library, video) == PRODUCT_WORKSPACE + 216000 * 13824 + 864000
+
+
+def test_an_empty_call_is_done_at_once() -> None:
+    """Without a GPU, and without pointers."""
+    params = LinearParams(**{**SIZES, "rows": 0})
+    assert workspace_size(load_library(), params) == 0
+    enqueue(load_library(), params, 0)
+
+
+def test_rows_are_dense_unless_strides_say_otherwise() -> None:
+    assert (LinearParams(**SIZES).input_stride, LinearParams(**SIZES).output_stride) == (512, 256)
+    assert LinearParams(**SIZES, input_stride=1536).input_stride == 1536
+
+
+def in_a_process(program: str, **environment: str) -> str:
+    """What a fresh process prints, in which no libcublasLt is loaded unless the program does."""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return result.stdout
+
+
+BACKEND = (
+    "from vorta_trt.plugins import load_library; from vorta_trt.plugins.linear import backend; "
+    "print(*backend(load_library()))"
+)
+
+
+def test_without_cublaslt_it_is_our_kernel_and_says_so(tmp_path: Path) -> None:
+    if "no libcublasLt" not in (text := in_a_process(BACKEND)):
+        pytest.skip(f"this machine's loader finds a libcublasLt: {text}")
+    assert text.startswith("sm80 no libcublasLt.so of CUDA 12 or 13 is loaded or on the loader's path; import torch")
+
+
+def test_a_wrong_file_in_the_environment_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "libcublasLt.so.13"
+    text = in_a_process(BACKEND, VORTA_TRT_CUBLASLT=str(missing))
+    assert f"sm80 VORTA_TRT_CUBLASLT={missing} in the environment: must name a libcublasLt.so of CUDA 12 or 13" in text
+    assert "No such file" in text
+
+
+def test_an_empty_stand_in_is_no_cublaslt(tmp_path: Path) -> None:
+    """TensorRT 8.6 runs beside empty libraries of that name."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++ to make an empty library")
+    library = tmp_path / "libcublasLt.so.12"
+    options = ["-shared", "-fPIC", "-x", "c++", "/dev/null", f"-Wl,-soname,{library.name}"]
+    subprocess.run([compiler, *options, "-o", library], check=True)
+    loaded = in_a_process(f"import ctypes; ctypes.CDLL({str(library)!r}, mode=ctypes.RTLD_GLOBAL); {BACKEND}")
+    assert loaded == in_a_process(BACKEND)
+    named = in_a_process(BACKEND, VORTA_TRT_CUBLASLT=str(library))
+    assert "(a function of cuBLASLt is missing in it); correct the path or unset it" in named

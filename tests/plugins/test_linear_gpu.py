@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers on a GPU against float64: at most twice the error that torch makes in the same dtype.
+
+Letters: R rows, K input features, O output features.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vorta_trt.plugins import load_library
+from vorta_trt.plugins.linear import OWN_KERNEL, LinearParams, enqueue, workspace_size
+
+pytestmark = pytest.mark.gpu
+LARGEST = 448.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer."""
+
+    rows: int
+    in_features: int
+    out_features: int
+    dtype: str = "bfloat16"
+    precision: str = "same"
+    activation: str = "none"
+    bias: bool = True
+    padding: int = 0  # elements between the rows of input and output
+    candidate: int = 0
+
+    def __str__(self) -> str:
+        words = [f"R{self.rows}-K{self.in_features}-O{self.out_features}", self.dtype, self.precision, self.activation]
+        words += [] if self.bias else ["no_bias"]
+        words += [f"padding{self.padding}"] if self.padding else []
+        return "-".join([*words, "own"] if self.candidate == OWN_KERNEL else words)
+
+
+PLAIN = Case(300, 512, 384)
+SHAPES = [
+    PLAIN,
+    *(replace(PLAIN, rows=rows) for rows in (1, 2, 127, 128, 129, 1025)),
+    *(replace(PLAIN, in_features=k) for k in (16, 48, 80, 1536, 13824)),
+    *(replace(PLAIN, out_features=o) for o in (16, 112, 144, 1536)),
+    replace(PLAIN, bias=False),
+    replace(PLAIN, padding=16),
+    replace(PLAIN, activation="gelu_tanh"),
+    replace(PLAIN, activation="gelu_tanh", bias=False),
+    Case(2049, 5120, 1280),
+]
+CASES = [
+    replace(case, dtype=dtype, precision=precision, candidate=candidate)
+    for case in SHAPES
+    for dtype in ("float16", "bfloat16")
+    for precision in ("same", "fp8")
+    for candidate in (0, OWN_KERNEL)
+] + [
+    replace(PLAIN, in_features=8, out_features=24, candidate=candidate)  # fp8 needs multiples of 16
+    for candidate in (0, OWN_KERNEL)
+]
+
+
+@dataclass
+class Layer:
+    """Tensors of a case: input [R, K], weight [O, K], scale [O] with fp8, bias [O]."""
+
+    input: Tensor
+    weight: Tensor
+    weight_scale: Tensor | None
+    bias: Tensor | None
+
+
+def make_layer(case: Case, seed: int) -> Layer:
+    """Numbers with rows and features of very different size, NaN between the rows of the input."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    dtype = getattr(torch, case.dtype)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    memory = torch.full((case.rows, case.in_features + case.padding), torch.nan, device="cuda", dtype=dtype)
+    memory[:, : case.in_features] = (normal(case.rows, case.in_features) * normal(case.rows, 1).exp()).to(dtype)
+    weight = normal(case.out_features, case.in_features) * normal(case.out_features, 1).exp() / case.in_features**0.5
+    bias = normal(case.out_features).to(dtype) if case.bias else None
+    if case.precision == "same":
+        return Layer(memory[:, : case.in_features], weight.to(dtype), None, bias)
+    scale = weight.abs().amax(1) / LARGEST
+    return Layer(memory[:, : case.in_features], (weight / scale[:, None]).to(torch.float8_e4m3fn), scale, bias)
+
+
+def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [R, K] as e4m3 and their scales [R], as the header says it."""
+    largest = rows.float().abs().amax(1).clamp(min=1e-30)
+    factor = LARGEST / largest
+    return (rows.float() * factor[:, None]).to(torch.float8_e4m3fn), largest / LARGEST
+
+
+def run(case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The library's output [R, O]; what lies between its rows is checked to be left alone."""
+    dtype = getattr(torch, case.dtype)
+    memory = torch.full((case.rows, case.out_features + case.padding), torch.nan, device="cuda", dtype=dtype)
+    output = memory[:, : case.out_features]
+    params = LinearParams(
+        dtype=case.dtype,
+        precision=case.precision,
+        activation=case.activation,
+        rows=case.rows,
+        in_features=case.in_features,
+        out_features=case.out_features,
+        candidate=case.candidate,
+        weight=layer.weight.data_ptr(),
+        weight_scale=None if layer.weight_scale is None else layer.weight_scale.data_ptr(),
+        bias=None if layer.bias is None else layer.bias.data_ptr(),
+        output=output.data_ptr(),
+        output_stride=memory.stride(0),
+    )
+    if quantized is None:
+        params.input, params.input_stride = layer.input.data_ptr(), layer.input.stride(0)
+    else:
+        params.quantized_input, params.input_scale = (tensor.data_ptr() for tensor in quantized)
+    library = load_library()
+    workspace = torch.empty(workspace_size(library, params), dtype=torch.uint8, device="cuda")
+    params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
+    enqueue(library, params, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    assert memory[:, case.out_features :].isnan().all()
+    return output
+
+
+def activated(case: Case, product: Tensor) -> Tensor:
+    return functional.gelu(product, approximate="tanh") if case.activation == "gelu_tanh" else product
+
+
+def expected(case: Case, layer: Layer) -> Tensor:
+    """The layer in float64; fp8's rounding of the input is part of what is asked for."""
+    bias = 0 if layer.bias is None else layer.bias.double()
+    if layer.weight_scale is None:
+        return activated(case, layer.input.double() @ layer.weight.double().T + bias)
+    numbers, scale = quantize(layer.input)
+    product = numbers.double() @ layer.weight.double().T
+    return activated(case, product * scale.double()[:, None] * layer.weight_scale.double() + bias)
+
+
+def peer(case: Case, layer: Layer) -> Tensor:
+    """Torch's answer in the same dtype; with fp8 from the same 8-bit numbers in 16 bits, their scales in float32."""
+    if layer.weight_scale is None:
+        return activated(case, functional.linear(layer.input, layer.weight, layer.bias))
+    numbers, scale = quantize(layer.input)
+    product = numbers.float() @ layer.weight.float().T
+    rounded = (product * scale[:, None] * layer.weight_scale).to(layer.input.dtype)
+    return activated(case, rounded if layer.bias is None else rounded + layer.bias)
+
+
+def relative_error(output: Tensor, reference: Tensor) -> float:
+    """Of every row by its own size, since rows differ by orders of magnitude; then the mean over rows."""
+    difference = (output.double() - reference).norm(dim=1) / reference.norm(dim=1).clamp(min=1e-30)
+    return difference.mean().item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_error_is_at_most_twice_torchs(case: Case) -> None:
+    layer = make_layer(case, seed=len(str(case)))
+    output, reference = run(case, layer), expected(case, layer)
+    assert output.isfinite().all()
+    # A unit in the last place of the rounding at the end, where torch happens to be exact.
+    floor = torch.finfo(output.dtype).eps / 8
+    assert relative_error(output, reference) <= 2 * relative_error(peer(case, layer), reference) + floor
+
+
+@pytest.mark.parametrize("candidate", [0, OWN_KERNEL])
+def test_a_quantised_input_gives_the_same_bits(candidate: int) -> None:
+    case = replace(PLAIN, precision="fp8", candidate=candidate)
+    layer = make_layer(case, seed=1)
+    layer.input[7] = 0
+    assert run(case, layer).equal(run(case, layer, quantized=quantize(layer.input)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("in_features", [512, 1040, 3072, 5120, 12288, 13824, 15360, 16400])
+def test_rows_are_quantised_as_torch_does(in_features: int, dtype: str) -> None:
+    # The identity as weights gives the quantised numbers back, times their scale.
+    case = Case(40, in_features, 512, dtype, "fp8", bias=False, candidate=OWN_KERNEL)
+    layer = make_layer(case, seed=in_features)
+    layer.weight = torch.zeros(512, in_features, device="cuda")
+    layer.weight[:, :512].fill_diagonal_(1)
+    layer.weight = layer.weight.to(torch.float8_e4m3fn)
+    layer.weight_scale = torch.ones(512, device="cuda")
+    layer.input[3] = 0
+    layer.input[4, 100] = layer.input[4].abs().max() * 300  # an outlier: the others become coarse or 0
+    numbers, scale = quantize(layer.input)
+    assert run(case, layer).equal((numbers[:, :512].float() * scale[:, None]).to(layer.input.dtype))
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_nan_stays_in_its_row(precision: str) -> None:
+    case = replace(PLAIN, precision=precision)
+    layer = make_layer(case, seed=2)
+    clean = run(case, layer)
+    layer.input[5, 17] = torch.nan
+    output = run(case, layer)
+    assert output[5].isnan().all()
+    others = torch.arange(case.rows, device="cuda") != 5
+    assert output[others].equal(clean[others])
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_more_than_2_to_the_31_elements(precision: str) -> None:
+    case = Case((2**31 // 8192) + 300, 8192, 512, precision=precision)
+    layer = make_layer(replace(case, rows=64), seed=3)
+    layer.input = layer.input.repeat(case.rows // 64 + 1, 1)[: case.rows]
+    output = run(case, layer)
+    first = run(replace(case, rows=64), Layer(layer.input[:64], layer.weight, layer.weight_scale, layer.bias))
+    last = case.rows // 64 * 64 - 64
+    torch.testing.assert_close(output[last : last + 64].float(), first.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_the_first_call_of_a_process_may_be_captured(precision: str) -> None:
+    program = f"""
+        import torch
+        from tests.plugins.test_linear_gpu import PLAIN, make_layer, replace, load_library, LinearParams, enqueue
+        from tests.plugins.test_linear_gpu import workspace_size, run
+        case = replace(PLAIN, precision="{precision}", activation="gelu_tanh")
+        layer = make_layer(case, 1)
+        output = torch.full((case.rows, case.out_features), torch.nan, dtype=torch.bfloat16, device="cuda")
+        params = LinearParams(
+            dtype=case.dtype, precision=case.precision, activation=case.activation, rows=case.rows,
+            in_features=case.in_features, out_features=case.out_features, input=layer.input.data_ptr(),
+            weight=layer.weight.data_ptr(), bias=layer.bias.data_ptr(), output=output.data_ptr(),
+            weight_scale=layer.weight_scale.data_ptr() if layer.weight_scale is not None else None)
+        workspace = torch.empty(workspace_size(load_library(), params), dtype=torch.uint8, device="cuda")
+        params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            enqueue(load_library(), params, torch.cuda.current_stream().cuda_stream)
+        for _ in range(2):
+            output.fill_(torch.nan)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert output.equal(run(case, layer))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=300)
