@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, get_args
 
 from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure
+from vorta_trt.plugins.operator_schema import Activation, LinearPrecision
 
-ACTIVATIONS = ("none", "gelu_tanh")
+ACTIVATIONS = get_args(Activation)
 """What may follow the product; the index is the C API's value."""
-LINEAR_PRECISIONS = ("same", "fp8")
+LINEAR_PRECISIONS = get_args(LinearPrecision)
 """What is multiplied: numbers of the activations' type, or e4m3; the index is the C API's value."""
 OWN_KERNEL = -1
 """`candidate` of the kernel that is part of the library, which runs on every GPU; 0 is cuBLASLt's first choice."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 CoresetKeys = Literal["query", "key"]
 AttentionPrecision = Literal["same", "fp8"]
+LinearPrecision = Literal["same", "fp8"]
 Activation = Literal["none", "gelu_tanh"]
 BlockOps = Literal["native", "plugin"]  # what the block operators are computed with
 
@@ -52,6 +53,7 @@ class Attribute:
         doc: What it says.
         default: What its absence means in an ONNX file; None if it must be there.
         choices: The strings of a CHOICE.
+        least: The smallest value of a number, if it has one.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Attribute:
     doc: str
     default: Any = None
     choices: tuple[str, ...] = ()
+    least: int | None = None
 
 
 class Element(Enum):
@@ -149,9 +152,11 @@ class Operator:
         return (*(attribute.name for attribute in self.attributes), *PLUGIN_ATTRIBUTES)
 
 
-_HEADS = Attribute("heads", Kind.INTEGER, "N")
-_EPSILON = Attribute("epsilon", Kind.NUMBER, "what is added to the mean of squares, or to the variance")
-_FIRST_TOKENS = Attribute("first_tokens", Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0)
+_HEADS = Attribute("heads", Kind.INTEGER, "N", least=1)
+_EPSILON = Attribute("epsilon", Kind.NUMBER, "what is added to the mean of squares, or to the variance", least=0)
+_FIRST_TOKENS = Attribute(
+    "first_tokens", Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0, least=0
+)
 _ACTIVATION = Attribute(
     "activation", Kind.CHOICE, "what follows the product and its bias", "none", get_args(Activation)
 )
@@ -278,7 +283,7 @@ CROSS_ATTENTION = Operator(
         OperatorTensor("value", "[B, Y, N, D]"),
     ),
     output_tensors=(OperatorTensor("output", "[B, X, N, D]"),),
-    attributes=(Attribute("scale", Kind.NUMBER, "factor of the logits; 0 for 1/sqrt(D)", 0.0),),
+    attributes=(Attribute("scale", Kind.NUMBER, "factor of the logits; 0 for 1/sqrt(D)", 0.0, least=0),),
 )
 
 BLOCK_OPERATORS = (

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a block operator's arguments against its entry in the table: shapes, types, devices, choices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vorta_trt.plugins.operator_schema import Element, Kind, Operator, OperatorTensor
+
+_TYPES = {Element.FLOAT32: torch.float32, Element.INT32: torch.int32, Element.FLOAT8: torch.float8_e4m3fn}
+_ROWS = (1, 2)  # M, what a modulation may have
+
+
+def check_arguments(operator: Operator, tensors: Sequence[Tensor], attributes: Mapping[str, Any]) -> None:
+    """Checks the arguments of a call.
+
+    Args:
+        operator: Its entry in the table.
+        tensors: The inputs, in the table's order.
+        attributes: By the table's names.
+
+    Raises:
+        TypeError: A tensor has the wrong dtype.
+        ValueError: A shape, a device or an attribute is wrong.
+    """
+    for attribute in operator.attributes:
+        value = attributes[attribute.name]
+        if attribute.kind is Kind.CHOICE and value not in attribute.choices:
+            known = " or ".join(map(repr, attribute.choices))
+            raise ValueError(f"{operator}: {attribute.name} {value!r}: must be {known}")
+        if attribute.least is not None and value < attribute.least:
+            raise ValueError(f"{operator}: {attribute.name} {value}: must be at least {attribute.least}")
+    letters: dict[str, int] = {"N": attributes["heads"]} if "heads" in attributes else {}
+    first = tensors[0]
+    if not first.is_floating_point() or first.dtype.itemsize < 2:
+        raise TypeError(
+            f"{operator}: {operator.inputs[0]} of dtype {first.dtype}: must be float16, bfloat16 or float32"
+        )
+    for given, tensor in zip(operator.input_tensors, tensors, strict=True):
+        _check_dtype(operator, given, tensor, first)
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{operator}: {given.name} on {tensor.device}: must be where {operator.inputs[0]} is, {first.device}"
+            )
+        if not any(_matches(form, tuple(tensor.shape), letters) for form in _forms(given.shape)):
+            known = ", ".join(f"{letter}={extent}" for letter, extent in sorted(letters.items()))
+            raise ValueError(
+                f"{operator}: {given.name} of shape {tuple(tensor.shape)}: must be {given.shape} with {known or 'any'}"
+            )
+
+
+def _check_dtype(operator: Operator, given: OperatorTensor, tensor: Tensor, first: Tensor) -> None:
+    allowed = {Element.TOKENS: (first.dtype,), Element.WEIGHT: (first.dtype, torch.float32)}.get(given.element)
+    allowed = allowed or (_TYPES[given.element],)
+    if tensor.dtype not in allowed:
+        rule = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))
+        raise TypeError(f"{operator}: {given.name} of dtype {tensor.dtype}: must be {rule}")
+
+
+@cache
+def _forms(shape: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """The shapes that a text of the table allows: "[B or 1, E]" -> ((("B", "1"), ("E",)),)."""
+    forms = re.findall(r"\[([^\]]*)\]", shape)
+    return tuple(tuple(tuple(extent.split(" or ")) for extent in form.split(", ")) for form in forms)
+
+
+def _matches(form: tuple[tuple[str, ...], ...], shape: tuple[int, ...], letters: dict[str, int]) -> bool:
+    """Says whether a shape has a form; if so, its letters are known from here on."""
+    known = dict(letters)
+    if len(form) != len(shape) or not all(
+        any(_fits(term, extent, known) for term in terms) for terms, extent in zip(form, shape, strict=True)
+    ):
+        return False
+    letters |= known
+    return True
+
+
+def _fits(term: str, extent: int, letters: dict[str, int]) -> bool:
+    if term.isdigit():
+        return extent == int(term)
+    if term == "M":
+        return extent in _ROWS
+    letter, _, divisor = term.partition("/")
+    if letter not in letters:
+        letters |= _bound(letter, extent, letters)
+    return letters[letter] == extent * int(divisor or 1)
+
+
+def _bound(letter: str, extent: int, letters: Mapping[str, int]) -> dict[str, int]:
+    """What is known once a letter is: E of N heads says D."""
+    if letter == "E" and "N" in letters:
+        heads = letters["N"]
+        return {"E": extent if extent % heads == 0 else -1, "D": extent // heads}
+    return {letter: extent}

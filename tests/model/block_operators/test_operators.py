@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block operators on the CPU against formulas in float64, their schemas and fakes, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vorta_trt.model.block_operators import quantize_rows
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS
+
+BATCH, TOKENS, KEYS, HEADS, HEAD_DIM, OUT, FIRST = 2, 7, 5, 3, 8, 16, 3
+WIDTH = HEADS * HEAD_DIM
+EPSILON = 1e-6
+ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rms_normed(tokens: Tensor, weight: Tensor) -> Tensor:
+    grouped = tokens.double().reshape(BATCH, TOKENS, -1, weight.numel())
+    normed = grouped / (grouped.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weight.double()
+    return normed.reshape(BATCH, TOKENS, HEADS, HEAD_DIM)
+
+
+def turned(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(tokens.reshape(*tokens.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos.double(), sin.double())).flatten(-2)
+
+
+def modulated(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    wide = tokens.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + EPSILON).sqrt()
+    return normed * by_token(scale) + by_token(shift)
+
+
+def by_token(modulation: Tensor) -> Tensor:
+    rows = [modulation[:, 0 if token < FIRST else -1] for token in range(TOKENS)]
+    return torch.stack(rows, dim=1).double()
+
+
+def gelu(values: Tensor) -> Tensor:
+    return values / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)))
+
+
+def modulation(batch: int, rows: int, seed: int) -> Tensor:
+    return numbers(batch, rows, WIDTH, seed=seed)
+
+
+def heads_case(dtype: torch.dtype, group: int) -> dict[str, tuple[Any, ...]]:
+    query, key = (numbers(BATCH, TOKENS, WIDTH, seed=seed, dtype=dtype) for seed in (1, 2))
+    weights = [numbers(group, seed=seed, dtype=dtype) for seed in (3, 4)]
+    angles = numbers(1, TOKENS, 1, HEAD_DIM // 2, seed=5)
+    cos, sin = angles.cos(), angles.sin()
+    normed = [rms_normed(tokens, weight) for tokens, weight in zip((query, key), weights, strict=True)]
+    return {
+        "qk_norm_rotary": (
+            (query, key, *weights, cos, sin, HEADS, EPSILON),
+            tuple(turned(tokens, cos, sin) for tokens in normed),
+        ),
+        "head_norm": ((query, weights[0], HEADS, EPSILON), (normed[0],)),
+    }
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("group", [WIDTH, HEAD_DIM])
+@pytest.mark.parametrize("name", ["qk_norm_rotary", "head_norm"])
+def test_norms_of_heads(name: str, group: int, dtype: torch.dtype) -> None:
+    check(name, *heads_case(dtype, group)[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("rows", [(1, 1), (1, 2), (BATCH, 1), (BATCH, 2)])
+def test_modulated_norms(rows: tuple[int, int], dtype: torch.dtype) -> None:
+    tokens, update = (numbers(BATCH, TOKENS, WIDTH, seed=seed, dtype=dtype) for seed in (1, 2))
+    scale, shift, gate = modulation(*rows, 3), modulation(1, 1, 4), modulation(BATCH, 3 - rows[1], 5)
+    wanted = modulated(tokens, scale, shift)
+    check("norm_modulate", (tokens, scale, shift, EPSILON, FIRST), (wanted,), dtype)
+    residual = tokens.double() + update.double() * by_token(gate)
+    arguments = (tokens, update, gate, scale, shift, EPSILON, FIRST)
+    check("residual_norm_modulate", arguments, (residual, modulated(residual.to(dtype), scale, shift)), dtype)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("activation", ["none", "gelu_tanh"])
+def test_linear(activation: str, dtype: torch.dtype) -> None:
+    tokens = numbers(BATCH, TOKENS, WIDTH, dtype=dtype)
+    weight, bias = numbers(OUT, WIDTH, seed=1, dtype=dtype), numbers(OUT, seed=2, dtype=dtype)
+    product = tokens.double() @ weight.double().T + bias.double()
+    wanted = gelu(product) if activation == "gelu_tanh" else product
+    check("linear", (tokens, weight, bias, activation), (wanted,), dtype)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("activation", ["none", "gelu_tanh"])
+def test_fp8_linear(activation: str, dtype: torch.dtype) -> None:
+    """Exact in what it multiplies: the numbers in e4m3, found here without the operator's own function."""
+    tokens = numbers(BATCH, TOKENS, WIDTH, dtype=dtype)
+    tokens[0, 0] = 0
+    weight, weight_scale = quantize_rows(numbers(OUT, WIDTH, seed=1))
+    bias = numbers(OUT, seed=2, dtype=dtype)
+    scale = tokens.float().abs().amax(-1, keepdim=True) / 448
+    scale[0, 0] = 1
+    rounded = (tokens.float() / scale).to(torch.float8_e4m3fn)
+    product = (rounded.double() * scale) @ (weight.double() * weight_scale).T + bias.double()
+    wanted = gelu(product) if activation == "gelu_tanh" else product
+    check("fp8_linear", (tokens, weight, weight_scale.squeeze(1), bias, activation), (wanted,), dtype)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_cross_attention(scale: float, dtype: torch.dtype) -> None:
+    query = numbers(BATCH, TOKENS, HEADS, HEAD_DIM, dtype=dtype)
+    key, value = (numbers(BATCH, KEYS, HEADS, HEAD_DIM, seed=seed, dtype=dtype) for seed in (1, 2))
+    logits = torch.einsum("bxnd,bynd->bnxy", query.double(), key.double()) * (scale or HEAD_DIM**-0.5)
+    wanted = torch.einsum("bnxy,bynd->bxnd", logits.softmax(-1), value.double())
+    check("cross_attention", (query, key, value, scale), (wanted,), dtype)
+
+
+def check(name: str, arguments: tuple[Any, ...], wanted: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Compares with what is wanted: one rounding to the type, and the same shape and type."""
+    operator = getattr(torch.ops.vorta, name)
+    found = operator(*arguments)
+    for output, exact in zip(found if isinstance(found, tuple) else (found,), wanted, strict=True):
+        assert output.dtype == dtype
+        assert output.shape == exact.shape
+        assert output.is_contiguous()
+        assert (output.double() - exact).norm() <= ROUNDING[dtype] * exact.norm()
+    if dtype == torch.bfloat16:
+        checks = ("test_schema", "test_faketensor") if name != "fp8_linear" else ("test_faketensor",)
+        torch.library.opcheck(operator.default, arguments, test_utils=checks)  # (its own sums have no float8)
+
+
+def test_rows_are_quantised_over_their_largest() -> None:
+    rows = torch.tensor([[0.0, 0.0], [-896.0, 2.0], [1e-30, 0.0]])
+    values, scale = quantize_rows(rows)
+    assert scale.flatten().tolist() == pytest.approx([1.0, 2.0, 1e-30 / 448])
+    assert values.float().tolist() == [[0.0, 0.0], [-448.0, 1.0], [448.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda ops, t: ops.head_norm(t, t[0, 0, :5], HEADS, EPSILON),
+            r"weight of shape \(5,\): must be \[E\] or \[D\]",
+        ),
+        (lambda ops, t: ops.head_norm(t, t[0, 0], 5, EPSILON), r"tokens of shape \(2, 7, 24\): must be \[B, X, E\]"),
+        (lambda ops, t: ops.head_norm(t, t[0, 0].half(), HEADS, EPSILON), "weight of dtype torch.float16: must be"),
+        (lambda ops, t: ops.head_norm(t, t[0, 0], 0, EPSILON), "heads 0: must be at least 1"),
+        (lambda ops, t: ops.norm_modulate(t, t[:, :3], t[:, :1], EPSILON, 0), r"scale of shape \(2, 3, 24\)"),
+        (lambda ops, t: ops.norm_modulate(t, t[:, :1].half(), t[:, :1], EPSILON, 0), "scale of dtype torch.float16"),
+        (lambda ops, t: ops.norm_modulate(t, t[:, :1], t[:, :1], EPSILON, -1), "first_tokens -1: must be at least 0"),
+        (lambda ops, t: ops.linear(t, t[0, :, :5], t[0, :, 0], "none"), r"weight of shape \(7, 5\): must be \[O, K\]"),
+        (lambda ops, t: ops.linear(t, t[0], t[0, :, 0], "relu"), "activation 'relu': must be 'none' or 'gelu_tanh'"),
+    ],
+)
+def test_refuses(call: Callable[[Any, Tensor], Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(torch.ops.vorta, numbers(BATCH, TOKENS, WIDTH))
+
+
+def test_every_operator_of_the_table_is_registered() -> None:
+    for operator in BLOCK_OPERATORS:
+        schema = getattr(torch.ops.vorta, operator.torch_name).default._schema
+        names = [argument.name for argument in schema.arguments]
+        assert names == [*operator.inputs, *(attribute.name for attribute in operator.attributes)]
+        assert len(schema.returns) == len(operator.outputs)
