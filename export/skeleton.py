@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vorta_trt.export.timestep_table import tabulate_timesteps
+from vorta_trt.model.fp8_linear import fixed_types
 from vorta_trt.model.precision import PRECISIONS, precision_name, torch_dtype
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def _parameter_dtypes(model: RoutedTransformer, dtype: torch.dtype) -> dict[str,
     """The dtype of every parameter had the model been loaded in `dtype`: diffusers' rule, and routers in float32."""
     if dtype == model.dtype:
         return {name: parameter.dtype for name, parameter in model.named_parameters()}
-    keep_float32 = {"router", *model.facts().float32_modules()}
+    keep_float32, fixed = {"router", *model.facts().float32_modules()}, fixed_types(model)
     return {
-        name: torch.float32 if keep_float32.intersection(name.split(".")) else dtype
+        name: fixed.get(name) or (torch.float32 if keep_float32.intersection(name.split(".")) else dtype)
         for name, _ in model.named_parameters()
     }
 

@@ -19,6 +19,7 @@ from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError as CheckpointError
 from vorta_trt.model.families import ModelFamily, families, family_of_class, family_of_config
 from vorta_trt.model.model_index import MODEL_INDEX, check_model_index, read_model_index
+from vorta_trt.model.model_opt import QUANTISATION, is_model_opt
 from vorta_trt.model.original_layout import config_of, converted, family_by_names, is_diffusers_layout
 from vorta_trt.model.safetensors_files import Weights
 from vorta_trt.model.scaled_fp8 import MultipliedOut, multiplied_out
@@ -44,7 +45,7 @@ class CheckpointReader:
         config: Its config.json, with diffusers' defaults for what that leaves out; without one, what the shapes say.
         config_source: Where that comes from, for errors.
         family: Name of the model family.
-        float8_count: How many of its tensors are stored in float8 and multiplied out.
+        float8_count: How many of its tensors are stored in float8.
 
     A context manager; `close` drops the file mappings. Tensors are views into them, paged in on first use.
 
@@ -58,7 +59,11 @@ class CheckpointReader:
         place = find_place(self.path, component)
         self.folder, self.origin = place.folder, place.origin
         given, family = _config_beside(place)
-        weights = multiplied_out(place.open(variant))
+        model_opt = False
+        if place.config is not None and family is not None:
+            model_opt = is_model_opt(given, place.config)
+            given = {name: value for name, value in given.items() if name != QUANTISATION}
+        weights = multiplied_out(place.open(variant), model_opt)
         self.float8_count = weights.float8_count if isinstance(weights, MultipliedOut) else 0
         family, self._weights, config, self.config_source = _in_diffusers_layout(place, given, family, weights)
         self.family = family.name
@@ -113,6 +118,20 @@ class CheckpointReader:
         """The tensor as it is stored, a view into the mapped file; in float32 where it is stored in float8."""
         return self._weights.tensor(name)
 
+    def float8_weight(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A weight as it is stored in e4m3, [O, K], and its scale, float32 [O]; None unless it is stored so."""
+        return self._weights.e4m3(name) if isinstance(self._weights, MultipliedOut) else None
+
+    @property
+    def input_scales(self) -> dict[str, float]:
+        """Static scales of the inputs of linear layers, by layer, where the checkpoint was calibrated with some."""
+        return self._weights.input_scales() if isinstance(self._weights, MultipliedOut) else {}
+
+    @property
+    def unquantised(self) -> tuple[str, ...]:
+        """Linear layers that a checkpoint in float8 holds in 16 bits or more."""
+        return self._weights.unquantised() if isinstance(self._weights, MultipliedOut) else ()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return self._weights.shape(name)
@@ -134,17 +153,6 @@ class CheckpointReader:
         self.close()
 
 
-def check_not_quantised(config: dict[str, Any], file: Path) -> None:
-    """Raises CheckpointError for a config of quantised weights."""
-    quantisation = config.get("quantization_config")
-    if quantisation is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise CheckpointError(
-            f"{file}: quantization_config {method!r} says that the weights are quantised, which are not routed; use "
-            f"the checkpoint in bfloat16, float16 or float32"
-        )
-
-
 def _config_beside(place: Place) -> tuple[dict[str, Any], ModelFamily | None]:
     """The config.json beside the weights and its family; no family for that of the authors' layout, or without any.
 
@@ -158,7 +166,7 @@ def _config_beside(place: Place) -> tuple[dict[str, Any], ModelFamily | None]:
         return config, None
     if place.file is not None and family_of_class(kind) is None:
         return {}, None
-    check_not_quantised(config, place.config)
+    is_model_opt(config, place.config)
     return config, family_of_config(config, f"checkpoint {place.origin}")
 
 

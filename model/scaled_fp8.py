@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints with weights of 8 bits, as ComfyUI writes and runs them, multiplied out.
+"""Checkpoints with weights of 8 bits, as ComfyUI and ModelOpt write them, multiplied out or as they are.
 
 A layer X of such a file has `X.weight` in float8 and, unless the weights were only rounded, a factor for it, a number
-or one for each output channel: `X.scale_weight`, in newer files `X.weight_scale`. `X.scale_input` (`X.input_scale`) is
-for activations of 8 bits and has no meaning here. A tensor `scaled_fp8`, tensors `X.comfy_quant` and an entry of the
-header say which format it is.
+or one for each output channel: `X.scale_weight`, in newer files and in ModelOpt's `X.weight_scale`, in those that
+diffusers saves for ModelOpt `X.weight_quantizer._scale`. The static scale of a layer's input is `X.scale_input`,
+`X.input_scale`, or `X.input_quantizer._amax` / 448. A tensor `scaled_fp8`, tensors `X.comfy_quant` and an entry of the
+header say which format it is; of ModelOpt's, config.json does (see `model_opt`), and no factor may be missing.
 
     W = float32(weight) * float32(scale)
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.fp8_linear import E4M3, LARGEST_E4M3
 from vorta_trt.model.safetensors_files import SafetensorsFiles, Weights
 
 logger = logging.getLogger(__name__)
@@ -28,8 +30,10 @@ logger = logging.getLogger(__name__)
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _WEIGHT = ".weight"
-_SCALES = (".scale_weight", ".weight_scale")
-_INPUT_SCALES = (".scale_input", ".input_scale")
+_SCALES = (".scale_weight", ".weight_scale", ".weight_quantizer._scale")
+_INPUT_LARGEST = ".input_quantizer._amax"
+_INPUT_SCALES = (".scale_input", ".input_scale", _INPUT_LARGEST)
+_UNUSED = (".weight_quantizer._amax",)  # what a scale was made of
 _MARK = "scaled_fp8"
 _FORMAT = ".comfy_quant"
 _HEADER = "_quantization_metadata"
@@ -41,23 +45,29 @@ class MultipliedOut:
 
     Args:
         weights: As they are stored.
+        complete: Every weight in float8 must have its factor, and either all of them or none a scale of its input.
 
     Raises:
-        CheckpointError: Another format of few bits, or factors that do not belong to the weights.
+        CheckpointError: Another format of few bits, or factors that do not belong to the weights or are missing.
     """
 
-    def __init__(self, weights: SafetensorsFiles) -> None:
+    def __init__(self, weights: SafetensorsFiles, complete: bool = False) -> None:
         self._weights = weights
         stored = weights.names()
         _check_formats(weights, stored)
         self._scales: dict[str, str] = {}  # weight -> its factor
         for name in stored:
             if name.endswith(_SCALES):
-                weight = name[: name.rindex(".")] + _WEIGHT
+                weight = _layer_of(name, _SCALES) + _WEIGHT
                 _check_scale(weights, name, weight, weight in stored)
                 self._scales[weight] = name
         self._names = [name for name in stored if not _is_helper(name)]
         self._float8 = frozenset(name for name in self._names if weights.stored_type(name) in FLOAT8)
+        self._input_scales = {
+            _layer_of(name, _INPUT_SCALES): name for name in stored if name.endswith(_INPUT_SCALES)
+        }  # layer -> tensor
+        if complete:
+            self._check_complete()
 
     def names(self) -> list[str]:
         """Names of all tensors but factors and marks, sorted."""
@@ -83,13 +93,64 @@ class MultipliedOut:
         value = stored.to(torch.float32)
         if name not in self._scales:
             return value
-        scale = self._weights.tensor(self._scales[name]).to(torch.float32).flatten()  # [1] or [rows]
-        if not bool((scale.isfinite() & (scale > 0)).all()):
+        return value * self._factor(self._scales[name]).view(-1, *[1] * (value.ndim - 1))
+
+    def e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A weight [O, K] as it is stored and its factors, float32 [O]; None unless it is a matrix in e4m3."""
+        if name not in self._float8 or self._weights.stored_type(name) != FLOAT8[0] or len(self.shape(name)) != 2:
+            return None
+        rows = self.shape(name)[0]
+        scale = self._factor(self._scales[name]) if name in self._scales else torch.ones(1)  # [1] or [O]
+        return self._weights.tensor(name).view(E4M3), scale.expand(rows).contiguous()
+
+    def input_scales(self) -> dict[str, float]:
+        """Static scales of the inputs of layers with weights in float8, by layer.
+
+        Raises:
+            CheckpointError: One is not a positive number.
+        """
+        found = {}
+        for layer, name in self._input_scales.items():
+            if layer + _WEIGHT in self._float8:
+                scale = float(self._factor(name).max())
+                found[layer] = scale / LARGEST_E4M3 if name.endswith(_INPUT_LARGEST) else scale
+        return found
+
+    def unquantised(self) -> tuple[str, ...]:
+        """Layers whose weight, a matrix, is not in float8."""
+        matrices = (name for name in self._names if name.endswith(_WEIGHT) and len(self.shape(name)) == 2)
+        return tuple(name.removesuffix(_WEIGHT) for name in matrices if name not in self._float8)
+
+    def _factor(self, name: str) -> Tensor:
+        factor = self._weights.tensor(name).to(torch.float32).flatten()  # [1] or [rows]
+        if not bool((factor.isfinite() & (factor > 0)).all()):
             raise CheckpointError(
-                f"checkpoint {self._weights.origin}: {self._scales[name]} holds a factor that is not a positive "
-                f"number; download the checkpoint again"
+                f"checkpoint {self._weights.origin}: {name} holds a factor that is not a positive number; download "
+                f"the checkpoint again"
             )
-        return value * scale.view(-1, *[1] * (value.ndim - 1))
+        return factor
+
+    def _check_complete(self) -> None:
+        origin = f"checkpoint {self._weights.origin}"
+        if not self._float8:
+            raise CheckpointError(
+                f"{origin}: its config says that weights are in fp8, and none is; config.json and weights must belong "
+                f"together; download it again"
+            )
+        if missing := sorted(self._float8.difference(self._scales)):
+            raise CheckpointError(
+                f"{origin}: {len(missing)} of its {len(self._float8)} weights in float8 have no factor, first "
+                f"{missing[0]}, whose factor would be {missing[0].removesuffix(_WEIGHT)}.weight_scale; export it again "
+                f"with ModelOpt's export_hf_checkpoint, or download it again"
+            )
+        layers = sorted(name.removesuffix(_WEIGHT) for name in self._float8)
+        without = [layer for layer in layers if layer not in self._input_scales]
+        if without and len(without) < len(layers):
+            raise CheckpointError(
+                f"{origin}: {len(without)} of its {len(layers)} layers in float8 have no scale of their input, first "
+                f"{without[0]}.input_scale, and others have; calibrate and export it again with ModelOpt, or download "
+                f"it again"
+            )
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -106,15 +167,19 @@ class MultipliedOut:
         _say(self._weights.origin, len(self._float8), len(self._names), scaled)
 
 
-def multiplied_out(weights: SafetensorsFiles) -> Weights:
+def multiplied_out(weights: SafetensorsFiles, complete: bool = False) -> Weights:
     """`weights`, or what float8 among them stands for, which is said once.
+
+    Args:
+        weights: As they are stored.
+        complete: See `MultipliedOut`; the weights are those of a checkpoint in fp8.
 
     Raises:
         CheckpointError: See `MultipliedOut`.
     """
-    if not any(_is_helper(name) or weights.stored_type(name) in FLOAT8 for name in weights.names()):
+    if not complete and not any(_is_helper(name) or weights.stored_type(name) in FLOAT8 for name in weights.names()):
         return weights
-    result = MultipliedOut(weights)
+    result = MultipliedOut(weights, complete)
     result.say()
     return result
 
@@ -123,8 +188,9 @@ def multiplied_out(weights: SafetensorsFiles) -> Weights:
 def _say(origin: Path, float8: int, total: int, scaled: int) -> None:
     factors = f"{scaled} of them with factors" if scaled else "without factors"
     logger.warning(
-        "checkpoint %s: %d of %d tensors are stored in float8, %s; they are multiplied out and take the precision "
-        "asked for, so the model is that of the file of 8 bits, not the one that it was made from",
+        "checkpoint %s: %d of %d tensors are stored in float8, %s; the model is that of the file of 8 bits, not the "
+        "one that it was made from. With linear precision fp8 they are used as they are where they can be, else they "
+        "are multiplied out",
         origin,
         float8,
         total,
@@ -132,9 +198,14 @@ def _say(origin: Path, float8: int, total: int, scaled: int) -> None:
     )
 
 
+def _layer_of(name: str, endings: tuple[str, ...]) -> str:
+    """What stands before one of the endings."""
+    return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
+
+
 def _is_helper(name: str) -> bool:
     """Whether a tensor is no weight but says how weights are stored."""
-    return name.endswith((*_SCALES, *_INPUT_SCALES, _FORMAT)) or name.rpartition(".")[2] == _MARK
+    return name.endswith((*_SCALES, *_INPUT_SCALES, *_UNUSED, _FORMAT)) or name.rpartition(".")[2] == _MARK
 
 
 def _check_formats(weights: SafetensorsFiles, stored: list[str]) -> None:

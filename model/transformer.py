@@ -37,14 +37,16 @@ from vorta_trt.model.checkpoint import CheckpointReader
 from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
+from vorta_trt.model.fp8_linear import take_fp8
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.hub_cache import repository_of
 from vorta_trt.model.inputs import check_route_override, token_grid
-from vorta_trt.model.lora.fused import FusedReader
+from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, choose_linears
 from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
-from vorta_trt.model.precision import PRECISIONS, precision_name
+from vorta_trt.model.precision import FP8_LINEAR, PRECISIONS, SAME_LINEAR, LinearPrecision, precision_name
+from vorta_trt.model.quantised_reader import QuantisedReader
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
 from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
 from vorta_trt.model.weights import load_weights
@@ -81,7 +83,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
         head_dim: D.
         checkpoint: Its path, or None.
         lora: What was fused into the checkpoint's weights.
-        float8_weights: How many of the checkpoint's tensors are stored in float8 and were multiplied out.
+        float8_weights: How many of the checkpoint's tensors are stored in float8.
+        linears: Which linear layers have fp8 products, and which not; None where none has.
+        input_scales: Static scales of the inputs of linear layers, by layer, as the checkpoint has them.
         component: "transformer", or "transformer_2" for the second of two experts.
         boundary_ratio: Where the second of two experts takes over, see `model/experts.py`; None for a model alone.
         has_router: Whether routers decide; without one every head is full.
@@ -116,6 +120,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.checkpoint: Path | None = None
         self.lora: tuple[LoraReport, ...] = ()
         self.float8_weights = 0
+        self.linears: LinearChoice | None = None
+        self.input_scales: dict[str, float] = {}
         self.component = TRANSFORMER
         self.boundary_ratio: float | None = None
         stacks = self.facts().stacks(self.config)
@@ -143,6 +149,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         check_attention_precision(value)
         self._attention_precision = value
 
+    @property
+    def linear_precision(self) -> LinearPrecision:
+        """Is "fp8" if some linear layers have fp8 products."""
+        return SAME_LINEAR if self.linears is None else FP8_LINEAR
+
     # -- construction --------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -158,6 +169,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         component: str = TRANSFORMER,
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
+        linear_precision: str = SAME_LINEAR,
+        linear_keep: Sequence[str] | None = None,
         variant: str | None = None,
     ) -> RoutedTransformer:
         """Loads a checkpoint and, if given, a router.
@@ -175,6 +188,9 @@ class RoutedTransformer(nn.Module, abc.ABC):
             component: "transformer", or "transformer_2" for the second of two experts.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
+            linear_precision: "fp8" rounds the weights of linear layers to e4m3, a scale for each output feature, and
+                the layers' inputs on the fly, a scale for each token. Weights are rounded one at a time.
+            linear_keep: Patterns of the layers that stay as they are; None is the family's list, see `linear_choice`.
             variant: As for diffusers, e.g. "fp16": of the names of the weight files.
 
         Raises:
@@ -184,12 +200,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 an unknown attention_precision.
         """
         check_attention_precision(attention_precision)
+        check_linear_precision(linear_precision, linear_keep)
         check_tau(tau)  # before the weights are loaded
         if precision_name(dtype) is None:
             known = ", ".join(f"torch.{name}" for name in PRECISIONS.values())
             raise ValueError(f"dtype {dtype}: must be one of {known}; use torch.bfloat16")
         with ExitStack() as until_loaded:
-            reader = FusedReader(checkpoint, lora, component=component, variant=variant)
+            reader = QuantisedReader(checkpoint, lora, component=component, variant=variant)
             until_loaded.callback(reader.close)
             family = routed_class(reader.family)
             model = family.from_config(reader.config, reader)
@@ -203,11 +220,17 @@ class RoutedTransformer(nn.Module, abc.ABC):
                         f"router {loaded.path}: has no config.json beside it, so its geometry is unknown; pass "
                         f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, {family.family!r})"
                     )
+            linears = None
+            if linear_precision == FP8_LINEAR:
+                linears = choose_linears(model, family.facts(), linear_keep, reader.unquantised)
+                take_fp8(model, linears.fp8)
+                reader.quantise(linears.fp8)
             on_disk = load_weights(model, reader, dtype, None if materialize else family.facts().always_loaded)
             state = loaded.state_dict if loaded else None
             routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
             routed.checkpoint, routed.lora = reader.path, reader.reports
-            routed.float8_weights = reader.float8_count
+            routed.float8_weights, routed.linears = reader.float8_count, linears
+            routed.input_scales = reader.input_scales
             routed.component, routed.boundary_ratio = component, reader.boundary_ratio
             if on_disk:
                 routed._reader, routed._on_disk = reader, on_disk

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vorta_trt.model.checkpoint import STORED_TYPES, CheckpointReader
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
+from vorta_trt.model.fp8_linear import fixed_types
 
 # First bit pattern of a placeholder's value; the n-th placeholder has the n-th number from there. All are normal
 # numbers, and all differ, so that no exporter takes two parameters of one shape for the same constant.
@@ -16,6 +17,7 @@ _PLACEHOLDER_BITS = {
     torch.float32: (torch.int32, 0x3F000000),
     torch.float16: (torch.int16, 0x3800),
     torch.bfloat16: (torch.int16, 0x3F00),
+    torch.float8_e4m3fn: (torch.uint8, 0x30),  # all equal: too few numbers to tell them apart
 }
 
 
@@ -28,7 +30,7 @@ def load_weights(
     """
     keep_float32 = get_family(reader.family).float32_modules()
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    parameters = dict(model.named_parameters())
+    parameters, fixed = dict(model.named_parameters()), fixed_types(model)
     missing = [name for name in parameters if name not in reader]
     if missing:
         raise CheckpointError(
@@ -50,15 +52,15 @@ def load_weights(
                 f"checkpoint {reader.origin}: {name} has shape {reader.shape(name)}, its config.json asks for "
                 f"{tuple(parameter.shape)}; its config.json and weights must belong together"
             )
-        if reader.stored_type(name) not in STORED_TYPES:
+        if name not in fixed and reader.stored_type(name) not in STORED_TYPES:
             raise CheckpointError(
                 f"checkpoint {reader.origin}: {name} is stored as {reader.stored_type(name)}, quantised; must be one "
                 f"of {', '.join(STORED_TYPES)}; use the checkpoint in bfloat16, float16 or float32"
             )
         # diffusers' rule: a module it names keeps its parameters in float32 whatever dtype was asked for.
-        target = torch.float32 if keep_float32.intersection(name.split(".")) else dtype
+        target = fixed.get(name) or (torch.float32 if keep_float32.intersection(name.split(".")) else dtype)
         if always_loaded is None or name.startswith(always_loaded):
-            value = nn.Parameter(reader.tensor(name).to(target))
+            value = nn.Parameter(reader.tensor(name).to(target), requires_grad=name not in fixed)
         else:
             value = nn.Parameter(_placeholder(tuple(parameter.shape), target, index), requires_grad=False)
             on_disk.append(name)
@@ -69,4 +71,4 @@ def load_weights(
 
 def _placeholder(shape: tuple[int, ...], dtype: torch.dtype, index: int) -> Tensor:
     bits, first = _PLACEHOLDER_BITS[dtype]
-    return torch.tensor(first + index, dtype=bits).view(dtype).expand(shape)
+    return torch.tensor(first + (index if dtype.itemsize > 1 else 0), dtype=bits).view(dtype).expand(shape)

@@ -148,6 +148,7 @@ class ModelFamily(abc.ABC):
         block_classes: names of the routed block classes, which are the units that FSDP shards.
         always_loaded: prefixes of parameters that are never left on disk, which are those of the timestep embedder.
         modulation_projection: module from the timestep embedding alone to the blocks' modulation, if there is one.
+        linear_keep: patterns of linear layers without fp8 products by default, see `linear_choice`.
         coreset_keys: whose similarities choose a coreset's keys, see `AttentionGeometry`.
         published_grid: token grid of the authors' published setting of routed attention.
         published_tile: sliding tile of that setting; other grids get one whose window covers as large a share.
@@ -183,6 +184,7 @@ class ModelFamily(abc.ABC):
     block_classes: tuple[str, ...]
     always_loaded: tuple[str, ...]
     modulation_projection: str | None = None
+    linear_keep: tuple[str, ...] = ("*embed*", "*norm*", "proj_out")
     coreset_keys: str
     published_grid: Shape
     published_tile: Shape

@@ -72,6 +72,10 @@ class FusedReader(CheckpointReader):
             )
         return weight
 
+    def float8_weight(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """As in `CheckpointReader`; None for a weight that a LoRA changes."""
+        return None if any(name in lora.changes for lora in self._loras) else super().float8_weight(name)
+
     def close(self) -> None:
         """Lets go of all files; a tensor that is asked for later maps them again."""
         super().close()

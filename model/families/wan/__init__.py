@@ -81,6 +81,12 @@ class Wan(ModelFamily):
     block_classes = ("RoutedWanBlock",)
     always_loaded = ("condition_embedder.time_embedder.",)
     modulation_projection = "condition_embedder.time_proj"
+    linear_keep = (
+        *ModelFamily.linear_keep,
+        "*.attn2.to_k",
+        "*.attn2.to_v",
+        "*.attn2.add_?_proj",
+    )  # of the text: few rows
     coreset_keys = "query"
     published_grid = (20, 45, 80)
     published_tile = (5, 9, 8)

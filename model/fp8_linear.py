@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers with e4m3 weights: how a weight is rounded, what the layer computes, and the module that holds it.
+
+    weight[o, :]  = weight_scale[o] * e4m3          weight_scale[o] = largest magnitude of the row / 448
+    input[x, :]   = input_scale[x] * e4m3           input_scale[x]  = largest magnitude of the token / 448, on the fly
+    output[x, o]  = activation(input_scale[x] * weight_scale[o] * sum + bias[o])
+
+Products of e4m3 are exact in float32, sums are float32, and the output is rounded once. A row of zeros has scale 1.
+
+Letters: X tokens (any leading axes), K input features, O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Activation = Literal["none", "gelu_tanh"]
+
+E4M3 = torch.float8_e4m3fn
+LARGEST_E4M3 = 448.0
+FEATURE_MULTIPLE = 16  # of K and of O: 16 bytes are the kernels' loads
+WEIGHT, WEIGHT_SCALE = "weight", "weight_scale"  # parameters of the module
+
+
+def quantised_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds rows to e4m3, each with a scale of its own.
+
+    Args:
+        rows: [..., K], of any floating type.
+
+    Returns:
+        e4m3 [..., K], and the scales, float32 [...].
+    """
+    exact = rows.float()
+    largest = exact.abs().amax(-1)  # [...]
+    scale = torch.where(largest > 0, largest / LARGEST_E4M3, torch.ones_like(largest))
+    return (exact / scale.unsqueeze(-1)).to(E4M3), scale
+
+
+def fp8_linear_reference(
+    tokens: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """What the operator computes, in torch.
+
+    Args:
+        tokens: [..., K], of any floating type.
+        weight: e4m3 [O, K].
+        weight_scale: float32 [O].
+        bias: [O], or None.
+        activation: "none" or "gelu_tanh".
+
+    Returns:
+        [..., O], in the type of the tokens.
+    """
+    quantised, scale = quantised_rows(tokens)  # [..., K], [...]
+    product = functional.linear(quantised.float(), weight.float()) * scale.unsqueeze(-1) * weight_scale  # [..., O]
+    if bias is not None:
+        product = product + bias.float()
+    if activation == "gelu_tanh":
+        product = functional.gelu(product, approximate="tanh")
+    return product.to(tokens.dtype)
+
+
+class Fp8Linear(nn.Module):
+    """Stands where an `nn.Linear` stood; its parameters have no gradients.
+
+    Args:
+        in_features: K.
+        out_features: O.
+        bias: Whether there is one.
+        dtype: Of the bias.
+        device: Of all parameters.
+
+    Attributes:
+        weight: e4m3 [O, K].
+        weight_scale: float32 [O].
+        bias: [O], or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+        def parameter(*shape: int, of: torch.dtype) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, dtype=of, device=device), requires_grad=False)
+
+        self.weight = parameter(out_features, in_features, of=E4M3)
+        self.weight_scale = parameter(out_features, of=torch.float32)
+        self.register_parameter("bias", parameter(out_features, of=dtype) if bias else None)
+
+    def forward(self, tokens: Tensor, activation: Activation = "none") -> Tensor:
+        """[..., K] -> [..., O], in the type of the tokens."""
+        return fp8_linear_reference(tokens, self.weight, self.weight_scale, self.bias, activation)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def take_fp8(model: nn.Module, layers: Collection[str]) -> None:
+    """Puts an empty `Fp8Linear` in the place of every `nn.Linear` that is named, in `model`."""
+    for name in layers:
+        layer: Any = model.get_submodule(name)
+        new = Fp8Linear(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            dtype=layer.weight.dtype,
+            device=layer.weight.device,
+        )
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, new)
+
+
+def fp8_layers(model: nn.Module) -> dict[str, Fp8Linear]:
+    """The layers of a model that have e4m3 weights, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Fp8Linear)}
+
+
+def fixed_types(model: nn.Module) -> dict[str, torch.dtype]:
+    """Types of the parameters that are the same in every precision of the model, by name."""
+    return {
+        f"{name}.{parameter}": dtype
+        for name in fp8_layers(model)
+        for parameter, dtype in ((WEIGHT, E4M3), (WEIGHT_SCALE, torch.float32))
+    }
