@@ -37,12 +37,13 @@ __device__ __forceinline__ uint2 pack_e4m3(const Floats& v, float factor) {
 }
 
 /// A vector that is read once: it leaves the L1 cache to modulations, weights and rotations. The plain load, not that
-/// of constant memory, lets an output take the place of its input.
+/// of constant memory, lets an output take the place of its input; it comes before every store that follows it.
 __device__ __forceinline__ uint4 load_once(const uint4* source) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(source));
+               : "l"(source)
+               : "memory");
   return v;
 }
 
