@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers with e4m3 weights: how a weight is rounded, what the layer computes, and the module that holds it.
+"""Linear layers with e4m3 weights, the modules of `vorta::fp8_linear`, in the places of a model's `nn.Linear`.
 
     weight[o, :]  = weight_scale[o] * e4m3          weight_scale[o] = largest magnitude of the row / 448
     input[x, :]   = input_scale[x] * e4m3           input_scale[x]  = largest magnitude of the token / 448, on the fly
@@ -13,57 +13,17 @@ Letters: X tokens (any leading axes), K input features, O output features.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-Activation = Literal["none", "gelu_tanh"]
+from vorta_trt.model import block_operators as _registers_the_torch_operator  # noqa: F401
+from vorta_trt.model.block_operators.references import FLOAT8
+from vorta_trt.plugins.operator_schema import Activation
 
-E4M3 = torch.float8_e4m3fn
-LARGEST_E4M3 = 448.0
 FEATURE_MULTIPLE = 16  # of K and of O: 16 bytes are the kernels' loads
 WEIGHT, WEIGHT_SCALE = "weight", "weight_scale"  # parameters of the module
-
-
-def quantised_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds rows to e4m3, each with a scale of its own.
-
-    Args:
-        rows: [..., K], of any floating type.
-
-    Returns:
-        e4m3 [..., K], and the scales, float32 [...].
-    """
-    exact = rows.float()
-    largest = exact.abs().amax(-1)  # [...]
-    scale = torch.where(largest > 0, largest / LARGEST_E4M3, torch.ones_like(largest))
-    return (exact / scale.unsqueeze(-1)).to(E4M3), scale
-
-
-def fp8_linear_reference(
-    tokens: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, activation: str = "none"
-) -> Tensor:
-    """What the operator computes, in torch.
-
-    Args:
-        tokens: [..., K], of any floating type.
-        weight: e4m3 [O, K].
-        weight_scale: float32 [O].
-        bias: [O], or None.
-        activation: "none" or "gelu_tanh".
-
-    Returns:
-        [..., O], in the type of the tokens.
-    """
-    quantised, scale = quantised_rows(tokens)  # [..., K], [...]
-    product = functional.linear(quantised.float(), weight.float()) * scale.unsqueeze(-1) * weight_scale  # [..., O]
-    if bias is not None:
-        product = product + bias.float()
-    if activation == "gelu_tanh":
-        product = functional.gelu(product, approximate="tanh")
-    return product.to(tokens.dtype)
 
 
 class Fp8Linear(nn.Module):
@@ -99,13 +59,17 @@ class Fp8Linear(nn.Module):
         def parameter(*shape: int, of: torch.dtype) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, dtype=of, device=device), requires_grad=False)
 
-        self.weight = parameter(out_features, in_features, of=E4M3)
+        self.weight = parameter(out_features, in_features, of=FLOAT8)
         self.weight_scale = parameter(out_features, of=torch.float32)
         self.register_parameter("bias", parameter(out_features, of=dtype) if bias else None)
 
     def forward(self, tokens: Tensor, activation: Activation = "none") -> Tensor:
         """[..., K] -> [..., O], in the type of the tokens."""
-        return fp8_linear_reference(tokens, self.weight, self.weight_scale, self.bias, activation)
+        bias = tokens.new_zeros(self.out_features) if self.bias is None else self.bias
+        rows = tokens.reshape(-1, *tokens.shape[-2:]) if tokens.ndim > 1 else tokens.unsqueeze(0)  # [B, X, K] or [X, K]
+        rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
+        product: Tensor = torch.ops.vorta.fp8_linear(rows, self.weight, self.weight_scale, bias, activation)
+        return product.reshape(*tokens.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -136,5 +100,5 @@ def fixed_types(model: nn.Module) -> dict[str, torch.dtype]:
     return {
         f"{name}.{parameter}": dtype
         for name in fp8_layers(model)
-        for parameter, dtype in ((WEIGHT, E4M3), (WEIGHT_SCALE, torch.float32))
+        for parameter, dtype in ((WEIGHT, FLOAT8), (WEIGHT_SCALE, torch.float32))
     }

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import nn
 
 from vorta_trt.model.fp8_linear import FEATURE_MULTIPLE
-from vorta_trt.model.precision import FP8_LINEAR, LINEAR_PRECISIONS
+from vorta_trt.plugins.operator_schema import LinearPrecision
 
 if TYPE_CHECKING:
     from vorta_trt.model.families import ModelFamily
@@ -43,10 +43,10 @@ class LinearChoice:
 
 def check_linear_precision(precision: str, keep: Sequence[str] | None) -> None:
     """Raises ValueError for a precision that there is not, or patterns without fp8."""
-    if precision not in LINEAR_PRECISIONS:
-        known = " or ".join(map(repr, LINEAR_PRECISIONS))
+    if precision not in get_args(LinearPrecision):
+        known = " or ".join(map(repr, get_args(LinearPrecision)))
         raise ValueError(f"linear_precision {precision!r}: must be {known}; leave it out for 'same'")
-    if keep is not None and precision != FP8_LINEAR:
+    if keep is not None and precision != "fp8":
         raise ValueError(
             f"linear_keep {list(keep)} with linear_precision {precision!r}: says which layers have no fp8 products, "
             f"and none has; use linear_precision 'fp8', or leave it out"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
 HalfPrecision = Literal["bf16", "fp16"]  # what the kernels compute in
-LinearPrecision = Literal["same", "fp8"]  # what linear layers multiply: the type of the activations, or e4m3
 TrainingPrecision = Literal["bf16", "fp32"]  # gradients underflow in fp16
 DataType = Literal[
     "float32", "float16", "bfloat16", "float8", "float4", "int64", "int32", "int8", "int4", "uint8", "bool"
@@ -26,10 +25,6 @@ PRECISIONS: MappingProxyType[str, DataType] = MappingProxyType(
     {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 )
 """The data type of each precision."""
-LINEAR_PRECISIONS = get_args(LinearPrecision)
-SAME_LINEAR: LinearPrecision
-FP8_LINEAR: LinearPrecision
-SAME_LINEAR, FP8_LINEAR = LINEAR_PRECISIONS
 
 
 class Facts(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from vorta_trt.model.fp8_linear import WEIGHT, WEIGHT_SCALE, quantised_rows
+from vorta_trt.model.block_operators import quantize_rows
+from vorta_trt.model.fp8_linear import WEIGHT, WEIGHT_SCALE
 from vorta_trt.model.lora.fused import FusedReader
 
 
@@ -60,8 +61,9 @@ class QuantisedReader(FusedReader):
         return super().tensor(f"{layer}.{WEIGHT}")
 
     def _quantised(self, layer: str) -> Tensor:
-        weight, scale = self.float8_weight(f"{layer}.{WEIGHT}") or quantised_rows(self.exact_weight(layer))
-        self._row_scales[layer] = scale
+        stored = self.float8_weight(f"{layer}.{WEIGHT}")
+        weight, scale = stored or quantize_rows(self.exact_weight(layer))  # [O, K], [O] or [O, 1]
+        self._row_scales[layer] = scale.flatten()
         return weight
 
     def _layer(self, name: str, parameter: str) -> str | None:

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.block_operators.references import FLOAT8, LARGEST_FLOAT8
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.fp8_linear import E4M3, LARGEST_E4M3
 from vorta_trt.model.safetensors_files import SafetensorsFiles, Weights
 
 logger = logging.getLogger(__name__)
 
-FLOAT8 = ("F8_E4M3", "F8_E5M2")
+STORED_FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _WEIGHT = ".weight"
 _SCALES = (".scale_weight", ".weight_scale", ".weight_quantizer._scale")
@@ -62,7 +62,7 @@ class MultipliedOut:
                 _check_scale(weights, name, weight, weight in stored)
                 self._scales[weight] = name
         self._names = [name for name in stored if not _is_helper(name)]
-        self._float8 = frozenset(name for name in self._names if weights.stored_type(name) in FLOAT8)
+        self._float8 = frozenset(name for name in self._names if weights.stored_type(name) in STORED_FLOAT8)
         self._input_scales = {
             _layer_of(name, _INPUT_SCALES): name for name in stored if name.endswith(_INPUT_SCALES)
         }  # layer -> tensor
@@ -97,11 +97,15 @@ class MultipliedOut:
 
     def e4m3(self, name: str) -> tuple[Tensor, Tensor] | None:
         """A weight [O, K] as it is stored and its factors, float32 [O]; None unless it is a matrix in e4m3."""
-        if name not in self._float8 or self._weights.stored_type(name) != FLOAT8[0] or len(self.shape(name)) != 2:
+        if (
+            name not in self._float8
+            or self._weights.stored_type(name) != STORED_FLOAT8[0]
+            or len(self.shape(name)) != 2
+        ):
             return None
         rows = self.shape(name)[0]
         scale = self._factor(self._scales[name]) if name in self._scales else torch.ones(1)  # [1] or [O]
-        return self._weights.tensor(name).view(E4M3), scale.expand(rows).contiguous()
+        return self._weights.tensor(name).view(FLOAT8), scale.expand(rows).contiguous()
 
     def input_scales(self) -> dict[str, float]:
         """Static scales of the inputs of layers with weights in float8, by layer.
@@ -113,7 +117,7 @@ class MultipliedOut:
         for layer, name in self._input_scales.items():
             if layer + _WEIGHT in self._float8:
                 scale = float(self._factor(name).max())
-                found[layer] = scale / LARGEST_E4M3 if name.endswith(_INPUT_LARGEST) else scale
+                found[layer] = scale / LARGEST_FLOAT8 if name.endswith(_INPUT_LARGEST) else scale
         return found
 
     def unquantised(self) -> tuple[str, ...]:
@@ -177,7 +181,9 @@ def multiplied_out(weights: SafetensorsFiles, complete: bool = False) -> Weights
     Raises:
         CheckpointError: See `MultipliedOut`.
     """
-    if not complete and not any(_is_helper(name) or weights.stored_type(name) in FLOAT8 for name in weights.names()):
+    if not complete and not any(
+        _is_helper(name) or weights.stored_type(name) in STORED_FLOAT8 for name in weights.names()
+    ):
         return weights
     result = MultipliedOut(weights, complete)
     result.say()
@@ -242,10 +248,10 @@ def _check_scale(weights: SafetensorsFiles, name: str, weight: str, is_there: bo
     origin = f"checkpoint {weights.origin}: {name} is a factor"
     if not is_there:
         raise CheckpointError(f"{origin} of {weight}, which is not there; download the checkpoint again")
-    if weights.stored_type(weight) not in FLOAT8:
+    if weights.stored_type(weight) not in STORED_FLOAT8:
         raise CheckpointError(
             f"{origin} of {weight}, which is stored as {weights.stored_type(weight)}; factors are read beside "
-            f"{' and '.join(FLOAT8)}; use the checkpoint in bfloat16 or float16"
+            f"{' and '.join(STORED_FLOAT8)}; use the checkpoint in bfloat16 or float16"
         )
     rows, shape = weights.shape(weight)[0], weights.shape(name)
     numbers = 1

@@ -45,12 +45,12 @@ from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, 
 from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
-from vorta_trt.model.precision import FP8_LINEAR, PRECISIONS, SAME_LINEAR, LinearPrecision, precision_name
+from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.quantised_reader import QuantisedReader
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
 from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
 from vorta_trt.model.weights import load_weights
-from vorta_trt.plugins.operator_schema import SAME_PRECISION
+from vorta_trt.plugins.operator_schema import SAME_PRECISION, LinearPrecision
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
     @property
     def linear_precision(self) -> LinearPrecision:
         """Is "fp8" if some linear layers have fp8 products."""
-        return SAME_LINEAR if self.linears is None else FP8_LINEAR
+        return "same" if self.linears is None else "fp8"
 
     # -- construction --------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         component: str = TRANSFORMER,
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
-        linear_precision: str = SAME_LINEAR,
+        linear_precision: str = SAME_PRECISION,
         linear_keep: Sequence[str] | None = None,
         variant: str | None = None,
     ) -> RoutedTransformer:
@@ -221,7 +221,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
                         f"geometry=, e.g. AttentionGeometry.for_video(77, 720, 1280, {family.family!r})"
                     )
             linears = None
-            if linear_precision == FP8_LINEAR:
+            if linear_precision == "fp8":
                 linears = choose_linears(model, family.facts(), linear_keep, reader.unquantised)
                 take_fp8(model, linears.fp8)
                 reader.quantise(linears.fp8)

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer
+from vorta_trt.model.block_operators import quantize_rows
+from vorta_trt.model.block_operators.references import FLOAT8, fp8_linear
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.fp8_linear import E4M3, Fp8Linear, fp8_layers, fp8_linear_reference, quantised_rows
+from vorta_trt.model.fp8_linear import Fp8Linear, fp8_layers
 from vorta_trt.model.linear_choice import collapsed
-from vorta_trt.model.precision import LINEAR_PRECISIONS
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.safetensors_files import WEIGHTS
-from vorta_trt.plugins import linear
 
 SIZES = {"layers": 2, "heads": 2, "head_dim": 16, "text_dim": 32, "channels": 4, "ffn_dim": 64, "freq_dim": 32}
 GEOMETRY = AttentionGeometry.for_video(9, 64, 96, "wan")
@@ -32,36 +32,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "transformer"
 
 
-def test_names_are_those_of_the_library() -> None:
-    assert LINEAR_PRECISIONS == linear.LINEAR_PRECISIONS
-
-
-@pytest.mark.parametrize("rows", [torch.randn(5, 48), torch.zeros(2, 16), torch.full((1, 16), 1e-6)])
-def test_rows_are_rounded_within_half_a_step(rows: torch.Tensor) -> None:
-    quantised, scale = quantised_rows(rows)
-    assert quantised.dtype == E4M3 and scale.shape == rows.shape[:-1]
-    back = quantised.float() * scale[:, None]
-    step = torch.maximum(rows.abs() / 16, scale[:, None] * 2.0**-10)  # 3 bits of mantissa; below, subnormal numbers
-    assert bool(((back - rows).abs() <= step).all())
-    torch.testing.assert_close(back.abs().amax(-1), rows.abs().amax(-1))  # the largest is exact
-
-
-def test_the_layer_computes_what_a_double_sum_does() -> None:
-    tokens, matrix, bias = torch.randn(2, 7, 48).bfloat16(), torch.randn(32, 48), torch.randn(32).bfloat16()
-    weight, scale = quantised_rows(matrix)
-    for activation in ("none", "gelu_tanh"):
-        found = fp8_linear_reference(tokens, weight, scale, bias, activation)
-        quantised, of_tokens = quantised_rows(tokens)
-        exact = functional.linear(
-            quantised.double() * of_tokens[..., None].double(), weight.double() * scale[:, None].double(), bias.double()
-        )
-        if activation == "gelu_tanh":
-            exact = functional.gelu(exact, approximate="tanh")
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-4)
-    same = functional.linear(tokens.float(), matrix, bias.float())
-    error = fp8_linear_reference(tokens, weight, scale, bias).float() - same
-    assert float(error.norm() / same.norm()) < 0.06
+def test_the_module_takes_any_leading_axes_and_no_bias() -> None:
+    layer = Fp8Linear(48, 32, bias=False)
+    matrix, tokens = torch.randn(32, 48), torch.randn(2, 3, 7, 48)
+    weight, scale = quantize_rows(matrix)
+    layer.load_state_dict({"weight": weight, "weight_scale": scale.flatten()})
+    expected = fp8_linear(tokens.flatten(0, 1), weight, scale.flatten(), torch.zeros(32), "none")
+    for rows, wanted in (
+        (tokens, expected.view(2, 3, 7, 32)),
+        (tokens[0, 0], expected[0]),
+        (tokens[0, 0, 0], expected[0, 0]),
+    ):
+        torch.testing.assert_close(layer(rows), wanted)
+    assert float((expected - functional.linear(tokens, matrix).flatten(0, 1)).norm() / expected.norm()) < 0.06
 
 
 def _load(checkpoint: Path, **options: Any) -> RoutedTransformer:
@@ -84,8 +67,10 @@ def test_layers_of_the_blocks_have_fp8_weights(checkpoint: Path) -> None:
     assert set(layers) == set(model.linears.fp8)
     for name, layer in layers.items():
         weight: torch.Tensor = exact.get_submodule(name).weight  # type: ignore[assignment]
-        expected = quantised_rows(weight)
-        assert torch.equal(layer.weight.float(), expected[0].float()) and torch.equal(layer.weight_scale, expected[1])
+        expected = quantize_rows(weight)
+        assert torch.equal(layer.weight.float(), expected[0].float()) and torch.equal(
+            layer.weight_scale, expected[1].flatten()
+        )
     inputs = exact.inputs(seed=1)
     with torch.inference_mode():
         found, wanted = model(**inputs)[0].float(), exact(**inputs)[0].float()
@@ -140,7 +125,7 @@ def _model_opt(
     for name in [name for name in tensors if name.startswith("blocks.") and name.endswith("ffn.net.2.weight")]:
         layer, weight = name.removesuffix(".weight"), tensors[name].float()
         scale = weight.abs().max() / 448
-        tensors[name] = (weight / scale).to(E4M3)
+        tensors[name] = (weight / scale).to(FLOAT8)
         tensors[f"{layer}.{names[0]}"], tensors[f"{layer}.{names[1]}"] = scale, torch.tensor(0.25)
     change(tensors)
     folder.mkdir()
@@ -185,7 +170,7 @@ def test_model_opt_as_diffusers_saves_it(checkpoint: Path, tmp_path: Path) -> No
         (lambda t: t.update({"blocks.0.ffn.net.2.input_scale": torch.tensor(-1.0)}), "not a positive number"),
         (
             lambda t: (
-                [t.update({k: v.bfloat16()}) for k, v in list(t.items()) if v.dtype == E4M3]
+                [t.update({k: v.bfloat16()}) for k, v in list(t.items()) if v.dtype == FLOAT8]
                 + [t.pop(k) for k in list(t) if k.endswith("_scale")]
             ),
             "says that weights are in fp8, and none is",
