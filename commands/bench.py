@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt bench attention` and `vorta-trt bench step`."""
+"""`vorta-trt bench attention`, `vorta-trt bench blocks` and `vorta-trt bench step`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vorta_trt.model.precision import HalfPrecision
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from vorta_trt.benchmarks.blocks.report import BlockReport
     from vorta_trt.benchmarks.report import Report
     from vorta_trt.benchmarks.step.report import StepReport
 
@@ -65,7 +66,7 @@ class ReportFiles(Options):
 
     def show(
         self,
-        report: Report | StepReport,
+        report: Report | BlockReport | StepReport,
         as_json: bool,
         draw: Callable[[Path], object],
         text: Iterable[RenderableType],
@@ -251,3 +252,53 @@ def step(
 
     tables = (step_table(report), *((loop_table(report),) if report.loops else ()))
     files.show(report, as_json, lambda path: plot_report(report, path), (headline(report), *tables, *remarks(report)))
+
+
+@command(
+    "vorta-trt bench blocks --output blocks.json",
+    "vorta-trt bench blocks --operator Linear,Fp8Linear --model wan-14b --dtype fp16",
+    "vorta-trt bench blocks --from blocks.json --plot blocks.png",
+    group=bench,
+)
+def blocks(
+    files: ReportFiles,
+    operator: Annotated[
+        list[str] | None, typer.Option(help="Names of operators, e.g. Linear or Fp8Linear [default: all].")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Whose sizes are measured, e.g. wan-14b [default: all].")
+    ] = None,
+    dtype: Dtype = "bf16",
+    seed: Seed = 0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how much GPU time one measurement takes.")] = 0.5,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time the operators of a transformer block beside torch.
+
+    Everything is checked before it is timed: ours may err at most twice as much as torch. Options that take several
+    values may be repeated or take a list with commas.
+    """
+    from vorta_trt.benchmarks.blocks.report import BlockReport
+
+    files.check()
+    if files.from_file is not None:
+        report = BlockReport.read(files.from_file)
+    else:
+        from vorta_trt.benchmarks.blocks.run import BlockOptions, run
+        from vorta_trt.runtime.console import Stages
+
+        with usage():
+            options = BlockOptions(
+                operators=listed(operator), models=listed(model), dtype=dtype, seed=seed, seconds=seconds
+            )
+        with Stages() as stages:
+            report = run(options, stages)
+    from vorta_trt.benchmarks.blocks.table import block_table, headline, plot_report, remarks
+
+    files.show(
+        report,
+        as_json,
+        lambda path: plot_report(report, path),
+        (headline(report), block_table(report), *remarks(report)),
+    )

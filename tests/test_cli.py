@@ -32,7 +32,7 @@ from .kept import Kept
 MODEL = {"layers": 2, "heads": 2, "head_dim": 32}
 COMMANDS = (
     *("doctor", "demo", "export", "build", "refit", "inspect", "verify", "routes", "generate", "compare", "calibrate"),
-    *("bench attention", "bench step", "train-router", "train-router prepare"),
+    *("bench attention", "bench blocks", "bench step", "train-router", "train-router prepare"),
 )
 
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and files of `vorta-trt bench blocks`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.benchmarks.report import About, read_about, read_content, read_rows
+
+SCHEMA = 1
+QUESTION = "blocks"
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One implementation of one operator at one size.
+
+    Attributes:
+        operator: Its name as an ONNX node.
+        model: Whose size it is.
+        size: In words.
+        dtype: Of the activations.
+        implementation: Ours or a peer.
+        ours: Whether it is ours.
+        state: "ok"; "wrong" where ours errs more than it may, so that it was not timed; "failed" where ours raised an
+            error; "unavailable" where a peer did.
+        note: The reason of a state that is not "ok".
+        milliseconds: Median over `runs` runs.
+        minimum: Milliseconds of the fastest run.
+        p90: Milliseconds that 90 % of the runs do not exceed.
+        tflops: FLOPs over the median; None where memory decides.
+        terabytes_per_second: What a call reads and writes at least, over the median.
+        relative_error: Against float32 or float64.
+        error_bound: What the error of ours may be: twice that of the first peer.
+        times_peer: How many times faster than the first peer.
+    """
+
+    operator: str
+    model: str
+    size: str
+    dtype: str
+    implementation: str
+    ours: bool
+    state: str = "ok"
+    note: str = ""
+    milliseconds: float | None = None
+    minimum: float | None = None
+    p90: float | None = None
+    runs: int | None = None
+    tflops: float | None = None
+    terabytes_per_second: float | None = None
+    relative_error: float | None = None
+    error_bound: float | None = None
+    times_peer: float | None = None
+
+    @property
+    def case(self) -> str:
+        """Operator, model and size."""
+        return f"{self.operator}, {self.model}, {self.size}"
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """`about`: environment, options, ceiling; `rows` in the order in which they were measured."""
+
+    about: Mapping[str, Any]
+    rows: Sequence[BlockRow]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing of ours is wrong or failed; peers do not count."""
+        return all(row.state == "ok" for row in self.rows if row.ours)
+
+    def to_json(self) -> str:
+        """Gives the content of a report's file."""
+        content = {"schema": SCHEMA, "question": QUESTION, **self.about, "rows": [asdict(row) for row in self.rows]}
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> BlockReport:
+        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
+        content = read_content(path, SCHEMA, QUESTION)
+        rows = read_rows(BlockRow, content, "rows", path)
+        return cls(read_about(About, content, path), rows)
