@@ -33,6 +33,23 @@ inline constexpr FieldSpec kRoutedAttentionFields[] = {
     {"attention_precision", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "same"
 };
 
+// HeadNorm and QKNormRotary.
+inline constexpr FieldSpec kHeadNormFields[] = {
+    {"heads", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+    {"epsilon", trt::PluginFieldType::kFLOAT32, 1, Presence::kRequired},
+};
+
+// NormModulate and ResidualNormModulate.
+inline constexpr FieldSpec kNormModulateFields[] = {
+    {"epsilon", trt::PluginFieldType::kFLOAT32, 1, Presence::kRequired},
+    {"first_tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+};
+
+// Linear and Fp8Linear.
+inline constexpr FieldSpec kLinearFields[] = {
+    {"activation", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "none"
+};
+
 inline constexpr FieldSpec kCrossAttentionFields[] = {
     {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
 };

@@ -20,7 +20,7 @@ Record recordFromFields(const Operator& op, const trt::PluginFieldCollection* fi
   std::vector<char> bytes(recordBytes(op.fields));
   readFields(op.fields, fields, bytes.data());
   Record record(op, std::move(bytes));
-  op.check({record, trt::DataType::kHALF, {}});
+  op.check({record, {}, {}});
   return record;
 }
 

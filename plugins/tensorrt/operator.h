@@ -21,6 +21,7 @@ enum class Holds {
   kActivation,
   kFloat32,
   kInt32,
+  kWeight,  // of a norm: of the activations' type, or float32
   kFloat8,  // e4m3, or int32 with four of them each, where a parser knows no float8
 };
 
@@ -63,11 +64,14 @@ class Record {
   std::vector<char> bytes_;
 };
 
-// A layer of which the extents of the inputs are known, partly known (kUnknown), or, if `inputs` is empty, not at all.
+// A layer, and what is known of its inputs.
 struct Setting {
   const Record& record;
-  trt::DataType type;  // of the activations
-  const std::vector<trt::Dims>& inputs;
+  std::vector<trt::Dims> inputs;     // empty if nothing is known; extents may be kUnknown
+  std::vector<trt::DataType> types;  // empty if they are not known
+
+  // Of the activations.
+  trt::DataType type() const { return types.empty() ? trt::DataType::kHALF : types[0]; }
 };
 
 // Device memory of a launch, row-major, in the order of the operator's tensors.

@@ -45,6 +45,18 @@ std::vector<Dims> shapesOf(const trt::DimsExprs* tensors, int32_t count) {
   return shapes;
 }
 
+std::vector<DataType> typesOf(const trt::PluginTensorDesc* tensors, int32_t count) {
+  std::vector<DataType> types;
+  for (int32_t i = 0; i < count; ++i) types.push_back(tensors[i].type);
+  return types;
+}
+
+std::vector<DataType> typesOf(const trt::DynamicPluginTensorDesc* tensors, int32_t count) {
+  std::vector<DataType> types;
+  for (int32_t i = 0; i < count; ++i) types.push_back(tensors[i].desc.type);
+  return types;
+}
+
 }  // namespace
 
 Plugin::Plugin(Record record)
@@ -92,8 +104,7 @@ int32_t Plugin::getOutputShapes(const trt::DimsExprs* inputs, int32_t inputCount
                                 trt::IExprBuilder& builder) noexcept {
   return guarded(getPluginName(), "getOutputShapes", kFailure, [&] {
     checkCounts(record_, inputCount, outputCount);
-    const std::vector<Dims> shapes = shapesOf(inputs, inputCount);
-    const Setting setting{record_, DataType::kHALF, shapes};
+    const Setting setting{record_, shapesOf(inputs, inputCount), {}};
     op().check(setting);
     for (int32_t output = 0; output < outputCount; ++output) {
       outputs[output].nbDims = 0;
@@ -121,7 +132,7 @@ int32_t Plugin::configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int3
   return guarded(getPluginName(), "configurePlugin", kFailure, [&] {
     checkCounts(record_, inputCount, outputCount);
     for (Bound bound : {Bound::kNetwork, Bound::kMax}) {
-      op().check({record_, inputs[0].desc.type, shapesOf(inputs, inputCount, bound)});
+      op().check({record_, shapesOf(inputs, inputCount, bound), typesOf(inputs, inputCount)});
     }
     return kSuccess;
   });
@@ -131,7 +142,8 @@ size_t Plugin::getWorkspaceSize(const trt::DynamicPluginTensorDesc* inputs, int3
                                 const trt::DynamicPluginTensorDesc* /*outputs*/, int32_t outputCount) const noexcept {
   return guarded<size_t>(getPluginName(), "getWorkspaceSize", 0, [&] {
     checkCounts(record_, inputCount, outputCount);
-    return op().checkedWorkspaceBytes({record_, inputs[0].desc.type, shapesOf(inputs, inputCount, Bound::kMax)});
+    return op().checkedWorkspaceBytes(
+        {record_, shapesOf(inputs, inputCount, Bound::kMax), typesOf(inputs, inputCount)});
   });
 }
 
@@ -139,7 +151,7 @@ int32_t Plugin::onShapeChange(const trt::PluginTensorDesc* inputs, int32_t input
                               const trt::PluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
   return guarded(getPluginName(), "onShapeChange", kFailure, [&] {
     checkCounts(record_, inputCount, outputCount);
-    op().check({record_, inputs[0].type, shapesOf(inputs, inputCount)});
+    op().check({record_, shapesOf(inputs, inputCount), typesOf(inputs, inputCount)});
     return kSuccess;
   });
 }
@@ -148,8 +160,9 @@ int32_t Plugin::enqueue(const trt::PluginTensorDesc* inputDescs, const trt::Plug
                         const void* const* inputs, void* const* outputs, void* workspace,
                         cudaStream_t stream) noexcept {
   return guarded(getPluginName(), "enqueue", kFailure, [&] {
-    const std::vector<Dims> shapes = shapesOf(inputDescs, inputCountOf(record_));
-    op().enqueue({record_, inputDescs[0].type, shapes}, {inputs, outputs, workspace, stream});
+    const int32_t count = inputCountOf(record_);
+    op().enqueue({record_, shapesOf(inputDescs, count), typesOf(inputDescs, count)},
+                 {inputs, outputs, workspace, stream});
     return kSuccess;
   });
 }

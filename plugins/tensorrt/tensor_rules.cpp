@@ -78,6 +78,8 @@ std::string typeRule(const Operator& op, Holds holds) {
       return "must be float32; cast it in the network";
     case Holds::kInt32:
       return "must be int32; cast it in the network";
+    case Holds::kWeight:
+      return "must have the type of the activations, or be float32; export the model again";
     case Holds::kFloat8:
       return "must be float8 (e4m3), or int32 that hold four of them each; export the model again";
     default:
@@ -134,6 +136,8 @@ bool fits(Holds holds, DataType type, DataType activation) {
       return type == DataType::kFLOAT;
     case Holds::kInt32:
       return type == DataType::kINT32;
+    case Holds::kWeight:
+      return type == DataType::kFLOAT || (isActivationType(type) && type == activation);
     case Holds::kFloat8:
       return type == DataType::kFP8 || type == DataType::kINT32;
     default:

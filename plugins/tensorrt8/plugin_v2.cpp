@@ -24,12 +24,23 @@ trt::Dims widened(const trt8::Dims& narrow) {
   return dims;
 }
 
+// `of` each of the tensors.
+template <typename Tensor, typename Of>
+auto listOf(const Tensor* tensors, int32_t count, Of of) {
+  std::vector<decltype(of(*tensors))> list;
+  for (int32_t i = 0; i < count; ++i) list.push_back(of(tensors[i]));
+  return list;
+}
+
 // Shapes of `tensors`, each of which is reached through `dimsOf`.
 template <typename Tensor, typename DimsOf>
 std::vector<trt::Dims> shapesOf(const Tensor* tensors, int32_t count, DimsOf dimsOf) {
-  std::vector<trt::Dims> shapes;
-  for (int32_t i = 0; i < count; ++i) shapes.push_back(widened(dimsOf(tensors[i])));
-  return shapes;
+  return listOf(tensors, count, [&](const Tensor& tensor) { return widened(dimsOf(tensor)); });
+}
+
+Setting settingOf(const Record& record, const trt8::PluginTensorDesc* inputs, int32_t count) {
+  return {record, listOf(inputs, count, [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.dims); }),
+          listOf(inputs, count, [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.type); })};
 }
 
 // Extents that are constants; the others are not known yet.
@@ -87,8 +98,7 @@ trt8::DimsExprs PluginV2::getOutputDimensions(int32_t output, const trt8::DimsEx
                                               trt8::IExprBuilder& builder) noexcept {
   return guarded(getPluginType(), "getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
     checkCounts(record_, inputCount, outputCountOf(record_));
-    const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, constantExtents);
-    const Setting setting{record_, trt::DataType::kHALF, shapes};
+    const Setting setting{record_, shapesOf(inputs, inputCount, constantExtents), {}};
     op().check(setting);
     trt8::DimsExprs dims{0, {}};
     for (const OutputAxis& axis : op().outputShape(output, setting)) {
@@ -114,13 +124,14 @@ void PluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int3
                                const trt8::DynamicPluginTensorDesc* /*outputs*/, int32_t outputCount) noexcept {
   shapesFit_ = guarded(getPluginType(), "configurePlugin", false, [&] {
     checkCounts(record_, inputCount, outputCount);
-    const trt::DataType type = widened(inputs[0].desc.type);
+    const auto typeOf = [](const trt8::DynamicPluginTensorDesc& tensor) { return widened(tensor.desc.type); };
+    const std::vector<trt::DataType> types = listOf(inputs, inputCount, typeOf);
     const auto given = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.desc.dims; };
     const auto largest = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.max; };
     const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, given);
-    op().check({record_, type, shapes});
+    op().check({record_, shapes, types});
     // Extents are open while an engine is built. When it runs, shapes are final and nothing is said of the bounds.
-    if (isOpen(shapes)) op().check({record_, type, shapesOf(inputs, inputCount, largest)});
+    if (isOpen(shapes)) op().check({record_, shapesOf(inputs, inputCount, largest), types});
     return true;
   });
 }
@@ -129,8 +140,7 @@ size_t PluginV2::getWorkspaceSize(const trt8::PluginTensorDesc* inputs, int32_t 
                                   const trt8::PluginTensorDesc* /*outputs*/, int32_t outputCount) const noexcept {
   return guarded<size_t>(getPluginType(), "getWorkspaceSize", 0, [&] {
     checkCounts(record_, inputCount, outputCount);
-    const auto given = [](const trt8::PluginTensorDesc& tensor) { return tensor.dims; };
-    return op().checkedWorkspaceBytes({record_, widened(inputs[0].type), shapesOf(inputs, inputCount, given)});
+    return op().checkedWorkspaceBytes(settingOf(record_, inputs, inputCount));
   });
 }
 
@@ -139,9 +149,7 @@ int32_t PluginV2::enqueue(const trt8::PluginTensorDesc* inputDescs, const trt8::
                           cudaStream_t stream) noexcept {
   if (!shapesFit_) return kFailure;  // configurePlugin() has said why
   return guarded(getPluginType(), "enqueue", kFailure, [&] {
-    const auto given = [](const trt8::PluginTensorDesc& tensor) { return tensor.dims; };
-    const std::vector<trt::Dims> shapes = shapesOf(inputDescs, inputCountOf(record_), given);
-    op().enqueue({record_, widened(inputDescs[0].type), shapes}, {inputs, outputs, workspace, stream});
+    op().enqueue(settingOf(record_, inputDescs, inputCountOf(record_)), {inputs, outputs, workspace, stream});
     return kSuccess;
   });
 }

@@ -30,7 +30,7 @@ Params paramsOf(const Setting& setting) {
   const trt::Dims& key = setting.inputs.empty() ? unknown : setting.inputs[kKey];
   Params params{};
   params.struct_size = sizeof(params);
-  params.dtype = kernelType(setting.type);
+  params.dtype = kernelType(setting.type());
   params.batch = extentOr(query.d[0], 1);
   params.query_tokens = extentOr(query.d[1], 1);
   params.key_tokens = extentOr(key.d[1], 1);

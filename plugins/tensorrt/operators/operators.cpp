@@ -4,7 +4,10 @@
 namespace vorta::plugin {
 
 const std::vector<const Operator*>& operators() {
-  static const std::vector<const Operator*> all = {&routedAttention(), &crossAttention()};
+  static const std::vector<const Operator*> all = {
+      &routedAttention(), &crossAttention(),       &headNorm(), &qkNormRotary(),
+      &normModulate(),    &residualNormModulate(), &linear(),   &fp8Linear(),
+  };
   return all;
 }
 

@@ -12,6 +12,12 @@ namespace vorta::plugin {
 
 const Operator& routedAttention();
 const Operator& crossAttention();
+const Operator& headNorm();
+const Operator& qkNormRotary();
+const Operator& normModulate();
+const Operator& residualNormModulate();
+const Operator& linear();
+const Operator& fp8Linear();
 
 // Throws PluginError with the C API's message unless its call succeeded.
 inline void requireOk(vorta_status status) {

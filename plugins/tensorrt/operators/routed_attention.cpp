@@ -61,7 +61,7 @@ Problem problemOf(const Setting& setting) {
   const trt::Dims unknown{4, {kUnknown, kUnknown, kUnknown, kUnknown}};
   const trt::Dims& query = setting.inputs.empty() ? unknown : setting.inputs[kQuery];
   problem.struct_size = sizeof(problem);
-  problem.dtype = kernelType(setting.type);
+  problem.dtype = kernelType(setting.type());
   problem.batch = extentOr(query.d[0], 1);
   problem.heads = extentOr(query.d[2], 1);
   problem.head_dim = extentOr(query.d[3], 8);

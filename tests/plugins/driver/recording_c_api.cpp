@@ -4,7 +4,9 @@
 // without a GPU, that enqueue passes every pointer, stride and size on.
 #include <cstdio>
 
+#include "vorta_trt/block_operators.h"
 #include "vorta_trt/cross_attention.h"
+#include "vorta_trt/linear.h"
 #include "vorta_trt/routed_attention.h"
 
 namespace {
@@ -16,6 +18,33 @@ void printStrides(const char* name, const int64_t (&strides)[3]) {
 
 void printTriple(const char* name, const int32_t (&values)[3]) {
   std::printf("%s: %d,%d,%d\n", name, values[0], values[1], values[2]);
+}
+
+void printStrides(const char* name, const int64_t (&strides)[2]) {
+  std::printf("%s: %lld,%lld\n", name, static_cast<long long>(strides[0]), static_cast<long long>(strides[1]));
+}
+
+void printModulation(const char* name, const vorta_modulation& modulation) {
+  std::printf("%s: %p %lld,%lld\n", name, static_cast<const void*>(modulation.data),
+              static_cast<long long>(modulation.batch_stride), static_cast<long long>(modulation.row_stride));
+}
+
+template <typename Params>
+void printHeads(const Params* params) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: dtype=%d weight_float32=%d batch=%d token_count=%d heads=%d head_dim=%d weight_length=%d",
+              params->dtype, params->weight_float32, params->batch, params->token_count, params->heads,
+              params->head_dim, params->weight_length);
+  std::printf(" epsilon=%g\n", static_cast<double>(params->epsilon));
+}
+
+template <typename Params>
+void printFeatures(const Params* params) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: dtype=%d batch=%d token_count=%d features=%d first_tokens=%d epsilon=%g\n", params->dtype,
+              params->batch, params->token_count, params->features, params->first_tokens,
+              static_cast<double>(params->epsilon));
+  std::printf("quantized: %p %p\n", params->quantized, static_cast<const void*>(params->quantized_scale));
 }
 
 }  // namespace
@@ -63,6 +92,82 @@ vorta_status vorta_cross_attention_enqueue(const vorta_cross_attention_params* p
   printStrides("value_stride", params->value_stride);
   printStrides("output_stride", params->output_stride);
   std::printf("stream: %p\n", stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_head_norm_validate(const vorta_head_norm_params*) { return VORTA_OK; }
+
+vorta_status vorta_head_norm_enqueue(const vorta_head_norm_params* params, void* stream) {
+  printHeads(params);
+  std::printf("pointers: %p %p %p\n", params->tokens, params->weight, params->output);
+  printStrides("tokens_stride", params->tokens_stride);
+  printStrides("output_stride", params->output_stride);
+  std::printf("stream: %p\n", stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_qk_norm_rotary_validate(const vorta_qk_norm_rotary_params*) { return VORTA_OK; }
+
+vorta_status vorta_qk_norm_rotary_enqueue(const vorta_qk_norm_rotary_params* params, void* stream) {
+  printHeads(params);
+  std::printf("pointers: %p %p %p %p %p %p %p %p\n", params->query, params->key, params->query_weight,
+              params->key_weight, static_cast<const void*>(params->cos), static_cast<const void*>(params->sin),
+              params->query_output, params->key_output);
+  printStrides("query_stride", params->query_stride);
+  printStrides("key_stride", params->key_stride);
+  printStrides("query_output_stride", params->query_output_stride);
+  printStrides("key_output_stride", params->key_output_stride);
+  std::printf("stream: %p\n", stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_norm_modulate_validate(const vorta_norm_modulate_params*) { return VORTA_OK; }
+
+vorta_status vorta_norm_modulate_enqueue(const vorta_norm_modulate_params* params, void* stream) {
+  printFeatures(params);
+  std::printf("pointers: %p %p\n", params->tokens, params->output);
+  printModulation("scale", params->scale);
+  printModulation("shift", params->shift);
+  printStrides("tokens_stride", params->tokens_stride);
+  printStrides("output_stride", params->output_stride);
+  std::printf("stream: %p\n", stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_residual_norm_modulate_validate(const vorta_residual_norm_modulate_params*) { return VORTA_OK; }
+
+vorta_status vorta_residual_norm_modulate_enqueue(const vorta_residual_norm_modulate_params* params, void* stream) {
+  printFeatures(params);
+  std::printf("pointers: %p %p %p %p\n", params->residual, params->update, params->residual_output, params->output);
+  printModulation("gate", params->gate);
+  printModulation("scale", params->scale);
+  printModulation("shift", params->shift);
+  printStrides("residual_stride", params->residual_stride);
+  printStrides("update_stride", params->update_stride);
+  printStrides("residual_output_stride", params->residual_output_stride);
+  printStrides("output_stride", params->output_stride);
+  std::printf("stream: %p\n", stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_linear_validate(const vorta_linear_params*) { return VORTA_OK; }
+
+vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size_t* bytes) {
+  *bytes = static_cast<size_t>(params->rows) * 16;
+  return VORTA_OK;
+}
+
+vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: dtype=%d precision=%d activation=%d in_features=%d out_features=%d candidate=%d rows=%lld\n",
+              params->dtype, params->precision, params->activation, params->in_features, params->out_features,
+              params->candidate, static_cast<long long>(params->rows));
+  std::printf("pointers: %p %p %p %p %p %p %p\n", params->input, params->quantized_input,
+              static_cast<const void*>(params->input_scale), params->weight,
+              static_cast<const void*>(params->weight_scale), params->bias, params->output);
+  std::printf("row strides: %lld,%lld\n", static_cast<long long>(params->input_stride),
+              static_cast<long long>(params->output_stride));
+  std::printf("workspace: %p %zu\nstream: %p\n", params->workspace, params->workspace_bytes, stream);
   return VORTA_OK;
 }
 
