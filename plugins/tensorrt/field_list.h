@@ -42,7 +42,7 @@ inline constexpr FieldSpec kHeadNormFields[] = {
 // NormModulate and ResidualNormModulate.
 inline constexpr FieldSpec kNormModulateFields[] = {
     {"epsilon", trt::PluginFieldType::kFLOAT32, 1, Presence::kRequired},
-    {"first_tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+    {"first_tokens", trt::PluginFieldType::kINT32, 1, Presence::kOptional},  // absent: 0
 };
 
 // Linear and Fp8Linear.

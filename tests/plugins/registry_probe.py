@@ -57,6 +57,7 @@ def main(module: str, path: str) -> None:
         "has_builder": builder is not None,
         "loaded": handle is not None,
         "creator": creator is not None,
+        "creators": sorted(c.name for c in registry.all_creators_recursive if c.plugin_namespace == "vorta"),
     }
     if creator is not None:
         good, bad = make_plugin(trt, creator), make_plugin(trt, creator, window=[2, 1, 1])

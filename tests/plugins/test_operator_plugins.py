@@ -12,19 +12,25 @@ from typing import Any
 
 import pytest
 
-NAMES = {
-    "CrossAttention": ("query", "key", "value"),
-    "HeadNorm": ("tokens", "weight"),
-    "QKNormRotary": ("query", "key", "query_weight", "key_weight", "cos", "sin"),
-    "NormModulate": ("tokens", "scale", "shift"),
-    "ResidualNormModulate": ("residual", "update", "gate", "scale", "shift"),
-    "Linear": ("input", "linear_weight", "bias"),
-    "Fp8Linear": ("input", "fp8_weight", "weight_scale", "bias"),
-}
-TYPES = {  # of inputs that are no activations
-    **{name: ("float32",) for name in ("cos", "sin", "gate", "scale", "shift", "weight_scale")},
-    **{name: ("float16", "float32") for name in ("weight", "query_weight", "key_weight")},
-    "fp8_weight": ("float8", "int32"),
+from vorta_trt.plugins.operator_schema import (
+    BLOCK_OPERATORS,
+    CROSS_ATTENTION,
+    FP8_LINEAR,
+    HEAD_NORM,
+    LINEAR,
+    NORM_MODULATE,
+    QK_NORM_ROTARY,
+    RESIDUAL_NORM_MODULATE,
+    Element,
+    Operator,
+)
+
+ALONE = {  # types that a plugin takes for a tensor of each kind, with a first activation of float16
+    Element.TOKENS: ("float16",),
+    Element.WEIGHT: ("float16", "float32"),
+    Element.FLOAT32: ("float32",),
+    Element.INT32: ("int32",),
+    Element.FLOAT8: ("float8", "int32"),
 }
 
 
@@ -33,9 +39,8 @@ class Case:
     """A valid layer of an operator, and what the plugin makes of it.
 
     Attributes:
-        name: The operator.
+        operator: Its row of the table.
         fields: All of its fields, `TYPE:VALUES` by name, in order.
-        optional: Those that may be left out.
         inputs: `TYPE:EXTENTS` in order, of batch 2.
         outputs: Shapes of the outputs.
         open_outputs: The same where the batch of the inputs is not known yet.
@@ -44,9 +49,8 @@ class Case:
         bad: Inputs by index that break a rule, and the message.
     """
 
-    name: str
+    operator: Operator
     fields: dict[str, str]
-    optional: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     open_outputs: tuple[str, ...]
@@ -59,7 +63,7 @@ class Case:
         values = {**self.fields, **fields}
         inputs = [(changed or {}).get(index, text) for index, text in enumerate(self.inputs)]
         return [
-            f"operator={self.name}",
+            f"operator={self.operator.name}",
             *(f"field={name}:{value}" for name, value in values.items() if name != without),
             *(f"input={text}" for text in inputs),
         ]
@@ -72,52 +76,8 @@ class Case:
 
 CASES = [
     Case(
-        name="CrossAttention",
-        fields={"scale": "float32:0.125"},
-        optional=("scale",),
-        inputs=("float16:2,96,3,64", "float16:2,7,3,64", "float16:2,7,3,64"),
-        outputs=("2,96,3,64",),
-        open_outputs=("?,96,3,64",),
-        params="dtype=0 batch=2 query_tokens=96 key_tokens=7 heads=3 head_dim=64 scale=0.125 reserved=0",
-        memory={
-            "pointers": "0x1000 0x2000 0x3000 0x100000",
-            "query_stride": "18432,192,64",
-            "key_stride": "1344,192,64",
-            "value_stride": "1344,192,64",
-            "output_stride": "18432,192,64",
-            "stream": "0x300000",
-        },
-        bad=(
-            ({0: "float16:2,96,192"}, "query [2, 96, 192]: must have shape [batch, tokens, heads, head dimension]"),
-            ({1: "float16:2,7,2,64"}, "key [2, 7, 2, 64]: must have shape [batch, key tokens, heads, head dimension]"),
-            ({2: "float16:2,8,3,64"}, "value [2, 8, 3, 64]: must have shape of key = [2, 7, 3, 64]"),
-        ),
-    ),
-    Case(
-        name="HeadNorm",
+        operator=QK_NORM_ROTARY,
         fields={"heads": "int32:3", "epsilon": "float32:0.25"},
-        optional=(),
-        inputs=("float16:2,96,192", "float16:192"),
-        outputs=("2,96,3,64",),
-        open_outputs=("?,96,3,64",),
-        params="dtype=0 weight_float32=0 batch=2 token_count=96 heads=3 head_dim=64 weight_length=192 epsilon=0.25",
-        memory={
-            "pointers": "0x1000 0x2000 0x100000",
-            "tokens_stride": "18432,192",
-            "output_stride": "18432,192",
-            "stream": "0x300000",
-        },
-        bad=(
-            ({0: "float16:2,96,3,64"}, "tokens [2, 96, 3, 64]: must have shape [batch, tokens, features]"),
-            ({0: "float16:2,96,190"}, "tokens has 190 features: must be a constant of the network that 3 heads divide"),
-            ({0: "float16:2,96,-1"}, "tokens has an open number of features: must be a constant"),
-            ({1: "float16:96"}, "weight [96]: must have shape [features or head dimension] = [192 or 64]"),
-        ),
-    ),
-    Case(
-        name="QKNormRotary",
-        fields={"heads": "int32:3", "epsilon": "float32:0.25"},
-        optional=(),
         inputs=("float16:2,96,192", "float16:2,96,192", "float32:64", "float32:64", *["float32:1,96,1,32"] * 2),
         outputs=("2,96,3,64", "2,96,3,64"),
         open_outputs=("?,96,3,64", "?,96,3,64"),
@@ -139,9 +99,28 @@ CASES = [
         ),
     ),
     Case(
-        name="NormModulate",
+        operator=HEAD_NORM,
+        fields={"heads": "int32:3", "epsilon": "float32:0.25"},
+        inputs=("float16:2,96,192", "float16:192"),
+        outputs=("2,96,3,64",),
+        open_outputs=("?,96,3,64",),
+        params="dtype=0 weight_float32=0 batch=2 token_count=96 heads=3 head_dim=64 weight_length=192 epsilon=0.25",
+        memory={
+            "pointers": "0x1000 0x2000 0x100000",
+            "tokens_stride": "18432,192",
+            "output_stride": "18432,192",
+            "stream": "0x300000",
+        },
+        bad=(
+            ({0: "float16:2,96,3,64"}, "tokens [2, 96, 3, 64]: must have shape [batch, tokens, features]"),
+            ({0: "float16:2,96,190"}, "tokens has 190 features: must be a constant of the network that 3 heads divide"),
+            ({0: "float16:2,96,-1"}, "tokens has an open number of features: must be a constant"),
+            ({1: "float16:96"}, "weight [96]: must have shape [features or head dimension] = [192 or 64]"),
+        ),
+    ),
+    Case(
+        operator=NORM_MODULATE,
         fields={"epsilon": "float32:0.25", "first_tokens": "int32:8"},
-        optional=(),
         inputs=("float16:2,96,192", "float32:2,2,192", "float32:1,1,192"),
         outputs=("2,96,192",),
         open_outputs=("?,96,192",),
@@ -162,9 +141,8 @@ CASES = [
         ),
     ),
     Case(
-        name="ResidualNormModulate",
+        operator=RESIDUAL_NORM_MODULATE,
         fields={"epsilon": "float32:0.25", "first_tokens": "int32:8"},
-        optional=(),
         inputs=(*["float16:2,96,192"] * 2, "float32:2,2,192", "float32:1,2,192", "float32:2,1,192"),
         outputs=("2,96,192", "2,96,192"),
         open_outputs=("?,96,192", "?,96,192"),
@@ -187,9 +165,8 @@ CASES = [
         ),
     ),
     Case(
-        name="Linear",
+        operator=LINEAR,
         fields={"activation": "string:gelu_tanh"},
-        optional=("activation",),
         inputs=("float16:2,96,192", "float16:64,192", "float16:64"),
         outputs=("2,96,64",),
         open_outputs=("?,96,64",),
@@ -207,9 +184,8 @@ CASES = [
         ),
     ),
     Case(
-        name="Fp8Linear",
+        operator=FP8_LINEAR,
         fields={"activation": "string:none"},
-        optional=("activation",),
         inputs=("float16:2,96,192", "int32:64,48", "float32:64", "float16:64"),
         outputs=("2,96,64",),
         open_outputs=("?,96,64",),
@@ -226,11 +202,32 @@ CASES = [
             ({3: "float16:1"}, "bias [1]: must have shape [output features] = [64]"),
         ),
     ),
+    Case(
+        operator=CROSS_ATTENTION,
+        fields={"scale": "float32:0.125"},
+        inputs=("float16:2,96,3,64", "float16:2,7,3,64", "float16:2,7,3,64"),
+        outputs=("2,96,3,64",),
+        open_outputs=("?,96,3,64",),
+        params="dtype=0 batch=2 query_tokens=96 key_tokens=7 heads=3 head_dim=64 scale=0.125 reserved=0",
+        memory={
+            "pointers": "0x1000 0x2000 0x3000 0x100000",
+            "query_stride": "18432,192,64",
+            "key_stride": "1344,192,64",
+            "value_stride": "1344,192,64",
+            "output_stride": "18432,192,64",
+            "stream": "0x300000",
+        },
+        bad=(
+            ({0: "float16:2,96,192"}, "query [2, 96, 192]: must have shape [batch, tokens, heads, head dimension]"),
+            ({1: "float16:2,7,2,64"}, "key [2, 7, 2, 64]: must have shape [batch, key tokens, heads, head dimension]"),
+            ({2: "float16:2,8,3,64"}, "value [2, 8, 3, 64]: must have shape of key = [2, 7, 3, 64]"),
+        ),
+    ),
 ]
 BAD = [(case, changed, message) for case in CASES for changed, message in case.bad]
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.operator.name)
 every_bad_shape = pytest.mark.parametrize(
-    ("case", "changed", "message"), BAD, ids=[f"{case.name} {message[:30]}" for case, _, message in BAD]
+    ("case", "changed", "message"), BAD, ids=[f"{case.operator.name} {message[:30]}" for case, _, message in BAD]
 )
 both = pytest.mark.parametrize("version", ["recording_driver", "driver8"], ids=["V3", "8.6"])
 
@@ -241,12 +238,10 @@ def host(request: pytest.FixtureRequest, version: str) -> Any:
     return request.getfixturevalue(version)
 
 
-@both
-@every_case
-def test_creator_names_itself_and_its_fields(host: Any, case: Case) -> None:
-    findings = host("creator", f"operator={case.name}")
-    assert findings.one("creator") == f"vorta::{case.name} 1"
-    assert [line.split()[0] for line in findings.all("field")] == list(case.fields)
+def test_every_block_operator_has_a_case() -> None:
+    assert [case.operator for case in CASES] == list(BLOCK_OPERATORS)
+    for case in CASES:
+        assert list(case.fields) == [attribute.name for attribute in case.operator.attributes]
 
 
 @both
@@ -257,20 +252,20 @@ def test_fields_survive_clone_and_serialization(host: Any, case: Case) -> None:
     if metadata := findings.all("metadata"):
         assert findings.one("serialized") == findings.one("attached")
         assert [item.partition("=")[0] for item in metadata[0].split()] == list(case.fields)
-        assert f"operator={case.name} " in findings.one("timing cache")
+        assert f"operator={case.operator.name} " in findings.one("timing cache")
     else:
         assert findings.one("same bytes") == "yes" and findings.one("refuses other bytes") == "yes"
-        assert findings.one("attached") == f"vorta::{case.name} 1"
+        assert findings.one("attached") == f"vorta::{case.operator.name} 1"
 
 
 @both
 @every_case
-def test_required_fields_are_missed(host: Any, case: Case) -> None:
-    for name in case.fields:
-        findings = host("create", *case.arguments(without=name))
-        assert findings.one("created") == ("yes" if name in case.optional else "no")
-        said = [] if name in case.optional else [f"layer layer: field {name}: is missing"]
-        assert [line for line in said if line not in findings.one("log")] == []
+def test_fields_without_a_default_are_missed(host: Any, case: Case) -> None:
+    for attribute in case.operator.attributes:
+        findings = host("create", *case.arguments(without=attribute.name))
+        assert findings.one("created") == ("no" if attribute.default is None else "yes")
+        for message in findings.all("log"):
+            assert f"createPlugin: layer layer: field {attribute.name}: is missing" in message
 
 
 @both
@@ -278,20 +273,20 @@ def test_required_fields_are_missed(host: Any, case: Case) -> None:
 def test_formats(host: Any, version: str, case: Case) -> None:
     """Row-major, in TensorRT 8.6 without bfloat16 and float8; a norm's weight may be float32."""
     findings = host("formats", *case.arguments())
-    names = [*NAMES[case.name], *["output"] * len(case.outputs)]
-    expected = [*(TYPES.get(name, ("float16",)) for name in names)]
+    tensors = [*case.operator.input_tensors, *case.operator.output_tensors]
+    expected = [ALONE[tensor.element] for tensor in tensors]
     if version != "driver8":
         expected[0] = ("bfloat16", "float16")
-    elif case.name == "Fp8Linear":
+    elif case.operator is FP8_LINEAR:
         expected[1] = ("int32",)
-    assert [findings.one(f"position {i}").split() for i in range(len(names))] == [
+    assert [findings.one(f"position {i}").split() for i in range(len(tensors))] == [
         [f"{type_}/linear" for type_ in types] for types in expected
     ]
 
 
 def test_packed_weights_have_a_fourth_of_the_columns(recording_driver: Any) -> None:
     """Each form has its own number of columns; the other's would be read as wrong numbers."""
-    case = next(case for case in CASES if case.name == "Fp8Linear")
+    case = CASES[BLOCK_OPERATORS.index(FP8_LINEAR)]
     for text, result in [("int32:64,48", "0"), ("float8:64,192", "0"), ("int32:64,192", "-1"), ("float8:64,48", "-1")]:
         assert recording_driver("shape-change", *case.arguments({1: text})).one("result") == result
 
@@ -315,8 +310,8 @@ def test_wrong_types_are_refused(recording_driver: Any, case: Case) -> None:
     for index, text in enumerate(case.inputs):
         findings = recording_driver("output-types", *case.arguments({index: "bool:" + text.partition(":")[2]}))
         assert findings.one("result") == "-1"
-        assert findings.one("log").startswith(f"1 [vorta::{case.name}] getOutputDataTypes: ")
-        assert " is bool: " in findings.one("log") or index == 0
+        assert findings.one("log").startswith(f"1 [vorta::{case.operator.name}] getOutputDataTypes: ")
+        assert f": {case.operator.inputs[index]} is bool: " in findings.one("log")
 
 
 @both
@@ -324,15 +319,16 @@ def test_wrong_types_are_refused(recording_driver: Any, case: Case) -> None:
 def test_bad_shapes_are_refused(host: Any, case: Case, changed: dict[int, str], message: str) -> None:
     findings = host("output-shapes", *case.arguments(changed))
     assert findings.all("shape") in ([], [""] * len(case.outputs))
-    assert f"1 [vorta::{case.name}] getOutput" in findings.all("log")[0] and message in findings.all("log")[0]
+    assert f"1 [vorta::{case.operator.name}] getOutput" in findings.all("log")[0] and message in findings.all("log")[0]
 
 
 @both
 @every_case
 def test_a_wrong_number_of_inputs_is_refused(host: Any, case: Case) -> None:
     findings = host("output-shapes", *case.arguments()[:-1])
-    count = len(case.inputs)
-    assert f"{count - 1} inputs and {len(case.outputs)} outputs: there are {count} inputs (" in findings.all("log")[0]
+    *most, last = case.operator.inputs
+    count = f"{len(most)} inputs and {len(case.outputs)} outputs: there are {len(most) + 1} inputs"
+    assert f"{count} ({', '.join(most)} and {last}) and " in findings.all("log")[0]
 
 
 @both

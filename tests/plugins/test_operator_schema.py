@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, OPERATORS, ROUTED_ATTENTION, Attribute, Kind
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, OPERATORS, ROUTED_ATTENTION, Attribute, Kind, Operator
 
 #: Value of TensorRT's PluginFieldType and how many items, as the creator announces a field of that kind.
 FIELD_TYPES = {Kind.TRIPLE: "5 3", Kind.INTEGER: "5 1", Kind.NUMBER: "1 1", Kind.CHOICE: "6 0"}
@@ -64,11 +64,18 @@ def test_block_operators_are_the_contracts() -> None:
     assert {(operator.namespace, operator.version) for operator in OPERATORS.values()} == {("vorta", "1")}
 
 
-def test_plugin_has_the_same_identity_and_fields(recording_driver: Any) -> None:
-    findings = recording_driver("creator")
-    assert findings.one("creator") == f"{ROUTED_ATTENTION} {ROUTED_ATTENTION.version}"
-    expected = [f"{a.name} {FIELD_TYPES[a.kind]}" for a in ROUTED_ATTENTION.attributes]
-    assert findings.all("field") == expected
+@pytest.mark.parametrize("version", ["recording_driver", "driver8"], ids=["V3", "8.6"])
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=lambda operator: operator.name)
+def test_plugin_has_the_same_identity_and_fields(
+    request: pytest.FixtureRequest, operator: Operator, version: str
+) -> None:
+    findings = request.getfixturevalue(version)("creator", f"operator={operator.name}")
+    assert findings.one("creator") == f"{operator} {operator.version}"
+    assert findings.all("field") == [f"{a.name} {FIELD_TYPES[a.kind]}" for a in operator.attributes]
+
+
+def test_every_operator_has_a_plugin_and_no_other(recording_driver: Any) -> None:
+    assert recording_driver("creators").all("creator") == [f"{operator}" for operator in OPERATORS.values()]
 
 
 @pytest.mark.parametrize("attribute", [a for a in ROUTED_ATTENTION.attributes if a.choices], ids=lambda a: a.name)

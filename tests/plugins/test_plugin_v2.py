@@ -34,7 +34,7 @@ def fields(*extra: str, without: str = "", **changed: str) -> list[str]:
 def test_creator_names_itself_and_its_fields(driver8: Any) -> None:
     findings = driver8("creator")
     assert findings.one("creator") == "vorta::RoutedAttention 1"
-    assert findings.all("field") == list(GOOD)
+    assert [line.split()[0] for line in findings.all("field")] == list(GOOD)
 
 
 @pytest.mark.parametrize(

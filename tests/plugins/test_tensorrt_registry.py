@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from vorta_trt.plugins import library_path
+from vorta_trt.plugins.operator_schema import OPERATORS
 
 PROBE = Path(__file__).parent / "registry_probe.py"
 FLAVOURS = ["tensorrt_rtx", "tensorrt_lean_bindings"]
@@ -48,6 +49,7 @@ def test_plugin_loads_and_is_created_from_fields(module: str, tmp_path: Path) ->
         "scale",
         "attention_precision",
     ]
+    assert outcome["creators"] == sorted(OPERATORS)
     assert not outcome["after_deregister"]
 
 

@@ -5,8 +5,8 @@ namespace vorta::plugin {
 
 const std::vector<const Operator*>& operators() {
   static const std::vector<const Operator*> all = {
-      &routedAttention(), &crossAttention(),       &headNorm(), &qkNormRotary(),
-      &normModulate(),    &residualNormModulate(), &linear(),   &fp8Linear(),
+      &routedAttention(),      &qkNormRotary(), &headNorm(),  &normModulate(),
+      &residualNormModulate(), &linear(),       &fp8Linear(), &crossAttention(),
   };
   return all;
 }

@@ -74,6 +74,11 @@ struct DimensionExprProbe : trt::IDimensionExpr {
   using trt::IDimensionExpr::mImpl;
 };
 
+struct ExprBuilderProbe : trt::IExprBuilder {
+  static constexpr auto pointer = &ExprBuilderProbe::mImpl;
+  using trt::IExprBuilder::mImpl;
+};
+
 void printEnums() {
   std::printf("  \"enums\": {\n");
   printFacts("DataType",
@@ -111,6 +116,8 @@ void printLayouts() {
   printFacts("DimsExprs", {SIZES(DimsExprs), FIELD(DimsExprs, nbDims), FIELD(DimsExprs, d)});
   std::printf(",\n");
   printFacts("IDimensionExpr", {SIZES(IDimensionExpr), Fact{"mImpl", offsetOf(DimensionExprProbe::pointer)}});
+  std::printf(",\n");
+  printFacts("IExprBuilder", {SIZES(IExprBuilder), Fact{"mImpl", offsetOf(ExprBuilderProbe::pointer)}});
   std::printf("\n  },\n");
 }
 
@@ -148,6 +155,8 @@ void printSlots() {
                                 SLOT(IPluginCreator, setPluginNamespace), SLOT(IPluginCreator, getPluginNamespace)});
   std::printf(",\n");
   printFacts("VDimensionExpr", {SLOT(apiv::VDimensionExpr, isConstant), SLOT(apiv::VDimensionExpr, getConstantValue)});
+  std::printf(",\n");
+  printFacts("VExprBuilder", {SLOT(apiv::VExprBuilder, constant)});
   std::printf("\n  },\n");
 }
 

@@ -232,11 +232,16 @@ int main(int argumentCount, char** arguments) {
 
   int32_t creatorCount = 0;
   trt::IPluginCreatorInterface* const* creators = getCreators(creatorCount);
+  for (int32_t i = 0; i < creatorCount && std::string(arguments[3]) == "creators"; ++i) {
+    auto* one = static_cast<trt::IPluginCreatorV3One*>(creators[i]);
+    print("creator", std::string(one->getPluginNamespace()) + "::" + one->getPluginName());
+  }
   auto* creator = creatorOf<trt::IPluginCreatorV3One>(argumentCount, arguments, creators, creatorCount);
   Session session{creator, {}, {}, nullptr};
   readArguments(argumentCount, arguments, session.fields, session.inputs);
 
-  const std::map<std::string, std::function<void(Session&)>> onCreator = {{"creator", describeCreator},
+  const std::map<std::string, std::function<void(Session&)>> onCreator = {{"creators", [](Session&) {}},
+                                                                          {"creator", describeCreator},
                                                                           {"create", create},
                                                                           {"create-from-null", createFromNull},
                                                                           {"round-trip", roundTrip}};

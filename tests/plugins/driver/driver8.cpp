@@ -97,7 +97,11 @@ void describeCreator(Session& session) {
   print("creator", std::string(session.creator->getPluginNamespace()) + "::" + session.creator->getPluginName() + " " +
                        session.creator->getPluginVersion());
   const trt8::PluginFieldCollection* names = session.creator->getFieldNames();
-  for (int32_t i = 0; i < names->nbFields; ++i) print("field", names->fields[i].name);
+  for (int32_t i = 0; i < names->nbFields; ++i) {
+    const trt8::PluginField& field = names->fields[i];
+    print("field", std::string(field.name) + " " + std::to_string(static_cast<int>(field.type)) + " " +
+                       std::to_string(field.length));
+  }
 }
 
 // Network -> engine -> execution context: cloned, serialized, read back, cloned again; and bytes that are no plugin.
