@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses a one-node ONNX model with TensorRT-RTX, builds an engine without a GPU, prints what came of it as JSON.
 
-python rtx_build_probe.py LIBRARY SHIM MODEL
+python rtx_build_probe.py LIBRARY SHIM MODEL CAPABILITY
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Logger(trt.ILogger):  # type: ignore[misc]
             self.errors.append(message)
 
 
-def main(library: str, shim: str, model: str) -> None:
+def main(library: str, shim: str, model: str, capability: str) -> None:
     ctypes.CDLL(shim, mode=ctypes.RTLD_GLOBAL)
     logger = Logger()
     builder = trt.Builder(logger)
@@ -39,7 +39,7 @@ def main(library: str, shim: str, model: str) -> None:
     if parsed and plugins:
         config = builder.create_builder_config()
         config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM80, 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
         profile = builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End to end without a GPU: an ONNX file with one RoutedAttention node becomes a TensorRT-RTX engine with our layer."""
+"""End to end without a GPU: an ONNX file with nodes of our operators becomes a TensorRT-RTX engine with our layers."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from vorta_trt.plugins import library_path, rtx_shim_path
+from vorta_trt.plugins.operator_schema import Element
+
+from .operator_cases import CASES
 
 PROBE = Path(__file__).parent / "rtx_build_probe.py"
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "fp32": TensorProto.FLOAT}
@@ -51,11 +55,45 @@ def one_node_model(path: Path, precision: str, text_tokens: int, **changed: Any)
     return path
 
 
-def build(model: Path) -> dict[str, Any]:
+def operators_model(path: Path, precision: str, packed: bool) -> Path:
+    """A network of one node of every block operator, side by side; the batch is dynamic, weights are in the file."""
+    element_types = {"float16": TYPES[precision], "float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+    nodes, inputs, outputs, weights = [], [], [], []
+    for case in CASES:
+        operator = case.operator
+        names = [f"{operator.name}.{name}" for name in operator.inputs]
+        for name, tensor, text in zip(names, operator.input_tensors, case.inputs, strict=True):
+            type_, _, extents = text.partition(":")
+            shape: list[Any] = [int(extent) for extent in extents.split(",")]
+            if tensor.element is Element.FLOAT8 and not packed:
+                shape[-1], type_ = 4 * shape[-1], "float8"
+                weights.append(helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, shape, [0] * math.prod(shape)))
+            elif len(shape) < 3:
+                weights.append(helper.make_tensor(name, element_types[type_], shape, [0] * math.prod(shape)))
+            else:
+                shape[0] = "B" if shape[0] == 2 else shape[0]
+                inputs.append(helper.make_tensor_value_info(name, element_types[type_], shape))
+        results = [f"{operator.name}.{name}" for name in operator.outputs]
+        for name, extents in zip(results, case.outputs, strict=True):
+            shape = ["B", *map(int, extents.split(",")[1:])]
+            outputs.append(helper.make_tensor_value_info(f"{name}.out", TYPES[precision], shape))
+        attributes = {**case.node_attributes(), **operator.selection}
+        nodes.append(
+            helper.make_node(
+                operator.name, names, [value.name for value in outputs[-len(results) :]], domain="vorta", **attributes
+            )
+        )
+    graph = helper.make_graph(nodes, "operators", inputs, outputs, weights)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("vorta", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), path)
+    return path
+
+
+def build(model: Path, capability: str = "SM80") -> dict[str, Any]:
     """Outcome of parsing and building ``model`` in a new process."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
-    command = [sys.executable, str(PROBE), str(library_path()), str(rtx_shim_path()), str(model)]
+    command = [sys.executable, str(PROBE), str(library_path()), str(rtx_shim_path()), str(model), capability]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
     outcome: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -71,6 +109,15 @@ def test_node_becomes_our_layer_and_an_engine(tmp_path: Path, precision: str, te
     assert (outcome["layers"], outcome["plugins"]) == (1, 1)
     assert outcome["plan"] > 0
     assert outcome["fields_in_plan"]
+
+
+@pytest.mark.parametrize(("precision", "packed"), [("fp16", True), ("bf16", False)], ids=["packed fp8", "e4m3"])
+def test_every_block_operator_becomes_our_layer_and_an_engine(tmp_path: Path, precision: str, packed: bool) -> None:
+    """Float8 weights need a GPU that has the type (SM89), in int32 they build for every GPU."""
+    outcome = build(operators_model(tmp_path / "model.onnx", precision, packed), "SM80" if packed else "SM89")
+    assert outcome["parser_errors"] == [] and outcome["errors"] == []
+    assert outcome["plugins"] == len(CASES)
+    assert outcome["plan"] > 0
 
 
 @pytest.mark.parametrize("precision", ["same", "fp8"])
