@@ -145,3 +145,40 @@ def test_enqueue_passes_everything_on(host: Any, case: Case) -> None:
 def test_a_good_layer_is_configured_in_silence(host: Any, case: Case) -> None:
     for arguments in (case.arguments(), case.with_open_batch()):
         assert host("configure", *arguments).all("log") == []
+
+
+BEYOND = [  # operator, inputs by index, and the kernels' own message
+    (
+        "QKNormRotary",
+        dict(enumerate([*["float16:2,96,12"] * 2, *["float32:4"] * 2, *["float32:1,96,1,2"] * 2])),
+        "head_dim 4:",
+    ),
+    ("HeadNorm", {0: "float16:2,96,792", 1: "float16:792"}, "head_dim 264:"),
+    ("NormModulate", {0: "float16:2,96,8200", 1: "float32:2,2,8200", 2: "float32:1,1,8200"}, "features 8200:"),
+    ("Linear", {0: "float16:2,96,12", 1: "float16:64,12"}, "in_features 12:"),
+    ("Fp8Linear", {0: "float16:2,96,24", 1: "int32:64,6"}, "in_features 24:"),
+    ("CrossAttention", {i: "float16:2,7,3,12" for i in range(3)}, "head_dim 12:"),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "message"), BEYOND, ids=[name for name, _, _ in BEYOND])
+def test_limits_of_the_kernels_are_met_at_build(driver: Any, name: str, changed: dict[int, str], message: str) -> None:
+    case = next(case for case in CASES if case.operator.name == name)
+    findings = driver("configure", *case.arguments(changed))
+    assert findings.one("result") == "-1"
+    assert f"1 [vorta::{name}] configurePlugin: {message}" in findings.all("log")[0]
+
+
+def test_negative_epsilon_and_no_heads_are_refused(driver: Any) -> None:
+    """By the fields alone, before any shape is known."""
+    case = CASES[0]
+    assert "heads 0: must be at least 1" in driver("create", *case.arguments(heads="int32:0")).one("log")
+    assert "epsilon -1" in driver("create", *case.arguments(epsilon="float32:-1")).one("log")
+
+
+@every_case
+def test_an_empty_batch_is_done_at_once(driver: Any, case: Case) -> None:
+    """On a machine without a GPU, too: nothing is launched."""
+    empty = {index: text.replace(":2,", ":0,", 1) for index, text in enumerate(case.inputs)}
+    findings = driver("enqueue", *case.arguments(empty))
+    assert (findings.one("result"), findings.all("log")) == ("0", [])
