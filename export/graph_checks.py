@@ -11,12 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from vorta_trt.export.errors import ExportError
-from vorta_trt.export.graph_passes import routed_nodes
+from vorta_trt.export.graph_passes import operator_nodes, routed_nodes
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import CROSS_ATTENTION, OPERATORS, ROUTED_ATTENTION
 
 _BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
 _SMALL_TABLE = 1024  # bytes, below which a second copy does not matter
@@ -30,7 +30,7 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
         metadata: what the graph must be.
     """
     graph = model.graph
-    _check_routed_nodes(graph, metadata)
+    _check_operator_nodes(graph, metadata)
     _check_interface("inputs", graph.inputs[: len(metadata.inputs)], metadata.inputs)
     _check_interface("outputs", graph.outputs, metadata.outputs)
     _check_no_other_attention(graph, metadata)
@@ -41,19 +41,25 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
         raise ExportError(f"onnx.checker refuses the exported graph: {error}; {_BUG}") from error
 
 
-def _check_routed_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
-    nodes = routed_nodes(graph)
+def _check_operator_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
+    foreign = {(node.domain, node.op_type) for node in graph if node.domain}
+    foreign -= {operator.node_type for operator in OPERATORS.values()}
+    if foreign:
+        raise ExportError(f"operators {sorted(foreign)}: only {', '.join(OPERATORS)} may be outside of ONNX; {_BUG}")
+    for node in operator_nodes(graph):
+        wanted = OPERATORS[node.op_type].node_attributes
+        if sorted(node.attributes) != sorted(wanted):
+            raise ExportError(f"node {node.name} with attributes {sorted(node.attributes)}: must have {wanted}; {_BUG}")
+    _check_routed_nodes(routed_nodes(graph), metadata)
+
+
+def _check_routed_nodes(nodes: Sequence[ir.Node], metadata: ModelMetadata) -> None:
     if len(nodes) != metadata.num_layers:
         raise ExportError(
             f"{len(nodes)} {ROUTED_ATTENTION.name} nodes: must be one per layer, {metadata.num_layers}; {_BUG}"
         )
     for node in nodes:
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
-        if sorted(attributes) != sorted(ROUTED_ATTENTION.node_attributes):
-            raise ExportError(
-                f"node {node.name} with attributes {sorted(attributes)}: must have "
-                f"{ROUTED_ATTENTION.node_attributes}; {_BUG}"
-            )
         precision = attributes["attention_precision"]
         if precision != metadata.attention_precision:
             raise ExportError(
@@ -63,9 +69,6 @@ def _check_routed_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
         geometry = AttentionGeometry.from_attributes(attributes)
         if geometry != metadata.attention_geometry:
             raise ExportError(f"node {node.name} with {geometry}: must have {metadata.attention_geometry}; {_BUG}")
-    foreign = {(node.domain, node.op_type) for node in graph if node.domain} - {ROUTED_ATTENTION.node_type}
-    if foreign:
-        raise ExportError(f"operators {sorted(foreign)}: only {ROUTED_ATTENTION} may be outside of ONNX; {_BUG}")
 
 
 def _check_interface(what: str, values: Sequence[ir.Value], expected: Sequence[Any]) -> None:
@@ -88,7 +91,8 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
 def _check_no_other_attention(graph: ir.Graph, metadata: ModelMetadata) -> None:
     """Beside the routed nodes only what the family has: no self-attention of video went past the operator."""
     allowed, rule = get_family(metadata.family).dense_attentions(metadata.config)
-    fused = [node.name for node in graph if (node.domain, node.op_type) == ("", "Attention")]
+    kinds = {("", "Attention"), CROSS_ATTENTION.node_type}
+    fused = [node.name for node in graph if (node.domain, node.op_type) in kinds]
     loose = [node.name for node in graph if node.op_type == "Softmax" and len(node.outputs[0].shape or ()) > 3]
     if metadata.opset == OPSET_17:  # no Attention there: its softmaxes, taken in parts, are in one module
         fused, loose = [*fused, *sorted({str(name).rpartition("/")[0] for name in loose})], []

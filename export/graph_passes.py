@@ -67,6 +67,11 @@ def clean(model: ir.Model, opset: int) -> None:
     graph.name = "vorta_trt"
 
 
+def operator_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of all our operators."""
+    return [node for node in graph if node.domain == ROUTED_ATTENTION.namespace]
+
+
 def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
     """The `vorta::RoutedAttention` nodes in the order of the layers."""
     return [node for node in graph if (node.domain, node.op_type) == ROUTED_ATTENTION.node_type]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from vorta_trt.export.describe import describe
-from vorta_trt.export.function_body import routed_attention_function
+from vorta_trt.export.function_body import portable_function
 from vorta_trt.export.graph_checks import check_graph
-from vorta_trt.export.graph_passes import clean
+from vorta_trt.export.graph_passes import clean, operator_nodes
 from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
 from vorta_trt.export.onnx_file import data_file
 from vorta_trt.export.skeleton import precision_of, skeleton_of
@@ -46,11 +46,11 @@ def export_onnx(
 ) -> Path:
     """Exports a routed transformer to ONNX.
 
-    The file has one `vorta::RoutedAttention` node per layer, that node's portable form, the router, and metadata
-    (see `read_metadata`). Inputs: hidden_states [B, C, F, H, W], timestep float32 [B], the family's conditions (see
-    `ModelFamily.inputs`), tau float32 [1], route_override int32 [L, N]. Outputs: sample like hidden_states, routes
-    int32 [L, B, N]. The batch B is dynamic, all else is fixed by the geometry; a mask, where there is one, says
-    how many of the T text tokens count.
+    The file has one `vorta::RoutedAttention` node per layer, the block operators between them, the portable form of
+    each operator, the router, and metadata (see `read_metadata`). Inputs: hidden_states [B, C, F, H, W], timestep
+    float32 [B], the family's conditions (see `ModelFamily.inputs`), tau float32 [1], route_override int32 [L, N].
+    Outputs: sample like hidden_states, routes int32 [L, B, N]. The batch B is dynamic, all else is fixed by the
+    geometry; a mask, where there is one, says how many of the T text tokens count.
 
     Weights are read one by one as they are written, from the model or, for a model loaded with `materialize=False`,
     from its checkpoint; the export needs next to no memory of its own.
@@ -62,7 +62,7 @@ def export_onnx(
             can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
             diffusers.
         opset: of the standard operators: 23, or 17 for TensorRT 8.6, in "fp16" or "fp32". A file of opset 17 has no
-            portable form of `vorta::RoutedAttention`: ONNX Runtime does not run it; verify the model in opset 23.
+            portable forms of our operators: ONNX Runtime does not run it; verify the model in opset 23.
         external_data: weights in `<path>.data` beside the file; None: above 2 GB, the most that one file can hold.
         progress: see `Progress`.
 
@@ -108,9 +108,10 @@ def export_onnx(
     graph = trace(skeleton, OPSET, lambda stage: report(stage, 0, 1))
     report("optimize", 0, 1)
     clean(graph, opset)
-    if opset == OPSET:  # the function is written in it
-        function = ir.serde.deserialize_function(routed_attention_function(text=model.geometry.text_tokens > 0))
-        graph.functions[function.identifier()] = function
+    if opset == OPSET:  # the functions are written in it
+        for name in sorted({node.op_type for node in operator_nodes(graph.graph)}):
+            function = ir.serde.deserialize_function(portable_function(name, text=model.geometry.text_tokens > 0))
+            graph.functions[function.identifier()] = function
     graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version
     graph.metadata_props.update(metadata.to_metadata_props())
     report("check", 0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translation of `torch.ops.vorta.routed_attention` to the ONNX node `vorta::RoutedAttention`."""
+"""Translation of the torch operators to ONNX nodes: `torch.ops.vorta.routed_attention` to `vorta::RoutedAttention`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,39 @@ import onnx
 import torch
 from onnxscript import values
 
+from vorta_trt.model import block_operators as _registers_block_operators  # noqa: F401
 from vorta_trt.model import operator as _registers_the_torch_operator  # noqa: F401
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Attribute, Kind
+from vorta_trt.plugins.operator_schema import (
+    OPERATORS,
+    Attribute,
+    Element,
+    Kind,
+    Operator,
+    OperatorTensor,
+)
 
 _KINDS = {Kind.TRIPLE: "INTS", Kind.INTEGER: "INT", Kind.NUMBER: "FLOAT", Kind.CHOICE: "STRING"}
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
+_TYPES = {
+    Element.TOKENS: ("T", _FLOATS, "type of the tokens"),
+    Element.WEIGHT: ("W", _FLOATS, "type of the tokens, or float32"),
+    Element.FLOAT8: ("Q", ("tensor(float8e4m3fn)", "tensor(int32)"), "e4m3, or four of them in an int32"),
+}
+_PLAIN_TYPES = {Element.FLOAT32: "tensor(float)", Element.INT32: "tensor(int32)"}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The `custom_translation_table` of `torch.onnx.export`."""
-    return {torch.ops.vorta.routed_attention.default: _translate}
+    return {
+        getattr(torch.ops.vorta, operator.torch_name).default: _translation(operator) for operator in OPERATORS.values()
+    }
 
 
 @cache
-def operator_schema() -> onnx.defs.OpSchema:
-    """ONNX schema of the operator, with which the exporter emits a node and inlines no function."""
+def operator_schema(operator: Operator) -> onnx.defs.OpSchema:
+    """ONNX schema of an operator, with which the exporter emits a node and inlines no function."""
     schema = onnx.defs.OpSchema
-    optional = schema.FormalParameterOption.Optional
-    *tokens, routes, text_length = ROUTED_ATTENTION.inputs
+    tensors = (*operator.input_tensors, *operator.output_tensors)
 
     def declared(attribute: Attribute) -> onnx.defs.OpSchema.Attribute:
         if attribute.default is None:
@@ -39,33 +54,41 @@ def operator_schema() -> onnx.defs.OpSchema:
     def with_default(name: str, value: Any, doc: str) -> onnx.defs.OpSchema.Attribute:
         return schema.Attribute(name, onnx.helper.make_attribute(name, value), doc)
 
+    def parameter(tensor: OperatorTensor) -> onnx.defs.OpSchema.FormalParameter:
+        constrained = _TYPES.get(tensor.element)
+        kind = _PLAIN_TYPES[tensor.element] if constrained is None else constrained[0]
+        option = schema.FormalParameterOption.Optional if tensor.optional else schema.FormalParameterOption.Single
+        return schema.FormalParameter(tensor.name, kind, tensor.shape, param_option=option)
+
+    constraints = [_TYPES[element] for element in _TYPES if any(tensor.element is element for tensor in tensors)]
     return schema(
-        ROUTED_ATTENTION.name,
-        ROUTED_ATTENTION.namespace,
-        int(ROUTED_ATTENTION.version),
-        doc="VORTA routed attention; see vorta_trt.model.operator",
-        inputs=[
-            *(schema.FormalParameter(name, "T", "[B, S+T, N, D]") for name in tokens),
-            schema.FormalParameter(routes, "tensor(int32)", "[B, N] branch ids"),
-            schema.FormalParameter(text_length, "tensor(int32)", "[B] valid text tokens", param_option=optional),
-        ],
-        outputs=[schema.FormalParameter(ROUTED_ATTENTION.outputs[0], "T", "[B, S+T, N, D]")],
-        type_constraints=[("T", list(_FLOATS), "type of query, key, value and output")],
+        operator.name,
+        operator.namespace,
+        int(operator.version),
+        doc=operator.doc,
+        inputs=[*map(parameter, operator.input_tensors)],
+        outputs=[*map(parameter, operator.output_tensors)],
+        type_constraints=[(letter, list(types), doc) for letter, types, doc in constraints],
         attributes=[
-            *map(declared, ROUTED_ATTENTION.attributes),
-            *(with_default(name, value, "picks the plugin") for name, value in ROUTED_ATTENTION.selection.items()),
+            *map(declared, operator.attributes),
+            *(with_default(name, value, "picks the plugin") for name, value in operator.selection.items()),
         ],
     )
 
 
-def _translate(query: Any, key: Any, value: Any, routes: Any, text_length: Any, *attributes: Any, **named: Any) -> Any:
-    """Arguments as in the torch operator's schema; all attributes are written, so that no reader needs the defaults."""
-    given = {attribute.name: attribute.default for attribute in ROUTED_ATTENTION.attributes}
-    given |= dict(zip(given, attributes, strict=False)) | named
-    for attribute in ROUTED_ATTENTION.attributes:
-        if attribute.kind is Kind.TRIPLE:
-            given[attribute.name] = tuple(given[attribute.name])
-    domain = values.Opset(ROUTED_ATTENTION.namespace, int(ROUTED_ATTENTION.version))
-    operator = values.Op(domain, ROUTED_ATTENTION.name, operator_schema())
-    inputs = (query, key, value, routes) if text_length is None else (query, key, value, routes, text_length)
-    return operator(*inputs, **given, **ROUTED_ATTENTION.selection)
+def _translation(operator: Operator) -> Callable[..., Any]:
+    """Makes the node of a call, whose arguments are as in the torch operator's schema."""
+
+    def translate(*arguments: Any, **named: Any) -> Any:
+        inputs, attributes = arguments[: len(operator.inputs)], arguments[len(operator.inputs) :]
+        # All attributes are written, so that no reader needs the defaults.
+        given = {attribute.name: attribute.default for attribute in operator.attributes}
+        given |= dict(zip(given, attributes, strict=False)) | named
+        for attribute in operator.attributes:
+            if attribute.kind is Kind.TRIPLE:
+                given[attribute.name] = tuple(given[attribute.name])
+        present = [value for value in inputs if value is not None]  # optional ones are the last
+        domain = values.Opset(operator.namespace, int(operator.version))
+        return values.Op(domain, operator.name, operator_schema(operator))(*present, **given, **operator.selection)
+
+    return translate
