@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+from functools import cache
 from typing import Any, get_args
 
 from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure
 from vorta_trt.plugins.operator_schema import Activation, LinearPrecision
+
+logger = logging.getLogger(__name__)
 
 ACTIVATIONS = get_args(Activation)
 """What may follow the product; the index is the C API's value."""
@@ -116,3 +120,22 @@ def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
     precision_value = ctypes.c_int32(LINEAR_PRECISIONS.index(precision))
     name = library.call_text("vorta_linear_backend", precision_value, ctypes.byref(reason))
     return name, (reason.value or b"").decode()
+
+
+@cache
+def prepare_products(library: PluginLibrary, precision: str, index: int) -> None:
+    """Warns once per process and GPU where linear layers take the library's own kernel, slower than cuBLASLt's.
+
+    Args:
+        library: The library.
+        precision: One of `LINEAR_PRECISIONS`.
+        index: Number of torch's current GPU.
+    """
+    _, reason = backend(library, precision)
+    if reason:
+        logger.warning(
+            "linear layers with precision %s take the library's own kernel on GPU %d, which is slower: %s",
+            precision,
+            index,
+            reason,
+        )

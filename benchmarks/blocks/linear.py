@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepared
 from vorta_trt.benchmarks.checks import relative_error
+from vorta_trt.model.block_operators.references import quantize_rows
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.linear import LinearParams, enqueue, workspace_size
 
 SAMPLED_ROWS = 64
-LARGEST_E4M3 = 448.0
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,8 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [R, K] as e4m3 with a scale each, float32 [R]; by parts, since float32 takes twice the memory."""
     parts = []
     for part in rows.split(8192):
-        largest = part.abs().amax(1).float().clamp(min=1e-30)
-        numbers = (part.float() * (LARGEST_E4M3 / largest)[:, None]).to(torch.float8_e4m3fn)
-        parts.append((numbers, largest / LARGEST_E4M3))
+        numbers, scale = quantize_rows(part)
+        parts.append((numbers, scale[:, 0]))
     numbers, scales = zip(*parts, strict=True)
     # torch concatenates no e4m3.
     return torch.cat([part.view(torch.uint8) for part in numbers]).view(torch.float8_e4m3fn), torch.cat(scales)

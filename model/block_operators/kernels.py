@@ -178,6 +178,7 @@ def _product(input: Tensor, weight: Tensor, bias: Tensor, activation: str, preci
     workspace = torch.empty(max(params.workspace_bytes, 1), dtype=torch.uint8, device=input.device)
     params.workspace = workspace.data_ptr()
     with torch.cuda.device(input.device):
+        products.prepare_products(library, precision, torch.cuda.current_device())
         products.enqueue(library, params, _stream(input))
     return output
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vorta_trt.plugins import LibraryError, Status, load_library
-from vorta_trt.plugins.linear import LinearParams, enqueue, validate, workspace_size
+from vorta_trt.plugins.linear import LinearParams, enqueue, prepare_products, validate, workspace_size
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
 SPACING = 1 << 30  # further than any tensor here reaches
@@ -158,3 +159,14 @@ def test_an_empty_stand_in_is_no_cublaslt(tmp_path: Path) -> None:
     assert loaded == in_a_process(BACKEND)
     named = in_a_process(BACKEND, VORTA_TRT_CUBLASLT=str(library))
     assert "(a function of cuBLASLt is missing in it); correct the path or unset it" in named
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuBLASLt answers")
+def test_the_slower_kernel_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    prepare_products.cache_clear()
+    for _ in range(2):
+        prepare_products(load_library(), "fp8", 0)
+    [message] = caplog.messages
+    assert message.startswith(
+        "linear layers with precision fp8 take the library's own kernel on GPU 0, which is slower: "
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vorta_trt.model.block_operators.references import quantize_rows
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.linear import OWN_KERNEL, LinearParams, enqueue, workspace_size
 
@@ -98,9 +99,8 @@ def make_layer(case: Case, seed: int) -> Layer:
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [R, K] as e4m3 and their scales [R], as the header says it."""
-    largest = rows.float().abs().amax(1).clamp(min=1e-30)
-    factor = LARGEST / largest
-    return (rows.float() * factor[:, None]).to(torch.float8_e4m3fn), largest / LARGEST
+    numbers, scale = quantize_rows(rows)
+    return numbers, scale[:, 0]
 
 
 def run(case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None) -> Tensor:

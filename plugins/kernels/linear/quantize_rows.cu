@@ -10,8 +10,7 @@ namespace vorta::linear {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr float kLargest = 448.0f;       // of e4m3
-constexpr float kSmallestAmax = 1e-30f;  // keeps a row's factor finite; a row of zeros gets zeros and this scale
+constexpr float kLargest = 448.0f;  // of e4m3
 
 /// The block's largest value, in every thread. NaN is passed over; its row becomes NaN by its own element.
 __device__ __forceinline__ float largest_of_block(float value) {
@@ -37,13 +36,16 @@ __device__ __forceinline__ float largest_of(const uint4& vector, float largest) 
 }
 
 template <class Element>
-__device__ __forceinline__ uint2 quantized(const uint4& vector, float factor) {
-  const auto two = [factor](uint32_t pair) {
+__device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
+  const auto two = [scale](uint32_t pair) {
     const float2 values = Pair<Element>::unpack(pair);
-    return pack_e4m3(values.x * factor, values.y * factor);
+    return pack_e4m3(values.x / scale, values.y / scale);
   };
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
+
+/// Of a row with this largest magnitude; 1 for a row of zeros.
+__device__ __forceinline__ float scale_of(float largest) { return largest > 0.0f ? largest / kLargest : 1.0f; }
 
 /// kHeld: vectors that each thread holds in registers; 0 reads the row twice.
 template <class Element, int kHeld>
@@ -52,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   const auto* source = reinterpret_cast<const uint4*>(static_cast<const Element*>(input) + row * input_stride);
   auto* target = static_cast<uint2*>(quantized_rows) + row * vectors;
-  float largest = 0.0f;
+  float largest = 0.0f, own_scale = 1.0f;
   if constexpr (kHeld > 0) {
     uint4 held[kHeld];
 #pragma unroll
@@ -62,24 +64,22 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) largest = largest_of<Element>(held[i], largest);
-    largest = fmaxf(largest_of_block(largest), kSmallestAmax);
-    const float factor = kLargest / largest;
+    own_scale = scale_of(largest_of_block(largest));
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int vector = i * kThreads + threadIdx.x;
-      if (vector < vectors) target[vector] = quantized<Element>(held[i], factor);
+      if (vector < vectors) target[vector] = quantized<Element>(held[i], own_scale);
     }
   } else {
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
       largest = largest_of<Element>(source[vector], largest);
     }
-    largest = fmaxf(largest_of_block(largest), kSmallestAmax);
-    const float factor = kLargest / largest;
+    own_scale = scale_of(largest_of_block(largest));
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
-      target[vector] = quantized<Element>(source[vector], factor);
+      target[vector] = quantized<Element>(source[vector], own_scale);
     }
   }
-  if (threadIdx.x == 0) scale[row] = largest / kLargest;
+  if (threadIdx.x == 0) scale[row] = own_scale;
 }
 
 template <class Element, int... kHeld>
