@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vorta_trt.benchmarks.blocks import linear
+from vorta_trt.benchmarks.blocks import linear, norms
 from vorta_trt.benchmarks.blocks.case import OperatorCase
 
-MODULES = (linear,)
+MODULES = (linear, norms)
 
 
 def all_cases() -> list[OperatorCase]:

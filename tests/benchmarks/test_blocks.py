@@ -13,6 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepared
+from vorta_trt.benchmarks.blocks.norms import NORMS, Block, Norm, prepare
 from vorta_trt.benchmarks.blocks.operators import all_cases, select_cases
 from vorta_trt.benchmarks.blocks.report import BlockReport, BlockRow
 from vorta_trt.benchmarks.blocks.run import BlockOptions, case_rows
@@ -99,6 +100,19 @@ def test_cases_are_chosen_by_operator_and_model() -> None:
         select_cases(["Conv"])
     with pytest.raises(ValueError, match="model 'gpt': must be one of wan-14b"):
         BlockOptions(models=("gpt",))
+
+
+@pytest.mark.parametrize(("block", "norm"), [(block, norm) for block, listed in NORMS for norm in listed])
+def test_norms_are_right_and_their_check_sees_what_is_wrong(block: Block, norm: Norm) -> None:
+    """At a small size, on the CPU; the compiled peer is left out."""
+    prepared = prepare(replace(block, tokens=70), norm, "bfloat16", 3, device="cpu")
+    assert [one.name for one in prepared.implementations if one.ours] == ["vorta-trt"]
+    for implementation in prepared.implementations[1:]:
+        given = implementation.run()
+        assert 1e-4 < prepared.error(given) < 4e-3  # the rounding of bfloat16
+        outputs = (given,) if isinstance(given, Tensor) else given
+        outputs[-1][:, -1] *= 1.5
+        assert prepared.error(given) > 0.01
 
 
 @pytest.fixture
