@@ -109,6 +109,13 @@ def build(
             help="Let `vorta-trt refit` put LoRA files into the engine later; rtx builds such engines with a GPU only.",
         ),
     ] = False,
+    plugin_in_plan: Annotated[
+        bool,
+        typer.Option(
+            "--plugin-in-plan",
+            help="Put the plugin library into the plan, for programs that load one file; not with tensorrt8.",
+        ),
+    ] = False,
     workspace_gib: Annotated[
         float | None, typer.Option(help="Limit the scratch memory of a layer, in GiB [default: the memory of the GPU].")
     ] = None,
@@ -147,6 +154,7 @@ def build(
         "block_ops": block_ops,
         "weight_streaming": weight_streaming,
         "refit": refit,
+        "plugin_in_plan": plugin_in_plan,
         "workspace_gib": workspace_gib,
         "timing_cache": timing_cache,
         "include_onnx": keep_onnx,

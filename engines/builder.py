@@ -42,6 +42,7 @@ def build_engine(
     block_ops: BlockOps | None = None,
     weight_streaming: bool = False,
     refit: bool = False,
+    plugin_in_plan: bool = False,
     include_onnx: bool = False,
     include_plugin: bool = True,
     route_override: str | Path | Sequence[str | Path | None] | None = None,
@@ -72,6 +73,8 @@ def build_engine(
             weight_streaming_budget); not with TensorRT 8.6.
         refit: The engine then takes other weights (`runtime.refit`), which may cost speed; TensorRT-RTX builds such
             engines on a machine with a GPU only.
+        plugin_in_plan: Put libvorta_trt.so into the plan, so that one file is all that another program loads; it
+            allows host code in its runtime (`engine_host_code_allowed`). Not with TensorRT 8.6.
         include_onnx: Copy the ONNX files with their weights into the bundle; those of several share one data file.
         include_plugin: Copy libvorta_trt.so into the bundle.
         route_override: Routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told
@@ -104,6 +107,7 @@ def build_engine(
         block_ops=block_ops,
         weight_streaming=weight_streaming,
         refit=refit,
+        plugin_in_plan=plugin_in_plan,
         strict=strict,
     )
     flavour = get_flavour(tensorrt)

@@ -179,7 +179,11 @@ class BundleWriter:
         release_free_memory()
         self._files = built.files | self._files
         own = self._share(model.key, own)
-        plugin = None if library is None else _plugin_info(library, built.plugin_layers, self._include_plugin)
+        plugin = (
+            None
+            if library is None
+            else _plugin_info(library, built.plugin_layers, self._include_plugin, self._options.plugin_in_plan)
+        )
         size = model.key.size if self._engines > 1 else None
         record = _record(self._flavour, self._options, model, size, built, plugin)
         self._added.append((record, own))
@@ -314,7 +318,7 @@ def _record(
     )
 
 
-def _plugin_info(path: Path, layer_count: int, included: bool) -> PluginInfo:
+def _plugin_info(path: Path, layer_count: int, included: bool, in_plan: bool) -> PluginInfo:
     library = PluginLibrary(path)
     return PluginInfo(
         name=ROUTED_ATTENTION.name,
@@ -326,4 +330,5 @@ def _plugin_info(path: Path, layer_count: int, included: bool) -> PluginInfo:
         abi_hash=library.abi_hash,
         cuda_architectures=list(library.cuda_architectures),
         layers=layer_count,
+        in_plan=in_plan,
     )

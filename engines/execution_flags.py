@@ -8,6 +8,7 @@
 | REQUIRE_USER_ALLOCATION | RTX | no allocation during a call, so that CUDA graphs can be captured |
 | WEIGHT_STREAMING | 10, RTX | a part of the weights stays in host memory; on request, in the place of the line above |
 | REFIT | all; RTX on a machine with a GPU | other weights after the build; on request |
+| plugins_to_serialize | 10, RTX | the plan carries our plugin library; on request |
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import Flavour
+from vorta_trt.engines.plugin import loaded_library
 from vorta_trt.plugins.gpu import driver_report
 
 PREVIEWS = ("PROFILE_SHARING_0806", "RUNTIME_ACTIVATION_RESIZE_10_10")
@@ -53,6 +55,24 @@ def check_refittable(flavour: Flavour) -> None:
             f"refit: {flavour.title} {flavour.version} builds refittable engines with a GPU only; leave it "
             "out and build again for other LoRA files, or build on a machine with the GPU"
         )
+
+
+def check_plugin_in_plan(flavour: Flavour) -> None:
+    """Raises BuildError if the flavour's plans cannot carry plugin libraries.
+
+    TensorRT 8.6 has the call, but for version-compatible plans alone, which are not built with it here.
+    """
+    if flavour.weakly_typed or not hasattr(flavour.module.IBuilderConfig, "plugins_to_serialize"):
+        raise BuildError(
+            f"plugin_in_plan: {flavour.title} {flavour.version} writes no plugin library into its plans; leave it out, "
+            "and load libvorta_trt.so before the plan"
+        )
+
+
+def put_into_plan(flavour: Flavour, config: Any) -> None:
+    """Lets the plan carry the plugin library that this process has loaded, if it has loaded one."""
+    if (path := loaded_library(flavour)) is not None:
+        config.plugins_to_serialize = [str(path)]
 
 
 def set_flags(trt: Any, config: Any) -> list[str]:

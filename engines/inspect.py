@@ -20,7 +20,7 @@ from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.layers import LayerGraph, engine_information, from_onnx, read_layers, readable_bytes
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
-from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.plugin import load_plugin, make_runtime
 from vorta_trt.export.metadata import LoraRecord
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.geometry import AttentionGeometry
@@ -115,7 +115,7 @@ class BundleReport(BaseModel):
         where = f"on {e.builder_gpu}" if e.builder_gpu else "without a GPU"
         yield f"built      in {e.build_seconds:.1f} s {where}, optimization level {e.optimization_level}"
         if m.plugin is not None:
-            included = "included" if m.plugin.included else "not included"
+            included = ("included" if m.plugin.included else "not included") + ", in the plan" * m.plugin.in_plan
             yield f"plugin     {m.plugin.layers} x {m.plugin.namespace}::{m.plugin.name}"
             if m.block_operators is not None:
                 yield f"operators  {m.block_operators}"
@@ -308,7 +308,7 @@ def read_engine(bundle: Bundle) -> EngineReport:
     if library is not None:
         load_plugin(flavour, library.path)
     with flavour.hub.collect() as collected, bundle.open_plan() as plan:
-        engine = trt.Runtime(flavour.logger).deserialize_cuda_engine(plan)
+        engine = make_runtime(flavour, bundle.manifest.has_plugin_in_plan).deserialize_cuda_engine(plan)
     if engine is None:
         raise BundleError(bundle.path, [f"{flavour.title} cannot load the plan: {'; '.join(collected.errors)}"])
     return EngineReport(

@@ -124,6 +124,8 @@ class PluginInfo(Record, extra="forbid"):
     abi_hash: str
     cuda_architectures: list[str]
     layers: int = Field(ge=1)
+    # The plan carries the library, too. Left out where it does not, as it was before plans could.
+    in_plan: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class BlockOperators(Record, extra="forbid"):
@@ -227,6 +229,11 @@ class EngineRecord(Record, extra="forbid"):
         if self.size is not None or self.metadata is None:
             return EngineKey(self.component, self.size)
         return EngineKey.of(self.model_metadata(MANIFEST))
+
+    @property
+    def has_plugin_in_plan(self) -> bool:
+        """Whether the plan carries our plugin library."""
+        return self.plugin is not None and self.plugin.in_plan
 
     def model_metadata(self, source: str) -> ModelMetadata:
         """The exporter's record of the model, which `metadata` holds; `source` is for errors.

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vorta_trt.engines.errors import BuildError
-from vorta_trt.engines.execution_flags import allow_execution, check_refittable, check_streaming, set_flags
+from vorta_trt.engines.execution_flags import (
+    allow_execution,
+    check_plugin_in_plan,
+    check_refittable,
+    check_streaming,
+    put_into_plan,
+    set_flags,
+)
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.gpu import Target
@@ -54,6 +61,7 @@ class BuildOptions:
     block_ops: BlockOps | None = None  # None: what is usual for the flavour
     weight_streaming: bool = False
     refit: bool = False  # the engine takes other weights after it is built
+    plugin_in_plan: bool = False  # the plan carries the plugin library
     strict: bool = True  # refuse what could be built, but not run
 
     def __post_init__(self) -> None:
@@ -84,6 +92,8 @@ class BuildOptions:
             check_streaming(flavour)
         if self.refit:
             check_refittable(flavour)
+        if self.plugin_in_plan:
+            check_plugin_in_plan(flavour)
         if self.timing_cache is not None and flavour.has_timing_cache:
             make_way(self.timing_cache)
             check_output(self.timing_cache)
@@ -128,6 +138,8 @@ def build_plan(
     check_fp8_build(onnx.path, onnx.attention_precision, target, head_dims, options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)
+    if options.plugin_in_plan and parsed.plugin_layers:
+        put_into_plan(flavour, config)
     if flavour.weakly_typed:
         impose_types(trt, parsed.network, parsed.onnx)
     cache = TimingCache.attach(flavour, config, options.timing_cache)

@@ -53,6 +53,11 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
     return path
 
 
+def loaded_library(flavour: Flavour) -> Path | None:
+    """The library that `load_plugin` has loaded for a flavour in this process."""
+    return _loaded.get(flavour.name)
+
+
 def registered(trt: Any, operator: str = ROUTED_ATTENTION.name) -> Any:
     """The creator of an operator's plugin in the registry of module `trt`, or None."""
     wanted = (ROUTED_ATTENTION.namespace, operator, ROUTED_ATTENTION.version)
@@ -63,6 +68,19 @@ def registered(trt: Any, operator: str = ROUTED_ATTENTION.name) -> Any:
         if (creator.plugin_namespace, creator.name, creator.plugin_version) == wanted:
             return creator
     return None
+
+
+def make_runtime(flavour: Flavour, plugin_in_plan: bool) -> Any:
+    """Makes TensorRT's runtime. It runs code of a library in the plan only where that is asked for.
+
+    Args:
+        flavour: Of the plan.
+        plugin_in_plan: What the plan's manifest says of it.
+    """
+    runtime = flavour.module.Runtime(flavour.logger)
+    if plugin_in_plan:
+        runtime.engine_host_code_allowed = True
+    return runtime
 
 
 def _reasons(flavour: Flavour, path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.errors import BundleError
-from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.engines.plugin import load_plugin, make_runtime
 from vorta_trt.engines.refit import apply_refit
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.gpu import driver_report
@@ -46,7 +46,7 @@ class LoadedEngine:
             load_plugin(self.flavour, library.path)
         memory.release_unused()
         try:
-            self._runtime = self.flavour.module.Runtime(self.flavour.logger)
+            self._runtime = make_runtime(self.flavour, manifest.has_plugin_in_plan)
             size = manifest.engine.memory.weights or bundle.plan_bytes
             self.engine = self._deserialise(bundle, memory, size)
             self.weights = size

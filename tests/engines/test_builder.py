@@ -14,11 +14,13 @@ from onnx import TensorProto, helper
 
 from vorta_trt.engines import BuildError, BuildProgress, Bundle, FlavourError, build_engine, bundle_writer
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.inspect import inspect_bundle
 from vorta_trt.engines.network import check_plugin_layers
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.export import OnnxFileError
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.write_errors import WriteError
+from vorta_trt.plugins import library_path
 from vorta_trt.plugins.operator_schema import LARGEST_BUCKET
 
 
@@ -85,6 +87,15 @@ def test_chosen_capabilities_batch_and_options(make_model: Any, tmp_path: Path) 
     assert (engine.optimization_level, engine.workspace_bytes) == (1, 2**30)
     profile = bundle.manifest.inputs[0].profile
     assert profile is not None and (profile.min[0], profile.opt[0], profile.max[0]) == (2, 2, 4)
+
+
+def test_the_plan_carries_the_plugin_library_on_demand(make_model: Any, tmp_path: Path, built: Bundle) -> None:
+    bundle = build_engine(make_model(tmp_path / "m.onnx"), tmp_path / "m.bundle", plugin_in_plan=True)
+    library = library_path().read_bytes()
+    assert library in bundle.plan_path.read_bytes()
+    assert bundle.manifest.has_plugin_in_plan and not built.manifest.has_plugin_in_plan
+    assert "in_plan" not in (built.path / "manifest.json").read_text()  # as bundles were before there was the option
+    assert any(line.endswith(", included, in the plan") for line in inspect_bundle(bundle.path).lines())
 
 
 def test_progress_is_reported_and_phases_end(make_model: Any, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_build_with_every_option_makes_calls_that_tensorrt_10_takes(
             "optimization_level": 2,
             "timing_cache": tmp_path / "t.cache",
         },
-        {"timing_cache": tmp_path / "t.cache", "version_compatible": True, "refit": True},
+        {"timing_cache": tmp_path / "t.cache", "version_compatible": True, "refit": True, "plugin_in_plan": True},
         {"weight_streaming": True, "hardware_compatibility": "ampere_plus"},
         {"hardware_compatibility": "same_compute_capability"},
     ]
@@ -232,6 +232,7 @@ def test_a_build_with_every_option_makes_calls_that_tensorrt_10_takes(
         "Builder.create_network", "IBuilderConfig.set_memory_pool_limit", "IBuilderConfig.set_timing_cache",
         "IBuilderConfig.hardware_compatibility_level", "IOptimizationProfile.set_shape",
         "IProgressMonitor.step_complete", "IPluginRegistry.load_library", "ILogger.log", "IStreamWriter.write",
+        "IBuilderConfig.plugins_to_serialize",
     } <= world.trt.called  # fmt: skip
 
 

@@ -229,9 +229,11 @@ def test_float32_is_refused(tensorrt8: TensorRT8, make_model: Any, tmp_path: Pat
         build_engine(model17, tmp_path / "m.bundle", tensorrt="tensorrt8")
 
 
-def test_version_compatible_is_refused(tensorrt8: TensorRT8, model17: Path, tmp_path: Path) -> None:
+def test_options_of_newer_versions_are_refused(tensorrt8: TensorRT8, model17: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="version_compatible: TensorRT 8.6 has no such option"):
         build_engine(model17, tmp_path / "m.bundle", tensorrt="tensorrt8", version_compatible=True)
+    with pytest.raises(BuildError, match="plugin_in_plan: TensorRT 8.6 .* writes no plugin library into its plans"):
+        build_engine(model17, tmp_path / "m.bundle", tensorrt="tensorrt8", plugin_in_plan=True)
 
 
 def test_a_plan_of_8_6_does_not_load_in_10(tensorrt8: TensorRT8, monkeypatch: pytest.MonkeyPatch) -> None:
