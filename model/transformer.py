@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,12 @@ from vorta_trt.model.quantised_reader import QuantisedReader
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
 from vorta_trt.model.router_checkpoint import RouterCheckpoint, check_router, load_router
 from vorta_trt.model.weights import load_weights
-from vorta_trt.plugins.operator_schema import SAME_PRECISION, LinearPrecision
+from vorta_trt.plugins.operator_schema import SAME_PRECISION, BlockOps, LinearPrecision
 
 logger = logging.getLogger(__name__)
+
+NATIVE_OPS: BlockOps = "native"
+PLUGIN_OPS: BlockOps = "plugin"
 
 
 class AttentionMode(Enum):
@@ -110,6 +113,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         tau: float = DEFAULT_TAU,
         *,
         attention_precision: str = SAME_PRECISION,
+        block_ops: str = NATIVE_OPS,
     ) -> None:
         super().__init__()
         self.config = dict(model.config)
@@ -117,6 +121,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self.geometry = geometry
         self.tau = check_tau(tau)
         self.attention_precision = attention_precision  # checked, see below
+        self.block_ops = block_ops  # checked, see below
         self.checkpoint: Path | None = None
         self.lora: tuple[LoraReport, ...] = ()
         self.float8_weights = 0
@@ -150,6 +155,21 @@ class RoutedTransformer(nn.Module, abc.ABC):
         self._attention_precision = value
 
     @property
+    def block_ops(self) -> str:
+        """What blocks compute by; may be assigned.
+
+        "native": torch's own operators, as diffusers does, bit for bit. "plugin": the fused operators of
+        `model/block_operators`, on CUDA the kernels of libvorta_trt in float16 and bfloat16: float32 inside each and
+        rounded once at its outputs, so less is rounded than natively. They have no gradient.
+        """
+        return self._block_ops
+
+    @block_ops.setter
+    def block_ops(self, value: str) -> None:
+        check_block_ops(value)
+        self._block_ops = value
+
+    @property
     def linear_precision(self) -> LinearPrecision:
         """Is "fp8" if some linear layers have fp8 products."""
         return "same" if self.linears is None else "fp8"
@@ -169,6 +189,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         component: str = TRANSFORMER,
         materialize: bool = True,
         attention_precision: str = SAME_PRECISION,
+        block_ops: str = NATIVE_OPS,
         linear_precision: str = SAME_PRECISION,
         linear_keep: Sequence[str] | None = None,
         variant: str | None = None,
@@ -188,6 +209,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             component: "transformer", or "transformer_2" for the second of two experts.
             materialize: False leaves the weights on disk (see the module's text).
             attention_precision: "fp8" lets the GPU kernels multiply in 8 bits; torch on the CPU is exact either way.
+            block_ops: "plugin" computes blocks by fused operators, see the attribute; "native" as diffusers does.
             linear_precision: "fp8" rounds the weights of linear layers to e4m3, a scale for each output feature, and
                 the layers' inputs on the fly, a scale for each token. Weights are rounded one at a time.
             linear_keep: Patterns of the layers that stay as they are; None is the family's list, see `linear_choice`.
@@ -197,9 +219,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
             FileNotFoundError: There is no such folder or file.
             CheckpointError: Folder, weights, router or LoRA files are not what they should be.
             ValueError: A model that is not routed yet, a dtype, no geometry for a router, a tau that is not finite, or
-                an unknown attention_precision.
+                an unknown attention_precision or block_ops.
         """
         check_attention_precision(attention_precision)
+        check_block_ops(block_ops)
         check_linear_precision(linear_precision, linear_keep)
         check_tau(tau)  # before the weights are loaded
         if precision_name(dtype) is None:
@@ -227,7 +250,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 reader.quantise(linears.fp8)
             on_disk = load_weights(model, reader, dtype, None if materialize else family.facts().always_loaded)
             state = loaded.state_dict if loaded else None
-            routed = family.from_model(model, state, geometry, tau, attention_precision=attention_precision)
+            options = {"attention_precision": attention_precision, "block_ops": block_ops}
+            routed = family.from_model(model, state, geometry, tau, **options)
             routed.checkpoint, routed.lora = reader.path, reader.reports
             routed.float8_weights, routed.linears = reader.float8_count, linears
             routed.input_scales = reader.input_scales
@@ -246,6 +270,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         tau: float = DEFAULT_TAU,
         *,
         attention_precision: str = SAME_PRECISION,
+        block_ops: str = NATIVE_OPS,
     ) -> RoutedTransformer:
         """Routes a loaded diffusers transformer, which is left as it is; both share their parameters.
 
@@ -255,11 +280,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
             geometry: As for `from_pretrained`.
             tau: As for `from_pretrained`.
             attention_precision: As for `from_pretrained`.
+            block_ops: As for `from_pretrained`.
 
         Raises:
             TypeError: The model is of no family.
             ValueError: It is not routed yet, or a router comes without geometry.
         """
+        options = {"attention_precision": attention_precision, "block_ops": block_ops}
         name = type(model).__name__
         if cls is RoutedTransformer:
             family = family_of_class(name)
@@ -270,7 +297,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
                     f"pipeline.transformer"
                 )
             kind = routed_class(family.name)
-            return kind.from_model(model, router_state, geometry, tau, attention_precision=attention_precision)
+            return kind.from_model(model, router_state, geometry, tau, **options)
         if name != cls.facts().transformer_class:
             raise TypeError(
                 f"model {name}: must be a {cls.facts().transformer_class}; for a pipeline use pipeline.transformer"
@@ -283,7 +310,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             cls.check_router_state(model, router_state, "router_state")
             if geometry is None:
                 raise ValueError("geometry None: required with a router; pass AttentionGeometry.for_video(...)")
-        routed = cls(model, router_state, geometry, tau, attention_precision=attention_precision)
+        routed = cls(model, router_state, geometry, tau, **options)
         return routed.train(model.training)
 
     # -- what a family provides ----------------------------------------------------------------------------------------
@@ -543,6 +570,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
             router.load_state_dict({key: router_state[prefix + key] for key in ("linear.weight", "linear.bias")})
             routers.append(router)
         return [*routers]
+
+
+def check_block_ops(value: str) -> None:
+    """Raises ValueError unless `value` is a way to compute blocks."""
+    if value not in get_args(BlockOps):
+        known = " or ".join(map(repr, get_args(BlockOps)))
+        raise ValueError(f"block_ops {value!r}: must be {known}; use {NATIVE_OPS!r} for torch's own operators")
 
 
 def routed_class(family: str) -> type[RoutedTransformer]:

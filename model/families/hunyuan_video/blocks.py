@@ -15,6 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.families.hunyuan_video.fused import (
+    FusedPair,
+    FusedStream,
+    fused_dual_block,
+    fused_single_block,
+)
 from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import rotate
 from vorta_trt.model.router import Router
@@ -98,7 +104,13 @@ class RoutedDualStreamBlock(nn.Module):
         self.norm2_context, self.ff_context = block.norm2_context, block.ff_context
         self.router = router
 
-    def forward(
+    def forward(self, tokens: Tensor | FusedPair, *arguments: Any) -> Any:
+        """The native form of video tokens [B, S, E]; of a `FusedPair` the fused one, see `fused_dual_block`."""
+        if isinstance(tokens, FusedPair):
+            return fused_dual_block(self, tokens, *arguments)
+        return self._native(tokens, *arguments)
+
+    def _native(
         self, video: Tensor, text: Tensor, modulation: Modulation, attend: Attention, joint: JointAttention
     ) -> tuple[Tensor, Tensor]:
         """Video [B, S, E], text [B, T, E] -> video, text of the same shapes."""
@@ -152,7 +164,13 @@ class RoutedSingleStreamBlock(nn.Module):
         self.proj_mlp, self.act_mlp, self.proj_out = block.proj_mlp, block.act_mlp, block.proj_out
         self.router = router
 
-    def forward(self, tokens: Tensor, modulation: Modulation, attend: Attention, joint: JointAttention) -> Tensor:
+    def forward(self, tokens: Tensor | FusedStream, *arguments: Any) -> Any:
+        """The native form of tokens [B, S+T, E]; of a `FusedStream` the fused one, see `fused_single_block`."""
+        if isinstance(tokens, FusedStream):
+            return fused_single_block(self, tokens, *arguments)
+        return self._native(tokens, *arguments)
+
+    def _native(self, tokens: Tensor, modulation: Modulation, attend: Attention, joint: JointAttention) -> Tensor:
         """Tokens [B, S+T, E] -> [B, S+T, E]."""
         attn = self.attn
         shift, scale, gate = modulation.of_video(self.norm, 3, tokens.shape[1])  # [B, 1 or S+T, E] each

@@ -36,12 +36,13 @@ from vorta_trt.model.families.hunyuan_video.blocks import (
     RoutedDualStreamBlock,
     RoutedSingleStreamBlock,
 )
+from vorta_trt.model.families.hunyuan_video.fused import FusedAttention, FusedStep, fused_blocks, last_norm
 from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
-from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 
 
 class RoutedHunyuanVideoTransformer(RoutedTransformer):
@@ -102,7 +103,6 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         valid = encoder_attention_mask != 0  # [B, T]
         check_valid_first("encoder_attention_mask", valid)
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
-        joint = JointAttention((self.rope_cos, self.rope_sin), text_length)
         bare = self.timestep_embedding(timestep)  # [B, E]
         modulation = self._modulation(bare, timestep, pooled_projections, guidance, geometry)
         video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
@@ -114,14 +114,21 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             attend, told = self._attention(block, bare, tau, override, geometry=geometry, text_length=text_length)
             chosen.append(attend)
             taken.append(told)
-        dual = len(self.transformer_blocks)
-        for block, attend in zip(self.transformer_blocks, chosen[:dual], strict=True):
-            video, text = self._run_block(block, video, text, modulation, attend, joint)
-        tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
-        for block, attend in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
-            tokens = self._run_block(block, tokens, modulation, attend, joint)
-
-        video = self.norm_out(tokens[:, : geometry.video_tokens], modulation.temb)  # [B, S, E]
+        if self.block_ops == PLUGIN_OPS:
+            over = FusedAttention.over(self.rope_cos, self.rope_sin, geometry.video_tokens, text_length)
+            last = last_norm(self.norm_out, modulation.temb, modulation.frame_tokens)
+            step = FusedStep(modulation.temb, modulation.first_frame, modulation.frame_tokens, last, over)
+            stacks: tuple[Any, Any] = (self.transformer_blocks, self.single_transformer_blocks)
+            video = fused_blocks(self._run_block, stacks, video, text, step, chosen)  # [B, S, E]
+        else:
+            joint = JointAttention((self.rope_cos, self.rope_sin), text_length)
+            dual = len(self.transformer_blocks)
+            for block, attend in zip(self.transformer_blocks, chosen[:dual], strict=True):
+                video, text = self._run_block(block, video, text, modulation, attend, joint)
+            tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
+            for block, attend in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
+                tokens = self._run_block(block, tokens, modulation, attend, joint)
+            video = self.norm_out(tokens[:, : geometry.video_tokens], modulation.temb)  # [B, S, E]
         return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:

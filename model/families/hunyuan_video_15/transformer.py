@@ -26,12 +26,13 @@ from torch.nn import functional
 
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.hunyuan_video.blocks import JointAttention, Modulation, RoutedDualStreamBlock
+from vorta_trt.model.families.hunyuan_video.fused import FusedAttention, FusedStep, fused_blocks, last_norm
 from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
-from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 
 PROMPT, GLYPHS, IMAGE = range(3)  # rows of `cond_type_embed`
 
@@ -110,15 +111,22 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
         image = None if image_embeds is None else self.image_embedder(image_embeds) + self._kind(IMAGE)  # [B, I, E]
         text, text_length = valid_rows_first(image, (glyphs, valid_2), (prompt, valid))  # [B, T, E], [B]
 
-        modulation, joint = Modulation(temb), JointAttention((self.rope_cos, self.rope_sin), text_length)
-        taken = []
+        attentions, taken = [], []
         for layer, block in enumerate(self.transformer_blocks):
             override = None if route_override is None else route_override[layer]
             attend, told = self._attention(block, bare, tau, override, geometry=geometry, text_length=text_length)
-            video, text = self._run_block(block, video, text, modulation, attend, joint)
+            attentions.append(attend)
             taken.append(told)
-
-        video = self.norm_out(video, temb)  # [B, S, E]
+        if self.block_ops == PLUGIN_OPS:
+            over = FusedAttention.over(self.rope_cos, self.rope_sin, geometry.video_tokens, text_length)
+            step = FusedStep(temb, None, 0, last_norm(self.norm_out, temb), over)
+            stacks: tuple[Any, Any] = (self.transformer_blocks, ())
+            video = fused_blocks(self._run_block, stacks, video, text, step, attentions)
+        else:
+            modulation, joint = Modulation(temb), JointAttention((self.rope_cos, self.rope_sin), text_length)
+            for block, attend in zip(self.transformer_blocks, attentions, strict=True):
+                video, text = self._run_block(block, video, text, modulation, attend, joint)
+            video = self.norm_out(video, temb)  # [B, S, E]
         return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:

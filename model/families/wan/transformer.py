@@ -28,12 +28,20 @@ from torch.nn import functional
 
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.wan import two_timesteps
+from vorta_trt.model.families.wan.fused import (
+    FusedStep,
+    FusedTokens,
+    block_modulation,
+    fused_block,
+    last_norm,
+    shared_modulation,
+)
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_two_per_sample
 from vorta_trt.model.operator import Attention, AttentionObserver
 from vorta_trt.model.rotary import half_tables, rotate
 from vorta_trt.model.router import Router
-from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 
 ByToken = Callable[..., Tensor]
 """A part of the modulation, 1 or 2 of [B, 1, E], as tokens [B, S, E] are multiplied with it: [B, 1 or S, E]."""
@@ -56,7 +64,13 @@ class RoutedWanBlock(nn.Module):
         self.scale_shift_table = block.scale_shift_table
         self.router = router
 
-    def forward(
+    def forward(self, tokens: Tensor | FusedTokens, *arguments: Any) -> Any:
+        """The native form of tokens [B, S, E]; of `FusedTokens` the fused one, see `fused_block`."""
+        if isinstance(tokens, FusedTokens):
+            return fused_block(self, tokens, *arguments)
+        return self._native(tokens, *arguments)
+
+    def _native(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
@@ -181,16 +195,58 @@ class RoutedWanTransformer(RoutedTransformer):
         text = embedder.text_embedder(encoder_hidden_states)  # [B, X, E]
         image = None if encoder_hidden_states_image is None else self._image_tokens(encoder_hidden_states_image)
 
-        taken = []
+        attentions, taken = [], []
         for layer, block in enumerate(self.blocks):
             override = None if route_override is None else route_override[layer]
             attend, told = self._attention(block, temb, tau, override, geometry=geometry)
-            tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, S, E]
+            attentions.append(attend)
             taken.append(told)
-
-        shift, scale = _parts(self.scale_shift_table + embeddings.unsqueeze(-2))  # of [B, (2,) 2, E]
-        tokens = (self.norm_out(tokens.float()) * (1 + by_token(*scale)) + by_token(*shift)).type_as(tokens)
+        if self.block_ops == PLUGIN_OPS:
+            tokens = self._fused_blocks(tokens, text, image, modulation, embeddings, geometry, attentions)
+        else:
+            for block, attend in zip(self.blocks, attentions, strict=True):
+                tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, S, E]
+            shift, scale = _parts(self.scale_shift_table + embeddings.unsqueeze(-2))  # of [B, (2,) 2, E]
+            tokens = (self.norm_out(tokens.float()) * (1 + by_token(*scale)) + by_token(*shift)).type_as(tokens)
         return self._unpatchify(self.proj_out(tokens), geometry.grid), torch.stack(taken)
+
+    def _fused_blocks(
+        self,
+        tokens: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        projected: Tensor,
+        embeddings: Tensor,
+        geometry: AttentionGeometry,
+        attentions: list[Attention],
+    ) -> Tensor:
+        """All blocks and the norm behind them by the block operators.
+
+        Args:
+            tokens: [B, S, E].
+            text: [B, X, E].
+            image: [B, Y, E], or None.
+            projected: [B, (2,) 6, E], the modulation before the blocks' tables.
+            embeddings: [B, (2,) E], of the timesteps.
+            geometry: Of the tokens.
+            attentions: What each block's self-attention calls.
+
+        Returns:
+            [B, S, E].
+        """
+        _, height, width = geometry.grid
+        first_tokens = height * width if embeddings.ndim == 3 else 0
+        one = torch.ones(1, 1, tokens.shape[2], device=tokens.device)
+        step = FusedStep(text, image, (self.rope_cos, self.rope_sin), first_tokens, one)
+        shared = shared_modulation(projected)  # [B, 6 * M, E]
+        modulations = [block_modulation(block, shared, first_tokens) for block in self.blocks]
+        norms = [modulation.first for modulation in modulations]
+        norms.append(last_norm(self.norm_out, self.scale_shift_table, embeddings, first_tokens))
+        carried = FusedTokens(tokens, norms[0].of(tokens))
+        for layer, block in enumerate(self.blocks):
+            following = norms[layer + 1]
+            carried = self._run_block(block, carried, modulations[layer], following, step, attentions[layer])
+        return carried.normed
 
     def _check_image(self, image: Tensor | None) -> None:
         width = self.config["image_dim"]

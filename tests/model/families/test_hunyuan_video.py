@@ -20,7 +20,7 @@ from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as mak
 from vorta_trt.model.families.hunyuan_video.transformer import RoutedHunyuanVideoTransformer
 from vorta_trt.model.random_checkpoint import make_router
 
-from ..running import check_export_with_dynamic_batch, override, run
+from ..running import check_block_ops, check_export_with_dynamic_batch, override, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
@@ -528,3 +528,22 @@ def test_diffusers_loads_the_pipeline(hunyuan_video: Any) -> None:
     pipe = HunyuanVideoPipeline.from_pretrained(hunyuan_video.checkpoint, **absent)
     assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler) and pipe.scheduler.config.shift == 7.0
     assert pipe.transformer.config.num_single_layers == 1
+
+
+def operators(dual: int, single: int) -> dict[str, int]:
+    """How often each block operator is called; without single-stream blocks nothing reads the last text."""
+    return {
+        "norm_modulate": 2,
+        "residual_norm_modulate": 4 * dual + single - (0 if single else 2),
+        "qk_norm_rotary": dual + single,
+        "head_norm": 2 * dual,
+        "linear": 12 * dual + 5 * single - (0 if single else 3),
+    }
+
+
+def test_block_operators(hunyuan_video: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return routed_model(hunyuan_video, dtype=dtype)
+
+    inputs = load(torch.float32).inputs(2, seed) | {"encoder_attention_mask": mask_of([5, TEXT])}
+    check_block_ops(load, inputs, operators(dual=2, single=1))

@@ -18,7 +18,8 @@ from vorta_trt.model.families.hunyuan_video_15.random import HUNYUAN_VIDEO_15, m
 from vorta_trt.model.random_checkpoint import make_router
 
 from ..conftest import Pipeline
-from ..running import override, run
+from ..running import check_block_ops, override, run
+from .test_hunyuan_video import operators
 
 FAMILY = "hunyuan_video_15"
 SIZES = {"layers": 2, "heads": 2, "head_dim": 16}
@@ -234,3 +235,10 @@ def test_an_image_of_zeros_is_none() -> None:
     assert facts.model_arguments({"image_embeds": image, "timestep": 1}) == {"timestep": 1}
     image[0, 3, 1] = 1e-3
     assert facts.model_arguments({"image_embeds": image}) == {"image_embeds": image}
+
+
+def test_block_operators(either: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return routed_model(either, dtype=dtype)
+
+    check_block_ops(load, load(torch.float32).inputs(2, seed), operators(dual=SIZES["layers"], single=0))

@@ -23,8 +23,18 @@ from vorta_trt.model.training.train import train_router
 from vorta_trt.model.transformer_flops import other_flops
 
 from ..conftest import Pipeline
-from ..running import override, run
-from .test_hunyuan_video import DTYPES, ROUTER_OFF, TEXT, diffusers_model, mask_of, mixed, routed_model, run_diffusers
+from ..running import check_block_ops, override, run
+from .test_hunyuan_video import (
+    DTYPES,
+    ROUTER_OFF,
+    TEXT,
+    diffusers_model,
+    mask_of,
+    mixed,
+    operators,
+    routed_model,
+    run_diffusers,
+)
 
 KINDS = ("latent_concat", "token_replace")
 
@@ -149,3 +159,11 @@ def test_published_models() -> None:
         assert (geometry.grid, geometry.text_tokens) == ((33, 45, 80), 540 if kind else 256)
         facts.check_config(config, "published")
         assert facts.latent_channels(config) == 16
+
+
+def test_block_operators(image_model: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return routed_model(image_model, dtype=dtype)
+
+    inputs = load(torch.float32).inputs(2, seed) | {"encoder_attention_mask": mask_of([5, TEXT])}
+    check_block_ops(load, inputs, operators(dual=2, single=1))

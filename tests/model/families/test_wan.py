@@ -15,7 +15,7 @@ from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attenti
 from vorta_trt.model.families.wan.transformer import RoutedWanTransformer
 from vorta_trt.model.rotary import rotate
 
-from ..running import check_export_with_dynamic_batch, override, run
+from ..running import check_block_ops, check_export_with_dynamic_batch, override, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
@@ -361,3 +361,22 @@ def test_unknown_attention_precision(pipeline: Any) -> None:
         routed.attention_precision = "fp4"
     routed.attention_precision = "fp8"
     assert routed.attention_precision == "fp8"
+
+
+def operators(blocks: int, image: bool = False) -> dict[str, int]:
+    """How often each block operator is called: norms once for each norm of the model, across blocks."""
+    return {
+        "norm_modulate": 1,
+        "residual_norm_modulate": 3 * blocks,
+        "qk_norm_rotary": blocks,
+        "head_norm": (3 if image else 2) * blocks,
+        "cross_attention": (2 if image else 1) * blocks,
+        "linear": (12 if image else 10) * blocks,
+    }
+
+
+def test_block_operators(pipeline: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, dtype=dtype)
+
+    check_block_ops(load, load(torch.float32).inputs(2, seed), operators(blocks=3))

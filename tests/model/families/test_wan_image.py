@@ -14,8 +14,8 @@ from vorta_trt.model.families import get_family
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 
 from ..conftest import Pipeline
-from ..running import override, run
-from .test_wan import ROUTER_OFF, diffusers_model
+from ..running import check_block_ops, override, run
+from .test_wan import ROUTER_OFF, diffusers_model, operators
 
 KINDS = ("channels", "embedding", "first and last")
 SIZES = {"layers": 2, "heads": 3, "head_dim": 32}
@@ -170,3 +170,11 @@ def test_the_published_configs(
     plain = family.other_flops(typed_config(family.diffusers_transformer(), {}, Path("config.json")), 32760, 0)
     more = {name for name in flops if flops[name] > plain[name]}
     assert more == ({"patches"} if images else set()) | ({"cross_attention", "conditioning"} if components else set())
+
+
+def test_block_operators(image_model: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return RoutedTransformer.from_pretrained(image_model.checkpoint, image_model.router, dtype=dtype)
+
+    routed = load(torch.float32)
+    check_block_ops(load, routed.inputs(2, seed), operators(blocks=2, image=rows_of(routed) > 0))

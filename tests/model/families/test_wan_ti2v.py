@@ -20,8 +20,8 @@ from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from vorta_trt.model.transformer_flops import other_flops
 
 from ..conftest import Pipeline
-from ..running import check_export_with_dynamic_batch, override, run
-from .test_wan import DTYPES, ROUTER_OFF, diffusers_model, run_diffusers
+from ..running import check_block_ops, check_export_with_dynamic_batch, override, run
+from .test_wan import DTYPES, ROUTER_OFF, diffusers_model, operators, run_diffusers
 
 CHANNELS = 48
 CONFIG: dict[str, Any] = {
@@ -217,3 +217,10 @@ def test_flops_equal_what_torch_counts(ti2v: Any) -> None:
 def test_the_folder_of_a_random_model_is_a_published_one(ti2v: Any) -> None:
     index = Path(ti2v.checkpoint, "model_index.json").read_text()
     assert '"expand_timesteps": true' in index and '"_class_name": "WanPipeline"' in index
+
+
+def test_block_operators(ti2v: Any, seed: int) -> None:
+    def load(dtype: torch.dtype) -> RoutedTransformer:
+        return RoutedTransformer.from_pretrained(ti2v.checkpoint, ti2v.router, dtype=dtype)
+
+    check_block_ops(load, load(torch.float32).inputs(2, seed), operators(blocks=3))

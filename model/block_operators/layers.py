@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of diffusers' blocks, computed by the block operators.
+
+Letters: B batch, X tokens, E inner dimension, K and O features before and after a product, M rows of a modulation, P
+its parts (shifts, scales, gates).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vorta_trt.model.fp8_linear import Fp8Linear
+
+GELU = "gelu_tanh"
+NO_ACTIVATION = "none"
+
+
+class Norm(NamedTuple):
+    """A LayerNorm without weight and the modulation behind it.
+
+    Attributes:
+        scale: Float32 [B or 1, M, E], the 1 included.
+        shift: Float32 [B or 1, M, E].
+        epsilon: Added to the variance.
+        first_tokens: Tokens that take the first row of a modulation of two; also of the gate of `of_sum`.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    epsilon: float
+    first_tokens: int = 0
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, X, E], normed and modulated."""
+        normed: Tensor = torch.ops.vorta.norm_modulate(tokens, *self)
+        return normed
+
+    def of_sum(self, residual: Tensor, update: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum residual + update * gate of tokens [B, X, E], and it normed and modulated; gate [B or 1, M, E]."""
+        summed, normed = torch.ops.vorta.residual_norm_modulate(residual, update, gate, *self)
+        return summed, normed
+
+
+def linear(layer: nn.Module, tokens: Tensor, activation: str = NO_ACTIVATION) -> Tensor:
+    """A linear layer, and an activation behind it: [B, X, K] -> [B, X, O]."""
+    if type(layer) is nn.Linear:
+        bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+        product: Tensor = torch.ops.vorta.linear(tokens, layer.weight, bias, activation)
+        return product
+    if isinstance(layer, Fp8Linear):
+        product = layer(tokens, activation)
+        return product
+    raise TypeError(
+        f"layer of type {type(layer).__name__}: block operators take nn.Linear and Fp8Linear; fuse adapters into the "
+        f'weights, or use block_ops="native"'
+    )
+
+
+def feed_forward(layer: Any, tokens: Tensor) -> Tensor:
+    """A diffusers FeedForward with the tanh form of GELU: [B, X, E] -> [B, X, E]."""
+    first, *_, last = layer.net
+    if getattr(first, "approximate", None) != "tanh":
+        raise TypeError(f"activation {first}: block operators have the tanh form of GELU alone; use block_ops='native'")
+    return linear(last, linear(first.proj, tokens, GELU))
+
+
+def head_norm(norm: Any, tokens: Tensor, heads: int) -> Tensor:
+    """An RMS norm over all heads or over each: [B, X, E] -> [B, X, N, D]."""
+    normed: Tensor = torch.ops.vorta.head_norm(tokens, norm.weight, heads, norm.eps)
+    return normed
+
+
+def qk_norm_rotary(
+    norms: tuple[Any, Any], query: Tensor, key: Tensor, rope: tuple[Tensor, Tensor], heads: int
+) -> tuple[Tensor, Tensor]:
+    """RMS norms of query and key [B, X, E], rotated by rope, cos and sin [1, X, 1, D/2] -> both [B, X, N, D]."""
+    of_query, of_key = norms
+    if of_query.eps != of_key.eps:
+        raise ValueError(f"epsilon {of_query.eps} of queries and {of_key.eps} of keys: must be the same")
+    weights = of_query.weight, of_key.weight
+    query, key = torch.ops.vorta.qk_norm_rotary(query, key, *weights, *rope, heads, of_query.eps)
+    return query, key
+
+
+def ones_of_scales(parts: int, scale: int, rows: int, device: torch.device) -> Tensor:
+    """What makes factors of scales: 1 for every third part from part `scale` on, else 0.
+
+    Args:
+        parts: P.
+        scale: The first part that is a scale; modulations are (shift, scale, gate) once or more.
+        rows: M.
+        device: Where.
+
+    Returns:
+        Float32 [1, P * M, 1].
+    """
+    part = torch.arange(parts * rows, device=device) // rows  # [P * M]
+    return (part % 3 == scale).float().reshape(1, -1, 1)
+
+
+def parts_of(modulation: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """[B, P * M, E], rows of a part behind each other -> P of [B, M, E]."""
+    return modulation.chunk(parts, dim=1)

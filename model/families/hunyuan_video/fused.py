@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HunyuanVideo's blocks by the block operators: a norm is computed with the residual before it, across blocks too.
+
+Float32 inside every operator, rounded once at each output, where the native form rounds after every step as diffusers
+does. In float32 the numbers are the native form's but for the order of sums.
+
+Letters: B batch, S video tokens, T text tokens, E = N * D inner dimension, N heads, D head dim, M rows of a modulation
+(2 where the first frame has one of its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vorta_trt.model.block_operators.layers import (
+    GELU,
+    Norm,
+    feed_forward,
+    head_norm,
+    linear,
+    ones_of_scales,
+    parts_of,
+    qk_norm_rotary,
+)
+from vorta_trt.model.operator import Attention, AttentionObserver
+
+
+class FusedStream(NamedTuple):
+    """What goes from block to block of one stream of tokens: both [B, X, E].
+
+    Attributes:
+        residual: The tokens.
+        normed: The same, normed and modulated for what reads them next.
+    """
+
+    residual: Tensor
+    normed: Tensor
+
+
+class FusedPair(NamedTuple):
+    """Video and text of a dual-stream block; the last block of a model without other blocks gives no text."""
+
+    video: FusedStream
+    text: FusedStream | None
+
+
+class StreamModulation(NamedTuple):
+    """What modulates one stream of tokens in a block.
+
+    Attributes:
+        first: The norm before the attention.
+        gate: Of the attention, float32 [B, M, E]; in a single-stream block of attention and feed forward together.
+        second: The norm before the feed forward; None in a single-stream block.
+        feed_forward_gate: Of the feed forward, float32 [B, M, E]; None in a single-stream block.
+    """
+
+    first: Norm
+    gate: Tensor
+    second: Norm | None = None
+    feed_forward_gate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """Attention over video and text: all that is the same for every block.
+
+    Attributes:
+        rope: Cos and sin [1, S+T, 1, D/2], of angle 0 for text.
+        text_length: Int32 [B], valid text tokens.
+        video_rope: Those of the video tokens, [1, S, 1, D/2].
+    """
+
+    rope: tuple[Tensor, Tensor]
+    text_length: Tensor
+    video_rope: tuple[Tensor, Tensor]
+
+    @classmethod
+    def over(cls, cos: Tensor, sin: Tensor, video_tokens: int, text_length: Tensor) -> FusedAttention:
+        """Of cos and sin [1, S+T, 1, D/2]."""
+        return cls((cos, sin), text_length, (cos[:, :video_tokens], sin[:, :video_tokens]))
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, attend: Attention, observer: AttentionObserver | None
+    ) -> Tensor:
+        """Query, key, value [B, S+T, N, D], the former two normed and rotated -> [B, S+T, E]."""
+        attended = attend(query, key, value)  # [B, S+T, N, D]
+        if observer is not None:
+            observer(query, key, value, attended, self.text_length)
+        return attended.flatten(2, 3)
+
+
+def stream_modulation(
+    norm: Any, second: Any, temb: Tensor, first_frame: Tensor | None = None, frame_tokens: int = 0
+) -> StreamModulation:
+    """What an adaptive norm makes of the embedding.
+
+    Args:
+        norm: A diffusers AdaLayerNormZero or AdaLayerNormZeroSingle, or one of those that replace tokens.
+        second: The LayerNorm before the feed forward, or None in a single-stream block.
+        temb: [B, E].
+        first_frame: [B, E], of the tokens of the first frame, or None if `temb` modulates them, too.
+        frame_tokens: How many those are.
+
+    Returns:
+        For a single-stream block the norm and gate alone.
+    """
+    parts = 3 if second is None else 6
+    rows = _projected(norm, temb, parts)  # [B, parts, E]
+    if first_frame is not None:
+        rows = torch.stack((_projected(norm, first_frame, parts), rows), dim=2).flatten(1, 2)  # [B, parts * 2, E]
+    count = 1 if first_frame is None else 2
+    shift, scale, gate, *more = parts_of(rows + ones_of_scales(parts, 1, count, rows.device), parts)  # [B, M, E] each
+    first_tokens = 0 if first_frame is None else frame_tokens
+    first = Norm(scale, shift, norm.norm.eps, first_tokens)
+    if second is None:
+        return StreamModulation(first, gate)
+    ff_shift, ff_scale, ff_gate = more
+    return StreamModulation(first, gate, Norm(ff_scale, ff_shift, second.eps, first_tokens), ff_gate)
+
+
+def last_norm(norm: Any, temb: Tensor, first_tokens: int = 0) -> Norm:
+    """The norm behind all blocks, a diffusers AdaLayerNormContinuous, of the embedding [B, E].
+
+    It is the same for all tokens; `first_tokens` is for the gate of the block before it.
+    """
+    rows = norm.linear(norm.silu(temb)).float().unflatten(1, (2, -1))  # [B, 2, E]: scale, shift
+    scale, shift = parts_of(rows + ones_of_scales(2, 0, 1, rows.device), 2)  # [B, 1, E] each
+    return Norm(scale, shift, norm.norm.eps, first_tokens)
+
+
+def fused_dual_block(
+    block: Any,
+    tokens: FusedPair,
+    modulations: tuple[StreamModulation, StreamModulation],
+    following: tuple[Norm, Norm | None],
+    attend: Attention,
+    joint: FusedAttention,
+) -> FusedPair:
+    """A dual-stream block.
+
+    Args:
+        block: The block.
+        tokens: Video and text.
+        modulations: Of the video and of the text.
+        following: The norms that read the output of either stream; None if nothing reads the text.
+        attend: The routed attention.
+        joint: What is the same for every block.
+
+    Returns:
+        Video and text, normed for what follows.
+    """
+    video, text = tokens
+    assert text is not None
+    query, key, value = _heads(block.attn, video.normed, text.normed, joint)  # [B, S+T, N, D] each
+    attended = joint(query, key, value, attend, block.observer)  # [B, S+T, E]
+    for_video, for_text = attended.split((video.normed.shape[1], text.normed.shape[1]), dim=1)
+    of_video, of_text = modulations
+    projected = linear(block.attn.to_out[0], for_video)  # [B, S, E]
+    video = _fed(block.ff, video.residual, projected, of_video, following[0])
+    if following[1] is None:
+        return FusedPair(video, None)
+    projected = linear(block.attn.to_add_out, for_text)  # [B, T, E]
+    return FusedPair(video, _fed(block.ff_context, text.residual, projected, of_text, following[1]))
+
+
+def fused_single_block(
+    block: Any,
+    tokens: FusedStream,
+    modulation: StreamModulation,
+    following: Norm,
+    attend: Attention,
+    joint: FusedAttention,
+) -> FusedStream:
+    """A single-stream block of [B, S+T, E]; `following` is the norm that reads its output."""
+    attn, normed = block.attn, tokens.normed
+    fed = linear(block.proj_mlp, normed, GELU)  # [B, S+T, 4 E]
+    query, key = qk_norm_rotary(
+        (attn.norm_q, attn.norm_k), linear(attn.to_q, normed), linear(attn.to_k, normed), joint.rope, attn.heads
+    )  # [B, S+T, N, D] each
+    value = linear(attn.to_v, normed).unflatten(2, (attn.heads, -1))  # [B, S+T, N, D]
+    attended = joint(query, key, value, attend, block.observer)  # [B, S+T, E]
+    update = linear(block.proj_out, torch.cat((attended, fed), dim=2))  # [B, S+T, E]
+    return FusedStream(*following.of_sum(tokens.residual, update, modulation.gate))
+
+
+@dataclass(frozen=True)
+class FusedStep:
+    """What is the same for every block of a step.
+
+    Attributes:
+        temb: [B, E].
+        first_frame: [B, E], of the video tokens of the first frame, or None if `temb` modulates them, too.
+        frame_tokens: Tokens of a frame.
+        last: The norm behind all blocks.
+        joint: The attention over video and text.
+    """
+
+    temb: Tensor
+    first_frame: Tensor | None
+    frame_tokens: int
+    last: Norm
+    joint: FusedAttention
+
+    def of_video(self, norm: Any, second: Any) -> StreamModulation:
+        """What modulates the video tokens, and any that follow them."""
+        return stream_modulation(norm, second, self.temb, self.first_frame, self.frame_tokens)
+
+
+def fused_blocks(
+    run_block: Callable[..., Any],
+    stacks: tuple[Sequence[Any], Sequence[Any]],
+    video: Tensor,
+    text: Tensor,
+    step: FusedStep,
+    attentions: Sequence[Attention],
+) -> Tensor:
+    """All blocks and the norm behind them.
+
+    Args:
+        run_block: Calls a block with arguments.
+        stacks: The dual-stream blocks, at least one, and the single-stream blocks.
+        video: [B, S, E].
+        text: [B, T, E].
+        step: What is the same for every block.
+        attentions: What each block's attention calls, dual-stream blocks first.
+
+    Returns:
+        The video tokens [B, S, E] as the last norm leaves them.
+    """
+    dual, single = stacks
+    of_video = [step.of_video(block.norm1, block.norm2) for block in dual]
+    of_text = [stream_modulation(block.norm1_context, block.norm2_context, step.temb) for block in dual]
+    of_both = [step.of_video(block.norm, None) for block in single]
+    following: list[tuple[Norm, Norm | None]] = [
+        (next_video.first, next_text.first) for next_video, next_text in zip(of_video[1:], of_text[1:], strict=True)
+    ]
+    norms = [*(modulation.first for modulation in of_both), step.last]
+    # Text rows are no tokens of the first frame.
+    following.append((norms[0], norms[0]._replace(first_tokens=0) if single else None))
+
+    pair = FusedPair(FusedStream(video, of_video[0].first.of(video)), FusedStream(text, of_text[0].first.of(text)))
+    for layer, block in enumerate(dual):
+        modulations = of_video[layer], of_text[layer]
+        pair = run_block(block, pair, modulations, following[layer], attentions[layer], step.joint)
+    if pair.text is None:
+        return pair.video.normed
+    tokens = FusedStream(*(torch.cat(both, dim=1) for both in zip(pair.video, pair.text, strict=True)))  # [B, S+T, E]
+    for layer, block in enumerate(single):
+        attend = attentions[len(dual) + layer]
+        tokens = run_block(block, tokens, of_both[layer], norms[layer + 1], attend, step.joint)
+    return tokens.normed[:, : video.shape[1]]
+
+
+def _fed(layer: Any, residual: Tensor, update: Tensor, modulation: StreamModulation, following: Norm) -> FusedStream:
+    """Attention's gated residual, and the feed forward's behind it."""
+    assert modulation.second is not None and modulation.feed_forward_gate is not None
+    residual, normed = modulation.second.of_sum(residual, update, modulation.gate)
+    fed = feed_forward(layer, normed)
+    return FusedStream(*following.of_sum(residual, fed, modulation.feed_forward_gate))
+
+
+def _heads(attn: Any, video: Tensor, text: Tensor, joint: FusedAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """Query and key, normed and rotated, and value, of the video tokens and the text behind them: [B, S+T, N, D]."""
+    heads = attn.heads
+    query, key = qk_norm_rotary(
+        (attn.norm_q, attn.norm_k), linear(attn.to_q, video), linear(attn.to_k, video), joint.video_rope, heads
+    )  # [B, S, N, D] each
+    # No rotation of the text.
+    text_query = head_norm(attn.norm_added_q, linear(attn.add_q_proj, text), heads)  # [B, T, N, D]
+    text_key = head_norm(attn.norm_added_k, linear(attn.add_k_proj, text), heads)  # [B, T, N, D]
+    value = torch.cat((linear(attn.to_v, video), linear(attn.add_v_proj, text)), dim=1)  # [B, S+T, E]
+    return (
+        torch.cat((query, text_query), dim=1),
+        torch.cat((key, text_key), dim=1),
+        value.unflatten(2, (heads, -1)),
+    )
+
+
+def _projected(norm: Any, temb: Tensor, parts: int) -> Tensor:
+    """The `parts` that an adaptive norm makes of an embedding [B, E]: float32 [B, parts, E]."""
+    modulation: Tensor = norm.linear(norm.silu(temb)).float().unflatten(1, (parts, -1))
+    return modulation
