@@ -123,8 +123,7 @@ bool Plugin::supportsFormatCombination(int32_t position, const trt::DynamicPlugi
       position >= inputCount + outputCount || tensors[position].desc.format != trt::TensorFormat::kLINEAR) {
     return false;
   }
-  const TensorSpec& tensor = position < inputCount ? op().inputs[position] : op().outputs[position - inputCount];
-  return fits(tensor.holds, tensors[position].desc.type, tensors[0].desc.type);
+  return fits(record_, position, typesOf(tensors, position + 1));
 }
 
 int32_t Plugin::configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,

@@ -79,7 +79,7 @@ std::string typeRule(const Operator& op, Holds holds) {
     case Holds::kInt32:
       return "must be int32; cast it in the network";
     case Holds::kWeight:
-      return "must have the type of the activations, or be float32; export the model again";
+      return "must have the type of the activations, or be float32, all weights alike; export the model again";
     case Holds::kFloat8:
       return "must be float8 (e4m3), or int32 that hold four of them each; export the model again";
     default:
@@ -130,13 +130,22 @@ bool isActivationType(DataType type) { return type == DataType::kHALF || type ==
 
 int32_t kernelType(DataType type) { return type == DataType::kBF16 ? VORTA_BFLOAT16 : VORTA_FLOAT16; }
 
-bool fits(Holds holds, DataType type, DataType activation) {
+bool fits(const Record& record, int32_t position, const std::vector<DataType>& types) {
+  const std::vector<TensorSpec>& inputs = record.op().inputs;
+  const int32_t outputOffset = inputCountOf(record);
+  const Holds holds =
+      position < outputOffset ? inputs[position].holds : record.op().outputs[position - outputOffset].holds;
+  const DataType type = types[position];
+  const DataType activation = types[0];
   switch (holds) {
     case Holds::kFloat32:
       return type == DataType::kFLOAT;
     case Holds::kInt32:
       return type == DataType::kINT32;
     case Holds::kWeight:
+      for (int32_t i = 0; i < position; ++i) {
+        if (inputs[i].holds == Holds::kWeight && types[i] != type) return false;
+      }
       return type == DataType::kFLOAT || (isActivationType(type) && type == activation);
     case Holds::kFloat8:
       return type == DataType::kFP8 || type == DataType::kINT32;
@@ -146,9 +155,11 @@ bool fits(Holds holds, DataType type, DataType activation) {
 }
 
 void checkTypes(const Record& record, const DataType* inputTypes) {
-  for (int32_t i = 0; i < inputCountOf(record); ++i) {
+  const int32_t count = inputCountOf(record);
+  const std::vector<DataType> types(inputTypes, inputTypes + count);
+  for (int32_t i = 0; i < count; ++i) {
     const TensorSpec& input = record.op().inputs[i];
-    if (!fits(input.holds, inputTypes[i], inputTypes[0])) {
+    if (!fits(record, i, types)) {
       throw PluginError(std::string(input.name) + " is " + typeName(inputTypes[i]) + ": " +
                         typeRule(record.op(), input.holds));
     }

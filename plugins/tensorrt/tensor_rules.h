@@ -22,8 +22,9 @@ void checkCounts(const Record& record, int32_t inputCount, int32_t outputCount);
 // Throws PluginError unless every input has a type that the operator takes.
 void checkTypes(const Record& record, const trt::DataType* inputTypes);
 
-// Whether a tensor may have `type` in a layer whose activations have `activation`.
-bool fits(Holds holds, trt::DataType type, trt::DataType activation);
+// Whether tensor `position` of a layer, counted inputs first, may have its type beside those before it. `types` are
+// those of the tensors up to it.
+bool fits(const Record& record, int32_t position, const std::vector<trt::DataType>& types);
 
 // Whether the kernels take `type` for activations.
 bool isActivationType(trt::DataType type);

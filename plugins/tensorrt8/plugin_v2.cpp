@@ -116,8 +116,10 @@ bool PluginV2::supportsFormatCombination(int32_t position, const trt8::PluginTen
       tensors[position].type == trt8::DataType::kFP8) {  // 8.6 names the type and has nothing that makes it
     return false;
   }
-  const TensorSpec& tensor = position < inputCount ? op().inputs[position] : op().outputs[position - inputCount];
-  return fits(tensor.holds, widened(tensors[position].type), trt::DataType::kHALF);
+  const auto typeOf = [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.type); };
+  std::vector<trt::DataType> types = listOf(tensors, position + 1, typeOf);
+  if (position > 0) types[0] = trt::DataType::kHALF;
+  return types[0] == trt::DataType::kHALF && fits(record_, position, types);
 }
 
 void PluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int32_t inputCount,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, FP8_LINEAR, Element
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, FP8_LINEAR, QK_NORM_ROTARY, Element
 
 from .operator_cases import CASES, Case
 
@@ -75,6 +75,8 @@ def test_formats(host: Any, version: str, case: Case) -> None:
     findings = host("formats", *case.arguments())
     tensors = [*case.operator.input_tensors, *case.operator.output_tensors]
     expected = [ALONE[tensor.element] for tensor in tensors]
+    if case.operator is QK_NORM_ROTARY:  # the weights are alike
+        expected[3] = (case.inputs[2].partition(":")[0],)
     if version != "driver8":
         expected[0] = ("bfloat16", "float16")
     elif case.operator is FP8_LINEAR:
@@ -82,6 +84,11 @@ def test_formats(host: Any, version: str, case: Case) -> None:
     assert [findings.one(f"position {i}").split() for i in range(len(tensors))] == [
         [f"{type_}/linear" for type_ in types] for types in expected
     ]
+
+
+def test_both_weights_of_a_norm_are_alike(recording_driver: Any) -> None:
+    findings = recording_driver("output-types", *CASES[0].arguments({3: "float16:64"}))
+    assert "key_weight is float16: must have the type of the activations, or be float32, all" in findings.one("log")
 
 
 def test_packed_weights_have_a_fourth_of_the_columns(recording_driver: Any) -> None:

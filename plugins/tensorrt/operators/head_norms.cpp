@@ -98,9 +98,6 @@ void checkRotary(const Setting& setting) {
     requireShape(setting, kKey, wantedLike(query), "of query");
     checkWeight(setting, kQueryWeight);
     requireShape(setting, kKeyWeight, wantedLike(setting.inputs[kQueryWeight]), "of query_weight");
-    if (setting.types.size() > kKeyWeight && setting.types[kQueryWeight] != setting.types[kKeyWeight]) {
-      throw PluginError("query_weight and key_weight: must have the same type; export the model again");
-    }
     for (int32_t input : {kCos, kSin}) {
       requireShape(setting, input, {1, query.d[1], 1, headDimOf(setting) / 2}, "[1, tokens, 1, head dimension / 2]");
     }
