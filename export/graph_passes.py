@@ -27,6 +27,7 @@ from onnxscript.rewriter.rules.common import (
 
 from vorta_trt.export.names import OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
+from vorta_trt.export.slices import simplify_slices
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -55,6 +56,7 @@ def clean(model: ir.Model, opset: int) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
     CommonSubexpressionEliminationPass()(model)
+    simplify_slices(graph)
     _transpose_weights(graph)
     _norms_in_float32(graph)
     if opset == OPSET_17:

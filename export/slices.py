@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices in forms that cost an engine one layer.
+
+TensorRT computes the bounds of a Slice in the engine where the batch is dynamic: 24 layers of integer arithmetic for
+each. A Gather of one constant row and a Split into constant sizes need none.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+_END = np.iinfo(np.int64).max  # what torch writes for the end of an axis
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a Slice takes of an axis whose extent is known: rows start to end."""
+
+    node: ir.Node
+    axis: int
+    extent: int
+    start: int
+    end: int
+
+
+def simplify_slices(graph: ir.Graph) -> None:
+    """Replaces Slices with constant bounds: of one row by a Gather, of longer parts of an axis by one Split.
+
+    A Slice of all rows, whatever their number, goes.
+    """
+    by_axis: dict[tuple[ir.Value, int], list[_Part]] = defaultdict(list)
+    for node in list(graph):
+        if (node.domain, node.op_type) != ("", "Slice") or node.inputs[0] is None:
+            continue
+        if _takes_all(node):
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            graph.remove(node, safe=True)
+        elif (part := _part(node)) is not None:
+            by_axis[node.inputs[0], part.axis].append(part)
+    made = _Constants(graph)
+    for (tensor, axis), parts in by_axis.items():
+        if all(part.end - part.start == 1 for part in parts):
+            for part in parts:
+                _gather(graph, part, made)
+            continue
+        cuts = sorted({cut for part in parts for cut in (0, part.start, part.end, part.extent)})
+        pieces = list(pairwise(cuts))
+        if all((part.start, part.end) in pieces for part in parts):  # no two overlap
+            _split(graph, tensor, axis, pieces, parts, made)
+
+
+def _bounds(node: ir.Node) -> tuple[int, int, int] | None:
+    """Start, end and axis of a Slice, where they are constants of one axis and no row is left out between them."""
+    values = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs[1:]]
+    if len(values) < 3 or None in values:
+        return None
+    starts, ends, axes, *steps = (value.numpy().tolist() for value in values if value is not None)
+    return (starts[0], ends[0], axes[0]) if len(starts) == 1 and steps in ([], [[1]]) else None
+
+
+def _takes_all(node: ir.Node) -> bool:
+    bounds = _bounds(node)
+    return bounds is not None and bounds[0] == 0 and bounds[1] == _END and not node.outputs[0].is_graph_output()
+
+
+def _part(node: ir.Node) -> _Part | None:
+    """What a Slice takes of one axis, where all is constant."""
+    tensor, bounds = node.inputs[0], _bounds(node)
+    if tensor is None or tensor.shape is None or bounds is None:
+        return None
+    axis = bounds[2] % len(tensor.shape)
+    extent = tensor.shape[axis]
+    if not isinstance(extent, int):
+        return None
+    start, end, _ = slice(*bounds[:2]).indices(extent)
+    return _Part(node, axis, extent, start, end) if start < end else None
+
+
+def _gather(graph: ir.Graph, part: _Part, made: _Constants) -> None:
+    """One row; where only Squeezes of its axis follow, without the axis."""
+    node, (sliced,) = part.node, part.node.outputs
+    squeezed = [user for user, _ in sliced.uses()]
+    drop = bool(squeezed) and not sliced.is_graph_output() and all(_squeezes(user, part.axis) for user in squeezed)
+    index = made.integers(part.start if drop else [part.start], np.int32)  # int64 would be cast in an engine
+    gathered = ir.node("Gather", [node.inputs[0], index], {"axis": part.axis})
+    replaced = [node, *squeezed] if drop else [node]
+    gathered.metadata_props.update(replaced[-1].metadata_props)
+    old = [value for each in (replaced[1:] if drop else replaced) for value in each.outputs]
+    gathered.outputs[0].shape, gathered.outputs[0].type = old[0].shape, sliced.type
+    ir.convenience.replace_nodes_and_values(graph, node, replaced, [gathered], old, [gathered.outputs[0]] * len(old))
+
+
+def _squeezes(node: ir.Node, axis: int) -> bool:
+    if (node.domain, node.op_type) != ("", "Squeeze") or len(node.inputs) < 2 or node.outputs[0].is_graph_output():
+        return False
+    tensor, axes = node.inputs
+    constant = None if axes is None else ir.convenience.get_const_tensor(axes)
+    if tensor is None or tensor.shape is None or constant is None:
+        return False
+    return [each % len(tensor.shape) for each in constant.numpy().tolist()] == [axis]
+
+
+def _split(
+    graph: ir.Graph, tensor: ir.Value, axis: int, pieces: list[tuple[int, int]], parts: list[_Part], made: _Constants
+) -> None:
+    """All parts of an axis at once; nobody takes what lies between them."""
+    sizes = made.integers([end - start for start, end in pieces])
+    split = ir.node("Split", [tensor, sizes], {"axis": axis}, num_outputs=len(pieces))
+    producer = tensor.producer()
+    first = next(node for node in graph if any(part.node is node for part in parts))
+    split.metadata_props.update((producer or first).metadata_props)
+    outputs = dict(zip(pieces, split.outputs, strict=True))
+    for part in parts:
+        outputs[part.start, part.end].shape = part.node.outputs[0].shape
+        outputs[part.start, part.end].type = part.node.outputs[0].type
+    graph.insert_before(first, split)
+    for part in parts:
+        part.node.outputs[0].replace_all_uses_with(outputs[part.start, part.end], replace_graph_outputs=True)
+        graph.remove(part.node, safe=True)
+
+
+class _Constants:
+    """Integers of the graph, each there once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.known: dict[str, ir.Value] = {}
+
+    def integers(self, numbers: int | list[int], dtype: Any = np.int64) -> ir.Value:
+        name = f"rows_{numbers}_{np.dtype(dtype).name}".replace("[", "of_").replace("]", "").replace(", ", "_")
+        if name not in self.known:
+            content = ir.tensor(np.array(numbers, dtype), name=name)
+            value = ir.Value(
+                name=name, const_value=content, shape=ir.Shape(np.shape(numbers)), type=ir.TensorType(content.dtype)
+            )
+            self.graph.register_initializer(value)
+            self.known[name] = value
+        return self.known[name]

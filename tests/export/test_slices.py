@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slices become what costs an engine one layer, and compute the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import parser
+
+from vorta_trt.export.slices import simplify_slices
+
+END = 2**63 - 1
+CASES: dict[str, tuple[str, dict[str, int]]] = {
+    "one row, squeezed": ("s = Slice(x, i1, i2, i1) a = Squeeze(s, i1) y = Neg(a)", {"Gather": 1, "Neg": 1}),
+    "one row, squeezed by another axis": ("s = Slice(x, i1, i2, i1) y = Squeeze(s, last)", {"Gather": 1, "Squeeze": 1}),
+    "one row, kept": ("y = Slice(x, i1, i2, i1)", {"Gather": 1}),
+    "one row, both": (
+        "s = Slice(x, i1, i2, i1) a = Squeeze(s, i1) b = Unsqueeze(a, i1) y = Add(s, b)",
+        {"Gather": 1, "Squeeze": 1, "Unsqueeze": 1, "Add": 1},
+    ),
+    "the last row": ("s = Slice(x, m1, end, i1) a = Squeeze(s, i1) y = Neg(a)", {"Gather": 1, "Neg": 1}),
+    "all rows of the batch": ("s = Slice(x, i0, end, i0, i1) y = Neg(s)", {"Neg": 1}),
+    "two parts": (
+        "a = Slice(x, i0, i2, i1) b = Slice(x, i2, end, i1) y = Concat<axis=1>(b, a)",
+        {"Split": 1, "Concat": 1},
+    ),
+    "one part": ("a = Slice(x, i0, i2, i1) y = Neg(a)", {"Split": 1, "Neg": 1}),
+    "a part twice": ("a = Slice(x, i0, i2, i1) b = Slice(x, i0, i2, i1, i1) y = Add(a, b)", {"Split": 1, "Add": 1}),
+    "parts that overlap": (
+        "a = Slice(x, i0, i2, i1) b = Slice(x, i1, i3, i1) y = Add(a, b)",
+        {"Slice": 2, "Add": 1},
+    ),
+    "every second row": ("y = Slice(x, i0, end, i1, i2)", {"Slice": 1}),
+    "rows of the batch": ("y = Slice(x, i1, end, i0)", {"Slice": 1}),
+    "bounds that are computed": ("n = Shape<start=0, end=1>(x) y = Slice(x, i0, n, i1)", {"Shape": 1, "Slice": 1}),
+}  # fmt: skip
+CONSTANTS = {"i0": 0, "i1": 1, "i2": 2, "i3": 3, "m1": -1, "last": 3, "end": END}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_in_fewer_layers(name: str) -> None:
+    nodes, wanted = CASES[name]
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 23]> g (float[batch, 5, 4, 1] x) => (float y) {{ {nodes} }}'
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for constant, number in CONSTANTS.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), constant))
+    model = onnx.shape_inference.infer_shapes(model)
+    converted = ir.serde.deserialize_model(model)
+    simplify_slices(converted.graph)
+    simplified = ir.serde.serialize_model(converted)
+    assert Counter(node.op_type for node in simplified.graph.node) == wanted
+    x = np.random.default_rng().standard_normal((3, 5, 4, 1)).astype(np.float32)
+    for exact, got in zip(run(model, x), run(simplified, x), strict=True):
+        np.testing.assert_array_equal(got, exact)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> list[Any]:
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"x": x}))
