@@ -97,7 +97,8 @@ class Tally:
         rows = torch.stack([row for *_, row in self.waiting]).tolist()
         for (problem, family, precision, _), row in zip(self.waiting, rows, strict=True):
             name = name_of(family, precision)
-            self.note(problem, name, faults(row, precision, self.limit if problem.mild else float("inf")))
+            limit = self.limit if problem.mild else float("inf")
+            self.note(problem, name, faults(row, precision, limit, problem.few_rows))
             for branch, branch_name in enumerate(BRANCHES):
                 at = len(COUNTS) + branch * len(FIGURES)
                 figures = dict(zip(FIGURES, row[at : at + len(FIGURES)], strict=True))

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel_path.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "kernel_families.h"
+#include "vorta_trt/kernel_families.h"
 
 namespace vorta {
 namespace {
@@ -39,6 +41,15 @@ bool fits_tensor_map(const int64_t (&stride)[3], int row_tokens) {
   constexpr int64_t kMaxElements = (int64_t{1} << 40) / 2;
   const int64_t row_stride = stride[1] * row_tokens;
   return stride[1] != 0 && stride[0] < kMaxElements && stride[2] < kMaxElements && row_stride < kMaxElements;
+}
+
+/// Whether this library holds a family of the table.
+bool is_compiled(const char* family) {
+  size_t count = 0;
+  const vorta_kernel_family* families = vorta_kernel_families(&count);
+  return std::any_of(families, families + count, [family](const vorta_kernel_family& entry) {
+    return std::strcmp(entry.name, family) == 0 && *entry.architectures != '\0';
+  });
 }
 
 std::atomic<ForcedKernels> forced{read_environment()};
@@ -76,7 +87,7 @@ namespace {
 cudaError_t choose_kernel_path(int head_dim, bool fits_tensor_maps, KernelPath* path) {
   *path = KernelPath::kSm80;
   if (!sm90::HeadDims::has(head_dim) || !fits_tensor_maps) return cudaSuccess;
-  if (std::strstr(vorta_cuda_architectures(), "90a") == nullptr) return cudaSuccess;
+  if (!is_compiled("sm90")) return cudaSuccess;
   if (forced_kernels() != ForcedKernels::kNone) return cudaSuccess;
 
   int gpu = 0;

@@ -37,6 +37,9 @@ FP8_LIMIT = 0.06
 HUGE = 1000.0
 #: A kernel may err this many times as much as torch does, or as rounding the exact result to its type does.
 FACTOR = 2.0
+#: All limits are this many times as high where the error is that of a few different rows: ours and torch's then
+#: compare two single draws. Of 10,000 problems 3 were up to 1.35 times above the usual limits, all of them of this kind.
+FEW_ROWS = 1.5
 
 
 def runs_of(problem: RandomProblem) -> list[tuple[str, str]]:
@@ -127,6 +130,8 @@ class Judge:
         on_coreset = self.branch.flatten() == 1  # [B N]
         for count in counts:
             bytes_ = 4 * heads * count
+            if offset + bytes_ > len(workspace):  # a mutation laid out less, and has to be found
+                workspace = functional.pad(workspace, (0, offset + bytes_ - len(workspace)))
             entries = workspace[offset : offset + bytes_].view(torch.int32).view(heads, count)
             offset += (bytes_ + 255) // 256 * 256
             entries = torch.where(on_coreset[:, None], entries, 0).long().clamp(0, pattern.video - 1)
@@ -218,18 +223,26 @@ class Judge:
         return torch.where(heads, of_head, 0.0).sum((1, 2)), torch.where(heads, largest, 0.0).amax((1, 2)), of_head
 
 
-def faults(row: list[float], precision: str, limit: float) -> list[str]:
-    """What is wrong with a run, in words; `limit` is the relative error that 8 bits may have."""
+def faults(row: list[float], precision: str, limit: float, few_rows: bool = False) -> list[str]:
+    """What is wrong with a run, in words.
+
+    Args:
+        row: What `Judge.run` gives.
+        precision: "same" or "fp8".
+        limit: The relative error that 8 bits may have.
+        few_rows: See `RandomProblem.few_rows`.
+    """
+    room = FEW_ROWS if few_rows else 1.0
     found = [f"{name}: {int(count)}" for name, count in zip(COUNTS, row, strict=False) if count]
     for branch, name in enumerate(BRANCHES):
         at = len(COUNTS) + branch * len(FIGURES)
         figures = dict(zip(FIGURES, row[at : at + len(FIGURES)], strict=True))
         if precision == "fp8":
-            if figures["relative"] > limit:
+            if figures["relative"] > room * limit:
                 found.append(f"{name}: relative error {figures['relative']:.4f}")
             continue
         for kind in ("rms", "max"):
-            allowed = FACTOR * max(figures[f"torch_{kind}"], figures[f"rounding_{kind}"])
+            allowed = room * FACTOR * max(figures[f"torch_{kind}"], figures[f"rounding_{kind}"])
             if figures[kind] > allowed:
                 found.append(f"{name}: {kind} error {figures[kind]:.3g}, allowed {allowed:.3g}")
     return found

@@ -90,6 +90,11 @@ class RandomProblem:
         return self.scale or self.head_dim**-0.5
 
     @property
+    def few_rows(self) -> bool:
+        """Whether rows of the output repeat, so that a head's error is that of a few rows and does not average."""
+        return self.alike or 1 in self.layouts["query"].repeated
+
+    @property
     def mild(self) -> bool:
         """Whether 8 bits can be expected to be right within their limits."""
         return self.magnitude == 1 and not self.scale and not self.poison and not self.alike

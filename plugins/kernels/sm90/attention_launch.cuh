@@ -23,7 +23,7 @@ vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t
   AttentionParams params{};
   params.plan(problem, Traits::kRows, Traits::kCluster);
   const bool routed = problem.routes != nullptr;
-  if (routed) params.cut = make_window_cut(problem.tiles, params.sliding, Traits::kKeys);
+  if (routed) params.cut = make_window_cut(params.sliding, Traits::kKeys);
   if (vorta_status status = make_tensor_maps(params, kDtype, Traits::kKeys)) return status;
 
   const auto kernel = attention_kernel<Traits>;

@@ -40,8 +40,8 @@ struct WindowCut {
   }
 };
 
-/// The cut of the windows of `plan`, which are of `tiles`; `keys`: of a block.
-WindowCut make_window_cut(const BoxPartition& tiles, const SlidingPlan& plan, int keys);
+/// The cut of the windows of `plan`; `keys`: of a block.
+WindowCut make_window_cut(const SlidingPlan& plan, int keys);
 
 }  // namespace vorta::sm90
 

@@ -12,7 +12,7 @@ namespace vorta::sm90_fp8 {
 using fp8::kChunk;
 using fp8::kChunkNoteBytes;
 
-inline constexpr int kChunks = 3;  // of a block of keys: scores 2 x 48 + weights 2 x 12 + output 64 registers of 224
+inline constexpr int kChunks = 5;  // of a block of keys: scores 80 + weights 2 x 20 + output 64 registers of 224
 inline constexpr int kConsumerRegisters = 224;
 inline constexpr int kProducerRegisters = 56;
 

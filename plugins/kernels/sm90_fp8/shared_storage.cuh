@@ -26,7 +26,7 @@ struct KernelTraits {
   static constexpr int kConsumers = 2;
   static constexpr int kRows = kConsumers * kRowsPerWarpgroup;
   static constexpr int kKeys = kChunks * kChunk;
-  static constexpr int kKeyStages = kHeadDim == 128 ? 5 : 8;
+  static constexpr int kKeyStages = kHeadDim == 128 ? 3 : 4;
   static constexpr int kValueStages = kKeyStages;
   static constexpr int kThreads = (1 + kConsumers) * kThreadsPerWarpgroup;
   static constexpr int kQueryBytes = kRows * kHeadDim;
@@ -47,8 +47,7 @@ struct SharedStorage {
   alignas(1024) unsigned char key[Traits::kKeyStages][Traits::kStageBytes];
   alignas(1024) unsigned char value[Traits::kValueStages][Traits::kStageBytes];
   alignas(16) ChunkNote notes[Traits::kKeyStages][kChunks];
-  float4 total[Traits::kConsumers][Traits::kOutputs / 4][kThreadsPerWarpgroup];  // see Consumer::flush()
-  float2 lowered[Traits::kConsumers][kThreadsPerWarpgroup];  // what shifts that sank make of the total
+  float total[Traits::kConsumers][Traits::kOutputs][kThreadsPerWarpgroup];  // see Consumer::flush()
   float query_scale[kItemSlots][Traits::kRows];
   HeadVectors<Traits::kHeadDim> vectors[kItemSlots][Traits::kConsumers];  // of the item's head
   ClusterTransactionBarrier key_full[Traits::kKeyStages], value_full[Traits::kValueStages];

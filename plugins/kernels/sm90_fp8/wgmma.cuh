@@ -50,8 +50,8 @@ __device__ void fence_accumulator(Register (&c)[kSize]) {
 
 template <class Traits>
 struct Products {
-  static_assert(Traits::kKeys == 96, "the instruction of QueryKey");
-  using QueryKey = cute::SM90::GMMA::MMA_64x96x32_S32S8S8_SS_TN;
+  static_assert(Traits::kKeys == 160, "the instruction of QueryKey");
+  using QueryKey = cute::SM90::GMMA::MMA_64x160x32_S32S8S8_SS_TN;
   using WeightValue = std::conditional_t<Traits::kHeadDim == 128, cute::SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_RS_TN<>,
                                          cute::SM90::GMMA::MMA_64x64x32_F32E4M3E4M3_RS_TN<>>;
   static constexpr int kScores = Traits::kKeys / 2;  // registers of a thread

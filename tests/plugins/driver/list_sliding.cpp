@@ -55,7 +55,7 @@ int main(int count, char** arguments) {
   for (int axis = 0; axis < 3; ++axis) window[axis] = std::min(number[6 + axis], tiles.boxes[axis]);
   const int rows = number[9], keys = number[10], cluster = number[11];
   const SlidingPlan plan = make_sliding_plan(tiles, window, rows, cluster);
-  const WindowCut cut = make_window_cut(tiles, plan, keys);
+  const WindowCut cut = make_window_cut(plan, keys);
   std::printf("[");
   for (int item = 0; item < plan.first_item[plan.classes]; ++item) {
     std::printf("%s[", item == 0 ? "" : ",\n");
