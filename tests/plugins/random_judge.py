@@ -38,7 +38,7 @@ HUGE = 1000.0
 #: A kernel may err this many times as much as torch does, or as rounding the exact result to its type does.
 FACTOR = 2.0
 #: All limits are this many times as high where the error is that of a few different rows: ours and torch's then
-#: compare two single draws. Of 10,000 problems 3 were up to 1.35 times above the usual limits, all of them of this kind.
+#: compare two single draws. Of 10,000 problems 3 were up to 1.35 times above the usual limits, all of this kind.
 FEW_ROWS = 1.5
 
 
