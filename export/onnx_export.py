@@ -120,12 +120,13 @@ def export_onnx(
     attach_weights(graph.graph, weights)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     with new_file(path, data_file(path).name, size=size) as stage:
-        _write(graph, stage, size, external_data, report)
+        write_graph(graph, stage, size, external_data, report)
     logger.info("exported %s: %s, %.1f MB of weights", path, precision, size / 1e6)
     return path
 
 
-def _write(model: ir.Model, stage: Path, size: int, external_data: bool, report: Progress) -> None:
+def write_graph(model: ir.Model, stage: Path, size: int, external_data: bool, report: Progress) -> None:
+    """Writes a graph whose weights are lazy, one after the other, into a new file and its data file."""
     written = 0
 
     def count(tensor: Any, info: Any) -> None:

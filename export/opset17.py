@@ -7,10 +7,12 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
   the cancellation of 1 + tanh in half types; overflow inside ends in a sigmoid of 0 or 1. The exact form as
   x / 2 * (1 + erf(x / sqrt(2))) in float32.
+- The axes of a reduction as an attribute.
 - `Shape` of some axes as a choice from all of them.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
-  are taken in parts: none has more than `MOST_SCORES` scores per sample. A mask becomes the least finite number.
+  are taken in parts: none has more than `MOST_SCORES` scores per sample. A boolean mask becomes the
+  least finite number.
 
 Letters: B batch, N heads, S queries, X keys, D head dimension.
 """
@@ -32,7 +34,11 @@ IR_VERSION = 8  # of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
 MOST_SCORES = 1 << 29
 
+# Those whose axes have become an input since; ReduceSum's were one before.
+_REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")
 _NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
+
+Rules = dict[str, Callable[[ir.Node], Sequence[ir.Node]]]
 
 
 def lower_to_opset_17(model: ir.Model) -> None:
@@ -43,7 +49,11 @@ def lower_to_opset_17(model: ir.Model) -> None:
     """
     graph = model.graph
     ShapeInferencePass()(model)  # the rules go by shapes
-    _Lowering(graph).run()
+    lowering = _Lowering(graph)
+    lowering.run(lowering.rules)
+    for node in graph:
+        for name in _NEWER_ATTRIBUTES.get(node.op_type, ()) if not node.domain else ():
+            node.attributes.pop(name, None)
     graph.opset_imports[""] = OPSET_17
     model.ir_version = IR_VERSION
     ShapeInferencePass()(model)
@@ -51,22 +61,34 @@ def lower_to_opset_17(model: ir.Model) -> None:
         raise ExportError(f"values {untyped[:3]} have no type after lowering to opset {OPSET_17}; please report it")
 
 
+def write_out_attention(model: ir.Model) -> None:
+    """Writes out `Attention` alone, as above: TensorRT refuses head dimensions that its own kernels do not take."""
+    graph = model.graph
+    ShapeInferencePass()(model)
+    lowering = _Lowering(graph)
+    lowering.run({"Attention": lowering.attention})
+
+
 class _Lowering:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.constants: dict[tuple[bytes, str, tuple[int, ...]], ir.Value] = {}
 
-    def run(self) -> None:
-        rules: dict[str, Callable[[ir.Node], Sequence[ir.Node]]] = {
+    @property
+    def rules(self) -> Rules:
+        return {
             "RMSNormalization": self.rms_normalization,
             "LayerNormalization": self.layer_normalization,
             "Gelu": self.gelu,
             "Attention": self.attention,
             "Split": self.split,
             "Shape": self.shape,
+            **dict.fromkeys(_REDUCTIONS, self.reduction),
             "Squeeze": self.reshape,
             "Unsqueeze": self.reshape,
         }
+
+    def run(self, rules: Rules) -> None:
         for node in list(self.graph):
             if node.domain:
                 continue
@@ -76,9 +98,6 @@ class _Lowering:
                 ir.convenience.replace_nodes_and_values(
                     self.graph, node, [node], new, list(node.outputs), list(new[-1].outputs)
                 )
-            else:
-                for name in _NEWER_ATTRIBUTES.get(node.op_type, ()):
-                    node.attributes.pop(name, None)
 
     # -- Rules: the nodes that replace one, the last with its outputs; none if it may stay ----------------------------
 
@@ -139,6 +158,20 @@ class _Lowering:
         parts = self.constant(np.full(len(node.outputs), size // len(node.outputs), np.int64))
         return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
 
+    def reduction(self, node: ir.Node) -> list[ir.Node]:
+        """Axes are an attribute there."""
+        tensor, *axes = _inputs(node)
+        if not axes:
+            return []
+        (given,) = axes
+        _require(node, given.const_value is not None, "has constant axes")
+        assert given.const_value is not None
+        attributes = {
+            "axes": given.const_value.numpy().flatten().tolist(),
+            "keepdims": node.attributes.get_int("keepdims", 1),
+        }
+        return _typed(tensor, [ir.node(node.op_type, [tensor], attributes)])
+
     def shape(self, node: ir.Node) -> list[ir.Node]:
         """Replaces a Shape of some axes: TensorRT 8.6 reads past which ones, and gives all."""
         (tensor,) = _inputs(node)
@@ -181,7 +214,9 @@ class _Lowering:
         for part in parts:
             scores = _apply("MatMul", part, keys)  # [B, N, S / parts, X]
             made.append(scores)
-            if masks:
+            if masks and masks[0].dtype != ir.DataType.BOOL:  # one to add
+                made.append(_apply("Add", scores, masks[0]))
+            elif masks:
                 least = float(np.finfo(_numpy(query)).min)
                 made.append(ir.node("Where", [masks[0], scores.outputs[0], self.scalar(least, query)]))
             made.append(ir.node("Softmax", [made[-1].outputs[0]], {"axis": -1}))

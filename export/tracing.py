@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
+from torch import Tensor, nn
 
 from vorta_trt.export.operator_node import translation_table
 from vorta_trt.export.quiet_exporter import without_known_noise
@@ -40,26 +41,53 @@ def trace(skeleton: RoutedTransformer, opset: int, stage: Callable[[str], None])
         stage("trace")
         program = torch.export.export(skeleton, (), inputs, dynamic_shapes=shapes, strict=False)
         stage("translate")
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            custom_translation_table=translation_table(),
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=list(OUTPUTS),
-            optimize=False,
-            verbose=False,
-        )
-    assert exported is not None
-    model = exported.model
+        model = _translate(program, skeleton, list(inputs), OUTPUTS, opset)
     first_input = model.graph.inputs[0].shape
     assert first_input is not None
     _rename_dimension(model, str(first_input[0]), BATCH)
-    for name, _ in skeleton.named_parameters():
-        if (value := model.graph.initializers.pop(name, None)) is not None:
-            value.const_value = None
-            model.graph.inputs.append(value)
     return model
+
+
+def trace_fixed(
+    skeleton: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], opset: int, stage: Callable[[str], None]
+) -> ir.Model:
+    """The graph of any module with placeholders for its weights, of fixed shapes; parameters are as of `trace`.
+
+    Args:
+        skeleton: Its `forward` takes the inputs in order.
+        inputs: Examples, by name.
+        outputs: Names.
+        opset: As for `trace`.
+        stage: As for `trace`.
+    """
+    with torch.no_grad(), without_known_noise():
+        stage("trace")
+        program = torch.export.export(skeleton, tuple(inputs.values()), strict=False)
+        stage("translate")
+        return _translate(program, skeleton, list(inputs), outputs, opset)
+
+
+def _translate(
+    program: torch.export.ExportedProgram, skeleton: nn.Module, inputs: list[str], outputs: Sequence[str], opset: int
+) -> ir.Model:
+    """A traced program as a graph whose parameters are inputs behind its own."""
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        custom_translation_table=translation_table(),
+        opset_version=opset,
+        input_names=inputs,
+        output_names=list(outputs),
+        optimize=False,
+        verbose=False,
+    )
+    assert exported is not None
+    graph = exported.model.graph
+    for name, _ in skeleton.named_parameters(remove_duplicate=False):  # tied ones have several names
+        if (value := graph.initializers.pop(name, None)) is not None:
+            value.const_value = None
+            graph.inputs.append(value)
+    return exported.model
 
 
 def _rename_dimension(model: ir.Model, old: str, new: str) -> None:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.model.configs import check_no_pointer
-from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.hub_cache import snapshot_of
+from vorta_trt.model.hub_cache import repository_of, snapshot_of
 from vorta_trt.model.safetensors_files import (
     SUFFIX,
     WEIGHT_SUFFIXES,
@@ -125,6 +125,17 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
         f"checkpoint {path}: has neither {component}/{CONFIG} nor {CONFIG} nor weights (it holds: {inside}); give "
         f"{_FORMS}"
     )
+
+
+def checkpoint_name(path: Path) -> str:
+    """Name of the folder or file that weights come from; of a Hugging Face cache, the repository's."""
+    path = path.absolute()
+    if repository := repository_of(path) or repository_of(path.resolve()):
+        return repository
+    folder = path.parent if path.is_file() else path.resolve()
+    if folder.name in COMPONENTS:
+        return folder.parent.name
+    return path.name if path.is_file() else folder.name
 
 
 def is_weights(path: Path) -> bool:

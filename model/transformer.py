@@ -34,12 +34,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.branch_attention import full_attention, mixed_attention
 from vorta_trt.model.checkpoint import CheckpointReader
-from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
+from vorta_trt.model.checkpoint_place import checkpoint_name
+from vorta_trt.model.constants import DEFAULT_TAU, ROUTER_DECIDES, TRANSFORMER
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, ModelInput, families, family_of_class, get_family
 from vorta_trt.model.fp8_linear import take_fp8
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.hub_cache import repository_of
 from vorta_trt.model.inputs import check_route_override, token_grid
 from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, choose_linears
 from vorta_trt.model.lora.report import LoraReport
@@ -448,15 +448,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
     @property
     def checkpoint_name(self) -> str | None:
         """Name of the folder or file that the weights come from; of a Hugging Face cache, the repository's."""
-        if self.checkpoint is None:
-            return None
-        path = self.checkpoint.absolute()
-        if repository := repository_of(path) or repository_of(path.resolve()):
-            return repository
-        folder = path.parent if path.is_file() else path.resolve()
-        if folder.name in COMPONENTS:
-            return folder.parent.name
-        return path.name if path.is_file() else folder.name
+        return None if self.checkpoint is None else checkpoint_name(self.checkpoint)
 
     @property
     def materialized(self) -> bool:

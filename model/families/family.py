@@ -144,6 +144,7 @@ class ModelFamily(abc.ABC):
         neutral_settings: of model_index.json, which change nothing unless a pipeline kind asks for them.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
+        parts_class: class of VAE and text encoders as graphs in the folder's parts.py; None if none is exported.
         router_stacks: names of the lists of blocks in a router's keys, in the order that they run in.
         block_classes: names of the routed block classes, which are the units that FSDP shards.
         always_loaded: prefixes of parameters that are never left on disk, which are those of the timestep embedder.
@@ -180,6 +181,7 @@ class ModelFamily(abc.ABC):
     neutral_settings: tuple[str, ...] = ()
     routed_class: str
     training_class: str
+    parts_class: str | None = None
     router_stacks: tuple[str, ...]
     block_classes: tuple[str, ...]
     always_loaded: tuple[str, ...]
@@ -213,7 +215,7 @@ class ModelFamily(abc.ABC):
 
     # -- modules that need torch ---------------------------------------------------------------------------------------
 
-    def load(self, part: Literal["transformer", "training", "random"]) -> Any:
+    def load(self, part: Literal["transformer", "training", "random", "parts"]) -> Any:
         """A module of the family's folder."""
         return importlib.import_module(f"{type(self).__module__}.{part}")
 

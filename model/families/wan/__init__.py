@@ -77,6 +77,7 @@ class Wan(ModelFamily):
     neutral_settings = ("expand_timesteps",)
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
+    parts_class = "WanParts"
     router_stacks = ("blocks",)
     block_classes = ("RoutedWanBlock",)
     always_loaded = ("condition_embedder.time_embedder.",)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the exported file of a VAE or a text encoder says about itself, in its metadata_props.
+
+The module does not import torch or onnx, so reading metadata is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vorta_trt.export.errors import OnnxFileError
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.model.precision import PrecisionName
+from vorta_trt.model.records import first_error
+from vorta_trt.model.video_size import VideoSize
+
+PART_KEY = "vorta_trt_part"
+
+
+class PartMetadata(BaseModel):
+    """What one graph of a part is.
+
+    Attributes:
+        schema_version: Of this record.
+        vorta_trt_version: What wrote the file.
+        graph: Name of the graph, which begins with the part's.
+        graphs: All graphs of the part, in order.
+        part: As "vae_decoder".
+        component: Folder of the pipeline that it was made of.
+        component_class: Library and class of that.
+        config: Of the component, as its config.json.
+        family: Of the transformer that it works with.
+        checkpoint: Name of the pipeline folder.
+        precision: Of its weights.
+        opset: Of the standard operators.
+        size: Of the videos, as "81x480x832".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    vorta_trt_version: str
+    graph: str
+    graphs: tuple[str, ...]
+    part: str
+    component: str
+    component_class: tuple[str, str]
+    config: dict[str, Any]
+    family: str
+    checkpoint: str
+    precision: PrecisionName
+    opset: int
+    size: str
+
+    @property
+    def video_size(self) -> VideoSize:
+        """Of the videos in pixels."""
+        return VideoSize.parse(self.size)
+
+    def to_metadata_props(self) -> dict[str, str]:
+        """Gives the entries of `metadata_props`."""
+        return {PART_KEY: self.model_dump_json(), "part": self.graph, "family": self.family, "size": self.size}
+
+    @classmethod
+    def from_metadata_props(cls, properties: Mapping[str, str], source: object) -> PartMetadata:
+        """Reads the record.
+
+        Args:
+            properties: Of an ONNX file.
+            source: What they are of, for errors.
+
+        Raises:
+            OnnxFileError: There is none, or it is damaged.
+        """
+        if PART_KEY not in properties:
+            raise OnnxFileError(
+                f"{source}: is no part that vorta-trt exported; make one with `vorta-trt export --with all`"
+            )
+        try:
+            return cls.model_validate_json(properties[PART_KEY])
+        except ValidationError as error:
+            raise OnnxFileError(f"{source}: its record {PART_KEY}: {first_error(error)}; export it again") from error
+
+    def check_with(self, transformer: ModelMetadata, here: object, there: object) -> None:
+        """Checks that a part is of the pipeline of a transformer.
+
+        Args:
+            transformer: What its file says.
+            here: The file of this part, for errors.
+            there: The file of the transformer.
+
+        Raises:
+            ValueError: It is not; the message says in what they differ.
+        """
+        names = {
+            "family": (self.family, transformer.family),
+            "checkpoint": (self.checkpoint, transformer.checkpoint),
+            "video size": (self.size, str(transformer.video_size)),
+        }
+        for name, (mine, theirs) in names.items():
+            if mine != theirs:
+                raise ValueError(
+                    f"{here}: is of {name} {mine}, and {there} of {theirs}; the parts of one pipeline belong together: "
+                    f"export them with it, vorta-trt export CHECKPOINT --with {self.part}"
+                )

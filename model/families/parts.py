@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`VideoParts`: what of a pipeline, beside its transformer, becomes graphs of fixed shapes, and how those are run.
+
+A part ("vae_decoder", "vae_encoder", "text_encoder", ...) is one or several graphs. diffusers' and transformers' own
+classes stay what runs around them: `VideoParts.install` puts callers of the graphs into a component without weights, so
+that tiling, blending, chunks and clamping are the library's.
+
+Letters: B batch (always 1), C channels, F, H, W frames, height, width, X text tokens.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vorta_trt.model.families.family import ModelFamily
+
+TEXT_ENCODER, VAE_ENCODER, VAE_DECODER = "text_encoder", "vae_encoder", "vae_decoder"
+
+
+@dataclass(frozen=True, eq=False)
+class PartGraph:
+    """One graph of a part.
+
+    Attributes:
+        name: Begins with the part's name, as "vae_decoder_first".
+        module: Computes it; its `forward` takes the inputs in order and returns the outputs in order.
+        inputs: Examples, by name; every shape is fixed. Floating-point ones are in the graph's precision.
+        outputs: Names.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
+class RunGraph(Protocol):
+    """Runs graphs by name; tensors of other types and places are converted."""
+
+    def __call__(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs; an input that is left out is zero."""
+        ...
+
+
+class VideoParts(abc.ABC):
+    """The parts of one model.
+
+    Args:
+        facts: Of the family.
+        config: Of the transformer.
+        size: Frames, height and width of the videos in pixels.
+    """
+
+    def __init__(self, facts: ModelFamily, config: Mapping[str, Any], size: tuple[int, int, int]) -> None:
+        self.facts, self.config, self.size = facts, config, size
+
+    @property
+    @abc.abstractmethod
+    def components(self) -> dict[str, str]:
+        """The component of the pipeline that every part is made of, by part; in the order in which they run."""
+
+    @abc.abstractmethod
+    def graphs(self, part: str, component: Any) -> list[PartGraph]:
+        """The graphs of a part.
+
+        Args:
+            part: A key of `components`.
+            component: The pipeline's, with weights or with placeholders for them.
+        """
+
+    @abc.abstractmethod
+    def install(self, part: str, component: Any, run: RunGraph) -> None:
+        """Puts callers of a part's graphs into a component, in the places of the modules that they compute."""
+
+
+def video_parts(facts: ModelFamily, config: Mapping[str, Any], size: tuple[int, int, int]) -> VideoParts | None:
+    """The parts of a model that can be exported; None if its family has none."""
+    if facts.parts_class is None:
+        return None
+    made: VideoParts = getattr(facts.load("parts"), facts.parts_class)(facts, config, size)
+    return made

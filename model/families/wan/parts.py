@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wan's VAE and text encoder as graphs of fixed shapes.
+
+The VAE is causal in time and works on chunks: the first frame alone, then one latent frame or four video frames at a
+time. Each of its convolutions over time keeps the last frames that it saw, the caches. Here the caches are inputs and
+outputs, so two graphs do: that of the first chunk, and that of all others. diffusers' first caches are shorter than the
+later ones, or missing; zeros before them mean the same, since the convolutions pad with zeros.
+
+Letters: C channels, F, H, W frames, height, width, X text tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vorta_trt.model.families.parts import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER, PartGraph, RunGraph, VideoParts
+from vorta_trt.model.families.wan import TEXT_SEQUENCE
+
+CHUNK = 4  # video frames of every chunk but the first, as diffusers takes them
+_RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
+_INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
+
+
+class WanParts(VideoParts):
+    """VAE decoder and encoder chunk by chunk, and the text encoder."""
+
+    @property
+    def components(self) -> dict[str, str]:
+        """See the base class."""
+        encodes = any("vae" in kind.conditioners for kind in self.facts.pipeline_kinds(self.config))
+        return {TEXT_ENCODER: "text_encoder", **({VAE_ENCODER: "vae"} if encodes else {}), VAE_DECODER: "vae"}
+
+    def graphs(self, part: str, component: Any) -> list[PartGraph]:
+        """See the base class."""
+        if part == TEXT_ENCODER:
+            tokens = torch.ones(1, TEXT_SEQUENCE, dtype=torch.int32)  # [1, X]
+            inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
+            return [PartGraph(TEXT_ENCODER, _TextEncoder(component), inputs, ("last_hidden_state",))]
+        first, then = self._chunks(part, component.config)
+        full = _caches_after(part, component, [first, then, then])
+        caches = {f"cache_{index}": shape for index, shape in full.items()}
+        filled = {f"cache_{index}": full[index] for index in _caches_after(part, component, [first])}
+        name, result, dtype = _INPUTS[part], _RESULTS[part], component.dtype
+        zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in caches.items()}
+        return [
+            PartGraph(
+                f"{part}_first",
+                _Chunk(part, component, filled, is_first=True),
+                {name: torch.zeros(1, *first, dtype=dtype)},
+                (result, *_outputs(filled)),
+            ),
+            PartGraph(
+                f"{part}_next",
+                _Chunk(part, component, caches, is_first=False),
+                {name: torch.zeros(1, *then, dtype=dtype), **zeros},
+                (result, *_outputs(caches)),
+            ),
+        ]
+
+    def _chunks(self, part: str, vae_config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes [C, F, H, W] of what the first chunk and each other one take."""
+        _, height, width = self.size
+        if part == VAE_DECODER:
+            pixels = self.facts.compression(self.config)[1]
+            chunk = (vae_config.z_dim, 1, height // pixels, width // pixels)
+            return chunk, chunk
+        patch = vae_config.patch_size or 1
+        sizes = height // patch, width // patch
+        return (vae_config.in_channels, 1, *sizes), (vae_config.in_channels, CHUNK, *sizes)
+
+    def install(self, part: str, component: Any, run: RunGraph) -> None:
+        """See the base class."""
+        if part == TEXT_ENCODER:
+            component.forward = _text_encoder(run)
+        elif part == VAE_DECODER:
+            component.post_quant_conv, component.decoder = nn.Identity(), _ChunkCaller(part, run)
+        else:
+            component.encoder, component.quant_conv = _ChunkCaller(part, run), nn.Identity()
+
+
+class _TextEncoder(nn.Module):
+    """Token ids and mask int32 [1, X] -> embeddings [1, X, text_dim]."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        embeddings: Tensor = self.encoder(input_ids.long(), attention_mask.long()).last_hidden_state
+        return embeddings
+
+
+def _text_encoder(run: RunGraph) -> Any:
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        inputs = {"input_ids": input_ids.to(torch.int32), "attention_mask": attention_mask.to(torch.int32)}
+        return SimpleNamespace(last_hidden_state=run(TEXT_ENCODER, inputs)["last_hidden_state"])
+
+    return forward
+
+
+class _Chunk(nn.Module):
+    """One chunk of the VAE with the convolutions of 1 x 1 x 1 around it, and with its caches.
+
+    Args:
+        part: VAE_DECODER or VAE_ENCODER.
+        vae: diffusers'.
+        caches: Shapes of those that are given and, but for the first chunk, taken: by name, in order.
+        is_first: Nothing was cached yet.
+    """
+
+    def __init__(self, part: str, vae: Any, caches: Mapping[str, Sequence[int]], *, is_first: bool) -> None:
+        super().__init__()
+        self.is_first, self.decodes = is_first, part == VAE_DECODER
+        self.caches = {int(name.rpartition("_")[2]): tuple(shape) for name, shape in caches.items()}
+        if self.decodes:
+            self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+        else:
+            self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, chunk: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        kept: defaultdict[int, Any] = defaultdict(lambda: None)
+        if not self.is_first:
+            kept.update(zip(self.caches, caches, strict=True))
+        if self.decodes:
+            made = self.decoder(
+                self.post_quant_conv(chunk), feat_cache=kept, feat_idx=[0], first_chunk=self.is_first
+            )  # [1, 3, 1 or 4, H, W]
+        else:
+            made = self.quant_conv(self.encoder(chunk, feat_cache=kept, feat_idx=[0]))  # [1, 2C, 1, H, W]
+        return made, *(_padded(kept[index], shape[2]) for index, shape in self.caches.items())
+
+
+class _ChunkCaller(nn.Module):
+    """Stands in the place of diffusers' encoder or decoder, and keeps the caches where those do."""
+
+    def __init__(self, part: str, run: RunGraph) -> None:
+        super().__init__()
+        self._part, self._run = part, run
+
+    def forward(self, chunk: Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False) -> Tensor:
+        is_first = first_chunk or feat_cache[0] is None
+        kept = {} if is_first else feat_cache[0]
+        made = self._run(f"{self._part}_{'first' if is_first else 'next'}", {_INPUTS[self._part]: chunk, **kept})
+        result = made.pop(_RESULTS[self._part])
+        feat_cache[0] = {name.removeprefix("new_"): tensor for name, tensor in made.items()}
+        return result
+
+
+def _outputs(caches: Mapping[str, Any]) -> list[str]:
+    return [f"new_{name}" for name in caches]
+
+
+def _padded(cache: Tensor, frames: int) -> Tensor:
+    """[1, C, F, H, W] -> that many frames, with zeros before its own."""
+    missing = frames - cache.shape[2]
+    return functional.pad(cache, (0, 0, 0, 0, missing, 0)) if missing else cache
+
+
+def _caches_after(part: str, vae: Any, chunks: Sequence[tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    """Shapes [1, C, F, H, W] of the caches after some chunks, by their number; nothing is computed."""
+    modules = (vae.post_quant_conv, vae.decoder) if part == VAE_DECODER else (vae.encoder,)
+    *before, body = (copy.deepcopy(module).to("meta") for module in modules)
+    kept: defaultdict[int, Any] = defaultdict(lambda: None)
+    for number, shape in enumerate(chunks):
+        chunk = torch.zeros(1, *shape, dtype=vae.dtype, device="meta")
+        for module in before:
+            chunk = module(chunk)
+        options = {"first_chunk": number == 0} if part == VAE_DECODER else {}
+        body(chunk, feat_cache=kept, feat_idx=[0], **options)
+    return {index: tuple(cache.shape) for index, cache in kept.items() if isinstance(cache, Tensor)}
