@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What libvorta_trt was built from and for: its families of attention kernels, its GPU architectures, its CUDA. No
- * call here touches a GPU. An engine bundle relies on routed_attention.h alone, so this header is not part of the ABI
- * hash.
+ * call here touches a GPU. An engine bundle does not rely on this header, so it is not part of the ABI hash.
  */
 #ifndef VORTA_TRT_KERNEL_FAMILIES_H_
 #define VORTA_TRT_KERNEL_FAMILIES_H_

@@ -127,7 +127,7 @@ VORTA_API const char* vorta_last_error(void);
 /* Version of the project, e.g. "0.1.0". */
 VORTA_API const char* vorta_version(void);
 
-/* Hash of what a bundle relies on: this header, the plugin's field list and the operator version. */
+/* Hash of what a bundle relies on: the headers of the operators, and the fields of their plugins. */
 VORTA_API const char* vorta_abi_hash(void);
 
 /* The CUDA architectures compiled in, as CMake spells them, e.g. "80-real;90a-real". */

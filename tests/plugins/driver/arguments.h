@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The driver's arguments: operator=NAME, field=NAME:TYPE:VALUES and input=TYPE:EXTENTS, as TensorRT's structures.
+// The driver's arguments: operator=NAME, field=NAME:TYPE:VALUES, input=TYPE:EXTENTS and memory=ADDRESS,..., as
+// TensorRT's structures.
 #ifndef VORTA_TESTS_ARGUMENTS_H_
 #define VORTA_TESTS_ARGUMENTS_H_
 
@@ -82,6 +83,7 @@ struct Fields {
 };
 
 struct Inputs {
+  std::string memory;
   std::vector<trt::DataType> types;
   std::vector<trt::Dims> shapes;
 
@@ -129,13 +131,29 @@ Creator* creatorOf(int count, char** arguments, Interface* const* creators, int3
   fail("no creator of " + name);
 }
 
-// Addresses that stand for device memory: `first`, `first` + `step`, ...
-template <typename Pointer>
-std::vector<Pointer> addresses(int32_t count, uintptr_t first, uintptr_t step) {
-  std::vector<Pointer> pointers;
-  for (int32_t i = 0; i < count; ++i) pointers.push_back(reinterpret_cast<Pointer>(first + step * i));
-  return pointers;
-}
+// What an enqueue is given: made-up addresses, inputs from 0x1000 and outputs from 0x100000 on, for a library that only
+// records its calls; or those of memory=, inputs, outputs and workspace, for one that computes, on the default stream.
+struct Memory {
+  std::vector<const void*> inputs;
+  std::vector<void*> outputs;
+  void* workspace = reinterpret_cast<void*>(0x200000);
+  cudaStream_t stream = reinterpret_cast<cudaStream_t>(0x300000);
+
+  Memory(const std::string& given, int32_t inputCount, int32_t outputCount) {
+    const std::vector<std::string> addresses = split(given, ',');
+    const auto address = [&](size_t index, uintptr_t madeUp) {
+      if (addresses.empty()) return reinterpret_cast<void*>(madeUp);
+      if (index >= addresses.size()) fail("memory= has too few addresses");
+      return reinterpret_cast<void*>(static_cast<uintptr_t>(std::strtoull(addresses[index].c_str(), nullptr, 10)));
+    };
+    for (int32_t i = 0; i < inputCount; ++i) inputs.push_back(address(i, uintptr_t{0x1000} * (i + 1)));
+    for (int32_t i = 0; i < outputCount; ++i) {
+      outputs.push_back(address(inputCount + i, 0x100000 + uintptr_t{0x10000} * i));
+    }
+    if (!addresses.empty()) stream = nullptr;
+    workspace = address(inputCount + outputCount, 0x200000);
+  }
+};
 
 // Reads field=... and input=... from the fifth argument on.
 inline void readArguments(int count, char** arguments, Fields& fields, Inputs& inputs) {
@@ -145,6 +163,8 @@ inline void readArguments(int count, char** arguments, Fields& fields, Inputs& i
       fields.add(argument.substr(6));
     } else if (argument.rfind("input=", 0) == 0) {
       inputs.add(argument.substr(6));
+    } else if (argument.rfind("memory=", 0) == 0) {
+      inputs.memory = argument.substr(7);
     } else if (argument.rfind("operator=", 0) != 0) {
       fail("argument " + argument);
     }

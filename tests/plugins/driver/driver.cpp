@@ -4,6 +4,7 @@
 // tables. Prints one "key: value" line per finding; the tests read them.
 //
 //   driver LIBRARY VERSION COMMAND [operator=NAME] [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
+//   [memory=ADDRESS,...]
 //
 // VERSION is what getInferLibVersion() says (110400, 100300, 10701, ...; 0: no logger is offered). An extent of -1 is
 // not known yet. Inputs are given in order.
@@ -194,15 +195,12 @@ void shapeChange(Session& session) {
   print("result", std::to_string(result));
 }
 
-// Addresses are made up: inputs from 0x1000, outputs from 0x100000 on; for a library that only records its calls.
 void enqueue(Session& session) {
   const int32_t count = session.inputs.count();
   const auto tensors = session.inputs.runtimeDescs(session.outputs());
-  const auto inputs = addresses<const void*>(count, 0x1000, 0x1000);
-  const auto outputs = addresses<void*>(session.outputs(), 0x100000, 0x10000);
-  const int32_t result =
-      session.runtime().enqueue(tensors.data(), tensors.data() + count, inputs.data(), outputs.data(),
-                                reinterpret_cast<void*>(0x200000), reinterpret_cast<cudaStream_t>(0x300000));
+  const Memory memory(session.inputs.memory, count, session.outputs());
+  const int32_t result = session.runtime().enqueue(tensors.data(), tensors.data() + count, memory.inputs.data(),
+                                                   memory.outputs.data(), memory.workspace, memory.stream);
   print("result", std::to_string(result));
 }
 
@@ -223,8 +221,8 @@ int main(int argumentCount, char** arguments) {
   const auto getCreators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
   if (setLoggerFinder == nullptr || getCreators == nullptr) fail("the library lacks TensorRT's entry points");
 
-  PlainFinder plainFinder;
-  VersionedFinder versionedFinder;
+  static PlainFinder plainFinder;  // outlives this function where it is called more than once
+  static VersionedFinder versionedFinder;
   const bool isPlain = libraryVersion >= 100000 && libraryVersion < 110000;
   if (libraryVersion != 0) {
     setLoggerFinder(isPlain ? static_cast<void*>(&plainFinder) : static_cast<void*>(&versionedFinder));

@@ -4,6 +4,7 @@
 // lines.
 //
 //   driver8 LIBRARY VERSION COMMAND [operator=NAME] [field=NAME:TYPE:VALUES] [input=TYPE:EXTENTS] ...
+//   [memory=ADDRESS,...]
 #include <dlfcn.h>
 
 #include <cstring>
@@ -223,19 +224,16 @@ void configure(Session& session) {
   print("workspace", std::to_string(bytes));
 }
 
-// Addresses as in driver.cpp, for a library that only records its calls. The shapes are configured before, as an
-// execution context does it: nothing is promised of the bounds then.
+// The shapes are configured before, as an execution context does it: nothing is promised of the bounds then.
 void enqueue(Session& session) {
   std::vector<trt8::DynamicPluginTensorDesc> configured;
   for (const trt8::PluginTensorDesc& desc : session.descs()) configured.push_back({desc, {0, {}}, {0, {}}});
   configurePlugin(session, configured);
   const auto tensors = session.descs();
   const int32_t count = session.inputs.count();
-  const auto inputs = addresses<const void*>(count, 0x1000, 0x1000);
-  const auto outputs = addresses<void*>(session.outputs(), 0x100000, 0x10000);
-  const int32_t result =
-      session.plugin->enqueue(tensors.data(), tensors.data() + count, inputs.data(), outputs.data(),
-                              reinterpret_cast<void*>(0x200000), reinterpret_cast<cudaStream_t>(0x300000));
+  const Memory memory(session.inputs.memory, count, session.outputs());
+  const int32_t result = session.plugin->enqueue(tensors.data(), tensors.data() + count, memory.inputs.data(),
+                                                 memory.outputs.data(), memory.workspace, memory.stream);
   print("result", std::to_string(result));
 }
 
@@ -254,7 +252,7 @@ int main(int argumentCount, char** arguments) {
   using GetPluginCreators = trt8::IPluginCreator* const* (*)(int32_t&);
   const auto getPluginCreators = reinterpret_cast<GetPluginCreators>(dlsym(library, "getPluginCreators"));
   if (setLoggerFinder == nullptr || getPluginCreators == nullptr) fail("the library lacks TensorRT 8's entry points");
-  PlainFinder finder;
+  static PlainFinder finder;  // outlives this function where it is called more than once
   if (libraryVersion != 0) setLoggerFinder(&finder);
 
   int32_t creatorCount = 0;
