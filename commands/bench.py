@@ -202,6 +202,12 @@ def step(
     mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
     precision: ProductPrecision = None,
+    block_ops: Annotated[
+        list[str] | None, typer.Option(help="How our blocks are computed: native or plugin [default: native].")
+    ] = None,
+    linear_precision: Annotated[
+        list[str] | None, typer.Option(help="The products of our linear layers: same or fp8 [default: same].")
+    ] = None,
     dtype: Dtype = "bf16",
     steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 5,
     bundle: Annotated[
@@ -238,6 +244,8 @@ def step(
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),
+                block_ops=listed(block_ops) or ("native",),
+                linear_precisions=listed(linear_precision) or ("same",),
                 dtype=dtype,
                 steps=steps,
                 loops=loops,
