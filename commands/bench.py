@@ -264,7 +264,7 @@ def step(
 
 @command(
     "vorta-trt bench blocks --output blocks.json",
-    "vorta-trt bench blocks --operator Linear,Fp8Linear --model wan-14b --dtype fp16",
+    f"vorta-trt bench blocks --operator Linear,Fp8Linear --model {DEFAULT_MODEL} --dtype fp16",
     "vorta-trt bench blocks --from blocks.json --plot blocks.png",
     group=bench,
 )
@@ -274,7 +274,7 @@ def blocks(
         list[str] | None, typer.Option(help="Names of operators, e.g. Linear or Fp8Linear [default: all].")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Whose sizes are measured, e.g. wan-14b [default: all].")
+        list[str] | None, typer.Option(help=f"Whose sizes are measured, e.g. {DEFAULT_MODEL} [default: all].")
     ] = None,
     dtype: Dtype = "bf16",
     seed: Seed = 0,
