@@ -13,6 +13,8 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
+    LinearKeep,
+    LinearPrecisionOption,
     Lora,
     RouteOverrides,
     Routers,
@@ -56,6 +58,8 @@ def build(
         typer.Option(help="The type of weights and activations [default: bf16; for tensorrt8 fp16]."),
     ] = None,
     attention_precision: AttentionPrecisionOption = None,
+    linear_precision: LinearPrecisionOption = None,
+    linear_keep: LinearKeep = None,
     tau: Tau = None,
     variant: Variant = None,
     route_override: RouteOverrides = None,
@@ -167,6 +171,8 @@ def build(
         "--size": size or None,
         "--precision": precision,
         "--attention-precision": attention_precision,
+        "--linear-precision": linear_precision,
+        "--linear-keep": linear_keep or None,
         "--tau": tau,
         "--variant": variant,
     }
@@ -185,7 +191,17 @@ def build(
         else:
             usual = get_flavour(tensorrt.value).precisions[0]
             sources = sources_of(
-                source, router, None, precision or usual, tau, attention_precision, route_override, variant, lora
+                source,
+                router,
+                None,
+                precision or usual,
+                tau,
+                attention_precision,
+                route_override,
+                variant,
+                lora,
+                linear_precision,
+                linear_keep,
             )
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]

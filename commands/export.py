@@ -14,6 +14,8 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
+    LinearKeep,
+    LinearPrecisionOption,
     Lora,
     Routers,
     Size,
@@ -37,6 +39,8 @@ def export(
     size: Size = None,
     precision: Annotated[PrecisionName, typer.Option(help="The type of weights and activations.")] = "bf16",
     attention_precision: AttentionPrecisionOption = None,
+    linear_precision: LinearPrecisionOption = None,
+    linear_keep: LinearKeep = None,
     opset: Annotated[
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
     ] = None,
@@ -53,7 +57,18 @@ def export(
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
-    sources = sources_of(checkpoint, router, size, precision, tau, attention_precision, variant=variant, lora=lora)
+    sources = sources_of(
+        checkpoint,
+        router,
+        size,
+        precision,
+        tau,
+        attention_precision,
+        variant=variant,
+        lora=lora,
+        linear_precision=linear_precision,
+        linear_keep=linear_keep,
+    )
     if opset is not None:
         sources = [replace(source, opset=opset) for source in sources]
     with Stages() as stages:

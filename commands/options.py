@@ -15,7 +15,7 @@ import typer
 from vorta_trt.model.constants import COMPONENTS, DEFAULT_TAU
 from vorta_trt.model.experts import BY_NOISE, NOISE, in_words
 from vorta_trt.model.precision import PrecisionName
-from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision
+from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision, LinearPrecision
 
 if TYPE_CHECKING:
     from vorta_trt.model.lora.spec import LoraSpec
@@ -110,7 +110,22 @@ AttentionPrecisionOption = Annotated[
         help="fp8 makes attention faster and less exact on GPUs of compute capability 8.9 or newer [default: same]."
     ),
 ]
-
+LinearPrecisionOption = Annotated[
+    LinearPrecision | None,
+    typer.Option(
+        help="fp8 multiplies the linear layers of the blocks in 8 bits: faster, half the weights, less exact [default: "
+        "same]."
+    ),
+]
+LinearKeep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--linear-keep",
+        metavar="PATTERN",
+        help="With fp8, layers whose names match stay in 16 bits, e.g. 'blocks.0.*'; may be repeated; 'default' stands "
+        "for the model's own list, which `vorta-trt inspect` shows: embedders, modulation, the last projection.",
+    ),
+]
 
 Lora = Annotated[
     list[str] | None,
@@ -141,14 +156,21 @@ def sources_of(
     route_overrides: list[str] | None = None,
     variant: str | None = None,
     lora: list[str] | None = None,
+    linear_precision: LinearPrecision | None = None,
+    linear_keep: list[str] | None = None,
 ) -> list[Source]:
     """A checkpoint with what is made of it: one source, or one for each of two experts.
 
     A size that cannot be read, and an option for an expert that there is not, are usage errors.
     """
     from vorta_trt.model.checkpoint import CheckpointReader
+    from vorta_trt.model.linear_choice import check_linear_precision
     from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.from_checkpoint import Source
+
+    linears = linear_precision or SAME_PRECISION
+    with usage("--linear-keep"):
+        check_linear_precision(linears, linear_keep)
 
     with usage("--size"):
         video = None if size is None else VideoSize.parse(size)
@@ -174,6 +196,8 @@ def sources_of(
             variant=variant,
             lora=loras(fused.get(component)),
             component=component,
+            linear_precision=linears,
+            linear_keep=None if linear_keep is None else tuple(linear_keep),
         )
         for component in experts
     ]

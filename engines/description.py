@@ -14,7 +14,7 @@ from vorta_trt.engines.errors import BuildError
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import KEY
 from vorta_trt.export.onnx_file import OnnxFile
-from vorta_trt.plugins.operator_schema import LARGEST_BUCKET, AttentionPrecision
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, LARGEST_BUCKET, AttentionPrecision
 
 if TYPE_CHECKING:
     from vorta_trt.model.geometry import AttentionGeometry
@@ -66,6 +66,11 @@ def describe_model(onnx: OnnxFile, strict: bool) -> ModelDescription:
         raise OnnxFileError(
             f"{onnx.path}: its metadata speaks of attention precision {metadata.attention_precision!r}, but its "
             f"RoutedAttention nodes of {onnx.attention_precision!r}; export it again with vorta-trt export"
+        )
+    if len(metadata.fp8_layers) != onnx.block_operators[FP8_LINEAR.name]:
+        raise OnnxFileError(
+            f"{onnx.path}: its metadata speaks of {len(metadata.fp8_layers)} layers with fp8 products, but it has "
+            f"{onnx.block_operators[FP8_LINEAR.name]} {FP8_LINEAR.name} nodes; export it again with vorta-trt export"
         )
     check_kernel_limits(metadata.attention_geometry, onnx.path)
     content: dict[str, Any] = json.loads(metadata.model_dump_json())  # plain JSON types, for the strict manifest

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where attention in fp8 has kernels, asked before a build and before a run.
+"""Where fp8 can run, asked before a build and before a run: attention, and products of linear layers.
 
-The library's table of kernel families says it. The kernels themselves refuse when it is too late to choose otherwise.
+Of attention the library's table of kernel families says it. The kernels themselves refuse when it is too late to choose
+otherwise. The kernels of linear layers run on every GPU of the library, but TensorRT takes weights in e4m3 only where
+the GPU has that type; in files of opset 17, which hold them as int32, it does not know what they are.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from vorta_trt.plugins.library import KernelFamily, load_library
 
 logger = logging.getLogger(__name__)
 
+LINEARS_FROM = ComputeCapability(8, 9)  # GPUs with e4m3; for others TensorRT builds no engine with such weights
 _REMEDY = "use --attention-precision same"
 
 
@@ -93,6 +96,34 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
         if strict:
             raise BuildError(f"{message}; or pass strict=False (--no-strict) to build it as it is")
         logger.warning("%s", message)
+
+
+def check_linears(source: Path, linear_precision: str, float8_weights: bool, target: Target, strict: bool) -> None:
+    """Refuses an engine whose linear layers have fp8 products for GPUs that TensorRT builds none for.
+
+    Args:
+        source: What it is built from.
+        linear_precision: "same" or "fp8".
+        float8_weights: Whether the weights are, or will be, of ONNX's type for e4m3.
+        target: The GPUs that it is built for.
+        strict: Raise; otherwise warn.
+
+    Raises:
+        BuildError: One of the GPUs has no e4m3.
+    """
+    too_old = [capability for capability in target.capabilities if capability < LINEARS_FROM]
+    if linear_precision != "fp8" or not float8_weights or not too_old:
+        return
+    served = [capability for capability in target.capabilities if capability >= LINEARS_FROM]
+    options = " ".join(f"--compute-capability {capability}" for capability in served)
+    alone = f"for GPUs that have it alone ({options})" if served else "for a GPU that has it"
+    message = (
+        f"{source}: linear_precision fp8 needs GPUs of compute capability {LINEARS_FROM} or newer, and this engine is "
+        f"built for {', '.join(map(str, target.capabilities))}; build {alone}, or use --linear-precision same"
+    )
+    if strict:
+        raise BuildError(f"{message}; or pass strict=False (--no-strict) to build it as it is")
+    logger.warning("%s", message)
 
 
 def run_problems(attention_precision: str, device: Device) -> list[str]:

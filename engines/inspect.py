@@ -103,8 +103,10 @@ class BundleReport(BaseModel):
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
         yield from (f"LoRA       {lora}" for lora in fused_loras(m.metadata))
         if count := (m.metadata or {}).get("float8_weights"):
-            yield f"float8     {count} weights of the checkpoint, multiplied out"
+            yield f"float8     {count} weights of the checkpoint"
         yield f"attention  {describe_attention(m.attention_precision)}"
+        if m.metadata is not None:
+            yield from self.manifest.model_metadata(self.path).linear_lines()
         if m.geometry is not None:
             geometry = AttentionGeometry.from_dict(m.geometry)
             yield f"geometry   {geometry}"
@@ -151,6 +153,7 @@ class OnnxReport(BaseModel):
     without_function_body: list[str]  # operators
     nodes_without_plugin_attributes: list[str]
     attention_precision: AttentionPrecision
+    linears: list[str]  # lines
     inputs: dict[str, str]
     outputs: dict[str, str]
     network: NetworkReport
@@ -169,6 +172,7 @@ class OnnxReport(BaseModel):
             )
         yield f"LoRA       {self.metadata.get('LoRA', 'none')}"
         yield f"attention  {describe_attention(self.attention_precision)}"
+        yield from self.linears
         yield from (f"input      {name} {kind}" for name, kind in self.inputs.items())
         yield from (f"output     {name} {kind}" for name, kind in self.outputs.items())
         yield from network_lines(self.network)
@@ -259,6 +263,7 @@ def inspect_bundle(
 def inspect_onnx(path: str | Path) -> OnnxReport:
     """Reads an ONNX file without its weights. Raises FileNotFoundError or OnnxFileError."""
     onnx = read_onnx(Path(path))
+    metadata = onnx.metadata
     graph = from_onnx(onnx.model)
     tensors = {name: f"{tensor.dtype} {tensor.shape}" for name, tensor in graph.tensors.items()}
     operators = Counter(node.operator for node in onnx.operator_nodes)
@@ -271,6 +276,7 @@ def inspect_onnx(path: str | Path) -> OnnxReport:
         without_function_body=[name for name in operators if name not in onnx.function_bodies],
         nodes_without_plugin_attributes=[node.name for node in onnx.operator_nodes if not node.has_plugin_attributes],
         attention_precision=onnx.attention_precision,
+        linears=[] if metadata is None else metadata.linear_lines(),
         inputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.input},
         outputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.output},
         network=report_network(graph),

@@ -20,8 +20,9 @@ from vorta_trt.engines.manifest import ShapeRange, TensorSpec
 from vorta_trt.engines.plugin import registered
 from vorta_trt.export.native_operators import with_native_operators
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
+from vorta_trt.export.static_fp8 import static_nodes
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
-from vorta_trt.plugins.operator_schema import OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
             )
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
-    native = onnx.block_operators if (block_ops or flavour.block_ops) == "native" else Counter[str]()
+    native = _native_operators(onnx) if (block_ops or flavour.block_ops) == "native" else Counter[str]()
     content: bytes | None = None
     with flavour.hub.collect() as collected:
         if native:
@@ -114,9 +115,26 @@ def _with_native(onnx: OnnxFile, operators: Counter[str]) -> OnnxFile:
     """The file with operators inlined in its graph, whose external weights stay where they are."""
     whole = read_onnx(onnx.path).model  # the graph of `onnx` may lack its weights
     onnx.take_in_small_weights(whole)
-    model = with_native_operators(whole, operators)
-    left = tuple(node for node in onnx.operator_nodes if node.operator not in operators)
+    scales = _input_scales(onnx)
+    model, static = with_native_operators(whole, operators, scales), static_nodes(whole, scales)
+    left = tuple(
+        node
+        for node in onnx.operator_nodes
+        if node.operator not in operators or (node.operator == FP8_LINEAR.name and node.name not in static)
+    )
     return replace(onnx, model=model, operator_nodes=left)
+
+
+def _native_operators(onnx: OnnxFile) -> Counter[str]:
+    """How many nodes of which operators need no plugin; linear layers with fp8 products need a static scale for it."""
+    native = onnx.block_operators
+    if FP8_LINEAR.name in native:
+        native[FP8_LINEAR.name] = len(static_nodes(onnx.model, _input_scales(onnx)))
+    return +native
+
+
+def _input_scales(onnx: OnnxFile) -> dict[str, float]:
+    return {} if onnx.metadata is None else onnx.metadata.input_scales
 
 
 def layers(network: Any) -> list[Any]:

@@ -23,6 +23,7 @@ from vorta_trt.engines.execution_flags import (
 )
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
+from vorta_trt.engines.fp8 import check_linears
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import HashedFile, hash_file, stream_writer
 from vorta_trt.engines.layer_types import impose_types
@@ -31,6 +32,7 @@ from vorta_trt.engines.manifest import BlockOperators, EngineFiles, EngineMemory
 from vorta_trt.engines.network import ParsedNetwork, add_profile, parse_onnx, tensor_specs
 from vorta_trt.engines.progress import Cancellation, ProgressCallback, progress_monitor
 from vorta_trt.engines.timing_cache import TimingCache
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.files import check_output, make_way
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, BlockOps
@@ -135,6 +137,7 @@ def build_plan(
     config = builder.create_builder_config()
     target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
     head_dims = (layer.get_input(0).shape[3] for layer in attentions)
+    check_linears(onnx.path, onnx.linear_precision, onnx.opset > OPSET_17, target, options.strict)
     check_fp8_build(onnx.path, onnx.attention_precision, target, head_dims, options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)

@@ -16,7 +16,7 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.operator_schema import CROSS_ATTENTION, OPERATORS, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import CROSS_ATTENTION, FP8_LINEAR, OPERATORS, ROUTED_ATTENTION
 
 _BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
 _SMALL_TABLE = 1024  # bytes, below which a second copy does not matter
@@ -51,6 +51,11 @@ def _check_operator_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
         if sorted(node.attributes) != sorted(wanted):
             raise ExportError(f"node {node.name} with attributes {sorted(node.attributes)}: must have {wanted}; {_BUG}")
     _check_routed_nodes(routed_nodes(graph), metadata)
+    in_fp8 = sum(node.op_type == FP8_LINEAR.name for node in operator_nodes(graph))
+    if in_fp8 != len(metadata.fp8_layers):
+        raise ExportError(
+            f"{in_fp8} {FP8_LINEAR.name} nodes: must be one for each of {len(metadata.fp8_layers)} layers; {_BUG}"
+        )
 
 
 def _check_routed_nodes(nodes: Sequence[ir.Node], metadata: ModelMetadata) -> None:

@@ -18,10 +18,11 @@ from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import ModelInput, get_family
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.linear_choice import collapsed
 from vorta_trt.model.precision import DataType, PrecisionName
 from vorta_trt.model.records import first_error
 from vorta_trt.model.video_size import VideoSize
-from vorta_trt.plugins.operator_schema import AttentionPrecision
+from vorta_trt.plugins.operator_schema import AttentionPrecision, LinearPrecision
 
 KEY = "vorta_trt"
 SCHEMA_VERSION: Literal[1] = 1
@@ -76,6 +77,12 @@ class ModelMetadata(_Record):
     precision: of activations and most weights; norms, modulation, router and timestep path are float32.
     attention_precision: what the kernels may multiply routed attention in: "same" as the activations, or "fp8". Files
         from before it existed have none and mean "same".
+    linear_precision: what linear layers multiply: "same" as the activations, or "fp8". Files from before it existed
+        have none and mean "same".
+    linear_keep: patterns of the linear layers that stay as the activations; empty without fp8.
+    fp8_layers: names of the linear layers with fp8 products, in the model's order.
+    input_scales: static scales of the inputs of some of them, by layer, as a calibration or the checkpoint says; the
+        operator takes none, the native form of an engine does.
     geometry: of the routed attention (see `attention_geometry`).
     operator_version, plugin_namespace, plugin_version, opset: what the nodes ask for.
     tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
@@ -99,6 +106,10 @@ class ModelMetadata(_Record):
     boundary_ratio: float | None = Field(default=None, gt=0, lt=1)
     precision: PrecisionName
     attention_precision: AttentionPrecision = "same"
+    linear_precision: LinearPrecision = "same"
+    linear_keep: tuple[str, ...] = ()
+    fp8_layers: tuple[str, ...] = ()
+    input_scales: dict[str, float] = {}
     geometry: dict[str, Any]
     operator_version: int
     plugin_namespace: str
@@ -140,7 +151,7 @@ class ModelMetadata(_Record):
         Raises:
             ValueError: They are not; the message says in what they differ.
         """
-        names = ["family", "checkpoint", "precision", "boundary_ratio"]
+        names = ["family", "checkpoint", "precision", "linear_precision", "boundary_ratio"]
         mine, others = ({name: getattr(each, name) for name in names} for each in (self, other))
         for values, each in ((mine, self), (others, other)):
             values |= {f"{name} in its config": value for name, value in sorted(each.config.items())}
@@ -152,6 +163,24 @@ class ModelMetadata(_Record):
                     f"{here}: is of {name} {mine.get(name)}, and {there} of {others.get(name)}; experts and sizes of "
                     f"one model belong together: export both from the same checkpoint in the same way"
                 )
+
+    def describe_linears(self) -> str:
+        """The linear layers in words: how many have fp8 products, and the patterns of those that have not."""
+        if self.linear_precision == "same":
+            return "same"
+        return f"fp8, {len(self.fp8_layers)} layers; kept {' '.join(self.linear_keep) or 'none that could be'}"
+
+    def linear_lines(self) -> list[str]:
+        """What `vorta-trt inspect` shows of the linear layers: those with fp8 products, and the patterns of others."""
+        if self.linear_precision == "same":
+            return ["linear     products in the type of the inputs"]
+        layers = ", ".join(f"{name} {count}" for name, count in collapsed(self.fp8_layers).items())
+        scales = len(self.input_scales)
+        return [
+            f"linear     fp8 products in {len(self.fp8_layers)} layers: {layers}",
+            f"           kept as they are (--linear-keep): {' '.join(self.linear_keep) or 'none that could be fp8'}",
+            f"           static scales of the input: {scales or 'none'}{' layers' if scales else ''}",
+        ]
 
     @property
     def has_router(self) -> bool:
@@ -184,6 +213,7 @@ class ModelMetadata(_Record):
             "family": self.family,
             "precision": self.precision,
             "attention precision": self.attention_precision,
+            "linear precision": self.describe_linears(),
             "checkpoint": self.checkpoint or "",
             "weights in float8": f"{self.float8_weights}, multiplied out" if self.float8_weights else "none",
             "LoRA": "; ".join(map(str, self.lora)) or "none",

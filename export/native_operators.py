@@ -8,7 +8,8 @@ that a builder sees what it would have seen had there been no operator of ours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,21 +30,28 @@ from onnxscript.optimizer import fold_constants_ir
 from vorta_trt.export.function_body import portable_function
 from vorta_trt.export.names import OPSET
 from vorta_trt.export.opset17 import lower_to_opset_17
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+from vorta_trt.export.static_fp8 import make_static, static_nodes
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, ROUTED_ATTENTION
 
 _CALL = "vorta_trt.call"  # on inlined nodes: the name of the node that they stand for
 _FOLD_LIMIT = 1 << 16  # elements; the ones of a norm without weights
 
 
-def with_native_operators(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+def with_native_operators(
+    model: onnx.ModelProto, names: Collection[str], input_scales: Mapping[str, float] = MappingProxyType({})
+) -> onnx.ModelProto:
     """The model with the nodes of some operators inlined; weights stay where they are, under their names.
 
     Args:
         model: An exported one. In opset 17 the standard operators are lowered to it.
         names: Of the operators.
+        input_scales: With fp8 products among them, of the inputs of linear layers, by layer. Layers with one take the
+            form of `static_fp8`; others stay nodes of the operator, whose scales on the fly no engine has natively.
     """
     converted = ir.serde.deserialize_model(model)
-    inline_operators(converted, names)
+    if FP8_LINEAR.name in names:
+        make_static(converted, static_nodes(model, input_scales), input_scales)
+    inline_operators(converted, set(names) - {FP8_LINEAR.name})
     return ir.serde.serialize_model(converted)
 
 

@@ -20,10 +20,12 @@ from vorta_trt.export.metadata import KEY, ModelMetadata
 from vorta_trt.model.files import refuse_pointer
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import (
+    FP8_LINEAR,
     PLUGIN_ATTRIBUTES,
     ROUTED_ATTENTION,
     SAME_PRECISION,
     AttentionPrecision,
+    LinearPrecision,
     choices,
 )
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     import onnx
 
 # Bytes of an element by TensorProto's number of the type, for those that take whole bytes.
-ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2}
+ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2, 17: 1}
 SMALL = 64  # elements of a weight that may say a shape
 DATA_SUFFIX = ".data"  # of the external data file: model.onnx.data beside model.onnx
 
@@ -106,6 +108,11 @@ class OnnxFile:
     def attention_precision(self) -> AttentionPrecision:
         """Is "fp8" if any node permits it: then the kernels have to exist, and the numbers are less exact."""
         return "fp8" if any(node.attention_precision == "fp8" for node in self.routed_nodes) else "same"
+
+    @property
+    def linear_precision(self) -> LinearPrecision:
+        """Is "fp8" if there is a linear layer with fp8 products."""
+        return "fp8" if FP8_LINEAR.name in self.block_operators else "same"
 
     @property
     def total_bytes(self) -> int:

@@ -10,6 +10,7 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - The axes of a reduction as an attribute.
 - `Shape` of some axes as a choice from all of them.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
+- Weights in e4m3, a type of opset 19, as int32 [O, K / 4] with the same bytes, which `Fp8Linear` takes, too.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
   are taken in parts: none has more than `MOST_SCORES` scores per sample. A boolean mask becomes the
   least finite number.
@@ -29,6 +30,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vorta_trt.export.errors import ExportError
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.plugins.operator_schema import FP8_LINEAR
 
 IR_VERSION = 8  # of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
@@ -36,6 +38,8 @@ MOST_SCORES = 1 << 29
 
 # Those whose axes have become an input since; ReduceSum's were one before.
 _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")
+_PER_INT32 = 4  # numbers of 8 bits
+
 _NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
 
 Rules = dict[str, Callable[[ir.Node], Sequence[ir.Node]]]
@@ -54,6 +58,7 @@ def lower_to_opset_17(model: ir.Model) -> None:
     for node in graph:
         for name in _NEWER_ATTRIBUTES.get(node.op_type, ()) if not node.domain else ():
             node.attributes.pop(name, None)
+    _pack_float8(graph)
     graph.opset_imports[""] = OPSET_17
     model.ir_version = IR_VERSION
     ShapeInferencePass()(model)
@@ -67,6 +72,17 @@ def write_out_attention(model: ir.Model) -> None:
     ShapeInferencePass()(model)
     lowering = _Lowering(graph)
     lowering.run({"Attention": lowering.attention})
+
+
+def _pack_float8(graph: ir.Graph) -> None:
+    """Makes int32 [O, K / 4] of the weights of `Fp8Linear`, which are inputs here (see `tracing.trace`)."""
+    for node in graph:
+        if (node.domain, node.op_type) == FP8_LINEAR.node_type:
+            weight = node.inputs[FP8_LINEAR.inputs.index("weight")]
+            assert weight is not None and weight.shape is not None
+            if weight.dtype != ir.DataType.INT32:
+                features, size = _sizes(weight)
+                weight.dtype, weight.shape = ir.DataType.INT32, ir.Shape([features, size // _PER_INT32])
 
 
 class _Lowering:

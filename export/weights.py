@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
+import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor
 
@@ -18,10 +19,10 @@ def attach_weights(graph: ir.Graph, weights: Mapping[str, Weight]) -> None:
     for value in [value for value in graph.inputs if _parameter(value) in weights]:
         name = _parameter(value)
         assert value.name is not None and value.shape is not None
-        transposed = value.name != name
+        transposed, packed = value.name != name, value.dtype == ir.DataType.INT32  # no parameter of a model is an int32
         value.const_value = ir.LazyTensor(
-            _reader(weights[name].load, transposed),
-            dtype=tensor_adapters.from_torch_dtype(weights[name].dtype),
+            _reader(weights[name].load, transposed, packed),
+            dtype=ir.DataType.INT32 if packed else tensor_adapters.from_torch_dtype(weights[name].dtype),
             shape=value.shape,
             name=value.name,
         )
@@ -33,9 +34,10 @@ def _parameter(value: ir.Value) -> str:
     return (value.name or "").removesuffix(TRANSPOSED)
 
 
-def _reader(load: Callable[[], Tensor], transposed: bool) -> Callable[[], ir.TensorProtocol]:
+def _reader(load: Callable[[], Tensor], transposed: bool, packed: bool) -> Callable[[], ir.TensorProtocol]:
     def read() -> ir.TensorProtocol:
         tensor = load()
-        return tensor_adapters.TorchTensor((tensor.t() if transposed else tensor).contiguous())
+        tensor = (tensor.t() if transposed else tensor).contiguous()
+        return tensor_adapters.TorchTensor(tensor.view(torch.int32) if packed else tensor)
 
     return read

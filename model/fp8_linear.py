@@ -22,7 +22,6 @@ from vorta_trt.model import block_operators as _registers_the_torch_operator  # 
 from vorta_trt.model.block_operators.references import FLOAT8
 from vorta_trt.plugins.operator_schema import Activation
 
-FEATURE_MULTIPLE = 16  # of K and of O: 16 bytes are the kernels' loads
 WEIGHT, WEIGHT_SCALE = "weight", "weight_scale"  # parameters of the module
 
 
@@ -66,10 +65,9 @@ class Fp8Linear(nn.Module):
     def forward(self, tokens: Tensor, activation: Activation = "none") -> Tensor:
         """[..., K] -> [..., O], in the type of the tokens."""
         bias = tokens.new_zeros(self.out_features) if self.bias is None else self.bias
-        rows = tokens.reshape(-1, *tokens.shape[-2:]) if tokens.ndim > 1 else tokens.unsqueeze(0)  # [B, X, K] or [X, K]
-        rows = rows if rows.ndim == 3 else rows.unsqueeze(0)
+        rows = tokens if tokens.ndim == 3 else tokens.reshape(1, -1, self.in_features)  # [B, X, K]
         product: Tensor = torch.ops.vorta.fp8_linear(rows, self.weight, self.weight_scale, bias, activation)
-        return product.reshape(*tokens.shape[:-1], self.out_features)
+        return product if tokens.ndim == 3 else product.view(*tokens.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

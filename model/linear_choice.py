@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, get_args
 
-from torch import nn
-
-from vorta_trt.model.fp8_linear import FEATURE_MULTIPLE
 from vorta_trt.plugins.operator_schema import LinearPrecision
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vorta_trt.model.families import ModelFamily
 
+FEATURE_MULTIPLE = 16  # of K and of O: 16 bytes are the kernels' loads
 DEFAULT = "default"  # in a list of patterns: those of the family
 _LAST_PROJECTION = "proj_out"
 _ROUTER = "router"
@@ -67,6 +67,8 @@ def choose_linears(
     Raises:
         ValueError: A pattern that matches no layer, or patterns that leave no layer with fp8 products.
     """
+    from torch import nn
+
     patterns = _expanded(keep, (*family.linear_keep, *unquantised))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for pattern in keep or ():

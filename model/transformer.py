@@ -88,7 +88,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         lora: What was fused into the checkpoint's weights.
         float8_weights: How many of the checkpoint's tensors are stored in float8.
         linears: Which linear layers have fp8 products, and which not; None where none has.
-        input_scales: Static scales of the inputs of linear layers, by layer, as the checkpoint has them.
+        input_scales: Static scales of the inputs of linear layers, by layer: the checkpoint's, or a calibration's.
         component: "transformer", or "transformer_2" for the second of two experts.
         boundary_ratio: Where the second of two experts takes over, see `model/experts.py`; None for a model alone.
         has_router: Whether routers decide; without one every head is full.
@@ -173,6 +173,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def linear_precision(self) -> LinearPrecision:
         """Is "fp8" if some linear layers have fp8 products."""
         return "same" if self.linears is None else "fp8"
+
+    def static_input_scales(self) -> dict[str, float]:
+        """The `input_scales` of the layers with fp8 products."""
+        layers = () if self.linears is None else self.linears.fp8
+        return {layer: self.input_scales[layer] for layer in layers if layer in self.input_scales}
 
     # -- construction --------------------------------------------------------------------------------------------------
 

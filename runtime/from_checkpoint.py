@@ -19,9 +19,10 @@ from vorta_trt.engines.description import check_kernel_limits
 from vorta_trt.engines.engine_key import EngineKey, check_grid
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.fp8 import check_build as check_fp8_build
+from vorta_trt.engines.fp8 import check_linears
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.export.names import OPSET, component_file
+from vorta_trt.export.names import OPSET, OPSET_17, component_file
 from vorta_trt.export.onnx_file import data_file
 from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
 from vorta_trt.model.experts import steps_of_experts
@@ -61,6 +62,8 @@ class Source:
         attention_precision: "same" or "fp8", see `RoutedTransformer`.
         opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
         route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
+        linear_precision: "same" or "fp8", see `RoutedTransformer`.
+        linear_keep: which linear layers have no fp8 products, see `RoutedTransformer`.
         variant: of the names of the weight files, as for diffusers.
         lora: LoRA files that are fused into the weights.
     """
@@ -76,6 +79,8 @@ class Source:
     variant: str | None = None
     lora: tuple[LoraSpec, ...] = ()
     component: str = TRANSFORMER
+    linear_precision: str = "same"
+    linear_keep: tuple[str, ...] | None = None
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -108,6 +113,8 @@ class Source:
             component=self.component,
             materialize=materialize,
             attention_precision=self.attention_precision,
+            linear_precision=self.linear_precision,
+            linear_keep=self.linear_keep,
             variant=self.variant,
         )
         if calibrated is not None:
@@ -190,7 +197,7 @@ def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Rep
     further = [component_file(target, each.component) for each in sources[1:]]
     companions = [data_file(target).name, *(name for file in further for name in (file.name, data_file(file).name))]
     item = torch_dtype(sources[0].precision).itemsize
-    size = item * sum(parameter.numel() for model in models for parameter in model.parameters())
+    size = sum(each.numel() * min(item, each.itemsize) for model in models for each in model.parameters())
     with new_file(path, *companions, size=size) as stage:
         for each, made in zip(sources, models, strict=True):
             file, show = component_file(stage, each.component), _export_progress(report, f"{each.component}, ")
@@ -263,10 +270,12 @@ def build_checkpoint(
     for source, model in zip(sources, models, strict=True):
         assert model.geometry is not None  # `Source.geometry` made it
         check_kernel_limits(model.geometry, source.checkpoint)
-        if source.attention_precision == "fp8" and build.strict:  # refused before the export, too
+        if build.strict:  # refused before the export, too
+            check_linears(source.checkpoint, source.linear_precision, opset > OPSET_17, target, strict=True)
+        if source.attention_precision == "fp8" and build.strict:
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
         item = torch_dtype(source.precision).itemsize
-        weights.append(sum(parameter.numel() for parameter in model.parameters()) * item)
+        weights.append(sum(parameter.numel() * min(item, parameter.itemsize) for parameter in model.parameters()))
     keys = [_key(source, model) for source, model in zip(sources, models, strict=True)]
     check_grid(keys)
     check_space(bundle, sum(weights) + max(weights))  # of the plans and an exported file

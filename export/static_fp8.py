@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Fp8Linear` in the native form of engines: quantising and dequantising nodes, with a static scale of the input.
+
+    input -> QuantizeLinear -> DequantizeLinear -\
+                                                  MatMul -> Add bias -> activation
+    weight e4m3 ------------> DequantizeLinear --/
+
+TensorRT makes one product of 8 bits of it. It takes no scale that is found on the fly, so a layer needs one from a
+calibration or from its checkpoint; scales have the type of the tokens, to which those of the weights are rounded.
+Inputs beyond 448 times the scale are cut off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from vorta_trt.plugins.operator_schema import FP8_LINEAR
+
+_WEIGHT = ".weight"
+
+
+def static_nodes(model: onnx.ModelProto, input_scales: Mapping[str, float]) -> frozenset[str]:
+    """Names of the `Fp8Linear` nodes that can be native: with weights in e4m3 and a scale for their layer."""
+    if not input_scales:
+        return frozenset()
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weight = FP8_LINEAR.inputs.index("weight")
+    return frozenset(
+        node.name
+        for node in model.graph.node
+        if (node.domain, node.op_type) == FP8_LINEAR.node_type
+        and kinds.get(node.input[weight]) == onnx.TensorProto.FLOAT8E4M3FN
+        and node.input[weight].removesuffix(_WEIGHT) in input_scales
+    )
+
+
+def make_static(model: ir.Model, names: frozenset[str], input_scales: Mapping[str, float]) -> None:
+    """Replaces nodes in place.
+
+    Args:
+        model: An exported one, of opset 23.
+        names: See `static_nodes`.
+        input_scales: Of the inputs, by layer.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if node.name in names:
+            tokens, weight, weight_scale, bias = _inputs(node)
+            scale = input_scales[str(weight.name).removesuffix(_WEIGHT)]
+            new = _Native(graph, node, tokens).nodes(weight, weight_scale, bias, scale)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+
+
+class _Native:
+    """The nodes that stand for one."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, tokens: ir.Value) -> None:
+        self.graph, self.node, self.tokens = graph, node, tokens
+        assert tokens.dtype is not None
+        self.dtype: ir.DataType = tokens.dtype
+        self.made: list[ir.Node] = []
+
+    def nodes(self, weight: ir.Value, weight_scale: ir.Value, bias: ir.Value, scale: float) -> list[ir.Node]:
+        of_input = self.constant("input_scale", np.array(scale, np.float32).astype(self.dtype.numpy()))  # []
+        zero = self.constant("zero_point", np.zeros((), ir.DataType.FLOAT8E4M3FN.numpy()))  # []
+        quantised = self.node_of("QuantizeLinear", self.tokens, of_input, zero, shape=self.tokens.shape)
+        quantised.dtype = ir.DataType.FLOAT8E4M3FN
+        rows = self.node_of("DequantizeLinear", quantised, of_input, zero, shape=self.tokens.shape)  # [B, X, K]
+        of_weight = weight_scale
+        if self.dtype != ir.DataType.FLOAT:
+            of_weight = self.node_of("Cast", weight_scale, shape=weight_scale.shape, to=self.dtype)  # [O]
+        matrix = self.node_of("DequantizeLinear", weight, of_weight, shape=weight.shape, axis=0)  # [O, K]
+        assert weight.shape is not None
+        turned = self.node_of("Transpose", matrix, shape=ir.Shape(reversed(weight.shape)), perm=[1, 0])  # [K, O]
+        shape = self.node.outputs[0].shape
+        result = self.node_of("Add", self.node_of("MatMul", rows, turned, shape=shape), bias, shape=shape)
+        if self.node.attributes.get_string("activation", "none") == "gelu_tanh":
+            self.node_of("Gelu", result, shape=shape, approximate="tanh")
+        return self.made
+
+    def node_of(self, operator: str, *inputs: ir.Value, shape: ir.Shape | None, **attributes: Any) -> ir.Value:
+        node = ir.node(operator, inputs, attributes, name=f"{self.node.name}.{operator}")
+        if any(made.name == node.name for made in self.made):
+            node.name = f"{node.name}_{len(self.made)}"
+        (output,) = node.outputs
+        output.name, output.dtype, output.shape = f"{node.name}_output_0", self.dtype, shape
+        node.metadata_props.update(self.node.metadata_props)
+        self.made.append(node)
+        return output
+
+    def constant(self, what: str, content: np.ndarray[Any, Any]) -> ir.Value:
+        name = f"{self.node.name}.{what}"
+        value = ir.Value(name=name, const_value=ir.tensor(content, name=name))
+        assert value.const_value is not None
+        value.shape, value.type = ir.Shape(content.shape), ir.TensorType(value.const_value.dtype)
+        self.graph.register_initializer(value)
+        return value
+
+
+def _inputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]

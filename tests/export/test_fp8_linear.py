@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers with fp8 products in exported files: nodes, weights, metadata, and what ONNX Runtime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vorta_trt.export import export_onnx, read_metadata
+from vorta_trt.export.names import OPSET_17
+from vorta_trt.export.onnx_file import read_onnx
+from vorta_trt.model import AttentionGeometry, RoutedTransformer
+from vorta_trt.model.fp8_linear import fp8_layers
+from vorta_trt.model.random_checkpoint import make_checkpoint
+from vorta_trt.plugins.operator_schema import FP8_LINEAR
+from vorta_trt.runtime.engine import Engine
+
+SIZES = {
+    "wan": {"layers": 2, "heads": 2, "head_dim": 16, "text_dim": 32, "channels": 4, "ffn_dim": 64, "freq_dim": 32},
+    "hunyuan_video": {
+        **{"layers": 1, "single_layers": 1, "heads": 2, "head_dim": 32, "text_dim": 32, "channels": 4},
+        **{"pooled_dim": 24, "refiner_layers": 1},
+    },
+}
+KEEP = ("default", "*.0.attn*.to_k")
+
+
+def _model(checkpoint: Path, family: str, *, materialize: bool = True, precision: str = "fp8") -> RoutedTransformer:
+    return RoutedTransformer.from_pretrained(
+        checkpoint,
+        geometry=AttentionGeometry.for_video(9, 64, 96, family),
+        linear_precision=precision,
+        linear_keep=KEEP if precision == "fp8" else None,
+        materialize=materialize,
+    )
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("fp8") / "model", family, **SIZES[family])
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, family: str) -> Path:
+    return export_onnx(_model(checkpoint, family, materialize=False), checkpoint.parent / "model.onnx", "fp32")
+
+
+def test_every_chosen_layer_is_a_node_with_e4m3_weights(exported: Path, checkpoint: Path, family: str) -> None:
+    model, metadata, file = _model(checkpoint, family), read_metadata(exported), read_onnx(exported)
+    layers = fp8_layers(model)
+    assert metadata.linear_precision == "fp8" and metadata.fp8_layers == tuple(layers) and layers
+    assert metadata.linear_keep[-1] == KEEP[-1] and not any(".0.attn.to_k" in name for name in layers)
+    weights = {tensor.name: tensor for tensor in file.model.graph.initializer}
+    nodes = [node for node in file.model.graph.node if (node.domain, node.op_type) == FP8_LINEAR.node_type]
+    assert {node.input[1] for node in nodes} == {f"{name}.weight" for name in layers}
+    for name, layer in layers.items():
+        tensor = weights[f"{name}.weight"]
+        assert tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN
+        assert tensor.raw_data == layer.weight.view(torch.uint8).numpy().tobytes()
+        scale = onnx.numpy_helper.to_array(weights[f"{name}.weight_scale"])
+        assert np.array_equal(scale, layer.weight_scale.numpy())
+
+
+def test_onnx_runtime_computes_what_torch_does(exported: Path, checkpoint: Path, family: str) -> None:
+    model, exact = _model(checkpoint, family), _model(checkpoint, family, precision="same")
+    inputs = model.inputs(seed=3)
+    with torch.inference_mode():
+        expected, without = model(**inputs)[0].numpy(), exact(**inputs)[0].numpy()
+    with Engine(exported) as engine:
+        found = engine(**{name: tensor.numpy() for name, tensor in inputs.items()})["sample"]
+
+    def error(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+    # Rounding to e4m3 turns a difference in the last bit of float32 into a step of 2^-4 here and there.
+    assert error(found, expected) < error(expected, without) / 4 and error(expected, without) > 1e-3
+
+
+def test_opset_17_has_the_same_bytes_as_int32(checkpoint: Path, family: str) -> None:
+    if family != "wan":
+        return  # the lowering knows no family
+    model = RoutedTransformer.from_pretrained(
+        checkpoint,
+        geometry=AttentionGeometry.for_video(9, 64, 96, family),
+        dtype=torch.float16,
+        linear_precision="fp8",
+        materialize=False,
+    )
+    path = export_onnx(model, checkpoint.parent / "lowered.onnx", opset=OPSET_17)
+    weights = {tensor.name: tensor for tensor in read_onnx(path).model.graph.initializer}
+    assert model.linears is not None
+    for name in model.linears.fp8:
+        tensor, weight = weights[f"{name}.weight"], model.load_parameter(f"{name}.weight")
+        assert tensor.data_type == onnx.TensorProto.INT32 and list(tensor.dims) == [len(weight), weight.shape[1] // 4]
+        assert tensor.raw_data == weight.view(torch.uint8).numpy().tobytes()
