@@ -114,7 +114,7 @@ def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
         precision: One of `LINEAR_PRECISIONS`.
 
     Returns:
-        Its name, such as "cublaslt 13.1.0", or "sm80", the library's own kernel; and why it is the latter, else "".
+        "sm90" (fp8 on Hopper), such as "cublaslt 13.1.0", or "sm80", the slow kernel; and why it is the last, else "".
     """
     reason = ctypes.c_char_p()
     precision_value = ctypes.c_int32(LINEAR_PRECISIONS.index(precision))

@@ -22,6 +22,7 @@ from vorta_trt.plugins.linear import OWN_KERNEL, LinearParams, enqueue, workspac
 
 pytestmark = pytest.mark.gpu
 LARGEST = 448.0
+CUBLASLT = 1  # the first kernel that it lists
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Case:
         words = [f"R{self.rows}-K{self.in_features}-O{self.out_features}", self.dtype, self.precision, self.activation]
         words += [] if self.bias else ["no_bias"]
         words += [f"padding{self.padding}"] if self.padding else []
-        return "-".join([*words, "own"] if self.candidate == OWN_KERNEL else words)
+        return "-".join([*words, {0: "default", CUBLASLT: "cublaslt", OWN_KERNEL: "own"}[self.candidate]])
 
 
 PLAIN = Case(300, 512, 384)
@@ -62,7 +63,7 @@ CASES = [
     for case in SHAPES
     for dtype in ("float16", "bfloat16")
     for precision in ("same", "fp8")
-    for candidate in (0, OWN_KERNEL)
+    for candidate in (0, CUBLASLT, OWN_KERNEL)
 ] + [
     replace(PLAIN, in_features=8, out_features=24, candidate=candidate)  # fp8 needs multiples of 16
     for candidate in (0, OWN_KERNEL)
@@ -98,9 +99,12 @@ def make_layer(case: Case, seed: int) -> Layer:
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [R, K] as e4m3 and their scales [R], as the header says it."""
-    numbers, scale = quantize_rows(rows)
-    return numbers, scale[:, 0]
+    """Rows [R, K] as e4m3 and their scales [R], as the header says it.
+
+    On the CPU: on a GPU torch divides by a number as it multiplies with its reciprocal, which rounds otherwise.
+    """
+    numbers, scale = quantize_rows(rows.cpu())
+    return numbers.to(rows.device), scale[:, 0].to(rows.device)
 
 
 def run(case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -150,12 +154,17 @@ def expected(case: Case, layer: Layer) -> Tensor:
 
 
 def peer(case: Case, layer: Layer) -> Tensor:
-    """Torch's answer in the same dtype; with fp8 from the same 8-bit numbers in 16 bits, their scales in float32."""
+    """Torch's answer in the same dtype; with fp8 its own product of the same 8-bit numbers, which sums as ours does."""
     if layer.weight_scale is None:
         return activated(case, functional.linear(layer.input, layer.weight, layer.bias))
     numbers, scale = quantize(layer.input)
-    product = numbers.float() @ layer.weight.float().T
-    rounded = (product * scale[:, None] * layer.weight_scale).to(layer.input.dtype)
+    if torch.cuda.get_device_capability() == (9, 0):
+        scales = (scale[:, None], layer.weight_scale[None])
+        product = torch._scaled_mm(numbers, layer.weight.T, *scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+        rounded = product.to(layer.input.dtype)
+    else:
+        product = numbers.float() @ layer.weight.float().T
+        rounded = (product * scale[:, None] * layer.weight_scale).to(layer.input.dtype)
     return activated(case, rounded if layer.bias is None else rounded + layer.bias)
 
 
@@ -175,7 +184,7 @@ def test_error_is_at_most_twice_torchs(case: Case) -> None:
     assert relative_error(output, reference) <= 2 * relative_error(peer(case, layer), reference) + floor
 
 
-@pytest.mark.parametrize("candidate", [0, OWN_KERNEL])
+@pytest.mark.parametrize("candidate", [0, CUBLASLT, OWN_KERNEL])
 def test_a_quantised_input_gives_the_same_bits(candidate: int) -> None:
     case = replace(PLAIN, precision="fp8", candidate=candidate)
     layer = make_layer(case, seed=1)

@@ -37,16 +37,16 @@ typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 
  *
  * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_linear_params {
-  size_t struct_size;          /* sizeof(vorta_linear_params), set by the caller */
-  int32_t dtype;               /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
-  int32_t precision;           /* vorta_linear_precision */
-  int32_t activation;          /* vorta_activation */
-  int32_t in_features;         /* K: a multiple of 8, with FP8 of 16 */
-  int32_t out_features;        /* O: a multiple of 8, with FP8 of 16 */
-  int32_t candidate;           /* 0: cuBLASLt's first choice of kernel; n > 0: the n-th next one of its list, for
-                                  measurements; -1: the kernel of this library, which runs on every GPU from 8.0 on */
-  int64_t rows;                /* R, may be 0 */
-  const void* input;           /* [R, K] of dtype; NULL if quantized_input is given */
+  size_t struct_size;   /* sizeof(vorta_linear_params), set by the caller */
+  int32_t dtype;        /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
+  int32_t precision;    /* vorta_linear_precision */
+  int32_t activation;   /* vorta_activation */
+  int32_t in_features;  /* K: a multiple of 8, with FP8 of 16 */
+  int32_t out_features; /* O: a multiple of 8, with FP8 of 16 */
+  int32_t candidate;    /* 0: the library's choice; for comparisons n > 0: the n-th kernel that cuBLASLt lists, and
+                           -1: the kernel for every GPU from 8.0 on */
+  int64_t rows;         /* R, may be 0 */
+  const void* input;    /* [R, K] of dtype; NULL if quantized_input is given */
   const void* quantized_input; /* FP8 only: [R, K] e4m3, where an operator before this one has quantised; or NULL */
   const float* input_scale;    /* [R] float32, with quantized_input; NULL without */
   const void* weight;          /* [O, K] of dtype, or e4m3 with FP8 */
@@ -69,14 +69,15 @@ VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* pa
 /* Enqueues the layer on `stream` (a cudaStream_t). No host synchronisation, no allocation of device memory; may be
  * captured into a CUDA graph. Calls with the same arguments on the same GPU and libraries give the same bits.
  *
- * Products are those of cuBLASLt (libcublasLt.so of CUDA 12 or 13): the file that VORTA_TRT_CUBLASLT names in the
- * environment; else the one that the process has loaded, as every process with torch's CUDA build has; else the one on
- * the loader's path. Without one, and for fp8 where cuBLASLt or the GPU has no scales per row and column (they need
- * compute capability 9.0 and CUDA 12.9), the kernel of this library computes the same, more slowly. */
+ * On compute capability 9.0 fp8 products are kernels of this library (built for 90a). All others are those of cuBLASLt
+ * (libcublasLt.so of CUDA 12 or 13): the file that VORTA_TRT_CUBLASLT names in the environment; else the one that the
+ * process has loaded, as every process with torch's CUDA build has; else the one on the loader's path. Where cuBLASLt
+ * is not there or has no such product, a kernel of this library for every GPU computes the same, more slowly. */
 VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);
 
-/* Which products calls on the current device take: "cublaslt 13.1.0" or "sm80" (the kernel of this library). `reason`
- * takes why, "" where it is cuBLASLt's; it may be NULL. Both are valid until the thread's next call. */
+/* Which products calls on the current device take: "sm90" (fp8 on Hopper), "cublaslt 13.1.0", or "sm80", the slower
+ * kernel for every GPU. `reason` takes why it is the last, else ""; it may be NULL. Both are valid until the thread's
+ * next call. */
 VORTA_API const char* vorta_linear_backend(int32_t precision, const char** reason);
 
 #ifdef __cplusplus

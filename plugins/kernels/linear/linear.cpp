@@ -13,6 +13,7 @@
 #include "linear/cublaslt_product.h"
 #include "linear/product.h"
 #include "linear/validate_linear.h"
+#include "sm90_linear/fp8_product.h"
 
 namespace vorta::linear {
 namespace {
@@ -22,6 +23,14 @@ constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
 constexpr int64_t kRowsOfPart = 256;  // parts are multiples of it, the last one aside
 
 constexpr size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/// Whether the kernels of sm90_linear/ serve the current device.
+cudaError_t is_hopper(bool* result) {
+  int gpu = 0;
+  const cudaError_t error = compute_capability(&gpu);
+  *result = error == cudaSuccess && gpu == 90 && forced_kernels() == ForcedKernels::kNone;
+  return error;
+}
 
 /// Where the parts of the workspace begin: cuBLASLt's, then the quantised input, then its scales.
 struct Layout {
@@ -54,26 +63,61 @@ Product product_of(const vorta_linear_params& p) {
   return product;
 }
 
-vorta_status multiply(const Product& product, int candidate, cudaStream_t stream) {
+/// The fp8 kernels of sm90_linear/, which are faster than cuBLASLt's: *done says whether they took the product.
+vorta_status multiply_on_hopper([[maybe_unused]] const Product& product, [[maybe_unused]] cudaStream_t stream,
+                                bool* done) {
+  *done = false;
+#ifndef VORTA_WITHOUT_SM90
+  bool hopper = false;
+  if (cudaError_t error = is_hopper(&hopper)) return report("linear layer", error);
+  if (!hopper) return VORTA_OK;
+  *done = true;
+  const auto launch = [&] {
+    using namespace sm90_linear;
+    if (product.dtype == VORTA_FLOAT16) {
+      return product.gelu ? launch_fp8_product<VORTA_FLOAT16, true>(product, stream)
+                          : launch_fp8_product<VORTA_FLOAT16, false>(product, stream);
+    }
+    return product.gelu ? launch_fp8_product<VORTA_BFLOAT16, true>(product, stream)
+                        : launch_fp8_product<VORTA_BFLOAT16, false>(product, stream);
+  };
+  const cudaError_t error = launch();
+  return error == cudaSuccess ? VORTA_OK : report("linear layer", error);
+#else
+  return VORTA_OK;
+#endif
+}
+
+/// Through cuBLASLt; *done says whether it has a kernel. `place`: of the kernel in its list.
+vorta_status multiply_by_cublaslt(const Product& product, int place, cudaStream_t stream, bool* done) {
+  *done = false;
   const cublaslt::Functions* functions = nullptr;
-  if (candidate >= 0) {
-    if (vorta_status status = cublaslt::find_library(&functions)) return status;
-  }
-  if (functions != nullptr) {
-    const Outcome outcome = enqueue_cublaslt(*functions, product, candidate, stream);
-    if (outcome == Outcome::kDone) return VORTA_OK;
-    if (outcome == Outcome::kFailed) return VORTA_CUDA_ERROR;
-    if (product.gelu) {  // perhaps only the epilogue is missing
-      Product plain = product;
-      plain.gelu = false;
-      const Outcome without = enqueue_cublaslt(*functions, plain, candidate, stream);
-      if (without == Outcome::kFailed) return VORTA_CUDA_ERROR;
-      if (without == Outcome::kDone) {
-        const cudaError_t error = launch_gelu(product, stream);
-        return error == cudaSuccess ? VORTA_OK : report("GELU", error);
-      }
+  if (vorta_status status = cublaslt::find_library(&functions)) return status;
+  if (functions == nullptr) return VORTA_OK;
+  Outcome outcome = enqueue_cublaslt(*functions, product, place, stream);
+  if (outcome == Outcome::kUnsupported && product.gelu) {  // perhaps only the epilogue is missing
+    Product plain = product;
+    plain.gelu = false;
+    outcome = enqueue_cublaslt(*functions, plain, place, stream);
+    if (outcome == Outcome::kDone) {
+      if (cudaError_t error = launch_gelu(product, stream)) return report("GELU", error);
     }
   }
+  if (outcome == Outcome::kFailed) return VORTA_CUDA_ERROR;
+  *done = outcome == Outcome::kDone;
+  return VORTA_OK;
+}
+
+vorta_status multiply(const Product& product, int candidate, cudaStream_t stream) {
+  bool done = false;
+  if (candidate == 0 && product.fp8) {
+    if (vorta_status status = multiply_on_hopper(product, stream, &done)) return status;
+  }
+  if (!done && candidate >= 0) {
+    const int place = std::max(candidate - 1, 0);
+    if (vorta_status status = multiply_by_cublaslt(product, place, stream, &done)) return status;
+  }
+  if (done) return VORTA_OK;
   const cudaError_t error = launch_own_product(product, stream);
   return error == cudaSuccess ? VORTA_OK : report("linear layer", error);
 }
@@ -153,6 +197,13 @@ const char* vorta_linear_backend(int32_t precision, const char** reason) {
   std::snprintf(name, sizeof(name), "sm80");
   why[0] = '\0';
   if (reason != nullptr) *reason = why;
+#ifndef VORTA_WITHOUT_SM90
+  bool hopper = false;
+  if (precision == VORTA_LINEAR_FP8 && linear::is_hopper(&hopper) == cudaSuccess && hopper) {
+    std::snprintf(name, sizeof(name), "sm90");
+    return name;
+  }
+#endif
   const cublaslt::Functions* functions = nullptr;
   if (cublaslt::find_library(&functions)) {
     std::snprintf(why, sizeof(why), "%s", last_error());

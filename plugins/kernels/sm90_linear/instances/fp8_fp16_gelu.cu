@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90_linear/fp8_product.cuh"
+
+template cudaError_t vorta::sm90_linear::launch_fp8_product<VORTA_FLOAT16, true>(const linear::Product&, cudaStream_t);
