@@ -69,12 +69,13 @@ def verify(
 
     It shows the error of every output against the checkpoint in fp32, beside torch's own error in the same type. After
     a failure it names the first module that departs. Of a file with fp8 attention it also tells what fp8 does to the
-    sample and to each layer's attention: measured on a GPU with fp8 kernels, else emulated. Of a bundle with several
+    sample and to each layer's attention: measured on a GPU with fp8 kernels, else emulated; of a file with linear
+    layers in fp8, what that does to each of them and to the sample. Of a bundle with several
     engines, and of two experts, it compares all, one after the other; with --json it then writes a list.
     """
     from vorta_trt.runtime.console import Stages, output_console
     from vorta_trt.runtime.target import read_targets
-    from vorta_trt.runtime.verification.report import case_table, fp8_table, layer_table
+    from vorta_trt.runtime.verification.report import case_table, fp8_table, layer_table, linear_table
     from vorta_trt.runtime.verification.verify import verify as run_verify
 
     with Stages() as stages:
@@ -107,7 +108,7 @@ def verify(
     else:
         console = output_console()
         for report in reports:
-            tables = (case_table(report), fp8_table(report), layer_table(report))
+            tables = (case_table(report), fp8_table(report), linear_table(report), layer_table(report))
             for table in filter(None, tables):
                 console.print(table)
         console.print("[green]verified[/green]" if passed else "[red]FAILED: it does not compute what torch does[/red]")

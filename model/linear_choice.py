@@ -72,7 +72,7 @@ def choose_linears(
     patterns = _expanded(keep, (*family.linear_keep, *unquantised))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for pattern in keep or ():
-        if pattern != DEFAULT and not any(fnmatchcase(name, pattern) for name in layers):
+        if pattern not in (DEFAULT, *family.linear_keep) and not any(fnmatchcase(name, pattern) for name in layers):
             raise ValueError(
                 f"linear_keep {pattern!r}: matches no linear layer of this model; use names such as "
                 f"{', '.join(map(repr, list(layers)[-3:]))}, with * for any part"

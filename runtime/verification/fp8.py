@@ -23,6 +23,7 @@ from vorta_trt.model.reference import attend_exactly, routed_attention_reference
 from vorta_trt.plugins.gpu import ComputeCapability
 from vorta_trt.plugins.kernel_support import best_family
 from vorta_trt.plugins.library import load_library
+from vorta_trt.runtime.verification.distance import distance
 from vorta_trt.runtime.verification.report import AttentionError, Fp8Report
 
 if TYPE_CHECKING:
@@ -30,15 +31,6 @@ if TYPE_CHECKING:
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 """Takes the operator's arguments; gives its output in fp8 and in the type of the query."""
-
-
-def distance(given: Any, expected: Any) -> tuple[float, float]:
-    """|given - expected| / |expected| and |given| / |expected| of two arrays or tensors; 0 and 1 where both are 0."""
-    given, expected = (torch.as_tensor(each).double().flatten() for each in (given, expected))
-    norm = float(expected.norm())
-    if norm == 0.0:
-        return (0.0, 1.0) if float(given.norm()) == 0.0 else (float("inf"), float("inf"))
-    return float((given - expected).norm()) / norm, float(given.norm()) / norm
 
 
 def measure_fp8(

@@ -39,6 +39,7 @@ class Outcome:
             different_routes=self.sides.different(ROUTES),
             routes=self.sides.truth[ROUTES].size,
             fp8_attention=self.sides.fp8,
+            fp8_linears=self.sides.fp8_linears,
         )
 
     @property

@@ -19,6 +19,7 @@ RULES = {
     "fp16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch fp16's own",
     "bf16": f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch bf16's own",
 }
+LINEAR_RULE = f"relative L2 error against torch fp32 at most {SAME_DTYPE_FACTOR:g} x torch {{}}'s own with fp8 products"
 FP8_RULE = f"relative L2 error against torch fp32 at most {FP8_LIMIT:g}, because of fp8 attention"
 
 
@@ -83,6 +84,30 @@ class Fp8Report(AttentionError):
         return max(range(len(self.layers)), key=lambda layer: self.layers[layer].relative_l2)
 
 
+class LinearError(AttentionError):
+    """What fp8 does to one linear layer, whose exact product has the weight before it was rounded, in float32."""
+
+    name: str
+
+
+class LinearReport(AttentionError):
+    """What fp8 products do to the sample of a case, and to every linear layer that has them.
+
+    The sample is compared with float32 without fp8, so its error is that of the file's type as well.
+
+    Attributes:
+        layers: Of each layer, its own error: both products have the same input.
+    """
+
+    layers: list[LinearError]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def worst_layer(self) -> str:
+        """The layer with the largest error."""
+        return max(self.layers, key=lambda layer: layer.relative_l2).name
+
+
 class CaseReport(Strict):
     """One case.
 
@@ -91,6 +116,7 @@ class CaseReport(Strict):
         different_routes: Heads, of all samples and layers, that took another branch in torch.
         routes: Heads of all samples and layers.
         fp8_attention: What fp8 attention does; None unless the file asks for it.
+        fp8_linears: What fp8 products of linear layers do; None unless the file has some.
     """
 
     name: str
@@ -99,6 +125,7 @@ class CaseReport(Strict):
     different_routes: int
     routes: int
     fp8_attention: Fp8Report | None = None
+    fp8_linears: LinearReport | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -132,6 +159,7 @@ class VerifyReport(Strict):
     executor: str
     precision: str
     attention_precision: str = "same"  # of the file; only the kernels, so only TensorRT, compute otherwise in fp8
+    linear_precision: str = "same"
     batch: int
     seed: int
     rule: str
@@ -146,9 +174,11 @@ class VerifyReport(Strict):
         return bool(self.cases) and all(case.passed for case in self.cases)
 
 
-def rule(precision: str, fp8_attention: bool) -> str:
-    """The rule in words; `fp8_attention`: whether the engine computed its attention in fp8."""
-    return FP8_RULE if fp8_attention else RULES[precision]
+def rule(precision: str, fp8_attention: bool, fp8_linears: bool = False) -> str:
+    """The rule in words; `fp8_attention`, `fp8_linears`: whether the engine computed attention, products in fp8."""
+    if fp8_attention:
+        return FP8_RULE
+    return LINEAR_RULE.format(precision) if fp8_linears else RULES[precision]
 
 
 def limit(torch_relative_l2: float | None, fp8_attention: bool = False) -> float:
@@ -165,7 +195,8 @@ def case_table(report: VerifyReport) -> Table:
 
     engine = f"{report.component} {report.size}" if report.size else report.component
     table = Table(title=f"{report.target}, {engine} ({report.executor}) against torch", caption=_rule(report))
-    _columns(table, report.precision, "case", "output")
+    own = _own(report)
+    _columns(table, own, "case", "output")
     table.add_column("routes", justify="right")
     table.add_column("")
     for case in report.cases:
@@ -173,7 +204,7 @@ def case_table(report: VerifyReport) -> Table:
         for index, output in enumerate(case.outputs):
             first = index == 0
             verdict = output.passed and (case.different_routes == 0 or not first)
-            cells = [_case_name(case) if first else "", output.name, *_errors(output, report.precision)]
+            cells = [_case_name(case) if first else "", output.name, *_errors(output, own)]
             table.add_row(*cells, routes if first else "", _verdict(verdict))
     return table
 
@@ -198,6 +229,30 @@ def fp8_table(report: VerifyReport) -> Table | None:
     return table
 
 
+def linear_table(report: VerifyReport) -> Table | None:
+    """What fp8 products do to each linear layer, over all cases, and to the sample; None for a file without them."""
+    from rich.table import Table
+
+    measured = [case.fp8_linears for case in report.cases if case.fp8_linears is not None]
+    if not measured:
+        return None
+    samples = f"sample: rel. L2 at most {max(each.relative_l2 for each in measured):.1e}, norm "
+    samples += " to ".join(f"{bound(each.norm_ratio for each in measured):.4f}" for bound in (min, max))
+    table = Table(title="linear layers in fp8 against exact products of the same inputs", caption=samples)
+    table.add_column("layer", no_wrap=True)
+    for header in ("worst rel. L2", "least norm", "largest norm"):
+        table.add_column(header, justify="right", no_wrap=True)
+    layers: dict[str, list[LinearError]] = {}
+    for each in measured:
+        for layer in each.layers:
+            layers.setdefault(layer.name, []).append(layer)
+    for name, errors in layers.items():
+        ratios = [error.norm_ratio for error in errors]
+        numbers = [f"{max(error.relative_l2 for error in errors):.1e}", f"{min(ratios):.4f}", f"{max(ratios):.4f}"]
+        table.add_row(name, *numbers)
+    return table
+
+
 def layer_table(report: VerifyReport) -> Table | None:
     """Every module with its error, up to the first that departs and the two after it."""
     from rich.table import Table
@@ -206,10 +261,11 @@ def layer_table(report: VerifyReport) -> Table | None:
     if layers is None:
         return None
     table = Table(title=f"after each module, case {layers.case!r}", caption=layers.note)
-    _columns(table, report.precision, "module")
+    own = _own(report)
+    _columns(table, own, "module")
     table.add_column("")
     for module in layers.modules:
-        table.add_row(module.name, *_errors(module, report.precision), _verdict(module.passed))
+        table.add_row(module.name, *_errors(module, own), _verdict(module.passed))
     return table
 
 
@@ -221,19 +277,27 @@ def _rule(report: VerifyReport) -> str:
     return f"rule: {report.rule}; routes equal. seed {report.seed}, batch {report.batch}, {report.seconds:.1f} s"
 
 
-def _columns(table: Table, precision: str, *names: str) -> None:
+def _own(report: VerifyReport) -> str | None:
+    """What torch's own error is that of; None where torch in float32 alone is compared with."""
+    in_fp8 = report.linear_precision == "fp8"
+    if report.precision == "fp32" and not in_fp8:
+        return None
+    return f"torch {report.precision}{' with fp8' if in_fp8 else ''}"
+
+
+def _columns(table: Table, own: str | None, *names: str) -> None:
     for name in names:
         table.add_column(name, no_wrap=True)
     headers = ["max abs", "rel. L2"]
-    if precision != "fp32":
-        headers += [f"torch {precision}"]
+    if own is not None:
+        headers.append(own)
     for header in (*headers, "limit"):
         table.add_column(header, justify="right", no_wrap=True)
 
 
-def _errors(error: TensorError, precision: str) -> list[str]:
+def _errors(error: TensorError, own: str | None) -> list[str]:
     cells = [f"{error.max_abs:.1e}", f"{error.relative_l2:.1e}"]
-    if precision != "fp32":
+    if own is not None:
         cells.append("" if error.torch_relative_l2 is None else f"{error.torch_relative_l2:.1e}")
     return [*cells, f"{error.limit:.1e}"]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.lora.fused import FusedReader
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import numpy_dtype, torch_dtype
 from vorta_trt.runtime.engine import Engine
@@ -24,7 +25,8 @@ from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import TensorSpec, to_numpy
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.fp8 import measure_fp8
-from vorta_trt.runtime.verification.report import Fp8Report, TensorError, limit
+from vorta_trt.runtime.verification.fp8_linears import Fp8Products, linear_reports
+from vorta_trt.runtime.verification.report import Fp8Report, LinearError, LinearReport, TensorError, limit
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +45,9 @@ class Sides:
     Attributes:
         engine: Of the engine.
         truth: Of torch in fp32.
-        same_dtype: Of torch in the engine's type; None for fp32.
+        same_dtype: Of torch in the engine's type, with its fp8 products; None for fp32 without any.
         fp8_attention: Whether the engine computed its attention in fp8.
+        fp8_linears: What fp8 products of linear layers do to the model; None where the file has none, or nobody asked.
         fp8: What fp8 attention does to the model; None where the file does not ask for it, or nobody asked.
     """
 
@@ -53,6 +56,7 @@ class Sides:
     same_dtype: Outputs | None
     fp8_attention: bool = False
     fp8: Fp8Report | None = None
+    fp8_linears: LinearReport | None = None
 
     def error(self, name: str, engine_name: str | None = None) -> TensorError:
         """How far output `name` (in the engine: `engine_name`) is from the truth, and what the rule allows."""
@@ -86,6 +90,7 @@ class Subject:
         lora: What was fused into the checkpoint.
         variant: Of the names of the checkpoint's weight files.
         precision: Of the file.
+        linear_keep: Patterns of the linear layers that are not in fp8; None if none is.
         geometry: That the file was exported for.
         tau: That the file was exported with.
         progress: Is told what runs now.
@@ -99,6 +104,7 @@ class Subject:
     executor: str | None
     precision: str
     attention_precision: str
+    linear_keep: tuple[str, ...] | None
     geometry: AttentionGeometry
     tau: float
     progress: Progress
@@ -130,9 +136,11 @@ class Subject:
         pinned: list[np.ndarray[Any, Any]] | None = None
         fp8: list[Fp8Report] | None = None
         wants_fp8 = self.attention_precision == "fp8" and not modules
-        if self.precision != "fp32":
-            model = self._torch(self.precision)
-            same = run_torch(model, self.target.inputs, cases, modules=modules)
+        products: list[LinearError] = []
+        if self.precision != "fp32" or self.linear_keep is not None:
+            model = self._torch(self.precision, self.linear_keep)
+            with self._measured(model, products):
+                same = run_torch(model, self.target.inputs, cases, modules=modules)
             pinned = [outputs[ROUTES] for outputs in same]
             fp8 = self._fp8(model, cases, same) if wants_fp8 else None
             del model  # one at a time
@@ -140,10 +148,29 @@ class Subject:
         truth = run_torch(model, self.target.inputs, cases, pinned, modules)
         if wants_fp8 and fp8 is None:
             fp8 = self._fp8(model, cases, truth)
+        linears: list[LinearReport] | None = None
+        if same is not None and products and not modules:
+            samples, exact_samples = ([outputs[SAMPLE] for outputs in side] for side in (same, truth))
+            linears = linear_reports(products, samples, exact_samples)
         none = [None] * len(cases)
         in_fp8 = self.fp8_attention(executor)
-        each = zip(ours, truth, same or none, fp8 or none, strict=True)
-        return executor, [Sides(engine, exact, own, in_fp8, report) for engine, exact, own, report in each]
+        each = zip(ours, truth, same or none, fp8 or none, linears or none, strict=True)
+        return executor, [
+            Sides(engine, exact, own, in_fp8, report, products_report)
+            for engine, exact, own, report, products_report in each
+        ]
+
+    @contextmanager
+    def _measured(self, model: RoutedTransformer, errors: list[LinearError]) -> Iterator[None]:
+        """Gathers what fp8 products do to each linear layer."""
+        if self.linear_keep is None:
+            yield
+            return
+        component = self.target.key.component
+        with FusedReader(self.checkpoint, self.lora, component=component, variant=self.variant) as reader:
+            with Fp8Products(model, reader) as products:
+                yield
+            errors.extend(products.errors)
 
     def _fp8(self, model: RoutedTransformer, cases: Sequence[Case], exact: Sequence[Outputs]) -> list[Fp8Report]:
         """What fp8 attention does to each case."""
@@ -154,10 +181,10 @@ class Subject:
             model,
         )
 
-    def _torch(self, precision: str) -> RoutedTransformer:
+    def _torch(self, precision: str, linear_keep: tuple[str, ...] | None = None) -> RoutedTransformer:
         from vorta_trt.model import RoutedTransformer
 
-        self.progress(f"running torch in {precision}")
+        self.progress(f"running torch in {precision}{'' if linear_keep is None else ' with fp8 products'}")
         dtype = torch_dtype(precision)
         return RoutedTransformer.from_pretrained(
             self.checkpoint,
@@ -168,6 +195,8 @@ class Subject:
             component=self.target.key.component,
             lora=self.lora,
             variant=self.variant,
+            linear_precision="same" if linear_keep is None else "fp8",
+            linear_keep=linear_keep,
         )
 
 

@@ -5,7 +5,8 @@ The truth is torch in float32. A file in float32 must agree to rounding; one in 
 of what torch itself is off in that type. Where a checkpoint in 16 bits routes a head elsewhere than the same checkpoint
 in 32, because its timestep embedding is rounded, the truth takes the 16-bit routes: what is compared is arithmetic, and
 the routes are compared on their own, with torch in the same type. Torch has no attention in fp8 here: an engine that
-was built for it may be off by 5e-2, whatever its type.
+was built for it may be off by 5e-2, whatever its type. Linear layers in fp8 torch does have: a file with some may be
+off by twice what torch with the same layers in fp8 is off.
 
     cases -> sides run one after another (sides) -> errors and rule (report)
           -> after a failure that may be bad luck, other inputs (redraw)
@@ -115,7 +116,8 @@ def verify(
         batch=batch,
         seed=seed,
         attention_precision=subject.attention_precision,
-        rule=rule(subject.precision, subject.fp8_attention(ran)),
+        linear_precision="same" if subject.linear_keep is None else "fp8",
+        rule=rule(subject.precision, subject.fp8_attention(ran), subject.linear_keep is not None),
         cases=[outcome.report for outcome in outcomes],
         layers=_layer_report(subject, [*failed, *todo][0], not failed)
         if layers or (layers is None and failed)
@@ -162,6 +164,7 @@ def _subject(
         executor=executor,
         precision=metadata.precision,
         attention_precision=metadata.attention_precision,
+        linear_keep=metadata.linear_keep if metadata.linear_precision == "fp8" else None,
         geometry=metadata.attention_geometry,
         tau=metadata.tau,
         progress=progress,

@@ -18,6 +18,8 @@ from vorta_trt.model.fp8_linear import fp8_layers
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.plugins.operator_schema import FP8_LINEAR
 from vorta_trt.runtime.engine import Engine
+from vorta_trt.runtime.verification.report import linear_table
+from vorta_trt.runtime.verification.verify import verify
 
 SIZES = {
     "wan": {"layers": 2, "heads": 2, "head_dim": 16, "text_dim": 32, "channels": 4, "ffn_dim": 64, "freq_dim": 32},
@@ -83,6 +85,32 @@ def test_onnx_runtime_computes_what_torch_does(exported: Path, checkpoint: Path,
 
     # Rounding to e4m3 turns a difference in the last bit of float32 into a step of 2^-4 here and there.
     assert error(found, expected) < error(expected, without) / 4 and error(expected, without) > 1e-3
+
+
+def test_verify_tells_what_fp8_does_to_each_layer(exported: Path, checkpoint: Path) -> None:
+    report = verify(exported, checkpoint, seed=4, cases=["no router"], layers=True)
+    assert (
+        report.passed
+        and report.linear_precision == "fp8"
+        and report.rule.endswith("torch fp32's own with fp8 products")
+    )
+    (case,) = report.cases
+    assert case.fp8_linears is not None and 1e-3 < case.fp8_linears.relative_l2 < 0.2
+    assert abs(case.fp8_linears.norm_ratio - 1) < 0.05
+    assert sorted(layer.name for layer in case.fp8_linears.layers) == sorted(read_metadata(exported).fp8_layers)
+    assert all(
+        0.01 < layer.relative_l2 < 0.06 and abs(layer.norm_ratio - 1) < 0.02 for layer in case.fp8_linears.layers
+    )
+    table = linear_table(report)
+    assert table is not None and table.row_count == len(case.fp8_linears.layers)
+
+
+def test_a_weight_that_is_not_the_checkpoints_fails(exported: Path, checkpoint: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN)
+    weight.raw_data = weight.raw_data[::-1]
+    onnx.save(model, tmp_path / "model.onnx")
+    assert not verify(tmp_path / "model.onnx", checkpoint, seed=4, cases=["no router"], layers=False).passed
 
 
 def test_opset_17_has_the_same_bytes_as_int32(checkpoint: Path, family: str) -> None:

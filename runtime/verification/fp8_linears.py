@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What fp8 products cost a model: error and norm ratio of every linear layer that has them.
+
+The checkpoint runs in torch with the layers of the file in fp8. Each product is computed twice from the same input, as
+the operator does and in float32 with the weight before it was rounded, and the former goes on to the next layer: a
+layer's error is its own. What all layers together make is the error of the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vorta_trt.model.block_operators.references import linear
+from vorta_trt.model.fp8_linear import WEIGHT, fp8_layers
+from vorta_trt.runtime.verification.distance import distance
+from vorta_trt.runtime.verification.report import LinearError, LinearReport
+
+if TYPE_CHECKING:
+    from vorta_trt.model import CheckpointReader, RoutedTransformer
+
+
+class Fp8Products(TorchDispatchMode):
+    """While it is on, products in fp8 are compared with exact ones.
+
+    Args:
+        model: Whose layers are measured.
+        reader: The checkpoint that it was loaded from, with its LoRA files fused.
+
+    Attributes:
+        errors: Of every product, in the order of execution.
+    """
+
+    def __init__(self, model: RoutedTransformer, reader: CheckpointReader) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.errors: list[LinearError] = []
+        self._reader = reader
+        self._names = {layer.weight.data_ptr(): name for name, layer in fp8_layers(model).items()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.vorta.fp8_linear.default:
+            tokens, weight, _, bias, activation = args
+            name = self._names[weight.data_ptr()]
+            exact = linear(tokens.float(), self._reader.tensor(f"{name}.{WEIGHT}"), bias, activation)
+            relative, ratio = distance(output, exact)
+            self.errors.append(LinearError(name=name, relative_l2=relative, norm_ratio=ratio))
+        return output
+
+
+def linear_reports(errors: Sequence[LinearError], samples: Sequence[Any], exact: Sequence[Any]) -> list[LinearReport]:
+    """Gives a report for each case.
+
+    Args:
+        errors: Of all products of all cases, one case after the other.
+        samples: The sample of each case with fp8 products.
+        exact: The same without, in float32.
+    """
+    layers = len(errors) // len(samples)
+    reports = []
+    for index, (sample, without) in enumerate(zip(samples, exact, strict=True)):
+        relative, ratio = distance(sample, without)
+        own = errors[index * layers : (index + 1) * layers]
+        reports.append(LinearReport(relative_l2=relative, norm_ratio=ratio, layers=list(own)))
+    return reports
