@@ -51,6 +51,11 @@ __device__ __forceinline__ uint32_t pack_e4m3(float low, float high) {
   return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
 }
 
+inline constexpr float kLargestE4m3 = 448.0f;
+
+/// What a row with this largest magnitude is divided by before it becomes e4m3; 1 for a row of zeros.
+__device__ __forceinline__ float e4m3_scale(float largest) { return largest > 0.0f ? largest / kLargestE4m3 : 1.0f; }
+
 /// Two e4m3 as float16, in which they are exact.
 __device__ __forceinline__ uint32_t unpack_e4m3(uint32_t pair) {
 #if __CUDA_ARCH__ >= 890

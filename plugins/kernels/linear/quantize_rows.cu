@@ -10,7 +10,6 @@ namespace vorta::linear {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr float kLargest = 448.0f;  // of e4m3
 
 /// The block's largest value, in every thread. NaN is passed over; its row becomes NaN by its own element.
 __device__ __forceinline__ float largest_of_block(float value) {
@@ -44,9 +43,6 @@ __device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
 
-/// Of a row with this largest magnitude; 1 for a row of zeros.
-__device__ __forceinline__ float scale_of(float largest) { return largest > 0.0f ? largest / kLargest : 1.0f; }
-
 /// kHeld: vectors that each thread holds in registers; 0 reads the row twice.
 template <class Element, int kHeld>
 __global__ void __launch_bounds__(kThreads)
@@ -64,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) largest = largest_of<Element>(held[i], largest);
-    own_scale = scale_of(largest_of_block(largest));
+    own_scale = e4m3_scale(largest_of_block(largest));
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int vector = i * kThreads + threadIdx.x;
@@ -74,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
       largest = largest_of<Element>(source[vector], largest);
     }
-    own_scale = scale_of(largest_of_block(largest));
+    own_scale = e4m3_scale(largest_of_block(largest));
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
       target[vector] = quantized<Element>(source[vector], own_scale);
     }

@@ -8,9 +8,6 @@
 namespace vorta::norms {
 namespace {
 
-constexpr float kLargestE4m3 = 448.0f;
-constexpr float kSmallestAmax = 1e-30f;  // keeps the factor of a row of zeros finite
-
 /// Rows that a block holds: two with the update beside them in flight, else four, leave room in registers for two to
 /// three blocks on a processor.
 template <bool kResidual>
@@ -135,15 +132,14 @@ __global__ void norm_modulate_kernel(const __grid_constant__ NormModulateCall ca
     for (int r = 0; r < kRows; ++r) {
       if (!places[r].exists) continue;
       const int64_t row = int64_t{blockIdx.x} * kRows + r;
-      largest[r] = fmaxf(largest[r], kSmallestAmax);
-      const float factor = kLargestE4m3 / largest[r];
+      const float scale = linear::e4m3_scale(largest[r]);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int vector = v * blockDim.x + threadIdx.x;
         if (vector >= shape.vectors) continue;
-        call.quantized[row * shape.vectors + vector] = pack_e4m3(unpack<Element>(words[r][v]), factor);
+        call.quantized[row * shape.vectors + vector] = pack_e4m3(unpack<Element>(words[r][v]), scale);
       }
-      if (threadIdx.x == 0) call.quantized_scale[row] = largest[r] / kLargestE4m3;
+      if (threadIdx.x == 0) call.quantized_scale[row] = scale;
     }
   }
 }

@@ -30,9 +30,9 @@ __device__ __forceinline__ uint4 pack(const Floats& v) {
           Pair<Element>::pack(v.at[4], v.at[5]), Pair<Element>::pack(v.at[6], v.at[7])};
 }
 
-/// Eight products with `factor` as e4m3; magnitudes above 448 become 448, NaN stays NaN.
-__device__ __forceinline__ uint2 pack_e4m3(const Floats& v, float factor) {
-  const auto two = [&](int i) -> uint32_t { return linear::pack_e4m3(v.at[i] * factor, v.at[i + 1] * factor); };
+/// Eight elements over `scale` as e4m3; magnitudes above 448 become 448, NaN stays NaN.
+__device__ __forceinline__ uint2 pack_e4m3(const Floats& v, float scale) {
+  const auto two = [&](int i) -> uint32_t { return linear::pack_e4m3(v.at[i] / scale, v.at[i + 1] / scale); };
   return {two(0) | two(2) << 16, two(4) | two(6) << 16};
 }
 
