@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections import Counter
 
 import onnx_ir as ir
@@ -28,7 +29,7 @@ from onnxscript.rewriter.rules.common import (
 from vorta_trt.export.names import OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.export.slices import simplify_slices
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import RESIDUAL_NORM_MODULATE, ROUTED_ATTENTION
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
@@ -79,6 +80,14 @@ def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if (node.domain, node.op_type) == ROUTED_ATTENTION.node_type]
 
 
+def _owner_of_weights(node: ir.Node, weights: set[ir.Value]) -> str:
+    """The module of the weights that one of our operators has, of several the one around them; "" for all others."""
+    if node.domain != ROUTED_ATTENTION.namespace:
+        return ""
+    owners = [str(value.name).split(".")[:-1] for value in node.inputs if value in weights]
+    return ".".join(os.path.commonprefix(owners))
+
+
 def _transpose_weights(graph: ir.Graph) -> None:
     """Replaces each transpose of a weight by an input for the transposed weight, named with the suffix `TRANSPOSED`.
 
@@ -126,15 +135,19 @@ def _cast(value: ir.Value, dtype: ir.DataType | None, like: ir.Node) -> ir.Node:
 
 
 def _name_after_modules(graph: ir.Graph) -> None:
-    """Names nodes `blocks.0.attn1.to_q/MatMul`, outputs `<node>_output_0`, the output of a block `blocks.0/output`.
+    """Names nodes `blocks.0.attn1.to_q/MatMul` and outputs `<node>_output_0`.
 
+    The output of a block is `blocks.0/output`, and what the norm behind it makes of that `blocks.0/normed`.
     Profilers, engine inspectors and error reports of the next steps show these names.
     """
     modules: dict[ir.Node | None, str] = {None: ""}
+    weights = {value for value in graph.inputs if "." in str(value.name)}  # see `tracing.trace`
     counts: Counter[str] = Counter()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        if scopes:  # ["", "blocks.0", "blocks.0.attn1.to_q", "linear_6"]
+        if owner := _owner_of_weights(node, weights):
+            modules[node] = owner
+        elif scopes:  # ["", "blocks.0", "blocks.0.attn1.to_q", "linear_6"]
             modules[node] = scopes[-2] if len(scopes) > 1 else ""
         else:  # made by a rewrite, which kept no scope: counts to the module that it takes its input from
             modules[node] = next((modules[v.producer()] for v in node.inputs if v is not None and v.producer()), "")
@@ -149,7 +162,15 @@ def _name_after_modules(graph: ir.Graph) -> None:
         block = modules[routed]
         inside = [node for node in nodes[nodes.index(routed) :] if f"{modules[node]}.".startswith(f"{block}.")]
         behind = set(inside)
-        results = [v for node in inside for v in node.outputs if any(user not in behind for user, _ in v.uses())]
-        results = [value for value in results if not value.is_graph_output()]
-        for index, value in enumerate(results):  # a dual-stream block has two
-            value.name = f"{block}/output" if len(results) == 1 else f"{block}/output_{index}"
+        results, normed = [], []
+        for node in inside:
+            leaving = [value for value in node.outputs if any(user not in behind for user, _ in value.uses())]
+            if leaving and (node.domain, node.op_type) == RESIDUAL_NORM_MODULATE.node_type:
+                results.append(node.outputs[0])
+                normed.append(node.outputs[1])
+            else:
+                results += leaving
+        for values, name in ((results, "output"), (normed, "normed")):  # a dual-stream block has two of each
+            values = [value for value in values if not value.is_graph_output()]
+            for index, value in enumerate(values):
+                value.name = f"{block}/{name}" if len(values) == 1 else f"{block}/{name}_{index}"

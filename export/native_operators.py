@@ -62,6 +62,8 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
     calls = [node for node in graph if node.domain == ROUTED_ATTENTION.namespace and node.op_type in names]
     if not calls:
         return
+    others = dict(model.functions)  # nothing calls for them here, and shape inference would look into them
+    model.functions.clear()
     for name in {node.op_type for node in calls}:
         function = ir.serde.deserialize_function(portable_function(name))
         model.functions[function.identifier()] = function
@@ -96,6 +98,7 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
         graph.inputs.remove(value)
         value.const_value = content
         graph.register_initializer(value)
+    model.functions.update((key, function) for key, function in others.items() if key[1] not in names)
 
 
 def _decide_by_constants(graph: ir.Graph) -> None:

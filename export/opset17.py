@@ -250,7 +250,9 @@ class _Lowering:
     def constant(self, content: np.ndarray[Any, Any]) -> ir.Value:
         key = (content.tobytes(), str(content.dtype), content.shape)
         if key not in self.constants:
-            name = f"lowered_{len(self.constants)}"
+            number = len(self.constants)
+            while (name := f"lowered_{number}") in self.graph.initializers:  # of an earlier lowering
+                number += 1
             value = ir.Value(name=name, const_value=ir.tensor(content, name=name))
             assert value.const_value is not None
             value.shape, value.type = ir.Shape(content.shape), ir.TensorType(value.const_value.dtype)

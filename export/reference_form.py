@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import onnx
 
 
@@ -12,8 +14,16 @@ def for_reference_evaluator(model: onnx.ModelProto) -> onnx.ModelProto:
     Every runtime does that on its own for half types, and TensorRT refuses a file that asks for it, so ours do not.
     The reference evaluator would sum the 512 probabilities of a bfloat16 softmax in bfloat16: an error of 14 %.
     """
-    for node in model.graph.node:
+    for node in _nodes([model.graph, *model.functions]):
         if node.domain == "" and node.op_type == "Attention":
             if not any(attribute.name == "softmax_precision" for attribute in node.attribute):
                 node.attribute.append(onnx.helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
     return model
+
+
+def _nodes(graphs: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.NodeProto]:
+    """Of graphs, functions, and the graphs inside of them."""
+    for graph in graphs:
+        for node in graph.node:
+            yield node
+            yield from _nodes(inner for attribute in node.attribute for inner in (attribute.g, *attribute.graphs))

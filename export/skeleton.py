@@ -75,6 +75,7 @@ def skeleton_of(model: RoutedTransformer, precision: str) -> tuple[RoutedTransfo
     if reader is not None:
         replaced[id(reader)] = reader  # open files are shared
     skeleton = copy.deepcopy(model, replaced).eval()
+    skeleton.block_ops = "plugin"  # which an engine may compute natively all the same
     tabulate_timesteps(skeleton)
     return skeleton, weights
 

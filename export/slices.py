@@ -24,6 +24,7 @@ class _Part:
 
     node: ir.Node
     axis: int
+    rank: int
     extent: int
     start: int
     end: int
@@ -79,14 +80,18 @@ def _part(node: ir.Node) -> _Part | None:
     if not isinstance(extent, int):
         return None
     start, end, _ = slice(*bounds[:2]).indices(extent)
-    return _Part(node, axis, extent, start, end) if start < end else None
+    return _Part(node, axis, len(tensor.shape), extent, start, end) if start < end else None
 
 
 def _gather(graph: ir.Graph, part: _Part, made: _Constants) -> None:
     """One row; where only Squeezes of its axis follow, without the axis."""
     node, (sliced,) = part.node, part.node.outputs
     squeezed = [user for user, _ in sliced.uses()]
-    drop = bool(squeezed) and not sliced.is_graph_output() and all(_squeezes(user, part.axis) for user in squeezed)
+    drop = (
+        bool(squeezed)
+        and not sliced.is_graph_output()
+        and all(_squeezes(user, part.axis, part.rank) for user in squeezed)
+    )
     index = made.integers(part.start if drop else [part.start], np.int32)  # int64 would be cast in an engine
     gathered = ir.node("Gather", [node.inputs[0], index], {"axis": part.axis})
     replaced = [node, *squeezed] if drop else [node]
@@ -96,14 +101,13 @@ def _gather(graph: ir.Graph, part: _Part, made: _Constants) -> None:
     ir.convenience.replace_nodes_and_values(graph, node, replaced, [gathered], old, [gathered.outputs[0]] * len(old))
 
 
-def _squeezes(node: ir.Node, axis: int) -> bool:
+def _squeezes(node: ir.Node, axis: int, rank: int) -> bool:
+    """Whether a node takes out that axis, and no other, of a tensor of that rank."""
     if (node.domain, node.op_type) != ("", "Squeeze") or len(node.inputs) < 2 or node.outputs[0].is_graph_output():
         return False
-    tensor, axes = node.inputs
+    axes = node.inputs[1]
     constant = None if axes is None else ir.convenience.get_const_tensor(axes)
-    if tensor is None or tensor.shape is None or constant is None:
-        return False
-    return [each % len(tensor.shape) for each in constant.numpy().tolist()] == [axis]
+    return constant is not None and [each % rank for each in constant.numpy().tolist()] == [axis]
 
 
 def _split(

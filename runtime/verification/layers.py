@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.export.onnx_file import OnnxFile, read_onnx
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 from vorta_trt.runtime.executors.onnx_executors import NOT_PORTABLE
 from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import LayerReport
@@ -71,7 +72,9 @@ def module_tensors(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, st
             for tensor in node.output:
                 leaves = any(not _inside(user, name) for user in users.get(tensor, ()))
                 if leaves and tensor not in graph_outputs:
-                    found[name] = tensor  # the last one wins
+                    # The last one wins. Of what a block operator leaves, the first is a module's output; the second is
+                    # the norm of the module behind it.
+                    found[name] = node.output[0] if node.domain == ROUTED_ATTENTION.namespace else tensor
     return found
 
 

@@ -63,26 +63,36 @@ def test_interface_is_the_contract(exported: Exported, precision: str, dtype: st
 def test_nodes(exported: Exported, load: Load) -> None:
     model = onnx.load(exported("bf16"))
     onnx.checker.check_model(model, full_check=True)
-    nodes = [node for node in model.graph.node if node.domain]
-    assert [(node.domain, node.op_type, node.name) for node in nodes] == [
-        (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, f"blocks.{layer}/{ROUTED_ATTENTION.name}")
-        for layer in range(LAYERS)
+    nodes = [node for node in model.graph.node if node.op_type == ROUTED_ATTENTION.name]
+    assert [(node.domain, node.name) for node in nodes] == [
+        (ROUTED_ATTENTION.namespace, f"blocks.{layer}/{ROUTED_ATTENTION.name}") for layer in range(LAYERS)
     ]
     for node in nodes:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         assert sorted(attributes) == sorted(ROUTED_ATTENTION.node_attributes)
         assert (attributes["plugin_namespace"], attributes["plugin_version"]) == (b"vorta", b"1")
         assert len(node.input) == 4
-    counts = Counter(node.op_type for node in model.graph.node)
-    assert counts["Attention"] == LAYERS, "cross-attention stays one node"
-    assert counts["RMSNormalization"] == 4 * LAYERS, "QK norms stay single nodes"
-    assert [(f.domain, f.name) for f in model.functions] == [(ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name)]
+    counts = Counter(node.op_type for node in model.graph.node if node.domain)
+    assert counts == {
+        "RoutedAttention": LAYERS,
+        "NormModulate": 1,  # before the first block; all others are with the residual before them
+        "ResidualNormModulate": 3 * LAYERS,
+        "QKNormRotary": LAYERS,
+        "HeadNorm": 2 * LAYERS,
+        "CrossAttention": LAYERS,
+        "Linear": 10 * LAYERS,
+    }
+    left = {node.op_type for node in model.graph.node if node.name.startswith("blocks.") and not node.domain}
+    assert left <= {"Reshape", "Unsqueeze", "Cast", "Gemm", "Softmax", "Sigmoid", "Mul"}, "the router, and shapes"
+    linear = [node for node in model.graph.node if node.op_type == "Linear"]
+    assert [node.name for node in linear] == [f"{node.input[1].removesuffix('.weight')}/Linear" for node in linear]
+    assert {(f.domain, f.name) for f in model.functions} == {(ROUTED_ATTENTION.namespace, name) for name in counts}
     assert {o.domain: o.version for o in model.opset_import} == {"": 23, ROUTED_ATTENTION.namespace: 1}
     found = routed_attention_nodes(exported("bf16"))
     assert {node.geometry for node in found} == {load().geometry}
     assert [node.scale for node in found] == [pytest.approx(32**-0.5)] * LAYERS
     outputs = {output for node in model.graph.node for output in node.output}
-    assert outputs >= {f"blocks.{layer}/output" for layer in range(LAYERS)}
+    assert outputs >= {f"blocks.{layer}/{name}" for layer in range(LAYERS) for name in ("output", "normed")}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -99,8 +109,10 @@ def test_norms_modulation_router_and_timestep_path_are_float32(exported: Exporte
     for node in graph.node:
         if node.op_type in ("RMSNormalization", "LayerNormalization", "Softmax"):
             assert inferred[node.input[0]] == onnx.TensorProto.FLOAT, node.name
-        if node.op_type in ("MatMul", "Attention", ROUTED_ATTENTION.name):
+        if node.op_type == "MatMul" or node.domain:
             assert inferred[node.input[0]] == half, node.name
+        if node.op_type in ("NormModulate", "ResidualNormModulate"):
+            assert {inferred[name] for name in node.input[-2:]} == {onnx.TensorProto.FLOAT}, node.name
 
 
 def test_tables_are_there_once(exported: Exported) -> None:

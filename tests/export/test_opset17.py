@@ -16,8 +16,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from vorta_trt.export import ExportError, export_onnx, opset17, read_metadata
+from vorta_trt.export.native_operators import with_native_operators
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, Operator
 
 from ..kept import Kept
 from ..tiny import make_tiny
@@ -36,6 +38,18 @@ class RoutedAttention(OpRun):
         return (routed_attention(*tensors, geometry, text_length=text).numpy(),)
 
 
+def _block_operator(operator: Operator) -> type[OpRun]:
+    """The torch operator for the evaluator."""
+
+    def run(self: OpRun, *arrays: np.ndarray, **attributes: object) -> tuple[np.ndarray, ...]:
+        call = getattr(torch.ops.vorta, operator.torch_name)
+        tensors = [torch.from_numpy(np.array(array)) for array in arrays]
+        results = call(*tensors, *(attributes[attribute.name] for attribute in operator.attributes))
+        return tuple(result.numpy() for result in (results if isinstance(results, tuple) else (results,)))
+
+    return type(operator.name, (OpRun,), {"op_domain": operator.namespace, "_run": run})
+
+
 class Softmax(OpRun):
     """The standard operator in float32, as every runtime computes it; the evaluator sums in the type of its input."""
 
@@ -50,8 +64,12 @@ class Sigmoid(OpRun):
         return (torch.sigmoid(torch.from_numpy(x).float()).numpy().astype(x.dtype),)
 
 
+OF_BLOCKS = [*map(_block_operator, BLOCK_OPERATORS)]
+
+
 def evaluate(path: Path, inputs: dict[str, torch.Tensor]) -> Outputs:
-    evaluator = ReferenceEvaluator(onnx.load(path), new_ops=[RoutedAttention, Sigmoid, Softmax])
+    model = onnx.load(path)
+    evaluator = ReferenceEvaluator(model, new_ops=[RoutedAttention, Sigmoid, Softmax, *OF_BLOCKS])
     sample, routes = evaluator.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
     return sample.astype(np.float32), routes
 
@@ -130,6 +148,19 @@ def test_float32_equals_torch(exported17: Export, tau: float, routing: int | str
     inputs = fresh_inputs(model, 2, tau, routing)
     sample, routes = evaluate(path, inputs)
     expected, expected_routes = in_torch(model, inputs)
+    assert (routes == expected_routes).all()
+    assert errors(sample, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_operators_equal_torch(exported17: Export, family: str, tmp_path: Path) -> None:
+    """What a build with native operators makes of the file."""
+    model, path = exported17(family, "fp32")
+    native = with_native_operators(onnx.load(path), [operator.name for operator in BLOCK_OPERATORS])
+    assert {node.op_type for node in native.graph.node if node.domain} == {"RoutedAttention"}
+    onnx.save(native, tmp_path / "native.onnx")
+    inputs = fresh_inputs(model, 2, 0.3, "mixed")
+    (sample, routes), (expected, expected_routes) = evaluate(tmp_path / "native.onnx", inputs), in_torch(model, inputs)
     assert (routes == expected_routes).all()
     assert errors(sample, expected).max() < 1e-5
 
