@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The fields of every operator, in order: what an ONNX node carries as attributes, what an engine stores, and (with
-// the headers of the C API) what VORTA_ABI_HASH is made from. A change of meaning raises the operator's version, which stands
-// in operators/.
+// the headers of the C API) what VORTA_ABI_HASH is made from. A change of meaning raises the operator's version, which
+// stands in operators/.
 #ifndef VORTA_TENSORRT_FIELD_LIST_H_
 #define VORTA_TENSORRT_FIELD_LIST_H_
 

@@ -22,7 +22,10 @@ enum class Bound { kNetwork, kMax };
 
 std::vector<Dims> shapesOf(const trt::DynamicPluginTensorDesc* tensors, int32_t count, Bound bound) {
   std::vector<Dims> shapes;
-  for (int32_t i = 0; i < count; ++i) shapes.push_back(bound == Bound::kMax ? tensors[i].max : tensors[i].desc.dims);
+  for (int32_t i = 0; i < count; ++i) {
+    const Dims& dims = tensors[i].desc.dims;
+    shapes.push_back(bound == Bound::kMax ? atLargest(dims, tensors[i].max) : dims);
+  }
   return shapes;
 }
 

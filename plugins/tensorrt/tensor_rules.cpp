@@ -180,6 +180,13 @@ void requireShape(const Setting& setting, int32_t input, const std::vector<Wante
 
 std::vector<Wanted> wantedLike(const Dims& dims) { return {dims.d, dims.d + dims.nbDims}; }
 
+Dims atLargest(Dims dims, const Dims& largest) {
+  for (int32_t axis = 0; axis < dims.nbDims; ++axis) {
+    if (dims.d[axis] == kUnknown) dims.d[axis] = largest.d[axis];
+  }
+  return dims;
+}
+
 int32_t extentOr(int64_t extent, int32_t least) {
   if (extent == kUnknown) return least;
   if (extent < 0 || extent > std::numeric_limits<int32_t>::max()) {

@@ -48,6 +48,9 @@ void requireShape(const Setting& setting, int32_t input, const std::vector<Wante
 // The axes of a shape as requireShape() wants them.
 std::vector<Wanted> wantedLike(const trt::Dims& dims);
 
+// `dims` with the extents of `largest` where they are not known.
+trt::Dims atLargest(trt::Dims dims, const trt::Dims& largest);
+
 // `extent`, or `least` where it is not known yet. Throws PluginError where it exceeds 31 bits.
 int32_t extentOr(int64_t extent, int32_t least);
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin_v2.h"
 
-#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -32,32 +31,19 @@ auto listOf(const Tensor* tensors, int32_t count, Of of) {
   return list;
 }
 
-// Shapes of `tensors`, each of which is reached through `dimsOf`.
-template <typename Tensor, typename DimsOf>
-std::vector<trt::Dims> shapesOf(const Tensor* tensors, int32_t count, DimsOf dimsOf) {
-  return listOf(tensors, count, [&](const Tensor& tensor) { return widened(dimsOf(tensor)); });
-}
-
 Setting settingOf(const Record& record, const trt8::PluginTensorDesc* inputs, int32_t count) {
   return {record, listOf(inputs, count, [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.dims); }),
           listOf(inputs, count, [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.type); })};
 }
 
 // Extents that are constants; the others are not known yet.
-trt8::Dims constantExtents(const trt8::DimsExprs& tensor) {
-  trt8::Dims dims{tensor.nbDims, {}};
+trt::Dims constantExtents(const trt8::DimsExprs& tensor) {
+  trt::Dims dims{tensor.nbDims, {}};
   for (int32_t axis = 0; axis < dims.nbDims; ++axis) {
     const trt8::IDimensionExpr* extent = tensor.d[axis];
-    dims.d[axis] =
-        extent != nullptr && extent->isConstant() ? extent->getConstantValue() : static_cast<int32_t>(kUnknown);
+    dims.d[axis] = extent != nullptr && extent->isConstant() ? extent->getConstantValue() : kUnknown;
   }
   return dims;
-}
-
-bool isOpen(const std::vector<trt::Dims>& shapes) {
-  return std::any_of(shapes.begin(), shapes.end(), [](const trt::Dims& dims) {
-    return std::any_of(dims.d, dims.d + dims.nbDims, [](int64_t extent) { return extent == kUnknown; });
-  });
 }
 
 }  // namespace
@@ -98,7 +84,7 @@ trt8::DimsExprs PluginV2::getOutputDimensions(int32_t output, const trt8::DimsEx
                                               trt8::IExprBuilder& builder) noexcept {
   return guarded(getPluginType(), "getOutputDimensions", trt8::DimsExprs{-1, {}}, [&] {
     checkCounts(record_, inputCount, outputCountOf(record_));
-    const Setting setting{record_, shapesOf(inputs, inputCount, constantExtents), {}};
+    const Setting setting{record_, listOf(inputs, inputCount, constantExtents), {}};
     op().check(setting);
     trt8::DimsExprs dims{0, {}};
     for (const OutputAxis& axis : op().outputShape(output, setting)) {
@@ -128,12 +114,13 @@ void PluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int3
     checkCounts(record_, inputCount, outputCount);
     const auto typeOf = [](const trt8::DynamicPluginTensorDesc& tensor) { return widened(tensor.desc.type); };
     const std::vector<trt::DataType> types = listOf(inputs, inputCount, typeOf);
-    const auto given = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.desc.dims; };
-    const auto largest = [](const trt8::DynamicPluginTensorDesc& tensor) { return tensor.max; };
-    const std::vector<trt::Dims> shapes = shapesOf(inputs, inputCount, given);
-    op().check({record_, shapes, types});
+    const auto given = [](const trt8::DynamicPluginTensorDesc& tensor) { return widened(tensor.desc.dims); };
+    const auto largest = [&](const trt8::DynamicPluginTensorDesc& tensor) {
+      return atLargest(given(tensor), widened(tensor.max));
+    };
     // Extents are open while an engine is built. When it runs, shapes are final and nothing is said of the bounds.
-    if (isOpen(shapes)) op().check({record_, shapesOf(inputs, inputCount, largest), types});
+    op().check({record_, listOf(inputs, inputCount, given), types});
+    op().check({record_, listOf(inputs, inputCount, largest), types});
     return true;
   });
 }
