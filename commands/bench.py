@@ -202,6 +202,12 @@ def step(
     mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
     precision: ProductPrecision = None,
+    block_ops: Annotated[
+        list[str] | None, typer.Option(help="How our blocks are computed: native or plugin [default: native].")
+    ] = None,
+    linear_precision: Annotated[
+        list[str] | None, typer.Option(help="The products of our linear layers: same or fp8 [default: same].")
+    ] = None,
     dtype: Dtype = "bf16",
     steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 5,
     bundle: Annotated[
@@ -238,6 +244,8 @@ def step(
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),
+                block_ops=listed(block_ops) or ("native",),
+                linear_precisions=listed(linear_precision) or ("same",),
                 dtype=dtype,
                 steps=steps,
                 loops=loops,
@@ -256,7 +264,7 @@ def step(
 
 @command(
     "vorta-trt bench blocks --output blocks.json",
-    "vorta-trt bench blocks --operator Linear,Fp8Linear --model wan-14b --dtype fp16",
+    f"vorta-trt bench blocks --operator Linear,Fp8Linear --model {DEFAULT_MODEL} --dtype fp16",
     "vorta-trt bench blocks --from blocks.json --plot blocks.png",
     group=bench,
 )
@@ -266,7 +274,7 @@ def blocks(
         list[str] | None, typer.Option(help="Names of operators, e.g. Linear or Fp8Linear [default: all].")
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Whose sizes are measured, e.g. wan-14b [default: all].")
+        list[str] | None, typer.Option(help=f"Whose sizes are measured, e.g. {DEFAULT_MODEL} [default: all].")
     ] = None,
     dtype: Dtype = "bf16",
     seed: Seed = 0,

@@ -6,10 +6,10 @@ The routed transformer and diffusers' own share their parameters, so both fit wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.model import RoutedTransformer
+from vorta_trt.model.block_operators import quantize_rows
 from vorta_trt.model.families.hunyuan_video_15 import IMAGE_ROWS
+from vorta_trt.model.fp8_linear import Fp8Linear
+from vorta_trt.model.linear_choice import choose_linears
 from vorta_trt.model.random_checkpoint import random_router_state, random_weight
-from vorta_trt.model.transformer import AttentionMode, routed_class
+from vorta_trt.model.transformer import NATIVE_OPS, AttentionMode, routed_class
+from vorta_trt.plugins.operator_schema import SAME_PRECISION
 
 # cuDNN wherever it can: not for the masked attention of HunyuanVideo's few text tokens.
 BACKENDS = [
@@ -34,6 +38,34 @@ Run = Callable[..., Tensor]
 """Called with a timestep; gives the sample."""
 
 
+class Variant(NamedTuple):
+    """How our blocks are computed.
+
+    Attributes:
+        attention_precision: "same" or "fp8".
+        block_ops: "native" or "plugin".
+        linear_precision: "same" or "fp8".
+    """
+
+    attention_precision: str = SAME_PRECISION
+    block_ops: str = NATIVE_OPS
+    linear_precision: str = SAME_PRECISION
+
+    @property
+    def exact(self) -> bool:
+        """Whether its numbers are the native ones but for rounding to 16 bits."""
+        return self.attention_precision == self.linear_precision == SAME_PRECISION
+
+    def named(self, implementation: str) -> str:
+        """The implementation's name with what is not usual about it."""
+        parts = [implementation]
+        parts += ["fp8"] * (self.attention_precision != SAME_PRECISION)
+        parts += ["plugin"] * (self.block_ops != NATIVE_OPS)
+        parts += ["fp8 linears"] * (self.linear_precision != SAME_PRECISION)
+        first, rest = " ".join(parts[:2]), parts[2:]
+        return ", ".join((first, *rest))
+
+
 @dataclass
 class Subject:
     """A case's models on a device.
@@ -43,12 +75,14 @@ class Subject:
         routed: Our transformer.
         dense: diffusers' own, with the same parameters.
         inputs: Inputs of ours, by name, batch 1.
+        fp8: Linear layers with fp8 products beside the original ones, by name, once they have been asked for.
     """
 
     case: StepCase
     routed: RoutedTransformer
     dense: Any
     inputs: dict[str, Tensor]
+    fp8: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def make(cls, case: StepCase, device: str, dtype: torch.dtype, seed: int = 0) -> Subject:
@@ -117,6 +151,22 @@ class Subject:
                 block._compiled_call_impl = None
             torch.compiler.reset()
 
+    @contextmanager
+    def computed_by(self, variant: Variant) -> Iterator[None]:
+        """Our blocks by other operators and products; afterwards as before. With fp8 layers diffusers' model is bad."""
+        routed = self.routed
+        before = routed.attention_precision, routed.block_ops
+        originals: dict[str, nn.Module] = {}
+        try:
+            routed.attention_precision, routed.block_ops = variant.attention_precision, variant.block_ops
+            if variant.linear_precision != SAME_PRECISION:
+                self.fp8 = self.fp8 or fp8_layers_of(routed)
+                originals = replaced(routed, self.fp8)
+            yield
+        finally:
+            routed.attention_precision, routed.block_ops = before
+            replaced(routed, originals)
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -134,3 +184,27 @@ class Subject:
         """As diffusers' pipeline gives it: of every token where the routed model takes two."""
         by_token = (self.case.geometry.video_tokens,) if self.inputs["timestep"].ndim > 1 else ()
         return torch.full((1, *by_token), value, device=self.device)  # [B] or [B, S]
+
+
+def fp8_layers_of(routed: RoutedTransformer) -> dict[str, nn.Module]:
+    """The linear layers that have fp8 products by default, quantised: by name, sharing their bias."""
+    layers: dict[str, nn.Module] = {}
+    for name in choose_linears(routed, routed.facts(), None).fp8:
+        layer: Any = routed.get_submodule(name)
+        weight, scale = quantize_rows(layer.weight.detach())  # [O, K], [O, 1]
+        made = Fp8Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        made.weight, made.weight_scale = (
+            nn.Parameter(tensor, requires_grad=False) for tensor in (weight, scale.flatten())
+        )
+        made.bias = layer.bias
+        layers[name] = made
+    return layers
+
+
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Puts layers into a model by name; gives those that were there."""
+    before = {name: model.get_submodule(name) for name in layers}
+    for name, layer in layers.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, layer)
+    return before

@@ -17,7 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -28,11 +30,11 @@ from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes
 from vorta_trt.benchmarks.step.engine import open_engine
 from vorta_trt.benchmarks.step.loops import MEASURED_STEPS, Loop, run_loop, scheduler_of
 from vorta_trt.benchmarks.step.measure import difference, time_step
-from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE, OURS, TORCH, Run, Subject
+from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE, OURS, TORCH, Run, Subject, Variant
 from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.timestep_path import TimestepPath
-from vorta_trt.plugins.operator_schema import choices
+from vorta_trt.plugins.operator_schema import BlockOps, LinearPrecision, choices
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
@@ -57,6 +59,8 @@ class StepOptions:
         modes: Some of `MODES`.
         peers: Some of `PEERS`.
         precisions: Attention precisions of ours, "same" and "fp8".
+        block_ops: How our blocks are computed, "native" and "plugin".
+        linear_precisions: Products of our linear layers, "same" and "fp8".
         steps: Timed passes of each row.
         loops: Whether sampling loops are measured, too.
         dtype: Precision of the weights.
@@ -71,6 +75,8 @@ class StepOptions:
     modes: tuple[str, ...] = MODES
     peers: tuple[str, ...] = tuple(PEERS)
     precisions: tuple[str, ...] = ("same",)
+    block_ops: tuple[str, ...] = ("native",)
+    linear_precisions: tuple[str, ...] = ("same",)
     steps: int = 5
     loops: bool = True
     dtype: str = "bf16"
@@ -87,6 +93,8 @@ class StepOptions:
             "modes": MODES,
             "peers": tuple(PEERS),
             "precisions": choices("attention_precision"),
+            "block_ops": get_args(BlockOps),
+            "linear_precisions": get_args(LinearPrecision),
             "dtype": tuple(PRECISIONS),
         }
         for name, allowed in known.items():
@@ -149,15 +157,17 @@ class _Bench:
         rows = []
         for implementation, wanted in self._plan():
             with self.subject.compiled(implementation) if mode == COMPILED else nullcontext():
-                for routes, precision in wanted:
-                    rows.append(self._row(implementation, mode, routes, precision))
+                for routes, variant in wanted:
+                    rows.append(self._row(implementation, mode, routes, variant))
         return with_speedups(rows, next((row.median for row in rows if row.implementation == TORCH), None))
 
-    def _plan(self) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
+    def _plan(self) -> Iterator[tuple[str, Sequence[tuple[str, Variant]]]]:
         """Implementations and their routes, peers first: the first sample is what the dense ones are compared with."""
         for peer in self.options.peers:
-            yield PEERS[peer], [(DENSE, "same")]
-        yield OURS, [(mix, precision) for precision in self.options.precisions for mix in self._mixes()]
+            yield PEERS[peer], [(DENSE, Variant())]
+        for ops, linears in product(self.options.block_ops, self.options.linear_precisions):
+            variants = [Variant(precision, ops, linears) for precision in self.options.precisions]
+            yield OURS, [(mix, variant) for variant in variants for mix in self._mixes()]
 
     def _mixes(self) -> Sequence[str]:
         """Those of the options, and dense before them: it tells what the kernels gain from what routing gains."""
@@ -177,20 +187,16 @@ class _Bench:
     def _routes(self, mix: str) -> Tensor:
         return mixed_routes(mix, self.layers, self.heads, self.options.seed).to(self.subject.device)  # [L, N]
 
-    def _row(self, implementation: str, mode: str, routes: str, precision: str) -> StepRow:
-        name = implementation if precision == "same" else f"{implementation} {precision}"
-        chosen = self._routes(routes)
-        self.subject.routed.attention_precision = precision
-        try:
-            return self._guarded(StepRow(name, mode, routes), self.subject.runs(implementation, chosen), chosen)
-        finally:
-            self.subject.routed.attention_precision = "same"
+    def _row(self, implementation: str, mode: str, routes: str, variant: Variant) -> StepRow:
+        row, chosen = StepRow(variant.named(implementation), mode, routes), self._routes(routes)
+        with self.subject.computed_by(variant):
+            return self._guarded(row, self.subject.runs(implementation, chosen), chosen, variant.exact)
 
-    def _guarded(self, row: StepRow, run: Run, routes: Tensor) -> StepRow:
+    def _guarded(self, row: StepRow, run: Run, routes: Tensor, exact: bool = False) -> StepRow:
         """A measured row, or one that says what was raised, so that a long run's other rows are kept."""
         self.progress(f"{self.case}: {row.implementation}, {row.mode}, {row.routes}")
         try:
-            return self._measured(row, run, routes)
+            return self._measured(row, run, routes, exact)
         except (RuntimeError, NotImplementedError) as error:  # out of memory, no kernel, a compiler's error
             logger.debug("%s", row, exc_info=True)
             state = "unavailable" if row.implementation in PEERS.values() else "failed"
@@ -201,7 +207,7 @@ class _Bench:
             if self.subject.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _measured(self, row: StepRow, run: Run, routes: Tensor) -> StepRow:
+    def _measured(self, row: StepRow, run: Run, routes: Tensor, exact: bool) -> StepRow:
         first: list[Tensor] = []
 
         def kept(timestep: float) -> Tensor:
@@ -226,8 +232,7 @@ class _Bench:
             flops=flops,
             tflops=round(flops / timing.median * 1e-12, 1),
         )
-        exact = row.implementation in (OURS, *PEERS.values())  # fp8 rounds more
-        if not found <= (self.bound if exact else 1.0):
+        if not found <= (self.bound if exact else 1.0):  # fp8 rounds more
             return replace(row, state="wrong", note=f"differs by {found:.2e}, more than {self.bound:.0e}")
         return row
 

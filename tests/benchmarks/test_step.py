@@ -17,7 +17,7 @@ from vorta_trt.benchmarks.step import run as step_run
 from vorta_trt.benchmarks.step.cases import CASES, StepCase, mixed_routes, select_case
 from vorta_trt.benchmarks.step.loops import Loop, run_loop
 from vorta_trt.benchmarks.step.measure import difference, kind_of_kernel
-from vorta_trt.benchmarks.step.models import DIFFUSERS, EAGER, OURS, TORCH, Subject
+from vorta_trt.benchmarks.step.models import DIFFUSERS, EAGER, OURS, TORCH, Subject, Variant
 from vorta_trt.benchmarks.step.plot import plot_report
 from vorta_trt.benchmarks.step.report import StepReport
 from vorta_trt.benchmarks.step.run import StepOptions, run_case
@@ -97,6 +97,20 @@ def test_our_kernels_are_measured_dense_whatever_mixes_are_asked_for() -> None:
     report = run_case(WAN, replace(OPTIONS, mixes=("50/50",), peers=(), loops=False), silent)
     assert [(row.implementation, row.routes) for row in report.rows] == [(OURS, "dense"), (OURS, "50/50")]
     assert report.rows[1].times_own_dense is not None and report.rows[1].times_dense is None
+
+
+def test_variants_compute_the_same_and_leave_the_model_as_it_was() -> None:
+    subject = Subject.make(HUNYUAN_VIDEO, "cpu", torch.float32)
+    before, run = dict(subject.routed.named_modules()), subject.runs(OURS, torch.zeros(3, 4, dtype=torch.int32))
+    native = run(700.0)
+    for variant in (Variant("same", "plugin"), Variant("same", "native", "fp8"), Variant("fp8", "plugin", "fp8")):
+        with subject.computed_by(variant):
+            assert subject.routed.attention_precision == variant.attention_precision
+            found = difference(run(700.0), native)
+        assert found < 1e-5 if variant.exact else 1e-3 < found < 0.2, variant
+    assert (subject.routed.attention_precision, subject.routed.block_ops) == ("same", "native")
+    assert dict(subject.routed.named_modules()) == before
+    assert variant.named(OURS) == "vorta-trt fp8, plugin, fp8 linears" and Variant().named(OURS) == OURS
 
 
 def test_loops_are_counted_from_measured_steps(report: StepReport) -> None:
@@ -264,6 +278,8 @@ def test_bad_mixes_are_refused(mix: str) -> None:
         ({"modes": ("fast",)}, "modes 'fast'"),
         ({"peers": ("flash",)}, "peers 'flash'"),
         ({"precisions": ("int4",)}, "precisions 'int4'"),
+        ({"block_ops": ("fast",)}, "block_ops 'fast': must be one of native, plugin"),
+        ({"linear_precisions": ("int4",)}, "linear_precisions 'int4': must be one of same, fp8"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"steps": 0}, "steps 0"),
         ({"layers": 0}, "layers 0"),

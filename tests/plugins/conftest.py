@@ -21,6 +21,7 @@ from ..kept import Kept
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugins" / "tensorrt"
 PLUGIN8 = ROOT / "plugins" / "tensorrt8"
+PLUGIN_SOURCES = [*sorted(PLUGIN.glob("*.cpp")), *sorted((PLUGIN / "operators").glob("*.cpp"))]
 DRIVER = Path(__file__).parent / "driver"
 
 #: What getInferLibVersion() of the TensorRT that the driver plays says by default.
@@ -124,8 +125,7 @@ def driver(driver_program: Path) -> Driver:
 @pytest.fixture(scope="session")
 def recording_library(compile_cpp: Compile) -> Path:
     """The plugin with the interfaces of all versions of TensorRT, over a C API that prints its arguments."""
-    folders = (PLUGIN, PLUGIN / "operators", PLUGIN8)
-    sources = [*(path for folder in folders for path in sorted(folder.glob("*.cpp"))), DRIVER / "recording_c_api.cpp"]
+    sources = [*PLUGIN_SOURCES, *sorted(PLUGIN8.glob("*.cpp")), DRIVER / "recording_c_api.cpp"]
     includes = [f"-I{PLUGIN}", f"-I{ROOT / 'plugins' / 'include'}"]
     return compile_cpp("librecording.so", *includes, *sources, shared=True)
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from .conftest import PLUGIN_SOURCES
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugins" / "tensorrt"
 LISTING = PLUGIN / "conformance" / "list_abi.cpp"
@@ -109,5 +111,5 @@ def test_plugin_compiles_against_installed_headers(compile_cpp: Any) -> None:
         pytest.skip("VORTA_TENSORRT_INCLUDE_DIR is not set: no TensorRT headers to compile against")
     system = [argument for folder in (headers, cuda_include()) if folder for argument in ("-isystem", folder)]
     includes = [f"-I{PLUGIN}", f"-I{ROOT / 'plugins' / 'include'}", *system]
-    sources = [*sorted(PLUGIN.glob("*.cpp")), Path(__file__).parent / "driver" / "recording_c_api.cpp"]
+    sources = [*PLUGIN_SOURCES, Path(__file__).parent / "driver" / "recording_c_api.cpp"]
     compile_cpp("libtheirs.so", "-DVORTA_USE_TENSORRT_HEADERS", *includes, *sources, shared=True)
