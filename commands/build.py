@@ -13,6 +13,7 @@ import typer
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
+    LinearCalibrations,
     LinearKeep,
     LinearPrecisionOption,
     Lora,
@@ -60,6 +61,7 @@ def build(
     attention_precision: AttentionPrecisionOption = None,
     linear_precision: LinearPrecisionOption = None,
     linear_keep: LinearKeep = None,
+    linear_calibration: LinearCalibrations = None,
     tau: Tau = None,
     variant: Variant = None,
     route_override: RouteOverrides = None,
@@ -173,6 +175,7 @@ def build(
         "--attention-precision": attention_precision,
         "--linear-precision": linear_precision,
         "--linear-keep": linear_keep or None,
+        "--linear-calibration": linear_calibration or None,
         "--tau": tau,
         "--variant": variant,
     }
@@ -202,6 +205,7 @@ def build(
                 lora,
                 linear_precision,
                 linear_keep,
+                linear_calibration,
             )
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]

@@ -73,6 +73,13 @@ def calibrate(
         str | None, typer.Option(metavar="FxHxW", help="Frames x height x width in pixels [default: the data's].")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
+    linear_output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also measure what fp8 does to each linear layer, and write this JSON file, for --linear-calibration.",
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="auto is the GPU, if there is one.")] = Device.auto,
     plot: RoutesPlot = None,
     as_json: AsJson = False,
@@ -119,6 +126,7 @@ def calibrate(
             video_size=None if size is None else pixels(size),
             steps=params.num_inference_steps,
             skip_bad=skip_bad,
+            linear_output=linear_output,
             device=device.value,
             progress=stages,
         )
@@ -133,6 +141,6 @@ def calibrate(
     fused += [] if variant is None else ["--variant", variant]
     following = ["vorta-trt", "build", str(checkpoint), *fused, "--route-override", routes, "-o", "BUNDLE"]
     typer.echo(report.summary())
-    for path in filter(None, (output, plot)):
+    for path in filter(None, (output, linear_output, plot)):
         typer.echo(f"wrote {path}")
     typer.echo(f"next: {shlex.join(following)}")

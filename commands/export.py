@@ -14,6 +14,7 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
+    LinearCalibrations,
     LinearKeep,
     LinearPrecisionOption,
     Lora,
@@ -41,6 +42,7 @@ def export(
     attention_precision: AttentionPrecisionOption = None,
     linear_precision: LinearPrecisionOption = None,
     linear_keep: LinearKeep = None,
+    linear_calibration: LinearCalibrations = None,
     opset: Annotated[
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
     ] = None,
@@ -68,6 +70,7 @@ def export(
         lora=lora,
         linear_precision=linear_precision,
         linear_keep=linear_keep,
+        linear_calibrations=linear_calibration,
     )
     if opset is not None:
         sources = [replace(source, opset=opset) for source in sources]

@@ -127,6 +127,16 @@ LinearKeep = Annotated[
     ),
 ]
 
+LinearCalibrations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--linear-calibration",
+        metavar="[high=|low=]FILE",
+        help="With fp8, a file of `vorta-trt calibrate --linear-output`: layers that fp8 harms stay in 16 bits, and "
+        "engines without the plugin have static scales of the inputs; of two experts, one for each.",
+    ),
+]
+
 Lora = Annotated[
     list[str] | None,
     typer.Option(
@@ -158,6 +168,7 @@ def sources_of(
     lora: list[str] | None = None,
     linear_precision: LinearPrecision | None = None,
     linear_keep: list[str] | None = None,
+    linear_calibrations: list[str] | None = None,
 ) -> list[Source]:
     """A checkpoint with what is made of it: one source, or one for each of two experts.
 
@@ -178,6 +189,9 @@ def sources_of(
         experts = reader.experts
     router = one_per_expert(routers, "--router", experts, shared=True)
     override = one_per_expert(route_overrides, "--route-override", experts)
+    measured = one_per_expert(linear_calibrations, "--linear-calibration", experts)
+    if measured and linears == SAME_PRECISION:
+        raise typer.BadParameter("is for fp8; give --linear-precision fp8", param_hint="--linear-calibration")
     attention = attention_precision or SAME_PRECISION
     fused = per_expert(lora, "--lora", experts)
     if router and (without := [each for each in experts if each not in {**router, **override}]):
@@ -197,6 +211,7 @@ def sources_of(
             lora=loras(fused.get(component)),
             component=component,
             linear_precision=linears,
+            linear_calibration=_path(measured.get(component)),
             linear_keep=None if linear_keep is None else tuple(linear_keep),
         )
         for component in experts

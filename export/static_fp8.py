@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.operator_schema import FP8_LINEAR
 
 _WEIGHT = ".weight"
@@ -28,13 +29,13 @@ def static_nodes(model: onnx.ModelProto, input_scales: Mapping[str, float]) -> f
     """Names of the `Fp8Linear` nodes that can be native: with weights in e4m3 and a scale for their layer."""
     if not input_scales:
         return frozenset()
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    if any(entry.version == OPSET_17 for entry in model.opset_import if entry.domain == ""):
+        return frozenset()  # e4m3 as int32
     weight = FP8_LINEAR.inputs.index("weight")
     return frozenset(
         node.name
         for node in model.graph.node
         if (node.domain, node.op_type) == FP8_LINEAR.node_type
-        and kinds.get(node.input[weight]) == onnx.TensorProto.FLOAT8E4M3FN
         and node.input[weight].removesuffix(_WEIGHT) in input_scales
     )
 

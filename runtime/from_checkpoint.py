@@ -28,6 +28,7 @@ from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
 from vorta_trt.model.experts import steps_of_experts
 from vorta_trt.model.files import check_output, check_space, new_file
 from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.linear_choice import DEFAULT
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.unfinished import temporary_folder
@@ -36,6 +37,7 @@ from vorta_trt.model.video_size import VideoSize
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress, ProgressCallback
     from vorta_trt.model import RoutedTransformer
+    from vorta_trt.model.calibration.linears import LinearCalibration
     from vorta_trt.model.route_calibration import RouteCalibration
     from vorta_trt.model.route_table import RouteTable
 
@@ -64,6 +66,8 @@ class Source:
         route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
         linear_precision: "same" or "fp8", see `RoutedTransformer`.
         linear_keep: which linear layers have no fp8 products, see `RoutedTransformer`.
+        linear_calibration: a file of `vorta-trt calibrate --linear-output`, whose sensitive layers have none either,
+            and whose scales are those of the inputs.
         variant: of the names of the weight files, as for diffusers.
         lora: LoRA files that are fused into the weights.
     """
@@ -81,6 +85,7 @@ class Source:
     component: str = TRANSFORMER
     linear_precision: str = "same"
     linear_keep: tuple[str, ...] | None = None
+    linear_calibration: Path | None = None
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -91,6 +96,7 @@ class Source:
     def model(self, *, materialize: bool = False) -> RoutedTransformer:
         """The routed transformer; unless `materialize`, its weights are left on disk."""
         from vorta_trt.model import CheckpointReader, RoutedTransformer, load_router
+        from vorta_trt.model.calibration.linears import LinearCalibration
 
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
@@ -103,6 +109,9 @@ class Source:
         calibrated = self.calibrated_routes()
         if router is None and self.size is None and calibrated is not None:
             trained = calibrated.geometry
+        measured = None if self.linear_calibration is None else LinearCalibration.load(self.linear_calibration)
+        if measured is not None:
+            measured.check(family, component)
         model = RoutedTransformer.from_pretrained(
             self.checkpoint,
             router,
@@ -114,13 +123,21 @@ class Source:
             materialize=materialize,
             attention_precision=self.attention_precision,
             linear_precision=self.linear_precision,
-            linear_keep=self.linear_keep,
+            linear_keep=self._kept_linears(measured),
             variant=self.variant,
         )
+        if measured is not None:
+            model.input_scales = {**model.input_scales, **measured.input_scales()}
         if calibrated is not None:
             name = model.checkpoint_name
             calibrated.check(family, model.num_layers, model.num_heads, model.geometry, component, name)
         return model
+
+    def _kept_linears(self, measured: LinearCalibration | None) -> tuple[str, ...] | None:
+        """The patterns of the linear layers that stay, with those that a calibration found sensitive."""
+        if measured is None:
+            return self.linear_keep
+        return (*(self.linear_keep or (DEFAULT,)), *measured.sensitive())
 
     def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
         """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""

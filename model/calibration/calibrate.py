@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
+from vorta_trt.model.calibration.linears import LinearProbe
 from vorta_trt.model.calibration.measure import routed
 from vorta_trt.model.calibration.passes import CalibrationPasses
 from vorta_trt.model.calibration.report import CalibrationReport
@@ -62,6 +64,7 @@ def calibrate_routes(
     video_size: tuple[int, int, int] | None = None,
     steps: int = 50,
     skip_bad: bool = False,
+    linear_output: str | Path | None = None,
     device: str = "auto",
     progress: Progress = lambda what, done, total: None,
 ) -> CalibrationReport:
@@ -87,6 +90,7 @@ def calibrate_routes(
         video_size: Frames, height, width in pixels; None takes the data's.
         steps: Steps of the schedule that the buckets are cut from, and FLOPs are counted for.
         skip_bad: Leave out samples that cannot be used instead of refusing to start.
+        linear_output: A second file to write, of `LinearCalibration`: what fp8 does to linear layers.
         device: "auto", "cpu" or "cuda".
         progress: Called with (what, done, total).
 
@@ -105,7 +109,9 @@ def calibrate_routes(
     began = time.perf_counter()
     settings = settings or CalibrationSettings()
     output = Path(output)
-    check_output(output)
+    for path in (output, linear_output):
+        if path is not None:
+            check_output(Path(path))
     target = _device(device, settings.dtype)
     if (data is None) == (prompts is None):
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")
@@ -170,7 +176,9 @@ def calibrate_routes(
         samples = replace(samples, before=lambda inputs: routed(first, inputs))
     model = RoutedTransformer.from_pretrained(checkpoint, component=component, lora=lora, **options).to(target)
     run = CalibrationPasses(model, samples, buckets, progress, family.stepped)
-    squares = run.measure()  # [K, L, N, 3]
+    probe = LinearProbe()
+    with nullcontext() if linear_output is None else probe.watching(model):
+        squares = run.measure()  # [K, L, N, 3]
     if settings.target_share is None:
         budget = DEFAULT_BUDGET if settings.budget is None else settings.budget
         routes = choose_within_budget(squares, costs, budget)
@@ -202,6 +210,8 @@ def calibrate_routes(
     }
     calibration = replace(calibration, settings=made)
     calibration.save(output)
+    if linear_output is not None:
+        probe.result(model, None if ratio is None else component).save(linear_output)
     table = TimestepPath.from_model(model).route_table(timesteps, route_override=calibration.overrides(timesteps))
     peak = torch.cuda.max_memory_allocated(target) / 2**30 if target.type == "cuda" else None
     seconds = time.perf_counter() - began

@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from vorta_trt.cli import app
+from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.inspect import inspect_bundle
+from vorta_trt.export import read_metadata
+from vorta_trt.export.native_operators import with_native_operators
+from vorta_trt.model.calibration.linears import LinearProbe
+from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.video_size import VideoSize
-from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, OPERATORS, ROUTED_ATTENTION
+from vorta_trt.runtime.engine import Engine
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
 pytestmark = pytest.mark.skipif(not get_flavour("rtx").can_build(), reason="tensorrt_rtx is not installed")
 
@@ -44,6 +55,46 @@ def test_gpus_without_e4m3_are_refused_before_the_export(source: Source, tmp_pat
         build_checkpoint(source, tmp_path / "fp8.bundle", lambda what, *_: told.append(what))
     assert "--compute-capability 8.9" in str(why.value)
     assert told == ["loading the checkpoint"] and not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def calibrated(source: Source) -> Source:
+    """The source with what a probe found in one pass."""
+    model, probe = replace(source, precision="fp32", linear_precision="same", linear_keep=None), LinearProbe()
+    loaded = model.model(materialize=True)
+    with torch.inference_mode(), probe.watching(loaded):
+        loaded(**loaded.inputs(seed=5))
+    path = source.checkpoint.parent / "linears.json"
+    probe.result(loaded, None).save(path)
+    return replace(source, linear_calibration=path, precision="fp16")
+
+
+def test_layers_with_a_static_scale_are_native(calibrated: Source, tmp_path: Path) -> None:
+    path = export_checkpoint(calibrated, tmp_path / "model.onnx", lambda *_: None)
+    scales = read_metadata(path).input_scales
+    assert set(scales) == set(read_metadata(path).fp8_layers) and all(scale > 0 for scale in scales.values())
+    native = with_native_operators(onnx.load(path), set(OPERATORS) - {ROUTED_ATTENTION.name}, scales)
+    kinds = [node.op_type for node in native.graph.node]
+    assert kinds.count("QuantizeLinear") == len(scales) and kinds.count("DequantizeLinear") == 2 * len(scales)
+    assert FP8_LINEAR.name not in kinds
+    onnx.save(native, tmp_path / "native.onnx")
+    exact = replace(calibrated, linear_precision="same", linear_keep=None, linear_calibration=None, precision="fp32")
+    model = exact.model(materialize=True)
+    inputs = model.inputs(seed=6)
+    with torch.inference_mode():
+        expected = model(**inputs)[0].numpy()
+    errors = []
+    for file in (path, tmp_path / "native.onnx"):
+        with Engine(file) as engine:
+            types = {spec.name: numpy_dtype(spec.dtype) for spec in engine.inputs}
+            feeds = {name: tensor.numpy().astype(types[name]) for name, tensor in inputs.items()}
+            found = engine(**feeds)["sample"].astype(np.float32)
+        errors.append(float(np.linalg.norm(found - expected) / np.linalg.norm(expected)))
+    # One scale for all tokens is coarser than one for each.
+    assert 1e-3 < errors[0] < 0.1 and errors[1] < 2 * errors[0]
+    bundle = build_engine(path, tmp_path / "native.bundle", "rtx", compute_capabilities=["8.9"], block_ops="native")
+    operators = bundle.manifest.block_operators
+    assert operators is not None and operators.native[FP8_LINEAR.name] == len(scales)
 
 
 @pytest.mark.parametrize(
