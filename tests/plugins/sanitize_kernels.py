@@ -16,6 +16,9 @@ import numpy as np
 from cuda.bindings import runtime
 
 from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
+from vorta_trt.plugins.cross_attention import TENSORS as CROSS_TENSORS
+from vorta_trt.plugins.cross_attention import CrossAttentionParams
+from vorta_trt.plugins.cross_attention import enqueue as enqueue_cross
 from vorta_trt.plugins.library import KERNEL_DTYPES
 from vorta_trt.plugins.operator_schema import choices
 
@@ -52,6 +55,10 @@ CASES = (
     *itertools.product((TEXT, TILES, GROUPS), KERNEL_DTYPES, FAST_HEAD_DIMS, ("", "sm89_fp8"), ("fp8",)),
     *itertools.product((RAGGED, LARGE), KERNEL_DTYPES[:1], FAST_HEAD_DIMS, ("", "sm89_fp8"), ("fp8",)),
 )
+
+
+#: Queries and keys of cross-attention: beside whole blocks of either family.
+CROSS_TOKENS = ((1, 1), (129, 65), (300, 145), (257, 512))
 
 
 def require(result: tuple[Any, ...]) -> Any:
@@ -141,6 +148,30 @@ def run(
         raise RuntimeError(f"output of {what} is not finite")
 
 
+def run_cross(queries: int, keys: int, dtype: str, head_dim: int, generator: np.random.Generator) -> None:
+    batch, heads = ROUTES.shape
+    tokens = dict(zip(CROSS_TENSORS, (queries, keys, keys, queries), strict=True))
+    bits = np.full((batch, queries, heads, head_dim), 0xFFFF, np.uint16)  # NaN
+    with Memory() as memory:
+        places = {
+            name: memory.put(random_bits((batch, tokens[name], heads, head_dim), dtype, generator))
+            for name in ("query", "key", "value")
+        }
+        output = places["output"] = memory.put(bits)
+        row = heads * head_dim
+        strides = {f"{name}_stride": (count * row, row, head_dim) for name, count in tokens.items()}
+        params = CrossAttentionParams(
+            dtype=dtype, batch=batch, query_tokens=queries, key_tokens=keys, heads=heads, head_dim=head_dim,
+            **places, **strides,
+        )  # fmt: skip
+        enqueue_cross(load_library(), params, 0)
+        require(runtime.cudaDeviceSynchronize())
+        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        require(runtime.cudaMemcpy(bits.ctypes.data, output, bits.nbytes, kind))
+    if not is_finite(bits, dtype):
+        raise RuntimeError(f"output of cross-attention, {queries} x {keys}, {dtype}, D={head_dim} is not finite")
+
+
 def main() -> None:
     generator = np.random.default_rng()
     ran, missing = 0, 0
@@ -154,6 +185,11 @@ def main() -> None:
             if error.status is not Status.UNSUPPORTED or precision == "same":
                 raise
             missing += 1
+    for kernels, head_dims in (("", (*GENERIC_HEAD_DIMS, *FAST_HEAD_DIMS)), ("sm80", FAST_HEAD_DIMS)):
+        load_library().force_kernels(kernels)
+        for tokens, dtype, head_dim in itertools.product(CROSS_TOKENS, KERNEL_DTYPES, head_dims):
+            run_cross(*tokens, dtype, head_dim, generator)
+            ran += 1
     print(f"{ran} problems ran, {missing} have no kernels here")
 
 
