@@ -10,6 +10,7 @@
 #include "sm80/attention_launch.h"
 #include "sm89_fp8/attention_launch.h"
 #include "sm90/attention_launch.h"
+#include "sm90/block_shape.h"
 #include "sm90_fp8/attention_launch.h"
 #include "workspace.h"
 
@@ -36,6 +37,22 @@ vorta_status launch_sm90(const RoutedAttentionParams& params, cudaStream_t strea
   return sm90::HeadDims::call(params.head_dim, VORTA_UNSUPPORTED, [&](auto head_dim) {
     return sm90::launch_attention<kDtype, decltype(head_dim)::value>(params, stream);
   });
+#endif
+}
+
+/// Attention to another sequence, where its own blocks of keys are fuller; else as full heads.
+template <vorta_dtype kDtype>
+vorta_status launch_cross_sm90(const RoutedAttentionParams& params, cudaStream_t stream) {
+#ifdef VORTA_WITHOUT_SM90
+  return report(kStep, cudaErrorNoKernelImageForDevice);
+#else
+  bool prefers = false;
+  const vorta_status status = sm90::CrossHeadDims::call(params.head_dim, VORTA_OK, [&](auto head_dim) {
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    prefers = params.head_dim == kHeadDim && sm90::prefers_cross_shape<kHeadDim>(params.key_tokens);
+    return prefers ? sm90::launch_cross_attention<kDtype, kHeadDim>(params, stream) : VORTA_OK;
+  });
+  return prefers ? status : launch_sm90<kDtype>(params, stream);
 #endif
 }
 
@@ -129,7 +146,11 @@ vorta_status launch(const vorta_cross_attention_params& call, void* stream) noex
   if (vorta_status status = check_forced_kernels()) return status;
   KernelPath path{};
   if (cudaError_t error = choose_kernel_path(call, &path)) return report("kernel choice", error);
-  return launch_attention(path, make_params(call), call.dtype, static_cast<cudaStream_t>(stream));
+  const RoutedAttentionParams params = make_params(call);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (path != KernelPath::kSm90) return launch_attention(path, params, call.dtype, cuda_stream);
+  return call.dtype == VORTA_FLOAT16 ? launch_cross_sm90<VORTA_FLOAT16>(params, cuda_stream)
+                                     : launch_cross_sm90<VORTA_BFLOAT16>(params, cuda_stream);
 }
 
 }  // namespace vorta

@@ -12,10 +12,10 @@
 
 namespace vorta::sm90 {
 
-template <vorta_dtype kDtype, int kHeadDim>
-vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream) {
+template <vorta_dtype kDtype, int kHeadDim, bool kRouted>
+vorta_status launch_instance(const RoutedAttentionParams& problem, cudaStream_t stream) {
   using Element = std::conditional_t<kDtype == VORTA_FLOAT16, cutlass::half_t, cutlass::bfloat16_t>;
-  using Traits = KernelTraits<Element, kHeadDim>;
+  using Traits = KernelTraits<Element, kHeadDim, kRouted>;
   constexpr int kSharedBytes = sizeof(SharedStorage<Traits>);
   constexpr const char* kStep = "attention";
   static_assert(kSharedBytes <= kMaxSharedBytes, "must fit in the shared memory of an SM");
@@ -45,6 +45,16 @@ vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t
   const LaunchShape shape{grid, Traits::kThreads, kSharedBytes, stream, attributes, attribute_count};
   if (cudaError_t error = launch_kernel(shape, kernel, params)) return report(kStep, error);
   return VORTA_OK;
+}
+
+template <vorta_dtype kDtype, int kHeadDim>
+vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream) {
+  return launch_instance<kDtype, kHeadDim, true>(problem, stream);
+}
+
+template <vorta_dtype kDtype, int kHeadDim>
+vorta_status launch_cross_attention(const RoutedAttentionParams& problem, cudaStream_t stream) {
+  return launch_instance<kDtype, kHeadDim, false>(problem, stream);
 }
 
 }  // namespace vorta::sm90

@@ -13,6 +13,10 @@ namespace vorta::sm90 {
 template <vorta_dtype kDtype, int kHeadDim>
 vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
 
+/// The same for a call without routes, in blocks of keys of CrossBlockShape; of CrossHeadDims alone.
+template <vorta_dtype kDtype, int kHeadDim>
+vorta_status launch_cross_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
+
 }  // namespace vorta::sm90
 
 #endif  // VORTA_TRT_KERNELS_SM90_ATTENTION_LAUNCH_H_

@@ -48,10 +48,12 @@ enum ProducerWarp : int {
   kQueryWarpEnd = 4  // a further warp for each further consumer warpgroup
 };
 
-template <class Element_, int kHeadDim_>
+/// kRouted: heads take branches; else all are full, with keys of another sequence.
+template <class Element_, int kHeadDim_, bool kRouted_ = true>
 struct KernelTraits {
   using Element = Element_;
-  using Shape = BlockShape<kHeadDim_>;
+  using Shape = std::conditional_t<kRouted_, BlockShape<kHeadDim_>, CrossBlockShape<kHeadDim_>>;
+  static constexpr bool kRouted = kRouted_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kColumnGroups = kHeadDim / 64;
   static constexpr int kCluster = Shape::kCluster;
