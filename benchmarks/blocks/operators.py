@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vorta_trt.benchmarks.blocks import linear, norms
+from vorta_trt.benchmarks.blocks import cross_attention, linear, norms
 from vorta_trt.benchmarks.blocks.case import OperatorCase
 
-MODULES = (linear, norms)
+MODULES = (linear, norms, cross_attention)
 
 
 def all_cases() -> list[OperatorCase]:

@@ -26,11 +26,20 @@ def test_every_folder_of_kernels_is_a_family() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 def test_an_instance_for_each_type_and_head_dimension(family: KernelFamily) -> None:
-    files = [path.stem for path in (KERNELS / family.name / "instances").glob("*.cu")]
+    files = [path.stem for path in (KERNELS / family.name / "instances").glob("attention_*.cu")]
     found = {match[1] for name in files if (match := re.search(r"_((?:bf16|fp16)_d\d+)$", name))}
     assert len(found) == len(files)
     assert found == {f"{SHORT[dtype]}_d{head_dim}" for dtype in KERNEL_DTYPES for head_dim in family.head_dims}
     assert list(family.head_dims) == sorted(family.head_dims)
+
+
+def test_instances_for_keys_of_another_sequence_are_of_both_types() -> None:
+    """Their head dimensions stand beside their shape; one without its file does not link."""
+    shape = (KERNELS / "sm90" / "block_shape.h").read_text()
+    found = re.search(r"using CrossHeadDims = Instances<([\d, ]+)>", shape)
+    assert found is not None
+    files = {path.stem for path in KERNELS.glob("*/instances/cross_*.cu")}
+    assert files == {f"cross_attention_{short}_d{d}" for short in SHORT.values() for d in found[1].split(", ")}
 
 
 def test_some_family_takes_every_head_dimension() -> None:

@@ -40,7 +40,7 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBloc
       if (token < 0) words[sector] = uint2{0, 0};
     }
     if (token == kNoRow) continue;
-    const Copies more = Traits::kRouted && item.kind == ItemKind::kCoreset ? copies_of(row) : Copies{0, 0};
+    const Copies more = item.kind == ItemKind::kCoreset ? copies_of(row) : Copies{0, 0};
     int to = token < 0 ? ~token : token;
     for (int i = 0;; ++i) {
       auto* target = column + to * view.token_stride;
