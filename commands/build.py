@@ -22,6 +22,7 @@ from vorta_trt.commands.options import (
     Sizes,
     Tau,
     Variant,
+    With,
     experts_of_file,
     one_per_expert,
     quoted,
@@ -44,6 +45,7 @@ class Flavour(str, Enum):
     f"vorta-trt build {EXAMPLE} --router ROUTER --size 77x720x1280 --precision bf16 -o model.bundle",
     f"vorta-trt build {EXAMPLE} --route-override calibration.json -o model.bundle",
     f"vorta-trt build {EXAMPLE} --router ROUTER --size 81x720x1280 --size 81x480x832 -o model.bundle",
+    f"vorta-trt build {EXAMPLE} --router ROUTER --size 77x720x1280 --with all --keep-pipeline -o model.bundle",
     "vorta-trt build model.onnx -o model.bundle",
 )
 def build(
@@ -64,6 +66,14 @@ def build(
     linear_calibration: LinearCalibrations = None,
     tau: Tau = None,
     variant: Variant = None,
+    parts: With = None,
+    keep_pipeline: Annotated[
+        bool,
+        typer.Option(
+            "--keep-pipeline",
+            help="Put tokenizers, scheduler and configs into the bundle, which with --with all then needs no checkpoint.",
+        ),
+    ] = False,
     route_override: RouteOverrides = None,
     tensorrt: Annotated[
         Flavour,
@@ -178,6 +188,8 @@ def build(
         "--linear-calibration": linear_calibration or None,
         "--tau": tau,
         "--variant": variant,
+        "--with": parts,
+        "--keep-pipeline": keep_pipeline or None,
     }
     is_onnx = source.suffix == ".onnx" or (source.is_file() and not is_weights(source))
     if is_onnx and (given := [name for name, value in of_checkpoints.items() if value is not None]):
@@ -210,7 +222,9 @@ def build(
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]
             engines = [engine for each in sources for engine in at_sizes(each, sizes)]
-            bundle = build_checkpoint(engines, output, stages, **options)
+            bundle = build_checkpoint(
+                engines, output, stages, parts=parts or (), keep_pipeline=keep_pipeline, **options
+            )
     if as_json:
         typer.echo(f'{{"path": {quoted(bundle.path)}, "manifest": {bundle.manifest.model_dump_json()}}}')
     else:

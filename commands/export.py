@@ -22,6 +22,7 @@ from vorta_trt.commands.options import (
     Size,
     Tau,
     Variant,
+    With,
     quoted,
     sources_of,
 )
@@ -48,12 +49,15 @@ def export(
     ] = None,
     tau: Tau = None,
     variant: Variant = None,
+    parts: With = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Export a checkpoint to ONNX.
 
     It is one file; of a checkpoint with two experts, the second is written beside the first as NAME.transformer_2.onnx.
+
+    VAE and text encoders are written beside it, too, graph by graph: NAME.vae_decoder_first.onnx and so on.
     """
     from vorta_trt.export.names import OPSET_17, component_file
     from vorta_trt.runtime.console import Stages
@@ -75,7 +79,7 @@ def export(
     if opset is not None:
         sources = [replace(source, opset=opset) for source in sources]
     with Stages() as stages:
-        path = export_checkpoint(sources, output, stages)
+        path = export_checkpoint(sources, output, stages, parts=parts or ())
     if as_json:
         from vorta_trt.export import read_metadata
 

@@ -53,6 +53,15 @@ Checkpoint = Annotated[
         "docs/checkpoints.md.",
     ),
 ]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="PART",
+        help="Also a VAE or a text encoder: vae_decoder, vae_encoder or text_encoder, as the model has them, or all; "
+        "may be repeated [default: none].",
+    ),
+]
 Variant = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Take the weight files with this in their names, e.g. fp16 [default: none]."),

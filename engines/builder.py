@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vorta_trt.engines.bundle import Bundle, check_new_bundle
-from vorta_trt.engines.bundle_writer import ExportedModel, new_engines, read_model
-from vorta_trt.engines.engine_key import check_grid
+from vorta_trt.engines.bundle_writer import ExportedModel, ExportedPart, new_engines, read_model, read_part
+from vorta_trt.engines.engine_key import EngineKey, check_grid
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plan import DEFAULT_BATCH, BuildOptions
 from vorta_trt.engines.progress import ProgressCallback
 from vorta_trt.export.names import check_second, component_file
+from vorta_trt.export.onnx_file import part_files
 from vorta_trt.model.constants import TRANSFORMER, TRANSFORMER_2
 from vorta_trt.plugins.operator_schema import BlockOps
 
@@ -56,7 +57,8 @@ def build_engine(
 
     Args:
         onnx_path: The exported file; or several, one for each component and video size, whose first makes the bundle's
-            first engine. A second expert (NAME.transformer_2.onnx beside NAME.onnx) is found and built, too.
+            first engine. A second expert (NAME.transformer_2.onnx beside NAME.onnx) is found and built, too, and
+            so are VAE and text encoders (NAME.vae_decoder_first.onnx and so on).
         bundle_path: The folder to write.
         tensorrt: The flavour: "rtx", "tensorrt" or "tensorrt8".
         batch: Smallest, usual and largest batch of the dynamic batch dimension.
@@ -122,6 +124,7 @@ def build_engine(
                 flavour.check_precision(model.onnx.metadata.precision, "export the model with")
             except ValueError as error:
                 raise ValueError(f"{model.onnx.path}: {error}") from error
+    parts = read_parts(models)
     with new_engines(
         Path(bundle_path),
         flavour,
@@ -134,6 +137,8 @@ def build_engine(
     ) as writer:
         for model in models:
             writer.add(model)
+        for part in parts:
+            writer.add_part(part)
     return Bundle.open(bundle_path, verify=False, runtime=False)
 
 
@@ -173,6 +178,24 @@ def read_models(
             model.onnx.metadata.check_first(model.onnx.path)
     check_grid([model.key for model in models])
     return models
+
+
+def read_parts(models: Sequence[ExportedModel]) -> list[ExportedPart]:
+    """The exported VAE and text encoders beside exported transformers; those that serve every size once.
+
+    Raises:
+        OnnxFileError: One is damaged or missing.
+        ValueError: One is of another pipeline than the transformer that it lies beside.
+    """
+    parts: dict[EngineKey, ExportedPart] = {}
+    for model in models:
+        if model.onnx.metadata is None or model.key.component != models[0].key.component:
+            continue
+        for path in part_files(model.onnx.path).values():
+            part = read_part(path)
+            part.metadata.check_with(model.onnx.metadata, path, model.onnx.path)
+            parts.setdefault(part.exported.key, part)
+    return list(parts.values())
 
 
 def _check_new(models: Sequence[ExportedModel]) -> None:

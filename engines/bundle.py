@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from vorta_trt.engines import fp8
 from vorta_trt.engines.engine_key import EngineKey, choose
-from vorta_trt.engines.errors import BundleError, FlavourError
+from vorta_trt.engines.errors import BundleError, FlavourError, SelectionError
 from vorta_trt.engines.flavours import Flavour, get_flavour
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
-from vorta_trt.engines.manifest import MANIFEST, EngineFiles, Manifest, read_manifest
+from vorta_trt.engines.manifest import MANIFEST, PIPELINE, EngineFiles, Manifest, read_manifest
 from vorta_trt.engines.shared_plan import open_plan, plan_bytes
 from vorta_trt.model.files import make_way, new_folder
+from vorta_trt.model.model_index import MODEL_INDEX
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
@@ -72,8 +73,25 @@ class Bundle:
             ValueError: `size` is no size.
         """
         component = self.key.component if component is None else component
+        if any(record.component == component for record in self.whole.parts):
+            wanted = self.key.size if size is None else str(VideoSize.parse(str(size)))
+            return self._part(component, wanted)
         index = choose(self.path, self.engines, component, self.key.size if size is None else size)
         return Bundle(self.path, self.whole.of(index), self.whole)
+
+    def _part(self, component: str, size: str | None) -> Bundle:
+        for index, record in enumerate(self.whole.parts):
+            if record.component == component and (record.size is None or size in (None, record.size)):
+                return Bundle(self.path, self.whole.of_part(index), self.whole)
+        raise SelectionError(
+            f"size {size}: {self.path} holds no {component} of it; use one of its sizes, or build it again with "
+            f"--size {size} as well"
+        )
+
+    @property
+    def pipeline_path(self) -> Path | None:
+        """The carried pipeline folder, without weights; None if the bundle was built without."""
+        return self.path / PIPELINE if f"{PIPELINE}/{MODEL_INDEX}" in self.whole.files else None
 
     def views(self) -> list[Bundle]:
         """A view of every engine, the first one first."""

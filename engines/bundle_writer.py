@@ -6,8 +6,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from vorta_trt.engines.manifest import (
     FileEntry,
     FurtherEngine,
     Manifest,
+    PartRecord,
     PluginInfo,
     RefitRecord,
 )
@@ -42,6 +44,7 @@ from vorta_trt.engines.progress import (
 )
 from vorta_trt.engines.shared_plan import open_plan, share_plan
 from vorta_trt.export.onnx_file import OnnxFile, data_file, read_onnx
+from vorta_trt.export.part_metadata import PartMetadata
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
 from vorta_trt.model.files import check_space
 from vorta_trt.plugins.gpu import driver_report
@@ -83,6 +86,28 @@ def read_model(path: Path, route_override: str | Path | None, strict: bool) -> E
     onnx.model.graph.ClearField("initializer")
     override = None if route_override is None else Path(route_override)
     return ExportedModel(onnx, description, EngineKey.of(onnx.metadata), override, weights, names)
+
+
+@dataclass(frozen=True)
+class ExportedPart:
+    """What an engine of a VAE or a text encoder is built from, checked."""
+
+    exported: ExportedModel
+    metadata: PartMetadata
+
+
+def read_part(path: Path) -> ExportedPart:
+    """Reads an exported part; raises OnnxFileError for one that is damaged, or none."""
+    onnx = read_onnx(path)
+    metadata = PartMetadata.from_metadata_props(
+        {entry.key: entry.value for entry in onnx.model.metadata_props}, f"model {path}"
+    )
+    onnx.model.graph.ClearField("initializer")
+    description = ModelDescription(
+        family=metadata.family, config=metadata.config, precision=metadata.precision, metadata=None
+    )
+    key = EngineKey(metadata.graph, metadata.size)
+    return ExportedPart(ExportedModel(onnx, description, key, None, None, ()), metadata)
 
 
 @contextmanager
@@ -157,6 +182,7 @@ class BundleWriter:
         self._engines, self._include_onnx, self._include_plugin = engines, include_onnx, include_plugin
         self._callback, self._cancellation, self._copies = callback, cancellation, copies
         self._added: list[tuple[EngineRecord, EngineFiles]] = []
+        self._parts: list[PartRecord] = []
         self._files: dict[str, FileEntry] = {}
 
     def exporting(self) -> AbstractContextManager[None]:
@@ -178,7 +204,8 @@ class BundleWriter:
         )
         release_free_memory()
         self._files = built.files | self._files
-        own = self._share(model.key, own)
+        before = [names for record, names in self._added if record.component == model.key.component]
+        own = self._share(model.key, own, before)
         plugin = (
             None
             if library is None
@@ -189,6 +216,39 @@ class BundleWriter:
         self._added.append((record, own))
         title, version = self._flavour.title, self._flavour.version
         logger.info("%s: built %s with %s %s in %.1f s", self._path, model.key, title, version, built.seconds)
+
+    def add_part(self, model: ExportedPart) -> None:
+        """Builds an engine of a VAE or a text encoder, after the transformers'. Raises what `build_engine` raises."""
+        key = model.exported.key
+        own = EngineFiles.of(key, self._added[0][0].key)
+        onnx = model.exported.onnx
+        check_space(self._path, onnx.total_bytes * (2 if self._include_onnx else 1))
+        if self._include_onnx:
+            for name, source in {own.onnx: onnx.place, **{file.name: file for file in onnx.data_files}}.items():
+                self._files[name] = copy_hashed(source, self._folder / name, self._cancellation.check)
+        options = dataclasses.replace(self._options, refit=False, weight_streaming=False)
+        report = self._report(key, named=True)
+        built = build_plan(self._flavour, onnx, options, self._folder, own, report, self._cancellation)
+        release_free_memory()
+        self._files = built.files | self._files
+        before = [record.names for record in self._parts if record.part["part"] == model.metadata.part]
+        own = self._share(key, own, before)
+        record = _record(self._flavour, options, model.exported, key.size, built, None)
+        content = json.loads(model.metadata.model_dump_json())
+        self._parts.append(PartRecord(**dict(record), names=own, part=content))
+        logger.info("%s: built %s in %.1f s", self._path, key, built.seconds)
+
+    def add_pipeline(self, folder: Path, files: Sequence[str]) -> None:
+        """Copies files of a pipeline folder into the bundle.
+
+        Args:
+            folder: The pipeline folder.
+            files: Relative to it.
+        """
+        for file in files:
+            target = self._folder / names.PIPELINE / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._files[f"{names.PIPELINE}/{file}"] = copy_hashed(folder / file, target, self._cancellation.check)
 
     def _copy(self, model: ExportedModel, own: EngineFiles, library: Path | None) -> EngineFiles:
         """Copies what goes into the bundle besides the engine; returns the names of the engine's files."""
@@ -221,9 +281,8 @@ class BundleWriter:
         self._files[file.name] = entry
         return own.model_copy(update={"timestep_path": file.name})
 
-    def _share(self, key: EngineKey, own: EngineFiles) -> EngineFiles:
-        """Keeps of a plan what the plan of the component's first engine has not; see `shared_plan`."""
-        before = [names for record, names in self._added if record.component == key.component]
+    def _share(self, key: EngineKey, own: EngineFiles, before: Sequence[EngineFiles]) -> EngineFiles:
+        """Keeps of a plan what the first plan of `before` has not; see `shared_plan`."""
         if not before:
             return own
         base, whole = before[0].plan, self._files[own.plan]
@@ -242,10 +301,10 @@ class BundleWriter:
                 )
         return own.model_copy(update={"shared_with": base})
 
-    def _report(self, key: EngineKey) -> ProgressCallback | None:
-        """The progress callback of one engine."""
+    def _report(self, key: EngineKey, *, named: bool = False) -> ProgressCallback | None:
+        """The progress callback of one engine; it names the engine if there are several, or `named`."""
         callback = self._callback
-        if callback is None or self._engines == 1:
+        if callback is None or (self._engines == 1 and not named):
             return callback
 
         def show(event: BuildProgress) -> None:
@@ -264,6 +323,7 @@ class BundleWriter:
             **dict(first),
             names=None if first_names == EngineFiles() else first_names,
             engines=[FurtherEngine(**dict(record), names=own) for record, own in others],
+            parts=self._parts,
             files=self._files,
         ).write(self._folder / names.MANIFEST)
         self._cancellation.check()

@@ -24,6 +24,7 @@ from pydantic import (
 
 from vorta_trt.engines.engine_key import EngineKey
 from vorta_trt.export.metadata import KEY, LoraRecord, ModelMetadata
+from vorta_trt.export.part_metadata import PART_KEY, PartMetadata
 from vorta_trt.model.constants import TRANSFORMER
 from vorta_trt.model.files import PointerError, write_text
 from vorta_trt.model.precision import DataType, PrecisionName
@@ -43,6 +44,10 @@ TIMESTEP_PATH = "timestep_path.safetensors"  # timestep embedder and routers: wh
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # A plain name inside the bundle: a manifest from elsewhere must not point out of its folder.
 FileName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")]
+# The carried pipeline folder is the one folder in a bundle: model_index.json, and the components' folders in it.
+PIPELINE = "pipeline"
+_PIPELINE_FILE = r"(pipeline/([A-Za-z0-9_]+/)?)?"
+BundledName = Annotated[str, StringConstraints(pattern=rf"^{_PIPELINE_FILE}[^/\\\x00]+$")]
 Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 # Fields that a later version added, with what their absence means. A manifest from before them was sealed without
 # them, so at these values they are no part of the digest.
@@ -50,7 +55,14 @@ LATER_FIELDS = {"attention_precision": "same"}
 
 
 # Fields of the second version. A bundle of one engine of component "transformer" has none of them, and stays as it was.
-SECOND_VERSION: dict[str, Any] = {"component": TRANSFORMER, "size": None, "names": None, "refit": None, "engines": []}
+SECOND_VERSION: dict[str, Any] = {
+    "component": TRANSFORMER,
+    "size": None,
+    "names": None,
+    "refit": None,
+    "engines": [],
+    "parts": [],
+}
 
 
 class FileEntry(Record, extra="forbid"):
@@ -251,21 +263,33 @@ class FurtherEngine(EngineRecord):
     names: EngineFiles
 
 
+class PartRecord(EngineRecord):
+    """An engine of a VAE or a text encoder; `config` is that of the component."""
+
+    names: EngineFiles
+    part: dict[str, JsonValue]
+
+    def part_metadata(self, source: str) -> PartMetadata:
+        """The exporter's record; OnnxFileError if it is damaged."""
+        return PartMetadata.from_metadata_props({PART_KEY: json.dumps(self.part)}, source)
+
+
 class Manifest(EngineRecord, _Header):
     """The whole file. `digest` is the SHA-256 of everything else in it, so that an edit by hand is noticed."""
 
     engines: list[FurtherEngine] = []
+    parts: list[PartRecord] = []
     names: EngineFiles | None = None  # None: the first engine's, which are always the same
-    files: dict[FileName, FileEntry]
+    files: dict[BundledName, FileEntry]
     digest: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        for names in (self.own_names, *(engine.names for engine in self.engines)):
+        for names in (self.own_names, *(engine.names for engine in (*self.engines, *self.parts))):
             for plan in (names.plan, names.shared_with):
                 if plan is not None and plan not in self.files:
                     raise ValueError(f"files: {plan} is missing")
-        if {MANIFEST, ".", ".."} & set(self.files):
+        if {MANIFEST, ".", ".."} & {part for file in self.files for part in file.split("/")}:
             raise ValueError(f"files: {MANIFEST}, . and .. cannot be listed")
         for plugin in (self.plugin, *(engine.plugin for engine in self.engines)):
             if plugin is not None and plugin.included and plugin.library not in self.files:
@@ -288,16 +312,27 @@ class Manifest(EngineRecord, _Header):
         """Of all engines, the first one first."""
         return (self.key, *(engine.key for engine in self.engines))
 
+    def of_part(self, index: int) -> Manifest:
+        """The manifest of one engine of a part, as if it were the bundle's.
+
+        Args:
+            index: In `parts`.
+        """
+        record = self.parts[index]
+        changes = {name: getattr(record, name) for name in (*EngineRecord.model_fields, "names")}
+        return self.model_copy(update={**changes, "engines": [], "parts": []})
+
     def of(self, index: int) -> Manifest:
         """The manifest of one engine, as a bundle of it alone has it, but for names of files.
 
         Args:
             index: As in `keys`.
         """
-        each = [self.own_names, *(engine.names for engine in self.engines)]
+        each = [self.own_names, *(engine.names for engine in (*self.engines, *self.parts))]
         others: set[str] = set().union(*(names.all() for names in each)) - each[index].all()
         changes: dict[str, Any] = {
             "engines": [],
+            "parts": [],
             "files": {name: entry for name, entry in self.files.items() if name not in others},
         }
         if index:

@@ -7,6 +7,7 @@ Weights above 2 GB lie in a data file beside the model. Caches keep both behind 
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from collections import Counter
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import KEY, ModelMetadata
+from vorta_trt.export.names import component_file
+from vorta_trt.export.part_metadata import PART_KEY, PartMetadata
+from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.files import refuse_pointer
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import (
@@ -238,6 +242,31 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         function_bodies=frozenset(name for domain, name in functions if domain == ROUTED_ATTENTION.namespace),
         data_files=tuple(_data_file(path, place.parent / name, end) for name, end in external.items()),
     )
+
+
+def part_files(path: Path) -> dict[str, Path]:
+    """The exported graphs of VAE and text encoders beside a transformer's file, NAME.vae_decoder_first.onnx, by name.
+
+    Raises:
+        OnnxFileError: One is damaged, or a graph of a part is missing.
+    """
+    found: dict[str, Path] = {}
+    wanted: dict[str, str] = {}
+    for file in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")):
+        graph = file.name[len(path.stem) + 1 : -len(path.suffix)]
+        if "." in graph or graph in COMPONENTS:
+            continue
+        properties = {entry.key: entry.value for entry in _load(file).metadata_props}
+        if PART_KEY in properties:
+            found[graph] = file
+            metadata = PartMetadata.from_metadata_props(properties, f"model {file}")
+            wanted |= dict.fromkeys(metadata.graphs, metadata.part)
+    if missing := [graph for graph in wanted if graph not in found]:
+        raise OnnxFileError(
+            f"{component_file(path, missing[0])}: does not exist, and is a graph of {wanted[missing[0]]} as those "
+            f"beside {path}; keep them together, or export them again"
+        )
+    return {graph: found[graph] for graph in wanted}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -55,6 +55,7 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
     if metadata.opset == OPSET:  # in opset 17 there is none
         write_out_attention(graph)
     clean(graph, metadata.opset)
+    _name_outputs(graph.graph, part.outputs)
     graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version
     graph.metadata_props.update(metadata.to_metadata_props())
     report("check", 0, 1)
@@ -79,6 +80,19 @@ def _skeleton(module: nn.Module) -> tuple[nn.Module, dict[str, Weight]]:
 
 def _loader(parameter: Tensor) -> Callable[[], Tensor]:
     return lambda: parameter.detach().to("cpu")
+
+
+def _name_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Names the outputs: folding leaves other names where an output is the same value as one inside of the graph."""
+    seen: set[ir.Value] = set(graph.inputs)
+    for index, (value, name) in enumerate(zip(graph.outputs, names, strict=True)):
+        if value in seen:  # an input, or an output for the second time
+            same = ir.node("Identity", [value], name=f"{name}/Identity")
+            same.outputs[0].shape, same.outputs[0].type = value.shape, value.type
+            graph.append(same)
+            graph.outputs[index] = value = same.outputs[0]
+        seen.add(value)
+        value.name = name
 
 
 def _check(model: ir.Model, part: PartGraph) -> None:

@@ -15,7 +15,6 @@ from vorta_trt.export.errors import OnnxFileError
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.model.records import first_error
-from vorta_trt.model.video_size import VideoSize
 
 PART_KEY = "vorta_trt_part"
 
@@ -36,7 +35,7 @@ class PartMetadata(BaseModel):
         checkpoint: Name of the pipeline folder.
         precision: Of its weights.
         opset: Of the standard operators.
-        size: Of the videos, as "81x480x832".
+        size: Of the videos, as "81x480x832"; None for a part that serves any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,16 +52,11 @@ class PartMetadata(BaseModel):
     checkpoint: str
     precision: PrecisionName
     opset: int
-    size: str
-
-    @property
-    def video_size(self) -> VideoSize:
-        """Of the videos in pixels."""
-        return VideoSize.parse(self.size)
+    size: str | None = None
 
     def to_metadata_props(self) -> dict[str, str]:
         """Gives the entries of `metadata_props`."""
-        return {PART_KEY: self.model_dump_json(), "part": self.graph, "family": self.family, "size": self.size}
+        return {PART_KEY: self.model_dump_json(), "part": self.graph, "family": self.family, "size": self.size or "any"}
 
     @classmethod
     def from_metadata_props(cls, properties: Mapping[str, str], source: object) -> PartMetadata:
@@ -101,7 +95,7 @@ class PartMetadata(BaseModel):
             "video size": (self.size, str(transformer.video_size)),
         }
         for name, (mine, theirs) in names.items():
-            if mine != theirs:
+            if mine is not None and mine != theirs:
                 raise ValueError(
                     f"{here}: is of {name} {mine}, and {there} of {theirs}; the parts of one pipeline belong together: "
                     f"export them with it, vorta-trt export CHECKPOINT --with {self.part}"

@@ -147,5 +147,5 @@ class PipelineParts:
             checkpoint=checkpoint_name(self._folder),
             precision=self._precision,
             opset=self._opset,
-            size=str(self._size),
+            size=str(self._size) if graph.of_size else None,
         )

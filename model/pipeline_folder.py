@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model.checkpoint_place import find_place
 from vorta_trt.model.configs import MOST_LAYERS, check_no_pointer, read_json, typed_config
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.experts import BOUNDARY
 from vorta_trt.model.families import ModelFamily, PipelineKind
 from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.model_index import ALWAYS, MODEL_INDEX, ModelIndex, check_model_index, read_model_index
-from vorta_trt.model.safetensors_files import INDEX, WEIGHTS
+from vorta_trt.model.safetensors_files import INDEX, WEIGHT_SUFFIXES, WEIGHTS
 from vorta_trt.plugins.host_memory import NotMappable, is_not_mappable, is_out_of_memory
 
 # transformers and diffusers load models with torch's classes patched for the whole process, so that whatever makes a
@@ -59,6 +60,7 @@ def load_pipeline(
     parts: Mapping[str, Any] = MappingProxyType({}),
     without: Collection[str] = (),
     variant: str | None = None,
+    weightless: Collection[str] = (),
 ) -> Any:
     """The pipeline on the CPU, without the transformer of the checkpoint.
 
@@ -73,6 +75,7 @@ def load_pipeline(
         parts: components that are there already, or stand in for some.
         without: further parts that are not loaded, of the pipeline's components; it has None in their place.
         variant: of the names of weight files, for the parts that have such files, as in diffusers.
+        weightless: components that need no weights there; see `check_pipeline`.
 
     Raises:
         FileNotFoundError: a file of it is missing.
@@ -81,7 +84,7 @@ def load_pipeline(
     import diffusers
 
     checkpoint = snapshot_of(checkpoint)
-    index = check_pipeline(checkpoint, family, config, purpose=purpose, variant=variant)
+    index = check_pipeline(checkpoint, family, config, purpose=purpose, variant=variant, weightless=weightless)
     kind = kind or family.pipeline_kinds(config)[0]
     made: Any = getattr(diffusers, kind.pipeline)
     loaded: dict[str, Any] = {**dict.fromkeys(without), **parts}
@@ -102,9 +105,24 @@ def load_pipeline(
 
 
 def check_pipeline(
-    checkpoint: Path, family: ModelFamily, config: Mapping[str, Any], *, purpose: str, variant: str | None = None
+    checkpoint: Path,
+    family: ModelFamily,
+    config: Mapping[str, Any],
+    *,
+    purpose: str,
+    variant: str | None = None,
+    weightless: Collection[str] = (),
 ) -> ModelIndex:
-    """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does."""
+    """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does.
+
+    Args:
+        checkpoint: the pipeline folder.
+        family: whose pipeline it is.
+        config: of its transformer.
+        purpose: what needs it, for errors.
+        variant: of the names of weight files.
+        weightless: components of which the config is enough, since engines run them.
+    """
     checkpoint = snapshot_of(checkpoint)
     kinds = family.pipeline_kinds(config)
     if not (checkpoint / MODEL_INDEX).is_file():
@@ -128,8 +146,34 @@ def check_pipeline(
         )
     for name in (*kind.components, *(part for part in ALWAYS if part != "transformer")):
         if name in index.components:
-            _check_files(checkpoint / name, _files_of(name, index, checkpoint), variant)
+            groups = _files_of(name, index, checkpoint)
+            _check_files(checkpoint / name, groups[:1] if name in weightless else groups, variant)
     return index
+
+
+def pipeline_files(checkpoint: Path) -> tuple[Path, tuple[str, ...]]:
+    """The pipeline folder of a checkpoint, and what of it is read besides weights, relative to it.
+
+    Those are model_index.json, and of every component all files but weights: configs, tokenizers, the scheduler.
+
+    Raises:
+        CheckpointError: the checkpoint is a transformer alone.
+    """
+    folder = find_place(checkpoint).pipeline
+    if folder is None or not (folder / MODEL_INDEX).is_file():
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: is a transformer alone, without tokenizers and scheduler; give the whole "
+            f"pipeline folder"
+        )
+    files = [MODEL_INDEX]
+    for name in read_model_index(folder).components:
+        if not (folder / name).is_dir():
+            continue
+        for file in sorted((folder / name).iterdir()):
+            is_weight = file.suffix in WEIGHT_SUFFIXES or ".index." in file.name
+            if file.is_file() and not is_weight:
+                files.append(f"{name}/{file.name}")
+    return folder, tuple(files)
 
 
 def has_variant(folder: Path, variant: str | None) -> bool:
@@ -173,8 +217,11 @@ def vae_config(
 def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
     """A model among the components without weights: its class made by its config on the meta device."""
     kind = component_class(index, name, checkpoint)
+    config = read_json(checkpoint / name / "config.json", kind.__name__)
     with LOADING, torch.device("meta"):
-        return kind.from_config(read_json(checkpoint / name / "config.json", kind.__name__))
+        if hasattr(kind, "from_config"):
+            return kind.from_config(config).eval()
+        return kind(kind.config_class.from_dict(config)).eval()  # transformers'
 
 
 def _files_of(name: str, index: ModelIndex, checkpoint: Path) -> tuple[tuple[str, ...], ...]:

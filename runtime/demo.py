@@ -74,9 +74,14 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
     report(f"making a small {facts} pipeline and a router", 0, 0)
     _make_model(family, checkpoint, router)
 
+    # Videos are then decoded, and texts encoded, by exported graphs as well.
+    parts = ("all",) if facts.parts_class is not None else ()
     exported = {
         precision: export_checkpoint(
-            Source(checkpoint, router, precision=precision), folder / f"{stem}-{precision}.onnx", report
+            Source(checkpoint, router, precision=precision),
+            folder / f"{stem}-{precision}.onnx",
+            report,
+            parts=parts,
         )
         for precision in ("fp32", "bf16")
     }

@@ -23,19 +23,21 @@ from vorta_trt.engines.fp8 import check_linears
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.export.names import OPSET, OPSET_17, component_file
-from vorta_trt.export.onnx_file import data_file
+from vorta_trt.export.onnx_file import data_file, part_files
 from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
 from vorta_trt.model.experts import steps_of_experts
 from vorta_trt.model.files import check_output, check_space, new_file
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.linear_choice import DEFAULT
 from vorta_trt.model.lora.spec import LoraSpec
+from vorta_trt.model.pipeline_folder import pipeline_files
 from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.model.unfinished import temporary_folder
 from vorta_trt.model.video_size import VideoSize
 
 if TYPE_CHECKING:
     from vorta_trt.engines.progress import BuildProgress, ProgressCallback
+    from vorta_trt.export.pipeline_parts import PipelineParts
     from vorta_trt.model import RoutedTransformer
     from vorta_trt.model.calibration.linears import LinearCalibration
     from vorta_trt.model.route_calibration import RouteCalibration
@@ -190,14 +192,17 @@ def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
     return [each if fit else replace(each, route_override=None) for each, fit in fits.items()]
 
 
-def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Report) -> Path:
-    """Exports to an .onnx file; raises what loading and `export_onnx` raise.
+def export_checkpoint(
+    source: Source | Sequence[Source], path: Path, report: Report, *, parts: Sequence[str] = ()
+) -> Path:
+    """Exports to an .onnx file; raises what loading, `export_onnx` and `PipelineParts` raise.
 
     Args:
         source: What to export; of two experts both, the first in `path` and the second beside it (`component_file`).
             Either both files are written or none.
         path: The .onnx file.
         report: Is told how far the work is.
+        parts: VAE and text encoders to export beside it, see `PipelineParts`; all files are written or none.
     """
     from vorta_trt.export import export_onnx
 
@@ -207,19 +212,50 @@ def export_checkpoint(source: Source | Sequence[Source], path: Path, report: Rep
     report("loading the checkpoint", 0, 0)
     models = [each.model() for each in sources]  # whatever is wrong with one is said before any is written
     check_one_video(models)
-    if len(sources) == 1:
+    further_parts = _pipeline_parts(sources[:1], models, parts)
+    stale = list(part_files(path).values()) if path.is_file() else []
+    if len(sources) == 1 and not further_parts and not stale:
         show = _export_progress(report)
         return export_onnx(models[0], path, sources[0].precision, opset=sources[0].opset, progress=show)
     target = Path(os.path.realpath(path))
-    further = [component_file(target, each.component) for each in sources[1:]]
+    graphs = [name for each in further_parts for name in each.graph_names()]
+    further = [component_file(target, name) for name in (*(each.component for each in sources[1:]), *graphs)]
+    further += [target.with_name(file.name) for file in stale if target.with_name(file.name) not in further]
     companions = [data_file(target).name, *(name for file in further for name in (file.name, data_file(file).name))]
     item = torch_dtype(sources[0].precision).itemsize
     size = sum(each.numel() * min(item, each.itemsize) for model in models for each in model.parameters())
+    size += sum(each.weight_bytes() for each in further_parts)
     with new_file(path, *companions, size=size) as stage:
         for each, made in zip(sources, models, strict=True):
             file, show = component_file(stage, each.component), _export_progress(report, f"{each.component}, ")
             export_onnx(made, file, each.precision, opset=each.opset, progress=show)
+        for pipeline in further_parts:
+            for graph, metadata in pipeline.graphs():
+                show = _export_progress(report, f"{graph.name}, ")
+                pipeline.export(component_file(stage, graph.name), graph, metadata, show)
     return path
+
+
+def _pipeline_parts(
+    sources: Sequence[Source], models: Sequence[RoutedTransformer], parts: Sequence[str], opset: int | None = None
+) -> list[PipelineParts]:
+    """The VAE and text encoders for the video size of every source, checked."""
+    from vorta_trt.export.pipeline_parts import PipelineParts
+
+    if not parts:
+        return []
+    made: dict[str, PipelineParts] = {}
+    for source, model in zip(sources, models, strict=False):
+        if (size := _key(source, model).size) not in made and size is not None:
+            made[size] = PipelineParts(
+                source.checkpoint,
+                VideoSize.parse(size),
+                parts,
+                source.precision,
+                opset=opset or source.opset,
+                variant=source.variant,
+            )
+    return list(made.values())
 
 
 def route_tables(sources: Sequence[Source], timesteps: Sequence[float]) -> dict[str, RouteTable]:
@@ -249,7 +285,14 @@ def check_one_video(models: Sequence[RoutedTransformer]) -> None:
 
 
 def build_checkpoint(
-    sources: Source | Sequence[Source], bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any
+    sources: Source | Sequence[Source],
+    bundle: Path,
+    report: Report,
+    *,
+    tensorrt: str = "rtx",
+    parts: Sequence[str] = (),
+    keep_pipeline: bool = False,
+    **options: Any,
 ) -> Bundle:
     """Exports into a temporary folder beside the bundle, and builds the engines from there, one after the other.
 
@@ -260,13 +303,15 @@ def build_checkpoint(
         bundle: The folder to write.
         report: Is told how far the work is.
         tensorrt: The flavour, as for `build_engine`.
+        parts: VAE and text encoders to build as well, see `PipelineParts`.
+        keep_pipeline: Put tokenizers, scheduler and configs of the pipeline folder into the bundle.
         options: Further options of `build_engine`.
 
     Raises:
         ValueError: A precision or an option that the flavour does not take, or engines that do not belong together;
             said before the export.
     """
-    from vorta_trt.engines.bundle_writer import new_engines, read_model
+    from vorta_trt.engines.bundle_writer import new_engines, read_model, read_part
     from vorta_trt.export import export_onnx
 
     sources = [sources] if isinstance(sources, Source) else list(sources)
@@ -295,6 +340,9 @@ def build_checkpoint(
         weights.append(sum(parameter.numel() * min(item, parameter.itemsize) for parameter in model.parameters()))
     keys = [_key(source, model) for source, model in zip(sources, models, strict=True)]
     check_grid(keys)
+    further_parts = _pipeline_parts(sources, models, parts, opset)
+    weights += [each.weight_bytes() for each in further_parts]
+    carried = pipeline_files(sources[0].checkpoint) if keep_pipeline else (Path(), ())
     check_space(bundle, sum(weights) + max(weights))  # of the plans and an exported file
     further = {name: value for name, value in options.items() if name not in names}
     with (
@@ -312,6 +360,19 @@ def build_checkpoint(
             writer.add(read_model(path, source.route_override, build.strict))
             for file in folder.iterdir():
                 file.unlink()
+        built: set[EngineKey] = set()
+        for pipeline in further_parts:
+            for graph, metadata in pipeline.graphs():
+                if (key := EngineKey(graph.name, metadata.size)) in built:
+                    continue
+                built.add(key)
+                path = folder / f"{key.component}{'' if key.size is None else f'.{key.size}'}.onnx"
+                with writer.exporting():
+                    pipeline.export(path, graph, metadata, _export_progress(report, f"{key}, "))
+                writer.add_part(read_part(path))
+                for file in folder.iterdir():
+                    file.unlink()
+        writer.add_pipeline(*carried)
     return Bundle.open(bundle, verify=False, runtime=False)
 
 

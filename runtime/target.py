@@ -14,7 +14,7 @@ from vorta_trt.engines.manifest import TensorSpec as ManifestSpec
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import check_second, component_file
 from vorta_trt.export.onnx_file import read_onnx
-from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.executors.onnx_executors import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
@@ -56,8 +56,8 @@ def read_target(
 
     Args:
         path: A bundle folder, an .onnx file, or an opened bundle.
-        component: "transformer" or "transformer_2"; of an ONNX file, the second expert is found beside the first. None
-            takes the first one, and of a `Bundle.select` view its own.
+        component: "transformer" or "transformer_2", or a graph of a VAE or a text encoder; of an ONNX file, all but the
+            first are found beside it. None takes the first one, and of a `Bundle.select` view its own.
         size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first one, and of a view its own.
         verify: Hash every file of a bundle.
 
@@ -70,6 +70,10 @@ def read_target(
     if isinstance(path, Bundle):
         return _of_bundle(path.path, path.select(component, size))
     path = Path(path)
+    if component is not None and component not in COMPONENTS and path.is_file():
+        file = component_file(path, component)
+        inputs, outputs = graph_specs(read_onnx(file).model)
+        return Target(file, None, EngineKey(component, None), file, None, inputs, outputs)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"

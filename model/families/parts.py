@@ -32,12 +32,14 @@ class PartGraph:
         module: Computes it; its `forward` takes the inputs in order and returns the outputs in order.
         inputs: Examples, by name; every shape is fixed. Floating-point ones are in the graph's precision.
         outputs: Names.
+        of_size: Its shapes depend on the size of the videos.
     """
 
     name: str
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    of_size: bool = True
 
 
 class RunGraph(Protocol):

@@ -157,7 +157,10 @@ class VortaPipeline:
         self.transformers = Transformers(components, self._open, self._files_of, self.fallbacks, own)
         self._scratch: DeviceScratch | None = None
         self.transformers.on_free = self._free_shared
-        self.parts = Parts(planner, self.transformers, vae_tiling)  # looks at the folder before an engine is loaded
+        where = {"executor": executor, "device": device}
+        self.parts = Parts(
+            planner, self.transformers, vae_tiling, where
+        )  # looks at the folder before an engine is loaded
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,

@@ -105,7 +105,7 @@ class RequestPlanner:
         self.heads: tuple[int, int] = first.num_layers, first.num_heads
         self.boundary_ratio: float | None = first.boundary_ratio
         check_alike({expert.component: expert.described.config for expert in self.experts}, self.name)
-        self.checkpoint = _find_checkpoint(checkpoint, remembered, where)
+        self.checkpoint = _find_checkpoint(checkpoint, remembered, where) or _carried(source)
         if self.checkpoint is not None and (self.checkpoint / MODEL_INDEX).is_file():
             self._check_index(self.checkpoint)
         for expert in self.experts:
@@ -311,8 +311,9 @@ class RequestPlanner:
         if self.checkpoint is None:
             which = "that it was made from" if self.remembered is None else f"{self.remembered!r} that it was made from"
             raise CheckpointError(
-                f"{self.name}: holds the transformer alone; text encoder, tokenizer, VAE and scheduler lie in the "
-                f"pipeline folder {which}, which is neither beside it nor here; give it (--checkpoint FOLDER)"
+                f"{self.name}: does not hold the whole pipeline; tokenizer, scheduler and what of text encoder and VAE "
+                f"is no engine in it lie in the pipeline folder {which}, which is neither beside it nor here; give it "
+                f"(--checkpoint FOLDER), or build the bundle again with --with all --keep-pipeline"
             )
         return self.checkpoint
 
@@ -323,6 +324,13 @@ def _sizes(source: Source, own: VideoSize) -> tuple[str, ...]:
     if bundle is None:
         return (str(own),)
     return tuple(dict.fromkeys(key.size for key in bundle.engines if key.size is not None))
+
+
+def _carried(source: Source) -> Path | None:
+    """The pipeline folder in a bundle, if it carries one."""
+    if isinstance(source, RoutedTransformer | tuple) or (bundle := read_target(source).bundle) is None:
+        return None
+    return bundle.pipeline_path
 
 
 def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, beside: Path | None) -> Path | None:

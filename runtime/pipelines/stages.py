@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
+from vorta_trt.model.families.parts import VAE_DECODER
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.images import Images
 from vorta_trt.model.model_index import ModelIndex
@@ -40,6 +41,7 @@ from vorta_trt.model.pipeline_folder import (
 )
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.part_engines import PartEngines
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn
@@ -61,6 +63,7 @@ class Parts:
         planner: Of the model; its pipeline folder is looked at, and nothing is loaded yet.
         transformers: Those of the model, which are loaded when they are needed.
         vae_tiling: Decode in tiles; None does for the families that need it.
+        engine: Executor and device of the engines of VAE and text encoders, where there are some.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
@@ -76,18 +79,37 @@ class Parts:
 
     choice: ResidencyChoice
 
-    def __init__(self, planner: RequestPlanner, transformers: Transformers, vae_tiling: bool | None) -> None:
+    def __init__(
+        self,
+        planner: RequestPlanner,
+        transformers: Transformers,
+        vae_tiling: bool | None,
+        engine: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.planner, self.transformers = planner, transformers
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
+        self.engines = PartEngines(planner.source, planner.family, planner.config, engine)
+        if vae_tiling is not None and VAE_DECODER in self.engines.parts:
+            raise ValueError(
+                f"vae_tiling: how {planner.name} decodes was fixed when its VAE was exported; leave it out"
+            )
+        kinds = self._family.pipeline_kinds(planner.config)
+        encodes = {name: any(name in kind.conditioners for kind in kinds) for name in kinds[0].components}
+        self._weightless = self.engines.covers(encodes)
         self._index = check_pipeline(
-            self._folder, self._family, planner.config, purpose=PURPOSE, variant=planner.variant
+            self._folder,
+            self._family,
+            planner.config,
+            purpose=PURPOSE,
+            variant=planner.variant,
+            weightless=self._weightless,
         )
         self._check(self._index)
         self.kind = self._family.pipeline_kinds(planner.config)[0]
         self._kept: dict[str, Any] = {}  # resident: components
-        self._pipelines: dict[tuple[str, tuple[str, ...]], Any] = {}  # and the pipeline of each stage
+        self._pipelines: dict[tuple[Any, ...], Any] = {}  # and the pipeline of each stage
         self.on_stage: OnStage = lambda *_: None
         transformers.on_load = lambda: self.on_stage("loading the engine", 0, 0)
 
@@ -151,8 +173,9 @@ class Parts:
             yield pipeline, device
 
     def close(self) -> None:
-        """Frees the engines; text encoders and VAE go with this object. May be called twice."""
+        """Frees the engines; what of text encoders and VAE runs in torch goes with this object. May be called twice."""
         self.transformers.close()
+        self.engines.close()
 
     @contextmanager
     def _pipeline(self, names: tuple[str, ...], device: torch.device) -> Iterator[Any]:
@@ -164,6 +187,8 @@ class Parts:
         finally:
             if self.choice.cpu_offload:
                 _move(pipeline, names, CPU)
+            if self.choice.is_sequential or self.choice.cpu_offload:
+                self.engines.close()
 
     @property
     def _encoders(self) -> tuple[str, ...]:
@@ -171,14 +196,16 @@ class Parts:
 
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
         """The pipeline of these components, where they are; what is not there yet is loaded."""
-        pipeline = self._pipelines.get((self.kind.pipeline, names))
+        key = self.kind.pipeline, names, *((str(self.planner.size),) if self.engines.parts else ())
+        pipeline = self._pipelines.get(key)
         if pipeline is None:
             if missing := [name for name in names if name not in self._kept]:
                 self.on_stage(f"loading the {_what(missing)}", 0, 0)
             pipeline = self._load(names, device)
             if not self.choice.is_sequential:
-                self._pipelines[self.kind.pipeline, names] = pipeline
-                self._kept.update({name: getattr(pipeline, name) for name in names})
+                self._pipelines[key] = pipeline
+                parts = {name: getattr(pipeline, name) for name in names}
+                self._kept.update({name: part for name, part in parts.items() if not isinstance(part, StandIn)})
         return pipeline
 
     def _load(self, names: Sequence[str], device: torch.device) -> Any:
@@ -189,6 +216,11 @@ class Parts:
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
         parts = {name: self._kept[name] for name in names if name in self._kept}
+        encodes = names == self.kind.conditioners
+        for name in names:
+            if (part := self.engines.part_of(name, encodes=encodes)) is not None:
+                empty = empty_part(self._index, name, self._folder)
+                parts[name] = self.engines.component(part, empty, self.planner.size, device)
         if "vae" not in names:  # the pipeline asks the VAE that it lacks for its compression and channels
             parts["vae"] = StandIn(empty_part(self._index, "vae", self._folder), vae, device)
         pipeline = load_pipeline(
@@ -201,6 +233,7 @@ class Parts:
             parts=parts,
             without=[name for name in self.kind.components if name not in names],
             variant=self.planner.variant,
+            weightless=self._weightless,
         )
         if "vae" in names and "vae" not in parts:
             # diffusers' `to` warns of modules to keep, even if there are none
@@ -295,7 +328,8 @@ def condition(images: Images, parts: Parts) -> dict[str, Any]:
         parts.on_stage("encoding the image", 0, 0)
         loaded = {name: getattr(pipeline, name) for name in parts.kind.conditioners}
         encoded = {
-            name: Recorded(part, device) if isinstance(part, torch.nn.Module) else part for name, part in loaded.items()
+            name: Recorded(part, device) if isinstance(part, torch.nn.Module | StandIn) else part
+            for name, part in loaded.items()
         }
         with _exchanged(pipeline, encoded):
             family.condition(pipeline, images, parts.planner.size, device)

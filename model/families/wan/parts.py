@@ -43,24 +43,24 @@ class WanParts(VideoParts):
         if part == TEXT_ENCODER:
             tokens = torch.ones(1, TEXT_SEQUENCE, dtype=torch.int32)  # [1, X]
             inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
-            return [PartGraph(TEXT_ENCODER, _TextEncoder(component), inputs, ("last_hidden_state",))]
+            return [PartGraph(TEXT_ENCODER, _TextEncoder(component), inputs, ("last_hidden_state",), of_size=False)]
         first, then = self._chunks(part, component.config)
         full = _caches_after(part, component, [first, then, then])
         caches = {f"cache_{index}": shape for index, shape in full.items()}
         filled = {f"cache_{index}": full[index] for index in _caches_after(part, component, [first])}
         name, result, dtype = _INPUTS[part], _RESULTS[part], component.dtype
-        zeros = {name: torch.zeros(shape, dtype=dtype) for name, shape in caches.items()}
+        given = {name: torch.empty(shape, dtype=dtype) for name, shape in caches.items()}
         return [
             PartGraph(
                 f"{part}_first",
                 _Chunk(part, component, filled, is_first=True),
-                {name: torch.zeros(1, *first, dtype=dtype)},
+                {name: torch.empty(1, *first, dtype=dtype)},
                 (result, *_outputs(filled)),
             ),
             PartGraph(
                 f"{part}_next",
                 _Chunk(part, component, caches, is_first=False),
-                {name: torch.zeros(1, *then, dtype=dtype), **zeros},
+                {name: torch.empty(1, *then, dtype=dtype), **given},
                 (result, *_outputs(caches)),
             ),
         ]

@@ -69,7 +69,7 @@ def test_the_checkpoint_is_found_by_its_name(tiny_wan: Tiny, tmp_path: Path, mon
     planner = RequestPlanner(file)
     assert planner.checkpoint is None
     with pytest.raises(
-        CheckpointError, match=r"alone.onnx: holds the transformer alone.*'checkpoint' .*--checkpoint FOLDER"
+        CheckpointError, match=r"alone.onnx: does not hold the whole pipeline.*'checkpoint' .*--checkpoint FOLDER"
     ):
         planner.require_checkpoint()
     monkeypatch.chdir(tiny_wan.folder)

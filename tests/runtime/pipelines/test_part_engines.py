@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole video from a bundle: transformer, text encoder and VAE by exported graphs, without a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import Tiny
+from vorta_trt.engines import Bundle
+from vorta_trt.engines.bundle_writer import BundleWriter
+from vorta_trt.engines.errors import BuildError, BundleError
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+
+SAMPLING = {"num_inference_steps": 2, "seed": 1}
+ROUNDING = 3  # of 255; the engines are in float16
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_wan: Tiny) -> Path:
+    def make(path: Path) -> None:
+        source = Source(tiny_wan.checkpoint, tiny_wan.router, precision="fp16")
+        build_checkpoint(source, path, lambda *_: None, parts=["all"], keep_pipeline=True, include_onnx=True)
+
+    folder = tiny_wan.kept.folder("plugins", "model", "export", "engines", "runtime") / tiny_wan.name
+    return tiny_wan.kept.make(folder / "whole video.bundle", make)
+
+
+def test_a_bundle_alone_makes_the_video_of_diffusers(bundle: Path, tiny_wan: Tiny, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.bundle"
+    shutil.copytree(bundle, alone)
+    with VortaPipeline.from_pretrained(alone, executor="onnxruntime", strict=True) as pipeline:
+        assert pipeline.planner.checkpoint == alone / "pipeline"
+        assert pipeline.parts.engines.parts == {"text_encoder", "vae_decoder"}
+        frames = pipeline("a red wall", **SAMPLING).frames
+    assert not list(alone.rglob("*.safetensors"))[1:]  # the timestep path alone
+    with VortaPipeline.from_pretrained(tiny_wan.onnx, tiny_wan.checkpoint) as pipeline:
+        assert not pipeline.parts.engines.parts
+        expected = pipeline("a red wall", **SAMPLING).frames
+    assert expected.std() > 1
+    assert np.abs(frames.astype(int) - expected).max() <= ROUNDING
+
+
+def test_the_manifest_says_what_the_parts_are(bundle: Path) -> None:
+    opened = Bundle.open(bundle, runtime=False)
+    parts = opened.whole.parts
+    assert [record.component for record in parts] == ["text_encoder", "vae_decoder_first", "vae_decoder_next"]
+    assert [record.size for record in parts] == [None, "9x64x96", "9x64x96"]
+    assert opened.engines == (opened.key,)  # of the transformer alone
+    view = opened.select("vae_decoder_next")
+    assert view.plan_path.name == "vae_decoder_next.plan"
+    assert [spec.name for spec in view.manifest.outputs][:2] == ["frames", "new_cache_0"]
+
+
+def test_a_changed_file_of_the_carried_pipeline_is_noticed(bundle: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.bundle"
+    shutil.copytree(bundle, changed)
+    file = changed / "pipeline" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("red", "rad"))
+    with pytest.raises(BundleError, match=r"pipeline/tokenizer/tokenizer.json was changed"):
+        Bundle.open(changed, runtime=False)
+
+
+def test_without_vae_and_without_checkpoint(tiny_wan: Tiny, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.bundle"
+    shutil.copytree(tiny_wan.bundle, alone)
+    with pytest.raises(CheckpointError, match=r"does not hold the whole pipeline.*--with all --keep-pipeline"):
+        VortaPipeline.from_pretrained(alone, executor="onnxruntime")
+
+
+def test_the_vae_of_another_model(bundle: Path, tiny_wan: Tiny, tmp_path: Path) -> None:
+    other = tmp_path / "checkpoint"
+    shutil.copytree(tiny_wan.checkpoint, other)
+    config = other / "vae" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"latents_mean": [0.5] * len(content["latents_mean"])}))
+    with pytest.raises(CheckpointError, match="latents_mean.*but the engine vae_decoder was made of one with"):
+        VortaPipeline.from_pretrained(bundle, other, executor="onnxruntime")
+
+
+def test_a_build_that_fails_at_the_vae_leaves_nothing(
+    tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: BundleWriter, part: object) -> None:
+        raise BuildError("the second component fails")
+
+    monkeypatch.setattr(BundleWriter, "add_part", fail)
+    source = Source(tiny_wan.checkpoint, tiny_wan.router, precision="fp16")
+    with pytest.raises(BuildError, match="second component"):
+        build_checkpoint(source, tmp_path / "half.bundle", lambda *_: None, parts=["text_encoder"])
+    assert not list(tmp_path.iterdir())
