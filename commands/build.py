@@ -71,7 +71,7 @@ def build(
         bool,
         typer.Option(
             "--keep-pipeline",
-            help="Put tokenizers, scheduler and configs into the bundle, which with --with all then needs no checkpoint.",
+            help="Put tokenizers, scheduler and configs into the bundle; with --with all it needs no checkpoint.",
         ),
     ] = False,
     route_override: RouteOverrides = None,

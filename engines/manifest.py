@@ -285,7 +285,7 @@ class Manifest(EngineRecord, _Header):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        for names in (self.own_names, *(engine.names for engine in (*self.engines, *self.parts))):
+        for names in self._all_names:
             for plan in (names.plan, names.shared_with):
                 if plan is not None and plan not in self.files:
                     raise ValueError(f"files: {plan} is missing")
@@ -308,6 +308,11 @@ class Manifest(EngineRecord, _Header):
         return EngineFiles() if self.names is None else self.names
 
     @property
+    def _all_names(self) -> list[EngineFiles]:
+        """What the files of all engines are called, in order, those of parts last."""
+        return [self.own_names, *(each.names for each in self.engines), *(each.names for each in self.parts)]
+
+    @property
     def keys(self) -> tuple[EngineKey, ...]:
         """Of all engines, the first one first."""
         return (self.key, *(engine.key for engine in self.engines))
@@ -328,7 +333,7 @@ class Manifest(EngineRecord, _Header):
         Args:
             index: As in `keys`.
         """
-        each = [self.own_names, *(engine.names for engine in (*self.engines, *self.parts))]
+        each = self._all_names
         others: set[str] = set().union(*(names.all() for names in each)) - each[index].all()
         changes: dict[str, Any] = {
             "engines": [],
