@@ -55,6 +55,9 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
     if metadata.opset == OPSET:  # in opset 17 there is none
         write_out_attention(graph)
     clean(graph, metadata.opset)
+    for value in graph.graph.inputs[len(part.inputs) :]:  # of layers that are left out
+        if not value.uses():
+            graph.graph.inputs.remove(value)
     _name_outputs(graph.graph, part.outputs)
     graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version
     graph.metadata_props.update(metadata.to_metadata_props())

@@ -54,10 +54,10 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= CLOSE * expected.abs().max())
 
 
-def with_graphs(tiny: Tiny, parts: Mapping[str, Any], run: Sessions) -> None:
+def with_graphs(tiny: Tiny, parts: Mapping[str, Any], run: Sessions, size: tuple[int, int, int] | None = None) -> None:
     """Puts callers of the graphs into components."""
     with CheckpointReader(tiny.checkpoint) as reader:
-        made = video_parts(get_family(tiny.family), reader.config, tiny.size)
+        made = video_parts(get_family(tiny.family), reader.config, size or tiny.size)
     assert made is not None
     for part, component in parts.items():
         made.install(part, component, run)
@@ -97,6 +97,20 @@ def test_opset_17_says_the_same(tiny_wan: Tiny, tmp_path: Path) -> None:
     properties = {entry.key: entry.value for entry in read_onnx(tmp_path / "text_encoder.onnx").model.metadata_props}
     metadata = PartMetadata.from_metadata_props(properties, "the file")
     assert (metadata.part, metadata.family, metadata.checkpoint) == ("text_encoder", "wan", "checkpoint")
+
+
+@torch.no_grad()
+def test_a_vae_by_tiles_is_that_of_diffusers(tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
+    size = VideoSize(21, 32, 272)  # two tiles in time, and two of another width
+    parts = PipelineParts(tiny_hunyuan_video.checkpoint, size, ["vae_decoder"], "fp32")
+    exported = export(parts, tmp_path)
+    assert len(exported) == len(set(exported)) == 4
+    pipeline = tiny_hunyuan_video.pipeline(None)
+    latents = torch.randn(1, 4, 6, 4, 34)
+    pipeline.vae.enable_tiling()
+    decoded = pipeline.vae.decode(latents).sample
+    with_graphs(tiny_hunyuan_video, {"vae_decoder": pipeline.vae}, Sessions(tmp_path), (21, 32, 272))
+    assert close(pipeline.vae.decode(latents).sample, decoded)
 
 
 def test_what_cannot_be_exported(tiny_wan: Tiny, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class HunyuanVideo(ModelFamily):
     original_types = ("hunyuan-video",)
     routed_class = "RoutedHunyuanVideoTransformer"
     training_class = "HunyuanVideoTraining"
+    parts_class = "HunyuanVideoParts"
     router_stacks = ("transformer_blocks", "single_transformer_blocks")
     block_classes = ("RoutedDualStreamBlock", "RoutedSingleStreamBlock")
     always_loaded = ("time_text_embed.timestep_embedder.",)
