@@ -10,6 +10,7 @@ Letters: C channels, F, H, W frames, height, width, X text tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,7 +41,7 @@ class HunyuanVideoParts(VideoParts):
         if part == TEXT_ENCODER:
             from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
-            rows = self.facts.text_tokens + DEFAULT_PROMPT_TEMPLATE["crop_start"]
+            rows = self.facts.text_tokens + int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))
             tokens = torch.ones(1, rows, dtype=torch.int32)  # [1, X]
             inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
             return [PartGraph(part, _LanguageModel(component), inputs, ("hidden_states",), of_size=False)]
@@ -84,7 +85,7 @@ class HunyuanVideoParts(VideoParts):
         empty = copy.deepcopy(vae).to("meta")
         shapes: dict[tuple[int, ...], None] = {}
 
-        def note(_name: str, inputs: Any) -> dict[str, Tensor]:
+        def note(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             (tile,) = inputs.values()
             shapes[tuple(tile.shape)] = None
             _, _, length, rows, columns = tile.shape
