@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vorta_trt.model import RoutedTransformer
 from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
+from vorta_trt.model.calibration.linears import LinearCalibration
 from vorta_trt.model.calibration.samples import PromptSamples
 from vorta_trt.model.checkpoint import CheckpointError
 from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
@@ -50,8 +51,11 @@ def test_routes_of_an_expert_from_prompts(checkpoint: Path, tmp_path: Path, comp
         video_size=SIZE,
         steps=8,
         device="cpu",
+        linear_output=tmp_path / "linears.json",
         progress=lambda *event: steps.append(event),
     )
+    linears = LinearCalibration.load(tmp_path / "linears.json")
+    assert linears.component == component and "blocks.0.attn1.to_q" in linears.input_scales()
     routes = RouteCalibration.load(tmp_path / "routes.json")
     assert routes.component == component
     ((upper, lower),) = routes.buckets
