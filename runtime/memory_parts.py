@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vorta_trt.engines.bundle import Bundle
 from vorta_trt.engines.execution_flags import RESIZES, STREAMING
 from vorta_trt.engines.inspect import inspect_onnx
 from vorta_trt.export.metadata import ModelMetadata
@@ -126,10 +127,55 @@ def sampling_bytes(metadata: ModelMetadata | None) -> int:
     return max(latents, PIXEL_COPIES * 3 * 4 * pixels)
 
 
-def pipeline_parts(checkpoint: Path | None, metadata: ModelMetadata | None) -> PipelineParts:
-    """The sizes that a diffusers pipeline folder tells. FileNotFoundError if it has neither text encoder nor VAE."""
-    if checkpoint is None:
-        return PipelineParts(None, None, None)
+def pipeline_parts(
+    checkpoint: Path | None, metadata: ModelMetadata | None, bundle: Bundle | None = None
+) -> PipelineParts:
+    """The sizes that a bundle's engines tell, and for what is no engine a diffusers pipeline folder.
+
+    Args:
+        checkpoint: The pipeline folder.
+        metadata: Of the transformer.
+        bundle: Whose engines of VAE and text encoders count.
+
+    Raises:
+        FileNotFoundError: The folder has neither text encoder nor VAE, and nor has the bundle.
+    """
+    engines = PipelineParts(None, None, None) if bundle is None else _part_engines(bundle, metadata)
+    if checkpoint is None or None not in (engines.text_encoder, engines.vae):
+        return engines
+    try:
+        files = _folder_parts(checkpoint, metadata)
+    except FileNotFoundError:
+        if engines == PipelineParts(None, None, None):
+            raise
+        return engines
+    return PipelineParts(
+        files.text_encoder if engines.text_encoder is None else engines.text_encoder,
+        files.vae if engines.vae is None else engines.vae,
+        files.decoding if engines.decoding is None else engines.decoding,
+    )
+
+
+def _part_engines(bundle: Bundle, metadata: ModelMetadata | None) -> PipelineParts:
+    """Weights and activations as the builder states them; of a VAE also inputs and outputs, twice."""
+    text = vae = decoding = None
+    for record in bundle.whole.parts:
+        view = bundle.select(record.component, record.size)
+        weights = record.engine.memory.weights or view.plan_bytes
+        if record.config is None or not record.component.startswith("vae"):
+            text = (text or 0) + weights
+            continue
+        vae = (vae or 0) + weights
+        tensors = sum(math.prod(spec.shape) * BITS[spec.dtype] // 8 for spec in (*record.inputs, *record.outputs))
+        decoding = max(decoding or 0, (record.engine.memory.activations or 0) + 2 * tensors)
+    if decoding is not None and metadata is not None:
+        sizes = get_family(metadata.family).video_size(metadata.config, *metadata.latent_shape[1:])
+        decoding += 3 * 4 * math.prod(sizes)
+    return PipelineParts(text, vae, decoding)
+
+
+def _folder_parts(checkpoint: Path, metadata: ModelMetadata | None) -> PipelineParts:
+    """The sizes that a pipeline folder tells."""
     # In 16 bits those of text, as stored those of images.
     encoders = {"text_encoder*": 2, "image_encoder*": None}
     folders = [(folder, width) for name, width in encoders.items() for folder in sorted(checkpoint.glob(name))]

@@ -142,7 +142,7 @@ def plan_memory(
     """
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
-    parts, rest = engine_parts(target), pipeline_parts(checkpoint, target.metadata)
+    parts, rest = engine_parts(target), pipeline_parts(checkpoint, target.metadata, target.bundle)
     other = None if second is None else engine_parts(second)
     latents = sampling_bytes(target.metadata)
     batches = sorted({1, min(GUIDANCE, parts.largest_batch)})

@@ -16,7 +16,10 @@ from vorta_trt.engines.bundle_writer import BundleWriter
 from vorta_trt.engines.errors import BuildError, BundleError
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.runtime.memory_parts import pipeline_parts
+from vorta_trt.runtime.memory_plan import plan_memory
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+from vorta_trt.runtime.target import read_target
 
 SAMPLING = {"num_inference_steps": 2, "seed": 1}
 ROUNDING = 3  # of 255; the engines are in float16
@@ -56,6 +59,13 @@ def test_the_manifest_says_what_the_parts_are(bundle: Path) -> None:
     view = opened.select("vae_decoder_next")
     assert view.plan_path.name == "vae_decoder_next.plan"
     assert [spec.name for spec in view.manifest.outputs][:2] == ["frames", "new_cache_0"]
+
+
+def test_the_memory_plan_counts_the_engines(bundle: Path) -> None:
+    target = read_target(bundle)
+    parts = pipeline_parts(bundle / "pipeline", target.metadata, target.bundle)
+    assert parts.text_encoder and parts.vae and parts.decoding
+    assert plan_memory(target, bundle / "pipeline", [80.0]).cards[0].fits
 
 
 def test_a_changed_file_of_the_carried_pipeline_is_noticed(bundle: Path, tmp_path: Path) -> None:
