@@ -29,7 +29,7 @@ CASES = [
     for path in sorted((KERNELS / family.name / "instances").glob("*_bf16_*.cu"))
     for architecture in ARCHITECTURES[family.name[:4]]
     if family.name != "sm80" or path.stem.endswith(("_d64", "_d128"))
-]
+] + [("sm90_linear/instances/fp8_bf16_gelu", "90a")]
 
 
 def package_file(package: str, name: str) -> Path:
