@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plugin.h"
 
+#include <initializer_list>
 #include <utility>
 #include <vector>
 

@@ -5,6 +5,7 @@
 #include "linear/cublaslt_product.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <tuple>

@@ -2,6 +2,8 @@
 //
 // Rows to e4m3 with a scale each. A thread block holds a row in registers between finding its largest magnitude and
 // rounding it, so the row is read once; longer rows than that are read twice.
+#include <initializer_list>
+
 #include "kernel_launch.h"
 #include "linear/elements.cuh"
 #include "linear/product.h"

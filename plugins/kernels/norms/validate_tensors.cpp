@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "last_error.h"
 #include "norms/calls.h"
