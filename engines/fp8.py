@@ -98,19 +98,27 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
         logger.warning("%s", message)
 
 
-def check_linears(source: Path, linear_precision: str, float8_weights: bool, target: Target, strict: bool) -> None:
-    """Refuses an engine whose linear layers have fp8 products for GPUs that TensorRT builds none for.
+def check_linears(
+    source: Path, linear_precision: str, float8_weights: bool, target: Target, *, refit: bool, strict: bool
+) -> None:
+    """Refuses an engine whose linear layers have fp8 products where TensorRT builds none.
 
     Args:
         source: What it is built from.
         linear_precision: "same" or "fp8".
         float8_weights: Whether the weights are, or will be, of ONNX's type for e4m3.
         target: The GPUs that it is built for.
-        strict: Raise; otherwise warn.
+        refit: Whether it is to take other weights later.
+        strict: Raise where a GPU is too old; otherwise warn.
 
     Raises:
-        BuildError: One of the GPUs has no e4m3.
+        BuildError: One of the GPUs has no e4m3, or weights are to be refitted.
     """
+    if linear_precision == "fp8" and refit:
+        raise BuildError(
+            f"{source}: linear_precision fp8 with refit: a LoRA file changes the scales of e4m3 weights as well, which "
+            f"`vorta-trt refit` does not write; fuse it with --lora in place of --refit, or use --linear-precision same"
+        )
     too_old = [capability for capability in target.capabilities if capability < LINEARS_FROM]
     if linear_precision != "fp8" or not float8_weights or not too_old:
         return

@@ -137,7 +137,8 @@ def build_plan(
     config = builder.create_builder_config()
     target = flavour.set_target(config, options.compute_capabilities, options.hardware_compatibility)
     head_dims = (layer.get_input(0).shape[3] for layer in attentions)
-    check_linears(onnx.path, onnx.linear_precision, onnx.opset > OPSET_17, target, options.strict)
+    float8 = onnx.opset > OPSET_17
+    check_linears(onnx.path, onnx.linear_precision, float8, target, refit=options.refit, strict=options.strict)
     check_fp8_build(onnx.path, onnx.attention_precision, target, head_dims, options.strict)
     add_profile(builder, config, inputs)
     _configure(flavour, config, options)

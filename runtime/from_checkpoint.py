@@ -332,8 +332,9 @@ def build_checkpoint(
     for source, model in zip(sources, models, strict=True):
         assert model.geometry is not None  # `Source.geometry` made it
         check_kernel_limits(model.geometry, source.checkpoint)
-        if build.strict:  # refused before the export, too
-            check_linears(source.checkpoint, source.linear_precision, opset > OPSET_17, target, strict=True)
+        linears = source.linear_precision  # refused before the export, too
+        if build.strict or build.refit:
+            check_linears(source.checkpoint, linears, opset > OPSET_17, target, refit=build.refit, strict=build.strict)
         if source.attention_precision == "fp8" and build.strict:
             check_fp8_build(source.checkpoint, "fp8", target, [model.head_dim], strict=True)
         item = torch_dtype(source.precision).itemsize

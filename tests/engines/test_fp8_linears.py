@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from vorta_trt.cli import app
 from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.engines.fp8 import check_linears
+from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.inspect import inspect_bundle
 from vorta_trt.export import read_metadata
 from vorta_trt.export.native_operators import with_native_operators
@@ -23,6 +26,7 @@ from vorta_trt.model.calibration.linears import LinearProbe
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.video_size import VideoSize
+from vorta_trt.plugins.gpu import ComputeCapability
 from vorta_trt.plugins.operator_schema import FP8_LINEAR, OPERATORS, ROUTED_ATTENTION
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
@@ -55,6 +59,13 @@ def test_gpus_without_e4m3_are_refused_before_the_export(source: Source, tmp_pat
         build_checkpoint(source, tmp_path / "fp8.bundle", lambda what, *_: told.append(what))
     assert "--compute-capability 8.9" in str(why.value)
     assert told == ["loading the checkpoint"] and not list(tmp_path.iterdir())
+
+
+def test_refit_is_refused() -> None:
+    target = Target((ComputeCapability(9, 0),), and_newer=False)
+    for linears in ("same", "fp8"):
+        with nullcontext() if linears == "same" else pytest.raises(BuildError, match="fp8 with refit"):
+            check_linears(Path("model"), linears, False, target, refit=True, strict=True)
 
 
 @pytest.fixture(scope="module")
