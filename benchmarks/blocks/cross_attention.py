@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepared
 from vorta_trt.benchmarks.checks import dense_exactly, relative_error
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.cross_attention import TENSORS, CrossAttentionParams, enqueue
 
@@ -62,7 +63,7 @@ def prepare(attention: Attention, dtype: str, seed: int) -> Prepared:
 
     def normal(tokens: int) -> Tensor:
         shape = (1, tokens, attention.heads, attention.head_dim)
-        return torch.randn(shape, generator=generator, device="cuda", dtype=getattr(torch, dtype))
+        return torch.randn(shape, generator=generator, device="cuda", dtype=torch_dtype(dtype))
 
     inputs = (normal(attention.queries), normal(attention.keys), normal(attention.keys))
 

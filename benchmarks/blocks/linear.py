@@ -16,6 +16,7 @@ from torch.nn import functional
 from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepared
 from vorta_trt.benchmarks.checks import relative_error
 from vorta_trt.model.block_operators.references import quantize_rows
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.linear import LinearParams, enqueue, workspace_size
 
@@ -86,7 +87,7 @@ class Tensors:
         generator = torch.Generator("cuda").manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device="cuda", dtype=getattr(torch, dtype))
+            return torch.randn(shape, generator=generator, device="cuda", dtype=torch_dtype(dtype))
 
         weight = normal(layer.out_features, layer.in_features) * layer.in_features**-0.5
         return cls(normal(layer.rows, layer.in_features), weight, normal(layer.out_features))
@@ -108,6 +109,8 @@ def same(layer: Layer, dtype: str, seed: int) -> Prepared:
         Implementation("vorta-trt", library_call, ours=True),
     ]
     if layer.activation == "gelu_tanh":
+        first = _call(layer, dtype, "same", tensors.bias, candidate=1, input=tensors.input, weight=tensors.weight)
+        implementations.append(Implementation("vorta-trt, cuBLASLt's first kernel", first, ours=True))
         fused = partial(torch._addmm_activation, tensors.bias, tensors.input, tensors.weight.T, use_gelu=True)
         implementations.insert(1, Implementation("torch _addmm_activation", fused))
     sample = _sample(layer)
@@ -136,6 +139,11 @@ def fp8(layer: Layer, dtype: str, seed: int) -> Prepared:
         Implementation("torch _scaled_mm, fast sums", partial(torch_product, True)),
         Implementation("vorta-trt", call(input=tensors.input), ours=True),
         Implementation("vorta-trt, quantised input", call(quantized_input=rows, input_scale=row_scale), ours=True),
+        Implementation(
+            "vorta-trt, quantised input, cuBLASLt",
+            call(candidate=1, quantized_input=rows, input_scale=row_scale),
+            ours=True,
+        ),
     ]
     sample = _sample(layer)
     product = rows[sample].double() @ weight.double().T * row_scale[sample].double()[:, None] * weight_scale.double()
@@ -157,13 +165,16 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
 class _Call:
     """One call of the library, with its output and workspace made before."""
 
-    def __init__(self, layer: Layer, dtype: str, precision: str, bias: Tensor, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, layer: Layer, dtype: str, precision: str, bias: Tensor, candidate: int, tensors: dict[str, Tensor]
+    ) -> None:
         self._library, self._kept = load_library(), (bias, tensors)
-        self._output = torch.empty(layer.rows, layer.out_features, dtype=getattr(torch, dtype), device="cuda")
+        self._output = torch.empty(layer.rows, layer.out_features, dtype=torch_dtype(dtype), device="cuda")
         self._params = LinearParams(
             dtype=dtype,
             precision=precision,
             activation=layer.activation,
+            candidate=candidate,
             rows=layer.rows,
             in_features=layer.in_features,
             out_features=layer.out_features,
@@ -180,8 +191,8 @@ class _Call:
         return self._output
 
 
-def _call(layer: Layer, dtype: str, precision: str, bias: Tensor, **tensors: Tensor) -> _Call:
-    return _Call(layer, dtype, precision, bias, tensors)
+def _call(layer: Layer, dtype: str, precision: str, bias: Tensor, candidate: int = 0, **tensors: Tensor) -> _Call:
+    return _Call(layer, dtype, precision, bias, candidate, tensors)
 
 
 def _sample(layer: Layer) -> Tensor:

@@ -18,6 +18,7 @@ import vorta_trt.model.block_operators  # noqa: F401  # registers torch.ops.vort
 from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepared
 from vorta_trt.benchmarks.checks import relative_error
 from vorta_trt.model.block_operators import references
+from vorta_trt.model.precision import torch_dtype
 
 SAMPLED_TOKENS = 64
 EPSILON = 1e-6
@@ -111,7 +112,7 @@ class Tensors:
     """Random tensors of a block, by the names that a `Norm` gives them."""
 
     def __init__(self, block: Block, dtype: str, seed: int, device: str) -> None:
-        self._block, self._dtype = block, getattr(torch, dtype)
+        self._block, self._dtype = block, torch_dtype(dtype)
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def make(self, name: str) -> Tensor:

@@ -203,7 +203,7 @@ def test_rows_are_quantised_as_torch_does(in_features: int, dtype: str) -> None:
     layer.weight = layer.weight.to(torch.float8_e4m3fn)
     layer.weight_scale = torch.ones(512, device="cuda")
     layer.input[3] = 0
-    layer.input[4, 100] = layer.input[4].abs().max() * 300  # an outlier: the others become coarse or 0
+    layer.input[4, 100] = layer.input[4].abs().max() * 50  # an outlier: the others become coarse or 0
     numbers, scale = quantize(layer.input)
     assert run(case, layer).equal((numbers[:, :512].float() * scale[:, None]).to(layer.input.dtype))
 
