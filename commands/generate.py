@@ -185,6 +185,13 @@ class EngineOptions(Options):
         bool | None, typer.Option(help="Decode in tiles, which takes less memory [default: the model's own].")
     ] = None
 
+    compile_vae: Annotated[
+        bool,
+        typer.Option(
+            "--compile-vae", help="Compile the VAE's decoder where it runs in torch, which pays for several videos."
+        ),
+    ] = False
+
     def arguments(self) -> dict[str, Any]:
         """As keywords of `VortaPipeline`."""
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
@@ -196,6 +203,7 @@ class EngineOptions(Options):
             "residency": self.residency.value,
             "cpu_offload": self.cpu_offload,
             "vae_tiling": self.vae_tiling,
+            "compile_vae": self.compile_vae,
             "engine": engine,
         }
 

@@ -119,6 +119,7 @@ class VortaPipeline:
         strict: Whatever would run otherwise than asked for is an error.
         cpu_offload: Text encoders and VAE are on the GPU only while they are used.
         vae_tiling: Decode in tiles, which takes less memory; None does for families that need it.
+        compile_vae: Where the VAE runs in torch, compile its decoder: the first video takes longer, later ones less.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
@@ -144,6 +145,7 @@ class VortaPipeline:
         strict: bool = False,
         cpu_offload: bool = False,
         vae_tiling: bool | None = None,
+        compile_vae: bool = False,
     ) -> None:
         self.planner = planner
         self.fallbacks = Fallbacks(strict)
@@ -158,9 +160,8 @@ class VortaPipeline:
         self._scratch: DeviceScratch | None = None
         self.transformers.on_free = self._free_shared
         where = {"executor": executor, "device": device}
-        self.parts = Parts(
-            planner, self.transformers, vae_tiling, where
-        )  # looks at the folder before an engine is loaded
+        # Looks at the folder before an engine is loaded.
+        self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae)
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,

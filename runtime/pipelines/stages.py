@@ -41,6 +41,7 @@ from vorta_trt.model.pipeline_folder import (
 )
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.pipelines.compiled_vae import compiled_decoder
 from vorta_trt.runtime.pipelines.part_engines import PartEngines
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
@@ -64,6 +65,7 @@ class Parts:
         transformers: Those of the model, which are loaded when they are needed.
         vae_tiling: Decode in tiles; None does for the families that need it.
         engine: Executor and device of the engines of VAE and text encoders, where there are some.
+        compile_vae: Decode with a compiled VAE; see `compiled_vae`.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
@@ -85,6 +87,7 @@ class Parts:
         transformers: Transformers,
         vae_tiling: bool | None,
         engine: Mapping[str, Any] = MappingProxyType({}),
+        compile_vae: bool = False,
     ) -> None:
         self.planner, self.transformers = planner, transformers
         self._family = get_family(planner.family)
@@ -95,6 +98,11 @@ class Parts:
             raise ValueError(
                 f"vae_tiling: how {planner.name} decodes was fixed when its VAE was exported; leave it out"
             )
+        if compile_vae and VAE_DECODER in self.engines.parts:
+            raise ValueError(f"compile_vae: {planner.name} decodes with engines of its own; leave it out")
+        if compile_vae and self._family.parts_class is None:
+            raise ValueError(f"compile_vae: the VAE of {self._family} is not cut into graphs yet; leave it out")
+        self._compile_vae = compile_vae
         kinds = self._family.pipeline_kinds(planner.config)
         encodes = {name: any(name in kind.conditioners for kind in kinds) for name in kinds[0].components}
         self._weightless = self.engines.covers(encodes)
@@ -119,6 +127,10 @@ class Parts:
         self._get((), device)
         if self.choice.cpu_offload and device.type != "cuda":
             raise VortaError(f"cpu_offload: there is no GPU to keep free, the model runs on the {device}; leave it out")
+        if self.choice.cpu_offload and self._compile_vae:
+            raise VortaError(
+                f"compile_vae: a compiled VAE stays on the GPU, and it is to leave ({self.choice.reason}); leave it out"
+            )
         for names in (self._encoders, self.kind.conditioners, VAE):
             pipeline = self._get(names, device)
             if not self.choice.cpu_offload:
@@ -196,7 +208,8 @@ class Parts:
 
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
         """The pipeline of these components, where they are; what is not there yet is loaded."""
-        key = self.kind.pipeline, names, *((str(self.planner.size),) if self.engines.parts else ())
+        of_size = bool(self.engines.parts) or self._compile_vae  # their shapes are fixed
+        key = self.kind.pipeline, names, *((str(self.planner.size),) if of_size else ())
         pipeline = self._pipelines.get(key)
         if pipeline is None:
             if missing := [name for name in names if name not in self._kept]:
@@ -215,7 +228,8 @@ class Parts:
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
-        parts = {name: self._kept[name] for name in names if name in self._kept}
+        kept = {} if self._compile_vae and names == VAE else self._kept  # it uses its VAE up
+        parts = {name: kept[name] for name in names if name in kept}
         encodes = names == self.kind.conditioners
         for name in names:
             if (part := self.engines.part_of(name, encodes=encodes)) is not None:
@@ -240,6 +254,9 @@ class Parts:
             torch.nn.Module.to(pipeline.vae, vae)
             if self._tiled:
                 pipeline.vae.enable_tiling()
+            if self._compile_vae and names == VAE:
+                where = self.planner.family, self.planner.config, self.planner.size, device
+                pipeline.vae = compiled_decoder(pipeline.vae, *where)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

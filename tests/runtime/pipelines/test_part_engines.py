@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.tiny import Tiny
 from vorta_trt.engines import Bundle
@@ -105,3 +106,20 @@ def test_a_build_that_fails_at_the_vae_leaves_nothing(
     with pytest.raises(BuildError, match="second component"):
         build_checkpoint(source, tmp_path / "half.bundle", lambda *_: None, parts=["text_encoder"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_decoder_is_the_eager_one(
+    tiny_wan: Tiny, tiny_hunyuan_video: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(
+        torch, "compile", lambda module: compiled.append(module) or module
+    )  # no compiler is needed here
+    for tiny in (tiny_wan, tiny_hunyuan_video):
+        videos = []
+        for compile_vae in (False, True):
+            with VortaPipeline.from_pretrained(tiny.model(), tiny.checkpoint, compile_vae=compile_vae) as pipeline:
+                videos += [pipeline("a red wall", **SAMPLING).frames for _ in range(1 + compile_vae)]
+        assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+        assert (videos[1] == videos[2]).all()  # nothing is left of the video before
+    assert len(compiled) == 3
