@@ -157,9 +157,11 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     for part in rows.split(8192):
         numbers, scale = quantize_rows(part)
         parts.append((numbers, scale[:, 0]))
-    numbers, scales = zip(*parts, strict=True)
     # torch concatenates no e4m3.
-    return torch.cat([part.view(torch.uint8) for part in numbers]).view(torch.float8_e4m3fn), torch.cat(scales)
+    return (
+        torch.cat([numbers.view(torch.uint8) for numbers, _ in parts]).view(torch.float8_e4m3fn),
+        torch.cat([scale for _, scale in parts]),
+    )
 
 
 class _Call:
