@@ -15,9 +15,9 @@ enum class Mean {
   kHead          // over any other head
 };
 
-/// Rows that a block holds of each tensor.
-template <int kTensors>
-inline constexpr int kRowsOf = kTensors == 2 ? 2 : 4;
+/// Rows that a block holds of each tensor. More share their weights, but wait for one another: slower on an H100 with a
+/// rotation, and as fast without.
+constexpr int kRows = 1;
 
 template <class Element>
 __device__ __forceinline__ Floats load_weight(const void* weight, bool is_float32, int vector) {
@@ -39,7 +39,7 @@ __device__ __forceinline__ Floats rotate(const Floats& x, const float4& cos, con
 }
 
 /// Leaves in `squares` the sum over what each value's mean is over. `room`: of kHead, a float for each vector of a row.
-template <Mean kMean, int kCount, int kVectors>
+template <Mean kMean, int kCount>
 __device__ __forceinline__ void add_squares(const HeadNormCall& call, float (&squares)[kCount][kVectors],
                                             ReductionRoom<kCount>& of_warps, float* room) {
   if constexpr (kMean == Mean::kRow) {
@@ -84,9 +84,8 @@ __device__ __forceinline__ void add_squares(const HeadNormCall& call, float (&sq
 }
 
 /// kTensors: 2 with a rotation, 1 without.
-template <class Element, Mean kMean, int kVectors, int kTensors>
-__global__ void head_norm_kernel(const __grid_constant__ HeadNormCall call) {
-  constexpr int kRows = kRowsOf<kTensors>;
+template <class Element, Mean kMean, int kTensors>
+__global__ void __launch_bounds__(kMaxThreads) head_norm_kernel(const __grid_constant__ HeadNormCall call) {
   constexpr bool kRotates = kTensors == 2;
   __shared__ ReductionRoom<kTensors * kRows> of_warps;
   __shared__ float of_vectors[kMean == Mean::kHead ? kMaxFeatures / kVector : 1];
@@ -151,10 +150,7 @@ __global__ void head_norm_kernel(const __grid_constant__ HeadNormCall call) {
 
 template <class Element, Mean kMean, int kTensors>
 cudaError_t launch(const HeadNormCall& call, cudaStream_t stream) {
-  return with_vectors_per_thread(call.shape.vectors, [&](auto vectors) {
-    return launch_rows<kRowsOf<kTensors>>(call.shape, vectors, stream,
-                                          head_norm_kernel<Element, kMean, vectors, kTensors>, call);
-  });
+  return launch_rows<kRows>(head_norm_kernel<Element, kMean, kTensors>, call, stream);
 }
 
 template <class Element, int kTensors>

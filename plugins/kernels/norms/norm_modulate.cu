@@ -8,10 +8,10 @@
 namespace vorta::norms {
 namespace {
 
-/// Rows that a block holds: two with the update beside them in flight, else four, leave room in registers for two to
-/// three blocks on a processor.
+/// Rows that a block holds: two share a modulation and the barriers; with the update in flight beside it one is as
+/// fast.
 template <bool kResidual>
-inline constexpr int kRowsOf = kResidual ? 2 : 4;
+inline constexpr int kRowsOf = kResidual ? 1 : 2;
 
 /// The row of a modulation that a token takes.
 struct ModulationRow {
@@ -27,8 +27,8 @@ struct ModulationRow {
   }
 };
 
-template <class Element, int kVectors, bool kResidual, bool kQuantized>
-__global__ void norm_modulate_kernel(const __grid_constant__ NormModulateCall call) {
+template <class Element, bool kResidual, bool kQuantized>
+__global__ void __launch_bounds__(kMaxThreads) norm_modulate_kernel(const __grid_constant__ NormModulateCall call) {
   constexpr int kRows = kRowsOf<kResidual>;
   __shared__ ReductionRoom<kRows> rooms[3];
   const RowShape& shape = call.shape;
@@ -146,10 +146,7 @@ __global__ void norm_modulate_kernel(const __grid_constant__ NormModulateCall ca
 
 template <class Element, bool kResidual, bool kQuantized>
 cudaError_t launch(const NormModulateCall& call, cudaStream_t stream) {
-  return with_vectors_per_thread(call.shape.vectors, [&](auto vectors) {
-    return launch_rows<kRowsOf<kResidual>>(call.shape, vectors, stream,
-                                           norm_modulate_kernel<Element, vectors, kResidual, kQuantized>, call);
-  });
+  return launch_rows<kRowsOf<kResidual>>(norm_modulate_kernel<Element, kResidual, kQuantized>, call, stream);
 }
 
 template <class Element>

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How rows lie in thread blocks. A block takes kRows rows at a time and holds them in registers: thread t has vectors
-// t, t + blockDim.x, ... of each. Several rows share what every row reads (modulations, weights, rotations) and the
-// barriers of a reduction, and are in flight from memory together.
+// How rows lie in thread blocks. A block takes kRows rows and holds them in registers: thread t has vectors t,
+// t + blockDim.x, ... of each. Several rows share what every row reads (modulations, weights, rotations) and the
+// barriers of a reduction.
 #ifndef VORTA_TRT_KERNELS_NORMS_ROWS_CUH_
 #define VORTA_TRT_KERNELS_NORMS_ROWS_CUH_
-
-#include <type_traits>
 
 #include "kernel_launch.h"
 #include "vectors.cuh"
@@ -14,7 +12,10 @@
 namespace vorta::norms {
 
 inline constexpr int kWarpLanes = 32;
-inline constexpr int kMaxThreads = 512;
+/// Vectors of a row that a thread holds. With 4 a row of 5,120 has 160 threads and a processor several blocks, whose
+/// loads run while others reduce; 1 and 2 were slower on an H100 where much is computed (rotation, e4m3), 5 about as fast.
+inline constexpr int kVectors = 4;
+inline constexpr int kMaxThreads = kMaxFeatures / kVector / kVectors;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 /// A row of a block.
@@ -39,7 +40,7 @@ __device__ __forceinline__ void locate_rows(const RowShape& shape, Place (&place
   }
 }
 
-template <int kRows, int kVectors>
+template <int kRows>
 __device__ __forceinline__ void load_rows(const RowShape& shape, const Place (&places)[kRows], const RowTensor& tensor,
                                           uint4 (&words)[kRows][kVectors]) {
 #pragma unroll
@@ -48,7 +49,7 @@ __device__ __forceinline__ void load_rows(const RowShape& shape, const Place (&p
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       const int vector = v * blockDim.x + threadIdx.x;
-      words[r][v] = places[r].exists && vector < shape.vectors ? load_once(row + vector) : uint4{};
+      words[r][v] = places[r].exists && vector < shape.vectors ? row[vector] : uint4{};
     }
   }
 }
@@ -99,19 +100,10 @@ __device__ __forceinline__ void reduce_block(float (&values)[kCount], ReductionR
   }
 }
 
-/// Calls launch(std::integral_constant<int, vectors to a thread>) such that blocks have at most kMaxThreads threads,
-/// and no more than 320 for the widths of the models, so that several blocks fit a processor.
-template <class Launch>
-cudaError_t with_vectors_per_thread(int vectors, const Launch& launch) {
-  if (vectors <= 256) return launch(std::integral_constant<int, 1>());
-  if (vectors <= 640) return launch(std::integral_constant<int, 2>());
-  return launch(std::integral_constant<int, 4>());
-}
-
 template <int kRows, class Call>
-cudaError_t launch_rows(const RowShape& shape, int vectors_per_thread, cudaStream_t stream, void (*kernel)(Call),
-                        const Call& call) {
-  const int threads = (shape.vectors + vectors_per_thread - 1) / vectors_per_thread;
+cudaError_t launch_rows(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
+  const RowShape& shape = call.shape;
+  const int threads = (shape.vectors + kVectors - 1) / kVectors;
   const unsigned blocks = (static_cast<unsigned>(shape.rows) + kRows - 1) / kRows;
   return launch_kernel({dim3(blocks), (threads + kWarpLanes - 1) / kWarpLanes * kWarpLanes, 0, stream}, kernel, call);
 }

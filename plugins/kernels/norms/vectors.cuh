@@ -36,17 +36,6 @@ __device__ __forceinline__ uint2 pack_e4m3(const Floats& v, float scale) {
   return {two(0) | two(2) << 16, two(4) | two(6) << 16};
 }
 
-/// A vector that is read once: it leaves the L1 cache to modulations, weights and rotations. The plain load, not that
-/// of constant memory, lets an output take the place of its input; it comes before every store that follows it.
-__device__ __forceinline__ uint4 load_once(const uint4* source) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(source)
-               : "memory");
-  return v;
-}
-
 /// Eight float32 that other rows read, too.
 __device__ __forceinline__ Floats load_floats(const float* source) {
   const float4 low = __ldg(reinterpret_cast<const float4*>(source));
