@@ -174,3 +174,10 @@ def test_every_operator_of_the_table_is_registered() -> None:
         names = [argument.name for argument in schema.arguments]
         assert names == [*operator.inputs, *(attribute.name for attribute in operator.attributes)]
         assert len(schema.returns) == len(operator.outputs)
+
+
+def test_a_gradient_is_refused() -> None:
+    weight = numbers(OUT, WIDTH, seed=1).requires_grad_()
+    product = torch.ops.vorta.linear(numbers(1, TOKENS, WIDTH), weight, numbers(OUT, seed=2), "none")
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        product.sum().backward()

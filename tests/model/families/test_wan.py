@@ -380,3 +380,8 @@ def test_block_operators(pipeline: Any, seed: int) -> None:
         return RoutedTransformer.from_pretrained(pipeline.checkpoint, pipeline.router, dtype=dtype)
 
     check_block_ops(load, load(torch.float32).inputs(2, seed), operators(blocks=3))
+
+
+def test_unknown_block_operators_are_refused(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="block_ops 'fast': must be 'native' or 'plugin'"):
+        RoutedTransformer.from_pretrained(pipeline.checkpoint, block_ops="fast")
