@@ -220,7 +220,8 @@ class _Lowering:
         keys = _apply("Mul", turned, self.scalar(scale, key))  # [B, N, D, X]
         count = _parts(rows, heads * rows * _sizes(key)[2])
         _require(node, not masks or count == 1, f"has at most {MOST_SCORES} scores where it is masked")
-        made = [turned, keys]
+        hidden = self.hidden(masks[0], query) if masks and masks[0].dtype == ir.DataType.BOOL else []
+        made = [turned, keys, *hidden]
         parts: list[ir.Value] = [query]
         if count > 1:
             sizes = self.constant(np.full(count, rows // count, np.int64))
@@ -233,14 +234,30 @@ class _Lowering:
             if masks and masks[0].dtype != ir.DataType.BOOL:  # one to add
                 made.append(_apply("Add", scores, masks[0]))
             elif masks:
-                least = float(np.finfo(_numpy(query)).min)
-                made.append(ir.node("Where", [masks[0], scores.outputs[0], self.scalar(least, query)]))
+                made.append(_apply("Add", scores, hidden[-1]))
             made.append(ir.node("Softmax", [made[-1].outputs[0]], {"axis": -1}))
             made.append(_apply("MatMul", made[-1], value))  # [B, N, S / parts, D]
             attended.append(made[-1].outputs[0])
         if count > 1:
             made.append(ir.node("Concat", attended, {"axis": 2}))  # [B, N, S, D]
-        return _typed(query, made)
+        _typed(query, [node for node in made if node not in hidden])
+        return made
+
+    def hidden(self, mask: ir.Value, like: ir.Value) -> list[ir.Node]:
+        """What to add to scores: 0 where the mask says true, half of the least number elsewhere; [B, 1, 1 or S, X].
+
+        It is arithmetic in float32: for a choice by a mask TensorRT 8.6 had no implementation.
+        """
+        producer = mask.producer()
+        if producer is not None and producer.op_type == "Expand" and producer.inputs[0] is not None:
+            mask = producer.inputs[0]  # the addition broadcasts by itself
+        seen = ir.node("Cast", [mask], {"to": ir.DataType.FLOAT})
+        exact = seen.outputs[0]
+        exact.dtype = ir.DataType.FLOAT
+        missing = _apply("Sub", seen, self.scalar(1.0, exact))  # 0 or -1
+        least = _apply("Mul", missing, self.scalar(float(np.finfo(_numpy(like)).max) / 2, exact))
+        rounded = ir.node("Cast", [least.outputs[0]], {"to": like.dtype})
+        return [*_typed(exact, [seen, missing, least]), *_typed(like, [rounded])]
 
     # -- Constants, each there once ------------------------------------------------------------------------------------
 
