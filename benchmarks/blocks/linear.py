@@ -146,7 +146,8 @@ def fp8(layer: Layer, dtype: str, seed: int) -> Prepared:
         ),
     ]
     sample = _sample(layer)
-    product = rows[sample].double() @ weight.double().T * row_scale[sample].double()[:, None] * weight_scale.double()
+    sampled = rows.view(torch.uint8)[sample].view(rows.dtype).double()  # torch may index no e4m3
+    product = sampled @ weight.double().T * row_scale[sample].double()[:, None] * weight_scale.double()
     wanted = activated(layer, product + tensors.bias.double())
     return Prepared(implementations, lambda output: relative_error(output[sample], wanted))
 
