@@ -42,17 +42,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(checkpoint, size=VideoSize(9, 64, 96), linear_precision="fp8", linear_keep=("default", "*.ffn.*"))
 
 
-def test_a_bundle_is_built_and_shows_its_layers(source: Source, tmp_path: Path) -> None:
-    bundle = build_checkpoint(source, tmp_path / "fp8.bundle", lambda *_: None, compute_capabilities=["8.9"])
-    operators = bundle.manifest.block_operators
-    assert operators is not None
-    metadata = bundle.manifest.model_metadata("manifest")
-    assert metadata.linear_precision == "fp8" and len(metadata.fp8_layers) == 12
-    shown = "\n".join(inspect_bundle(bundle.path).lines())
-    assert "fp8 products in 12 layers: blocks.*.attn1.to_q 2," in shown
-    assert "(--linear-keep): *embed* *norm* proj_out" in shown and "*.ffn.*" in shown
-
-
 def test_gpus_without_e4m3_are_refused_before_the_export(source: Source, tmp_path: Path) -> None:
     told: list[str] = []
     with pytest.raises(BuildError, match="needs GPUs of compute capability 8.9 or newer, .* 8.0") as why:
@@ -80,8 +69,24 @@ def calibrated(source: Source) -> Source:
     return replace(source, linear_calibration=path, precision="fp16")
 
 
-def test_layers_with_a_static_scale_are_native(calibrated: Source, tmp_path: Path) -> None:
-    path = export_checkpoint(calibrated, tmp_path / "model.onnx", lambda *_: None)
+@pytest.fixture(scope="module")
+def exported(calibrated: Source) -> Path:
+    return export_checkpoint(calibrated, calibrated.checkpoint.parent / "model.onnx", lambda *_: None)
+
+
+def test_a_bundle_is_built_and_shows_its_layers(exported: Path, tmp_path: Path) -> None:
+    bundle = build_engine(exported, tmp_path / "fp8.bundle", "rtx", compute_capabilities=["8.9"], block_ops="plugin")
+    operators = bundle.manifest.block_operators
+    assert operators is not None and operators.plugins[FP8_LINEAR.name] == 12
+    metadata = bundle.manifest.model_metadata("manifest")
+    assert metadata.linear_precision == "fp8" and len(metadata.fp8_layers) == 12
+    shown = "\n".join(inspect_bundle(bundle.path).lines())
+    assert "fp8 products in 12 layers: blocks.*.attn1.to_q 2," in shown
+    assert "(--linear-keep): *embed* *norm* proj_out" in shown and "*.ffn.*" in shown
+
+
+def test_layers_with_a_static_scale_are_native(calibrated: Source, exported: Path, tmp_path: Path) -> None:
+    path = exported
     scales = read_metadata(path).input_scales
     assert set(scales) == set(read_metadata(path).fp8_layers) and all(scale > 0 for scale in scales.values())
     native = with_native_operators(onnx.load(path), set(OPERATORS) - {ROUTED_ATTENTION.name}, scales)

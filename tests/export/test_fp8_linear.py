@@ -88,7 +88,7 @@ def test_onnx_runtime_computes_what_torch_does(exported: Path, checkpoint: Path,
 
 
 def test_verify_tells_what_fp8_does_to_each_layer(exported: Path, checkpoint: Path) -> None:
-    report = verify(exported, checkpoint, seed=4, cases=["no router"], layers=True)
+    report = verify(exported, checkpoint, seed=4, cases=["no router"])
     assert (
         report.passed
         and report.linear_precision == "fp8"
