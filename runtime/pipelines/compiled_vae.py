@@ -43,7 +43,7 @@ def compiled_decoder(
         if parameter.dim() in _CHANNELS_LAST:
             parameter.data = parameter.data.contiguous(memory_format=_CHANNELS_LAST[parameter.dim()])
     graphs = {graph.name: graph for graph in made.graphs(VAE_DECODER, vae)}
-    modules: dict[str, Any] = {name: torch.compile(graph.module) for name, graph in graphs.items()}
+    modules: dict[str, Any] = {name: torch.compile(graph.module, dynamic=False) for name, graph in graphs.items()}
 
     def run(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         graph = graphs[name]
