@@ -8,7 +8,7 @@ that a builder sees what it would have seen had there been no operator of ours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,6 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
-    DeduplicateInitializersPass,
     IdentityEliminationPass,
     InlinePass,
     LiftConstantsToInitializersPass,
@@ -28,12 +27,11 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants_ir
 
 from vorta_trt.export.function_body import portable_function
-from vorta_trt.export.names import OPSET
+from vorta_trt.export.names import OPSET, OPSET_17
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.export.static_fp8 import make_static, static_nodes
 from vorta_trt.plugins.operator_schema import FP8_LINEAR, ROUTED_ATTENTION
 
-_CALL = "vorta_trt.call"  # on inlined nodes: the name of the node that they stand for
 _FOLD_LIMIT = 1 << 16  # elements; the ones of a norm without weights
 
 
@@ -58,26 +56,60 @@ def with_native_operators(
 def inline_operators(model: ir.Model, names: Collection[str]) -> None:
     """`with_native_operators`, in place."""
     graph = model.graph
-    opset = graph.opset_imports[""]
-    calls = [node for node in graph if node.domain == ROUTED_ATTENTION.namespace and node.op_type in names]
-    if not calls:
-        return
-    others = dict(model.functions)  # nothing calls for them here, and shape inference would look into them
-    model.functions.clear()
-    for name in {node.op_type for node in calls}:
-        function = ir.serde.deserialize_function(portable_function(name))
-        model.functions[function.identifier()] = function
-    for node in calls:
-        node.metadata_props[_CALL] = str(node.name)
-    before = set(graph) - set(calls)
-    weights = {value: value.const_value for value in graph.initializers.values() if _is_weight(value)}
-    for value in weights:  # as inputs, which nothing folds or reads
-        value.const_value = None
-        graph.initializers.pop(str(value.name))
-        graph.inputs.append(value)
-    graph.opset_imports[""] = OPSET
-    InlinePass(lambda function: function.name in names)(model)
-    _decide_by_constants(graph)
+    constants = _Constants(graph)
+    for node in list(graph):
+        if node.domain == ROUTED_ATTENTION.namespace and node.op_type in names:
+            _inline(graph, node, constants)
+    for key in [key for key in model.functions if key[0] == ROUTED_ATTENTION.namespace and key[1] in names]:
+        del model.functions[key]
+    if graph.opset_imports[""] == OPSET:
+        _infer_shapes(model)
+
+
+def _inline(graph: ir.Graph, node: ir.Node, constants: _Constants) -> None:
+    """Puts the standard operators in the place of a node."""
+    alone = _alone(node)
+    _simplify(alone)
+    if graph.opset_imports[""] == OPSET_17:
+        lower_to_opset_17(alone)
+    inner = alone.graph
+    new_nodes, results = list(inner), list(inner.outputs)
+    for stand_in, value in zip(list(inner.inputs), _present(node), strict=True):
+        stand_in.replace_all_uses_with(value)
+    for value in list(inner.initializers.values()):
+        inner.initializers.pop(str(value.name))
+        value.replace_all_uses_with(constants.of(value))
+    inner.outputs.clear()
+    inner.remove(new_nodes)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new_nodes, list(node.outputs), results)
+    _name(str(node.name), new_nodes)
+    for made in new_nodes:
+        made.metadata_props.update(node.metadata_props)
+
+
+def _alone(node: ir.Node) -> ir.Model:
+    """A model of a node and its function, whose inputs stand for the node's: no pass can look any further."""
+    stand_ins = [
+        ir.Value(name=f"input_{index}", shape=value.shape, type=value.type)
+        for index, value in enumerate(_present(node))
+    ]
+    call = ir.node(node.op_type, stand_ins, node.attributes, domain=node.domain, num_outputs=len(node.outputs))
+    for index, (made, value) in enumerate(zip(call.outputs, node.outputs, strict=True)):
+        made.name, made.shape, made.type = f"result_{index}", value.shape, value.type
+    opsets = {"": OPSET, node.domain: int(ROUTED_ATTENTION.version)}
+    graph = ir.Graph(stand_ins, call.outputs, nodes=[call], opset_imports=opsets, name=node.op_type)
+    function = ir.serde.deserialize_function(portable_function(node.op_type))
+    return ir.Model(graph, ir_version=10, functions=[function])
+
+
+def _present(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _simplify(model: ir.Model) -> None:
+    """Inlines the function and folds what attributes and shapes decide."""
+    InlinePass()(model)
+    _decide_by_constants(model.graph)
     RemoveUnusedNodesPass()(model)
     for _ in range(2):  # what a branch that is chosen leaves behind may fold
         fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
@@ -85,20 +117,18 @@ def inline_operators(model: ir.Model, names: Collection[str]) -> None:
         IdentityEliminationPass(),
         RemoveUnusedNodesPass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        DeduplicateInitializersPass(size_limit=_FOLD_LIMIT),
         CommonSubexpressionEliminationPass(),
+        ShapeInferencePass(),
     )
     passes(model)
-    if opset != OPSET:
-        lower_to_opset_17(model)
-    else:
-        ShapeInferencePass()(model)
-    _name(graph, before)
-    for value, content in weights.items():
-        graph.inputs.remove(value)
-        value.const_value = content
-        graph.register_initializer(value)
-    model.functions.update((key, function) for key, function in others.items() if key[1] not in names)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Infers shapes without the functions, which the inference would look into."""
+    functions = dict(model.functions)
+    model.functions.clear()
+    ShapeInferencePass()(model)
+    model.functions.update(functions)
 
 
 def _decide_by_constants(graph: ir.Graph) -> None:
@@ -131,24 +161,37 @@ def _constant_condition(graph: ir.Graph, condition: ir.Value | None) -> np.ndarr
     return np.asarray(found)
 
 
-def _is_weight(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.dtype.is_floating_point()
-
-
-def _name(graph: ir.Graph, before: set[ir.Node]) -> None:
-    """Names an inlined node `blocks.0.attn1/HeadNorm.RMSNormalization`, in the module of the node it stands for."""
-    calls: dict[ir.Node, str | None] = {node: node.metadata_props.pop(_CALL, None) for node in graph}
+def _name(call: str, nodes: Sequence[ir.Node]) -> None:
+    """Names inlined nodes `blocks.0.attn1/HeadNorm.RMSNormalization`, in the module of the node they stand for."""
     counts: Counter[str] = Counter()
-    for node in graph:
-        if node in before:
-            continue
-        sources = [calls.get(source) for source in node.predecessors()]
-        targets = [calls.get(target) for target in node.successors()]
-        # A node that the folding made has no mark; it belongs to the operator of its neighbours.
-        calls[node] = calls[node] or next((call for call in (*sources, *targets) if call is not None), None)
-        name = f"{calls[node]}.{node.op_type}"
+    for node in nodes:
+        name = f"{call}.{node.op_type}"
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}_{counts[name] - 1}"
         for index, output in enumerate(node.outputs):
             if not output.is_graph_output():
                 output.name = f"{node.name}_output_{index}"
+
+
+class _Constants:
+    """Constants of inlined operators in the graph, each there once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def of(self, value: ir.Value) -> ir.Value:
+        """The graph's own for an initializer of another graph."""
+        content = value.const_value
+        assert content is not None
+        array = content.numpy()
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self.known:
+            number = len(self.known)
+            while (name := f"native_{number}") in self.graph.initializers:
+                number += 1
+            own = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            own.shape, own.type = ir.Shape(array.shape), ir.TensorType(content.dtype)
+            self.graph.register_initializer(own)
+            self.known[key] = own
+        return self.known[key]
