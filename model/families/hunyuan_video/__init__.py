@@ -39,7 +39,7 @@ _DUAL_STREAM_BLOCK = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     *("attn.to_out.0", "attn.to_add_out", "ff", "ff_context"),
 )
-_SINGLE_STREAM_BLOCK = ("proj_mlp", "attn.to_q", "attn.to_k", "attn.to_v", "proj_out")
+_SINGLE_STREAM_BLOCK = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_out")
 
 
 def replaces_tokens(config: Mapping[str, Any]) -> bool:
@@ -235,7 +235,6 @@ class HunyuanVideo(ModelFamily):
                 for layer in range(config["num_single_layers"])
                 for name in (*(f".{part}" for part in _SINGLE_STREAM_BLOCK), "")
             ),
-            "norm_out",
             "proj_out",
         ]
 

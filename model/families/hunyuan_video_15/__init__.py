@@ -239,7 +239,6 @@ class HunyuanVideo15(ModelFamily):
             "context_embedder_2",
             "image_embedder",  # of image to video alone
             *(f"transformer_blocks.{layer}.{name}" for layer in range(config["num_layers"]) for name in _BLOCK),
-            "norm_out",
             "proj_out",
         ]
 
