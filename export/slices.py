@@ -116,9 +116,8 @@ def _split(
     """All parts of an axis at once; nobody takes what lies between them."""
     sizes = made.integers([end - start for start, end in pieces])
     split = ir.node("Split", [tensor, sizes], {"axis": axis}, num_outputs=len(pieces))
-    producer = tensor.producer()
     first = next(node for node in graph if any(part.node is node for part in parts))
-    split.metadata_props.update((producer or first).metadata_props)
+    split.metadata_props.update(first.metadata_props)
     outputs = dict(zip(pieces, split.outputs, strict=True))
     for part in parts:
         outputs[part.start, part.end].shape = part.node.outputs[0].shape

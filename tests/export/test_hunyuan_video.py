@@ -74,20 +74,26 @@ def test_interface_is_the_contract(hunyuan_video_file: Exported, precision: str,
 def test_nodes(hunyuan_video_file: Exported, hunyuan_video: Load) -> None:
     model = onnx.load(hunyuan_video_file("bf16"))
     onnx.checker.check_model(model, full_check=True)
-    nodes = [node for node in model.graph.node if node.domain]
-    assert [(node.domain, node.op_type, node.name) for node in nodes] == [
-        (ROUTED_ATTENTION.namespace, ROUTED_ATTENTION.name, f"{block}/{ROUTED_ATTENTION.name}") for block in BLOCKS
+    nodes = [node for node in model.graph.node if node.op_type == ROUTED_ATTENTION.name]
+    assert [(node.domain, node.name) for node in nodes] == [
+        (ROUTED_ATTENTION.namespace, f"{block}/{ROUTED_ATTENTION.name}") for block in BLOCKS
     ]
     assert all(len(node.input) == 5 for node in nodes)
     assert len({node.input[4] for node in nodes}) == 1, "one text length for all layers"
     counts = Counter(node.op_type for node in model.graph.node)
     assert counts["Attention"] == 1, "the token refiner's, as a single node"
-    assert counts["RMSNormalization"] == 4 * DUAL + 2 * SINGLE, "QK norms stay single nodes"
+    assert counts["QKNormRotary"] == DUAL + SINGLE
+    assert counts["HeadNorm"] == 2 * DUAL, "text is not rotated"
+    assert counts["NormModulate"] == 2, "before the first block; all others are with the residual before them"
+    assert counts["ResidualNormModulate"] == 4 * DUAL + SINGLE
+    assert counts["Linear"] == 12 * DUAL + 5 * SINGLE
+    assert not counts["RMSNormalization"]
     assert not {"ScatterND", "ScatterElements", "Loop"}.intersection(counts)
     assert {node.geometry for node in routed_attention_nodes(hunyuan_video_file("bf16"))} == {hunyuan_video().geometry}
     outputs = {output for node in model.graph.node for output in node.output}
-    assert outputs >= {f"{block}/output_{index}" for block in BLOCKS[:DUAL] for index in (0, 1)}
-    assert outputs >= {f"{block}/output" for block in BLOCKS[DUAL:]}
+    names = ("output", "normed")
+    assert outputs >= {f"{block}/{name}_{index}" for block in BLOCKS[:DUAL] for name in names for index in (0, 1)}
+    assert outputs >= {f"{block}/{name}" for block in BLOCKS[DUAL:] for name in names}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
