@@ -58,7 +58,7 @@ def test_a_bf16_file_passes_beside_torch_bf16(hunyuan_video: Any) -> None:
             "context_embedder.token_refiner.refiner_blocks.0.attn.to_v.weight",
             "context_embedder.token_refiner.refiner_blocks.0",
         ),
-        ("single_transformer_blocks.0.proj_mlp.weight", "single_transformer_blocks.0.proj_mlp"),
+        ("single_transformer_blocks.0.proj_mlp.weight", "single_transformer_blocks.0.proj_out"),
     ],
 )
 def test_a_changed_weight_is_found(
