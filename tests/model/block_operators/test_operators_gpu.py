@@ -76,6 +76,7 @@ def test_equals_the_reference_but_for_rounding(name: str, dtype: torch.dtype) ->
         assert error <= ROUNDING[dtype]
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # of torch's own compiler
 def test_compiles_and_is_captured() -> None:
     given = arguments("residual_norm_modulate", torch.bfloat16)
     operator = torch.ops.vorta.residual_norm_modulate
