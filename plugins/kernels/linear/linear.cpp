@@ -24,10 +24,6 @@ constexpr int64_t kRowsOfPart = 256;  // parts are multiples of it, the last one
 
 constexpr size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-/// Which of the kernels that cuBLASLt lists computes a 16-bit product with GELU. Its first one hides the GELU worse:
-/// 627 beside 730 TFLOP/s in bfloat16, 590 beside 718 in float16, 72,000 x 5120 to 13824 with cuBLASLt 13.1 on an H100.
-constexpr int kGeluPlace = 1;
-
 /// Whether the kernels of sm90_linear/ serve the current device.
 cudaError_t is_hopper(bool* result) {
   int gpu = 0;
@@ -118,7 +114,7 @@ vorta_status multiply(const Product& product, int candidate, cudaStream_t stream
     if (vorta_status status = multiply_on_hopper(product, stream, &done)) return status;
   }
   if (!done && candidate >= 0) {
-    const int place = candidate > 0 ? candidate - 1 : product.gelu && !product.fp8 ? kGeluPlace : 0;
+    const int place = std::max(candidate - 1, 0);
     if (vorta_status status = multiply_by_cublaslt(product, place, stream, &done)) return status;
   }
   if (done) return VORTA_OK;
