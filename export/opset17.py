@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -255,7 +256,7 @@ class _Lowering:
         exact = seen.outputs[0]
         exact.dtype = ir.DataType.FLOAT
         missing = _apply("Sub", seen, self.scalar(1.0, exact))  # 0 or -1
-        least = _apply("Mul", missing, self.scalar(float(np.finfo(_numpy(like)).max) / 2, exact))
+        least = _apply("Mul", missing, self.scalar(float(ml_dtypes.finfo(_numpy(like)).max) / 2, exact))
         rounded = ir.node("Cast", [least.outputs[0]], {"to": like.dtype})
         return [*_typed(exact, [seen, missing, least]), *_typed(like, [rounded])]
 
