@@ -119,8 +119,10 @@ def check_linears(
             f"{source}: linear_precision fp8 with refit: a LoRA file changes the scales of e4m3 weights as well, which "
             f"`vorta-trt refit` does not write; fuse it with --lora in place of --refit, or use --linear-precision same"
         )
+    if linear_precision != "fp8" or not float8_weights:
+        return
     too_old = [capability for capability in target.capabilities if capability < LINEARS_FROM]
-    if linear_precision != "fp8" or not float8_weights or not too_old:
+    if not too_old:
         return
     served = [capability for capability in target.capabilities if capability >= LINEARS_FROM]
     options = " ".join(f"--compute-capability {capability}" for capability in served)
