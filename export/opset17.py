@@ -256,7 +256,8 @@ class _Lowering:
         exact = seen.outputs[0]
         exact.dtype = ir.DataType.FLOAT
         missing = _apply("Sub", seen, self.scalar(1.0, exact))  # 0 or -1
-        least = _apply("Mul", missing, self.scalar(float(ml_dtypes.finfo(_numpy(like)).max) / 2, exact))
+        largest = float(ml_dtypes.finfo(_numpy(like)).max)  # type: ignore[no-untyped-call]  # of bfloat16, too
+        least = _apply("Mul", missing, self.scalar(largest / 2, exact))
         rounded = ir.node("Cast", [least.outputs[0]], {"to": like.dtype})
         return [*_typed(exact, [seen, missing, least]), *_typed(like, [rounded])]
 
