@@ -71,7 +71,7 @@ struct RowScale {
   __device__ __forceinline__ float divide(float x) const {
     if (!quick) return x / scale;
     const float quotient = __fmul_rn(x, inverse);
-    return __fmaf_rn(__fmaf_rn(quotient, scale, -x), -inverse, quotient);  // in signs that keep -0
+    return __fmaf_rn(-__fmaf_rn(quotient, scale, -x), inverse, quotient);  // in signs that keep -0
   }
 };
 
