@@ -53,27 +53,8 @@ __device__ __forceinline__ uint32_t pack_e4m3(float low, float high) {
 
 inline constexpr float kLargestE4m3 = 448.0f;
 
-/// What the elements of a row are divided by before they become e4m3: its largest magnitude / 448, 1 for a row of
-/// zeros.
-///
-/// The quotients are those of an IEEE division, at a third of its instructions: a product with the reciprocal,
-/// corrected by its remainder, is rounded correctly as long as neither is too small or too large a number, which
-/// `quick` says.
-struct RowScale {
-  float scale, inverse;
-  bool quick;
-
-  explicit __device__ __forceinline__ RowScale(float largest)
-      : scale(largest > 0.0f ? largest / kLargestE4m3 : 1.0f),
-        inverse(1.0f / scale),
-        quick(scale > 0x1p-80f && scale < 0x1p100f) {}
-
-  __device__ __forceinline__ float divide(float x) const {
-    if (!quick) return x / scale;
-    const float quotient = __fmul_rn(x, inverse);
-    return __fmaf_rn(-__fmaf_rn(quotient, scale, -x), inverse, quotient);  // in signs that keep -0
-  }
-};
+/// What a row with this largest magnitude is divided by before it becomes e4m3; 1 for a row of zeros.
+__device__ __forceinline__ float e4m3_scale(float largest) { return largest > 0.0f ? largest / kLargestE4m3 : 1.0f; }
 
 /// Two e4m3 as float16, in which they are exact.
 __device__ __forceinline__ uint32_t unpack_e4m3(uint32_t pair) {

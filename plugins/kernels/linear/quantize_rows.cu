@@ -37,10 +37,10 @@ __device__ __forceinline__ float largest_of(const uint4& vector, float largest) 
 }
 
 template <class Element>
-__device__ __forceinline__ uint2 quantized(const uint4& vector, const RowScale& scale) {
-  const auto two = [&scale](uint32_t pair) {
+__device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
+  const auto two = [scale](uint32_t pair) {
     const float2 values = Pair<Element>::unpack(pair);
-    return pack_e4m3(scale.divide(values.x), scale.divide(values.y));
+    return pack_e4m3(values.x / scale, values.y / scale);
   };
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   const auto* source = reinterpret_cast<const uint4*>(static_cast<const Element*>(input) + row * input_stride);
   auto* target = static_cast<uint2*>(quantized_rows) + row * vectors;
-  float largest = 0.0f;
+  float largest = 0.0f, own_scale = 1.0f;
   if constexpr (kHeld > 0) {
     uint4 held[kHeld];
 #pragma unroll
@@ -62,23 +62,22 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) largest = largest_of<Element>(held[i], largest);
-    const RowScale own_scale(largest_of_block(largest));
+    own_scale = e4m3_scale(largest_of_block(largest));
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const int vector = i * kThreads + threadIdx.x;
       if (vector < vectors) target[vector] = quantized<Element>(held[i], own_scale);
     }
-    if (threadIdx.x == 0) scale[row] = own_scale.scale;
   } else {
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
       largest = largest_of<Element>(source[vector], largest);
     }
-    const RowScale own_scale(largest_of_block(largest));
+    own_scale = e4m3_scale(largest_of_block(largest));
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
       target[vector] = quantized<Element>(source[vector], own_scale);
     }
-    if (threadIdx.x == 0) scale[row] = own_scale.scale;
   }
+  if (threadIdx.x == 0) scale[row] = own_scale;
 }
 
 template <class Element, int... kHeld>

@@ -132,14 +132,14 @@ __global__ void __launch_bounds__(kMaxThreads) norm_modulate_kernel(const __grid
     for (int r = 0; r < kRows; ++r) {
       if (!places[r].exists) continue;
       const int64_t row = int64_t{blockIdx.x} * kRows + r;
-      const linear::RowScale scale(largest[r]);
+      const float scale = linear::e4m3_scale(largest[r]);
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         const int vector = v * blockDim.x + threadIdx.x;
         if (vector >= shape.vectors) continue;
         call.quantized[row * shape.vectors + vector] = pack_e4m3(unpack<Element>(words[r][v]), scale);
       }
-      if (threadIdx.x == 0) call.quantized_scale[row] = scale.scale;
+      if (threadIdx.x == 0) call.quantized_scale[row] = scale;
     }
   }
 }
