@@ -19,7 +19,6 @@ AttentionPrecision = Literal["same", "fp8"]
 LinearPrecision = Literal["same", "fp8"]
 Activation = Literal["none", "gelu_tanh"]
 BlockOps = Literal["native", "plugin"]  # what the block operators are computed with
-BlockOps = Literal["native", "plugin"]  # what the block operators are computed with
 
 SAME_PRECISION: AttentionPrecision = "same"
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")

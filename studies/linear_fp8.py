@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(seed: int = 0) -> Iterator[dict]:
+def measure(seed: int = 0) -> Iterator[dict[str, Any]]:
     """Error and norm ratio of each case."""
     for name, make in CASES.items():
         torch.manual_seed(seed)
