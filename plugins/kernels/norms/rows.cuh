@@ -13,7 +13,8 @@ namespace vorta::norms {
 
 inline constexpr int kWarpLanes = 32;
 /// Vectors of a row that a thread holds. With 4 a row of 5,120 has 160 threads and a processor several blocks, whose
-/// loads run while others reduce; 1 and 2 were slower on an H100 where much is computed (rotation, e4m3), 5 about as fast.
+/// loads run while others reduce; 1 and 2 were slower on an H100 where much is computed (rotation, e4m3), 5 about as
+/// fast.
 inline constexpr int kVectors = 4;
 inline constexpr int kMaxThreads = kMaxFeatures / kVector / kVectors;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
