@@ -50,18 +50,19 @@ def case_table(rows: Sequence[Row]) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     share = None if row.ceiling_share is None else 100 * row.ceiling_share
     return (
-        _number(row.milliseconds, ".3f") if row.state == "ok" else "-",
-        _number(row.minimum, ".3f"),
-        _number(row.p90, ".3f"),
-        _number(row.useful_tflops, ".0f"),
-        _number(share, ".0f"),
-        _number(row.times_own_dense, ".2f"),
-        _number(row.times_cudnn, ".2f"),
-        _number(row.relative_error, ".1e"),
+        number(row.milliseconds, ".3f") if row.state == "ok" else "-",
+        number(row.minimum, ".3f"),
+        number(row.p90, ".3f"),
+        number(row.useful_tflops, ".0f"),
+        number(share, ".0f"),
+        number(row.times_own_dense, ".2f"),
+        number(row.times_cudnn, ".2f"),
+        number(row.relative_error, ".1e"),
     )
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A number in a cell, which is empty without one."""
     return "" if value is None else f"{value:{form}}"
 
 

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure
+from vorta_trt.plugins.library import PluginLibrary, SizedStructure
 
 _RowStrides = ctypes.c_int64 * 2
 
@@ -34,8 +34,6 @@ class BlockOperatorParams(SizedStructure):
     OPERATOR: ClassVar[str]
 
     def __init__(self, **values: Any) -> None:
-        if isinstance(values.get("dtype"), str):
-            values["dtype"] = KERNEL_DTYPES.index(values["dtype"])
         for name, value in values.items():
             if name.endswith("_stride"):
                 values[name] = _RowStrides(*_entries(name, value, 2))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure, Strides, as_strides
+from vorta_trt.plugins.library import PluginLibrary, SizedStructure, Strides, as_strides
 
 TENSORS = ("query", "key", "value", "output")
 """Tensors of a call: [B, X, N, D], [B, Y, N, D], [B, Y, N, D], [B, X, N, D]."""
@@ -34,8 +34,6 @@ class CrossAttentionParams(SizedStructure):
     ]
 
     def __init__(self, **values: Any) -> None:
-        if isinstance(values.get("dtype"), str):
-            values["dtype"] = KERNEL_DTYPES.index(values["dtype"])
         for name in TENSORS:
             if (field := f"{name}_stride") in values:
                 values[field] = as_strides(field, values[field])

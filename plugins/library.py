@@ -49,9 +49,14 @@ class LibraryError(VortaError):
 
 
 class SizedStructure(ctypes.Structure):
-    """A structure whose first field is its own size, by which the library tells versions apart."""
+    """A structure whose first field is its own size, by which the library tells versions apart.
+
+    A field `dtype` may be given by name, one of `KERNEL_DTYPES`.
+    """
 
     def __init__(self, **values: Any) -> None:
+        if isinstance(values.get("dtype"), str):
+            values["dtype"] = KERNEL_DTYPES.index(values["dtype"])
         super().__init__(struct_size=ctypes.sizeof(type(self)), **values)
 
 
@@ -84,8 +89,6 @@ class Problem(SizedStructure):
     ]
 
     def __init__(self, **values: Any) -> None:
-        if isinstance(values.get("dtype"), str):
-            values["dtype"] = KERNEL_DTYPES.index(values["dtype"])
         for attribute in ROUTED_ATTENTION.attributes:
             value = values.get(attribute.name)
             if attribute.kind is Kind.TRIPLE and value is not None:

@@ -8,7 +8,7 @@ import logging
 from functools import cache
 from typing import Any, get_args
 
-from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, SizedStructure
+from vorta_trt.plugins.library import PluginLibrary, SizedStructure
 from vorta_trt.plugins.operator_schema import Activation, LinearPrecision
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ LINEAR_PRECISIONS = get_args(LinearPrecision)
 """What is multiplied: numbers of the activations' type, or e4m3; the index is the C API's value."""
 OWN_KERNEL = -1
 """`candidate` of the kernel that is part of the library, which runs on every GPU; 0 is cuBLASLt's first choice."""
-_NAMES = {"dtype": KERNEL_DTYPES, "activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
+_NAMES = {"activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
 
 
 class LinearParams(SizedStructure):

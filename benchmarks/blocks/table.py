@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vorta_trt.benchmarks.blocks.report import BlockReport, BlockRow
+from vorta_trt.benchmarks.table import number
 from vorta_trt.model.files import new_file
 from vorta_trt.plugins.extras import import_extra
 
@@ -61,17 +62,13 @@ def _cells(row: BlockRow) -> tuple[str, ...]:
         return (row.state,)
     return (
         f"{row.milliseconds:.3f}",
-        _number(row.minimum, ".3f"),
-        _number(row.p90, ".3f"),
-        _number(row.tflops, ".0f"),
-        _number(row.terabytes_per_second, ".2f"),
-        _number(row.times_peer, ".2f"),
-        _number(row.relative_error, ".1e"),
+        number(row.minimum, ".3f"),
+        number(row.p90, ".3f"),
+        number(row.tflops, ".0f"),
+        number(row.terabytes_per_second, ".2f"),
+        number(row.times_peer, ".2f"),
+        number(row.relative_error, ".1e"),
     )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
 
 
 def remarks(report: BlockReport) -> list[str]:

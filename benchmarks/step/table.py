@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vorta_trt.benchmarks.step.cases import DENSE
 from vorta_trt.benchmarks.step.models import DIFFUSERS, TORCH
 from vorta_trt.benchmarks.step.report import StepReport, StepRow
+from vorta_trt.benchmarks.table import number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,13 +56,13 @@ def _cells(row: StepRow) -> tuple[str, ...]:
     if row.state != "ok":
         return (row.state,)
     numbers = (
-        _number(row.cold, ".1f"),
-        _number(row.median, ".3f"),
-        _number(row.minimum, ".3f"),
-        _number(row.tflops, ".0f"),
-        _number(row.times_dense, ".2f"),
-        _number(row.times_own_dense, ".2f"),
-        _number(row.peak_memory_gib, ".1f"),
+        number(row.cold, ".1f"),
+        number(row.median, ".3f"),
+        number(row.minimum, ".3f"),
+        number(row.tflops, ".0f"),
+        number(row.times_dense, ".2f"),
+        number(row.times_own_dense, ".2f"),
+        number(row.peak_memory_gib, ".1f"),
     )
     return (*numbers, *(f"{100 * share:.0f} %" for share in row.kernel_shares.values()))
 
@@ -82,10 +83,10 @@ def loop_table(report: StepReport) -> Table:
             f"{loop.measured} of {loop.steps}" if loop.extrapolated else str(loop.steps),
             str(loop.computed),
             str(loop.passes),
-            _number(loop.computed_seconds, ".3f"),
-            _number(loop.reused_seconds, ".4f"),
-            _number(loop.seconds, ".1f"),
-            _number(loop.times_dense, ".2f"),
+            number(loop.computed_seconds, ".3f"),
+            number(loop.reused_seconds, ".4f"),
+            number(loop.seconds, ".1f"),
+            number(loop.times_dense, ".2f"),
         )
     return table
 
@@ -99,7 +100,3 @@ def remarks(report: StepReport) -> list[str]:
     ]
     notes = dict.fromkeys(f"  {loop.name}: {loop.note}" for loop in report.loops if loop.note)
     return [*lines, *notes]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
