@@ -236,7 +236,7 @@ def _row(
     row = {
         "implementation": implementation,
         "routes": routes,
-        "state": "ok" if finite and (found is None or found <= BOUND) else "wrong",
+        "state": "ok" if finite and (found is None or found <= bound) else "wrong",
         "difference": found,
         "cold": round(timing.cold, 4),
         "median": round(timing.median, 5),
