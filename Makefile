@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Whatever the wheel is made of: a change installs it again, and ninja compiles what has changed.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard *.py) \
-	$(shell find plugins model export engines runtime benchmarks commands -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
+	$(shell find plugins model export engines runtime serving benchmarks commands -type f ! -name '*.so' ! -path 'benchmarks/results/*' ! -path '*/__pycache__/*')
 # The build requirements of pyproject.toml, installed once: isolated builds would compile everything anew each time.
 BUILD_REQUIREMENTS := $(shell sed -n '/^requires = \[/,/^]/s/^ *\("[^"]*"\),*$$/\1/p' pyproject.toml)
 # tensorrt-rtx is a source package, which setuptools turns into a wheel: without isolation it needs both at hand.
@@ -26,7 +26,7 @@ INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constrain
 requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(name) = \[$$/,/^]/p') pyproject.toml \
 	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
 RUN_REQUIREMENTS := $(call requirements,dependencies rtx video plot)
-TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train test)
+TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train serve test)
 # Two steps at a time: compiling beside installing, types beside tests.
 TOGETHER := $(MAKE) --no-print-directory --jobs 2
 # GPU tests run in a process of their own, since the card is one; without a GPU they are skipped among the others.

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,6 +71,7 @@ class GeneratedVideo:
         launches: Of the transformer.
         seconds: Of encoding, denoising and decoding it.
         fallbacks: What ran otherwise than asked for, in words.
+        stage_seconds: Of every stage: "text", "condition" (with images), "denoise", "decode".
     """
 
     frames: npt.NDArray[np.uint8]
@@ -81,6 +82,7 @@ class GeneratedVideo:
     launches: int
     seconds: float
     fallbacks: tuple[str, ...]
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the frames, and of the plan the number of its steps."""
@@ -317,9 +319,13 @@ class VortaPipeline:
         began = time.perf_counter()
         conditions = self._conditions(prompts, sampling)
         self.parts.free()
+        text = time.perf_counter() - began
         encoded = condition(sampling.images, self.parts)
         self.parts.free()
         encoding = (time.perf_counter() - began) / len(prompts)  # an equal share
+        shared = {"text": text / len(prompts)}
+        if sampling.images:
+            shared["condition"] = encoding - shared["text"]
         denoised = denoise(conditions, encoded, first, sampling, self.parts)
         del conditions, encoded
         self.parts.free()
@@ -327,7 +333,7 @@ class VortaPipeline:
         latents = [each.latents for each in denoised]
         together = zip(prompts, denoised, decode(latents, self.parts), strict=True)
         for number, (prompt, each, frames) in enumerate(together, first):
-            seconds = encoding + each.seconds + time.perf_counter() - began
+            decoding = time.perf_counter() - began
             yield GeneratedVideo(
                 frames,
                 self.planner.frames_per_second,
@@ -335,8 +341,9 @@ class VortaPipeline:
                 sampling.noise(number).initial_seed(),
                 sampling.planned,
                 each.launches,
-                seconds,
+                encoding + each.seconds + decoding,
                 each.fallbacks,
+                {**shared, "denoise": each.seconds, "decode": decoding},
             )
             began = time.perf_counter()
         self.parts.free()

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Catalogue`: the models of a server, and what may be asked of them; knows plans and costs, and loads no weights.
+
+accepted = Catalogue(settings.models).accept(parse_request({...}), images={"image": path})
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vorta_trt.model.families import get_family
+from vorta_trt.model.images import ImageLike, MissingImageError
+from vorta_trt.model.video_size import VideoSize
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.serving.settings import ModelSettings
+from vorta_trt.serving.video_request import RequestError, VideoRequest, refused, shown
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+
+MOST_PLANS = 128  # that are kept
+REFERENCES = {"image": "input_reference", "last_image": "last_reference"}  # arguments of pipelines: fields of requests
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A request that its model can run.
+
+    Attributes:
+        model: Its name.
+        prompt: What the video shows.
+        params: How to sample.
+        size: Of the video, as "81x480x832".
+        fps: Frames per second at which it is written.
+        n: How many videos.
+        images: Names of the files of images, by the pipeline's argument.
+    """
+
+    model: str
+    prompt: str
+    params: SamplingParams
+    size: str
+    fps: float
+    n: int = 1
+    images: Mapping[str, str] | None = None
+
+    @property
+    def video(self) -> VideoSize:
+        """Frames, height and width."""
+        return VideoSize.parse(self.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; see `from_dict`."""
+        return {
+            "model": self.model,
+            "prompt": self.prompt,
+            "params": self.params.model_dump(mode="json", exclude_unset=True),
+            "size": self.size,
+            "fps": self.fps,
+            "n": self.n,
+            "images": dict(self.images or {}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Accepted:
+        """What `to_dict` gave."""
+        params = dict(values["params"])
+        if params.get("sigmas") or params.get("timesteps"):
+            params.pop("num_inference_steps", None)
+        return cls(**{**values, "params": SamplingParams(**params)})
+
+
+class ServedModel:
+    """One model of the catalogue.
+
+    Args:
+        settings: Of the model.
+
+    Attributes:
+        settings: As given.
+        planner: Of its own size; see `RequestPlanner.at` for others.
+        defaults: Sampling settings of requests that do not say.
+        loras: Names of the LoRA files that it was built with.
+        created: When the model was made, in seconds since 1970.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.planner = RequestPlanner(settings.source, settings.checkpoint)
+        self.defaults: dict[str, Any] = {}
+        if settings.preset is not None:
+            self.planner = self.planner.for_preset(settings.preset)
+            self.defaults = self.planner.preset(settings.preset)
+        self.loras = tuple(_loras(self.planner))
+        self.created = int(settings.source.stat().st_mtime)
+        self._plans: OrderedDict[tuple[str, str], PlannedRequest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.settings.name
+
+    @property
+    def sizes(self) -> tuple[VideoSize, ...]:
+        """The videos that it makes."""
+        return tuple(VideoSize.parse(size) for size in self.planner.sizes)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Arguments of images that every request must have."""
+        kinds = get_family(self.planner.family).pipeline_kinds(self.planner.config)
+        return min((kind.images for kind in kinds), key=len)
+
+    def pipeline(self) -> VortaPipeline:
+        """Loads the model."""
+        from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+
+        return VortaPipeline(RequestPlanner(self.settings.source, self.settings.checkpoint), **self.settings.pipeline)
+
+    def plan(self, params: SamplingParams, size: str) -> PlannedRequest:
+        """`RequestPlanner.plan`; the last ones are kept, since a plan does not depend on prompt and seed.
+
+        Raises:
+            ValueError: The parameters do not suit the model.
+        """
+        key = params.model_dump_json(exclude={"seed"}), size
+        with self._lock:  # a planner's cache of sizes knows no threads
+            if key in self._plans:
+                self._plans.move_to_end(key)
+                return self._plans[key]
+            planned = self._plans[key] = self.planner.at(size).plan(params)
+            if len(self._plans) > MOST_PLANS:
+                self._plans.popitem(last=False)
+        return planned
+
+    def flops(self, planned: PlannedRequest) -> float | None:
+        """Predicted FLOPs of the transformer for one video; None if the routes are not known."""
+        return None if planned.steps.cost is None else planned.steps.cost.flops
+
+    def accept(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> Accepted:
+        """Checks a request against the model, before anything is loaded.
+
+        Raises:
+            RequestError: With what the model has.
+        """
+        size = self._size(request, images)
+        if request.lora is not None and sorted(request.lora) != sorted(self.loras):
+            has = ", ".join(self.loras) or "none"
+            raise RequestError(
+                f"lora {', '.join(map(shown, request.lora)) or 'none'}: model {self.name} was built with LoRA {has}, "
+                f"and LoRA files are fused when a bundle is built; ask for those, or build another bundle",
+                "lora",
+                "lora_not_available",
+            )
+        try:
+            params = request.params(self.defaults)
+            self.plan(params, str(size))
+        except ValidationError as error:
+            raise refused(error) from None
+        except ValueError as error:
+            raise RequestError(str(error), str(error).partition(" ")[0] or None) from None
+        self._check_images(images, size)
+        fps = request.fps if request.fps is not None else float(self.planner.frames_per_second)
+        return Accepted(self.name, request.prompt, params, str(size), fps, request.n)
+
+    def _size(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> VideoSize:
+        width, height = request.width, request.height
+        if request.size is not None:
+            wide, high = (int(part) for part in request.size.split("x"))
+            if (width not in (None, wide)) or (height not in (None, high)):
+                raise RequestError(f"size {request.size}: width and height say {width}x{height}; give one", "size")
+            width, height = wide, high
+        rate, frames = self.planner.frames_per_second, request.num_frames
+        found = [
+            size
+            for size in self.sizes
+            if (width in (None, size.width) and height in (None, size.height))
+            and frames in (None, size.frames)
+            and (request.seconds is None or abs(size.frames / rate - request.seconds) < 0.5)
+        ]
+        if not found:
+            has = ", ".join(f"{size.width}x{size.height} of {size.frames} frames" for size in self.sizes)
+            asked = {
+                "size": None if width is None and height is None else f"{width or 'any'}x{height or 'any'}",
+                "num_frames": frames,
+                "seconds": request.seconds,
+            }
+            given = {name: value for name, value in asked.items() if value is not None}
+            named = next(
+                (name for name in given if not any(self._has(size, name, given[name]) for size in self.sizes)),
+                next(iter(given)),
+            )
+            raise RequestError(
+                f"{', '.join(f'{name} {value}' for name, value in given.items())}: model {self.name} makes videos of "
+                f"{has}, at {rate:g} frames per second; ask for one of these",
+                named,
+                "size_not_available",
+            )
+        if len(found) > 1 and images and request.size is None:
+            best = self.planner.for_images(images).size
+            found = [size for size in found if size == VideoSize(*best)] or found
+        own = VideoSize(*self.planner.size)
+        return own if own in found and not images else found[0]
+
+    def _has(self, size: VideoSize, name: str, value: Any) -> bool:
+        if name == "size":
+            wide, high = str(value).split("x")
+            return wide in ("any", str(size.width)) and high in ("any", str(size.height))
+        if name == "num_frames":
+            return bool(size.frames == value)
+        return abs(size.frames / self.planner.frames_per_second - float(value)) < 0.5
+
+    def _check_images(self, images: Mapping[str, ImageLike], size: VideoSize) -> None:
+        try:
+            self.planner.at(size).read_images(images)
+        except MissingImageError as error:
+            field = REFERENCES[error.name]
+            raise RequestError(
+                f"{field}: is missing; this model {error.what}; give it", field, "missing_field"
+            ) from None
+        except ValueError as error:
+            argument = next((name for name in REFERENCES if str(error).startswith(name)), "image")
+            field = REFERENCES[argument]
+            raise RequestError(f"{field}: {str(error).removeprefix(argument).lstrip(': ')}", field) from None
+
+
+class Catalogue:
+    """The models by name, in order.
+
+    Raises:
+        ValueError, FileNotFoundError: What `RequestPlanner` raises.
+    """
+
+    def __init__(self, models: Sequence[ModelSettings]) -> None:
+        self.models = {settings.name: ServedModel(settings) for settings in models}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the models, the default first."""
+        return tuple(self.models)
+
+    def get(self, name: str | None) -> ServedModel:
+        """A model; None is the first.
+
+        Raises:
+            RequestError: There is none of this name.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise RequestError(
+                f"model {shown(name)}: is not served here; ask for one of {', '.join(self.models)}",
+                "model",
+                "model_not_found",
+            )
+        return self.models[name]
+
+    def accept(self, request: VideoRequest, images: Mapping[str, ImageLike] | None = None) -> Accepted:
+        """`ServedModel.accept` of the request's model.
+
+        Args:
+            request: The fields.
+            images: By the pipeline's argument: "image", "last_image".
+        """
+        return self.get(request.model).accept(request, images or {})
+
+
+def _loras(planner: RequestPlanner) -> list[str]:
+    names: list[str] = []
+    for expert in planner.experts:
+        names.extend(record.name for record in expert.described.lora)  # of exported files and bundles
+    return list(dict.fromkeys(names))

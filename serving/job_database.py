@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Database`: the SQLite file behind a job store, shared by threads and processes of one machine.
+
+Every change is one transaction that is on the disk (WAL, synchronous=FULL) before the caller goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NAME = "jobs.sqlite3"
+SCHEMA = 1
+BUSY_SECONDS = 30.0
+_TABLES = """
+CREATE TABLE jobs (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    user TEXT NOT NULL,
+    model TEXT NOT NULL,
+    request TEXT NOT NULL,
+    status TEXT NOT NULL,
+    stage TEXT NOT NULL DEFAULT '',
+    step INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL,
+    flops REAL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    completed_at REAL,
+    expires_at REAL,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    worker TEXT,
+    lease_boot TEXT,
+    lease_until REAL,
+    cancelling INTEGER NOT NULL DEFAULT 0,
+    error_code TEXT,
+    error_message TEXT,
+    report TEXT,
+    idempotency_key TEXT,
+    fingerprint TEXT NOT NULL DEFAULT ''
+);
+CREATE UNIQUE INDEX jobs_by_key ON jobs (user, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX jobs_by_status ON jobs (status, sequence);
+CREATE INDEX jobs_by_user ON jobs (user, sequence);
+CREATE TABLE ends (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    model TEXT NOT NULL,
+    worker TEXT,
+    status TEXT NOT NULL,
+    error_code TEXT,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    completed_at REAL NOT NULL,
+    report TEXT
+);
+CREATE TABLE users (user TEXT PRIMARY KEY, served INTEGER NOT NULL);
+CREATE TABLE workers (
+    name TEXT PRIMARY KEY,
+    process INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    boot TEXT NOT NULL,
+    seen REAL NOT NULL
+);
+"""
+logger = logging.getLogger(__name__)
+
+
+def boot() -> str:
+    """A name of this run of the machine: what `time.monotonic` counts from."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+class Database:
+    """Connections to the file, one for each thread.
+
+    Args:
+        folder: Of the file. A damaged one is moved aside, see `moved_aside`, and a new one begun.
+
+    Attributes:
+        path: The file.
+        moved_aside: Where the damaged file went; None if there was none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.moved_aside: Path | None = None
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        try:
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # locked, a full disk: nothing is damaged
+                raise
+            self._move_aside(error)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        connection = self._connect()
+        with self.change() as change:
+            version = change.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _TABLES.split(";"):
+                    change.execute(statement)
+                change.execute(f"PRAGMA user_version = {SCHEMA}")
+            elif version != SCHEMA:
+                raise ValueError(
+                    f"jobs {self.path}: is of version {version}, this vorta-trt knows {SCHEMA}; give another folder"
+                )
+        result = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if result != "ok":
+            raise sqlite3.DatabaseError(result)
+
+    def _move_aside(self, error: Exception) -> None:
+        self.close()
+        self.moved_aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}{self.path.suffix}")
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                os.replace(part, self.moved_aside.with_name(self.moved_aside.name + suffix))
+        logger.error("jobs %s: is damaged (%s); it was moved to %s", self.path, error, self.moved_aside)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            connection.row_factory = sqlite3.Row
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+            except BaseException:
+                connection.close()
+                raise
+            self._local.connection = connection
+            with self._lock:
+                self._all.append(connection)
+        return connection
+
+    def read(self, query: str, *values: object) -> list[sqlite3.Row]:
+        """The rows of a query."""
+        return self._connect().execute(query, values).fetchall()
+
+    @contextmanager
+    def change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which begins with the lock for writing."""
+        connection = self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+    def close(self) -> None:
+        """Closes the connections of all threads."""
+        with self._lock:
+            connections, self._all = self._all, []
+        self._local = threading.local()
+        for connection in connections:
+            connection.close()

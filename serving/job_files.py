@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`JobFiles`: the folder of every job, from which the list of all jobs can be made again if the database is damaged.
+
+JOBS/videos/ID/request.json     the job as it was queued
+               image.png        images of the request
+               result-N/        what attempt N made: result.json, 0.mp4, 0.webp, 1.mp4, ...; there whole or not at all
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vorta_trt.model import files
+
+REQUEST, RESULT = "request.json", "result.json"
+ID = re.compile(r"video_[0-9a-f]{32}")
+SWEEP_SECONDS = 3600.0  # a folder without a job that is younger may belong to one that is being queued
+logger = logging.getLogger(__name__)
+
+
+class JobFiles:
+    """Files of jobs below one folder; a job's folder is named by its id, and by nothing that a client sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "videos"
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def folder(self, job_id: str) -> Path:
+        """The folder of a job.
+
+        Raises:
+            ValueError: This is no id.
+        """
+        if not ID.fullmatch(job_id):
+            raise ValueError(f"job {job_id!r}: is no id of a job")
+        return self.root / job_id
+
+    def write_request(self, job_id: str, record: Mapping[str, Any], images: Mapping[str, bytes]) -> None:
+        """Writes the folder of a new job, whole or not at all.
+
+        Raises:
+            WriteError: The disk is full, or cannot be written.
+        """
+        with files.new_folder(self.folder(job_id)) as folder:
+            (folder / REQUEST).write_text(json.dumps(record), encoding="utf-8")
+            for name, content in images.items():
+                (folder / name).write_bytes(content)
+
+    @contextmanager
+    def new_result(self, job_id: str, attempt: int) -> Iterator[Path]:
+        """An empty folder for what an attempt makes, put into place when the block ends without an error."""
+        if not self.folder(job_id).is_dir():  # deleted meanwhile
+            raise FileNotFoundError(f"job {job_id}: its folder is gone")
+        with files.new_folder(self.result(job_id, attempt)) as folder:
+            yield folder
+
+    def result(self, job_id: str, attempt: int) -> Path:
+        """The folder of what an attempt made."""
+        return self.folder(job_id) / f"result-{attempt}"
+
+    def remove(self, job_id: str) -> None:
+        """Removes a job's folder; who reads a file of it keeps reading."""
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
+    def remove_results(self, job_id: str, but: int) -> None:
+        """Removes what other attempts made."""
+        for path in self.folder(job_id).glob("result-*"):
+            if path.name != f"result-{but}":
+                shutil.rmtree(path, ignore_errors=True)
+
+    def sweep(self, known: set[str], *, alone: bool) -> int:
+        """Removes folders of jobs that are not known: their clients never got an answer, or they were being deleted.
+
+        Args:
+            known: Ids of all jobs.
+            alone: Whether nobody else queues jobs here.
+        """
+        removed = 0
+        for path in self.root.iterdir():
+            young = time.time() - path.stat().st_mtime < SWEEP_SECONDS
+            if path.name not in known and (alone or not young):
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any], int | None, dict[str, Any] | None]]:
+        """Every job that its folder tells of: id, request, and the attempt and record of its result, if it has one."""
+        for path in sorted(self.root.iterdir()):
+            try:
+                if not ID.fullmatch(path.name):
+                    continue
+                record = json.loads((path / REQUEST).read_text(encoding="utf-8"))
+                results = sorted(path.glob(f"result-*/{RESULT}"))
+                if results:
+                    attempt = int(results[-1].parent.name.removeprefix("result-"))
+                    yield path.name, record, attempt, json.loads(results[-1].read_text(encoding="utf-8"))
+                else:
+                    yield path.name, record, None, None
+            except (OSError, ValueError) as error:
+                logger.warning("job %s: cannot be read (%s); it is left out", path.name, error)

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Worker`: takes jobs from the store, one after the other, and makes their videos with the one way of generation.
+
+    worker = Worker(store, catalogue)
+    outcome = worker.run(stop)      # a threading.Event that ends it; the running job is finished first
+
+A job is cancelled at the next step. A worker whose engine fails gives its job up with the reason and returns: whoever
+started it starts another one, in a new process, since a CUDA error stays with its process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
+from vorta_trt.runtime.sampling.finite import NonFiniteError
+from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.job import Job, LeaseLostError
+from vorta_trt.serving.job_files import RESULT
+from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.loaded_models import LoadedModels
+from vorta_trt.serving.step_watch import StepWatch
+from vorta_trt.serving.thumbnail import write_thumbnail
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
+
+IDLE_SECONDS = 0.1  # between two looks at an empty queue
+WRITING = "writing the video"
+logger = logging.getLogger(__name__)
+
+
+class Outcome(str, Enum):
+    """Why a worker's `run` returned."""
+
+    STOPPED = "stopped"
+    ENGINE_FAILED = "engine failed"
+    NOT_READY = "not ready"
+
+
+class _CancelledError(Exception):
+    """The job is to be cancelled."""
+
+
+class _StoppedError(Exception):
+    """The worker is to stop at once, and its job to wait again."""
+
+
+class Worker:
+    """See the module.
+
+    Args:
+        store: The jobs.
+        catalogue: The models.
+        name: Of this worker, other than that of any other; None makes one.
+        models: The pipelines; None makes them of the catalogue.
+
+    Attributes:
+        name: As given.
+        reason: Of an outcome other than STOPPED.
+        abort: Set it to stop at the next step, and give the running job back to the queue.
+    """
+
+    def __init__(
+        self, store: JobStore, catalogue: Catalogue, *, name: str | None = None, models: LoadedModels | None = None
+    ) -> None:
+        self.name = name or f"worker-{os.getpid()}-{time.time_ns():x}"
+        self.reason = ""
+        self.abort = threading.Event()
+        self._store, self._catalogue = store, catalogue
+        self._models = models or LoadedModels(catalogue)
+        self._state = "starting"
+        self._job: Job | None = None
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> Outcome:
+        """Warms up, and then makes videos until it is stopped or the engine fails."""
+        with self._signs_of_life():
+            try:
+                if not self._warm_up():
+                    return Outcome.NOT_READY
+                while not (stop.is_set() or self.abort.is_set()):
+                    done = self.run_next()
+                    if done is None:
+                        stop.wait(IDLE_SECONDS)
+                    elif not done:
+                        return Outcome.ENGINE_FAILED
+                return Outcome.STOPPED
+            finally:
+                self._models.close()
+
+    def run_next(self) -> bool | None:
+        """Makes the videos of the next job.
+
+        Returns:
+            Whether the engine is in order; None if no job waits.
+        """
+        job = self._store.claim(self.name, self._catalogue.names)
+        if job is None:
+            return None
+        self._job = job
+        log = logging.LoggerAdapter(logger, {"job": job.id})
+        log.info("started, attempt %d", job.attempt)
+        try:
+            return self._run(job, log)
+        except LeaseLostError as error:
+            log.info("%s", error)
+            return True
+        finally:
+            self._job = None
+
+    def _run(self, job: Job, log: logging.LoggerAdapter[logging.Logger]) -> bool:
+        """Whether the engine is in order."""
+        try:
+            report = self._make(job)
+        except LeaseLostError:
+            raise
+        except _CancelledError:
+            self._store.finish_cancelled(job)
+            log.info("cancelled at step %d of %d", self._store.get(job.id).step, job.steps)
+        except _StoppedError:
+            self._store.give_back(job)
+            log.info("waits again, since the worker stops")
+        except Exception as error:
+            code, message, in_order = describe_failure(error)
+            if isinstance(error, FileNotFoundError) and not self._store.files.folder(job.id).is_dir():
+                raise LeaseLostError(f"job {job.id}: was deleted") from error
+            log.error("failed, %s: %s", code, message, exc_info=error)
+            self._store.fail(job, code, message)
+            self.reason = message
+            return in_order
+        else:
+            self._store.complete(job, report)
+            log.info("completed in %.1f s", report["seconds"])
+        return True
+
+    # -- a job ---------------------------------------------------------------------------------------------------------
+
+    def _make(self, job: Job) -> dict[str, Any]:
+        """The videos of a job, in its folder; returns the report."""
+        began = time.time()
+        accepted = Accepted.from_dict(job.request)
+        files = self._store.files
+        if self._store.report_progress(job, stage="loading the model"):
+            raise _CancelledError
+        pipeline = self._models.get(accepted.model)
+
+        def tell(stage: str, step: int | None) -> None:
+            if self.abort.is_set():
+                raise _StoppedError
+            if self._store.report_progress(job, stage=stage, step=step):
+                raise _CancelledError
+
+        watch = StepWatch(tell)
+        images = {name: files.folder(job.id) / file for name, file in (accepted.images or {}).items()}
+        first = accepted.params.seed
+        seeds = None if first is None else [(first + number) % 2**64 for number in range(accepted.n)]
+        with files.new_result(job.id, job.attempt) as folder:
+            parts: list[dict[str, Any]] = []
+
+            def write(number: int, video: GeneratedVideo) -> None:
+                watch.stage(WRITING, number, accepted.n)
+                parts.append(_write(folder, number, video, accepted.fps))
+
+            self._generate(pipeline, accepted, seeds, images, write, watch)
+            report = {
+                "seconds": time.time() - began,
+                "videos": parts,
+                "steps": watch.report(),
+                "peak_memory_mb": _peak_memory_mb(),
+                "flops": job.flops,
+            }
+            record = {"started_at": job.started_at, "completed_at": time.time(), "report": report}
+            (folder / RESULT).write_text(json.dumps(record), encoding="utf-8")
+        return report
+
+    @staticmethod
+    def _generate(
+        pipeline: VortaPipeline,
+        accepted: Accepted,
+        seeds: list[int] | None,
+        images: dict[str, Path],
+        write: Callable[[int, GeneratedVideo], None],
+        watch: StepWatch,
+    ) -> None:
+        import secrets
+
+        if seeds is None:
+            seeds = [secrets.randbits(32) for _ in range(accepted.n)]
+        pipeline.generate_each(
+            [accepted.prompt] * accepted.n,
+            write,
+            accepted.params.updated(seed=None),
+            seeds=seeds,
+            size=accepted.video,
+            on_step=watch.step,
+            on_stage=watch.stage,
+            image=images.get("image"),
+            last_image=images.get("last_image"),
+        )
+
+    # -- readiness -----------------------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> bool:
+        try:
+            self._models.warm_up()
+        except Exception as error:
+            self.reason = describe_failure(error)[1]
+            logger.error("worker %s: the warm-up failed: %s", self.name, self.reason, exc_info=error)
+            self._say("failed")
+            return False
+        self._say("ready")
+        return True
+
+    def _say(self, state: str | None = None) -> None:
+        self._state = state or self._state
+        detail = {"models": self._models.names, "gpu_memory_bytes": _gpu_memory(), "reason": self.reason}
+        self._store.say(self.name, self._state, detail)
+
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Renews the lease of the running job, and the worker's state, in a thread."""
+        over = threading.Event()
+
+        def live() -> None:
+            while not over.wait(self._store.lease_seconds / 4):
+                try:
+                    self._say()
+                    if (job := self._job) is not None:
+                        self._store.report_progress(job)
+                except LeaseLostError:
+                    continue  # the next step finds it
+                except Exception as error:
+                    logger.warning("worker %s: no sign of life (%s)", self.name, error)
+
+        self._say()
+        thread = threading.Thread(target=live, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            if self._state != "failed":
+                self._store.forget_worker(self.name)
+
+
+def describe_failure(error: BaseException) -> tuple[str, str, bool]:
+    """What a client reads of a failure.
+
+    Returns:
+        A word for programs, the message, and whether the engine is still in order.
+    """
+    import torch
+
+    if isinstance(error, DeviceOutOfMemory | torch.OutOfMemoryError):
+        return "out_of_memory", str(error), True
+    if isinstance(error, NonFiniteError):
+        return "not_finite", str(error), True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full", "the server's disk is full; ask again when its operator has made space", True
+    if isinstance(error, CheckpointError | FileNotFoundError):
+        return "model_unavailable", str(error), True
+    if isinstance(error, ValueError):
+        return "invalid_value", str(error), True
+    if isinstance(error, MemoryError):
+        return "out_of_memory", str(error) or "the server's memory is used up", True
+    message = str(error) if isinstance(error, VortaError) else f"{type(error).__name__}: {error}"
+    return "engine_error", message, False
+
+
+def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:
+    """A video's files, and what its report says."""
+    began = time.perf_counter()
+    path = video.save(folder / f"{number}.mp4", fps)
+    write_thumbnail(folder / f"{number}.webp", video.frames)
+    seconds = time.perf_counter() - began
+    return {
+        **video.to_dict(),
+        "file": path.name,
+        "thumbnail": f"{number}.webp",
+        "stages": {**video.stage_seconds, "encode": seconds},
+        "length": len(video.frames) / fps,
+    }
+
+
+def _peak_memory_mb() -> float:
+    """Of the GPU where there is one, else of this process, in MB."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _gpu_memory() -> int | None:
+    """Bytes of this GPU that are in use; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
