@@ -6,25 +6,127 @@ uvicorn.run(create_app(settings, store, catalogue))
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from vorta_trt.serving import api_errors
+from vorta_trt.serving.api_errors import ApiError
+from vorta_trt.serving.body_limit import BodyLimit
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.metrics import Metrics
+from vorta_trt.serving.page.routes import page_router
+from vorta_trt.serving.service import Service
 from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.videos_api import videos_router
+
+LOOK_SECONDS = 1.0  # between two looks at lost workers and at jobs that ended
+EXPIRE_SECONDS = 60.0
+FORM_BYTES = 1 << 16  # that a form adds to an upload
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+logger = logging.getLogger(__name__)
 
 
-def create_app(settings: ServeSettings, store: JobStore, catalogue: Catalogue) -> FastAPI:
+def create_app(
+    settings: ServeSettings,
+    store: JobStore,
+    catalogue: Catalogue,
+    *,
+    draining: threading.Event | None = None,
+    workers: Callable[[str], bool] = lambda name: True,
+) -> FastAPI:
     """The application.
 
     Args:
         settings: Of the server.
         store: The jobs, which workers take from there.
         catalogue: The models.
+        draining: Set it to stop: new jobs are refused then, and the rest goes on.
+        workers: Whose jobs count in this application's metrics, by the worker's name; of several applications over one
+            store, each counts its own.
     """
-    app = FastAPI(title="vorta-trt")
+    service = Service(settings, store, catalogue, draining or threading.Event())
+    metrics = Metrics(service, workers)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(_keep_house(service, metrics))
+        yield
+        keeping.cancel()
+
+    app = FastAPI(
+        title="vorta-trt",
+        description="Videos from prompts and images, after OpenAI's video API.",
+        lifespan=lifespan,
+        docs_url=None,  # they would load scripts from other servers
+        redoc_url=None,
+    )
+    app.state.service = service
+    api_errors.install(app)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        began = time.perf_counter()
+        try:
+            service.access.check_site(request)
+            answer = await call_next(request)
+        except ApiError as error:
+            answer = error.response()
+        answer.headers.update(HEADERS)
+        logger.debug(
+            "request",
+            extra={
+                "method": request.method,
+                "path": request.url.path,
+                "status": answer.status_code,
+                "milliseconds": round(1000 * (time.perf_counter() - began), 2),
+            },
+        )
+        return answer
+
+    app.add_middleware(BodyLimit, most_bytes=settings.most_upload_bytes + FORM_BYTES)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
+        """Whether the server is alive."""
         return {"status": "ok"}
 
+    @app.get("/ready")
+    def ready() -> JSONResponse:
+        """Whether videos can be made: a model is loaded, and its warm-up gave finite values."""
+        is_ready, why = service.readiness()
+        return JSONResponse(why, 200 if is_ready else 503)
+
+    @app.get("/metrics", response_class=Response)
+    def measured() -> Response:
+        """Metrics for Prometheus."""
+        return Response(metrics.text(), media_type=metrics.content_type)
+
+    app.include_router(videos_router(service))
+    app.include_router(page_router(service))
     return app
+
+
+async def _keep_house(service: Service, metrics: Metrics) -> None:
+    """Gives the jobs of lost workers back, removes what has expired, and takes in how jobs ended."""
+    expired = -EXPIRE_SECONDS
+    while True:
+        try:
+            for job in await run_in_threadpool(service.store.take_back):
+                logger.warning("its worker is lost: %s", job.status.value, extra={"job": job.id})
+            await run_in_threadpool(metrics.take_in)
+            if time.monotonic() - expired > EXPIRE_SECONDS:
+                expired = time.monotonic()
+                await run_in_threadpool(service.store.expire)
+        except Exception as error:
+            logger.error("housekeeping: %s", error, exc_info=error)
+        await asyncio.sleep(LOOK_SECONDS)

@@ -21,13 +21,13 @@ from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.serving.settings import ModelSettings
-from vorta_trt.serving.video_request import RequestError, VideoRequest, refused, shown
+from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, refused, shown
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
 MOST_PLANS = 128  # that are kept
-REFERENCES = {"image": "input_reference", "last_image": "last_reference"}  # arguments of pipelines: fields of requests
+_FIELD_OF = {argument: field for field, argument in reversed(IMAGE_FIELDS.items())}
 
 
 @dataclass(frozen=True)
@@ -223,13 +223,13 @@ class ServedModel:
         try:
             self.planner.at(size).read_images(images)
         except MissingImageError as error:
-            field = REFERENCES[error.name]
+            field = _FIELD_OF[error.name]
             raise RequestError(
                 f"{field}: is missing; this model {error.what}; give it", field, "missing_field"
             ) from None
         except ValueError as error:
-            argument = next((name for name in REFERENCES if str(error).startswith(name)), "image")
-            field = REFERENCES[argument]
+            argument = next((name for name in _FIELD_OF if str(error).startswith(name)), "image")
+            field = _FIELD_OF[argument]
             raise RequestError(f"{field}: {str(error).removeprefix(argument).lstrip(': ')}", field) from None
 
 

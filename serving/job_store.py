@@ -120,7 +120,7 @@ class JobStore:
         most_per_user: int | None = None,
         keep_seconds: float = 7 * DAY,
         lease_seconds: float = 30.0,
-        most_attempts: int = 2,
+        most_attempts: int = 3,
     ) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -448,16 +448,19 @@ class JobStore:
                 raise _lost(job)
             _record_end(change, job.id)
 
-    def take_back(self, *, worker: str | None = None) -> list[Job]:
+    def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
         """Jobs whose workers are gone wait again, or fail after `most_attempts`; returns them.
 
         Args:
             worker: One that is known to be gone; None: all whose lease has ended.
+            everyone: All workers are known to be gone.
         """
         values: tuple[object, ...] = (self._boot, time.monotonic())
         condition = "(lease_boot <> ? OR lease_until < ?)"
         if worker is not None:
             condition, values = "worker = ?", (worker,)
+        elif everyone:
+            condition, values = "1", ()
         found = f"SELECT id, cancelling, attempt FROM jobs WHERE status = 'in_progress' AND {condition}"
         if not self._data.read(found, *values):
             return []

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
+from vorta_trt.runtime.target import read_target
 from vorta_trt.serving.catalogue import Catalogue, ServedModel
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class LoadedModels:
     def names(self) -> list[str]:
         """The models that are loaded."""
         return list(self._loaded)
+
+    def engines(self) -> list[dict[str, str]]:
+        """Of each loaded model: its name, the flavour of TensorRT or what else runs it, and the GPU's architecture."""
+        loaded = list(self._loaded.items())  # another thread may load meanwhile
+        return [
+            {"bundle": name, "flavour": _flavour(self._catalogue.get(name), pipeline), "sm": _sm(pipeline)}
+            for name, pipeline in loaded
+        ]
 
     def get(self, name: str) -> VortaPipeline:
         """A model's pipeline, loaded.
@@ -113,6 +122,23 @@ def _short_request(model: ServedModel) -> dict[str, Any]:
         "size": VideoSize(*model.planner.size),
         **{name: Image.new("RGB", (width, height), "gray") for name in model.images},
     }
+
+
+def _flavour(model: ServedModel, pipeline: VortaPipeline) -> str:
+    if pipeline.executor != "tensorrt":
+        return pipeline.executor or "not loaded"
+    bundle = read_target(model.settings.source).bundle
+    assert bundle is not None  # TensorRT runs nothing else
+    return bundle.manifest.engine.flavour
+
+
+def _sm(pipeline: VortaPipeline) -> str:
+    import torch
+
+    device = pipeline.transformers.device
+    if device is None or device.type != "cuda":
+        return "cpu"
+    return "".join(map(str, torch.cuda.get_device_capability(device)))
 
 
 def _empty_cache() -> None:

@@ -57,13 +57,15 @@ class ServeSettings(_Settings):
     """The most videos that one request may ask for (`n`)."""
     most_upload_bytes: int = Field(default=32 * MIB, ge=1)
     """Of a request's body."""
+    image_hosts: tuple[str, ...] = ()
+    """Servers from which images may be fetched over HTTPS; none: no URL of a request is opened."""
     most_image_pixels: int = Field(default=40_000_000, ge=1)
     """Of an image in a request."""
     keep_seconds: float = Field(default=7 * DAY, gt=0)
     """How long results stay, from completion on."""
     lease_seconds: float = Field(default=30.0, gt=0)
     """After how long without a sign of life a worker's job is taken from it."""
-    most_attempts: int = Field(default=2, ge=1)
+    most_attempts: int = Field(default=3, ge=1)
     """How often a job is begun whose worker is lost."""
     workers: int = Field(default=1, ge=1)
     """Worker processes, each of which loads the models."""

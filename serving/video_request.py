@@ -19,6 +19,8 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.sampling.params import SamplingParams
 
 MOST_LETTERS = 20_000  # of a prompt; text encoders cut it at a few hundred words
+# Fields of images, and the pipeline's argument that each is; the first one of an argument names it in errors.
+IMAGE_FIELDS = {"input_reference": "image", "reference_url": "image", "last_reference": "last_image"}
 _SAMPLING = frozenset(SamplingParams.model_fields)
 
 

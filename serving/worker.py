@@ -228,7 +228,7 @@ class Worker:
 
     def _say(self, state: str | None = None) -> None:
         self._state = state or self._state
-        detail = {"models": self._models.names, "gpu_memory_bytes": _gpu_memory(), "reason": self.reason}
+        detail = {"engines": self._models.engines(), "gpu_memory_bytes": _gpu_memory(), "reason": self.reason}
         self._store.say(self.name, self._state, detail)
 
     @contextmanager

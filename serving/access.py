@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Access`: who may do what: API keys, names of the server, and pages of other sites."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from vorta_trt.serving.api_errors import ApiError
+from vorta_trt.serving.job_store import user_of
+
+COOKIE = "vorta_trt_key"
+SAFE = ("GET", "HEAD", "OPTIONS")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Access:
+    """Checks requests; reads nothing of them but headers.
+
+    Args:
+        keys: API keys; none: everyone who reaches the server may use it.
+        hosts: Names under which the server may be asked for; none: any. With a server on a loopback address, they keep
+            a page of another site from reaching it under a name of its own.
+    """
+
+    def __init__(self, keys: Sequence[str] = (), hosts: Sequence[str] = ()) -> None:
+        self._digests = {_digest(key): user_of(key) for key in keys}
+        self._hosts = {host.lower() for host in hosts}
+
+    @property
+    def wants_key(self) -> bool:
+        """Whether there are API keys."""
+        return bool(self._digests)
+
+    def check_site(self, request: Request) -> None:
+        """Refuses names that are not the server's, and changes that a page of another site asks for.
+
+        Raises:
+            ApiError: 403.
+        """
+        host = _host(request.headers.get("host", ""))
+        if self._hosts and host not in self._hosts:
+            raise ApiError(403, "Host: is no name of this server; start it with --allow-host NAME", "forbidden")
+        origin = request.headers.get("origin")
+        if origin is None or request.method in SAFE:
+            return
+        if urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
+            raise ApiError(403, "Origin: pages of other sites may not use this server", "forbidden")
+
+    def user(self, request: Request) -> str:
+        """Whose request it is: a digest of its key, or "" where there are none.
+
+        Raises:
+            ApiError: 401.
+        """
+        if not self._digests:
+            return ""
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        key = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
+        user = self.user_of(key)
+        if user is None:
+            raise ApiError(401, "API key: is missing or wrong; send Authorization: Bearer KEY", "invalid_api_key")
+        return user
+
+    def user_of(self, key: str) -> str | None:
+        """The owner of a key, or None; takes as long for every key."""
+        given, found = _digest(key), None
+        for digest, user in self._digests.items():
+            if hmac.compare_digest(digest, given):
+                found = user
+        return found
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _host(value: str) -> str:
+    """The name in a Host header, without its port."""
+    try:
+        return (urlsplit(f"//{value}").hostname or "").lower()
+    except ValueError:
+        return ""

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors as the API has them: `{"error": {"message", "type", "param", "code"}}`, with a status that clients know."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from vorta_trt.serving.job import JobNotFoundError, KeyReusedError, QueueFullError
+from vorta_trt.serving.video_request import RequestError, shown
+
+CODES = {400: "invalid_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """What a client is answered.
+
+    Args:
+        status: Of HTTP.
+        message: For people.
+        code: For programs.
+        field: Of the request; None for all of it.
+        retry_after: Seconds after which to try again; None: not.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, *, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.field, self.retry_after = status, code, field, retry_after
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        content = {"error": {"message": str(self), "type": kind, "param": self.field, "code": self.code}}
+        headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(content, self.status, headers)
+
+
+def api_error(error: Exception) -> ApiError | None:
+    """The answer to an error of a room below; None for a bug."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return ApiError(400, str(error), error.code, field=error.field)
+    if isinstance(error, JobNotFoundError):
+        return ApiError(404, str(error), "video_not_found")
+    if isinstance(error, QueueFullError):
+        return ApiError(429, str(error), "queue_full", retry_after=10)
+    if isinstance(error, KeyReusedError):
+        return ApiError(422, str(error), "idempotency_key_reused", field="Idempotency-Key")
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, sqlite3.OperationalError) and "full" in str(error)):
+        return ApiError(507, "the server's disk is full; its operator has to make space", "disk_full", retry_after=60)
+    if isinstance(error, sqlite3.OperationalError):
+        logger.error("job store: %s", error)
+        return ApiError(503, "the job store does not answer; try again", "store_unavailable", retry_after=5)
+    return None
+
+
+def install(app: FastAPI) -> None:
+    """Gives an application these answers."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        answer = api_error(error)
+        assert answer is not None
+        return answer.response()
+
+    for kind in (ApiError, RequestError, JobNotFoundError, QueueFullError, KeyReusedError):
+        app.add_exception_handler(kind, known)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        problem: dict[str, Any] = dict(error.errors()[0])
+        field = ".".join(str(part) for part in problem["loc"][1:]) or None
+        message = f"{shown(field or 'request')} {shown(problem.get('input'))}: {problem['msg']}"
+        return ApiError(400, message, "invalid_value", field=field).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = CODES.get(error.status_code, "invalid_request" if error.status_code < 500 else "server_error")
+        answer = ApiError(error.status_code, str(error.detail), code).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        answer = api_error(error)
+        if answer is None:
+            logger.error("%s %s: a bug of vorta-trt", request.method, request.url.path, exc_info=error)
+            answer = ApiError(500, "the server has a bug; its log says more", "server_error")
+        return answer.response()

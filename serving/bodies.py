@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the body of `POST /v1/videos`: JSON or a form, with images as uploads or data URLs.
+
+Nothing that a client sends becomes a path: an image's file is named by its argument and its format.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from vorta_trt.serving.api_errors import ApiError
+from vorta_trt.serving.image_bytes import read_image_bytes
+from vorta_trt.serving.remote_images import RemoteImages
+from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, parse_request, shown
+
+MOST_FIELDS = 200
+_NESTED = re.compile(r"([A-Za-z_0-9]+)\[([A-Za-z_0-9]*)\]")
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request that was read.
+
+    Attributes:
+        request: Its fields.
+        images: Images by the pipeline's argument: the file's name, its content, and the image.
+        fingerprint: Of everything in it.
+    """
+
+    request: VideoRequest
+    images: Mapping[str, tuple[str, bytes, Image.Image]]
+    fingerprint: str
+
+
+async def read_values(request: Request, most_bytes: int) -> tuple[dict[str, Any], bool]:
+    """The fields of a body as they were sent, uploads as bytes; and whether it is a form.
+
+    Raises:
+        ApiError, RequestError: It cannot be read.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        return await _read_form(request, most_bytes), True
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(
+            415,
+            f"Content-Type {shown(kind)}: must be application/json or multipart/form-data",
+            "unsupported_media_type",
+        )
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            f"body: is no JSON ({shown(str(error))}); send a JSON object", None, "invalid_json"
+        ) from None
+    if not isinstance(values, dict):
+        raise RequestError("body: must be a JSON object", None, "invalid_json")
+    return values, False
+
+
+def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: RemoteImages | None = None) -> Body:
+    """Checks fields and images; takes a while where there are images.
+
+    Args:
+        values: What `read_values` gave.
+        form: The same.
+        most_pixels: Of an image.
+        remote: Fetches images from other servers; None: they are refused.
+
+    Raises:
+        RequestError: With the field.
+    """
+    uploads = {name: value for name, value in values.items() if isinstance(value, bytes)}
+    if unknown := sorted(uploads.keys() - IMAGE_FIELDS.keys()):
+        raise RequestError(
+            f"{shown(unknown[0])}: is no field for a file; use input_reference", unknown[0], "unknown_field"
+        )
+    request = parse_request({name: value for name, value in values.items() if name not in uploads}, form=form)
+    images: dict[str, tuple[str, bytes, Image.Image]] = {}
+    for field, argument in IMAGE_FIELDS.items():
+        content = uploads.get(field)
+        if content is None and (given := getattr(request, field)) is not None:
+            content = _referenced(field, given, remote)
+        if content is None:
+            continue
+        if argument in images:
+            raise RequestError(f"{field}: input_reference is given, too; give one of them", field)
+        image, suffix = read_image_bytes(field, content, most_pixels)
+        images[argument] = f"{argument}.{suffix}", content, image
+    digest = hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode("utf-8", "surrogatepass"))
+    return Body(request, images, digest.hexdigest())
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON has them, files as their hashes."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
+
+
+async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    try:
+        form = await request.form(max_files=len(IMAGE_FIELDS), max_fields=MOST_FIELDS, max_part_size=most_bytes)
+    except (MultiPartException, UnicodeDecodeError, ValueError, KeyError) as error:
+        raise RequestError(f"body: is no form ({shown(str(error))})", None, "invalid_form") from None
+    try:
+        for name, value in form.multi_items():
+            content = await value.read() if isinstance(value, UploadFile) else value
+            nested = _NESTED.fullmatch(name)
+            if nested is not None and nested[2]:
+                outer = values.setdefault(nested[1], {})
+                if not isinstance(outer, dict) or nested[2] in outer:
+                    raise RequestError(f"{shown(name)}: is given twice; give it once", nested[1])
+                outer[nested[2]] = content
+            elif nested is not None:
+                values.setdefault(nested[1], []).append(content)
+            elif name in values:
+                raise RequestError(f"{shown(name)}: is given twice; give it once", name)
+            elif content != "" or name == "prompt":  # a browser sends empty fields, too
+                values[name] = content
+    finally:
+        await form.close()  # its temporary files
+    return values
+
+
+def _referenced(field: str, given: Any, remote: RemoteImages | None) -> bytes:
+    url = given
+    if isinstance(given, dict):
+        if set(given) != {"image_url"} or not isinstance(given["image_url"], str):
+            raise RequestError(
+                f'{field}: must be a data URL, or {{"image_url": a data URL}}; there are no files', field
+            )
+        url = given["image_url"]
+    if remote is not None and remote.may_fetch(url):
+        return remote.fetch(url, field)
+    if not url.startswith("data:"):
+        raise RequestError(
+            f"{field} {shown(url)}: this server opens neither URLs nor paths; upload the image, or send it as "
+            f"data:image/png;base64,...",
+            field,
+            "url_not_allowed",
+        )
+    head, comma, data = url.partition(",")
+    try:
+        if not comma:
+            raise ValueError("no comma")
+        if head.endswith(";base64"):
+            return base64.b64decode(unquote_to_bytes(data), validate=True)
+        return unquote_to_bytes(data)
+    except (ValueError, binascii.Error) as error:
+        raise RequestError(f"{field}: is no data URL ({error}); send data:image/png;base64,...", field) from None

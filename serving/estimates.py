@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Estimates`: when jobs will be done: the plan's predicted cost, times what a unit of cost took so far.
+
+A unit is a FLOP of the transformer where the plan knows them, else a step. What is not denoising (texts, decoding,
+writing) counts as it was measured, by the video.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.job import Job, Status
+from vorta_trt.serving.job_store import End, JobStore
+
+WEIGHT = 0.3  # of the newest measurement in the average
+
+
+@dataclass
+class _Measured:
+    """Averages of one model and size: seconds of a unit, and seconds of a video beside denoising."""
+
+    unit: float
+    rest: float
+
+
+class Estimates:
+    """See the module.
+
+    Args:
+        store: The jobs, of which the latest ends are read.
+        catalogue: The models.
+        workers: How many jobs run at a time.
+    """
+
+    def __init__(self, store: JobStore, catalogue: Catalogue, workers: int = 1) -> None:
+        self._store, self._catalogue, self._workers = store, catalogue, max(1, workers)
+        self._measured: dict[tuple[str, tuple[int, ...]], _Measured] = {}
+        self._lock = threading.Lock()
+
+    def learn(self, end: End) -> None:
+        """Takes in how long a job took."""
+        if end.status is not Status.COMPLETED or end.report is None:
+            return
+        for video in end.report["videos"]:
+            units = self._units_of_report(end.report)
+            denoise = video["stages"].get("denoise", 0.0)
+            rest = sum(seconds for stage, seconds in video["stages"].items() if stage != "denoise")
+            key = end.model, tuple(video["size"])
+            with self._lock:
+                known = self._measured.setdefault(key, _Measured(denoise / units, rest))
+                known.unit += WEIGHT * (denoise / units - known.unit)
+                known.rest += WEIGHT * (rest - known.rest)
+
+    def left(self, job: Job) -> float | None:
+        """Seconds until a job is done, or None: unknown, or it is over."""
+        if job.status.is_final:
+            return None
+        if job.status is Status.IN_PROGRESS:
+            return self._left_of_running(job)
+        before = [other for other in self._store.unfinished() if other.sequence < job.sequence]
+        return self._sum([*before, job])
+
+    def until_free(self) -> float:
+        """Seconds until another job begins; 10 where nobody knows."""
+        running = [job for job in self._store.unfinished() if job.status is Status.IN_PROGRESS]
+        known = [left for job in running if (left := self._left_of_running(job)) is not None]
+        return min(known, default=10.0)
+
+    def _sum(self, jobs: list[Job]) -> float | None:
+        seconds = [self._left_of_running(job) if job.status is Status.IN_PROGRESS else self._whole(job) for job in jobs]
+        known = [second for second in seconds if second is not None]
+        if len(known) < len(seconds):
+            return None
+        return sum(known[:-1]) / self._workers + known[-1]
+
+    def _whole(self, job: Job) -> float | None:
+        measured = self._of(job)
+        count = int(job.request["n"])
+        return None if measured is None else self._units(job) * measured.unit + count * measured.rest
+
+    def _left_of_running(self, job: Job) -> float | None:
+        measured = self._of(job)
+        if measured is None:
+            return None
+        count = int(job.request["n"])
+        each = job.steps // count
+        videos_left = count - job.step // max(1, each)
+        return self._units(job) * (1 - self._share_done(job)) * measured.unit + max(0, videos_left) * measured.rest
+
+    def _share_done(self, job: Job) -> float:
+        """The share of a job's cost that is behind it."""
+        accepted = Accepted.from_dict(job.request)
+        each = max(1, job.steps // accepted.n)
+        whole, step = divmod(job.step, each)
+        cost = self._catalogue.get(job.model).plan(accepted.params, accepted.size).steps.cost
+        if cost is None:
+            return job.step / max(1, job.steps)
+        shares = [cost.share(number) for number in range(each)]
+        return float(min(1.0, (whole + sum(shares[:step]) / max(sum(shares), 1e-9)) / accepted.n))
+
+    def _of(self, job: Job) -> _Measured | None:
+        frames, height, width = (int(part) for part in str(job.request["size"]).split("x"))
+        with self._lock:
+            return self._measured.get((job.model, (frames, height, width)))
+
+    @staticmethod
+    def _units(job: Job) -> float:
+        """Of the whole job."""
+        return float(job.flops if job.flops is not None else job.steps)
+
+    @staticmethod
+    def _units_of_report(report: dict[str, object]) -> float:
+        """Of one of its videos."""
+        videos, flops, steps = report["videos"], report["flops"], report["steps"]
+        assert isinstance(videos, list) and isinstance(steps, dict)
+        units = float(flops) if isinstance(flops, float | int) else float(steps["computed"] + steps["reused"])
+        return max(units / len(videos), 1e-9)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`serve`: the server of `vorta-trt serve`: the application in this process, workers in theirs.
+
+SIGTERM, or Ctrl-C, drains: no new jobs, the running ones are finished, and can be polled and fetched until then; what
+waits is kept for the next start. A second signal gives the running jobs back to the queue at their next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from vorta_trt.serving.app import create_app
+from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.worker_process import WorkerProcesses, open_store
+
+MOST_CONNECTIONS = 1000
+IDLE_SECONDS = 30  # of a connection between two requests
+LAST_ANSWERS_SECONDS = 10  # for downloads, when the server ends
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    settings: ServeSettings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    debug: bool = False,
+    as_json: bool = True,
+    on_start: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serves until it is told to stop.
+
+    Args:
+        settings: Of the server.
+        host: The address to listen at.
+        port: The port; 0 is any free one.
+        debug: Log everything.
+        as_json: Log JSON.
+        on_start: Called with the server's URL when it listens.
+
+    Raises:
+        JobError: Another server has the folder of jobs.
+        ValueError, OSError: A model cannot be read, or the port is taken.
+    """
+    catalogue = Catalogue(settings.models)
+    store = open_store(settings, exclusive=True)
+    try:
+        # Whoever ran these belonged to a server before this one, and ended with it.
+        for job in store.take_back(everyone=True):
+            logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
+        workers = WorkerProcesses(settings, store, debug=debug, as_json=as_json)
+        draining = threading.Event()
+        app = create_app(settings, store, catalogue, draining=draining)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
+                h11_max_incomplete_event_size=1 << 16,
+            ),
+            workers,
+            draining,
+            on_start,
+        )
+        try:
+            server.run()
+        finally:
+            workers.abort()
+            workers.join()
+    finally:
+        store.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which starts workers, and drains them before it ends."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        workers: WorkerProcesses,
+        draining: threading.Event,
+        on_start: Callable[[str], None],
+    ) -> None:
+        super().__init__(config)
+        self._workers, self._draining, self._on_start = workers, draining, on_start
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup()
+        if not self.started:
+            return
+        self._workers.start()
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        logger.info("listens at %s", url)
+        self._on_start(url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining.is_set():
+            logger.warning("stops at the next step; jobs that run will wait for the next start")
+            self._workers.abort()
+            return
+        self._draining.set()
+        logger.warning("%s: finishes the jobs that run, and takes no new ones", signal.Signals(sig).name)
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self._workers.drain()
+        self._workers.join()
+        self.should_exit = True

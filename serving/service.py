@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Service`: what the routes of the application share: jobs, models, limits, estimates, and whether it is ready."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from vorta_trt.serving.access import Access
+from vorta_trt.serving.api_errors import ApiError
+from vorta_trt.serving.bodies import Body
+from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.estimates import Estimates
+from vorta_trt.serving.job import Job, NewJob, QueueFullError, Status
+from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.remote_images import RemoteImages
+from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.video_view import VideoObject, view
+
+MOST_KEY = 255  # letters of an idempotency key
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Service:
+    """See the module.
+
+    Attributes:
+        settings: Of the server.
+        store: The jobs.
+        catalogue: The models.
+        draining: Set while the server stops: what runs goes on, and nothing new is taken.
+        access: Who may do what.
+        estimates: When jobs will be done.
+        remote: Fetches images from allowed hosts.
+    """
+
+    settings: ServeSettings
+    store: JobStore
+    catalogue: Catalogue
+    draining: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.access = Access(self.settings.api_keys, self.settings.hosts)
+        self.estimates = Estimates(self.store, self.catalogue, self.settings.workers)
+        self.remote = RemoteImages(self.settings.image_hosts, self.settings.most_upload_bytes)
+
+    def create(self, body: Body, user: str, key: str | None) -> tuple[Job, bool]:
+        """Queues what a body asks for, if its model can do it; see `JobStore.create`.
+
+        Raises:
+            ApiError, RequestError: It is refused.
+        """
+        if self.draining.is_set():
+            raise ApiError(503, "the server stops; ask again when it is back", "draining", retry_after=10)
+        if key is not None and not (0 < len(key) <= MOST_KEY and key.isprintable()):
+            raise ApiError(
+                400,
+                f"Idempotency-Key: must have 1 to {MOST_KEY} printable letters",
+                "invalid_value",
+                field="Idempotency-Key",
+            )
+        request = body.request
+        if request.n > self.settings.most_videos:
+            raise ApiError(
+                400,
+                f"n {request.n}: no more than {self.settings.most_videos} videos are made at once",
+                "invalid_value",
+                field="n",
+            )
+        accepted = self.catalogue.accept(request, {name: image for name, (_, _, image) in body.images.items()})
+        model = self.catalogue.get(accepted.model)
+        planned = model.plan(accepted.params, accepted.size)
+        flops = model.flops(planned)
+        values = {**accepted.to_dict(), "images": {name: file for name, (file, _, _) in body.images.items()}}
+        new = NewJob(
+            user,
+            accepted.model,
+            values,
+            len(planned.schedule.timesteps) * accepted.n,
+            None if flops is None else flops * accepted.n,
+            key,
+            body.fingerprint,
+        )
+        try:
+            job, is_new = self.store.create(new, {file: content for file, content, _ in body.images.values()})
+        except QueueFullError as error:
+            raise ApiError(429, str(error), "queue_full", retry_after=self.estimates.until_free()) from None
+        if is_new:
+            logger.info("queued", extra={"job": job.id})
+        return job, is_new
+
+    def view(self, job: Job) -> VideoObject:
+        """What a client sees of a job."""
+        waits = job.status is Status.QUEUED
+        return view(job, eta=self.estimates.left(job), position=self.store.position(job) if waits else None)
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether videos can be made now, and why or why not."""
+        workers = [worker for worker in self.store.workers() if worker.state != "starting"]
+        ready = [worker for worker in workers if worker.state == "ready"]
+        reasons = [str(worker.detail["reason"]) for worker in workers if worker.state == "failed"]
+        if self.draining.is_set():
+            return False, {"status": "draining"}
+        if ready:
+            return True, {"status": "ready", "workers": len(ready)}
+        return False, {"status": "failed", "reasons": reasons} if reasons else {"status": "starting"}

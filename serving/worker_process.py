@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker in a process of its own, and `WorkerProcesses`, which starts them and starts them again.
+
+A CUDA error stays with its process, and so do leaks and hangs of what runs in it; the server's own process makes no
+videos, and answers at once whatever they do. A worker ends with its server, however that ends: it watches its standard
+input, whose other end the server holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.settings import ServeSettings
+
+ENGINE_FAILED, NOT_READY, ORPHAN = 70, 71, 72  # exit codes
+RESTARTS = 5  # of a worker that is killed again and again while it makes no video
+PAUSE_SECONDS = 1.0
+NICE = 5  # the server answers first where processors are few
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Runs one worker; its settings come as JSON, its name after them."""
+    settings, name = ServeSettings.model_validate_json(sys.argv[1]), sys.argv[2]
+    debug, as_json = sys.argv[3] == "1", sys.argv[4] == "1"
+    threading.Thread(target=_end_with_server, name="server", daemon=True).start()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server, which tells
+    os.nice(NICE)
+
+    from vorta_trt.serving.catalogue import Catalogue
+    from vorta_trt.serving.logs import set_up_logs
+    from vorta_trt.serving.worker import Outcome, Worker
+
+    set_up_logs(debug, as_json=as_json)
+    store = open_store(settings)
+    worker = Worker(store, Catalogue(settings.models), name=name)
+    signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())
+    outcome = worker.run(stop)
+    store.close()
+    return {Outcome.STOPPED: 0, Outcome.ENGINE_FAILED: ENGINE_FAILED, Outcome.NOT_READY: NOT_READY}[outcome]
+
+
+def open_store(settings: ServeSettings, *, exclusive: bool = False) -> JobStore:
+    """The job store that settings describe."""
+    return JobStore(
+        settings.jobs,
+        exclusive=exclusive,
+        most_queued=settings.most_queued,
+        most_per_user=settings.limit_per_user,
+        keep_seconds=settings.keep_seconds,
+        lease_seconds=settings.lease_seconds,
+        most_attempts=settings.most_attempts,
+    )
+
+
+def _end_with_server() -> None:
+    """Ends this process when the server is gone."""
+    while os.read(0, 1):
+        pass
+    os._exit(ORPHAN)
+
+
+class WorkerProcesses:
+    """The workers of a server.
+
+    A worker whose engine failed is started once more; if its warm-up fails, or the engine fails again before a video
+    is made, the worker stays away, and the server is not ready. A worker that was killed is started again.
+
+    Args:
+        settings: Of the server.
+        store: Its jobs.
+        debug: Workers log everything.
+        as_json: Workers log JSON.
+    """
+
+    def __init__(self, settings: ServeSettings, store: JobStore, *, debug: bool = False, as_json: bool = True) -> None:
+        self._settings, self._store = settings, store
+        self._flags = [str(int(debug)), str(int(as_json))]
+        self._stopping = threading.Event()
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._keep, args=(number,), name=f"worker {number}", daemon=True)
+            for number in range(settings.workers)
+        ]
+
+    def start(self) -> None:
+        """Starts all of them."""
+        for thread in self._threads:
+            thread.start()
+
+    def drain(self) -> None:
+        """Lets each finish its job, and no more."""
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+
+    def abort(self) -> None:
+        """Lets each stop at its next step; its job waits for the next start of the server."""
+        self._stopping.set()
+        self._signal(signal.SIGUSR1)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until all have ended; returns whether they have."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def process_ids(self) -> Sequence[int]:
+        """Of the workers that run."""
+        with self._lock:
+            return [process.pid for process in self._processes.values()]
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock:
+            for process in self._processes.values():
+                process.send_signal(number)
+
+    def _keep(self, number: int) -> None:
+        """Runs one worker, again and again."""
+        failures = 0  # without a video between them
+        while not self._stopping.is_set():
+            name = f"worker-{number}-{os.getpid()}-{time.time_ns():x}"
+            ended = self._store.last_end()
+            code = self._run(number, name)
+            for job in self._store.take_back(worker=name):
+                logger.warning("its worker ended (%s): %s", _ended(code), job.status.value, extra={"job": job.id})
+            if self._stopping.is_set() or code == 0:
+                return
+            made = any(
+                end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)
+            )
+            failures = 1 if made else failures + 1
+            most = 2 if code in (ENGINE_FAILED, NOT_READY) else RESTARTS
+            if code == NOT_READY or failures >= most:
+                self._give_up(number, name, code)
+                return
+            self._store.forget_worker(name)
+            logger.error("worker %s ended (%s); it is started again", name, _ended(code))
+            self._stopping.wait(PAUSE_SECONDS)
+
+    def _run(self, number: int, name: str) -> int:
+        settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments
+        command = [sys.executable, "-m", __name__, settings.model_dump_json(), name, *self._flags]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        with self._lock:
+            self._processes[number] = process
+        if self._stopping.is_set():  # it was set before the process could be told
+            process.terminate()
+        code = process.wait()
+        with self._lock:
+            del self._processes[number]
+        assert process.stdin is not None
+        process.stdin.close()
+        return code
+
+    def _give_up(self, number: int, name: str, code: int) -> None:
+        known = [worker for worker in self._store.workers() if worker.name == name and worker.state == "failed"]
+        reason = str(known[0].detail["reason"]) if known else f"the worker ended ({_ended(code)})"
+        logger.error("worker %s stays away: %s", name, reason)
+        while not self._stopping.wait(self._settings.lease_seconds / 4):
+            self._store.say(name, "failed", {"reason": reason})
+
+
+def _ended(code: int) -> str:
+    """How a process ended, in words."""
+    if code == ENGINE_FAILED:
+        return "its engine failed"
+    if code == NOT_READY:
+        return "its warm-up failed"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
