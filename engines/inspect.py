@@ -20,6 +20,7 @@ from vorta_trt.engines.errors import BundleError
 from vorta_trt.engines.layers import LayerGraph, engine_information, from_onnx, read_layers, readable_bytes
 from vorta_trt.engines.manifest import Manifest, TensorSpec
 from vorta_trt.engines.modules import collapse
+from vorta_trt.engines.part_report import PartReport, parts_of_bundle, parts_of_onnx
 from vorta_trt.engines.plugin import load_plugin, make_runtime
 from vorta_trt.export.metadata import LoraRecord
 from vorta_trt.export.onnx_file import read_onnx
@@ -86,6 +87,7 @@ class BundleReport(BaseModel):
     component: str
     size: str | None
     engines: list[EngineLine]
+    parts: list[PartReport] = []  # VAE and encoders
     manifest: Manifest  # of all engines, or of the selected one
     problems: list[str]  # of running it on this machine; the files themselves are whole
     route_override: str | None = None  # calibrated routes, in a line
@@ -93,13 +95,21 @@ class BundleReport(BaseModel):
     engine: EngineReport | None
     engine_missing: str | None  # why `engine` is None
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the engine is that of a VAE or an encoder."""
+        return any(part.graph == self.component for part in self.parts)
+
     def lines(self) -> Iterator[str]:
         """The report as text."""
         m, e = self.manifest, self.manifest.engine
         yield self.path
         if len(self.engines) > 1:
             yield from ("engine     " + engine.line() for engine in self.engines)
+        if len(self.engines) + len(self.parts) > 1:
             yield f"shown      {EngineKey(self.component, self.size)}"
+        for part in self.parts:
+            yield from part.lines()
         yield f"model      {m.family or 'unknown family'}, {m.precision or 'unknown precision'}"
         yield from (f"LoRA       {lora}" for lora in fused_loras(m.metadata))
         if count := (m.metadata or {}).get("float8_weights"):
@@ -147,6 +157,7 @@ class OnnxReport(BaseModel):
 
     path: str
     total_bytes: int
+    parts: list[PartReport] = []  # of the file itself, or of those beside it
     opsets: dict[str, int]
     metadata: dict[str, str]
     operators: dict[str, int]  # nodes of ours, by operator
@@ -158,9 +169,16 @@ class OnnxReport(BaseModel):
     outputs: dict[str, str]
     network: NetworkReport
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the file is that of a VAE or an encoder."""
+        return any(part.file == Path(self.path).name for part in self.parts)
+
     def lines(self) -> Iterator[str]:
         """The report as text."""
         yield f"{self.path}: {readable_bytes(self.total_bytes)} with its weights"
+        for part in self.parts:
+            yield from part.lines()
         yield "opsets     " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
         bodies = f"has NO function body for {', '.join(self.without_function_body)}"
         yield f"portable   {bodies if self.without_function_body else 'has a function body for every operator'}"
@@ -251,6 +269,7 @@ def inspect_bundle(
             )
             for view in bundle.views()
         ],
+        parts=parts_of_bundle(bundle),
         manifest=bundle.manifest,
         problems=problems,
         route_override=None if calibration is None else calibration.describe(),
@@ -270,6 +289,7 @@ def inspect_onnx(path: str | Path) -> OnnxReport:
     return OnnxReport(
         path=str(path),
         total_bytes=onnx.total_bytes,
+        parts=parts_of_onnx(onnx),
         opsets={opset.domain: opset.version for opset in onnx.model.opset_import},
         metadata={entry.key: entry.value for entry in onnx.model.metadata_props},
         operators=dict(operators.most_common()),

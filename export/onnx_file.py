@@ -139,6 +139,13 @@ class OnnxFile:
         properties = {entry.key: entry.value for entry in self.model.metadata_props}
         return ModelMetadata.from_metadata_props(properties, f"model {self.path}") if KEY in properties else None
 
+    @property
+    def part(self) -> PartMetadata | None:
+        """What the graph of a VAE or an encoder says of itself, None for another file; OnnxFileError if damaged."""
+        properties = {entry.key: entry.value for entry in self.model.metadata_props}
+        is_part = PART_KEY in properties
+        return PartMetadata.from_metadata_props(properties, f"model {self.path}") if is_part else None
+
     def value_types(self) -> dict[str, str]:
         """Types of the values of the main graph, by name, as far as the file states them."""
         from onnx.helper import tensor_dtype_to_np_dtype

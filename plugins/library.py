@@ -8,6 +8,7 @@ T text tokens, N heads, D head dimension.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Kind, choices
 
 LIBRARY_NAME = "libvorta_trt.so"
 LIBRARY_VARIABLE = "VORTA_TRT_LIBRARY"
+CUBLASLT_WHEELS = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
+"""cuBLASLt in NVIDIA's wheels of CUDA 13 and 12, in their package `nvidia`."""
 KERNEL_DTYPES = ("float16", "bfloat16")
 """Types that the kernels compute in; the index is the C API's value."""
 
@@ -210,6 +213,10 @@ class PluginLibrary:
             raise VortaError(f"{path}: the loader refuses it ({error}); build it again for this machine") from error
         self._declare()
         self._check_interface()
+        if wheel := cublaslt_of_wheels():
+            suggest = self._function("vorta_suggest_cublaslt")
+            suggest.restype, suggest.argtypes = None, [ctypes.c_char_p]
+            suggest(str(wheel).encode())
 
     def _declare(self) -> None:
         problem, tensors = ctypes.POINTER(Problem), ctypes.POINTER(Tensors)
@@ -393,6 +400,17 @@ def _beside_this_file(name: str) -> Path | None:
     package = sys.modules[__name__.rpartition(".")[0]]
     folders = [Path(__file__).parent, *(Path(folder) for folder in package.__path__)]
     return next((folder.absolute() / name for folder in folders if (folder / name).is_file()), None)
+
+
+def cublaslt_of_wheels() -> Path | None:
+    """The libcublasLt.so of NVIDIA's wheels in this Python environment; a process that has imported torch has its own.
+
+    Linear layers take it where neither the process nor the loader has one, as in engines that run without torch.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    files = (Path(folder) / file for file in CUBLASLT_WHEELS for folder in folders)
+    return next((file.absolute() for file in files if file.is_file()), None)
 
 
 def library_path() -> Path:

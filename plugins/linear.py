@@ -122,6 +122,15 @@ def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
     return name, (reason.value or b"").decode()
 
 
+def cublaslt_path(library: PluginLibrary) -> str:
+    """The file of the cuBLASLt that products take, "" where none was found. Needs no GPU; `backend` says why.
+
+    Args:
+        library: The library.
+    """
+    return library.call_text("vorta_cublaslt_path")
+
+
 @cache
 def prepare_products(library: PluginLibrary, precision: str, index: int) -> None:
     """Warns once per process and GPU where linear layers take the library's own kernel, slower than cuBLASLt's.

@@ -19,6 +19,7 @@ from vorta_trt.model.write_errors import free_bytes
 from vorta_trt.plugins.gpu import driver_report, driver_version
 from vorta_trt.plugins.kernel_support import code_problem, driver_problem, slower_than_possible
 from vorta_trt.plugins.library import PluginLibrary, load_library
+from vorta_trt.plugins.linear import LINEAR_PRECISIONS, backend, cublaslt_path
 
 PACKAGES = (
     "vorta-trt",
@@ -197,7 +198,7 @@ def _library() -> tuple[list[Finding], PluginLibrary | None]:
     finding = _attempt("plugin", "plugin library", work)
     if not found:
         return [finding], None
-    return [finding, *_library_on_gpus(found[0])], found[0]
+    return [finding, *_library_on_gpus(found[0]), *_products(found[0])], found[0]
 
 
 def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
@@ -211,6 +212,21 @@ def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
             yield Finding(section="plugin", name=name, state="failed", detail=problem)
         elif slower := slower_than_possible(library, device):
             yield Finding(section="plugin", name=name, state="note", detail=slower)
+
+
+def _products(library: PluginLibrary) -> Iterator[Finding]:
+    """Where linear layers take their products from."""
+    path = cublaslt_path(library)
+    yield Finding(
+        section="products", name="cuBLASLt", state="ok" if path else "note",
+        detail=path or f"linear layers take a slower kernel: {backend(library)[1]}",
+    )  # fmt: skip
+    for precision in LINEAR_PRECISIONS if driver_report().devices else ():
+        name, reason = backend(library, precision)
+        yield Finding(
+            section="products", name=f"linear layers with precision {precision}", state="note" if reason else "ok",
+            detail=f"{name}, {reason}" if reason else name,
+        )  # fmt: skip
 
 
 def _plugin_in(flavour: Flavour, library: PluginLibrary | None) -> Finding:

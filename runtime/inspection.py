@@ -18,23 +18,23 @@ from vorta_trt.runtime.target import Target, check_targets, read_target
 class BundleInspection(BundleReport):
     """What is in a bundle, and what of it fits where."""
 
-    memory_plan: MemoryPlan
+    memory_plan: MemoryPlan | None  # of a transformer
 
     def lines(self) -> Iterator[str]:
         """Gives the report as text."""
         yield from super().lines()
-        yield from self.memory_plan.lines()
+        yield from () if self.memory_plan is None else self.memory_plan.lines()
 
 
 class OnnxInspection(OnnxReport):
     """What is in an ONNX file, and what of its engine would fit where."""
 
-    memory_plan: MemoryPlan
+    memory_plan: MemoryPlan | None  # of a transformer
 
     def lines(self) -> Iterator[str]:
         """Gives the report as text."""
         yield from super().lines()
-        yield from self.memory_plan.lines()
+        yield from () if self.memory_plan is None else self.memory_plan.lines()
 
 
 def inspect_target(
@@ -69,7 +69,7 @@ def inspect_target(
         )
     target = read_target(path, component=component, size=size)
     report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
-    plan = plan_memory(target, checkpoint, cards, _second(path, target))
+    plan = None if report.is_part else plan_memory(target, checkpoint, cards, _second(path, target))
     if plot is not None:
         from vorta_trt.engines.picture import draw_layers
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from vorta_trt.model.families.family import ModelFamily
 
-TEXT_ENCODER, VAE_ENCODER, VAE_DECODER = "text_encoder", "vae_encoder", "vae_decoder"
+TEXT_ENCODER, TEXT_ENCODER_2, IMAGE_ENCODER = "text_encoder", "text_encoder_2", "image_encoder"
+VAE_ENCODER, VAE_DECODER = "vae_encoder", "vae_decoder"
 
 
 @dataclass(frozen=True, eq=False)

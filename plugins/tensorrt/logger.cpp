@@ -50,16 +50,23 @@ LoggerLayout layoutOfMakerOf(void* object) {
 }
 
 template <typename Finder>
-bool logThrough(const std::atomic<Finder*>& remembered, const char* line) noexcept {
+bool logThrough(const std::atomic<Finder*>& remembered, Severity severity, const char* line) noexcept {
   Finder* finder = remembered.load();
   if (finder == nullptr) return false;
   try {  // findLogger() is not noexcept; without a logger the message still reaches stderr
     auto* logger = finder->findLogger();
-    if (logger != nullptr) logger->log(Severity::kERROR, line);
+    if (logger != nullptr) logger->log(severity, line);
     return logger != nullptr;
   } catch (...) {
     return false;
   }
+}
+
+void logLine(Severity severity, const char* name, const char* where, const char* message) noexcept {
+  char line[2048];  // no allocation: this also reports std::bad_alloc
+  std::snprintf(line, sizeof(line), "[%s::%s] %s: %s", kOperatorNamespace, name, where, message);
+  if (logThrough(versionedFinder, severity, line) || logThrough(plainFinder, severity, line)) return;
+  if (severity <= Severity::kWARNING) std::fprintf(stderr, "%s\n", line);
 }
 
 }  // namespace
@@ -78,9 +85,15 @@ void rememberLoggerFinder(void* finder) noexcept {
 }
 
 void logError(const char* name, const char* where, const char* message) noexcept {
-  char line[2048];  // no allocation: this also reports std::bad_alloc
-  std::snprintf(line, sizeof(line), "[%s::%s] %s: %s", kOperatorNamespace, name, where, message);
-  if (!logThrough(versionedFinder, line) && !logThrough(plainFinder, line)) std::fprintf(stderr, "%s\n", line);
+  logLine(Severity::kERROR, name, where, message);
+}
+
+void logWarning(const char* name, const char* where, const char* message) noexcept {
+  logLine(Severity::kWARNING, name, where, message);
+}
+
+void logInformation(const char* name, const char* where, const char* message) noexcept {
+  logLine(Severity::kINFO, name, where, message);
 }
 
 }  // namespace vorta::plugin

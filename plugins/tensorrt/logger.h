@@ -23,6 +23,10 @@ void rememberLoggerFinder(void* finder) noexcept;
 // Sends "[vorta::NAME] where: message" to TensorRT's logger, to stderr where there is none; `name` is the operator's.
 void logError(const char* name, const char* where, const char* message) noexcept;
 
+// The same for what is no error; without a logger a warning goes to stderr, and information nowhere.
+void logWarning(const char* name, const char* where, const char* message) noexcept;
+void logInformation(const char* name, const char* where, const char* message) noexcept;
+
 // Runs `body`; an exception becomes a message and the value `failure`.
 template <typename Result, typename Body>
 Result guarded(const char* name, const char* where, Result failure, Body&& body) noexcept {

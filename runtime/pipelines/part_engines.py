@@ -33,10 +33,11 @@ def part_graphs(source: Source) -> dict[str, PartMetadata]:
         return {record.component: record.part_metadata(str(target.path)) for record in records}
     found = {}
     for graph, file in part_files(target.path).items():
-        properties = {entry.key: entry.value for entry in read_onnx(file).model.metadata_props}
-        found[graph] = PartMetadata.from_metadata_props(properties, f"model {file}")
+        metadata = read_onnx(file).part
+        assert metadata is not None  # as `part_files` saw
+        found[graph] = metadata
         if target.metadata is not None:
-            found[graph].check_with(target.metadata, file, target.path)
+            metadata.check_with(target.metadata, file, target.path)
     return found
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import Tiny
+from tests.kept import Kept
+from tests.tiny import Tiny, make_tiny
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.part_metadata import PartMetadata
 from vorta_trt.export.pipeline_parts import PipelineParts
@@ -111,6 +112,82 @@ def test_a_vae_by_tiles_is_that_of_diffusers(tiny_hunyuan_video: Tiny, tmp_path:
     decoded = pipeline.vae.decode(latents).sample
     with_graphs(tiny_hunyuan_video, {"vae_decoder": pipeline.vae}, Sessions(tmp_path), (21, 32, 272))
     assert close(pipeline.vae.decode(latents).sample, decoded)
+
+
+@torch.no_grad()
+def test_encoders_of_text_and_image_are_those_of_transformers(kept: Kept, tmp_path: Path) -> None:
+    """HunyuanVideo 1.5 of an image has one of each kind, and a VAE without convolutions around it."""
+    tiny = make_tiny(kept, "hunyuan_video_15 i2v")
+    exported = export(PipelineParts(tiny.checkpoint, VideoSize(5, 32, 64), ["all"], "fp32"), tmp_path)
+    assert exported[:3] == ["text_encoder", "text_encoder_2", "image_encoder"]
+    assert exported[3:] == ["vae_encoder_1x32x64", "vae_decoder_2x2x4"]
+    pipeline = tiny.pipeline(None)
+    ids = torch.randint(2, pipeline.text_encoder.config.vocab_size, (2, 1108))
+    mask = (torch.arange(1108) < torch.tensor([[1108], [400]])).long()
+    glyphs, glyph_mask = torch.randint(3, 200, (1, 256)), (torch.arange(256)[None] < 20).float()
+    pixels, image = torch.rand(2, 3, 54, 54), torch.rand(1, 3, 1, 32, 64) * 2 - 1
+    latents = torch.randn(1, pipeline.vae.config.latent_channels, 2, 2, 4)
+
+    def results() -> dict[str, Tensor]:
+        text = pipeline.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        glyph_text = pipeline.text_encoder_2(input_ids=glyphs, attention_mask=glyph_mask)[0]
+        return {
+            "text": text.hidden_states[-3][mask.bool()],
+            "glyphs": glyph_text[0, :20],
+            "image": pipeline.image_encoder(pixel_values=pixels).last_hidden_state,
+            "latents": pipeline.vae.encode(image).latent_dist.mode(),
+            "frames": pipeline.vae.decode(latents).sample,
+        }
+
+    expected = results()
+    components = {
+        "text_encoder": pipeline.text_encoder,
+        "text_encoder_2": pipeline.text_encoder_2,
+        "image_encoder": pipeline.image_encoder,
+        "vae_encoder": pipeline.vae,
+        "vae_decoder": pipeline.vae,
+    }
+    with_graphs(tiny, components, Sessions(tmp_path), (5, 32, 64))
+    for name, found in results().items():
+        assert close(found, expected[name]), name
+
+
+@torch.no_grad()
+def test_tiles_of_all_frames_are_those_of_diffusers(kept: Kept) -> None:
+    """The graphs of HunyuanVideo 1.5's VAE, in torch."""
+    tiny, size = make_tiny(kept, "hunyuan_video_15 i2v"), (5, 32, 272)
+    vae = tiny.pipeline(None).vae
+    vae.enable_tiling()
+    latents = torch.randn(1, vae.config.latent_channels, 2, 2, 17)
+    image = torch.rand(1, 3, 1, 32, 272) * 2 - 1
+    encoded, decoded = vae.encode(image).latent_dist.mode(), vae.decode(latents).sample
+    with CheckpointReader(tiny.checkpoint) as reader:
+        made = video_parts(get_family(tiny.family), reader.config, size)
+    assert made is not None
+    parts = ("vae_encoder", "vae_decoder")
+    graphs = {graph.name: graph for part in parts for graph in made.graphs(part, vae)}
+    assert len(graphs) == 4  # of another width at the end
+
+    def run(name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        (output,) = graphs[name].outputs
+        return {output: graphs[name].module(*inputs.values())}
+
+    for part in parts:
+        made.install(part, vae, run)
+    assert close(vae.encode(image).latent_dist.mode(), encoded)
+    assert close(vae.decode(latents).sample, decoded)
+
+
+@torch.no_grad()
+def test_the_image_encoder_of_wan_is_that_of_transformers(kept: Kept, tmp_path: Path) -> None:
+    tiny = make_tiny(kept, "wan first and last")
+    assert export(parts_of(tiny, "image_encoder"), tmp_path) == ["image_encoder"]
+    encoder = tiny.pipeline(None).image_encoder
+    side = encoder.config.image_size
+    pixels = torch.rand(2, 3, side, side)  # a first and a last frame
+    expected = encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2]
+    with_graphs(tiny, {"image_encoder": encoder}, Sessions(tmp_path))
+    assert close(encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[-2], expected)
 
 
 def test_what_cannot_be_exported(tiny_wan: Tiny, tmp_path: Path) -> None:

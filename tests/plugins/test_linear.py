@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from vorta_trt.plugins import LibraryError, Status, load_library
+from vorta_trt.plugins.library import library_path
 from vorta_trt.plugins.linear import LinearParams, enqueue, prepare_products, validate, workspace_size
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
@@ -139,7 +140,64 @@ BACKEND = (
 def test_without_cublaslt_it_is_our_kernel_and_says_so(tmp_path: Path) -> None:
     if "no libcublasLt" not in (text := in_a_process(BACKEND)):
         pytest.skip(f"this machine's loader finds a libcublasLt: {text}")
-    assert text.startswith("sm80 no libcublasLt.so of CUDA 12 or 13 is loaded or on the loader's path; import torch")
+    assert text.startswith(
+        "sm80 no libcublasLt.so of CUDA 12 or 13 is loaded, on the loader's path, in NVIDIA's wheels"
+    )
+
+
+STAND_IN = """
+#include <cstddef>
+extern "C" {
+std::size_t cublasLtGetVersion() { return 130100; }
+#define NAMED(name) int cublasLt##name() { return 15; }
+NAMED(Create) NAMED(MatmulDescCreate) NAMED(MatmulDescDestroy) NAMED(MatmulDescSetAttribute) NAMED(MatrixLayoutCreate)
+NAMED(MatrixLayoutDestroy) NAMED(MatmulPreferenceCreate) NAMED(MatmulPreferenceDestroy)
+NAMED(MatmulPreferenceSetAttribute) NAMED(MatmulAlgoGetHeuristic) NAMED(Matmul)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library with the functions of cuBLASLt."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++ to make a library")
+    folder = tmp_path_factory.mktemp("stand in")
+    (folder / "source.cpp").write_text(STAND_IN)
+    library = folder / "libcublasLt.so.13"
+    subprocess.run([compiler, "-shared", "-fPIC", folder / "source.cpp", "-o", library], check=True)
+    return library
+
+
+WHERE = (
+    "from vorta_trt.plugins import load_library; from vorta_trt.plugins.linear import cublaslt_path; "
+    "print(cublaslt_path(load_library()))"
+)
+
+
+def test_cublaslt_of_the_wheels_is_found_without_torch(stand_in: Path, tmp_path: Path) -> None:
+    """In the Python environment, whatever folder libvorta_trt.so is in; and beside it without any Python's help."""
+    if in_a_process(WHERE).strip():
+        pytest.skip("this machine has a cuBLASLt of its own")
+    wheel = tmp_path / "site" / "nvidia" / "cu13" / "lib" / stand_in.name
+    wheel.parent.mkdir(parents=True)
+    shutil.copy(stand_in, wheel)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    assert in_a_process(WHERE, PYTHONPATH=path).strip() == str(wheel)
+    library = tmp_path / "site" / "vorta_trt" / "plugins" / library_path().name
+    library.parent.mkdir(parents=True)
+    shutil.copy(library_path(), library)
+    program = (
+        f"import ctypes; library = ctypes.CDLL({str(library)!r}); "
+        "library.vorta_cublaslt_path.restype = ctypes.c_char_p; print(library.vorta_cublaslt_path().decode())"
+    )
+    assert Path(in_a_process(program).strip()).resolve() == wheel
+
+
+def test_a_library_that_was_suggested_is_found_later(stand_in: Path) -> None:
+    if in_a_process(WHERE).strip():
+        pytest.skip("this machine has a cuBLASLt of its own")
+    suggest = f"load_library()._library.vorta_suggest_cublaslt({str(stand_in).encode()!r})"
+    assert in_a_process(f"{WHERE}; {suggest}; {WHERE}").splitlines() == ["", str(stand_in)]
 
 
 def test_a_wrong_file_in_the_environment_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, FP8_LINEAR, QK_NORM_ROTARY, Element
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, FP8_LINEAR, LINEAR, QK_NORM_ROTARY, Element, Operator
 
 from .operator_cases import CASES, Case
 
@@ -145,6 +145,20 @@ def test_enqueue_passes_everything_on(host: Any, case: Case) -> None:
     assert findings.one("result") == "0" and findings.one("sizes right") == "1"
     assert findings.one("params") == case.params
     assert {name: findings.one(name) for name in case.memory} == case.memory
+
+
+@both
+@pytest.mark.parametrize("operator", [LINEAR, FP8_LINEAR], ids=lambda operator: operator.name)
+def test_a_linear_layer_says_where_its_products_come_from(
+    host: Any, monkeypatch: pytest.MonkeyPatch, operator: Operator
+) -> None:
+    """As information, and as a warning where they are slow; to TensorRT's logger."""
+    case = CASES[BLOCK_OPERATORS.index(operator)]
+    told = f"[vorta::{operator.name}] enqueue: products"
+    found = f"3 {told} are those of cublaslt 13.1.0 /cuda/libcublasLt.so.13"
+    assert host("enqueue", *case.arguments()).all("log") == [found]
+    monkeypatch.setenv("RECORDED_REASON", "no libcublasLt.so")
+    assert host("enqueue", *case.arguments()).all("log") == [f"2 {told} take the slow kernel: no libcublasLt.so"]
 
 
 @both

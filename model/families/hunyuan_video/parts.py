@@ -4,50 +4,51 @@
 diffusers cuts a video into overlapping tiles in time, height and width, and blends what it makes of them; those at the
 end of an axis are smaller. There is a graph for every shape of a tile, which diffusers' own code is asked for.
 
-Letters: C channels, F, H, W frames, height, width, X text tokens.
+Letters: C channels, F, H, W frames, height, width.
 """
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vorta_trt.model.families.parts import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER, PartGraph, RunGraph, VideoParts
+from vorta_trt.model.families.encoders import EncoderPart, hidden_states, pooler_output, token_inputs
+from vorta_trt.model.families.parts import (
+    TEXT_ENCODER,
+    TEXT_ENCODER_2,
+    VAE_DECODER,
+    VAE_ENCODER,
+    PartGraph,
+    RunGraph,
+    VideoParts,
+)
 
-TEXT_ENCODER_2 = "text_encoder_2"
 SKIPPED = 2  # last layers of the language model that the pipeline leaves out
 CLIP_TOKENS = 77
 _INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
 _RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
 
 
-class HunyuanVideoParts(VideoParts):
-    """VAE by tiles; the language model, unless it sees images, and CLIP's text encoder."""
+class TiledParts(VideoParts):
+    """A VAE by tiles, and encoders, which a family names.
 
-    @property
-    def components(self) -> dict[str, str]:
-        """See the base class."""
-        sees_images = self.config.get("image_condition_type") is not None
-        texts = {TEXT_ENCODER_2: "text_encoder_2"} | ({} if sees_images else {TEXT_ENCODER: "text_encoder"})
-        return texts | ({VAE_ENCODER: "vae"} if sees_images else {}) | {VAE_DECODER: "vae"}
+    A VAE may have convolutions of 1 x 1 x 1 before its decoder and behind its encoder, `post_quant_conv` and
+    `quant_conv`.
+    """
+
+    @abc.abstractmethod
+    def encoder(self, part: str, component: Any) -> EncoderPart | None:
+        """The encoder of a part; None for the VAE's."""
 
     def graphs(self, part: str, component: Any) -> list[PartGraph]:
         """See the base class."""
-        if part == TEXT_ENCODER:
-            from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-
-            rows = self.facts.text_tokens + int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))
-            tokens = torch.ones(1, rows, dtype=torch.int32)  # [1, X]
-            inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
-            return [PartGraph(part, _LanguageModel(component), inputs, ("hidden_states",), of_size=False)]
-        if part == TEXT_ENCODER_2:
-            inputs = {"input_ids": torch.ones(1, CLIP_TOKENS, dtype=torch.int32)}
-            return [PartGraph(part, _TextEncoder(component), inputs, ("pooler_output",), of_size=False)]
+        if (encoder := self.encoder(part, component)) is not None:
+            return [encoder.graph(component)]
         return [
             PartGraph(
                 _tile_name(part, shape),
@@ -60,20 +61,8 @@ class HunyuanVideoParts(VideoParts):
 
     def install(self, part: str, component: Any, run: RunGraph) -> None:
         """See the base class."""
-        if part == TEXT_ENCODER:
-
-            def language_model(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SimpleNamespace:
-                inputs = {"input_ids": input_ids.to(torch.int32), "attention_mask": attention_mask.to(torch.int32)}
-                hidden = run(part, inputs)["hidden_states"]
-                return SimpleNamespace(hidden_states=(hidden,) * (SKIPPED + 1))  # the pipeline takes the first of them
-
-            component.forward = language_model
-        elif part == TEXT_ENCODER_2:
-
-            def text_encoder(input_ids: Tensor, **_: Any) -> SimpleNamespace:
-                return SimpleNamespace(**run(part, {"input_ids": input_ids.to(torch.int32)}))
-
-            component.forward = text_encoder
+        if (encoder := self.encoder(part, component)) is not None:
+            encoder.install(component, run)
         else:
             component.enable_tiling()
             _put(part, component, _TileCaller(part, run))
@@ -110,45 +99,35 @@ class HunyuanVideoParts(VideoParts):
         return list(shapes)
 
 
-class _LanguageModel(nn.Module):
-    """Token ids and mask int32 [1, X] -> hidden states [1, X, width] before the layers that are left out."""
+class HunyuanVideoParts(TiledParts):
+    """VAE by tiles; the language model, unless it sees images, and CLIP's text encoder."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
+    @property
+    def components(self) -> dict[str, str]:
+        """See the base class."""
+        sees_images = self.config.get("image_condition_type") is not None
+        texts = {TEXT_ENCODER_2: "text_encoder_2"} | ({} if sees_images else {TEXT_ENCODER: "text_encoder"})
+        return texts | ({VAE_ENCODER: "vae"} if sees_images else {}) | {VAE_DECODER: "vae"}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        made = self.model(
-            input_ids=input_ids.long(),
-            attention_mask=attention_mask.long(),
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        hidden: Tensor = made.hidden_states[-(SKIPPED + 1)]
-        return hidden
+    def encoder(self, part: str, component: Any) -> EncoderPart | None:
+        """See the base class."""
+        if part == TEXT_ENCODER:
+            from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
-
-class _TextEncoder(nn.Module):
-    """Token ids int32 [1, X] -> the text's embedding [1, width]."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        pooled: Tensor = self.encoder(input_ids.long()).pooler_output
-        return pooled
+            rows = self.facts.text_tokens + int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))
+            return hidden_states(part, token_inputs(rows), SKIPPED, use_cache=False)
+        return pooler_output(part, token_inputs(CLIP_TOKENS, masked=False)) if part == TEXT_ENCODER_2 else None
 
 
 class _Tile(nn.Module):
-    """One tile of the VAE, with the convolution of 1 x 1 x 1 before or behind it."""
+    """One tile of the VAE, with the convolution of 1 x 1 x 1 before or behind it, if there is one."""
 
     def __init__(self, part: str, vae: Any) -> None:
         super().__init__()
         if part == VAE_DECODER:
-            self.before, self.behind = vae.post_quant_conv, vae.decoder
+            self.before, self.behind = getattr(vae, "post_quant_conv", nn.Identity()), vae.decoder
         else:
-            self.before, self.behind = vae.encoder, vae.quant_conv
+            self.before, self.behind = vae.encoder, getattr(vae, "quant_conv", nn.Identity())
 
     def forward(self, tile: Tensor) -> Tensor:
         made: Tensor = self.behind(self.before(tile))

@@ -52,6 +52,7 @@ class HunyuanVideo15(ModelFamily):
     transformer_class = "HunyuanVideo15Transformer3DModel"
     routed_class = "RoutedHunyuanVideo15Transformer"
     training_class = "HunyuanVideo15Training"
+    parts_class = "HunyuanVideo15Parts"
     router_stacks = ("transformer_blocks",)
     block_classes = ("RoutedDualStreamBlock",)
     always_loaded = ("time_embed.timestep_embedder.",)

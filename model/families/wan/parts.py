@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wan's VAE and text encoder as graphs of fixed shapes.
+"""Wan's VAE, text encoder and image encoder as graphs of fixed shapes.
 
 The VAE is causal in time and works on chunks: the first frame alone, then one latent frame or four video frames at a
 time. Each of its convolutions over time keeps the last frames that it saw, the caches. Here the caches are inputs and
 outputs, so two graphs do: that of the first chunk, and that of all others. diffusers' first caches are shorter than the
 later ones, or missing; zeros before them mean the same, since the convolutions pad with zeros.
 
-Letters: C channels, F, H, W frames, height, width, X text tokens.
+Letters: C channels, F, H, W frames, height, width.
 """
 
 from __future__ import annotations
@@ -14,36 +14,56 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vorta_trt.model.families.parts import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER, PartGraph, RunGraph, VideoParts
+from vorta_trt.model.families.encoders import (
+    EncoderPart,
+    encodes_images,
+    hidden_states,
+    image_inputs,
+    last_hidden_state,
+    token_inputs,
+)
+from vorta_trt.model.families.parts import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    VAE_DECODER,
+    VAE_ENCODER,
+    PartGraph,
+    RunGraph,
+    VideoParts,
+)
 from vorta_trt.model.families.wan import TEXT_SEQUENCE
 
+SKIPPED = 1  # last layers of the image encoder that the pipeline leaves out
 CHUNK = 4  # video frames of every chunk but the first, as diffusers takes them
 _RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
 _INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
 
 
 class WanParts(VideoParts):
-    """VAE decoder and encoder chunk by chunk, and the text encoder."""
+    """VAE decoder and encoder chunk by chunk, the text encoder, and CLIP's image encoder where a model has one."""
 
     @property
     def components(self) -> dict[str, str]:
         """See the base class."""
-        encodes = any("vae" in kind.conditioners for kind in self.facts.pipeline_kinds(self.config))
-        return {TEXT_ENCODER: "text_encoder", **({VAE_ENCODER: "vae"} if encodes else {}), VAE_DECODER: "vae"}
+        kinds = self.facts.pipeline_kinds(self.config)
+        encodes = any("vae" in kind.conditioners for kind in kinds)
+        return {
+            TEXT_ENCODER: "text_encoder",
+            **({IMAGE_ENCODER: "image_encoder"} if encodes_images(kinds) else {}),
+            **({VAE_ENCODER: "vae"} if encodes else {}),
+            VAE_DECODER: "vae",
+        }
 
     def graphs(self, part: str, component: Any) -> list[PartGraph]:
         """See the base class."""
-        if part == TEXT_ENCODER:
-            tokens = torch.ones(1, TEXT_SEQUENCE, dtype=torch.int32)  # [1, X]
-            inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
-            return [PartGraph(TEXT_ENCODER, _TextEncoder(component), inputs, ("last_hidden_state",), of_size=False)]
+        if (encoder := _encoder(part, component)) is not None:
+            return [encoder.graph(component)]
         first, then = self._chunks(part, component.config)
         full = _caches_after(part, component, [first, then, then])
         caches = {f"cache_{index}": shape for index, shape in full.items()}
@@ -78,32 +98,19 @@ class WanParts(VideoParts):
 
     def install(self, part: str, component: Any, run: RunGraph) -> None:
         """See the base class."""
-        if part == TEXT_ENCODER:
-            component.forward = _text_encoder(run)
+        if (encoder := _encoder(part, component)) is not None:
+            encoder.install(component, run)
         elif part == VAE_DECODER:
             component.post_quant_conv, component.decoder = nn.Identity(), _ChunkCaller(part, run)
         else:
             component.encoder, component.quant_conv = _ChunkCaller(part, run), nn.Identity()
 
 
-class _TextEncoder(nn.Module):
-    """Token ids and mask int32 [1, X] -> embeddings [1, X, text_dim]."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        embeddings: Tensor = self.encoder(input_ids.long(), attention_mask.long()).last_hidden_state
-        return embeddings
-
-
-def _text_encoder(run: RunGraph) -> Any:
-    def forward(input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        inputs = {"input_ids": input_ids.to(torch.int32), "attention_mask": attention_mask.to(torch.int32)}
-        return SimpleNamespace(last_hidden_state=run(TEXT_ENCODER, inputs)["last_hidden_state"])
-
-    return forward
+def _encoder(part: str, component: Any) -> EncoderPart | None:
+    """The encoder of a part; None for the VAE's."""
+    if part == TEXT_ENCODER:
+        return last_hidden_state(part, token_inputs(TEXT_SEQUENCE))
+    return hidden_states(part, image_inputs(component), SKIPPED) if part == IMAGE_ENCODER else None
 
 
 class _Chunk(nn.Module):

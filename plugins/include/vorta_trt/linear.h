@@ -71,14 +71,24 @@ VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* pa
  *
  * On compute capability 9.0 fp8 products are kernels of this library (built for 90a). All others are those of cuBLASLt
  * (libcublasLt.so of CUDA 12 or 13): the file that VORTA_TRT_CUBLASLT names in the environment; else the one that the
- * process has loaded, as every process with torch's CUDA build has; else the one on the loader's path. Where cuBLASLt
- * is not there or has no such product, a kernel of this library for every GPU computes the same, more slowly. */
+ * process has loaded, as every process with torch's CUDA build has; else the one on the loader's path, the one given to
+ * vorta_suggest_cublaslt, the one of NVIDIA's wheels in the site-packages that this library lies in, or the one in
+ * /usr/local/cuda/lib64. Where cuBLASLt is not there or has no such product, a kernel of this library for every GPU
+ * computes the same, more slowly. */
 VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);
 
 /* Which products calls on the current device take: "sm90" (fp8 on Hopper), "cublaslt 13.1.0", or "sm80", the slower
  * kernel for every GPU. `reason` takes why it is the last, else ""; it may be NULL. Both are valid until the thread's
  * next call. */
 VORTA_API const char* vorta_linear_backend(int32_t precision, const char** reason);
+
+/* Names a libcublasLt.so to try where neither the process nor the loader has one; NULL takes the name back. A library
+ * that was found stays. */
+VORTA_API void vorta_suggest_cublaslt(const char* path);
+
+/* The file of the libcublasLt that products take, "" where none was found; valid until the process ends. Needs no GPU.
+ */
+VORTA_API const char* vorta_cublaslt_path(void);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -211,8 +211,8 @@ const char* vorta_linear_backend(int32_t precision, const char** reason) {
   }
   if (functions == nullptr) {
     std::snprintf(why, sizeof(why),
-                  "no libcublasLt.so of CUDA 12 or 13 is loaded or on the loader's path; import torch with CUDA first, "
-                  "or name the file in %s",
+                  "no libcublasLt.so of CUDA 12 or 13 is loaded, on the loader's path, in NVIDIA's wheels or in "
+                  "/usr/local/cuda; pip install nvidia-cublas, or name the file in %s",
                   cublaslt::kLibraryVariable);
     return name;
   }
@@ -234,3 +234,7 @@ const char* vorta_linear_backend(int32_t precision, const char** reason) {
   }
   return name;
 }
+
+void vorta_suggest_cublaslt(const char* path) { vorta::cublaslt::suggest_library(path); }
+
+const char* vorta_cublaslt_path() { return vorta::cublaslt::library_path(); }

@@ -3,9 +3,13 @@
 // Linear and Fp8Linear as layers: vorta_trt/linear.h. Letters: B batch, X tokens, K input features, O output features.
 #include "vorta_trt/linear.h"
 
+#include <atomic>
+#include <cstdio>
+#include <cstring>
 #include <utility>
 #include <vector>
 
+#include "logger.h"
 #include "operators.h"
 #include "tensor_rules.h"
 
@@ -89,6 +93,25 @@ size_t workspaceBytes(const Setting& setting) {
   return bytes;
 }
 
+// Says once per process and precision where products come from, or why they take the slow kernel.
+template <vorta_linear_precision precision>
+void reportProducts(const char* name) {
+  static std::atomic<bool> isReported{false};
+  if (isReported.exchange(true)) return;
+  const char* reason = nullptr;
+  const char* backend = vorta_linear_backend(precision, &reason);
+  char message[1024];
+  if (*reason != '\0') {
+    std::snprintf(message, sizeof(message), "products take the slow kernel: %s", reason);
+    logWarning(name, "enqueue", message);
+  } else {
+    const bool isOurs = std::strncmp(backend, "cublaslt", 8) != 0;
+    std::snprintf(message, sizeof(message), "products are those of %s %s", backend,
+                  isOurs ? "" : vorta_cublaslt_path());
+    logInformation(name, "enqueue", message);
+  }
+}
+
 template <vorta_linear_precision precision>
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf<precision>(setting);
@@ -100,6 +123,7 @@ void enqueue(const Setting& setting, const Memory& memory) {
   params.workspace = memory.workspace;
   // TensorRT gave what it was asked for at the profile's maximum, which is at least this.
   requireOk(vorta_linear_workspace_size(&params, &params.workspace_bytes));
+  if (params.rows > 0) reportProducts<precision>(setting.record.op().fields.name);
   requireOk(vorta_linear_enqueue(&params, memory.stream));
 }
 

@@ -3,6 +3,7 @@
 // A C API without kernels: it prints what the plugin asks for. Linked with the plugin's sources it shows, on a machine
 // without a GPU, that enqueue passes every pointer, stride and size on.
 #include <cstdio>
+#include <cstdlib>
 
 #include "vorta_trt/block_operators.h"
 #include "vorta_trt/cross_attention.h"
@@ -175,3 +176,12 @@ const char* vorta_last_error(void) { return ""; }
 const char* vorta_version(void) { return "recording"; }
 const char* vorta_abi_hash(void) { return "recording"; }
 const char* vorta_cuda_architectures(void) { return "none"; }
+
+// The environment says why products are slow.
+const char* vorta_linear_backend(int32_t /*precision*/, const char** reason) {
+  const char* given = std::getenv("RECORDED_REASON");
+  *reason = given != nullptr ? given : "";
+  return given != nullptr ? "sm80" : "cublaslt 13.1.0";
+}
+
+const char* vorta_cublaslt_path() { return "/cuda/libcublasLt.so.13"; }

@@ -10,13 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tests.tiny import Tiny
+from tests.kept import Kept
+from tests.tiny import Tiny, make_tiny
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.bundle_writer import BundleWriter
 from vorta_trt.engines.errors import BuildError, BundleError
+from vorta_trt.export.pipeline_parts import PipelineParts
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint
+from vorta_trt.runtime.inspection import inspect_target
 from vorta_trt.runtime.memory_parts import pipeline_parts
 from vorta_trt.runtime.memory_plan import plan_memory
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
@@ -51,6 +56,29 @@ def test_a_bundle_alone_makes_the_video_of_diffusers(bundle: Path, tiny_wan: Tin
     assert np.abs(frames.astype(int) - expected).max() <= ROUNDING
 
 
+@pytest.mark.parametrize("name", ["hunyuan_video_15 i2v", "wan first and last"])
+def test_an_exported_image_encoder_makes_the_same_video(kept: Kept, tmp_path: Path, name: str) -> None:
+    """The latter encodes two images in one call."""
+    tiny = make_tiny(kept, name)
+    for entry in tiny.onnx.parent.glob(f"{tiny.onnx.stem}.*"):
+        (tmp_path / entry.name).symlink_to(entry)
+    onnx = tmp_path / tiny.onnx.name
+    parts = PipelineParts(tiny.checkpoint, VideoSize(*tiny.size), ["image_encoder"], "fp32")
+    for graph, metadata in parts.graphs():
+        parts.export(onnx.with_suffix(f".{graph.name}.onnx"), graph, metadata)
+    images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8) for seed in (1, 2)]
+    given = {"image": Image.fromarray(images[0])}
+    if name == "wan first and last":
+        given["last_image"] = Image.fromarray(images[1])
+    videos = []
+    for source in (onnx, tiny.onnx):
+        with VortaPipeline.from_pretrained(source, tiny.checkpoint) as pipeline:
+            assert pipeline.parts.engines.parts == ({"image_encoder"} if source == onnx else set())
+            videos.append(pipeline("a red wall", **given, **SAMPLING).frames)
+    assert videos[1].std() > 1
+    assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+
+
 def test_the_manifest_says_what_the_parts_are(bundle: Path) -> None:
     opened = Bundle.open(bundle, runtime=False)
     parts = opened.whole.parts
@@ -60,6 +88,28 @@ def test_the_manifest_says_what_the_parts_are(bundle: Path) -> None:
     view = opened.select("vae_decoder_next")
     assert view.plan_path.name == "vae_decoder_next.plan"
     assert [spec.name for spec in view.manifest.outputs][:2] == ["frames", "new_cache_0"]
+
+
+def test_inspect_lists_the_parts(bundle: Path) -> None:
+    report = inspect_target(bundle)
+    assert [part.graph for part in report.parts] == ["text_encoder", "vae_decoder_first", "vae_decoder_next"]
+    text = "\n".join(report.lines())
+    for words in (
+        "part       text_encoder: text_encoder transformers.UMT5EncoderModel, fp16, any size; text_encoder.plan ",
+        "part       vae_decoder_next: vae diffusers.AutoencoderKLWan, fp16, 9x64x96; vae_decoder_next.plan ",
+        "takes latents float16 [1, 4, 1, 8, 12], cache_0 float16 [1, 4, 2, 8, 12] and 23 more; gives frames float16",
+    ):
+        assert words in text
+    assert all(part.bytes_on_disk and part.activation_bytes and part.build_seconds for part in report.parts)
+    alone = inspect_target(bundle, component="vae_decoder_first")
+    assert alone.is_part and alone.memory_plan is None
+    beside = inspect_target(bundle / "model.onnx")
+    assert [part.file for part in beside.parts][1:] == ["model.vae_decoder_first.onnx", "model.vae_decoder_next.onnx"]
+    assert not beside.is_part and beside.memory_plan is not None
+    file = inspect_target(bundle / "model.vae_decoder_next.onnx")
+    (part,) = file.parts
+    assert part == beside.parts[2] and part.weight_bytes and part.build_seconds is None
+    assert file.memory_plan is None and len(part.inputs) == len(part.outputs) == 25
 
 
 def test_the_memory_plan_counts_the_engines(bundle: Path) -> None:
