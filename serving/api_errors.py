@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vorta_trt.serving.job import JobNotFoundError, KeyReusedError, QueueFullError
+from vorta_trt.serving.job import JobError, JobNotFoundError, KeyReusedError, QueueFullError
 from vorta_trt.serving.video_request import RequestError, shown
 
 CODES = {400: "invalid_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
@@ -75,10 +75,11 @@ def install(app: FastAPI) -> None:
 
     async def known(request: Request, error: Exception) -> Response:
         answer = api_error(error)
-        assert answer is not None
+        if answer is None:
+            raise error
         return answer.response()
 
-    for kind in (ApiError, RequestError, JobNotFoundError, QueueFullError, KeyReusedError):
+    for kind in (ApiError, RequestError, JobError, OSError, sqlite3.Error):
         app.add_exception_handler(kind, known)
 
     @app.exception_handler(RequestValidationError)
@@ -97,8 +98,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        answer = api_error(error)
-        if answer is None:
-            logger.error("%s %s: a bug of vorta-trt", request.method, request.url.path, exc_info=error)
-            answer = ApiError(500, "the server has a bug; its log says more", "server_error")
-        return answer.response()
+        logger.error("%s %s: a bug of vorta-trt", request.method, request.url.path, exc_info=error)
+        return ApiError(500, "the server has a bug; its log says more", "server_error").response()

@@ -10,18 +10,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
-from starlette.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from vorta_trt.serving import api_errors
-from vorta_trt.serving.api_errors import ApiError
-from vorta_trt.serving.body_limit import BodyLimit
 from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.guard import Guard
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.metrics import Metrics
 from vorta_trt.serving.page.routes import page_router
@@ -32,7 +30,6 @@ from vorta_trt.serving.videos_api import videos_router
 LOOK_SECONDS = 1.0  # between two looks at lost workers and at jobs that ended
 EXPIRE_SECONDS = 60.0
 FORM_BYTES = 1 << 16  # that a form adds to an upload
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +56,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeping = asyncio.create_task(_keep_house(service, metrics))
+        stopping = asyncio.Event()
+        keeping = asyncio.create_task(_keep_house(service, metrics, stopping))
         yield
-        keeping.cancel()
+        stopping.set()
+        await keeping
 
     app = FastAPI(
         title="vorta-trt",
@@ -73,27 +72,7 @@ def create_app(
     app.state.service = service
     api_errors.install(app)
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.perf_counter()
-        try:
-            service.access.check_site(request)
-            answer = await call_next(request)
-        except ApiError as error:
-            answer = error.response()
-        answer.headers.update(HEADERS)
-        logger.debug(
-            "request",
-            extra={
-                "method": request.method,
-                "path": request.url.path,
-                "status": answer.status_code,
-                "milliseconds": round(1000 * (time.perf_counter() - began), 2),
-            },
-        )
-        return answer
-
-    app.add_middleware(BodyLimit, most_bytes=settings.most_upload_bytes + FORM_BYTES)
+    app.add_middleware(Guard, access=service.access, most_bytes=settings.most_upload_bytes + FORM_BYTES)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -116,10 +95,10 @@ def create_app(
     return app
 
 
-async def _keep_house(service: Service, metrics: Metrics) -> None:
+async def _keep_house(service: Service, metrics: Metrics, stopping: asyncio.Event) -> None:
     """Gives the jobs of lost workers back, removes what has expired, and takes in how jobs ended."""
     expired = -EXPIRE_SECONDS
-    while True:
+    while not stopping.is_set():
         try:
             for job in await run_in_threadpool(service.store.take_back):
                 logger.warning("its worker is lost: %s", job.status.value, extra={"job": job.id})
@@ -129,4 +108,5 @@ async def _keep_house(service: Service, metrics: Metrics) -> None:
                 await run_in_threadpool(service.store.expire)
         except Exception as error:
             logger.error("housekeeping: %s", error, exc_info=error)
-        await asyncio.sleep(LOOK_SECONDS)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -115,8 +116,9 @@ async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     try:
         form = await request.form(max_files=len(IMAGE_FIELDS), max_fields=MOST_FIELDS, max_part_size=most_bytes)
-    except (MultiPartException, UnicodeDecodeError, ValueError, KeyError) as error:
-        raise RequestError(f"body: is no form ({shown(str(error))})", None, "invalid_form") from None
+    except (HTTPException, MultiPartException, UnicodeDecodeError, ValueError, KeyError) as error:
+        told = error.detail if isinstance(error, HTTPException) else str(error)
+        raise RequestError(f"body: is no form ({shown(told)})", None, "invalid_form") from None
     try:
         for name, value in form.multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value

@@ -167,7 +167,8 @@ class ServedModel:
         except ValidationError as error:
             raise refused(error) from None
         except ValueError as error:
-            raise RequestError(str(error), str(error).partition(" ")[0] or None) from None
+            field = str(error).partition(" ")[0].rstrip(":")
+            raise RequestError(str(error), field if field in SamplingParams.model_fields else None) from None
         self._check_images(images, size)
         fps = request.fps if request.fps is not None else float(self.planner.frames_per_second)
         return Accepted(self.name, request.prompt, params, str(size), fps, request.n)

@@ -38,6 +38,8 @@ def read_image_bytes(field: str, content: bytes, most_pixels: int) -> tuple[Imag
             image.load()
     except RequestError:
         raise
+    except Image.DecompressionBombError:  # said by the header already
+        raise RequestError(f"{field}: has far too many pixels; make it smaller", field, "image_too_large") from None
     except UnidentifiedImageError:
         raise RequestError(f"{field}: is no PNG, JPEG or WebP image; send one", field, "invalid_image") from None
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

@@ -95,7 +95,8 @@ class Database:
         self.path = folder / NAME
         self.moved_aside: Path | None = None
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: list[_Connection] = []
+        self._closed = False
         self._lock = threading.Lock()
         try:
             self._prepare()
@@ -106,7 +107,6 @@ class Database:
             self._prepare()
 
     def _prepare(self) -> None:
-        connection = self._connect()
         with self.change() as change:
             version = change.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -117,12 +117,13 @@ class Database:
                 raise ValueError(
                     f"jobs {self.path}: is of version {version}, this vorta-trt knows {SCHEMA}; give another folder"
                 )
-        result = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        result = self.read("PRAGMA quick_check(1)")[0][0]
         if result != "ok":
             raise sqlite3.DatabaseError(result)
 
     def _move_aside(self, error: Exception) -> None:
         self.close()
+        self._closed, self._local = False, threading.local()
         self.moved_aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}{self.path.suffix}")
         for suffix in ("", "-wal", "-shm"):
             part = self.path.with_name(self.path.name + suffix)
@@ -130,42 +131,58 @@ class Database:
                 os.replace(part, self.moved_aside.with_name(self.moved_aside.name + suffix))
         logger.error("jobs %s: is damaged (%s); it was moved to %s", self.path, error, self.moved_aside)
 
-    def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-            except BaseException:
-                connection.close()
-                raise
-            self._local.connection = connection
+    def _connect(self) -> _Connection:
+        """This thread's."""
+        own: _Connection | None = getattr(self._local, "own", None)
+        if own is None:
+            own = _Connection(self.path)
             with self._lock:
-                self._all.append(connection)
-        return connection
+                if self._closed:
+                    own.connection.close()
+                    raise sqlite3.ProgrammingError(f"jobs {self.path}: are closed")
+                self._all.append(own)
+            self._local.own = own
+        return own
 
     def read(self, query: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query."""
-        return self._connect().execute(query, values).fetchall()
+        own = self._connect()
+        with own.in_use:
+            return own.connection.execute(query, values).fetchall()
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction, which begins with the lock for writing."""
-        connection = self._connect()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
+        own = self._connect()
+        with own.in_use:
+            own.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield own.connection
+            except BaseException:
+                own.connection.rollback()
+                raise
+            own.connection.commit()
 
     def close(self) -> None:
-        """Closes the connections of all threads."""
+        """Closes the connections of all threads, each after what it does."""
         with self._lock:
+            self._closed = True
             connections, self._all = self._all, []
-        self._local = threading.local()
-        for connection in connections:
-            connection.close()
+        for own in connections:
+            with own.in_use:
+                own.connection.close()
+
+
+class _Connection:
+    """A connection, and a lock that is held while it is used: SQLite crashes if one is closed meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.in_use = threading.RLock()
+        self.connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self.connection.row_factory = sqlite3.Row
+        try:
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            self.connection.close()
+            raise

@@ -72,13 +72,6 @@ class VideoRequest(SamplingParams):
     last_reference: str | dict[str, Any] | None = None
     """The image that the video ends with, for models that take one; an upload or a data URL."""
 
-    @field_validator("prompt", "negative_prompt")
-    @classmethod
-    def _check_text(cls, text: str | None) -> str | None:
-        if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError("has half of a surrogate pair, so it is no text; write it anew")
-        return text
-
     @field_validator("lora", mode="before")
     @classmethod
     def _one_name(cls, value: Any) -> Any:

@@ -56,7 +56,7 @@ class RouteGuards:
         """
         outside = [layer for layer in self.dense_layers if not 0 <= layer < layers]
         if outside:
-            raise ValueError(f"dense layer {outside[0]}: must be one of the model's, 0 to {layers - 1}")
+            raise ValueError(f"dense_layers {outside[0]}: must be one of the model's, 0 to {layers - 1}")
         override = _checked(calibrated, (steps, layers, heads))
         dense = self.dense_steps(steps)
         if not any(dense) and not self.dense_layers:

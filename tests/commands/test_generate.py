@@ -161,7 +161,7 @@ def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
         (["--prompt", "a", "-o", "x.mp4", "--checkpoint", "absent"], "error: checkpoint absent: is no folder"),
         (["--prompt", "a", "-o", "x.mp4", "--device", "cuda"], "error: device 'cuda': executor 'onnxruntime' runs on"),
         (["--prompt", "a", "-o", "x.mp4", "--weight-streaming", "1.5"], "error: .*weight_streaming_budget"),
-        (["--dry-run", "--dense-layers", "7"], "error: dense layer 7: must be one of the model's, 0 to 1"),
+        (["--dry-run", "--dense-layers", "7"], "error: dense_layers 7: must be one of the model's, 0 to 1"),
     ],
 )
 def test_what_fails(

@@ -188,7 +188,7 @@ def test_calibrated_routes_of_another_model_are_refused(
         ({"sigmas": (0.5, 0.7)}, None, "sigmas 0.5, 0.7: must fall from at most 1 to above 0"),
         ({"sigmas": (1.5, 0.7)}, None, "must fall from at most 1"),
         ({"sigmas": ()}, None, "sigmas none: must fall"),
-        ({"cache": StepBroadcast(), "dense_layers": (9,)}, None, "dense layer 9: must be one of"),
+        ({"cache": StepBroadcast(), "dense_layers": (9,)}, None, "dense_layers 9: must be one of"),
     ],
 )
 def test_wan(tiny_wan: Tiny, settings: dict[str, Any], negative: str | None, message: str) -> None:

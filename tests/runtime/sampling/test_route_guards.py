@@ -47,7 +47,7 @@ def test_which_steps_are_dense() -> None:
 
 
 def test_what_does_not_fit(seed: int) -> None:
-    with pytest.raises(ValueError, match="dense layer 4: must be one of the model's, 0 to 3"):
+    with pytest.raises(ValueError, match="dense_layers 4: must be one of the model's, 0 to 3"):
         RouteGuards(dense_layers=(1, 4)).override(STEPS, LAYERS, HEADS)
     with pytest.raises(ValueError, match="dense_last -1: must be a number of steps"):
         RouteGuards(dense_last=-1)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Guard`: what every request passes first: names of the server, bodies too long or too slow, headers, a log line.
+
+It is plain ASGI: nothing of a body is read before its route asks for it, and downloads are not copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vorta_trt.serving.access import Access
+from vorta_trt.serving.api_errors import ApiError
+
+PAUSE_SECONDS = 30.0  # in which no byte of a body comes
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: What is behind it.
+        access: Knows the server's names.
+        most_bytes: Of a body.
+        pause_seconds: How long a body may pause.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, most_bytes: int, pause_seconds: float = PAUSE_SECONDS) -> None:
+        self._app, self._access, self._most, self._pause = app, access, most_bytes, pause_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        request = Request(scope)
+        try:
+            self._access.check_site(request)
+            length = request.headers.get("content-length", "0")
+            if length.isdecimal() and int(length[:20]) > self._most:
+                raise self._too_long()
+        except ApiError as error:
+            refusal = error.response()
+            refusal.headers["Connection"] = "close"  # the body is not read
+            await refusal(scope, receive, answer)
+        else:
+            await self._app(scope, self._limited(receive), answer)
+        milliseconds = round(1000 * (time.perf_counter() - began), 2)
+        told = {"method": scope["method"], "path": scope["path"], "status": status, "milliseconds": milliseconds}
+        logger.debug("request", extra=told)
+
+    def _limited(self, receive: Receive) -> Receive:
+        seen, whole = 0, False
+
+        async def limited() -> Message:
+            nonlocal seen, whole
+            if whole:  # nothing more comes but the end of the connection, for which downloads wait
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._pause)
+            except asyncio.TimeoutError:
+                raise ApiError(408, f"body: paused for {self._pause:g} s; send it without", "timeout") from None
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if seen > self._most:
+                    raise self._too_long()
+            return message
+
+        return limited
+
+    def _too_long(self) -> ApiError:
+        return ApiError(413, f"body: is longer than {self._most} bytes; send less", "body_too_large")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models behind a catalogue, job stores in fresh folders, and a running server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from vorta_trt.serving import Catalogue, JobStore, Worker
+
+    from ..kept import Kept
+    from ..tiny import Tiny
+
+
+@pytest.fixture(scope="session")
+def text_model(tiny_wan: Tiny) -> Path:
+    return tiny_wan.export("fp32")
+
+
+@pytest.fixture(scope="session")
+def image_model(kept: Kept) -> Path:
+    from ..tiny import make_tiny
+
+    return make_tiny(kept, "wan channels").export("fp32")
+
+
+@pytest.fixture(scope="session")
+def catalogue(text_model: Path, image_model: Path) -> Catalogue:
+    from vorta_trt.serving import Catalogue, ModelSettings
+
+    return Catalogue([ModelSettings(source=text_model, name="text"), ModelSettings(source=image_model, name="image")])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    from vorta_trt.serving import JobStore
+
+    made = JobStore(tmp_path / "jobs", lease_seconds=5)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def working() -> Callable[[Worker], Any]:
+    """Runs a worker in a thread for a block."""
+
+    @contextmanager
+    def run(worker: Worker) -> Iterator[list[Any]]:
+        stop, outcome = threading.Event(), []
+        thread = threading.Thread(target=lambda: outcome.append(worker.run(stop)))
+        thread.start()
+        try:
+            yield outcome
+        finally:
+            stop.set()
+            thread.join(60)
+            assert not thread.is_alive(), "the worker hangs"
+
+    return run
