@@ -14,6 +14,7 @@ from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     LinearCalibrations,
+    LinearErrorLimit,
     LinearKeep,
     LinearPrecisionOption,
     Lora,
@@ -64,6 +65,7 @@ def build(
     linear_precision: LinearPrecisionOption = None,
     linear_keep: LinearKeep = None,
     linear_calibration: LinearCalibrations = None,
+    linear_error_limit: LinearErrorLimit = None,
     tau: Tau = None,
     variant: Variant = None,
     parts: With = None,
@@ -186,6 +188,7 @@ def build(
         "--linear-precision": linear_precision,
         "--linear-keep": linear_keep or None,
         "--linear-calibration": linear_calibration or None,
+        "--linear-error-limit": linear_error_limit,
         "--tau": tau,
         "--variant": variant,
         "--with": parts,
@@ -218,6 +221,7 @@ def build(
                 linear_precision,
                 linear_keep,
                 linear_calibration,
+                linear_error_limit,
             )
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]

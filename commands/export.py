@@ -15,6 +15,7 @@ from vorta_trt.commands.options import (
     AttentionPrecisionOption,
     Checkpoint,
     LinearCalibrations,
+    LinearErrorLimit,
     LinearKeep,
     LinearPrecisionOption,
     Lora,
@@ -44,6 +45,7 @@ def export(
     linear_precision: LinearPrecisionOption = None,
     linear_keep: LinearKeep = None,
     linear_calibration: LinearCalibrations = None,
+    linear_error_limit: LinearErrorLimit = None,
     opset: Annotated[
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
     ] = None,
@@ -75,6 +77,7 @@ def export(
         linear_precision=linear_precision,
         linear_keep=linear_keep,
         linear_calibrations=linear_calibration,
+        linear_error_limit=linear_error_limit,
     )
     if opset is not None:
         sources = [replace(source, opset=opset) for source in sources]

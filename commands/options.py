@@ -58,8 +58,8 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="PART",
-        help="Also a VAE or a text encoder: vae_decoder, vae_encoder or text_encoder, as the model has them, or all; "
-        "may be repeated [default: none].",
+        help="Also a VAE or an encoder: vae_decoder, vae_encoder, text_encoder, text_encoder_2 or image_encoder, as "
+        "the model has them, or all; may be repeated [default: none].",
     ),
 ]
 Variant = Annotated[
@@ -146,6 +146,15 @@ LinearCalibrations = Annotated[
     ),
 ]
 
+LinearErrorLimit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="ERROR",
+        help="Keep layers in 16 bits whose relative error in --linear-calibration is above this [default: 0.08, a "
+        "guess: twice that of random numbers].",
+    ),
+]
+
 Lora = Annotated[
     list[str] | None,
     typer.Option(
@@ -178,6 +187,7 @@ def sources_of(
     linear_precision: LinearPrecision | None = None,
     linear_keep: list[str] | None = None,
     linear_calibrations: list[str] | None = None,
+    linear_error_limit: float | None = None,
 ) -> list[Source]:
     """A checkpoint with what is made of it: one source, or one for each of two experts.
 
@@ -201,6 +211,9 @@ def sources_of(
     measured = one_per_expert(linear_calibrations, "--linear-calibration", experts)
     if measured and linears == SAME_PRECISION:
         raise typer.BadParameter("is for fp8; give --linear-precision fp8", param_hint="--linear-calibration")
+    if linear_error_limit is not None and (not measured or not linear_error_limit > 0):
+        rule = "must be above 0, and is for the errors in --linear-calibration; give that, or leave it out"
+        raise typer.BadParameter(f"{linear_error_limit:g}: {rule}", param_hint="--linear-error-limit")
     attention = attention_precision or SAME_PRECISION
     fused = per_expert(lora, "--lora", experts)
     if router and (without := [each for each in experts if each not in {**router, **override}]):
@@ -221,6 +234,7 @@ def sources_of(
             component=component,
             linear_precision=linears,
             linear_calibration=_path(measured.get(component)),
+            linear_error_limit=linear_error_limit,
             linear_keep=None if linear_keep is None else tuple(linear_keep),
         )
         for component in experts

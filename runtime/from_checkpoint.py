@@ -70,6 +70,7 @@ class Source:
         linear_keep: which linear layers have no fp8 products, see `RoutedTransformer`.
         linear_calibration: a file of `vorta-trt calibrate --linear-output`, whose sensitive layers have none either,
             and whose scales are those of the inputs.
+        linear_error_limit: above which of its errors a layer is sensitive; None is `linears.ERROR_LIMIT`.
         variant: of the names of the weight files, as for diffusers.
         lora: LoRA files that are fused into the weights.
     """
@@ -88,6 +89,7 @@ class Source:
     linear_precision: str = "same"
     linear_keep: tuple[str, ...] | None = None
     linear_calibration: Path | None = None
+    linear_error_limit: float | None = None
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -137,9 +139,17 @@ class Source:
 
     def _kept_linears(self, measured: LinearCalibration | None) -> tuple[str, ...] | None:
         """The patterns of the linear layers that stay, with those that a calibration found sensitive."""
+        from vorta_trt.model.calibration.linears import ERROR_LIMIT
+
         if measured is None:
+            if self.linear_error_limit is not None:
+                raise ValueError(
+                    f"linear_error_limit {self.linear_error_limit:g}: is for the errors of a linear_calibration; give "
+                    f"one, or leave it out"
+                )
             return self.linear_keep
-        return (*(self.linear_keep or (DEFAULT,)), *measured.sensitive())
+        limit = ERROR_LIMIT if self.linear_error_limit is None else self.linear_error_limit
+        return (*(self.linear_keep or (DEFAULT,)), *measured.sensitive(limit))
 
     def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
         """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""

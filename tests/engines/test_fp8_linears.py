@@ -22,7 +22,7 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.inspect import inspect_bundle
 from vorta_trt.export import read_metadata
 from vorta_trt.export.native_operators import with_native_operators
-from vorta_trt.model.calibration.linears import LinearProbe
+from vorta_trt.model.calibration.linears import LinearCalibration, LinearProbe
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.video_size import VideoSize
@@ -85,6 +85,19 @@ def test_a_bundle_is_built_and_shows_its_layers(exported: Path, tmp_path: Path) 
     assert "(--linear-keep): *embed* *norm* proj_out" in shown and "*.ffn.*" in shown
 
 
+def test_the_limit_of_the_calibrated_errors_is_the_users(calibrated: Source) -> None:
+    layers = LinearCalibration.load(calibrated.linear_calibration or "").layers
+    usual = calibrated.model().linears
+    assert usual is not None and set(usual.fp8) <= set(layers)
+    errors = sorted(layers[name].relative_l2 for name in usual.fp8)
+    limited = replace(calibrated, linear_error_limit=errors[-2]).model().linears
+    assert limited is not None and set(usual.fp8) - set(limited.fp8) == {
+        name for name in usual.fp8 if layers[name].relative_l2 > errors[-2]
+    }
+    with pytest.raises(ValueError, match="is for the errors of a linear_calibration"):
+        replace(calibrated, linear_error_limit=0.05, linear_calibration=None).model()
+
+
 def test_layers_with_a_static_scale_are_native(calibrated: Source, exported: Path, tmp_path: Path) -> None:
     path = exported
     scales = read_metadata(path).input_scales
@@ -118,6 +131,7 @@ def test_layers_with_a_static_scale_are_native(calibrated: Source, exported: Pat
     [
         (["--linear-keep", "blocks.0.*"], "says which layers have no fp8 products"),
         (["--linear-precision", "fp8", "--linear-keep", "nothing.*"], "matches no linear layer of this model"),
+        (["--linear-precision", "fp8", "--linear-error-limit", "0.05"], "is for the errors in --linear-calibration"),
     ],
 )
 def test_refused_options(source: Source, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
-from vorta_trt.model.calibration.linears import SENSITIVE, LinearCalibration, LinearMeasure, LinearProbe
+from vorta_trt.model.calibration.linears import ERROR_LIMIT, LinearCalibration, LinearMeasure, LinearProbe
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.records import JsonFileError
 
@@ -52,10 +52,13 @@ def test_errors_and_largest_inputs(model: RoutedTransformer, tmp_path: Path) -> 
 def test_sensitive_layers_are_those_above_the_limit() -> None:
     measures = {
         name: LinearMeasure(relative_l2=error, norm_ratio=1.0, input_largest=0.0)
-        for name, error in (("one", SENSITIVE / 2), ("two", SENSITIVE * 2))
+        for name, error in (("one", ERROR_LIMIT / 2), ("two", ERROR_LIMIT * 2))
     }
     calibration = LinearCalibration(family="wan", checkpoint="Wan", layers=measures)
     assert calibration.sensitive() == ("two",) and calibration.input_scales() == {}
+    assert calibration.sensitive(ERROR_LIMIT / 4) == ("one", "two") and calibration.sensitive(ERROR_LIMIT * 4) == ()
+    with pytest.raises(ValueError, match="linear_error_limit 0: must be above 0"):
+        calibration.sensitive(0)
 
 
 def test_files_of_other_models_and_damaged_ones_are_refused(tmp_path: Path) -> None:
