@@ -19,10 +19,9 @@ from vorta_trt.engines.logs import is_noise
 from vorta_trt.engines.manifest import ShapeRange, TensorSpec
 from vorta_trt.engines.plugin import registered
 from vorta_trt.export.native_operators import with_native_operators
-from vorta_trt.export.onnx_file import OnnxFile, read_onnx
-from vorta_trt.export.static_fp8 import static_nodes
+from vorta_trt.export.onnx_file import OnnxFile, operator_nodes, read_onnx
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
-from vorta_trt.plugins.operator_schema import FP8_LINEAR, OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
+from vorta_trt.plugins.operator_schema import OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +85,12 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
             )
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, flavour.logger)
-    native = _native_operators(onnx) if (block_ops or flavour.block_ops) == "native" else Counter[str]()
+    native = Counter[str]()
     content: bytes | None = None
     with flavour.hub.collect() as collected:
-        if native:
-            onnx = _with_native(onnx, native)
+        if (block_ops or flavour.block_ops) == "native" and onnx.block_operators:
+            before, onnx = onnx.block_operators, _with_native(onnx)
+            native = before - onnx.block_operators
             content = onnx.model.SerializeToString()
             onnx.model.graph.ClearField("initializer")  # the content has them, too
             parsed = parser.parse(content, str(onnx.place))
@@ -111,26 +111,15 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
     return ParsedNetwork(network, parser, content, onnx, dict(plugin_layers), native)
 
 
-def _with_native(onnx: OnnxFile, operators: Counter[str]) -> OnnxFile:
-    """The file with operators inlined in its graph, whose external weights stay where they are."""
+def _with_native(onnx: OnnxFile) -> OnnxFile:
+    """The file with block operators inlined in its graph, whose external weights stay where they are.
+
+    Linear layers with fp8 products need a static scale for it, and stay with what quantises for them without one.
+    """
     whole = read_onnx(onnx.path).model  # the graph of `onnx` may lack its weights
     onnx.take_in_small_weights(whole)
-    scales = _input_scales(onnx)
-    model, static = with_native_operators(whole, operators, scales), static_nodes(whole, scales)
-    left = tuple(
-        node
-        for node in onnx.operator_nodes
-        if node.operator not in operators or (node.operator == FP8_LINEAR.name and node.name not in static)
-    )
-    return replace(onnx, model=model, operator_nodes=left)
-
-
-def _native_operators(onnx: OnnxFile) -> Counter[str]:
-    """How many nodes of which operators need no plugin; linear layers with fp8 products need a static scale for it."""
-    native = onnx.block_operators
-    if FP8_LINEAR.name in native:
-        native[FP8_LINEAR.name] = len(static_nodes(onnx.model, _input_scales(onnx)))
-    return +native
+    model = with_native_operators(whole, onnx.block_operators, _input_scales(onnx))
+    return replace(onnx, model=model, operator_nodes=operator_nodes(onnx.path, model))
 
 
 def _input_scales(onnx: OnnxFile) -> dict[str, float]:
@@ -191,8 +180,8 @@ def _check_plugins_of(operator: str, flavour: Flavour, onnx: OnnxFile, plugin_la
     taken = [PRECISIONS[precision] for precision in flavour.precisions]
     stated = onnx.value_types() if flavour.weakly_typed else {}
     for layer in plugin_layers:
-        query = layer.get_input(0)
-        dtype = stated.get(query.name, data_type(query.dtype))
+        tokens = layer.get_input(OPERATORS[operator].activation_input)
+        dtype = stated.get(tokens.name, data_type(tokens.dtype))
         if dtype not in taken:
             raise BuildError(
                 f"{onnx.path}: {layer.name} computes in {dtype}, and the kernels take {' and '.join(taken)} in "

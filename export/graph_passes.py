@@ -29,10 +29,15 @@ from onnxscript.rewriter.rules.common import (
 from vorta_trt.export.names import OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.export.slices import simplify_slices
-from vorta_trt.plugins.operator_schema import RESIDUAL_NORM_MODULATE, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import (
+    RESIDUAL_NORM_MODULATE,
+    RESIDUAL_NORM_MODULATE_QUANTIZE,
+    ROUTED_ATTENTION,
+)
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
+_RESIDUAL_NORMS = (RESIDUAL_NORM_MODULATE.node_type, RESIDUAL_NORM_MODULATE_QUANTIZE.node_type)
 # The rules that change something in this graph. The full set finds nothing more, and takes minutes on 30 layers.
 _RULES = (
     materialize_reshape_shape_rule,
@@ -137,7 +142,8 @@ def _cast(value: ir.Value, dtype: ir.DataType | None, like: ir.Node) -> ir.Node:
 def _name_after_modules(graph: ir.Graph) -> None:
     """Names nodes `blocks.0.attn1.to_q/MatMul` and outputs `<node>_output_0`.
 
-    The output of a block is `blocks.0/output`, and what the norm behind it makes of that `blocks.0/normed`.
+    The output of a block is `blocks.0/output`, and what the norm behind it makes of that `blocks.0/normed`, where it
+    quantises with `blocks.0/normed_scale`.
     Profilers, engine inspectors and error reports of the next steps show these names.
     """
     modules: dict[ir.Node | None, str] = {None: ""}
@@ -163,14 +169,17 @@ def _name_after_modules(graph: ir.Graph) -> None:
         inside = [node for node in nodes[nodes.index(routed) :] if f"{modules[node]}.".startswith(f"{block}.")]
         behind = set(inside)
         results, normed = [], []
+        scales: list[ir.Value] = []
         for node in inside:
             leaving = [value for value in node.outputs if any(user not in behind for user, _ in value.uses())]
-            if leaving and (node.domain, node.op_type) == RESIDUAL_NORM_MODULATE.node_type:
+            if leaving and (node.domain, node.op_type) in _RESIDUAL_NORMS:
                 results.append(node.outputs[0])
                 normed.append(node.outputs[1])
+                scales += node.outputs[2:]
             else:
                 results += leaving
-        for values, name in ((results, "output"), (normed, "normed")):  # a dual-stream block has two of each
+        # A dual-stream block has two of each.
+        for values, name in ((results, "output"), (normed, "normed"), (scales, "normed_scale")):
             values = [value for value in values if not value.is_graph_output()]
             for index, value in enumerate(values):
                 value.name = f"{block}/{name}" if len(values) == 1 else f"{block}/{name}_{index}"

@@ -30,7 +30,7 @@ from vorta_trt.export.function_body import portable_function
 from vorta_trt.export.names import OPSET, OPSET_17
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.export.static_fp8 import make_static, static_nodes
-from vorta_trt.plugins.operator_schema import FP8_LINEAR, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, QUANTIZING, ROUTED_ATTENTION
 
 _FOLD_LIMIT = 1 << 16  # elements; the ones of a norm without weights
 
@@ -44,12 +44,13 @@ def with_native_operators(
         model: An exported one. In opset 17 the standard operators are lowered to it.
         names: Of the operators.
         input_scales: With fp8 products among them, of the inputs of linear layers, by layer. Layers with one take the
-            form of `static_fp8`; others stay nodes of the operator, whose scales on the fly no engine has natively.
+            form of `static_fp8`; others stay nodes of the operator, as does what quantises for them: no engine has
+            scales natively that are found when it runs.
     """
     converted = ir.serde.deserialize_model(model)
     if FP8_LINEAR.name in names:
         make_static(converted, static_nodes(model, input_scales), input_scales)
-    inline_operators(converted, set(names) - {FP8_LINEAR.name})
+    inline_operators(converted, set(names) - {FP8_LINEAR.name, *QUANTIZING})
     return ir.serde.serialize_model(converted)
 
 

@@ -232,7 +232,6 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     """
     path = Path(path)
     model = _load(path)
-    functions = {(function.domain, function.name): function for function in model.functions}
     external: dict[str, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == tensor.EXTERNAL:
@@ -245,8 +244,10 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         path=path,
         place=place,
         model=model,
-        operator_nodes=tuple(_operator_nodes(path, model.graph.node, functions)),
-        function_bodies=frozenset(name for domain, name in functions if domain == ROUTED_ATTENTION.namespace),
+        operator_nodes=operator_nodes(path, model),
+        function_bodies=frozenset(
+            function.name for function in model.functions if function.domain == ROUTED_ATTENTION.namespace
+        ),
         data_files=tuple(_data_file(path, place.parent / name, end) for name, end in external.items()),
     )
 
@@ -369,6 +370,12 @@ def _data_file(path: Path, file: Path, end: int) -> Path:
         refuse_pointer(file, "weights")
         raise OnnxFileError(f"{file}: cut short, {size} bytes instead of {end}; copy or export it again")
     return file
+
+
+def operator_nodes(path: Path, model: onnx.ModelProto) -> tuple[OperatorNode, ...]:
+    """The nodes of our operators in a model that was read from `path`, subgraphs and functions included."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    return tuple(_operator_nodes(path, model.graph.node, functions))
 
 
 def _operator_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[OperatorNode]:

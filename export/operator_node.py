@@ -24,10 +24,12 @@ from vorta_trt.plugins.operator_schema import (
 
 _KINDS = {Kind.TRIPLE: "INTS", Kind.INTEGER: "INT", Kind.NUMBER: "FLOAT", Kind.CHOICE: "STRING"}
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
+_FLOAT8 = ("tensor(float8e4m3fn)", "tensor(int32)")
 _TYPES = {
     Element.TOKENS: ("T", _FLOATS, "type of the tokens"),
     Element.WEIGHT: ("W", _FLOATS, "type of the tokens, or float32"),
-    Element.FLOAT8: ("Q", ("tensor(float8e4m3fn)", "tensor(int32)"), "e4m3, or four of them in an int32"),
+    Element.FLOAT8: ("Q", _FLOAT8, "e4m3, or four of them in an int32"),
+    Element.FLOAT8_TOKENS: ("R", _FLOAT8, "e4m3, or four of them in an int32"),
 }
 _PLAIN_TYPES = {Element.FLOAT32: "tensor(float)", Element.INT32: "tensor(int32)"}
 

@@ -10,7 +10,7 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - The axes of a reduction as an attribute.
 - `Shape` of some axes as a choice from all of them.
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
-- Weights in e4m3, a type of opset 19, as int32 [O, K / 4] with the same bytes, which `Fp8Linear` takes, too.
+- Weights and tokens in e4m3, a type of opset 19, as int32 with four in each, as the plugins take and leave them.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
   are taken in parts: none has more than `MOST_SCORES` scores per sample. A boolean mask becomes the
   least finite number.
@@ -31,7 +31,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vorta_trt.export.errors import ExportError
 from vorta_trt.export.names import OPSET_17
-from vorta_trt.plugins.operator_schema import FP8_LINEAR
+from vorta_trt.plugins.operator_schema import OPERATORS, ROUTED_ATTENTION, Element
 
 IR_VERSION = 8  # of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
@@ -40,6 +40,7 @@ MOST_SCORES = 1 << 29
 # Those whose axes have become an input since; ReduceSum's were one before.
 _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")
 _PER_INT32 = 4  # numbers of 8 bits
+_FLOAT8 = (Element.FLOAT8, Element.FLOAT8_TOKENS)
 
 _NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
 
@@ -77,14 +78,18 @@ def write_out_attention(model: ir.Model) -> None:
 
 
 def _pack_float8(graph: ir.Graph) -> None:
-    """Makes int32 [O, K / 4] of the weights of `Fp8Linear`, which are inputs here (see `tracing.trace`)."""
+    """Makes int32 [..., K / 4] of what our operators have in e4m3; weights are inputs here (see `tracing.trace`)."""
     for node in graph:
-        if (node.domain, node.op_type) == FP8_LINEAR.node_type:
-            weight = node.inputs[FP8_LINEAR.inputs.index("weight")]
-            assert weight is not None and weight.shape is not None
-            if weight.dtype != ir.DataType.INT32:
-                features, size = _sizes(weight)
-                weight.dtype, weight.shape = ir.DataType.INT32, ir.Shape([features, size // _PER_INT32])
+        if node.domain != ROUTED_ATTENTION.namespace:
+            continue
+        operator = OPERATORS[node.op_type]
+        for values, tensors in ((node.inputs, operator.input_tensors), (node.outputs, operator.output_tensors)):
+            for value, tensor in zip(values, tensors, strict=False):  # optional inputs are the last
+                if value is None or tensor.element not in _FLOAT8 or value.dtype == ir.DataType.INT32:
+                    continue
+                assert value.shape is not None and isinstance(value.shape[-1], int)
+                packed = ir.Shape([*value.shape[:-1], value.shape[-1] // _PER_INT32])
+                value.dtype, value.shape = ir.DataType.INT32, packed
 
 
 class _Lowering:

@@ -160,8 +160,67 @@ def Linear(  # noqa: N802
 
 
 @script(VORTA, default_opset=op)
+def quantize_rows(tokens):
+    """[B, X, E] -> e4m3 [B, X, E], and a scale of each token [B, X]."""
+    wide = op.Cast(tokens, to=1)  # [B, X, E]
+    largest = op.ReduceMax(op.Abs(wide), [-1], keepdims=1)  # [B, X, 1]
+    scale = op.Where(largest > 0.0, largest / 448.0, 1.0)  # [B, X, 1]
+    return op.Cast(wide / scale, to=17), op.Squeeze(scale, [-1])
+
+
+@script(VORTA, default_opset=op)
+def Quantize(  # noqa: N802
+    tokens,
+    plugin_namespace: str = "vorta",
+    plugin_version: str = "1",
+):
+    """[B, X, E] -> e4m3 [B, X, E], and a scale of each token [B, X]."""
+    quantized, quantized_scale = quantize_rows(tokens)
+    return quantized, quantized_scale
+
+
+@script(VORTA, default_opset=op)
+def NormModulateQuantize(  # noqa: N802
+    tokens,
+    scale: FLOAT,
+    shift: FLOAT,
+    epsilon: float,
+    first_tokens: int = 0,
+    plugin_namespace: str = "vorta",
+    plugin_version: str = "1",
+):
+    """`Quantize` of what `NormModulate` gives."""
+    scaled = layer_norm(tokens, epsilon) * by_token(scale, tokens, first_tokens)  # [B, X, E]
+    normed = op.CastLike(scaled + by_token(shift, tokens, first_tokens), tokens)
+    quantized, quantized_scale = quantize_rows(normed)
+    return quantized, quantized_scale
+
+
+@script(VORTA, default_opset=op)
+def ResidualNormModulateQuantize(  # noqa: N802
+    residual,
+    update,
+    gate: FLOAT,
+    scale: FLOAT,
+    shift: FLOAT,
+    epsilon: float,
+    first_tokens: int = 0,
+    plugin_namespace: str = "vorta",
+    plugin_version: str = "1",
+):
+    """The sum of `ResidualNormModulate`, and `Quantize` of its norm."""
+    added = op.Cast(update, to=1) * by_token(gate, update, first_tokens)  # [B, X, E]
+    written = op.CastLike(op.Cast(residual, to=1) + added, residual)  # [B, X, E]
+    scaled = layer_norm(written, epsilon) * by_token(scale, update, first_tokens)  # [B, X, E]
+    normed = op.CastLike(scaled + by_token(shift, update, first_tokens), residual)
+    quantized, quantized_scale = quantize_rows(normed)
+    return written, quantized, quantized_scale
+
+
+@script(VORTA, default_opset=op)
 def Fp8Linear(  # noqa: N802
     input,
+    input_scale: FLOAT,
     weight,
     weight_scale: FLOAT,
     bias,
@@ -169,13 +228,10 @@ def Fp8Linear(  # noqa: N802
     plugin_namespace: str = "vorta",
     plugin_version: str = "1",
 ):
-    """[B, X, K] -> [B, X, O]; weight [O, K] in e4m3, its scale and the bias [O]."""
-    tokens = op.Cast(input, to=1)  # [B, X, K]
-    largest = op.ReduceMax(op.Abs(tokens), [-1], keepdims=1)  # [B, X, 1]
-    scale = op.Where(largest > 0.0, largest / 448.0, 1.0)  # [B, X, 1]
-    quantised = op.Cast(op.Cast(tokens / scale, to=17), to=1)  # [B, X, K]
-    product = op.MatMul(quantised, op.Transpose(op.Cast(weight, to=1), perm=[1, 0]))  # [B, X, O]
-    return op.CastLike(activated(product * scale * weight_scale + op.Cast(bias, to=1), activation), input)
+    """[B, X, K] in e4m3 with scales [B, X] -> [B, X, O]; weight [O, K] in e4m3, its scale and the bias [O]."""
+    sums = op.MatMul(op.Cast(input, to=1), op.Transpose(op.Cast(weight, to=1), perm=[1, 0]))  # [B, X, O]
+    product = sums * op.Unsqueeze(input_scale, [-1]) * weight_scale  # [B, X, O]
+    return op.CastLike(activated(product + op.Cast(bias, to=1), activation), bias)
 
 
 @script(VORTA, default_opset=op)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Fp8Linear` in the native form of engines: quantising and dequantising nodes, with a static scale of the input.
 
-    input -> QuantizeLinear -> DequantizeLinear -\
-                                                  MatMul -> Add bias -> activation
-    weight e4m3 ------------> DequantizeLinear --/
+    tokens -> QuantizeLinear -> DequantizeLinear -\
+                                                   MatMul -> Add bias -> activation
+    weight e4m3 -------------> DequantizeLinear --/
+
+The tokens are those before `Quantize`; a norm that quantises is taken apart for them.
 
 TensorRT makes one product of 8 bits of it. It takes no scale that is found on the fly, so a layer needs one from a
 calibration or from its checkpoint; scales have the type of the tokens, to which those of the weights are rounded.
@@ -20,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from vorta_trt.export.names import OPSET_17
-from vorta_trt.plugins.operator_schema import FP8_LINEAR
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, PLUGIN_ATTRIBUTES, QUANTIZE, UNQUANTIZED
 
 _WEIGHT = ".weight"
 
@@ -51,10 +53,44 @@ def make_static(model: ir.Model, names: frozenset[str], input_scales: Mapping[st
     graph = model.graph
     for node in list(graph):
         if node.name in names:
-            tokens, weight, weight_scale, bias = _inputs(node)
+            quantized, _, weight, weight_scale, bias = _inputs(node)
             scale = input_scales[str(weight.name).removesuffix(_WEIGHT)]
-            new = _Native(graph, node, tokens).nodes(weight, weight_scale, bias, scale)
+            new = _Native(graph, node, _unquantized(graph, quantized)).nodes(weight, weight_scale, bias, scale)
             ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
+    for node in list(graph):
+        if (node.domain, node.op_type) == QUANTIZE.node_type and not any(value.uses() for value in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _unquantized(graph: ir.Graph, quantized: ir.Value) -> ir.Value:
+    """The tokens that were quantised, in the type of the activations."""
+    node = quantized.producer()
+    assert node is not None
+    if node.op_type in UNQUANTIZED:
+        node = _taken_apart(graph, node)
+    (tokens,) = _inputs(node)
+    return tokens
+
+
+def _taken_apart(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Replaces a norm that quantises by one that does not and `Quantize`; returns the latter."""
+    operator = UNQUANTIZED[node.op_type]
+    *before, quantized, scale = node.outputs
+    norm = ir.node(operator.name, node.inputs, node.attributes, domain=node.domain, num_outputs=len(before) + 1)
+    tokens = norm.outputs[-1]
+    selection = {name: node.attributes[name] for name in PLUGIN_ATTRIBUTES}
+    quantizing = ir.node(QUANTIZE.name, [tokens], selection, domain=node.domain, num_outputs=2)
+    for made in (norm, quantizing):
+        made.name = f"{node.name}.{made.op_type}"
+        made.metadata_props.update(node.metadata_props)
+    activation = node.inputs[operator.activation_input]
+    assert activation is not None
+    tokens.name, tokens.type, tokens.shape = f"{norm.name}_output", activation.type, quantized.shape
+    old, new = [*before, quantized, scale], [*norm.outputs[:-1], *quantizing.outputs]
+    for was, value in zip(old, new, strict=True):
+        value.type, value.shape = was.type, was.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [norm, quantizing], old, new)
+    return quantizing
 
 
 class _Native:

@@ -2,10 +2,11 @@
 """Linear layers with e4m3 weights, the modules of `vorta::fp8_linear`, in the places of a model's `nn.Linear`.
 
     weight[o, :]  = weight_scale[o] * e4m3          weight_scale[o] = largest magnitude of the row / 448
-    input[x, :]   = input_scale[x] * e4m3           input_scale[x]  = largest magnitude of the token / 448, on the fly
+    input[x, :]   = input_scale[x] * e4m3           input_scale[x]  = largest magnitude of the token / 448, when it runs
     output[x, o]  = activation(input_scale[x] * weight_scale[o] * sum + bias[o])
 
 Products of e4m3 are exact in float32, sums are float32, and the output is rounded once. A row of zeros has scale 1.
+A layer takes tokens that are quantised already (`QuantizedTokens`), or quantises them itself.
 
 Letters: X tokens (any leading axes), K input features, O output features.
 """
@@ -13,7 +14,7 @@ Letters: X tokens (any leading axes), K input features, O output features.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,26 @@ from vorta_trt.model.block_operators.references import FLOAT8
 from vorta_trt.plugins.operator_schema import Activation
 
 WEIGHT, WEIGHT_SCALE = "weight", "weight_scale"  # parameters of the module
+
+
+class QuantizedTokens(NamedTuple):
+    """Tokens in e4m3, as layers with fp8 products read them.
+
+    Attributes:
+        values: e4m3 [B, X, K].
+        scale: What they are multiplied with, float32 [B, X].
+        dtype: Of the tokens before, and of what the layers give.
+    """
+
+    values: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> QuantizedTokens:
+        """Of tokens [B, X, K]."""
+        values, scale = torch.ops.vorta.quantize(tokens)
+        return cls(values, scale, tokens.dtype)
 
 
 class Fp8Linear(nn.Module):
@@ -62,12 +83,16 @@ class Fp8Linear(nn.Module):
         self.weight_scale = parameter(out_features, of=torch.float32)
         self.register_parameter("bias", parameter(out_features, of=dtype) if bias else None)
 
-    def forward(self, tokens: Tensor, activation: Activation = "none") -> Tensor:
+    def forward(self, tokens: Tensor | QuantizedTokens, activation: Activation = "none") -> Tensor:
         """[..., K] -> [..., O], in the type of the tokens."""
-        bias = tokens.new_zeros(self.out_features) if self.bias is None else self.bias
-        rows = tokens if tokens.ndim == 3 else tokens.reshape(1, -1, self.in_features)  # [B, X, K]
-        product: Tensor = torch.ops.vorta.fp8_linear(rows, self.weight, self.weight_scale, bias, activation)
-        return product if tokens.ndim == 3 else product.view(*tokens.shape[:-1], self.out_features)
+        if not isinstance(tokens, QuantizedTokens):
+            rows = tokens if tokens.ndim == 3 else tokens.reshape(1, -1, self.in_features)  # [B, X, K]
+            product = self.forward(QuantizedTokens.of(rows), activation)
+            return product if tokens.ndim == 3 else product.view(*tokens.shape[:-1], self.out_features)
+        values, scale, dtype = tokens
+        bias = values.new_zeros(self.out_features, dtype=dtype) if self.bias is None else self.bias
+        result: Tensor = torch.ops.vorta.fp8_linear(values, scale, self.weight, self.weight_scale, bias, activation)
+        return result
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

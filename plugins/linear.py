@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirror of `include/vorta_trt/linear.h`: a linear layer in 16 bits or with fp8 products, on CUDA memory."""
+"""Mirror of `include/vorta_trt/linear.h`: linear layers in 16 bits or with fp8 products, and quantisation for them."""
 
 from __future__ import annotations
 
@@ -61,6 +61,28 @@ class LinearParams(SizedStructure):
         super().__init__(**values)
 
 
+class QuantizeParams(SizedStructure):
+    """`vorta_quantize_params`: input [R, K] -> quantized e4m3 [R, K] and quantized_scale float32 [R].
+
+    Pointers are integers, `dtype` may be a name, and rows are dense without `input_stride`.
+    """
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("dtype", ctypes.c_int32),
+        ("features", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("input", ctypes.c_void_p),
+        ("quantized", ctypes.c_void_p),
+        ("quantized_scale", ctypes.c_void_p),
+        ("input_stride", ctypes.c_int64),
+    ]
+
+    def __init__(self, **values: Any) -> None:
+        values.setdefault("input_stride", values.get("features", 0))
+        super().__init__(**values)
+
+
 def validate(library: PluginLibrary, params: LinearParams) -> None:
     """Checks that the library takes a call; pointers and strides are not looked at. Needs no GPU.
 
@@ -104,6 +126,11 @@ def enqueue(library: PluginLibrary, params: LinearParams, stream: int) -> None:
         LibraryError: An argument breaks a rule, or CUDA or cuBLASLt refuses the launch.
     """
     library.call("vorta_linear_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
+
+
+def enqueue_quantize(library: PluginLibrary, params: QuantizeParams, stream: int) -> None:
+    """As `enqueue`, of a quantisation, which needs no workspace."""
+    library.call("vorta_quantize_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
 
 
 def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:

@@ -73,6 +73,7 @@ class Element(Enum):
         FLOAT32: Float32.
         INT32: Int32.
         FLOAT8: Float8 e4m3; in files of opset 17, which has no such type, four of them in an int32.
+        FLOAT8_TOKENS: The same of activations. In TensorRT they are int32 in any case, from plugin to plugin.
     """
 
     TOKENS = "tokens"
@@ -80,6 +81,7 @@ class Element(Enum):
     FLOAT32 = "float32"
     INT32 = "int32"
     FLOAT8 = "float8"
+    FLOAT8_TOKENS = "float8 tokens"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class Operator:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs in order."""
         return tuple(tensor.name for tensor in self.output_tensors)
+
+    @property
+    def activation_input(self) -> int:
+        """Index of the first input in the type of the activations."""
+        return next(i for i, tensor in enumerate(self.input_tensors) if tensor.element is Element.TOKENS)
 
     @property
     def node_type(self) -> tuple[str, str]:
@@ -246,6 +253,38 @@ RESIDUAL_NORM_MODULATE = Operator(
     attributes=(_EPSILON, _FIRST_TOKENS),
 )
 
+_QUANTIZED = (
+    OperatorTensor("quantized", "[B, X, E]", Element.FLOAT8_TOKENS),
+    OperatorTensor("quantized_scale", "[B, X]", Element.FLOAT32),
+)
+
+QUANTIZE = Operator(
+    name="Quantize",
+    torch_name="quantize",
+    doc="tokens in e4m3, each over a scale of its own: its largest magnitude / 448, or 1 if that is 0",
+    input_tensors=(OperatorTensor("tokens", "[B, X, E]"),),
+    output_tensors=_QUANTIZED,
+    attributes=(),
+)
+
+NORM_MODULATE_QUANTIZE = Operator(
+    name="NormModulateQuantize",
+    torch_name="norm_modulate_quantize",
+    doc="NormModulate, and Quantize of its output",
+    input_tensors=NORM_MODULATE.input_tensors,
+    output_tensors=_QUANTIZED,
+    attributes=NORM_MODULATE.attributes,
+)
+
+RESIDUAL_NORM_MODULATE_QUANTIZE = Operator(
+    name="ResidualNormModulateQuantize",
+    torch_name="residual_norm_modulate_quantize",
+    doc="ResidualNormModulate, and Quantize of its second output",
+    input_tensors=RESIDUAL_NORM_MODULATE.input_tensors,
+    output_tensors=(RESIDUAL_NORM_MODULATE.output_tensors[0], *_QUANTIZED),
+    attributes=RESIDUAL_NORM_MODULATE.attributes,
+)
+
 LINEAR = Operator(
     name="Linear",
     torch_name="linear",
@@ -262,9 +301,10 @@ LINEAR = Operator(
 FP8_LINEAR = Operator(
     name="Fp8Linear",
     torch_name="fp8_linear",
-    doc="Linear with products of e4m3: weights scaled by output feature, tokens by token on the fly",
+    doc="Linear of quantised tokens: products of e4m3, scaled by token and by output feature",
     input_tensors=(
-        OperatorTensor("input", "[B, X, K]"),
+        OperatorTensor("input", "[B, X, K]", Element.FLOAT8_TOKENS),
+        OperatorTensor("input_scale", "[B, X]", Element.FLOAT32),
         OperatorTensor("weight", "[O, K], or [O, K/4] as int32", Element.FLOAT8),
         OperatorTensor("weight_scale", "[O]", Element.FLOAT32),
         OperatorTensor("bias", "[O]"),
@@ -291,11 +331,20 @@ BLOCK_OPERATORS = (
     HEAD_NORM,
     NORM_MODULATE,
     RESIDUAL_NORM_MODULATE,
+    QUANTIZE,
+    NORM_MODULATE_QUANTIZE,
+    RESIDUAL_NORM_MODULATE_QUANTIZE,
     LINEAR,
     FP8_LINEAR,
     CROSS_ATTENTION,
 )
 """What a block of a transformer does between its routed attentions."""
+
+UNQUANTIZED = {NORM_MODULATE_QUANTIZE.name: NORM_MODULATE, RESIDUAL_NORM_MODULATE_QUANTIZE.name: RESIDUAL_NORM_MODULATE}
+"""By the name of a norm that quantises, the one that does not."""
+
+QUANTIZING = (QUANTIZE.name, *UNQUANTIZED)
+"""Names of what leaves quantised tokens."""
 
 OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, *BLOCK_OPERATORS)}
 """All operators by name."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.block_operators import quantize_rows
-from vorta_trt.model.block_operators.references import FLOAT8, LARGEST_FLOAT8, fp8_linear
+from vorta_trt.model.block_operators.references import FLOAT8, LARGEST_FLOAT8, fp8_linear, quantize
 from vorta_trt.runtime.verification.distance import distance
 
 WIDTH, ROWS, FEATURES = 5120, 256, 512
@@ -50,7 +50,7 @@ def measure(seed: int = 0) -> Iterator[dict[str, Any]]:
         exact = tokens.double() @ matrix.double().t()  # [R, O]
         weight, scale = quantize_rows(matrix)
         bias = torch.zeros(FEATURES)
-        by_token = fp8_linear(tokens[None], weight, scale.flatten(), bias, "none")[0]
+        by_token = fp8_linear(*quantize(tokens[None]), weight, scale.flatten(), bias, "none")[0]
         largest = tokens.abs().amax() / LARGEST_FLOAT8
         rounded = (tokens / largest).to(FLOAT8).double() * largest
         one_scale = rounded @ (weight.double() * scale).t()

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from vorta_trt.plugins.operator_schema import Element, Kind, Operator, OperatorTensor
 
-_TYPES = {Element.FLOAT32: torch.float32, Element.INT32: torch.int32, Element.FLOAT8: torch.float8_e4m3fn}
+_TYPES = {
+    Element.FLOAT32: torch.float32,
+    Element.INT32: torch.int32,
+    **dict.fromkeys((Element.FLOAT8, Element.FLOAT8_TOKENS), torch.float8_e4m3fn),
+}
 _ROWS = (1, 2)  # M, what a modulation may have
 
 
@@ -37,13 +41,14 @@ def check_arguments(operator: Operator, tensors: Sequence[Tensor], attributes: M
         if attribute.least is not None and value < attribute.least:
             raise ValueError(f"{operator}: {attribute.name} {value}: must be at least {attribute.least}")
     letters: dict[str, int] = {"N": attributes["heads"]} if "heads" in attributes else {}
-    first = tensors[0]
-    if not first.is_floating_point() or first.dtype.itemsize < 2:
+    first, activation = tensors[0], tensors[operator.activation_input]
+    if not activation.is_floating_point() or activation.dtype.itemsize < 2:
         raise TypeError(
-            f"{operator}: {operator.inputs[0]} of dtype {first.dtype}: must be float16, bfloat16 or float32"
+            f"{operator}: {operator.inputs[operator.activation_input]} of dtype {activation.dtype}: must be float16, "
+            f"bfloat16 or float32"
         )
     for given, tensor in zip(operator.input_tensors, tensors, strict=True):
-        _check_dtype(operator, given, tensor, first)
+        _check_dtype(operator, given, tensor, activation.dtype)
         if tensor.device != first.device:
             raise ValueError(
                 f"{operator}: {given.name} on {tensor.device}: must be where {operator.inputs[0]} is, {first.device}"
@@ -55,8 +60,8 @@ def check_arguments(operator: Operator, tensors: Sequence[Tensor], attributes: M
             )
 
 
-def _check_dtype(operator: Operator, given: OperatorTensor, tensor: Tensor, first: Tensor) -> None:
-    allowed = {Element.TOKENS: (first.dtype,), Element.WEIGHT: (first.dtype, torch.float32)}.get(given.element)
+def _check_dtype(operator: Operator, given: OperatorTensor, tensor: Tensor, activation: torch.dtype) -> None:
+    allowed = {Element.TOKENS: (activation,), Element.WEIGHT: (activation, torch.float32)}.get(given.element)
     allowed = allowed or (_TYPES[given.element],)
     if tensor.dtype not in allowed:
         rule = " or ".join(str(dtype) for dtype in dict.fromkeys(allowed))

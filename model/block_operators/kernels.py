@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vorta_trt.model.block_operators.references import FLOAT8
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins import block_operators
 from vorta_trt.plugins import cross_attention as cross
@@ -73,57 +74,81 @@ def head_norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> Ten
 
 def norm_modulate(tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int) -> Tensor:
     """As `references.norm_modulate`."""
-    library, tokens = _library(tokens), _rows(tokens)
-    scale, shift = _rows(scale), _rows(shift)
     output = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
-    params = block_operators.NormModulateParams(
-        **_modulated(tokens, epsilon, first_tokens),
-        tokens=tokens.data_ptr(),
-        scale=_strided(scale),
-        shift=_strided(shift),
-        output=output.data_ptr(),
-        tokens_stride=tokens.stride()[:2],
-        output_stride=output.stride()[:2],
-    )
-    _launch(library, params, tokens)
+    _norm_modulate(tokens, (scale, shift), epsilon, first_tokens, **_outputs(output=output))
     return output
+
+
+def norm_modulate_quantize(
+    tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """As `references.norm_modulate_quantize`."""
+    pair = _empty_quantized(tokens)
+    _norm_modulate(tokens, (scale, shift), epsilon, first_tokens, **_pointers(*pair))
+    return pair
 
 
 def residual_norm_modulate(
     residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """As `references.residual_norm_modulate`."""
-    library, residual, update = _library(residual), _rows(residual), _rows(update)
-    gate, scale, shift = _rows(gate), _rows(scale), _rows(shift)
     residual_output = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     output = torch.empty_like(residual_output)
-    params = block_operators.ResidualNormModulateParams(
-        **_modulated(residual, epsilon, first_tokens),
-        residual=residual.data_ptr(),
-        update=update.data_ptr(),
-        gate=_strided(gate),
-        scale=_strided(scale),
-        shift=_strided(shift),
-        residual_output=residual_output.data_ptr(),
-        output=output.data_ptr(),
-        residual_stride=residual.stride()[:2],
-        update_stride=update.stride()[:2],
-        residual_output_stride=residual_output.stride()[:2],
-        output_stride=output.stride()[:2],
-    )
-    _launch(library, params, residual)
+    outputs = _outputs(residual_output=residual_output, output=output)
+    _residual_norm_modulate(residual, update, (gate, scale, shift), epsilon, first_tokens, **outputs)
     return residual_output, output
+
+
+def residual_norm_modulate_quantize(
+    residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `references.residual_norm_modulate_quantize`."""
+    residual_output = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    pair = _empty_quantized(residual)
+    outputs = _outputs(residual_output=residual_output) | _pointers(*pair)
+    _residual_norm_modulate(residual, update, (gate, scale, shift), epsilon, first_tokens, **outputs)
+    return residual_output, *pair
+
+
+def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As `references.quantize`."""
+    library = _library(tokens)
+    rows = _rows(tokens.reshape(-1, tokens.shape[2]))  # [B * X, E]; a copy only where samples lie apart
+    pair = _empty_quantized(tokens)
+    params = products.QuantizeParams(
+        dtype=dtype_name(tokens.dtype),
+        features=rows.shape[1],
+        rows=rows.shape[0],
+        input=rows.data_ptr(),
+        input_stride=rows.stride(0),
+        **_pointers(*pair),
+    )
+    with torch.cuda.device(tokens.device):
+        products.enqueue_quantize(library, params, _stream(tokens))
+    return pair
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     """As `references.linear`."""
-    return _product(input, weight, bias, activation, precision="same")
+    rows = _rows(input.reshape(-1, input.shape[2]))  # [B * X, K]; a copy only where samples lie apart
+    return _product(input.shape, weight, bias, activation, "same", input=rows.data_ptr(), input_stride=rows.stride(0))
 
 
-def fp8_linear(input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str) -> Tensor:
+def fp8_linear(
+    input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
+) -> Tensor:
     """As `references.fp8_linear`."""
-    weight_scale = weight_scale.contiguous()
-    return _product(input, weight, bias, activation, precision="fp8", weight_scale=weight_scale.data_ptr())
+    rows, input_scale, weight_scale = input.contiguous(), input_scale.contiguous(), weight_scale.contiguous()
+    return _product(
+        input.shape,
+        weight,
+        bias,
+        activation,
+        "fp8",
+        quantized_input=rows.data_ptr(),
+        input_scale=input_scale.data_ptr(),
+        weight_scale=weight_scale.data_ptr(),
+    )
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -153,34 +178,95 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     return output
 
 
-def _product(input: Tensor, weight: Tensor, bias: Tensor, activation: str, precision: str, **more: Any) -> Tensor:
-    """A linear layer [B, X, K] -> [B, X, O] of either precision."""
-    library = _library(input)
-    rows = _rows(input.reshape(-1, input.shape[2]))  # [B * X, K]; a copy only where samples lie apart
+def _product(
+    shape: torch.Size, weight: Tensor, bias: Tensor, activation: str, precision: str, **pointers: int
+) -> Tensor:
+    """A linear layer of either precision for an input of shape [B, X, K] -> [B, X, O]."""
+    library = _library(bias)
     weight, bias = weight.contiguous(), bias.contiguous()
-    output = torch.empty((*input.shape[:2], weight.shape[0]), dtype=input.dtype, device=input.device)
+    output = torch.empty((*shape[:2], weight.shape[0]), dtype=bias.dtype, device=bias.device)
     params = products.LinearParams(
-        dtype=dtype_name(input.dtype),
+        dtype=dtype_name(bias.dtype),
         precision=precision,
         activation=activation,
         in_features=weight.shape[1],
         out_features=weight.shape[0],
-        rows=rows.shape[0],
-        input=rows.data_ptr(),
+        rows=shape[0] * shape[1],
         weight=weight.data_ptr(),
         bias=bias.data_ptr(),
         output=output.data_ptr(),
-        input_stride=rows.stride(0),
-        **more,
+        **pointers,
     )
     params.workspace_bytes = products.workspace_size(library, params)
     # The workspace may be freed on return: torch's allocator hands it out again on this stream only.
-    workspace = torch.empty(max(params.workspace_bytes, 1), dtype=torch.uint8, device=input.device)
+    workspace = torch.empty(max(params.workspace_bytes, 1), dtype=torch.uint8, device=bias.device)
     params.workspace = workspace.data_ptr()
-    with torch.cuda.device(input.device):
+    with torch.cuda.device(bias.device):
         products.prepare_products(library, precision, torch.cuda.current_device())
-        products.enqueue(library, params, _stream(input))
+        products.enqueue(library, params, _stream(bias))
     return output
+
+
+def _norm_modulate(
+    tokens: Tensor, modulation: tuple[Tensor, Tensor], epsilon: float, first_tokens: int, **outputs: Any
+) -> None:
+    """Launches a NormModulate; modulation: scale and shift; outputs: pointers and strides."""
+    library, tokens = _library(tokens), _rows(tokens)
+    scale, shift = map(_rows, modulation)
+    params = block_operators.NormModulateParams(
+        **_modulated(tokens, epsilon, first_tokens),
+        tokens=tokens.data_ptr(),
+        scale=_strided(scale),
+        shift=_strided(shift),
+        tokens_stride=tokens.stride()[:2],
+        **outputs,
+    )
+    _launch(library, params, tokens)
+
+
+def _residual_norm_modulate(
+    residual: Tensor,
+    update: Tensor,
+    modulation: tuple[Tensor, Tensor, Tensor],
+    epsilon: float,
+    first_tokens: int,
+    **outputs: Any,
+) -> None:
+    """Launches a ResidualNormModulate; modulation: gate, scale and shift; outputs: pointers and strides."""
+    library, residual, update = _library(residual), _rows(residual), _rows(update)
+    gate, scale, shift = map(_rows, modulation)
+    params = block_operators.ResidualNormModulateParams(
+        **_modulated(residual, epsilon, first_tokens),
+        residual=residual.data_ptr(),
+        update=update.data_ptr(),
+        gate=_strided(gate),
+        scale=_strided(scale),
+        shift=_strided(shift),
+        residual_stride=residual.stride()[:2],
+        update_stride=update.stride()[:2],
+        **outputs,
+    )
+    _launch(library, params, residual)
+
+
+def _outputs(**tensors: Tensor) -> dict[str, Any]:
+    """Pointers and strides of outputs [B, X, E], by name."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        found |= {name: tensor.data_ptr(), f"{name}_stride": tensor.stride()[:2]}
+    return found
+
+
+def _empty_quantized(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty e4m3 [B, X, E] and float32 [B, X] for tokens [B, X, E]."""
+    return (
+        torch.empty(tokens.shape, dtype=FLOAT8, device=tokens.device),
+        torch.empty(tokens.shape[:2], dtype=torch.float32, device=tokens.device),
+    )
+
+
+def _pointers(quantized: Tensor, scale: Tensor) -> dict[str, int]:
+    return {"quantized": quantized.data_ptr(), "quantized_scale": scale.data_ptr()}
 
 
 def _library(tokens: Tensor) -> PluginLibrary:

@@ -7,15 +7,17 @@ its parts (shifts, scales, gates).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vorta_trt.model.fp8_linear import Fp8Linear
+from vorta_trt.model.fp8_linear import Fp8Linear, QuantizedTokens
 
 GELU = "gelu_tanh"
 NO_ACTIVATION = "none"
+Tokens = Tensor | QuantizedTokens  # [B, X, E], as linear layers take them
 
 
 class Norm(NamedTuple):
@@ -26,27 +28,50 @@ class Norm(NamedTuple):
         shift: Float32 [B or 1, M, E].
         epsilon: Added to the variance.
         first_tokens: Tokens that take the first row of a modulation of two; also of the gate of `of_sum`.
+        quantize: Whether the normed tokens are quantised: then nothing but layers with fp8 products reads them.
     """
 
     scale: Tensor
     shift: Tensor
     epsilon: float
     first_tokens: int = 0
+    quantize: bool = False
 
-    def of(self, tokens: Tensor) -> Tensor:
+    def of(self, tokens: Tensor) -> Tokens:
         """Tokens [B, X, E], normed and modulated."""
-        normed: Tensor = torch.ops.vorta.norm_modulate(tokens, *self)
+        arguments = (tokens, self.scale, self.shift, self.epsilon, self.first_tokens)
+        if self.quantize:
+            values, scale = torch.ops.vorta.norm_modulate_quantize(*arguments)
+            return QuantizedTokens(values, scale, tokens.dtype)
+        normed: Tensor = torch.ops.vorta.norm_modulate(*arguments)
         return normed
 
-    def of_sum(self, residual: Tensor, update: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    def of_sum(self, residual: Tensor, update: Tensor, gate: Tensor) -> tuple[Tensor, Tokens]:
         """The sum residual + update * gate of tokens [B, X, E], and it normed and modulated; gate [B or 1, M, E]."""
-        summed, normed = torch.ops.vorta.residual_norm_modulate(residual, update, gate, *self)
+        arguments = (residual, update, gate, self.scale, self.shift, self.epsilon, self.first_tokens)
+        if self.quantize:
+            summed, values, scale = torch.ops.vorta.residual_norm_modulate_quantize(*arguments)
+            return summed, QuantizedTokens(values, scale, residual.dtype)
+        summed, normed = torch.ops.vorta.residual_norm_modulate(*arguments)
         return summed, normed
 
 
-def linear(layer: nn.Module, tokens: Tensor, activation: str = NO_ACTIVATION) -> Tensor:
+def all_fp8(*layers: nn.Module) -> bool:
+    """Whether every layer has fp8 products: then the norm before them may quantise what they read."""
+    return all(isinstance(layer, Fp8Linear) for layer in layers)
+
+
+def linears(layers: Iterable[nn.Module], tokens: Tokens) -> list[Tensor]:
+    """What each of some linear layers gives for the same tokens, which are quantised once for all with fp8 products."""
+    layers, quantized = list(layers), tokens
+    if isinstance(tokens, Tensor) and any(isinstance(layer, Fp8Linear) for layer in layers):
+        quantized = QuantizedTokens.of(tokens)
+    return [linear(layer, quantized if isinstance(layer, Fp8Linear) else tokens) for layer in layers]
+
+
+def linear(layer: nn.Module, tokens: Tokens, activation: str = NO_ACTIVATION) -> Tensor:
     """A linear layer, and an activation behind it: [B, X, K] -> [B, X, O]."""
-    if type(layer) is nn.Linear:
+    if type(layer) is nn.Linear and isinstance(tokens, Tensor):
         bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
         product: Tensor = torch.ops.vorta.linear(tokens, layer.weight, bias, activation)
         return product
@@ -59,7 +84,7 @@ def linear(layer: nn.Module, tokens: Tensor, activation: str = NO_ACTIVATION) ->
     )
 
 
-def feed_forward(layer: Any, tokens: Tensor) -> Tensor:
+def feed_forward(layer: Any, tokens: Tokens) -> Tensor:
     """A diffusers FeedForward with the tanh form of GELU: [B, X, E] -> [B, X, E]."""
     first, *_, last = layer.net
     if getattr(first, "approximate", None) != "tanh":

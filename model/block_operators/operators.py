@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -42,6 +43,11 @@ def _in_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.new_empty((*tokens.shape[:2], heads, tokens.shape[2] // heads))
 
 
+def _quantized(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    scale = tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
+    return tokens.new_empty(tokens.shape, dtype=references.FLOAT8), scale
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "qk_norm_rotary": lambda query, key, *rest: (_in_heads(query, rest[-2]), _in_heads(key, rest[-2])),
     "head_norm": lambda tokens, weight, heads, epsilon: _in_heads(tokens, heads),
@@ -50,8 +56,16 @@ _FAKES: dict[str, Callable[..., Any]] = {
         residual.new_empty(residual.shape),
         residual.new_empty(residual.shape),
     ),
+    "quantize": _quantized,
+    "norm_modulate_quantize": lambda tokens, *rest: _quantized(tokens),
+    "residual_norm_modulate_quantize": lambda residual, *rest: (
+        residual.new_empty(residual.shape),
+        *_quantized(residual),
+    ),
     "linear": lambda tokens, weight, *rest: tokens.new_empty((*tokens.shape[:2], weight.shape[0])),
-    "fp8_linear": lambda tokens, weight, *rest: tokens.new_empty((*tokens.shape[:2], weight.shape[0])),
+    "fp8_linear": lambda tokens, scale, weight, weight_scale, bias, activation: bias.new_empty(
+        (*tokens.shape[:2], weight.shape[0])
+    ),
     "cross_attention": lambda query, *rest: query.new_empty(query.shape),
 }
 

@@ -60,11 +60,34 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tens
     return _activated(product, activation).to(input.dtype)
 
 
-def fp8_linear(input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str) -> Tensor:
-    """Input [B, X, K], weight e4m3 [O, K], weight_scale [O], bias [O] -> [B, X, O]."""
-    quantized, scale = quantize_rows(input)  # [B, X, K], [B, X, 1]
-    product = functional.linear(quantized.float(), weight.float()) * scale * weight_scale  # [B, X, O]
-    return _activated(product + bias.float(), activation).to(input.dtype)
+def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, X, E] -> e4m3 [B, X, E], and a scale of each, float32 [B, X]."""
+    quantized, scale = quantize_rows(tokens)
+    return quantized, scale.squeeze(-1)
+
+
+def norm_modulate_quantize(
+    tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """`quantize` of what `norm_modulate` gives."""
+    return quantize(norm_modulate(tokens, scale, shift, epsilon, first_tokens))
+
+
+def residual_norm_modulate_quantize(
+    residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The new residual of `residual_norm_modulate`, and `quantize` of it modulated."""
+    summed, modulated = residual_norm_modulate(residual, update, gate, scale, shift, epsilon, first_tokens)
+    return summed, *quantize(modulated)
+
+
+def fp8_linear(
+    input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
+) -> Tensor:
+    """Input e4m3 [B, X, K], its scale [B, X], weight e4m3 [O, K], its scale [O], bias [O] -> [B, X, O] as the bias."""
+    sums = functional.linear(input.float(), weight.float())  # [B, X, O]
+    product = sums * input_scale.unsqueeze(-1) * weight_scale  # [B, X, O]
+    return _activated(product + bias.float(), activation).to(bias.dtype)
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vorta_trt.model.block_operators import quantize_rows
-from vorta_trt.model.block_operators.references import LARGEST_FLOAT8, fp8_linear, linear
+from vorta_trt.model.block_operators.references import LARGEST_FLOAT8, fp8_linear, linear, quantize
 from vorta_trt.model.files import write_text
 from vorta_trt.model.linear_choice import FEATURE_MULTIPLE
 from vorta_trt.model.records import Record, load_record
@@ -138,7 +138,7 @@ class LinearProbe:
         bias = torch.zeros(layer.out_features, device=rows.device)  # of the product alone
         weight, scale = quantize_rows(layer.weight.detach())  # [O, K], [O, 1]
         exact = linear(rows, layer.weight.detach(), bias, "none").double()  # [1, R, O]
-        in_fp8 = fp8_linear(rows, weight, scale.flatten(), bias, "none").double()
+        in_fp8 = fp8_linear(*quantize(rows), weight, scale.flatten(), bias, "none").double()
         norm = float(exact.norm())
         found = LinearMeasure(
             relative_l2=float((in_fp8 - exact).norm()) / norm if norm else 0.0,

@@ -39,7 +39,7 @@ inline constexpr FieldSpec kHeadNormFields[] = {
     {"epsilon", trt::PluginFieldType::kFLOAT32, 1, Presence::kRequired},
 };
 
-// NormModulate and ResidualNormModulate.
+// NormModulate and ResidualNormModulate, also those that quantise.
 inline constexpr FieldSpec kNormModulateFields[] = {
     {"epsilon", trt::PluginFieldType::kFLOAT32, 1, Presence::kRequired},
     {"first_tokens", trt::PluginFieldType::kINT32, 1, Presence::kOptional},  // absent: 0

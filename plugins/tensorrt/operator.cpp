@@ -16,6 +16,16 @@ void Record::copyTo(void* destination, size_t bytes) const {
   std::memcpy(destination, bytes_.data(), bytes);
 }
 
+trt::DataType Setting::type() const {
+  return types.empty() ? trt::DataType::kHALF : types[record.op().activationInput()];
+}
+
+int32_t Operator::activationInput() const {
+  int32_t input = 0;
+  while (inputs[input].holds != Holds::kActivation) ++input;
+  return input;
+}
+
 Record recordFromFields(const Operator& op, const trt::PluginFieldCollection* fields) {
   std::vector<char> bytes(recordBytes(op.fields));
   readFields(op.fields, fields, bytes.data());

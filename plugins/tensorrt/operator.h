@@ -16,13 +16,14 @@ namespace vorta::plugin {
 
 inline constexpr int64_t kUnknown = -1;  // an extent that TensorRT does not know yet
 
-// What a tensor holds. Activations are all float16 or all bfloat16; input 0 of every operator is one.
+// What a tensor holds. Activations are all float16 or all bfloat16; every operator has one among its inputs.
 enum class Holds {
   kActivation,
   kFloat32,
   kInt32,
-  kWeight,  // of a norm: of the activations' type, or float32
-  kFloat8,  // e4m3, or int32 with four of them each, where a parser knows no float8
+  kWeight,        // of a norm: of the activations' type, or float32
+  kFloat8,        // weights: e4m3, or int32 with four of them each, where a parser knows no float8
+  kPackedFloat8,  // quantised activations: int32 with four e4m3 each, which every TensorRT takes between two plugins
 };
 
 struct TensorSpec {
@@ -71,7 +72,7 @@ struct Setting {
   std::vector<trt::DataType> types;  // empty if they are not known
 
   // Of the activations.
-  trt::DataType type() const { return types.empty() ? trt::DataType::kHALF : types[0]; }
+  trt::DataType type() const;
 };
 
 // Device memory of a launch, row-major, in the order of the operator's tensors.
@@ -86,7 +87,7 @@ struct Operator {
   FieldTable fields;  // with the operator's name and version
   const char* tag;    // two letters by which TensorRT 8.6's engines tell records apart
   std::vector<TensorSpec> inputs;
-  std::vector<TensorSpec> outputs;  // activations
+  std::vector<TensorSpec> outputs;
 
   // Checks the fields, and the shapes of the inputs against each other, the fields and the limits of the kernels, as
   // far as they are known. Throws PluginError.
@@ -98,6 +99,9 @@ struct Operator {
   size_t (*workspaceBytes)(const Setting&);
   // Launches a layer that check() has passed; does nothing else, for TensorRT captures it. Throws PluginError.
   void (*enqueue)(const Setting&, const Memory&);
+
+  // The first input that is an activation, of whose type all are.
+  int32_t activationInput() const;
 
   size_t checkedWorkspaceBytes(const Setting& setting) const {
     check(setting);

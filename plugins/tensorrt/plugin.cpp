@@ -98,7 +98,10 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t outputCount, c
   return guarded(getPluginName(), "getOutputDataTypes", kFailure, [&] {
     checkCounts(record_, inputCount, outputCount);
     checkTypes(record_, inputTypes);
-    for (int32_t output = 0; output < outputCount; ++output) outputTypes[output] = inputTypes[0];
+    const DataType activation = inputTypes[op().activationInput()];
+    for (int32_t output = 0; output < outputCount; ++output) {
+      outputTypes[output] = outputType(record_, output, activation);
+    }
     return kSuccess;
   });
 }
@@ -127,7 +130,8 @@ bool Plugin::supportsFormatCombination(int32_t position, const trt::DynamicPlugi
       position >= inputCount + outputCount || tensors[position].desc.format != trt::TensorFormat::kLINEAR) {
     return false;
   }
-  return fits(record_, position, typesOf(tensors, position + 1));
+  const std::vector<DataType> types = typesOf(tensors, position + 1);
+  return fits(record_, position, types, activationType(record_, types));
 }
 
 int32_t Plugin::configurePlugin(const trt::DynamicPluginTensorDesc* inputs, int32_t inputCount,

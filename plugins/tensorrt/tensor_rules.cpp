@@ -82,6 +82,8 @@ std::string typeRule(const Operator& op, Holds holds) {
       return "must have the type of the activations, or be float32, all weights alike; export the model again";
     case Holds::kFloat8:
       return "must be float8 (e4m3), or int32 that hold four of them each; export the model again";
+    case Holds::kPackedFloat8:
+      return "must be int32 that hold four e4m3 each, as the plugins that quantise leave them; export the model again";
     default:
       break;
   }
@@ -130,17 +132,33 @@ bool isActivationType(DataType type) { return type == DataType::kHALF || type ==
 
 int32_t kernelType(DataType type) { return type == DataType::kBF16 ? VORTA_BFLOAT16 : VORTA_FLOAT16; }
 
-bool fits(const Record& record, int32_t position, const std::vector<DataType>& types) {
+DataType activationType(const Record& record, const std::vector<DataType>& types) {
+  const auto input = static_cast<size_t>(record.op().activationInput());
+  return input < types.size() ? types[input] : DataType::kHALF;
+}
+
+DataType outputType(const Record& record, int32_t output, DataType activation) {
+  switch (record.op().outputs[output].holds) {
+    case Holds::kFloat32:
+      return DataType::kFLOAT;
+    case Holds::kPackedFloat8:
+      return DataType::kINT32;
+    default:
+      return activation;
+  }
+}
+
+bool fits(const Record& record, int32_t position, const std::vector<DataType>& types, DataType activation) {
   const std::vector<TensorSpec>& inputs = record.op().inputs;
   const int32_t outputOffset = inputCountOf(record);
   const Holds holds =
       position < outputOffset ? inputs[position].holds : record.op().outputs[position - outputOffset].holds;
   const DataType type = types[position];
-  const DataType activation = types[0];
   switch (holds) {
     case Holds::kFloat32:
       return type == DataType::kFLOAT;
     case Holds::kInt32:
+    case Holds::kPackedFloat8:
       return type == DataType::kINT32;
     case Holds::kWeight:
       for (int32_t i = 0; i < position; ++i) {
@@ -159,7 +177,7 @@ void checkTypes(const Record& record, const DataType* inputTypes) {
   const std::vector<DataType> types(inputTypes, inputTypes + count);
   for (int32_t i = 0; i < count; ++i) {
     const TensorSpec& input = record.op().inputs[i];
-    if (!fits(record, i, types)) {
+    if (!fits(record, i, types, activationType(record, types))) {
       throw PluginError(std::string(input.name) + " is " + typeName(inputTypes[i]) + ": " +
                         typeRule(record.op(), input.holds));
     }

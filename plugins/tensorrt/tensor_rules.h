@@ -23,8 +23,14 @@ void checkCounts(const Record& record, int32_t inputCount, int32_t outputCount);
 void checkTypes(const Record& record, const trt::DataType* inputTypes);
 
 // Whether tensor `position` of a layer, counted inputs first, may have its type beside those before it. `types` are
-// those of the tensors up to it.
-bool fits(const Record& record, int32_t position, const std::vector<trt::DataType>& types);
+// those of the tensors up to it, `activation` is the type of the activations where that is one of them.
+bool fits(const Record& record, int32_t position, const std::vector<trt::DataType>& types, trt::DataType activation);
+
+// The type of the activations if `types`, those of the first tensors of a layer, has one of them.
+trt::DataType activationType(const Record& record, const std::vector<trt::DataType>& types);
+
+// The type of output `output` beside activations of this type.
+trt::DataType outputType(const Record& record, int32_t output, trt::DataType activation);
 
 // Whether the kernels take `type` for activations.
 bool isActivationType(trt::DataType type);

@@ -75,9 +75,11 @@ trt8::IPluginV2DynamicExt* PluginV2::clone() const noexcept {
 }
 
 // TensorRT 8 tells float32 for every kind of float here; supportsFormatCombination() settles which it is.
-trt8::DataType PluginV2::getOutputDataType(int32_t /*index*/, const trt8::DataType* inputTypes,
-                                           int32_t /*inputCount*/) const noexcept {
-  return inputTypes[0];
+trt8::DataType PluginV2::getOutputDataType(int32_t index, const trt8::DataType* inputTypes,
+                                           int32_t inputCount) const noexcept {
+  const int32_t input = op().activationInput();
+  const trt::DataType activation = input < inputCount ? widened(inputTypes[input]) : trt::DataType::kHALF;
+  return static_cast<trt8::DataType>(static_cast<int32_t>(outputType(record_, index, activation)));
 }
 
 trt8::DimsExprs PluginV2::getOutputDimensions(int32_t output, const trt8::DimsExprs* inputs, int32_t inputCount,
@@ -103,9 +105,7 @@ bool PluginV2::supportsFormatCombination(int32_t position, const trt8::PluginTen
     return false;
   }
   const auto typeOf = [](const trt8::PluginTensorDesc& tensor) { return widened(tensor.type); };
-  std::vector<trt::DataType> types = listOf(tensors, position + 1, typeOf);
-  if (position > 0) types[0] = trt::DataType::kHALF;
-  return types[0] == trt::DataType::kHALF && fits(record_, position, types);
+  return fits(record_, position, listOf(tensors, position + 1, typeOf), trt::DataType::kHALF);
 }
 
 void PluginV2::configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int32_t inputCount,

@@ -8,19 +8,28 @@ layer's error is its own. What all layers together make is the error of the samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from vorta_trt.model.block_operators.references import linear
+from vorta_trt.model.block_operators.references import linear, norm_modulate, residual_norm_modulate
 from vorta_trt.model.fp8_linear import WEIGHT, fp8_layers
 from vorta_trt.runtime.verification.distance import distance
 from vorta_trt.runtime.verification.report import LinearError, LinearReport
 
 if TYPE_CHECKING:
     from vorta_trt.model import CheckpointReader, RoutedTransformer
+
+
+_BEFORE: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.vorta.quantize.default: lambda tokens: tokens,
+    torch.ops.vorta.norm_modulate_quantize.default: norm_modulate,
+    torch.ops.vorta.residual_norm_modulate_quantize.default: lambda *arguments: residual_norm_modulate(*arguments)[1],
+}
+"""The tokens that an operator quantises, of its arguments."""
 
 
 class Fp8Products(TorchDispatchMode):
@@ -39,15 +48,19 @@ class Fp8Products(TorchDispatchMode):
         self.errors: list[LinearError] = []
         self._reader = reader
         self._names = {layer.weight.data_ptr(): name for name, layer in fp8_layers(model).items()}
+        self._tokens = WeakIdKeyDictionary()  # before they were quantised, by what they became
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if (before := _BEFORE.get(func)) is not None:
+            *_, quantized, _ = output
+            self._tokens[quantized] = before(*args)
         if func is torch.ops.vorta.fp8_linear.default:
-            tokens, weight, _, bias, activation = args
+            quantized, _, weight, _, bias, activation = args
             name = self._names[weight.data_ptr()]
-            exact = linear(tokens.float(), self._reader.tensor(f"{name}.{WEIGHT}"), bias, activation)
+            exact = linear(self._tokens[quantized].float(), self._reader.tensor(f"{name}.{WEIGHT}"), bias, activation)
             relative, ratio = distance(output, exact)
             self.errors.append(LinearError(name=name, relative_l2=relative, norm_ratio=ratio))
         return output

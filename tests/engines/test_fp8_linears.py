@@ -21,13 +21,14 @@ from vorta_trt.engines.fp8 import check_linears
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.inspect import inspect_bundle
 from vorta_trt.export import read_metadata
+from vorta_trt.export.metadata import KEY
 from vorta_trt.export.native_operators import with_native_operators
 from vorta_trt.model.calibration.linears import LinearCalibration, LinearProbe
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.random_checkpoint import make_checkpoint
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.gpu import ComputeCapability
-from vorta_trt.plugins.operator_schema import FP8_LINEAR, OPERATORS, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, NORM_MODULATE_QUANTIZE, OPERATORS, QUANTIZE, ROUTED_ATTENTION
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.from_checkpoint import Source, build_checkpoint, export_checkpoint
 
@@ -98,6 +99,24 @@ def test_the_limit_of_the_calibrated_errors_is_the_users(calibrated: Source) -> 
         replace(calibrated, linear_error_limit=0.05, linear_calibration=None).model()
 
 
+def _sample(file: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """What ONNX Runtime makes of a file."""
+    with Engine(file) as engine:
+        types = {spec.name: numpy_dtype(spec.dtype) for spec in engine.inputs}
+        feeds = {name: tensor.float().numpy().astype(types[name]) for name, tensor in inputs.items()}
+        return engine(**feeds)["sample"].astype(np.float32)
+
+
+def _with_scales(file: Path, scales: dict[str, float], new: Path) -> Path:
+    """The file with other static scales."""
+    model = onnx.load(file)
+    metadata = read_metadata(file).model_copy(update={"input_scales": scales})
+    (entry,) = (entry for entry in model.metadata_props if entry.key == KEY)
+    entry.value = metadata.model_dump_json()
+    onnx.save(model, new)
+    return new
+
+
 def test_layers_with_a_static_scale_are_native(calibrated: Source, exported: Path, tmp_path: Path) -> None:
     path = exported
     scales = read_metadata(path).input_scales
@@ -114,16 +133,38 @@ def test_layers_with_a_static_scale_are_native(calibrated: Source, exported: Pat
         expected = model(**inputs)[0].numpy()
     errors = []
     for file in (path, tmp_path / "native.onnx"):
-        with Engine(file) as engine:
-            types = {spec.name: numpy_dtype(spec.dtype) for spec in engine.inputs}
-            feeds = {name: tensor.numpy().astype(types[name]) for name, tensor in inputs.items()}
-            found = engine(**feeds)["sample"].astype(np.float32)
+        found = _sample(file, inputs)
         errors.append(float(np.linalg.norm(found - expected) / np.linalg.norm(expected)))
     # One scale for all tokens is coarser than one for each.
     assert 1e-3 < errors[0] < 0.1 and errors[1] < 2 * errors[0]
     bundle = build_engine(path, tmp_path / "native.bundle", "rtx", compute_capabilities=["8.9"], block_ops="native")
     operators = bundle.manifest.block_operators
     assert operators is not None and operators.native[FP8_LINEAR.name] == len(scales)
+
+
+def test_layers_without_a_static_scale_keep_their_quantised_tokens(
+    calibrated: Source, exported: Path, tmp_path: Path
+) -> None:
+    """Keys have no scale here: their norm is taken apart, and they and what quantises for them stay plugins."""
+    all_scales = read_metadata(exported).input_scales
+    scales = {name: scale for name, scale in all_scales.items() if not name.endswith("attn1.to_k")}
+    native = with_native_operators(onnx.load(exported), set(OPERATORS) - {ROUTED_ATTENTION.name}, scales)
+    left = [node.op_type for node in native.graph.node if node.domain and node.op_type != ROUTED_ATTENTION.name]
+    assert sorted(left) == [*[FP8_LINEAR.name] * 2, *[QUANTIZE.name] * 2]
+    onnx.save(native, tmp_path / "native.onnx")
+    model = replace(calibrated, linear_calibration=None).model(materialize=False)
+    found, expected = (_sample(file, model.inputs(seed=6)) for file in (tmp_path / "native.onnx", exported))
+    assert 0 < float(np.linalg.norm(found - expected) / np.linalg.norm(expected)) < 0.1
+    bundle = build_engine(
+        _with_scales(exported, scales, tmp_path / "model.onnx"),
+        tmp_path / "native.bundle",
+        "rtx",
+        compute_capabilities=["8.9"],
+        block_ops="native",
+    )
+    operators = bundle.manifest.block_operators
+    assert operators is not None and operators.plugins[FP8_LINEAR.name] == operators.plugins[QUANTIZE.name] == 2
+    assert operators.native[FP8_LINEAR.name] == len(scales) and NORM_MODULATE_QUANTIZE.name in operators.native
 
 
 @pytest.mark.parametrize(

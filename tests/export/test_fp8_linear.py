@@ -63,7 +63,7 @@ def test_every_chosen_layer_is_a_node_with_e4m3_weights(exported: Path, checkpoi
     assert metadata.linear_keep[-1] == KEEP[-1] and not any(".0.attn.to_k" in name for name in layers)
     weights = {tensor.name: tensor for tensor in file.model.graph.initializer}
     nodes = [node for node in file.model.graph.node if (node.domain, node.op_type) == FP8_LINEAR.node_type]
-    assert {node.input[1] for node in nodes} == {f"{name}.weight" for name in layers}
+    assert {node.input[2] for node in nodes} == {f"{name}.weight" for name in layers}
     for name, layer in layers.items():
         tensor = weights[f"{name}.weight"]
         assert tensor.data_type == onnx.TensorProto.FLOAT8E4M3FN

@@ -107,8 +107,15 @@ class Block(nn.Module):
         keys = ops.head_norm(text, self.norm, self.heads, 1e-6)  # [B, Y, N, D]
         update = ops.cross_attention(query + key, keys, text.unflatten(2, (self.heads, -1)), 0.0).flatten(2)
         tokens, normed = ops.residual_norm_modulate(tokens, update, gate, scale[:, :1], shift[:, :1], 1e-6, 3)
-        result: Tensor = ops.fp8_linear(normed, self.float8, self.bias.abs(), self.bias, "gelu_tanh")
-        return result + tokens
+        products = [
+            ops.fp8_linear(*quantised, self.float8, self.bias.abs(), self.bias, "gelu_tanh")
+            for quantised in (
+                ops.quantize(normed),
+                ops.norm_modulate_quantize(text, scale, shift, 1e-6, 3),
+                ops.residual_norm_modulate_quantize(tokens, normed, gate, scale, shift, 1e-6, 3)[1:],
+            )
+        ]
+        return torch.cat((tokens, *products), dim=1)
 
 
 def test_block_operators_through_the_exporter() -> None:

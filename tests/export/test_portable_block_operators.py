@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -22,6 +22,7 @@ from torch.nn import functional
 from vorta_trt.export.function_body import portable_function
 from vorta_trt.export.names import OPSET, OPSET_17
 from vorta_trt.export.native_operators import with_native_operators
+from vorta_trt.model.block_operators.references import quantize
 from vorta_trt.model.rotary import rotate
 
 BATCH, TOKENS, HEADS, HEAD_DIM, KEYS, FIRST, OUT = 2, 7, 3, 8, 5, 3, 16
@@ -41,6 +42,7 @@ class Case:
     outputs: dict[str, tuple[int, ...]]
     compute: Callable[..., Tensor | tuple[Tensor, ...]]
     attributes: dict[str, Any] = field(default_factory=dict)
+    output_types: dict[str, int] = field(default_factory=dict)  # of those that do not have the activations' type
 
     def __str__(self) -> str:
         shapes = "-".join("x".join(map(str, shape)) for _, shape in self.inputs.values())
@@ -80,10 +82,8 @@ def linear(activation: str) -> Callable[..., Tensor]:
 
 
 def fp8_linear(activation: str) -> Callable[..., Tensor]:
-    def compute(tokens: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
-        scale = tokens.abs().amax(-1, keepdim=True) / 448
-        quantised = (tokens / torch.where(scale > 0, scale, 1)).to(torch.float8_e4m3fn).float()
-        product = functional.linear(quantised, weight) * scale * weight_scale + bias
+    def compute(tokens: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
+        product = functional.linear(tokens, weight) * scale.unsqueeze(-1) * weight_scale + bias
         return functional.gelu(product, approximate="tanh") if activation == "gelu_tanh" else product
 
     return compute
@@ -103,7 +103,13 @@ TABLE = ("float32", (1, TOKENS, 1, HEAD_DIM // 2))
 NORM = {"heads": HEADS, "epsilon": EPSILON}
 MODULATION = {"epsilon": EPSILON, "first_tokens": FIRST}
 PRODUCT = {"weight": (HALF, (OUT, WIDTH)), "bias": (HALF, (OUT,))}
-FP8_PRODUCT = {"weight": ("float8_e4m3fn", (OUT, WIDTH)), "weight_scale": ("float32", (OUT,)), "bias": (HALF, (OUT,))}
+FP8_PRODUCT = {
+    "input": ("float8_e4m3fn", TOKEN[1]),
+    "input_scale": ("float32", TOKEN[1][:2]),
+    "weight": ("float8_e4m3fn", (OUT, WIDTH)),
+    "weight_scale": ("float32", (OUT,)),
+    "bias": (HALF, (OUT,)),
+}
 
 
 def modulation(batch: int, rows: int) -> tuple[str, tuple[int, ...]]:
@@ -171,7 +177,7 @@ CASES = [
     *(
         Case(
             "Fp8Linear",
-            {"input": TOKEN, **FP8_PRODUCT},
+            FP8_PRODUCT,
             {"output": (BATCH, TOKENS, OUT)},
             fp8_linear(activation),
             {"activation": activation},
@@ -222,11 +228,12 @@ def model_of(case: Case, given: dict[str, Tensor], opset: int = OPSET) -> onnx.M
     """One node; its parameters are weights, and the batch is open."""
     arrays = {name: as_numpy(tensor) for name, tensor in given.items()}
     types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in arrays.items()}
-    first = types[next(iter(types))]
+    activation = next(types[name] for name, (kind, _) in case.inputs.items() if kind == HALF)
     info = onnx.helper.make_tensor_value_info
     fed, weights = [], []
     for name, array in arrays.items():
-        if array.ndim < 3:
+        # ONNX Runtime is fed no e4m3.
+        if types[name] == onnx.TensorProto.FLOAT8E4M3FN or (array.ndim < 3 and array.shape[0] != BATCH):
             weights.append(
                 onnx.helper.make_tensor(name, types[name], array.shape, np.ascontiguousarray(array).tobytes(), raw=True)
             )
@@ -243,7 +250,10 @@ def model_of(case: Case, given: dict[str, Tensor], opset: int = OPSET) -> onnx.M
         plugin_version="1",
         **case.attributes,
     )
-    results = [info(name, first, ("batch", *shape[1:])) for name, shape in case.outputs.items()]
+    results = [
+        info(name, case.output_types.get(name, activation), ("batch", *shape[1:]))
+        for name, shape in case.outputs.items()
+    ]
     model = onnx.helper.make_model(
         onnx.helper.make_graph([node], "one_node", fed, results, weights),
         functions=[portable_function(case.operator)] if opset == OPSET else [],
@@ -264,7 +274,13 @@ def run(model: onnx.ModelProto, given: dict[str, Tensor]) -> list[Tensor]:
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results = session.run(None, feed)
-    return [torch.from_numpy(np.asarray(result).astype(np.float32)) for result in results]
+    return [as_tensor(np.asarray(result)) for result in results]
+
+
+def as_tensor(result: np.ndarray) -> Tensor:
+    if result.dtype == np.uint8:  # as ONNX Runtime gives e4m3
+        result = result.view(ml_dtypes.float8_e4m3fn)
+    return torch.from_numpy(result.astype(np.float32))
 
 
 def check(case: Case, given: dict[str, Tensor], got: list[Tensor], dtype: str) -> None:
@@ -301,12 +317,35 @@ def test_inlined(case: Case, opset: int, dtype: str) -> None:
     check(case, given, run(inlined, given), dtype)
 
 
-def test_zeros_through_fp8_products() -> None:
-    case = next(case for case in CASES if case.operator == "Fp8Linear")
-    given = tensors(case, "float32")
-    given["input"][0, 1] = 0
-    (got,) = run(model_of(case, given), given)
-    torch.testing.assert_close(got[0, 1], given["bias"])
+PAIR = {
+    "outputs": {"quantized": TOKEN[1], "quantized_scale": TOKEN[1][:2]},
+    "output_types": {"quantized": onnx.TensorProto.FLOAT8E4M3FN, "quantized_scale": onnx.TensorProto.FLOAT},
+}
+
+
+def quantised_by(case: Case, given: dict[str, Tensor]) -> list[Tensor]:
+    """What the norm of a case leaves if it quantises, or `Quantize` of a tensor: both in float32."""
+    outputs = dict(list(case.outputs.items())[:-1]) | PAIR["outputs"]
+    made = replace(case, operator=f"{case.operator}Quantize", outputs=outputs, output_types=PAIR["output_types"])
+    return run(model_of(made, given), given)[-2:]
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("case", [case for case in CASES if "NormModulate" in case.operator], ids=str)
+def test_norms_that_quantise(case: Case, dtype: str) -> None:
+    """Bit for bit `Quantize` of what the norm gives without, and both are torch's own."""
+    given = tensors(case, dtype)
+    normed = run(model_of(case, given), given)[-1].to(DTYPES[dtype])  # exact: it was rounded to that type
+    alone = Case("", {"tokens": TOKEN}, {"": ()}, quantize)
+    values, scale = quantize(normed)
+    for found, found_scale in (quantised_by(case, given), quantised_by(alone, {"tokens": normed})):
+        assert torch.equal(found, values.float()) and torch.equal(found_scale, scale)
+
+
+def test_zeros_are_quantised_over_one() -> None:
+    alone = Case("", {"tokens": TOKEN}, {"": ()}, quantize)
+    values, scale = quantised_by(alone, {"tokens": torch.zeros(TOKEN[1])})
+    assert not values.any() and torch.equal(scale, torch.ones(TOKEN[1][:2]))
 
 
 def test_only_the_named_operators_are_inlined() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vorta_trt.model import AttentionGeometry, CheckpointReader, RoutedTransformer
 from vorta_trt.model.block_operators import quantize_rows
-from vorta_trt.model.block_operators.references import FLOAT8, fp8_linear
+from vorta_trt.model.block_operators.references import FLOAT8, fp8_linear, quantize
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.fp8_linear import Fp8Linear, fp8_layers
 from vorta_trt.model.linear_choice import collapsed
@@ -37,7 +37,7 @@ def test_the_module_takes_any_leading_axes_and_no_bias() -> None:
     matrix, tokens = torch.randn(32, 48), torch.randn(2, 3, 7, 48)
     weight, scale = quantize_rows(matrix)
     layer.load_state_dict({"weight": weight, "weight_scale": scale.flatten()})
-    expected = fp8_linear(tokens.flatten(0, 1), weight, scale.flatten(), torch.zeros(32), "none")
+    expected = fp8_linear(*quantize(tokens.flatten(0, 1)), weight, scale.flatten(), torch.zeros(32), "none")
     for rows, wanted in (
         (tokens, expected.view(2, 3, 7, 32)),
         (tokens[0, 0], expected[0]),

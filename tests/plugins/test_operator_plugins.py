@@ -21,6 +21,7 @@ ALONE = {  # types that a plugin takes for a tensor of each kind, with a first a
     Element.FLOAT32: ("float32",),
     Element.INT32: ("int32",),
     Element.FLOAT8: ("float8", "int32"),
+    Element.FLOAT8_TOKENS: ("int32",),
 }
 
 
@@ -78,9 +79,9 @@ def test_formats(host: Any, version: str, case: Case) -> None:
     if case.operator is QK_NORM_ROTARY:  # the weights are alike
         expected[3] = (case.inputs[2].partition(":")[0],)
     if version != "driver8":
-        expected[0] = ("bfloat16", "float16")
+        expected[case.operator.activation_input] = ("bfloat16", "float16")
     elif case.operator is FP8_LINEAR:
-        expected[1] = ("int32",)
+        expected[2] = ("int32",)
     assert [findings.one(f"position {i}").split() for i in range(len(tensors))] == [
         [f"{type_}/linear" for type_ in types] for types in expected
     ]
@@ -95,7 +96,7 @@ def test_packed_weights_have_a_fourth_of_the_columns(recording_driver: Any) -> N
     """Each form has its own number of columns; the other's would be read as wrong numbers."""
     case = CASES[BLOCK_OPERATORS.index(FP8_LINEAR)]
     for text, result in [("int32:64,48", "0"), ("float8:64,192", "0"), ("int32:64,192", "-1"), ("float8:64,48", "-1")]:
-        assert recording_driver("shape-change", *case.arguments({1: text})).one("result") == result
+        assert recording_driver("shape-change", *case.arguments({2: text})).one("result") == result
 
 
 @both
@@ -107,9 +108,12 @@ def test_output_shapes(host: Any, case: Case) -> None:
 
 @every_case
 @pytest.mark.parametrize("type_", ["float16", "bfloat16"])
-def test_outputs_have_the_type_of_the_first_input(recording_driver: Any, case: Case, type_: str) -> None:
+def test_outputs_have_the_type_of_the_activations(recording_driver: Any, case: Case, type_: str) -> None:
+    """Quantised ones are int32 with four e4m3 each, beside float32 scales."""
     inputs = {index: text.replace("float16", type_) for index, text in enumerate(case.inputs)}
-    assert recording_driver("output-types", *case.arguments(inputs)).all("type") == [type_] * len(case.outputs)
+    others = {Element.FLOAT8_TOKENS: "int32", Element.FLOAT32: "float32"}
+    expected = [others.get(output.element, type_) for output in case.operator.output_tensors]
+    assert recording_driver("output-types", *case.arguments(inputs)).all("type") == expected
 
 
 @every_case
@@ -134,8 +138,9 @@ def test_bad_shapes_are_refused(host: Any, case: Case, changed: dict[int, str], 
 def test_a_wrong_number_of_inputs_is_refused(host: Any, case: Case) -> None:
     findings = host("output-shapes", *case.arguments()[:-1])
     *most, last = case.operator.inputs
-    count = f"{len(most)} inputs and {len(case.outputs)} outputs: there are {len(most) + 1} inputs"
-    assert f"{count} ({', '.join(most)} and {last}) and " in findings.all("log")[0]
+    given = f"{len(most)} inputs and {len(case.outputs)} outputs"
+    wanted = f"{len(most) + 1} input{'s' if most else ''} ({', '.join(most)}{' and ' if most else ''}{last})"
+    assert f"{given}: there are {wanted} and " in findings.all("log")[0]
 
 
 @both
@@ -177,7 +182,9 @@ BEYOND = [  # operator, inputs by index, and the kernels' own message
     ("HeadNorm", {0: "float16:2,96,792", 1: "float16:792"}, "head_dim 264:"),
     ("NormModulate", {0: "float16:2,96,8200", 1: "float32:2,2,8200", 2: "float32:1,1,8200"}, "features 8200:"),
     ("Linear", {0: "float16:2,96,12", 1: "float16:64,12"}, "in_features 12:"),
-    ("Fp8Linear", {0: "float16:2,96,24", 1: "int32:64,6"}, "in_features 24:"),
+    ("Fp8Linear", {0: "int32:2,96,6", 2: "int32:64,6"}, "in_features 24:"),
+    ("Quantize", {0: "float16:2,96,24"}, "features 24:"),
+    ("NormModulateQuantize", {0: "float16:2,96,24", 1: "float32:2,2,24", 2: "float32:1,1,24"}, "features 24:"),
     ("CrossAttention", {i: "float16:2,7,3,12" for i in range(3)}, "head_dim 12:"),
 ]
 

@@ -57,8 +57,11 @@ def test_block_operators_are_the_contracts() -> None:
         "HeadNorm": "tokens weight | heads epsilon",
         "NormModulate": "tokens scale shift | epsilon first_tokens",
         "ResidualNormModulate": "residual update gate scale shift | epsilon first_tokens",
+        "Quantize": "tokens |",
+        "NormModulateQuantize": "tokens scale shift | epsilon first_tokens",
+        "ResidualNormModulateQuantize": "residual update gate scale shift | epsilon first_tokens",
         "Linear": "input weight bias | activation",
-        "Fp8Linear": "input weight weight_scale bias | activation",
+        "Fp8Linear": "input input_scale weight weight_scale bias | activation",
         "CrossAttention": "query key value | scale",
     }
     assert {(operator.namespace, operator.version) for operator in OPERATORS.values()} == {("vorta", "1")}

@@ -50,7 +50,7 @@ def make(case: Case, index: int, text: str) -> Tensor:
     """Random values for an input."""
     type_, _, extents = text.partition(":")
     shape = [int(extent) for extent in extents.split(",")]
-    if case.operator.input_tensors[index].element is Element.FLOAT8:
+    if case.operator.input_tensors[index].element in (Element.FLOAT8, Element.FLOAT8_TOKENS):
         shape[-1] *= 4  # of e4m3 in an int32
         return torch.randn(shape, device="cuda").to(torch.float8_e4m3fn)
     return torch.randn(shape, device="cuda").to(DTYPES[type_])
@@ -67,11 +67,11 @@ def test_plugin_gives_the_bits_of_the_torch_operator(host: tuple[Path, int], cas
     attributes: dict[str, Any] = case.node_attributes()
     outputs = getattr(torch.ops.vorta, case.operator.torch_name)(*inputs, *attributes.values())
     expected = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    found = [torch.full_like(tensor, torch.nan) for tensor in expected]
+    found = [torch.full(tensor.shape, torch.nan, device="cuda").to(tensor.dtype) for tensor in expected]
     workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
     addresses = ",".join(str(tensor.data_ptr()) for tensor in (*inputs, *found, workspace))
     enqueue(host, [*case.arguments(dict(enumerate(texts))), f"memory={addresses}"])
     torch.cuda.synchronize()
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip((tensor.float() for tensor in found), (tensor.float() for tensor in expected), strict=True):
         assert bool(torch.isfinite(one).all()) and torch.equal(one, other)

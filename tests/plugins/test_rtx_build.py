@@ -22,6 +22,7 @@ from .operator_cases import CASES
 
 PROBE = Path(__file__).parent / "rtx_build_probe.py"
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16, "fp32": TensorProto.FLOAT}
+OUTPUT_TYPES = {Element.FLOAT8_TOKENS: TensorProto.INT32, Element.FLOAT32: TensorProto.FLOAT}
 
 
 def one_node_model(path: Path, precision: str, text_tokens: int, **changed: Any) -> Path:
@@ -68,15 +69,16 @@ def operators_model(path: Path, precision: str, packed: bool) -> Path:
             if tensor.element is Element.FLOAT8 and not packed:
                 shape[-1], type_ = 4 * shape[-1], "float8"
                 weights.append(helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, shape, [0] * math.prod(shape)))
-            elif len(shape) < 3:
+            elif len(shape) < 3 and shape[0] != 2:
                 weights.append(helper.make_tensor(name, element_types[type_], shape, [0] * math.prod(shape)))
             else:
                 shape[0] = "B" if shape[0] == 2 else shape[0]
                 inputs.append(helper.make_tensor_value_info(name, element_types[type_], shape))
         results = [f"{operator.name}.{name}" for name in operator.outputs]
-        for name, extents in zip(results, case.outputs, strict=True):
+        for name, tensor, extents in zip(results, operator.output_tensors, case.outputs, strict=True):
             shape = ["B", *map(int, extents.split(",")[1:])]
-            outputs.append(helper.make_tensor_value_info(f"{name}.out", TYPES[precision], shape))
+            element = OUTPUT_TYPES.get(tensor.element, TYPES[precision])
+            outputs.append(helper.make_tensor_value_info(f"{name}.out", element, shape))
         attributes = {**case.node_attributes(), **operator.selection}
         nodes.append(
             helper.make_node(

@@ -20,13 +20,17 @@ from torch import Tensor
 from vorta_trt.model.block_operators.layers import (
     GELU,
     Norm,
+    Tokens,
+    all_fp8,
     feed_forward,
     head_norm,
     linear,
+    linears,
     ones_of_scales,
     parts_of,
     qk_norm_rotary,
 )
+from vorta_trt.model.fp8_linear import QuantizedTokens
 from vorta_trt.model.operator import Attention, AttentionObserver
 
 
@@ -39,7 +43,7 @@ class FusedStream(NamedTuple):
     """
 
     residual: Tensor
-    normed: Tensor
+    normed: Tokens
 
 
 class FusedPair(NamedTuple):
@@ -95,13 +99,19 @@ class FusedAttention:
 
 
 def stream_modulation(
-    norm: Any, second: Any, temb: Tensor, first_frame: Tensor | None = None, frame_tokens: int = 0
+    norm: Any,
+    second: Any,
+    quantize: tuple[bool, bool],
+    temb: Tensor,
+    first_frame: Tensor | None = None,
+    frame_tokens: int = 0,
 ) -> StreamModulation:
     """What an adaptive norm makes of the embedding.
 
     Args:
         norm: A diffusers AdaLayerNormZero or AdaLayerNormZeroSingle, or one of those that replace tokens.
         second: The LayerNorm before the feed forward, or None in a single-stream block.
+        quantize: Whether either leaves its tokens quantised.
         temb: [B, E].
         first_frame: [B, E], of the tokens of the first frame, or None if `temb` modulates them, too.
         frame_tokens: How many those are.
@@ -116,11 +126,11 @@ def stream_modulation(
     count = 1 if first_frame is None else 2
     shift, scale, gate, *more = parts_of(rows + ones_of_scales(parts, 1, count, rows.device), parts)  # [B, M, E] each
     first_tokens = 0 if first_frame is None else frame_tokens
-    first = Norm(scale, shift, norm.norm.eps, first_tokens)
+    first = Norm(scale, shift, norm.norm.eps, first_tokens, quantize[0])
     if second is None:
         return StreamModulation(first, gate)
     ff_shift, ff_scale, ff_gate = more
-    return StreamModulation(first, gate, Norm(ff_scale, ff_shift, second.eps, first_tokens), ff_gate)
+    return StreamModulation(first, gate, Norm(ff_scale, ff_shift, second.eps, first_tokens, quantize[1]), ff_gate)
 
 
 def last_norm(norm: Any, temb: Tensor, first_tokens: int = 0) -> Norm:
@@ -158,7 +168,7 @@ def fused_dual_block(
     assert text is not None
     query, key, value = _heads(block.attn, video.normed, text.normed, joint)  # [B, S+T, N, D] each
     attended = joint(query, key, value, attend, block.observer)  # [B, S+T, E]
-    for_video, for_text = attended.split((video.normed.shape[1], text.normed.shape[1]), dim=1)
+    for_video, for_text = attended.split((video.residual.shape[1], text.residual.shape[1]), dim=1)
     of_video, of_text = modulations
     projected = linear(block.attn.to_out[0], for_video)  # [B, S, E]
     video = _fed(block.ff, video.residual, projected, of_video, following[0])
@@ -179,10 +189,9 @@ def fused_single_block(
     """A single-stream block of [B, S+T, E]; `following` is the norm that reads its output."""
     attn, normed = block.attn, tokens.normed
     fed = linear(block.proj_mlp, normed, GELU)  # [B, S+T, 4 E]
-    query, key = qk_norm_rotary(
-        (attn.norm_q, attn.norm_k), linear(attn.to_q, normed), linear(attn.to_k, normed), joint.rope, attn.heads
-    )  # [B, S+T, N, D] each
-    value = linear(attn.to_v, normed).unflatten(2, (attn.heads, -1))  # [B, S+T, N, D]
+    query, key, value = linears((attn.to_q, attn.to_k, attn.to_v), normed)  # [B, S+T, E] each
+    query, key = qk_norm_rotary((attn.norm_q, attn.norm_k), query, key, joint.rope, attn.heads)  # [B, S+T, N, D] each
+    value = value.unflatten(2, (attn.heads, -1))  # [B, S+T, N, D]
     attended = joint(query, key, value, attend, block.observer)  # [B, S+T, E]
     update = linear(block.proj_out, torch.cat((attended, fed), dim=2))  # [B, S+T, E]
     return FusedStream(*following.of_sum(tokens.residual, update, modulation.gate))
@@ -206,9 +215,9 @@ class FusedStep:
     last: Norm
     joint: FusedAttention
 
-    def of_video(self, norm: Any, second: Any) -> StreamModulation:
+    def of_video(self, norm: Any, second: Any, quantize: tuple[bool, bool]) -> StreamModulation:
         """What modulates the video tokens, and any that follow them."""
-        return stream_modulation(norm, second, self.temb, self.first_frame, self.frame_tokens)
+        return stream_modulation(norm, second, quantize, self.temb, self.first_frame, self.frame_tokens)
 
 
 def fused_blocks(
@@ -233,27 +242,56 @@ def fused_blocks(
         The video tokens [B, S, E] as the last norm leaves them.
     """
     dual, single = stacks
-    of_video = [step.of_video(block.norm1, block.norm2) for block in dual]
-    of_text = [stream_modulation(block.norm1_context, block.norm2_context, step.temb) for block in dual]
-    of_both = [step.of_video(block.norm, None) for block in single]
+    of_video = [step.of_video(block.norm1, block.norm2, _video_quantized(block)) for block in dual]
+    of_text = [
+        stream_modulation(block.norm1_context, block.norm2_context, _text_quantized(block), step.temb) for block in dual
+    ]
+    of_both = [step.of_video(block.norm, None, (_both_quantized(block), False)) for block in single]
     following: list[tuple[Norm, Norm | None]] = [
         (next_video.first, next_text.first) for next_video, next_text in zip(of_video[1:], of_text[1:], strict=True)
     ]
     norms = [*(modulation.first for modulation in of_both), step.last]
-    # Text rows are no tokens of the first frame.
-    following.append((norms[0], norms[0]._replace(first_tokens=0) if single else None))
+    # Text rows are no tokens of the first frame. What follows joins both streams, in 16 bits.
+    joining = norms[0]._replace(quantize=False)
+    following.append((joining, joining._replace(first_tokens=0) if single else None))
 
     pair = FusedPair(FusedStream(video, of_video[0].first.of(video)), FusedStream(text, of_text[0].first.of(text)))
     for layer, block in enumerate(dual):
         modulations = of_video[layer], of_text[layer]
         pair = run_block(block, pair, modulations, following[layer], attentions[layer], step.joint)
     if pair.text is None:
-        return pair.video.normed
-    tokens = FusedStream(*(torch.cat(both, dim=1) for both in zip(pair.video, pair.text, strict=True)))  # [B, S+T, E]
+        return _in_16_bits(pair.video.normed)
+    normed = torch.cat((_in_16_bits(pair.video.normed), _in_16_bits(pair.text.normed)), dim=1)  # [B, S+T, E]
+    residual = torch.cat((pair.video.residual, pair.text.residual), dim=1)  # [B, S+T, E]
+    tokens = FusedStream(residual, QuantizedTokens.of(normed) if norms[0].quantize else normed)
     for layer, block in enumerate(single):
         attend = attentions[len(dual) + layer]
         tokens = run_block(block, tokens, of_both[layer], norms[layer + 1], attend, step.joint)
-    return tokens.normed[:, : video.shape[1]]
+    return _in_16_bits(tokens.normed)[:, : video.shape[1]]
+
+
+def _video_quantized(block: Any) -> tuple[bool, bool]:
+    """Whether layers with fp8 products alone read the video tokens behind either norm of a dual-stream block."""
+    attn, (first, *_) = block.attn, block.ff.net
+    return all_fp8(attn.to_q, attn.to_k, attn.to_v), all_fp8(first.proj)
+
+
+def _text_quantized(block: Any) -> tuple[bool, bool]:
+    """The same of the text."""
+    attn, (first, *_) = block.attn, block.ff_context.net
+    return all_fp8(attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), all_fp8(first.proj)
+
+
+def _both_quantized(block: Any) -> bool:
+    """The same of a single-stream block, which has one norm."""
+    attn = block.attn
+    return all_fp8(block.proj_mlp, attn.to_q, attn.to_k, attn.to_v)
+
+
+def _in_16_bits(normed: Tokens) -> Tensor:
+    """Normed tokens of which it is known that they were not quantised."""
+    assert isinstance(normed, Tensor)
+    return normed
 
 
 def _fed(layer: Any, residual: Tensor, update: Tensor, modulation: StreamModulation, following: Norm) -> FusedStream:
@@ -264,16 +302,16 @@ def _fed(layer: Any, residual: Tensor, update: Tensor, modulation: StreamModulat
     return FusedStream(*following.of_sum(residual, fed, modulation.feed_forward_gate))
 
 
-def _heads(attn: Any, video: Tensor, text: Tensor, joint: FusedAttention) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(attn: Any, video: Tokens, text: Tokens, joint: FusedAttention) -> tuple[Tensor, Tensor, Tensor]:
     """Query and key, normed and rotated, and value, of the video tokens and the text behind them: [B, S+T, N, D]."""
     heads = attn.heads
-    query, key = qk_norm_rotary(
-        (attn.norm_q, attn.norm_k), linear(attn.to_q, video), linear(attn.to_k, video), joint.video_rope, heads
-    )  # [B, S, N, D] each
+    query, key, video_value = linears((attn.to_q, attn.to_k, attn.to_v), video)  # [B, S, E] each
+    query, key = qk_norm_rotary((attn.norm_q, attn.norm_k), query, key, joint.video_rope, heads)  # [B, S, N, D] each
     # No rotation of the text.
-    text_query = head_norm(attn.norm_added_q, linear(attn.add_q_proj, text), heads)  # [B, T, N, D]
-    text_key = head_norm(attn.norm_added_k, linear(attn.add_k_proj, text), heads)  # [B, T, N, D]
-    value = torch.cat((linear(attn.to_v, video), linear(attn.add_v_proj, text)), dim=1)  # [B, S+T, E]
+    text_query, text_key, text_value = linears((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text)  # [B, T, E]
+    text_query = head_norm(attn.norm_added_q, text_query, heads)  # [B, T, N, D]
+    text_key = head_norm(attn.norm_added_k, text_key, heads)  # [B, T, N, D]
+    value = torch.cat((video_value, text_value), dim=1)  # [B, S+T, E]
     return (
         torch.cat((query, text_query), dim=1),
         torch.cat((key, text_key), dim=1),

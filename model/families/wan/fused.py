@@ -18,9 +18,12 @@ from torch import Tensor
 
 from vorta_trt.model.block_operators.layers import (
     Norm,
+    Tokens,
+    all_fp8,
     feed_forward,
     head_norm,
     linear,
+    linears,
     ones_of_scales,
     parts_of,
     qk_norm_rotary,
@@ -39,7 +42,7 @@ class FusedTokens(NamedTuple):
     """
 
     residual: Tensor
-    normed: Tensor
+    normed: Tokens
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,11 @@ def block_modulation(block: Any, shared: Tensor, first_tokens: int) -> BlockModu
     """A block's own: its table [1, 6, E] and what `shared_modulation` gives."""
     parts = parts_of(_rows(block.scale_shift_table, shared.shape[1]) + shared, BLOCK_PARTS)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts  # [B, M, E] each
-    first = Norm(scale, shift, block.norm1.eps, first_tokens)
-    return BlockModulation(first, gate, Norm(ffn_scale, ffn_shift, block.norm3.eps, first_tokens), ffn_gate)
+    attn, (ffn_first, *_) = block.attn1, block.ffn.net
+    quantize, ffn_quantize = all_fp8(attn.to_q, attn.to_k, attn.to_v), all_fp8(ffn_first.proj)
+    first = Norm(scale, shift, block.norm1.eps, first_tokens, quantize)
+    second = Norm(ffn_scale, ffn_shift, block.norm3.eps, first_tokens, ffn_quantize)
+    return BlockModulation(first, gate, second, ffn_gate)
 
 
 def last_norm(norm: Any, table: Tensor, embeddings: Tensor, first_tokens: int) -> Norm:
@@ -114,7 +120,8 @@ def fused_block(
 ) -> FusedTokens:
     """A block; `following` is the norm that reads its output: the next block's first, or the one behind all blocks."""
     attended = _self_attention(block, tokens.normed, step, attend)  # [B, S, E]
-    between = _affine(block.norm2, step.first_tokens)
+    between = _affine(block.norm2, step.first_tokens, all_fp8(block.attn2.to_q))
+    normed: Tokens
     if between is None:  # no norm before the cross-attention
         residual = (tokens.residual.float() + attended.float() * _by_token(modulation, tokens)).type_as(attended)
         normed = residual
@@ -126,19 +133,18 @@ def fused_block(
     return FusedTokens(*following.of_sum(residual, fed, modulation.feed_forward_gate))
 
 
-def _self_attention(block: Any, normed: Tensor, step: FusedStep, attend: Attention) -> Tensor:
+def _self_attention(block: Any, normed: Tokens, step: FusedStep, attend: Attention) -> Tensor:
     attn = block.attn1
-    query, key = qk_norm_rotary(
-        (attn.norm_q, attn.norm_k), linear(attn.to_q, normed), linear(attn.to_k, normed), step.rope, attn.heads
-    )  # [B, S, N, D] each
-    value = linear(attn.to_v, normed).unflatten(2, (attn.heads, -1))  # [B, S, N, D]
+    query, key, value = linears((attn.to_q, attn.to_k, attn.to_v), normed)  # [B, S, E] each
+    query, key = qk_norm_rotary((attn.norm_q, attn.norm_k), query, key, step.rope, attn.heads)  # [B, S, N, D] each
+    value = value.unflatten(2, (attn.heads, -1))  # [B, S, N, D]
     attended = attend(query, key, value)  # [B, S, N, D]
     if block.observer is not None:
         block.observer(query, key, value, attended, None)
     return linear(attn.to_out[0], attended.flatten(2, 3))
 
 
-def _cross_attention(attn: Any, normed: Tensor, step: FusedStep) -> Tensor:
+def _cross_attention(attn: Any, normed: Tokens, step: FusedStep) -> Tensor:
     query = head_norm(attn.norm_q, linear(attn.to_q, normed), attn.heads)  # [B, S, N, D]
     attended = _attended(attn, query, step.text, attn.to_k, attn.norm_k, attn.to_v)  # [B, S, E]
     if step.image is not None:
@@ -148,18 +154,19 @@ def _cross_attention(attn: Any, normed: Tensor, step: FusedStep) -> Tensor:
 
 def _attended(attn: Any, query: Tensor, seen: Tensor, to_key: Any, norm_key: Any, to_value: Any) -> Tensor:
     """Attention of query [B, S, N, D] to other tokens [B, *, E] -> [B, S, E]."""
-    key = head_norm(norm_key, linear(to_key, seen), attn.heads)  # [B, *, N, D]
-    value = linear(to_value, seen).unflatten(2, (attn.heads, -1))  # [B, *, N, D]
+    key, value = linears((to_key, to_value), seen)  # [B, *, E] each
+    key = head_norm(norm_key, key, attn.heads)  # [B, *, N, D]
+    value = value.unflatten(2, (attn.heads, -1))  # [B, *, N, D]
     attended: Tensor = torch.ops.vorta.cross_attention(query, key, value, 0.0)  # [B, S, N, D]
     return attended.flatten(2, 3)
 
 
-def _affine(norm: Any, first_tokens: int) -> Norm | None:
+def _affine(norm: Any, first_tokens: int, quantize: bool) -> Norm | None:
     """A LayerNorm whose weight and bias are the modulation, the same for every token; None for no norm at all."""
     if not hasattr(norm, "eps"):
         return None
     weight, bias = norm.weight.float()[None, None], norm.bias.float()[None, None]  # [1, 1, E]
-    return Norm(weight, bias, norm.eps, first_tokens)
+    return Norm(weight, bias, norm.eps, first_tokens, quantize)
 
 
 def _by_token(modulation: BlockModulation, tokens: FusedTokens) -> Tensor:

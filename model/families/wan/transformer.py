@@ -246,6 +246,7 @@ class RoutedWanTransformer(RoutedTransformer):
         for layer, block in enumerate(self.blocks):
             following = norms[layer + 1]
             carried = self._run_block(block, carried, modulations[layer], following, step, attentions[layer])
+        assert isinstance(carried.normed, Tensor)
         return carried.normed
 
     def _check_image(self, image: Tensor | None) -> None:

@@ -77,6 +77,24 @@ VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* pa
  * computes the same, more slowly. */
 VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);
 
+/* Quantize: rows in e4m3, each divided by a scale of its own, its largest magnitude / 448; a row of zeros has scale 1.
+ * Its outputs are quantized_input and input_scale of the layers that read the rows. Strides and pointers are as above;
+ * the outputs are dense and share no memory with the input. One kernel, no workspace, and capturable as above. */
+typedef struct vorta_quantize_params {
+  size_t struct_size;     /* sizeof(vorta_quantize_params), set by the caller */
+  int32_t dtype;          /* vorta_dtype of the input */
+  int32_t features;       /* K: a multiple of 16 */
+  int64_t rows;           /* R, may be 0 */
+  const void* input;      /* [R, K] of dtype */
+  void* quantized;        /* [R, K] e4m3, every element is written */
+  float* quantized_scale; /* [R] float32, every element is written */
+  int64_t input_stride;   /* at least K */
+} vorta_quantize_params;
+
+/* Validates everything but pointers and strides, without touching a GPU. */
+VORTA_API vorta_status vorta_quantize_validate(const vorta_quantize_params* params);
+VORTA_API vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* stream);
+
 /* Which products calls on the current device take: "sm90" (fp8 on Hopper), "cublaslt 13.1.0", or "sm80", the slower
  * kernel for every GPU. `reason` takes why it is the last, else ""; it may be NULL. Both are valid until the thread's
  * next call. */

@@ -191,6 +191,20 @@ vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* strea
   return vorta::linear::enqueue(*params, static_cast<cudaStream_t>(stream));
 }
 
+vorta_status vorta_quantize_validate(const vorta_quantize_params* params) { return vorta::linear::validate(params); }
+
+vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* stream) {
+  using namespace vorta;
+  if (vorta_status status = linear::validate(params)) return status;
+  const vorta_quantize_params& p = *params;
+  if (p.rows == 0) return VORTA_OK;
+  if (vorta_status status = linear::validate_tensors(p)) return status;
+  const cudaError_t error =
+      linear::launch_quantize_rows(static_cast<vorta_dtype>(p.dtype), p.rows, p.features, p.input, p.input_stride,
+                                   p.quantized, p.quantized_scale, static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? VORTA_OK : report("quantisation", error);
+}
+
 const char* vorta_linear_backend(int32_t precision, const char** reason) {
   using namespace vorta;
   thread_local char name[32], why[512];

@@ -26,6 +26,26 @@ vorta_status check_features(const char* name, int value, int multiple, bool fp8)
               name, value, multiple, kMaxFeatures, fp8 ? " with fp8 products" : "");
 }
 
+/// What both structs begin with, and the rows.
+template <class Params>
+vorta_status check_common(const Params* params, const char* type) {
+  if (params == nullptr) {
+    return fail(VORTA_INVALID_ARGUMENT, "params NULL: must point to a %s; pass one", type);
+  }
+  if (params->struct_size != sizeof(*params)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "params.struct_size %zu: must be %zu in this library (API version %d); set it to sizeof(*params) and "
+                "compile against the same header",
+                params->struct_size, sizeof(*params), VORTA_API_VERSION);
+  }
+  if (vorta_status status = check_choice("dtype", params->dtype, "0 (float16) or 1 (bfloat16)")) return status;
+  if (params->rows < 0 || params->rows > kMaxRows) {
+    return fail(VORTA_INVALID_ARGUMENT, "rows %lld: must be 0 to %lld; split the input",
+                static_cast<long long>(params->rows), kMaxRows);
+  }
+  return VORTA_OK;
+}
+
 struct Matrix {
   const char *name, *shape;
   const void* pointer;
@@ -55,26 +75,13 @@ vorta_status check_matrix(const Matrix& m, Extent* extent) {
 }  // namespace
 
 vorta_status validate(const vorta_linear_params* params) noexcept {
-  if (params == nullptr) {
-    return fail(VORTA_INVALID_ARGUMENT, "params NULL: must point to a vorta_linear_params; pass one");
-  }
+  if (vorta_status status = check_common(params, "vorta_linear_params")) return status;
   const vorta_linear_params& p = *params;
-  if (p.struct_size != sizeof(p)) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "params.struct_size %zu: must be %zu in this library (API version %d); set it to sizeof(*params) and "
-                "compile against the same header",
-                p.struct_size, sizeof(p), VORTA_API_VERSION);
-  }
-  if (vorta_status status = check_choice("dtype", p.dtype, "0 (float16) or 1 (bfloat16)")) return status;
   if (vorta_status status = check_choice("precision", p.precision, "0 (same) or 1 (fp8)")) return status;
   if (vorta_status status = check_choice("activation", p.activation, "0 (none) or 1 (gelu_tanh)")) return status;
   const bool fp8 = p.precision == VORTA_LINEAR_FP8;
   if (vorta_status status = check_features("in_features", p.in_features, fp8 ? 16 : 8, fp8)) return status;
   if (vorta_status status = check_features("out_features", p.out_features, fp8 ? 16 : 8, fp8)) return status;
-  if (p.rows < 0 || p.rows > kMaxRows) {
-    return fail(VORTA_INVALID_ARGUMENT, "rows %lld: must be 0 to %lld; split the input", static_cast<long long>(p.rows),
-                kMaxRows);
-  }
   if (p.candidate < -1 || p.candidate > kMaxCandidate) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "candidate %d: must be -1 (the library's own kernel) to %d; pass 0 for cuBLASLt's first choice",
@@ -139,6 +146,36 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
     return fail(VORTA_INVALID_ARGUMENT,
                 "workspace %p: must not share memory with input, weight or output; pass memory of its own",
                 p.workspace);
+  }
+  return VORTA_OK;
+}
+
+vorta_status validate(const vorta_quantize_params* params) noexcept {
+  if (vorta_status status = check_common(params, "vorta_quantize_params")) return status;
+  return check_features("features", params->features, 16, true);
+}
+
+vorta_status validate_tensors(const vorta_quantize_params& p) noexcept {
+  Extent input{}, quantized{};
+  if (vorta_status status = check_matrix({"input", "[R, K]", p.input, p.rows, p.input_stride, p.features, 2}, &input)) {
+    return status;
+  }
+  if (vorta_status status =
+          check_matrix({"quantized", "[R, K] e4m3", p.quantized, p.rows, p.features, p.features, 1}, &quantized)) {
+    return status;
+  }
+  if (p.quantized_scale == nullptr || !is_aligned(p.quantized_scale, 16)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "quantized_scale %p: must be a device pointer to float32 [R], aligned to 16 bytes; pass one",
+                static_cast<const void*>(p.quantized_scale));
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(p.quantized_scale);
+  const Extent scale{begin, begin + static_cast<uintptr_t>(p.rows) * sizeof(float), true};
+  if (quantized.overlaps(input) || scale.overlaps(input) || scale.overlaps(quantized)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "quantized %p and quantized_scale %p: must share no memory with the input or each other; pass memory "
+                "of their own",
+                p.quantized, static_cast<const void*>(p.quantized_scale));
   }
   return VORTA_OK;
 }

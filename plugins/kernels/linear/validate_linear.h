@@ -14,6 +14,10 @@ vorta_status validate(const vorta_linear_params* params) noexcept;
 /// Pointers and strides of a call that is valid otherwise and has rows.
 vorta_status validate_tensors(const vorta_linear_params& params, size_t workspace_bytes) noexcept;
 
+/// As above, of a quantisation.
+vorta_status validate(const vorta_quantize_params* params) noexcept;
+vorta_status validate_tensors(const vorta_quantize_params& params) noexcept;
+
 }  // namespace vorta::linear
 
 #endif  // VORTA_TRT_KERNELS_LINEAR_VALIDATE_LINEAR_H_

@@ -1,14 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operators.h"
 
+#include <string>
+
 namespace vorta::plugin {
 
 const std::vector<const Operator*>& operators() {
   static const std::vector<const Operator*> all = {
-      &routedAttention(),      &qkNormRotary(), &headNorm(),  &normModulate(),
-      &residualNormModulate(), &linear(),       &fp8Linear(), &crossAttention(),
+      &routedAttention(),
+      &qkNormRotary(),
+      &headNorm(),
+      &normModulate(),
+      &residualNormModulate(),
+      &quantize(),
+      &normModulateQuantize(),
+      &residualNormModulateQuantize(),
+      &linear(),
+      &fp8Linear(),
+      &crossAttention(),
   };
   return all;
+}
+
+std::vector<OutputAxis> packedShape(const Setting& setting) {
+  return {{0, 0}, {0, 1}, {-1, 0, setting.inputs[0].d[2] / kPerInt32}};
+}
+
+void requireConstantFeatures(const Setting& setting) {
+  if (setting.inputs[0].d[2] != kUnknown) return;
+  throw PluginError(std::string(setting.record.op().inputs[0].name) +
+                    " has an open number of features: must be a constant of the network; export the model again");
 }
 
 }  // namespace vorta::plugin

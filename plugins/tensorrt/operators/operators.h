@@ -10,12 +10,17 @@
 
 namespace vorta::plugin {
 
+inline constexpr int64_t kPerInt32 = 4;  // e4m3 in an int32
+
 const Operator& routedAttention();
 const Operator& crossAttention();
 const Operator& headNorm();
 const Operator& qkNormRotary();
 const Operator& normModulate();
 const Operator& residualNormModulate();
+const Operator& quantize();
+const Operator& normModulateQuantize();
+const Operator& residualNormModulateQuantize();
 const Operator& linear();
 const Operator& fp8Linear();
 
@@ -23,6 +28,12 @@ const Operator& fp8Linear();
 inline void requireOk(vorta_status status) {
   if (status != VORTA_OK) throw PluginError(vorta_last_error());
 }
+
+// The shape of quantised activations [B, X, E/4] for input 0 [B, X, E]. E is a constant of every network.
+std::vector<OutputAxis> packedShape(const Setting& setting);
+
+// Throws PluginError unless the features of input 0 [B, X, E] are a constant.
+void requireConstantFeatures(const Setting& setting);
 
 // Strides of a row-major tensor along every axis but the last, in elements. `dims` has one axis more than `strides`.
 template <int32_t count>

@@ -90,6 +90,30 @@ def test_modulated_norms(rows: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_norms_that_quantise(dtype: torch.dtype) -> None:
+    """Bit for bit what quantising their rounded output gives, and so what a layer of that output computes."""
+    ops = torch.ops.vorta
+    tokens, update = (numbers(BATCH, TOKENS, WIDTH, seed=seed, dtype=dtype) for seed in (1, 2))
+    norm = (modulation(BATCH, 2, 3), modulation(1, 1, 4), EPSILON, FIRST)
+    normed = ops.norm_modulate(tokens, *norm)
+    summed, of_sum = ops.residual_norm_modulate(tokens, update, modulation(BATCH, 1, 5), *norm)
+    found, *of_sum_quantised = ops.residual_norm_modulate_quantize(tokens, update, modulation(BATCH, 1, 5), *norm)
+    assert torch.equal(found, summed)
+    for exact, (quantised, scale) in (
+        (normed, ops.norm_modulate_quantize(tokens, *norm)),
+        (of_sum, of_sum_quantised),
+    ):
+        expected, expected_scale = quantize_rows(exact)
+        assert torch.equal(quantised.view(torch.uint8), expected.view(torch.uint8))
+        assert torch.equal(scale, expected_scale.squeeze(-1)) and scale.shape == (BATCH, TOKENS)
+    checks = ("test_faketensor",)
+    torch.library.opcheck(ops.norm_modulate_quantize.default, (tokens, *norm), test_utils=checks)
+    arguments = (tokens, update, modulation(BATCH, 1, 5), *norm)
+    torch.library.opcheck(ops.residual_norm_modulate_quantize.default, arguments, test_utils=checks)
+    torch.library.opcheck(ops.quantize.default, (tokens,), test_utils=checks)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh"])
 def test_linear(activation: str, dtype: torch.dtype) -> None:
     tokens = numbers(BATCH, TOKENS, WIDTH, dtype=dtype)
@@ -112,7 +136,8 @@ def test_fp8_linear(activation: str, dtype: torch.dtype) -> None:
     rounded = (tokens.float() / scale).to(torch.float8_e4m3fn)
     product = (rounded.double() * scale) @ (weight.double() * weight_scale).T + bias.double()
     wanted = gelu(product) if activation == "gelu_tanh" else product
-    check("fp8_linear", (tokens, weight, weight_scale.squeeze(1), bias, activation), (wanted,), dtype)
+    quantized = torch.ops.vorta.quantize(tokens)
+    check("fp8_linear", (*quantized, weight, weight_scale.squeeze(1), bias, activation), (wanted,), dtype)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
@@ -161,6 +186,15 @@ def test_rows_are_quantised_over_their_largest() -> None:
         (lambda ops, t: ops.norm_modulate(t, t[:, :1], t[:, :1], EPSILON, -1), "first_tokens -1: must be at least 0"),
         (lambda ops, t: ops.linear(t, t[0, :, :5], t[0, :, 0], "none"), r"weight of shape \(7, 5\): must be \[O, K\]"),
         (lambda ops, t: ops.linear(t, t[0], t[0, :, 0], "relu"), "activation 'relu': must be 'none' or 'gelu_tanh'"),
+        (
+            lambda ops, t: ops.fp8_linear(t, t[..., 0], *quantize_rows(t[0]), t[0, :, 0], "none"),
+            "input of dtype torch.float32: must be torch.float8_e4m3fn",
+        ),
+        (
+            lambda ops, t: ops.fp8_linear(*quantize_rows(t), *quantize_rows(t[0]), t[0, :, 0], "none"),
+            r"input_scale of shape \(2, 7, 1\): must be \[B, X\]",
+        ),
+        (lambda ops, t: ops.quantize(ops.quantize(t)[0]), "tokens of dtype torch.float8_e4m3fn: must be float16"),
     ],
 )
 def test_refuses(call: Callable[[Any, Tensor], Any], message: str) -> None:

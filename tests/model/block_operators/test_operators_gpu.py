@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vorta_trt.model.block_operators import quantize_rows, references
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
-from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS
+from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, QUANTIZING
 
 from ..running import run
 
@@ -54,14 +54,17 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
             *(tokens(1), tokens(2), modulation(2, 3), modulation(1, 4), modulation(1, 5)[:1], EPSILON, FIRST),
         ),
         "linear": lambda: (tokens(1), weight, bias, "gelu_tanh"),
-        "fp8_linear": lambda: (tokens(1), quantised, scale.flatten(), bias, "gelu_tanh"),
+        "fp8_linear": lambda: (
+            *references.quantize(tokens(1)),
+            *(quantised, scale.flatten(), bias, "gelu_tanh"),
+        ),
         "cross_attention": lambda: (heads(TOKENS, 1), heads(KEYS, 2), heads(KEYS, 3), 0.0),
     }
     return given[name]()
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("name", [operator.torch_name for operator in BLOCK_OPERATORS])
+@pytest.mark.parametrize("name", [each.torch_name for each in BLOCK_OPERATORS if each.name not in QUANTIZING])
 def test_equals_the_reference_but_for_rounding(name: str, dtype: torch.dtype) -> None:
     given = arguments(name, dtype)
     found = getattr(torch.ops.vorta, name)(*given)
@@ -74,6 +77,20 @@ def test_equals_the_reference_but_for_rounding(name: str, dtype: torch.dtype) ->
         print(f"{name} {dtype} relative error {error:.1e}")
         assert output.dtype == dtype and output.shape == wanted.shape
         assert error <= ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("name", ["norm_modulate", "residual_norm_modulate"])
+def test_a_norm_that_quantises_leaves_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    """Those of the 16-bit norm, quantised by the kernel for it or by torch."""
+    given = arguments(name, dtype)
+    outputs = getattr(torch.ops.vorta, name)(*given)
+    *before, normed = outputs if isinstance(outputs, tuple) else (outputs,)
+    *summed, values, scale = getattr(torch.ops.vorta, f"{name}_quantize")(*given)
+    assert all(map(torch.equal, summed, before))
+    for wanted, wanted_scale in (torch.ops.vorta.quantize(normed), references.quantize(normed.cpu())):
+        assert torch.equal(values.cpu().view(torch.uint8), wanted.cpu().view(torch.uint8))
+        assert torch.equal(scale.cpu(), wanted_scale.cpu())
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # of torch's own compiler

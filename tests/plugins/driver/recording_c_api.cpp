@@ -172,6 +172,17 @@ vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* strea
   return VORTA_OK;
 }
 
+vorta_status vorta_quantize_validate(const vorta_quantize_params*) { return VORTA_OK; }
+
+vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* stream) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: dtype=%d features=%d rows=%lld\n", params->dtype, params->features,
+              static_cast<long long>(params->rows));
+  std::printf("pointers: %p %p %p\n", params->input, params->quantized, static_cast<void*>(params->quantized_scale));
+  std::printf("row strides: %lld\nstream: %p\n", static_cast<long long>(params->input_stride), stream);
+  return VORTA_OK;
+}
+
 const char* vorta_last_error(void) { return ""; }
 const char* vorta_version(void) { return "recording"; }
 const char* vorta_abi_hash(void) { return "recording"; }
