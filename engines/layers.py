@@ -151,7 +151,8 @@ def engine_information(trt: Any, engine: Any) -> Any:
     """
     if not hasattr(trt, "EngineInspector"):
         return None
-    return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return json.loads(text, strict=False)  # TensorRT 8.6 leaves control characters in names as they are
 
 
 def onnx_nodes(metadata: str | None) -> list[str]:

@@ -35,6 +35,7 @@ from vorta_trt.plugins.operator_schema import (
     ROUTED_ATTENTION,
 )
 
+_SHAPES_OF_WEIGHTS = ("Reshape", "Pad")  # of the embedding of patches, a convolution that is written as a product
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
 _RESIDUAL_NORMS = (RESIDUAL_NORM_MODULATE.node_type, RESIDUAL_NORM_MODULATE_QUANTIZE.node_type)
@@ -86,8 +87,11 @@ def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _owner_of_weights(node: ir.Node, weights: set[ir.Value]) -> str:
-    """The module of the weights that one of our operators has, of several the one around them; "" for all others."""
-    if node.domain != ROUTED_ATTENTION.namespace:
+    """The module of the weights that one of our operators, or what shapes weights, has; "" for all others.
+
+    Of the weights of several modules it is the one around them.
+    """
+    if node.domain != ROUTED_ATTENTION.namespace and node.op_type not in _SHAPES_OF_WEIGHTS:
         return ""
     owners = [str(value.name).split(".")[:-1] for value in node.inputs if value in weights]
     return ".".join(os.path.commonprefix(owners))

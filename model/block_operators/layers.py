@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vorta_trt.model.fp8_linear import Fp8Linear, QuantizedTokens
 
 GELU = "gelu_tanh"
 NO_ACTIVATION = "none"
 Tokens = Tensor | QuantizedTokens  # [B, X, E], as linear layers take them
+PRODUCT_FEATURES = 8  # `Linear` takes multiples of it
 
 
 class Norm(NamedTuple):
@@ -82,6 +84,34 @@ def linear(layer: nn.Module, tokens: Tokens, activation: str = NO_ACTIVATION) ->
         f"layer of type {type(layer).__name__}: block operators take nn.Linear and Fp8Linear; fuse adapters into the "
         f'weights, or use block_ops="native"'
     )
+
+
+def patch_embedding(layer: nn.Conv3d, latents: Tensor) -> Tensor:
+    """A convolution over patches that do not overlap, as the product of a linear layer.
+
+    cuDNN and TensorRT write the convolution's output with its channels first, and copy it into rows of tokens; at
+    72,000 tokens of 5120 features that takes longer than the product. Here the latents are reordered in its place,
+    which are 80 times smaller.
+
+    Args:
+        layer: Kernel and stride are the patch, without padding.
+        latents: [B, C, F, H, W].
+
+    Returns:
+        Tokens [B, S, E] in raster order.
+    """
+    patch, features = layer.kernel_size, layer.out_channels
+    if layer.stride != patch or layer.groups != 1 or any(layer.padding) or layer.bias is None:
+        raise TypeError(f"patch embedding {layer}: must be a convolution with a stride of its kernel, without padding")
+    grid = [size // step for size, step in zip(latents.shape[2:], patch, strict=True)]
+    split = [size for pair in zip(grid, patch, strict=True) for size in pair]
+    voxels = latents.reshape(*latents.shape[:2], *split)  # [B, C, f, pf, h, ph, w, pw]
+    patches = voxels.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)  # [B, S, C * patch voxels]
+    weight = layer.weight.reshape(features, -1)  # [E, C * patch voxels]
+    if missing := -weight.shape[1] % PRODUCT_FEATURES:  # e.g. 65 channels and patches of one voxel
+        patches, weight = (functional.pad(rows, (0, missing)) for rows in (patches, weight))
+    tokens: Tensor = torch.ops.vorta.linear(patches, weight, layer.bias, NO_ACTIVATION)
+    return tokens
 
 
 def feed_forward(layer: Any, tokens: Tokens) -> Tensor:

@@ -54,7 +54,7 @@ class FakeEngine:
     num_layers, device_memory_size_v2, streamable_weights_size, num_aux_streams = 7, 4096, 512, 1
 
     def create_engine_inspector(self) -> SimpleNamespace:
-        return SimpleNamespace(get_engine_information=lambda kind: '{"Layers": [{"Name": "x"}]}')
+        return SimpleNamespace(get_engine_information=lambda kind: '{"Layers": [{"Name": "x", "Tactic": "a\nb"}]}')
 
 
 class FakeEngine86(FakeEngine):

@@ -80,12 +80,12 @@ def test_nodes(exported: Exported, load: Load) -> None:
         "QKNormRotary": LAYERS,
         "HeadNorm": 2 * LAYERS,
         "CrossAttention": LAYERS,
-        "Linear": 10 * LAYERS,
+        "Linear": 10 * LAYERS + 1,
     }
     left = {node.op_type for node in model.graph.node if node.name.startswith("blocks.") and not node.domain}
     assert left <= {"Reshape", "Unsqueeze", "Cast", "Gemm", "Softmax", "Sigmoid", "Mul"}, "the router, and shapes"
     linear = [node for node in model.graph.node if node.op_type == "Linear"]
-    assert [node.name for node in linear] == [f"{node.input[1].removesuffix('.weight')}/Linear" for node in linear]
+    assert [node.name for node in linear] == [f"{node.input[2].removesuffix('.bias')}/Linear" for node in linear]
     assert {(f.domain, f.name) for f in model.functions} == {(ROUTED_ATTENTION.namespace, name) for name in counts}
     assert {o.domain: o.version for o in model.opset_import} == {"": 23, ROUTED_ATTENTION.namespace: 1}
     found = routed_attention_nodes(exported("bf16"))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.block_operators.layers import patch_embedding
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.hunyuan_video import replaces_tokens
 from vorta_trt.model.families.hunyuan_video.blocks import (
@@ -105,7 +106,10 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
         bare = self.timestep_embedding(timestep)  # [B, E]
         modulation = self._modulation(bare, timestep, pooled_projections, guidance, geometry)
-        video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
+        if self.block_ops == PLUGIN_OPS:
+            video = patch_embedding(self.x_embedder.proj, hidden_states)  # [B, S, E]
+        else:
+            video = self.x_embedder(hidden_states).contiguous()
         text = self.context_embedder(encoder_hidden_states, timestep, valid)  # [B, T, E]
 
         chosen, taken = [], []

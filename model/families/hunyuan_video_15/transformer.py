@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.block_operators.layers import patch_embedding
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.hunyuan_video.blocks import JointAttention, Modulation, RoutedDualStreamBlock
 from vorta_trt.model.families.hunyuan_video.fused import FusedAttention, FusedStep, fused_blocks, last_norm
@@ -105,7 +106,10 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
         check_valid_first("encoder_attention_mask_2", valid_2)
         bare = self.timestep_embedding(timestep)  # [B, E]
         temb = self._conditioning(bare, timestep_r)  # [B, E]
-        video = self.x_embedder(hidden_states).contiguous()  # [B, S, E]
+        if self.block_ops == PLUGIN_OPS:
+            video = patch_embedding(self.x_embedder.proj, hidden_states)  # [B, S, E]
+        else:
+            video = self.x_embedder(hidden_states).contiguous()
         prompt = self.context_embedder(encoder_hidden_states, timestep, valid) + self._kind(PROMPT)  # [B, X, E]
         glyphs = self.context_embedder_2(encoder_hidden_states_2) + self._kind(GLYPHS)  # [B, G, E]
         image = None if image_embeds is None else self.image_embedder(image_embeds) + self._kind(IMAGE)  # [B, I, E]

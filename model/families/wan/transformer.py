@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vorta_trt.model.block_operators.layers import patch_embedding
 from vorta_trt.model.boxes import Shape
 from vorta_trt.model.families.wan import two_timesteps
 from vorta_trt.model.families.wan.fused import (
@@ -181,7 +182,10 @@ class RoutedWanTransformer(RoutedTransformer):
         tau = self.tau if tau is None else tau
         rope = (self.rope_cos, self.rope_sin)
 
-        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # [B, S, E]
+        if self.block_ops == PLUGIN_OPS:
+            tokens = patch_embedding(self.patch_embedding, hidden_states)  # [B, S, E]
+        else:
+            tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         if two_timesteps(self.config):
             check_two_per_sample(timestep=timestep)
             embeddings = self.timestep_embedding(timestep.flatten()).unflatten(0, (-1, 2))  # [B, 2, E]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.block_operators import quantize_rows
+from vorta_trt.model.block_operators.layers import patch_embedding
 from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS
 
 BATCH, TOKENS, KEYS, HEADS, HEAD_DIM, OUT, FIRST = 2, 7, 5, 3, 8, 16, 3
@@ -162,6 +163,20 @@ def check(name: str, arguments: tuple[Any, ...], wanted: tuple[Tensor, ...], dty
     if dtype == torch.bfloat16:
         checks = ("test_schema", "test_faketensor") if name != "fp8_linear" else ("test_faketensor",)
         torch.library.opcheck(operator.default, arguments, test_utils=checks)  # (its own sums have no float8)
+
+
+@pytest.mark.parametrize(("channels", "patch"), [(16, (1, 2, 2)), (5, (1, 1, 1))])  # 64 and 5 features a patch
+def test_patches_are_embedded_as_by_the_convolution(channels: int, patch: tuple[int, int, int]) -> None:
+    layer = torch.nn.Conv3d(channels, 24, patch, stride=patch)
+    latents = torch.randn(2, channels, 3, 4, 6)
+    with torch.no_grad():
+        expected = layer(latents).flatten(2).transpose(1, 2)  # [B, S, E]
+        torch.testing.assert_close(patch_embedding(layer, latents), expected, rtol=0, atol=1e-6)
+
+
+def test_patches_that_overlap_are_refused() -> None:
+    with pytest.raises(TypeError, match="a stride of its kernel"):
+        patch_embedding(torch.nn.Conv3d(16, 24, 3, stride=2), torch.randn(1, 16, 4, 8, 8))
 
 
 def test_rows_are_quantised_over_their_largest() -> None:

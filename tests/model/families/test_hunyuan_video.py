@@ -537,7 +537,7 @@ def operators(dual: int, single: int) -> dict[str, int]:
         "residual_norm_modulate": 4 * dual + single - (0 if single else 2),
         "qk_norm_rotary": dual + single,
         "head_norm": 2 * dual,
-        "linear": 12 * dual + 5 * single - (0 if single else 3),
+        "linear": 12 * dual + 5 * single + (1 if single else -2),  # with the embedding of patches
     }
 
 

@@ -371,7 +371,7 @@ def operators(blocks: int, image: bool = False) -> dict[str, int]:
         "qk_norm_rotary": blocks,
         "head_norm": (3 if image else 2) * blocks,
         "cross_attention": (2 if image else 1) * blocks,
-        "linear": (12 if image else 10) * blocks,
+        "linear": (12 if image else 10) * blocks + 1,  # with the embedding of patches
     }
 
 
