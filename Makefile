@@ -27,6 +27,7 @@ requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(na
 	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
 RUN_REQUIREMENTS := $(call requirements,dependencies rtx video plot)
 TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train serve test)
+site_packages = $$($(1)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 # Two steps at a time: compiling beside installing, types beside tests.
 TOGETHER := $(MAKE) --no-print-directory --jobs 2
 # GPU tests run in a process of their own, since the card is one; without a GPU they are skipped among the others.
@@ -94,7 +95,11 @@ $(VENV)/.requirements: pyproject.toml constraints.txt $(VENV)/.build-requirement
 $(VENV)/.requirements-test: pyproject.toml constraints.txt $(VENV)/.build-requirements
 	$(INSTALL) $(TEST_REQUIREMENTS)
 	# What TensorRT 10.13 offers to Python, as text. Its metadata asks for that TensorRT, which no test imports.
-	$(PIP) install --no-deps --constraint constraints.txt tensorrt-stubs
+	# The metadata of Triton's server asks for NumPy 1, which its Python backend alone needs: an environment has that.
+	$(PIP) install --no-deps --constraint constraints.txt tensorrt-stubs nvidia-pytriton
+	$(BIN)/python -m venv --without-pip --clear $(VENV)/triton
+	$(PIP) install --no-deps --target $(call site_packages,$(VENV)/triton/bin) "numpy<2" "ml-dtypes<0.6"
+	echo $(call site_packages,$(BIN)) > $(call site_packages,$(VENV)/triton/bin)/tests.pth
 	@touch $@ $(VENV)/.requirements
 
 $(VENV)/.requirements-wheel: pyproject.toml constraints.txt $(VENV)/.build-requirements

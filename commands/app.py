@@ -27,7 +27,7 @@ from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 # In the order of `vorta-trt --help`; the file has the command's name.
 COMMANDS = (
     *("doctor", "demo", "export", "build", "refit", "inspect", "verify", "routes", "generate", "compare", "bench"),
-    *("train-router", "calibrate", "serve"),
+    *("train-router", "calibrate", "serve", "triton"),
 )
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

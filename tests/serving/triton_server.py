@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real `tritonserver` of the package nvidia-pytriton, on loopback ports, with its Python backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+LONGEST = 120.0  # seconds until a server is ready
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """A server that is ready.
+
+    Attributes:
+        process: Its process.
+        http: Its host and port of HTTP.
+        grpc: The same of gRPC.
+        metrics: The URL of its metrics.
+        log: What it says.
+    """
+
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+    metrics: str
+    log: Path
+
+    def samples(self) -> dict[str, float]:
+        """The values of our metrics, by name and labels as the endpoint writes them."""
+        text = urllib.request.urlopen(self.metrics, timeout=10).read().decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("vorta_")]
+        return {name: float(value) for name, _, value in lines}
+
+    def stubs(self) -> list[int]:
+        """Process ids of the instances of Python models."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "triton_python_backend_stub"], capture_output=True, text=True
+        )
+        return [int(line) for line in found.stdout.split()]
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _backends(package: Path, folder: Path) -> Path:
+    """The Python backend, with the stub of this Python beside it."""
+    place = folder / "backends" / "python"
+    place.mkdir(parents=True)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for file in (
+        *(package / "backends" / "python").iterdir(),
+        package / "python_backend_stubs" / version / "triton_python_backend_stub",
+    ):
+        (place / file.name).symlink_to(file)
+    return place.parent
+
+
+@contextmanager
+def triton_server(repository: Path, folder: Path) -> Iterator[TritonServer]:
+    """Starts a server and waits until all models are ready; skips the test where the package is not installed.
+
+    Args:
+        repository: The models.
+        folder: Empty; takes the log, and the backend.
+    """
+    found = importlib.util.find_spec("pytriton")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs the real server of the package nvidia-pytriton, which is not installed")
+    package = Path(found.submodule_search_locations[0])
+    server = package / "tritonserver"
+    libraries = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(package.parent / "nvidia_pytriton.libs"),
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    http, grpc, metrics = _free_ports(3)
+    log = folder / "triton.log"
+    command = [
+        server / "bin" / "tritonserver",
+        *("--model-repository", repository, "--backend-directory", _backends(server, folder)),
+        *("--http-address", "127.0.0.1", "--grpc-address", "127.0.0.1", "--metrics-address", "127.0.0.1"),
+        *("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--metrics-interval-ms", 100),
+        *("--allow-gpu-metrics", "false", "--exit-on-error", "true", "--exit-timeout-secs", 1),
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        _wait_until_ready(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
+        yield TritonServer(
+            process, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics", log
+        )
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    until = time.monotonic() + LONGEST
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise AssertionError(f"tritonserver is not ready:\n{log.read_text(errors='replace')[-8000:]}")
