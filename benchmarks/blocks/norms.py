@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms of a block beside the same formulas in torch, compiled and eager.
+"""The norms of a block, and what quantises, beside the same formulas in torch, compiled and eager.
 
 Letters: X tokens, N heads, D head dimension, E features (= N D).
 """
@@ -7,7 +7,7 @@ Letters: X tokens, N heads, D head dimension, E features (= N D).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -48,18 +48,20 @@ class Norm:
     Attributes:
         operator: Its name as an ONNX node.
         overload: Its name in torch.
-        passes: Tensors [X, E] that a call reads and writes at least.
+        passes: Tensors [X, E] of 16 bits that a call reads and writes at least; one in e4m3 is half of one.
         names: Its tensors: methods of `Tensors`.
         by_token: Which of them have a row for each token.
         numbers: What follows the tensors, for a block.
+        quantizes: What it quantises, as a function of `references`, whose last output that is; None if nothing.
     """
 
     operator: str
     overload: str
-    passes: int
+    passes: float
     names: tuple[str, ...]
     by_token: tuple[str, ...]
     numbers: Callable[[Block], tuple[Any, ...]]
+    quantizes: Callable[..., Outputs] | None = None
 
 
 def _heads(block: Block) -> tuple[Any, ...]:
@@ -81,13 +83,24 @@ RESIDUAL_NORM_MODULATE = Norm(
     ("tokens", "other_tokens"), _one_row,
 )  # fmt: skip
 
-WITH_CROSS_ATTENTION = (QK_NORM_ROTARY, HEAD_NORM, NORM_MODULATE, RESIDUAL_NORM_MODULATE)
+QUANTIZING = (
+    Norm("Quantize", "quantize", 1.5, ("tokens",), ("tokens",), lambda block: (), lambda tokens: tokens),
+    replace(
+        NORM_MODULATE, operator="NormModulateQuantize", overload="norm_modulate_quantize", passes=1.5,
+        quantizes=references.norm_modulate,
+    ),
+    replace(
+        RESIDUAL_NORM_MODULATE, operator="ResidualNormModulateQuantize", overload="residual_norm_modulate_quantize",
+        passes=3.5, quantizes=references.residual_norm_modulate,
+    ),
+)  # fmt: skip
+WITH_CROSS_ATTENTION = (QK_NORM_ROTARY, HEAD_NORM, NORM_MODULATE, RESIDUAL_NORM_MODULATE, *QUANTIZING)
 NORMS: tuple[tuple[Block, tuple[Norm, ...]], ...] = (
     (Block("wan-14b", 72000, 40, 128, per_head=False), WITH_CROSS_ATTENTION),
     (Block("wan-1.3b", 32760, 12, 128, per_head=False), WITH_CROSS_ATTENTION),
     (
         Block("hunyuan-video", 108256, 24, 128, per_head=True),
-        (QK_NORM_ROTARY, NORM_MODULATE, RESIDUAL_NORM_MODULATE),
+        (QK_NORM_ROTARY, NORM_MODULATE, RESIDUAL_NORM_MODULATE, *QUANTIZING),
     ),
 )
 
@@ -100,7 +113,7 @@ def cases() -> list[OperatorCase]:
             block.model,
             f"{block.tokens:,} x {block.features}",
             flops=0,
-            bytes=2 * norm.passes * block.tokens * block.features,
+            bytes=round(2 * norm.passes * block.tokens * block.features),
             prepare=partial(prepare, block, norm),
         )
         for block, norms in NORMS
@@ -147,10 +160,14 @@ def prepare(block: Block, norm: Norm, dtype: str, seed: int, device: str = "cuda
         (tensor[:, sample] if name in norm.by_token else tensor).float()
         for name, tensor in zip(norm.names, tensors, strict=True)
     ]
-    wanted = _listed(formula(*few, *numbers))  # of float32, so nothing is rounded
+    wanted = _listed((norm.quantizes or formula)(*few, *numbers))  # of float32, so nothing is rounded
 
     def error(outputs: Outputs) -> float:
-        pairs = zip(_listed(outputs), wanted, strict=True)
+        found = _listed(outputs)
+        if norm.quantizes is not None:
+            *found, values, scale = found
+            found.append(values.float() * scale.unsqueeze(-1))
+        pairs = zip(found, wanted, strict=True)
         return max(relative_error(output[:, sample], exact) for output, exact in pairs)
 
     return Prepared(implementations, error)

@@ -109,10 +109,12 @@ def test_norms_are_right_and_their_check_sees_what_is_wrong(block: Block, norm: 
     assert [one.name for one in prepared.implementations if one.ours] == ["vorta-trt"]
     for implementation in prepared.implementations[1:]:
         given = implementation.run()
-        assert 1e-4 < prepared.error(given) < 4e-3  # the rounding of bfloat16
+        error = prepared.error(given)
+        # The rounding of bfloat16, or of e4m3.
+        assert 1e-4 < error < 4e-3 if norm.quantizes is None else 0.01 < error < 0.05
         outputs = (given,) if isinstance(given, Tensor) else given
         outputs[-1][:, -1] *= 1.5
-        assert prepared.error(given) > 0.01
+        assert prepared.error(given) > max(0.01, 1.2 * error)
 
 
 @pytest.fixture

@@ -15,7 +15,15 @@ import torch
 
 from vorta_trt.plugins import LibraryError, Status, load_library
 from vorta_trt.plugins.library import library_path
-from vorta_trt.plugins.linear import LinearParams, enqueue, prepare_products, validate, workspace_size
+from vorta_trt.plugins.linear import (
+    LinearParams,
+    QuantizeParams,
+    enqueue,
+    enqueue_quantize,
+    prepare_products,
+    validate,
+    workspace_size,
+)
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
 SPACING = 1 << 30  # further than any tensor here reaches
@@ -95,6 +103,30 @@ def test_a_bad_tensor_of_fp8_is_refused(changed: dict[str, Any], message: str) -
     assert message in refusal(enqueue, LinearParams(**{**FP8_SIZES, **FP8_TENSORS, **changed}), 0)
 
 
+QUANTIZE_SIZES: dict[str, Any] = {"dtype": "bfloat16", "rows": 300, "features": 512}
+QUANTIZE_TENSORS: dict[str, Any] = {
+    "input": ADDRESS, "quantized": ADDRESS + SPACING, "quantized_scale": ADDRESS + 2 * SPACING,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dtype": 2}, "dtype 2: must be 0 (float16) or 1 (bfloat16); pass one of them"),
+        ({"features": 24}, "features 24: must be a multiple of 16 (16 bytes)"),
+        ({"rows": -1}, "rows -1: must be 0 to 2147482624; split the input"),
+        ({"input": None}, "input (nil): must be a device pointer to [R, K], aligned to 16 bytes; pass one"),
+        ({"input_stride": 504}, "input_stride 504: must be a multiple of 8 elements (16 bytes) and at least the 512"),
+        ({"quantized": ADDRESS + 8}, "must be a device pointer to [R, K] e4m3, aligned to 16 bytes; pass one"),
+        ({"quantized": ADDRESS + 512}, "must share no memory with the input or each other"),
+        ({"quantized_scale": None}, "quantized_scale (nil): must be a device pointer to float32 [R]"),
+        ({"quantized_scale": ADDRESS + SPACING + 1024}, "must share no memory with the input or each other"),
+    ],
+)  # fmt: skip
+def test_a_bad_quantisation_is_refused(changed: dict[str, Any], message: str) -> None:
+    assert message in refusal(enqueue_quantize, QuantizeParams(**{**QUANTIZE_SIZES, **QUANTIZE_TENSORS, **changed}), 0)
+
+
 def test_workspace_holds_the_quantised_rows() -> None:
     library = load_library()
     assert workspace_size(library, LinearParams(**SIZES)) == PRODUCT_WORKSPACE
@@ -111,6 +143,7 @@ def test_an_empty_call_is_done_at_once() -> None:
     params = LinearParams(**{**SIZES, "rows": 0})
     assert workspace_size(load_library(), params) == 0
     enqueue(load_library(), params, 0)
+    enqueue_quantize(load_library(), QuantizeParams(**{**QUANTIZE_SIZES, "rows": 0}), 0)
 
 
 def test_rows_are_dense_unless_strides_say_otherwise() -> None:

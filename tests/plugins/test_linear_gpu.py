@@ -18,7 +18,14 @@ from torch.nn import functional
 
 from vorta_trt.model.block_operators.references import quantize_rows
 from vorta_trt.plugins import load_library
-from vorta_trt.plugins.linear import OWN_KERNEL, LinearParams, enqueue, workspace_size
+from vorta_trt.plugins.linear import (
+    OWN_KERNEL,
+    LinearParams,
+    QuantizeParams,
+    enqueue,
+    enqueue_quantize,
+    workspace_size,
+)
 
 pytestmark = pytest.mark.gpu
 LARGEST = 448.0
@@ -195,7 +202,7 @@ def test_a_quantised_input_gives_the_same_bits(candidate: int) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("in_features", [512, 1040, 3072, 5120, 12288, 13824, 15360, 16400])
 def test_rows_are_quantised_as_torch_does(in_features: int, dtype: str) -> None:
-    # The identity as weights gives the quantised numbers back, times their scale.
+    # By the operator that does nothing else, and by a layer: the identity as weights gives the numbers back, scaled.
     case = Case(40, in_features, 512, dtype, "fp8", bias=False, candidate=OWN_KERNEL)
     layer = make_layer(case, seed=in_features)
     layer.weight = torch.zeros(512, in_features, device="cuda")
@@ -205,6 +212,21 @@ def test_rows_are_quantised_as_torch_does(in_features: int, dtype: str) -> None:
     layer.input[3] = 0
     layer.input[4, 100] = layer.input[4].abs().max() * 50  # an outlier: the others become coarse or 0
     numbers, scale = quantize(layer.input)
+    found, found_scale = (
+        torch.full_like(numbers.float(), torch.nan).to(numbers.dtype),
+        torch.full_like(scale, torch.nan),
+    )
+    params = QuantizeParams(
+        dtype=dtype,
+        rows=40,
+        features=in_features,
+        input=layer.input.data_ptr(),
+        input_stride=layer.input.stride(0),
+        quantized=found.data_ptr(),
+        quantized_scale=found_scale.data_ptr(),
+    )
+    enqueue_quantize(load_library(), params, torch.cuda.current_stream().cuda_stream)
+    assert found_scale.equal(scale) and found.view(torch.uint8).equal(numbers.view(torch.uint8))
     assert run(case, layer).equal((numbers[:, :512].float() * scale[:, None]).to(layer.input.dtype))
 
 
