@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from vorta_trt.serving.job import JobError, JobNotFoundError, KeyReusedError, QueueFullError
@@ -19,6 +20,7 @@ from vorta_trt.serving.video_request import RequestError, shown
 
 CODES = {400: "invalid_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+CLIENT_GONE = 499
 logger = logging.getLogger(__name__)
 
 
@@ -81,6 +83,10 @@ def install(app: FastAPI) -> None:
 
     for kind in (ApiError, RequestError, JobError, OSError, sqlite3.Error):
         app.add_exception_handler(kind, known)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)  # nobody reads it
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -18,7 +18,7 @@ from vorta_trt.serving.access import Access
 from vorta_trt.serving.api_errors import ApiError
 
 PAUSE_SECONDS = 30.0  # in which no byte of a body comes
-HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from types import FrameType
 
 import uvicorn
@@ -21,6 +23,7 @@ from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
 MOST_CONNECTIONS = 1000
+BACKLOG = 512
 IDLE_SECONDS = 30  # of a connection between two requests
 LAST_ANSWERS_SECONDS = 10  # for downloads, when the server ends
 logger = logging.getLogger(__name__)
@@ -49,12 +52,11 @@ def serve(
         JobError: Another server has the folder of jobs.
         ValueError, OSError: A model cannot be read, or the port is taken.
     """
-    catalogue = Catalogue(settings.models)
-    store = open_store(settings, exclusive=True)
-    try:
+    with _listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
+        catalogue = Catalogue(settings.models)
         workers = WorkerProcesses(settings, store, debug=debug, as_json=as_json)
         draining = threading.Event()
         app = create_app(settings, store, catalogue, draining=draining)
@@ -76,12 +78,23 @@ def serve(
             on_start,
         )
         try:
-            server.run()
+            server.run(sockets=[listening])
         finally:
             workers.abort()
             workers.join()
-    finally:
-        store.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        ValueError: It is taken, or not this machine's.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ValueError(f"host {host}, port {port}: {error.strerror or error}; give others") from error
 
 
 class _Server(uvicorn.Server):
@@ -97,12 +110,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._workers, self._draining, self._on_start = workers, draining, on_start
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup()
-        if not self.started:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started or not sockets:
             return
         self._workers.start()
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         logger.info("listens at %s", url)
         self._on_start(url)

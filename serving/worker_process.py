@@ -81,9 +81,19 @@ class WorkerProcesses:
         store: Its jobs.
         debug: Workers log everything.
         as_json: Workers log JSON.
+        command: Runs a worker, with its settings, name and flags behind.
     """
 
-    def __init__(self, settings: ServeSettings, store: JobStore, *, debug: bool = False, as_json: bool = True) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        store: JobStore,
+        *,
+        debug: bool = False,
+        as_json: bool = True,
+        command: Sequence[str] = (sys.executable, "-m", "vorta_trt.serving.worker_process"),
+    ) -> None:
+        self._command = command
         self._settings, self._store = settings, store
         self._flags = [str(int(debug)), str(int(as_json))]
         self._stopping = threading.Event()
@@ -152,7 +162,7 @@ class WorkerProcesses:
 
     def _run(self, number: int, name: str) -> int:
         settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments
-        command = [sys.executable, "-m", __name__, settings.model_dump_json(), name, *self._flags]
+        command = [*self._command, settings.model_dump_json(), name, *self._flags]
         process = subprocess.Popen(command, stdin=subprocess.PIPE)
         with self._lock:
             self._processes[number] = process

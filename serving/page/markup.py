@@ -103,7 +103,7 @@ def video_card(video: VideoObject) -> str:
         parts.append(
             f'<figure><img class="routes" alt="Routes of step {step}: a row for each layer, a column for each head" '
             f'src="/v1/videos/{video.id}/routes?shown={step}">'
-            f"<figcaption>Routes of this step: {keys}</figcaption></figure>"
+            f"<figcaption>Routes of this step, layers down, heads across: {keys}</figcaption></figure>"
         )
     if video.status is Status.COMPLETED:
         for number in range(video.num_outputs):

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vorta-trt serve` as a process: the clients that people use, the page in a browser, and what is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from vorta_trt.model.video_reader import read_pictures
+
+from ..tiny import HEIGHT, WIDTH
+from . import chromium
+from .running import RunningServer, wait_for
+
+LONG = 250  # steps, of which a tiny model makes some 100 a second
+
+
+@pytest.fixture(scope="module")
+def server(text_model: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("server")
+    models = f"text={text_model}", f"image={image_model}"
+    with RunningServer(folder / "jobs", *models, log=folder / "log") as running:
+        running.wait_until_ready()
+        yield running
+        assert running.stop() == 0, running.log.read_text()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "first.png"
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+def test_the_client_of_openai(server: RunningServer, picture: Path, tmp_path: Path) -> None:
+    """Create, poll, download, list, retrieve, cancel, delete; of text, and with an uploaded image."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        steps = {"num_inference_steps": 3, "seed": 1}
+        made = client.videos.create(prompt="a cat", extra_body=steps)
+        assert made.status == "queued" and made.object == "video"
+        done = client.videos.poll(made.id, poll_interval_ms=100)
+        assert done.status == "completed" and done.progress == 100, done
+        client.videos.download_content(made.id).write_to_file(tmp_path / "cat.mp4")
+        assert len(list(read_pictures(tmp_path / "cat.mp4"))) == 9
+        client.videos.download_content(made.id, variant="thumbnail").write_to_file(tmp_path / "cat.webp")
+        with Image.open(tmp_path / "cat.webp") as thumbnail:
+            assert thumbnail.size == (WIDTH, HEIGHT)
+
+        with picture.open("rb") as file:
+            image = client.videos.create_and_poll(
+                prompt="a dog",
+                model="image",
+                input_reference=file,
+                size="96x64",
+                extra_body=steps,
+                poll_interval_ms=100,
+            )  # type: ignore[arg-type]
+        assert image.status == "completed"
+        assert [video.id for video in client.videos.list(limit=2).data] == [image.id, made.id]
+        assert [video.id for video in client.videos.list(limit=1)] == [image.id, made.id], "page after page"
+        assert [model.id for model in client.models.list()] == ["text", "image"]
+
+        long = client.videos.create(prompt="a bird", extra_body={"num_inference_steps": LONG})
+        wait_for(lambda: client.videos.retrieve(long.id).progress > 0)
+        client.post(f"/videos/{long.id}/cancel", cast_to=object)
+        assert server.wait_until_over(long.id)["status"] == "cancelled"
+
+        with pytest.raises(openai.BadRequestError, match="makes videos of 96x64 of 9 frames"):
+            client.videos.create(prompt="a cat", size="1280x720")
+        with pytest.raises(openai.BadRequestError, match="bogus: is no field") as raised:
+            client.videos.create(prompt="a cat", extra_body={"bogus": 1})
+        assert (raised.value.code, raised.value.param) == ("unknown_field", "bogus")
+        for video in (made, image, long):
+            assert client.videos.delete(video.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.videos.retrieve(made.id)
+        assert client.videos.list().data == []
+
+
+def test_curl(server: RunningServer, picture: Path, tmp_path: Path) -> None:
+    """As docs/serving.md has it."""
+
+    def curl(*arguments: str) -> str:
+        command = ["curl", "--silent", "--show-error", "--fail-with-body", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    url = f"{server.url}/v1/videos"
+    form = ("-F", "prompt=a cat", "-F", "num_inference_steps=3")
+    asked = [
+        json.loads(curl(url, "--json", '{"prompt": "a cat", "num_inference_steps": 3}')),
+        json.loads(curl(url, *form)),
+        json.loads(curl(url, *form, "-F", "model=image", "-F", f"input_reference=@{picture}")),
+    ]
+    for made in asked:
+        assert server.wait_until_over(made["id"])["status"] == "completed"
+        curl("-o", str(tmp_path / "video.mp4"), f"{url}/{made['id']}/content")
+        assert len(list(read_pictures(tmp_path / "video.mp4"))) == 9
+        assert json.loads(curl("-X", "DELETE", f"{url}/{made['id']}"))["deleted"]
+
+
+def test_the_page_in_a_browser(server: RunningServer, tmp_path: Path) -> None:
+    """Fills the form, watches the routes of the running step, plays the video, and deletes it."""
+    if chromium.find() is None:
+        pytest.skip("there is no Chromium; apt-get install chromium")
+    with chromium.Chromium(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.run("document.querySelector('[name=prompt]').value = 'A cat <b>walks</b> on grass'")
+        browser.run(f"document.querySelector('[name=num_inference_steps]').value = {LONG}")
+        browser.run("document.querySelector('[name=seed]').value = 5")
+        browser.run("document.querySelector('#ask button').click()")
+        shown = "document.querySelector('article.in_progress img.routes')"
+        browser.wait_for(f"{shown} && {shown}.complete && {shown}.naturalWidth > 0")
+        first = browser.run(f"{shown}.src")
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "running.png")
+        browser.wait_for(f"{shown} && {shown}.src !== {json.dumps(first)}")
+        assert browser.run("document.querySelector('article .prompt').textContent") == "A cat <b>walks</b> on grass"
+        browser.wait_for("document.querySelector('article.completed video')")
+        browser.run("document.querySelector('article.completed video').preload = 'auto'")
+        browser.wait_for("document.querySelector('video').readyState >= 2")
+        assert browser.run(
+            "[document.querySelector('video').videoWidth, document.querySelector('video').videoHeight]"
+        ) == [
+            WIDTH,
+            HEIGHT,
+        ]
+        assert browser.run("fetch(document.querySelector('a[download]').href).then((answer) => answer.ok)")
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "completed.png")
+        browser.run("document.querySelector('article.completed form button').click()")
+        browser.wait_for("document.querySelector('p.empty')")
+        assert browser.errors() == []
+        assert all(url.startswith((server.url, "data:")) for url in browser.requested())
+
+
+def test_clients_that_go_or_dawdle(server: RunningServer) -> None:
+    """Gone in an upload, gone in a download, slow in both: the server answers others, and nothing of them is left."""
+    made = server.ask("/v1/videos", {"prompt": "a", "num_inference_steps": 3})[1]
+    server.wait_until_over(made["id"])
+    before = len(os.listdir(server.jobs / "videos"))
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    slow = socket.create_connection((host, int(port)))
+    slow.sendall(head.encode() + b'{"prompt": ')
+    for request in (
+        head + '{"prompt":',
+        f"GET /v1/videos/{made['id']}/content HTTP/1.1\r\nHost: {host}\r\n\r\n",
+        "GET",
+    ):
+        with socket.create_connection((host, int(port))) as gone:
+            gone.sendall(request.encode())
+            gone.recv(1) if request.startswith("GET /") else None
+    for _ in range(20):
+        assert server.ask("/v1/videos")[0] == 200
+    slow.close()
+    assert len(os.listdir(server.jobs / "videos")) == before
+    assert server.ask(f"/v1/videos/{made['id']}", method="DELETE")[0] == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_what_is_killed_goes_on(text_model: Path, tmp_path: Path) -> None:
+    """A worker, then the whole server, killed in the middle of videos; then a stop that finishes what runs."""
+    model = tmp_path / "own"
+    shutil.copytree(text_model.parent, model)
+    source = f"text={model / text_model.name}"
+    jobs, log = tmp_path / "jobs", tmp_path / "log"
+    with RunningServer(jobs, source, log=log) as server:
+        ids = [
+            server.ask("/v1/videos", {"prompt": str(number), "num_inference_steps": 100, "seed": number})[1]["id"]
+            for number in range(4)
+        ]
+        wait_for(lambda: server.ask(f"/v1/videos/{ids[0]}")[1]["step"] > 5)
+        (worker,) = _children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert server.wait_until_over(ids[0])["status"] == "completed", "its second attempt"
+        wait_for(lambda: server.ask(f"/v1/videos/{ids[1]}")[1]["step"] > 5)
+        (worker,) = _children(server.process.pid)
+        server.process.kill()
+        server.process.wait()
+        wait_for(lambda: not _alive(worker))  # it ends with its server
+    with RunningServer(jobs, source, log=log) as server:
+        listed = server.ask("/v1/videos?order=asc")[1]["data"]
+        assert [video["id"] for video in listed] == ids
+        assert [video["status"] for video in listed[2:]] == ["queued"] * 2
+        again = subprocess.run([*_command(source), "--jobs", str(jobs)], capture_output=True, text=True, timeout=120)
+        assert again.returncode == 1 and "has this folder; stop it, or give another one" in again.stderr
+        wait_for(lambda: server.ask(f"/v1/videos/{ids[1]}")[1]["step"] > 5)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.ask("/ready")[1] == {"status": "draining"})
+        assert server.ask("/v1/videos", {"prompt": "late"})[0] == 503
+        assert server.process.wait(120) == 0
+    with RunningServer(jobs, source, log=log) as server:
+        found = {video["id"]: video for video in server.ask("/v1/videos")[1]["data"]}
+        assert found[ids[1]]["status"] == "completed", "it was running when the server was told to stop"
+        assert found[ids[3]]["status"] == "queued"
+        for number, job in enumerate(ids):
+            done = server.wait_until_over(job)
+            assert (done["status"], done["seeds"]) == ("completed", [number])
+            (result,) = (jobs / "videos" / job).glob("result-*")
+            assert sorted(path.name for path in result.iterdir()) == ["0.mp4", "0.webp", "result.json"]
+        assert sorted(os.listdir(jobs / "videos")) == sorted(ids)
+
+        (model / text_model.name).rename(model / "gone.onnx")
+        (worker,) = _children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        reasons = wait_for(lambda: server.ask("/ready")[1].get("reasons"))
+        assert server.ask("/health")[0] == 200 and server.ask(f"/v1/videos/{ids[0]}/content")[0] == 200
+        assert reasons, "not ready, and why"
+
+
+def _command(source: str) -> list[str]:
+    import sys
+
+    return [sys.executable, "-m", "vorta_trt.cli", "serve", source, "--port", "0"]
+
+
+def _children(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children")
+    return [int(number) for task in found.parents[1].iterdir() for number in (task / "children").read_text().split()]
+
+
+def _alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_port_that_is_taken(text_model: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [*_command(str(text_model))[:-1], port, "--jobs", str(tmp_path)]
+        started = time.monotonic()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and f"port {port}" in result.stderr, result.stderr
+    assert time.monotonic() - started < 100 and "Traceback" not in result.stderr
