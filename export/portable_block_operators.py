@@ -160,6 +160,21 @@ def Linear(  # noqa: N802
 
 
 @script(VORTA, default_opset=op)
+def JoinedLinear(  # noqa: N802
+    first,
+    second,
+    weight,
+    bias,
+    activation: str = "none",
+    plugin_namespace: str = "vorta",
+    plugin_version: str = "1",
+):
+    """First [B, X, J], second [B, X, K] -> [B, X, O]; weight [O, J + K], bias [O]."""
+    joined = op.Concat(first, second, axis=2)  # [B, X, J + K]
+    return activated(op.Add(op.MatMul(joined, op.Transpose(weight, perm=[1, 0])), bias), activation)
+
+
+@script(VORTA, default_opset=op)
 def quantize_rows(tokens):
     """[B, X, E] -> e4m3 [B, X, E], and a scale of each token [B, X]."""
     wide = op.Cast(tokens, to=1)  # [B, X, E]

@@ -25,8 +25,8 @@ _NAMES = {"activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
 class LinearParams(SizedStructure):
     """`vorta_linear_params`: everything about a call. Letters: R rows, K input features, O output features.
 
-    Pointers are integers; `dtype`, `activation` and `precision` may be names. Without `input_stride` and
-    `output_stride` rows are dense:
+    Pointers are integers; `dtype`, `activation` and `precision` may be names. Without strides rows
+    are dense:
     `LinearParams(dtype="bfloat16", rows=72000, in_features=5120, out_features=13824, activation="gelu_tanh", ...)`.
     """
 
@@ -50,13 +50,19 @@ class LinearParams(SizedStructure):
         ("output_stride", ctypes.c_int64),
         ("workspace", ctypes.c_void_p),
         ("workspace_bytes", ctypes.c_size_t),
+        ("second_input", ctypes.c_void_p),
+        ("second_stride", ctypes.c_int64),
+        ("second_features", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     ]
 
     def __init__(self, **values: Any) -> None:
         for name, choices in _NAMES.items():
             if isinstance(values.get(name), str):
                 values[name] = choices.index(values[name])
-        values.setdefault("input_stride", values.get("in_features", 0))
+        second = values.get("second_features", 0)
+        values.setdefault("input_stride", values.get("in_features", 0) - second)
+        values.setdefault("second_stride", second)
         values.setdefault("output_stride", values.get("out_features", 0))
         super().__init__(**values)
 

@@ -5,7 +5,7 @@ The ONNX schemas, the torch operators, the C API's structures and the checks of 
 the plugins (`plugins/tensorrt/`) are the same table in C++; a test compares the two.
 
 Letters: B batch, X tokens, Y tokens of the keys, N heads, D head dimension, E = N * D, M rows of a modulation (1, or 2
-where the first tokens have one of their own), K and O features before and after a product.
+where the first tokens have one of their own), K and O features before and after a product, J those of a first input.
 """
 
 from __future__ import annotations
@@ -298,6 +298,20 @@ LINEAR = Operator(
     attributes=(_ACTIVATION,),
 )
 
+JOINED_LINEAR = Operator(
+    name="JoinedLinear",
+    torch_name="joined_linear",
+    doc="Linear of two inputs whose features lie side by side, without a copy of both",
+    input_tensors=(
+        OperatorTensor("first", "[B, X, J]"),
+        OperatorTensor("second", "[B, X, K]"),
+        OperatorTensor("weight", "[O, J + K]"),
+        OperatorTensor("bias", "[O]"),
+    ),
+    output_tensors=(OperatorTensor("output", "[B, X, O]"),),
+    attributes=(_ACTIVATION,),
+)
+
 FP8_LINEAR = Operator(
     name="Fp8Linear",
     torch_name="fp8_linear",
@@ -335,6 +349,7 @@ BLOCK_OPERATORS = (
     NORM_MODULATE_QUANTIZE,
     RESIDUAL_NORM_MODULATE_QUANTIZE,
     LINEAR,
+    JOINED_LINEAR,
     FP8_LINEAR,
     CROSS_ATTENTION,
 )

@@ -91,6 +91,8 @@ def _fits(term: str, extent: int, letters: dict[str, int]) -> bool:
         return extent == int(term)
     if term == "M":
         return extent in _ROWS
+    if " + " in term:
+        return extent == sum(letters[letter] for letter in term.split(" + "))
     letter, _, divisor = term.partition("/")
     if letter not in letters:
         letters |= _bound(letter, extent, letters)

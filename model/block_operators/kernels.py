@@ -134,6 +134,23 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tens
     return _product(input.shape, weight, bias, activation, "same", input=rows.data_ptr(), input_stride=rows.stride(0))
 
 
+def joined_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    """As `references.joined_linear`, but the sums of the first input are rounded before those of the second follow."""
+    rows, more = (_rows(tokens.reshape(-1, tokens.shape[2])) for tokens in (first, second))  # [B * X, J or K]
+    return _product(
+        first.shape,
+        weight,
+        bias,
+        activation,
+        "same",
+        input=rows.data_ptr(),
+        input_stride=rows.stride(0),
+        second_input=more.data_ptr(),
+        second_stride=more.stride(0),
+        second_features=more.shape[1],
+    )
+
+
 def fp8_linear(
     input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
 ) -> Tensor:

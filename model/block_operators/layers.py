@@ -114,6 +114,15 @@ def patch_embedding(layer: nn.Conv3d, latents: Tensor) -> Tensor:
     return tokens
 
 
+def joined_linear(layer: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    """A linear layer of two inputs whose features lie side by side: [B, X, J] and [B, X, K] -> [B, X, O]."""
+    if type(layer) is not nn.Linear:
+        return linear(layer, torch.cat((first, second), dim=2))
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+    product: Tensor = torch.ops.vorta.joined_linear(first, second, layer.weight, bias, NO_ACTIVATION)
+    return product
+
+
 def feed_forward(layer: Any, tokens: Tokens) -> Tensor:
     """A diffusers FeedForward with the tanh form of GELU: [B, X, E] -> [B, X, E]."""
     first, *_, last = layer.net

@@ -63,6 +63,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         *_quantized(residual),
     ),
     "linear": lambda tokens, weight, *rest: tokens.new_empty((*tokens.shape[:2], weight.shape[0])),
+    "joined_linear": lambda first, second, weight, *rest: first.new_empty((*first.shape[:2], weight.shape[0])),
     "fp8_linear": lambda tokens, scale, weight, weight_scale, bias, activation: bias.new_empty(
         (*tokens.shape[:2], weight.shape[0])
     ),

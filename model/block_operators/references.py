@@ -81,6 +81,11 @@ def residual_norm_modulate_quantize(
     return summed, *quantize(modulated)
 
 
+def joined_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    """First [B, X, J], second [B, X, K], weight [O, J + K], bias [O] -> [B, X, O]."""
+    return linear(torch.cat((first, second), dim=2), weight, bias, activation)
+
+
 def fp8_linear(
     input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
 ) -> Tensor:

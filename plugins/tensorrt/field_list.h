@@ -45,7 +45,7 @@ inline constexpr FieldSpec kNormModulateFields[] = {
     {"first_tokens", trt::PluginFieldType::kINT32, 1, Presence::kOptional},  // absent: 0
 };
 
-// Linear and Fp8Linear.
+// Linear, JoinedLinear and Fp8Linear.
 inline constexpr FieldSpec kLinearFields[] = {
     {"activation", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "none"
 };

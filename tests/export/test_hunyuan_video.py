@@ -86,7 +86,8 @@ def test_nodes(hunyuan_video_file: Exported, hunyuan_video: Load) -> None:
     assert counts["HeadNorm"] == 2 * DUAL, "text is not rotated"
     assert counts["NormModulate"] == 2, "before the first block; all others are with the residual before them"
     assert counts["ResidualNormModulate"] == 4 * DUAL + SINGLE
-    assert counts["Linear"] == 12 * DUAL + 5 * SINGLE + 1  # patches
+    assert counts["Linear"] == 12 * DUAL + 4 * SINGLE + 1  # patches
+    assert counts["JoinedLinear"] == SINGLE, "attention and feed forward are not copied side by side"
     assert not counts["RMSNormalization"]
     assert not {"ScatterND", "ScatterElements", "Loop"}.intersection(counts)
     assert {node.geometry for node in routed_attention_nodes(hunyuan_video_file("bf16"))} == {hunyuan_video().geometry}

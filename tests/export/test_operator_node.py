@@ -102,7 +102,8 @@ class Block(nn.Module):
         ops, weights = torch.ops.vorta, (self.weight, self.bias)
         scale, shift, gate = modulation.chunk(3, dim=1)  # [B, 2, E] each
         normed = ops.norm_modulate(tokens, scale, shift, 1e-6, 3)
-        products = [ops.linear(normed, *weights, activation) for activation in ("none", "gelu_tanh")]
+        halves = normed.chunk(2, dim=2)
+        products = [ops.linear(normed, *weights, "none"), ops.joined_linear(*halves, *weights, "gelu_tanh")]
         query, key = ops.qk_norm_rotary(*products, self.norm, self.norm, cos, sin, self.heads, 1e-5)
         keys = ops.head_norm(text, self.norm, self.heads, 1e-6)  # [B, Y, N, D]
         update = ops.cross_attention(query + key, keys, text.unflatten(2, (self.heads, -1)), 0.0).flatten(2)

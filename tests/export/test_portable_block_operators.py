@@ -81,6 +81,13 @@ def linear(activation: str) -> Callable[..., Tensor]:
     return compute
 
 
+def joined_linear(activation: str) -> Callable[..., Tensor]:
+    def compute(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(activation)(torch.cat((first, second), dim=2), weight, bias)
+
+    return compute
+
+
 def fp8_linear(activation: str) -> Callable[..., Tensor]:
     def compute(tokens: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> Tensor:
         product = functional.linear(tokens, weight) * scale.unsqueeze(-1) * weight_scale + bias
@@ -103,6 +110,8 @@ TABLE = ("float32", (1, TOKENS, 1, HEAD_DIM // 2))
 NORM = {"heads": HEADS, "epsilon": EPSILON}
 MODULATION = {"epsilon": EPSILON, "first_tokens": FIRST}
 PRODUCT = {"weight": (HALF, (OUT, WIDTH)), "bias": (HALF, (OUT,))}
+JOINED = 5  # features of the first of two inputs
+JOINED_PRODUCT = {"weight": (HALF, (OUT, JOINED + WIDTH)), "bias": (HALF, (OUT,))}
 FP8_PRODUCT = {
     "input": ("float8_e4m3fn", TOKEN[1]),
     "input_scale": ("float32", TOKEN[1][:2]),
@@ -170,6 +179,16 @@ CASES = [
             {"input": TOKEN, **PRODUCT},
             {"output": (BATCH, TOKENS, OUT)},
             linear(activation),
+            {"activation": activation},
+        )
+        for activation in ("none", "gelu_tanh")
+    ),
+    *(
+        Case(
+            "JoinedLinear",
+            {"first": (HALF, (BATCH, TOKENS, JOINED)), "second": TOKEN, **JOINED_PRODUCT},
+            {"output": (BATCH, TOKENS, OUT)},
+            joined_linear(activation),
             {"activation": activation},
         )
         for activation in ("none", "gelu_tanh")

@@ -10,6 +10,7 @@ from vorta_trt.plugins.operator_schema import (
     CROSS_ATTENTION,
     FP8_LINEAR,
     HEAD_NORM,
+    JOINED_LINEAR,
     LINEAR,
     NORM_MODULATE,
     NORM_MODULATE_QUANTIZE,
@@ -216,7 +217,8 @@ CASES = [
         inputs=("float16:2,96,192", "float16:64,192", "float16:64"),
         outputs=("2,96,64",),
         open_outputs=("?,96,64",),
-        params="dtype=0 precision=0 activation=1 in_features=192 out_features=64 candidate=0 rows=192",
+        params="dtype=0 precision=0 activation=1 in_features=192 out_features=64 candidate=0 rows=192 "
+        "second_features=0",
         memory={
             "pointers": "0x1000 (nil) (nil) 0x2000 (nil) 0x3000 0x100000",
             "row strides": "192,64",
@@ -230,12 +232,35 @@ CASES = [
         ),
     ),
     Case(
+        operator=JOINED_LINEAR,
+        fields={"activation": "string:none"},
+        inputs=("float16:2,96,128", "float16:2,96,192", "float16:64,320", "float16:64"),
+        outputs=("2,96,64",),
+        open_outputs=("?,96,64",),
+        params="dtype=0 precision=0 activation=0 in_features=320 out_features=64 candidate=0 rows=192 "
+        "second_features=192",
+        memory={
+            "pointers": "0x1000 (nil) (nil) 0x3000 (nil) 0x4000 0x100000",
+            "second": "0x2000 192",
+            "row strides": "128,64",
+            "workspace": "0x200000 3072",
+            "stream": "0x300000",
+        },
+        bad=(
+            ({0: "float16:96,128"}, "first [96, 128]: must have shape [batch, tokens, input features]"),
+            ({1: "float16:2,95,192"}, "second [2, 95, 192]: must have shape [batch, tokens, further input features]"),
+            ({2: "float16:64,192"}, "weight [64, 192]: must have shape [output features, input features of both]"),
+            ({3: "float16:320"}, "bias [320]: must have shape [output features] = [64]"),
+        ),
+    ),
+    Case(
         operator=FP8_LINEAR,
         fields={"activation": "string:none"},
         inputs=("int32:2,96,48", "float32:2,96", "int32:64,48", "float32:64", "float16:64"),
         outputs=("2,96,64",),
         open_outputs=("?,96,64",),
-        params="dtype=0 precision=1 activation=0 in_features=192 out_features=64 candidate=0 rows=192",
+        params="dtype=0 precision=1 activation=0 in_features=192 out_features=64 candidate=0 rows=192 "
+        "second_features=0",
         memory={
             "pointers": "(nil) 0x1000 0x2000 0x3000 0x4000 0x5000 0x100000",
             "row strides": "192,64",

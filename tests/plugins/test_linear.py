@@ -57,7 +57,10 @@ def refusal(call: Any, *arguments: Any) -> str:
          "1048576 with fp8 products; pad weights and input with zeros, or leave this layer to the framework"),
         ({"rows": -1}, "rows -1: must be 0 to 2147482624; split the input"),
         ({"candidate": 64}, "candidate 64: must be -1 (the library's own kernel) to 63"),
-        ({"struct_size": 8}, "params.struct_size 8: must be 128 in this library"),
+        ({"second_features": 4}, "second_features 4 of in_features 512 with precision 0, reserved 0: must be a "),
+        ({"second_features": 512}, "must be a multiple of 8 (16 bytes) below in_features, with precision 0 (same)"),
+        ({"second_features": 128, "precision": "fp8"}, "for fp8"),
+        ({"struct_size": 8}, "params.struct_size 8: must be 152 in this library"),
     ],
 )  # fmt: skip
 def test_a_bad_problem_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -83,6 +86,19 @@ def test_a_bad_problem_is_refused(changed: dict[str, Any], message: str) -> None
         ({"workspace": ADDRESS + 3 * SPACING}, "must not share memory with input, weight or output"),
         ({"workspace_bytes": 77}, "workspace_bytes 77: this call needs 33554432; allocate what"),
         ({"weight_scale": ADDRESS}, "must be NULL with precision 0 (same), which has no scales"),
+        (
+            {"second_features": 128},
+            "second_input (nil) with second_features 128: must be NULL and 0, or a device",
+        ),
+        ({"second_features": 128, "second_input": ADDRESS + 8}, "must be a device pointer to [R, K2], aligned to 16"),
+        (
+            {"second_features": 128, "second_input": ADDRESS, "second_stride": 64},
+            "second_stride 64: must be a",
+        ),
+        (
+            {"second_features": 128, "second_input": ADDRESS + 3 * SPACING},
+            "output 0x7f00c0000000: must not share ",
+        ),
     ],
 )
 def test_a_bad_tensor_is_refused(changed: dict[str, Any], message: str) -> None:

@@ -114,8 +114,17 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(rows.device), scale[:, 0].to(rows.device)
 
 
-def run(case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """The library's output [R, O]; what lies between its rows is checked to be left alone."""
+def run(
+    case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None, second_features: int = 0
+) -> Tensor:
+    """The library's output [R, O]; what lies between its rows is checked to be left alone.
+
+    Args:
+        case: The layer.
+        layer: Its tensors.
+        quantized: The input in e4m3, and its scales.
+        second_features: How many of the input's features are given as a second input, in memory of its own.
+    """
     dtype = getattr(torch, case.dtype)
     memory = torch.full((case.rows, case.out_features + case.padding), torch.nan, device="cuda", dtype=dtype)
     output = memory[:, : case.out_features]
@@ -137,6 +146,10 @@ def run(case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = N
         params.input, params.input_stride = layer.input.data_ptr(), layer.input.stride(0)
     else:
         params.quantized_input, params.input_scale = (tensor.data_ptr() for tensor in quantized)
+    if second_features:
+        second = layer.input[:, case.in_features - second_features :].contiguous()
+        params.second_features, params.second_input = second_features, second.data_ptr()
+        params.second_stride = second_features
     library = load_library()
     workspace = torch.empty(workspace_size(library, params), dtype=torch.uint8, device="cuda")
     params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
@@ -189,6 +202,21 @@ def test_error_is_at_most_twice_torchs(case: Case) -> None:
     # A unit in the last place of the rounding at the end, where torch happens to be exact.
     floor = torch.finfo(output.dtype).eps / 8
     assert relative_error(output, reference) <= 2 * relative_error(peer(case, layer), reference) + floor
+
+
+WIDE = [case for case in CASES if case.precision == "same" and case.in_features > 16]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_two_inputs_are_one_whose_features_lie_side_by_side(case: Case) -> None:
+    """One more rounding, of the first input's sums, so the limit is that of the whole layer."""
+    layer = make_layer(case, seed=len(str(case)))
+    reference = expected(case, layer)
+    for features in {8, case.in_features // 16 * 8, case.in_features - 8}:
+        output = run(case, layer, second_features=features)
+        assert output.isfinite().all()
+        floor = torch.finfo(output.dtype).eps / 8
+        assert relative_error(output, reference) <= 2 * relative_error(peer(case, layer), reference) + floor
 
 
 @pytest.mark.parametrize("candidate", [0, CUBLASLT, OWN_KERNEL])

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from vorta_trt.plugins.operator_schema import BLOCK_OPERATORS, FP8_LINEAR, LINEAR, QK_NORM_ROTARY, Element, Operator
+from vorta_trt.plugins.operator_schema import (
+    BLOCK_OPERATORS,
+    FP8_LINEAR,
+    JOINED_LINEAR,
+    LINEAR,
+    QK_NORM_ROTARY,
+    Element,
+    Operator,
+)
 
 from .operator_cases import CASES, Case
 
@@ -153,7 +161,7 @@ def test_enqueue_passes_everything_on(host: Any, case: Case) -> None:
 
 
 @both
-@pytest.mark.parametrize("operator", [LINEAR, FP8_LINEAR], ids=lambda operator: operator.name)
+@pytest.mark.parametrize("operator", [LINEAR, JOINED_LINEAR, FP8_LINEAR], ids=lambda operator: operator.name)
 def test_a_linear_layer_says_where_its_products_come_from(
     host: Any, monkeypatch: pytest.MonkeyPatch, operator: Operator
 ) -> None:
@@ -182,6 +190,7 @@ BEYOND = [  # operator, inputs by index, and the kernels' own message
     ("HeadNorm", {0: "float16:2,96,792", 1: "float16:792"}, "head_dim 264:"),
     ("NormModulate", {0: "float16:2,96,8200", 1: "float32:2,2,8200", 2: "float32:1,1,8200"}, "features 8200:"),
     ("Linear", {0: "float16:2,96,12", 1: "float16:64,12"}, "in_features 12:"),
+    ("JoinedLinear", {1: "float16:2,96,12", 2: "float16:64,140"}, "in_features 140:"),
     ("Fp8Linear", {0: "int32:2,96,6", 2: "int32:64,6"}, "in_features 24:"),
     ("Quantize", {0: "float16:2,96,24"}, "features 24:"),
     ("NormModulateQuantize", {0: "float16:2,96,24", 1: "float32:2,2,24", 2: "float32:1,1,24"}, "features 24:"),

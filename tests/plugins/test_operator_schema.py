@@ -61,6 +61,7 @@ def test_block_operators_are_the_contracts() -> None:
         "NormModulateQuantize": "tokens scale shift | epsilon first_tokens",
         "ResidualNormModulateQuantize": "residual update gate scale shift | epsilon first_tokens",
         "Linear": "input weight bias | activation",
+        "JoinedLinear": "first second weight bias | activation",
         "Fp8Linear": "input input_scale weight weight_scale bias | activation",
         "CrossAttention": "query key value | scale",
     }

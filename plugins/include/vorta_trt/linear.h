@@ -35,6 +35,9 @@ typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 
  * of 8 (of 16 for quantized_input) and at least the row's length. Weights are dense, in the layout of torch. The output
  * shares no memory with any input or with the workspace.
  *
+ * With second_input the layer is that of [input, second_input] side by side, without a copy of both: the sums of input
+ * are rounded to dtype in the output, and then those of second_input are added.
+ *
  * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_linear_params {
   size_t struct_size;   /* sizeof(vorta_linear_params), set by the caller */
@@ -57,6 +60,10 @@ typedef struct vorta_linear_params {
   int64_t output_stride;       /* at least O */
   void* workspace;             /* 256-byte aligned; its contents need not survive the call */
   size_t workspace_bytes;      /* at least what vorta_linear_workspace_size says */
+  const void* second_input;    /* SAME only: [R, K2] of dtype, whose features follow those of input; or NULL */
+  int64_t second_stride;       /* of second_input, at least K2 */
+  int32_t second_features;     /* K2, a multiple of 8 below K: input then has K - K2 features; 0 without second_input */
+  int32_t reserved;            /* 0 */
 } vorta_linear_params;
 
 /* Validates everything but pointers and strides, without touching a GPU. */

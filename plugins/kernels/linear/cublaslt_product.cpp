@@ -70,7 +70,7 @@ Status describe(const Product& p, Descriptors* result) {
   const auto k = static_cast<uint64_t>(p.in_features), o = static_cast<uint64_t>(p.out_features);
   const auto r = static_cast<uint64_t>(p.rows);
   if (Status s = functions.MatmulDescCreate(&result->matmul, kComputeFloat32, CUDA_R_32F)) return s;
-  if (Status s = functions.MatrixLayoutCreate(&result->a, input_type, k, o, p.in_features)) return s;
+  if (Status s = functions.MatrixLayoutCreate(&result->a, input_type, k, o, p.weight_stride)) return s;
   if (Status s = functions.MatrixLayoutCreate(&result->b, input_type, k, r, p.input_stride)) return s;
   if (Status s = functions.MatrixLayoutCreate(&result->d, output_type, o, r, p.output_stride)) return s;
   if (Status s = set(*result, kTransposeA, kTransposed)) return s;
@@ -94,7 +94,8 @@ uint32_t alignment_of(const void* pointer) {
 }
 
 /// All that cuBLASLt's choice depends on.
-using Key = std::tuple<int, int, bool, uint32_t, int64_t, int, int, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
+using Key =
+    std::tuple<int, int, bool, uint32_t, int64_t, int, int, int64_t, int64_t, int64_t, uint32_t, uint32_t, uint32_t>;
 
 Key key_of(const Product& p, int device) {
   const uint32_t of_output = std::min(alignment_of(p.output), alignment_of(p.bias));
@@ -106,6 +107,7 @@ Key key_of(const Product& p, int device) {
           p.in_features,
           p.out_features,
           p.input_stride,
+          p.weight_stride,
           p.output_stride,
           alignment_of(p.weight),
           alignment_of(p.input),
@@ -121,10 +123,10 @@ Status list_candidates(Handle handle, const Key& key, Descriptors* descriptors, 
     return functions.MatmulPreferenceSetAttribute(descriptors->preference, attribute, &value, sizeof(value));
   };
   if (Status s = prefer(kMaxWorkspaceBytes, uint64_t{kProductWorkspace})) return s;
-  if (Status s = prefer(kMinAlignmentA, std::get<9>(key))) return s;
-  if (Status s = prefer(kMinAlignmentB, std::get<10>(key))) return s;
-  if (Status s = prefer(kMinAlignmentC, std::get<11>(key))) return s;
-  if (Status s = prefer(kMinAlignmentD, std::get<11>(key))) return s;
+  if (Status s = prefer(kMinAlignmentA, std::get<10>(key))) return s;
+  if (Status s = prefer(kMinAlignmentB, std::get<11>(key))) return s;
+  if (Status s = prefer(kMinAlignmentC, std::get<12>(key))) return s;
+  if (Status s = prefer(kMinAlignmentD, std::get<12>(key))) return s;
   HeuristicResult results[kMaxCandidates];
   int returned = 0;
   const Status status =
@@ -195,7 +197,7 @@ Outcome run(const Functions& functions, const Product& product, const int* candi
   const Candidates* candidates = nullptr;
   const Outcome listed = Choices::instance().candidates(product, &descriptors, &handle, &candidates);
   if (listed != Outcome::kDone || candidate == nullptr) return listed;
-  const float alpha = 1.0f, beta = 0.0f;
+  const float alpha = 1.0f, beta = product.adds ? 1.0f : 0.0f;
   const Algorithm& algorithm = (*candidates)[*candidate % candidates->size()];
   return outcome_of("cublasLtMatmul",
                     functions.Matmul(handle, descriptors.matmul, &alpha, product.weight, descriptors.a, product.input,

@@ -58,6 +58,7 @@ Product product_of(const vorta_linear_params& p) {
   product.bias = p.bias;
   product.output = p.output;
   product.input_stride = p.input_stride;
+  product.weight_stride = p.in_features;
   product.output_stride = p.output_stride;
   product.workspace = p.workspace;
   return product;
@@ -137,7 +138,23 @@ vorta_status multiply_in_parts(const Product& whole, int candidate, cudaStream_t
   return VORTA_OK;
 }
 
+/// The product of two inputs: the first one's sums, then those of the second on top, with bias and activation.
+vorta_status multiply_both(const vorta_linear_params& p, cudaStream_t stream) {
+  Product first = product_of(p), second = first;
+  first.in_features = p.in_features - p.second_features;
+  first.bias = nullptr;
+  first.gelu = false;
+  second.in_features = p.second_features;
+  second.input = p.second_input;
+  second.input_stride = p.second_stride;
+  second.weight = static_cast<const char*>(p.weight) + int64_t{first.in_features} * 2;
+  second.adds = true;
+  if (vorta_status status = multiply_in_parts(first, p.candidate, stream)) return status;
+  return multiply_in_parts(second, p.candidate, stream);
+}
+
 vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
+  if (p.second_input != nullptr) return multiply_both(p, stream);
   Product product = product_of(p);
   if (product.fp8 && p.quantized_input == nullptr) {
     const Layout layout(p);
@@ -162,7 +179,7 @@ Product example(bool fp8) {
   product.dtype = VORTA_BFLOAT16;
   product.fp8 = fp8;
   product.rows = product.in_features = product.out_features = 1024;
-  product.input_stride = product.output_stride = 1024;
+  product.input_stride = product.weight_stride = product.output_stride = 1024;
   product.input = product.weight = product.bias = somewhere;
   product.output = const_cast<void*>(somewhere);
   product.input_scale = product.weight_scale = static_cast<const float*>(somewhere);

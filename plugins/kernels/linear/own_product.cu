@@ -26,9 +26,9 @@ struct Arguments {
   const float *input_scale, *weight_scale;
   const void* bias;
   void* output;
-  int64_t rows, input_stride, output_stride;
+  int64_t rows, input_stride, weight_stride, output_stride;
   int in_features, out_features;
-  bool gelu;
+  bool gelu, adds;
 };
 
 using Tile = uint16_t[kBlock][kPitch];
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads) own_product_kernel(const Arguments a
   Vectors<kFp8> input, weight;
   const auto load = [&](int k) {
     input.load(arguments.input, arguments.input_stride, block_row, arguments.rows, k, arguments.in_features);
-    weight.load(arguments.weight, arguments.in_features, block_feature, arguments.out_features, k,
+    weight.load(arguments.weight, arguments.weight_stride, block_feature, arguments.out_features, k,
                 arguments.in_features);
   };
   load(0);
@@ -162,6 +162,10 @@ __global__ void __launch_bounds__(kThreads) own_product_kernel(const Arguments a
           value.x *= row_scale * arguments.weight_scale[feature];
           value.y *= row_scale * arguments.weight_scale[feature + 1];
         }
+        if (arguments.adds) {
+          const float2 before = Pair<Element>::unpack(*reinterpret_cast<const uint32_t*>(output_row + feature));
+          value = {value.x + before.x, value.y + before.y};
+        }
         if (arguments.bias != nullptr) {
           const auto* pair = static_cast<const Element*>(arguments.bias) + feature;
           const float2 bias = Pair<Element>::unpack(*reinterpret_cast<const uint32_t*>(pair));
@@ -177,8 +181,9 @@ __global__ void __launch_bounds__(kThreads) own_product_kernel(const Arguments a
 }  // namespace
 
 cudaError_t launch_own_product(const Product& p, cudaStream_t stream) {
-  const Arguments arguments{p.input, p.weight,       p.input_scale,   p.weight_scale, p.bias,         p.output,
-                            p.rows,  p.input_stride, p.output_stride, p.in_features,  p.out_features, p.gelu};
+  const Arguments arguments{p.input,       p.weight,       p.input_scale,  p.weight_scale,  p.bias,
+                            p.output,      p.rows,         p.input_stride, p.weight_stride, p.output_stride,
+                            p.in_features, p.out_features, p.gelu,         p.adds};
   auto kernel = p.dtype == VORTA_FLOAT16 ? own_product_kernel<__half, false> : own_product_kernel<__nv_bfloat16, false>;
   if (p.fp8) {
     kernel = p.dtype == VORTA_FLOAT16 ? own_product_kernel<__half, true> : own_product_kernel<__nv_bfloat16, true>;

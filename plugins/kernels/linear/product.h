@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A product as every backend takes it: output [R, O] = activation(input [R, K] weight [O, K]^T + bias), scaled if fp8.
+// A product as every backend takes it: output [R, O] = activation(input [R, K] weight [O, K]^T + bias), scaled if fp8,
+// and with the output itself added before the bias if it `adds`.
 #ifndef VORTA_TRT_KERNELS_LINEAR_PRODUCT_H_
 #define VORTA_TRT_KERNELS_LINEAR_PRODUCT_H_
 
@@ -16,6 +17,7 @@ struct Product {
   vorta_dtype dtype;
   bool fp8;   // input and weight are e4m3 with scales
   bool gelu;  // after the bias
+  bool adds;  // to what is in the output; not with fp8
   int64_t rows;
   int in_features, out_features;
   const void* input;
@@ -24,8 +26,8 @@ struct Product {
   const float* weight_scale;  // [O], fp8
   const void* bias;           // [O] of dtype, or NULL
   void* output;
-  int64_t input_stride, output_stride;  // elements
-  void* workspace;                      // kProductWorkspace bytes
+  int64_t input_stride, weight_stride, output_stride;  // elements
+  void* workspace;                                     // kProductWorkspace bytes
 };
 
 /// Scratch memory of cuBLASLt's kernels; NVIDIA names 32 MiB for Hopper.

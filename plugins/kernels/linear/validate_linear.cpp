@@ -82,6 +82,15 @@ vorta_status validate(const vorta_linear_params* params) noexcept {
   const bool fp8 = p.precision == VORTA_LINEAR_FP8;
   if (vorta_status status = check_features("in_features", p.in_features, fp8 ? 16 : 8, fp8)) return status;
   if (vorta_status status = check_features("out_features", p.out_features, fp8 ? 16 : 8, fp8)) return status;
+  if (p.second_features != 0 && (fp8 || p.second_features < 8 || p.second_features % 8 != 0 ||
+                                 p.second_features >= p.in_features || p.reserved != 0)) {
+    return fail(
+        VORTA_INVALID_ARGUMENT,
+        "second_features %d of in_features %d with precision %d, reserved %d: must be a multiple of 8 (16 bytes) "
+        "below in_features, with precision 0 (same) and reserved 0; pass 0 without a second input, and quantise "
+        "both inputs into one for fp8",
+        p.second_features, p.in_features, p.precision, p.reserved);
+  }
   if (p.candidate < -1 || p.candidate > kMaxCandidate) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "candidate %d: must be -1 (the library's own kernel) to %d; pass 0 for cuBLASLt's first choice",
@@ -104,16 +113,27 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
                 "scales; pass NULL for the others",
                 p.input, p.quantized_input, static_cast<const void*>(p.input_scale));
   }
-  Extent input{}, weight{}, output{};
+  if ((p.second_input != nullptr) != (p.second_features > 0)) {
+    return fail(
+        VORTA_INVALID_ARGUMENT,
+        "second_input %p with second_features %d: must be NULL and 0, or a device pointer and its features; pass "
+        "both or none",
+        p.second_input, p.second_features);
+  }
+  Extent input{}, weight{}, output{}, second{};
   const Matrix matrices[] = {
       {"input", given ? "[R, K] e4m3" : "[R, K]", given ? p.quantized_input : p.input, p.rows, p.input_stride,
-       p.in_features, given ? 1 : 2},
+       p.in_features - p.second_features, given ? 1 : 2},
       {"weight", fp8 ? "[O, K] e4m3" : "[O, K]", p.weight, p.out_features, p.in_features, p.in_features, fp8 ? 1 : 2},
       {"output", "[R, O]", p.output, p.rows, p.output_stride, p.out_features, 2},
   };
   Extent* extents[] = {&input, &weight, &output};
   for (int i = 0; i < 3; ++i) {
     if (vorta_status status = check_matrix(matrices[i], extents[i])) return status;
+  }
+  if (p.second_input != nullptr) {
+    const Matrix matrix{"second", "[R, K2]", p.second_input, p.rows, p.second_stride, p.second_features, 2};
+    if (vorta_status status = check_matrix(matrix, &second)) return status;
   }
   if (fp8 && p.weight_scale == nullptr) {
     return fail(VORTA_INVALID_ARGUMENT,
@@ -138,11 +158,11 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
   }
   const auto workspace = reinterpret_cast<uintptr_t>(p.workspace);
   const Extent scratch{workspace, workspace + workspace_bytes, true};
-  if (output.overlaps(input) || output.overlaps(weight)) {
+  if (output.overlaps(input) || output.overlaps(weight) || output.overlaps(second)) {
     return fail(VORTA_INVALID_ARGUMENT, "output %p: must not share memory with input or weight; pass memory of its own",
                 p.output);
   }
-  if (scratch.overlaps(input) || scratch.overlaps(weight) || scratch.overlaps(output)) {
+  if (scratch.overlaps(input) || scratch.overlaps(weight) || scratch.overlaps(output) || scratch.overlaps(second)) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "workspace %p: must not share memory with input, weight or output; pass memory of its own",
                 p.workspace);

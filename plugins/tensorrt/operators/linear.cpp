@@ -4,14 +4,11 @@
 // features.
 #include "vorta_trt/linear.h"
 
-#include <atomic>
-#include <cstdio>
-#include <cstring>
 #include <utility>
 #include <vector>
 
-#include "logger.h"
 #include "operators.h"
+#include "products.h"
 #include "tensor_rules.h"
 
 namespace vorta::plugin {
@@ -32,11 +29,6 @@ enum Fp8Input : int32_t {
 };
 enum Output : int32_t { kOutput = 0 };                                  // [B, X, O]
 enum QuantizeOutput : int32_t { kQuantized = 0, kQuantizedScale = 1 };  // [B, X, K/4], [B, X]
-
-// In the order of the C API's enumeration.
-constexpr const char* kActivations[] = {"none", "gelu_tanh"};
-static_assert(VORTA_ACTIVATION_NONE == 0 && VORTA_ACTIVATION_GELU_TANH == 1);
-constexpr Choices kChoices[] = {{"activation", kActivations, 2}};
 
 struct Fields {
   int32_t activation;
@@ -123,25 +115,6 @@ size_t workspaceBytes(const Setting& setting) {
   return bytes;
 }
 
-// Says once per process and precision where products come from, or why they take the slow kernel.
-template <vorta_linear_precision precision>
-void reportProducts(const char* name) {
-  static std::atomic<bool> isReported{false};
-  if (isReported.exchange(true)) return;
-  const char* reason = nullptr;
-  const char* backend = vorta_linear_backend(precision, &reason);
-  char message[1024];
-  if (*reason != '\0') {
-    std::snprintf(message, sizeof(message), "products take the slow kernel: %s", reason);
-    logWarning(name, "enqueue", message);
-  } else {
-    const bool isOurs = std::strncmp(backend, "cublaslt", 8) != 0;
-    std::snprintf(message, sizeof(message), "products are those of %s %s", backend,
-                  isOurs ? "" : vorta_cublaslt_path());
-    logInformation(name, "enqueue", message);
-  }
-}
-
 template <vorta_linear_precision precision>
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf<precision>(setting);
@@ -159,13 +132,13 @@ void enqueue(const Setting& setting, const Memory& memory) {
   params.workspace = memory.workspace;
   // TensorRT gave what it was asked for at the profile's maximum, which is at least this.
   requireOk(vorta_linear_workspace_size(&params, &params.workspace_bytes));
-  if (params.rows > 0) reportProducts<precision>(setting.record.op().fields.name);
+  if (params.rows > 0) reportProducts(setting.record.op().fields.name, precision);
   requireOk(vorta_linear_enqueue(&params, memory.stream));
 }
 
 template <vorta_linear_precision precision>
 Operator tableOf(const char* name, const char* tag, std::vector<TensorSpec> inputs) {
-  return {{name, "1", kLinearFields, countOf(kLinearFields), kChoices},
+  return {{name, "1", kLinearFields, countOf(kLinearFields), kActivationChoices},
           tag,
           std::move(inputs),
           {{"output", Holds::kActivation}},

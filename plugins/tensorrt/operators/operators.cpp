@@ -16,6 +16,7 @@ const std::vector<const Operator*>& operators() {
       &normModulateQuantize(),
       &residualNormModulateQuantize(),
       &linear(),
+      &joinedLinear(),
       &fp8Linear(),
       &crossAttention(),
   };

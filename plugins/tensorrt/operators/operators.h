@@ -22,6 +22,7 @@ const Operator& quantize();
 const Operator& normModulateQuantize();
 const Operator& residualNormModulateQuantize();
 const Operator& linear();
+const Operator& joinedLinear();
 const Operator& fp8Linear();
 
 // Throws PluginError with the C API's message unless its call succeeded.

@@ -122,6 +122,7 @@ def test_linear(activation: str, dtype: torch.dtype) -> None:
     product = tokens.double() @ weight.double().T + bias.double()
     wanted = gelu(product) if activation == "gelu_tanh" else product
     check("linear", (tokens, weight, bias, activation), (wanted,), dtype)
+    check("joined_linear", (tokens[..., :8], tokens[..., 8:], weight, bias, activation), (wanted,), dtype)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
@@ -200,6 +201,10 @@ def test_rows_are_quantised_over_their_largest() -> None:
         (lambda ops, t: ops.norm_modulate(t, t[:, :1].half(), t[:, :1], EPSILON, 0), "scale of dtype torch.float16"),
         (lambda ops, t: ops.norm_modulate(t, t[:, :1], t[:, :1], EPSILON, -1), "first_tokens -1: must be at least 0"),
         (lambda ops, t: ops.linear(t, t[0, :, :5], t[0, :, 0], "none"), r"weight of shape \(7, 5\): must be \[O, K\]"),
+        (
+            lambda ops, t: ops.joined_linear(t, t[..., :8], t[0], t[0, :, 0], "none"),
+            r"weight of shape \(7, 24\): must be \[O, J \+ K\] with B=2, J=24, K=8, X=7",
+        ),
         (lambda ops, t: ops.linear(t, t[0], t[0, :, 0], "relu"), "activation 'relu': must be 'none' or 'gelu_tanh'"),
         (
             lambda ops, t: ops.fp8_linear(t, t[..., 0], *quantize_rows(t[0]), t[0, :, 0], "none"),

@@ -54,6 +54,7 @@ def arguments(name: str, dtype: torch.dtype) -> tuple[Any, ...]:
             *(tokens(1), tokens(2), modulation(2, 3), modulation(1, 4), modulation(1, 5)[:1], EPSILON, FIRST),
         ),
         "linear": lambda: (tokens(1), weight, bias, "gelu_tanh"),
+        "joined_linear": lambda: (tokens(1)[..., :128], tokens(1)[..., 128:], weight, bias, "gelu_tanh"),
         "fp8_linear": lambda: (
             *references.quantize(tokens(1)),
             *(quantised, scale.flatten(), bias, "gelu_tanh"),

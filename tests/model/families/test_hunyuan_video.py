@@ -537,7 +537,8 @@ def operators(dual: int, single: int) -> dict[str, int]:
         "residual_norm_modulate": 4 * dual + single - (0 if single else 2),
         "qk_norm_rotary": dual + single,
         "head_norm": 2 * dual,
-        "linear": 12 * dual + 5 * single + (1 if single else -2),  # with the embedding of patches
+        "linear": 12 * dual + 4 * single + (1 if single else -2),  # with the embedding of patches
+        **({"joined_linear": single} if single else {}),
     }
 
 
