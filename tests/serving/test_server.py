@@ -17,12 +17,12 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from running_server import RunningServer, wait_for
 
 from vorta_trt.model.video_reader import read_pictures
 
 from ..tiny import HEIGHT, WIDTH
 from . import chromium
-from .running import RunningServer, wait_for
 
 LONG = 250  # steps, of which a tiny model makes some 100 a second
 
@@ -181,11 +181,11 @@ def test_what_is_killed_goes_on(text_model: Path, tmp_path: Path) -> None:
             for number in range(4)
         ]
         wait_for(lambda: server.ask(f"/v1/videos/{ids[0]}")[1]["step"] > 5)
-        (worker,) = _children(server.process.pid)
+        (worker,) = server.workers()
         os.kill(worker, signal.SIGKILL)
         assert server.wait_until_over(ids[0])["status"] == "completed", "its second attempt"
         wait_for(lambda: server.ask(f"/v1/videos/{ids[1]}")[1]["step"] > 5)
-        (worker,) = _children(server.process.pid)
+        (worker,) = server.workers()
         server.process.kill()
         server.process.wait()
         wait_for(lambda: not _alive(worker))  # it ends with its server
@@ -212,7 +212,7 @@ def test_what_is_killed_goes_on(text_model: Path, tmp_path: Path) -> None:
         assert sorted(os.listdir(jobs / "videos")) == sorted(ids)
 
         (model / text_model.name).rename(model / "gone.onnx")
-        (worker,) = _children(server.process.pid)
+        (worker,) = server.workers()
         os.kill(worker, signal.SIGKILL)
         reasons = wait_for(lambda: server.ask("/ready")[1].get("reasons"))
         assert server.ask("/health")[0] == 200 and server.ask(f"/v1/videos/{ids[0]}/content")[0] == 200
@@ -223,11 +223,6 @@ def _command(source: str) -> list[str]:
     import sys
 
     return [sys.executable, "-m", "vorta_trt.cli", "serve", source, "--port", "0"]
-
-
-def _children(process: int) -> list[int]:
-    found = Path(f"/proc/{process}/task/{process}/children")
-    return [int(number) for task in found.parents[1].iterdir() for number in (task / "children").read_text().split()]
 
 
 def _alive(process: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from running_server import wait_for
 
 from vorta_trt.model.video_reader import read_pictures
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
@@ -21,7 +22,6 @@ from vorta_trt.serving.video_request import parse_request
 from vorta_trt.serving.worker import Outcome
 
 from ..tiny import HEIGHT, WIDTH
-from .running import wait_for
 
 Working = Callable[[Worker], Any]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server in a process of its own, as users start it, and waiting for what it does."""
+"""Part of other studies and of the tests: a server in a process of its own, as users start it, and its clients."""
 
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ class RunningServer:
             return status, json.loads(content)
         except ValueError:
             return status, content
+
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(number) for task in tasks for number in (task / "children").read_text().split()]
 
     def wait_until_ready(self) -> None:
         wait_for(lambda: self.ask("/ready")[0] == 200)
