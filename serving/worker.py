@@ -89,17 +89,27 @@ class Worker:
 
     def run(self, stop: threading.Event) -> Outcome:
         """Warms up, and then makes videos until it is stopped or the engine fails."""
+        with self.ready() as is_ready:
+            if not is_ready:
+                return Outcome.NOT_READY
+            while not (stop.is_set() or self.abort.is_set()):
+                done = self.run_next()
+                if done is None:
+                    stop.wait(IDLE_SECONDS)
+                elif not done:
+                    return Outcome.ENGINE_FAILED
+            return Outcome.STOPPED
+
+    @contextmanager
+    def ready(self) -> Iterator[bool]:
+        """Loads the models and warms up, and gives signs of life until the block ends.
+
+        Yields:
+            Whether the warm-up succeeded; if not, `reason` says why.
+        """
         with self._signs_of_life():
             try:
-                if not self._warm_up():
-                    return Outcome.NOT_READY
-                while not (stop.is_set() or self.abort.is_set()):
-                    done = self.run_next()
-                    if done is None:
-                        stop.wait(IDLE_SECONDS)
-                    elif not done:
-                        return Outcome.ENGINE_FAILED
-                return Outcome.STOPPED
+                yield self._warm_up()
             finally:
                 self._models.close()
 

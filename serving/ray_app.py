@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray Serve: the application of `vorta-trt serve` as ingress, and replicas that make the videos; see docs/ray.md.
+
+    serve run deploy/ray.yaml
+
+Jobs are in the job store, a folder of the machine, and not in Ray. The ingress sends one call for every job that is not
+finished, so that Ray's queue, by which it scales, is as long as ours; a replica that gets a call takes the next job of
+the store. When a replica is lost, its job goes back to the store's queue, or fails with a reason after as many attempts
+as the settings allow, and the ingress sends another call.
+
+This module has no `from __future__ import annotations`: Ray Serve looks at the type of the argument of `build`.
+"""
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from pydantic import Field
+
+from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.job import Status
+from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.worker import Worker
+from vorta_trt.serving.worker_process import ENGINE_FAILED, open_store
+
+INGRESS, REPLICAS = "Ingress", "Replica"  # names of the deployments
+LOOK_SECONDS = 0.25  # between two looks at how many jobs are unfinished
+logger = logging.getLogger(__name__)
+
+
+class RaySettings(ServeSettings):
+    """What a server on Ray is started with: `args` of the configuration file."""
+
+    gpus: float = Field(default=1, ge=0)
+    """GPUs of a replica: as many as the bundle is built for; 0 runs exported ONNX files on the CPU."""
+    cpus: float = Field(default=1, ge=0)
+    """Processors that Ray counts for a replica."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas that are always there."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas that there are at most, when more jobs wait."""
+    drain_seconds: float = Field(default=1800, gt=0)
+    """How long a replica that is to go may finish its job."""
+
+
+class Replica:
+    """Makes the videos of one job at a time.
+
+    Args:
+        settings: Of the server.
+
+    Raises:
+        RuntimeError: The warm-up failed; with the reason.
+    """
+
+    def __init__(self, settings: RaySettings) -> None:
+        self._thread = ThreadPoolExecutor(1)  # in which everything of the engines happens
+        self._open = ExitStack()
+        self._thread.submit(self._start, settings).result()
+
+    async def work(self) -> None:
+        """Takes the next job of the store, if there is one."""
+        in_order = await asyncio.get_running_loop().run_in_executor(self._thread, self._worker.run_next)
+        if in_order is False:  # and an error of CUDA stays with its process
+            logger.error("the engine failed, and this replica ends: %s", self._worker.reason)
+            os._exit(ENGINE_FAILED)
+
+    def __del__(self) -> None:
+        self._thread.submit(self._open.close).result()
+
+    def _start(self, settings: RaySettings) -> None:
+        store = open_store(settings)
+        self._open.callback(store.close)
+        self._worker = Worker(store, Catalogue(settings.models), name=f"ray-{os.getpid()}-{os.urandom(4).hex()}")
+        if not self._open.enter_context(self._worker.ready()):
+            raise RuntimeError(f"the warm-up failed: {self._worker.reason}")
+
+
+class Ingress:
+    """Sends the calls.
+
+    Args:
+        settings: Of the server.
+        replicas: Ray Serve's handle of the replicas.
+    """
+
+    async def __init__(self, settings: RaySettings, replicas: Any) -> None:
+        self._store, self._replicas = open_store(settings), replicas
+        self._calls: set[asyncio.Task[None]] = set()
+        self._dispatcher = asyncio.create_task(self._dispatch())
+
+    async def _dispatch(self) -> None:
+        while True:
+            try:
+                counts = await asyncio.to_thread(self._store.counts)
+                unfinished = sum(counts.get(status, 0) for status in (Status.QUEUED, Status.IN_PROGRESS))
+                for _ in range(unfinished - len(self._calls)):
+                    call = asyncio.create_task(self._call())
+                    self._calls.add(call)
+                    call.add_done_callback(self._calls.discard)
+            except Exception as error:
+                logger.error("the jobs cannot be counted: %s", error, exc_info=error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _call(self) -> None:
+        try:
+            await self._replicas.work.remote()
+        except Exception as error:
+            logger.warning("a replica is lost: %s", error)
+            await asyncio.to_thread(take_back_of_dead, self._store)
+
+
+def take_back_of_dead(store: JobStore) -> None:
+    """Gives back the jobs of workers whose processes are gone, without waiting until their leases end."""
+    for worker in store.workers():
+        if not _is_alive(worker.process):
+            for job in store.take_back(worker=worker.name):
+                logger.warning("its replica is lost: %s", job.status.value, extra={"job": job.id})
+            store.forget_worker(worker.name)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def build(settings: RaySettings) -> Any:
+    """The Serve application of the settings; what `import_path` of a configuration file names."""
+    from ray import serve
+
+    settings = settings.model_copy(update={"workers": settings.max_replicas})  # by which waiting times are estimated
+
+    def application() -> Any:  # in the ingress' process
+        from vorta_trt.serving.app import create_app
+
+        return create_app(settings, open_store(settings, exclusive=True), Catalogue(settings.models))
+
+    replicas = serve.deployment(
+        Replica,
+        name=REPLICAS,
+        max_ongoing_requests=1,
+        ray_actor_options={"num_gpus": settings.gpus, "num_cpus": settings.cpus},
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": max(settings.min_replicas, settings.max_replicas),
+            "target_ongoing_requests": 1,
+        },
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+    )
+    ingress = serve.deployment(
+        serve.ingress(application)(Ingress), name=INGRESS, num_replicas=1, ray_actor_options={"num_cpus": 0}
+    )
+    return ingress.bind(settings, replicas.bind(settings))
