@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray Serve with two replicas on the CPU: they share the load, and one that is killed loses no job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vorta_trt.serving import JobStore
+from vorta_trt.serving.ray_app import RaySettings
+from vorta_trt.serving.settings import ModelSettings
+
+from ..test_documentation import ROOT
+from .running import PATIENCE, RunningServer, wait_for
+
+pytest.importorskip("ray.serve", reason="needs the package ray[serve]")
+pytest.importorskip("av")
+
+LONG = 400  # steps, of which a tiny model makes some 100 a second
+DRIVER = """
+import sys
+import ray
+from ray import serve
+from vorta_trt.serving.ray_app import RaySettings, build
+
+settings, port, folder = RaySettings.model_validate_json(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, object_store_memory=80_000_000)
+serve.start(http_options={"host": "127.0.0.1", "port": port})
+serve.run(build(settings), name="vorta-trt", route_prefix="/")
+print("ready", flush=True)
+sys.stdin.read()
+serve.shutdown()
+ray.shutdown()
+"""
+
+
+class RayServer(RunningServer):
+    """The application of the settings in a Ray of its own, which ends with the block."""
+
+    def __init__(self, settings: RaySettings, log: Path) -> None:
+        self.jobs, self.log = settings.jobs, log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = tempfile.mkdtemp(prefix="ray-")  # whose sockets need a short path
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, settings.model_dump_json(), str(port), self._folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        while (line := self.process.stdout.readline()) != "ready\n":
+            assert line, log.read_text(errors="replace")[-5000:]
+
+    def __exit__(self, *error: object) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # as it should be
+            self.process.wait()
+            self.process.stdout.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
+    folder = tmp_path_factory.mktemp("ray")
+    model = ModelSettings(source=text_model, checkpoint=text_model.parent / "checkpoint", name="text")
+    settings = RaySettings(
+        models=(model,),
+        jobs=folder / "jobs",
+        gpus=0,
+        cpus=0.5,
+        min_replicas=2,
+        max_replicas=2,
+        lease_seconds=600,  # longer than the tests: nobody waits for its end
+    )
+    with RayServer(settings, folder / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def store(server: RayServer) -> Iterator[JobStore]:
+    """The jobs of the server, to look at."""
+    opened = JobStore(server.jobs, lease_seconds=600)
+    yield opened
+    opened.close()
+
+
+def create(server: RayServer, prompt: str, steps: int) -> str:
+    status, job = server.ask("/v1/videos", {"prompt": prompt, "num_inference_steps": steps, "seed": 1})
+    assert status == 200, job
+    return str(job["id"])
+
+
+def test_both_share_the_load(server: RayServer, store: JobStore) -> None:
+    assert server.ask("/ready") == (200, {"status": "ready", "workers": 2})
+    jobs = [create(server, f"cat {number}", 40) for number in range(6)]
+    assert {server.wait_until_over(job)["status"] for job in jobs} == {"completed"}
+    ends = [store.get(job) for job in jobs]
+    assert len({end.worker for end in ends}) == 2
+    assert {end.attempt for end in ends} == {1}
+    status, video = server.ask(f"/v1/videos/{jobs[0]}/content")
+    assert status == 200 and video[4:8] == b"ftyp"
+
+
+def test_one_is_killed_in_the_middle_of_a_video(server: RayServer, store: JobStore) -> None:
+    jobs = [create(server, "a dog", LONG), create(server, "a cow", LONG)]
+    running = wait_for(lambda: [job for job in map(store.get, jobs) if job.step > 0][1:] and [*map(store.get, jobs)])
+    lost, kept = running
+    (process,) = [worker.process for worker in store.workers() if worker.name == lost.worker]
+    os.kill(process, signal.SIGKILL)
+    assert [server.wait_until_over(job)["status"] for job in jobs] == ["completed", "completed"]
+    again, untouched = map(store.get, jobs)
+    assert (again.attempt, untouched.attempt) == (2, 1)
+    assert again.worker != lost.worker and untouched.worker == kept.worker
+    wait_for(lambda: len([worker for worker in store.workers() if worker.state == "ready"]) == 2)  # another one came
+    assert server.wait_until_over(create(server, "a cat", 1))["status"] == "completed"
+
+
+def test_cancel(server: RayServer, store: JobStore) -> None:
+    job = create(server, "a dog", LONG)
+    wait_for(lambda: store.get(job).step > 0)
+    server.ask(f"/v1/videos/{job}/cancel", method="POST")
+    assert server.wait_until_over(job)["status"] == "cancelled"
+    assert store.get(job).step < LONG
+
+
+def test_the_configuration_file() -> None:
+    yaml = pytest.importorskip("yaml")
+    schema = pytest.importorskip("ray.serve.schema")
+    content = yaml.safe_load((ROOT / "deploy" / "ray.yaml").read_text(encoding="utf-8"))
+    (application,) = schema.ServeDeploySchema.model_validate(content).applications
+    assert application.import_path == "vorta_trt.serving.ray_app:build"
+    settings = RaySettings.model_validate(application.args)
+    assert (settings.gpus, settings.min_replicas, settings.max_replicas) == (1, 1, 8)
