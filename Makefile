@@ -26,7 +26,7 @@ INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constrain
 requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(name) = \[$$/,/^]/p') pyproject.toml \
 	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
 RUN_REQUIREMENTS := $(call requirements,dependencies rtx video plot)
-TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train serve ray test)
+TEST_REQUIREMENTS := $(call requirements,dependencies rtx video plot polygraphy train serve ray tracing test)
 site_packages = $$($(1)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 # Two steps at a time: compiling beside installing, types beside tests.
 TOGETHER := $(MAKE) --no-print-directory --jobs 2

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from vorta_trt.plugins.errors import VortaError
 
-Extra = Literal["compare", "plot", "polygraphy", "serve", "train", "video"]
+Extra = Literal["compare", "plot", "polygraphy", "serve", "tracing", "train", "video"]
 
 
 class MissingExtraError(VortaError, ImportError):

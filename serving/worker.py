@@ -34,6 +34,7 @@ from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.loaded_models import LoadedModels
 from vorta_trt.serving.step_watch import StepWatch
 from vorta_trt.serving.thumbnail import write_thumbnail
+from vorta_trt.serving.tracing import record_spans
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
@@ -155,6 +156,7 @@ class Worker:
             return in_order
         else:
             self._store.complete(job, report)
+            record_spans(job, report)
             log.info("completed in %.1f s", report["seconds"])
         return True
 

@@ -39,14 +39,17 @@ def main() -> int:
 
     from vorta_trt.serving.catalogue import Catalogue
     from vorta_trt.serving.logs import set_up_logs
+    from vorta_trt.serving.tracing import set_up_tracing
     from vorta_trt.serving.worker import Outcome, Worker
 
     set_up_logs(debug, as_json=as_json)
     store = open_store(settings)
     worker = Worker(store, Catalogue(settings.models), name=name)
     signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())
+    end_tracing = set_up_tracing()
     outcome = worker.run(stop)
     store.close()
+    end_tracing()
     return {Outcome.STOPPED: 0, Outcome.ENGINE_FAILED: ENGINE_FAILED, Outcome.NOT_READY: NOT_READY}[outcome]
 
 
