@@ -21,8 +21,8 @@ from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.settings import ServeSettings
 
 ENGINE_FAILED, NOT_READY, ORPHAN = 70, 71, 72  # exit codes
-RESTARTS = 5  # of a worker that is killed again and again while it makes no video
-PAUSE_SECONDS = 1.0
+ENGINE_STARTS = 2  # of a worker whose engine fails before it has made a video
+LONGEST_PAUSE_SECONDS = 60.0  # before a worker is started that was killed again and again
 NICE = 5  # the server answers first where processors are few
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class WorkerProcesses:
     """The workers of a server.
 
     A worker whose engine failed is started once more; if its warm-up fails, or the engine fails again before a video
-    is made, the worker stays away, and the server is not ready. A worker that was killed is started again.
+    is made, the worker stays away, and the server is not ready. A worker that was killed is started again, after pauses
+    that grow while it makes no video.
 
     Args:
         settings: Of the server.
@@ -155,13 +156,12 @@ class WorkerProcesses:
                 end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)
             )
             failures = 1 if made else failures + 1
-            most = 2 if code in (ENGINE_FAILED, NOT_READY) else RESTARTS
-            if code == NOT_READY or failures >= most:
+            if code == NOT_READY or (code == ENGINE_FAILED and failures >= ENGINE_STARTS):
                 self._give_up(number, name, code)
                 return
             self._store.forget_worker(name)
             logger.error("worker %s ended (%s); it is started again", name, _ended(code))
-            self._stopping.wait(PAUSE_SECONDS)
+            self._stopping.wait(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
 
     def _run(self, number: int, name: str) -> int:
         settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments

@@ -28,7 +28,6 @@ from vorta_trt.model.video_reader import read_pictures
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 FINAL = ("completed", "failed", "cancelled")
-LONGEST = 6.0  # seconds between two kills
 
 
 class Clients:
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--longest", type=float, default=10, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="serving-faults", help="of the result")
     arguments = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
         for thread in threads:
             thread.start()
         for number in range(arguments.kills):
-            time.sleep(chance.uniform(0, LONGEST))  # also while it starts
+            time.sleep(chance.uniform(0, arguments.longest))  # also while it starts
             workers = server.workers()
             if chance.random() < 0.5 or not workers:
                 clients.server = None
@@ -113,7 +113,13 @@ def main() -> None:
         figures["exit_code"] = server.stop()
         server.__exit__()
         figures["tracebacks_in_log"] = log.read_text().count("Traceback")
-    figures = {"target": arguments.target.name, "kills": killed, "seed": arguments.seed, **figures}
+    figures = {
+        "target": arguments.target.name,
+        "kills": killed,
+        "seed": arguments.seed,
+        "longest": arguments.longest,
+        **figures,
+    }
     print(json.dumps(figures, indent=2))
     print(f"wrote {write_result(RESULTS, arguments.name, figures)}")
 
