@@ -88,10 +88,10 @@ class Ingress:
         replicas: Ray Serve's handle of the replicas.
     """
 
-    async def __init__(self, settings: RaySettings, replicas: Any) -> None:
+    def __init__(self, settings: RaySettings, replicas: Any) -> None:
         self._store, self._replicas = open_store(settings), replicas
         self._calls: set[asyncio.Task[None]] = set()
-        self._dispatcher = asyncio.create_task(self._dispatch())
+        self._dispatcher = asyncio.create_task(self._dispatch())  # Ray's own `__init__` runs in the event loop
 
     async def _dispatch(self) -> None:
         while True:

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running_server import PATIENCE, RunningServer, wait_for
 
 from vorta_trt.serving import JobStore
 from vorta_trt.serving.ray_app import RaySettings
 from vorta_trt.serving.settings import ModelSettings
 
 from ..test_documentation import ROOT
-from .running import PATIENCE, RunningServer, wait_for
 
 pytest.importorskip("ray.serve", reason="needs the package ray[serve]")
 pytest.importorskip("av")
