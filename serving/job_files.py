@@ -3,6 +3,7 @@
 
 JOBS/videos/ID/request.json     the job as it was queued
                image.png        images of the request
+               end.json         how the job failed or was cancelled
                result-N/        what attempt N made: result.json, 0.mp4, 0.webp, 1.mp4, ...; there whole or not at all
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 from vorta_trt.model import files
 
-REQUEST, RESULT = "request.json", "result.json"
+REQUEST, RESULT, END = "request.json", "result.json", "end.json"
 ID = re.compile(r"video_[0-9a-f]{32}")
 SWEEP_SECONDS = 3600.0  # a folder without a job that is younger may belong to one that is being queued
 logger = logging.getLogger(__name__)
@@ -76,6 +77,14 @@ class JobFiles:
             if path.name != f"result-{but}":
                 shutil.rmtree(path, ignore_errors=True)
 
+    def write_end(self, job_id: str, record: Mapping[str, Any]) -> None:
+        """Says how a job failed or was cancelled, for a database that is made again; a full disk is no error here."""
+        try:
+            if self.folder(job_id).is_dir():
+                files.write_json(self.folder(job_id) / END, record)
+        except OSError as error:
+            logger.warning("job %s: its end is in the database alone (%s)", job_id, error)
+
     def sweep(self, known: set[str], *, alone: bool) -> int:
         """Removes folders of jobs that are not known: their clients never got an answer, or they were being deleted.
 
@@ -92,7 +101,7 @@ class JobFiles:
         return removed
 
     def records(self) -> Iterator[tuple[str, dict[str, Any], int | None, dict[str, Any] | None]]:
-        """Every job that its folder tells of: id, request, and the attempt and record of its result, if it has one."""
+        """Every job that its folder tells of: id, request, the attempt that made its result, and how it ended."""
         for path in sorted(self.root.iterdir()):
             try:
                 if not ID.fullmatch(path.name):
@@ -103,6 +112,7 @@ class JobFiles:
                     attempt = int(results[-1].parent.name.removeprefix("result-"))
                     yield path.name, record, attempt, json.loads(results[-1].read_text(encoding="utf-8"))
                 else:
-                    yield path.name, record, None, None
+                    end = path / END
+                    yield path.name, record, None, json.loads(end.read_text(encoding="utf-8")) if end.exists() else None
             except (OSError, ValueError) as error:
                 logger.warning("job %s: cannot be read (%s); it is left out", path.name, error)

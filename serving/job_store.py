@@ -291,6 +291,7 @@ class JobStore:
             if done.rowcount:
                 _record_end(change, job_id)
             change.execute("UPDATE jobs SET cancelling = 1 WHERE id = ? AND status = 'in_progress'", (job_id,))
+        self._note_end(job_id)
         return self.get(job_id, user)
 
     def delete(self, job_id: str, user: str | None = None) -> None:
@@ -447,6 +448,7 @@ class JobStore:
             if not done.rowcount:
                 raise _lost(job)
             _record_end(change, job.id)
+        self._note_end(job.id)
 
     def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
         """Jobs whose workers are gone wait again, or fail after `most_attempts`; returns them.
@@ -490,6 +492,8 @@ class JobStore:
                         "WHERE id = ?",
                         (row["id"],),
                     )
+        for row in rows:
+            self._note_end(row["id"])
         return [self.get(row["id"]) for row in rows]
 
     def expire(self) -> int:
@@ -529,25 +533,33 @@ class JobStore:
         ]
         return [state for state in states if state.age < 3 * self.lease_seconds]
 
+    def _note_end(self, job_id: str) -> None:
+        """Beside the job's files: how it failed or was cancelled."""
+        try:
+            job = self.get(job_id)
+        except JobNotFoundError:
+            return
+        if job.status in (Status.FAILED, Status.CANCELLED):
+            end = {"status": job.status.value, "error_code": job.error_code, "error_message": job.error_message}
+            self.files.write_end(job_id, {**end, "completed_at": job.completed_at})
+
     def _read_folders(self) -> int:
         """Fills a new database from the folders of the jobs."""
         found = sorted(self.files.records(), key=lambda record: record[1]["created_at"])
         with self._data.change() as change:
-            for job_id, record, attempt, result in found:
+            for job_id, record, attempt, end in found:
                 _insert(change, job_id, record)
-                if result is not None:
-                    change.execute(
-                        "UPDATE jobs SET status = 'completed', step = steps, attempt = ?, started_at = ?, "
-                        "completed_at = ?, expires_at = ?, report = ? WHERE id = ?",
-                        (
-                            attempt,
-                            result["started_at"],
-                            result["completed_at"],
-                            result["completed_at"] + self.keep_seconds,
-                            json.dumps(result["report"]),
-                            job_id,
-                        ),
-                    )
+                if end is None:
+                    continue
+                values: dict[str, object] = {"completed_at": end["completed_at"]}
+                values["expires_at"] = end["completed_at"] + self.keep_seconds
+                if attempt is None:
+                    values.update({name: end[name] for name in ("status", "error_code", "error_message")})
+                else:
+                    values.update(status=Status.COMPLETED.value, attempt=attempt, started_at=end["started_at"])
+                    values.update(step=record["steps"], report=json.dumps(end["report"]))
+                names = ", ".join(f"{name} = ?" for name in values)
+                change.execute(f"UPDATE jobs SET {names} WHERE id = ?", (*values.values(), job_id))
         logger.error("jobs %s: %d jobs were read from their folders (%s)", self.folder, len(found), REQUEST)
         return len(found)
 

@@ -268,6 +268,11 @@ def test_a_damaged_database_is_made_again_of_the_folders(store: JobStore, damage
     finish(store, claim(store))
     claim(store)
     store.delete(add(store, "deleted")[0].id)
+    cancelled, failed = add(store, "cancelled", "failed", user="u")
+    store.cancel(cancelled.id)
+    other = claim(store)
+    store.fail(claim(store), "engine_error", "broken")
+    store.give_back(other)
     store.close()
     path = store.folder / NAME
     content = bytearray(path.read_bytes())
@@ -279,9 +284,15 @@ def test_a_damaged_database_is_made_again_of_the_folders(store: JobStore, damage
         content[len(content) // 3 :] = b"\xff" * (len(content) - len(content) // 3)
     path.write_bytes(content)
     again = JobStore(store.folder)
-    assert again.recovered == 3
-    found = {job.id: job.status for job in again.page("u")[0]}
-    assert found == {done.id: Status.COMPLETED, running.id: Status.QUEUED, waiting.id: Status.QUEUED}
+    assert again.recovered == 5
+    assert {job.id: job.status for job in again.page("u")[0]} == {
+        done.id: Status.COMPLETED,
+        running.id: Status.QUEUED,
+        waiting.id: Status.QUEUED,
+        cancelled.id: Status.CANCELLED,
+        failed.id: Status.FAILED,
+    }
+    assert again.get(failed.id).error_message == "broken"
     assert claim(again).id == running.id
     assert len(list(store.folder.glob("*.damaged-*.sqlite3"))) == 1, "it is kept"
     again.close()
