@@ -96,7 +96,7 @@ $(VENV)/.requirements-test: pyproject.toml constraints.txt $(VENV)/.build-requir
 	$(INSTALL) $(TEST_REQUIREMENTS)
 	# What TensorRT 10.13 offers to Python, as text. Its metadata asks for that TensorRT, which no test imports.
 	# The metadata of Triton's server asks for NumPy 1, which its Python backend alone needs: an environment has that.
-	$(PIP) install --no-deps --constraint constraints.txt tensorrt-stubs nvidia-pytriton
+	$(PIP) install --no-deps --constraint constraints.txt tensorrt-stubs nvidia-pytriton tritonclient
 	$(BIN)/python -m venv --without-pip --clear $(VENV)/triton
 	$(PIP) install --no-deps --target $(call site_packages,$(VENV)/triton/bin) "numpy<2" "ml-dtypes<0.6"
 	echo $(call site_packages,$(BIN)) > $(call site_packages,$(VENV)/triton/bin)/tests.pth
