@@ -431,6 +431,25 @@ def test_the_picture_of_the_routes(client: Client, store: JobStore, catalogue: C
     error_of(web.get(f"/v1/videos/{made['id']}/routes?step=4"), 404, "step_not_found", "step")
 
 
+def test_random_requests(client: Client) -> None:
+    """studies/serving_fuzz.py sends a hundred thousand of them to a running server."""
+    import random
+
+    from serving_fuzz import make, verdict
+
+    web = client()
+    web.raise_server_exceptions = False  # type: ignore[attr-defined]
+    wrong = []
+    for number in range(300):
+        sent = make(random.Random(f"1 {number}"))
+        headers = {name: value.encode("latin-1", "replace") for name, value in sent.headers.items()}
+        answer = web.request(sent.method, sent.path, content=sent.body, headers=headers)
+        told = verdict(sent, answer.status_code, answer.headers.get("Content-Type", ""), answer.content)
+        if told is not None:
+            wrong.append((number, sent.method, sent.path, told, answer.text[:200]))
+    assert wrong == []
+
+
 def test_errors_of_routing_have_the_same_form(client: Client) -> None:
     web = client()
     error_of(web.get("/v1/nothing"), 404, "not_found")
