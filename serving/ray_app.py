@@ -43,6 +43,10 @@ class RaySettings(ServeSettings):
     """Replicas that are always there."""
     max_replicas: int = Field(default=1, ge=1)
     """Replicas that there are at most, when more jobs wait."""
+    upscale_seconds: float = Field(default=10, ge=0)
+    """How long jobs must wait before a replica is added."""
+    downscale_seconds: float = Field(default=600, ge=0)
+    """How long a replica must be idle before it goes."""
     drain_seconds: float = Field(default=1800, gt=0)
     """How long a replica that is to go may finish its job."""
 
@@ -94,6 +98,7 @@ class Ingress:
         self._dispatcher = asyncio.create_task(self._dispatch())  # Ray's own `__init__` runs in the event loop
 
     async def _dispatch(self) -> None:
+        await asyncio.to_thread(take_back_of_dead, self._store)  # of a server before this one
         while True:
             try:
                 counts = await asyncio.to_thread(self._store.counts)
@@ -152,7 +157,9 @@ def build(settings: RaySettings) -> Any:
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": max(settings.min_replicas, settings.max_replicas),
-            "target_ongoing_requests": 1,
+            "target_ongoing_requests": 1,  # of which a replica takes one, and the others wait
+            "upscale_delay_s": settings.upscale_seconds,
+            "downscale_delay_s": settings.downscale_seconds,
         },
         graceful_shutdown_timeout_s=settings.drain_seconds,
     )

@@ -90,8 +90,8 @@ def server(text_model: Path, tmp_path: Path) -> Iterator[RayServer]:
         jobs=tmp_path / "jobs",
         gpus=0,
         cpus=0.5,
-        min_replicas=2,
         max_replicas=2,
+        upscale_seconds=0.5,
         lease_seconds=600,  # longer than the tests: nobody waits for its end
     )
     with RayServer(settings, tmp_path / "log") as running:
@@ -112,10 +112,23 @@ def create(server: RayServer, prompt: str, steps: int) -> str:
     return str(job["id"])
 
 
+def ready(store: JobStore) -> int:
+    """How many replicas can make videos."""
+    return len([worker for worker in store.workers() if worker.state == "ready"])
+
+
 def test_two_replicas(server: RayServer, store: JobStore) -> None:
-    """They share the load; one is killed in the middle of a video; a job is cancelled."""
-    assert server.ask("/ready") == (200, {"status": "ready", "workers": 2})
-    jobs = [create(server, f"cat {number}", 40) for number in range(6)]
+    """The second comes while jobs wait; both share the load; one is killed in a video; a job is cancelled."""
+    assert server.ask("/ready") == (200, {"status": "ready", "workers": 1})
+    jobs: list[str] = []
+
+    def both_are_there() -> bool:
+        if len(store.unfinished()) < 4:
+            jobs.append(create(server, f"cat {len(jobs)}", 40))
+        return ready(store) == 2
+
+    wait_for(both_are_there)
+    jobs += [create(server, f"cow {number}", 40) for number in range(4)]
     assert {server.wait_until_over(job)["status"] for job in jobs} == {"completed"}
     ends = [store.get(job) for job in jobs]
     assert len({end.worker for end in ends}) == 2
@@ -138,7 +151,7 @@ def test_two_replicas(server: RayServer, store: JobStore) -> None:
     server.ask(f"/v1/videos/{job}/cancel", method="POST")
     assert server.wait_until_over(job)["status"] == "cancelled"
     assert store.get(job).step < LONG
-    wait_for(lambda: len([worker for worker in store.workers() if worker.state == "ready"]) == 2)  # another one came
+    wait_for(lambda: ready(store) == 2)  # another one came
 
 
 def test_the_configuration_file() -> None:
