@@ -195,6 +195,18 @@ def Quantize(  # noqa: N802
 
 
 @script(VORTA, default_opset=op)
+def JoinedQuantize(  # noqa: N802
+    first,
+    second,
+    plugin_namespace: str = "vorta",
+    plugin_version: str = "1",
+):
+    """`Quantize` of first [B, X, J] and second [B, X, K] side by side."""
+    quantized, quantized_scale = quantize_rows(op.Concat(first, second, axis=2))
+    return quantized, quantized_scale
+
+
+@script(VORTA, default_opset=op)
 def NormModulateQuantize(  # noqa: N802
     tokens,
     scale: FLOAT,

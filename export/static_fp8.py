@@ -22,7 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from vorta_trt.export.names import OPSET_17
-from vorta_trt.plugins.operator_schema import FP8_LINEAR, PLUGIN_ATTRIBUTES, QUANTIZE, UNQUANTIZED
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, JOINED_QUANTIZE, PLUGIN_ATTRIBUTES, QUANTIZE, UNQUANTIZED
 
 _WEIGHT = ".weight"
 
@@ -58,7 +58,8 @@ def make_static(model: ir.Model, names: frozenset[str], input_scales: Mapping[st
             new = _Native(graph, node, _unquantized(graph, quantized)).nodes(weight, weight_scale, bias, scale)
             ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     for node in list(graph):
-        if (node.domain, node.op_type) == QUANTIZE.node_type and not any(value.uses() for value in node.outputs):
+        quantizes = (node.domain, node.op_type) in (QUANTIZE.node_type, JOINED_QUANTIZE.node_type)
+        if quantizes and not any(value.uses() for value in node.outputs):
             graph.remove(node, safe=True)
 
 
@@ -66,9 +67,21 @@ def _unquantized(graph: ir.Graph, quantized: ir.Value) -> ir.Value:
     """The tokens that were quantised, in the type of the activations."""
     node = quantized.producer()
     assert node is not None
+    if node.op_type == JOINED_QUANTIZE.name:
+        return _side_by_side(graph, node)
     if node.op_type in UNQUANTIZED:
         node = _taken_apart(graph, node)
     (tokens,) = _inputs(node)
+    return tokens
+
+
+def _side_by_side(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """What a `JoinedQuantize` reads, as one value; the node itself is taken away once nothing reads it."""
+    joined = ir.node("Concat", node.inputs, {"axis": 2}, name=f"{node.name}.Concat")
+    joined.metadata_props.update(node.metadata_props)
+    (tokens,), (first, *_) = joined.outputs, _inputs(node)
+    tokens.name, tokens.type, tokens.shape = f"{joined.name}_output", first.type, node.outputs[0].shape
+    graph.insert_before(node, joined)
     return tokens
 
 

@@ -45,6 +45,12 @@ class QuantizedTokens(NamedTuple):
         values, scale = torch.ops.vorta.quantize(tokens)
         return cls(values, scale, tokens.dtype)
 
+    @classmethod
+    def of_both(cls, first: Tensor, second: Tensor) -> QuantizedTokens:
+        """Of tokens [B, X, J] and [B, X, K] whose features lie side by side."""
+        values, scale = torch.ops.vorta.joined_quantize(first, second)
+        return cls(values, scale, first.dtype)
+
 
 class Fp8Linear(nn.Module):
     """Stands where an `nn.Linear` stood; its parameters have no gradients.

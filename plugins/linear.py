@@ -70,7 +70,7 @@ class LinearParams(SizedStructure):
 class QuantizeParams(SizedStructure):
     """`vorta_quantize_params`: input [R, K] -> quantized e4m3 [R, K] and quantized_scale float32 [R].
 
-    Pointers are integers, `dtype` may be a name, and rows are dense without `input_stride`.
+    Pointers are integers, `dtype` may be a name, and rows are dense without strides.
     """
 
     _fields_ = [
@@ -82,10 +82,16 @@ class QuantizeParams(SizedStructure):
         ("quantized", ctypes.c_void_p),
         ("quantized_scale", ctypes.c_void_p),
         ("input_stride", ctypes.c_int64),
+        ("second_input", ctypes.c_void_p),
+        ("second_stride", ctypes.c_int64),
+        ("second_features", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     ]
 
     def __init__(self, **values: Any) -> None:
-        values.setdefault("input_stride", values.get("features", 0))
+        second = values.get("second_features", 0)
+        values.setdefault("input_stride", values.get("features", 0) - second)
+        values.setdefault("second_stride", second)
         super().__init__(**values)
 
 

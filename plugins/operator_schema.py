@@ -267,6 +267,18 @@ QUANTIZE = Operator(
     attributes=(),
 )
 
+JOINED_QUANTIZE = Operator(
+    name="JoinedQuantize",
+    torch_name="joined_quantize",
+    doc="Quantize of two inputs whose features lie side by side, with one scale of both",
+    input_tensors=(OperatorTensor("first", "[B, X, J]"), OperatorTensor("second", "[B, X, K]")),
+    output_tensors=(
+        OperatorTensor("quantized", "[B, X, J + K]", Element.FLOAT8_TOKENS),
+        OperatorTensor("quantized_scale", "[B, X]", Element.FLOAT32),
+    ),
+    attributes=(),
+)
+
 NORM_MODULATE_QUANTIZE = Operator(
     name="NormModulateQuantize",
     torch_name="norm_modulate_quantize",
@@ -346,6 +358,7 @@ BLOCK_OPERATORS = (
     NORM_MODULATE,
     RESIDUAL_NORM_MODULATE,
     QUANTIZE,
+    JOINED_QUANTIZE,
     NORM_MODULATE_QUANTIZE,
     RESIDUAL_NORM_MODULATE_QUANTIZE,
     LINEAR,
@@ -358,7 +371,7 @@ BLOCK_OPERATORS = (
 UNQUANTIZED = {NORM_MODULATE_QUANTIZE.name: NORM_MODULATE, RESIDUAL_NORM_MODULATE_QUANTIZE.name: RESIDUAL_NORM_MODULATE}
 """By the name of a norm that quantises, the one that does not."""
 
-QUANTIZING = (QUANTIZE.name, *UNQUANTIZED)
+QUANTIZING = (QUANTIZE.name, JOINED_QUANTIZE.name, *UNQUANTIZED)
 """Names of what leaves quantised tokens."""
 
 OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, *BLOCK_OPERATORS)}

@@ -112,20 +112,21 @@ def residual_norm_modulate_quantize(
 
 def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """As `references.quantize`."""
-    library = _library(tokens)
     rows = _rows(tokens.reshape(-1, tokens.shape[2]))  # [B * X, E]; a copy only where samples lie apart
-    pair = _empty_quantized(tokens)
-    params = products.QuantizeParams(
-        dtype=dtype_name(tokens.dtype),
-        features=rows.shape[1],
-        rows=rows.shape[0],
-        input=rows.data_ptr(),
-        input_stride=rows.stride(0),
-        **_pointers(*pair),
+    return _quantize(tokens, rows, features=rows.shape[1])
+
+
+def joined_quantize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """As `references.joined_quantize`."""
+    rows, more = (_rows(tokens.reshape(-1, tokens.shape[2])) for tokens in (first, second))  # [B * X, J or K]
+    return _quantize(
+        first,
+        rows,
+        features=rows.shape[1] + more.shape[1],
+        second_input=more.data_ptr(),
+        second_stride=more.stride(0),
+        second_features=more.shape[1],
     )
-    with torch.cuda.device(tokens.device):
-        products.enqueue_quantize(library, params, _stream(tokens))
-    return pair
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -224,6 +225,24 @@ def _product(
     return output
 
 
+def _quantize(tokens: Tensor, rows: Tensor, features: int, **second: int) -> tuple[Tensor, Tensor]:
+    """Quantised tokens [B, X, features] of the rows of tokens [B, X, ...], and of a second input."""
+    library = _library(tokens)
+    pair = _empty_quantized(tokens, features)
+    params = products.QuantizeParams(
+        dtype=dtype_name(tokens.dtype),
+        features=features,
+        rows=rows.shape[0],
+        input=rows.data_ptr(),
+        input_stride=rows.stride(0),
+        **_pointers(*pair),
+        **second,
+    )
+    with torch.cuda.device(tokens.device):
+        products.enqueue_quantize(library, params, _stream(tokens))
+    return pair
+
+
 def _norm_modulate(
     tokens: Tensor, modulation: tuple[Tensor, Tensor], epsilon: float, first_tokens: int, **outputs: Any
 ) -> None:
@@ -274,10 +293,11 @@ def _outputs(**tensors: Tensor) -> dict[str, Any]:
     return found
 
 
-def _empty_quantized(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty e4m3 [B, X, E] and float32 [B, X] for tokens [B, X, E]."""
+def _empty_quantized(tokens: Tensor, features: int | None = None) -> tuple[Tensor, Tensor]:
+    """Empty e4m3 [B, X, features] and float32 [B, X] for tokens [B, X, E]; as many features as they have if None."""
+    shape = (*tokens.shape[:2], tokens.shape[2] if features is None else features)
     return (
-        torch.empty(tokens.shape, dtype=FLOAT8, device=tokens.device),
+        torch.empty(shape, dtype=FLOAT8, device=tokens.device),
         torch.empty(tokens.shape[:2], dtype=torch.float32, device=tokens.device),
     )
 

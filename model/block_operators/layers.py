@@ -117,7 +117,7 @@ def patch_embedding(layer: nn.Conv3d, latents: Tensor) -> Tensor:
 def joined_linear(layer: nn.Module, first: Tensor, second: Tensor) -> Tensor:
     """A linear layer of two inputs whose features lie side by side: [B, X, J] and [B, X, K] -> [B, X, O]."""
     if type(layer) is not nn.Linear:
-        return linear(layer, torch.cat((first, second), dim=2))
+        return linear(layer, QuantizedTokens.of_both(first, second))
     bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
     product: Tensor = torch.ops.vorta.joined_linear(first, second, layer.weight, bias, NO_ACTIVATION)
     return product

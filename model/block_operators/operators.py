@@ -43,9 +43,10 @@ def _in_heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.new_empty((*tokens.shape[:2], heads, tokens.shape[2] // heads))
 
 
-def _quantized(tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _quantized(tokens: Tensor, more: int = 0) -> tuple[Tensor, Tensor]:
+    """Of tokens [B, X, E], and of as many features more."""
     scale = tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
-    return tokens.new_empty(tokens.shape, dtype=references.FLOAT8), scale
+    return tokens.new_empty((*tokens.shape[:2], tokens.shape[2] + more), dtype=references.FLOAT8), scale
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -57,6 +58,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         residual.new_empty(residual.shape),
     ),
     "quantize": _quantized,
+    "joined_quantize": lambda first, second: _quantized(first, second.shape[2]),
     "norm_modulate_quantize": lambda tokens, *rest: _quantized(tokens),
     "residual_norm_modulate_quantize": lambda residual, *rest: (
         residual.new_empty(residual.shape),

@@ -66,6 +66,11 @@ def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
     return quantized, scale.squeeze(-1)
 
 
+def joined_quantize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize` of first [B, X, J] and second [B, X, K] side by side."""
+    return quantize(torch.cat((first, second), dim=2))
+
+
 def norm_modulate_quantize(
     tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _BEFORE: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.vorta.quantize.default: lambda tokens: tokens,
+    torch.ops.vorta.joined_quantize.default: lambda first, second: torch.cat((first, second), dim=2),
     torch.ops.vorta.norm_modulate_quantize.default: norm_modulate,
     torch.ops.vorta.residual_norm_modulate_quantize.default: lambda *arguments: residual_norm_modulate(*arguments)[1],
 }

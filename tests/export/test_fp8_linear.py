@@ -12,11 +12,12 @@ import torch
 
 from vorta_trt.export import export_onnx, read_metadata
 from vorta_trt.export.names import OPSET_17
+from vorta_trt.export.native_operators import with_native_operators
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
 from vorta_trt.model.fp8_linear import fp8_layers
 from vorta_trt.model.random_checkpoint import make_checkpoint
-from vorta_trt.plugins.operator_schema import FP8_LINEAR
+from vorta_trt.plugins.operator_schema import FP8_LINEAR, JOINED_QUANTIZE, QUANTIZING
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.verification.report import linear_table
 from vorta_trt.runtime.verification.verify import verify
@@ -85,6 +86,25 @@ def test_onnx_runtime_computes_what_torch_does(exported: Path, checkpoint: Path,
 
     # Rounding to e4m3 turns a difference in the last bit of float32 into a step of 2^-4 here and there.
     assert error(found, expected) < error(expected, without) / 4 and error(expected, without) > 1e-3
+
+
+def test_all_layers_are_native_with_static_scales(
+    exported: Path, checkpoint: Path, family: str, tmp_path: Path
+) -> None:
+    """Also the layer of two inputs, which are then put side by side."""
+    source, layers = onnx.load(exported), read_metadata(exported).fp8_layers
+    native = with_native_operators(source, [FP8_LINEAR.name], dict.fromkeys(layers, 0.02))
+    kinds = [node.op_type for node in native.graph.node]
+    assert not {FP8_LINEAR.name, *QUANTIZING} & set(kinds)
+    joined = [node.op_type for node in source.graph.node].count(JOINED_QUANTIZE.name)
+    assert joined == (family == "hunyuan_video") and kinds.count("QuantizeLinear") == len(layers)
+    onnx.save(native, tmp_path / "native.onnx")
+    inputs = _model(checkpoint, family, materialize=False).inputs(seed=3)
+    samples = []
+    for file in (exported, tmp_path / "native.onnx"):
+        with Engine(file) as engine:
+            samples.append(engine(**{name: tensor.numpy() for name, tensor in inputs.items()})["sample"])
+    assert 0 < float(np.linalg.norm(samples[1] - samples[0]) / np.linalg.norm(samples[0])) < 0.1
 
 
 def test_verify_tells_what_fp8_does_to_each_layer(exported: Path, checkpoint: Path) -> None:

@@ -112,6 +112,7 @@ class Block(nn.Module):
             ops.fp8_linear(*quantised, self.float8, self.bias.abs(), self.bias, "gelu_tanh")
             for quantised in (
                 ops.quantize(normed),
+                ops.joined_quantize(*normed.chunk(2, dim=2)),
                 ops.norm_modulate_quantize(text, scale, shift, 1e-6, 3),
                 ops.residual_norm_modulate_quantize(tokens, normed, gate, scale, shift, 1e-6, 3)[1:],
             )

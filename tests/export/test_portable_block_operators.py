@@ -361,6 +361,15 @@ def test_norms_that_quantise(case: Case, dtype: str) -> None:
         assert torch.equal(found, values.float()) and torch.equal(found_scale, scale)
 
 
+def test_two_inputs_are_quantised_as_one() -> None:
+    tokens = torch.randn(TOKEN[1])
+    halves = {"first": tokens[..., :JOINED].contiguous(), "second": tokens[..., JOINED:].contiguous()}
+    inputs = {name: (HALF, tuple(half.shape)) for name, half in halves.items()}
+    values, scale = quantised_by(Case("Joined", inputs, {"": ()}, quantize), halves)
+    wanted, wanted_scale = quantize(tokens)
+    assert torch.equal(values, wanted.float()) and torch.equal(scale, wanted_scale)
+
+
 def test_zeros_are_quantised_over_one() -> None:
     alone = Case("", {"tokens": TOKEN}, {"": ()}, quantize)
     values, scale = quantised_by(alone, {"tokens": torch.zeros(TOKEN[1])})

@@ -77,7 +77,8 @@ def test_numbers_are_those_of_layers_that_quantise_for_themselves(
     monkeypatch.setattr(package, "linears", lambda layers, tokens: [package.linear(layer, tokens) for layer in layers])
     expected, without = counted(model)
     assert torch.equal(sample, expected)
-    assert calls["fp8_linear"] == without["fp8_linear"] == without["quantize"] > calls["quantize"]
+    assert calls["fp8_linear"] == without["fp8_linear"] == without["quantize"] + without["joined_quantize"]
+    assert without["quantize"] > calls["quantize"]
     assert not any(without[f"{norm}_quantize"] for norm in NORMS)
     for norm in NORMS:
         assert calls[norm] + calls[f"{norm}_quantize"] == without[norm]
@@ -89,8 +90,8 @@ def test_every_norm_quantises_but_those_that_something_else_reads(checkpoint: Pa
         assert calls["quantize"] == 2 * 3
         assert (calls["norm_modulate"], calls["norm_modulate_quantize"]) == (0, 1)
         assert (calls["residual_norm_modulate"], calls["residual_norm_modulate_quantize"]) == (1, 5)  # the last norm
-    else:  # of the dual-stream block two projections in each stream; what is joined, and the last projection's
-        assert calls["quantize"] == 2 * 2 + 1 + 2
+    else:  # of the dual-stream block two projections in each stream; where the streams join; the last projections
+        assert (calls["quantize"], calls["joined_quantize"]) == (2 * 2 + 1, 2)
         assert (calls["norm_modulate"], calls["norm_modulate_quantize"]) == (0, 2)
         assert (calls["residual_norm_modulate"], calls["residual_norm_modulate_quantize"]) == (2 + 1, 2 + 1)
 

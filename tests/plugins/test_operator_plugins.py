@@ -193,6 +193,7 @@ BEYOND = [  # operator, inputs by index, and the kernels' own message
     ("JoinedLinear", {1: "float16:2,96,12", 2: "float16:64,140"}, "in_features 140:"),
     ("Fp8Linear", {0: "int32:2,96,6", 2: "int32:64,6"}, "in_features 24:"),
     ("Quantize", {0: "float16:2,96,24"}, "features 24:"),
+    ("JoinedQuantize", {1: "float16:2,96,8"}, "features 136:"),
     ("NormModulateQuantize", {0: "float16:2,96,24", 1: "float32:2,2,24", 2: "float32:1,1,24"}, "features 24:"),
     ("CrossAttention", {i: "float16:2,7,3,12" for i in range(3)}, "head_dim 12:"),
 ]

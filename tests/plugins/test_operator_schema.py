@@ -58,6 +58,7 @@ def test_block_operators_are_the_contracts() -> None:
         "NormModulate": "tokens scale shift | epsilon first_tokens",
         "ResidualNormModulate": "residual update gate scale shift | epsilon first_tokens",
         "Quantize": "tokens |",
+        "JoinedQuantize": "first second |",
         "NormModulateQuantize": "tokens scale shift | epsilon first_tokens",
         "ResidualNormModulateQuantize": "residual update gate scale shift | epsilon first_tokens",
         "Linear": "input weight bias | activation",

@@ -86,16 +86,22 @@ VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, v
 
 /* Quantize: rows in e4m3, each divided by a scale of its own, its largest magnitude / 448; a row of zeros has scale 1.
  * Its outputs are quantized_input and input_scale of the layers that read the rows. Strides and pointers are as above;
- * the outputs are dense and share no memory with the input. One kernel, no workspace, and capturable as above. */
+ * the outputs are dense and share no memory with the input. One kernel, no workspace, and capturable as above.
+ *
+ * With second_input the rows are those of [input, second_input] side by side, with one scale for both. */
 typedef struct vorta_quantize_params {
-  size_t struct_size;     /* sizeof(vorta_quantize_params), set by the caller */
-  int32_t dtype;          /* vorta_dtype of the input */
-  int32_t features;       /* K: a multiple of 16 */
-  int64_t rows;           /* R, may be 0 */
-  const void* input;      /* [R, K] of dtype */
-  void* quantized;        /* [R, K] e4m3, every element is written */
-  float* quantized_scale; /* [R] float32, every element is written */
-  int64_t input_stride;   /* at least K */
+  size_t struct_size;       /* sizeof(vorta_quantize_params), set by the caller */
+  int32_t dtype;            /* vorta_dtype of the input */
+  int32_t features;         /* K: a multiple of 16 */
+  int64_t rows;             /* R, may be 0 */
+  const void* input;        /* [R, K] of dtype */
+  void* quantized;          /* [R, K] e4m3, every element is written */
+  float* quantized_scale;   /* [R] float32, every element is written */
+  int64_t input_stride;     /* at least the features of input */
+  const void* second_input; /* [R, K2] of dtype, whose features follow those of input; or NULL */
+  int64_t second_stride;    /* at least K2 */
+  int32_t second_features;  /* K2, a multiple of 8 below K: input then has K - K2 features; 0 without second_input */
+  int32_t reserved;         /* 0 */
 } vorta_quantize_params;
 
 /* Validates everything but pointers and strides, without touching a GPU. */

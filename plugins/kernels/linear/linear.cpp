@@ -161,8 +161,8 @@ vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
     char* workspace = static_cast<char*>(p.workspace);
     void* quantized = workspace + layout.quantized;
     auto* scales = reinterpret_cast<float*>(workspace + layout.scales);
-    if (cudaError_t error = launch_quantize_rows(product.dtype, p.rows, p.in_features, p.input, p.input_stride,
-                                                 quantized, scales, stream)) {
+    if (cudaError_t error = launch_quantize_rows(product.dtype, p.rows, p.in_features,
+                                                 {p.input, p.input_stride, nullptr, 0, 0}, quantized, scales, stream)) {
       return report("quantisation of a linear layer's input", error);
     }
     product.input = quantized;
@@ -217,7 +217,8 @@ vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* s
   if (p.rows == 0) return VORTA_OK;
   if (vorta_status status = linear::validate_tensors(p)) return status;
   const cudaError_t error =
-      linear::launch_quantize_rows(static_cast<vorta_dtype>(p.dtype), p.rows, p.features, p.input, p.input_stride,
+      linear::launch_quantize_rows(static_cast<vorta_dtype>(p.dtype), p.rows, p.features,
+                                   {p.input, p.input_stride, p.second_input, p.second_stride, p.second_features},
                                    p.quantized, p.quantized_scale, static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? VORTA_OK : report("quantisation", error);
 }

@@ -39,9 +39,18 @@ cudaError_t launch_own_product(const Product& product, cudaStream_t stream);
 /// GELU (tanh) of output [R, O] in place, for products whose kernel has no such epilogue.
 cudaError_t launch_gelu(const Product& product, cudaStream_t stream);
 
-/// Rows of 16 bits to e4m3 [R, K] (dense) and scales [R]; see VORTA_LINEAR_FP8.
-cudaError_t launch_quantize_rows(vorta_dtype dtype, int64_t rows, int features, const void* input, int64_t input_stride,
-                                 void* quantized, float* scale, cudaStream_t stream);
+/// Rows of 16 bits, of one matrix or of two side by side.
+struct Rows {
+  const void* input;
+  int64_t input_stride;
+  const void* second;  // of the last second_features; or NULL
+  int64_t second_stride;
+  int second_features;
+};
+
+/// Rows to e4m3 [R, K] (dense) and scales [R]; see VORTA_LINEAR_FP8.
+cudaError_t launch_quantize_rows(vorta_dtype dtype, int64_t rows, int features, const Rows& source, void* quantized,
+                                 float* scale, cudaStream_t stream);
 
 }  // namespace vorta::linear
 

@@ -45,12 +45,32 @@ __device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
 
+/// The vectors of a row, which may go on in a second matrix.
+template <class Element>
+struct Source {
+  const uint4* first;
+  const uint4* second;  // such that the same index leads on there
+  int first_vectors;
+
+  __device__ __forceinline__ Source(const Rows& rows, int64_t row, int vectors) {
+    const auto of = [row](const void* matrix, int64_t stride) {
+      return reinterpret_cast<const uint4*>(static_cast<const Element*>(matrix) + row * stride);
+    };
+    first_vectors = vectors - rows.second_features / kVector;
+    first = of(rows.input, rows.input_stride);
+    second = rows.second == nullptr ? first : of(rows.second, rows.second_stride) - first_vectors;
+  }
+  __device__ __forceinline__ const uint4* operator+(int vector) const {
+    return (vector < first_vectors ? first : second) + vector;
+  }
+};
+
 /// kHeld: vectors that each thread holds in registers; 0 reads the row twice.
 template <class Element, int kHeld>
 __global__ void __launch_bounds__(kThreads)
-    quantize_rows_kernel(const void* input, int64_t input_stride, int vectors, void* quantized_rows, float* scale) {
+    quantize_rows_kernel(const Rows rows, int vectors, void* quantized_rows, float* scale) {
   const int64_t row = blockIdx.x;
-  const auto* source = reinterpret_cast<const uint4*>(static_cast<const Element*>(input) + row * input_stride);
+  const Source<Element> source(rows, row, vectors);
   auto* target = static_cast<uint2*>(quantized_rows) + row * vectors;
   float largest = 0.0f, own_scale = 1.0f;
   if constexpr (kHeld > 0) {
@@ -70,11 +90,11 @@ __global__ void __launch_bounds__(kThreads)
     }
   } else {
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
-      largest = largest_of<Element>(source[vector], largest);
+      largest = largest_of<Element>(*(source + vector), largest);
     }
     own_scale = e4m3_scale(largest_of_block(largest));
     for (int vector = threadIdx.x; vector < vectors; vector += kThreads) {
-      target[vector] = quantized<Element>(source[vector], own_scale);
+      target[vector] = quantized<Element>(*(source + vector), own_scale);
     }
   }
   if (threadIdx.x == 0) scale[row] = own_scale;
@@ -88,22 +108,22 @@ auto kernel_for(int vectors) {
 }
 
 template <class Element>
-cudaError_t launch(int64_t rows, int features, const void* input, int64_t input_stride, void* quantized_rows,
-                   float* scale, cudaStream_t stream) {
+cudaError_t launch(int64_t rows, int features, const Rows& source, void* quantized_rows, float* scale,
+                   cudaStream_t stream) {
   const int vectors = features / kVector;
   // Rows of 1,024 elements for each vector held: 3,072 and 5,120 are the models' widths, 12,288 to 15,360 the wide
   // ones.
   const auto kernel = kernel_for<Element, 1, 2, 3, 5, 8, 12, 14, 16>(vectors);
-  return launch_kernel({dim3(static_cast<unsigned>(rows)), kThreads, 0, stream}, kernel, input, input_stride, vectors,
+  return launch_kernel({dim3(static_cast<unsigned>(rows)), kThreads, 0, stream}, kernel, source, vectors,
                        quantized_rows, scale);
 }
 
 }  // namespace
 
-cudaError_t launch_quantize_rows(vorta_dtype dtype, int64_t rows, int features, const void* input, int64_t input_stride,
+cudaError_t launch_quantize_rows(vorta_dtype dtype, int64_t rows, int features, const Rows& source,
                                  void* quantized_rows, float* scale, cudaStream_t stream) {
   const auto launch_for = dtype == VORTA_FLOAT16 ? launch<__half> : launch<__nv_bfloat16>;
-  return launch_for(rows, features, input, input_stride, quantized_rows, scale, stream);
+  return launch_for(rows, features, source, quantized_rows, scale, stream);
 }
 
 }  // namespace vorta::linear

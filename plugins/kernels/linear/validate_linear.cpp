@@ -72,6 +72,29 @@ vorta_status check_matrix(const Matrix& m, Extent* extent) {
   return VORTA_OK;
 }
 
+/// Sizes of the second input of either struct; `all` is the number of both inputs' features, `name` what it is called.
+template <class Params>
+vorta_status check_second(const Params& p, int all, const char* name) {
+  const int own = p.second_features;
+  if (own == 0 || (own >= 8 && own % 8 == 0 && own < all && p.reserved == 0)) return VORTA_OK;
+  return fail(VORTA_INVALID_ARGUMENT,
+              "second_features %d of %s %d, reserved %d: must be a multiple of 8 (16 bytes) below %s, with reserved 0; "
+              "pass 0 without a second input",
+              own, name, all, p.reserved, name);
+}
+
+template <class Params>
+vorta_status check_second_tensor(const Params& p, Extent* extent) {
+  if ((p.second_input != nullptr) != (p.second_features > 0)) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "second_input %p with second_features %d: must be NULL and 0, or a device pointer and its features; "
+                "pass both or none",
+                p.second_input, p.second_features);
+  }
+  if (p.second_input == nullptr) return VORTA_OK;
+  return check_matrix({"second", "[R, K2]", p.second_input, p.rows, p.second_stride, p.second_features, 2}, extent);
+}
+
 }  // namespace
 
 vorta_status validate(const vorta_linear_params* params) noexcept {
@@ -82,14 +105,12 @@ vorta_status validate(const vorta_linear_params* params) noexcept {
   const bool fp8 = p.precision == VORTA_LINEAR_FP8;
   if (vorta_status status = check_features("in_features", p.in_features, fp8 ? 16 : 8, fp8)) return status;
   if (vorta_status status = check_features("out_features", p.out_features, fp8 ? 16 : 8, fp8)) return status;
-  if (p.second_features != 0 && (fp8 || p.second_features < 8 || p.second_features % 8 != 0 ||
-                                 p.second_features >= p.in_features || p.reserved != 0)) {
-    return fail(
-        VORTA_INVALID_ARGUMENT,
-        "second_features %d of in_features %d with precision %d, reserved %d: must be a multiple of 8 (16 bytes) "
-        "below in_features, with precision 0 (same) and reserved 0; pass 0 without a second input, and quantise "
-        "both inputs into one for fp8",
-        p.second_features, p.in_features, p.precision, p.reserved);
+  if (vorta_status status = check_second(p, p.in_features, "in_features")) return status;
+  if (fp8 && p.second_features != 0) {
+    return fail(VORTA_INVALID_ARGUMENT,
+                "second_features %d with precision 1 (fp8): must be 0; quantise both inputs into one "
+                "(vorta_quantize_params), or pass precision 0 (same)",
+                p.second_features);
   }
   if (p.candidate < -1 || p.candidate > kMaxCandidate) {
     return fail(VORTA_INVALID_ARGUMENT,
@@ -113,13 +134,6 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
                 "scales; pass NULL for the others",
                 p.input, p.quantized_input, static_cast<const void*>(p.input_scale));
   }
-  if ((p.second_input != nullptr) != (p.second_features > 0)) {
-    return fail(
-        VORTA_INVALID_ARGUMENT,
-        "second_input %p with second_features %d: must be NULL and 0, or a device pointer and its features; pass "
-        "both or none",
-        p.second_input, p.second_features);
-  }
   Extent input{}, weight{}, output{}, second{};
   const Matrix matrices[] = {
       {"input", given ? "[R, K] e4m3" : "[R, K]", given ? p.quantized_input : p.input, p.rows, p.input_stride,
@@ -131,10 +145,7 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
   for (int i = 0; i < 3; ++i) {
     if (vorta_status status = check_matrix(matrices[i], extents[i])) return status;
   }
-  if (p.second_input != nullptr) {
-    const Matrix matrix{"second", "[R, K2]", p.second_input, p.rows, p.second_stride, p.second_features, 2};
-    if (vorta_status status = check_matrix(matrix, &second)) return status;
-  }
+  if (vorta_status status = check_second_tensor(p, &second)) return status;
   if (fp8 && p.weight_scale == nullptr) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "weight_scale NULL: e4m3 weights need a scale per output feature; pass a device pointer to float32 "
@@ -172,14 +183,17 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
 
 vorta_status validate(const vorta_quantize_params* params) noexcept {
   if (vorta_status status = check_common(params, "vorta_quantize_params")) return status;
-  return check_features("features", params->features, 16, true);
+  if (vorta_status status = check_features("features", params->features, 16, true)) return status;
+  return check_second(*params, params->features, "features");
 }
 
 vorta_status validate_tensors(const vorta_quantize_params& p) noexcept {
-  Extent input{}, quantized{};
-  if (vorta_status status = check_matrix({"input", "[R, K]", p.input, p.rows, p.input_stride, p.features, 2}, &input)) {
+  Extent input{}, quantized{}, second{};
+  if (vorta_status status = check_matrix(
+          {"input", "[R, K]", p.input, p.rows, p.input_stride, p.features - p.second_features, 2}, &input)) {
     return status;
   }
+  if (vorta_status status = check_second_tensor(p, &second)) return status;
   if (vorta_status status =
           check_matrix({"quantized", "[R, K] e4m3", p.quantized, p.rows, p.features, p.features, 1}, &quantized)) {
     return status;
@@ -191,7 +205,8 @@ vorta_status validate_tensors(const vorta_quantize_params& p) noexcept {
   }
   const auto begin = reinterpret_cast<uintptr_t>(p.quantized_scale);
   const Extent scale{begin, begin + static_cast<uintptr_t>(p.rows) * sizeof(float), true};
-  if (quantized.overlaps(input) || scale.overlaps(input) || scale.overlaps(quantized)) {
+  if (quantized.overlaps(input) || scale.overlaps(input) || scale.overlaps(quantized) || quantized.overlaps(second) ||
+      scale.overlaps(second)) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "quantized %p and quantized_scale %p: must share no memory with the input or each other; pass memory "
                 "of their own",

@@ -7,17 +7,10 @@ namespace vorta::plugin {
 
 const std::vector<const Operator*>& operators() {
   static const std::vector<const Operator*> all = {
-      &routedAttention(),
-      &qkNormRotary(),
-      &headNorm(),
-      &normModulate(),
-      &residualNormModulate(),
-      &quantize(),
-      &normModulateQuantize(),
-      &residualNormModulateQuantize(),
-      &linear(),
-      &joinedLinear(),
-      &fp8Linear(),
+      &routedAttention(), &qkNormRotary(),         &headNorm(),
+      &normModulate(),    &residualNormModulate(), &quantize(),
+      &joinedQuantize(),  &normModulateQuantize(), &residualNormModulateQuantize(),
+      &linear(),          &joinedLinear(),         &fp8Linear(),
       &crossAttention(),
   };
   return all;
@@ -27,9 +20,9 @@ std::vector<OutputAxis> packedShape(const Setting& setting) {
   return {{0, 0}, {0, 1}, {-1, 0, setting.inputs[0].d[2] / kPerInt32}};
 }
 
-void requireConstantFeatures(const Setting& setting) {
-  if (setting.inputs[0].d[2] != kUnknown) return;
-  throw PluginError(std::string(setting.record.op().inputs[0].name) +
+void requireConstantFeatures(const Setting& setting, int32_t input) {
+  if (setting.inputs[input].d[2] != kUnknown) return;
+  throw PluginError(std::string(setting.record.op().inputs[input].name) +
                     " has an open number of features: must be a constant of the network; export the model again");
 }
 

@@ -23,6 +23,7 @@ const Operator& normModulateQuantize();
 const Operator& residualNormModulateQuantize();
 const Operator& linear();
 const Operator& joinedLinear();
+const Operator& joinedQuantize();
 const Operator& fp8Linear();
 
 // Throws PluginError with the C API's message unless its call succeeded.
@@ -33,8 +34,8 @@ inline void requireOk(vorta_status status) {
 // The shape of quantised activations [B, X, E/4] for input 0 [B, X, E]. E is a constant of every network.
 std::vector<OutputAxis> packedShape(const Setting& setting);
 
-// Throws PluginError unless the features of input 0 [B, X, E] are a constant.
-void requireConstantFeatures(const Setting& setting);
+// Throws PluginError unless the features of an input [B, X, E] are a constant.
+void requireConstantFeatures(const Setting& setting, int32_t input = 0);
 
 // Strides of a row-major tensor along every axis but the last, in elements. `dims` has one axis more than `strides`.
 template <int32_t count>

@@ -112,6 +112,10 @@ def test_norms_that_quantise(dtype: torch.dtype) -> None:
     arguments = (tokens, update, modulation(BATCH, 1, 5), *norm)
     torch.library.opcheck(ops.residual_norm_modulate_quantize.default, arguments, test_utils=checks)
     torch.library.opcheck(ops.quantize.default, (tokens,), test_utils=checks)
+    halves = tokens[..., :8], tokens[..., 8:]
+    torch.library.opcheck(ops.joined_quantize.default, halves, test_utils=checks)
+    for whole, joined in zip(ops.quantize(tokens), ops.joined_quantize(*halves), strict=True):
+        assert torch.equal(whole.view(torch.uint8), joined.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)

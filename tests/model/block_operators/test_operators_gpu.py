@@ -94,6 +94,16 @@ def test_a_norm_that_quantises_leaves_the_same_bits(name: str, dtype: torch.dtyp
         assert torch.equal(scale.cpu(), wanted_scale.cpu())
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize(("first", "second"), [(8, 8), (320, 64), (3072, 12288), (4096, 16384)])
+def test_two_inputs_are_quantised_as_one(first: int, second: int, dtype: torch.dtype) -> None:
+    tokens = numbers(BATCH, 77, first + 2 * second, seed=1, dtype=dtype)
+    halves = tokens[..., :first], tokens[..., first + second :]  # strided rows
+    found = torch.ops.vorta.joined_quantize(*halves)
+    for values, wanted in zip(found, torch.ops.vorta.quantize(torch.cat(halves, dim=2)), strict=True):
+        assert torch.equal(values.view(torch.uint8), wanted.view(torch.uint8))
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # of torch's own compiler
 def test_compiles_and_is_captured() -> None:
     given = arguments("residual_norm_modulate", torch.bfloat16)

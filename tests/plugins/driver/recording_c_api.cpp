@@ -179,8 +179,9 @@ vorta_status vorta_quantize_validate(const vorta_quantize_params*) { return VORT
 
 vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* stream) {
   std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
-  std::printf("params: dtype=%d features=%d rows=%lld\n", params->dtype, params->features,
-              static_cast<long long>(params->rows));
+  std::printf("params: dtype=%d features=%d rows=%lld second_features=%d\n", params->dtype, params->features,
+              static_cast<long long>(params->rows), params->second_features);
+  std::printf("second: %p %lld\n", params->second_input, static_cast<long long>(params->second_stride));
   std::printf("pointers: %p %p %p\n", params->input, params->quantized, static_cast<void*>(params->quantized_scale));
   std::printf("row strides: %lld\nstream: %p\n", static_cast<long long>(params->input_stride), stream);
   return VORTA_OK;
