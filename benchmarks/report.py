@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,7 +17,6 @@ from vorta_trt.model.records import Record, first_error, load_content
 from vorta_trt.plugins.errors import VortaError
 
 SCHEMA = 1
-QUESTION = "attention"
 AnyRow = TypeVar("AnyRow")
 OURS, CUDNN_NAME = "vorta-trt", "torch cuDNN"
 
@@ -89,17 +88,65 @@ class Row:
         return self.implementation.startswith(OURS)
 
 
+class JudgedRow(Protocol):
+    """A row of ours or of a peer, with the state of its measurement."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is ours."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """Is "ok", or why it has no time."""
+        ...
+
+
+OneRow = TypeVar("OneRow", bound=JudgedRow)
+
+
 @dataclass(frozen=True)
-class Report:
-    """`about`: environment, options, ceiling; `rows` in the order in which they were measured."""
+class RowReport(Generic[OneRow]):
+    """`about`: environment, options, ceiling; `rows` in the order in which they were measured.
+
+    Attributes:
+        QUESTION: Of the benchmark, in its files.
+        ROW: Type of its rows.
+    """
+
+    QUESTION: ClassVar[str]
+    ROW: ClassVar[type[Any]]
 
     about: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[OneRow]
 
     @property
     def passed(self) -> bool:
         """Nothing of ours is wrong or failed; peers do not count."""
         return all(row.state == "ok" for row in self.rows if row.ours)
+
+    def to_json(self) -> str:
+        """Gives the content of a report's file."""
+        rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]  # they are dataclasses
+        return json.dumps({"schema": SCHEMA, "question": self.QUESTION, **self.about, "rows": rows}, indent=1)
+
+    @classmethod
+    def read(cls: type[AnyReport], path: Path) -> AnyReport:
+        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
+        content = read_content(path, SCHEMA, cls.QUESTION)
+        rows = read_rows(cls.ROW, content, "rows", path)
+        return cls(read_about(About, content, path), rows)
+
+
+AnyReport = TypeVar("AnyReport", bound=RowReport[Any])
+
+
+@dataclass(frozen=True)
+class Report(RowReport[Row]):
+    """That of `bench attention`."""
+
+    QUESTION = "attention"
+    ROW = Row
 
     def cases(self) -> dict[str, list[Row]]:
         """Rows by case, in order."""
@@ -107,18 +154,6 @@ class Report:
         for row in self.rows:
             grouped.setdefault(row.case, []).append(row)
         return grouped
-
-    def to_json(self) -> str:
-        """Gives the content of a report's file."""
-        content = {"schema": SCHEMA, "question": QUESTION, **self.about, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(content, indent=1)
-
-    @classmethod
-    def read(cls, path: Path) -> Report:
-        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
-        content = read_content(path, SCHEMA, QUESTION)
-        rows = read_rows(Row, content, "rows", path)
-        return cls(read_about(About, content, path), rows)
 
 
 def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:

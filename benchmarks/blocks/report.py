@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from vorta_trt.benchmarks.report import About, read_about, read_content, read_rows
-
-SCHEMA = 1
-QUESTION = "blocks"
+from vorta_trt.benchmarks.report import RowReport
 
 
 @dataclass(frozen=True)
@@ -64,25 +57,8 @@ class BlockRow:
 
 
 @dataclass(frozen=True)
-class BlockReport:
-    """`about`: environment, options, ceiling; `rows` in the order in which they were measured."""
+class BlockReport(RowReport[BlockRow]):
+    """That of `bench blocks`."""
 
-    about: Mapping[str, Any]
-    rows: Sequence[BlockRow]
-
-    @property
-    def passed(self) -> bool:
-        """Nothing of ours is wrong or failed; peers do not count."""
-        return all(row.state == "ok" for row in self.rows if row.ours)
-
-    def to_json(self) -> str:
-        """Gives the content of a report's file."""
-        content = {"schema": SCHEMA, "question": QUESTION, **self.about, "rows": [asdict(row) for row in self.rows]}
-        return json.dumps(content, indent=1)
-
-    @classmethod
-    def read(cls, path: Path) -> BlockReport:
-        """Reads what `to_json` gave; raises OSError, or ReportError for anything that is no such report."""
-        content = read_content(path, SCHEMA, QUESTION)
-        rows = read_rows(BlockRow, content, "rows", path)
-        return cls(read_about(About, content, path), rows)
+    QUESTION = "blocks"
+    ROW = BlockRow
