@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from vorta_trt.plugins.library import PluginLibrary, SizedStructure
+from vorta_trt.plugins.operator_calls import OperatorParams
 
 _RowStrides = ctypes.c_int64 * 2
 
@@ -21,17 +21,12 @@ class Modulation(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("row_stride", ctypes.c_int64)]
 
 
-class BlockOperatorParams(SizedStructure):
+class BlockOperatorParams(OperatorParams):
     """What the structures of all block operators have in common.
 
-    Pointers are integers, strides (batch, token) any sequence, a modulation is (pointer, batch stride, row stride), and
-    `dtype` may be a name: `NormModulateParams(dtype="bfloat16", batch=1, token_count=72000, features=5120, ...)`.
-
-    Attributes:
-        OPERATOR: What the functions of the C API are named after: `vorta_<OPERATOR>_enqueue`.
+    Strides (batch, token) are any sequence, a modulation is (pointer, batch stride, row stride):
+    `NormModulateParams(dtype="bfloat16", batch=1, token_count=72000, features=5120, ...)`.
     """
-
-    OPERATOR: ClassVar[str]
 
     def __init__(self, **values: Any) -> None:
         for name, value in values.items():
@@ -116,30 +111,3 @@ def _entries(name: str, values: Sequence[int], count: int) -> Sequence[int]:
     if len(values) != count:
         raise ValueError(f"{name} {tuple(values)}: must have {count} entries; give one for each")
     return values
-
-
-def validate(library: PluginLibrary, params: BlockOperatorParams) -> None:
-    """Checks that the kernels take a call; pointers and strides are not looked at. Needs no GPU.
-
-    Args:
-        library: The library.
-        params: The call.
-
-    Raises:
-        LibraryError: They do not; the message names argument, value, rule and remedy.
-    """
-    library.call(f"vorta_{params.OPERATOR}_validate", ctypes.byref(params))
-
-
-def enqueue(library: PluginLibrary, params: BlockOperatorParams, stream: int) -> None:
-    """Launches the operator on a stream and returns at once. It needs no workspace.
-
-    Args:
-        library: The library.
-        params: The call; its memory stays valid until the stream has done the work.
-        stream: A cudaStream_t as an integer, 0 for the default stream.
-
-    Raises:
-        LibraryError: An argument breaks a rule, there is no kernel for this GPU, or CUDA refuses the launch.
-    """
-    library.call(f"vorta_{params.OPERATOR}_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))

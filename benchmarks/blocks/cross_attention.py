@@ -18,7 +18,8 @@ from vorta_trt.benchmarks.blocks.case import Implementation, OperatorCase, Prepa
 from vorta_trt.benchmarks.checks import dense_exactly, relative_error
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
-from vorta_trt.plugins.cross_attention import TENSORS, CrossAttentionParams, enqueue
+from vorta_trt.plugins.cross_attention import TENSORS, CrossAttentionParams
+from vorta_trt.plugins.operator_calls import enqueue
 
 
 @dataclass(frozen=True)

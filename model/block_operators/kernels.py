@@ -18,6 +18,7 @@ from vorta_trt.plugins import cross_attention as cross
 from vorta_trt.plugins import linear as products
 from vorta_trt.plugins.kernel_support import prepare_gpu
 from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, load_library
+from vorta_trt.plugins.operator_calls import enqueue
 
 _ALIGNMENT = 16  # bytes, of pointers, and of strides between rows
 
@@ -192,7 +193,7 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
         output_stride=output.stride()[:3],
     )
     with torch.cuda.device(query.device):
-        cross.enqueue(library, params, _stream(query))
+        enqueue(library, params, _stream(query))
     return output
 
 
@@ -320,7 +321,7 @@ def _library(tokens: Tensor) -> PluginLibrary:
 
 def _launch(library: PluginLibrary, params: block_operators.BlockOperatorParams, tokens: Tensor) -> None:
     with torch.cuda.device(tokens.device):
-        block_operators.enqueue(library, params, _stream(tokens))
+        enqueue(library, params, _stream(tokens))
 
 
 def _stream(tokens: Tensor) -> int:

@@ -18,8 +18,8 @@ from cuda.bindings import runtime
 from vorta_trt.plugins import LibraryError, Problem, Status, Tensors, load_library
 from vorta_trt.plugins.cross_attention import TENSORS as CROSS_TENSORS
 from vorta_trt.plugins.cross_attention import CrossAttentionParams
-from vorta_trt.plugins.cross_attention import enqueue as enqueue_cross
 from vorta_trt.plugins.library import KERNEL_DTYPES
+from vorta_trt.plugins.operator_calls import enqueue as enqueue_cross
 from vorta_trt.plugins.operator_schema import choices
 
 ROUTES = np.array([[0, 1, 2], [2, 9, 1]], np.int32)  # [B, N]

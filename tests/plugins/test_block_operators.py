@@ -17,9 +17,8 @@ from vorta_trt.plugins.block_operators import (
     NormModulateParams,
     QKNormRotaryParams,
     ResidualNormModulateParams,
-    enqueue,
-    validate,
 )
+from vorta_trt.plugins.operator_calls import enqueue, validate
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
 SPACING = 1 << 28  # further than any tensor here reaches

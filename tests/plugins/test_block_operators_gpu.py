@@ -23,8 +23,8 @@ from vorta_trt.plugins.block_operators import (
     NormModulateParams,
     QKNormRotaryParams,
     ResidualNormModulateParams,
-    enqueue,
 )
+from vorta_trt.plugins.operator_calls import enqueue
 
 pytestmark = pytest.mark.gpu
 EPSILON = 1e-6

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vorta_trt.plugins import LibraryError, Status, VortaError, load_library
-from vorta_trt.plugins.cross_attention import CrossAttentionParams, enqueue, validate
+from vorta_trt.plugins.cross_attention import CrossAttentionParams
+from vorta_trt.plugins.operator_calls import enqueue, validate
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
 SPACING = 1 << 28  # further than any tensor here reaches

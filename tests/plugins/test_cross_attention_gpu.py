@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.plugins import load_library
-from vorta_trt.plugins.cross_attention import TENSORS, CrossAttentionParams, enqueue
+from vorta_trt.plugins.cross_attention import TENSORS, CrossAttentionParams
+from vorta_trt.plugins.operator_calls import enqueue
 
 from .attention_inputs import CHARACTERS, realistic
 

@@ -159,17 +159,17 @@ def test_a_build_that_fails_at_the_vae_leaves_nothing(
 
 
 def test_a_compiled_decoder_is_the_eager_one(
-    tiny_wan: Tiny, tiny_hunyuan_video: Tiny, monkeypatch: pytest.MonkeyPatch
+    tiny_wan: Tiny, tiny_hunyuan_video: Tiny, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[object] = []
     monkeypatch.setattr(
         torch, "compile", lambda module, **_: compiled.append(module) or module
     )  # no compiler is needed here
-    for tiny in (tiny_wan, tiny_hunyuan_video):
+    for tiny in (tiny_wan, tiny_hunyuan_video, make_tiny(kept, "hunyuan_video_15")):
         videos = []
         for compile_vae in (False, True):
             with VortaPipeline.from_pretrained(tiny.model(), tiny.checkpoint, compile_vae=compile_vae) as pipeline:
                 videos += [pipeline("a red wall", **SAMPLING).frames for _ in range(1 + compile_vae)]
         assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
         assert (videos[1] == videos[2]).all()  # nothing is left of the video before
-    assert len(compiled) == 3
+    assert len(compiled) == 4
