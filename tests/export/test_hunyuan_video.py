@@ -88,6 +88,8 @@ def test_nodes(hunyuan_video_file: Exported, hunyuan_video: Load) -> None:
     assert counts["ResidualNormModulate"] == 4 * DUAL + SINGLE
     assert counts["Linear"] == 12 * DUAL + 4 * SINGLE + 1  # patches
     assert counts["JoinedLinear"] == SINGLE, "attention and feed forward are not copied side by side"
+    joins = [node.name.split("/")[0] for node in model.graph.node if node.op_type == "Concat" and "blocks" in node.name]
+    assert Counter(joins) == dict.fromkeys(BLOCKS[:DUAL], 3), "query, key and value of both streams, and nothing else"
     assert not counts["RMSNormalization"]
     assert not {"ScatterND", "ScatterElements", "Loop"}.intersection(counts)
     assert {node.geometry for node in routed_attention_nodes(hunyuan_video_file("bf16"))} == {hunyuan_video().geometry}
