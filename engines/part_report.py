@@ -27,6 +27,8 @@ class PartReport(BaseModel):
         precision: Of its weights.
         file: The plan, or the ONNX file.
         bytes_on_disk: Of the plan's file, or of the ONNX file with its weights.
+        plan_bytes: Of the plan; None before it is built.
+        shared_with: The plan that has the rest of its bytes.
         weight_bytes: None where the builder did not say.
         activation_bytes: None before it is built, and where the builder did not say.
         build_seconds: None before it is built.
@@ -41,6 +43,8 @@ class PartReport(BaseModel):
     precision: str
     file: str
     bytes_on_disk: int
+    plan_bytes: int | None = None
+    shared_with: str | None = None
     weight_bytes: int | None
     activation_bytes: int | None = None
     build_seconds: float | None = None
@@ -51,6 +55,8 @@ class PartReport(BaseModel):
         """The report as text."""
         size = "any size" if self.size is None else self.size
         facts = [f"{self.file} {readable_bytes(self.bytes_on_disk)}"]
+        if self.shared_with is not None and self.plan_bytes is not None:
+            facts[0] += f" and bytes of {self.shared_with}, a plan of {readable_bytes(self.plan_bytes)}"
         known = {"weights": self.weight_bytes, "activations": self.activation_bytes}
         facts += [f"{name} {readable_bytes(value)}" for name, value in known.items() if value is not None]
         if self.build_seconds is not None:
@@ -71,6 +77,8 @@ def parts_of_bundle(bundle: Bundle) -> list[PartReport]:
                 **_said(metadata),
                 file=view.plan_path.name,
                 bytes_on_disk=view.plan_path.stat().st_size,
+                plan_bytes=view.plan_bytes,
+                shared_with=view.names.shared_with,
                 weight_bytes=memory.weights,
                 activation_bytes=memory.activations,
                 build_seconds=record.engine.build_seconds,

@@ -101,6 +101,9 @@ def test_inspect_lists_the_parts(bundle: Path) -> None:
     ):
         assert words in text
     assert all(part.bytes_on_disk and part.activation_bytes and part.build_seconds for part in report.parts)
+    first, then = report.parts[1:]
+    assert (first.shared_with, then.shared_with) == (None, first.file) and (then.plan_bytes or 0) > then.bytes_on_disk
+    assert f"and bytes of {first.file}, a plan of " in text
     alone = inspect_target(bundle, component="vae_decoder_first")
     assert alone.is_part and alone.memory_plan is None
     beside = inspect_target(bundle / "model.onnx")
