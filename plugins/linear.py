@@ -40,7 +40,6 @@ class LinearParams(SizedStructure):
         ("candidate", ctypes.c_int32),
         ("rows", ctypes.c_int64),
         ("input", ctypes.c_void_p),
-        ("quantized_input", ctypes.c_void_p),
         ("input_scale", ctypes.c_void_p),
         ("weight", ctypes.c_void_p),
         ("weight_scale", ctypes.c_void_p),
@@ -113,10 +112,10 @@ def workspace_size(library: PluginLibrary, params: LinearParams) -> int:
 
     Args:
         library: The library.
-        params: The call; of its pointers only whether `quantized_input` is given matters.
+        params: The call; its pointers do not matter.
 
     Returns:
-        Bytes; they depend on the precision, the rows and the input features alone.
+        Bytes, the same for every call that has rows.
 
     Raises:
         LibraryError: The library does not take the call.

@@ -69,7 +69,15 @@ def cases() -> list[OperatorCase]:
         common = OperatorCase(
             "Linear", layer.model, layer.size, layer.flops, 2 * (weights + ends), partial(same, layer)
         )
-        made += [common, replace(common, operator="Fp8Linear", bytes=weights + 2 * ends, prepare=partial(fp8, layer))]
+        made += [
+            common,
+            replace(
+                common,
+                operator="Fp8Linear",
+                bytes=weights + layer.rows * (layer.in_features + 2 * layer.out_features),
+                prepare=partial(fp8, layer),
+            ),
+        ]
     return made
 
 
@@ -119,11 +127,11 @@ def same(layer: Layer, dtype: str, seed: int) -> Prepared:
 
 
 def fp8(layer: Layer, dtype: str, seed: int) -> Prepared:
-    """`Fp8Linear` beside torch's product with scales per row and column, which quantises nothing."""
+    """`Fp8Linear` beside torch's product with scales per row and column; neither quantises its input."""
     tensors = Tensors.random(layer, dtype, seed)
     weight, weight_scale = quantized(tensors.weight)
     rows, row_scale = quantized(tensors.input)
-    call = partial(_call, layer, dtype, "fp8", tensors.bias, weight=weight, weight_scale=weight_scale)
+    call = partial(_call, layer, dtype, "fp8", tensors.bias, input=rows, input_scale=row_scale, weight=weight)
 
     def torch_product(fast: bool) -> Tensor:
         product = torch._scaled_mm(
@@ -137,13 +145,8 @@ def fp8(layer: Layer, dtype: str, seed: int) -> Prepared:
     implementations = [
         Implementation("torch _scaled_mm, quantised input", partial(torch_product, False)),
         Implementation("torch _scaled_mm, fast sums", partial(torch_product, True)),
-        Implementation("vorta-trt", call(input=tensors.input), ours=True),
-        Implementation("vorta-trt, quantised input", call(quantized_input=rows, input_scale=row_scale), ours=True),
-        Implementation(
-            "vorta-trt, quantised input, cuBLASLt",
-            call(candidate=1, quantized_input=rows, input_scale=row_scale),
-            ours=True,
-        ),
+        Implementation("vorta-trt", call(weight_scale=weight_scale), ours=True),
+        Implementation("vorta-trt, cuBLASLt", call(candidate=1, weight_scale=weight_scale), ours=True),
     ]
     sample = _sample(layer)
     sampled = rows.view(torch.uint8)[sample].view(rows.dtype).double()  # torch may index no e4m3

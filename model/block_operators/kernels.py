@@ -164,7 +164,7 @@ def fp8_linear(
         bias,
         activation,
         "fp8",
-        quantized_input=rows.data_ptr(),
+        input=rows.data_ptr(),
         input_scale=input_scale.data_ptr(),
         weight_scale=weight_scale.data_ptr(),
     )

@@ -93,8 +93,8 @@ def test_cases_are_chosen_by_operator_and_model() -> None:
     assert [case.size for case in chosen] == [
         "72,000 x 5120 to 5120", "72,000 x 5120 to 13824, gelu_tanh", "72,000 x 13824 to 5120"
     ]  # fmt: skip
-    # Weights take one byte, input and output two.
-    assert chosen[0].bytes == 5120 * 5120 + 2 * 72000 * 2 * 5120
+    # Weights and input take one byte, the output two.
+    assert chosen[0].bytes == 5120 * 5120 + 72000 * (5120 + 2 * 5120)
     assert chosen[0].flops == 2 * 72000 * 5120 * 5120
     with pytest.raises(ValueError, match="operator 'Conv': must be one of Linear, Fp8Linear"):
         select_cases(["Conv"])

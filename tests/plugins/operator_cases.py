@@ -240,7 +240,7 @@ CASES = [
         params="dtype=0 precision=0 activation=1 in_features=192 out_features=64 candidate=0 rows=192 "
         "second_features=0",
         memory={
-            "pointers": "0x1000 (nil) (nil) 0x2000 (nil) 0x3000 0x100000",
+            "pointers": "0x1000 (nil) 0x2000 (nil) 0x3000 0x100000",
             "row strides": "192,64",
             "workspace": "0x200000 3072",
             "stream": "0x300000",
@@ -260,7 +260,7 @@ CASES = [
         params="dtype=0 precision=0 activation=0 in_features=320 out_features=64 candidate=0 rows=192 "
         "second_features=192",
         memory={
-            "pointers": "0x1000 (nil) (nil) 0x3000 (nil) 0x4000 0x100000",
+            "pointers": "0x1000 (nil) 0x3000 (nil) 0x4000 0x100000",
             "second": "0x2000 192",
             "row strides": "128,64",
             "workspace": "0x200000 3072",
@@ -282,7 +282,7 @@ CASES = [
         params="dtype=0 precision=1 activation=0 in_features=192 out_features=64 candidate=0 rows=192 "
         "second_features=0",
         memory={
-            "pointers": "(nil) 0x1000 0x2000 0x3000 0x4000 0x5000 0x100000",
+            "pointers": "0x1000 0x2000 0x3000 0x4000 0x5000 0x100000",
             "row strides": "192,64",
             "workspace": "0x200000 3072",
             "stream": "0x300000",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.block_operators.references import quantize_rows
+from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins import load_library
 from vorta_trt.plugins.linear import (
     OWN_KERNEL,
@@ -114,15 +115,40 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(rows.device), scale[:, 0].to(rows.device)
 
 
-def run(
-    case: Case, layer: Layer, *, quantized: tuple[Tensor, Tensor] | None = None, second_features: int = 0
-) -> Tensor:
+def quantized_by_library(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by `vorta_quantize_enqueue`, whose rows may lie apart."""
+    numbers = torch.full(rows.shape, torch.nan, device="cuda").to(torch.float8_e4m3fn)
+    scale = torch.full((len(rows),), torch.nan, device="cuda")
+    params = QuantizeParams(
+        dtype=dtype_name(rows.dtype),
+        rows=rows.shape[0],
+        features=rows.shape[1],
+        input=rows.data_ptr(),
+        input_stride=rows.stride(0),
+        quantized=numbers.data_ptr(),
+        quantized_scale=scale.data_ptr(),
+    )
+    enqueue_quantize(load_library(), params, torch.cuda.current_stream().cuda_stream)
+    return numbers, scale
+
+
+def operands(case: Case, layer: Layer) -> dict[str, Tensor]:
+    """The input as the library takes it, by the names of `LinearParams`; rows in e4m3 lie apart where others do."""
+    if case.precision == "same":
+        return {"input": layer.input}
+    numbers, scale = quantized_by_library(layer.input)
+    memory = torch.zeros(case.rows, case.in_features + 2 * case.padding, device="cuda", dtype=torch.uint8)
+    memory[:, : case.in_features] = numbers.view(torch.uint8)
+    return {"input": memory.view(numbers.dtype)[:, : case.in_features], "input_scale": scale}
+
+
+def run(case: Case, layer: Layer, *, given: dict[str, Tensor] | None = None, second_features: int = 0) -> Tensor:
     """The library's output [R, O]; what lies between its rows is checked to be left alone.
 
     Args:
         case: The layer.
         layer: Its tensors.
-        quantized: The input in e4m3, and its scales.
+        given: The input, if not as `operands` makes it.
         second_features: How many of the input's features are given as a second input, in memory of its own.
     """
     dtype = getattr(torch, case.dtype)
@@ -142,10 +168,10 @@ def run(
         output=output.data_ptr(),
         output_stride=memory.stride(0),
     )
-    if quantized is None:
-        params.input, params.input_stride = layer.input.data_ptr(), layer.input.stride(0)
-    else:
-        params.quantized_input, params.input_scale = (tensor.data_ptr() for tensor in quantized)
+    given = given or operands(case, layer)
+    for name, tensor in given.items():
+        setattr(params, name, tensor.data_ptr())
+    params.input_stride = given["input"].stride(0)
     if second_features:
         second = layer.input[:, case.in_features - second_features :].contiguous()
         params.second_features, params.second_input = second_features, second.data_ptr()
@@ -220,11 +246,12 @@ def test_two_inputs_are_one_whose_features_lie_side_by_side(case: Case) -> None:
 
 
 @pytest.mark.parametrize("candidate", [0, CUBLASLT, OWN_KERNEL])
-def test_a_quantised_input_gives_the_same_bits(candidate: int) -> None:
+def test_an_input_that_torch_quantised_gives_the_same_bits(candidate: int) -> None:
     case = replace(PLAIN, precision="fp8", candidate=candidate)
     layer = make_layer(case, seed=1)
     layer.input[7] = 0
-    assert run(case, layer).equal(run(case, layer, quantized=quantize(layer.input)))
+    numbers, scale = quantize(layer.input)
+    assert run(case, layer).equal(run(case, layer, given={"input": numbers, "input_scale": scale}))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -240,20 +267,7 @@ def test_rows_are_quantised_as_torch_does(in_features: int, dtype: str) -> None:
     layer.input[3] = 0
     layer.input[4, 100] = layer.input[4].abs().max() * 50  # an outlier: the others become coarse or 0
     numbers, scale = quantize(layer.input)
-    found, found_scale = (
-        torch.full_like(numbers.float(), torch.nan).to(numbers.dtype),
-        torch.full_like(scale, torch.nan),
-    )
-    params = QuantizeParams(
-        dtype=dtype,
-        rows=40,
-        features=in_features,
-        input=layer.input.data_ptr(),
-        input_stride=layer.input.stride(0),
-        quantized=found.data_ptr(),
-        quantized_scale=found_scale.data_ptr(),
-    )
-    enqueue_quantize(load_library(), params, torch.cuda.current_stream().cuda_stream)
+    found, found_scale = quantized_by_library(layer.input)
     assert found_scale.equal(scale) and found.view(torch.uint8).equal(numbers.view(torch.uint8))
     assert run(case, layer).equal((numbers[:, :512].float() * scale[:, None]).to(layer.input.dtype))
 
@@ -286,15 +300,18 @@ def test_the_first_call_of_a_process_may_be_captured(precision: str) -> None:
     program = f"""
         import torch
         from tests.plugins.test_linear_gpu import PLAIN, make_layer, replace, load_library, LinearParams, enqueue
-        from tests.plugins.test_linear_gpu import workspace_size, run
+        from tests.plugins.test_linear_gpu import workspace_size, operands, run
         case = replace(PLAIN, precision="{precision}", activation="gelu_tanh")
         layer = make_layer(case, 1)
         output = torch.full((case.rows, case.out_features), torch.nan, dtype=torch.bfloat16, device="cuda")
         params = LinearParams(
             dtype=case.dtype, precision=case.precision, activation=case.activation, rows=case.rows,
-            in_features=case.in_features, out_features=case.out_features, input=layer.input.data_ptr(),
+            in_features=case.in_features, out_features=case.out_features,
             weight=layer.weight.data_ptr(), bias=layer.bias.data_ptr(), output=output.data_ptr(),
             weight_scale=layer.weight_scale.data_ptr() if layer.weight_scale is not None else None)
+        given = operands(case, layer)
+        for name, tensor in given.items():
+            setattr(params, name, tensor.data_ptr())
         workspace = torch.empty(workspace_size(load_library(), params), dtype=torch.uint8, device="cuda")
         params.workspace, params.workspace_bytes = workspace.data_ptr(), workspace.numel()
         torch.cuda.synchronize()

@@ -94,7 +94,7 @@ VORTA_API vorta_status vorta_qk_norm_rotary_enqueue(const vorta_qk_norm_rotary_p
  *   output = (tokens - mean) / sqrt(variance + epsilon) * scale + shift.
  * The 1 that models add to the scale is in `scale` already.
  *
- * `quantized` also takes what an fp8 linear layer reads (linear.h, quantized_input): the output, rounded to dtype, each
+ * `quantized` also takes what an fp8 linear layer reads (linear.h, input): the output, rounded to dtype, each
  * row divided by its largest magnitude / 448 and rounded to e4m3; a row of zeros has scale 1. */
 typedef struct vorta_norm_modulate_params {
   size_t struct_size;     /* sizeof(vorta_norm_modulate_params), set by the caller */

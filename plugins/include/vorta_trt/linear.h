@@ -24,15 +24,15 @@ typedef enum vorta_activation {
 
 /* What is multiplied. Products are exact and sums are float32 in both.
  *
- * VORTA_LINEAR_FP8: weights are e4m3 with a scale per output feature. Each row of the input is divided by its own
- * scale, largest magnitude / 448, and rounded to e4m3, so output = activation(input_scale[r] * weight_scale[o] * sum +
- * bias). A row of zeros has scale 1. */
+ * VORTA_LINEAR_FP8: the input is e4m3 with a scale per row, as Quantize below and the norms that quantise
+ * (block_operators.h) leave it, the weights are e4m3 with a scale per output feature, so
+ * output = activation(input_scale[r] * weight_scale[o] * sum + bias). */
 typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 1 } vorta_linear_precision;
 
 /* Everything about a call. The output is rounded once, at the end.
  *
  * The pointers are device pointers, aligned to 16 bytes; strides are in elements, from one row to the next, multiples
- * of 8 (of 16 for quantized_input) and at least the row's length. Weights are dense, in the layout of torch. The output
+ * of 8 (of 16 for e4m3) and at least the row's length. Weights are dense, in the layout of torch. The output
  * shares no memory with any input or with the workspace.
  *
  * With second_input the layer is that of [input, second_input] side by side, without a copy of both: the sums of input
@@ -40,37 +40,35 @@ typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 
  *
  * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_linear_params {
-  size_t struct_size;   /* sizeof(vorta_linear_params), set by the caller */
-  int32_t dtype;        /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
-  int32_t precision;    /* vorta_linear_precision */
-  int32_t activation;   /* vorta_activation */
-  int32_t in_features;  /* K: a multiple of 8, with FP8 of 16 */
-  int32_t out_features; /* O: a multiple of 8, with FP8 of 16 */
-  int32_t candidate;    /* 0: the library's choice; for comparisons n > 0: the n-th kernel that cuBLASLt lists, and
-                           -1: the kernel for every GPU from 8.0 on */
-  int64_t rows;         /* R, may be 0 */
-  const void* input;    /* [R, K] of dtype; NULL if quantized_input is given */
-  const void* quantized_input; /* FP8 only: [R, K] e4m3, where an operator before this one has quantised; or NULL */
-  const float* input_scale;    /* [R] float32, with quantized_input; NULL without */
-  const void* weight;          /* [O, K] of dtype, or e4m3 with FP8 */
-  const float* weight_scale;   /* [O] float32, with FP8; NULL without */
-  const void* bias;            /* [O] of dtype, or NULL */
-  void* output;                /* [R, O] of dtype, every element is written */
-  int64_t input_stride;        /* of input or quantized_input, at least K */
-  int64_t output_stride;       /* at least O */
-  void* workspace;             /* 256-byte aligned; its contents need not survive the call */
-  size_t workspace_bytes;      /* at least what vorta_linear_workspace_size says */
-  const void* second_input;    /* SAME only: [R, K2] of dtype, whose features follow those of input; or NULL */
-  int64_t second_stride;       /* of second_input, at least K2 */
-  int32_t second_features;     /* K2, a multiple of 8 below K: input then has K - K2 features; 0 without second_input */
-  int32_t reserved;            /* 0 */
+  size_t struct_size;        /* sizeof(vorta_linear_params), set by the caller */
+  int32_t dtype;             /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
+  int32_t precision;         /* vorta_linear_precision */
+  int32_t activation;        /* vorta_activation */
+  int32_t in_features;       /* K: a multiple of 8, with FP8 of 16 */
+  int32_t out_features;      /* O: a multiple of 8, with FP8 of 16 */
+  int32_t candidate;         /* 0: the library's choice; for comparisons n > 0: the n-th kernel that cuBLASLt lists, and
+                                -1: the kernel for every GPU from 8.0 on */
+  int64_t rows;              /* R, may be 0 */
+  const void* input;         /* [R, K] of dtype, or e4m3 with FP8 */
+  const float* input_scale;  /* [R] float32, with FP8; NULL without */
+  const void* weight;        /* [O, K] of dtype, or e4m3 with FP8 */
+  const float* weight_scale; /* [O] float32, with FP8; NULL without */
+  const void* bias;          /* [O] of dtype, or NULL */
+  void* output;              /* [R, O] of dtype, every element is written */
+  int64_t input_stride;      /* at least K, or K - K2 */
+  int64_t output_stride;     /* at least O */
+  void* workspace;           /* 256-byte aligned; its contents need not survive the call */
+  size_t workspace_bytes;    /* at least what vorta_linear_workspace_size says */
+  const void* second_input;  /* SAME only: [R, K2] of dtype, whose features follow those of input; or NULL */
+  int64_t second_stride;     /* of second_input, at least K2 */
+  int32_t second_features;   /* K2, a multiple of 8 below K: input then has K - K2 features; 0 without second_input */
+  int32_t reserved;          /* 0 */
 } vorta_linear_params;
 
 /* Validates everything but pointers and strides, without touching a GPU. */
 VORTA_API vorta_status vorta_linear_validate(const vorta_linear_params* params);
 
-/* Bytes of workspace. They depend on precision, rows and in_features alone, not on the GPU; whether quantized_input is
- * given is looked at, no other pointer is. */
+/* Bytes of workspace: the same number for every call that has rows, on every GPU. */
 VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size_t* bytes);
 
 /* Enqueues the layer on `stream` (a cudaStream_t). No host synchronisation, no allocation of device memory; may be
@@ -85,7 +83,7 @@ VORTA_API vorta_status vorta_linear_workspace_size(const vorta_linear_params* pa
 VORTA_API vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* stream);
 
 /* Quantize: rows in e4m3, each divided by a scale of its own, its largest magnitude / 448; a row of zeros has scale 1.
- * Its outputs are quantized_input and input_scale of the layers that read the rows. Strides and pointers are as above;
+ * Its outputs are input and input_scale of the layers that read the rows. Strides and pointers are as above;
  * the outputs are dense and share no memory with the input. One kernel, no workspace, and capturable as above.
  *
  * With second_input the rows are those of [input, second_input] side by side, with one scale for both. */

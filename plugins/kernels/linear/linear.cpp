@@ -22,8 +22,6 @@ namespace {
 constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
 constexpr int64_t kRowsOfPart = 256;  // parts are multiples of it, the last one aside
 
-constexpr size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 /// Whether the kernels of sm90_linear/ serve the current device.
 cudaError_t is_hopper(bool* result) {
   int gpu = 0;
@@ -31,17 +29,6 @@ cudaError_t is_hopper(bool* result) {
   *result = error == cudaSuccess && gpu == 90 && forced_kernels() == ForcedKernels::kNone;
   return error;
 }
-
-/// Where the parts of the workspace begin: cuBLASLt's, then the quantised input, then its scales.
-struct Layout {
-  size_t quantized = kProductWorkspace, scales = quantized, bytes = quantized;
-
-  explicit Layout(const vorta_linear_params& p) {
-    if (p.precision != VORTA_LINEAR_FP8 || p.quantized_input != nullptr) return;
-    scales = quantized + align(static_cast<size_t>(p.rows) * static_cast<size_t>(p.in_features));
-    bytes = scales + align(static_cast<size_t>(p.rows) * sizeof(float));
-  }
-};
 
 Product product_of(const vorta_linear_params& p) {
   Product product{};
@@ -51,7 +38,7 @@ Product product_of(const vorta_linear_params& p) {
   product.rows = p.rows;
   product.in_features = p.in_features;
   product.out_features = p.out_features;
-  product.input = p.quantized_input != nullptr ? p.quantized_input : p.input;
+  product.input = p.input;
   product.weight = p.weight;
   product.input_scale = p.input_scale;
   product.weight_scale = p.weight_scale;
@@ -155,21 +142,7 @@ vorta_status multiply_both(const vorta_linear_params& p, cudaStream_t stream) {
 
 vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
   if (p.second_input != nullptr) return multiply_both(p, stream);
-  Product product = product_of(p);
-  if (product.fp8 && p.quantized_input == nullptr) {
-    const Layout layout(p);
-    char* workspace = static_cast<char*>(p.workspace);
-    void* quantized = workspace + layout.quantized;
-    auto* scales = reinterpret_cast<float*>(workspace + layout.scales);
-    if (cudaError_t error = launch_quantize_rows(product.dtype, p.rows, p.in_features,
-                                                 {p.input, p.input_stride, nullptr, 0, 0}, quantized, scales, stream)) {
-      return report("quantisation of a linear layer's input", error);
-    }
-    product.input = quantized;
-    product.input_scale = scales;
-    product.input_stride = p.in_features;
-  }
-  return multiply_in_parts(product, p.candidate, stream);
+  return multiply_in_parts(product_of(p), p.candidate, stream);
 }
 
 /// A small product as the models have them, for the question whether there is a kernel for such.
@@ -196,7 +169,7 @@ vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size
   if (bytes == nullptr) {
     return vorta::fail(VORTA_INVALID_ARGUMENT, "bytes NULL: must point to a size_t that takes the answer; pass one");
   }
-  *bytes = params->rows == 0 ? 0 : vorta::linear::Layout(*params).bytes;
+  *bytes = params->rows == 0 ? 0 : vorta::linear::kProductWorkspace;
   return VORTA_OK;
 }
 

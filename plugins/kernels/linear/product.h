@@ -48,7 +48,7 @@ struct Rows {
   int second_features;
 };
 
-/// Rows to e4m3 [R, K] (dense) and scales [R]; see VORTA_LINEAR_FP8.
+/// Rows to e4m3 [R, K] (dense) and scales [R]; see vorta_quantize_params.
 cudaError_t launch_quantize_rows(vorta_dtype dtype, int64_t rows, int features, const Rows& source, void* quantized,
                                  float* scale, cudaStream_t stream);
 

@@ -121,23 +121,17 @@ vorta_status validate(const vorta_linear_params* params) noexcept {
 }
 
 vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_bytes) noexcept {
-  const bool fp8 = p.precision == VORTA_LINEAR_FP8, given = p.quantized_input != nullptr;
-  if (!fp8 && (given || p.input_scale != nullptr || p.weight_scale != nullptr)) {
+  const bool fp8 = p.precision == VORTA_LINEAR_FP8;
+  if ((p.input_scale != nullptr) != fp8 || (p.weight_scale != nullptr) != fp8) {
     return fail(VORTA_INVALID_ARGUMENT,
-                "quantized_input %p, input_scale %p, weight_scale %p: must be NULL with precision 0 (same), which has "
-                "no scales; pass NULL or precision 1 (fp8)",
-                p.quantized_input, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale));
-  }
-  if (given != (p.input_scale != nullptr) || (given && p.input != nullptr)) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "input %p, quantized_input %p, input_scale %p: must be either input alone, or quantized_input with its "
-                "scales; pass NULL for the others",
-                p.input, p.quantized_input, static_cast<const void*>(p.input_scale));
+                "input_scale %p and weight_scale %p: must be device pointers to float32 [R] and [O] with precision 1 "
+                "(fp8), NULL with 0 (same), which has no scales; pass both or none",
+                static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale));
   }
   Extent input{}, weight{}, output{}, second{};
   const Matrix matrices[] = {
-      {"input", given ? "[R, K] e4m3" : "[R, K]", given ? p.quantized_input : p.input, p.rows, p.input_stride,
-       p.in_features - p.second_features, given ? 1 : 2},
+      {"input", fp8 ? "[R, K] e4m3" : "[R, K]", p.input, p.rows, p.input_stride, p.in_features - p.second_features,
+       fp8 ? 1 : 2},
       {"weight", fp8 ? "[O, K] e4m3" : "[O, K]", p.weight, p.out_features, p.in_features, p.in_features, fp8 ? 1 : 2},
       {"output", "[R, O]", p.output, p.rows, p.output_stride, p.out_features, 2},
   };
@@ -146,11 +140,6 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
     if (vorta_status status = check_matrix(matrices[i], extents[i])) return status;
   }
   if (vorta_status status = check_second_tensor(p, &second)) return status;
-  if (fp8 && p.weight_scale == nullptr) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "weight_scale NULL: e4m3 weights need a scale per output feature; pass a device pointer to float32 "
-                "[O]");
-  }
   for (const void* vector :
        {p.bias, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale)}) {
     if (is_aligned(vector, 16)) continue;  // NULL is

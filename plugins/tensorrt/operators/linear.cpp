@@ -108,8 +108,7 @@ std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting
 
 template <vorta_linear_precision precision>
 size_t workspaceBytes(const Setting& setting) {
-  Params params = paramsOf<precision>(setting);
-  if (isFp8(precision)) params.quantized_input = &params;  // is looked at for being given
+  const Params params = paramsOf<precision>(setting);
   size_t bytes = 0;
   requireOk(vorta_linear_workspace_size(&params, &bytes));
   return bytes;
@@ -118,14 +117,13 @@ size_t workspaceBytes(const Setting& setting) {
 template <vorta_linear_precision precision>
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf<precision>(setting);
+  params.input = memory.inputs[kInput];
   params.weight = memory.inputs[kWeightOf<precision>];
   if (isFp8(precision)) {
-    params.quantized_input = memory.inputs[kInput];
     params.input_scale = static_cast<const float*>(memory.inputs[kInputScale]);
     params.weight_scale = static_cast<const float*>(memory.inputs[kWeightScale]);
     params.bias = memory.inputs[kFp8Bias];
   } else {
-    params.input = memory.inputs[kInput];
     params.bias = memory.inputs[kBias];
   }
   params.output = memory.outputs[kOutput];

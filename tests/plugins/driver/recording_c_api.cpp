@@ -165,9 +165,8 @@ vorta_status vorta_linear_enqueue(const vorta_linear_params* params, void* strea
       "second_features=%d\n",
       params->dtype, params->precision, params->activation, params->in_features, params->out_features,
       params->candidate, static_cast<long long>(params->rows), params->second_features);
-  std::printf("pointers: %p %p %p %p %p %p %p\n", params->input, params->quantized_input,
-              static_cast<const void*>(params->input_scale), params->weight,
-              static_cast<const void*>(params->weight_scale), params->bias, params->output);
+  std::printf("pointers: %p %p %p %p %p %p\n", params->input, static_cast<const void*>(params->input_scale),
+              params->weight, static_cast<const void*>(params->weight_scale), params->bias, params->output);
   std::printf("second: %p %lld\n", params->second_input, static_cast<long long>(params->second_stride));
   std::printf("row strides: %lld,%lld\n", static_cast<long long>(params->input_stride),
               static_cast<long long>(params->output_stride));
