@@ -8,7 +8,8 @@ import logging
 from functools import cache
 from typing import Any, get_args
 
-from vorta_trt.plugins.library import PluginLibrary, SizedStructure
+from vorta_trt.plugins.library import PluginLibrary
+from vorta_trt.plugins.operator_calls import OperatorParams
 from vorta_trt.plugins.operator_schema import Activation, LinearPrecision
 
 logger = logging.getLogger(__name__)
@@ -22,14 +23,14 @@ OWN_KERNEL = -1
 _NAMES = {"activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
 
 
-class LinearParams(SizedStructure):
+class LinearParams(OperatorParams):
     """`vorta_linear_params`: everything about a call. Letters: R rows, K input features, O output features.
 
-    Pointers are integers; `dtype`, `activation` and `precision` may be names. Without strides rows
-    are dense:
+    `activation` and `precision` may be names, too. Without strides rows are dense:
     `LinearParams(dtype="bfloat16", rows=72000, in_features=5120, out_features=13824, activation="gelu_tanh", ...)`.
     """
 
+    OPERATOR = "linear"
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("dtype", ctypes.c_int32),
@@ -66,12 +67,13 @@ class LinearParams(SizedStructure):
         super().__init__(**values)
 
 
-class QuantizeParams(SizedStructure):
+class QuantizeParams(OperatorParams):
     """`vorta_quantize_params`: input [R, K] -> quantized e4m3 [R, K] and quantized_scale float32 [R].
 
-    Pointers are integers, `dtype` may be a name, and rows are dense without strides.
+    Rows are dense without strides.
     """
 
+    OPERATOR = "quantize"
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
         ("dtype", ctypes.c_int32),
@@ -94,19 +96,6 @@ class QuantizeParams(SizedStructure):
         super().__init__(**values)
 
 
-def validate(library: PluginLibrary, params: LinearParams) -> None:
-    """Checks that the library takes a call; pointers and strides are not looked at. Needs no GPU.
-
-    Args:
-        library: The library.
-        params: The call.
-
-    Raises:
-        LibraryError: It does not; the message names argument, value, rule and remedy.
-    """
-    library.call("vorta_linear_validate", ctypes.byref(params))
-
-
 def workspace_size(library: PluginLibrary, params: LinearParams) -> int:
     """Asks for the scratch memory of one call. Needs no GPU.
 
@@ -123,25 +112,6 @@ def workspace_size(library: PluginLibrary, params: LinearParams) -> int:
     size = ctypes.c_size_t()
     library.call("vorta_linear_workspace_size", ctypes.byref(params), ctypes.byref(size))
     return size.value
-
-
-def enqueue(library: PluginLibrary, params: LinearParams, stream: int) -> None:
-    """Launches the layer on a stream and returns at once.
-
-    Args:
-        library: The library.
-        params: The call; its memory stays valid until the stream has done the work.
-        stream: A cudaStream_t as an integer, 0 for the default stream.
-
-    Raises:
-        LibraryError: An argument breaks a rule, or CUDA or cuBLASLt refuses the launch.
-    """
-    library.call("vorta_linear_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
-
-
-def enqueue_quantize(library: PluginLibrary, params: QuantizeParams, stream: int) -> None:
-    """As `enqueue`, of a quantisation, which needs no workspace."""
-    library.call("vorta_quantize_enqueue", ctypes.byref(params), ctypes.c_void_p(stream))
 
 
 def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:

@@ -18,7 +18,8 @@ from vorta_trt.benchmarks.checks import relative_error
 from vorta_trt.model.block_operators.references import quantize_rows
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins import load_library
-from vorta_trt.plugins.linear import LinearParams, enqueue, workspace_size
+from vorta_trt.plugins.linear import LinearParams, workspace_size
+from vorta_trt.plugins.operator_calls import enqueue
 
 SAMPLED_ROWS = 64
 

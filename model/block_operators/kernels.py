@@ -222,7 +222,7 @@ def _product(
     params.workspace = workspace.data_ptr()
     with torch.cuda.device(bias.device):
         products.prepare_products(library, precision, torch.cuda.current_device())
-        products.enqueue(library, params, _stream(bias))
+        enqueue(library, params, _stream(bias))
     return output
 
 
@@ -240,7 +240,7 @@ def _quantize(tokens: Tensor, rows: Tensor, features: int, **second: int) -> tup
         **second,
     )
     with torch.cuda.device(tokens.device):
-        products.enqueue_quantize(library, params, _stream(tokens))
+        enqueue(library, params, _stream(tokens))
     return pair
 
 

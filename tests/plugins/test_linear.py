@@ -15,15 +15,8 @@ import torch
 
 from vorta_trt.plugins import LibraryError, Status, load_library
 from vorta_trt.plugins.library import library_path
-from vorta_trt.plugins.linear import (
-    LinearParams,
-    QuantizeParams,
-    enqueue,
-    enqueue_quantize,
-    prepare_products,
-    validate,
-    workspace_size,
-)
+from vorta_trt.plugins.linear import LinearParams, QuantizeParams, prepare_products, workspace_size
+from vorta_trt.plugins.operator_calls import enqueue, validate
 
 ADDRESS = 0x7F0000000000  # never read: every call is refused before the launch
 SPACING = 1 << 30  # further than any tensor here reaches
@@ -142,7 +135,7 @@ QUANTIZE_TENSORS: dict[str, Any] = {
     ],
 )  # fmt: skip
 def test_a_bad_quantisation_is_refused(changed: dict[str, Any], message: str) -> None:
-    assert message in refusal(enqueue_quantize, QuantizeParams(**{**QUANTIZE_SIZES, **QUANTIZE_TENSORS, **changed}), 0)
+    assert message in refusal(enqueue, QuantizeParams(**{**QUANTIZE_SIZES, **QUANTIZE_TENSORS, **changed}), 0)
 
 
 def test_every_call_has_the_same_workspace() -> None:
@@ -156,7 +149,7 @@ def test_an_empty_call_is_done_at_once() -> None:
     params = LinearParams(**{**SIZES, "rows": 0})
     assert workspace_size(load_library(), params) == 0
     enqueue(load_library(), params, 0)
-    enqueue_quantize(load_library(), QuantizeParams(**{**QUANTIZE_SIZES, "rows": 0}), 0)
+    enqueue(load_library(), QuantizeParams(**{**QUANTIZE_SIZES, "rows": 0}), 0)
 
 
 def test_rows_are_dense_unless_strides_say_otherwise() -> None:

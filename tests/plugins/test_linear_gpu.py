@@ -19,14 +19,8 @@ from torch.nn import functional
 from vorta_trt.model.block_operators.references import quantize_rows
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins import load_library
-from vorta_trt.plugins.linear import (
-    OWN_KERNEL,
-    LinearParams,
-    QuantizeParams,
-    enqueue,
-    enqueue_quantize,
-    workspace_size,
-)
+from vorta_trt.plugins.linear import OWN_KERNEL, LinearParams, QuantizeParams, workspace_size
+from vorta_trt.plugins.operator_calls import enqueue
 
 pytestmark = pytest.mark.gpu
 LARGEST = 448.0
@@ -128,7 +122,7 @@ def quantized_by_library(rows: Tensor) -> tuple[Tensor, Tensor]:
         quantized=numbers.data_ptr(),
         quantized_scale=scale.data_ptr(),
     )
-    enqueue_quantize(load_library(), params, torch.cuda.current_stream().cuda_stream)
+    enqueue(load_library(), params, torch.cuda.current_stream().cuda_stream)
     return numbers, scale
 
 
