@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from vorta_trt.serving.catalogue import Accepted, Catalogue
 from vorta_trt.serving.job import Job, Status
-from vorta_trt.serving.job_store import End, JobStore
+from vorta_trt.serving.job_rows import End
+from vorta_trt.serving.job_store import JobStore
 
 WEIGHT = 0.3  # of the newest measurement in the average
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from vorta_trt.serving.job import Status
-from vorta_trt.serving.job_store import End
+from vorta_trt.serving.job_rows import End
 from vorta_trt.serving.metric_table import METRICS, MetricKind, record_report
 from vorta_trt.serving.service import Service
 

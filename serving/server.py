@@ -52,7 +52,7 @@ def serve(
         JobError: Another server has the folder of jobs.
         ValueError, OSError: A model cannot be read, or the port is taken.
     """
-    with _listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
+    with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
@@ -84,16 +84,22 @@ def serve(
             workers.join()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket at an address.
 
     Raises:
         ValueError: It is taken, or not this machine's.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small answers at once (TCP_NODELAY) where a socket names its protocol; else each waits 40 ms.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+        return listening
     except OSError as error:
+        listening.close()
         raise ValueError(f"host {host}, port {port}: {error.strerror or error}; give others") from error
 
 

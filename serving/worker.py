@@ -10,7 +10,6 @@ started it starts another one, in a new process, since a CUDA error stays with i
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -23,11 +22,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vorta_trt.model.errors import CheckpointError
-from vorta_trt.plugins.errors import VortaError
-from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
-from vorta_trt.runtime.sampling.finite import NonFiniteError
 from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.failures import describe_failure
 from vorta_trt.serving.job import Job, LeaseLostError
 from vorta_trt.serving.job_files import RESULT
 from vorta_trt.serving.job_store import JobStore
@@ -269,30 +265,6 @@ class Worker:
             thread.join()
             if self._state != "failed":
                 self._store.forget_worker(self.name)
-
-
-def describe_failure(error: BaseException) -> tuple[str, str, bool]:
-    """What a client reads of a failure.
-
-    Returns:
-        A word for programs, the message, and whether the engine is still in order.
-    """
-    import torch
-
-    if isinstance(error, DeviceOutOfMemory | torch.OutOfMemoryError):
-        return "out_of_memory", str(error), True
-    if isinstance(error, NonFiniteError):
-        return "not_finite", str(error), True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full", "the server's disk is full; ask again when its operator has made space", True
-    if isinstance(error, CheckpointError | FileNotFoundError):
-        return "model_unavailable", str(error), True
-    if isinstance(error, ValueError):
-        return "invalid_value", str(error), True
-    if isinstance(error, MemoryError):
-        return "out_of_memory", str(error) or "the server's memory is used up", True
-    message = str(error) if isinstance(error, VortaError) else f"{type(error).__name__}: {error}"
-    return "engine_error", message, False
 
 
 def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class WorkerProcesses:
     def _run(self, number: int, name: str) -> int:
         settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments
         command = [*self._command, settings.model_dump_json(), name, *self._flags]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **gpu_of(settings, number)})
         with self._lock:
             self._processes[number] = process
         if self._stopping.is_set():  # it was set before the process could be told
@@ -184,6 +184,17 @@ class WorkerProcesses:
         logger.error("worker %s stays away: %s", name, reason)
         while not self._stopping.wait(self._settings.lease_seconds / 4):
             self._store.say(name, "failed", {"reason": reason})
+
+
+def gpu_of(settings: ServeSettings, worker: int) -> dict[str, str]:
+    """The environment that shows a worker one of several GPUs, in turn, unless --device says which."""
+    import torch
+
+    if any(model.pipeline.get("device") is not None for model in settings.models):
+        return {}
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [str(number) for number in range(torch.cuda.device_count())] if chosen is None else chosen.split(",")
+    return {"CUDA_VISIBLE_DEVICES": visible[worker % len(visible)]} if len(visible) > 1 else {}
 
 
 def _ended(code: int) -> str:

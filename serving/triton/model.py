@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.failures import describe_failure
 from vorta_trt.serving.loaded_models import LoadedModels
 from vorta_trt.serving.metric_table import record_report
 from vorta_trt.serving.settings import ModelSettings
@@ -31,7 +32,6 @@ from vorta_trt.serving.triton.metrics import TritonMetrics
 from vorta_trt.serving.triton.request import in_tensors, read_request
 from vorta_trt.serving.triton.tensors import FRAMES, INFO, PROGRESS, VIDEO
 from vorta_trt.serving.video_request import RequestError
-from vorta_trt.serving.worker import describe_failure
 
 UTILS = "triton_python_backend_utils"  # the module that the backend puts beside the model
 GPU = "GPU"  # its name of a kind of instance

@@ -103,6 +103,30 @@ def test_a_worker_that_is_killed_is_started_again_and_its_job_fails_with_a_reaso
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "worker_lost", 3)
 
 
+def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(worker: int, **pipeline: str) -> str | None:
+        model = ModelSettings(source=tmp_path, name="m", pipeline=pipeline)
+        return processes.gpu_of(ServeSettings(models=(model,), jobs=tmp_path), worker).get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [shown(worker) for worker in range(3)] == ["2", "5", "2"]
+    assert shown(1, device="cuda:0") is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert shown(1) is None
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY where an accepted socket has a protocol; without, answers wait for 40 ms."""
+    import socket
+
+    from vorta_trt.serving.server import listen
+
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+
+
 def test_keys_are_not_among_a_workers_arguments(store: JobStore, run: Run) -> None:
     workers = run(store, "0")
     (process,) = wait_for(lambda: workers.process_ids)

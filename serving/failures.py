@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client reads of a job that failed, and whether the engine is still in order."""
+
+from __future__ import annotations
+
+import errno
+
+from vorta_trt.model.errors import CheckpointError
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
+from vorta_trt.runtime.sampling.finite import NonFiniteError
+
+
+def describe_failure(error: BaseException) -> tuple[str, str, bool]:
+    """What a client reads of a failure.
+
+    Returns:
+        A word for programs, the message, and whether the engine is still in order.
+    """
+    import torch
+
+    if isinstance(error, DeviceOutOfMemory | torch.OutOfMemoryError):
+        return "out_of_memory", str(error), True
+    if isinstance(error, NonFiniteError):
+        return "not_finite", str(error), True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full", "the server's disk is full; ask again when its operator has made space", True
+    if isinstance(error, CheckpointError | FileNotFoundError):
+        return "model_unavailable", str(error), True
+    if isinstance(error, ValueError):
+        return "invalid_value", str(error), True
+    if isinstance(error, MemoryError):
+        return "out_of_memory", str(error) or "the server's memory is used up", True
+    message = str(error) if isinstance(error, VortaError) else f"{type(error).__name__}: {error}"
+    return "engine_error", message, False

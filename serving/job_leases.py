@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Leases`: how workers take jobs from a store, keep them, and end them.
+
+A worker holds its job by a lease, which it renews; a job whose worker is gone goes back to the queue, or fails with a
+reason after `most_attempts`. Leases are counted by the clock that nobody sets: `time.monotonic`, with the run of the
+machine that it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vorta_trt.serving.job import Job, LeaseLostError, Status
+from vorta_trt.serving.job_rows import record_end
+from vorta_trt.serving.stored_jobs import StoredJobs
+
+WORKER_LOST = "worker_lost"
+_HELD = "id = ? AND worker = ? AND attempt = ? AND status = 'in_progress'"
+
+
+class Leases(StoredJobs):
+    """The part of a `JobStore` that workers use."""
+
+    def claim(self, worker: str, models: Sequence[str]) -> Job | None:
+        """Gives a worker the next job of these models, or None.
+
+        The next one is that of the user of whom the fewest run, then of the one whose turn is longest ago; of one user,
+        the oldest.
+        """
+        if not models:
+            return None
+        marks = ", ".join("?" * len(models))
+        waiting = f"SELECT 1 FROM jobs WHERE status = 'queued' AND model IN ({marks}) LIMIT 1"
+        if not self._data.read(waiting, *models):  # without the lock for writing
+            return None
+        with self._data.change() as change:
+            row = change.execute(
+                f"""SELECT id, user FROM jobs AS job WHERE status = 'queued' AND model IN ({marks}) ORDER BY
+                (SELECT count(*) FROM jobs AS other WHERE other.user = job.user AND other.status = 'in_progress'),
+                COALESCE((SELECT served FROM users WHERE users.user = job.user), 0), sequence LIMIT 1""",
+                tuple(models),
+            ).fetchone()
+            if row is None:
+                return None
+            change.execute(
+                "INSERT INTO users VALUES (?, (SELECT COALESCE(max(served), 0) + 1 FROM users)) "
+                "ON CONFLICT (user) DO UPDATE SET served = excluded.served",
+                (row["user"],),
+            )
+            change.execute(
+                "UPDATE jobs SET status = 'in_progress', worker = ?, attempt = attempt + 1, started_at = ?, step = 0, "
+                "stage = '', lease_boot = ?, lease_until = ? WHERE id = ?",
+                (worker, time.time(), self._boot, time.monotonic() + self.lease_seconds, row["id"]),
+            )
+        return self.get(row["id"])
+
+    def report_progress(self, job: Job, *, stage: str | None = None, step: int | None = None) -> bool:
+        """Says how far a worker's job is, and renews the lease; returns whether the job is to be cancelled.
+
+        Raises:
+            LeaseLostError: It is not the worker's any more.
+        """
+        with self._data.change() as change:
+            rows = change.execute(
+                "UPDATE jobs SET stage = COALESCE(?, stage), step = COALESCE(?, step), lease_until = ? "
+                f"WHERE {_HELD} RETURNING cancelling",
+                (stage, step, time.monotonic() + self.lease_seconds, *_holder(job)),
+            ).fetchall()
+        if not rows:
+            raise _lost(job)
+        return bool(rows[0]["cancelling"])
+
+    def complete(self, job: Job, report: Mapping[str, Any]) -> None:
+        """The results of a worker's job are in its folder.
+
+        Raises:
+            LeaseLostError: It is not the worker's any more.
+        """
+        self._finish(job, Status.COMPLETED, report=json.dumps(report), step=job.steps)
+        self.files.remove_results(job.id, job.attempt)
+
+    def fail(self, job: Job, code: str, message: str) -> None:
+        """A worker's job failed.
+
+        Raises:
+            LeaseLostError: It is not the worker's any more.
+        """
+        self._finish(job, Status.FAILED, error_code=code, error_message=message[:4000])
+
+    def finish_cancelled(self, job: Job) -> None:
+        """A worker's job was broken off since it was to be cancelled.
+
+        Raises:
+            LeaseLostError: It is not the worker's any more.
+        """
+        self._finish(job, Status.CANCELLED)
+
+    def give_back(self, job: Job) -> None:
+        """A worker's job waits again, since the worker stops; this is no attempt.
+
+        Raises:
+            LeaseLostError: It is not the worker's any more.
+        """
+        if self.report_progress(job):
+            self.finish_cancelled(job)
+            return
+        with self._data.change() as change:
+            done = change.execute(
+                "UPDATE jobs SET status = 'queued', stage = '', step = 0, attempt = attempt - 1, worker = NULL, "
+                f"lease_until = NULL WHERE {_HELD}",
+                _holder(job),
+            )
+        if not done.rowcount:
+            raise _lost(job)
+
+    def _finish(self, job: Job, status: Status, **values: object) -> None:
+        settings = {"status": status.value, "completed_at": time.time(), "stage": "", "lease_until": None, **values}
+        settings["expires_at"] = time.time() + self.keep_seconds
+        names = ", ".join(f"{name} = ?" for name in settings)
+        with self._data.change() as change:
+            done = change.execute(f"UPDATE jobs SET {names} WHERE {_HELD}", (*settings.values(), *_holder(job)))
+            if not done.rowcount:
+                raise _lost(job)
+            record_end(change, job.id)
+        self._note_end(job.id)
+
+    def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
+        """Jobs whose workers are gone wait again, or fail after `most_attempts`; returns them.
+
+        Args:
+            worker: One that is known to be gone; None: all whose lease has ended.
+            everyone: All workers are known to be gone.
+        """
+        values: tuple[object, ...] = (self._boot, time.monotonic())
+        condition = "(lease_boot <> ? OR lease_until < ?)"
+        if worker is not None:
+            condition, values = "worker = ?", (worker,)
+        elif everyone:
+            condition, values = "1", ()
+        found = f"SELECT id, cancelling, attempt FROM jobs WHERE status = 'in_progress' AND {condition}"
+        if not self._data.read(found, *values):
+            return []
+        with self._data.change() as change:
+            rows = change.execute(found, values).fetchall()
+            for row in rows:
+                if row["cancelling"] or row["attempt"] >= self.most_attempts:
+                    status = Status.CANCELLED if row["cancelling"] else Status.FAILED
+                    code, message = (
+                        (None, None)
+                        if row["cancelling"]
+                        else (
+                            WORKER_LOST,
+                            f"the worker was lost {row['attempt']} times while it made this video, so it is not tried "
+                            f"again; the server's log says how it ended",
+                        )
+                    )
+                    change.execute(
+                        "UPDATE jobs SET status = ?, error_code = ?, error_message = ?, completed_at = ?, "
+                        "expires_at = ?, stage = '', lease_until = NULL WHERE id = ?",
+                        (status.value, code, message, time.time(), time.time() + self.keep_seconds, row["id"]),
+                    )
+                    record_end(change, row["id"])
+                else:
+                    change.execute(
+                        "UPDATE jobs SET status = 'queued', stage = '', step = 0, worker = NULL, lease_until = NULL "
+                        "WHERE id = ?",
+                        (row["id"],),
+                    )
+        for row in rows:
+            self._note_end(row["id"])
+        return [self.get(row["id"]) for row in rows]
+
+
+def _holder(job: Job) -> tuple[object, ...]:
+    return job.id, job.worker, job.attempt
+
+
+def _lost(job: Job) -> LeaseLostError:
+    return LeaseLostError(f"job {job.id}: is not this worker's any more; it was deleted, or given to another")

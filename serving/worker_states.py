@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`WorkerStates`: what the workers of a job store say of themselves; a server is ready when one of them is."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vorta_trt.serving.stored_jobs import StoredJobs
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker last said of itself.
+
+    Attributes:
+        name: Its name.
+        process: Its process id.
+        state: "starting", "ready", "draining", "failed".
+        detail: More of it: models that are loaded, bytes on the GPU, the reason of a failure.
+        age: Seconds since it said so.
+    """
+
+    name: str
+    process: int
+    state: str
+    detail: dict[str, Any]
+    age: float
+
+
+class WorkerStates(StoredJobs):
+    """The part of a `JobStore` that knows workers."""
+
+    def say(self, worker: str, state: str, detail: Mapping[str, Any] | None = None) -> None:
+        """A worker's sign of life."""
+        with self._data.change() as change:
+            change.execute(
+                "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "process = excluded.process, state = excluded.state, detail = excluded.detail, boot = excluded.boot, "
+                "seen = excluded.seen",
+                (worker, os.getpid(), state, json.dumps(detail or {}), self._boot, time.monotonic()),
+            )
+
+    def forget_worker(self, worker: str) -> None:
+        """A worker is gone."""
+        with self._data.change() as change:
+            change.execute("DELETE FROM workers WHERE name = ?", (worker,))
+
+    def workers(self) -> list[WorkerState]:
+        """All workers that gave a sign of life in the last three leases."""
+        rows = self._data.read("SELECT * FROM workers WHERE boot = ? ORDER BY name", self._boot)
+        now = time.monotonic()
+        states = [
+            WorkerState(row["name"], row["process"], row["state"], json.loads(row["detail"]), now - row["seen"])
+            for row in rows
+        ]
+        return [state for state in states if state.age < 3 * self.lease_seconds]
