@@ -13,7 +13,6 @@ import json
 import logging
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from vorta_trt.model import files
 
 REQUEST, RESULT, END = "request.json", "result.json", "end.json"
 ID = re.compile(r"video_[0-9a-f]{32}")
-SWEEP_SECONDS = 3600.0  # a folder without a job that is younger may belong to one that is being queued
 logger = logging.getLogger(__name__)
 
 
@@ -71,10 +69,10 @@ class JobFiles:
         """Removes a job's folder; who reads a file of it keeps reading."""
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
-    def remove_results(self, job_id: str, but: int) -> None:
-        """Removes what other attempts made."""
-        for path in self.folder(job_id).glob("result-*"):
-            if path.name != f"result-{but}":
+    def remove_results(self, job_id: str, but: int | None = None) -> None:
+        """Removes what other attempts made, whole or unfinished."""
+        for path in self.folder(job_id).glob("*"):
+            if path.is_dir() and path.name != f"result-{but}":
                 shutil.rmtree(path, ignore_errors=True)
 
     def write_end(self, job_id: str, record: Mapping[str, Any]) -> None:
@@ -85,20 +83,20 @@ class JobFiles:
         except OSError as error:
             logger.warning("job %s: its end is in the database alone (%s)", job_id, error)
 
-    def sweep(self, known: set[str], *, alone: bool) -> int:
-        """Removes folders of jobs that are not known: their clients never got an answer, or they were being deleted.
+    def sweep(self, known: Mapping[str, int | None]) -> None:
+        """Removes what killed servers and workers left; only for who has the folder alone.
+
+        These are folders of jobs that are not known (their clients never got an answer, or they were being deleted),
+        and results of attempts that were not the last.
 
         Args:
-            known: Ids of all jobs.
-            alone: Whether nobody else queues jobs here.
+            known: The attempt whose result stays, by the ids of all jobs; None: none does.
         """
-        removed = 0
         for path in self.root.iterdir():
-            young = time.time() - path.stat().st_mtime < SWEEP_SECONDS
-            if path.name not in known and (alone or not young):
+            if path.name not in known:
                 shutil.rmtree(path, ignore_errors=True)
-                removed += 1
-        return removed
+            else:
+                self.remove_results(path.name, known[path.name])
 
     def records(self) -> Iterator[tuple[str, dict[str, Any], int | None, dict[str, Any] | None]]:
         """Every job that its folder tells of: id, request, the attempt that made its result, and how it ended."""

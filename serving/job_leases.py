@@ -170,6 +170,7 @@ class Leases(StoredJobs):
                         (row["id"],),
                     )
         for row in rows:
+            self.files.remove_results(row["id"])
             self._note_end(row["id"])
         return [self.get(row["id"]) for row in rows]
 

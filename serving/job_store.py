@@ -68,8 +68,12 @@ class JobStore(Leases, WorkerStates):
         self._lock = _take(folder) if exclusive else None
         super().__init__(folder, keep_seconds, lease_seconds, most_attempts)
         self.recovered = 0 if self._data.moved_aside is None else self._read_folders()
-        if exclusive:
-            self.files.sweep({str(row["id"]) for row in self._data.read("SELECT id FROM jobs")}, alone=True)
+
+    def sweep(self) -> None:
+        """Removes what killed servers and workers left; for the one server of the folder, before workers start."""
+        rows = self._data.read("SELECT id, attempt, status FROM jobs")
+        completed = Status.COMPLETED.value
+        self.files.sweep({row["id"]: row["attempt"] if row["status"] == completed else None for row in rows})
 
     def close(self) -> None:
         """Closes the database and gives the folder free."""

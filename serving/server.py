@@ -56,6 +56,7 @@ def serve(
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
+        store.sweep()
         catalogue = Catalogue(settings.models)
         workers = WorkerProcesses(settings, store, debug=debug, as_json=as_json)
         draining = threading.Event()

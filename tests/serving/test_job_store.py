@@ -316,8 +316,36 @@ def test_folders_without_a_job_are_swept(store: JobStore) -> None:
     store.files.write_request("video_" + 32 * "0", {}, {})
     store.close()
     again = JobStore(store.folder, exclusive=True)
+    again.sweep()
     assert [path.name for path in again.files.root.iterdir()] == [job.id for job in again.page()[0]]
     again.close()
+
+
+def test_what_killed_attempts_left_is_removed(store: JobStore) -> None:
+    """Whole results of earlier attempts, and unfinished ones, at the next completion, loss or start."""
+
+    def leave(job: Job, *names: str) -> Path:
+        for name in names:
+            (store.files.folder(job.id) / name).mkdir()
+            (store.files.folder(job.id) / name / "0.mp4").write_bytes(b"half")
+        return store.files.folder(job.id)
+
+    def folders(path: Path) -> list[str]:
+        return sorted(each.name for each in path.iterdir() if each.is_dir())
+
+    add(store, "one", "two")
+    job = claim(store)
+    folder = leave(job, ".result-0.abc", "result-0")
+    finish(store, job)
+    assert folders(folder) == ["result-1"]
+    lost = claim(store)
+    lost_folder = leave(lost, ".result-1.abc")
+    store.take_back(everyone=True)
+    assert folders(lost_folder) == []
+    leave(job, "result-7")
+    leave(lost, ".result-1.abc")
+    store.sweep()
+    assert (folders(folder), folders(lost_folder)) == (["result-1"], [])
 
 
 def _take_jobs(folder: Path, worker: str, taken: Any) -> None:
