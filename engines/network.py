@@ -180,8 +180,9 @@ def _check_plugins_of(operator: str, flavour: Flavour, onnx: OnnxFile, plugin_la
     taken = [PRECISIONS[precision] for precision in flavour.precisions]
     stated = onnx.value_types() if flavour.weakly_typed else {}
     for layer in plugin_layers:
-        tokens = layer.get_input(OPERATORS[operator].activation_input)
-        dtype = stated.get(tokens.name, data_type(tokens.dtype))
+        tokens, result = layer.get_input(OPERATORS[operator].activation_input), layer.get_output(0)
+        # Where the input is a weight, whose type a weakly typed network does not know, the result has its type.
+        dtype = stated.get(tokens.name, stated.get(result.name, data_type(tokens.dtype)))
         if dtype not in taken:
             raise BuildError(
                 f"{onnx.path}: {layer.name} computes in {dtype}, and the kernels take {' and '.join(taken)} in "

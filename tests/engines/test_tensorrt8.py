@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT, TensorRT8, get_flavour
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import read_layers
+from vorta_trt.engines.network import _check_plugins_of
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport
 
@@ -227,6 +229,18 @@ def test_float32_is_refused(tensorrt8: TensorRT8, make_model: Any, tmp_path: Pat
     )
     with pytest.raises(BuildError, match=words):
         build_engine(model17, tmp_path / "m.bundle", tensorrt="tensorrt8")
+
+
+@pytest.mark.parametrize(("result", "accepted"), [("float16", True), ("float32", False)])
+def test_a_weight_that_says_the_type_counts_by_the_result(tensorrt8: TensorRT8, result: str, accepted: bool) -> None:
+    """Fp8Linear has the type of its bias, a constant, and those of a weakly typed network are float32."""
+    node = SimpleNamespace(operator="Fp8Linear", name="to_q/Fp8Linear")
+    file: Any = SimpleNamespace(path="m.onnx", operator_nodes=[node], value_types=lambda: {"to_q/output": result})
+    bias = fake.Tensor("(Unnamed Layer* 3) [Constant]_output", fake.DataType.FLOAT)
+    output = fake.Tensor("to_q/output", fake.DataType.FLOAT)
+    layer = fake.IPluginV2Layer(node.name, fake.LayerType.PLUGIN_V2, 5 * [bias], [output])
+    with nullcontext() if accepted else pytest.raises(BuildError, match="to_q/Fp8Linear computes in float32"):
+        _check_plugins_of("Fp8Linear", tensorrt8, file, [layer])
 
 
 def test_options_of_newer_versions_are_refused(tensorrt8: TensorRT8, model17: Path, tmp_path: Path) -> None:
