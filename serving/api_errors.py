@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from vorta_trt.serving.job import JobError, JobNotFoundError, KeyReusedError, QueueFullError
-from vorta_trt.serving.video_request import RequestError, shown
+from vorta_trt.serving.video_request import RequestError, printable, shown
 
 CODES = {400: "invalid_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -38,7 +38,7 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, code: str, *, field: str | None = None, retry_after: float | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.status, self.code, self.field, self.retry_after = status, code, field, retry_after
 
     def response(self) -> JSONResponse:

@@ -129,7 +129,10 @@ async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
                     raise RequestError(f"{shown(name)}: is given twice; give it once", nested[1])
                 outer[nested[2]] = content
             elif nested is not None:
-                values.setdefault(nested[1], []).append(content)
+                several = values.setdefault(nested[1], [])
+                if not isinstance(several, list):
+                    raise RequestError(f"{shown(name)}: {nested[1]} is given, too; give one of them", nested[1])
+                several.append(content)
             elif name in values:
                 raise RequestError(f"{shown(name)}: is given twice; give it once", name)
             elif content != "" or name == "prompt":  # a browser sends empty fields, too

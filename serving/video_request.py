@@ -122,9 +122,13 @@ def refused(error: ValidationError, model: type[SamplingParams] = SamplingParams
 
 def shown(value: Any) -> str:
     """What a client sent, in an error: on one line, and short."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    text = printable(value if isinstance(value, str) else repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _of_form(value: Any) -> Any:

@@ -270,12 +270,18 @@ def test_images_of_hosts_that_are_allowed(client: Client, monkeypatch: pytest.Mo
         (b"", "multipart/form-data", 400, "invalid_form"),
         (b"--x\r\nbroken", "multipart/form-data; boundary=x", 400, "missing_field"),
         (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400, "invalid_value"),
+        (b"prompt=a&lora=b&lora[]=c", "application/x-www-form-urlencoded", 400, "invalid_value"),
         (b"prompt=a&bogus=b", "application/x-www-form-urlencoded", 400, "unknown_field"),
     ],
 )
 def test_bodies_that_are_refused(client: Client, body: bytes, kind: str, status: int, code: str) -> None:
     answer = client().post("/v1/videos", content=body, headers={"Content-Type": kind})
     assert answer.status_code == status and answer.json()["error"]["code"] == code, answer.text
+
+
+def test_messages_are_one_line_of_text(client: Client) -> None:
+    answer = client().post("/v1/videos", json={"prompt": "a", "cache": "\u202e\x00\n"})
+    assert "\\u202e" in error_of(answer, 400, "invalid_value", "cache")
 
 
 def test_bodies_that_are_too_long(client: Client) -> None:
