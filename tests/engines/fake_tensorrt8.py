@@ -2,7 +2,7 @@
 """As much of the Python module of TensorRT 8.6 as a build touches. Has what 8.6 has, and nothing that came later.
 
 Its parser makes a layer per node, with the float types that TensorRT 8 tells: those of the inputs, and float32 for the
-output of a plugin.
+output of a plugin and for weights, whose tensors have no name of the file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import onnx
+
+from vorta_trt.plugins.operator_schema import OPERATORS, Element
 
 __version__ = "8.6.0"
 DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8"])
@@ -34,7 +36,7 @@ KINDS = {
     "Relu": LayerType.ACTIVATION,
     "Reshape": LayerType.SHUFFLE,
     "Cast": LayerType.CAST,
-    "RoutedAttention": LayerType.PLUGIN_V2,
+    **dict.fromkeys(OPERATORS, LayerType.PLUGIN_V2),
 }
 
 
@@ -50,8 +52,10 @@ class Tensor:
 class Layer:
     """A layer that remembers what it was told."""
 
-    def __init__(self, name: str, kind: LayerType, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        self.name, self.type, self.metadata = name, kind, ""
+    def __init__(
+        self, name: str, kind: LayerType, inputs: list[Tensor], outputs: list[Tensor], operator: str = "RoutedAttention"
+    ) -> None:
+        self.name, self.type, self.metadata, self.operator = name, kind, "", operator
         self.inputs, self.outputs = inputs, outputs
         self.precision: DataType | None = None
         self.output_types: dict[int, DataType] = {}
@@ -70,7 +74,9 @@ class Layer:
 
 
 class IPluginV2Layer(Layer):
-    plugin = SimpleNamespace(plugin_namespace="vorta", plugin_type="RoutedAttention", plugin_version="1")
+    @property
+    def plugin(self) -> SimpleNamespace:
+        return SimpleNamespace(plugin_namespace="vorta", plugin_type=self.operator, plugin_version="1")
 
 
 class Network:
@@ -102,20 +108,27 @@ class OnnxParser:
 
     def parse_from_file(self, path: str) -> bool:
         graph = onnx.load(path, load_external_data=False).graph
-        tensors = {t.name: Tensor(t.name, ELEMENT_TYPES[t.data_type]) for t in graph.initializer}
-        for name, tensor in tensors.items():
-            self.network.layers.append(Layer(name, LayerType.CONSTANT, [], [tensor]))
+        tensors: dict[str, Tensor] = {}
+        for index, weight in enumerate(graph.initializer):
+            dtype = ELEMENT_TYPES[weight.data_type]
+            told = DataType.FLOAT if dtype is DataType.HALF else dtype
+            tensors[weight.name] = Tensor(f"(Unnamed Layer* {index}) [Constant]_output", told)
+            self.network.layers.append(Layer(weight.name, LayerType.CONSTANT, [], [tensors[weight.name]]))
         for value in graph.input:
             dims = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
             tensors[value.name] = Tensor(value.name, ELEMENT_TYPES[value.type.tensor_type.elem_type], dims)
             self.network.inputs.append(tensors[value.name])
         for node in graph.node:
             inputs = [tensors[name] for name in node.input]
-            dtype = {"RoutedAttention": DataType.FLOAT, "Greater": DataType.BOOL}.get(node.op_type, inputs[0].dtype)
+            dtypes = [DataType.BOOL if node.op_type == "Greater" else inputs[0].dtype]
             if node.op_type == "Cast":
-                dtype = ELEMENT_TYPES[node.attribute[0].i]
-            tensors[node.output[0]] = Tensor(node.output[0], dtype)
-            self.network.layers.append(Layer(node.name, KINDS[node.op_type], inputs, [tensors[node.output[0]]]))
+                dtypes = [ELEMENT_TYPES[node.attribute[0].i]]
+            elif node.domain:
+                elements = [output.element for output in OPERATORS[node.op_type].output_tensors]
+                dtypes = [DataType.INT32 if each is Element.FLOAT8_TOKENS else DataType.FLOAT for each in elements]
+            outputs = [Tensor(name, dtype) for name, dtype in zip(node.output, dtypes, strict=True)]
+            tensors |= {output.name: output for output in outputs}
+            self.network.layers.append(Layer(node.name, KINDS[node.op_type], inputs, outputs, node.op_type))
         self.network.outputs = [tensors[value.name] for value in graph.output]
         return True
 

@@ -22,7 +22,7 @@ from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT, TensorRT8, get_flavour
 from vorta_trt.engines.layer_types import impose_types
 from vorta_trt.engines.layers import read_layers
-from vorta_trt.engines.network import _check_plugins_of
+from vorta_trt.engines.network import _check_plugins_of, parse_onnx
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.plugins.gpu import ComputeCapability, Device, DriverReport
 
@@ -241,6 +241,39 @@ def test_a_weight_that_says_the_type_counts_by_the_result(tensorrt8: TensorRT8, 
     layer = fake.IPluginV2Layer(node.name, fake.LayerType.PLUGIN_V2, 5 * [bias], [output])
     with nullcontext() if accepted else pytest.raises(BuildError, match="to_q/Fp8Linear computes in float32"):
         _check_plugins_of("Fp8Linear", tensorrt8, file, [layer])
+
+
+@pytest.mark.parametrize(("number", "accepted"), [(TensorProto.FLOAT16, True), (TensorProto.FLOAT, False)])
+def test_layers_of_quantised_tokens_are_taken_for_what_they_are(
+    tensorrt8: TensorRT8, tmp_path: Path, number: int, accepted: bool
+) -> None:
+    """Tokens are int32 and the bias is a weight: the type of the activations stands in the file alone."""
+    helper = onnx.helper
+    attributes = {"domain": "vorta", "plugin_namespace": "vorta", "plugin_version": "1"}
+    linear = ["quantized", "quantized_scale", "weight", "weight_scale", "bias"]
+    nodes = [
+        helper.make_node("Quantize", ["x"], linear[:2], name="to_q/Quantize", **attributes),
+        helper.make_node("Fp8Linear", linear, ["out"], name="to_q/Fp8Linear", activation="none", **attributes),
+    ]
+    values = [("quantized", TensorProto.INT32, 4), ("quantized_scale", TensorProto.FLOAT, 0), ("out", number, 16)]
+    infos = [helper.make_tensor_value_info(name, kind, [1, 8, size][: 3 if size else 2]) for name, kind, size in values]
+    weights = [
+        helper.make_tensor(name, kind, [extent, 4][: 2 if kind == TensorProto.INT32 else 1], [0] * count)
+        for name, kind, extent, count in (
+            ("weight", TensorProto.INT32, 16, 64),
+            ("weight_scale", TensorProto.FLOAT, 16, 16),
+            ("bias", number, 16, 16),
+        )
+    ]
+    tokens = helper.make_tensor_value_info("x", number, [1, 8, 16])
+    graph = helper.make_graph(nodes, "g", [tokens], infos[2:], weights, value_info=infos[:2])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("vorta", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "m.onnx")
+    with nullcontext() if accepted else pytest.raises(BuildError, match="to_q/Quantize computes in float32"):
+        parsed = parse_onnx(tensorrt8, fake.Builder(tensorrt8.logger), read_onnx(tmp_path / "m.onnx"))
+        impose_types(fake, parsed.network, parsed.onnx)
+        assert {name: len(made) for name, made in parsed.plugin_layers.items()} == {"Quantize": 1, "Fp8Linear": 1}
+        assert not any(layer.output_types for layer in parsed.network.layers)  # plugins answer for themselves
 
 
 def test_options_of_newer_versions_are_refused(tensorrt8: TensorRT8, model17: Path, tmp_path: Path) -> None:
