@@ -111,12 +111,15 @@ def serve(
     for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         import_extra(package, "serve")
     from vorta_trt.runtime.video_file import check_encoder
+    from vorta_trt.serving.access import LOOPBACK
     from vorta_trt.serving.logs import set_up_logs
     from vorta_trt.serving.server import serve as run
 
     check_encoder()
     set_up_logs(debug, as_json=log == "json")
     keys = _keys(api_key or [], api_key_file)
+    if not keys and host not in LOOPBACK:
+        typer.echo(f"warning: whoever reaches {host} may use this server; give --api-key-file", err=True)
     settings = _settings(models, engine, limits, checkpoint, preset, jobs)
     settings = settings.model_copy(
         update={

@@ -26,6 +26,19 @@ class _Measured:
     rest: float
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What is ahead of a job.
+
+    Attributes:
+        seconds: Until it is done; None if nobody knows.
+        position: How many jobs wait before it; None if it runs.
+    """
+
+    seconds: float | None
+    position: int | None
+
+
 class Estimates:
     """See the module.
 
@@ -54,27 +67,27 @@ class Estimates:
                 known.unit += WEIGHT * (denoise / units - known.unit)
                 known.rest += WEIGHT * (rest - known.rest)
 
-    def left(self, job: Job) -> float | None:
-        """Seconds until a job is done, or None: unknown, or it is over."""
-        if job.status.is_final:
-            return None
-        if job.status is Status.IN_PROGRESS:
-            return self._left_of_running(job)
-        before = [other for other in self._store.unfinished() if other.sequence < job.sequence]
-        return self._sum([*before, job])
+    def outlook(self) -> dict[str, Outlook]:
+        """What is ahead of every job that runs or waits, by its id."""
+        found: dict[str, Outlook] = {}
+        before: float | None = 0.0  # seconds of all jobs before the one that is looked at; None: unknown
+        waiting = 0
+        for job in self._store.unfinished():
+            runs = job.status is Status.IN_PROGRESS
+            own = self._left_of_running(job) if runs else self._whole(job)
+            if runs:
+                found[job.id] = Outlook(own, None)
+            else:
+                ahead = None if before is None or own is None else before / self._workers + own
+                found[job.id] = Outlook(ahead, waiting)
+                waiting += 1
+            before = None if before is None or own is None else before + own
+        return found
 
     def until_free(self) -> float:
         """Seconds until another job begins; 10 where nobody knows."""
-        running = [job for job in self._store.unfinished() if job.status is Status.IN_PROGRESS]
-        known = [left for job in running if (left := self._left_of_running(job)) is not None]
-        return min(known, default=10.0)
-
-    def _sum(self, jobs: list[Job]) -> float | None:
-        seconds = [self._left_of_running(job) if job.status is Status.IN_PROGRESS else self._whole(job) for job in jobs]
-        known = [second for second in seconds if second is not None]
-        if len(known) < len(seconds):
-            return None
-        return sum(known[:-1]) / self._workers + known[-1]
+        running = [each.seconds for each in self.outlook().values() if each.position is None]
+        return min((seconds for seconds in running if seconds is not None), default=10.0)
 
     def _whole(self, job: Job) -> float | None:
         measured = self._of(job)

@@ -220,11 +220,6 @@ class JobStore(Leases, WorkerStates):
                 raise JobNotFoundError(f"video {job_id[:64]!r}: there is none; it was deleted meanwhile")
         self.files.remove(job_id)
 
-    def position(self, job: Job) -> int:
-        """How many jobs were queued before one that waits, of all users."""
-        query = "SELECT count(*) AS n FROM jobs WHERE status = 'queued' AND sequence < ?"
-        return int(self._data.read(query, job.sequence)[0]["n"])
-
     def unfinished(self) -> list[Job]:
         """All jobs that run or wait, in order."""
         query = f"SELECT {COLUMNS} FROM jobs WHERE status IN ('in_progress', 'queued') ORDER BY sequence"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +13,15 @@ from vorta_trt.serving.access import Access
 from vorta_trt.serving.api_errors import ApiError
 from vorta_trt.serving.bodies import Body
 from vorta_trt.serving.catalogue import Catalogue
-from vorta_trt.serving.estimates import Estimates
-from vorta_trt.serving.job import Job, NewJob, QueueFullError, Status
+from vorta_trt.serving.estimates import Estimates, Outlook
+from vorta_trt.serving.job import Job, NewJob, QueueFullError
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.remote_images import RemoteImages
 from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.video_view import VideoObject, view
 
 MOST_KEY = 255  # letters of an idempotency key
+NOTHING = Outlook(None, None)  # is ahead of a job that is over
 logger = logging.getLogger(__name__)
 
 
@@ -94,8 +96,14 @@ class Service:
 
     def view(self, job: Job) -> VideoObject:
         """What a client sees of a job."""
-        waits = job.status is Status.QUEUED
-        return view(job, eta=self.estimates.left(job), position=self.store.position(job) if waits else None)
+        return self.views([job])[0]
+
+    def views(self, jobs: Sequence[Job]) -> list[VideoObject]:
+        """What a client sees of jobs."""
+        over = all(job.status.is_final for job in jobs)
+        ahead = {} if over else self.estimates.outlook()
+        looks = [NOTHING if job.status.is_final else ahead.get(job.id, NOTHING) for job in jobs]
+        return [view(job, eta=look.seconds, position=look.position) for job, look in zip(jobs, looks, strict=True)]
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether videos can be made now, and why or why not."""

@@ -78,7 +78,7 @@ def videos_router(service: Service) -> APIRouter:
         """The caller's jobs, page by page."""
         user = service.access.user(request)
         jobs, more = store.page(user, after=after, limit=limit, newest_first=order is Order.desc)
-        data = [service.view(job) for job in jobs]
+        data = service.views(jobs)
         ends = {"first_id": data[0].id, "last_id": data[-1].id} if data else {}
         return VideoList(data=data, has_more=more, **ends)
 

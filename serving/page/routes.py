@@ -16,6 +16,7 @@ from vorta_trt.serving.bodies import read_body, read_values
 from vorta_trt.serving.page.markup import login_page, main_page, video_card
 from vorta_trt.serving.service import Service
 from vorta_trt.serving.video_request import RequestError
+from vorta_trt.serving.video_view import VideoObject
 
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 SHOWN = 50  # jobs
@@ -32,8 +33,8 @@ def page_router(service: Service) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     models = list(service.catalogue.models.values())
 
-    def cards(user: str) -> list[Any]:
-        return [service.view(job) for job in service.store.page(user, limit=SHOWN)[0]]
+    def cards(user: str) -> list[VideoObject]:
+        return service.views(service.store.page(user, limit=SHOWN)[0])
 
     def shown(user: str, error: str | None = None, status: int = 200) -> HTMLResponse:
         page = main_page(models, cards(user), logout=service.access.wants_key, error=error)
