@@ -14,8 +14,10 @@ This module has no `from __future__ import annotations`: Ray Serve looks at the 
 import asyncio
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -29,6 +31,7 @@ from vorta_trt.serving.worker_process import ENGINE_FAILED, open_store
 
 INGRESS, REPLICAS = "Ingress", "Replica"  # names of the deployments
 LOOK_SECONDS = 0.25  # between two looks at how many jobs are unfinished
+SUSPICION_SECONDS = 10.0  # after a lost call, in which processes are looked at: one that is killed is not gone at once
 logger = logging.getLogger(__name__)
 
 
@@ -95,12 +98,14 @@ class Ingress:
     def __init__(self, settings: RaySettings, replicas: Any) -> None:
         self._store, self._replicas = open_store(settings), replicas
         self._calls: set[asyncio.Task[None]] = set()
+        self._suspicious_until = time.monotonic() + SUSPICION_SECONDS  # of a server before this one, too
         self._dispatcher = asyncio.create_task(self._dispatch())  # Ray's own `__init__` runs in the event loop
 
     async def _dispatch(self) -> None:
-        await asyncio.to_thread(take_back_of_dead, self._store)  # of a server before this one
         while True:
             try:
+                if time.monotonic() < self._suspicious_until:
+                    await asyncio.to_thread(take_back_of_dead, self._store)
                 counts = await asyncio.to_thread(self._store.counts)
                 unfinished = sum(counts.get(status, 0) for status in (Status.QUEUED, Status.IN_PROGRESS))
                 for _ in range(unfinished - len(self._calls)):
@@ -108,7 +113,7 @@ class Ingress:
                     self._calls.add(call)
                     call.add_done_callback(self._calls.discard)
             except Exception as error:
-                logger.error("the jobs cannot be counted: %s", error, exc_info=error)
+                logger.error("the jobs cannot be looked at: %s", error, exc_info=error)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _call(self) -> None:
@@ -116,7 +121,7 @@ class Ingress:
             await self._replicas.work.remote()
         except Exception as error:
             logger.warning("a replica is lost: %s", error)
-            await asyncio.to_thread(take_back_of_dead, self._store)
+            self._suspicious_until = time.monotonic() + SUSPICION_SECONDS
 
 
 def take_back_of_dead(store: JobStore) -> None:
@@ -130,12 +135,10 @@ def take_back_of_dead(store: JobStore) -> None:
 
 def _is_alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return False
-    except PermissionError:
-        return True
-    return True
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, but still in the table of processes
 
 
 def build(settings: RaySettings) -> Any:

@@ -17,7 +17,8 @@ import pytest
 from running_server import PATIENCE, RunningServer, wait_for
 
 from vorta_trt.serving import JobStore
-from vorta_trt.serving.ray_app import RaySettings
+from vorta_trt.serving.job import NewJob, Status
+from vorta_trt.serving.ray_app import RaySettings, take_back_of_dead
 from vorta_trt.serving.settings import ModelSettings
 
 from ..test_documentation import ROOT
@@ -152,6 +153,37 @@ def test_two_replicas(server: RayServer, store: JobStore) -> None:
     assert server.wait_until_over(job)["status"] == "cancelled"
     assert store.get(job).step < LONG
     wait_for(lambda: ready(store) == 2)  # another one came
+
+
+def test_jobs_of_dead_replicas(tmp_path: Path) -> None:
+    """A process that is killed and not yet waited for is as dead as one that is gone; one that lives keeps its job."""
+    store = JobStore(tmp_path / "jobs", lease_seconds=600)
+    claim = (
+        "import sys, time; from vorta_trt.serving import JobStore; store = JobStore(sys.argv[1], lease_seconds=600); "
+        "store.say(sys.argv[2], 'ready'); print(store.claim(sys.argv[2], ['text']).id, flush=True); time.sleep(600)"
+    )
+    for prompt in "abc":
+        store.create(NewJob("", "text", {"prompt": prompt}, 1))
+    replicas = {}
+    for name in ("killed", "gone", "alive"):
+        command = [sys.executable, "-c", claim, str(tmp_path / "jobs"), name]
+        replicas[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        replicas[name].stdout.readline()  # type: ignore[union-attr]
+    try:
+        for name in ("killed", "gone"):
+            replicas[name].kill()
+        replicas["gone"].wait()
+        wait_for(lambda: "Z" in Path(f"/proc/{replicas['killed'].pid}/stat").read_text().rpartition(")")[2])
+        take_back_of_dead(store)
+        assert {job.status for job in store.unfinished() if job.worker != "alive"} == {Status.QUEUED}
+        assert [job.status for job in store.unfinished() if job.worker == "alive"] == [Status.IN_PROGRESS]
+        assert [worker.name for worker in store.workers()] == ["alive"]
+    finally:
+        for process in replicas.values():
+            process.kill()
+            process.wait()
+            process.stdout.close()  # type: ignore[union-attr]
+        store.close()
 
 
 def test_the_configuration_file() -> None:

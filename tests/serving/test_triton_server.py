@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +54,20 @@ class TritonPythonModel(Served):
 MANY = 400  # steps, more than run before a test is done with the request
 
 
-@pytest.fixture(scope="module")
-def image_model(kept: Kept) -> Tiny:
-    return make_tiny(kept, "wan channels")
-
-
-@pytest.fixture(scope="module")
-def server(tiny_wan: Tiny, image_model: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    folder = tmp_path_factory.mktemp("triton")
+@pytest.fixture
+def server(tiny_wan: Tiny, kept: Kept, tmp_path: Path) -> Iterator[TritonServer]:
     if not (ENVIRONMENT / "bin" / "activate").is_file():
         pytest.skip(f"needs an environment with NumPy 1 in {ENVIRONMENT}; `make test` makes it")
-    for name, tiny, decoupled, waiting in (("wan", tiny_wan, True, 8), ("image", image_model, False, 1)):
+    for name, tiny, decoupled, waiting in (
+        ("wan", tiny_wan, True, 8),
+        ("image", make_tiny(kept, "wan channels"), False, 1),
+    ):
         model = ModelSettings(source=tiny.onnx, checkpoint=tiny.checkpoint, name=name)
         settings = TritonSettings(gpus=(), decoupled=decoupled, queue=waiting, environment=ENVIRONMENT)
-        written = write_model(folder / "models", model, settings)
+        written = write_model(tmp_path / "models", model, settings)
         if decoupled:
             (written / "1" / "model.py").write_text(BROKEN_SCRIPT)
-    with triton_server(folder / "models", folder) as running:
+    with triton_server(tmp_path / "models", tmp_path) as running:
         yield running
 
 
@@ -119,17 +118,25 @@ class Stream:
         self.client.close()
 
 
-@pytest.fixture
-def stream(server: TritonServer) -> Iterator[Stream]:
-    opened = Stream(server)
-    yield opened
-    opened.close()
+def test_in_triton(server: TritonServer, tiny_wan: Tiny, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """One server for all checks: as tests, they would be dealt out to several processes, each with a server."""
+    for check in CHECKS:
+        with subtests.test(check.__name__.replace("_", " ")), closing(Stream(server)) as stream:
+            check(Context(server, stream, tiny_wan, tmp_path))
 
 
-def test_a_stream_with_progress(server: TritonServer, stream: Stream, tiny_wan: Tiny, tmp_path: Path) -> None:
-    before = server.samples()
-    stream.send(PROMPT=b"a red wall", STEPS=np.int32(4), SEED=np.uint64(3), PARAMETERS=b'{"dense_first": 1}')
-    *progress, last = stream.all("VIDEO")
+@dataclass(frozen=True)
+class Context:
+    server: TritonServer
+    stream: Stream
+    tiny_wan: Tiny
+    folder: Path
+
+
+def a_stream_with_progress(context: Context) -> None:
+    before = context.server.samples()
+    context.stream.send(PROMPT=b"a red wall", STEPS=np.int32(4), SEED=np.uint64(3), PARAMETERS=b'{"dense_first": 1}')
+    *progress, last = context.stream.all("VIDEO")
     steps = [json.loads(each["INFO"][0]) for each in progress]
     assert [each["step"] for each in steps if each["stage"] == "denoising"] == [0, 1, 2, 3]
     assert [each["PROGRESS"][0] for each in progress] == [each["step"] / 4 for each in steps]
@@ -137,13 +144,13 @@ def test_a_stream_with_progress(server: TritonServer, stream: Stream, tiny_wan: 
     assert last["PROGRESS"] == [1]
     info = json.loads(last["INFO"][0])
     assert (info["seed"], info["steps"], info["prompt"], info["size"]) == (3, 4, "a red wall", [FRAMES, HEIGHT, WIDTH])
-    with VortaPipeline.from_pretrained(tiny_wan.onnx, tiny_wan.checkpoint) as pipe:
+    with VortaPipeline.from_pretrained(context.tiny_wan.onnx, context.tiny_wan.checkpoint) as pipe:
         expected = pipe("a red wall", num_inference_steps=4, seed=3, dense_first=1)
     np.testing.assert_array_equal(last["FRAMES"], expected.frames)
-    (tmp_path / "video.mp4").write_bytes(last["VIDEO"][0])
-    frames = np.stack(list(read_frames(tmp_path / "video.mp4")))
+    (context.folder / "video.mp4").write_bytes(last["VIDEO"][0])
+    frames = np.stack(list(read_frames(context.folder / "video.mp4")))
     assert np.abs(frames * 255 - expected.frames).mean() < 12
-    after = _settled(server, 'vorta_requests_total{status="completed"}', before, 1)
+    after = _settled(context.server, 'vorta_requests_total{status="completed"}', before, 1)
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert grown['vorta_denoise_steps_total{kind="computed"}'] == 4
     assert grown['vorta_stage_duration_seconds_count{stage="decode"}'] == 1
@@ -162,64 +169,65 @@ def _settled(server: TritonServer, name: str, before: dict[str, float], by: floa
     return samples
 
 
-def test_http_with_an_image(server: TritonServer, tmp_path: Path) -> None:
+def http_with_an_image(context: Context) -> None:
     values = {"PROMPT": b"it moves", "IMAGE": picture(), "STEPS": np.int32(2), "SEED": np.uint64(1)}
-    with http.InferenceServerClient(server.http, network_timeout=120) as client:
+    with http.InferenceServerClient(context.server.http, network_timeout=120) as client:
         frames = http.InferRequestedOutput("FRAMES")
         first = client.infer("image", inputs(http, **values), outputs=[frames])
         assert [each["name"] for each in first.get_response()["outputs"]] == ["FRAMES"]
         assert first.as_numpy("FRAMES").shape == (FRAMES, HEIGHT, WIDTH, 3)
-    with grpc.InferenceServerClient(server.grpc) as client:
+    with grpc.InferenceServerClient(context.server.grpc) as client:
         again = client.infer("image", inputs(grpc, **values))
         np.testing.assert_array_equal(again.as_numpy("FRAMES"), first.as_numpy("FRAMES"))
         assert again.as_numpy("VIDEO")[0][4:8] == b"ftyp"
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"PROMPT": b""}, "PROMPT"),
-        ({"PROMPT": b"a", "STEPS": np.int32(0)}, "STEPS 0"),
-        ({"PROMPT": b"a", "SIZE": b"8x8"}, f"model image makes videos of {WIDTH}x{HEIGHT} of {FRAMES} frames"),
-        ({"PROMPT": b"a"}, "IMAGE: is missing; this model begins a video with one"),
-        ({"PROMPT": b"a", "IMAGE": b"no image"}, "IMAGE: is no PNG, JPEG or WebP image"),
-    ],
-)
-def test_bad_input(server: TritonServer, values: dict[str, Any], message: str) -> None:
-    with http.InferenceServerClient(server.http) as client, pytest.raises(Exception, match=message) as raised:
-        client.infer("image", inputs(http, **values))
-    assert raised.value.status() == "400"
-    with grpc.InferenceServerClient(server.grpc) as client, pytest.raises(Exception, match=message) as raised:
-        client.infer("image", inputs(grpc, **values))
-    assert "INVALID_ARGUMENT" in raised.value.status()
+BAD_INPUT: list[tuple[dict[str, Any], str]] = [
+    ({"PROMPT": b""}, "PROMPT"),
+    ({"PROMPT": b"a", "STEPS": np.int32(0)}, "STEPS 0"),
+    ({"PROMPT": b"a", "SIZE": b"8x8"}, f"model image makes videos of {WIDTH}x{HEIGHT} of {FRAMES} frames"),
+    ({"PROMPT": b"a"}, "IMAGE: is missing; this model begins a video with one"),
+    ({"PROMPT": b"a", "IMAGE": b"no image"}, "IMAGE: is no PNG, JPEG or WebP image"),
+]
 
 
-def test_bad_input_of_a_stream(stream: Stream) -> None:
-    stream.send(PROMPT=b"a", STEPS=np.int32(-1))
-    assert "STEPS -1" in str(stream.next())
-    stream.send(("FRAMES",), PROMPT=b"a", STEPS=np.int32(1))
-    assert set(stream.next()) == {"FRAMES"}, "the stream goes on, and has no progress that nobody asked for"
+def bad_input(context: Context) -> None:
+    for values, message in BAD_INPUT:
+        for library, url, status in (
+            (http, context.server.http, "400"),
+            (grpc, context.server.grpc, "INVALID_ARGUMENT"),
+        ):
+            with library.InferenceServerClient(url) as client, pytest.raises(Exception, match=message) as raised:
+                client.infer("image", inputs(library, **values))
+            assert status in raised.value.status()
 
 
-def test_cancel(server: TritonServer, stream: Stream) -> None:
-    before = server.samples()
-    cancelled = Stream(server)
+def bad_input_of_a_stream(context: Context) -> None:
+    context.stream.send(PROMPT=b"a", STEPS=np.int32(-1))
+    assert "STEPS -1" in str(context.stream.next())
+    context.stream.send(("FRAMES",), PROMPT=b"a", STEPS=np.int32(1))
+    assert set(context.stream.next()) == {"FRAMES"}, "the stream goes on, and has no progress that nobody asked for"
+
+
+def cancel(context: Context) -> None:
+    before = context.server.samples()
+    cancelled = Stream(context.server)
     cancelled.send(PROMPT=b"a", STEPS=np.int32(MANY))
     while "denoising" not in str(response := cancelled.next()):
         assert isinstance(response, dict), response
     cancelled.close(cancel=True)
-    after = _settled(server, 'vorta_requests_total{status="cancelled"}', before, 1)
+    after = _settled(context.server, 'vorta_requests_total{status="cancelled"}', before, 1)
     assert after["vorta_requests_running"] == 0
     assert after['vorta_requests_total{status="completed"}'] == before['vorta_requests_total{status="completed"}']
-    stream.send(("INFO",), PROMPT=b"a", STEPS=np.int32(1))
-    assert json.loads(stream.all("INFO")[0]["INFO"][0])["stage"] == "encoding prompts"
+    context.stream.send(("INFO",), PROMPT=b"a", STEPS=np.int32(1))
+    assert json.loads(context.stream.all("INFO")[0]["INFO"][0])["stage"] == "encoding prompts"
 
 
-def test_a_full_queue(server: TritonServer) -> None:
+def a_full_queue(context: Context) -> None:
     """One request runs, one waits, and others are refused at once."""
     answers: queue.Queue[Any] = queue.Queue()
     values = inputs(grpc, PROMPT=b"a", IMAGE=picture(), STEPS=np.int32(MANY))
-    with grpc.InferenceServerClient(server.grpc) as client:
+    with grpc.InferenceServerClient(context.server.grpc) as client:
         calls = [
             client.async_infer("image", values, callback=lambda result, error: answers.put(error)) for _ in range(6)
         ]
@@ -238,26 +246,33 @@ def test_a_full_queue(server: TritonServer) -> None:
         assert again.as_numpy("FRAMES") is not None
 
 
-def test_an_engine_that_fails(stream: Stream) -> None:
+def an_engine_that_fails(context: Context) -> None:
     """It is loaded again; when that fails, too, every request is refused with the reason."""
-    stream.send(PROMPT=BREAKING.encode())
-    assert "engine_error: RuntimeError: CUDA error" in str(stream.next())
-    stream.send(("FRAMES",), PROMPT=b"a", STEPS=np.int32(1))
-    assert set(stream.next()) == {"FRAMES"}
-    stream.send(PROMPT=LOSING.encode())
-    assert "engine_error: RuntimeError: CUDA error" in str(stream.next())
-    stream.send(PROMPT=b"a", STEPS=np.int32(1))
-    assert "engine_lost: model no such model: is not served here" in str(stream.next())
+    context.stream.send(PROMPT=BREAKING.encode())
+    assert "engine_error: RuntimeError: CUDA error" in str(context.stream.next())
+    context.stream.send(("FRAMES",), PROMPT=b"a", STEPS=np.int32(1))
+    assert set(context.stream.next()) == {"FRAMES"}
+    context.stream.send(PROMPT=LOSING.encode())
+    assert "engine_error: RuntimeError: CUDA error" in str(context.stream.next())
+    context.stream.send(PROMPT=b"a", STEPS=np.int32(1))
+    assert "engine_lost: model no such model: is not served here" in str(context.stream.next())
 
 
-def test_an_instance_that_is_killed(server: TritonServer) -> None:
+def an_instance_that_is_killed(context: Context) -> None:
     """Nothing hangs; Triton itself starts no other one."""
     values = {"PROMPT": b"a", "IMAGE": picture()}
-    with grpc.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor() as pool:
-        before = server.samples()
+    with grpc.InferenceServerClient(context.server.grpc) as client, ThreadPoolExecutor() as pool:
+        before = context.server.samples()
         running = pool.submit(client.infer, "image", inputs(grpc, **values, STEPS=np.int32(MANY)))
-        _settled(server, "vorta_requests_running", before, 1)
-        for stub in server.stubs():
+        _settled(context.server, "vorta_requests_running", before, 1)
+        for stub in context.server.stubs():
             os.kill(stub, signal.SIGKILL)
         assert "not healthy" in str(running.exception(timeout=60))
         assert "not healthy" in str(pool.submit(client.infer, "image", inputs(grpc, **values)).exception(timeout=60))
+
+
+# The last ones leave a model without an engine, and an instance without a process.
+CHECKS = (
+    *(a_stream_with_progress, http_with_an_image, bad_input, bad_input_of_a_stream, cancel, a_full_queue),
+    *(an_engine_that_fails, an_instance_that_is_killed),
+)
