@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,13 +34,17 @@ KEEP = ("default", "*.0.attn*.to_k")
 
 
 def _model(checkpoint: Path, family: str, *, materialize: bool = True, precision: str = "fp8") -> RoutedTransformer:
-    return RoutedTransformer.from_pretrained(
+    model = RoutedTransformer.from_pretrained(
         checkpoint,
         geometry=AttentionGeometry.for_video(9, 64, 96, family),
         linear_precision=precision,
         linear_keep=KEEP if precision == "fp8" else None,
         materialize=materialize,
     )
+    blocks: Any = getattr(model, "single_transformer_blocks", ())
+    for block in blocks:
+        block.joins = True
+    return model
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -86,10 +86,10 @@ def test_nodes(hunyuan_video_file: Exported, hunyuan_video: Load) -> None:
     assert counts["HeadNorm"] == 2 * DUAL, "text is not rotated"
     assert counts["NormModulate"] == 2, "before the first block; all others are with the residual before them"
     assert counts["ResidualNormModulate"] == 4 * DUAL + SINGLE
-    assert counts["Linear"] == 12 * DUAL + 4 * SINGLE + 1  # patches
-    assert counts["JoinedLinear"] == SINGLE, "attention and feed forward are not copied side by side"
+    assert counts["Linear"] == 12 * DUAL + 5 * SINGLE + 1  # patches
     joins = [node.name.split("/")[0] for node in model.graph.node if node.op_type == "Concat" and "blocks" in node.name]
-    assert Counter(joins) == dict.fromkeys(BLOCKS[:DUAL], 3), "query, key and value of both streams, and nothing else"
+    of_dual, of_single = (dict.fromkeys(blocks, count) for blocks, count in ((BLOCKS[:DUAL], 3), (BLOCKS[DUAL:], 1)))
+    assert Counter(joins) == of_dual | of_single, "query, key and value of both streams; attention and feed forward"
     assert not counts["RMSNormalization"]
     assert not {"ScatterND", "ScatterElements", "Loop"}.intersection(counts)
     assert {node.geometry for node in routed_attention_nodes(hunyuan_video_file("bf16"))} == {hunyuan_video().geometry}

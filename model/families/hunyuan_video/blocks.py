@@ -154,9 +154,12 @@ class RoutedSingleStreamBlock(nn.Module):
 
     Attributes:
         observer: is told of every attention, see `AttentionObserver`.
+        joins: whether the block operators multiply attention and feed forward as two inputs (`JoinedLinear`), which
+            saves a copy of both, [B, S+T, 5 E]; see docs/block-operators.md for what that was measured to do.
     """
 
     observer: AttentionObserver | None = None
+    joins: bool = False
 
     def __init__(self, block: Any, router: Router | None) -> None:
         super().__init__()

@@ -194,7 +194,10 @@ def fused_single_block(
     query, key = qk_norm_rotary((attn.norm_q, attn.norm_k), query, key, joint.rope, attn.heads)  # [B, S+T, N, D] each
     value = value.unflatten(2, (attn.heads, -1))  # [B, S+T, N, D]
     attended = joint(query, key, value, attend, block.observer)  # [B, S+T, E]
-    update = joined_linear(block.proj_out, attended, fed)  # [B, S+T, E]
+    if block.joins:
+        update = joined_linear(block.proj_out, attended, fed)  # [B, S+T, E]
+    else:
+        update = linear(block.proj_out, torch.cat((attended, fed), dim=2))  # [B, S+T, E]
     return FusedStream(*following.of_sum(tokens.residual, update, modulation.gate))
 
 

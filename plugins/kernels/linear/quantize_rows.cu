@@ -45,32 +45,33 @@ __device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
 
-/// The vectors of a row, which may go on in a second matrix.
-template <class Element>
+/// The vectors of a row, which with kJoined go on in a second matrix.
+template <class Element, bool kJoined>
 struct Source {
   const uint4* first;
   const uint4* second;  // such that the same index leads on there
   int first_vectors;
 
   __device__ __forceinline__ Source(const Rows& rows, int64_t row, int vectors) {
-    const auto of = [row](const void* matrix, int64_t stride) {
-      return reinterpret_cast<const uint4*>(static_cast<const Element*>(matrix) + row * stride);
-    };
-    first_vectors = vectors - rows.second_features / kVector;
-    first = of(rows.input, rows.input_stride);
-    second = rows.second == nullptr ? first : of(rows.second, rows.second_stride) - first_vectors;
+    first = reinterpret_cast<const uint4*>(static_cast<const Element*>(rows.input) + row * rows.input_stride);
+    if constexpr (kJoined) {
+      first_vectors = vectors - rows.second_features / kVector;
+      second = reinterpret_cast<const uint4*>(static_cast<const Element*>(rows.second) + row * rows.second_stride) -
+               first_vectors;
+    }
   }
   __device__ __forceinline__ const uint4* operator+(int vector) const {
-    return (vector < first_vectors ? first : second) + vector;
+    if constexpr (kJoined) return (vector < first_vectors ? first : second) + vector;
+    return first + vector;
   }
 };
 
 /// kHeld: vectors that each thread holds in registers; 0 reads the row twice.
-template <class Element, int kHeld>
+template <class Element, bool kJoined, int kHeld>
 __global__ void __launch_bounds__(kThreads)
     quantize_rows_kernel(const Rows rows, int vectors, void* quantized_rows, float* scale) {
   const int64_t row = blockIdx.x;
-  const Source<Element> source(rows, row, vectors);
+  const Source<Element, kJoined> source(rows, row, vectors);
   auto* target = static_cast<uint2*>(quantized_rows) + row * vectors;
   float largest = 0.0f, own_scale = 1.0f;
   if constexpr (kHeld > 0) {
@@ -100,10 +101,10 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) scale[row] = own_scale;
 }
 
-template <class Element, int... kHeld>
+template <class Element, bool kJoined, int... kHeld>
 auto kernel_for(int vectors) {
-  auto kernel = quantize_rows_kernel<Element, 0>;
-  (void)((vectors <= kHeld * kThreads && (kernel = quantize_rows_kernel<Element, kHeld>, true)) || ...);
+  auto kernel = quantize_rows_kernel<Element, kJoined, 0>;
+  (void)((vectors <= kHeld * kThreads && (kernel = quantize_rows_kernel<Element, kJoined, kHeld>, true)) || ...);
   return kernel;
 }
 
@@ -113,7 +114,8 @@ cudaError_t launch(int64_t rows, int features, const Rows& source, void* quantiz
   const int vectors = features / kVector;
   // Rows of 1,024 elements for each vector held: 3,072 and 5,120 are the models' widths, 12,288 to 15,360 the wide
   // ones.
-  const auto kernel = kernel_for<Element, 1, 2, 3, 5, 8, 12, 14, 16>(vectors);
+  const auto kernel = source.second != nullptr ? kernel_for<Element, true, 8, 16>(vectors)
+                                               : kernel_for<Element, false, 1, 2, 3, 5, 8, 12, 14, 16>(vectors);
   return launch_kernel({dim3(static_cast<unsigned>(rows)), kThreads, 0, stream}, kernel, source, vectors,
                        quantized_rows, scale);
 }

@@ -20,7 +20,7 @@ from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as mak
 from vorta_trt.model.families.hunyuan_video.transformer import RoutedHunyuanVideoTransformer
 from vorta_trt.model.random_checkpoint import make_router
 
-from ..running import check_block_ops, check_export_with_dynamic_batch, override, run
+from ..running import CountedOperators, check_block_ops, check_export_with_dynamic_batch, override, run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUTER_OFF = 1.1  # a threshold that no score reaches
@@ -537,8 +537,7 @@ def operators(dual: int, single: int) -> dict[str, int]:
         "residual_norm_modulate": 4 * dual + single - (0 if single else 2),
         "qk_norm_rotary": dual + single,
         "head_norm": 2 * dual,
-        "linear": 12 * dual + 4 * single + (1 if single else -2),  # with the embedding of patches
-        **({"joined_linear": single} if single else {}),
+        "linear": 12 * dual + 5 * single + (1 if single else -2),  # with the embedding of patches
     }
 
 
@@ -548,3 +547,19 @@ def test_block_operators(hunyuan_video: Any, seed: int) -> None:
 
     inputs = load(torch.float32).inputs(2, seed) | {"encoder_attention_mask": mask_of([5, TEXT])}
     check_block_ops(load, inputs, operators(dual=2, single=1))
+
+
+def test_attention_and_feed_forward_as_two_inputs(hunyuan_video: Any, seed: int) -> None:
+    """The same numbers as side by side, without the copy."""
+    model = routed_model(hunyuan_video, dtype=torch.float32)
+    inputs = model.inputs(2, seed) | {"encoder_attention_mask": mask_of([5, TEXT])}
+    model.block_ops = "plugin"
+    samples, counts = [], []
+    for joins in (False, True):
+        for block in model.single_transformer_blocks:
+            block.joins = joins
+        with CountedOperators() as counted:
+            samples.append(run(model, inputs)[0])
+        counts.append(counted.calls)
+    assert (samples[1] - samples[0]).norm() <= 1e-6 * samples[0].norm()
+    assert counts[1] == counts[0] | {"linear": counts[0]["linear"] - 1, "joined_linear": 1}
