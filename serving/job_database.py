@@ -81,7 +81,7 @@ def boot() -> str:
 
 
 class Database:
-    """Connections to the file, one for each thread.
+    """Connections to the file, one for each that uses it at a time.
 
     Args:
         folder: Of the file. A damaged one is moved aside, see `moved_aside`, and a new one begun.
@@ -94,8 +94,7 @@ class Database:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self.moved_aside: Path | None = None
-        self._local = threading.local()
-        self._all: list[_Connection] = []
+        self._idle: list[sqlite3.Connection] = []
         self._closed = False
         self._lock = threading.Lock()
         try:
@@ -123,7 +122,7 @@ class Database:
 
     def _move_aside(self, error: Exception) -> None:
         self.close()
-        self._closed, self._local = False, threading.local()
+        self._closed = False
         self.moved_aside = self.path.with_name(f"{self.path.stem}.damaged-{time.time_ns()}{self.path.suffix}")
         for suffix in ("", "-wal", "-shm"):
             part = self.path.with_name(self.path.name + suffix)
@@ -131,58 +130,57 @@ class Database:
                 os.replace(part, self.moved_aside.with_name(self.moved_aside.name + suffix))
         logger.error("jobs %s: is damaged (%s); it was moved to %s", self.path, error, self.moved_aside)
 
-    def _connect(self) -> _Connection:
-        """This thread's."""
-        own: _Connection | None = getattr(self._local, "own", None)
-        if own is None:
-            own = _Connection(self.path)
-            with self._lock:
-                if self._closed:
-                    own.connection.close()
-                    raise sqlite3.ProgrammingError(f"jobs {self.path}: are closed")
-                self._all.append(own)
-            self._local.own = own
-        return own
-
     def read(self, query: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query."""
-        own = self._connect()
-        with own.in_use:
-            return own.connection.execute(query, values).fetchall()
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
         """One transaction, which begins with the lock for writing."""
-        own = self._connect()
-        with own.in_use:
-            own.connection.execute("BEGIN IMMEDIATE")
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield own.connection
+                yield connection
             except BaseException:
-                own.connection.rollback()
+                connection.rollback()
                 raise
-            own.connection.commit()
+            connection.commit()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile; as many stay open as were used at a time."""
+        with self._lock:
+            if self._closed:
+                raise sqlite3.ProgrammingError(f"jobs {self.path}: are closed")
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or _connect(self.path)
+        try:
+            yield connection
+        finally:
+            with self._lock:
+                keep = not self._closed
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
 
     def close(self) -> None:
-        """Closes the connections of all threads, each after what it does."""
+        """Closes all connections; one that is in use is closed by who uses it, since SQLite crashes otherwise."""
         with self._lock:
             self._closed = True
-            connections, self._all = self._all, []
-        for own in connections:
-            with own.in_use:
-                own.connection.close()
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
 
-class _Connection:
-    """A connection, and a lock that is held while it is used: SQLite crashes if one is closed meanwhile."""
-
-    def __init__(self, path: Path) -> None:
-        self.in_use = threading.RLock()
-        self.connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self.connection.row_factory = sqlite3.Row
-        try:
-            self.connection.execute("PRAGMA journal_mode = WAL")
-            self.connection.execute("PRAGMA synchronous = FULL")
-        except BaseException:
-            self.connection.close()
-            raise
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -346,6 +347,19 @@ def test_what_killed_attempts_left_is_removed(store: JobStore) -> None:
     leave(lost, ".result-1.abc")
     store.sweep()
     assert (folders(folder), folders(lost_folder)) == (["result-1"], [])
+
+
+def test_threads_that_come_and_go_leave_no_open_file(store: JobStore) -> None:
+    def files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    add(store, "one")
+    before = files()
+    for _ in range(20):
+        thread = threading.Thread(target=lambda: store.page())
+        thread.start()
+        thread.join()
+    assert files() <= before
 
 
 def _take_jobs(folder: Path, worker: str, taken: Any) -> None:
