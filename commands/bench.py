@@ -199,6 +199,9 @@ def step(
         list[str] | None,
         typer.Option(help="Percent of coreset and sliding heads, or dense [default: dense, 30/70, 50/50, 70/30]."),
     ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense/--no-dense", help="Measure our kernels with every head full, whatever --mix says.")
+    ] = True,
     mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
     precision: ProductPrecision = None,
@@ -241,6 +244,7 @@ def step(
                 model=model,
                 layers=layers,
                 mixes=listed(mix) or (DENSE, *MIXES),
+                dense=dense,
                 modes=listed(mode) or MODES,
                 peers=() if chosen == ("none",) else chosen or tuple(PEERS),
                 precisions=listed(precision) or ("same",),

@@ -55,7 +55,9 @@ class StepOptions:
     Attributes:
         model: Name of one of `cases.CASES`.
         layers: Fewer layers than the model has; None for all.
-        mixes: Shares of the branches, see `mixed_routes`; our own dense row is always measured.
+        mixes: Shares of the branches, see `mixed_routes`.
+        dense: Whether our own dense row is measured, whatever the mixes are. It tells what the kernels gain from what
+            routing gains, but takes most of the time of a run.
         modes: Some of `MODES`.
         peers: Some of `PEERS`.
         precisions: Attention precisions of ours, "same" and "fp8".
@@ -72,6 +74,7 @@ class StepOptions:
     model: str = "wan-14b"
     layers: int | None = None
     mixes: tuple[str, ...] = (DENSE, *MIXES)
+    dense: bool = True
     modes: tuple[str, ...] = MODES
     peers: tuple[str, ...] = tuple(PEERS)
     precisions: tuple[str, ...] = ("same",)
@@ -170,8 +173,8 @@ class _Bench:
             yield OURS, [(mix, variant) for variant in variants for mix in self._mixes()]
 
     def _mixes(self) -> Sequence[str]:
-        """Those of the options, and dense before them: it tells what the kernels gain from what routing gains."""
-        return tuple(dict.fromkeys((DENSE, *self.options.mixes)))
+        """Those of the options, with dense before them."""
+        return tuple(dict.fromkeys((*((DENSE,) if self.options.dense else ()), *self.options.mixes)))
 
     def engine_rows(self, bundle: Path) -> list[StepRow]:
         """The engine's. Its weights are its own: of its samples it is only checked that they are finite."""

@@ -96,6 +96,8 @@ def test_a_model_of_two_timesteps_gets_them_as_its_pipeline_gives_them() -> None
 def test_our_kernels_are_measured_dense_whatever_mixes_are_asked_for() -> None:
     report = run_case(WAN, replace(OPTIONS, mixes=("50/50",), peers=(), loops=False), silent)
     assert [(row.implementation, row.routes) for row in report.rows] == [(OURS, "dense"), (OURS, "50/50")]
+    alone = replace(OPTIONS, mixes=("50/50",), dense=False, peers=(), loops=False)
+    assert [row.routes for row in run_case(WAN, alone, silent).rows] == ["50/50"]
     assert report.rows[1].times_own_dense is not None and report.rows[1].times_dense is None
 
 
