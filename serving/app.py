@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -66,6 +67,7 @@ def create_app(
         title="vorta-trt",
         description="Videos from prompts and images, after OpenAI's video API.",
         lifespan=lifespan,
+        responses=api_errors.RESPONSES,
         docs_url=None,  # they would load scripts from other servers
         redoc_url=None,
     )
@@ -79,7 +81,7 @@ def create_app(
         """Whether the server is alive."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"model": dict[str, Any], "description": "Not ready, and why"}})
     def ready() -> JSONResponse:
         """Whether videos can be made: a model is loaded, and its warm-up gave finite values."""
         is_ready, why = service.readiness()
