@@ -38,13 +38,20 @@ def main() -> int:
     os.nice(NICE)
 
     from vorta_trt.serving.catalogue import Catalogue
+    from vorta_trt.serving.failures import describe_failure
     from vorta_trt.serving.logs import set_up_logs
     from vorta_trt.serving.tracing import set_up_tracing
     from vorta_trt.serving.worker import Outcome, Worker
 
     set_up_logs(debug, as_json=as_json)
     store = open_store(settings)
-    worker = Worker(store, Catalogue(settings.models), name=name)
+    try:
+        catalogue = Catalogue(settings.models)
+    except Exception as error:  # a file that was there when the server started
+        logger.error("worker %s: %s", name, error)
+        store.say(name, "failed", {"reason": describe_failure(error)[1]})
+        return NOT_READY
+    worker = Worker(store, catalogue, name=name)
     signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())
     end_tracing = set_up_tracing()
     outcome = worker.run(stop)
