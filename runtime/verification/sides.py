@@ -266,7 +266,7 @@ def _captured(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: outputs[name].append(output.detach())
+            lambda module, inputs, output, name=name: outputs[name].append(_as_exported(module, output.detach()))
         )
         for name in names
     ]
@@ -275,6 +275,13 @@ def _captured(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_exported(module: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """The embedding of patches is a product in the graph: channels come last there, [B, S, E]."""
+    from torch.nn import Conv3d
+
+    return output.flatten(2).transpose(1, 2) if isinstance(module, Conv3d) else output
 
 
 def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -95,7 +95,7 @@ def test_the_engine_itself_is_read_where_it_runs(
         return
     report = inspect_bundle(built.path)
     assert report.engine is not None and report.engine.layers == 7
-    told = {"Layers": [{"Name": "x"}]}
+    told = {"Layers": [{"Name": "x", "Tactic": "a\nb"}]}
     assert report.engine.layer_information == (None if isinstance(engine, FakeLeanEngine) else told)
     assert "7 engine layers, 4.0 KiB of activations" in "\n".join(report.lines())
 

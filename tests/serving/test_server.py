@@ -118,7 +118,7 @@ def test_the_page_in_a_browser(server: RunningServer, tmp_path: Path) -> None:
     with chromium.Chromium(tmp_path / "profile") as browser:
         browser.open(server.url)
         browser.run("document.querySelector('[name=prompt]').value = 'A cat <b>walks</b> on grass'")
-        browser.run(f"document.querySelector('[name=num_inference_steps]').value = {LONG}")
+        browser.run(f"document.querySelector('[name=num_inference_steps]').value = {3 * LONG}")
         browser.run("document.querySelector('[name=seed]').value = 5")
         browser.run("document.querySelector('#ask button').click()")
         shown = "document.querySelector('article.in_progress img.routes')"

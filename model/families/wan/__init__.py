@@ -268,6 +268,7 @@ class Wan(ModelFamily):
 
     def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
         return [
+            "patch_embedding",
             *(f"condition_embedder.{name}" for name in ("time_embedder", "time_proj", "text_embedder")),
             *(() if config["image_dim"] is None else ("condition_embedder.image_embedder.norm2",)),
             *(
