@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from vorta_trt.serving.api_errors import ApiError
-from vorta_trt.serving.image_bytes import read_image_bytes
+from vorta_trt.serving.image_bytes import SentImage
 from vorta_trt.serving.remote_images import RemoteImages
 from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, parse_request, shown
 
@@ -37,13 +35,11 @@ class Body:
 
     Attributes:
         request: Its fields.
-        images: Images by the pipeline's argument: the file's name, its content, and the image.
-        fingerprint: Of everything in it.
+        images: Images by the pipeline's argument, not decoded yet.
     """
 
     request: VideoRequest
-    images: Mapping[str, tuple[str, bytes, Image.Image]]
-    fingerprint: str
+    images: Mapping[str, SentImage]
 
 
 async def read_values(request: Request, most_bytes: int) -> tuple[dict[str, Any], bool]:
@@ -73,7 +69,7 @@ async def read_values(request: Request, most_bytes: int) -> tuple[dict[str, Any]
 
 
 def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: RemoteImages | None = None) -> Body:
-    """Checks fields and images; takes a while where there are images.
+    """Checks fields, and images by their headers; takes a while where images come from other servers.
 
     Args:
         values: What `read_values` gave.
@@ -90,7 +86,7 @@ def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: R
             f"{shown(unknown[0])}: is no field for a file; use input_reference", unknown[0], "unknown_field"
         )
     request = parse_request({name: value for name, value in values.items() if name not in uploads}, form=form)
-    images: dict[str, tuple[str, bytes, Image.Image]] = {}
+    images: dict[str, SentImage] = {}
     for field, argument in IMAGE_FIELDS.items():
         content = uploads.get(field)
         if content is None and (given := getattr(request, field)) is not None:
@@ -99,23 +95,46 @@ def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: R
             continue
         if argument in images:
             raise RequestError(f"{field}: input_reference is given, too; give one of them", field)
-        image, suffix = read_image_bytes(field, content, most_pixels)
-        images[argument] = f"{argument}.{suffix}", content, image
-    digest = hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode("utf-8", "surrogatepass"))
-    return Body(request, images, digest.hexdigest())
+        images[argument] = SentImage(field, content, most_pixels)
+    return Body(request, images)
 
 
-def _plain(value: Any) -> Any:
-    """Values as JSON has them, files as their hashes."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
+class _WholeForm(MultiPartParser):
+    """Refuses a multipart body without its last boundary: the last part of one that is cut off would be dropped."""
+
+    _whole = False
+
+    def on_end(self) -> None:
+        self._whole = True
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_the_end(self.stream)
+        return await super().parse()  # it closes its files when the stream raises
+
+    async def _to_the_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        if not self._whole:
+            raise MultiPartException("its last boundary is missing; send all of it")
+
+
+async def _parse_form(request: Request, most_bytes: int) -> FormData:
+    if not request.headers["content-type"].strip().lower().startswith("multipart/"):
+        return await request.form(max_fields=MOST_FIELDS, max_part_size=most_bytes)
+    parser = _WholeForm(
+        request.headers,
+        request.stream(),
+        max_files=len(IMAGE_FIELDS),
+        max_fields=MOST_FIELDS,
+        max_part_size=most_bytes,
+    )
+    return await parser.parse()
 
 
 async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     try:
-        form = await request.form(max_files=len(IMAGE_FIELDS), max_fields=MOST_FIELDS, max_part_size=most_bytes)
+        form = await _parse_form(request, most_bytes)
     except (HTTPException, MultiPartException, UnicodeDecodeError, ValueError, KeyError) as error:
         told = error.detail if isinstance(error, HTTPException) else str(error)
         raise RequestError(f"body: is no form ({shown(told)})", None, "invalid_form") from None

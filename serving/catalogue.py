@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from vorta_trt.model.families import get_family
-from vorta_trt.model.images import ImageLike, MissingImageError
+from vorta_trt.model.images import ImageLike, MissingImageError, choose_kind
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
@@ -152,6 +153,11 @@ class ServedModel:
         Raises:
             RequestError: With what the model has.
         """
+        accepted = self._settle(request, images)
+        self._check_images(images, VideoSize.parse(accepted.size))
+        return accepted
+
+    def _settle(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> Accepted:
         size = self._size(request, images)
         if request.lora is not None and sorted(request.lora) != sorted(self.loras):
             has = ", ".join(self.loras) or "none"
@@ -169,7 +175,6 @@ class ServedModel:
         except ValueError as error:
             field = str(error).partition(" ")[0].rstrip(":")
             raise RequestError(str(error), field if field in SamplingParams.model_fields else None) from None
-        self._check_images(images, size)
         fps = request.fps if request.fps is not None else float(self.planner.frames_per_second)
         return Accepted(self.name, request.prompt, params, str(size), fps, request.n)
 
@@ -220,18 +225,37 @@ class ServedModel:
             return bool(size.frames == value)
         return abs(size.frames / self.planner.frames_per_second - float(value)) < 0.5
 
+    def check(self, request: VideoRequest, images: Collection[str]) -> None:
+        """All of `accept` that needs no pixel of an image.
+
+        Args:
+            request: The fields.
+            images: Arguments of the pipeline for which there are images.
+
+        Raises:
+            RequestError: With what the model has.
+        """
+        self._settle(request, {})
+        with _named_images():
+            choose_kind(get_family(self.planner.family).pipeline_kinds(self.planner.config), images)
+
     def _check_images(self, images: Mapping[str, ImageLike], size: VideoSize) -> None:
-        try:
+        with _named_images():
             self.planner.at(size).read_images(images)
-        except MissingImageError as error:
-            field = _FIELD_OF[error.name]
-            raise RequestError(
-                f"{field}: is missing; this model {error.what}; give it", field, "missing_field"
-            ) from None
-        except ValueError as error:
-            argument = next((name for name in _FIELD_OF if str(error).startswith(name)), "image")
-            field = _FIELD_OF[argument]
-            raise RequestError(f"{field}: {str(error).removeprefix(argument).lstrip(': ')}", field) from None
+
+
+@contextmanager
+def _named_images() -> Iterator[None]:
+    """Names the field of the image that is refused."""
+    try:
+        yield
+    except MissingImageError as error:
+        field = _FIELD_OF[error.name]
+        raise RequestError(f"{field}: is missing; this model {error.what}; give it", field, "missing_field") from None
+    except ValueError as error:
+        argument = next((name for name in _FIELD_OF if str(error).startswith(name)), "image")
+        field = _FIELD_OF[argument]
+        raise RequestError(f"{field}: {str(error).removeprefix(argument).lstrip(': ')}", field) from None
 
 
 class Catalogue:

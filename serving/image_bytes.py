@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -13,37 +15,59 @@ from vorta_trt.serving.video_request import RequestError, shown
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # and the suffixes of their files
 
 
-def read_image_bytes(field: str, content: bytes, most_pixels: int) -> tuple[Image.Image, str]:
-    """An image, decoded, and the suffix of its format; its size is looked at before a pixel is decoded.
+class SentImage:
+    """An image that was sent: its header is read at once, its pixels by `load`, which takes time and memory.
 
     Args:
         field: Of the request, for errors.
         content: Of a file in one of `FORMATS`.
         most_pixels: That it may have.
 
+    Attributes:
+        content: The same.
+        suffix: Of a file of its format.
+
     Raises:
-        RequestError: It is something else, damaged, or too large.
+        RequestError: It is something else, its header is damaged, or it is too large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or harmless
-            image = Image.open(io.BytesIO(content), formats=list(FORMATS))
-            width, height = image.size
+
+    def __init__(self, field: str, content: bytes, most_pixels: int) -> None:
+        self.field, self.content = field, content
+        with self._refusing():
+            self._image = Image.open(io.BytesIO(content), formats=list(FORMATS))
+            self.suffix = FORMATS[str(self._image.format)]
+            width, height = self._image.size
             if width * height > most_pixels:
                 raise RequestError(
                     f"{field}: has {width}x{height} pixels, and no more than {most_pixels} are taken; make it smaller",
                     field,
                     "image_too_large",
                 )
-            image.load()
-    except RequestError:
-        raise
-    except Image.DecompressionBombError:  # said by the header already
-        raise RequestError(f"{field}: has far too many pixels; make it smaller", field, "image_too_large") from None
-    except UnidentifiedImageError:
-        raise RequestError(f"{field}: is no PNG, JPEG or WebP image; send one", field, "invalid_image") from None
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        raise RequestError(
-            f"{field}: is damaged ({shown(str(error))}); save it again", field, "invalid_image"
-        ) from None
-    return image, FORMATS[str(image.format)]
+
+    def load(self) -> Image.Image:
+        """The image, decoded.
+
+        Raises:
+            RequestError: It is damaged.
+        """
+        with self._refusing():
+            self._image.load()
+        return self._image
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        field = self.field
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or harmless
+                yield
+        except RequestError:
+            raise
+        except Image.DecompressionBombError:  # said by the header already
+            raise RequestError(f"{field}: has far too many pixels; make it smaller", field, "image_too_large") from None
+        except UnidentifiedImageError:
+            raise RequestError(f"{field}: is no PNG, JPEG or WebP image; send one", field, "invalid_image") from None
+        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+            raise RequestError(
+                f"{field}: is damaged ({shown(str(error))}); save it again", field, "invalid_image"
+            ) from None

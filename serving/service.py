@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
+from fastapi.concurrency import run_in_threadpool
+
 from vorta_trt.serving.access import Access
 from vorta_trt.serving.api_errors import ApiError
-from vorta_trt.serving.bodies import Body
+from vorta_trt.serving.bodies import Body, read_body
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.estimates import Estimates, Outlook
 from vorta_trt.serving.job import Job, NewJob, QueueFullError
@@ -21,6 +26,8 @@ from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.video_view import VideoObject, view
 
 MOST_KEY = 255  # letters of an idempotency key
+MOST_DECODED = 2  # requests whose images are decoded at a time
+MOST_UNDECODED = 32  # requests that wait for it
 NOTHING = Outlook(None, None)  # is ahead of a job that is over
 logger = logging.getLogger(__name__)
 
@@ -48,13 +55,30 @@ class Service:
         self.access = Access(self.settings.api_keys, self.settings.hosts)
         self.estimates = Estimates(self.store, self.catalogue, self.settings.workers)
         self.remote = RemoteImages(self.settings.image_hosts, self.settings.most_upload_bytes)
+        self._decoding = CapacityLimiter(MOST_DECODED)
 
-    def create(self, body: Body, user: str, key: str | None) -> tuple[Job, bool]:
-        """Queues what a body asks for, if its model can do it; see `JobStore.create`.
+    async def ask(self, values: Mapping[str, Any], form: bool, user: str, key: str | None) -> Job:
+        """Queues what a client sent, if its model can do it; see `read_values` and `JobStore.create`.
+
+        All that is cheap is checked before an image is decoded, and few requests decode theirs at a time.
+
+        Args:
+            values: What `read_values` gave.
+            form: The same.
+            user: Whose request it is.
+            key: Of idempotency.
 
         Raises:
             ApiError, RequestError: It is refused.
         """
+        body = await run_in_threadpool(self._read, values, form, key)
+        if not body.images:
+            return await run_in_threadpool(self._create, body, user, key)
+        if self._decoding.statistics().tasks_waiting >= MOST_UNDECODED:
+            raise ApiError(503, "too many images are being read; try again", "busy", retry_after=5)
+        return await to_thread.run_sync(self._create, body, user, key, limiter=self._decoding)
+
+    def _read(self, values: Mapping[str, Any], form: bool, key: str | None) -> Body:
         if self.draining.is_set():
             raise ApiError(503, "the server stops; ask again when it is back", "draining", retry_after=10)
         if key is not None and not (0 < len(key) <= MOST_KEY and key.isprintable()):
@@ -64,6 +88,7 @@ class Service:
                 "invalid_value",
                 field="Idempotency-Key",
             )
+        body = read_body(values, form, self.settings.most_image_pixels, self.remote)
         request = body.request
         if request.n > self.settings.most_videos:
             raise ApiError(
@@ -72,11 +97,21 @@ class Service:
                 "invalid_value",
                 field="n",
             )
-        accepted = self.catalogue.accept(request, {name: image for name, (_, _, image) in body.images.items()})
+        self.catalogue.get(request.model).check(request, body.images.keys())
+        return body
+
+    def _create(self, body: Body, user: str, key: str | None) -> Job:
+        accepted = self.catalogue.accept(body.request, {name: image.load() for name, image in body.images.items()})
         model = self.catalogue.get(accepted.model)
         planned = model.plan(accepted.params, accepted.size)
         flops = model.flops(planned)
-        values = {**accepted.to_dict(), "images": {name: file for name, (file, _, _) in body.images.items()}}
+        values = {
+            **accepted.to_dict(),
+            "images": {name: f"{name}.{image.suffix}" for name, image in body.images.items()},
+        }
+        meant = values | {
+            f"sha256 {name}": hashlib.sha256(image.content).hexdigest() for name, image in body.images.items()
+        }
         new = NewJob(
             user,
             accepted.model,
@@ -84,15 +119,17 @@ class Service:
             len(planned.schedule.timesteps) * accepted.n,
             None if flops is None else flops * accepted.n,
             key,
-            body.fingerprint,
+            hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest(),
         )
         try:
-            job, is_new = self.store.create(new, {file: content for file, content, _ in body.images.values()})
+            job, is_new = self.store.create(
+                new, {values["images"][name]: image.content for name, image in body.images.items()}
+            )
         except QueueFullError as error:
             raise ApiError(429, str(error), "queue_full", retry_after=self.estimates.until_free()) from None
         if is_new:
             logger.info("queued", extra={"job": job.id})
-        return job, is_new
+        return job
 
     def view(self, job: Job) -> VideoObject:
         """What a client sees of a job."""

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from vorta_trt.serving.api_errors import ApiError
-from vorta_trt.serving.bodies import read_body, read_values
+from vorta_trt.serving.bodies import read_values
 from vorta_trt.serving.job import Job, Status
 from vorta_trt.serving.routes_picture import routes_picture
 from vorta_trt.serving.service import Service
@@ -61,12 +61,8 @@ def videos_router(service: Service) -> APIRouter:
         if service.draining.is_set():
             raise ApiError(503, "the server stops; ask again when it is back", "draining", retry_after=10)
         values, form = await read_values(request, settings.most_upload_bytes)
-
-        def create() -> VideoObject:
-            body = read_body(values, form, settings.most_image_pixels, service.remote)
-            return service.view(service.create(body, user, idempotency_key)[0])
-
-        return await run_in_threadpool(create)
+        job = await service.ask(values, form, user, idempotency_key)
+        return await run_in_threadpool(service.view, job)
 
     @router.get("/videos", response_model=VideoList)
     def list_videos(

@@ -12,10 +12,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from vorta_trt.serving.access import COOKIE
 from vorta_trt.serving.api_errors import ApiError, api_error
-from vorta_trt.serving.bodies import read_body, read_values
+from vorta_trt.serving.bodies import read_values
 from vorta_trt.serving.page.markup import login_page, main_page, video_card
 from vorta_trt.serving.service import Service
-from vorta_trt.serving.video_request import RequestError
 from vorta_trt.serving.video_view import VideoObject
 
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -70,20 +69,12 @@ def page_router(service: Service) -> APIRouter:
         user = service.access.user(request)
         try:
             values, form = await read_values(request, service.settings.most_upload_bytes)
-        except RequestError as error:
-            return await run_in_threadpool(shown, user, str(error), 400)
-
-        def create() -> Response:
-            try:
-                body = read_body(_of_page(values), form, service.settings.most_image_pixels, service.remote)
-                service.create(body, user, None)
-            except Exception as error:
-                if (answer := api_error(error)) is None:
-                    raise
-                return shown(user, str(answer), answer.status)
-            return RedirectResponse("/", 303)
-
-        return await run_in_threadpool(create)
+            await service.ask(_of_page(values), form, user, None)
+        except Exception as error:
+            if (answer := api_error(error)) is None:
+                raise
+            return await run_in_threadpool(shown, user, str(answer), answer.status)
+        return RedirectResponse("/", 303)
 
     @router.get("/page/videos")
     def videos(request: Request) -> HTMLResponse:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vorta_trt.serving.image_bytes import read_image_bytes
+from vorta_trt.serving.image_bytes import SentImage
 from vorta_trt.serving.triton.tensors import IMAGES, INPUTS, PARAMETERS, STRING, Tensor
 from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, parse_request, shown
 
@@ -36,12 +36,11 @@ def read_request(tensor: Callable[[str], Any], most_pixels: int) -> tuple[VideoR
                     f"{each.name}: {each.field} stands in {PARAMETERS}, too; give one of them", each.field
                 )
             values[each.field] = given[each.name]
+    request = parse_request(values)
     images = {
-        argument: read_image_bytes(name, given[name], most_pixels)[0]
-        for name, argument in IMAGES.items()
-        if name in given
+        argument: SentImage(name, given[name], most_pixels).load() for name, argument in IMAGES.items() if name in given
     }
-    return parse_request(values), images
+    return request, images
 
 
 def in_tensors(error: RequestError) -> str:

@@ -60,6 +60,11 @@ def png(width: int = 96, height: int = 64) -> bytes:
     return file.getvalue()
 
 
+def part(name: str, value: str) -> bytes:
+    """Of a multipart body with the boundary x; the last boundary is b"--x--"."""
+    return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
 def error_of(answer: Any, status: int, code: str, field: str | None = None) -> str:
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
@@ -199,6 +204,41 @@ def test_images_in_all_three_ways(client: Client, store: JobStore) -> None:
         assert "passwd" not in (folder / "request.json").read_text()
 
 
+def test_an_image_is_decoded_after_all_other_checks_and_few_at_a_time(
+    client: Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vorta_trt.serving.image_bytes import SentImage
+    from vorta_trt.serving.service import MOST_DECODED
+
+    now, most, lock, real = 0, 0, threading.Lock(), SentImage.load
+
+    def load(self: SentImage) -> Image.Image:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return real(self)
+
+    monkeypatch.setattr(SentImage, "load", load)
+    web, content = client(), png()
+
+    def ask(**fields: str) -> Any:
+        return web.post("/v1/videos", data={"prompt": "a", **fields}, files={"input_reference": content})
+
+    for refused in ({"model": "text"}, {"model": "image", "n": "9"}, {"model": "image", "size": "9x9"}):
+        assert ask(**refused).status_code == 400
+    assert most == 0
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(model="image"), range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert most == MOST_DECODED
+
+
 def bomb() -> bytes:
     """A PNG of 60,000 x 60,000 pixels in a few kB."""
 
@@ -268,7 +308,15 @@ def test_images_of_hosts_that_are_allowed(client: Client, monkeypatch: pytest.Mo
         (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400, "invalid_json"),
         (b"prompt=a", "text/plain", 415, "unsupported_media_type"),
         (b"", "multipart/form-data", 400, "invalid_form"),
-        (b"--x\r\nbroken", "multipart/form-data; boundary=x", 400, "missing_field"),
+        (b"--x\r\nbroken", "multipart/form-data; boundary=x", 400, "invalid_form"),
+        (part("prompt", "a"), "multipart/form-data; boundary=x", 400, "invalid_form"),
+        (part("prompt", "a") + part("seed", "77")[:-3], "multipart/form-data; boundary=x", 400, "invalid_form"),
+        (
+            part("prompt", "a") + part('input_reference"; filename="a', "x") + b"--x",
+            "multipart/form-data; boundary=x",
+            400,
+            "invalid_form",
+        ),
         (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400, "invalid_value"),
         (b"prompt=a&lora=b&lora[]=c", "application/x-www-form-urlencoded", 400, "invalid_value"),
         (b"prompt=a&bogus=b", "application/x-www-form-urlencoded", 400, "unknown_field"),
@@ -310,6 +358,8 @@ def test_idempotency_keys(client: Client) -> None:
     key = {"Idempotency-Key": "k"}
     first = web.post("/v1/videos", json={"prompt": "a"}, headers=key).json()["id"]
     assert web.post("/v1/videos", json={"prompt": "a"}, headers=key).json()["id"] == first
+    form = {"prompt": (None, b"a"), "model": (None, b"text"), "seed": (None, b"")}
+    assert web.post("/v1/videos", files=form, headers=key).json()["id"] == first, "it asks for the same"
     error_of(
         web.post("/v1/videos", json={"prompt": "b"}, headers=key), 422, "idempotency_key_reused", "Idempotency-Key"
     )
