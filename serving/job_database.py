@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vorta_trt.serving.job_files import keep_private
+
 NAME = "jobs.sqlite3"
 SCHEMA = 1
 BUSY_SECONDS = 30.0
 _TABLES = """
-CREATE TABLE jobs (
+CREATE TABLE IF NOT EXISTS jobs (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     user TEXT NOT NULL,
@@ -45,10 +47,10 @@ CREATE TABLE jobs (
     idempotency_key TEXT,
     fingerprint TEXT NOT NULL DEFAULT ''
 );
-CREATE UNIQUE INDEX jobs_by_key ON jobs (user, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX jobs_by_status ON jobs (status, sequence);
-CREATE INDEX jobs_by_user ON jobs (user, sequence);
-CREATE TABLE ends (
+CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_key ON jobs (user, idempotency_key) WHERE idempotency_key IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, sequence);
+CREATE INDEX IF NOT EXISTS jobs_by_user ON jobs (user, sequence);
+CREATE TABLE IF NOT EXISTS ends (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     model TEXT NOT NULL,
     worker TEXT,
@@ -59,8 +61,9 @@ CREATE TABLE ends (
     completed_at REAL NOT NULL,
     report TEXT
 );
-CREATE TABLE users (user TEXT PRIMARY KEY, served INTEGER NOT NULL);
-CREATE TABLE workers (
+CREATE TABLE IF NOT EXISTS deleted (sequence INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, user TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS users (user TEXT PRIMARY KEY, served INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS workers (
     name TEXT PRIMARY KEY,
     process INTEGER NOT NULL,
     state TEXT NOT NULL,
@@ -106,16 +109,19 @@ class Database:
             self._prepare()
 
     def _prepare(self) -> None:
+        self.path.touch(mode=0o600)
+        for suffix in ("", "-wal", "-shm"):  # SQLite gives the others the mode of the first
+            keep_private(self.path.with_name(self.path.name + suffix), 0o600)
         with self.change() as change:
             version = change.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _TABLES.split(";"):
-                    change.execute(statement)
-                change.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
+            if version not in (0, SCHEMA):
                 raise ValueError(
                     f"jobs {self.path}: is of version {version}, this vorta-trt knows {SCHEMA}; give another folder"
                 )
+            for statement in _TABLES.split(";"):
+                change.execute(statement)
+            if version == 0:
+                change.execute(f"PRAGMA user_version = {SCHEMA}")
         result = self.read("PRAGMA quick_check(1)")[0][0]
         if result != "ok":
             raise sqlite3.DatabaseError(result)

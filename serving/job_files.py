@@ -5,22 +5,27 @@ JOBS/videos/ID/request.json     the job as it was queued
                image.png        images of the request
                end.json         how the job failed or was cancelled
                result-N/        what attempt N made: result.json, 0.mp4, 0.webp, 1.mp4, ...; there whole or not at all
+JOBS/lost/ID/                   a folder that no start could read; made when there is one, and never removed
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vorta_trt.model import files
+from vorta_trt.serving.job_records import END, REQUEST, RESULT
 
-REQUEST, RESULT, END = "request.json", "result.json", "end.json"
+__all__ = ["END", "REQUEST", "RESULT", "JobFiles"]
 ID = re.compile(r"video_[0-9a-f]{32}")
 logger = logging.getLogger(__name__)
 
@@ -29,8 +34,9 @@ class JobFiles:
     """Files of jobs below one folder; a job's folder is named by its id, and by nothing that a client sent."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = folder / "videos"
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root, self.lost = folder / "videos", folder / "lost"
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_private(self.root, 0o700)
 
     def folder(self, job_id: str) -> Path:
         """The folder of a job.
@@ -66,8 +72,31 @@ class JobFiles:
         return self.folder(job_id) / f"result-{attempt}"
 
     def remove(self, job_id: str) -> None:
-        """Removes a job's folder; who reads a file of it keeps reading."""
-        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+        """Removes a job's folder, as a whole even if killed meanwhile; who reads a file of it keeps reading."""
+        path = self.folder(job_id)
+        gone = self.root / f".{job_id}.removed-{secrets.token_hex(4)}"
+        try:
+            path.rename(gone)
+        except OSError:
+            gone = path
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def lose(self, job_id: str) -> Path:
+        """Puts a folder that cannot be read aside; returns where it is.
+
+        Raises:
+            OSError: It cannot be moved.
+        """
+        self.lost.mkdir(mode=0o700, exist_ok=True)
+        path = self.lost / job_id
+        if path.exists():
+            path = path.with_name(f"{job_id}-{time.time_ns()}")
+        self.folder(job_id).rename(path)
+        return path
+
+    def ids(self) -> list[str]:
+        """The ids of all jobs that have a folder."""
+        return sorted(path.name for path in self.root.iterdir() if ID.fullmatch(path.name))
 
     def remove_results(self, job_id: str, but: int | None = None) -> None:
         """Removes what other attempts made, whole or unfinished."""
@@ -83,34 +112,27 @@ class JobFiles:
         except OSError as error:
             logger.warning("job %s: its end is in the database alone (%s)", job_id, error)
 
-    def sweep(self, known: Mapping[str, int | None]) -> None:
+    def sweep(self, known: Mapping[str, int | None], deleted: Set[str]) -> None:
         """Removes what killed servers and workers left; only for who has the folder alone.
 
-        These are folders of jobs that are not known (their clients never got an answer, or they were being deleted),
-        and results of attempts that were not the last.
+        These are folders of deleted jobs, unfinished folders, and results of attempts that were not the last.
 
         Args:
             known: The attempt whose result stays, by the ids of all jobs; None: none does.
+            deleted: Ids of jobs that were deleted or have expired.
         """
         for path in self.root.iterdir():
-            if path.name not in known:
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+            if path.name in known:
                 self.remove_results(path.name, known[path.name])
+            elif path.name in deleted or path.name.startswith(".video_"):
+                shutil.rmtree(path, ignore_errors=True)
 
-    def records(self) -> Iterator[tuple[str, dict[str, Any], int | None, dict[str, Any] | None]]:
-        """Every job that its folder tells of: id, request, the attempt that made its result, and how it ended."""
-        for path in sorted(self.root.iterdir()):
-            try:
-                if not ID.fullmatch(path.name):
-                    continue
-                record = json.loads((path / REQUEST).read_text(encoding="utf-8"))
-                results = sorted(path.glob(f"result-*/{RESULT}"))
-                if results:
-                    attempt = int(results[-1].parent.name.removeprefix("result-"))
-                    yield path.name, record, attempt, json.loads(results[-1].read_text(encoding="utf-8"))
-                else:
-                    end = path / END
-                    yield path.name, record, None, json.loads(end.read_text(encoding="utf-8")) if end.exists() else None
-            except (OSError, ValueError) as error:
-                logger.warning("job %s: cannot be read (%s); it is left out", path.name, error)
+
+def keep_private(path: Path, mode: int) -> None:
+    """Lets nobody else read a file or folder, which holds prompts and videos; one of another owner stays as it is."""
+    try:
+        os.chmod(path, mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s: others may read it (%s)", path, error)

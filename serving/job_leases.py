@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vorta_trt.serving.job import Job, LeaseLostError, Status
+from vorta_trt.serving.job_records import read_result
+from vorta_trt.serving.job_recovery import Recovery
 from vorta_trt.serving.job_rows import record_end
-from vorta_trt.serving.stored_jobs import StoredJobs
 
 WORKER_LOST = "worker_lost"
 _HELD = "id = ? AND worker = ? AND attempt = ? AND status = 'in_progress'"
 
 
-class Leases(StoredJobs):
+class Leases(Recovery):
     """The part of a `JobStore` that workers use."""
 
     def claim(self, worker: str, models: Sequence[str]) -> Job | None:
@@ -130,6 +131,8 @@ class Leases(StoredJobs):
     def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
         """Jobs whose workers are gone wait again, or fail after `most_attempts`; returns them.
 
+        A worker that ended after its result was in place, and before it said so, has completed its job.
+
         Args:
             worker: One that is known to be gone; None: all whose lease has ended.
             everyone: All workers are known to be gone.
@@ -145,8 +148,13 @@ class Leases(StoredJobs):
             return []
         with self._data.change() as change:
             rows = change.execute(found, values).fetchall()
+            made: dict[str, int] = {}
             for row in rows:
-                if row["cancelling"] or row["attempt"] >= self.most_attempts:
+                if (result := None if row["cancelling"] else read_result(self.files.folder(row["id"]))) is not None:
+                    self._complete(change, row["id"], result)  # its worker died before it could say so
+                    record_end(change, row["id"])
+                    made[row["id"]] = result.attempt
+                elif row["cancelling"] or row["attempt"] >= self.most_attempts:
                     status = Status.CANCELLED if row["cancelling"] else Status.FAILED
                     code, message = (
                         (None, None)
@@ -170,7 +178,7 @@ class Leases(StoredJobs):
                         (row["id"],),
                     )
         for row in rows:
-            self.files.remove_results(row["id"])
+            self.files.remove_results(row["id"], made.get(row["id"]))
             self._note_end(row["id"])
         return [self.get(row["id"]) for row in rows]
 

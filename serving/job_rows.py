@@ -12,6 +12,7 @@ from typing import Any
 from vorta_trt.serving.job import Job, Status
 
 MOST_ENDS = 10_000  # that are kept
+MOST_DELETED = 100_000  # whose ids are kept
 _FIELDS = tuple(field.name for field in fields(Job))
 COLUMNS = ", ".join(_FIELDS)
 
@@ -51,6 +52,14 @@ def record_end(change: sqlite3.Connection, job_id: str) -> None:
         (job_id,),
     )
     change.execute("DELETE FROM ends WHERE number <= (SELECT max(number) FROM ends) - ?", (MOST_ENDS,))
+
+
+def record_deleted(change: sqlite3.Connection, job_id: str) -> None:
+    """Keeps a job's id and place, in the transaction that deletes it: its folder goes, and pages may begin after it."""
+    change.execute(
+        "INSERT OR IGNORE INTO deleted (sequence, id, user) SELECT sequence, id, user FROM jobs WHERE id = ?", (job_id,)
+    )
+    change.execute("DELETE FROM deleted WHERE sequence <= (SELECT max(sequence) FROM deleted) - ?", (MOST_DELETED,))
 
 
 def insert(change: sqlite3.Connection, job_id: str, record: Mapping[str, Any]) -> None:

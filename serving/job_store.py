@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import secrets
 import sqlite3
@@ -19,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.serving.job import Job, JobError, JobNotFoundError, KeyReusedError, NewJob, QueueFullError, Status
-from vorta_trt.serving.job_files import REQUEST
 from vorta_trt.serving.job_leases import Leases
-from vorta_trt.serving.job_rows import COLUMNS, End, insert, job_of, record_end
+from vorta_trt.serving.job_rows import COLUMNS, End, insert, job_of, record_deleted, record_end
 from vorta_trt.serving.settings import DAY
 from vorta_trt.serving.worker_states import WorkerStates
 
 LOCK = "server.lock"
-logger = logging.getLogger(__name__)
 
 
 class JobStore(Leases, WorkerStates):
@@ -48,7 +45,7 @@ class JobStore(Leases, WorkerStates):
     Attributes:
         folder: As given.
         files: The files of the jobs.
-        recovered: How many jobs were read from their folders since the database was damaged.
+        recovered: How many jobs were read from their folders, since the database lacked them.
     """
 
     def __init__(
@@ -63,21 +60,22 @@ class JobStore(Leases, WorkerStates):
         most_attempts: int = 3,
     ) -> None:
         folder = Path(folder).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.most_queued, self.most_per_user = most_queued, most_per_user or most_queued
         self._lock = _take(folder) if exclusive else None
-        super().__init__(folder, keep_seconds, lease_seconds, most_attempts)
-        self.recovered = 0 if self._data.moved_aside is None else self._read_folders()
-
-    def sweep(self) -> None:
-        """Removes what killed servers and workers left; for the one server of the folder, before workers start."""
-        rows = self._data.read("SELECT id, attempt, status FROM jobs")
-        completed = Status.COMPLETED.value
-        self.files.sweep({row["id"]: row["attempt"] if row["status"] == completed else None for row in rows})
+        try:
+            super().__init__(folder, keep_seconds, lease_seconds, most_attempts)
+            self.recovered = self.take_in_folders() if exclusive or self._data.moved_aside is not None else 0
+        except BaseException:
+            self._unlock()
+            raise
 
     def close(self) -> None:
         """Closes the database and gives the folder free."""
         self._data.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -216,6 +214,7 @@ class JobStore(Leases, WorkerStates):
             )
             if ended.rowcount:
                 record_end(change, job_id)
+            record_deleted(change, job_id)
             if change.execute("DELETE FROM jobs WHERE id = ?", (job_id,)).rowcount == 0:
                 raise JobNotFoundError(f"video {job_id[:64]!r}: there is none; it was deleted meanwhile")
         self.files.remove(job_id)
@@ -257,26 +256,6 @@ class JobStore(Leases, WorkerStates):
             except JobNotFoundError:  # somebody else did
                 continue
         return len(rows)
-
-    def _read_folders(self) -> int:
-        """Fills a new database from the folders of the jobs."""
-        found = sorted(self.files.records(), key=lambda record: record[1]["created_at"])
-        with self._data.change() as change:
-            for job_id, record, attempt, end in found:
-                insert(change, job_id, record)
-                if end is None:
-                    continue
-                values: dict[str, object] = {"completed_at": end["completed_at"]}
-                values["expires_at"] = end["completed_at"] + self.keep_seconds
-                if attempt is None:
-                    values.update({name: end[name] for name in ("status", "error_code", "error_message")})
-                else:
-                    values.update(status=Status.COMPLETED.value, attempt=attempt, started_at=end["started_at"])
-                    values.update(step=record["steps"], report=json.dumps(end["report"]))
-                names = ", ".join(f"{name} = ?" for name in values)
-                change.execute(f"UPDATE jobs SET {names} WHERE id = ?", (*values.values(), job_id))
-        logger.error("jobs %s: %d jobs were read from their folders (%s)", self.folder, len(found), REQUEST)
-        return len(found)
 
 
 def _take(folder: Path) -> int:

@@ -12,7 +12,7 @@ from vorta_trt.serving.job_rows import COLUMNS, job_of
 
 
 class StoredJobs:
-    """See `JobStore`, which is made of this, `Leases` and `WorkerStates`.
+    """See `JobStore`, which is made of this, `Recovery`, `Leases` and `WorkerStates`.
 
     Args:
         folder: Of the jobs.

@@ -196,7 +196,7 @@ def test_a_lease_that_ends_gives_the_job_back_and_the_old_worker_cannot_finish_i
     again = claim(store, "other")
     assert again.attempt == 2 and again.step == 0
     with pytest.raises(LeaseLostError):
-        finish(store, lost)
+        store.complete(lost, {})
     time.sleep(0.06)
     (failed,) = store.take_back()
     assert (failed.status, failed.error_code) == (Status.FAILED, "worker_lost")
@@ -310,16 +310,6 @@ def test_a_full_disk_leaves_neither_job_nor_folder(store: JobStore, monkeypatch:
         assert raised.value.errno == errno.ENOSPC
     assert list(store.files.root.iterdir()) == [] and store.page()[0] == []
     add(store, "two")
-
-
-def test_folders_without_a_job_are_swept(store: JobStore) -> None:
-    add(store, "one")
-    store.files.write_request("video_" + 32 * "0", {}, {})
-    store.close()
-    again = JobStore(store.folder, exclusive=True)
-    again.sweep()
-    assert [path.name for path in again.files.root.iterdir()] == [job.id for job in again.page()[0]]
-    again.close()
 
 
 def test_what_killed_attempts_left_is_removed(store: JobStore) -> None:
