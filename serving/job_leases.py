@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vorta_trt.serving.job import Job, LeaseLostError, Status
@@ -181,6 +182,32 @@ class Leases(Recovery):
             self.files.remove_results(row["id"], made.get(row["id"]))
             self._note_end(row["id"])
         return [self.get(row["id"]) for row in rows]
+
+
+def order_of_turns(waiting: Iterable[Job], running: Iterable[Job], served: Mapping[str, int]) -> list[Job]:
+    """Jobs that wait, in the order in which `Leases.claim` will give them out.
+
+    Args:
+        waiting: Jobs in the order of their creation.
+        running: Jobs in the order in which they will end; another one begins when one of them does.
+        served: When each user had a turn last, counted; as of the table `users`.
+    """
+    of_user: dict[str, deque[Job]] = {}
+    for job in waiting:
+        of_user.setdefault(job.user, deque()).append(job)
+    slots = deque(job.user for job in running)
+    turns, order = dict(served), []
+    while of_user:
+        if slots:
+            slots.popleft()
+        at_work = Counter(slots)
+        user = min(of_user, key=lambda each: (at_work[each], turns.get(each, 0), of_user[each][0].sequence))
+        order.append(of_user[user].popleft())
+        if not of_user[user]:
+            del of_user[user]
+        slots.append(user)
+        turns[user] = 1 + max(turns.values(), default=0)
+    return order
 
 
 def _holder(job: Job) -> tuple[object, ...]:

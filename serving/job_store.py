@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.serving.job import Job, JobError, JobNotFoundError, KeyReusedError, NewJob, QueueFullError, Status
-from vorta_trt.serving.job_leases import Leases
+from vorta_trt.serving.job_leases import Leases, order_of_turns
 from vorta_trt.serving.job_rows import COLUMNS, End, insert, job_of, record_deleted, record_end
 from vorta_trt.serving.settings import DAY
 from vorta_trt.serving.worker_states import WorkerStates
@@ -32,7 +32,7 @@ class JobStore(Leases, WorkerStates):
     Args:
         folder: Where jobs and results lie; made if there is none. On a local disk: SQLite's log needs one.
         exclusive: Refuse a folder that another exclusive owner, a `vorta-trt serve`, has; workers are not exclusive.
-        most_queued: How many jobs may wait.
+        most_queued: How many jobs may wait; one of each user may in any case.
         most_per_user: How many of one user.
         keep_seconds: How long results stay after completion.
         lease_seconds: How long a lease lasts that is not renewed.
@@ -143,9 +143,9 @@ class JobStore(Leases, WorkerStates):
 
     def _check_room(self, read: Any, user: str) -> None:
         everyone = read("SELECT count(*) AS n FROM jobs WHERE status = 'queued'")[0]["n"]
-        if everyone >= self.most_queued:
-            raise QueueFullError(f"queue: {everyone} jobs wait, and no more than {self.most_queued} may; try later")
         own = read("SELECT count(*) AS n FROM jobs WHERE status = 'queued' AND user = ?", user)[0]["n"]
+        if own and everyone >= self.most_queued:  # who has none in the queue may always add one
+            raise QueueFullError(f"queue: {everyone} jobs wait, and no more than {self.most_queued} may; try later")
         if own >= self.most_per_user:
             raise QueueFullError(
                 f"queue: {own} of your jobs wait, and no more than {self.most_per_user} may; try later"
@@ -158,12 +158,12 @@ class JobStore(Leases, WorkerStates):
 
         Args:
             user: Whose; None: everybody's.
-            after: Id of the last job of the page before.
+            after: Id of the last job of the page before; it may have been deleted since.
             limit: How many.
             newest_first: The order.
 
         Raises:
-            JobNotFoundError: There is no job `after`.
+            JobNotFoundError: There was no job `after`.
         """
         conditions: list[str] = ["1"]
         values: list[object] = []
@@ -172,7 +172,7 @@ class JobStore(Leases, WorkerStates):
             values.append(user)
         if after is not None:
             conditions.append(f"sequence {'<' if newest_first else '>'} ?")
-            values.append(self.get(after, user).sequence)
+            values.append(self._place(after, user))
         rows = self._data.read(
             f"SELECT {COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} "
             f"ORDER BY sequence {'DESC' if newest_first else 'ASC'} LIMIT ?",
@@ -180,6 +180,13 @@ class JobStore(Leases, WorkerStates):
             limit + 1,
         )
         return [job_of(row) for row in rows[:limit]], len(rows) > limit
+
+    def _place(self, job_id: str, user: str | None) -> int:
+        """Of a job, or of one that was deleted, in the order of all."""
+        rows = self._data.read("SELECT sequence, user FROM deleted WHERE id = ?", job_id)
+        if rows and user in (None, rows[0]["user"]):
+            return int(rows[0]["sequence"])
+        return self.get(job_id, user).sequence
 
     def cancel(self, job_id: str, user: str | None = None) -> Job:
         """Cancels a job: one that waits at once, a running one at its next step; what is over stays as it is.
@@ -220,9 +227,16 @@ class JobStore(Leases, WorkerStates):
         self.files.remove(job_id)
 
     def unfinished(self) -> list[Job]:
-        """All jobs that run or wait, in order."""
+        """All jobs that run, in the order of their begin, and then all that wait, in the order in which they will run.
+
+        That is the order of `claim`, if the jobs that run end in the order in which they began, and no others come.
+        """
         query = f"SELECT {COLUMNS} FROM jobs WHERE status IN ('in_progress', 'queued') ORDER BY sequence"
-        return [job_of(row) for row in self._data.read(query)]
+        jobs = [job_of(row) for row in self._data.read(query)]
+        served = {row["user"]: int(row["served"]) for row in self._data.read("SELECT * FROM users")}
+        running = [job for job in jobs if job.status is Status.IN_PROGRESS]
+        running.sort(key=lambda job: job.started_at or 0.0)
+        return running + order_of_turns([job for job in jobs if job.status is Status.QUEUED], running, served)
 
     def counts(self) -> dict[Status, int]:
         """How many jobs there are of each status."""

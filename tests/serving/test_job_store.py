@@ -117,6 +117,9 @@ def test_a_full_queue_refuses(tmp_path: Path) -> None:
         add(store, "2", user="b")
     claim(store)
     add(store, "2", user="b")
+    add(store, "1", user="c")  # a full queue has a place for who has none in it
+    with pytest.raises(QueueFullError, match="4 jobs wait, and no more than 3"):
+        add(store, "2", user="c")
     store.close()
 
 
@@ -126,10 +129,12 @@ def test_users_take_turns_and_jobs_of_one_keep_their_order(store: JobStore) -> N
     add(store, "c1", user="c")
     order = []
     for _ in range(7):
+        foreseen = [job.request["prompt"] for job in store.unfinished()]
         job = claim(store)
+        assert [job.request["prompt"] for job in store.unfinished()] == foreseen
         order.append(job.request["prompt"])
+        assert order + foreseen[1:] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
         finish(store, job)
-    assert order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
 def test_who_has_a_running_job_waits_for_who_has_none(store: JobStore) -> None:
@@ -137,6 +142,7 @@ def test_who_has_a_running_job_waits_for_who_has_none(store: JobStore) -> None:
     running = claim(store)
     add(store, "a2", user="a")
     add(store, "b1", user="b")
+    assert [job.request["prompt"] for job in store.unfinished()] == ["a1", "b1", "a2"]
     assert claim(store, "w2").request["prompt"] == "b1"
     finish(store, running)
 
@@ -184,6 +190,20 @@ def test_pages(store: JobStore) -> None:
     rest, more = store.page(limit=3, after=first[-1].id)
     assert [job.id for job in rest] == ids[2::-1] and not more
     assert [job.id for job in store.page(newest_first=False, limit=2, after=ids[1])[0]] == ids[2:4]
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_pages_go_on_after_a_job_that_was_deleted(store: JobStore, newest_first: bool) -> None:
+    ids = [job.id for job in add(store, "1", "2", "3", "4", "5", user="a")]
+    after, seen = None, []
+    while (page := store.page("a", limit=2, after=after, newest_first=newest_first)[0]) != []:
+        for job in page:
+            store.delete(job.id)
+            seen.append(job.id)
+        after = page[-1].id
+    assert seen == (ids[::-1] if newest_first else ids)
+    with pytest.raises(JobNotFoundError):
+        store.page("b", after=ids[0])
 
 
 def test_a_lease_that_ends_gives_the_job_back_and_the_old_worker_cannot_finish_it(tmp_path: Path) -> None:
