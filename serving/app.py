@@ -31,6 +31,7 @@ from vorta_trt.serving.videos_api import videos_router
 LOOK_SECONDS = 1.0  # between two looks at lost workers and at jobs that ended
 EXPIRE_SECONDS = 60.0
 FORM_BYTES = 1 << 16  # that a form adds to an upload
+NO_UPLOAD = dict.fromkeys(("/login", "/logout"), 1 << 13)  # bytes of a body for which no key is needed
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +75,9 @@ def create_app(
     app.state.service = service
     api_errors.install(app)
 
-    app.add_middleware(Guard, access=service.access, most_bytes=settings.most_upload_bytes + FORM_BYTES)
+    app.add_middleware(
+        Guard, access=service.access, most_bytes=settings.most_upload_bytes + FORM_BYTES, less_bytes=NO_UPLOAD
+    )
 
     @app.get("/health")
     async def health() -> dict[str, str]:

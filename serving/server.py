@@ -8,6 +8,7 @@ waits is kept for the next start. A second signal gives the running jobs back to
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -19,10 +20,10 @@ import uvicorn
 
 from vorta_trt.serving.app import create_app
 from vorta_trt.serving.catalogue import Catalogue
+from vorta_trt.serving.connections import MOST_CONNECTIONS, Connection
 from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
-MOST_CONNECTIONS = 1000
 BACKLOG = 512
 IDLE_SECONDS = 30  # of a connection between two requests
 LAST_ANSWERS_SECONDS = 10  # for downloads, when the server ends
@@ -52,6 +53,7 @@ def serve(
         JobError: Another server has the folder of jobs.
         ValueError, OSError: A model cannot be read, or the port is taken.
     """
+    _allow_open_files(4 * MOST_CONNECTIONS)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
@@ -69,7 +71,7 @@ def serve(
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=MOST_CONNECTIONS,
+                http=Connection,
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
                 h11_max_incomplete_event_size=1 << 16,
@@ -102,6 +104,14 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ValueError(f"host {host}, port {port}: {error.strerror or error}; give others") from error
+
+
+def _allow_open_files(number: int) -> None:
+    """Each connection is one; the usual limit of a process, 1024, is too near."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        most = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 class _Server(uvicorn.Server):

@@ -344,6 +344,14 @@ def test_bodies_that_are_too_long(client: Client) -> None:
     error_of(web.post("/v1/videos", content=pieces()), 413, "body_too_large")
 
 
+def test_a_body_is_read_only_for_who_has_a_key(client: Client) -> None:
+    web = client(api_keys=("first",))
+    error_of(web.post("/login", content=b"a" * 10_000), 413, "body_too_large")
+    error_of(web.post("/login", content=iter([b"a" * 1000] * 10)), 413, "body_too_large")  # no Content-Length
+    for path in ("/v1/videos", "/"):
+        error_of(web.post(path, content=b"{"), 401, "invalid_api_key")
+
+
 def test_a_full_queue(client: Client, store: JobStore) -> None:
     store.most_queued = 1
     web = client()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that send nothing, or half a header, are closed, and keep nobody out."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import uvicorn
+
+from vorta_trt.serving.connections import Connection
+from vorta_trt.serving.server import listen
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class _Few(Connection):
+    most = 8
+    head_seconds = 1.0
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    with listen("127.0.0.1", 0) as listening:
+        config = uvicorn.Config(_app, http=_Few, lifespan="off", log_config=None, timeout_keep_alive=30)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield listening.getsockname()[:2]
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def _ask(connection: socket.socket) -> bytes:
+    connection.sendall(GET)
+    answer = b""
+    while not answer.endswith(b"ok"):
+        part = connection.recv(4096)
+        assert part, answer
+        answer += part
+    return answer
+
+
+def _ended(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_silent_connections_end_and_keep_nobody_out(address: tuple[str, int]) -> None:
+    with ExitStack() as stack:
+        silent = []
+        for number in range(30):
+            made = stack.enter_context(socket.create_connection(address, 20))
+            if number % 2:
+                made.sendall(b"GET /health HTTP/1.1\r\nHost: ")
+            silent.append(made)
+        asking = stack.enter_context(socket.create_connection(address, 20))
+        began = time.monotonic()
+        assert _ask(asking).startswith(b"HTTP/1.1 200")
+        assert all(_ended(each) for each in silent)
+        assert time.monotonic() - began < 15
+        assert _ask(asking).startswith(b"HTTP/1.1 200"), "one that is used stays"
+        asking.sendall(GET[:20])
+        assert _ended(asking), "half of its next header"
+
+
+def test_what_is_no_http_is_answered_as_all_errors_are(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, 20) as connection:
+        connection.sendall(b"hello\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["error"]["code"] == "invalid_request"
