@@ -80,7 +80,10 @@ def serve(
             f"better {KEYS}, keys with commas between, or --api-key-file."
         ),
     ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file with a key on every line.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file with a key on every line; lines that begin with # are comments."),
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,12 +167,28 @@ def _named(model: str) -> dict[str, Any]:
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
-    keys = [*given, *os.environ.get(KEYS, "").split(",")]
+    """All keys; a place that is given and has none would leave the server open to everyone, and is refused."""
+    places = [("--api-key", [key]) for key in given]
+    if environment := os.environ.get(KEYS):  # what is empty is not given
+        places.append((KEYS, environment.split(",")))
     if file is not None:
-        keys += file.read_text(encoding="utf-8").splitlines()
-    keys = [key.strip() for key in keys if key.strip()]
-    if file is not None and not keys:
-        raise typer.BadParameter(f"{file}: has no key; write one on every line", param_hint="--api-key-file")
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{file}: cannot be read ({error})", param_hint="--api-key-file") from None
+        places.append(("--api-key-file", [line for line in lines if not line.lstrip().startswith("#")]))
+    keys: list[str] = []
+    for place, written in places:
+        found = [key.strip() for key in written if key.strip()]
+        if not found:
+            raise typer.BadParameter("has no key; give one, or leave it out", param_hint=place)
+        if not all(key.isascii() and key.isprintable() and " " not in key for key in found):
+            raise typer.BadParameter(
+                "a key has other letters than printable ASCII without spaces, which HTTP headers do not carry; "
+                "choose another one",
+                param_hint=place,
+            )
+        keys += found
     return tuple(dict.fromkeys(keys))
 
 

@@ -79,11 +79,13 @@ def create_app(
         Guard, access=service.access, most_bytes=settings.most_upload_bytes + FORM_BYTES, less_bytes=NO_UPLOAD
     )
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the server is alive."""
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"model": dict[str, Any], "description": "Not ready, and why"}})
     def ready() -> JSONResponse:
         """Whether videos can be made: a model is loaded, and its warm-up gave finite values."""

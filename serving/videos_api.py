@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
+from starlette.datastructures import Headers
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 from starlette.types import Receive, Scope, Send
 
 from vorta_trt.serving.api_errors import ApiError
@@ -94,6 +97,7 @@ def videos_router(service: Service) -> APIRouter:
         """Cancels a job: one that waits at once, a running one at its next step."""
         return service.view(store.cancel(video_id, service.access.user(request)))
 
+    @router.head("/videos/{video_id}/content", include_in_schema=False)
     @router.get("/videos/{video_id}/content", response_class=FileResponse)
     def get_content(
         request: Request,
@@ -147,11 +151,30 @@ class HeldFile(FileResponse):
         except OSError:
             raise ApiError(404, f"{filename}: is gone from the server's disk", "video_not_found") from None
         held = f"/proc/self/fd/{self._file.fileno()}"
-        super().__init__(held, media_type=media_type, filename=filename, content_disposition_type="inline")
+        super().__init__(
+            held,
+            media_type=media_type,
+            filename=filename,
+            content_disposition_type="inline",
+            stat_result=os.fstat(self._file.fileno()),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it, or the range that is asked for."""
+        """Sends it, or the range that is asked for; a Range header that means nothing is ignored (RFC 9110, 14.2)."""
         try:
+            headers = Headers(scope=scope)
+            given, version = headers.get("range"), headers.get("if-range")
+            try:
+                if given is not None and (version is None or self._should_use_range(version)):
+                    self._parse_range_header(given, os.fstat(self._file.fileno()).st_size)
+            except MalformedRangeHeader:
+                scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"range"]}
+            except RangeNotSatisfiable as error:
+                told = f"Range: the file has {error.max_size} bytes; ask for some of these"
+                answer = ApiError(416, told, "range_not_satisfiable", field="Range").response()
+                answer.headers["Content-Range"] = f"bytes */{error.max_size}"
+                await answer(scope, receive, send)
+                return
             await super().__call__(scope, receive, send)
         finally:
             self._file.close()

@@ -109,6 +109,16 @@ def test_a_job_over_its_life(client: Client, store: JobStore) -> None:
     assert (content.content, content.headers["content-type"]) == (b"0123456789", "video/mp4")
     part = web.get(done["url"], headers={"Range": "bytes=2-4"})
     assert (part.status_code, part.content) == (206, b"234")
+    for meaningless in ("bytes=4-2", "bytes=a-b", "lines=1-2"):
+        whole = web.get(done["url"], headers={"Range": meaningless})
+        assert (whole.status_code, whole.content) == (200, b"0123456789")
+    behind = web.get(done["url"], headers={"Range": "bytes=10-"})
+    error_of(behind, 416, "range_not_satisfiable", "Range")
+    assert behind.headers["content-range"] == "bytes */10"
+    for path in (done["url"], "/health"):
+        head = web.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == web.get(path).headers["content-length"]
     error_of(web.get(f"{done['url']}?index=1"), 404, "video_not_found", "index")
     error_of(web.get(f"{done['url']}?variant=thumbnail"), 404, "video_not_found")
 

@@ -20,7 +20,7 @@ WORDS = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", re.sub(r"(?ms)^
 
 def codes() -> set[str]:
     """Words for programs, as the sources give them."""
-    found = {"worker_lost", "server_error", *CODES.values()} - {"invalid_request"}
+    found = {"worker_lost", "server_error", *CODES.values()}
     for path in Path(next(iter(vorta_trt.serving.__path__))).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
