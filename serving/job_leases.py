@@ -122,11 +122,15 @@ class Leases(Recovery):
         settings = {"status": status.value, "completed_at": time.time(), "stage": "", "lease_until": None, **values}
         settings["expires_at"] = time.time() + self.keep_seconds
         names = ", ".join(f"{name} = ?" for name in settings)
-        with self._data.change() as change:
-            done = change.execute(f"UPDATE jobs SET {names} WHERE {_HELD}", (*settings.values(), *_holder(job)))
-            if not done.rowcount:
-                raise _lost(job)
-            record_end(change, job.id)
+
+        def finish() -> None:
+            with self._data.change() as change:
+                done = change.execute(f"UPDATE jobs SET {names} WHERE {_HELD}", (*settings.values(), *_holder(job)))
+                if not done.rowcount:
+                    raise _lost(job)
+                record_end(change, job.id)
+
+        self._even_if_full(finish)
         self._note_end(job.id)
 
     def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
@@ -147,10 +151,19 @@ class Leases(Recovery):
         found = f"SELECT id, cancelling, attempt FROM jobs WHERE status = 'in_progress' AND {condition}"
         if not self._data.read(found, *values):
             return []
+        ended = self._even_if_full(lambda: self._take_back(found, values))
+        for job_id, attempt in ended.items():
+            self.files.remove_results(job_id, attempt)
+            self._note_end(job_id)
+        return [self.get(job_id) for job_id in ended]
+
+    def _take_back(self, found: str, values: tuple[object, ...]) -> dict[str, int | None]:
+        """The ids of these jobs, and the attempts whose results were taken."""
+        made: dict[str, int | None] = {}
         with self._data.change() as change:
             rows = change.execute(found, values).fetchall()
-            made: dict[str, int] = {}
             for row in rows:
+                made[row["id"]] = None
                 if (result := None if row["cancelling"] else read_result(self.files.folder(row["id"]))) is not None:
                     self._complete(change, row["id"], result)  # its worker died before it could say so
                     record_end(change, row["id"])
@@ -178,10 +191,7 @@ class Leases(Recovery):
                         "WHERE id = ?",
                         (row["id"],),
                     )
-        for row in rows:
-            self.files.remove_results(row["id"], made.get(row["id"]))
-            self._note_end(row["id"])
-        return [self.get(row["id"]) for row in rows]
+        return made
 
 
 def order_of_turns(waiting: Iterable[Job], running: Iterable[Job], served: Mapping[str, int]) -> list[Job]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections.abc import Mapping, Set
 
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.job_records import Record, Result, read_record, read_result
@@ -38,16 +39,18 @@ class Recovery(StoredJobs):
                 self._put_aside(job_id, error)
         if not found:
             return 0
-        doubled: list[str] = []
-        with self._data.change() as change:
-            for record in sorted(found, key=lambda each: float(each.request["created_at"])):
-                if not self._take_in(change, record):
-                    doubled.append(record.id)
+        doubled = self._even_if_full(lambda: self._take_in_all(found))
         for job_id in doubled:
             self._put_aside(job_id, "another job has its idempotency key")
         count = len(found) - len(doubled)
         logger.error("jobs %s: %d that the database lacked were read from their folders", self.folder, count)
         return count
+
+    def _take_in_all(self, found: list[Record]) -> list[str]:
+        """The ids of those that were not listed."""
+        with self._data.change() as change:
+            ordered = sorted(found, key=lambda each: float(each.request["created_at"]))
+            return [record.id for record in ordered if not self._take_in(change, record)]
 
     def _take_in(self, change: sqlite3.Connection, record: Record) -> bool:
         """Whether the job was listed; one that has not ended is not, if another one has its key."""
@@ -105,6 +108,9 @@ class Recovery(StoredJobs):
         found = {row["id"]: read_result(self.files.folder(row["id"])) for row in waiting}
         if not any(found.values()):
             return
+        self._even_if_full(lambda: self._take_results(found))
+
+    def _take_results(self, found: Mapping[str, Result | None]) -> None:
         with self._data.change() as change:
             for job_id, result in found.items():
                 if result is not None:
@@ -124,6 +130,9 @@ class Recovery(StoredJobs):
         deleted = {row["id"] for row in self._data.read("SELECT id FROM deleted")}
         self.files.sweep(known, deleted)
         if gone := known.keys() - set(self.files.ids()):
-            with self._data.change() as change:
-                change.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in gone])
+            self._even_if_full(lambda: self._forget(gone))
             logger.error("jobs %s: %d had no folders any more, and are not listed now", self.folder, len(gone))
+
+    def _forget(self, gone: Set[str]) -> None:
+        with self._data.change() as change:
+            change.executemany("DELETE FROM jobs WHERE id = ?", [(job_id,) for job_id in gone])

@@ -7,7 +7,6 @@ and leases know no calendar, so a clock that is set back changes neither.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -17,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.serving.job import Job, JobError, JobNotFoundError, KeyReusedError, NewJob, QueueFullError, Status
+from vorta_trt.model.write_errors import WriteError
+from vorta_trt.serving.folder_lock import lock_folder
+from vorta_trt.serving.job import Job, JobNotFoundError, KeyReusedError, NewJob, QueueFullError, Status
 from vorta_trt.serving.job_leases import Leases, order_of_turns
 from vorta_trt.serving.job_rows import COLUMNS, End, insert, job_of, record_deleted, record_end
 from vorta_trt.serving.settings import DAY
 from vorta_trt.serving.worker_states import WorkerStates
-
-LOCK = "server.lock"
 
 
 class JobStore(Leases, WorkerStates):
@@ -62,9 +61,11 @@ class JobStore(Leases, WorkerStates):
         folder = Path(folder).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.most_queued, self.most_per_user = most_queued, most_per_user or most_queued
-        self._lock = _take(folder) if exclusive else None
+        self._lock = lock_folder(folder) if exclusive else None
         try:
             super().__init__(folder, keep_seconds, lease_seconds, most_attempts)
+            if exclusive:
+                self._reserve.keep()
             self.recovered = self.take_in_folders() if exclusive or self._data.moved_aside is not None else 0
         except BaseException:
             self._unlock()
@@ -195,6 +196,11 @@ class JobStore(Leases, WorkerStates):
             JobNotFoundError: There is none.
         """
         self.get(job_id, user)
+        self._even_if_full(lambda: self._cancel(job_id))
+        self._note_end(job_id)
+        return self.get(job_id, user)
+
+    def _cancel(self, job_id: str) -> None:
         with self._data.change() as change:
             done = change.execute(
                 "UPDATE jobs SET status = 'cancelled', completed_at = ?, expires_at = ? "
@@ -204,8 +210,6 @@ class JobStore(Leases, WorkerStates):
             if done.rowcount:
                 record_end(change, job_id)
             change.execute("UPDATE jobs SET cancelling = 1 WHERE id = ? AND status = 'in_progress'", (job_id,))
-        self._note_end(job_id)
-        return self.get(job_id, user)
 
     def delete(self, job_id: str, user: str | None = None) -> None:
         """Cancels a job and removes it with its results.
@@ -214,6 +218,16 @@ class JobStore(Leases, WorkerStates):
             JobNotFoundError: There is none.
         """
         self.get(job_id, user)
+        try:
+            self._even_if_full(lambda: self._delete(job_id))
+        except WriteError:  # then its own files make space
+            self.files.remove(job_id)
+            self._even_if_full(lambda: self._delete(job_id))
+        self.files.remove(job_id)
+        if self._lock is not None:
+            self._reserve.keep()
+
+    def _delete(self, job_id: str) -> None:
         with self._data.change() as change:
             ended = change.execute(
                 "UPDATE jobs SET status = 'cancelled', completed_at = ? WHERE id = ? AND completed_at IS NULL",
@@ -224,7 +238,6 @@ class JobStore(Leases, WorkerStates):
             record_deleted(change, job_id)
             if change.execute("DELETE FROM jobs WHERE id = ?", (job_id,)).rowcount == 0:
                 raise JobNotFoundError(f"video {job_id[:64]!r}: there is none; it was deleted meanwhile")
-        self.files.remove(job_id)
 
     def unfinished(self) -> list[Job]:
         """All jobs that run, in the order of their begin, and then all that wait, in the order in which they will run.
@@ -263,6 +276,8 @@ class JobStore(Leases, WorkerStates):
 
     def expire(self) -> int:
         """Removes jobs whose time is over, with their results; returns how many."""
+        if self._lock is not None:
+            self._reserve.keep()
         rows = self._data.read("SELECT id FROM jobs WHERE expires_at < ?", time.time())
         for row in rows:
             try:
@@ -270,23 +285,3 @@ class JobStore(Leases, WorkerStates):
             except JobNotFoundError:  # somebody else did
                 continue
         return len(rows)
-
-
-def _take(folder: Path) -> int:
-    """Locks a folder of jobs for this process.
-
-    Raises:
-        JobError: Another server has it.
-    """
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(lock, 32).decode(errors="replace") or "unknown"
-        os.close(lock)
-        raise JobError(
-            f"jobs {folder}: the server with process id {owner} has this folder; stop it, or give another one"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
-    return lock

@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from vorta_trt.model.write_errors import WriteError
+from vorta_trt.serving.disk_reserve import Reserve, is_full
 from vorta_trt.serving.job import Job, JobNotFoundError, Status
 from vorta_trt.serving.job_database import Database, boot
 from vorta_trt.serving.job_files import JobFiles
 from vorta_trt.serving.job_rows import COLUMNS, job_of
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class StoredJobs:
@@ -30,7 +40,29 @@ class StoredJobs:
         self.keep_seconds, self.lease_seconds, self.most_attempts = keep_seconds, lease_seconds, most_attempts
         self.files = JobFiles(folder)
         self._boot = boot()
-        self._data = Database(folder)
+        self._reserve = Reserve(folder)
+        self._data = self._even_if_full(lambda: Database(folder))
+
+    def _even_if_full(self, act: Callable[[], T]) -> T:
+        """Does what ends or removes jobs, with the space of the reserve if the disk is full.
+
+        Raises:
+            WriteError: The disk is full all the same.
+        """
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if not is_full(error, self.folder):
+                raise
+            logger.warning("jobs %s: the disk is full (%s); the reserve is used", self.folder, error)
+            self._reserve.free_some()
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if not is_full(error, self.folder):
+                raise
+            reason = f"the disk is full, so the job database cannot be used ({error}); free some space"
+            raise WriteError(self.folder, errno.ENOSPC, reason) from error
 
     def get(self, job_id: str, user: str | None = None) -> Job:
         """A job.

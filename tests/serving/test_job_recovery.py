@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start loses nothing that is finished, whatever became of the database or of a folder."""
+"""Nothing finished is lost, whatever became of the database, of a folder or of the disk's space."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving import JobStore
 from vorta_trt.serving.job import Job, Status
-from vorta_trt.serving.job_database import NAME
+from vorta_trt.serving.job_database import NAME, Database
 from vorta_trt.serving.job_recovery import Recovery
 
 from .test_job_store import add, claim, finish, new
@@ -201,3 +204,56 @@ def test_others_read_neither_prompts_nor_videos(store: JobStore, done: Job) -> N
     store.files.root.chmod(0o755)
     JobStore(store.folder).close()
     assert (mode(store.folder / NAME), mode(store.files.root)) == (0o600, 0o700)
+
+
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bool]], None]:
+    """A disk on which SQLite finds no space until something is true."""
+
+    def make(has_space: Callable[[], bool]) -> None:
+        change = Database.change
+
+        def full(self: Database) -> AbstractContextManager[sqlite3.Connection]:
+            if not has_space():
+                raise sqlite3.OperationalError("database or disk is full")
+            return change(self)
+
+        monkeypatch.setattr(Database, "change", full)
+
+    return make
+
+
+def test_a_full_disk_lets_jobs_be_cancelled_and_deleted_and_the_server_start(
+    tmp_path: Path, fill: Callable[[Callable[[], bool]], None]
+) -> None:
+    store = JobStore(tmp_path, exclusive=True)
+    one, two, three = add(store, "one", "two", "three")
+    finish(store, claim(store))
+    reserve, size = tmp_path / "reserve", (tmp_path / "reserve").stat().st_size
+    fill(lambda: reserve.stat().st_size < size)  # what the reserve gives is needed, and is enough
+    with pytest.raises(sqlite3.OperationalError):
+        add(store, "four")
+    assert reserve.stat().st_size == size, "new jobs do not use it"
+    assert store.cancel(two.id).status is Status.CANCELLED
+    store.close()
+    again = start(tmp_path)
+    assert states(again) == {one.id: Status.COMPLETED, two.id: Status.CANCELLED, three.id: Status.QUEUED}
+    again.close()
+
+
+def test_without_a_reserve_the_files_of_the_deleted_job_make_space(
+    store: JobStore, done: Job, fill: Callable[[Callable[[], bool]], None]
+) -> None:
+    fill(lambda: not store.files.folder(done.id).exists())
+    store.delete(done.id)
+    assert list(states(store).values()) == [Status.QUEUED]
+
+
+def test_a_start_on_a_disk_without_any_space_says_so(
+    tmp_path: Path, fill: Callable[[Callable[[], bool]], None]
+) -> None:
+    JobStore(tmp_path).close()
+    fill(lambda: False)
+    for _ in range(2):
+        with pytest.raises(WriteError, match="the disk is full, so the job database cannot be used"):
+            JobStore(tmp_path, exclusive=True)

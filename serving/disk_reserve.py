@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Reserve`: a little space that is held back, so that jobs can be ended and deleted when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+NAME = "reserve"
+BYTES = 4 << 20
+ONE_CHANGE = 512 << 10  # more than a change of the job database needs, with its log and index
+_OTHERS = ("disk I/O error", "unable to open database file")
+logger = logging.getLogger(__name__)
+
+
+class Reserve:
+    """A file in a folder, that takes space until it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def keep(self) -> None:
+        """Takes the space, where there is enough beside it."""
+        try:
+            if self._size() == BYTES or shutil.disk_usage(self.path.parent).free < 4 * BYTES:
+                return
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, BYTES)
+            finally:
+                os.close(file)
+        except OSError as error:
+            logger.info("%s: is not kept (%s)", self.path, error)
+
+    def free_some(self) -> None:
+        """Gives back as much as one change needs: others fill the disk too, and more changes may come."""
+        try:
+            os.truncate(self.path, max(0, self._size() - ONE_CHANGE))
+        except OSError as error:
+            logger.info("%s: has nothing to give (%s)", self.path, error)
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+
+def is_full(error: Exception, folder: Path) -> bool:
+    """Whether an error is that of a full disk; SQLite has several for it, one for each of its files."""
+    if not isinstance(error, sqlite3.OperationalError):
+        return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "is full" in str(error):
+        return True
+    return any(each in str(error) for each in _OTHERS) and shutil.disk_usage(folder).free < BYTES
