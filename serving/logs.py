@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs: one JSON object a line, with the job's id where a line is about a job."""
+"""Structured logs: one JSON object or one line of text, with the job's id where a line is about a job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import logging
 import sys
 from datetime import datetime, timezone
 from typing import Any
+
+FIELDS = ("job", "worker", "method", "path", "status", "milliseconds")  # of records that have them
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,12 +23,29 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for name in ("job", "worker", "method", "path", "status", "milliseconds"):
+        for name in FIELDS:
             if (value := getattr(record, name, None)) is not None:
                 entry[name] = value
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=True, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A record for people: the message, and then the fields as name=value."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, before what is told of an exception."""
+        given = [(name, str(value)) for name in FIELDS if (value := getattr(record, name, None)) is not None]
+        return " ".join([super().formatMessage(record), *(f"{name}={_word(value)}" for name, value in given)])
+
+
+def _word(text: str) -> str:
+    """A value that what a client sent cannot end: quoted where it is more than a word."""
+    return text if text.isprintable() and not set(text) & {" ", '"'} and text else json.dumps(text)
 
 
 def set_up_logs(debug: bool = False, *, as_json: bool = True) -> None:
@@ -37,8 +56,7 @@ def set_up_logs(debug: bool = False, *, as_json: bool = True) -> None:
         as_json: As JSON, or as text for people.
     """
     handler = logging.StreamHandler(sys.stderr)
-    text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(text))
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.WARNING)

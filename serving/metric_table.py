@@ -50,7 +50,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "vorta_requests_running": Metric(MetricKind.GAUGE, "Requests that are being computed."),
         "vorta_requests_waiting": Metric(MetricKind.GAUGE, "Requests in the queue."),
         "vorta_request_duration_seconds": Metric(
-            MetricKind.HISTOGRAM, "Seconds from the begin of computing a request to its end.", (), SECONDS
+            MetricKind.HISTOGRAM,
+            "Seconds from the begin of computing a request to its end, however it ended.",
+            (),
+            SECONDS,
         ),
         "vorta_queue_time_seconds": Metric(
             MetricKind.HISTOGRAM, "Seconds that a request waited before it was computed.", (), SECONDS
@@ -97,11 +100,10 @@ def record_report(report: Mapping[str, Any], sink: MetricSink) -> None:
     """What the report of a finished request says about stages, steps and heads.
 
     Args:
-        report: "seconds"; "videos" with "stages" (seconds by stage) and "length" (seconds) each; "steps", which
+        report: "videos" with "stages" (seconds by stage) and "length" (seconds) each; "steps", which
             `StepWatch.report` gives.
         sink: Where it goes.
     """
-    sink.observe("vorta_request_duration_seconds", report["seconds"])
     for video in report["videos"]:
         sink.add("vorta_video_seconds_total", video["length"])
         for stage, seconds in video["stages"].items():

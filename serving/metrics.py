@@ -11,7 +11,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from vorta_trt.serving.job import Status
@@ -28,6 +35,7 @@ class PrometheusSink:
     """
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Any] = {}
         for name, metric in METRICS.items():
@@ -109,5 +117,6 @@ class Metrics:
         self._sink.add("vorta_requests_total", 1, status=end.status.value)
         if end.started_at is not None:
             self._sink.observe("vorta_queue_time_seconds", max(0.0, end.started_at - end.created_at))
+            self._sink.observe("vorta_request_duration_seconds", max(0.0, end.completed_at - end.started_at))
         if end.report is not None:
             record_report(end.report, self._sink)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from vorta_trt.serving import Catalogue, JobStore, ServeSettings, create_app
 from vorta_trt.serving.job import Status
-from vorta_trt.serving.logs import JsonFormatter
+from vorta_trt.serving.logs import JsonFormatter, TextFormatter
 from vorta_trt.serving.metric_table import METRICS
 
 from .test_job_store import finish
@@ -410,6 +410,20 @@ def test_readiness_is_that_of_the_workers(client: Client, store: JobStore) -> No
     store.say("w", "failed", {"reason": "values are not finite"})
     answer = web.get("/ready")
     assert (answer.status_code, answer.json()["reasons"]) == (503, ["values are not finite"])
+    store.say("w", "hung", {"reason": "no step has begun"})
+    answer = web.get("/ready")
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["no step has begun"])
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_not_ready(
+    client: Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = client()
+    store.say("w", "ready", {"reason": ""})
+    now = time.monotonic()
+    monkeypatch.setattr("vorta_trt.serving.worker_states.time.monotonic", lambda: now + 1.5 * store.lease_seconds)
+    answer = web.get("/ready")
+    assert answer.status_code == 503 and "no sign of life for" in answer.json()["reasons"][0]
 
 
 def test_api_keys(client: Client) -> None:
@@ -537,8 +551,39 @@ def test_metrics_are_those_of_the_table_and_no_label_is_of_a_request(client: Cli
     web.post("/v1/videos", json={"prompt": 'a"} evil 1\nvorta_fake 1'})
     text = web.get("/metrics").text
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
-    assert {name for name in names if not name.endswith("_created")} == {*METRICS}
+    assert {*names} == {*METRICS}
     assert "evil" not in text and "fake" not in text
+
+
+def test_every_job_that_was_computed_is_in_the_duration_however_it_ended(client: Client, store: JobStore) -> None:
+    web = client()
+    for _ in range(4):
+        web.post("/v1/videos", json={"prompt": "a"})
+    for number in range(3):
+        job = store.claim("w", ["text"])
+        assert job is not None
+        if number == 0:
+            store.fail(job, "not_finite", "values are not finite")
+        elif number == 1:
+            store.finish_cancelled(job)
+        else:
+            steps = {"computed": 1, "reused": 0, "seconds": {}, "routed_heads": {}}
+            store.complete(job, {"seconds": 1.0, "videos": [], "steps": steps})
+    (waiting,) = store.unfinished()
+    store.cancel(waiting.id)
+    text = web.get("/metrics").text
+    assert "vorta_request_duration_seconds_count 3.0" in text
+    assert 'vorta_requests_total{status="cancelled"} 2.0' in text, "one of them was never computed"
+
+
+def test_a_log_line_of_text_has_the_job_and_the_request() -> None:
+    def line(**values: object) -> str:
+        record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": "told", **values})
+        return TextFormatter().format(record)
+
+    assert line(job="video_1").endswith("INFO n: told job=video_1")
+    asked = line(method="GET", path="/a b\nfake", status=200, milliseconds=1.5)
+    assert asked.endswith(r'told method=GET path="/a b\nfake" status=200 milliseconds=1.5')
 
 
 def test_a_log_line_is_json_with_the_job(client: Client, caplog: pytest.LogCaptureFixture) -> None:
