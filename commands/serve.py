@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEYS = "VORTA_TRT_API_KEYS"  # the environment variable
 MIB = 1 << 20
-HOUR = 3600.0
+MINUTE, HOUR = 60.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Limits(Options):
     keep: Annotated[float, typer.Option(metavar="HOURS", min=0.001, help="How long results stay after completion.")] = (
         168
     )
+    stall: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES", min=0.01, help="After how long without a step or stage a worker is killed that hangs."
+        ),
+    ] = 30
     attempts: Annotated[int, typer.Option(min=1, help="How often a job is begun whose worker or server is lost.")] = 3
 
 
@@ -152,6 +158,7 @@ def _settings(
         most_upload_bytes=int(limits.max_upload * MIB),
         most_image_pixels=limits.max_pixels,
         keep_seconds=limits.keep * HOUR,
+        stall_seconds=limits.stall * MINUTE,
         most_attempts=limits.attempts,
     )
 

@@ -8,7 +8,7 @@ import errno
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
-from vorta_trt.runtime.sampling.finite import NonFiniteError
+from vorta_trt.runtime.sampling.finite import NonFiniteError, NonFiniteVideoError
 
 
 def describe_failure(error: BaseException) -> tuple[str, str, bool]:
@@ -21,12 +21,14 @@ def describe_failure(error: BaseException) -> tuple[str, str, bool]:
 
     if isinstance(error, DeviceOutOfMemory | torch.OutOfMemoryError):
         return "out_of_memory", str(error), True
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, NonFiniteError | NonFiniteVideoError):
         return "not_finite", str(error), True
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk_full", "the server's disk is full; ask again when its operator has made space", True
     if isinstance(error, CheckpointError | FileNotFoundError):
         return "model_unavailable", str(error), True
+    if isinstance(error, OverflowError | ZeroDivisionError):
+        return "invalid_value", f"a number of the request is too large or too small: {error}", True
     if isinstance(error, ValueError):
         return "invalid_value", str(error), True
     if isinstance(error, MemoryError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -65,15 +66,28 @@ class LoadedModels:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
-    def warm_up(self) -> None:
+    def warm_up(self, tell: Callable[[], None] = lambda: None) -> None:
         """Makes a short video with every model, the default one last; values that are not finite are an error.
+
+        Args:
+            tell: Called as every step and stage begins.
 
         Raises:
             VortaError: A model cannot be loaded, or its values are not finite.
         """
         for name in reversed(self._catalogue.names):
-            model = self._catalogue.get(name)
-            self.get(name)("warm-up", **_short_request(model))
+            self.check(name, tell)
+
+    def check(self, name: str, tell: Callable[[], None] = lambda: None) -> None:
+        """Makes a short video with one model; see `warm_up`."""
+        tell()
+        pipeline = self.get(name)
+        pipeline(
+            "warm-up",
+            on_step=lambda *_: tell(),
+            on_stage=lambda *_: tell(),
+            **_short_request(self._catalogue.get(name)),
+        )
 
     def close(self) -> None:
         """Closes all of them."""

@@ -76,13 +76,23 @@ class Replica:
             logger.error("the engine failed, and this replica ends: %s", self._worker.reason)
             os._exit(ENGINE_FAILED)
 
+    def check_health(self) -> None:
+        """Ray replaces a replica for which this raises."""
+        if self._worker.hangs:
+            raise RuntimeError(f"worker {self._worker.name}: no step or stage has begun for too long; it hangs")
+
     def __del__(self) -> None:
         self._thread.submit(self._open.close).result()
 
     def _start(self, settings: RaySettings) -> None:
         store = open_store(settings)
         self._open.callback(store.close)
-        self._worker = Worker(store, Catalogue(settings.models), name=f"ray-{os.getpid()}-{os.urandom(4).hex()}")
+        self._worker = Worker(
+            store,
+            Catalogue(settings.models),
+            name=f"ray-{os.getpid()}-{os.urandom(4).hex()}",
+            stall_seconds=settings.stall_seconds,
+        )
         if not self._open.enter_context(self._worker.ready()):
             raise RuntimeError(f"the warm-up failed: {self._worker.reason}")
 

@@ -24,6 +24,7 @@ from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.remote_images import RemoteImages
 from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.video_view import VideoObject, view
+from vorta_trt.serving.worker_states import HUNG
 
 MOST_KEY = 255  # letters of an idempotency key
 MOST_DECODED = 2  # requests whose images are decoded at a time
@@ -144,9 +145,11 @@ class Service:
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether videos can be made now, and why or why not."""
-        workers = [worker for worker in self.store.workers() if worker.state != "starting"]
-        ready = [worker for worker in workers if worker.state == "ready"]
-        reasons = [str(worker.detail["reason"]) for worker in workers if worker.state == "failed"]
+        workers, lease = self.store.workers(), self.store.lease_seconds
+        ready = [worker for worker in workers if worker.state == "ready" and worker.age < lease]
+        reasons = [str(worker.detail["reason"]) for worker in workers if worker.state in ("failed", HUNG)]
+        silent = [worker for worker in workers if worker.state == "ready" and worker.age >= lease]
+        reasons += [f"a worker has given no sign of life for {worker.age:.0f} s" for worker in silent]
         if self.draining.is_set():
             return False, {"status": "draining"}
         if ready:

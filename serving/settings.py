@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 DAY = 24 * 3600.0
 MIB = 1 << 20
+STALL_SECONDS = 1800.0  # a step of a large model on a processor may take minutes
 
 
 class _Settings(BaseModel):
@@ -65,6 +66,8 @@ class ServeSettings(_Settings):
     """How long results stay, from completion on."""
     lease_seconds: float = Field(default=30.0, gt=0)
     """After how long without a sign of life a worker's job is taken from it."""
+    stall_seconds: float = Field(default=STALL_SECONDS, gt=0)
+    """After how long without a step or stage, while it works or starts, a worker is ended."""
     most_attempts: int = Field(default=3, ge=1)
     """How often a job is begun whose worker is lost."""
     workers: int = Field(default=1, ge=1)

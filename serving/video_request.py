@@ -59,7 +59,7 @@ class VideoRequest(SamplingParams):
     """Frames of the video."""
     seconds: float | None = Field(default=None, gt=0, le=3600)
     """The length of the video in seconds, at the model's own frame rate, in the place of `num_frames`."""
-    fps: float | None = Field(default=None, gt=0, lt=1000)
+    fps: float | None = Field(default=None, ge=0.1, lt=1000)
     """Frames per second at which the video is written; null is the model's own."""
     n: int = Field(default=1, ge=1, le=64)
     """How many videos, with the seeds `seed`, `seed + 1` and so on."""

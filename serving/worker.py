@@ -4,8 +4,11 @@
     worker = Worker(store, catalogue)
     outcome = worker.run(stop)      # a threading.Event that ends it; the running job is finished first
 
-A job is cancelled at the next step. A worker whose engine fails gives its job up with the reason and returns: whoever
-started it starts another one, in a new process, since a CUDA error stays with its process.
+A job is cancelled at the next step. After an error that may be the engine's, the job is given up with the reason, and
+a warm-up tells whether the engine is in order. If it is not, the worker returns: whoever started it starts another one,
+in a new process, since a CUDA error stays with its process.
+
+A thread gives signs of life. It stops renewing the lease, and says "hung", where nothing has gone on for a long time.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from vorta_trt.serving.job import Job, LeaseLostError
 from vorta_trt.serving.job_files import RESULT
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.loaded_models import LoadedModels
+from vorta_trt.serving.settings import STALL_SECONDS
 from vorta_trt.serving.step_watch import StepWatch
 from vorta_trt.serving.thumbnail import write_thumbnail
 from vorta_trt.serving.tracing import record_spans
+from vorta_trt.serving.worker_states import HUNG
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
@@ -64,6 +69,7 @@ class Worker:
         catalogue: The models.
         name: Of this worker, other than that of any other; None makes one.
         models: The pipelines; None makes them of the catalogue.
+        stall_seconds: After how long without a step or stage, while it works, the worker says that it hangs.
 
     Attributes:
         name: As given.
@@ -72,7 +78,13 @@ class Worker:
     """
 
     def __init__(
-        self, store: JobStore, catalogue: Catalogue, *, name: str | None = None, models: LoadedModels | None = None
+        self,
+        store: JobStore,
+        catalogue: Catalogue,
+        *,
+        name: str | None = None,
+        models: LoadedModels | None = None,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self.name = name or f"worker-{os.getpid()}-{time.time_ns():x}"
         self.reason = ""
@@ -81,6 +93,8 @@ class Worker:
         self._models = models or LoadedModels(catalogue)
         self._state = "starting"
         self._job: Job | None = None
+        self._stall_seconds = stall_seconds
+        self._busy_since: float | None = None  # the last step or stage; None: there is nothing to do
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +134,7 @@ class Worker:
         if job is None:
             return None
         self._job = job
+        self._go_on()
         log = logging.LoggerAdapter(logger, {"job": job.id})
         log.info("started, attempt %d", job.attempt)
         try:
@@ -128,7 +143,7 @@ class Worker:
             log.info("%s", error)
             return True
         finally:
-            self._job = None
+            self._job = self._busy_since = None
 
     def _run(self, job: Job, log: logging.LoggerAdapter[logging.Logger]) -> bool:
         """Whether the engine is in order."""
@@ -148,12 +163,25 @@ class Worker:
                 raise LeaseLostError(f"job {job.id}: was deleted") from error
             log.error("failed, %s: %s", code, message, exc_info=error)
             self._store.fail(job, code, message)
-            self.reason = message
-            return in_order
+            return in_order or self._is_in_order(job.model, message, log)
         else:
             self._store.complete(job, report)
             record_spans(job, report)
             log.info("completed in %.1f s", report["seconds"])
+        return True
+
+    def _is_in_order(self, model: str, message: str, log: logging.LoggerAdapter[logging.Logger]) -> bool:
+        """Whether the engine makes a short video after an error; if not, `reason` says why."""
+        self._job = None  # it has ended
+        self._go_on()
+        try:
+            self._models.check(model, self._go_on)
+        except Exception as error:
+            self.reason = f"{message}; then the warm-up failed: {describe_failure(error)[1]}"
+            log.error("the engine failed: %s", self.reason, exc_info=error)
+            self._say("failed")
+            return False
+        log.info("the engine is in order: a short video was made after the error")
         return True
 
     # -- a job ---------------------------------------------------------------------------------------------------------
@@ -168,6 +196,7 @@ class Worker:
         pipeline = self._models.get(accepted.model)
 
         def tell(stage: str, step: int | None) -> None:
+            self._go_on()
             if self.abort.is_set():
                 raise _StoppedError
             if self._store.report_progress(job, stage=stage, step=step):
@@ -224,15 +253,28 @@ class Worker:
     # -- readiness -----------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> bool:
+        self._go_on()
         try:
-            self._models.warm_up()
+            self._models.warm_up(self._go_on)
         except Exception as error:
             self.reason = describe_failure(error)[1]
             logger.error("worker %s: the warm-up failed: %s", self.name, self.reason, exc_info=error)
             self._say("failed")
             return False
+        finally:
+            self._busy_since = None
         self._say("ready")
         return True
+
+    def _go_on(self) -> None:
+        """A step or stage begins."""
+        self._busy_since = time.monotonic()
+
+    @property
+    def hangs(self) -> bool:
+        """Whether no step or stage has begun for a long time, though there is work."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > self._stall_seconds
 
     def _say(self, state: str | None = None) -> None:
         self._state = state or self._state
@@ -247,6 +289,10 @@ class Worker:
         def live() -> None:
             while not over.wait(self._store.lease_seconds / 4):
                 try:
+                    if self.hangs:
+                        reason = f"no step or stage has begun for {self._stall_seconds:g} s: the engine hangs"
+                        self._store.say(self.name, HUNG, {"reason": reason})
+                        continue
                     self._say()
                     if (job := self._job) is not None:
                         self._store.report_progress(job)

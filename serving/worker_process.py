@@ -9,6 +9,7 @@ input, whose other end the server holds.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -16,13 +17,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.worker_states import HUNG, WorkerState
 
 ENGINE_FAILED, NOT_READY, ORPHAN = 70, 71, 72  # exit codes
-ENGINE_STARTS = 2  # of a worker whose engine fails before it has made a video
-LONGEST_PAUSE_SECONDS = 60.0  # before a worker is started that was killed again and again
+LONGEST_PAUSE_SECONDS = 60.0  # before a worker is started that ended again and again
+LOOK_SECONDS = 1.0  # between two looks at a worker
+SILENT_LEASES = 2  # without a sign of life, after which a worker is killed
 NICE = 5  # the server answers first where processors are few
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,7 @@ def main() -> int:
         logger.error("worker %s: %s", name, error)
         store.say(name, "failed", {"reason": describe_failure(error)[1]})
         return NOT_READY
-    worker = Worker(store, catalogue, name=name)
+    worker = Worker(store, catalogue, name=name, stall_seconds=settings.stall_seconds)
     signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())
     end_tracing = set_up_tracing()
     outcome = worker.run(stop)
@@ -83,9 +87,9 @@ def _end_with_server() -> None:
 class WorkerProcesses:
     """The workers of a server.
 
-    A worker whose engine failed is started once more; if its warm-up fails, or the engine fails again before a video
-    is made, the worker stays away, and the server is not ready. A worker that was killed is started again, after pauses
-    that grow while it makes no video.
+    A worker that ended, for whatever reason, is started again, after pauses that grow while it makes no video. Why it
+    ended is told until the next one is ready. A worker that hangs is killed: one that says so, or that gives no sign of
+    life, for two leases when it works, and for `stall_seconds` when it starts.
 
     Args:
         settings: Of the server.
@@ -151,26 +155,46 @@ class WorkerProcesses:
     def _keep(self, number: int) -> None:
         """Runs one worker, again and again."""
         failures = 0  # without a video between them
+        reason: str | None = None  # of the last one
         while not self._stopping.is_set():
             name = f"worker-{number}-{os.getpid()}-{time.time_ns():x}"
-            ended = self._store.last_end()
-            code = self._run(number, name)
-            for job in self._store.take_back(worker=name):
-                logger.warning("its worker ended (%s): %s", _ended(code), job.status.value, extra={"job": job.id})
-            if self._stopping.is_set() or code == 0:
-                return
-            made = any(
-                end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)
-            )
+            made = False
+            try:
+                ended = self._store.last_end()
+                code, why = self._run(number, name, reason)
+                reason = why or self._reason_of(name, code)
+                for job in self._store.take_back(worker=name):
+                    logger.warning("its worker ended (%s): %s", reason, job.status.value, extra={"job": job.id})
+                self._store.forget_worker(name)
+                made = any(
+                    end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)
+                )
+            except Exception as error:  # of the job database, or of a machine without memory for a process
+                reason = f"{type(error).__name__}: {error}"
+            if self._stopping.is_set():
+                break
             failures = 1 if made else failures + 1
-            if code == NOT_READY or (code == ENGINE_FAILED and failures >= ENGINE_STARTS):
-                self._give_up(number, name, code)
-                return
-            self._store.forget_worker(name)
-            logger.error("worker %s ended (%s); it is started again", name, _ended(code))
-            self._stopping.wait(min(LONGEST_PAUSE_SECONDS, 2.0 ** (failures - 1)))
+            pause = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(failures - 1, 30))
+            logger.error("worker %s ended (%s); it is started again in %g s", name, reason, pause)
+            self._pause(number, reason, pause)
+        with suppress(Exception):
+            self._store.forget_worker(_kept(number))
 
-    def _run(self, number: int, name: str) -> int:
+    def _pause(self, number: int, reason: str, seconds: float) -> None:
+        """Waits, and lets the store say meanwhile why there is no worker."""
+        end = time.monotonic() + seconds
+        while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
+            self._tell(number, reason)
+            self._stopping.wait(min(left, self._settings.lease_seconds))
+
+    def _tell(self, number: int, reason: str) -> None:
+        try:
+            self._store.say(_kept(number), "failed", {"reason": reason})
+        except Exception as error:
+            logger.warning("worker %d: %s", number, error)
+
+    def _run(self, number: int, name: str, reason: str | None) -> tuple[int, str | None]:
+        """Runs a worker until it ends; returns its exit code, and why it was killed here."""
         settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments
         command = [*self._command, settings.model_dump_json(), name, *self._flags]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **gpu_of(settings, number)})
@@ -178,19 +202,66 @@ class WorkerProcesses:
             self._processes[number] = process
         if self._stopping.is_set():  # it was set before the process could be told
             process.terminate()
+        why = self._watch(process, number, name, reason)
         code = process.wait()
         with self._lock:
             del self._processes[number]
         assert process.stdin is not None
         process.stdin.close()
-        return code
+        return code, why
 
-    def _give_up(self, number: int, name: str, code: int) -> None:
+    def _watch(self, process: subprocess.Popen[bytes], number: int, name: str, reason: str | None) -> str | None:
+        """Waits until a worker ends, or kills it where it hangs, and then returns why.
+
+        Args:
+            process: Of the worker.
+            number: Of the worker.
+            name: Of the worker.
+            reason: Why the one before ended, which is told until this one is ready.
+        """
+        heard, told = time.monotonic(), -math.inf
+        while True:
+            try:
+                process.wait(min(LOOK_SECONDS, self._settings.lease_seconds / 4))
+                return None
+            except subprocess.TimeoutExpired:
+                pass
+            now = time.monotonic()
+            try:
+                state = next((each for each in self._store.workers() if each.name == name), None)
+                heard = heard if state is None else now - state.age
+                if state is not None and state.state == "ready" and reason is not None:
+                    reason = None
+                    self._store.forget_worker(_kept(number))
+            except Exception as error:
+                logger.warning("worker %s: cannot be watched (%s)", name, error)
+                heard = now
+                continue
+            if reason is not None and now - told > self._settings.lease_seconds:
+                told = now
+                self._tell(number, reason)
+            if (why := self._fault(state, now - heard)) is not None:
+                logger.error("worker %s is killed: %s", name, why)
+                process.kill()
+                return why
+
+    def _fault(self, state: WorkerState | None, silent: float) -> str | None:
+        """Why a worker is to be killed; None where it is in order."""
+        if state is not None and state.state == HUNG:
+            return str(state.detail["reason"])
+        works = state is not None and state.state != "starting"
+        limit = SILENT_LEASES * self._settings.lease_seconds if works else self._settings.stall_seconds
+        return f"the worker gave no sign of life for {limit:g} s" if silent > limit else None
+
+    def _reason_of(self, name: str, code: int) -> str:
+        """Why a worker ended."""
         known = [worker for worker in self._store.workers() if worker.name == name and worker.state == "failed"]
-        reason = str(known[0].detail["reason"]) if known else f"the worker ended ({_ended(code)})"
-        logger.error("worker %s stays away: %s", name, reason)
-        while not self._stopping.wait(self._settings.lease_seconds / 4):
-            self._store.say(name, "failed", {"reason": reason})
+        return str(known[0].detail["reason"]) if known else f"the worker ended ({_ended(code)})"
+
+
+def _kept(number: int) -> str:
+    """The name under which is told why there is no worker."""
+    return f"no-worker-{number}"
 
 
 def gpu_of(settings: ServeSettings, worker: int) -> dict[str, str]:

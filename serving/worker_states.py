@@ -12,6 +12,8 @@ from typing import Any
 
 from vorta_trt.serving.stored_jobs import StoredJobs
 
+HUNG = "hung"  # gives signs of life, and its work does not go on
+
 
 @dataclass(frozen=True)
 class WorkerState:
@@ -20,7 +22,7 @@ class WorkerState:
     Attributes:
         name: Its name.
         process: Its process id.
-        state: "starting", "ready", "draining", "failed".
+        state: "starting", "ready", "failed", `HUNG`.
         detail: More of it: models that are loaded, bytes on the GPU, the reason of a failure.
         age: Seconds since it said so.
     """

@@ -48,6 +48,7 @@ from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn
 from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
 from vorta_trt.runtime.pipelines.transformers import Transformers, Turns
+from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 VAE = ("vae",)
@@ -465,11 +466,16 @@ def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.u
     with parts.decoding() as (pipeline, device):
         for number, sample in enumerate(latents):
             parts.on_stage("decoding", number, len(latents))
+            if not bool(sample.isfinite().all()):
+                raise NonFiniteVideoError(
+                    "the latents have values that are not finite, though the transformer's output had none: guidance "
+                    "or schedule overflow; use smaller guidance scales, or other steps"
+                )
             decoded = family.decode(parts.planner.config, pipeline.vae, sample.to(device, pipeline.vae.dtype))
             decoded = decoded[:, :, :frames, :height, :width]
             video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
             if not bool(video.isfinite().all()):
-                raise VortaError(
+                raise NonFiniteVideoError(
                     "the decoded video has values that are not finite, though the latents were: the VAE overflows in "
                     "its precision; decode with another one"
                 )

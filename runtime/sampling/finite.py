@@ -48,6 +48,10 @@ class NonFiniteError(VortaError):
         self.step, self.timestep, self.context, self.share, self.place = step, timestep, context, share, place
 
 
+class NonFiniteVideoError(VortaError):
+    """A video, or the latents that it is decoded from, with values that are not finite."""
+
+
 class HostCopy:
     """A small tensor on its way to the host; the GPU works on, and nobody waits before the values are asked for."""
 

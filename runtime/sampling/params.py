@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 50
 LARGEST_SEED = 2**64 - 1  # of torch.Generator.manual_seed
+LARGEST_SCALE = 1000.0  # of guidance and of the flow shift; far above what models use, and far below an overflow
 
 
 class GuidanceMode(str, Enum):
@@ -58,7 +59,7 @@ class SamplingParams(BaseModel):
     """How many steps are sampled; where `sigmas` or `timesteps` are given, as many as there are."""
     scheduler: str | None = None
     """The scheduler: unipc, flow-euler or dpm++; None is the pipeline's own, or flow-euler for given steps."""
-    flow_shift: float | None = Field(default=None, gt=0)
+    flow_shift: float | None = Field(default=None, ge=1 / LARGEST_SCALE, le=LARGEST_SCALE)
     """The flow shift of the schedule; None is the pipeline's own."""
     sigmas: tuple[float, ...] | None = None
     """Sample at exactly these sigmas, which fall from at most 1 to above 0 and are not shifted."""
@@ -66,11 +67,11 @@ class SamplingParams(BaseModel):
     """Sample at exactly these timesteps, which fall from at most 1000 to above 0."""
     renoise: bool = False
     """Add fresh noise after each given step, as DMD-distilled models want."""
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: float | None = Field(default=None, ge=0, le=LARGEST_SCALE)
     """The scale of guidance; None is the pipeline's own, or 1 (off) for given steps without a named scheduler."""
-    guidance_scale_2: float | None = Field(default=None, ge=0)
+    guidance_scale_2: float | None = Field(default=None, ge=0, le=LARGEST_SCALE)
     """The scale of guidance of the second expert, for models with two."""
-    true_cfg_scale: float = Field(default=1.0, ge=1)
+    true_cfg_scale: float = Field(default=1.0, ge=1, le=LARGEST_SCALE)
     """The scale of classifier-free guidance, for models whose `guidance_scale` is an input; 1 is off."""
     negative_prompt: str | None = None
     """What classifier-free guidance leads away from; None is the empty prompt."""
@@ -87,7 +88,7 @@ class SamplingParams(BaseModel):
     """How many last steps have full attention in all layers."""
     dense_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Layers with full attention at every step, counted over all stacks of blocks."""
-    tau: float | None = None
+    tau: float | None = Field(default=None, ge=-LARGEST_SCALE, le=LARGEST_SCALE)
     """The routing threshold, above 1 every head is full; None is the model's own."""
 
     @model_validator(mode="before")

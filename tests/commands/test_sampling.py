@@ -76,7 +76,7 @@ def test_caches(tmp_path: Path) -> None:
         ({"seed": -1}, "--seed", "-1: .*greater than or equal to 0"),
         ({"num_inference_steps": 0}, "--steps", "0: .*greater than or equal to 1"),
         ({"num_inference_steps": 10**20}, "--steps", "100000000000000000000: .*less than or equal to 1000"),
-        ({"flow_shift": 0.0}, "--flow-shift", "0.0: .*greater than 0"),
+        ({"flow_shift": 0.0}, "--flow-shift", "0.0: .*greater than or equal to 0.001"),
         ({"tau": float("nan")}, "--tau", "finite"),
         ({"scheduler": "ddim"}, "--scheduler", "'ddim': must be one of unipc"),
         ({"guidance_batching": "both"}, "--guidance-batching", "'both': "),

@@ -75,7 +75,8 @@ def test_settings_of_a_model_are_defaults() -> None:
         ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale", "invalid_value", "finite"),
         ({"prompt": "a", "seed": 2**64}, "seed", "invalid_value", "less than or equal"),
         ({"prompt": "a", "n": 65}, "n", "invalid_value", "less than or equal to 64"),
-        ({"prompt": "a", "fps": 0}, "fps", "invalid_value", "greater than 0"),
+        ({"prompt": "a", "fps": 0}, "fps", "invalid_value", "greater than or equal to 0.1"),
+        ({"prompt": "a", "guidance_scale": 1e308}, "guidance_scale", "invalid_value", "less than or equal to 1000"),
         ({"prompt": "a", "scheduler": "none"}, None, "invalid_value", "must be one of"),
     ],
 )

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from running_server import wait_for
 
 from vorta_trt.model.video_reader import read_pictures
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 from vorta_trt.serving import Catalogue, Job, JobStore, Worker
 from vorta_trt.serving.job import NewJob, Status
 from vorta_trt.serving.loaded_models import LoadedModels
@@ -174,6 +177,9 @@ def test_a_worker_that_is_told_to_abort_gives_its_job_back(
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (ValueError("steps 3: do not fit"), "invalid_value"),
+        (OverflowError("value cannot be converted to type float without overflow"), "invalid_value"),
+        (NonFiniteVideoError("the latents have values that are not finite"), "not_finite"),
+        (RuntimeError("an error of this request alone"), "engine_error"),
     ],
 )
 def test_a_fault_of_a_job_is_told_and_the_next_one_runs(
@@ -199,9 +205,18 @@ def test_a_fault_of_a_job_is_told_and_the_next_one_runs(
 
 
 def test_a_fault_of_the_engine_ends_job_and_worker(
-    store: JobStore, catalogue: Catalogue, worker: Worker, working: Working, monkeypatch: pytest.MonkeyPatch
+    store: JobStore,
+    catalogue: Catalogue,
+    models: LoadedModels,
+    worker: Worker,
+    working: Working,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def act(step: int) -> None:
+        monkeypatch.setattr(models, "check", broken)
+        broken()
+
+    def broken(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     Steps(monkeypatch, act)
@@ -215,10 +230,28 @@ def test_a_fault_of_the_engine_ends_job_and_worker(
     assert store.get(second.id).status is Status.QUEUED
 
 
+def test_an_engine_that_hangs_loses_its_lease_though_its_process_lives(
+    tmp_path: Path, catalogue: Catalogue, models: LoadedModels, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(models, "warm_up", lambda tell: None)
+    Steps(monkeypatch, lambda step: None if released.wait(60) else None)
+    with closing(JobStore(tmp_path / "jobs", lease_seconds=1)) as store:
+        job = queue(store, catalogue)
+        with working(Worker(store, catalogue, models=models, stall_seconds=0.5)):
+            try:
+                (state,) = wait_for(lambda: [each for each in store.workers() if each.state == "hung"])
+                assert "no step or stage has begun for 0.5 s" in state.detail["reason"]
+                assert wait_for(store.take_back)[0].id == job.id, "nobody renews its lease"
+            finally:
+                store.delete(job.id)
+                released.set()
+
+
 def test_a_worker_is_ready_after_a_warm_up_with_finite_values(
     store: JobStore, catalogue: Catalogue, models: LoadedModels, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> None:
+    def broken(tell: Any) -> None:
         raise FileNotFoundError("model.bundle: no such folder")
 
     monkeypatch.setattr(models, "warm_up", broken)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vorta_trt.serving import JobStore, ModelSettings, ServeSettings
 from vorta_trt.serving import worker_process as processes
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.worker_process import ENGINE_FAILED, NOT_READY, WorkerProcesses
+from vorta_trt.serving.worker_states import HUNG, WorkerState
 
 from .test_job_store import add
 
@@ -34,7 +35,11 @@ store.say(name, "ready" if code != 71 else "failed", {{"reason": "values are not
 if code == 71:
     sys.exit(code)
 while (job := store.claim(name, ["m"])) is None:
+    store.say(name, "ready")
     time.sleep(0.02)
+if code == {hung}:
+    store.say(name, "hung", {{"reason": "no step has begun"}})
+    time.sleep(600)
 if code == 70:
     store.fail(job, "engine_error", "CUDA error: unspecified launch failure")
     sys.exit(code)
@@ -46,7 +51,8 @@ store.complete(job, {{"seconds": 1, "videos": []}})
 store.close()
 sys.exit(code or 70)
 """
-Run = Callable[[JobStore, str], WorkerProcesses]
+HANGS = 99
+Run = Callable[..., WorkerProcesses]
 
 
 @pytest.fixture
@@ -54,12 +60,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 0.05)
     started: list[WorkerProcesses] = []
 
-    def start(store: JobStore, ends: str) -> WorkerProcesses:
+    def start(store: JobStore, ends: str, lease_seconds: float = 5) -> WorkerProcesses:
         script = tmp_path / "worker.py"
-        script.write_text(WORKER.format(tests=str(Path(__file__).parent)))
+        script.write_text(WORKER.format(tests=str(Path(__file__).parent), hung=HANGS))
         (store.folder / "ends").write_text(ends)
         model = ModelSettings(source=tmp_path, name="m")
-        settings = ServeSettings(models=(model,), jobs=store.folder, api_keys=("secret",), lease_seconds=5)
+        settings = ServeSettings(models=(model,), jobs=store.folder, api_keys=("secret",), lease_seconds=lease_seconds)
         workers = WorkerProcesses(settings, store, command=(sys.executable, str(script)))
         started.append(workers)
         workers.start()
@@ -76,21 +82,52 @@ def starts(store: JobStore) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_an_engine_that_fails_is_started_once_more(store: JobStore, run: Run) -> None:
-    failed, done = add(store, "one", "two")
-    run(store, f"{ENGINE_FAILED} 0 {ENGINE_FAILED} {ENGINE_FAILED}")
-    wait_for(lambda: store.get(done.id).status is Status.COMPLETED)
-    assert store.get(failed.id).error_code == "engine_error"
-    add(store, "three", "four", "five")
-    wait_for(lambda: [worker.state for worker in store.workers()] == ["failed"])
-    assert starts(store) == 3 and store.counts()[Status.QUEUED] == 2, "the last video came before two failures"
+def test_an_engine_that_fails_is_started_again_however_often(store: JobStore, run: Run) -> None:
+    jobs = add(store, "one", "two", "three", "four")
+    run(store, f"{ENGINE_FAILED} {ENGINE_FAILED} {ENGINE_FAILED} 0")
+    wait_for(lambda: store.get(jobs[-1].id).status is Status.COMPLETED)
+    assert [store.get(job.id).error_code for job in jobs] == ["engine_error"] * 3 + [None]
 
 
-def test_a_warm_up_that_fails_is_not_tried_again(store: JobStore, run: Run) -> None:
-    run(store, str(NOT_READY))
-    (worker,) = wait_for(lambda: [worker for worker in store.workers() if worker.state == "failed"])
-    time.sleep(0.5)
-    assert starts(store) == 1 and worker.detail["reason"] == "values are not finite"
+def test_a_warm_up_that_fails_is_tried_again_and_the_reason_is_told_meanwhile(
+    store: JobStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 1.0)
+    (job,) = add(store, "one")
+    run(store, f"{NOT_READY} 0")
+    (worker,) = wait_for(lambda: [worker for worker in store.workers() if worker.name == "no-worker-0"])
+    assert (worker.state, worker.detail["reason"]) == ("failed", "values are not finite")
+    wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
+    assert starts(store) >= 2
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(-signal.SIGSTOP, "no sign of life for 2 s"), (HANGS, "no step has begun")]
+)
+def test_a_worker_that_hangs_is_killed_and_another_one_makes_its_video(
+    store: JobStore, run: Run, caplog: pytest.LogCaptureFixture, end: int, reason: str
+) -> None:
+    (job,) = add(store, "one")
+    run(store, f"{end} 0", lease_seconds=1)
+    wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
+    assert starts(store) == 2 and reason in caplog.text
+
+
+def test_a_worker_that_starts_has_longer(tmp_path: Path, store: JobStore) -> None:
+    model = ModelSettings(source=tmp_path, name="m")
+    settings = ServeSettings(models=(model,), jobs=tmp_path, lease_seconds=30, stall_seconds=600)
+    find = WorkerProcesses(settings, store)._fault
+    for state, silent, is_killed in [
+        (None, 599, False),
+        (None, 601, True),
+        ("starting", 599, False),
+        ("starting", 601, True),
+        ("ready", 59, False),
+        ("ready", 61, True),
+        (HUNG, 0, True),
+    ]:
+        said = None if state is None else WorkerState("w", 1, state, {"reason": "hangs"}, 0.0)
+        assert (find(said, silent) is not None) == is_killed, (state, silent)
 
 
 def test_a_worker_that_is_killed_is_started_again_and_its_job_fails_with_a_reason_in_the_end(
