@@ -22,7 +22,15 @@ from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.serving.settings import ModelSettings
-from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, refused, shown
+from vorta_trt.serving.video_request import (
+    IMAGE_FIELDS,
+    RequestError,
+    VideoRequest,
+    as_fields,
+    named_field,
+    refused,
+    shown,
+)
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
@@ -173,8 +181,7 @@ class ServedModel:
         except ValidationError as error:
             raise refused(error) from None
         except ValueError as error:
-            field = str(error).partition(" ")[0].rstrip(":")
-            raise RequestError(str(error), field if field in SamplingParams.model_fields else None) from None
+            raise RequestError(as_fields(str(error)), named_field(str(error))) from None
         fps = request.fps if request.fps is not None else float(self.planner.frames_per_second)
         return Accepted(self.name, request.prompt, params, str(size), fps, request.n)
 

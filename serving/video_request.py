@@ -10,6 +10,7 @@ What depends on the model (sizes, frame counts, LoRA files) is checked by `Catal
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,6 +78,13 @@ class VideoRequest(SamplingParams):
     def _one_name(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must have a letter that is no blank")
+        return value
+
     def params(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
         """How to sample, with the defaults of a model.
 
@@ -116,8 +124,32 @@ def refused(error: ValidationError, model: type[SamplingParams] = SamplingParams
         return RequestError(f"{shown(field)}: is no field of a request; there are {known}", field, "unknown_field")
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
         return RequestError(f"{field}: is missing; give it", field, "missing_field")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return RequestError(f"{shown(field)} {shown(problem['input'])}: {message}" if field else message, field)
+    message = as_fields(str(problem["msg"]).removeprefix("Value error, "))
+    if field is None:
+        return RequestError(message, named_field(message))
+    return RequestError(f"{shown(field)} {shown(problem['input'])}: {message}", field)
+
+
+def named_field(message: str) -> str | None:
+    """The field with which a message of the sampling settings begins, or None."""
+    if message.startswith("TeaCache"):
+        return "cache"
+    name = re.split(r"[ :.]", message, maxsplit=1)[0]
+    return name if name in SamplingParams.model_fields else None
+
+
+def as_fields(message: str) -> str:
+    """A message in which flags of the command line are the fields that a request has in their place."""
+
+    def field(flag: re.Match[str]) -> str:
+        name = flag[1].replace("-", "_")
+        if name.startswith("cache_"):
+            return f"cache.{name.removeprefix('cache_')}"
+        return name if name in SamplingParams.model_fields else flag[0]
+
+    message = message.replace("--cache-coefficients none", "cache.coefficients [1, 0] with cache.threshold")
+    message = message.replace("--cache-coefficients NAME", "cache.model NAME")
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", field, message)
 
 
 def shown(value: Any) -> str:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.job import Status
@@ -42,7 +43,12 @@ def login_page(wrong: bool = False) -> str:
 
 
 def main_page(
-    models: Sequence[ServedModel], videos: Sequence[VideoObject], *, logout: bool, error: str | None = None
+    models: Sequence[ServedModel],
+    videos: Sequence[VideoObject],
+    *,
+    logout: bool,
+    error: str | None = None,
+    sent: Mapping[str, Any] | None = None,
 ) -> str:
     """The form, and the caller's jobs.
 
@@ -51,6 +57,7 @@ def main_page(
         videos: The newest first.
         logout: Whether there is a key to forget.
         error: Of the form that was sent.
+        sent: What stood in that form, and stays there; files cannot.
     """
     told = "" if error is None else f'<p class="error" role="alert">{escape(error)}</p>'
     leave = (
@@ -60,28 +67,42 @@ def main_page(
     empty = '<p class="empty">No videos yet.</p>'
     return (
         _HEAD.format(about="Describe a video; it is queued, made, and kept here.")
-        + f"<main>\n<section>{told}\n{_form(models)}\n{leave}</section>\n"
+        + f"<main>\n<section>{told}\n{_form(models, sent or {})}\n{leave}</section>\n"
+        + '<p class="error" id="away" role="alert" hidden>The server does not answer; what is shown is old.</p>\n'
         + f'<section id="videos" aria-live="polite">\n{cards or empty}\n</section>\n</main>\n'
         + _FOOT
     )
 
 
-def _form(models: Sequence[ServedModel]) -> str:
-    choices = "".join(f"<option>{escape(model.name)}</option>" for model in models)
+def _form(models: Sequence[ServedModel], sent: Mapping[str, Any]) -> str:
+    def text(name: str) -> str:
+        value = sent.get(name, "")
+        return escape(value) if isinstance(value, str) else ""
+
+    def chosen(name: str, value: str) -> str:
+        return " selected" if sent.get(name) == value else ""
+
+    choices = "".join(
+        f'<option data-images="{" ".join(model.images)}"{chosen("model", model.name)}>{escape(model.name)}</option>'
+        for model in models
+    )
     sizes = "".join(
-        f'<option value="{size.width}x{size.height} {size.frames}" data-model="{escape(model.name)}">'
+        f'<option value="{size.width}x{size.height} {size.frames}" data-model="{escape(model.name)}"'
+        f"{chosen('page_size', f'{size.width}x{size.height} {size.frames}') * (sent.get('model') == model.name)}>"
         f"{size.width}×{size.height}, {size.frames} frames ({size.frames / model.planner.frames_per_second:.1f} s)"
         "</option>"
         for model in models
         for size in model.sizes
     )
     return f"""<form method="post" action="/" enctype="multipart/form-data" class="card" id="ask">
-<label>Prompt <textarea name="prompt" rows="4" required placeholder="A cat walks on grass"></textarea></label>
+<label>Prompt <textarea name="prompt" rows="4" required placeholder="A cat walks on grass">
+{text("prompt")}</textarea></label>
 <label>Model <select name="model">{choices}</select></label>
 <label>Size <select name="page_size">{sizes}</select></label>
 <div class="row">
-<label>Steps <input type="number" name="num_inference_steps" min="1" max="1000" placeholder="default"></label>
-<label>Seed <input type="number" name="seed" min="0" placeholder="random"></label>
+<label>Steps <input type="number" name="num_inference_steps" min="1" max="1000" placeholder="default"
+ value="{text("num_inference_steps")}"></label>
+<label>Seed <input type="number" name="seed" min="0" placeholder="random" value="{text("seed")}"></label>
 </div>
 <label>First image <input type="file" name="input_reference" accept="image/png,image/jpeg,image/webp"></label>
 <button>Make the video</button>

@@ -5,8 +5,11 @@
 const videos = document.getElementById("videos");
 const model = document.querySelector("select[name=model]");
 const sizes = document.querySelector("select[name=page_size]");
+const away = document.getElementById("away");
+const image = document.querySelector("input[name=input_reference]");
 
 function showSizes() {
+  image.required = (model.selectedOptions[0]?.dataset.images ?? "").split(" ").includes("image");
   for (const option of sizes.options) {
     option.hidden = option.disabled = option.dataset.model !== model.value;
   }
@@ -19,6 +22,7 @@ async function refresh() {
   let pause = 1000;
   try {
     const answer = await fetch("/page/videos");
+    away.hidden = true;
     if (answer.ok) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       const cards = [...fresh.querySelectorAll("article, p.empty")];
@@ -35,6 +39,7 @@ async function refresh() {
       }
     }
   } catch (error) {
+    away.hidden = false;
     pause = 5000; // the server is away; its jobs are not
   }
   setTimeout(refresh, pause);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ def page_router(service: Service) -> APIRouter:
     def cards(user: str) -> list[VideoObject]:
         return service.views(service.store.page(user, limit=SHOWN)[0])
 
-    def shown(user: str, error: str | None = None, status: int = 200) -> HTMLResponse:
-        page = main_page(models, cards(user), logout=service.access.wants_key, error=error)
+    def shown(
+        user: str, error: str | None = None, status: int = 200, sent: Mapping[str, Any] | None = None
+    ) -> HTMLResponse:
+        page = main_page(models, cards(user), logout=service.access.wants_key, error=error, sent=sent)
         return HTMLResponse(page, status, HEADERS)
 
     @router.get("/")
@@ -67,13 +70,14 @@ def page_router(service: Service) -> APIRouter:
     @router.post("/")
     async def ask(request: Request) -> Response:
         user = service.access.user(request)
+        values: dict[str, Any] = {}
         try:
             values, form = await read_values(request, service.settings.most_upload_bytes)
             await service.ask(_of_page(values), form, user, None)
         except Exception as error:
             if (answer := api_error(error)) is None:
                 raise
-            return await run_in_threadpool(shown, user, str(answer), answer.status)
+            return await run_in_threadpool(shown, user, str(answer), answer.status, values)
         return RedirectResponse("/", 303)
 
     @router.get("/page/videos")

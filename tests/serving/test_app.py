@@ -485,6 +485,10 @@ def test_the_form_of_the_page(client: Client) -> None:
     assert (job["prompt"], job["status"]) == ("a dog", "queued")
     wrong = web.post("/", data={**form, "seed": "x"})
     assert wrong.status_code == 400 and 'role="alert"' in wrong.text and "seed" in wrong.text
+    wrong = web.post("/", data={**form, "prompt": "a <dog>", "model": "image", "num_inference_steps": "7"})
+    assert wrong.status_code == 400 and "input_reference: is missing" in wrong.text
+    assert ">\na &lt;dog&gt;</textarea>" in wrong.text and 'value="7"' in wrong.text and 'value="3"' in wrong.text
+    assert '<option data-images="image" selected>image</option>' in wrong.text
     web.post(f"/page/cancel/{job['id']}")
     assert "cancelled" in web.get("/page/videos").text
     web.post(f"/page/delete/{job['id']}")

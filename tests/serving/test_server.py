@@ -140,6 +140,12 @@ def test_the_page_in_a_browser(server: RunningServer, tmp_path: Path) -> None:
         browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "completed.png")
         browser.run("document.querySelector('article.completed form button').click()")
         browser.wait_for("document.querySelector('p.empty')")
+        browser.wait_for("document.querySelector('#away').hidden")
+        browser.run("document.querySelector('[name=model]').value = 'image'")
+        browser.run("document.querySelector('[name=model]').dispatchEvent(new Event('change'))")
+        assert browser.run("document.querySelector('[name=input_reference]').required")
+        browser.run("window.fetch = () => Promise.reject(new TypeError('gone'))")
+        browser.wait_for("!document.querySelector('#away').hidden")
         assert browser.errors() == []
         assert all(url.startswith((server.url, "data:")) for url in browser.requested())
 

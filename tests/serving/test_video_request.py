@@ -11,7 +11,7 @@ from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.tea_cache import TeaCache
 from vorta_trt.serving import Catalogue
 from vorta_trt.serving.catalogue import Accepted
-from vorta_trt.serving.video_request import RequestError, VideoRequest, parse_request
+from vorta_trt.serving.video_request import RequestError, VideoRequest, as_fields, parse_request
 
 # SERVING.md's list.
 FIELDS = (
@@ -63,6 +63,13 @@ def test_settings_of_a_model_are_defaults() -> None:
         ({"prompt": "a", "bogus": 1}, "bogus", "unknown_field", "bogus: is no field"),
         ({}, "prompt", "missing_field", "prompt: is missing"),
         ({"prompt": ""}, "prompt", "invalid_value", "at least 1"),
+        ({"prompt": " \n"}, "prompt", "invalid_value", "no blank"),
+        (
+            {"prompt": "a", "num_inference_steps": 3, "sigmas": [1, 0.5]},
+            "num_inference_steps",
+            "invalid_value",
+            "sigmas",
+        ),
         ({"prompt": "a" * 20_001}, "prompt", "invalid_value", "at most 20000"),
         ({"prompt": "\ud800"}, "prompt", "invalid_value", "unable to parse raw data"),
         ({"prompt": "a", "size": "9x64x96"}, "size", "invalid_value", "pattern"),
@@ -77,7 +84,7 @@ def test_settings_of_a_model_are_defaults() -> None:
         ({"prompt": "a", "n": 65}, "n", "invalid_value", "less than or equal to 64"),
         ({"prompt": "a", "fps": 0}, "fps", "invalid_value", "greater than or equal to 0.1"),
         ({"prompt": "a", "guidance_scale": 1e308}, "guidance_scale", "invalid_value", "less than or equal to 1000"),
-        ({"prompt": "a", "scheduler": "none"}, None, "invalid_value", "must be one of"),
+        ({"prompt": "a", "scheduler": "none"}, "scheduler", "invalid_value", "must be one of"),
     ],
 )
 def test_what_is_wrong_is_named(values: dict[str, Any], field: str | None, code: str, told: str) -> None:
@@ -104,6 +111,13 @@ def test_what_a_model_has_not_is_refused_with_what_it_has(
 ) -> None:
     error = refusal({"prompt": "a", **values}, catalogue)
     assert error.field == field and told in str(error)
+
+
+def test_flags_of_the_command_line_are_told_as_fields() -> None:
+    told = as_fields("cache tea: give the distance as it is (--cache-coefficients none), --flow-shift, --checkpoint")
+    assert parse_request({"prompt": "a", "cache": {"method": "tea", "coefficients": [1, 0], "threshold": 0.1}}).cache
+    assert told.startswith("cache tea: give the distance as it is (cache.coefficients [1, 0] with cache.threshold), ")
+    assert told.endswith("flow_shift, --checkpoint")
 
 
 def test_what_is_accepted_comes_back_from_json(catalogue: Catalogue) -> None:
