@@ -18,6 +18,8 @@ from vorta_trt.commands.expand import Options
 from vorta_trt.commands.options import (
     MOST_SEED,
     OneSize,
+    PipelineFolder,
+    Target,
     Variant,
     decimals,
     experts_of_file,
@@ -231,17 +233,11 @@ def _budget(text: str) -> int | str:
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
 )
 def generate(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],
+    target: Target,
     video: VideoOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help="The pipeline folder, for text encoder, VAE and scheduler [default: the one that the bundle was made "
-            "from, if it lies beside it or here]."
-        ),
-    ] = None,
+    checkpoint: PipelineFolder = None,
     variant: Variant = None,
     size: OneSize = None,
     route_override: Annotated[

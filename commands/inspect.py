@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
-from vorta_trt.commands.options import Component, OneSize
+from vorta_trt.commands.options import Component, OneSize, Target
 
 
 @command(
@@ -19,7 +19,7 @@ from vorta_trt.commands.options import Component, OneSize
     "vorta-trt inspect model.onnx --plot layers.png",
 )
 def inspect(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],
+    target: Target,
     plot: Annotated[Path | None, typer.Option(help="Draw the layer graph into this file (.png, .svg, .pdf).")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the hash of every file of the bundle.")] = False,
     memory: Annotated[

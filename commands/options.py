@@ -62,6 +62,14 @@ With = Annotated[
         "the model has them, or all; may be repeated [default: none].",
     ),
 ]
+Target = Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")]
+PipelineFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="The pipeline folder, for text encoder, VAE and scheduler [default: the one that the bundle was made "
+        "from, if it lies beside it or here]."
+    ),
+]
 Variant = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Take the weight files with this in their names, e.g. fp16 [default: none]."),

@@ -11,7 +11,7 @@ import typer
 
 from vorta_trt.commands.app import AsJson, Debug, command
 from vorta_trt.commands.generate import EngineOptions
-from vorta_trt.commands.options import numbers
+from vorta_trt.commands.options import PipelineFolder, Target, numbers
 
 
 @command(
@@ -20,16 +20,10 @@ from vorta_trt.commands.options import numbers
     "vorta-trt triton model.bundle --no-progress --name video -o model_repository",
 )
 def triton(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")],
+    target: Target,
     engine: EngineOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model repository, which may hold other models.")],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help="The pipeline folder, for text encoder, VAE and scheduler [default: the one that the bundle was made "
-            "from, if it lies beside it or here]."
-        ),
-    ] = None,
+    checkpoint: PipelineFolder = None,
     name: Annotated[str | None, typer.Option(help="The model's name in Triton [default: the bundle's].")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Settings of a published model that requests have by default [default: none].")

@@ -170,8 +170,7 @@ def JoinedLinear(  # noqa: N802
     plugin_version: str = "1",
 ):
     """First [B, X, J], second [B, X, K] -> [B, X, O]; weight [O, J + K], bias [O]."""
-    joined = op.Concat(first, second, axis=2)  # [B, X, J + K]
-    return activated(op.Add(op.MatMul(joined, op.Transpose(weight, perm=[1, 0])), bias), activation)
+    return Linear(op.Concat(first, second, axis=2), weight, bias, activation)
 
 
 @script(VORTA, default_opset=op)
@@ -217,8 +216,7 @@ def NormModulateQuantize(  # noqa: N802
     plugin_version: str = "1",
 ):
     """`Quantize` of what `NormModulate` gives."""
-    scaled = layer_norm(tokens, epsilon) * by_token(scale, tokens, first_tokens)  # [B, X, E]
-    normed = op.CastLike(scaled + by_token(shift, tokens, first_tokens), tokens)
+    normed = NormModulate(tokens, scale, shift, epsilon, first_tokens)
     quantized, quantized_scale = quantize_rows(normed)
     return quantized, quantized_scale
 
@@ -236,10 +234,7 @@ def ResidualNormModulateQuantize(  # noqa: N802
     plugin_version: str = "1",
 ):
     """The sum of `ResidualNormModulate`, and `Quantize` of its norm."""
-    added = op.Cast(update, to=1) * by_token(gate, update, first_tokens)  # [B, X, E]
-    written = op.CastLike(op.Cast(residual, to=1) + added, residual)  # [B, X, E]
-    scaled = layer_norm(written, epsilon) * by_token(scale, update, first_tokens)  # [B, X, E]
-    normed = op.CastLike(scaled + by_token(shift, update, first_tokens), residual)
+    written, normed = ResidualNormModulate(residual, update, gate, scale, shift, epsilon, first_tokens)
     quantized, quantized_scale = quantize_rows(normed)
     return written, quantized, quantized_scale
 

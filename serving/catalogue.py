@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.target import read_target
 from vorta_trt.serving.settings import ModelSettings
 from vorta_trt.serving.video_request import (
     IMAGE_FIELDS,
@@ -113,6 +115,12 @@ class ServedModel:
         self._plans: OrderedDict[tuple[str, str], PlannedRequest] = OrderedDict()
         self._lock = threading.Lock()
 
+    @cached_property
+    def flavour(self) -> str | None:
+        """Of TensorRT, of its bundle; None without one."""
+        bundle = read_target(self.settings.source).bundle
+        return None if bundle is None else bundle.manifest.engine.flavour
+
     @property
     def name(self) -> str:
         """What requests call it."""
@@ -162,7 +170,8 @@ class ServedModel:
             RequestError: With what the model has.
         """
         accepted = self._settle(request, images)
-        self._check_images(images, VideoSize.parse(accepted.size))
+        with _named_images():
+            self.planner.at(accepted.size).read_images(images)
         return accepted
 
     def _settle(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> Accepted:
@@ -245,10 +254,6 @@ class ServedModel:
         self._settle(request, {})
         with _named_images():
             choose_kind(get_family(self.planner.family).pipeline_kinds(self.planner.config), images)
-
-    def _check_images(self, images: Mapping[str, ImageLike], size: VideoSize) -> None:
-        with _named_images():
-            self.planner.at(size).read_images(images)
 
 
 @contextmanager

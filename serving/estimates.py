@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from vorta_trt.model.video_size import VideoSize
 from vorta_trt.serving.catalogue import Accepted, Catalogue
 from vorta_trt.serving.job import Job, Status
 from vorta_trt.serving.job_rows import End
@@ -115,9 +116,9 @@ class Estimates:
         return float(min(1.0, (whole + sum(shares[:step]) / max(sum(shares), 1e-9)) / accepted.n))
 
     def _of(self, job: Job) -> _Measured | None:
-        frames, height, width = (int(part) for part in str(job.request["size"]).split("x"))
+        size = VideoSize.parse(job.request["size"])
         with self._lock:
-            return self._measured.get((job.model, (frames, height, width)))
+            return self._measured.get((job.model, (size.frames, size.height, size.width)))
 
     @staticmethod
     def _units(job: Job) -> float:

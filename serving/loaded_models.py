@@ -17,7 +17,6 @@ from PIL import Image
 
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.pipelines.residency import Residency, choose_residency
-from vorta_trt.runtime.target import read_target
 from vorta_trt.serving.catalogue import Catalogue, ServedModel
 
 if TYPE_CHECKING:
@@ -141,9 +140,8 @@ def _short_request(model: ServedModel) -> dict[str, Any]:
 def _flavour(model: ServedModel, pipeline: VortaPipeline) -> str:
     if pipeline.executor != "tensorrt":
         return pipeline.executor or "not loaded"
-    bundle = read_target(model.settings.source).bundle
-    assert bundle is not None  # TensorRT runs nothing else
-    return bundle.manifest.engine.flavour
+    assert model.flavour is not None  # TensorRT runs nothing but bundles
+    return model.flavour
 
 
 def _sm(pipeline: VortaPipeline) -> str:

@@ -79,9 +79,13 @@ class Service:
             raise ApiError(503, "too many images are being read; try again", "busy", retry_after=5)
         return await to_thread.run_sync(self._create, body, user, key, limiter=self._decoding)
 
-    def _read(self, values: Mapping[str, Any], form: bool, key: str | None) -> Body:
+    def check_open(self) -> None:
+        """Raises ApiError while the server stops."""
         if self.draining.is_set():
             raise ApiError(503, "the server stops; ask again when it is back", "draining", retry_after=10)
+
+    def _read(self, values: Mapping[str, Any], form: bool, key: str | None) -> Body:
+        self.check_open()
         if key is not None and not (0 < len(key) <= MOST_KEY and key.isprintable()):
             raise ApiError(
                 400,

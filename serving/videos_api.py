@@ -61,8 +61,7 @@ def videos_router(service: Service) -> APIRouter:
     async def create_video(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> VideoObject:
         """Queues a job; its videos can be fetched when it is completed."""
         user = service.access.user(request)  # before the body is read
-        if service.draining.is_set():
-            raise ApiError(503, "the server stops; ask again when it is back", "draining", retry_after=10)
+        service.check_open()
         values, form = await read_values(request, settings.most_upload_bytes)
         job = await service.ask(values, form, user, idempotency_key)
         return await run_in_threadpool(service.view, job)

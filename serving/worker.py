@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import resource
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.runtime.sampling.params import LARGEST_SEED
 from vorta_trt.serving.catalogue import Accepted, Catalogue
 from vorta_trt.serving.failures import describe_failure
 from vorta_trt.serving.job import Job, LeaseLostError
@@ -205,7 +207,11 @@ class Worker:
         watch = StepWatch(tell)
         images = {name: files.folder(job.id) / file for name, file in (accepted.images or {}).items()}
         first = accepted.params.seed
-        seeds = None if first is None else [(first + number) % 2**64 for number in range(accepted.n)]
+        seeds = (
+            [secrets.randbits(32) for _ in range(accepted.n)]
+            if first is None
+            else [(first + number) % (LARGEST_SEED + 1) for number in range(accepted.n)]
+        )
         with files.new_result(job.id, job.attempt) as folder:
             parts: list[dict[str, Any]] = []
 
@@ -229,15 +235,11 @@ class Worker:
     def _generate(
         pipeline: VortaPipeline,
         accepted: Accepted,
-        seeds: list[int] | None,
+        seeds: list[int],
         images: dict[str, Path],
         write: Callable[[int, GeneratedVideo], None],
         watch: StepWatch,
     ) -> None:
-        import secrets
-
-        if seeds is None:
-            seeds = [secrets.randbits(32) for _ in range(accepted.n)]
         pipeline.generate_each(
             [accepted.prompt] * accepted.n,
             write,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TEXT_ENCODER, TEXT_ENCODER_2, IMAGE_ENCODER = "text_encoder", "text_encoder_2", "image_encoder"
 VAE_ENCODER, VAE_DECODER = "vae_encoder", "vae_decoder"
+VAE_INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
+VAE_RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
 
 
 @dataclass(frozen=True, eq=False)

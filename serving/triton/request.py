@@ -14,7 +14,8 @@ from vorta_trt.serving.triton.tensors import IMAGES, INPUTS, PARAMETERS, STRING,
 from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, parse_request, shown
 
 ELSEWHERE = {"model": "the model of the request", "n": "one request for each video"}  # what stands in their place
-ELSEWHERE |= dict.fromkeys(("input_reference", "reference_url"), "IMAGE") | {"last_reference": "LAST_IMAGE"}
+_IMAGE_OF = {field: name for name, own in IMAGES.items() for field, argument in IMAGE_FIELDS.items() if argument == own}
+ELSEWHERE |= _IMAGE_OF
 
 
 def read_request(tensor: Callable[[str], Any], most_pixels: int) -> tuple[VideoRequest, dict[str, Image.Image]]:
@@ -46,9 +47,7 @@ def read_request(tensor: Callable[[str], Any], most_pixels: int) -> tuple[VideoR
 def in_tensors(error: RequestError) -> str:
     """The message of a refusal, with the name of the input in the place of the field's."""
     names = {each.field: each.name for each in INPUTS if each.field is not None}
-    names |= {
-        field: name for name, own in IMAGES.items() for field, argument in IMAGE_FIELDS.items() if argument == own
-    }
+    names |= _IMAGE_OF
     message, field = str(error), error.field
     if field not in names or not message.startswith(field):
         return message

@@ -23,6 +23,8 @@ from vorta_trt.model.families.parts import (
     TEXT_ENCODER_2,
     VAE_DECODER,
     VAE_ENCODER,
+    VAE_INPUTS,
+    VAE_RESULTS,
     PartGraph,
     RunGraph,
     VideoParts,
@@ -30,8 +32,6 @@ from vorta_trt.model.families.parts import (
 
 SKIPPED = 2  # last layers of the language model that the pipeline leaves out
 CLIP_TOKENS = 77
-_INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
-_RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
 
 
 class TiledParts(VideoParts):
@@ -53,8 +53,8 @@ class TiledParts(VideoParts):
             PartGraph(
                 _tile_name(part, shape),
                 _Tile(part, component),
-                {_INPUTS[part]: torch.empty(shape, dtype=component.dtype)},
-                (_RESULTS[part],),
+                {VAE_INPUTS[part]: torch.empty(shape, dtype=component.dtype)},
+                (VAE_RESULTS[part],),
             )
             for shape in self._tile_shapes(part, component)
         ]
@@ -87,7 +87,7 @@ class TiledParts(VideoParts):
                     rows // spatial,
                     columns // spatial,
                 )
-            return {_RESULTS[part]: torch.empty(1, *made, device="meta")}
+            return {VAE_RESULTS[part]: torch.empty(1, *made, device="meta")}
 
         self.install(part, empty, note)
         with torch.no_grad():
@@ -143,7 +143,7 @@ class _TileCaller(nn.Module):
 
     def forward(self, tile: Tensor) -> Tensor:
         name = _tile_name(self._part, tuple(tile.shape))
-        return self._run(name, {_INPUTS[self._part]: tile})[_RESULTS[self._part]]
+        return self._run(name, {VAE_INPUTS[self._part]: tile})[VAE_RESULTS[self._part]]
 
 
 def _put(part: str, vae: Any, caller: nn.Module) -> None:

@@ -33,6 +33,8 @@ from vorta_trt.model.families.parts import (
     TEXT_ENCODER,
     VAE_DECODER,
     VAE_ENCODER,
+    VAE_INPUTS,
+    VAE_RESULTS,
     PartGraph,
     RunGraph,
     VideoParts,
@@ -41,8 +43,6 @@ from vorta_trt.model.families.wan import TEXT_SEQUENCE
 
 SKIPPED = 1  # last layers of the image encoder that the pipeline leaves out
 CHUNK = 4  # video frames of every chunk but the first, as diffusers takes them
-_RESULTS = {VAE_DECODER: "frames", VAE_ENCODER: "latents"}
-_INPUTS = {VAE_DECODER: "latents", VAE_ENCODER: "frames"}
 
 
 class WanParts(VideoParts):
@@ -68,7 +68,7 @@ class WanParts(VideoParts):
         full = _caches_after(part, component, [first, then, then])
         caches = {f"cache_{index}": shape for index, shape in full.items()}
         filled = {f"cache_{index}": full[index] for index in _caches_after(part, component, [first])}
-        name, result, dtype = _INPUTS[part], _RESULTS[part], component.dtype
+        name, result, dtype = VAE_INPUTS[part], VAE_RESULTS[part], component.dtype
         given = {name: torch.empty(shape, dtype=dtype) for name, shape in caches.items()}
         return [
             PartGraph(
@@ -155,8 +155,8 @@ class _ChunkCaller(nn.Module):
     def forward(self, chunk: Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool = False) -> Tensor:
         is_first = first_chunk or feat_cache[0] is None
         kept = {} if is_first else feat_cache[0]
-        made = self._run(f"{self._part}_{'first' if is_first else 'next'}", {_INPUTS[self._part]: chunk, **kept})
-        result = made.pop(_RESULTS[self._part])
+        made = self._run(f"{self._part}_{'first' if is_first else 'next'}", {VAE_INPUTS[self._part]: chunk, **kept})
+        result = made.pop(VAE_RESULTS[self._part])
         feat_cache[0] = {name.removeprefix("new_"): tensor for name, tensor in made.items()}
         return result
 
