@@ -62,7 +62,10 @@ def triton(
     from vorta_trt.serving.settings import ModelSettings
     from vorta_trt.serving.triton.repository import TritonSettings, write_model
 
-    options = {key: value for key, value in engine.arguments().items() if value}
+    # What is given: False and nothing are the pipeline's defaults, but for tiling, which some families do anyway.
+    options = {
+        key: value for key, value in engine.arguments().items() if value or (key == "vae_tiling" and value is not None)
+    }
     if options.pop("device", None) is not None:
         raise typer.BadParameter("is what Triton gives to an instance; use --gpus", param_hint="--device")
     on = numbers([gpus], "--gpus") if gpus is not None else [] if target.suffix == ".onnx" else [0]

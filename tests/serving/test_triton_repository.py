@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def test_a_bundle(tiny_wan: Tiny, tmp_path: Path) -> None:
         "checkpoint": str(tiny_wan.checkpoint),
         "pipeline": {"residency": "auto", "cpu_offload": True},
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "written"), [((), None), (("--vae-tiling",), "true"), (("--no-vae-tiling",), "false")]
+)
+def test_tiling_is_what_was_said(tiny_wan: Tiny, tmp_path: Path, options: tuple[str, ...], written: str | None) -> None:
+    """Some families decode in tiles unless told otherwise."""
+    triton(tiny_wan.onnx, "-o", tmp_path / "models", "--checkpoint", tiny_wan.checkpoint, *options)
+    (config,) = (tmp_path / "models").glob("*/config.pbtxt")
+    found = re.search(r"vae_tiling\W+(true|false)", config.read_text(encoding="utf-8"))
+    assert (None if found is None else found[1]) == written
 
 
 def test_a_copy_that_moves(tiny_wan: Tiny, tmp_path: Path) -> None:
