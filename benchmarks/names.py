@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-MODELS = ("wan-1.3b", "wan-14b", "wan2.2-a14b", "wan2.2-ti2v-5b", "hunyuan-video", "hunyuan-video-1.5")
+MODELS = (
+    "wan-1.3b",
+    "wan-14b",
+    "wan2.2-a14b",
+    "wan2.2-i2v-a14b",
+    "wan2.2-ti2v-5b",
+    "hunyuan-video",
+    "hunyuan-video-1.5",
+)
 """The models of `bench step`."""
 
 DEFAULT_MODEL = "wan-14b"

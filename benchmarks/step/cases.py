@@ -95,6 +95,7 @@ CASES = {
         StepCase("wan-14b", "wan", {}, (77, 720, 1280), passes=2, shift=5.0),
         # A pass of either expert, at the size of MLPerf Inference v6.0.
         StepCase("wan2.2-a14b", "wan", {}, (81, 720, 1280), passes=2, shift=5.0),
+        StepCase("wan2.2-i2v-a14b", "wan", {"in_channels": 36}, (81, 720, 1280), passes=2, shift=5.0),
         StepCase(
             "wan2.2-ti2v-5b",
             "wan",

@@ -305,7 +305,7 @@ def test_the_published_models_have_their_sizes() -> None:
     assert CASES["wan-14b"].geometry.tokens == 72_000
     assert CASES["hunyuan-video"].geometry.tokens == 108_256
     assert CASES["wan2.2-ti2v-5b"].geometry.tokens == 27_280
-    assert CASES["wan2.2-a14b"].geometry.tokens == 75_600
+    assert CASES["wan2.2-a14b"].geometry.tokens == CASES["wan2.2-i2v-a14b"].geometry.tokens == 75_600
     assert CASES["hunyuan-video-1.5"].geometry.tokens == 111_600 + 1_256
     assert select_case("hunyuan-video-1.5", 3).config["num_layers"] == 3
     fewer = select_case("hunyuan-video", 6).config
