@@ -19,6 +19,7 @@ from vorta_trt.commands.options import (
     MOST_SEED,
     OneSize,
     PipelineFolder,
+    StepProfileFile,
     Target,
     Variant,
     decimals,
@@ -256,10 +257,7 @@ def generate(
             + " [default: none].",
         ),
     ] = None,
-    step_profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Measured seconds of a step's parts, from which the time is predicted."),
-    ] = None,
+    step_profile: StepProfileFile = None,
     locate: Annotated[
         bool | None,
         typer.Option(help="Where values are not finite, look for the layer on the CPU [default: if it runs there]."),

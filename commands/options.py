@@ -113,6 +113,16 @@ RoutesPlot = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the shares of the branches into this file (.png, .svg, .pdf)."),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="P", min=1, help="How many GPUs of one machine share the work of a video [default: 1]."),
+]
+StepProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--step-profile", metavar="FILE", help="Measured seconds of a step's parts, from which times are predicted."
+    ),
+]
 RouteOverrides = Annotated[
     list[str] | None,
     typer.Option(

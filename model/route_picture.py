@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a route table: shares per step and layer above, layers x heads per step below.
 
+Maps of other figures per step and layer stand between them, where they are given.
+
 Letters: P denoising steps, L layers, N heads.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +23,7 @@ from vorta_trt.plugins.extras import import_extra
 # Okabe-Ito: told apart with every common form of colour blindness, and by lightness in grey print.
 COLOURS = {Branch.FULL: "#D55E00", Branch.CORESET: "#F0E442", Branch.SLIDING: "#0072B2"}
 COLUMNS = 10  # panels beside each other, at most
-SHARES_HEIGHT, PANEL = 3.0, 1.6  # inches
+MAPS_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
 class Routes(Protocol):
@@ -55,7 +58,9 @@ def check_picture(path: Path) -> None:
     check_output(path)
 
 
-def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
+def draw_routes(
+    table: Routes, path: str | Path, max_panels: int, more: Mapping[str, Tensor] | None = None, unit: str = ""
+) -> Path:
     """Draws `table` into a file.
 
     Args:
@@ -63,6 +68,8 @@ def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
         path: Its suffix is the format (.png, .svg, .pdf).
         max_panels: How many panels of layers x heads; a longer schedule shows evenly spaced steps, the first and last
             included.
+        more: Maps by title, [P, L] each, which are drawn with one scale of colours.
+        unit: What the values of these maps are.
 
     Returns:
         The file.
@@ -83,9 +90,15 @@ def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
     columns = min(COLUMNS, max(4, math.ceil(math.sqrt(2 * len(shown)))))
     rows = -(-len(shown) // columns)
     panels_height = PANEL * rows + 0.4
-    figure: Any = Figure(figsize=(2 + PANEL * columns, 0.5 + SHARES_HEIGHT + panels_height), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(SHARES_HEIGHT, panels_height))
-    _draw_shares(table, upper)
+    heights = [MAPS_HEIGHT] * (2 if more else 1) + [panels_height]
+    figure: Any = Figure(figsize=(2 + PANEL * columns, 0.5 + sum(heights)), layout="constrained")
+    upper, *between, lower = figure.subfigures(len(heights), 1, height_ratios=heights)
+    shares_by_name = table.shares_per_step_and_layer()
+    percents = {f"{name}: share of the layer's heads": 100 * share for name, share in shares_by_name.items()}
+    _draw_maps(percents, upper, 0, 100, "%")
+    for part in between:
+        values = torch.stack(list((more or {}).values()))
+        _draw_maps(more or {}, part, float(values.min()), float(values.max()), unit)
     _draw_panels(table, lower, shown, rows, columns)
     shares = table.shares()
     handles = [
@@ -100,22 +113,22 @@ def draw_routes(table: Routes, path: str | Path, max_panels: int) -> Path:
     return path
 
 
-def _draw_shares(table: Routes, figure: Any) -> None:
-    """A map of steps x layers for each branch."""
-    panels = figure.subplots(1, len(Branch), sharex=True, sharey=True, squeeze=False)[0]
+def _draw_maps(maps: Mapping[str, Tensor], figure: Any, lowest: float, highest: float, unit: str) -> None:
+    """Maps of steps x layers beside each other, by title."""
+    panels = figure.subplots(1, len(maps), sharex=True, sharey=True, squeeze=False)[0]
     drawn: Any = None
-    for panel, (name, shares) in zip(panels, table.shares_per_step_and_layer().items(), strict=True):
-        steps, layers = shares.shape
+    for panel, (title, values) in zip(panels, maps.items(), strict=True):
+        steps, layers = values.shape
         extent = (0.5, steps + 0.5, layers - 0.5, -0.5)
         drawn = panel.imshow(
-            (100 * shares.T).tolist(), cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="nearest",
+            values.T.tolist(), cmap="cividis", vmin=lowest, vmax=highest, aspect="auto", interpolation="nearest",
             extent=extent,
         )  # fmt: skip
-        panel.set_title(f"{name}: share of the layer's heads", fontsize="small")
+        panel.set_title(title, fontsize="small")
         panel.set_xlabel("step")
         _whole_numbers(panel)
     panels[0].set_ylabel("layer")
-    figure.colorbar(drawn, ax=list(panels), label="%")
+    figure.colorbar(drawn, ax=list(panels), label=unit)
 
 
 def _draw_panels(table: Routes, figure: Any, shown: list[int], rows: int, columns: int) -> None:

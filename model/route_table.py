@@ -23,6 +23,7 @@ from vorta_trt.model.tables import percent, table_lines
 from vorta_trt.model.transformer_flops import other_flops
 
 if TYPE_CHECKING:
+    from vorta_trt.model.parallel.balance import Balance
     from vorta_trt.model.transformer import RoutedTransformer
 
 FORMAT = 1
@@ -259,8 +260,14 @@ class RouteTable:
             ]
         return "\n".join(lines)
 
-    def plot(self, path: str | Path, max_panels: int = MAX_PANELS) -> Path:
-        """A picture, see `route_picture.draw_routes`; the suffix of `path` is the format."""
+    def plot(self, path: str | Path, max_panels: int = MAX_PANELS, balance: Balance | None = None) -> Path:
+        """A picture, see `route_picture.draw_routes`; the suffix of `path` is the format.
+
+        With a `balance` of these routes, it shows where heads in order leave GPUs waiting, and where balanced ones do.
+        """
         from vorta_trt.model.route_picture import draw_routes
 
-        return draw_routes(self, path, max_panels)
+        if balance is None:
+            return draw_routes(self, path, max_panels)
+        maps = {f"{balance.ranks} GPUs, heads {name}": ratio for name, ratio in balance.over_mean().items()}
+        return draw_routes(self, path, max_panels, maps, "busiest GPU / mean")

@@ -287,6 +287,11 @@ def test_routes(wan: Wan, tmp_path: Path) -> None:
     assert dense["attention_flops_saved"] == dense["total_flops_saved"] == 0
     assert dense["total_flops_routed"] == dense["total_flops_dense"] > dense["attention_flops_dense"]
     assert dense["timesteps"] != printed["timesteps"]
+    balanced = json.loads(vorta(*arguments, "--gpus", 2, "--json").out)
+    assert balanced["routes"] == printed["routes"]
+    assert np.shape(balanced["balance"]["loads_balanced"]) == (6, 2, 2)
+    fails(*arguments, "--gpus", 3, message="3 ranks for 2 heads: every rank must have as many heads; use one of 1, 2")
+    fails(*arguments, "--step-profile", "absent.json", message="needs --gpus", code=2)
 
 
 def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from vorta_trt.model.geometry import Branch
+from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.records import Record, load_record
 from vorta_trt.model.route_table import RouteTable
 
@@ -41,6 +42,11 @@ class StepProfile(Record, extra="forbid"):
         """Reads JSON: {"other": 1.2, "full": 2e-3, "coreset": 5e-4, "sliding": 3e-4}."""
         remedy = f"must be a JSON object with the seconds {', '.join(cls.model_fields)}"
         return load_record(cls, path, "step profile", remedy)
+
+    @property
+    def branch_costs(self) -> BranchCosts:
+        """Seconds of a head in each branch, for placing heads on several GPUs."""
+        return BranchCosts(self.full, self.coreset, self.sliding)
 
     def seconds(self, routes: RouteTable) -> list[float]:
         """Seconds of every step, computed with these routes: P numbers."""
