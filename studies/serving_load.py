@@ -2,18 +2,21 @@
 """Does `vorta-trt serve` keep its promises under load? Every job once and in order, quick answers, flat memory.
 
     python studies/serving_load.py demo/wan-fp32.onnx                        # 200 jobs of 20 clients, 2 workers
-    python studies/serving_load.py demo/wan-fp32.onnx --minutes 120 --name serving-soak
+    python studies/serving_load.py demo/wan-fp32.onnx --minutes 120 --clients 2 --jobs 2 --rest 12 --name serving-soak
 
 Clients have a key each, post their jobs as fast as the queue takes them, and poll. A prober measures the routes that
-make no videos meanwhile. With --minutes, clients go on, and delete what they fetched: a soak.
+make no videos meanwhile. With --minutes, clients go on, and delete what they fetched: a soak, of which growth is the
+evidence: memory, threads and open files of the processes, and what lies in the folder of jobs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -26,8 +29,8 @@ from running_server import RunningServer
 from vorta_trt.benchmarks.harness import write_result
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-PAUSE = 0.05  # seconds between two probes
-EVERY = 2.0  # seconds between two looks at memory
+PAUSE = 0.05  # seconds between two rounds of probes; a soak waits ten times as long
+EVERY = 2.0  # seconds between two looks at memory; a soak looks ten times less often
 
 
 class Client:
@@ -52,8 +55,8 @@ class Client:
 class Load:
     """Clients that ask for videos, and what came of it."""
 
-    def __init__(self, url: str, jobs: int, steps: int, until: float | None) -> None:
-        self.url, self.jobs, self.steps, self.until = url, jobs, steps, until
+    def __init__(self, url: str, jobs: int, steps: int, until: float | None, rest: float) -> None:
+        self.url, self.jobs, self.steps, self.until, self.rest = url, jobs, steps, until, rest
         self.done: list[dict[str, Any]] = []
         self.refused = 0
         self._lock = threading.Lock()
@@ -82,6 +85,7 @@ class Load:
                     self.done.append({**video, "client": number, "bytes": len(content), "fetched": status == 200})
                 if self.until is not None:
                     client.ask("DELETE", f"/v1/videos/{job}")
+            time.sleep(self.rest)
 
 
 def main() -> None:
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--minutes", type=float, help="go on for so long")
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds of a client between its batches of jobs")
     parser.add_argument("--name", default="serving-load", help="of the result")
     arguments = parser.parse_args()
     keys = ",".join(f"key-{number}" for number in range(arguments.clients + 1))
@@ -112,14 +117,15 @@ def main() -> None:
 
 def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, Any]:
     until = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    load = Load(server.url, arguments.jobs, arguments.steps, until)
+    load = Load(server.url, arguments.jobs, arguments.steps, until, arguments.rest)
+    slower = 1 if until is None else 10
     clients = [threading.Thread(target=load.run, args=(number,)) for number in range(arguments.clients)]
     over = threading.Event()
     seconds: dict[str, list[float]] = defaultdict(list)
     memory: list[dict[str, Any]] = []
     probers = [
-        threading.Thread(target=probe, args=(server.url, arguments.clients, load, over, seconds)),
-        threading.Thread(target=look, args=(server, over, memory)),
+        threading.Thread(target=probe, args=(server.url, arguments.clients, PAUSE * slower, over, seconds)),
+        threading.Thread(target=look, args=(server, EVERY * slower, over, memory)),
     ]
     began = time.monotonic()
     for thread in (*clients, *probers):
@@ -140,6 +146,7 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
         "clients": arguments.clients,
         "workers": arguments.workers,
         "steps": arguments.steps,
+        "rest_seconds": arguments.rest,
         "seconds": round(lasted, 1),
         "jobs": len(load.done),
         "completed": len(completed),
@@ -151,17 +158,25 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
         "other_load": [round(value, 2) for value in os.getloadavg()],
         "growth": {
             name: growth([look[name] for look in quarter])
-            for name in ("server_mib", "workers_mib", "server_threads", "server_files", "workers_files")
+            for name in (
+                "server_mib",
+                "workers_mib",
+                "server_threads",
+                "server_files",
+                "workers_files",
+                "jobs_files",
+                "jobs_mib",
+            )
         },
         "memory": memory[:: max(1, len(memory) // 200)],
     }
 
 
-def probe(url: str, number: int, load: Load, over: threading.Event, seconds: dict[str, list[float]]) -> None:
+def probe(url: str, number: int, pause: float, over: threading.Event, seconds: dict[str, list[float]]) -> None:
     """Asks the routes that make no videos, one after the other."""
     client = Client(url, f"key-{number}")
     other = Client(url, "key-0")
-    while not over.wait(PAUSE):
+    while not over.wait(pause):
         listed = other.ask("GET", "/v1/videos?limit=20")
         seconds["GET /v1/videos"].append(listed[2])
         for path in ("/health", "/ready", "/v1/models", "/metrics", "/page/videos", "/"):
@@ -172,10 +187,10 @@ def probe(url: str, number: int, load: Load, over: threading.Event, seconds: dic
                 seconds["GET /v1/videos/ID"].append(took)
 
 
-def look(server: RunningServer, over: threading.Event, memory: list[dict[str, Any]]) -> None:
-    """Memory, threads and open files of all processes."""
+def look(server: RunningServer, every: float, over: threading.Event, memory: list[dict[str, Any]]) -> None:
+    """Memory, threads and open files of all processes, and what lies in the folder of jobs."""
     began = time.monotonic()
-    while not over.wait(EVERY):
+    while not over.wait(every):
         workers = server.workers()
         memory.append(
             {
@@ -185,8 +200,20 @@ def look(server: RunningServer, over: threading.Event, memory: list[dict[str, An
                 "server_threads": len(os.listdir(f"/proc/{server.process.pid}/task")),
                 "server_files": len(os.listdir(f"/proc/{server.process.pid}/fd")),
                 "workers_files": sum(len(os.listdir(f"/proc/{worker}/fd")) for worker in workers),
+                "jobs_files": len(sizes := sizes_in(server.jobs)),
+                "jobs_mib": round(sum(sizes) / 2**20, 2),
             }
         )
+        print(memory[-1], file=sys.stderr, flush=True)
+
+
+def sizes_in(folder: Path) -> list[int]:
+    """Bytes of each file; one that goes away meanwhile is left out."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes
 
 
 def resident(process: int) -> float:
