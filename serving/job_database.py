@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Database`: the SQLite file behind a job store, shared by threads and processes of one machine.
 
-Every change is one transaction that is on the disk (WAL, synchronous=FULL) before the caller goes on.
+Every change is one transaction that is on the disk (WAL, synchronous=FULL) before the caller goes on, but for those
+that say they need not last: what a job's steps report is worth nothing to the next start.
 """
 
 from __future__ import annotations
@@ -142,9 +143,15 @@ class Database:
             return connection.execute(query, values).fetchall()
 
     @contextmanager
-    def change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, which begins with the lock for writing."""
+    def change(self, *, lasting: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction, which begins with the lock for writing.
+
+        Args:
+            lasting: It is on the disk when the block ends. If not, others see it and a killed process does not undo
+                it, but a loss of power may, and nobody waits for the disk.
+        """
         with self._connection() as connection:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -185,7 +192,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         connection.close()
         raise

@@ -65,7 +65,7 @@ class Leases(Recovery):
         Raises:
             LeaseLostError: It is not the worker's any more.
         """
-        with self._data.change() as change:
+        with self._data.change(lasting=False) as change:
             rows = change.execute(
                 "UPDATE jobs SET stage = COALESCE(?, stage), step = COALESCE(?, step), lease_until = ? "
                 f"WHERE {_HELD} RETURNING cancelling",

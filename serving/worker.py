@@ -42,7 +42,7 @@ from vorta_trt.serving.worker_states import HUNG
 if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 
-IDLE_SECONDS = 0.1  # between two looks at an empty queue
+IDLE_SECONDS = 0.01  # between two looks at an empty queue, each of which takes microseconds
 WRITING = "writing the video"
 logger = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ class WorkerStates(StoredJobs):
 
     def say(self, worker: str, state: str, detail: Mapping[str, Any] | None = None) -> None:
         """A worker's sign of life."""
-        with self._data.change() as change:
+        with self._data.change(lasting=False) as change:
             change.execute(
                 "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
                 "process = excluded.process, state = excluded.state, detail = excluded.detail, boot = excluded.boot, "
@@ -49,7 +49,7 @@ class WorkerStates(StoredJobs):
 
     def forget_worker(self, worker: str) -> None:
         """A worker is gone."""
-        with self._data.change() as change:
+        with self._data.change(lasting=False) as change:
             change.execute("DELETE FROM workers WHERE name = ?", (worker,))
 
     def workers(self) -> list[WorkerState]:

@@ -7,9 +7,11 @@ import errno
 import json
 import multiprocessing
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +401,26 @@ def test_every_job_is_taken_once_by_many_processes(store: JobStore) -> None:
 def states(store: JobStore) -> Iterator[JobStore]:
     store.say("w", "ready", {"reason": ""})
     yield store
+
+
+def test_steps_wait_for_no_disk_and_what_a_restart_needs_does(store: JobStore) -> None:
+    waits: list[int] = []
+    change = store._data.change
+
+    @contextmanager
+    def watched(*, lasting: bool = True) -> Iterator[sqlite3.Connection]:
+        with change(lasting=lasting) as connection:
+            waits.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+            yield connection
+
+    store._data.change = watched  # type: ignore[method-assign]
+    add(store, "a cat")
+    running = claim(store)
+    store.report_progress(running, step=1)
+    store.say("w", "ready")
+    store.complete(running, {})
+    full, normal = 2, 1
+    assert waits == [full, full, normal, normal, full]
 
 
 def test_states_of_workers(states: JobStore) -> None:
