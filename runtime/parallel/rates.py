@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Rates`: how fast a GPU computes and exchanges, from which times are predicted where nothing was measured.
+
+`H100` holds what was measured on an H100 80 GB at 72,000 and 108,256 tokens (docs/measurements.md), inside whole
+passes, where the clock is lower than in an operator on its own. A pass of the two published models is predicted within
+5 % of its measured time, in 16 bits and with fp8 (tests/runtime/parallel/test_rank_plan.py); no other size was
+compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.model.geometry import AttentionGeometry, Branch
+from vorta_trt.model.parallel.placement import BranchCosts
+from vorta_trt.model.precision import BITS, PRECISIONS
+from vorta_trt.model.transformer_flops import other_flops
+from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision, LinearPrecision
+from vorta_trt.runtime.sampling.cost import StepProfile
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """What a pass of one sample computes and moves.
+
+    Attributes:
+        geometry: Of the attention.
+        layers: L.
+        heads: N.
+        head_dim: D.
+        other_flops: FLOPs outside the routed attention.
+        element_bytes: Of an activation.
+        attention_precision: "same", or "fp8".
+        linear_precision: "same", or "fp8".
+    """
+
+    geometry: AttentionGeometry
+    layers: int
+    heads: int
+    head_dim: int
+    other_flops: float
+    element_bytes: int = 2
+    attention_precision: AttentionPrecision = SAME_PRECISION
+    linear_precision: LinearPrecision = SAME_PRECISION
+
+    @classmethod
+    def of(cls, metadata: ModelMetadata) -> PassWork:
+        """Of an exported model."""
+        geometry = metadata.attention_geometry
+        flops = other_flops(metadata.family, metadata.config, geometry, has_router=metadata.has_router)
+        return cls(
+            geometry,
+            metadata.num_layers,
+            metadata.num_heads,
+            metadata.head_dim,
+            float(sum(flops.values())),
+            BITS[PRECISIONS[metadata.precision]] // 8,
+            metadata.attention_precision,
+            metadata.linear_precision,
+        )
+
+    @property
+    def width(self) -> int:
+        """N * D channels."""
+        return self.heads * self.head_dim
+
+    def rows(self, ranks: int) -> int:
+        """Tokens of a rank: its shard of the video tokens, and all text tokens."""
+        return -(-self.geometry.video_tokens // ranks) + self.geometry.text_tokens
+
+    def sent_bytes(self, ranks: int) -> tuple[int, int]:
+        """What a rank sends to others in a layer: of Q, K and V together, and of the output.
+
+        It keeps the share of its own heads. Text rows are on every rank already; of the output, each rank gives its
+        heads' to all.
+        """
+        shard = -(-self.geometry.video_tokens // ranks) * self.width * self.element_bytes * (ranks - 1) // ranks
+        text = self.geometry.text_tokens * self.width * self.element_bytes * (ranks - 1) // ranks
+        return 3 * shard, shard + text
+
+    def exchange_bytes(self, ranks: int) -> int:
+        """Buffers that an exchange needs at most: Q, K, V and the output, sent and received."""
+        return 0 if ranks == 1 else 8 * self.rows(ranks) * self.width * self.element_bytes
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a GPU reaches.
+
+    Attributes:
+        name: For reports.
+        products: FLOP/s of matrix products, by precision of the linear layers.
+        attention: FLOP/s of full heads, by precision of the attention; other branches by `BranchCosts.of`.
+        elementwise: Seconds for each token, channel and layer, of all that is no product and no routed attention.
+        link: Bytes/s that a GPU sends to others in an all-to-all.
+        exchange_start: Seconds that an all-to-all takes besides, its packing included.
+    """
+
+    name: str
+    products: Mapping[LinearPrecision, float]
+    attention: Mapping[AttentionPrecision, float]
+    elementwise: float
+    link: float
+    exchange_start: float
+
+    def profile(self, work: PassWork) -> StepProfile:
+        """Seconds of a pass by part, as a measured profile has them."""
+        full = work.geometry.attention_flops(Branch.FULL, work.head_dim) / self.attention[work.attention_precision]
+        costs = BranchCosts.of(work.geometry, work.attention_precision)
+        products = work.other_flops / self.products[work.linear_precision]
+        elementwise = self.elementwise * work.geometry.tokens * work.width * work.layers
+        return StepProfile(
+            other=products + elementwise,
+            full=full * costs.full,
+            coreset=full * costs.coreset,
+            sliding=full * costs.sliding,
+        )
+
+    def exchange(self, sent: float) -> float:
+        """Seconds of an all-to-all in which every GPU sends so many bytes."""
+        return self.exchange_start + sent / self.link
+
+
+# Products 58 to 60 ms, attention 30 ms and the rest 12 ms of a layer of 102 ms in 16 bits at 72,000 tokens; 75.5 ms
+# with fp8. All-to-all of Q, K, V and of the output between 2 GPUs: 1.8 and 0.7 ms, between 4 GPUs 1.3 and 0.5 ms.
+H100 = Rates(
+    name="H100 80 GB, NVLink",
+    products={"same": 735e12, "fp8": 1250e12},
+    attention={"same": 715e12, "fp8": 700e12},
+    elementwise=3e-11,
+    link=340e9,
+    exchange_start=0.12e-3,
+)
