@@ -24,8 +24,11 @@ from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, Kind, choices
 
 LIBRARY_NAME = "libvorta_trt.so"
 LIBRARY_VARIABLE = "VORTA_TRT_LIBRARY"
-CUBLASLT_WHEELS = ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12")
-"""cuBLASLt in NVIDIA's wheels of CUDA 13 and 12, in their package `nvidia`."""
+RUNTIME_LIBRARIES = {
+    "vorta_suggest_cublaslt": ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"),
+    "vorta_suggest_nccl": ("nccl/lib/libnccl.so.2",),
+}
+"""What the library opens at run time: by the function that suggests a file, the places in NVIDIA's package `nvidia`."""
 KERNEL_DTYPES = ("float16", "bfloat16")
 """Types that the kernels compute in; the index is the C API's value."""
 
@@ -213,10 +216,11 @@ class PluginLibrary:
             raise VortaError(f"{path}: the loader refuses it ({error}); build it again for this machine") from error
         self._declare()
         self._check_interface()
-        if wheel := cublaslt_of_wheels():
-            suggest = self._function("vorta_suggest_cublaslt")
-            suggest.restype, suggest.argtypes = None, [ctypes.c_char_p]
-            suggest(str(wheel).encode())
+        for function, places in RUNTIME_LIBRARIES.items():
+            if wheel := in_wheels(places):
+                suggest = self._function(function)
+                suggest.restype, suggest.argtypes = None, [ctypes.c_char_p]
+                suggest(str(wheel).encode())
 
     def _declare(self) -> None:
         problem, tensors = ctypes.POINTER(Problem), ctypes.POINTER(Tensors)
@@ -402,14 +406,17 @@ def _beside_this_file(name: str) -> Path | None:
     return next((folder.absolute() / name for folder in folders if (folder / name).is_file()), None)
 
 
-def cublaslt_of_wheels() -> Path | None:
-    """The libcublasLt.so of NVIDIA's wheels in this Python environment; a process that has imported torch has its own.
+def in_wheels(places: Sequence[str]) -> Path | None:
+    """A file of NVIDIA's wheels in this Python environment; a process that has imported torch has its own.
 
-    Linear layers take it where neither the process nor the loader has one, as in engines that run without torch.
+    The library takes it where neither the process nor the loader has one, as in engines that run without torch.
+
+    Args:
+        places: Of the file in the package `nvidia`; the first that is there counts.
     """
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    files = (Path(folder) / file for file in CUBLASLT_WHEELS for folder in folders)
+    files = (Path(folder) / place for place in places for folder in folders)
     return next((file.absolute() for file in files if file.is_file()), None)
 
 

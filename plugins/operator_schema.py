@@ -205,6 +205,22 @@ ROUTED_ATTENTION = Operator(
     ),
 )
 
+ULYSSES_ATTENTION = Operator(
+    name="UlyssesAttention",
+    torch_name="ulysses_attention",
+    doc="RoutedAttention of tokens on P ranks, heads exchanged around it; a rank has X of the S video tokens",
+    input_tensors=(
+        OperatorTensor("query", "[B, X+T, N, D]"),
+        OperatorTensor("key", "[B, X+T, N, D]"),
+        OperatorTensor("value", "[B, X+T, N, D]"),
+        OperatorTensor("routes", "[B, N] branch ids", Element.INT32),
+        OperatorTensor("head_order", "[N] heads, N/P for each rank in turn", Element.INT32),
+        OperatorTensor("text_length", "[B] valid text tokens", Element.INT32, optional=True),  # where text_tokens > 0
+    ),
+    output_tensors=(OperatorTensor("output", "[B, X+T, N, D]"),),
+    attributes=(*ROUTED_ATTENTION.attributes, Attribute("ranks", Kind.INTEGER, "P, a divisor of N", least=1)),
+)
+
 QK_NORM_ROTARY = Operator(
     name="QKNormRotary",
     torch_name="qk_norm_rotary",

@@ -12,11 +12,7 @@ namespace vorta::cublaslt {
 /// Names the file to take, whatever the process has loaded.
 inline constexpr const char* kLibraryVariable = "VORTA_TRT_CUBLASLT";
 
-/// The library's functions, NULL in `functions` where there is none. It is looked for in what the process has loaded,
-/// on the loader's path, in the file that was suggested, in NVIDIA's wheels beside this package, and in
-/// /usr/local/cuda. Once found, it stays; until then every call looks at what the process has loaded, since torch may
-/// be imported later.
-///
+/// The library's functions, NULL in `functions` where there is none; ../runtime_library.h says where it is looked for.
 /// Fails if the environment names a file that is no libcublasLt.
 vorta_status find_library(const Functions** functions) noexcept;
 

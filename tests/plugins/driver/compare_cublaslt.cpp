@@ -4,8 +4,8 @@
 #include <cublasLt.h>
 
 #include <cstddef>
-#include <type_traits>
 
+#include "agree.h"
 #include "linear/cublaslt_api.h"
 
 using namespace vorta::cublaslt;
@@ -31,23 +31,6 @@ static_assert(sizeof(Algorithm) == sizeof(cublasLtMatmulAlgo_t));
 static_assert(sizeof(HeuristicResult) == sizeof(cublasLtMatmulHeuristicResult_t));
 static_assert(offsetof(HeuristicResult, state) == offsetof(cublasLtMatmulHeuristicResult_t, state));
 static_assert(offsetof(HeuristicResult, workspace_bytes) == offsetof(cublasLtMatmulHeuristicResult_t, workspaceSize));
-
-// Functions agree if every argument has the same size and is a pointer on both sides or on none.
-template <class Ours, class Theirs>
-constexpr bool alike = sizeof(Ours) == sizeof(Theirs) && std::is_pointer_v<Ours> == std::is_pointer_v<Theirs>;
-
-template <class, class>
-struct Agree : std::false_type {};
-template <class A, class... As, class B, class... Bs>
-struct Agree<A (*)(As...), B (*)(Bs...)> {
-  static constexpr bool value = [] {
-    if constexpr (sizeof...(As) != sizeof...(Bs)) {
-      return false;
-    } else {
-      return alike<A, B> && (alike<As, Bs> && ...);
-    }
-  }();
-};
 
 #define COMPARE(result, name, arguments) \
   static_assert(Agree<decltype(Functions::name), decltype(&cublasLt##name)>::value, #name);

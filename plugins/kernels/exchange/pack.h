@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef VORTA_TRT_KERNELS_EXCHANGE_PACK_H_
+#define VORTA_TRT_KERNELS_EXCHANGE_PACK_H_
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace vorta::exchange {
+
+/// [B, X+T, N, D] of this rank's tokens. Strides in vectors of 16 bytes.
+struct TokenTensor {
+  uint4* data;
+  int64_t batch_stride, token_stride, head_stride;
+};
+
+/// What both kernels know; rows and strides in vectors of 16 bytes.
+struct PackCall {
+  const int32_t* head_order;  // [N]
+  int rank, ranks, batch, heads, rank_heads;
+  int head_vectors;   // D / 8
+  int block_rows;     // rows of D elements that a block copies at a time; set by the launch
+  int own_tokens;     // video tokens of this rank
+  int shard;          // X
+  int text_tokens;    // T
+  int64_t row;        // H D / 8
+  int64_t own_first;  // this rank's first video token
+  int64_t tokens;     // S+T
+  uint4* buffer;      // packed or returned, see buffers.h
+};
+
+/// Query, key and value of this rank's tokens to `packed`, those of its own heads and all text rows of them to `heads`,
+/// and their routes.
+struct Pack {
+  PackCall call;
+  TokenTensor tensors[3];
+  uint4* heads;           // [B, S+T, 3, H, D]
+  const int32_t* routes;  // [B, N]
+  int32_t* own_routes;    // [B, H]
+};
+cudaError_t launch_pack(const Pack& pack, cudaStream_t stream);
+
+/// The output of this rank's tokens from `returned`, that of its own heads from `heads_output`, and zeros for padding.
+struct Unpack {
+  PackCall call;
+  TokenTensor output;
+  const uint4* heads_output;  // [B, S+T, H, D]
+};
+cudaError_t launch_unpack(const Unpack& unpack, cudaStream_t stream);
+
+}  // namespace vorta::exchange
+
+#endif  // VORTA_TRT_KERNELS_EXCHANGE_PACK_H_

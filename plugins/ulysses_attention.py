@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mirror of `include/vorta_trt/ulysses_attention.h`: routed attention of tokens on several GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+
+from vorta_trt.plugins.library import PluginLibrary, Problem, Tensors
+from vorta_trt.plugins.operator_calls import OperatorParams
+
+
+class UlyssesAttentionParams(OperatorParams):
+    """`vorta_ulysses_attention_params`: `attention` is the `Problem` of all ranks, `tensors` this rank's rows."""
+
+    OPERATOR = "ulysses_attention"
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("ranks", ctypes.c_int32),
+        ("rehearsal", ctypes.c_int32),
+        ("attention", Problem),
+        ("tensors", Tensors),
+        ("head_order", ctypes.c_void_p),
+    ]
+
+
+def workspace_size(library: PluginLibrary, params: UlyssesAttentionParams) -> int:
+    """Asks for the scratch memory of one call, that of the exchange and the attention together. Needs no GPU.
+
+    Args:
+        library: The library.
+        params: The call; its pointers do not matter.
+
+    Returns:
+        Bytes, the same on every rank.
+
+    Raises:
+        LibraryError: The library does not take the call.
+    """
+    size = ctypes.c_size_t()
+    library.call("vorta_ulysses_attention_workspace_size", ctypes.byref(params), ctypes.byref(size))
+    return size.value
