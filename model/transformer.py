@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -45,6 +46,8 @@ from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, 
 from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
+from vorta_trt.model.parallel.ranks import Ranks
+from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import PRECISIONS, precision_name
 from vorta_trt.model.quantised_reader import QuantisedReader
 from vorta_trt.model.router import BRANCHES, Router, check_tau, hard_routes
@@ -95,11 +98,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
             routers' scores [L, B, N, 3] in place of routes.
         gradient_checkpointing: Backward passes recompute blocks.
+        parallel: The processes that share the work, see `parallelize`; None where this one does it all.
     """
 
     family: str
     attention_mode: AttentionMode = AttentionMode.ROUTED
     gradient_checkpointing: bool = False
+    parallel: Ranks | None = None
     patch_size: Shape
     proj_out: Any
     rope_cos: Tensor
@@ -402,6 +407,28 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         """Cosines and sines of a geometry's tokens, float32 [1, S (+ T), 1, D/2], on the CPU."""
 
+    # -- several GPUs --------------------------------------------------------------------------------------------------
+
+    def parallelize(self, group: dist.ProcessGroup | None = None, placement: str = "balanced") -> None:
+        """Shares the work of `forward` with the other processes of a group, one GPU each (Ulysses).
+
+        Every process has the whole model, with the same weights, and calls `forward` with the same whole inputs, under
+        `torch.no_grad()`; each gets the whole sample and all routes. Video tokens are sharded from the patch embedding
+        to the projection behind the blocks; around every self-attention each rank has all tokens of N / P heads. Text
+        and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
+
+        Args:
+            group: Of torch.distributed; None is the default group.
+            placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
+                rank p the heads from p * N / P on.
+
+        Raises:
+            RuntimeError: There is no default group.
+            TypeError: `group` is no process group.
+            ValueError: The process is not in the group, its size does not divide N, or the placement is unknown.
+        """
+        self.parallel = Ranks.of(group, placement, self.num_heads)
+
     # -- routes and example inputs -------------------------------------------------------------------------------------
 
     def route_scores(self, timestep: Tensor) -> Tensor:
@@ -517,6 +544,41 @@ class RoutedTransformer(nn.Module, abc.ABC):
         if not self.materialized and not torch.compiler.is_exporting():
             raise RuntimeError("model with materialize=False: its weights are on disk, for export; load it with True")
         check_route_override(route_override, self.num_layers, self.num_heads)
+        if self.parallel is not None:
+            self._check_parallel()
+
+    def _check_parallel(self) -> None:
+        """Refuses what ranks do not share."""
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "parallelize was called on this model, which is exported whole; export it before, or load it again"
+            )
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "grad mode is on: a parallelized model has no gradients; call it under torch.no_grad(), or train with "
+                "one whole model on each GPU"
+            )
+        if self.attention_mode is not AttentionMode.ROUTED:
+            raise RuntimeError(
+                f"attention_mode {self.attention_mode}: a parallelized model is ROUTED; for full attention use tau=2"
+            )
+        if any(block.observer is not None for block in self.routed_blocks()):
+            raise RuntimeError(
+                "observer: a block of a parallelized model has but a shard of the tokens to show; calibrate with one "
+                "whole model on each GPU"
+            )
+
+    def _shards(self, geometry: AttentionGeometry) -> TokenShards:
+        """Which video tokens are computed here: all of them, or this rank's."""
+        return TokenShards(geometry.video_tokens) if self.parallel is None else self.parallel.shards(geometry)
+
+    def _rope(self, shards: TokenShards) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the tokens that are computed here, and of the text: [1, R (+ T), 1, D/2]."""
+        return shards.own(self.rope_cos), shards.own(self.rope_sin)
+
+    def _whole(self, rows: Tensor, geometry: AttentionGeometry) -> Tensor:
+        """All video tokens [B, S, C] of those that are computed here, [B, R, C]."""
+        return rows if self.parallel is None else self.parallel.whole(rows, geometry)
 
     def _scores(self, block: Any, temb: Tensor) -> Tensor:
         """The scores [B, N, 3] of timestep embeddings [B, E] by the block's router; certainly full if it has none."""
@@ -526,22 +588,35 @@ class RoutedTransformer(nn.Module, abc.ABC):
         full = torch.tensor([1.0] + [0.0] * (BRANCHES - 1), device=temb.device)  # [3]
         return full.expand(temb.shape[0], self.num_heads, BRANCHES)
 
-    def _attention(
-        self, block: Any, temb: Tensor, tau: Tensor | float, override: Tensor | None, **tokens: Any
-    ) -> tuple[Attention, Tensor]:
-        """What a block's self-attention calls, and what `forward` tells of it.
+    def _attentions(
+        self, temb: Tensor, tau: Tensor | float, route_override: Tensor | None, **tokens: Any
+    ) -> tuple[list[Attention], Tensor]:
+        """What the self-attention of each block calls, and what `forward` tells of them.
 
         Args:
-            block: The block, for its router.
             temb: [B, E], the timestep embedding that routers see.
             tau: Routing threshold.
-            override: int32 [N] of `route_override`, or None.
+            route_override: Int32 [L, N], or None.
             tokens: Their `geometry`, and `text_length` if there is text among them.
 
         Returns:
-            The attention; and the routes int32 [B, N] or, unless heads are routed, the scores [B, N, 3].
+            The attentions, L; and the routes int32 [L, B, N] or, unless heads are routed, the scores [L, B, N, 3].
         """
-        scores = self._scores(block, temb)  # [B, N, 3]
+        attentions, told = [], []
+        for layer, block in enumerate(self.routed_blocks()):
+            override = None if route_override is None else route_override[layer]  # [N]
+            attention, of_block = self._attention(self._scores(block, temb), tau, override, **tokens)
+            attentions.append(attention)
+            told.append(of_block)
+        taken = torch.stack(told)
+        if self.parallel is not None:
+            attentions = self.parallel.attentions(taken, attention_precision=self.attention_precision, **tokens)
+        return attentions, taken
+
+    def _attention(
+        self, scores: Tensor, tau: Tensor | float, override: Tensor | None, **tokens: Any
+    ) -> tuple[Attention, Tensor]:
+        """The attention of one block, of its scores [B, N, 3], and its routes or scores; see `_attentions`."""
         if self.attention_mode is AttentionMode.MIXED:
             return partial(mixed_attention, scores=scores, **tokens), scores
         if self.attention_mode is AttentionMode.FULL:

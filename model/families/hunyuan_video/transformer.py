@@ -15,12 +15,13 @@ frequencies in float32. Where they do not, less is rounded: QK norms round once,
 after its weight; and the timestep embedding is computed in float32, from the weights as they are, and rounded for the
 modulation only. The routers see it unrounded: rounding to 16 bits would route heads elsewhere in every runtime.
 
-Letters: B batch, C latent channels, S video tokens, T text tokens, E = N * D inner dimension, N heads, D head dim, L
-layers (dual-stream blocks first).
+Letters: B batch, C latent channels, S video tokens, R of them on this rank (S unless the model is parallelized), T text
+tokens, E = N * D inner dimension, N heads, D head dim, L layers (dual-stream blocks first).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,35 +106,33 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         check_valid_first("encoder_attention_mask", valid)
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
         bare = self.timestep_embedding(timestep)  # [B, E]
-        modulation = self._modulation(bare, timestep, pooled_projections, guidance, geometry)
+        shards = self._shards(geometry)
+        frame_tokens = shards.first_tokens(math.prod(geometry.grid[1:]))
+        modulation = self._modulation(bare, timestep, pooled_projections, guidance, frame_tokens)
         if self.block_ops == PLUGIN_OPS:
             video = patch_embedding(self.x_embedder.proj, hidden_states)  # [B, S, E]
         else:
             video = self.x_embedder(hidden_states).contiguous()
+        video, rope = shards.own(video), self._rope(shards)  # [B, R, E], [1, R+T, 1, D/2] each
         text = self.context_embedder(encoder_hidden_states, timestep, valid)  # [B, T, E]
 
-        chosen, taken = [], []
-        for layer, block in enumerate(self.routed_blocks()):
-            override = None if route_override is None else route_override[layer]
-            attend, told = self._attention(block, bare, tau, override, geometry=geometry, text_length=text_length)
-            chosen.append(attend)
-            taken.append(told)
+        attentions, taken = self._attentions(bare, tau, route_override, geometry=geometry, text_length=text_length)
         if self.block_ops == PLUGIN_OPS:
-            over = FusedAttention.over(self.rope_cos, self.rope_sin, geometry.video_tokens, text_length)
+            over = FusedAttention.over(*rope, shards.rows, text_length)
             last = last_norm(self.norm_out, modulation.temb, modulation.frame_tokens)
             step = FusedStep(modulation.temb, modulation.first_frame, modulation.frame_tokens, last, over)
             stacks: tuple[Any, Any] = (self.transformer_blocks, self.single_transformer_blocks)
-            video = fused_blocks(self._run_block, stacks, video, text, step, chosen)  # [B, S, E]
+            video = fused_blocks(self._run_block, stacks, video, text, step, attentions)  # [B, R, E]
         else:
-            joint = JointAttention((self.rope_cos, self.rope_sin), text_length)
+            joint = JointAttention(rope, text_length)
             dual = len(self.transformer_blocks)
-            for block, attend in zip(self.transformer_blocks, chosen[:dual], strict=True):
+            for block, attend in zip(self.transformer_blocks, attentions[:dual], strict=True):
                 video, text = self._run_block(block, video, text, modulation, attend, joint)
-            tokens = torch.cat((video, text), dim=1)  # [B, S+T, E]
-            for block, attend in zip(self.single_transformer_blocks, chosen[dual:], strict=True):
+            tokens = torch.cat((video, text), dim=1)  # [B, R+T, E]
+            for block, attend in zip(self.single_transformer_blocks, attentions[dual:], strict=True):
                 tokens = self._run_block(block, tokens, modulation, attend, joint)
-            video = self.norm_out(tokens[:, : geometry.video_tokens], modulation.temb)  # [B, S, E]
-        return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
+            video = self.norm_out(tokens[:, : shards.rows], modulation.temb)  # [B, R, E]
+        return self._unpatchify(self._whole(self.proj_out(video), geometry), geometry.grid), taken
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
         """The embedding without text and guidance: [B] -> [B, E], float32."""
@@ -151,9 +150,17 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         timestep: Tensor,
         pooled_projections: Tensor,
         guidance: Tensor | None,
-        geometry: AttentionGeometry,
+        frame_tokens: int,
     ) -> Modulation:
-        """What modulates the blocks: timestep, guidance and pooled text together, in the model's dtype."""
+        """What modulates the blocks: timestep, guidance and pooled text together, in the model's dtype.
+
+        Args:
+            bare: [B, E], the timestep embedding.
+            timestep: [B].
+            pooled_projections: As for `forward`.
+            guidance: As for `forward`.
+            frame_tokens: How many of this rank's tokens are of the first frame.
+        """
         embedder = self.time_text_embed
         pooled = embedder.text_embedder(pooled_projections)  # [B, E]
         temb = bare.to(self.dtype)  # [B, E]
@@ -168,8 +175,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         if not replaces_tokens(self.config):
             return Modulation(temb + pooled)
         at_zero = self.timestep_embedding(torch.zeros_like(timestep)).to(self.dtype)  # [B, E]
-        _, height, width = geometry.grid
-        return Modulation(temb + pooled, at_zero + pooled, height * width)
+        return Modulation(temb + pooled, at_zero + pooled, frame_tokens)
 
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         latent = [axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True)]

@@ -11,8 +11,9 @@ pipeline, and its model masks it; here it has no place at all. Padding is zero, 
 The routers see the bare embedding of the timestep: without that of `timestep_r`, which models of mean flow add.
 Dtypes follow diffusers' HunyuanVideo15Transformer3DModel, as those of `hunyuan_video/transformer.py` follow its model.
 
-Letters: B batch, C latent channels, S video tokens, I image tokens, G rows of glyphs, X rows of the prompt,
-T = I + G + X text tokens, E = N * D inner dimension, N heads, D head dim, L layers.
+Letters: B batch, C latent channels, S video tokens, R of them on this rank (S unless the model is parallelized), I
+image tokens, G rows of glyphs, X rows of the prompt, T = I + G + X text tokens, E = N * D inner dimension, N heads, D
+head dim, L layers.
 """
 
 from __future__ import annotations
@@ -110,28 +111,25 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
             video = patch_embedding(self.x_embedder.proj, hidden_states)  # [B, S, E]
         else:
             video = self.x_embedder(hidden_states).contiguous()
+        shards = self._shards(geometry)
+        video, rope = shards.own(video), self._rope(shards)  # [B, R, E], [1, R+T, 1, D/2] each
         prompt = self.context_embedder(encoder_hidden_states, timestep, valid) + self._kind(PROMPT)  # [B, X, E]
         glyphs = self.context_embedder_2(encoder_hidden_states_2) + self._kind(GLYPHS)  # [B, G, E]
         image = None if image_embeds is None else self.image_embedder(image_embeds) + self._kind(IMAGE)  # [B, I, E]
         text, text_length = valid_rows_first(image, (glyphs, valid_2), (prompt, valid))  # [B, T, E], [B]
 
-        attentions, taken = [], []
-        for layer, block in enumerate(self.transformer_blocks):
-            override = None if route_override is None else route_override[layer]
-            attend, told = self._attention(block, bare, tau, override, geometry=geometry, text_length=text_length)
-            attentions.append(attend)
-            taken.append(told)
+        attentions, taken = self._attentions(bare, tau, route_override, geometry=geometry, text_length=text_length)
         if self.block_ops == PLUGIN_OPS:
-            over = FusedAttention.over(self.rope_cos, self.rope_sin, geometry.video_tokens, text_length)
+            over = FusedAttention.over(*rope, shards.rows, text_length)
             step = FusedStep(temb, None, 0, last_norm(self.norm_out, temb), over)
             stacks: tuple[Any, Any] = (self.transformer_blocks, ())
             video = fused_blocks(self._run_block, stacks, video, text, step, attentions)
         else:
-            modulation, joint = Modulation(temb), JointAttention((self.rope_cos, self.rope_sin), text_length)
+            modulation, joint = Modulation(temb), JointAttention(rope, text_length)
             for block, attend in zip(self.transformer_blocks, attentions, strict=True):
                 video, text = self._run_block(block, video, text, modulation, attend, joint)
-            video = self.norm_out(video, temb)  # [B, S, E]
-        return self._unpatchify(self.proj_out(video), geometry.grid), torch.stack(taken)
+            video = self.norm_out(video, temb)  # [B, R, E]
+        return self._unpatchify(self._whole(self.proj_out(video), geometry), geometry.grid), taken
 
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
         """The embedding of the timestep alone: [B] -> [B, E], float32."""

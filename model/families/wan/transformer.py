@@ -12,8 +12,8 @@ where modulation is applied, so that there is never a modulation of every token,
 In other models of images, `hidden_states` have the channels of a condition behind those of the latents: a mask and the
 encoded image. Wan 2.1 also gives CLIP's embeddings of images to the cross-attention, as keys and values of their own.
 
-Letters: B batch, C input channels, S video tokens, E = N * D inner dimension, N heads, D head dim, L layers, X text
-tokens and Y image tokens of the cross-attention.
+Letters: B batch, C input channels, S video tokens, R of them on this rank (S unless the model is parallelized), E = N *
+D inner dimension, N heads, D head dim, L layers, X text tokens and Y image tokens of the cross-attention.
 """
 
 from __future__ import annotations
@@ -180,16 +180,18 @@ class RoutedWanTransformer(RoutedTransformer):
         check_dtypes(self.dtype, hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states)
         self._check_image(encoder_hidden_states_image)
         tau = self.tau if tau is None else tau
-        rope = (self.rope_cos, self.rope_sin)
+        shards = self._shards(geometry)
+        first_tokens = shards.first_tokens(math.prod(geometry.grid[1:]))  # of the first latent frame
 
         if self.block_ops == PLUGIN_OPS:
             tokens = patch_embedding(self.patch_embedding, hidden_states)  # [B, S, E]
         else:
             tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        tokens, rope = shards.own(tokens), self._rope(shards)  # [B, R, E], [1, R, 1, D/2] each
         if two_timesteps(self.config):
             check_two_per_sample(timestep=timestep)
             embeddings = self.timestep_embedding(timestep.flatten()).unflatten(0, (-1, 2))  # [B, 2, E]
-            temb, by_token = embeddings[:, 1], _choice_by_token(geometry, tokens.device)  # [B, E]
+            temb, by_token = embeddings[:, 1], _choice_by_token(tokens, first_tokens)  # [B, E]
         else:
             check_per_sample(timestep=timestep)
             embeddings = temb = self.timestep_embedding(timestep)  # [B, E]
@@ -199,53 +201,37 @@ class RoutedWanTransformer(RoutedTransformer):
         text = embedder.text_embedder(encoder_hidden_states)  # [B, X, E]
         image = None if encoder_hidden_states_image is None else self._image_tokens(encoder_hidden_states_image)
 
-        attentions, taken = [], []
-        for layer, block in enumerate(self.blocks):
-            override = None if route_override is None else route_override[layer]
-            attend, told = self._attention(block, temb, tau, override, geometry=geometry)
-            attentions.append(attend)
-            taken.append(told)
+        attentions, taken = self._attentions(temb, tau, route_override, geometry=geometry)
         if self.block_ops == PLUGIN_OPS:
-            tokens = self._fused_blocks(tokens, text, image, modulation, embeddings, geometry, attentions)
+            one = torch.ones(1, 1, tokens.shape[2], device=tokens.device)
+            step = FusedStep(text, image, rope, first_tokens if embeddings.ndim == 3 else 0, one)
+            tokens = self._fused_blocks(tokens, modulation, embeddings, step, attentions)
         else:
             for block, attend in zip(self.blocks, attentions, strict=True):
-                tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, S, E]
+                tokens = self._run_block(block, tokens, text, image, modulation, rope, attend, by_token)  # [B, R, E]
             shift, scale = _parts(self.scale_shift_table + embeddings.unsqueeze(-2))  # of [B, (2,) 2, E]
             tokens = (self.norm_out(tokens.float()) * (1 + by_token(*scale)) + by_token(*shift)).type_as(tokens)
-        return self._unpatchify(self.proj_out(tokens), geometry.grid), torch.stack(taken)
+        return self._unpatchify(self._whole(self.proj_out(tokens), geometry), geometry.grid), taken
 
     def _fused_blocks(
-        self,
-        tokens: Tensor,
-        text: Tensor,
-        image: Tensor | None,
-        projected: Tensor,
-        embeddings: Tensor,
-        geometry: AttentionGeometry,
-        attentions: list[Attention],
+        self, tokens: Tensor, projected: Tensor, embeddings: Tensor, step: FusedStep, attentions: list[Attention]
     ) -> Tensor:
         """All blocks and the norm behind them by the block operators.
 
         Args:
-            tokens: [B, S, E].
-            text: [B, X, E].
-            image: [B, Y, E], or None.
+            tokens: [B, R, E].
             projected: [B, (2,) 6, E], the modulation before the blocks' tables.
             embeddings: [B, (2,) E], of the timesteps.
-            geometry: Of the tokens.
+            step: What is the same for every block.
             attentions: What each block's self-attention calls.
 
         Returns:
-            [B, S, E].
+            [B, R, E].
         """
-        _, height, width = geometry.grid
-        first_tokens = height * width if embeddings.ndim == 3 else 0
-        one = torch.ones(1, 1, tokens.shape[2], device=tokens.device)
-        step = FusedStep(text, image, (self.rope_cos, self.rope_sin), first_tokens, one)
         shared = shared_modulation(projected)  # [B, 6 * M, E]
-        modulations = [block_modulation(block, shared, first_tokens) for block in self.blocks]
+        modulations = [block_modulation(block, shared, step.first_tokens) for block in self.blocks]
         norms = [modulation.first for modulation in modulations]
-        norms.append(last_norm(self.norm_out, self.scale_shift_table, embeddings, first_tokens))
+        norms.append(last_norm(self.norm_out, self.scale_shift_table, embeddings, step.first_tokens))
         carried = FusedTokens(tokens, norms[0].of(tokens))
         for layer, block in enumerate(self.blocks):
             following = norms[layer + 1]
@@ -314,10 +300,9 @@ def _as_it_is(part: Tensor) -> Tensor:
     return part
 
 
-def _choice_by_token(geometry: AttentionGeometry, device: torch.device) -> ByToken:
-    """Tokens of the first latent frame take the first of two parts, [B, 1, E], the others the second: [B, S, E]."""
-    _, height, width = geometry.grid
-    is_first = (torch.arange(geometry.video_tokens, device=device) < height * width).unsqueeze(1)  # [S, 1]
+def _choice_by_token(tokens: Tensor, first_tokens: int) -> ByToken:
+    """Those of the first latent frame take the first of two parts, [B, 1, E], the others the second: [B, R, E]."""
+    is_first = (torch.arange(tokens.shape[1], device=tokens.device) < first_tokens).unsqueeze(1)  # [R, 1]
 
     def choose(first: Tensor, others: Tensor) -> Tensor:
         return torch.where(is_first, first, others)

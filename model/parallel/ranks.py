@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Ranks`: the processes that one routed transformer is spread over, as `RoutedTransformer.parallelize` makes it.
+
+Letters: P ranks, B batch, S video tokens, N heads, L layers, R rows of a shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast, get_args
+
+import torch.distributed as dist
+from torch import Tensor
+
+from vorta_trt.model.geometry import AttentionGeometry
+from vorta_trt.model.operator import Attention
+from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention, unwatched
+from vorta_trt.model.parallel.exchange import gather
+from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_ranks, head_order
+from vorta_trt.model.parallel.shards import TokenShards
+from vorta_trt.plugins.operator_schema import AttentionPrecision
+
+
+@dataclass
+class Ranks:
+    """The processes of a group, and what this one does among them.
+
+    Attributes:
+        group: P processes, each with the whole model.
+        placement: How heads are given to ranks, see `placement.py`.
+        watch: Is entered around every exchange, with its name: for measurements.
+    """
+
+    group: dist.ProcessGroup
+    placement: Placement = "balanced"
+    watch: Watch = unwatched
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None, placement: str, heads: int) -> Ranks:
+        """Checks what `RoutedTransformer.parallelize` is given.
+
+        Raises:
+            RuntimeError: There is no default group.
+            TypeError: `group` is no process group.
+            ValueError: This process is not in the group, N is no multiple of P, or the placement is unknown.
+        """
+        if placement not in get_args(Placement):
+            known = " or ".join(map(repr, get_args(Placement)))
+            raise ValueError(f"placement {placement!r}: must be {known}; use 'balanced'")
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError(
+                "group None: this process is in no process group; call torch.distributed.init_process_group first, in "
+                "each of the processes, which torchrun or vorta-trt generate --gpus start"
+            )
+        given: object = dist.group.WORLD if group is None else group
+        if given is dist.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError(
+                f"group: rank {dist.get_rank()} is not in it; call parallelize on those ranks alone that new_group was "
+                f"given"
+            )
+        if not isinstance(given, dist.ProcessGroup):
+            raise TypeError(
+                f"group {group!r}: must be a torch.distributed process group, as new_group gives, or None for all "
+                f"processes"
+            )
+        check_ranks(heads, dist.get_world_size(given))
+        return cls(given, cast(Placement, placement))
+
+    def shards(self, geometry: AttentionGeometry) -> TokenShards:
+        """Which video tokens this rank has."""
+        return TokenShards(geometry.video_tokens, self.group.size(), self.group.rank())
+
+    def attentions(
+        self, routes: Tensor, geometry: AttentionGeometry, attention_precision: str, **tokens: Any
+    ) -> list[Attention]:
+        """What the self-attentions of all blocks call.
+
+        Args:
+            routes: Int32 [L, B, N].
+            geometry: Of the tokens.
+            attention_precision: As for `routed_attention`.
+            tokens: Their `text_length`, if there is text among them.
+        """
+        costs = BranchCosts.of(geometry, cast(AttentionPrecision, attention_precision))
+        orders = head_order(routes, costs, self.group.size(), self.placement)  # [L, N]
+        options = {"attention_precision": attention_precision, "watch": self.watch, **tokens}
+        return [
+            partial(
+                sharded_attention, routes=of_layer, head_order=order, geometry=geometry, group=self.group, **options
+            )
+            for of_layer, order in zip(routes.unbind(0), orders.unbind(0), strict=True)
+        ]
+
+    def whole(self, rows: Tensor, geometry: AttentionGeometry) -> Tensor:
+        """Gathers the shards of all ranks: [B, R, C] -> [B, S, C]."""
+        with self.watch(SAMPLE):
+            gathered = gather(rows.contiguous(), self.group)  # [P, B, R, C]
+        return gathered.transpose(0, 1).flatten(1, 2)[:, : geometry.video_tokens]
