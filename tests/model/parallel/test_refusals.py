@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `parallelize` and a parallelized model refuse, and what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .conftest import Pool
+
+SAID = {
+    "placement": ("ValueError", "placement 'random'", "'balanced'"),
+    "type": ("TypeError", "group [0, 1]", "new_group"),
+    "not in it": ("ValueError", "rank 1 is not in it", "new_group"),
+    "heads": ("ValueError", "2 ranks for 3 heads", "use one of 1, 3"),
+    "gradients": ("RuntimeError", "grad mode is on", "torch.no_grad()"),
+    "mixed": ("RuntimeError", "attention_mode", "tau=2"),
+    "full": ("RuntimeError", "attention_mode", "tau=2"),
+    "observer": ("RuntimeError", "observer", "calibrate"),
+}
+
+
+def test_refusals(pool: Pool, tiny_wan: Any) -> None:
+    first, second = pool("refusals", 2, folder=str(tiny_wan.checkpoint), router=str(tiny_wan.router))
+    assert set(second) == set(SAID) and set(first) == set(SAID) - {"not in it"}
+    for what, parts in SAID.items():
+        assert all(part in second[what] for part in parts), second[what]
+
+
+def test_no_process_group(tiny_wan: Any) -> None:
+    model = tiny_wan.model()
+    with pytest.raises(RuntimeError, match=r"in no process group; call torch.distributed.init_process_group"):
+        model.parallelize()
+    assert model.parallel is None

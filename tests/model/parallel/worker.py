@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks that compute test cases: `python worker.py ADDRESS FOLDER RANKS`; see `pool.py`.
+
+One process imports everything, then forks a process for every rank, which connects to ADDRESS (a Unix socket) and runs
+what it is told: a name in `CASES` with arguments. The first argument of every case is a group of as many ranks as asked
+for. Results are numbers and texts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from multiprocessing.connection import Client
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
+from vorta_trt.model.families import families
+from vorta_trt.model.parallel.attention import sharded_attention
+from vorta_trt.model.parallel.shards import TokenShards
+from vorta_trt.model.transformer import AttentionMode, routed_class
+
+TIMEOUT = timedelta(seconds=30)  # of a rank that waits for others which have failed
+GROUPS: dict[int, dist.ProcessGroup] = {}  # of the first ranks, by how many
+
+
+def attention(
+    group: dist.ProcessGroup,
+    geometry: dict[str, Any],
+    lengths: list[int] | None,
+    orders: list[list[int]],
+    heads: int,
+    head_dim: int,
+    seed: int,
+) -> list[float]:
+    """The largest distances of sharded attention to that of one process, of every order of heads."""
+    whole = AttentionGeometry.from_dict(geometry)
+    generator = torch.Generator().manual_seed(seed)
+    batch = 2
+    query, key, value = torch.randn(3, batch, whole.tokens, heads, head_dim, generator=generator)
+    routes = torch.randint(0, 3, (batch, heads), generator=generator, dtype=torch.int32)
+    text_length = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    expected = routed_attention(query, key, value, routes, whole, text_length)  # [B, S + T, N, D]
+    shards = TokenShards(whole.video_tokens, group.size(), group.rank())
+    query, key, value, expected = map(shards.own, (query, key, value, expected))  # [B, R + T, N, D]
+    query[:, shards.count : shards.rows] = float("nan")  # padding, that nothing may read
+    found = [
+        sharded_attention(query, key, value, routes, torch.tensor(order), whole, group, text_length) for order in orders
+    ]
+    return [_largest(sample, expected) for sample in found]
+
+
+def _largest(sample: Tensor, expected: Tensor) -> float:
+    """The largest distance; infinite where one of them is not a number."""
+    return float((sample - expected).abs().nan_to_num(nan=float("inf")).max())
+
+
+def steps(
+    group: dist.ProcessGroup,
+    folder: str,
+    router: str,
+    options: dict[str, Any],
+    placement: str,
+    block_ops: str,
+    seed: int,
+) -> list[float]:
+    """Relative distances of every step's sample to that of one process, and on other ranks to that of rank 0.
+
+    Infinite where the routes are others. Routes change between the steps.
+    """
+    model = load(folder, router, tuple(options.items()))
+    if group.rank() == 0:
+        expected = of_one_process(folder, router, tuple(options.items()), block_ops, seed)
+    model.block_ops = block_ops
+    model.parallelize(group, placement)
+    found = []
+    for step, inputs in enumerate(several_steps(model, seed)):
+        with torch.no_grad():
+            sample, routes = model(**inputs)
+        first = sample.clone(), routes.clone()
+        for tensor in first:
+            dist.broadcast(tensor, group=group, group_src=0)
+        wanted, wanted_routes = expected[step] if group.rank() == 0 else first
+        same = torch.equal(routes, wanted_routes) and sample.shape == wanted.shape
+        found.append(float((sample - wanted).norm() / wanted.norm()) if same else float("inf"))
+    return found
+
+
+@cache
+def of_one_process(
+    folder: str, router: str, options: tuple[tuple[str, Any], ...], block_ops: str, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Samples and routes of every step."""
+    model = load(folder, router, options)
+    model.block_ops, model.parallel = block_ops, None
+    with torch.no_grad():
+        return [model(**inputs) for inputs in several_steps(model, seed)]
+
+
+def several_steps(model: RoutedTransformer, seed: int) -> list[dict[str, Tensor]]:
+    """Inputs of batch 2 as the routers decide, of batch 2 with some branches given, and of batch 1 with others."""
+    generator = torch.Generator().manual_seed(seed)
+    given = torch.randint(-1, 3, (model.num_layers, model.num_heads), generator=generator, dtype=torch.int32)
+    first = model.inputs(2, seed)
+    return [
+        first,
+        {**first, "route_override": given},
+        {**model.inputs(1, seed + 1), "route_override": given.flip(1)},
+    ]
+
+
+@cache
+def load(folder: str, router: str, options: tuple[tuple[str, Any], ...]) -> RoutedTransformer:
+    return RoutedTransformer.from_pretrained(folder, router, **dict(options))
+
+
+def refusals(group: dist.ProcessGroup, folder: str, router: str) -> dict[str, str]:
+    """What is said to calls that are refused; 3 heads, 2 ranks."""
+    model = load(folder, router, ())
+    said = {
+        "placement": _said(lambda: model.parallelize(group, "random")),
+        "type": _said(lambda: model.parallelize([0, 1])),  # type: ignore[arg-type]
+        "heads": _said(lambda: model.parallelize(group)),
+    }
+    if group.rank() > 0:
+        said["not in it"] = _said(lambda: model.parallelize(GROUPS[1]))
+    alone = dist.new_group([group.rank()], use_local_synchronization=True, timeout=TIMEOUT)
+    model.parallelize(alone)
+    inputs = model.inputs(1)
+    said["gradients"] = _said(lambda: model(**inputs))
+    with torch.no_grad():
+        for mode in (AttentionMode.MIXED, AttentionMode.FULL):
+            model.attention_mode = mode
+            said[mode.value] = _said(lambda: model(**inputs))
+        model.attention_mode = AttentionMode.ROUTED
+        model.routed_blocks()[0].observer = print
+        said["observer"] = _said(lambda: model(**inputs))
+        model.routed_blocks()[0].observer = None
+    return said
+
+
+def _said(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+CASES = {case.__name__: case for case in (attention, steps, refusals)}
+
+
+def serve(address: str, folder: str, rank: int, ranks: int) -> None:
+    """Runs cases until the connection ends."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=TIMEOUT)
+    GROUPS.update((count, dist.new_group(range(count), timeout=TIMEOUT)) for count in range(1, ranks + 1))
+    with Client(address) as connection:
+        connection.send(rank)
+        while (told := connection.recv()) is not None:
+            name, count, arguments = told
+            try:
+                answer = True, CASES[name](GROUPS[count], **arguments)
+            except Exception:
+                answer = False, traceback.format_exc()
+            connection.send(answer)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    for family in families():  # what a model imports when it is loaded; here, once for all ranks
+        routed_class(family.name)
+        family.diffusers_transformer()
+    address, folder, ranks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                serve(address, folder, rank, ranks)
+                code = 0
+            except (EOFError, ConnectionError):  # the tests are over
+                code = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main()
