@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
-from vorta_trt.commands.options import Component, OneSize, Target
+from vorta_trt.commands.options import Component, Gpus, OneSize, Target
 
 
 @command(
     "vorta-trt inspect model.bundle",
     f"vorta-trt inspect model.bundle --memory 24 --checkpoint {EXAMPLE}",
     "vorta-trt inspect model.bundle --component transformer_2 --size 81x480x832",
+    "vorta-trt inspect model.bundle --gpus 4",
     "vorta-trt inspect model.onnx --plot layers.png",
 )
 def inspect(
@@ -33,6 +34,7 @@ def inspect(
     ] = None,
     component: Component = None,
     size: OneSize = None,
+    gpus: Gpus = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -40,7 +42,8 @@ def inspect(
 
     It lists layers, types, inputs and outputs, memory by part, and how the engine runs on cards of several sizes. On a
     GPU that can run the bundle, it lists the engine's own layers as well. Of a bundle with several engines it lists
-    all, and shows one of them.
+    all, and shows one of them. With --gpus, the memory is that of the first of several GPUs that share a pass, and the
+    time of a pass is predicted.
     """
     from vorta_trt.runtime.inspection import inspect_target
     from vorta_trt.runtime.memory_plan import CARDS
@@ -53,6 +56,7 @@ def inspect(
         checkpoint=checkpoint,
         component=component,
         size=size,
+        gpus=gpus,
     )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from vorta_trt.engines.inspect import inspect_onnx
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.families import get_family
+from vorta_trt.model.parallel.placement import check_ranks
 from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, load_library
+from vorta_trt.runtime.parallel.rates import PassWork
 from vorta_trt.runtime.target import Target
 from vorta_trt.runtime.tensors import TensorSpec, byte_size
 
@@ -41,7 +43,8 @@ class EngineParts:
         weights. activations: of one call of the largest batch, plugin workspace included. workspace: of that, the
         plugin's; None if unknown. largest_batch. resizes: smaller batches need less. streams: built with weight
         streaming. can_stream: the flavour has it. built: False for an ONNX file. stated: activations are the builder's
-        figure, else an estimate. io_per_sample: of inputs and outputs.
+        figure, else an estimate. io_per_sample: of inputs and outputs. exchange: of the activations, buffers for
+        exchanges with other GPUs.
     """
 
     weights: int
@@ -54,6 +57,7 @@ class EngineParts:
     built: bool
     stated: bool
     io_per_sample: int
+    exchange: int = 0
 
     def activations_for(self, batch: int) -> int:
         """Bytes of activations for one batch size.
@@ -109,6 +113,37 @@ def engine_parts(target: Target) -> EngineParts:
         built=target.bundle is not None,
         stated=stated is not None,
         io_per_sample=per_sample,
+    )
+
+
+def parts_of_rank(parts: EngineParts, metadata: ModelMetadata, ranks: int) -> EngineParts:
+    """What each of several GPUs takes that share the tokens and heads of a pass; estimated from one GPU's figures.
+
+    Weights are on every GPU. Activations are those of its tokens, the attention's workspace is that of its heads, and
+    there are buffers for the exchange.
+
+    Args:
+        parts: On one GPU.
+        metadata: Of the model.
+        ranks: How many GPUs share a pass.
+
+    Raises:
+        ValueError: They cannot have the same number of heads.
+    """
+    check_ranks(metadata.num_heads, ranks)
+    if ranks == 1:
+        return parts
+    work = PassWork.of(metadata)
+    batch = parts.largest_batch
+    workspace = None if parts.workspace is None else _workspace(metadata, batch, metadata.num_heads // ranks)
+    of_tokens = max(0, parts.activations - (parts.workspace or 0)) * work.rows(ranks) // work.rows(1)
+    exchange = batch * work.exchange_bytes(ranks)
+    return replace(
+        parts,
+        activations=of_tokens + (workspace or 0) + exchange,
+        workspace=workspace,
+        stated=False,
+        exchange=exchange,
     )
 
 
@@ -209,8 +244,11 @@ def _activations_per_sample(metadata: ModelMetadata) -> int:
     return (2 * inner + 7 * width) * tokens * BITS[PRECISIONS[metadata.precision]] // 8 + (_workspace(metadata, 1) or 0)
 
 
-def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
-    """Bytes of one RoutedAttention layer, as the plugin library says; None where it cannot tell (fp32, no library)."""
+def _workspace(metadata: ModelMetadata, batch: int, heads: int | None = None) -> int | None:
+    """Bytes of one RoutedAttention layer, as the plugin library says; None where it cannot tell (fp32, no library).
+
+    With all of the model's heads, or as many as are given.
+    """
     geometry = metadata.attention_geometry
     dtype = PRECISIONS[metadata.precision]
     if dtype not in KERNEL_DTYPES:
@@ -218,7 +256,7 @@ def _workspace(metadata: ModelMetadata, batch: int) -> int | None:
     problem = Problem(
         dtype=dtype,
         batch=batch,
-        heads=metadata.num_heads,
+        heads=metadata.num_heads if heads is None else heads,
         head_dim=metadata.head_dim,
         **geometry.to_dict(),
         scale=0.0,

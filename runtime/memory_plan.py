@@ -22,6 +22,7 @@ from vorta_trt.runtime.memory_parts import (
     EngineParts,
     PipelineParts,
     engine_parts,
+    parts_of_rank,
     pipeline_parts,
     sampling_bytes,
 )
@@ -92,7 +93,10 @@ class CardPlan(BaseModel):
 
 
 class MemoryPlan(BaseModel):
-    """Bytes by part, and what follows for each card. None: unknown, or not given."""
+    """Bytes by part, and what follows for each card. None: unknown, or not given.
+
+    Of several GPUs that share a pass, it is the plan of the first, which alone holds text encoder and VAE.
+    """
 
     weights: int
     second_weights: int | None  # of the second of two experts
@@ -106,16 +110,22 @@ class MemoryPlan(BaseModel):
     decoding: int | None
     reserve: int
     cards: list[CardPlan]
+    gpus: int = 1
+    exchange: int = 0  # part of the activations, at the largest batch
 
     def lines(self) -> Iterator[str]:
         """The plan as text."""
         source = "the builder's figure" if self.activations_stated else "estimated"
         by_batch = ", ".join(f"{readable_bytes(size)} for batch {batch}" for batch, size in self.activations.items())
         second = "" if self.second_weights is None else f", of the second expert {readable_bytes(self.second_weights)}"
+        if self.gpus > 1:
+            yield f"of the first of {self.gpus} GPUs that share a pass; the others need no text encoder and no VAE"
         yield f"GPU memory weights {readable_bytes(self.weights)}{second}"
         yield f"           activations {by_batch} ({source})"
         if self.plugin_workspace is not None:
             yield f"           of them plugin workspace {readable_bytes(self.plugin_workspace)} for the largest batch"
+        if self.gpus > 1:
+            yield f"           of them buffers of the exchange {readable_bytes(self.exchange)} for the largest batch"
         tensors = ", ".join(f"{readable_bytes(size)} for batch {b}" for b, size in self.inputs_and_outputs.items())
         yield f"           inputs and outputs {tensors}; latents of sampling {readable_bytes(self.latents)}"
         rest = (("text encoder", self.text_encoder), ("VAE", self.vae), ("decoding, estimated", self.decoding))
@@ -126,7 +136,11 @@ class MemoryPlan(BaseModel):
 
 
 def plan_memory(
-    target: Target, checkpoint: Path | None = None, cards: Sequence[float] = CARDS, second: Target | None = None
+    target: Target,
+    checkpoint: Path | None = None,
+    cards: Sequence[float] = CARDS,
+    second: Target | None = None,
+    gpus: int = 1,
 ) -> MemoryPlan:
     """Plans the memory of a bundle or an ONNX file.
 
@@ -135,15 +149,17 @@ def plan_memory(
         checkpoint: A diffusers pipeline folder, for text encoder and VAE.
         cards: GiB of each card.
         second: The second of two experts.
+        gpus: How many share the tokens and heads of a pass; see `parts_of_rank`.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: A card that is none.
+        ValueError: A card that is none, or a number of GPUs that cannot share the heads.
     """
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
-    parts, rest = engine_parts(target), pipeline_parts(checkpoint, target.metadata, target.bundle)
-    other = None if second is None else engine_parts(second)
+    rest = pipeline_parts(checkpoint, target.metadata, target.bundle)
+    parts = _parts(target, gpus)
+    other = None if second is None else _parts(second, gpus)
     latents = sampling_bytes(target.metadata)
     batches = sorted({1, min(GUIDANCE, parts.largest_batch)})
 
@@ -165,7 +181,18 @@ def plan_memory(
         decoding=rest.decoding,
         reserve=RESERVE,
         cards=[for_card(card) for card in cards],
+        gpus=gpus,
+        exchange=parts.exchange,
     )
+
+
+def _parts(target: Target, gpus: int) -> EngineParts:
+    parts = engine_parts(target)
+    if gpus == 1:
+        return parts
+    if target.metadata is None:
+        raise ValueError(f"{target.path}: says nothing of its heads and tokens, which {gpus} GPUs would share")
+    return parts_of_rank(parts, target.metadata, gpus)
 
 
 @dataclass(frozen=True)

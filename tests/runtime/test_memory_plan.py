@@ -17,8 +17,9 @@ import torch
 
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
+from vorta_trt.model import AttentionGeometry
 from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
-from vorta_trt.runtime.memory_parts import engine_parts, pipeline_parts, sampling_bytes
+from vorta_trt.runtime.memory_parts import engine_parts, parts_of_rank, pipeline_parts, sampling_bytes
 from vorta_trt.runtime.memory_plan import (
     RESERVE,
     STREAMING_SCRATCH,
@@ -310,3 +311,28 @@ def test_batched_guidance_goes_by_the_free_memory() -> None:
     assert batched_guidance_fits(opened(2, 0, 0, "cpu"))
     alone = batched_guidance_fits(opened(1, 0, 99 * GIB))
     assert not alone and "the engine takes 1 sample a call; build it with --batch 1:1:2 for two" in alone.reason
+
+
+def test_several_gpus_share_activations_and_need_buffers_for_the_exchange(bundle: Path, wan_pipeline: Path) -> None:
+    target = engine(bundle, **WAN_14B, flags=(RESIZE,))
+    assert target.metadata is not None
+    published = target.metadata.model_copy(
+        update={
+            **{"num_layers": 40, "num_heads": 40, "head_dim": 128, "precision": "bf16"},
+            "geometry": AttentionGeometry.for_video(77, 720, 1280).to_dict(),
+        }
+    )
+    one, four = engine_parts(target), parts_of_rank(engine_parts(target), published, 4)
+    assert four.weights == one.weights and four.io_per_sample == one.io_per_sample and not four.stated
+    assert four.exchange == 2 * 8 * 18000 * 5120 * 2
+    tokens = (one.activations - (one.workspace or 0)) // 4
+    assert four.activations == pytest.approx(tokens + (four.workspace or 0) + four.exchange, abs=4)
+    assert four.activations < 0.5 * one.activations
+    assert parts_of_rank(one, published, 1) == one
+    with pytest.raises(ValueError, match="3 ranks for 40 heads"):
+        parts_of_rank(one, published, 3)
+    plan = plan_memory(target, wan_pipeline, (24,), gpus=3)
+    assert (plan.gpus, plan.exchange) == (3, parts_of_rank(one, target.metadata, 3).exchange)
+    lines = list(plan.lines())
+    assert lines[0] == "of the first of 3 GPUs that share a pass; the others need no text encoder and no VAE"
+    assert any("buffers of the exchange" in line for line in lines)
