@@ -7,7 +7,10 @@ writing) counts as it was measured, by the video.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vorta_trt.model.video_size import VideoSize
@@ -17,6 +20,7 @@ from vorta_trt.serving.job_rows import End
 from vorta_trt.serving.job_store import JobStore
 
 WEIGHT = 0.3  # of the newest measurement in the average
+FRESH_SECONDS = 0.2  # for which an outlook is told to everyone who asks
 
 
 @dataclass
@@ -53,6 +57,9 @@ class Estimates:
         self._store, self._catalogue, self._workers = store, catalogue, max(1, workers)
         self._measured: dict[tuple[str, tuple[int, ...]], _Measured] = {}
         self._lock = threading.Lock()
+        self._looking = threading.Lock()  # others wait for who looks, and take what that one found
+        self._seen: dict[str, Outlook] = {}
+        self._seen_at = -math.inf
 
     def learn(self, end: End) -> None:
         """Takes in how long a job took."""
@@ -68,8 +75,22 @@ class Estimates:
                 known.unit += WEIGHT * (denoise / units - known.unit)
                 known.rest += WEIGHT * (rest - known.rest)
 
-    def outlook(self) -> dict[str, Outlook]:
-        """What is ahead of every job that runs or waits, by its id."""
+    def outlook(self, *jobs: Job) -> Mapping[str, Outlook]:
+        """What is ahead of every job that runs or waits, by its id; as it was at most `FRESH_SECONDS` ago.
+
+        To look takes a while for each job in the queue, and many clients ask for their jobs many times a second.
+
+        Args:
+            jobs: That must be in it if they are not over.
+        """
+        with self._looking:
+            fresh = time.monotonic() - self._seen_at < FRESH_SECONDS
+            if not (fresh and all(job.id in self._seen for job in jobs if not job.status.is_final)):
+                self._seen = self._look()
+                self._seen_at = time.monotonic()
+            return self._seen
+
+    def _look(self) -> dict[str, Outlook]:
         found: dict[str, Outlook] = {}
         before: float | None = 0.0  # seconds of all jobs before the one that is looked at; None: unknown
         waiting = 0

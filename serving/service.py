@@ -19,7 +19,7 @@ from vorta_trt.serving.api_errors import ApiError
 from vorta_trt.serving.bodies import Body, read_body
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.estimates import Estimates, Outlook
-from vorta_trt.serving.job import Job, NewJob, QueueFullError
+from vorta_trt.serving.job import Job, NewJob, QueueFullError, Status
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.remote_images import RemoteImages
 from vorta_trt.serving.settings import ServeSettings
@@ -143,9 +143,12 @@ class Service:
     def views(self, jobs: Sequence[Job]) -> list[VideoObject]:
         """What a client sees of jobs."""
         over = all(job.status.is_final for job in jobs)
-        ahead = {} if over else self.estimates.outlook()
+        ahead = {} if over else self.estimates.outlook(*jobs)
         looks = [NOTHING if job.status.is_final else ahead.get(job.id, NOTHING) for job in jobs]
-        return [view(job, eta=look.seconds, position=look.position) for job, look in zip(jobs, looks, strict=True)]
+        return [
+            view(job, eta=look.seconds, position=look.position if job.status is Status.QUEUED else None)
+            for job, look in zip(jobs, looks, strict=True)
+        ]
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether videos can be made now, and why or why not."""

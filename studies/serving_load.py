@@ -4,8 +4,8 @@
     python studies/serving_load.py demo/wan-fp32.onnx                        # 200 jobs of 20 clients, 2 workers
     python studies/serving_load.py demo/wan-fp32.onnx --minutes 120 --clients 2 --jobs 2 --rest 12 --name serving-soak
 
-Clients have a key each, post their jobs as fast as the queue takes them, and poll. A prober measures the routes that
-make no videos meanwhile. With --minutes, clients go on, and delete what they fetched: a soak, of which growth is the
+Clients have a key each, post their jobs as fast as the queue takes them, and poll. A prober, in a process of its own
+so that it waits for no client, measures the routes that make no videos meanwhile. With --minutes, clients go on, and delete what they fetched: a soak, of which growth is the
 evidence: memory, threads and open files of the processes, and what lies in the folder of jobs.
 """
 
@@ -15,12 +15,14 @@ import argparse
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +122,20 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
     load = Load(server.url, arguments.jobs, arguments.steps, until, arguments.rest)
     slower = 1 if until is None else 10
     clients = [threading.Thread(target=load.run, args=(number,)) for number in range(arguments.clients)]
-    over = threading.Event()
-    seconds: dict[str, list[float]] = defaultdict(list)
+    processes = multiprocessing.get_context("spawn")
+    over, told = processes.Event(), processes.SimpleQueue()
     memory: list[dict[str, Any]] = []
-    probers = [
-        threading.Thread(target=probe, args=(server.url, arguments.clients, PAUSE * slower, over, seconds)),
-        threading.Thread(target=look, args=(server, EVERY * slower, over, memory)),
-    ]
+    prober = processes.Process(target=probe, args=(server.url, arguments.clients, PAUSE * slower, over, told))
+    looker = threading.Thread(target=look, args=(server, EVERY * slower, over, memory))
     began = time.monotonic()
-    for thread in (*clients, *probers):
-        thread.start()
+    for each in (prober, looker, *clients):
+        each.start()
     for thread in clients:
         thread.join()
     over.set()
-    for thread in probers:
-        thread.join()
+    seconds: dict[str, list[float]] = told.get()
+    for each in (prober, looker):
+        each.join()
     lasted = time.monotonic() - began
     completed = [video for video in load.done if video["status"] == "completed" and video["fetched"]]
     starts: dict[int, list[int]] = defaultdict(list)
@@ -172,8 +173,9 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
     }
 
 
-def probe(url: str, number: int, pause: float, over: threading.Event, seconds: dict[str, list[float]]) -> None:
-    """Asks the routes that make no videos, one after the other."""
+def probe(url: str, number: int, pause: float, over: Event, told: Any) -> None:
+    """Asks the routes that make no videos, one after the other; tells the seconds of each when it is over."""
+    seconds: dict[str, list[float]] = defaultdict(list)
     client = Client(url, f"key-{number}")
     other = Client(url, "key-0")
     while not over.wait(pause):
@@ -185,9 +187,10 @@ def probe(url: str, number: int, pause: float, over: threading.Event, seconds: d
             status, _, took = other.ask("GET", f"/v1/videos/{video['id']}")
             if status == 200:
                 seconds["GET /v1/videos/ID"].append(took)
+    told.put(dict(seconds))
 
 
-def look(server: RunningServer, every: float, over: threading.Event, memory: list[dict[str, Any]]) -> None:
+def look(server: RunningServer, every: float, over: Event, memory: list[dict[str, Any]]) -> None:
     """Memory, threads and open files of all processes, and what lies in the folder of jobs."""
     began = time.monotonic()
     while not over.wait(every):
