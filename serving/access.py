@@ -58,12 +58,15 @@ class Access:
         """
         if not self._digests:
             return ""
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        key = bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
-        user = self.user_of(key)
+        user = self.user_of(_key(request))
         if user is None:
             raise ApiError(401, "API key: is missing or wrong; send Authorization: Bearer KEY", "invalid_api_key")
         return user
+
+    def owner(self, request: Request) -> str:
+        """Who has to wait if there are too many requests: the owner of a key, or else an address."""
+        user = self.user_of(_key(request)) if self._digests else None
+        return user or (request.client.host if request.client is not None else "")
 
     def user_of(self, key: str) -> str | None:
         """The owner of a key, or None; takes as long for every key."""
@@ -72,6 +75,12 @@ class Access:
             if hmac.compare_digest(digest, given):
                 found = user
         return found
+
+
+def _key(request: Request) -> str:
+    """The API key of a request, "" where it has none."""
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE, "")
 
 
 def _digest(key: str) -> bytes:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Guard`: what every request passes first: names of the server, bodies too long or too slow, headers, a log line.
 
-Requests beyond `MOST_REQUESTS` at a time are refused.
+Requests beyond `MOST_REQUESTS` at a time are refused, and those beyond `MOST_OF_ONE` of one API key or address. A
+connection whose body was not read to its end is closed behind the answer, or it could be held open byte by byte.
 
 It is plain ASGI: nothing of a body is read before its route asks for it, and downloads are not copied.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +23,9 @@ from vorta_trt.serving.access import Access
 from vorta_trt.serving.api_errors import ApiError
 
 MOST_REQUESTS = 900  # at a time
+MOST_OF_ONE = 300  # of an API key, or where there is none of an address, which may be a proxy's
 PAUSE_SECONDS = 30.0  # in which no byte of a body comes
+LEAST_BYTES = 16 << 10  # of a body in every second beyond the first `PAUSE_SECONDS`
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,9 @@ class Guard:
         access: Knows the server's names.
         most_bytes: Of a body.
         less_bytes: Of a body at a path, in the place of `most_bytes`.
-        pause_seconds: How long a body may pause.
+        pause_seconds: How long a body may pause; a whole one may take so long, and longer as `LEAST_BYTES` allows.
         most_requests: That are answered at a time.
+        most_of_one: Of these, of one API key or address.
     """
 
     def __init__(
@@ -46,9 +51,11 @@ class Guard:
         less_bytes: Mapping[str, int] | None = None,
         pause_seconds: float = PAUSE_SECONDS,
         most_requests: int = MOST_REQUESTS,
+        most_of_one: int = MOST_OF_ONE,
     ) -> None:
         self._app, self._access, self._most, self._pause = app, access, most_bytes, pause_seconds
-        self._less, self._most_requests, self._running = less_bytes or {}, most_requests, 0
+        self._less, self._most_requests, self._most_of_one = less_bytes or {}, most_requests, most_of_one
+        self._running: Counter[str] = Counter()  # by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -56,55 +63,87 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
+        request = Request(scope)
+        most = self._less.get(scope["path"], self._most)
+        body = _Body(receive, request.headers, most, self._pause)
+        owner = self._access.owner(request)
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if not body.whole:
+                    headers["Connection"] = "close"
             await send(message)
 
-        request = Request(scope)
-        most = self._less.get(scope["path"], self._most)
-        self._running += 1
+        self._running[owner] += 1
         try:
-            if self._running > self._most_requests:
+            if self._running.total() > self._most_requests:
                 raise ApiError(503, "too many requests at once; try again", "busy", retry_after=5)
+            if self._running[owner] > self._most_of_one:
+                raise ApiError(429, "too many of your requests at once; wait for some", "busy", retry_after=5)
             self._access.check_site(request)
             length = request.headers.get("content-length", "0")
             if length.isdecimal() and int(length[:20]) > most:
                 raise _too_long(most)
         except ApiError as error:
-            refusal = error.response()
-            refusal.headers["Connection"] = "close"  # the body is not read
-            await refusal(scope, receive, answer)
+            await error.response()(scope, receive, answer)
         else:
-            await self._app(scope, self._limited(receive, most), answer)
+            await self._app(scope, body.receive, answer)
         finally:
-            self._running -= 1
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
         milliseconds = round(1000 * (time.perf_counter() - began), 2)
         told = {"method": scope["method"], "path": scope["path"], "status": status, "milliseconds": milliseconds}
         logger.debug("request", extra=told)
 
-    def _limited(self, receive: Receive, most: int) -> Receive:
-        seen, whole = 0, False
 
-        async def limited() -> Message:
-            nonlocal seen, whole
-            if whole:  # nothing more comes but the end of the connection, for which downloads wait
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), self._pause)
-            except asyncio.TimeoutError:
-                raise ApiError(408, f"body: paused for {self._pause:g} s; send it without", "timeout") from None
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if seen > most:
-                    raise _too_long(most)
-            return message
+class _Body:
+    """The body of a request, as its route reads it.
 
-        return limited
+    Args:
+        receive: Of the server.
+        headers: Of the request.
+        most: Bytes of it.
+        pause: Seconds in which some of it must come; see `Guard`.
+
+    Attributes:
+        whole: Whether it was read to its end; one that there is not, was.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, most: int, pause: float) -> None:
+        self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self._receive, self._most, self._pause = receive, most, pause
+        self._seen, self._began = 0, time.monotonic()
+
+    async def receive(self) -> Message:
+        """The next part of it; behind its end, the end of the connection, for which downloads wait.
+
+        Raises:
+            ApiError: It is too long, or too slow.
+        """
+        if self.whole:
+            return await self._receive()
+        left = self._began + self._pause + self._seen / LEAST_BYTES - time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, min(left, self._pause)))
+        except asyncio.TimeoutError:
+            raise ApiError(
+                408,
+                f"body: {self._seen} bytes came in {time.monotonic() - self._began:.0f} s; send it without a pause of "
+                f"{self._pause:g} s, and at least {LEAST_BYTES} bytes a second",
+                "timeout",
+            ) from None
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
+            if self._seen > self._most:
+                self.whole = False
+                raise _too_long(self._most)
+        return message
 
 
 def _too_long(most: int) -> ApiError:

@@ -5,8 +5,9 @@
     python studies/serving_load.py demo/wan-fp32.onnx --minutes 120 --clients 2 --jobs 2 --rest 12 --name serving-soak
 
 Clients have a key each, post their jobs as fast as the queue takes them, and poll. A prober, in a process of its own
-so that it waits for no client, measures the routes that make no videos meanwhile. With --minutes, clients go on, and delete what they fetched: a soak, of which growth is the
-evidence: memory, threads and open files of the processes, and what lies in the folder of jobs.
+so that it waits for no client, measures the routes that make no videos meanwhile, in a random order each time. With
+--minutes, clients go on, and delete what they fetched: a soak, of which growth is the evidence: memory, threads and
+open files of the processes, and what lies in the folder of jobs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 import threading
@@ -176,17 +178,19 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
 def probe(url: str, number: int, pause: float, over: Event, told: Any) -> None:
     """Asks the routes that make no videos, one after the other; tells the seconds of each when it is over."""
     seconds: dict[str, list[float]] = defaultdict(list)
-    client = Client(url, f"key-{number}")
-    other = Client(url, "key-0")
+    client, other = Client(url, f"key-{number}"), Client(url, "key-0")  # one without jobs, one with
+    routes = [(client, path) for path in ("/health", "/ready", "/v1/models", "/metrics", "/page/videos", "/")]
+    routes += [(other, "/v1/videos?limit=20"), (other, "/v1/videos/ID")]
+    newest = ""
     while not over.wait(pause):
-        listed = other.ask("GET", "/v1/videos?limit=20")
-        seconds["GET /v1/videos"].append(listed[2])
-        for path in ("/health", "/ready", "/v1/models", "/metrics", "/page/videos", "/"):
-            seconds[f"GET {path}"].append(client.ask("GET", path)[2])
-        for video in listed[1]["data"][:1]:
-            status, _, took = other.ask("GET", f"/v1/videos/{video['id']}")
+        for asking, path in random.sample(routes, len(routes)):
+            if path.endswith("ID") and not newest:
+                continue
+            status, answer, took = asking.ask("GET", path.replace("ID", newest))
             if status == 200:
-                seconds["GET /v1/videos/ID"].append(took)
+                seconds[f"GET {path}"].append(took)
+            if path.endswith("limit=20") and answer["data"]:
+                newest = answer["data"][0]["id"]
     told.put(dict(seconds))
 
 
