@@ -29,10 +29,17 @@ SETTLED = ("CONSTANT", "CAST", "IDENTITY", "PLUGIN_V2", "SHAPE", "ASSERTION", "C
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 
+# The reshape between a product and a softmax is left alone: with the logits of 30 routers and more, TensorRT 8.6 makes
+# one graph of all of them, and refuses it ("Mismatched type ... f16 vs. expected type:f32") if these reshapes are told
+# to stay in float32. The product before and the softmax behind are told; in between, logits may be rounded to float16.
+RESHAPE, SOFTMAX = "SHUFFLE", "SOFTMAX"
+
+
 def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
     """Sets precision and output types of every layer that computes floats, as the ONNX file has them."""
     stated = onnx.value_types()
     known: dict[str, str] = {}
+    normalized = _softmax_inputs(network)
     for layer in layers(network):
         inputs = [tensor for index in range(layer.num_inputs) if (tensor := layer.get_input(index)) is not None]
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
@@ -44,8 +51,14 @@ def impose_types(trt: Any, network: Any, onnx: OnnxFile) -> None:
             if own in FLOATS and computed_from is not None and layer.type.name not in SETTLED:
                 own = computed_from
             known[tensor.name] = stated.get(tensor.name, own)
-        if layer.type.name not in SETTLED:
+        reshapes_logits = layer.type.name == RESHAPE and any(tensor.name in normalized for tensor in outputs)
+        if layer.type.name not in SETTLED and not reshapes_logits:
             _impose(trt, layer, computed_from, [known[tensor.name] for tensor in outputs])
+
+
+def _softmax_inputs(network: Any) -> set[str]:
+    """Names of the tensors that a softmax reads."""
+    return {layer.get_input(0).name for layer in layers(network) if layer.type.name == SOFTMAX}
 
 
 def _impose(trt: Any, layer: Any, computed_from: str | None, outputs: list[str]) -> None:

@@ -18,7 +18,7 @@ from vorta_trt.plugins.operator_schema import OPERATORS, Element
 __version__ = "8.6.0"
 DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8"])
 LayerType = Enum(
-    "LayerType", ["CONSTANT", "CAST", "MATRIX_MULTIPLY", "ELEMENTWISE", "ACTIVATION", "SHUFFLE", "PLUGIN_V2"]
+    "LayerType", ["CONSTANT", "CAST", "MATRIX_MULTIPLY", "ELEMENTWISE", "ACTIVATION", "SHUFFLE", "SOFTMAX", "PLUGIN_V2"]
 )
 BuilderFlag = IntEnum("BuilderFlag", ["FP16", "TF32", "OBEY_PRECISION_CONSTRAINTS"], start=0)
 NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", ["EXPLICIT_BATCH"], start=0)
@@ -35,6 +35,7 @@ KINDS = {
     "Greater": LayerType.ELEMENTWISE,
     "Relu": LayerType.ACTIVATION,
     "Reshape": LayerType.SHUFFLE,
+    "Softmax": LayerType.SOFTMAX,
     "Cast": LayerType.CAST,
     **dict.fromkeys(OPERATORS, LayerType.PLUGIN_V2),
 }

@@ -173,6 +173,35 @@ def test_types_of_the_file_are_imposed(tmp_path: Path) -> None:
     }
 
 
+def test_the_reshape_of_logits_is_not_told_its_type(tmp_path: Path) -> None:
+    """TensorRT 8.6.0 built no engine of 30 or 40 routers when it was."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("MatMul", ["x", "x"], ["logits"], name="product"),
+        helper.make_node("Reshape", ["logits", "shape"], ["by_head"], name="reshape"),
+        helper.make_node("Softmax", ["by_head"], ["scores"], name="softmax"),
+        helper.make_node("Reshape", ["scores", "shape"], ["out"], name="behind"),
+    ]
+    names = ("x", "logits", "by_head", "scores", "out")
+    info = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in names}
+    shape = [helper.make_tensor("shape", TensorProto.INT64, [2], [4, 4])]
+    graph = helper.make_graph(
+        nodes, "g", [info["x"]], [info["out"]], shape, value_info=[info[name] for name in names[1:4]]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    network = fake.Network(1)
+    fake.OnnxParser(network, None).parse_from_file(str(tmp_path / "m.onnx"))
+    impose_types(fake, network, read_onnx(tmp_path / "m.onnx"))
+    single = fake.DataType.FLOAT
+    assert {layer.name: layer.output_types for layer in network.layers} == {
+        "shape": {},
+        "product": {0: single},
+        "reshape": {},
+        "softmax": {0: single},
+        "behind": {0: single},
+    }
+
+
 # --- Builds ------------------------------------------------------------------
 
 
