@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vorta_trt.export.onnx_file import DATA_SUFFIX
 from vorta_trt.model.files import new_folder
-from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.settings import ModelSettings, ServeSettings
 from vorta_trt.serving.triton.tensors import INPUTS, OUTPUTS, Tensor
 
@@ -62,7 +62,8 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
         The model's folder.
 
     Raises:
-        ValueError: A name that Triton does not take, or an environment that is neither an archive nor a folder.
+        ValueError: A name that Triton does not take, an environment that is neither an archive nor a folder, no such
+            preset, or one for other models.
         FileNotFoundError: There is no such bundle or environment.
         CheckpointError: The bundle lacks its pipeline folder, and it is not found.
         WriteError: The folder cannot be written, or something else is there.
@@ -71,7 +72,7 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError(f"name {name!r}: must be letters, digits, _, . and -; use e.g. video")
     _check_environment(settings.environment)
-    checkpoint = RequestPlanner(model.source, model.checkpoint).require_checkpoint()
+    checkpoint = ServedModel(model).planner.require_checkpoint()
     places = {"source": model.source}
     if model.source not in checkpoint.parents:  # the bundle does not carry it
         places["checkpoint"] = checkpoint

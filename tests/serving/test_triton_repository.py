@@ -103,6 +103,8 @@ def test_refusals(tiny_wan: Tiny, tmp_path: Path) -> None:
         (*wan, "--environment", tmp_path / "absent"): (1, "absent: no such archive or folder"),
         (*wan, "--environment", tiny_wan.onnx): (1, "is no .tar.gz"),
         (*wan, "--environment", tmp_path): (1, "has no bin/activate"),
+        (*wan, "--preset", "nonsense"): (1, "preset 'nonsense'"),
+        (*wan, "--preset", "mlperf"): (1, "preset 'mlperf': is for models with two experts"),
         (*wan, "--gpus", "first"): (2, "must be a whole number"),
         (*wan, "--device", "cuda:1"): (2, "use --gpus"),
         (tmp_path / "absent.bundle", "-o", tmp_path / "models"): (1, "no such bundle or ONNX file"),
