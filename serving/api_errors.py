@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 from typing import Any
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from vorta_trt.serving.disk_reserve import is_full
 from vorta_trt.serving.job import JobError, JobNotFoundError, KeyReusedError, QueueFullError
 from vorta_trt.serving.video_request import RequestError, printable, shown
 
@@ -85,8 +85,7 @@ def api_error(error: Exception) -> ApiError | None:
         return ApiError(429, str(error), "queue_full", retry_after=10)
     if isinstance(error, KeyReusedError):
         return ApiError(422, str(error), "idempotency_key_reused", field="Idempotency-Key")
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, sqlite3.OperationalError) and "full" in str(error)):
+    if is_full(error):
         return ApiError(507, "the server's disk is full; its operator has to make space", "disk_full", retry_after=60)
     if isinstance(error, sqlite3.OperationalError):
         logger.error("job store: %s", error)

@@ -43,14 +43,23 @@ class Reserve:
         except OSError as error:
             logger.info("%s: has nothing to give (%s)", self.path, error)
 
+    def is_short(self) -> bool:
+        """Whether the disk has no space for anything but ending and removing jobs."""
+        return shutil.disk_usage(self.path.parent).free < BYTES
+
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
 
-def is_full(error: Exception, folder: Path) -> bool:
-    """Whether an error is that of a full disk; SQLite has several for it, one for each of its files."""
+def is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether an error is that of a full disk.
+
+    SQLite has several for it, one for each of its files; of some, only the space that is left in `folder` can tell.
+    """
     if not isinstance(error, sqlite3.OperationalError):
         return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if "is full" in str(error):
         return True
-    return any(each in str(error) for each in _OTHERS) and shutil.disk_usage(folder).free < BYTES
+    if folder is None or not any(each in str(error) for each in _OTHERS):
+        return False
+    return shutil.disk_usage(folder).free < BYTES

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import errno
+import sqlite3
 
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 from vorta_trt.runtime.sampling.finite import NonFiniteError, NonFiniteVideoError
+from vorta_trt.serving.disk_reserve import is_full
 
 
 def describe_failure(error: BaseException) -> tuple[str, str, bool]:
@@ -23,8 +24,10 @@ def describe_failure(error: BaseException) -> tuple[str, str, bool]:
         return "out_of_memory", str(error), True
     if isinstance(error, NonFiniteError | NonFiniteVideoError):
         return "not_finite", str(error), True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return "disk_full", "the server's disk is full; ask again when its operator has made space", True
+    if isinstance(error, sqlite3.Error):
+        return "store_unavailable", f"the job store does not answer ({error}); ask again", True
     if isinstance(error, CheckpointError | FileNotFoundError):
         return "model_unavailable", str(error), True
     if isinstance(error, OverflowError | ZeroDivisionError):

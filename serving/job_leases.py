@@ -8,12 +8,16 @@ machine that it belongs to.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import sqlite3
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.job import Job, LeaseLostError, Status
 from vorta_trt.serving.job_records import read_result
 from vorta_trt.serving.job_recovery import Recovery
@@ -26,11 +30,16 @@ _HELD = "id = ? AND worker = ? AND attempt = ? AND status = 'in_progress'"
 class Leases(Recovery):
     """The part of a `JobStore` that workers use."""
 
+    _short_at = -math.inf  # when the disk was last seen full
+
     def claim(self, worker: str, models: Sequence[str]) -> Job | None:
         """Gives a worker the next job of these models, or None.
 
         The next one is that of the user of whom the fewest run, then of the one whose turn is longest ago; of one user,
         the oldest.
+
+        Raises:
+            WriteError: One waits, and has to wait until there is space for its videos.
         """
         if not models:
             return None
@@ -38,6 +47,8 @@ class Leases(Recovery):
         waiting = f"SELECT 1 FROM jobs WHERE status = 'queued' AND model IN ({marks}) LIMIT 1"
         if not self._data.read(waiting, *models):  # without the lock for writing
             return None
+        if self.is_short_of_space:
+            raise WriteError(self.folder, errno.ENOSPC, "the disk is full, so jobs wait; free some space")
         with self._data.change() as change:
             row = change.execute(
                 f"""SELECT id, user FROM jobs AS job WHERE status = 'queued' AND model IN ({marks}) ORDER BY
@@ -64,13 +75,18 @@ class Leases(Recovery):
 
         Raises:
             LeaseLostError: It is not the worker's any more.
+            WriteError: The disk is full.
         """
-        with self._data.change(lasting=False) as change:
-            rows = change.execute(
-                "UPDATE jobs SET stage = COALESCE(?, stage), step = COALESCE(?, step), lease_until = ? "
-                f"WHERE {_HELD} RETURNING cancelling",
-                (stage, step, time.monotonic() + self.lease_seconds, *_holder(job)),
-            ).fetchall()
+
+        def report() -> list[sqlite3.Row]:
+            with self._data.change(lasting=False) as change:
+                return change.execute(
+                    "UPDATE jobs SET stage = COALESCE(?, stage), step = COALESCE(?, step), lease_until = ? "
+                    f"WHERE {_HELD} RETURNING cancelling",
+                    (stage, step, time.monotonic() + self.lease_seconds, *_holder(job)),
+                ).fetchall()
+
+        rows = self._if_there_is_space(report)
         if not rows:
             raise _lost(job)
         return bool(rows[0]["cancelling"])
@@ -148,6 +164,8 @@ class Leases(Recovery):
             condition, values = "worker = ?", (worker,)
         elif everyone:
             condition, values = "1", ()
+        elif self._leases_stand_still():
+            return []
         found = f"SELECT id, cancelling, attempt FROM jobs WHERE status = 'in_progress' AND {condition}"
         if not self._data.read(found, *values):
             return []
@@ -156,6 +174,12 @@ class Leases(Recovery):
             self.files.remove_results(job_id, attempt)
             self._note_end(job_id)
         return [self.get(job_id) for job_id in ended]
+
+    def _leases_stand_still(self) -> bool:
+        """Whether the disk is full, so that nobody can renew a lease, or was until a lease ago."""
+        if self.is_short_of_space:
+            self._short_at = time.monotonic()
+        return time.monotonic() - self._short_at < self.lease_seconds
 
     def _take_back(self, found: str, values: tuple[object, ...]) -> dict[str, int | None]:
         """The ids of these jobs, and the attempts whose results were taken."""

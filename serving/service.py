@@ -161,4 +161,6 @@ class Service:
             return False, {"status": "draining"}
         if ready:
             return True, {"status": "ready", "workers": len(ready)}
+        if self.store.is_short_of_space:
+            reasons = ["the disk is full, so jobs wait until there is space"]
         return False, {"status": "failed", "reasons": reasons} if reasons else {"status": "starting"}

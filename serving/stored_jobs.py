@@ -43,6 +43,11 @@ class StoredJobs:
         self._reserve = Reserve(folder)
         self._data = self._even_if_full(lambda: Database(folder))
 
+    @property
+    def is_short_of_space(self) -> bool:
+        """Whether the disk has no space for more videos."""
+        return self._reserve.is_short()
+
     def _even_if_full(self, act: Callable[[], T]) -> T:
         """Does what ends or removes jobs, with the space of the reserve if the disk is full.
 
@@ -56,6 +61,14 @@ class StoredJobs:
                 raise
             logger.warning("jobs %s: the disk is full (%s); the reserve is used", self.folder, error)
             self._reserve.free_some()
+        return self._if_there_is_space(act)
+
+    def _if_there_is_space(self, act: Callable[[], T]) -> T:
+        """Does what can wait until there is space.
+
+        Raises:
+            WriteError: The disk is full.
+        """
         try:
             return act()
         except sqlite3.OperationalError as error:

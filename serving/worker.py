@@ -21,11 +21,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.runtime.sampling.params import LARGEST_SEED
 from vorta_trt.serving.catalogue import Accepted, Catalogue
 from vorta_trt.serving.failures import describe_failure
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 
 IDLE_SECONDS = 0.01  # between two looks at an empty queue, each of which takes microseconds
+FULL_SECONDS = 10.0  # between two looks at a full disk
 WRITING = "writing the video"
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,12 @@ class Worker:
             if not is_ready:
                 return Outcome.NOT_READY
             while not (stop.is_set() or self.abort.is_set()):
-                done = self.run_next()
+                try:
+                    done = self.run_next()
+                except WriteError as error:  # the engine stays loaded, and jobs wait
+                    logger.warning("worker %s: %s", self.name, error)
+                    stop.wait(FULL_SECONDS)
+                    continue
                 if done is None:
                     stop.wait(IDLE_SECONDS)
                 elif not done:
@@ -131,6 +138,9 @@ class Worker:
 
         Returns:
             Whether the engine is in order; None if no job waits.
+
+        Raises:
+            WriteError: A job waits, and the disk is full.
         """
         job = self._store.claim(self.name, self._catalogue.names)
         if job is None:
@@ -193,17 +203,20 @@ class Worker:
         began = time.time()
         accepted = Accepted.from_dict(job.request)
         files = self._store.files
-        if self._store.report_progress(job, stage="loading the model"):
-            raise _CancelledError
-        pipeline = self._models.get(accepted.model)
 
         def tell(stage: str, step: int | None) -> None:
             self._go_on()
             if self.abort.is_set():
                 raise _StoppedError
-            if self._store.report_progress(job, stage=stage, step=step):
+            try:
+                cancelling = self._store.report_progress(job, stage=stage, step=step)
+            except WriteError:  # there may be space again when the video is done
+                return
+            if cancelling:
                 raise _CancelledError
 
+        tell("loading the model", None)
+        pipeline = self._models.get(accepted.model)
         watch = StepWatch(tell)
         images = {name: files.folder(job.id) / file for name, file in (accepted.images or {}).items()}
         first = accepted.params.seed
@@ -281,7 +294,10 @@ class Worker:
     def _say(self, state: str | None = None) -> None:
         self._state = state or self._state
         detail = {"engines": self._models.engines(), "gpu_memory_bytes": _gpu_memory(), "reason": self.reason}
-        self._store.say(self.name, self._state, detail)
+        try:
+            self._store.say(self.name, self._state, detail)
+        except WriteError as error:  # it is said again, and a worker on a full disk is not taken for a dead one
+            logger.warning("worker %s: no sign of life (%s)", self.name, error)
 
     @contextmanager
     def _signs_of_life(self) -> Iterator[None]:
@@ -312,7 +328,8 @@ class Worker:
             over.set()
             thread.join()
             if self._state != "failed":
-                self._store.forget_worker(self.name)
+                with suppress(WriteError):  # it is forgotten after three leases
+                    self._store.forget_worker(self.name)
 
 
 def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:

@@ -229,7 +229,9 @@ class WorkerProcesses:
             now = time.monotonic()
             try:
                 state = next((each for each in self._store.workers() if each.name == name), None)
-                heard = heard if state is None else now - state.age
+                heard = heard if state is None else max(heard, now - state.age)
+                if self._store.is_short_of_space:
+                    heard = now  # nobody can say anything
                 if state is not None and state.state == "ready" and reason is not None:
                     reason = None
                     self._store.forget_worker(_kept(number))

@@ -38,19 +38,32 @@ class WorkerStates(StoredJobs):
     """The part of a `JobStore` that knows workers."""
 
     def say(self, worker: str, state: str, detail: Mapping[str, Any] | None = None) -> None:
-        """A worker's sign of life."""
-        with self._data.change(lasting=False) as change:
-            change.execute(
-                "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
-                "process = excluded.process, state = excluded.state, detail = excluded.detail, boot = excluded.boot, "
-                "seen = excluded.seen",
-                (worker, os.getpid(), state, json.dumps(detail or {}), self._boot, time.monotonic()),
-            )
+        """A worker's sign of life.
+
+        Raises:
+            WriteError: The disk is full.
+        """
+        self._change(
+            "INSERT INTO workers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+            "process = excluded.process, state = excluded.state, detail = excluded.detail, boot = excluded.boot, "
+            "seen = excluded.seen",
+            (worker, os.getpid(), state, json.dumps(detail or {}), self._boot, time.monotonic()),
+        )
 
     def forget_worker(self, worker: str) -> None:
-        """A worker is gone."""
-        with self._data.change(lasting=False) as change:
-            change.execute("DELETE FROM workers WHERE name = ?", (worker,))
+        """A worker is gone.
+
+        Raises:
+            WriteError: The disk is full.
+        """
+        self._change("DELETE FROM workers WHERE name = ?", (worker,))
+
+    def _change(self, statement: str, values: tuple[object, ...]) -> None:
+        def act() -> None:
+            with self._data.change(lasting=False) as change:
+                change.execute(statement, values)
+
+        self._if_there_is_space(act)
 
     def workers(self) -> list[WorkerState]:
         """All workers that gave a sign of life in the last three leases."""

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from ..kept import Kept
     from ..tiny import Tiny
+
+Fill = Callable[[Callable[[], bool]], None]
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +66,23 @@ def working() -> Callable[[Worker], Any]:
             assert not thread.is_alive(), "the worker hangs"
 
     return run
+
+
+@pytest.fixture
+def fill(monkeypatch: pytest.MonkeyPatch) -> Fill:
+    """A disk on which SQLite finds no space until something is true."""
+    from vorta_trt.serving.disk_reserve import Reserve
+    from vorta_trt.serving.job_database import Database
+
+    def make(has_space: Callable[[], bool]) -> None:
+        change = Database.change
+
+        def full(self: Database, *, lasting: bool = True) -> AbstractContextManager[sqlite3.Connection]:
+            if not has_space():
+                raise sqlite3.OperationalError("database or disk is full")
+            return change(self, lasting=lasting)
+
+        monkeypatch.setattr(Database, "change", full)
+        monkeypatch.setattr(Reserve, "is_short", lambda self: not has_space())
+
+    return make

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,10 @@ import pytest
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving import JobStore
 from vorta_trt.serving.job import Job, Status
-from vorta_trt.serving.job_database import NAME, Database
+from vorta_trt.serving.job_database import NAME
 from vorta_trt.serving.job_recovery import Recovery
 
+from .conftest import Fill
 from .test_job_store import add, claim, finish, new
 
 
@@ -206,26 +205,7 @@ def test_others_read_neither_prompts_nor_videos(store: JobStore, done: Job) -> N
     assert (mode(store.folder / NAME), mode(store.files.root)) == (0o600, 0o700)
 
 
-@pytest.fixture
-def fill(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bool]], None]:
-    """A disk on which SQLite finds no space until something is true."""
-
-    def make(has_space: Callable[[], bool]) -> None:
-        change = Database.change
-
-        def full(self: Database) -> AbstractContextManager[sqlite3.Connection]:
-            if not has_space():
-                raise sqlite3.OperationalError("database or disk is full")
-            return change(self)
-
-        monkeypatch.setattr(Database, "change", full)
-
-    return make
-
-
-def test_a_full_disk_lets_jobs_be_cancelled_and_deleted_and_the_server_start(
-    tmp_path: Path, fill: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_full_disk_lets_jobs_be_cancelled_and_deleted_and_the_server_start(tmp_path: Path, fill: Fill) -> None:
     store = JobStore(tmp_path, exclusive=True)
     one, two, three = add(store, "one", "two", "three")
     finish(store, claim(store))
@@ -241,17 +221,13 @@ def test_a_full_disk_lets_jobs_be_cancelled_and_deleted_and_the_server_start(
     again.close()
 
 
-def test_without_a_reserve_the_files_of_the_deleted_job_make_space(
-    store: JobStore, done: Job, fill: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_without_a_reserve_the_files_of_the_deleted_job_make_space(store: JobStore, done: Job, fill: Fill) -> None:
     fill(lambda: not store.files.folder(done.id).exists())
     store.delete(done.id)
     assert list(states(store).values()) == [Status.QUEUED]
 
 
-def test_a_start_on_a_disk_without_any_space_says_so(
-    tmp_path: Path, fill: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_start_on_a_disk_without_any_space_says_so(tmp_path: Path, fill: Fill) -> None:
     JobStore(tmp_path).close()
     fill(lambda: False)
     for _ in range(2):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +26,7 @@ from vorta_trt.serving.video_request import parse_request
 from vorta_trt.serving.worker import Outcome
 
 from ..tiny import HEIGHT, WIDTH
+from .conftest import Fill
 
 Working = Callable[[Worker], Any]
 
@@ -176,6 +178,8 @@ def test_a_worker_that_is_told_to_abort_gives_its_job_back(
     ("error", "code"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (sqlite3.OperationalError("database or disk is full"), "disk_full"),
+        (sqlite3.OperationalError("database is locked"), "store_unavailable"),
         (ValueError("steps 3: do not fit"), "invalid_value"),
         (OverflowError("value cannot be converted to type float without overflow"), "invalid_value"),
         (NonFiniteVideoError("the latents have values that are not finite"), "not_finite"),
@@ -202,6 +206,31 @@ def test_a_fault_of_a_job_is_told_and_the_next_one_runs(
     assert (failed.status, failed.error_code) == (Status.FAILED, code) and failed.error_message
     assert done.status is Status.COMPLETED
     assert not list(store.files.folder(first.id).glob("*result*")), "no half file"
+
+
+def test_on_a_full_disk_a_video_goes_on_and_jobs_wait(
+    store: JobStore,
+    catalogue: Catalogue,
+    worker: Worker,
+    working: Working,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Fill,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("vorta_trt.serving.worker.FULL_SECONDS", 0.05)
+    is_full, waits = threading.Event(), "the disk is full, so jobs wait"
+    fill(lambda: not is_full.is_set())
+    Steps(monkeypatch, lambda step: is_full.set() if step == 1 else None)
+    first, second = queue(store, catalogue), queue(store, catalogue)
+    with working(worker) as outcome:
+        wait_for(lambda: waits in caplog.text)
+        assert store.take_back() == [], "nobody can renew a lease"
+        assert [store.get(job.id).status for job in (first, second)] == [Status.IN_PROGRESS, Status.QUEUED]
+        assert not outcome, "the worker lives, and its model stays loaded"
+        worker._say()
+        monkeypatch.undo()
+        assert over(store, second).status is Status.COMPLETED
+    assert [job.status for job in store.take_back(worker=worker.name)] == [Status.COMPLETED], "its video was in place"
 
 
 def test_a_fault_of_the_engine_ends_job_and_worker(

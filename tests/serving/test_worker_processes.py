@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from vorta_trt.serving.job import Status
 from vorta_trt.serving.worker_process import ENGINE_FAILED, NOT_READY, WorkerProcesses
 from vorta_trt.serving.worker_states import HUNG, WorkerState
 
+from .conftest import Fill
 from .test_job_store import add
 
 # Takes a job, and ends as its prompt says: "70 70 0" is two starts that end with 70, and one that makes the video.
@@ -111,6 +114,22 @@ def test_a_worker_that_hangs_is_killed_and_another_one_makes_its_video(
     run(store, f"{end} 0", lease_seconds=1)
     wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
     assert starts(store) == 2 and reason in caplog.text
+
+
+def test_a_worker_on_a_full_disk_is_not_taken_for_a_dead_one(
+    store: JobStore, run: Run, fill: Fill, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_full = threading.Event()
+    fill(lambda: not is_full.is_set())
+    (job,) = add(store, "one")
+    run(store, f"{-signal.SIGSTOP} 0", lease_seconds=0.5)
+    wait_for(lambda: store.get(job.id).status is Status.IN_PROGRESS)
+    is_full.set()
+    time.sleep(2.5)  # five leases; two are the limit
+    assert starts(store) == 1 and "no sign of life" not in caplog.text
+    is_full.clear()
+    wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
+    assert starts(store) == 2 and "no sign of life for 1 s" in caplog.text
 
 
 def test_a_worker_that_starts_has_longer(tmp_path: Path, store: JobStore) -> None:
