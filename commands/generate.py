@@ -4,40 +4,52 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vorta_trt.commands.app import AsJson, Debug, command
+from vorta_trt.commands.app import EXAMPLE, AsJson, Debug, command
 from vorta_trt.commands.expand import Options
 from vorta_trt.commands.options import (
     MOST_SEED,
+    AttentionPrecisionOption,
+    Gpus,
+    LinearKeep,
+    LinearPrecisionOption,
+    Lora,
     OneSize,
     PipelineFolder,
+    Routers,
     StepProfileFile,
-    Target,
     Variant,
     decimals,
     experts_of_file,
     one_of,
     one_per_expert,
+    sources_of,
 )
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
+from vorta_trt.model.precision import PrecisionName
 from vorta_trt.runtime.pipelines.sample_files import Naming
 from vorta_trt.runtime.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
+    from vorta_trt.runtime.from_checkpoint import Source
+    from vorta_trt.runtime.parallel.rank_plan import RankPlan
+    from vorta_trt.runtime.pipelines.making import MakeVideos, OnStep, OnVideo
     from vorta_trt.runtime.pipelines.planned import PlannedRequest
+    from vorta_trt.runtime.pipelines.planner import RequestPlanner
+    from vorta_trt.runtime.pipelines.residency import ResidencyChoice
     from vorta_trt.runtime.pipelines.sample_files import SampleFile
-    from vorta_trt.runtime.pipelines.stages import OnStep
+    from vorta_trt.runtime.sampling.cost import StepProfile
 
 
 MOST_GIB = 1 << 33  # TensorRT counts bytes in 64 bits
@@ -195,8 +207,18 @@ class EngineOptions(Options):
         ),
     ] = False
 
-    def arguments(self) -> dict[str, Any]:
-        """As keywords of `VortaPipeline`."""
+    def arguments(self, in_torch: bool = False) -> dict[str, Any]:
+        """As keywords of `VortaPipeline`; of a checkpoint `in_torch` without a device, since it is loaded there."""
+        if in_torch:
+            of_engines = {"--executor": self.executor, "--weight-streaming": self.weight_streaming}
+            if given := [name for name, value in of_engines.items() if value is not None]:
+                raise typer.BadParameter("is for engines, and a checkpoint runs in torch", param_hint=given[0])
+            return {
+                "residency": self.residency.value,
+                "cpu_offload": self.cpu_offload,
+                "vae_tiling": self.vae_tiling,
+                "compile_vae": self.compile_vae,
+            }
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
         if self.weight_streaming is not None:
             engine["weight_streaming_budget"] = _budget(self.weight_streaming)
@@ -209,6 +231,115 @@ class EngineOptions(Options):
             "compile_vae": self.compile_vae,
             "engine": engine,
         }
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(Options):
+    """What is made of a checkpoint that runs in torch; of a bundle or an exported file it is fixed."""
+
+    router: Routers = None
+    lora: Lora = None
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="The type of weights and activations of a checkpoint [default: bf16; without a GPU fp32]."),
+    ] = None
+    attention_precision: AttentionPrecisionOption = None
+    linear_precision: LinearPrecisionOption = None
+    linear_keep: LinearKeep = None
+
+    def sources(self, target: Path, size: str | None, variant: str | None) -> tuple[Source, ...]:
+        """The transformers of a checkpoint; none of a bundle or an exported file, with which no option may be given."""
+        from vorta_trt.engines.manifest import MANIFEST
+        from vorta_trt.model.checkpoint_place import is_checkpoint
+
+        given = [f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) is not None]
+        if (target / MANIFEST).exists() or not is_checkpoint(target):
+            if given:
+                raise typer.BadParameter(
+                    f"belongs to checkpoints, and {target} was exported or built, which fixed it; leave it out",
+                    param_hint=given[0],
+                )
+            return ()
+        import torch
+
+        precision = self.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+        return tuple(
+            sources_of(
+                target,
+                self.router,
+                size,
+                precision,
+                None,
+                self.attention_precision,
+                None,
+                variant,
+                self.lora,
+                self.linear_precision,
+                self.linear_keep,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class GpuOptions(Options):
+    """How many GPUs make a video together."""
+
+    gpus: Gpus = None
+    guidance_parallel: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compute both passes of guidance at once, each on half the GPUs [default: if there are two passes and "
+            "an even number of GPUs]."
+        ),
+    ] = None
+    gpu_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="Fail where GPUs wait longer than this for each other [default: 300]."
+        ),
+    ] = None
+    gpu_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="The port of this machine on which the processes meet [default: a free one]."
+        ),
+    ] = None
+    compare_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="With --strict: compare checksums of the latents of all GPUs every so many steps [default: 1].",
+        ),
+    ] = None
+
+    def check(self, strict: bool, device: str | None) -> None:
+        """Makes a usage error of options that would have no effect."""
+        from vorta_trt.runtime.parallel.world import is_rank
+
+        several = is_rank() or (self.gpus or 1) > 1
+        given = {
+            "--guidance-parallel": self.guidance_parallel,
+            "--gpu-timeout": self.gpu_timeout,
+            "--gpu-port": self.gpu_port,
+            "--compare-every": self.compare_every,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if not several and given:
+            raise typer.BadParameter("is for several GPUs; give --gpus, or leave it out", param_hint=next(iter(given)))
+        if several and device is not None:
+            raise typer.BadParameter(
+                f"{device}: each of several processes has the GPU of its number; choose GPUs with CUDA_VISIBLE_DEVICES",
+                param_hint="--device",
+            )
+        if self.compare_every is not None and not strict:
+            raise typer.BadParameter("is for --strict; give both", param_hint="--compare-every")
+        if is_rank() and self.gpu_port is not None:
+            raise typer.BadParameter("is torchrun's to choose; give it --master-port", param_hint="--gpu-port")
+        if is_rank() and self.gpus is not None and self.gpus != int(os.environ["WORLD_SIZE"]):
+            raise typer.BadParameter(
+                f"{self.gpus}: torchrun started {os.environ['WORLD_SIZE']} processes; leave it out", param_hint="--gpus"
+            )
 
 
 def _budget(text: str) -> int | str:
@@ -232,12 +363,20 @@ def _budget(text: str) -> int | str:
     'vorta-trt generate distilled.bundle --preset lightning --prompt "A cat walks on grass" -o cat.mp4',
     'vorta-trt generate model.bundle --size 81x480x832 --prompt "A cat walks on grass" -o cat.mp4',
     'vorta-trt generate distilled.bundle --timesteps 1000,757,522 --renoise --prompt "A cat" -o cat.mp4',
+    f'vorta-trt generate {EXAMPLE} --router ROUTER --gpus 4 --prompt "A cat walks on grass" -o cat.mp4',
 )
 def generate(
-    target: Target,
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|ONNX|CHECKPOINT", help="What was built or exported, or a diffusers folder, to run in torch."
+        ),
+    ],
     video: VideoOptions,
     sampling: SamplingOptions,
     engine: EngineOptions,
+    of_checkpoint: CheckpointOptions,
+    gpus: GpuOptions,
     checkpoint: PipelineFolder = None,
     variant: Variant = None,
     size: OneSize = None,
@@ -274,14 +413,13 @@ def generate(
 ) -> None:
     """Generate videos from prompts, and from images.
 
-    It runs diffusers' pipeline and swaps its transformer for the engine. The video has the engine's size; of a bundle
-    of several, that of --size, or the one whose aspect is closest to the image's. Every option defaults to the
-    pipeline's own value, or to off.
+    It runs diffusers' pipeline and swaps its transformer for the engine, or for the checkpoint's own with routed
+    attention. The video has the engine's size; of a bundle of several, that of --size, or the one whose aspect is
+    closest to the image's. Every option defaults to the pipeline's own value, or to off.
     """
     from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.console import Stages
-    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
-    from vorta_trt.runtime.pipelines.planner import RequestPlanner
+    from vorta_trt.runtime.pipelines.making import MakeVideos
     from vorta_trt.runtime.sampling.cost import StepProfile
 
     params = None if preset is not None else sampling.params()  # says what is wrong before anything is read
@@ -289,11 +427,28 @@ def generate(
         raise typer.BadParameter(f"{preset!r}: must be one of {', '.join(PRESETS)}", param_hint="--preset")
     if not dry_run:
         video.check()
+    gpus.check(strict, engine.device)
     videos: list[dict[str, Any]] = []
     with Stages() as stages:
         stages("reading the model")
-        overrides = _overrides(target, route_override)
-        planner = RequestPlanner(target, checkpoint, route_override=overrides, variant=variant, size=size)
+        sources = of_checkpoint.sources(target, size, variant)
+        experts = tuple(source.component for source in sources)
+        options = engine.arguments(in_torch=bool(sources))
+        request = MakeVideos(
+            None if sources else target,
+            sources,
+            checkpoint,
+            _overrides(target, route_override, experts),
+            variant,
+            None if sources else size,
+            pipeline={"strict": strict, **options},
+            images=video.images(),
+            frames_per_second=video.fps,
+            locate=locate,
+            guidance_parallel=gpus.guidance_parallel,
+            check_every=(gpus.compare_every or 1) if strict else 0,
+        )
+        planner = request.planner()
         if size is None:
             planner = planner.for_images(video.images())
         if params is None:
@@ -309,28 +464,25 @@ def generate(
                 typer.echo(json.dumps({"videos": []}) if as_json else f"every video is in {video.output} already")
                 return
             first_seed = secrets.randbits(32) if params.seed is None else params.seed
-
-            def write(number: int, made: GeneratedVideo) -> None:
-                file = made.save(jobs[number].file, video.fps)
-                videos.append({"output": str(file), **made.to_dict()})
-
-            stages("loading text encoder, VAE and engine")
-            with VortaPipeline(planner, strict=strict, **engine.arguments()) as pipe:
-                pipe.generate_each(
-                    [job.prompt for job in jobs],
-                    write,
-                    params=params.updated(seed=None),
-                    seeds=[(first_seed + job.index) % (MOST_SEED + 1) for job in jobs],
-                    size=VideoSize(*planner.size),
-                    image=video.image,
-                    last_image=video.last_image,
-                    locate=locate,
-                    on_step=_step_bar(stages, len(jobs)),
-                    on_stage=stages,
-                )
-                residency = pipe.residency
+            request = replace(
+                request,
+                size=None if sources else str(VideoSize(*planner.size)),
+                params=params.updated(seed=None),
+                prompts=tuple(job.prompt for job in jobs),
+                seeds=tuple((first_seed + job.index) % (MOST_SEED + 1) for job in jobs),
+                files=tuple(job.file for job in jobs),
+            )
+            made = _make(request, planner, planned, gpus, engine.device, stages, videos.append)
+            if made is None:
+                return
+            residency = made
     if dry_run:
-        typer.echo(json.dumps(planned.to_dict()) if as_json else "\n".join(planned.lines()))
+        predicted = _on_gpus(request, planner, planned, gpus.gpus or 1, profile)
+        if as_json:
+            of_gpus = {} if predicted is None else {"gpus": predicted.model_dump()}
+            typer.echo(json.dumps(planned.to_dict() | of_gpus))
+        else:
+            typer.echo("\n".join([*planned.lines(), *([] if predicted is None else predicted.lines())]))
     elif as_json:
         content = {"scheduler": planned.schedule.scheduler, "residency": residency.to_dict(), "videos": videos}
         typer.echo(json.dumps(content, indent=2))
@@ -346,7 +498,72 @@ def generate(
             typer.echo(_line(entry))
 
 
-def _overrides(target: Path, given: list[str] | None) -> Mapping[str, str | None] | str | None:
+def _make(
+    request: MakeVideos,
+    planner: RequestPlanner,
+    planned: PlannedRequest,
+    gpus: GpuOptions,
+    device: str | None,
+    stages: Stages,
+    on_video: OnVideo,
+) -> ResidencyChoice | None:
+    """Makes the videos in this process, in one a GPU that it starts, or as the rank that torchrun started.
+
+    Returns:
+        What was freed between the stages; None where another rank reports.
+    """
+    import torch
+
+    from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, is_rank, join
+    from vorta_trt.runtime.pipelines import making
+
+    told: dict[str, Any] = {
+        "on_video": on_video,
+        "on_step": _step_bar(stages, len(request.files), planned),
+        "on_stage": stages,
+    }
+    timeout = gpus.gpu_timeout or TIMEOUT
+    stages("loading text encoder, VAE and transformer")
+    if is_rank():
+        with join(making.kind_of(request), timeout=timeout) as world:
+            residency = making.make_as_rank(world, world.from_first(request), **told)
+            return residency if world.is_first else None
+    if (gpus.gpus or 1) > 1:
+        count = int(gpus.gpus or 1)
+        making.layout_of(request, planner, planned, count)  # says what is wrong before processes start
+        return making.make_with_gpus(request, count, port=gpus.gpu_port, timeout=timeout, **told)
+    if request.sources:
+        planner = request.planner(torch.device(device or (CUDA if torch.cuda.is_available() else CPU)))
+    return making.make_videos(request, planner, **told)
+
+
+def _on_gpus(
+    request: MakeVideos, planner: RequestPlanner, planned: PlannedRequest, gpus: int, profile: StepProfile | None
+) -> RankPlan | None:
+    """What is predicted of several GPUs; None for one, and where routes are not known."""
+    from vorta_trt.runtime.parallel.rank_plan import plan_ranks
+    from vorta_trt.runtime.parallel.rates import PassWork
+    from vorta_trt.runtime.pipelines.making import layout_of
+
+    if gpus == 1:
+        return None
+    layout, steps = layout_of(request, planner, planned, gpus), planned.steps
+    if steps.routes is None or steps.cost is None:
+        return None
+    return plan_ranks(
+        PassWork.of(planner.experts[0].described),
+        steps.routes.routes,
+        ulysses=layout.sharing,
+        guidance=layout.guidance,
+        passes=steps.cost.passes,
+        compute=steps.compute,
+        profile=profile,
+    )
+
+
+def _overrides(
+    target: Path, given: list[str] | None, experts: tuple[str, ...]
+) -> Mapping[str, str | None] | str | None:
     """What `RequestPlanner` takes for `--route-override`; one `none` is for both of two experts."""
     from vorta_trt.runtime.pipelines.experts import BUNDLED
 
@@ -354,14 +571,14 @@ def _overrides(target: Path, given: list[str] | None) -> Mapping[str, str | None
         return BUNDLED
     if given == ["none"]:
         return None
-    choice = one_per_expert(given, "--route-override", experts_of_file(target))
+    choice = one_per_expert(given, "--route-override", experts or experts_of_file(target))
     return {component: None if file == "none" else file for component, file in choice.items()}
 
 
-def _step_bar(stages: Stages, count: int) -> OnStep:
+def _step_bar(stages: Stages, count: int, planned: PlannedRequest) -> OnStep:
     """Shows the step that begins, and what it does."""
 
-    def show(number: int, step: int, planned: PlannedRequest) -> None:
+    def show(number: int, step: int) -> None:
         of_several = f"video {number + 1} of {count}, " if count > 1 else ""
         plan = planned.steps
         what = ""

@@ -19,6 +19,7 @@ from vorta_trt.model.configs import check_no_pointer
 from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.hub_cache import repository_of, snapshot_of
+from vorta_trt.model.model_index import MODEL_INDEX
 from vorta_trt.model.safetensors_files import (
     SUFFIX,
     WEIGHT_SUFFIXES,
@@ -141,6 +142,15 @@ def checkpoint_name(path: Path) -> str:
 def is_weights(path: Path) -> bool:
     """Whether a path is a file of weights, of a kind that is read or not, or the index of several."""
     return path.is_file() and (path.suffix.lower() in WEIGHT_SUFFIXES or _is_index(path))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a checkpoint, in one of the forms above; it may be damaged."""
+    folder = snapshot_of(path)
+    if is_weights(path) or any((folder / name).is_file() for name in (MODEL_INDEX, CONFIG)):
+        return True
+    inside = (folder, *(folder / name for name in _AUTHORS_FOLDERS.values()))
+    return any(file.suffix in WEIGHT_SUFFIXES for each in inside if each.is_dir() for file in each.iterdir())
 
 
 def _is_index(path: Path) -> bool:

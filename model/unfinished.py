@@ -44,7 +44,7 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
-    with _signals_raise():
+    with signals_raise():
         with errors_of(path):
             clear_unfinished(target)
             folder, lock = _locked_temporary(target)
@@ -132,7 +132,7 @@ def clear_unfinished(target: Path) -> None:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, where they would kill the process on the spot."""
     numbers = [
         number

@@ -10,10 +10,13 @@ import ctypes
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 
+LOADED_MODULE = Path("/sys/module/nvidia/version")  # of the kernel's module
 # CUdevice_attribute values of the CUDA driver API.
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
@@ -189,7 +192,9 @@ def native_architecture(capability: ComputeCapability) -> str:
 
 
 def driver_version() -> str | None:
-    """The driver's version, such as "580.95", from nvidia-smi; None where that tool is missing or fails."""
+    """The driver's version, such as "580.95", from the kernel or nvidia-smi; None where neither says it."""
+    with suppress(OSError):
+        return LOADED_MODULE.read_text(encoding="ascii").strip()
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.precision import BITS, PRECISIONS
+from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.transformer_flops import other_flops
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision, LinearPrecision
 from vorta_trt.runtime.sampling.cost import StepProfile
@@ -46,19 +48,23 @@ class PassWork:
     linear_precision: LinearPrecision = SAME_PRECISION
 
     @classmethod
-    def of(cls, metadata: ModelMetadata) -> PassWork:
-        """Of an exported model."""
-        geometry = metadata.attention_geometry
-        flops = other_flops(metadata.family, metadata.config, geometry, has_router=metadata.has_router)
+    def of(cls, model: ModelMetadata | RoutedTransformer) -> PassWork:
+        """Of an exported model, or of one in torch with its geometry."""
+        if isinstance(model, ModelMetadata):
+            geometry, element_bytes = model.attention_geometry, BITS[PRECISIONS[model.precision]] // 8
+        else:
+            assert model.geometry is not None
+            geometry, element_bytes = model.geometry, model.dtype.itemsize
+        flops = other_flops(model.family, model.config, geometry, has_router=model.has_router)
         return cls(
             geometry,
-            metadata.num_layers,
-            metadata.num_heads,
-            metadata.head_dim,
+            model.num_layers,
+            model.num_heads,
+            model.head_dim,
             float(sum(flops.values())),
-            BITS[PRECISIONS[metadata.precision]] // 8,
-            metadata.attention_precision,
-            metadata.linear_precision,
+            element_bytes,
+            cast("AttentionPrecision", model.attention_precision),
+            model.linear_precision,
         )
 
     @property

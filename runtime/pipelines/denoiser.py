@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.constants import TRANSFORMER
+from vorta_trt.model.families import get_family
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
@@ -65,6 +66,11 @@ class Denoiser(abc.ABC):
         self.config: Mapping[str, Any] = described.config
         self.heads: tuple[int, int] = described.num_layers, described.num_heads
         self.latent_shape, self.text_tokens = latent_shape, text_tokens
+
+    @property
+    def sample_channels(self) -> int:
+        """Channels of the sample; the latents that are given may come with those of a condition."""
+        return get_family(self.family).latent_channels(self.config)
 
     @abc.abstractmethod
     def run(

@@ -29,11 +29,17 @@ from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
-from vorta_trt.runtime.pipelines.residency import Residency, choose_residency, fits_beside
+from vorta_trt.runtime.pipelines.residency import (
+    Residency,
+    check_same_residency,
+    choose_residency,
+    fits_beside,
+)
 from vorta_trt.runtime.pipelines.stages import (
     Conditions,
     OnStage,
@@ -122,6 +128,8 @@ class VortaPipeline:
         cpu_offload: Text encoders and VAE are on the GPU only while they are used.
         vae_tiling: Decode in tiles, which takes less memory; None does for families that need it.
         compile_vae: Where the VAE runs in torch, compile its decoder: the first video takes longer, later ones less.
+        ranks: Other processes, each with such a pipeline, that make every video together with this one: all of them
+            are asked for the same videos, and get them. See `parallel`.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
@@ -129,6 +137,7 @@ class VortaPipeline:
 
     Attributes:
         planner: See `RequestPlanner`.
+        ranks: As given.
         fallbacks: Of all requests.
         residency: The `ResidencyChoice`.
         parts: Text encoders, transformer and VAE.
@@ -148,8 +157,9 @@ class VortaPipeline:
         cpu_offload: bool = False,
         vae_tiling: bool | None = None,
         compile_vae: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.planner = planner
+        self.planner, self.ranks = planner, ranks
         self.fallbacks = Fallbacks(strict)
         self.executor: str | None = None
         self._lock = threading.Lock()
@@ -163,7 +173,7 @@ class VortaPipeline:
         self.transformers.on_free = self._free_shared
         where = {"executor": executor, "device": device}
         # Looks at the folder before an engine is loaded.
-        self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae)
+        self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae, ranks)
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,
@@ -174,6 +184,8 @@ class VortaPipeline:
             cpu_offload=cpu_offload,
             stream_weights=self._engine.get(BUDGET) is not None,
         )
+        if ranks is not None:
+            check_same_residency(ranks.world.gather(self.residency))
         self.transformers.in_turn = self.residency.in_turn
         if self.residency.stream_weights and self._engine.get(BUDGET) is None:
             self._engine[BUDGET] = "auto"
@@ -350,10 +362,16 @@ class VortaPipeline:
 
     def _conditions(self, prompts: Sequence[str], sampling: Sampling) -> list[Conditions]:
         """What the transformer is given with the latents of every prompt: text, each encoded once."""
-        negative = (sampling.params.negative_prompt or "") if sampling.planned.guided else None
-        encoded, against = encode(list(dict.fromkeys(prompts)), negative, sampling.images, self.parts)
-        negatives = {f"negative_{name}": tensor for name, tensor in against.items()}
-        return [encoded[prompt] | negatives for prompt in prompts]
+        made: list[Conditions] = [{} for _ in prompts]
+        if self.parts.encodes_text:
+            negative = (sampling.params.negative_prompt or "") if sampling.planned.guided else None
+            encoded, against = encode(list(dict.fromkeys(prompts)), negative, sampling.images, self.parts)
+            negatives = {f"negative_{name}": tensor for name, tensor in against.items()}
+            made = [encoded[prompt] | negatives for prompt in prompts]
+        if self.ranks is None:
+            return made
+        device = self.parts.waiting or self.transformers.device or self.residency.device
+        return [self.ranks.from_first(each, device) for each in made]
 
     def close(self) -> None:
         """Frees the engines; text encoders and VAE go with this object. May be called twice."""
@@ -385,6 +403,8 @@ class VortaPipeline:
     def _open(self, component: str) -> VortaTransformer:
         source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
+            if self.ranks is not None and self.ranks.sharing is not None:
+                source.parallelize(self.ranks.sharing)
             given = {name: value for name, value in self._engine.items() if value is not None}
             transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **given)
         else:

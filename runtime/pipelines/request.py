@@ -11,6 +11,10 @@ very same tensors (see `Snapshot`). So P steps are P + 1 launches instead of 2 P
 does not fit into memory, is launched on its own, counted as a fallback, and ends the batching of the request: another
 guess would cost another half launch for nothing. A launch of twice the batch adds up in another order: samples are
 equal but for rounding.
+
+In parallel (`PassExchange`), half the ranks launch one pass and half the other, at every step. The call for "cond" on a
+rank that computes "uncond" gets a sample that is still to be filled, which is done in the call for "uncond": diffusers'
+pipelines read neither before both calls have returned. The samples are those of one process, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from torch import Tensor
 
 from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.parallel.errors import ParallelError
+from vorta_trt.runtime.parallel.ranks import PassExchange
 from vorta_trt.runtime.pipelines.denoiser import BATCHED_GUIDANCE, Denoiser
 from vorta_trt.runtime.pipelines.inputs import (
     Given,
@@ -39,6 +45,7 @@ from vorta_trt.runtime.sampling.finite import FiniteCheck, HostCopy
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
 OnStep = Callable[[int], None]  # called with the step that begins
+OnLatents = Callable[[int, Tensor], None]  # the step that begins, and the latents that it begins with
 COND, UNCOND = "cond", "uncond"
 BOTH = f"{COND} + {UNCOND}"
 
@@ -101,6 +108,12 @@ class StepState:
         state.kept = sample.detach().clone() if compute[step + 1 : step + 2] == (False,) else None
         return sample
 
+    def fill(self, context: str, sample: Tensor) -> None:
+        """Gives a context the sample of its last step, which was still to be filled then."""
+        kept = self._contexts[context].kept
+        if kept is not None:
+            kept.copy_(sample)
+
 
 class Request:
     """Follows a plan; see `VortaTransformer.request`, which makes it.
@@ -119,6 +132,8 @@ class Request:
         locate: look for the layer in which values stopped being finite.
         on_step: called with every step as it begins.
         pipeline: diffusers' pipeline, whose `interrupt` excuses steps that were not taken.
+        passes: exchanges the samples of both passes of guidance, of which this rank computes one; None computes both.
+        on_latents: called with every step as it begins, and its latents.
 
     Attributes:
         plan: the plan.
@@ -139,14 +154,18 @@ class Request:
         locate: bool = False,
         on_step: OnStep | None = None,
         pipeline: Any = None,
+        passes: PassExchange | None = None,
+        on_latents: OnLatents | None = None,
     ) -> None:
         self._denoiser, self._convert, self._on_step, self._pipeline = denoiser, convert, on_step, pipeline
+        self._passes, self._on_latents = passes if guided else None, on_latents
         self.plan, self.fallbacks = plan, fallbacks
         self.state = StepState(plan)
         self.launches: Counter[str] = Counter()
         self._finite = FiniteCheck(denoiser.locate if locate else None)
         self._batched, self._guides, self._step, self._videos = batched and guided, guided, 0, 0
         self._cond_sample: Tensor | None
+        self._to_fill: Tensor | None  # what the call for "cond" got, in parallel
         self._uncond: tuple[Snapshot, Inputs] | None
         self._waiting: tuple[Snapshot, Tensor] | None
         self._timestep: Tensor | None
@@ -177,12 +196,18 @@ class Request:
             self._seen.append((step, timestep.dtype, HostCopy(of_schedule(timestep))))
         if self._on_step is not None and context == COND:
             self._on_step(self.plan.first + step)
+        if self._on_latents is not None and context == COND:
+            latents = given["hidden_states"]
+            assert latents is not None
+            self._on_latents(self.plan.first + step, latents)
         return self._guided(context, given) if self.plan.compute[step] else None
 
     def _guided(self, context: str, given: Given) -> Tensor:
         """From a launch or from the one before."""
         if context == UNCOND and not self._guides and self._cond_sample is not None:
             return self._cond_sample
+        if self._passes is not None and context in (COND, UNCOND):
+            return self._in_parallel(self._passes, context, given)
         inputs = self._convert(given, context)
         if not self._guides:
             sample = self._launch(inputs, context)
@@ -202,6 +227,30 @@ class Request:
             converted = {name: tensor for name, tensor in inputs.items() if name not in self._convert.steps}
             self._uncond = Snapshot(self._convert.conditions_of(given)), converted
         return self._launch(inputs, UNCOND)
+
+    def _in_parallel(self, passes: PassExchange, context: str, given: Given) -> Tensor:
+        """One of the two passes is launched here; the other one's sample comes from another rank."""
+        own = (COND, UNCOND)[passes.own]
+        latents = given["hidden_states"]
+        assert latents is not None
+        sample = self._launch(self._convert(given, context), context) if context == own else None
+        if context == COND:
+            if sample is None:  # not a number, should anyone read it too early
+                shape = latents.shape[0], self._denoiser.sample_channels, *latents.shape[2:]
+                sample = latents.new_full(shape, float("nan"))
+            self._to_fill = sample
+            return sample
+        waiting, self._to_fill = self._to_fill, None
+        if waiting is None:
+            raise ParallelError(
+                "guidance in parallel: the unconditional sample was asked for before the conditional one, as no "
+                "pipeline of diffusers does; leave out guidance_parallel"
+            )
+        cond, uncond = passes(waiting if sample is None else sample)
+        if own == UNCOND:
+            waiting.copy_(cond)
+            self.state.fill(COND, cond)
+        return uncond
 
     def _cond(self, given: Given, inputs: Inputs) -> Tensor:
         if self._waiting is not None:
@@ -270,7 +319,7 @@ class Request:
         self.state.reset()
         self._convert.forget()
         self._guessing = self._batched
-        self._uncond = self._waiting = self._timestep = self._cond_sample = None
+        self._uncond = self._waiting = self._timestep = self._cond_sample = self._to_fill = None
         self._seen, self._routes = [], []
 
     def _compare(self) -> None:

@@ -167,6 +167,19 @@ def by_plan(
     return ResidencyChoice(Residency.RESIDENT, reason, device, device, cpu_offload, stream_weights, in_turn)
 
 
+def check_same_residency(choices: Sequence[ResidencyChoice]) -> None:
+    """Raises VortaError unless all ranks chose alike: they exchange what each stage makes, in the same order."""
+    found: dict[str, list[int]] = {}
+    for rank, choice in enumerate(choices):
+        found.setdefault(f"{choice.residency.value}{', experts in turn' if choice.in_turn else ''}", []).append(rank)
+    if len(found) > 1:
+        what = "; ".join(f"{name} on rank {', '.join(map(str, ranks))}" for name, ranks in found.items())
+        raise VortaError(
+            f"residency auto: is {what}, since other programs leave them different memory ({choices[0].reason}); close "
+            f"those, or ask for residency resident or sequential"
+        )
+
+
 def fits_beside(targets: Sequence[Target], device: torch.device) -> bool:
     """Whether engines, of which one runs at a time, fit on a GPU beside what is loaded there; never on the CPU."""
     if device.type != "cuda":

@@ -41,6 +41,7 @@ from vorta_trt.model.pipeline_folder import (
 )
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.pipelines.compiled_vae import compiled_decoder
 from vorta_trt.runtime.pipelines.part_engines import PartEngines
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
@@ -67,6 +68,7 @@ class Parts:
         vae_tiling: Decode in tiles; None does for the families that need it.
         engine: Executor and device of the engines of VAE and text encoders, where there are some.
         compile_vae: Decode with a compiled VAE; see `compiled_vae`.
+        ranks: Other processes that make the same videos; None for none.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
@@ -77,6 +79,7 @@ class Parts:
         choice: Decides what stays; set it before anything is loaded.
         kind: The pipeline of diffusers that runs; set it before a request.
         transformers: As given.
+        ranks: As given.
         on_stage: Called with what is being loaded.
     """
 
@@ -89,8 +92,9 @@ class Parts:
         vae_tiling: bool | None,
         engine: Mapping[str, Any] = MappingProxyType({}),
         compile_vae: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.planner, self.transformers = planner, transformers
+        self.planner, self.transformers, self.ranks = planner, transformers, ranks
         self._family = get_family(planner.family)
         self._folder = planner.require_checkpoint()
         self._tiled = self._family.tiled_vae if vae_tiling is None else vae_tiling
@@ -132,7 +136,7 @@ class Parts:
             raise VortaError(
                 f"compile_vae: a compiled VAE stays on the GPU, and it is to leave ({self.choice.reason}); leave it out"
             )
-        for names in (self._encoders, self.kind.conditioners, VAE):
+        for names in (self._encoders if self.encodes_text else (), self.kind.conditioners, VAE):
             pipeline = self._get(names, device)
             if not self.choice.cpu_offload:
                 _move(pipeline, names, device)
@@ -148,6 +152,11 @@ class Parts:
     def waiting(self) -> torch.device | None:
         """Where tensors lie between the stages; None: where they are."""
         return CPU if self.choice.is_sequential else None
+
+    @property
+    def encodes_text(self) -> bool:
+        """Whether this process does; of several only the first one."""
+        return self.ranks is None or self.ranks.world.is_first
 
     @contextmanager
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
@@ -431,6 +440,7 @@ def denoise(
                 guidance=sampling.params.guidance_batching if planned.guided else GuidanceMode.SEQUENTIAL,
                 locate=sampling.locate,
                 on_step=None if on_step is None else partial(_report, on_step, planned, number),
+                ranks=parts.ranks,
             ) as turns:
                 latents = family.sample(
                     pipeline,
@@ -446,6 +456,8 @@ def denoise(
                 for kind, count in sorted(fallbacks.counts.items())
                 if count > before.get(kind, 0)
             )
+            if parts.ranks is not None:
+                parts.ranks.compare(latents, f"latents of video {number} after the last step")
             latents = latents.to(parts.waiting or latents.device)
             denoised.append(Denoised(latents, turns.launches, time.perf_counter() - began, told))
     return denoised

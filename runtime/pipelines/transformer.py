@@ -46,10 +46,11 @@ from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.engine import Engine
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.parallel.ranks import PassExchange
 from vorta_trt.runtime.pipelines.denoiser import Denoiser, EngineDenoiser, TorchDenoiser, use_batched_guidance
 from vorta_trt.runtime.pipelines.inputs import Given, ModelInputs, Snapshot, memory_of
 from vorta_trt.runtime.pipelines.refusals import Refusals
-from vorta_trt.runtime.pipelines.request import COND, UNCOND, OnStep, Request
+from vorta_trt.runtime.pipelines.request import COND, UNCOND, OnLatents, OnStep, Request
 from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
@@ -196,6 +197,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         locate: bool | None = None,
         on_step: OnStep | None = None,
         pipeline: Any = None,
+        passes: PassExchange | None = None,
+        on_latents: OnLatents | None = None,
     ) -> Iterator[Request]:
         """A context in which the pipeline's calls follow a plan, and samples that are not finite stop the run.
 
@@ -210,6 +213,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
                 does where the model runs there anyway.
             on_step: Called with the number of every step as it begins; may raise to stop the run.
             pipeline: diffusers' pipeline, if you may set its `interrupt`, which excuses the steps that are not taken.
+            passes: Guidance in parallel, see `Request`.
+            on_latents: Called with every step as it begins, and its latents.
 
         Raises:
             RuntimeError: Within another request.
@@ -217,7 +222,9 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """
         if self._request is not None:
             raise RuntimeError("request: another one has not ended; one transformer follows one plan at a time")
-        self._request = self._follow(plan, guidance, fallbacks or self.fallbacks, locate, on_step, pipeline, guided)
+        self._request = self._follow(
+            plan, guidance, fallbacks or self.fallbacks, locate, on_step, pipeline, guided, passes, on_latents
+        )
         try:
             yield self._request
             self._request.finish()
@@ -267,17 +274,22 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         on_step: OnStep | None = None,
         pipeline: Any = None,
         guided: bool = True,
+        passes: PassExchange | None = None,
+        on_latents: OnLatents | None = None,
     ) -> Request:
+        batched = guided and passes is None and use_batched_guidance(self.denoiser, guidance, fallbacks)
         return Request(
             self.denoiser,
             self._convert,
             plan,
-            batched=guided and use_batched_guidance(self.denoiser, guidance, fallbacks),
+            batched=batched,
             guided=guided,
             fallbacks=fallbacks,
             locate=self.denoiser.on_cpu if locate is None else locate,
             on_step=on_step,
             pipeline=pipeline,
+            passes=passes,
+            on_latents=on_latents,
         )
 
     def _planned(self, timestep: Tensor, cached: dict[str, Any], context: str) -> Request:

@@ -19,6 +19,7 @@ import torch
 
 from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.runtime.fallbacks import Fallbacks
+from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.pipelines.planned import ExpertPlan, PlannedRequest
 from vorta_trt.runtime.pipelines.request import OnStep, Request
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
@@ -167,6 +168,7 @@ class Turns:
         guidance: Whether both samples of guidance share a launch.
         locate: See `VortaTransformer.request`.
         on_step: Called with the number of every step as it begins.
+        ranks: Other processes that sample the same video; None for none.
 
     Attributes:
         launches: Of all transformers, once the block has ended.
@@ -181,9 +183,12 @@ class Turns:
         guidance: GuidanceMode,
         locate: bool | None,
         on_step: OnStep | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._pipeline, self._transformers, self._planned = pipeline, transformers, planned
         self._options = {"guidance": guidance, "locate": locate, "on_step": on_step, "pipeline": pipeline}
+        if ranks is not None:
+            self._options |= {"passes": ranks.passes, "on_latents": ranks.compare_step}
         self._stack = ExitStack()
         self._request: Request | None = None
         self._waiting = list(planned.experts)

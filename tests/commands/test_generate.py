@@ -110,6 +110,21 @@ def test_a_plan_without_sampling(tiny_wan: Tiny, tmp_path: Path) -> None:
     assert "from measured parts: " in generate(tiny_wan.onnx, *options, "--step-profile", profile).stdout
 
 
+def test_a_checkpoint_runs_in_torch(tiny_wan: Tiny, tmp_path: Path) -> None:
+    options = ["--router", tiny_wan.router, "--prompt", "a red wall", "--steps", 2, "--seed", 5]
+    files = [tmp_path / "checkpoint.npy", tmp_path / "exported.npy"]
+    generate(tiny_wan.checkpoint, *options, "-o", files[0])
+    generate(tiny_wan.onnx, *options[2:], "-o", files[1])
+    of_torch, exported = (np.load(file).astype(int) for file in files)
+    assert of_torch.shape == (FRAMES, HEIGHT, WIDTH, 3) and abs(of_torch - exported).max() <= 1
+    shown = generate(tiny_wan.checkpoint, *options[:2], "--dry-run", "--gpus", 6).stdout
+    assert "predicted seconds of the transformer on 2 x 3 GPUs (guidance x heads)" in shown
+    refused = generate(tiny_wan.checkpoint, *options, "--gpus", 4, "-o", tmp_path / "x.npy", code=1)
+    one_error(refused, "gpus 4: 2 ranks would share the 3 heads of the model, which must divide; 1 does")
+    refused = generate(tiny_wan.checkpoint, "--executor", "reference", "--dry-run", code=2)
+    one_error(refused, "--executor")
+
+
 def test_a_bundles_plan_needs_no_gpu(bundle_without_onnx: Path, tiny_wan: Tiny) -> None:
     shown = generate(
         bundle_without_onnx, "--checkpoint", tiny_wan.checkpoint, "--cache", "tea", "--cache-coefficients", "none",
@@ -133,6 +148,10 @@ def test_a_bundles_plan_needs_no_gpu(bundle_without_onnx: Path, tiny_wan: Tiny) 
         (["--dry-run", "--sigmas", "0.2,0.5"], "--sigmas.*0.2, 0.5: must fall"),
         (["--dry-run", "--renoise"], "--renoise.*needs given steps"),
         (["--prompt", "a", "-o", "x.mp4", "--fps", "0"], "--fps.*greater than or equal to 0.1"),
+        (["--prompt", "a", "-o", "x.mp4", "--gpu-port", "29500"], "--gpu-port.*is for several GPUs; give --gpus"),
+        (["--prompt", "a", "-o", "x.mp4", "--gpus", "2", "--device", "cuda:1"], "--device.*CUDA_VISIBLE_DEVICES"),
+        (["--prompt", "a", "-o", "x.mp4", "--gpus", "2", "--compare-every", "2"], "--compare-every.*is for --strict"),
+        (["--dry-run", "--router", "r"], "--router.*belongs to checkpoints, and"),
         *(
             (
                 ["--prompt", "a", "-o", "x.mp4", "--weight-streaming", amount],
@@ -161,6 +180,10 @@ def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
         (["--prompt", "a", "-o", "x.mp4", "--checkpoint", "absent"], "error: checkpoint absent: is no folder"),
         (["--prompt", "a", "-o", "x.mp4", "--device", "cuda"], "error: device 'cuda': executor 'onnxruntime' runs on"),
         (["--prompt", "a", "-o", "x.mp4", "--weight-streaming", "1.5"], "error: .*weight_streaming_budget"),
+        (
+            ["--prompt", "a", "-o", "x.mp4", "--gpus", "3"],
+            "error: gpus 3: the engine is built for one GPU; give 2",
+        ),
         (["--dry-run", "--dense-layers", "7"], "error: dense_layers 7: must be one of the model's, 0 to 1"),
     ],
 )

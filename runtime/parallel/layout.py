@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Layout`: who computes what. Guidance in parallel takes half the ranks for each pass; the ranks of a pass share it.
+
+    4 ranks, with guidance       ranks 0, 1: conditional pass      ranks 2, 3: unconditional pass
+    4 ranks, without             ranks 0 to 3: the one pass
+
+Ranks that share a pass hold a part of the tokens and, in the attention, a part of the heads each
+(`RoutedTransformer.parallelize`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PASSES = 2  # of classifier-free guidance
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks by pass and by share of it.
+
+    Attributes:
+        ranks: How many there are.
+        guidance: 2 where both passes of a step run at once, otherwise 1.
+    """
+
+    ranks: int
+    guidance: int = 1
+
+    @property
+    def sharing(self) -> int:
+        """How many ranks share a pass."""
+        return self.ranks // self.guidance
+
+    def pass_of(self, rank: int) -> int:
+        """Which pass a rank computes: 0, and with guidance in parallel 1 for the unconditional one."""
+        return rank // self.sharing
+
+    def sharers(self) -> list[list[int]]:
+        """The ranks of every pass."""
+        return [list(range(one * self.sharing, (one + 1) * self.sharing)) for one in range(self.guidance)]
+
+    def partners(self) -> list[list[int]]:
+        """The ranks with the same share of every pass."""
+        return [list(range(share, self.ranks, self.sharing)) for share in range(self.sharing)]
+
+    def __str__(self) -> str:
+        if self.guidance == 1:
+            return f"{self.ranks} ranks share every pass"
+        share = f"{self.sharing} ranks" if self.sharing > 1 else "one rank"
+        return f"{self.ranks} ranks: {share} for each of the two passes of guidance"
+
+
+def choose_layout(
+    ranks: int, *, guided: bool, heads: int, guidance_parallel: bool | None = None, shared_by: int | None = None
+) -> Layout:
+    """The layout of a run.
+
+    Args:
+        ranks: How many there are.
+        guided: Whether a step has two passes.
+        heads: N of the transformer.
+        guidance_parallel: Whether both passes run at once; None does where there are two, and ranks for both.
+        shared_by: By how many ranks the model's pass is shared, as an engine was built for; None for any number.
+
+    Raises:
+        ValueError: They do not fit together.
+    """
+    if guidance_parallel and not guided:
+        raise ValueError(
+            "guidance_parallel: there is one pass a step, since guidance is off; leave it out, or give a guidance scale"
+        )
+    if guidance_parallel and ranks % PASSES:
+        raise ValueError(f"guidance_parallel with gpus {ranks}: must be even, half of them for each pass; give gpus 2")
+    both = guided and not ranks % PASSES if guidance_parallel is None else guidance_parallel
+    if guidance_parallel is None and shared_by == ranks:
+        both = False  # an engine for all of them
+    layout = Layout(ranks, PASSES if both else 1)
+    if shared_by is not None and layout.sharing != shared_by:
+        can = [str(shared_by)] if shared_by > 1 else []
+        can += [f"{shared_by * PASSES} with guidance in parallel"] if guided and guidance_parallel is not False else []
+        what = "for one GPU" if shared_by == 1 else f"for {shared_by} GPUs"
+        raise ValueError(
+            f"gpus {ranks}: the engine is built {what}"
+            + (f"; give {' or '.join(can)}" if can else "; leave it out: guidance in parallel needs a guidance scale")
+        )
+    if heads % layout.sharing:
+        fitting = [str(each) for each in range(1, layout.sharing) if heads % each == 0][-3:]
+        raise ValueError(
+            f"gpus {ranks}: {layout.sharing} ranks would share the {heads} heads of the model, which must divide; "
+            f"{' or '.join(fitting)} {'do' if len(fitting) > 1 else 'does'}"
+            + (" (twice as many with guidance in parallel)" if layout.guidance > 1 else "")
+        )
+    return layout

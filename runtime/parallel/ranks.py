@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Ranks`: what a pipeline needs of the other ranks, whichever layout they have.
+
+Every rank runs the same pipeline on the same request, so that all of them come to the same exchanges in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from vorta_trt.runtime.parallel.checksums import check_same, checksum
+from vorta_trt.runtime.parallel.layout import PASSES, Layout
+from vorta_trt.runtime.parallel.world import World
+
+Group = Any  # of torch.distributed
+
+
+class Ranks:
+    """The ranks of one run.
+
+    Args:
+        world: This rank.
+        layout: Who computes what.
+        check_every: Every how many steps the ranks compare their latents; 0 for never.
+
+    Attributes:
+        world: As given.
+        layout: As given.
+        sharing: The group that shares this rank's pass; None where nobody does.
+        passes: Exchanges the samples of both passes; None where both are computed here, or there is one.
+    """
+
+    def __init__(self, world: World, layout: Layout, check_every: int = 0) -> None:
+        self.world, self.layout, self._check_every = world, layout, check_every
+        sharers, partners = (
+            [(ranks, distributed.new_group(ranks)) for ranks in groups]  # all ranks make all groups
+            for groups in (layout.sharers(), layout.partners())
+        )
+        own = {name: _own(world.rank, groups) for name, groups in (("sharing", sharers), ("partners", partners))}
+        self.sharing: Group | None = own["sharing"] if layout.sharing > 1 else None
+        self.passes: PassExchange | None = None
+        if layout.guidance > 1:
+            self.passes = PassExchange(own["partners"], layout.pass_of(world.rank))
+
+    def from_first(self, tensors: Mapping[str, Tensor] | None, device: torch.device) -> dict[str, Tensor]:
+        """Tensors of rank 0, by name, on every rank.
+
+        Args:
+            tensors: Those; ignored on the other ranks.
+            device: Where they are wanted.
+        """
+        known = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in (tensors or {}).items()}
+        made = {}
+        for name, (shape, dtype) in self.world.from_first(known).items():
+            if self.world.is_first and tensors is not None:
+                tensor = tensors[name].to(device).contiguous()
+            else:
+                tensor = torch.empty(shape, dtype=dtype, device=device)
+            distributed.broadcast(tensor, src=0)
+            made[name] = tensor
+        return made
+
+    def compare_step(self, step: int, latents: Tensor) -> None:
+        """Raises RankDifferenceError if the latents that a step begins with differ; of every so many steps."""
+        if self._check_every and step % self._check_every == 0:
+            self.compare(latents, f"latents before step {step}")
+
+    def compare(self, tensor: Tensor, what: str) -> None:
+        """Raises RankDifferenceError if a tensor differs, where ranks are compared at all."""
+        if self._check_every:
+            check_same(self.world.gather(checksum(tensor)), what)
+
+
+class PassExchange:
+    """The samples of both passes of a step, of which this rank computes one.
+
+    Args:
+        group: The ranks with the same share of both passes, the conditional one first.
+        own: 0 for the conditional pass, 1 for the unconditional one.
+    """
+
+    def __init__(self, group: Group, own: int) -> None:
+        self._group, self.own = group, own
+
+    def __call__(self, sample: Tensor) -> list[Tensor]:
+        """The conditional and the unconditional sample, of the one that was computed here."""
+        samples = [torch.empty_like(sample) for _ in range(PASSES)]
+        distributed.all_gather(samples, sample.contiguous(), group=self._group)
+        return samples
+
+
+def _own(rank: int, groups: list[tuple[list[int], Group]]) -> Group:
+    return next(group for ranks, group in groups if rank in ranks)

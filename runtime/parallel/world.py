@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`World`: this process among those of one run, a GPU each; the same under our launcher and under torchrun.
+
+Whoever starts the processes says to each by environment variables who it is and where they meet: RANK, WORLD_SIZE,
+LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors on GPUs travel by NCCL, those on the CPU by gloo.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from vorta_trt.runtime.parallel.errors import ParallelError
+from vorta_trt.runtime.parallel.versions import check_alike, versions_here
+
+TIMEOUT = 300.0  # seconds that a rank waits for the others in an exchange
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOOPBACK = "lo"
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+CPU, CUDA = "cpu", "cuda"
+BACKENDS = {CPU: "gloo", CUDA: "cpu:gloo,cuda:nccl"}
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process of several.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+        device: Where it computes.
+        send: Tells the process that launched this one something; does nothing under torchrun.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    send: Callable[[Any], None] = lambda message: None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which encodes text, writes files and reports."""
+        return self.rank == 0
+
+    def gather(self, value: Value) -> list[Value]:
+        """A value of every rank, by rank; any object that can be pickled."""
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """The value that rank 0 gives; those of the others are ignored."""
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of several, by torchrun or alike."""
+    return all(name in os.environ for name in NAMES)
+
+
+@contextmanager
+def join(
+    kind: str | None = None, *, timeout: float = TIMEOUT, send: Callable[[Any], None] | None = None
+) -> Iterator[World]:
+    """Meets the other ranks; leaves them when the block ends without an error, once all are there.
+
+    Args:
+        kind: "cuda", the GPU of this process's number on its machine, or "cpu"; None takes GPUs if there are any.
+        timeout: Seconds that an exchange may take before it is an error.
+        send: See `World.send`.
+
+    Raises:
+        ParallelError: No environment of a rank, a GPU that is missing, or other versions on other ranks.
+    """
+    if missing := [name for name in NAMES if name not in os.environ]:
+        raise ParallelError(f"{missing[0]}: is not set, so this is no rank; start it with torchrun, or with --gpus")
+    rank, size, local = (int(os.environ[name]) for name in NAMES[:3])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    kind = kind or (CUDA if torch.cuda.is_available() else CPU)
+    if kind == CUDA:
+        check_gpus(here)
+        torch.cuda.set_device(local)
+    if here == size:  # nothing leaves this machine, which may have no other network
+        for name in INTERFACES:
+            os.environ.setdefault(name, LOOPBACK)
+    distributed.init_process_group(BACKENDS[kind], timeout=timedelta(seconds=timeout))
+    device = torch.device(kind, local) if kind == CUDA else torch.device(kind)
+    world = World(rank, size, device, send or World.send)
+    check_alike(world.gather(versions_here(device)))
+    yield world
+    # Not after an error: ending a group waits for its exchanges, and the other ranks may be gone.
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def check_gpus(count: int) -> None:
+    """Raises ParallelError unless this machine has that many GPUs; none is initialised."""
+    found = torch.cuda.device_count()
+    if found < count:
+        have = f"{found} GPU{'' if found == 1 else 's'}"
+        raise ParallelError(
+            f"gpus {count}: torch {torch.__version__} finds {have} here (CUDA_VISIBLE_DEVICES "
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'is not set')}); give at most that many"
+        )

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`MakeVideos`: all that is to be known to make videos, in a form that goes to other processes; and who makes them.
+
+One process makes them alone (`make_videos`), or one a GPU together: those that `make_with_gpus` launches, or those that
+torchrun started (`make_as_rank`). Rank 0 writes the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
+from vorta_trt.model.video_size import VideoSize
+from vorta_trt.runtime.parallel.launch import launch
+from vorta_trt.runtime.parallel.layout import Layout, choose_layout
+from vorta_trt.runtime.parallel.ranks import Ranks
+from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, World
+from vorta_trt.runtime.pipelines.experts import BUNDLED, Override
+from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.runtime.pipelines.residency import ResidencyChoice
+from vorta_trt.runtime.sampling.params import SamplingParams
+from vorta_trt.runtime.target import read_target
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.from_checkpoint import Source
+
+ON_CPU = ("onnxruntime", "reference")  # executors
+OnVideo = Callable[[dict[str, Any]], None]  # the output's path, and what `GeneratedVideo.to_dict` tells
+OnStep = Callable[[int, int], None]  # number of the video, the step that begins
+OnStage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class MakeVideos:
+    """Videos to make.
+
+    Attributes:
+        target: A bundle or an exported file; None for a checkpoint.
+        sources: The transformers of a checkpoint that run in torch.
+        checkpoint: The pipeline folder, see `RequestPlanner`.
+        route_override: See `RequestPlanner`.
+        variant: See `RequestPlanner`.
+        size: Of the videos; None for the target's first.
+        pipeline: Keywords of `VortaPipeline`.
+        params: How to sample, without a seed.
+        prompts: One for each video.
+        seeds: The same.
+        files: The same.
+        images: By the pipeline's argument.
+        frames_per_second: None for the model's own.
+        locate: See `VortaTransformer.request`.
+        guidance_parallel: See `choose_layout`.
+        check_every: See `Ranks`.
+    """
+
+    target: Path | None
+    sources: tuple[Source, ...] = ()
+    checkpoint: Path | None = None
+    route_override: Override | Mapping[str, Override] = BUNDLED
+    variant: str | None = None
+    size: str | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    params: SamplingParams = field(default_factory=SamplingParams)
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    files: tuple[Path, ...] = ()
+    images: Mapping[str, Path] = field(default_factory=dict)
+    frames_per_second: float | None = None
+    locate: bool | None = None
+    guidance_parallel: bool | None = None
+    check_every: int = 0
+
+    @property
+    def executor(self) -> str | None:
+        """What runs the transformer, if that is said."""
+        return self.pipeline.get("executor")
+
+    def planner(self, device: torch.device | None = None) -> RequestPlanner:
+        """The planner; with a device, that of a checkpoint has its models there, and can run them.
+
+        Raises:
+            Exception: What loading a checkpoint raises, and `RequestPlanner`.
+        """
+        options: dict[str, Any] = {"route_override": self.route_override, "variant": self.variant}
+        if self.target is not None:
+            return RequestPlanner(self.target, self.checkpoint, size=self.size, **options)
+        models = [_loaded(source, device) for source in self.sources]
+        if self.route_override == BUNDLED:  # a checkpoint has none
+            options["route_override"] = None
+        both = (models[0], models[1]) if len(models) > 1 else models[0]
+        return RequestPlanner(both, self.checkpoint or self.sources[0].checkpoint, **options)
+
+
+def _loaded(source: Source, device: torch.device | None) -> RoutedTransformer:
+    model = source.model(materialize=device is not None)
+    if device is not None and device.type == CUDA:
+        model.to(device)
+        if model.dtype != torch.float32:
+            model.block_ops = PLUGIN_OPS
+    return model
+
+
+def kind_of(request: MakeVideos) -> str:
+    """Where ranks compute: "cuda", or "cpu" where there is no GPU or the executor takes none."""
+    executor = request.executor
+    if request.target is not None and executor is None and read_target(request.target).bundle is None:
+        return CPU
+    return CUDA if torch.cuda.is_available() and executor not in ON_CPU else CPU
+
+
+def layout_of(request: MakeVideos, planner: RequestPlanner, planned: PlannedRequest, ranks: int) -> Layout:
+    """Who computes what; ValueError says why that does not work."""
+    return choose_layout(
+        ranks,
+        guided=planned.guided,
+        heads=planner.heads[1],
+        guidance_parallel=request.guidance_parallel,
+        shared_by=None if request.target is None else 1,
+    )
+
+
+def make_videos(
+    request: MakeVideos,
+    planner: RequestPlanner,
+    *,
+    ranks: Ranks | None = None,
+    device: str | None = None,
+    on_video: OnVideo,
+    on_step: OnStep,
+    on_stage: OnStage,
+) -> ResidencyChoice:
+    """Makes them in this process, alone or as one of several ranks, of which the first writes the files.
+
+    Args:
+        request: What to make.
+        planner: Of the request, which can run.
+        ranks: The others.
+        device: Of engines, in the place of the request's own.
+        on_video: Called with every video that is written.
+        on_step: Called as every step begins.
+        on_stage: Called with what is done between.
+
+    Returns:
+        What was freed between the stages.
+    """
+    options = dict(request.pipeline)
+    if device is not None:
+        options["device"] = device
+
+    def write(number: int, made: GeneratedVideo) -> None:
+        if ranks is None or ranks.world.is_first:
+            file = made.save(request.files[number], request.frames_per_second)
+            on_video({"output": str(file), **made.to_dict()})
+
+    with VortaPipeline(planner, ranks=ranks, **options) as pipe:
+        pipe.generate_each(
+            request.prompts,
+            write,
+            params=request.params,
+            seeds=request.seeds,
+            size=VideoSize(*planner.size),
+            locate=request.locate,
+            on_step=lambda number, step, planned: on_step(number, step),
+            on_stage=on_stage,
+            **request.images,  # type: ignore[arg-type]
+        )
+        return pipe.residency
+
+
+def make_as_rank(
+    world: World, request: MakeVideos, *, on_video: OnVideo, on_step: OnStep, on_stage: OnStage
+) -> ResidencyChoice:
+    """`make_videos` as one of several ranks; what is done is told on the first one."""
+    on_gpu = world.device.type == CUDA
+    planner = request.planner(world.device)
+    layout = layout_of(request, planner, planner.plan(request.params), world.size)
+    nothing = lambda *what: None  # noqa: E731
+    return make_videos(
+        request,
+        planner,
+        ranks=Ranks(world, layout, request.check_every),
+        device=str(world.device) if on_gpu and request.target is not None else None,
+        on_video=on_video,
+        on_step=on_step if world.is_first else nothing,
+        on_stage=on_stage if world.is_first else nothing,
+    )
+
+
+def make_with_gpus(
+    request: MakeVideos,
+    gpus: int,
+    *,
+    port: int | None = None,
+    timeout: float = TIMEOUT,
+    on_video: OnVideo,
+    on_step: OnStep,
+    on_stage: OnStage,
+) -> ResidencyChoice:
+    """Starts a process a GPU, which make the videos together; all have ended when it returns or raises.
+
+    Args:
+        request: What to make.
+        gpus: How many processes.
+        port: See `launch`.
+        timeout: See `launch`.
+        on_video: See `make_videos`; called in this process, as the other two are.
+        on_step: See `make_videos`.
+        on_stage: See `make_videos`.
+
+    Raises:
+        RankError: One of them failed.
+        ParallelError: See `launch`.
+    """
+    told = {"video": on_video, "step": on_step, "stage": on_stage}
+
+    def hear(rank: int, message: tuple[str, tuple[Any, ...]]) -> None:
+        kind, content = message
+        told[kind](*content)  # type: ignore[operator]
+
+    results = launch(_rank, request, gpus=gpus, kind=kind_of(request), port=port, timeout=timeout, on_message=hear)
+    choice: ResidencyChoice = results[0]
+    return choice
+
+
+def _rank(world: World, request: MakeVideos) -> ResidencyChoice:
+    """What every process does that `make_with_gpus` starts."""
+
+    def tell(kind: str, *content: Any) -> None:
+        world.send((kind, content))
+
+    return make_as_rank(
+        world, request, on_video=partial(tell, "video"), on_step=partial(tell, "step"), on_stage=partial(tell, "stage")
+    )
