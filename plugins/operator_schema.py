@@ -390,7 +390,7 @@ UNQUANTIZED = {NORM_MODULATE_QUANTIZE.name: NORM_MODULATE, RESIDUAL_NORM_MODULAT
 QUANTIZING = (QUANTIZE.name, JOINED_QUANTIZE.name, *UNQUANTIZED)
 """Names of what leaves quantised tokens."""
 
-OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, *BLOCK_OPERATORS)}
+OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, ULYSSES_ATTENTION, *BLOCK_OPERATORS)}
 """All operators by name."""
 
 

@@ -14,10 +14,11 @@ Creator::Creator(const Operator& op) : operator_(op), fields_(announcedFields(op
 }
 
 trt::IPluginV3* Creator::createPlugin(const trt::AsciiChar* name, const trt::PluginFieldCollection* fields,
-                                      trt::TensorRTPhase /*phase*/) noexcept {
+                                      trt::TensorRTPhase phase) noexcept {
   return guarded<trt::IPluginV3*>(operator_.fields.name, "createPlugin", nullptr, [&] {
     try {
-      return new Plugin(recordFromFields(operator_, fields));
+      const Purpose purpose = phase == trt::TensorRTPhase::kBUILD ? Purpose::kBuild : Purpose::kRun;
+      return new Plugin(recordFromFields(operator_, fields), purpose);
     } catch (const PluginError& error) {
       const std::string layer = name == nullptr || *name == '\0' ? "" : std::string("layer ") + name + ": ";
       throw PluginError(layer + error.what());

@@ -21,7 +21,8 @@ struct FieldSpec {
   Presence presence;
 };
 
-inline constexpr FieldSpec kRoutedAttentionFields[] = {
+// UlyssesAttention; RoutedAttention has all but the last.
+inline constexpr FieldSpec kAttentionFields[] = {
     {"grid", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
     {"tile", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
     {"window", trt::PluginFieldType::kINT32, 3, Presence::kRequired},
@@ -31,6 +32,7 @@ inline constexpr FieldSpec kRoutedAttentionFields[] = {
     {"text_tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
     {"scale", trt::PluginFieldType::kFLOAT32, 1, Presence::kOptional},  // absent or 0: 1/sqrt(head dimension)
     {"attention_precision", trt::PluginFieldType::kCHAR, 0, Presence::kOptional},  // absent: "same"
+    {"ranks", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
 };
 
 // HeadNorm and QKNormRotary.
@@ -58,6 +60,8 @@ template <int32_t count>
 constexpr int32_t countOf(const FieldSpec (&)[count]) {
   return count;
 }
+
+inline constexpr int32_t kRoutedAttentionFieldCount = countOf(kAttentionFields) - 1;
 
 }  // namespace vorta::plugin
 

@@ -13,6 +13,14 @@ void Record::copyTo(void* destination, size_t bytes) const {
     throw PluginError("fields of " + std::string(op_->fields.name) + ": " + std::to_string(bytes_.size()) +
                       " bytes do not fit in " + std::to_string(bytes) + "; report this as a bug");
   }
+  copyFirstTo(destination, bytes);
+}
+
+void Record::copyFirstTo(void* destination, size_t bytes) const {
+  if (bytes > bytes_.size()) {
+    throw PluginError("fields of " + std::string(op_->fields.name) + ": " + std::to_string(bytes_.size()) +
+                      " bytes do not hold " + std::to_string(bytes) + "; report this as a bug");
+  }
   std::memcpy(destination, bytes_.data(), bytes);
 }
 

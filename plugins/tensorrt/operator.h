@@ -59,6 +59,8 @@ class Record {
   }
   // Copies the items to `destination`, which has `bytes` bytes for them. Throws PluginError if they are another number.
   void copyTo(void* destination, size_t bytes) const;
+  // Copies the first `bytes` bytes. Throws PluginError if there are fewer.
+  void copyFirstTo(void* destination, size_t bytes) const;
 
  private:
   const Operator* op_;
@@ -81,6 +83,8 @@ struct Memory {
   void* const* outputs;
   void* workspace;
   cudaStream_t stream;
+  bool rehearsal =
+      false;  // TensorRT times the layer while it builds: other GPUs are not there, and nobody reads outputs
 };
 
 struct Operator {
@@ -131,6 +135,9 @@ class Creators {
   std::vector<std::unique_ptr<Creator>> creators_;
   std::vector<Interface*> pointers_;
 };
+
+// What a plugin was made for. Those of a network are run only to be timed.
+enum class Purpose { kBuild, kRun };
 
 // Reads and validates fields and the kernels' rules on them. Throws PluginError.
 Record recordFromFields(const Operator& op, const trt::PluginFieldCollection* fields);

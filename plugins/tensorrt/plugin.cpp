@@ -63,8 +63,9 @@ std::vector<DataType> typesOf(const trt::DynamicPluginTensorDesc* tensors, int32
 
 }  // namespace
 
-Plugin::Plugin(Record record)
+Plugin::Plugin(Record record, Purpose purpose)
     : record_(std::move(record)),
+      purpose_(purpose),
       fields_(op().fields, record_.data()),
       metadata_(describeFields(op().fields, record_.data())),
       timingCacheId_(metadata_ + " operator=" + op().fields.name + " vorta_trt=" + vorta_version() +
@@ -83,7 +84,7 @@ trt::IPluginCapability* Plugin::getCapabilityInterface(trt::PluginCapabilityType
 }
 
 trt::IPluginV3* Plugin::clone() noexcept {
-  return guarded<trt::IPluginV3*>(getPluginName(), "clone", nullptr, [&] { return new Plugin(record_); });
+  return guarded<trt::IPluginV3*>(getPluginName(), "clone", nullptr, [&] { return new Plugin(record_, purpose_); });
 }
 
 const trt::AsciiChar* Plugin::getPluginName() const noexcept { return op().fields.name; }
@@ -169,7 +170,7 @@ int32_t Plugin::enqueue(const trt::PluginTensorDesc* inputDescs, const trt::Plug
   return guarded(getPluginName(), "enqueue", kFailure, [&] {
     const int32_t count = inputCountOf(record_);
     op().enqueue({record_, shapesOf(inputDescs, count), typesOf(inputDescs, count)},
-                 {inputs, outputs, workspace, stream});
+                 {inputs, outputs, workspace, stream, purpose_ == Purpose::kBuild});
     return kSuccess;
   });
 }

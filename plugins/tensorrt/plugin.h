@@ -17,7 +17,7 @@ class Plugin final : public trt::IPluginV3,
                      public trt::IPluginV3OneBuild,
                      public trt::IPluginV3OneRuntime {
  public:
-  explicit Plugin(Record record);
+  Plugin(Record record, Purpose purpose);
 
   // IPluginV3
   trt::IPluginCapability* getCapabilityInterface(trt::PluginCapabilityType type) noexcept override;
@@ -57,6 +57,7 @@ class Plugin final : public trt::IPluginV3,
   const Operator& op() const { return record_.op(); }
 
   Record record_;
+  Purpose purpose_;
   SerializedFields fields_;
   std::string metadata_;
   std::string timingCacheId_;

@@ -25,10 +25,10 @@ std::vector<trt::PluginField> fieldsOf(const trt8::PluginFieldCollection& collec
 // Runs `recordOf` and makes a plugin from what it gives; messages say which layer they are about.
 template <typename RecordOf>
 trt8::IPluginV2* make(const Operator& op, const char* where, const trt8::AsciiChar* name,
-                      const std::string& pluginNamespace, RecordOf&& recordOf) noexcept {
+                      const std::string& pluginNamespace, Purpose purpose, RecordOf&& recordOf) noexcept {
   return guarded<trt8::IPluginV2*>(op.fields.name, where, nullptr, [&]() -> trt8::IPluginV2* {
     try {
-      return new PluginV2(std::forward<RecordOf>(recordOf)(), pluginNamespace);
+      return new PluginV2(std::forward<RecordOf>(recordOf)(), pluginNamespace, purpose);
     } catch (const PluginError& error) {
       const std::string layer = name == nullptr || *name == '\0' ? "" : std::string("layer ") + name + ": ";
       throw PluginError(layer + error.what());
@@ -49,7 +49,7 @@ CreatorV2::CreatorV2(const Operator& op) : operator_(op) {
 
 trt8::IPluginV2* CreatorV2::createPlugin(const trt8::AsciiChar* name,
                                          const trt8::PluginFieldCollection* fields) noexcept {
-  return make(operator_, "createPlugin", name, namespace_, [&] {
+  return make(operator_, "createPlugin", name, namespace_, Purpose::kBuild, [&] {
     if (fields == nullptr || (fields->nbFields > 0 && fields->fields == nullptr))
       return recordFromFields(operator_, nullptr);
     const std::vector<trt::PluginField> converted = fieldsOf(*fields);
@@ -59,7 +59,8 @@ trt8::IPluginV2* CreatorV2::createPlugin(const trt8::AsciiChar* name,
 }
 
 trt8::IPluginV2* CreatorV2::deserializePlugin(const trt8::AsciiChar* name, const void* data, size_t bytes) noexcept {
-  return make(operator_, "deserializePlugin", name, namespace_, [&] { return readRecord(operator_, data, bytes); });
+  return make(operator_, "deserializePlugin", name, namespace_, Purpose::kRun,
+              [&] { return readRecord(operator_, data, bytes); });
 }
 
 void CreatorV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexcept {

@@ -48,8 +48,8 @@ trt::Dims constantExtents(const trt8::DimsExprs& tensor) {
 
 }  // namespace
 
-PluginV2::PluginV2(Record record, std::string pluginNamespace)
-    : record_(std::move(record)), namespace_(std::move(pluginNamespace)) {}
+PluginV2::PluginV2(Record record, std::string pluginNamespace, Purpose purpose)
+    : record_(std::move(record)), namespace_(std::move(pluginNamespace)), purpose_(purpose) {}
 
 const trt8::AsciiChar* PluginV2::getPluginType() const noexcept { return op().fields.name; }
 const trt8::AsciiChar* PluginV2::getPluginVersion() const noexcept { return op().fields.version; }
@@ -68,7 +68,7 @@ void PluginV2::setPluginNamespace(const trt8::AsciiChar* pluginNamespace) noexce
 
 trt8::IPluginV2DynamicExt* PluginV2::clone() const noexcept {
   return guarded<trt8::IPluginV2DynamicExt*>(getPluginType(), "clone", nullptr, [&] {
-    auto* copy = new PluginV2(record_, namespace_);
+    auto* copy = new PluginV2(record_, namespace_, purpose_);
     copy->shapesFit_ = shapesFit_;
     return copy;
   });
@@ -138,7 +138,8 @@ int32_t PluginV2::enqueue(const trt8::PluginTensorDesc* inputDescs, const trt8::
                           cudaStream_t stream) noexcept {
   if (!shapesFit_) return kFailure;  // configurePlugin() has said why
   return guarded(getPluginType(), "enqueue", kFailure, [&] {
-    op().enqueue(settingOf(record_, inputDescs, inputCountOf(record_)), {inputs, outputs, workspace, stream});
+    op().enqueue(settingOf(record_, inputDescs, inputCountOf(record_)),
+                 {inputs, outputs, workspace, stream, purpose_ == Purpose::kBuild});
     return kSuccess;
   });
 }

@@ -14,7 +14,7 @@ namespace vorta::plugin {
 
 class PluginV2 final : public trt8::IPluginV2DynamicExt {
  public:
-  PluginV2(Record record, std::string pluginNamespace);
+  PluginV2(Record record, std::string pluginNamespace, Purpose purpose);
 
   // IPluginV2
   const trt8::AsciiChar* getPluginType() const noexcept override;
@@ -52,6 +52,7 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
 
   Record record_;
   std::string namespace_;
+  Purpose purpose_;
   bool shapesFit_ = true;  // of the last configurePlugin()
 };
 

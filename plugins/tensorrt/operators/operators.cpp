@@ -7,10 +7,19 @@ namespace vorta::plugin {
 
 const std::vector<const Operator*>& operators() {
   static const std::vector<const Operator*> all = {
-      &routedAttention(), &qkNormRotary(),         &headNorm(),
-      &normModulate(),    &residualNormModulate(), &quantize(),
-      &joinedQuantize(),  &normModulateQuantize(), &residualNormModulateQuantize(),
-      &linear(),          &joinedLinear(),         &fp8Linear(),
+      &routedAttention(),
+      &ulyssesAttention(),
+      &qkNormRotary(),
+      &headNorm(),
+      &normModulate(),
+      &residualNormModulate(),
+      &quantize(),
+      &joinedQuantize(),
+      &normModulateQuantize(),
+      &residualNormModulateQuantize(),
+      &linear(),
+      &joinedLinear(),
+      &fp8Linear(),
       &crossAttention(),
   };
   return all;

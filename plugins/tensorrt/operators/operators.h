@@ -13,6 +13,7 @@ namespace vorta::plugin {
 inline constexpr int64_t kPerInt32 = 4;  // e4m3 in an int32
 
 const Operator& routedAttention();
+const Operator& ulyssesAttention();
 const Operator& crossAttention();
 const Operator& headNorm();
 const Operator& qkNormRotary();

@@ -195,13 +195,21 @@ void shapeChange(Session& session) {
   print("result", std::to_string(result));
 }
 
-void enqueue(Session& session) {
+// As TensorRT times a layer while it builds.
+void rehearse(Session& session) {
   const int32_t count = session.inputs.count();
   const auto tensors = session.inputs.runtimeDescs(session.outputs());
   const Memory memory(session.inputs.memory, count, session.outputs());
   const int32_t result = session.runtime().enqueue(tensors.data(), tensors.data() + count, memory.inputs.data(),
                                                    memory.outputs.data(), memory.workspace, memory.stream);
   print("result", std::to_string(result));
+}
+
+// The layer of an engine.
+void enqueue(Session& session) {
+  session.plugin.reset(
+      session.creator->createPlugin("layer", session.runtime().getFieldsToSerialize(), trt::TensorRTPhase::kRUNTIME));
+  rehearse(session);
 }
 
 }  // namespace
@@ -245,7 +253,8 @@ int main(int argumentCount, char** arguments) {
                                                                           {"round-trip", roundTrip}};
   const std::map<std::string, std::function<void(Session&)>> onPlugin = {
       {"formats", formats},     {"output-types", outputTypes}, {"output-shapes", outputShapes},
-      {"configure", configure}, {"shape-change", shapeChange}, {"enqueue", enqueue}};
+      {"configure", configure}, {"shape-change", shapeChange}, {"enqueue", enqueue},
+      {"rehearse", rehearse}};
   const std::string command = arguments[3];
   if (onCreator.count(command) == 1) {
     onCreator.at(command)(session);

@@ -224,8 +224,9 @@ void configure(Session& session) {
   print("workspace", std::to_string(bytes));
 }
 
-// The shapes are configured before, as an execution context does it: nothing is promised of the bounds then.
-void enqueue(Session& session) {
+// As TensorRT times a layer while it builds. The shapes are configured before, as an execution context does it, too:
+// nothing is promised of the bounds then.
+void rehearse(Session& session) {
   std::vector<trt8::DynamicPluginTensorDesc> configured;
   for (const trt8::PluginTensorDesc& desc : session.descs()) configured.push_back({desc, {0, {}}, {0, {}}});
   configurePlugin(session, configured);
@@ -235,6 +236,13 @@ void enqueue(Session& session) {
   const int32_t result = session.plugin->enqueue(tensors.data(), tensors.data() + count, memory.inputs.data(),
                                                  memory.outputs.data(), memory.workspace, memory.stream);
   print("result", std::to_string(result));
+}
+
+// The layer of an engine.
+void enqueue(Session& session) {
+  const std::string bytes = bytesOf(*session.plugin);
+  session.plugin = dynamic(session.creator->deserializePlugin("layer", bytes.data(), bytes.size()));
+  rehearse(session);
 }
 
 }  // namespace
@@ -263,8 +271,11 @@ int main(int argumentCount, char** arguments) {
                                                                           {"create", create},
                                                                           {"create-from-null", createFromNull},
                                                                           {"round-trip", roundTrip}};
-  const std::map<std::string, std::function<void(Session&)>> onPlugin = {
-      {"formats", formats}, {"output-shapes", outputShapes}, {"configure", configure}, {"enqueue", enqueue}};
+  const std::map<std::string, std::function<void(Session&)>> onPlugin = {{"formats", formats},
+                                                                         {"output-shapes", outputShapes},
+                                                                         {"configure", configure},
+                                                                         {"enqueue", enqueue},
+                                                                         {"rehearse", rehearse}};
   const std::string command = arguments[3];
   if (onCreator.count(command) == 1) {
     onCreator.at(command)(session);

@@ -9,6 +9,7 @@
 #include "vorta_trt/cross_attention.h"
 #include "vorta_trt/linear.h"
 #include "vorta_trt/routed_attention.h"
+#include "vorta_trt/ulysses_attention.h"
 
 namespace {
 
@@ -48,19 +49,8 @@ void printFeatures(const Params* params) {
   std::printf("quantized: %p %p\n", params->quantized, static_cast<const void*>(params->quantized_scale));
 }
 
-}  // namespace
-
-vorta_status vorta_routed_attention_validate(const vorta_routed_attention_problem*) { return VORTA_OK; }
-
-vorta_status vorta_routed_attention_workspace_size(const vorta_routed_attention_problem* problem, size_t* bytes) {
-  *bytes = static_cast<size_t>(problem->batch) * 4096;
-  return VORTA_OK;
-}
-
-vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
-                                            const vorta_routed_attention_tensors* tensors, void* stream) {
-  std::printf("sizes right: %d\n",
-              problem->struct_size == sizeof(*problem) && tensors->struct_size == sizeof(*tensors));
+void printAttention(const vorta_routed_attention_problem* problem, const vorta_routed_attention_tensors* tensors,
+                    void* stream) {
   std::printf("problem: dtype=%d batch=%d heads=%d head_dim=%d keep=%d coreset_keys=%d text_tokens=%d scale=%g",
               problem->dtype, problem->batch, problem->heads, problem->head_dim, problem->keep, problem->coreset_keys,
               problem->text_tokens, static_cast<double>(problem->scale));
@@ -77,7 +67,36 @@ vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem
   printStrides("value_stride", tensors->value_stride);
   printStrides("output_stride", tensors->output_stride);
   std::printf("workspace: %p %zu\nstream: %p\n", tensors->workspace, tensors->workspace_bytes, stream);
+}
+
+}  // namespace
+
+vorta_status vorta_routed_attention_validate(const vorta_routed_attention_problem*) { return VORTA_OK; }
+
+vorta_status vorta_routed_attention_workspace_size(const vorta_routed_attention_problem* problem, size_t* bytes) {
+  *bytes = static_cast<size_t>(problem->batch) * 4096;
   return VORTA_OK;
+}
+
+vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
+                                            const vorta_routed_attention_tensors* tensors, void* stream) {
+  std::printf("sizes right: %d\n",
+              problem->struct_size == sizeof(*problem) && tensors->struct_size == sizeof(*tensors));
+  printAttention(problem, tensors, stream);
+  return VORTA_OK;
+}
+
+vorta_status vorta_ulysses_attention_validate(const vorta_ulysses_attention_params*) { return VORTA_OK; }
+
+vorta_status vorta_ulysses_attention_workspace_size(const vorta_ulysses_attention_params* params, size_t* bytes) {
+  *bytes = static_cast<size_t>(params->attention.batch) * 8192;
+  return VORTA_OK;
+}
+
+vorta_status vorta_ulysses_attention_enqueue(const vorta_ulysses_attention_params* params, void* stream) {
+  std::printf("params: ranks=%d rehearsal=%d\n", params->ranks, params->rehearsal);
+  std::printf("head_order: %p\n", static_cast<const void*>(params->head_order));
+  return vorta_routed_attention_enqueue(&params->attention, &params->tensors, stream);
 }
 
 vorta_status vorta_cross_attention_validate(const vorta_cross_attention_params*) { return VORTA_OK; }

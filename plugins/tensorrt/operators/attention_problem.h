@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the layers of routed attention on one GPU and on several share: the fields that pose the problem. Letters: B
+// batch, N heads, D head dimension.
+#ifndef VORTA_TENSORRT_OPERATORS_ATTENTION_PROBLEM_H_
+#define VORTA_TENSORRT_OPERATORS_ATTENTION_PROBLEM_H_
+
+#include "operator.h"
+#include "vorta_trt/routed_attention.h"
+
+namespace vorta::plugin {
+
+// Of the string fields.
+extern const Choices kAttentionChoices[];
+
+inline constexpr int32_t kAttentionQuery = 0;  // the input query [B, tokens, N, D], followed by key and value
+
+// What the fields say of the problem.
+vorta_routed_attention_problem attentionFields(const Setting& setting);
+
+// The problem that the layer poses; extents that are not known stand as `leastHeads` or their least valid value.
+vorta_routed_attention_problem attentionProblem(const Setting& setting, int32_t leastHeads);
+
+// Checks query, key, value, and the routes at input `routes`, [B, N]; `tokens` are those of the query, and `expected`
+// says so in words. Throws PluginError.
+void checkAttentionShapes(const Setting& setting, int32_t routes, int64_t tokens, const std::string& expected);
+
+// Pointers and strides of the tensors that both have; text_length is at the input behind the others.
+vorta_routed_attention_tensors attentionTensors(const Setting& setting, const Memory& memory, int32_t routes,
+                                                int32_t textLength);
+
+}  // namespace vorta::plugin
+
+#endif  // VORTA_TENSORRT_OPERATORS_ATTENTION_PROBLEM_H_
