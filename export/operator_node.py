@@ -13,6 +13,7 @@ from onnxscript import values
 
 from vorta_trt.model import block_operators as _registers_block_operators  # noqa: F401
 from vorta_trt.model import operator as _registers_the_torch_operator  # noqa: F401
+from vorta_trt.model.parallel import ulysses_attention as _registers_ulysses_attention  # noqa: F401
 from vorta_trt.plugins.operator_schema import (
     OPERATORS,
     Attribute,

@@ -114,6 +114,7 @@ class Operator:
         attributes: In the order of the plugin's fields.
         namespace: ONNX domain, plugin namespace and torch namespace.
         version: Version of the plugin and, as a number, of the ONNX domain; a change of meaning raises it.
+        is_portable: Whether operators of ONNX can say it; what reaches other GPUs they cannot.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Operator:
     attributes: tuple[Attribute, ...]
     namespace: str = "vorta"
     version: str = "1"
+    is_portable: bool = True
 
     def __str__(self) -> str:
         return f"{self.namespace}::{self.name}"
@@ -219,6 +221,7 @@ ULYSSES_ATTENTION = Operator(
     ),
     output_tensors=(OperatorTensor("output", "[B, X+T, N, D]"),),
     attributes=(*ROUTED_ATTENTION.attributes, Attribute("ranks", Kind.INTEGER, "P, a divisor of N", least=1)),
+    is_portable=False,
 )
 
 QK_NORM_ROTARY = Operator(
