@@ -18,11 +18,13 @@ from torch import Tensor
 from vorta_trt.benchmarks.harness import gib
 
 # Parts of a kernel's name, in this order; what has none of them is elementwise work, norms, copies.
+ATTENTION, PRODUCTS, REST = "attention", "matrix products", "other"
 KERNELS = {
-    "attention": ("vorta", "attention", "fmha", "flash", "sdpa", "coreset"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "cublas", "_mm_", "matmul", "conv"),
+    ATTENTION: ("vorta", "attention", "fmha", "flash", "sdpa", "coreset"),
+    PRODUCTS: ("gemm", "nvjet", "cutlass", "cublas", "_mm_", "matmul", "conv"),
 }
-REST = "other"
+# Our own kernels that are no attention, of these namespaces; the products come first.
+OTHER_OWN = {"own_product_kernel": PRODUCTS, "vorta::linear": REST, "vorta::norms": REST, "vorta::exchange": REST}
 
 
 @dataclass(frozen=True)
@@ -94,4 +96,7 @@ def kind_of_kernel(name: str) -> str:
     lowered = name.lower()
     if lowered.startswith("triton"):
         return REST
+    own = next((kind for part, kind in OTHER_OWN.items() if part in lowered), None)
+    if own is not None:
+        return own
     return next((kind for kind, parts in KERNELS.items() if any(part in lowered for part in parts)), REST)

@@ -321,6 +321,15 @@ def test_a_window_without_a_computed_step_is_refused() -> None:
 
 def test_kernels_are_known_by_their_names() -> None:
     assert kind_of_kernel("void vorta::sm90::attention_kernel<Traits>(Params)") == "attention"
+    assert kind_of_kernel("void vorta::fp8::(anonymous namespace)::quantize_kernel<16>(Params)") == "attention"
+    for name in ("linear::(anonymous namespace)::own_product_kernel<E>", "linear::own_product_kernel"):
+        assert kind_of_kernel(f"void vorta::{name}(Arguments)") == "matrix products"
+    for name in (
+        "norms::(anonymous namespace)::head_norm_kernel<H>",
+        "linear::quantize_rows_kernel",
+        "exchange::pack_kernel",
+    ):
+        assert kind_of_kernel(f"void vorta::{name}(Arguments)") == "other"
     assert kind_of_kernel("cudnn_generated_fort_native_sdpa_sm90_flash_fprop") == "attention"
     assert kind_of_kernel("nvjet_tst_256x128_64x4_1x2_h_bz_coopB_TNT") == "matrix products"
     assert kind_of_kernel("triton_red_fused__scaled_dot_product_attention_add_mul_0") == "other"
