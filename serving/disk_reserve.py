@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import sqlite3
 from pathlib import Path
+
+from vorta_trt.model.write_errors import free_bytes
 
 NAME = "reserve"
 BYTES = 4 << 20
@@ -26,7 +27,7 @@ class Reserve:
     def keep(self) -> None:
         """Takes the space, where there is enough beside it."""
         try:
-            if self._size() == BYTES or shutil.disk_usage(self.path.parent).free < 4 * BYTES:
+            if self._size() == BYTES or _has_less(self.path.parent, 4 * BYTES):
                 return
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -45,7 +46,7 @@ class Reserve:
 
     def is_short(self) -> bool:
         """Whether the disk has no space for anything but ending and removing jobs."""
-        return shutil.disk_usage(self.path.parent).free < BYTES
+        return _has_less(self.path.parent, BYTES)
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
@@ -62,4 +63,10 @@ def is_full(error: BaseException, folder: Path | None = None) -> bool:
         return True
     if folder is None or not any(each in str(error) for each in _OTHERS):
         return False
-    return shutil.disk_usage(folder).free < BYTES
+    return _has_less(folder, BYTES)
+
+
+def _has_less(folder: Path, size: int) -> bool:
+    """Whether a disk says that fewer bytes are free; some say nothing."""
+    free = free_bytes(folder)
+    return free is not None and free < size

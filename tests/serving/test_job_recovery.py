@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -219,6 +220,19 @@ def test_a_full_disk_lets_jobs_be_cancelled_and_deleted_and_the_server_start(tmp
     again = start(tmp_path)
     assert states(again) == {one.id: Status.COMPLETED, two.id: Status.CANCELLED, three.id: Status.QUEUED}
     again.close()
+
+
+@pytest.mark.parametrize(("total", "is_full"), [(1 << 40, True), (0, False)])
+def test_a_disk_that_does_not_say_its_size_is_not_full(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, total: int, is_full: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=total, free=0))
+    add(store, "one")
+    if is_full:
+        with pytest.raises(WriteError, match="the disk is full, so jobs wait"):
+            claim(store)
+    else:
+        assert claim(store).status is Status.IN_PROGRESS
 
 
 def test_without_a_reserve_the_files_of_the_deleted_job_make_space(store: JobStore, done: Job, fill: Fill) -> None:
