@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt bench attention`, `vorta-trt bench blocks` and `vorta-trt bench step`."""
+"""`vorta-trt bench attention`, `vorta-trt bench blocks`, `vorta-trt bench step` and `vorta-trt bench parallel`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vorta_trt.benchmarks.blocks.report import BlockReport
+    from vorta_trt.benchmarks.parallel.report import ParallelReport
     from vorta_trt.benchmarks.report import Report
     from vorta_trt.benchmarks.step.report import StepReport
 
@@ -66,7 +67,7 @@ class ReportFiles(Options):
 
     def show(
         self,
-        report: Report | BlockReport | StepReport,
+        report: Report | BlockReport | StepReport | ParallelReport,
         as_json: bool,
         draw: Callable[[Path], object],
         text: Iterable[RenderableType],
@@ -314,3 +315,83 @@ def blocks(
         lambda path: plot_report(report, path),
         (headline(report), block_table(report), *remarks(report)),
     )
+
+
+@command(
+    f"vorta-trt bench parallel --model {DEFAULT_MODEL} --gpus 1,2,4 --output parallel.json",
+    "vorta-trt bench parallel --gpus 2,4 --guidance --mix 50/50 --linear-precision fp8",
+    "vorta-trt bench parallel --from parallel.json --plot parallel.png",
+    group=bench,
+)
+def parallel(
+    files: ReportFiles,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = DEFAULT_MODEL,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Percent of coreset and sliding heads, or of full, coreset and sliding [default: 50/50, 10/45/45]."
+        ),
+    ] = None,
+    gpus: Annotated[
+        list[str] | None, typer.Option(help="How many GPUs; one is measured in any case [default: 1, 2, 4].")
+    ] = None,
+    placement: Annotated[list[str] | None, typer.Option(help="balanced or in_order [default: both].")] = None,
+    guidance: Annotated[
+        bool, typer.Option("--guidance", help="Measure the two passes of guidance on two halves of the GPUs, too.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="The products inside our attention: same or fp8.")] = "same",
+    block_ops: Annotated[str, typer.Option(help="How our blocks are computed: native or plugin.")] = "plugin",
+    linear_precision: Annotated[str, typer.Option(help="The products of our linear layers: same or fp8.")] = "same",
+    dtype: Dtype = "bf16",
+    steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Time a transformer pass on several GPUs of this machine beside one.
+
+    Tokens are sharded, and heads exchanged around the attention, placed by their routes and in order; with random
+    weights at real size, which every GPU makes for itself. Every sample is compared with that of one GPU. --output is
+    written again after every row.
+    """
+    from vorta_trt.benchmarks.parallel.report import ParallelReport
+
+    files.check()
+    if files.from_file is not None:
+        report = ParallelReport.read(files.from_file)
+    else:
+        from vorta_trt.benchmarks.attention import require_gpu
+        from vorta_trt.benchmarks.parallel.options import GPUS, MIXES, PLACEMENTS, ParallelOptions
+        from vorta_trt.benchmarks.parallel.run import run
+        from vorta_trt.benchmarks.step.models import Variant
+        from vorta_trt.model.files import write_text
+        from vorta_trt.runtime.console import Stages
+
+        with usage():
+            options = ParallelOptions(
+                model=model,
+                layers=layers,
+                mixes=listed(mix) or MIXES,
+                gpus=numbers(gpus, "--gpus") or GPUS,
+                placements=listed(placement) or PLACEMENTS,
+                guidance=guidance,
+                variant=Variant(precision, block_ops, linear_precision),
+                steps=steps,
+                dtype=dtype,
+                seed=seed,
+            )
+        require_gpu("bench parallel")
+
+        def keep(so_far: ParallelReport) -> None:
+            if files.output is not None:
+                write_text(files.output, so_far.to_json() + "\n")
+
+        with Stages() as stages:
+            report = run(options, stages, keep)
+    from vorta_trt.benchmarks.parallel.table import headline, parallel_table, plot_report, remarks
+
+    text = (headline(report), parallel_table(report), *remarks(report))
+    files.show(report, as_json, lambda path: plot_report(report, path), text)

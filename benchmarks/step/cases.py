@@ -121,25 +121,32 @@ def select_case(name: str, layers: int | None = None) -> StepCase:
 
 
 def mixed_routes(mix: str, layers: int, heads: int, seed: int = 0) -> Tensor:
-    """A branch for every head, int32 [L, N]: 0.2 % full, at least one; the others split by `mix`, spread at random.
+    """A branch for every head, int32 [L, N], spread at random over all layers.
 
     Args:
-        mix: "dense", or the shares of coreset and sliding among the other heads in percent, "30/70".
+        mix: "dense"; or the percentages of full, coreset and sliding heads, "10/45/45"; or those of coreset and sliding
+            among the heads that are not full, "30/70", of which 0.2 % are full, at least one.
         layers: L.
         heads: N.
         seed: Seed of the order.
 
     Raises:
-        ValueError: `mix` is neither.
+        ValueError: `mix` is none of them.
     """
     total = layers * heads
     if mix == DENSE:
         return torch.zeros(layers, heads, dtype=torch.int32)
     parts = mix.split("/")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or sum(map(int, parts)) != 100:
-        raise ValueError(f"mix {mix!r}: must be 'dense' or percent of coreset and sliding heads, e.g. 50/50")
-    full = max(1, round(FULL_SHARE * total))
-    coreset = round((total - full) * int(parts[0]) / 100)
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts) or sum(map(int, parts)) != 100:
+        raise ValueError(
+            f"mix {mix!r}: must be 'dense', percent of coreset and sliding heads, e.g. 50/50, or percent of full, "
+            f"coreset and sliding heads, e.g. 10/45/45"
+        )
+    if len(parts) == 3:
+        full, coreset = (round(total * int(part) / 100) for part in parts[:2])
+    else:
+        full = max(1, round(FULL_SHARE * total))
+        coreset = round((total - full) * int(parts[0]) / 100)
     routes = torch.full((total,), int(Branch.SLIDING), dtype=torch.int32)  # [L N]
     routes[:full] = int(Branch.FULL)
     routes[full : full + coreset] = int(Branch.CORESET)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run of `vorta-trt bench parallel` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+from vorta_trt.benchmarks.names import DEFAULT_MODEL
+from vorta_trt.benchmarks.parallel.report import ONE_GPU
+from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.models import Variant
+from vorta_trt.model.parallel.placement import Placement, check_ranks
+from vorta_trt.model.precision import PRECISIONS
+from vorta_trt.plugins.operator_schema import BlockOps, LinearPrecision, choices
+
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+GPUS = (1, 2, 4)
+MIXES = ("50/50", "10/45/45")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is spread over GPUs.
+
+    Attributes:
+        gpus: How many.
+        passes: That run at once, each on its share of the GPUs.
+        placement: Of the heads; ONE_GPU where a pass has one.
+    """
+
+    gpus: int
+    passes: int
+    placement: str
+
+    @property
+    def ulysses(self) -> int:
+        """GPUs of a pass."""
+        return self.gpus // self.passes
+
+    def __str__(self) -> str:
+        each = self.placement if self.passes == 1 else f"{self.passes} passes at once, {self.placement}"
+        return f"{self.gpus} GPU{'s' * (self.gpus > 1)}, {each}"
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """What a run measures.
+
+    Attributes:
+        model: Name of one of the cases of `bench step`.
+        layers: Fewer layers than the model has; None for all.
+        mixes: Shares of the branches, see `mixed_routes`.
+        gpus: Numbers of GPUs; 1, which the others are compared with, is always measured.
+        placements: Some of PLACEMENTS.
+        guidance: Whether the two passes of guidance are measured on two halves of the GPUs, too.
+        variant: How the blocks are computed.
+        steps: Timed passes of each row.
+        dtype: Precision of the weights.
+        kind: "cuda", or "cpu" for tests.
+        seed: Of weights, inputs and routes.
+    """
+
+    model: str = DEFAULT_MODEL
+    layers: int | None = None
+    mixes: tuple[str, ...] = MIXES
+    gpus: tuple[int, ...] = GPUS
+    placements: tuple[str, ...] = PLACEMENTS
+    guidance: bool = False
+    variant: Variant = Variant(block_ops="plugin")
+    steps: int = 3
+    dtype: str = "bf16"
+    kind: str = "cuda"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is not known."""
+        select_case(self.model, self.layers)
+        for mix in self.mixes:
+            mixed_routes(mix, 1, 1)
+        known = {
+            "placements": (self.placements, PLACEMENTS),
+            "precision": ((self.variant.attention_precision,), choices("attention_precision")),
+            "block_ops": ((self.variant.block_ops,), get_args(BlockOps)),
+            "linear_precision": ((self.variant.linear_precision,), get_args(LinearPrecision)),
+            "dtype": ((self.dtype,), tuple(PRECISIONS)),
+        }
+        for name, (given, allowed) in known.items():
+            for value in given:
+                if value not in allowed:
+                    raise ValueError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
+        if not self.mixes or not self.placements or not self.gpus:
+            raise ValueError("mixes, placements and gpus: must each have at least one entry; leave them out for all")
+        if min(self.gpus) < 1 or self.steps < 1:
+            raise ValueError(f"gpus {min(self.gpus)}, steps {self.steps}: must be at least 1; leave them out")
+
+    def layouts(self, case: StepCase, heads: int) -> Iterator[Layout]:
+        """One GPU first.
+
+        Raises:
+            ValueError: A number of GPUs does not divide the heads, or two passes are asked for where a step has one.
+        """
+        yield Layout(1, 1, ONE_GPU)
+        if self.guidance and case.passes == 1:
+            raise ValueError(f"guidance: a step of {case.name} has one pass; leave it out, or take another model")
+        for gpus in sorted(set(self.gpus) - {1}):
+            for passes in (1, 2) if self.guidance and gpus % 2 == 0 else (1,):
+                check_ranks(heads, gpus // passes)
+                for placement in self.placements if gpus > passes else (ONE_GPU,):
+                    yield Layout(gpus, passes, placement)

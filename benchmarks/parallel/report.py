@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and files of `vorta-trt bench parallel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vorta_trt.benchmarks.report import RowReport
+
+ONE_GPU = "one GPU"
+
+
+@dataclass(frozen=True)
+class ParallelRow:
+    """One way to spread a step over GPUs, with one set of routes.
+
+    Attributes:
+        gpus: How many.
+        passes: Of the transformer that run at once, each on its share of the GPUs: 1, or the 2 of guidance.
+        placement: Of the heads, "balanced" or "in_order"; ONE_GPU where a pass has one.
+        routes: Mix of the branches, see `mixed_routes`.
+        state: "ok"; "wrong" where the sample is not that of one GPU, or not the same on all, so that times count for
+            nothing.
+        note: The reason of a state that is not "ok".
+        median: Seconds of a pass, of the slowest GPU; with guidance, of both passes and the exchange of the predictions.
+        minimum: Seconds of the fastest.
+        runs: How many were timed.
+        speedup: Over one GPU of the same run, which computes passes one after the other.
+        exchanges: Seconds of a pass by exchange, packing and unpacking included: "heads" (queries, keys and values),
+            "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". Of every single
+            exchange the time of the GPU that comes last counts, which waits for no other.
+        waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs.
+        exchange_share: The sum of `exchanges` over the median.
+        busiest: Attention of the busiest GPU over the mean, by the costs that placement goes by, of all layers.
+        difference: Relative L2 distance of the sample to one GPU's.
+        own_error: Relative L2 distance of one GPU's sample to that of its other form, which is as exact: blocks by
+            torch's operators in the weights' type, or by the fused ones. What rounding alone changes.
+        peak_memory_gib: Peak of torch's allocated memory of a GPU, weights included.
+    """
+
+    gpus: int
+    passes: int
+    placement: str
+    routes: str
+    state: str = "ok"
+    note: str = ""
+    median: float | None = None
+    minimum: float | None = None
+    runs: int | None = None
+    speedup: float | None = None
+    exchanges: Mapping[str, float] = field(default_factory=dict)
+    waiting: float | None = None
+    exchange_share: float | None = None
+    busiest: float | None = None
+    difference: float | None = None
+    own_error: float | None = None
+    peak_memory_gib: float | None = None
+
+    @property
+    def ours(self) -> bool:
+        """There are no peers."""
+        return True
+
+
+@dataclass(frozen=True)
+class ParallelReport(RowReport[ParallelRow]):
+    """That of `bench parallel`."""
+
+    QUESTION = "parallel"
+    ROW = ParallelRow
