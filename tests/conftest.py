@@ -17,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from .kept import Kept
+    from .ranks import Pool
     from .tiny import Tiny, TinyExperts
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
@@ -89,3 +90,12 @@ def tiny_experts(kept: Kept) -> TinyExperts:
     from .tiny import make_experts
 
     return make_experts(kept)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Four processes that run the cases of `ranks_worker.py`, as pool(case, ranks, **arguments)."""
+    from .ranks import started
+
+    with started() as pool:
+        yield pool

@@ -230,6 +230,7 @@ def _step(run: Callable[[float], Tensor], spans: Spans, across: dist.ProcessGrou
             return sample
         with spans(GUIDANCE):
             prompt, negative = gather(sample.contiguous(), across)
-        return negative + SCALE * (prompt - negative)
+        guided: Tensor = negative + SCALE * (prompt - negative)
+        return guided
 
     return step

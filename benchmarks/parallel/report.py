@@ -23,7 +23,7 @@ class ParallelRow:
         state: "ok"; "wrong" where the sample is not that of one GPU, or not the same on all, so that times count for
             nothing.
         note: The reason of a state that is not "ok".
-        median: Seconds of a pass, of the slowest GPU; with guidance, of both passes and the exchange of the predictions.
+        median: Seconds of a pass, of the slowest GPU; with guidance, of both passes and the exchange of predictions.
         minimum: Seconds of the fastest.
         runs: How many were timed.
         speedup: Over one GPU of the same run, which computes passes one after the other.

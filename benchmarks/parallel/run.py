@@ -3,8 +3,8 @@
 
 `vorta-trt bench parallel` starts a process for each GPU. All make the same model of the published size with random
 weights, and measure one GPU, then more of them: video tokens sharded and heads exchanged around the attention, heads
-placed by their routes and in order; with `guidance`, the two passes of a step on two halves of the GPUs. Every sample is
-compared with that of one GPU.
+placed by their routes and in order; with `guidance`, the two passes of a step on two halves of the GPUs. Every sample
+is compared with that of one GPU.
 """
 
 from __future__ import annotations

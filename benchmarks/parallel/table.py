@@ -76,9 +76,7 @@ def plot_report(report: ParallelReport, path: Path) -> Path:
         raise ValueError("nothing to plot: no row of the report was timed; its notes say why")
     figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(9, 1.5 + 0.35 * len(rows)), layout="constrained")
     panel = figure.subplots()
-    names = [
-        f"{row.routes}, {row.gpus} GPUs{', 2 passes' if row.passes > 1 else ''}, {row.placement}" for row in rows
-    ]
+    names = [f"{row.routes}, {row.gpus} GPUs{', 2 passes' if row.passes > 1 else ''}, {row.placement}" for row in rows]
     starts = [0.0] * len(rows)
     for kind, colour in COLOURS.items():
         widths = [_parts(row)[kind] for row in rows]

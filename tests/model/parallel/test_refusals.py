@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Pool
+from ...ranks import Pool
 
 SAID = {
     "placement": ("ValueError", "placement 'random'", "'balanced'"),

@@ -14,7 +14,7 @@ import pytest
 
 from vorta_trt.model import AttentionGeometry
 
-from .conftest import RANKS, Pool
+from ...ranks import RANKS, Pool
 
 HEADS = 12  # 1, 2, 3 and 4 divide it
 

@@ -16,8 +16,8 @@ from vorta_trt.model import AttentionGeometry, CheckpointReader
 from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 
 from ...kept import Kept
+from ...ranks import RANKS, Pool
 from ...tiny import ROUTER_SIZES
-from .conftest import RANKS, Pool
 
 SEED = 5
 ROUNDING = 2e-6  # relative, of a few layers in float32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pool`: four ranks that outlive the tests of a module, since an import of torch takes longer than most of them."""
+"""Ranks over gloo that outlive tests: to import torch and diffusers takes longer than most of what they compute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ PATIENCE = 120.0  # seconds that a case may take
 
 
 class Pool:
-    """Runs the cases of `worker.py`."""
+    """Runs the cases of `ranks_worker.py`."""
 
     def __init__(self, connections: dict[int, Connection]) -> None:
         self._connections = connections
@@ -40,12 +41,13 @@ class Pool:
         return [result for _, result in answers]
 
 
-@pytest.fixture(scope="package")
-def pool() -> Iterator[Pool]:
+@contextmanager
+def started() -> Iterator[Pool]:
+    """RANKS processes; see the fixture `pool`."""
     with tempfile.TemporaryDirectory() as folder:  # a short path: it holds a Unix socket
         address = f"{folder}/socket"
         with Listener(address) as listener:
-            command = [sys.executable, str(Path(__file__).with_name("worker.py")), address, folder, str(RANKS)]
+            command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), address, folder, str(RANKS)]
             process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
             try:
                 connections = {}

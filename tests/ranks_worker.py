@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that compute test cases: `python worker.py ADDRESS FOLDER RANKS`; see `pool.py`.
+"""Ranks that compute test cases: `python ranks_worker.py ADDRESS FOLDER RANKS`; see `ranks.py`.
 
 One process imports everything, then forks a process for every rank, which connects to ADDRESS (a Unix socket) and runs
 what it is told: a name in `CASES` with arguments. The first argument of every case is a group of as many ranks as asked
-for. Results are numbers and texts.
+for. Results are numbers, texts and records.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vorta_trt.benchmarks.parallel.rank import measure
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
 from vorta_trt.model.families import families
 from vorta_trt.model.parallel.attention import sharded_attention
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.transformer import AttentionMode, routed_class
+from vorta_trt.runtime.parallel.world import World
 
 TIMEOUT = timedelta(seconds=30)  # of a rank that waits for others which have failed
 GROUPS: dict[int, dist.ProcessGroup] = {}  # of the first ranks, by how many
@@ -146,6 +148,13 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str) -> dict[str, st
     return said
 
 
+def bench(group: dist.ProcessGroup, what: Any) -> tuple[Any, list[Any]]:
+    """What `measure` of `bench parallel` gives for a case and options, and all that it tells; of all ranks."""
+    told: list[Any] = []
+    world = World(group.rank(), group.size(), torch.device("cpu"), told.append)
+    return measure(world, what), told
+
+
 def _said(call: Callable[[], object]) -> str:
     try:
         call()
@@ -154,7 +163,7 @@ def _said(call: Callable[[], object]) -> str:
     return "nothing"
 
 
-CASES = {case.__name__: case for case in (attention, steps, refusals)}
+CASES = {case.__name__: case for case in (attention, steps, refusals, bench)}
 
 
 def serve(address: str, folder: str, rank: int, ranks: int) -> None:
