@@ -21,6 +21,7 @@ from ...tiny import ROUTER_SIZES
 
 SEED = 5
 ROUNDING = 2e-6  # relative, of a few layers in float32
+FP8_ROUNDING = 5e-3  # a few numbers that round to the neighbouring one of e4m3
 SIZES = {"layers": 2, "heads": 12, "head_dim": 8, "text_dim": 24, "channels": 4}
 HUNYUAN_VIDEO = {**SIZES, "single_layers": 1, "pooled_dim": 16, "refiner_layers": 1}
 # Family, and behind a space which of its models; video sizes with a token grid (3, 3, 5), ragged for 2 and 4 ranks.
@@ -66,3 +67,13 @@ def test_samples_are_those_of_one_process(
         print(placement, block_ops, of_rank_0)
         assert max(of_rank_0) <= ROUNDING
         assert all(found == [0] * len(found) for found in others)
+
+
+@pytest.mark.parametrize("block_ops", ["native", "plugin"])
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_fp8_linears(pool: Pool, folders: dict[str, dict[str, str]], name: str, block_ops: str) -> None:
+    case = {"options": {"linear_precision": "fp8"}, "placement": "balanced", "block_ops": block_ops, "seed": SEED}
+    of_rank_0, *others = pool("steps", 3, **folders[name], **case)
+    print(of_rank_0)
+    assert max(of_rank_0) <= FP8_ROUNDING
+    assert all(found == [0] * len(found) for found in others)
