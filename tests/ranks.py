@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection, Listener
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +23,53 @@ PATIENCE = 120.0  # seconds that a case may take
 class Pool:
     """Runs the cases of `ranks_worker.py`."""
 
-    def __init__(self, connections: dict[int, Connection]) -> None:
+    def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
     def __call__(self, case: str, ranks: int, **arguments: Any) -> list[Any]:
         """The results of all ranks of a group; what a rank raises fails the test."""
-        group = [self._connections[rank] for rank in range(ranks)]
+        group = self._connections[:ranks]
         for connection in group:
             connection.send((case, ranks, arguments))
         answers = []
         for rank, connection in enumerate(group):
             if not connection.poll(PATIENCE):
                 pytest.fail(f"rank {rank} has not answered in {PATIENCE:g} s")
-            answers.append(connection.recv())
+            try:
+                answers.append(connection.recv())
+            except EOFError:
+                pytest.fail(f"rank {rank} is gone")
         for rank, (succeeded, result) in enumerate(answers):
             if not succeeded:
                 pytest.fail(f"rank {rank} of {ranks}:\n{result}", pytrace=False)
         return [result for _, result in answers]
 
+    def stop(self) -> None:
+        """Tells the ranks to end, unless they have."""
+        with suppress(OSError):
+            for connection in self._connections:
+                connection.send(None)
+
 
 @contextmanager
-def started() -> Iterator[Pool]:
-    """RANKS processes; see the fixture `pool`."""
-    with tempfile.TemporaryDirectory() as folder:  # a short path: it holds a Unix socket
-        address = f"{folder}/socket"
-        with Listener(address) as listener:
-            command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), address, folder, str(RANKS)]
-            process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            try:
-                connections = {}
-                for _ in range(RANKS):
-                    connection = listener.accept()
-                    connections[connection.recv()] = connection
-                yield Pool(connections)
-                for connection in connections.values():
-                    connection.send(None)
-                process.wait(timeout=30)
-            finally:
-                process.kill()
-                process.wait()
+def started(ranks: int = RANKS, device: str = "cpu") -> Iterator[Pool]:
+    """Processes with a gloo group, or with a GPU each and NCCL; see the fixture `pool`."""
+    pipes = [Pipe() for _ in range(ranks)]
+    theirs = [there.fileno() for _, there in pipes]
+    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), device]
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [*command, folder, *map(str, theirs)], pass_fds=theirs, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        for _, there in pipes:
+            there.close()
+        pool = Pool([here for here, _ in pipes])
+        try:
+            yield pool
+            pool.stop()
+            process.wait(timeout=PATIENCE)
+        finally:
+            process.kill()
+            process.wait()
+            for here, _ in pipes:
+                here.close()

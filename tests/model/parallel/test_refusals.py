@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+
+from vorta_trt.model import RoutedTransformer
 
 from ...ranks import Pool
 
@@ -21,15 +21,15 @@ SAID = {
 }
 
 
-def test_refusals(pool: Pool, tiny_wan: Any) -> None:
-    first, second = pool("refusals", 2, folder=str(tiny_wan.checkpoint), router=str(tiny_wan.router))
+def test_refusals(pool: Pool, folders: dict[str, dict[str, str]]) -> None:
+    first, second = pool("refusals", 2, **folders["wan"])
     assert set(second) == set(SAID) and set(first) == set(SAID) - {"not in it"}
     for what, parts in SAID.items():
         assert all(part in second[what] for part in parts), second[what]
 
 
-def test_no_process_group(tiny_wan: Any) -> None:
-    model = tiny_wan.model()
+def test_no_process_group(folders: dict[str, dict[str, str]]) -> None:
+    model = RoutedTransformer.from_pretrained(folders["wan"]["folder"])
     with pytest.raises(RuntimeError, match=r"in no process group; call torch.distributed.init_process_group"):
         model.parallelize()
     assert model.parallel is None
