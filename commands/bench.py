@@ -393,5 +393,5 @@ def parallel(
             report = run(options, stages, keep)
     from vorta_trt.benchmarks.parallel.table import headline, parallel_table, plot_report, remarks
 
-    text = (headline(report), parallel_table(report), *remarks(report))
+    text: list[RenderableType] = [headline(report), parallel_table(report), *remarks(report)]
     files.show(report, as_json, lambda path: plot_report(report, path), text)
