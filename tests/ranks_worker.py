@@ -8,6 +8,7 @@ are numbers, texts and records.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -69,6 +70,7 @@ def steps(
     group: dist.ProcessGroup,
     folder: str,
     router: str,
+    geometry: str,
     options: dict[str, Any],
     placement: str,
     block_ops: str,
@@ -78,9 +80,9 @@ def steps(
 
     Infinite where the routes or the number of exchanges are others. Routes change between the steps.
     """
-    model = load(folder, router, tuple(options.items()))
+    model = load(folder, router, geometry, tuple(options.items()))
     if group.rank() == 0:
-        expected = of_one_process(folder, router, tuple(options.items()), block_ops, seed)
+        expected = of_one_process(folder, router, geometry, tuple(options.items()), block_ops, seed)
     model.block_ops = block_ops
     model.parallelize(group, placement)
     found = []
@@ -111,10 +113,10 @@ class Exchanges:
 
 @cache
 def of_one_process(
-    folder: str, router: str, options: tuple[tuple[str, Any], ...], block_ops: str, seed: int
+    folder: str, router: str, geometry: str, options: tuple[tuple[str, Any], ...], block_ops: str, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Samples and routes of every step."""
-    model = load(folder, router, options)
+    model = load(folder, router, geometry, options)
     model.block_ops, model.parallel = block_ops, None
     with torch.no_grad():
         return [model(**inputs) for inputs in several_steps(model, seed)]
@@ -136,19 +138,21 @@ def several_steps(model: RoutedTransformer, seed: int) -> list[dict[str, Tensor]
 
 
 @cache
-def load(folder: str, router: str, options: tuple[tuple[str, Any], ...]) -> RoutedTransformer:
-    return RoutedTransformer.from_pretrained(folder, router, **dict(options))
+def load(folder: str, router: str, geometry: str, options: tuple[tuple[str, Any], ...]) -> RoutedTransformer:
+    """A model, whose geometry is given as JSON."""
+    own = AttentionGeometry.from_dict(json.loads(geometry))
+    return RoutedTransformer.from_pretrained(folder, router, own, **dict(options))
 
 
 def errors_on_gpus(
-    group: dist.ProcessGroup, folder: str, router: str, placement: str, block_ops: str, seed: int
+    group: dist.ProcessGroup, folder: str, router: str, geometry: str, placement: str, block_ops: str, seed: int
 ) -> tuple[float, float]:
     """Relative errors in bfloat16 against float32 on the CPU: of one GPU, and of all of them.
 
     Heads are full and sliding: a coreset may change at the last bit of a similarity.
     """
-    exact = load(folder, router, ())
-    model = load(folder, router, (("dtype", torch.bfloat16),)).cuda()
+    exact = load(folder, router, geometry, ())
+    model = load(folder, router, geometry, (("dtype", torch.bfloat16),)).cuda()
     inputs = exact.inputs(2, seed)
     shape = (model.num_layers, model.num_heads)
     generator = torch.Generator().manual_seed(seed)
@@ -167,9 +171,9 @@ def errors_on_gpus(
     return of_one, of_all
 
 
-def refusals(group: dist.ProcessGroup, folder: str, router: str) -> dict[str, str]:
+def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) -> dict[str, str]:
     """What is said to calls that are refused."""
-    model = load(folder, router, ())
+    model = load(folder, router, geometry, ())
     said = {
         "placement": _said(lambda: model.parallelize(group, "random")),
         "type": _said(lambda: model.parallelize([0, 1])),  # type: ignore[arg-type]

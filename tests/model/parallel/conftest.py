@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
 from ...kept import Kept
 from ...tiny import ROUTER_SIZES
 
+TEXT = 13  # padded text tokens, where their number is free
 SIZES = {"layers": 2, "heads": 12, "head_dim": 8, "text_dim": 24, "channels": 4}
 HUNYUAN_VIDEO = {**SIZES, "single_layers": 1, "pooled_dim": 16, "refiner_layers": 1}
 # Family, and behind a space which of its models; video sizes with a token grid (3, 3, 5), ragged for 2 and 4 ranks.
@@ -30,7 +32,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
 
 @pytest.fixture(scope="session")
 def folders(kept: Kept) -> dict[str, dict[str, str]]:
-    """Checkpoint and router of every model, as the cases take them."""
+    """Checkpoint, router and geometry of every model, as the cases take them."""
     return {name: _folders(kept, name, *what) for name, what in MODELS.items()}
 
 
@@ -39,9 +41,10 @@ def _folders(kept: Kept, name: str, sizes: dict[str, Any], video: tuple[int, int
     root = kept.folder("model") / "twelve heads" / name
     checkpoint = kept.make(root / "checkpoint", lambda path: make_checkpoint(path, family, **sizes, seed=1))
     with CheckpointReader(checkpoint) as reader:
-        geometry = AttentionGeometry.for_video(*video, family, config=reader.config)
+        text = {"text_tokens": TEXT} if family == "hunyuan_video" else {}
+        geometry = AttentionGeometry.for_video(*video, family, config=reader.config, **text)
     options = {size: sizes[size] for size in ROUTER_SIZES if size in sizes}
     router = kept.make(
         root / "router", lambda path: make_router(path, geometry, family, video=video, seed=2, **options)
     )
-    return {"folder": str(checkpoint), "router": str(router)}
+    return {"folder": str(checkpoint), "router": str(router), "geometry": json.dumps(geometry.to_dict())}
