@@ -29,7 +29,14 @@ EVERY_COMMAND = dict(walk(get_command(app)))
 
 
 def test_all_commands_are_there() -> None:
-    groups = {"bench attention", "bench blocks", "bench step", "bench parallel", "train-router run", "train-router prepare"}
+    groups = {
+        "bench attention",
+        "bench blocks",
+        "bench step",
+        "bench parallel",
+        "train-router run",
+        "train-router prepare",
+    }
     assert {name.removeprefix("vorta-trt ") for name in EVERY_COMMAND} == {"vorta-trt", *COMMANDS, *groups}
 
 
