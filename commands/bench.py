@@ -351,7 +351,7 @@ def parallel(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Time a transformer pass on several GPUs of this machine beside one.
+    """Time a transformer pass on several GPUs beside one.
 
     Tokens are sharded, and heads exchanged around the attention, placed by their routes and in order; with random
     weights at real size, which every GPU makes for itself. Every sample is compared with that of one GPU. --output is
