@@ -46,6 +46,7 @@ from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, 
 from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
+from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.ranks import Ranks
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import PRECISIONS, precision_name
@@ -409,7 +410,12 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     # -- several GPUs --------------------------------------------------------------------------------------------------
 
-    def parallelize(self, group: dist.ProcessGroup | None = None, placement: str = "balanced") -> None:
+    def parallelize(
+        self,
+        group: dist.ProcessGroup | None = None,
+        placement: str = "balanced",
+        costs: BranchCosts | None = None,
+    ) -> None:
         """Shares the work of `forward` with the other processes of a group, one GPU each (Ulysses).
 
         Every process has the whole model, with the same weights, and calls `forward` with the same whole inputs, under
@@ -421,13 +427,16 @@ class RoutedTransformer(nn.Module, abc.ABC):
             group: Of torch.distributed; None is the default group.
             placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
                 rank p the heads from p * N / P on.
+            costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the
+                geometry.
 
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
-            ValueError: The process is not in the group, its size does not divide N, or the placement is unknown.
+            ValueError: The process is not in the group, its size does not divide N, the placement is unknown, or costs
+                are no costs.
         """
-        self.parallel = Ranks.of(group, placement, self.num_heads)
+        self.parallel = Ranks.of(group, placement, self.num_heads, costs)
 
     # -- routes and example inputs -------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from vorta_trt.benchmarks.parallel.rank import measure
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
 from vorta_trt.model.families import families
 from vorta_trt.model.parallel.attention import HEADS, SAMPLE, TOKENS, sharded_attention
+from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.transformer import AttentionMode, routed_class
 from vorta_trt.runtime.parallel.world import World
@@ -177,6 +178,7 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
     said = {
         "placement": _said(lambda: model.parallelize(group, "random")),
         "type": _said(lambda: model.parallelize([0, 1])),  # type: ignore[arg-type]
+        "costs": _said(lambda: model.parallelize(group, costs=BranchCosts(1.0, -1.0, 0.5))),
     }
     if group.rank() > 0:
         said["not in it"] = _said(lambda: model.parallelize(GROUPS[1]))

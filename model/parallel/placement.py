@@ -139,11 +139,17 @@ def check_ranks(heads: int, ranks: int) -> None:
         raise ValueError(f"{ranks} ranks for {heads} heads: every rank must have as many heads; use one of {fit}")
 
 
-def head_work(routes: Tensor, costs: Sequence[float]) -> Tensor:
-    """Work of every head as integers, the costliest branch `UNITS`: int64, shaped as `routes`."""
-    values = [float(cost) for cost in costs]
+def check_costs(costs: Sequence[float]) -> tuple[float, ...]:
+    """The costs of full, coreset and sliding heads; raises ValueError unless they are such."""
+    values = tuple(float(cost) for cost in costs)
     if len(values) != len(Branch) or not all(0 <= value < float("inf") for value in values) or not max(values):
         raise ValueError(f"costs {values}: must be a number >= 0 for each of full, coreset and sliding, not all 0")
+    return values
+
+
+def head_work(routes: Tensor, costs: Sequence[float]) -> Tensor:
+    """Work of every head as integers, the costliest branch `UNITS`: int64, shaped as `routes`."""
+    values = check_costs(costs)
     full, coreset, sliding = (round(value / max(values) * UNITS) for value in values)
     return _by_branch(routes, full, coreset, sliding, torch.int64)
 

@@ -17,7 +17,7 @@ from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import Attention
 from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention, unwatched
 from vorta_trt.model.parallel.exchange import gather
-from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_ranks, head_order
+from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_costs, check_ranks, head_order
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 
@@ -30,21 +30,26 @@ class Ranks:
         group: P processes, each with the whole model.
         placement: How heads are given to ranks, see `placement.py`.
         watch: Is entered around every exchange, with its name: for measurements.
+        costs: Of a head in each branch; None: those of the geometry.
     """
 
     group: dist.ProcessGroup
     placement: Placement = "balanced"
     watch: Watch = unwatched
+    costs: BranchCosts | None = None
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup | None, placement: str, heads: int) -> Ranks:
+    def of(cls, group: dist.ProcessGroup | None, placement: str, heads: int, costs: BranchCosts | None = None) -> Ranks:
         """Checks what `RoutedTransformer.parallelize` is given.
 
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
-            ValueError: This process is not in the group, N is no multiple of P, or the placement is unknown.
+            ValueError: This process is not in the group, N is no multiple of P, the placement is unknown, or costs are
+                no costs.
         """
+        if costs is not None:
+            check_costs(costs)
         if placement not in get_args(Placement):
             known = " or ".join(map(repr, get_args(Placement)))
             raise ValueError(f"placement {placement!r}: must be {known}; use 'balanced'")
@@ -65,7 +70,7 @@ class Ranks:
                 f"processes"
             )
         check_ranks(heads, dist.get_world_size(given))
-        return cls(given, cast(Placement, placement))
+        return cls(given, cast(Placement, placement), costs=costs)
 
     def shards(self, geometry: AttentionGeometry) -> TokenShards:
         """Which video tokens this rank has."""
@@ -82,7 +87,7 @@ class Ranks:
             attention_precision: As for `routed_attention`.
             tokens: Their `text_length`, if there is text among them.
         """
-        costs = BranchCosts.of(geometry, cast(AttentionPrecision, attention_precision))
+        costs = self.costs or BranchCosts.of(geometry, cast(AttentionPrecision, attention_precision))
         orders = head_order(routes, costs, self.group.size(), self.placement)  # [L, N]
         options = {"attention_precision": attention_precision, "watch": self.watch, **tokens}
         return [

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, Branch
 from vorta_trt.model.parallel.placement import UNITS, BranchCosts, head_order, head_orders, head_work, rank_loads
+from vorta_trt.model.parallel.ranks import Ranks
 
 WAN = BranchCosts.of(AttentionGeometry.for_video(77, 720, 1280, "wan"))
 HUNYUAN = BranchCosts.of(AttentionGeometry.for_video(117, 720, 1280, "hunyuan_video"))
@@ -131,6 +134,22 @@ def test_relative_work_follows_the_kernels_that_were_timed() -> None:
     """Milliseconds of bench attention, H100, 8 heads: full, coreset, sliding."""
     for costs, measured in ((WAN, (27.8, 7.31, 4.16)), (HUNYUAN, (62.4, 15.92, 7.50)), (FP8, (23.7, 6.3, 4.0))):
         assert costs == pytest.approx([time / measured[0] for time in measured], rel=0.05)
+
+
+def test_measured_costs_win_over_those_of_the_geometry() -> None:
+    """Where sliding heads are the slowest, both of them are not on one rank."""
+    geometry = AttentionGeometry.for_grid((4, 6, 6))
+    routes = torch.tensor([[[0, 1, 2, 2]]], dtype=torch.int32)
+    group: Any = SimpleNamespace(size=lambda: 2)
+    orders = []
+    for costs in (None, BranchCosts(1.0, 1.0, 5.0)):
+        (attention,) = Ranks(group, costs=costs).attentions(routes, geometry, "same")
+        orders.append(cast(Any, attention).keywords["head_order"])
+    assert torch.equal(orders[0], head_order(routes[0], BranchCosts.of(geometry), 2))
+    assert {frozenset(pair.tolist()) for pair in orders[1].view(2, 2)} in (
+        {frozenset({0, 2}), frozenset({1, 3})},
+        {frozenset({0, 3}), frozenset({1, 2})},
+    )
 
 
 def test_what_cannot_be_placed_is_refused() -> None:
