@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,9 @@ GUIDANCE, SCALE = "guidance", 5.0
 TEXT = "encoder_hidden_states"  # every family's, of which the second pass of guidance has another
 ERROR_BOUND = 2.0  # times what rounding alone changes
 LEAST_ERROR = 1e-5  # which is allowed in any case: float32 on the CPU
+
+
+GroupOf = Callable[[Sequence[int]], dist.ProcessGroup]
 
 
 class Outcome(NamedTuple):
@@ -69,12 +73,12 @@ class Groups:
     across: dist.ProcessGroup
 
     @classmethod
-    def of(cls, layout: Layout, rank: int) -> Groups | None:
-        """Made on all ranks, whether they take part or not; None for those that do not."""
-        everyone = dist.new_group(range(layout.gpus))
+    def of(cls, layout: Layout, rank: int, group_of: GroupOf) -> Groups | None:
+        """Asked for on all ranks, whether they take part or not; None for those that do not."""
+        everyone = group_of(range(layout.gpus))
         parts = [range(first, first + layout.ulysses) for first in range(0, layout.gpus, layout.ulysses)]
-        of_pass = [dist.new_group(part) for part in parts]
-        across = [dist.new_group(range(first, layout.gpus, layout.ulysses)) for first in range(layout.ulysses)]
+        of_pass = [group_of(part) for part in parts]
+        across = [group_of(range(first, layout.gpus, layout.ulysses)) for first in range(layout.ulysses)]
         if rank >= layout.gpus:
             return None
         return cls(everyone, of_pass[rank // layout.ulysses], across[rank % layout.ulysses])
@@ -92,8 +96,9 @@ def measure(world: World, what: tuple[StepCase, ParallelOptions]) -> dict[str, i
     subject = Subject.make(case, str(world.device), torch_dtype(options.dtype), options.seed)
     layers, heads = case.layers_and_heads(subject.routed.config)
     bench = _Bench(world, options, subject, layers, heads)
-    groups = {(each.gpus, each.passes): each for each in options.layouts(case, heads)}
-    by_shape = {shape: Groups.of(layout, world.rank) for shape, layout in groups.items()}
+    shapes = {(each.gpus, each.passes): each for each in options.layouts(case, heads)}
+    group_of = cache(dist.new_group)  # one for the same ranks of several layouts
+    by_shape = {shape: Groups.of(layout, world.rank, group_of) for shape, layout in shapes.items()}
     for mix in options.mixes:
         for layout in options.layouts(case, heads):
             bench.row(layout, mix, by_shape[layout.gpus, layout.passes])
@@ -136,12 +141,14 @@ class _Bench:
             with subject.computed_by(self.options.variant):
                 self.subject.fp8 = subject.fp8
                 run = subject.runs(OURS, routes)
-                sample = run(TIMESTEP)  # the first one, which is not timed
+                sample = run(TIMESTEP).contiguous()  # the first one, which is not timed
                 found = self._compared(layout, mix, sample, routes) if self.world.is_first else 0.0
                 checksum = float(sample.double().sum())
-                step = _step(run, spans, groups.across if layout.passes > 1 else None)
-                step()
+                across = groups.across if layout.passes > 1 else None
+                if across is not None:
+                    gather(sample, across)
                 spans.take()
+                step = _step(run, spans, across)
                 seconds, of_passes = self._timed(step, spans, groups.taking_part)
         finally:
             routed.parallel = None
@@ -225,11 +232,11 @@ def _step(run: Callable[[float], Tensor], spans: Spans, across: dist.ProcessGrou
     """A pass; or with guidance one of two, and what is led away from the other's prediction."""
 
     def step() -> Tensor:
-        sample = run(TIMESTEP)
+        sample = run(TIMESTEP).contiguous()
         if across is None:
             return sample
         with spans(GUIDANCE):
-            prompt, negative = gather(sample.contiguous(), across)
+            prompt, negative = gather(sample, across)
         guided: Tensor = negative + SCALE * (prompt - negative)
         return guided
 
