@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,9 @@ from vorta_trt.runtime.pipelines.planned import PlannedRequest
 from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.target import read_target
+from vorta_trt.serving.accepted import Accepted
 from vorta_trt.serving.settings import ModelSettings
+from vorta_trt.serving.size_choice import choose_size
 from vorta_trt.serving.video_request import (
     IMAGE_FIELDS,
     RequestError,
@@ -39,54 +40,6 @@ if TYPE_CHECKING:
 
 MOST_PLANS = 128  # that are kept
 _FIELD_OF = {argument: field for field, argument in reversed(IMAGE_FIELDS.items())}
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A request that its model can run.
-
-    Attributes:
-        model: Its name.
-        prompt: What the video shows.
-        params: How to sample.
-        size: Of the video, as "81x480x832".
-        fps: Frames per second at which it is written.
-        n: How many videos.
-        images: Names of the files of images, by the pipeline's argument.
-    """
-
-    model: str
-    prompt: str
-    params: SamplingParams
-    size: str
-    fps: float
-    n: int = 1
-    images: Mapping[str, str] | None = None
-
-    @property
-    def video(self) -> VideoSize:
-        """Frames, height and width."""
-        return VideoSize.parse(self.size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; see `from_dict`."""
-        return {
-            "model": self.model,
-            "prompt": self.prompt,
-            "params": self.params.model_dump(mode="json", exclude_unset=True),
-            "size": self.size,
-            "fps": self.fps,
-            "n": self.n,
-            "images": dict(self.images or {}),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Accepted:
-        """What `to_dict` gave."""
-        params = dict(values["params"])
-        if params.get("sigmas") or params.get("timesteps"):
-            params.pop("num_inference_steps", None)
-        return cls(**{**values, "params": SamplingParams(**params)})
 
 
 class ServedModel:
@@ -175,7 +128,7 @@ class ServedModel:
         return accepted
 
     def _settle(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> Accepted:
-        size = self._size(request, images)
+        size = choose_size(request, self.planner, self.name, images)
         if request.lora is not None and sorted(request.lora) != sorted(self.loras):
             has = ", ".join(self.loras) or "none"
             raise RequestError(
@@ -193,53 +146,6 @@ class ServedModel:
             raise RequestError(as_fields(str(error)), named_field(str(error))) from None
         fps = request.fps if request.fps is not None else float(self.planner.frames_per_second)
         return Accepted(self.name, request.prompt, params, str(size), fps, request.n)
-
-    def _size(self, request: VideoRequest, images: Mapping[str, ImageLike]) -> VideoSize:
-        width, height = request.width, request.height
-        if request.size is not None:
-            wide, high = (int(part) for part in request.size.split("x"))
-            if (width not in (None, wide)) or (height not in (None, high)):
-                raise RequestError(f"size {request.size}: width and height say {width}x{height}; give one", "size")
-            width, height = wide, high
-        rate, frames = self.planner.frames_per_second, request.num_frames
-        found = [
-            size
-            for size in self.sizes
-            if (width in (None, size.width) and height in (None, size.height))
-            and frames in (None, size.frames)
-            and (request.seconds is None or abs(size.frames / rate - request.seconds) < 0.5)
-        ]
-        if not found:
-            has = ", ".join(f"{size.width}x{size.height} of {size.frames} frames" for size in self.sizes)
-            asked = {
-                "size": None if width is None and height is None else f"{width or 'any'}x{height or 'any'}",
-                "num_frames": frames,
-                "seconds": request.seconds,
-            }
-            given = {name: value for name, value in asked.items() if value is not None}
-            named = next(
-                (name for name in given if not any(self._has(size, name, given[name]) for size in self.sizes)),
-                next(iter(given)),
-            )
-            raise RequestError(
-                f"{', '.join(f'{name} {value}' for name, value in given.items())}: model {self.name} makes videos of "
-                f"{has}, at {rate:g} frames per second; ask for one of these",
-                named,
-                "size_not_available",
-            )
-        if len(found) > 1 and images and request.size is None:
-            best = self.planner.for_images(images).size
-            found = [size for size in found if size == VideoSize(*best)] or found
-        own = VideoSize(*self.planner.size)
-        return own if own in found and not images else found[0]
-
-    def _has(self, size: VideoSize, name: str, value: Any) -> bool:
-        if name == "size":
-            wide, high = str(value).split("x")
-            return wide in ("any", str(size.width)) and high in ("any", str(size.height))
-        if name == "num_frames":
-            return bool(size.frames == value)
-        return abs(size.frames / self.planner.frames_per_second - float(value)) < 0.5
 
     def check(self, request: VideoRequest, images: Collection[str]) -> None:
         """All of `accept` that needs no pixel of an image.

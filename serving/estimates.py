@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vorta_trt.model.video_size import VideoSize
-from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.accepted import Accepted
+from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.job import Job, Status
 from vorta_trt.serving.job_rows import End
 from vorta_trt.serving.job_store import JobStore

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from vorta_trt.model.geometry import Branch
+from vorta_trt.serving.accepted import Accepted
 from vorta_trt.serving.api_errors import ApiError
-from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.job import Job
 
 COLOURS = {Branch.FULL: (214, 69, 65), Branch.CORESET: (66, 133, 200), Branch.SLIDING: (83, 168, 113)}  # RGB

@@ -13,39 +13,28 @@ A thread gives signs of life. It stops renewing the lease, and says "hung", wher
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import resource
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vorta_trt.model.write_errors import WriteError
-from vorta_trt.runtime.sampling.params import LARGEST_SEED
-from vorta_trt.serving.catalogue import Accepted, Catalogue
+from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.failures import describe_failure
 from vorta_trt.serving.job import Job, LeaseLostError
-from vorta_trt.serving.job_files import RESULT
 from vorta_trt.serving.job_store import JobStore
+from vorta_trt.serving.job_videos import make_videos
 from vorta_trt.serving.loaded_models import LoadedModels
 from vorta_trt.serving.settings import STALL_SECONDS
-from vorta_trt.serving.step_watch import StepWatch
-from vorta_trt.serving.thumbnail import write_thumbnail
 from vorta_trt.serving.tracing import record_spans
 from vorta_trt.serving.worker_states import HUNG
 
-if TYPE_CHECKING:
-    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
-
 IDLE_SECONDS = 0.01  # between two looks at an empty queue, each of which takes microseconds
 FULL_SECONDS = 10.0  # between two looks at a full disk
-WRITING = "writing the video"
 logger = logging.getLogger(__name__)
 
 
@@ -201,8 +190,6 @@ class Worker:
     def _make(self, job: Job) -> dict[str, Any]:
         """The videos of a job, in its folder; returns the report."""
         began = time.time()
-        accepted = Accepted.from_dict(job.request)
-        files = self._store.files
 
         def tell(stage: str, step: int | None) -> None:
             self._go_on()
@@ -216,54 +203,7 @@ class Worker:
                 raise _CancelledError
 
         tell("loading the model", None)
-        pipeline = self._models.get(accepted.model)
-        watch = StepWatch(tell)
-        images = {name: files.folder(job.id) / file for name, file in (accepted.images or {}).items()}
-        first = accepted.params.seed
-        seeds = (
-            [secrets.randbits(32) for _ in range(accepted.n)]
-            if first is None
-            else [(first + number) % (LARGEST_SEED + 1) for number in range(accepted.n)]
-        )
-        with files.new_result(job.id, job.attempt) as folder:
-            parts: list[dict[str, Any]] = []
-
-            def write(number: int, video: GeneratedVideo) -> None:
-                watch.stage(WRITING, number, accepted.n)
-                parts.append(_write(folder, number, video, accepted.fps))
-
-            self._generate(pipeline, accepted, seeds, images, write, watch)
-            report = {
-                "seconds": time.time() - began,
-                "videos": parts,
-                "steps": watch.report(),
-                "peak_memory_mb": _peak_memory_mb(),
-                "flops": job.flops,
-            }
-            record = {"started_at": job.started_at, "completed_at": time.time(), "report": report}
-            (folder / RESULT).write_text(json.dumps(record), encoding="utf-8")
-        return report
-
-    @staticmethod
-    def _generate(
-        pipeline: VortaPipeline,
-        accepted: Accepted,
-        seeds: list[int],
-        images: dict[str, Path],
-        write: Callable[[int, GeneratedVideo], None],
-        watch: StepWatch,
-    ) -> None:
-        pipeline.generate_each(
-            [accepted.prompt] * accepted.n,
-            write,
-            accepted.params.updated(seed=None),
-            seeds=seeds,
-            size=accepted.video,
-            on_step=watch.step,
-            on_stage=watch.stage,
-            image=images.get("image"),
-            last_image=images.get("last_image"),
-        )
+        return make_videos(job, self._models.get(job.model), self._store.files, tell, began)
 
     # -- readiness -----------------------------------------------------------------------------------------------------
 
@@ -330,30 +270,6 @@ class Worker:
             if self._state != "failed":
                 with suppress(WriteError):  # it is forgotten after three leases
                     self._store.forget_worker(self.name)
-
-
-def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:
-    """A video's files, and what its report says."""
-    began = time.perf_counter()
-    path = video.save(folder / f"{number}.mp4", fps)
-    write_thumbnail(folder / f"{number}.webp", video.frames)
-    seconds = time.perf_counter() - began
-    return {
-        **video.to_dict(),
-        "file": path.name,
-        "thumbnail": f"{number}.webp",
-        "stages": {**video.stage_seconds, "encode": seconds},
-        "length": len(video.frames) / fps,
-    }
-
-
-def _peak_memory_mb() -> float:
-    """Of the GPU where there is one, else of this process, in MB."""
-    import torch
-
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _gpu_memory() -> int | None:

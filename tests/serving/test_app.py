@@ -499,7 +499,7 @@ def test_the_form_of_the_page(client: Client) -> None:
 
 def test_the_picture_of_the_routes(client: Client, store: JobStore, catalogue: Catalogue) -> None:
     from vorta_trt.model.geometry import Branch
-    from vorta_trt.serving.catalogue import Accepted
+    from vorta_trt.serving.accepted import Accepted
     from vorta_trt.serving.routes_picture import CELL, COLOURS
 
     web = client()

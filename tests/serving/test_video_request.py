@@ -10,7 +10,7 @@ import pytest
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.sampling.tea_cache import TeaCache
 from vorta_trt.serving import Catalogue
-from vorta_trt.serving.catalogue import Accepted
+from vorta_trt.serving.accepted import Accepted
 from vorta_trt.serving.video_request import RequestError, VideoRequest, as_fields, parse_request
 
 # SERVING.md's list.

@@ -81,7 +81,7 @@ def test_videos_are_those_of_generate(
 ) -> None:
     """Two of text with following seeds, and one that begins with an image."""
     kept: list[Any] = []
-    monkeypatch.setattr("vorta_trt.serving.worker.write_thumbnail", lambda path, frames: kept.append(frames))
+    monkeypatch.setattr("vorta_trt.serving.job_videos.write_thumbnail", lambda path, frames: kept.append(frames))
     text, image = queue(store, catalogue, n=2), queue(store, catalogue, picture, model="image")
     with working(worker):
         done = over(store, text), over(store, image)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make_videos`: what a job asked for, made by a pipeline into the job's folder, and the report of it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vorta_trt.runtime.sampling.params import LARGEST_SEED
+from vorta_trt.serving.accepted import Accepted
+from vorta_trt.serving.job import Job
+from vorta_trt.serving.job_files import RESULT, JobFiles
+from vorta_trt.serving.step_watch import StepWatch, Tell
+from vorta_trt.serving.thumbnail import write_thumbnail
+
+if TYPE_CHECKING:
+    from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
+
+WRITING = "writing the video"
+
+
+def make_videos(job: Job, pipeline: VortaPipeline, files: JobFiles, tell: Tell, began: float) -> dict[str, Any]:
+    """Makes the videos of a job; the folder of its attempt is there, whole, when this returns.
+
+    Args:
+        job: The job.
+        pipeline: Of its model.
+        files: Of all jobs.
+        tell: See `StepWatch`.
+        began: When the work on the job began, as `time.time` says it.
+
+    Returns:
+        The report: seconds, and of every video its seed, files and stages.
+
+    Raises:
+        FileNotFoundError: The job was deleted meanwhile.
+        WriteError, VortaError: The videos cannot be made or written.
+    """
+    accepted = Accepted.from_dict(job.request)
+    watch = StepWatch(tell)
+    images: Mapping[str, Any] = {
+        argument: files.folder(job.id) / name for argument, name in (accepted.images or {}).items()
+    }
+    with files.new_result(job.id, job.attempt) as folder:
+        parts: list[dict[str, Any]] = []
+
+        def write(number: int, video: GeneratedVideo) -> None:
+            watch.stage(WRITING, number, accepted.n)
+            parts.append(_write(folder, number, video, accepted.fps))
+
+        pipeline.generate_each(
+            [accepted.prompt] * accepted.n,
+            write,
+            accepted.params.updated(seed=None),
+            seeds=_seeds(accepted),
+            size=accepted.video,
+            on_step=watch.step,
+            on_stage=watch.stage,
+            **images,
+        )
+        report = {
+            "seconds": time.time() - began,
+            "videos": parts,
+            "steps": watch.report(),
+            "peak_memory_mb": _peak_memory_mb(),
+            "flops": job.flops,
+        }
+        record = {"started_at": job.started_at, "completed_at": time.time(), "report": report}
+        (folder / RESULT).write_text(json.dumps(record), encoding="utf-8")
+    return report
+
+
+def _seeds(accepted: Accepted) -> list[int]:
+    """One for each video."""
+    first = accepted.params.seed
+    if first is None:
+        return [secrets.randbits(32) for _ in range(accepted.n)]
+    return [(first + number) % (LARGEST_SEED + 1) for number in range(accepted.n)]
+
+
+def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:
+    """A video's files, and what its report says."""
+    began = time.perf_counter()
+    path = video.save(folder / f"{number}.mp4", fps)
+    write_thumbnail(folder / f"{number}.webp", video.frames)
+    seconds = time.perf_counter() - began
+    return {
+        **video.to_dict(),
+        "file": path.name,
+        "thumbnail": f"{number}.webp",
+        "stages": {**video.stage_seconds, "encode": seconds},
+        "length": len(video.frames) / fps,
+    }
+
+
+def _peak_memory_mb() -> float:
+    """Of the GPU where there is one, else of this process, in MB."""
+    import torch
+
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
