@@ -25,10 +25,11 @@ from torch import Tensor
 
 from vorta_trt.benchmarks.parallel.rank import measure
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
-from vorta_trt.model.families import families
+from vorta_trt.model.families import families, get_family
 from vorta_trt.model.parallel.attention import HEADS, SAMPLE, TOKENS, sharded_attention
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.shards import TokenShards
+from vorta_trt.model.parallel.vae_rows import RowSplit, decoding_rows
 from vorta_trt.model.transformer import AttentionMode, routed_class
 from vorta_trt.runtime.parallel.world import World
 
@@ -214,7 +215,28 @@ def _said(call: Callable[[], object]) -> str:
     return "nothing"
 
 
-CASES = {case.__name__: case for case in (attention, steps, errors_on_gpus, refusals, bench)}
+def decoded_rows(
+    group: dist.ProcessGroup, family: str, vae_class: str, config: dict[str, Any], latents: tuple[int, ...], seed: int
+) -> tuple[float, tuple[int, ...]]:
+    """The relative distance of a video whose rows the ranks decode to that of one process, and its shape."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    vae = getattr(diffusers, vae_class)(**config).eval()
+    given = torch.randn(latents)
+    needing = get_family(family).vae_needs_all_rows
+    assert needing is not None
+    with torch.no_grad():
+        expected = vae.decode(given, return_dict=False)[0]
+        split = RowSplit(given.shape[-2], group, group.size(), group.rank())
+        with decoding_rows(vae.decoder, split, needing):
+            video = split.whole(vae.decode(split.own(given), return_dict=False)[0])
+        again = vae.decode(given, return_dict=False)[0]
+    assert torch.equal(again, expected), "hooks were left"
+    return float((video - expected).norm() / expected.norm()), tuple(video.shape)
+
+
+CASES = {case.__name__: case for case in (attention, steps, errors_on_gpus, refusals, bench, decoded_rows)}
 
 
 def serve(connection: Connection, device: str, folder: str, rank: int, ranks: int) -> None:

@@ -166,6 +166,9 @@ class ModelFamily(abc.ABC):
         encoder_dtype: torch type of the text encoders on a GPU; everything is float32 on the CPU.
         vae_dtype: torch type of the VAE on a GPU.
         tiled_vae: the VAE takes videos of published size only in tiles.
+        vae_needs_all_rows: classes of the modules of the VAE's decoder that need all rows of a frame, where all others
+            are convolutions or elementwise in height, so that several GPUs can have a part of the rows each; None
+            where that is not so.
         frames_per_second: of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
         presets: names of the published settings that models of the family are sampled with, see `Preset`.
@@ -202,6 +205,7 @@ class ModelFamily(abc.ABC):
     encoder_dtype: str
     vae_dtype: str
     tiled_vae: bool = False
+    vae_needs_all_rows: tuple[str, ...] | None = None
     frames_per_second: float
     usual_shifts: str
     presets: tuple[str, ...] = ()

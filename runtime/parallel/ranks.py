@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from vorta_trt.model.parallel.vae_rows import RowSplit
 from vorta_trt.runtime.parallel.checksums import check_same, checksum
 from vorta_trt.runtime.parallel.layout import PASSES, Layout
 from vorta_trt.runtime.parallel.world import World
@@ -63,6 +64,10 @@ class Ranks:
             distributed.broadcast(tensor, src=0)
             made[name] = tensor
         return made
+
+    def rows(self, count: int) -> RowSplit:
+        """The rows of a frame over all ranks."""
+        return RowSplit(count, None, self.world.size, self.world.rank)
 
     def compare_step(self, step: int, latents: Tensor) -> None:
         """Raises RankDifferenceError if the latents that a step begins with differ; of every so many steps."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from vorta_trt.model.families.parts import VAE_DECODER
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.images import Images
 from vorta_trt.model.model_index import ModelIndex
+from vorta_trt.model.parallel.vae_rows import ROWS, RowSplit, decoding_rows
 from vorta_trt.model.pipeline_folder import (
     check_pipeline,
     component_class,
@@ -193,6 +194,10 @@ class Parts:
         device = self.transformers.device or self.choice.device
         with self._pipeline(VAE, device) as pipeline:
             yield pipeline, device
+
+    def splits_rows(self, vae: Any) -> bool:
+        """Whether ranks may have some rows each: of a VAE in torch, as it is, and not in tiles."""
+        return isinstance(vae, torch.nn.Module) and not self._tiled
 
     def close(self) -> None:
         """Frees the engines; what of text encoders and VAE runs in torch goes with this object. May be called twice."""
@@ -473,8 +478,6 @@ def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.u
 
     Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits.
     """
-    family = get_family(parts.planner.family)
-    frames, height, width = parts.planner.size
     with parts.decoding() as (pipeline, device):
         for number, sample in enumerate(latents):
             parts.on_stage("decoding", number, len(latents))
@@ -483,12 +486,28 @@ def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.u
                     "the latents have values that are not finite, though the transformer's output had none: guidance "
                     "or schedule overflow; use smaller guidance scales, or other steps"
                 )
-            decoded = family.decode(parts.planner.config, pipeline.vae, sample.to(device, pipeline.vae.dtype))
-            decoded = decoded[:, :, :frames, :height, :width]
-            video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
-            if not bool(video.isfinite().all()):
-                raise NonFiniteVideoError(
-                    "the decoded video has values that are not finite, though the latents were: the VAE overflows in "
-                    "its precision; decode with another one"
-                )
-            yield (video.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            yield _frames(pipeline, sample.to(device, pipeline.vae.dtype), parts)
+
+
+def _frames(pipeline: Any, latents: Tensor, parts: Parts) -> npt.NDArray[np.uint8]:
+    """One video; with other ranks, each decodes some rows of every frame, and all get all of them."""
+    family, config, vae = get_family(parts.planner.family), parts.planner.config, pipeline.vae
+    frames, height, width = parts.planner.size
+    with ExitStack() as stack:
+        split: RowSplit | None = None
+        if parts.ranks is not None and family.vae_needs_all_rows is not None and parts.splits_rows(vae):
+            split = parts.ranks.rows(latents.shape[ROWS])
+            stack.enter_context(decoding_rows(vae.decoder, split, family.vae_needs_all_rows))
+            latents = split.own(latents)
+        decoded = family.decode(config, vae, latents)[:, :, :frames, :, :width]
+    video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
+    if not bool(video.isfinite().all()):
+        raise NonFiniteVideoError(
+            "the decoded video has values that are not finite, though the latents were: the VAE overflows in its "
+            "precision; decode with another one"
+        )
+    rounded = (video.float() * 255).round().to(torch.uint8)
+    if split is not None:
+        rounded = split.whole(rounded)
+    made: npt.NDArray[np.uint8] = rounded[:, :, :height].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return made

@@ -78,6 +78,7 @@ class Wan(ModelFamily):
     routed_class = "RoutedWanTransformer"
     training_class = "WanTraining"
     parts_class = "WanParts"
+    vae_needs_all_rows = ("WanAttentionBlock",)
     router_stacks = ("blocks",)
     block_classes = ("RoutedWanBlock",)
     always_loaded = ("condition_embedder.time_embedder.",)

@@ -28,6 +28,7 @@ def test_values_that_are_not_finite(latent: float, decoded: float, told: str, mo
     class Parts:
         planner = SimpleNamespace(family="", size=(5, 16, 16), config=None)
         on_stage = staticmethod(lambda *_: None)
+        ranks = None
 
         @contextmanager
         def decoding(self) -> Iterator[Any]:
