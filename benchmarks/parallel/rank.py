@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,9 @@ from vorta_trt.benchmarks.step.models import OURS, Subject, Variant
 from vorta_trt.model.parallel.exchange import gather
 from vorta_trt.model.parallel.placement import BranchCosts, head_order, rank_loads
 from vorta_trt.model.precision import torch_dtype
+from vorta_trt.plugins.operator_schema import AttentionPrecision, LinearPrecision
+from vorta_trt.runtime.parallel.rank_plan import plan_ranks
+from vorta_trt.runtime.parallel.rates import PassWork
 from vorta_trt.runtime.parallel.world import World
 
 TIMESTEP = 700.0
@@ -206,6 +209,7 @@ class _Bench:
             waiting=round(waiting, 6),
             exchange_share=round(sum(exchanges.values()) / median, 4),
             busiest=self._busiest(layout, routes),
+            predicted=self._predicted(layout, routes),
             difference=found,
             own_error=own,
             peak_memory_gib=max(outcome.peak_memory_gib for outcome in outcomes),
@@ -221,11 +225,29 @@ class _Bench:
     def _busiest(self, layout: Layout, routes: Tensor) -> float:
         if layout.placement == ONE_GPU:
             return 1.0
-        costs = BranchCosts.of(self.subject.case.geometry)
+        costs = BranchCosts.of(
+            self.subject.case.geometry, cast(AttentionPrecision, self.options.variant.attention_precision)
+        )
         of_layers = routes.cpu().unsqueeze(1)  # [L, 1, N]
         order = head_order(of_layers, costs, layout.ulysses, layout.placement)  # type: ignore[arg-type]
         loads = rank_loads(of_layers, costs, order, layout.ulysses)  # [L, P]
         return round(float(loads.amax(-1).sum() / loads.mean(-1).sum()), 4)
+
+    def _predicted(self, layout: Layout, routes: Tensor) -> float:
+        variant = self.options.variant
+        work = replace(
+            PassWork.of(self.subject.routed),
+            attention_precision=cast(AttentionPrecision, variant.attention_precision),
+            linear_precision=cast(LinearPrecision, variant.linear_precision),
+        )
+        plan = plan_ranks(
+            work,
+            routes.cpu().unsqueeze(0),  # [1, L, N]
+            ulysses=layout.ulysses,
+            guidance=layout.passes,
+            passes=(layout.passes,),
+        )
+        return round((plan.in_order if layout.placement == "in_order" else plan.balanced).total, 5)
 
 
 def _step(run: Callable[[float], Tensor], spans: Spans, across: dist.ProcessGroup | None) -> Callable[[], Tensor]:

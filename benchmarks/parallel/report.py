@@ -33,6 +33,7 @@ class ParallelRow:
         waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs.
         exchange_share: The sum of `exchanges` over the median.
         busiest: Attention of the busiest GPU over the mean, by the costs that placement goes by, of all layers.
+        predicted: Seconds that `plan_ranks` predicts from an H100's rates, wherever this runs.
         difference: Relative L2 distance of the sample to one GPU's.
         own_error: Relative L2 distance of one GPU's sample to that of its other form, which is as exact: blocks by
             torch's operators in the weights' type, or by the fused ones. What rounding alone changes.
@@ -53,6 +54,7 @@ class ParallelRow:
     waiting: float | None = None
     exchange_share: float | None = None
     busiest: float | None = None
+    predicted: float | None = None
     difference: float | None = None
     own_error: float | None = None
     peak_memory_gib: float | None = None

@@ -26,7 +26,8 @@ def headline(report: ParallelReport) -> str:
         f"{about.get('gpu') or 'no GPU'}, driver {about.get('driver')}, torch {versions.get('torch')}, commit "
         f"{about.get('commit')}\n{about['case']}, {about.get('layers')} layers, {about['weights']}, batch 1; ms of a "
         f"pass on the slowest GPU, or of two passes at once; x: times faster than one GPU; exchanges: of the GPU that "
-        f"comes last, packing included; waiting: mean of the GPUs; busiest: attention of the busiest GPU over the mean"
+        f"comes last, packing included; waiting: mean of the GPUs; busiest: attention of the busiest GPU over the "
+        f"mean; predicted: from the rates of an H100"
     )
 
 
@@ -37,7 +38,16 @@ def parallel_table(report: ParallelReport) -> Table:
     table = Table(title="one pass, or two at once", title_justify="left")
     for name in ("routes", "GPUs", "passes", "heads placed"):
         table.add_column(name, no_wrap=True)
-    columns = ("ms", "min", "x", *(f"{name} ms" for name in EXCHANGES), "waiting ms", "share", "busiest")
+    columns = (
+        "ms",
+        "min",
+        "x",
+        *(f"{name} ms" for name in EXCHANGES),
+        "waiting ms",
+        "share",
+        "busiest",
+        "predicted ms",
+    )
     for name in (*columns, "differs", "own error", "GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
@@ -54,6 +64,7 @@ def _cells(row: ParallelRow) -> tuple[str, ...]:
         number(_milliseconds(row.waiting), ".1f"),
         f"{100 * (row.exchange_share or 0):.1f} %",
         number(row.busiest, ".3f"),
+        number(_milliseconds(row.predicted), ".1f"),
         number(row.difference, ".1e"),
         number(row.own_error, ".1e"),
         number(row.peak_memory_gib, ".1f"),

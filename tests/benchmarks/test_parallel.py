@@ -72,6 +72,8 @@ def test_every_layout_computes_the_sample_of_one_gpu(measured: Measured) -> None
         assert set(row.exchanges) == {"heads", "tokens", "sample", "guidance"}
     assert balanced.busiest is not None and in_order.busiest is not None
     assert 1 <= balanced.busiest <= in_order.busiest
+    predicted = [row.predicted or 0 for row in report.rows]
+    assert 0 < predicted[1] <= predicted[2] and 0 < predicted[3] <= predicted[4]
     assert [len(so_far.rows) for so_far in partial] == [1, 2, 3, 4, 5]
     assert len(said) == 6 and "4 GPUs, in_order" in said[3]
     assert report.about["layers"] == 2 and report.about["heads"] == 4
