@@ -22,11 +22,12 @@ from typing import Any
 
 from pydantic import Field
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.settings import ServeSettings
-from vorta_trt.serving.worker import Worker
+from vorta_trt.serving.worker import FULL_SECONDS, Worker
 from vorta_trt.serving.worker_process import ENGINE_FAILED, open_store
 
 INGRESS, REPLICAS = "Ingress", "Replica"  # names of the deployments
@@ -71,7 +72,12 @@ class Replica:
 
     async def work(self) -> None:
         """Takes the next job of the store, if there is one."""
-        in_order = await asyncio.get_running_loop().run_in_executor(self._thread, self._worker.run_next)
+        try:
+            in_order = await asyncio.get_running_loop().run_in_executor(self._thread, self._worker.run_next)
+        except WriteError as error:  # the engine stays loaded, and jobs wait
+            logger.warning("worker %s: %s", self._worker.name, error)
+            await asyncio.sleep(FULL_SECONDS)
+            return
         if in_order is False:  # and an error of CUDA stays with its process
             logger.error("the engine failed, and this replica ends: %s", self._worker.reason)
             os._exit(ENGINE_FAILED)

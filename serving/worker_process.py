@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.worker_states import HUNG, WorkerState
@@ -53,7 +54,8 @@ def main() -> int:
         catalogue = Catalogue(settings.models)
     except Exception as error:  # a file that was there when the server started
         logger.error("worker %s: %s", name, error)
-        store.say(name, "failed", {"reason": describe_failure(error)[1]})
+        with suppress(WriteError):
+            store.say(name, "failed", {"reason": describe_failure(error)[1]})
         return NOT_READY
     worker = Worker(store, catalogue, name=name, stall_seconds=settings.stall_seconds)
     signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())

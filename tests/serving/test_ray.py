@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -11,14 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running_server import PATIENCE, RunningServer, wait_for
 
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving import JobStore
 from vorta_trt.serving.job import NewJob, Status
-from vorta_trt.serving.ray_app import RaySettings, take_back_of_dead
+from vorta_trt.serving.ray_app import RaySettings, Replica, take_back_of_dead
 from vorta_trt.serving.settings import ModelSettings
 
 from ..test_documentation import ROOT
@@ -194,3 +200,18 @@ def test_the_configuration_file() -> None:
     assert application.import_path == "vorta_trt.serving.ray_app:build"
     settings = RaySettings.model_validate(application.args)
     assert (settings.gpus, settings.min_replicas, settings.max_replicas) == (1, 1, 8)
+
+
+def test_on_a_full_disk_a_replica_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vorta_trt.serving.ray_app.FULL_SECONDS", 0)
+    asked = []
+
+    def run_next() -> bool:
+        asked.append(1)
+        raise WriteError(Path("jobs"), errno.ENOSPC)
+
+    replica = Replica.__new__(Replica)
+    replica._open, replica._thread = ExitStack(), ThreadPoolExecutor(1)
+    replica._worker = SimpleNamespace(name="w", run_next=run_next)  # type: ignore[assignment]
+    asyncio.run(replica.work())
+    assert asked == [1]
