@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from vorta_trt.serving.catalogue import ServedModel
@@ -59,7 +59,7 @@ def main_page(
         error: Of the form that was sent.
         sent: What stood in that form, and stays there; files cannot.
     """
-    told = "" if error is None else f'<p class="error" role="alert">{escape(error)}</p>'
+    told = "" if error is None else f'<p class="error" role="alert">{_text(error)}</p>'
     leave = (
         '<form method="post" action="/logout"><button class="quiet">Forget the key</button></form>' if logout else ""
     )
@@ -77,17 +77,17 @@ def main_page(
 def _form(models: Sequence[ServedModel], sent: Mapping[str, Any]) -> str:
     def text(name: str) -> str:
         value = sent.get(name, "")
-        return escape(value) if isinstance(value, str) else ""
+        return _text(value) if isinstance(value, str) else ""
 
     def chosen(name: str, value: str) -> str:
         return " selected" if sent.get(name) == value else ""
 
     choices = "".join(
-        f'<option data-images="{" ".join(model.images)}"{chosen("model", model.name)}>{escape(model.name)}</option>'
+        f'<option data-images="{" ".join(model.images)}"{chosen("model", model.name)}>{_text(model.name)}</option>'
         for model in models
     )
     sizes = "".join(
-        f'<option value="{size.width}x{size.height} {size.frames}" data-model="{escape(model.name)}"'
+        f'<option value="{size.width}x{size.height} {size.frames}" data-model="{_text(model.name)}"'
         f"{chosen('page_size', f'{size.width}x{size.height} {size.frames}') * (sent.get('model') == model.name)}>"
         f"{size.width}×{size.height}, {size.frames} frames ({size.frames / model.planner.frames_per_second:.1f} s)"
         "</option>"
@@ -112,7 +112,7 @@ def _form(models: Sequence[ServedModel], sent: Mapping[str, Any]) -> str:
 def video_card(video: VideoObject) -> str:
     """One job."""
     content = f"/v1/videos/{video.id}/content"
-    parts = [f'<p class="prompt">{escape(video.prompt)}</p>', f'<p class="state">{escape(state_line(video))}</p>']
+    parts = [f'<p class="prompt">{_text(video.prompt)}</p>', f'<p class="state">{_text(state_line(video))}</p>']
     if video.status in (Status.QUEUED, Status.IN_PROGRESS):
         parts.append(f'<progress max="100" value="{video.progress}">{video.progress} %</progress>')
     if video.status is Status.IN_PROGRESS:
@@ -171,4 +171,9 @@ def duration(seconds: float) -> str:
 
 def _state(video: VideoObject) -> str:
     """Changes when the card has to be drawn anew."""
-    return f"{video.status.value}-{video.progress}-{video.step}-{escape(video.stage)}-{video.queue_position}"
+    return f"{video.status.value}-{video.progress}-{video.step}-{_text(video.stage)}-{video.queue_position}"
+
+
+def _text(text: str) -> str:
+    """What a client sent as text of HTML; halves of a surrogate pair, which no encoding has, are question marks."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))

@@ -489,6 +489,9 @@ def test_the_form_of_the_page(client: Client) -> None:
     assert wrong.status_code == 400 and "input_reference: is missing" in wrong.text
     assert ">\na &lt;dog&gt;</textarea>" in wrong.text and 'value="7"' in wrong.text and 'value="3"' in wrong.text
     assert '<option data-images="image" selected>image</option>' in wrong.text
+    half = json.dumps({**form, "prompt": "a \ud800 dog", "seed": "x"})
+    wrong = web.post("/", content=half, headers={"Content-Type": "application/json"})
+    assert wrong.status_code == 400 and ">\na ? dog</textarea>" in wrong.text
     web.post(f"/page/cancel/{job['id']}")
     assert "cancelled" in web.get("/page/videos").text
     web.post(f"/page/delete/{job['id']}")
