@@ -45,20 +45,23 @@ def attention(
     heads: int,
     head_dim: int,
     seed: int,
+    device: str = "cpu",
 ) -> list[float]:
     """The largest distances of sharded attention to that of one process, of every order of heads."""
     whole = AttentionGeometry.from_dict(geometry)
     generator = torch.Generator().manual_seed(seed)
     batch = 2
-    query, key, value = torch.randn(3, batch, whole.tokens, heads, head_dim, generator=generator)
-    routes = torch.randint(0, 3, (batch, heads), generator=generator, dtype=torch.int32)
-    text_length = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    query, key, value = torch.randn(3, batch, whole.tokens, heads, head_dim, generator=generator).to(device, dtype)
+    routes = torch.randint(0, 3, (batch, heads), generator=generator, dtype=torch.int32).to(device)
+    text_length = None if lengths is None else torch.tensor(lengths, dtype=torch.int32, device=device)
     expected = routed_attention(query, key, value, routes, whole, text_length)  # [B, S + T, N, D]
     shards = TokenShards(whole.video_tokens, group.size(), group.rank())
     query, key, value, expected = map(shards.own, (query, key, value, expected))  # [B, R + T, N, D]
     query[:, shards.count : shards.rows] = float("nan")  # padding, that nothing may read
     found = [
-        sharded_attention(query, key, value, routes, torch.tensor(order), whole, group, text_length) for order in orders
+        sharded_attention(query, key, value, routes, torch.tensor(order, device=device), whole, group, text_length)
+        for order in orders
     ]
     return [_largest(sample, expected) for sample in found]
 
@@ -147,14 +150,21 @@ def load(folder: str, router: str, geometry: str, options: tuple[tuple[str, Any]
 
 
 def errors_on_gpus(
-    group: dist.ProcessGroup, folder: str, router: str, geometry: str, placement: str, block_ops: str, seed: int
+    group: dist.ProcessGroup,
+    folder: str,
+    router: str,
+    geometry: str,
+    options: dict[str, Any],
+    placement: str,
+    block_ops: str,
+    seed: int,
 ) -> tuple[float, float]:
-    """Relative errors in bfloat16 against float32 on the CPU: of one GPU, and of all of them.
+    """Relative errors in bfloat16 against float32 on the CPU: of one process on a GPU, and of all together.
 
     Heads are full and sliding: a coreset may change at the last bit of a similarity.
     """
     exact = load(folder, router, geometry, ())
-    model = load(folder, router, geometry, (("dtype", torch.bfloat16),)).cuda()
+    model = load(folder, router, geometry, (("dtype", torch.bfloat16), *options.items())).cuda()
     inputs = exact.inputs(2, seed)
     shape = (model.num_layers, model.num_heads)
     generator = torch.Generator().manual_seed(seed)
@@ -244,8 +254,9 @@ def serve(connection: Connection, device: str, folder: str, rank: int, ranks: in
     torch.set_num_threads(1)
     backend = "gloo"
     if device == "cuda":
-        torch.cuda.set_device(rank)
-        backend = "cpu:gloo,cuda:nccl"
+        gpus = torch.cuda.device_count()
+        torch.cuda.set_device(rank % gpus)
+        backend = "cpu:gloo,cuda:nccl" if ranks <= gpus else "gloo"  # NCCL takes no two ranks on one GPU
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=ranks, timeout=TIMEOUT)
     GROUPS.update((count, dist.new_group(range(count), timeout=TIMEOUT)) for count in range(1, ranks + 1))
