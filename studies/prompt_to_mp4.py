@@ -110,20 +110,24 @@ def make_pipeline(folder: Path) -> None:
     print(f"pipeline folder: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def write_routes(path: Path, source: Path, mix: str) -> Path:
-    """The same routes at every step, as a file of `vorta-trt calibrate`."""
+def write_routes(path: Path, model: Any, mix: str) -> Path:
+    """The same routes at every step, as a file of `vorta-trt calibrate`.
+
+    Args:
+        path: The file.
+        model: A routed transformer.
+        mix: Coreset and sliding heads in percent, as of `bench step`.
+    """
     import torch
 
     from vorta_trt.benchmarks.step.cases import mixed_routes
     from vorta_trt.model.route_calibration import RouteCalibration
-    from vorta_trt.runtime.target import read_target
 
-    metadata = read_target(source).metadata
-    assert metadata is not None
-    layers, heads = metadata.num_layers, metadata.num_heads
+    layers, heads = model.num_layers, model.num_heads
     routes = mixed_routes(mix, layers, heads).to(torch.int8).unsqueeze(0)  # [1, L, N]
     errors, everything = torch.zeros(1, layers, heads, 3), ((1000.0, 0.0),)
-    RouteCalibration(metadata.family, metadata.attention_geometry, everything, routes, errors, budget=0.0).save(path)
+    geometry = getattr(model, "geometry", None) or model.attention_geometry
+    RouteCalibration(model.family, geometry, everything, routes, errors, budget=0.0).save(path)
     return path
 
 
@@ -132,9 +136,12 @@ def run(source: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[s
     import torch
 
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+    from vorta_trt.runtime.target import read_target
 
     started = time.perf_counter()
-    routes = write_routes(arguments.work / "routes.json", source, arguments.mix)
+    metadata = read_target(source).metadata
+    assert metadata is not None
+    routes = write_routes(arguments.work / "routes.json", metadata, arguments.mix)
     rows: list[dict[str, Any]] = []
     on_gpu = torch.cuda.is_available() and not arguments.tiny
     with VortaPipeline.from_pretrained(
