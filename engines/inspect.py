@@ -25,7 +25,7 @@ from vorta_trt.engines.plugin import load_plugin, make_runtime
 from vorta_trt.export.metadata import LoraRecord
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, AttentionPrecision
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, ROUTED_ATTENTIONS, AttentionPrecision
 
 
 class ModuleLine(BaseModel):
@@ -318,7 +318,7 @@ def report_network(graph: LayerGraph) -> NetworkReport:
             line.dtypes[dtype] = line.dtypes.get(dtype, 0) + count
     return NetworkReport(
         layers=len(graph.layers),
-        plugin_layers=kinds[ROUTED_ATTENTION.name],
+        plugin_layers=sum(kinds[name] for name in ROUTED_ATTENTIONS),
         kinds=dict(kinds.most_common()),
         dtypes=dict(graph.dtypes().most_common()),
         weight_bytes=graph.weight_bytes(),

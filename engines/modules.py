@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vorta_trt.engines.layers import CONSTANT, Layer, LayerGraph, scope_of_name
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import ROUTED_ATTENTIONS
 
 MOST_MODULES = 32  # more boxes than this cannot be read in one picture
 
@@ -43,7 +43,7 @@ class Module:
     @property
     def is_plugin(self) -> bool:
         """Whether it is our plugin."""
-        return set(self.kinds) == {ROUTED_ATTENTION.name}
+        return len(self.kinds) == 1 and set(self.kinds) <= {*ROUTED_ATTENTIONS}
 
     @property
     def container(self) -> str | None:
@@ -97,8 +97,9 @@ def module_of_layer(names: Sequence[str]) -> str:
     scopes = [_INDEX.sub("*", scope_of_name(node)).split(".") for node in nodes]
     common = os.path.commonprefix(scopes)  # of lists: part by part
     name = _truncated(".".join(common), len(common))
-    if any(node.endswith(f"/{ROUTED_ATTENTION.name}") for node in nodes):
-        return f"{name}/{ROUTED_ATTENTION.name}" if name else ROUTED_ATTENTION.name
+    for kind in ROUTED_ATTENTIONS:
+        if any(node.endswith(f"/{kind}") for node in nodes):
+            return f"{name}/{kind}" if name else kind
     return name
 
 
@@ -136,8 +137,8 @@ def _place(layer: Layer, scope: str, depth: int) -> Place:
     match = _INDEX.search(scope)
     # A block's number and its name are one step: "blocks.3.attn1" has depth 2.
     name = _truncated(_INDEX.sub("*", scope), depth)
-    if layer.kind == ROUTED_ATTENTION.name:
-        name = f"{name}/{ROUTED_ATTENTION.name}" if name else ROUTED_ATTENTION.name
+    if layer.kind in ROUTED_ATTENTIONS:
+        name = f"{name}/{layer.kind}" if name else layer.kind
     return Place(name, int(match[0]) if match else None)
 
 

@@ -21,7 +21,13 @@ from vorta_trt.engines.plugin import registered
 from vorta_trt.export.native_operators import with_native_operators
 from vorta_trt.export.onnx_file import OnnxFile, operator_nodes, read_onnx
 from vorta_trt.model.precision import DATA_TYPES, PRECISIONS, TENSORRT_TYPES, DataType
-from vorta_trt.plugins.operator_schema import OPERATORS, PLUGIN_ATTRIBUTES, ROUTED_ATTENTION, BlockOps
+from vorta_trt.plugins.operator_schema import (
+    AROUND_BLOCKS,
+    OPERATORS,
+    PLUGIN_ATTRIBUTES,
+    ROUTED_ATTENTION,
+    BlockOps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +220,8 @@ def _missing(operator: str) -> str:
     """What to do about a plugin that is not registered."""
     if operator == ROUTED_ATTENTION.name:
         return "load libvorta_trt.so first"
+    if operator in AROUND_BLOCKS:
+        return "load libvorta_trt.so first, one that has it"
     return "load libvorta_trt.so first, one that has it, or build with --block-ops native"
 
 

@@ -35,7 +35,7 @@ from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.files import check_output, make_way
-from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION, BlockOps
+from vorta_trt.plugins.operator_schema import AROUND_BLOCKS, ROUTED_ATTENTIONS, BlockOps
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def build_plan(
     start = time.perf_counter()
     builder = trt.Builder(flavour.logger)
     parsed = parse_onnx(flavour, builder, onnx, options.block_ops)
-    attentions = parsed.plugin_layers.get(ROUTED_ATTENTION.name, [])
+    attentions = [layer for name in ROUTED_ATTENTIONS for layer in parsed.plugin_layers.get(name, [])]
     cancellation.check()
     inputs, outputs = tensor_specs(parsed.network, options.batch)
     config = builder.create_builder_config()
@@ -181,7 +181,7 @@ def build_plan(
 
 def _block_operators(parsed: ParsedNetwork) -> BlockOperators | None:
     """What the block operators became; None where there are none."""
-    plugins = {name: len(found) for name, found in parsed.plugin_layers.items() if name != ROUTED_ATTENTION.name}
+    plugins = {name: len(found) for name, found in parsed.plugin_layers.items() if name not in AROUND_BLOCKS}
     return BlockOperators(plugins=plugins, native=dict(parsed.native)) if plugins or parsed.native else None
 
 

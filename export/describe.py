@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vorta_trt.export.metadata import ModelMetadata, TensorInfo
-from vorta_trt.export.tracing import BATCH, OUTPUTS, UNBATCHED_INPUTS
+from vorta_trt.export.tracing import BATCH, OUTPUTS, UNBATCHED_INPUTS, rank_inputs
+from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
@@ -60,6 +61,7 @@ def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: s
             "head_dim": model.head_dim,
             "latent_shape": latents.shape[1:],
             "text_length": text.shape[1],
+            "ulysses": skeleton.parallel.ranks if isinstance(skeleton.parallel, RankInput) else 1,
             "float8_weights": model.float8_weights,
             "lora": [{"name": it.name, "sha256": it.sha256, "strength": it.strength} for it in model.lora],
             "router_sha256": router_sha256(model),
@@ -76,7 +78,7 @@ def _inputs(skeleton: RoutedTransformer) -> tuple[TensorInfo, ...]:
             shape[0] = BATCH
         return TensorInfo.model_validate({"name": name, "dtype": dtype_name(tensor.dtype), "shape": shape})
 
-    return tuple(info(name, tensor) for name, tensor in skeleton.inputs(1).items())
+    return tuple(info(name, tensor) for name, tensor in {**skeleton.inputs(1), **rank_inputs(skeleton)}.items())
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.operator_schema import CROSS_ATTENTION, FP8_LINEAR, OPERATORS, ROUTED_ATTENTION
+from vorta_trt.plugins.operator_schema import (
+    CROSS_ATTENTION,
+    FIRST_TOKENS,
+    FP8_LINEAR,
+    OPERATORS,
+    ROUTED_ATTENTION,
+    ULYSSES_ATTENTION,
+)
 
 _BUG = "a defect of the exporter, or a version of torch or onnxscript that does not fit it; please report it"
 _SMALL_TABLE = 1024  # bytes, below which a second copy does not matter
@@ -41,6 +48,18 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
         raise ExportError(f"onnx.checker refuses the exported graph: {error}; {_BUG}") from error
 
 
+def check_shards(graph: ir.Graph) -> None:
+    """Raises ValueError if a node needs to know how many of the first tokens are on its rank, which is an input."""
+    for node in operator_nodes(graph):
+        attribute = node.attributes.get(FIRST_TOKENS)
+        if attribute is not None and attribute.value != 0:
+            raise ValueError(
+                f"ulysses with a model whose first {attribute.value} tokens have a timestep of their own: those are "
+                f"other rows on every GPU, and an engine is one for all; leave ulysses out, or run the model in torch "
+                f"with parallelize"
+            )
+
+
 def _check_operator_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
     foreign = {(node.domain, node.op_type) for node in graph if node.domain}
     foreign -= {operator.node_type for operator in OPERATORS.values()}
@@ -59,12 +78,16 @@ def _check_operator_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:
 
 
 def _check_routed_nodes(nodes: Sequence[ir.Node], metadata: ModelMetadata) -> None:
-    if len(nodes) != metadata.num_layers:
+    wanted = ROUTED_ATTENTION if metadata.ulysses == 1 else ULYSSES_ATTENTION
+    if len(nodes) != metadata.num_layers or any(node.op_type != wanted.name for node in nodes):
         raise ExportError(
-            f"{len(nodes)} {ROUTED_ATTENTION.name} nodes: must be one per layer, {metadata.num_layers}; {_BUG}"
+            f"nodes {[node.op_type for node in nodes]}: must be one {wanted.name} per layer, {metadata.num_layers}; "
+            f"{_BUG}"
         )
     for node in nodes:
         attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
+        if (ranks := attributes.get("ranks", 1)) != metadata.ulysses:
+            raise ExportError(f"node {node.name} with ranks {ranks}: must have {metadata.ulysses}; {_BUG}")
         precision = attributes["attention_precision"]
         if precision != metadata.attention_precision:
             raise ExportError(

@@ -33,6 +33,7 @@ from vorta_trt.plugins.operator_schema import (
     RESIDUAL_NORM_MODULATE,
     RESIDUAL_NORM_MODULATE_QUANTIZE,
     ROUTED_ATTENTION,
+    ROUTED_ATTENTIONS,
 )
 
 _SHAPES_OF_WEIGHTS = ("Reshape", "Pad")  # of the embedding of patches, a convolution that is written as a product
@@ -82,8 +83,8 @@ def operator_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The `vorta::RoutedAttention` nodes in the order of the layers."""
-    return [node for node in graph if (node.domain, node.op_type) == ROUTED_ATTENTION.node_type]
+    """The `vorta::RoutedAttention` nodes, or `UlyssesAttention`, in the order of the layers."""
+    return [node for node in operator_nodes(graph) if node.op_type in ROUTED_ATTENTIONS]
 
 
 def _owner_of_weights(node: ir.Node, weights: set[ir.Value]) -> str:

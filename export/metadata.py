@@ -88,6 +88,7 @@ class ModelMetadata(_Record):
     tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
     num_layers, num_heads, head_dim: L, N, D.
     latent_shape: [channels, frames, height, width] of `hidden_states`. text_length: rows of `encoder_hidden_states`.
+    ulysses: how many GPUs share the tokens and heads of a pass; the inputs then are also `rank` and `head_orders`.
     lora: what was fused into the checkpoint's weights, in the order in which it was added.
     float8_weights: how many of the checkpoint's tensors are stored in float8; they were multiplied out.
     router_sha256: of the router's weights; None means that there is no router and every head is full.
@@ -121,6 +122,7 @@ class ModelMetadata(_Record):
     head_dim: int = Field(gt=0)
     latent_shape: tuple[int, int, int, int]
     text_length: int
+    ulysses: int = Field(default=1, ge=1)
     lora: tuple[LoraRecord, ...] = ()
     float8_weights: int = Field(default=0, ge=0)
     router_sha256: str | None
@@ -198,7 +200,7 @@ class ModelMetadata(_Record):
         return VideoSize(*get_family(self.family).video_size(self.config, *self.latent_shape[1:]))
 
     def model_inputs(self) -> tuple[ModelInput, ...]:
-        """The family's inputs; the file has `tau` and `route_override` besides."""
+        """The family's inputs; the file has `tau` and `route_override` besides, and those of ranks for several GPUs."""
         return get_family(self.family).inputs(self.config)
 
     def compared_modules(self) -> list[str]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vorta_trt.export.describe import describe
 from vorta_trt.export.function_body import portable_function
-from vorta_trt.export.graph_checks import check_graph
+from vorta_trt.export.graph_checks import check_graph, check_shards
 from vorta_trt.export.graph_passes import clean, operator_nodes
 from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
 from vorta_trt.export.onnx_file import data_file
@@ -21,6 +21,8 @@ from vorta_trt.export.skeleton import precision_of, skeleton_of
 from vorta_trt.export.tracing import trace
 from vorta_trt.export.weights import attach_weights
 from vorta_trt.model.files import check_output, check_space, new_file
+from vorta_trt.model.parallel.rank_input import RankInput
+from vorta_trt.plugins.operator_schema import OPERATORS
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
@@ -42,6 +44,7 @@ def export_onnx(
     *,
     opset: int = OPSET,
     external_data: bool | None = None,
+    ulysses: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Exports a routed transformer to ONNX.
@@ -64,13 +67,18 @@ def export_onnx(
         opset: of the standard operators: 23, or 17 for TensorRT 8.6, in "fp16" or "fp32". A file of opset 17 has no
             portable forms of our operators: ONNX Runtime does not run it; verify the model in opset 23.
         external_data: weights in `<path>.data` beside the file; None: above 2 GB, the most that one file can hold.
+        ulysses: how many GPUs share the tokens and heads of a pass. Above 1 the layers are `vorta::UlyssesAttention`,
+            which only the plugins of an engine have, one file is for all ranks, and the inputs are also `rank` int32
+            [1] and `head_orders` int32 [L, N]: rank p computes heads `head_orders[l, p * N / P : (p + 1) * N / P]` of
+            layer l. Every rank takes the whole inputs and gives the whole outputs.
         progress: see `Progress`.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: no geometry; a precision that the model's weights do not have; an opset; too large for one file.
+        ValueError: no geometry; a precision that the model's weights do not have; an opset; too large for one file; a
+            number of GPUs that does not divide the heads, or a model that it does not work for.
         OSError: the destination cannot be written, or the disk is full. Nothing is left behind.
         ExportError: the exported graph is not as it must be.
     """
@@ -95,6 +103,8 @@ def export_onnx(
     check_output(path)
 
     skeleton, weights = skeleton_of(model, precision)
+    if ulysses != 1:
+        RankInput.install(skeleton, ulysses)
     size = sum(weight.nbytes for weight in weights.values())
     if external_data is None:
         external_data = size > INLINE_LIMIT
@@ -106,10 +116,13 @@ def export_onnx(
     check_space(path, size)
     metadata = describe(skeleton, model, precision, opset)
     graph = trace(skeleton, OPSET, lambda stage: report(stage, 0, 1))
+    if ulysses != 1:
+        check_shards(graph.graph)
     report("optimize", 0, 1)
     clean(graph, opset)
     if opset == OPSET:  # the functions are written in it
-        for name in sorted({node.op_type for node in operator_nodes(graph.graph)}):
+        portable = {node.op_type for node in operator_nodes(graph.graph) if OPERATORS[node.op_type].is_portable}
+        for name in sorted(portable):
             function = ir.serde.deserialize_function(portable_function(name, text=model.geometry.text_tokens > 0))
             graph.functions[function.identifier()] = function
     graph.producer_name, graph.producer_version = "vorta-trt", metadata.vorta_trt_version

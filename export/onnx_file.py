@@ -24,9 +24,11 @@ from vorta_trt.model.constants import COMPONENTS
 from vorta_trt.model.files import refuse_pointer
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import (
+    AROUND_BLOCKS,
     FP8_LINEAR,
     PLUGIN_ATTRIBUTES,
     ROUTED_ATTENTION,
+    ROUTED_ATTENTIONS,
     SAME_PRECISION,
     AttentionPrecision,
     LinearPrecision,
@@ -99,14 +101,14 @@ class OnnxFile:
 
     @property
     def routed_nodes(self) -> tuple[OperatorNode, ...]:
-        """The RoutedAttention nodes."""
-        return tuple(node for node in self.operator_nodes if node.operator == ROUTED_ATTENTION.name)
+        """The RoutedAttention nodes, or UlyssesAttention."""
+        return tuple(node for node in self.operator_nodes if node.operator in ROUTED_ATTENTIONS)
 
     @property
     def block_operators(self) -> Counter[str]:
-        """How many nodes there are of every other operator."""
+        """How many nodes there are of every block operator."""
         operators = (node.operator for node in self.operator_nodes)
-        return Counter(operator for operator in operators if operator != ROUTED_ATTENTION.name)
+        return Counter(operator for operator in operators if operator not in AROUND_BLOCKS)
 
     @property
     def attention_precision(self) -> AttentionPrecision:
@@ -397,7 +399,7 @@ def _operator_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str,
 
 
 def _is_routed(node: onnx.NodeProto) -> bool:
-    return (node.domain, node.op_type) == ROUTED_ATTENTION.node_type
+    return node.domain == ROUTED_ATTENTION.namespace and node.op_type in ROUTED_ATTENTIONS
 
 
 def _attention_precision(node: onnx.NodeProto, path: str | os.PathLike[str]) -> AttentionPrecision:

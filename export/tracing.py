@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from vorta_trt.export.operator_node import translation_table
 from vorta_trt.export.quiet_exporter import without_known_noise
+from vorta_trt.model.parallel.rank_input import RANK_INPUTS
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
 
 OUTPUTS = ("sample", "routes")
 BATCH = "batch"
-UNBATCHED_INPUTS = ("tau", "route_override")
+UNBATCHED_INPUTS = ("tau", "route_override", *RANK_INPUTS)
 _EXAMPLE_BATCH = 2  # torch takes a size of 1 for a constant
 
 
@@ -42,10 +43,24 @@ def trace(skeleton: RoutedTransformer, opset: int, stage: Callable[[str], None])
         program = torch.export.export(skeleton, (), inputs, dynamic_shapes=shapes, strict=False)
         stage("translate")
         model = _translate(program, skeleton, list(inputs), OUTPUTS, opset)
+    _add_inputs(model.graph, len(inputs), rank_inputs(skeleton))
     first_input = model.graph.inputs[0].shape
     assert first_input is not None
     _rename_dimension(model, str(first_input[0]), BATCH)
     return model
+
+
+def rank_inputs(skeleton: nn.Module) -> dict[str, Tensor]:
+    """The inputs of a model for several GPUs by name, which are buffers while it is traced; none of others."""
+    return {name: buffer for name, buffer in skeleton.named_buffers() if name in RANK_INPUTS}
+
+
+def _add_inputs(graph: ir.Graph, position: int, buffers: Mapping[str, Tensor]) -> None:
+    """Makes buffers inputs, from the given one on."""
+    for offset, name in enumerate(buffers):
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.insert(position + offset, value)
 
 
 def trace_fixed(

@@ -18,7 +18,7 @@ from typing import Any
 from vorta_trt.model.boxes import Shape, box_counts, box_kinds, least_window, window_pairs
 from vorta_trt.model.families import DEFAULT_FAMILY, ModelFamily, get_family
 from vorta_trt.model.tiling import PUBLISHED_WINDOW, choose_bucket, choose_tile
-from vorta_trt.plugins.operator_schema import MOST_TOKENS, ROUTED_ATTENTION, choices
+from vorta_trt.plugins.operator_schema import MOST_TOKENS, ULYSSES_ATTENTION, choices
 
 
 class GeometryTypeError(TypeError, ValueError):
@@ -333,7 +333,7 @@ class AttentionGeometry:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> AttentionGeometry:
         """The geometry of an ONNX node, from its attributes; those that are no geometry are left aside."""
-        foreign = set(ROUTED_ATTENTION.node_attributes) - {field.name for field in fields(cls)}
+        foreign = set(ULYSSES_ATTENTION.node_attributes) - {field.name for field in fields(cls)}
         values = {key: value for key, value in attributes.items() if key not in foreign}
         coreset_keys = values.get("coreset_keys")
         if isinstance(coreset_keys, bytes):  # as onnx gives string attributes

@@ -47,6 +47,7 @@ from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.parallel.placement import BranchCosts
+from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.ranks import Ranks
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import PRECISIONS, precision_name
@@ -99,13 +100,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
             routers' scores [L, B, N, 3] in place of routes.
         gradient_checkpointing: Backward passes recompute blocks.
-        parallel: The processes that share the work, see `parallelize`; None where this one does it all.
+        parallel: The processes that share the work, see `parallelize`; a `RankInput` while a model is exported for
+            several GPUs; None where this process does it all.
     """
 
     family: str
     attention_mode: AttentionMode = AttentionMode.ROUTED
     gradient_checkpointing: bool = False
-    parallel: Ranks | None = None
+    parallel: Ranks | RankInput | None = None
     patch_size: Shape
     proj_out: Any
     rope_cos: Tensor
@@ -558,9 +560,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     def _check_parallel(self) -> None:
         """Refuses what ranks do not share."""
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and isinstance(self.parallel, Ranks):
             raise RuntimeError(
-                "parallelize was called on this model, which is exported whole; export it before, or load it again"
+                "parallelize was called on this model, and an export is made of a whole one, for several GPUs with "
+                "ulysses=P; export it before, or load it again"
             )
         if torch.is_grad_enabled():
             raise RuntimeError(

@@ -5,7 +5,8 @@ The ONNX schemas, the torch operators, the C API's structures and the checks of 
 the plugins (`plugins/tensorrt/`) are the same table in C++; a test compares the two.
 
 Letters: B batch, X tokens, Y tokens of the keys, N heads, D head dimension, E = N * D, M rows of a modulation (1, or 2
-where the first tokens have one of their own), K and O features before and after a product, J those of a first input.
+where the first tokens have one of their own), K and O features before and after a product, J those of a first input,
+C features of any token, P ranks.
 """
 
 from __future__ import annotations
@@ -163,8 +164,9 @@ class Operator:
 
 _HEADS = Attribute("heads", Kind.INTEGER, "N", least=1)
 _EPSILON = Attribute("epsilon", Kind.NUMBER, "what is added to the mean of squares, or to the variance", least=0)
+FIRST_TOKENS = "first_tokens"
 _FIRST_TOKENS = Attribute(
-    "first_tokens", Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0, least=0
+    FIRST_TOKENS, Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0, least=0
 )
 _ACTIVATION = Attribute(
     "activation", Kind.CHOICE, "what follows the product and its bias", "none", get_args(Activation)
@@ -221,6 +223,19 @@ ULYSSES_ATTENTION = Operator(
     ),
     output_tensors=(OperatorTensor("output", "[B, X+T, N, D]"),),
     attributes=(*ROUTED_ATTENTION.attributes, Attribute("ranks", Kind.INTEGER, "P, a divisor of N", least=1)),
+    is_portable=False,
+)
+
+GATHER_TOKENS = Operator(
+    name="GatherTokens",
+    torch_name="gather_tokens",
+    doc="the tokens of all ranks, of which each has X, the last ranks with padding behind their own",
+    input_tensors=(OperatorTensor("input", "[B, X, C]"),),
+    output_tensors=(OperatorTensor("output", "[B, S, C]"),),
+    attributes=(
+        Attribute("tokens", Kind.INTEGER, "S", least=1),
+        Attribute("ranks", Kind.INTEGER, "P", least=1),
+    ),
     is_portable=False,
 )
 
@@ -393,7 +408,15 @@ UNQUANTIZED = {NORM_MODULATE_QUANTIZE.name: NORM_MODULATE, RESIDUAL_NORM_MODULAT
 QUANTIZING = (QUANTIZE.name, JOINED_QUANTIZE.name, *UNQUANTIZED)
 """Names of what leaves quantised tokens."""
 
-OPERATORS = {operator.name: operator for operator in (ROUTED_ATTENTION, ULYSSES_ATTENTION, *BLOCK_OPERATORS)}
+AROUND_BLOCKS = (ROUTED_ATTENTION.name, ULYSSES_ATTENTION.name, GATHER_TOKENS.name)
+"""Names of the operators that are no block operators: an engine always has their plugins."""
+
+ROUTED_ATTENTIONS = (ROUTED_ATTENTION.name, ULYSSES_ATTENTION.name)
+"""Names of the operators that the self-attention of a layer may be."""
+
+OPERATORS = {
+    operator.name: operator for operator in (ROUTED_ATTENTION, ULYSSES_ATTENTION, GATHER_TOKENS, *BLOCK_OPERATORS)
+}
 """All operators by name."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirror of `include/vorta_trt/ulysses_attention.h`: routed attention of tokens on several GPUs."""
+"""Mirror of `include/vorta_trt/ulysses_attention.h` and `gather_tokens.h`: operators on tokens of several GPUs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ class UlyssesAttentionParams(OperatorParams):
         ("attention", Problem),
         ("tensors", Tensors),
         ("head_order", ctypes.c_void_p),
+    ]
+
+
+class GatherTokensParams(OperatorParams):
+    """`vorta_gather_tokens_params`: input [B, X, C] of this rank -> output [B, S, C] of all."""
+
+    OPERATOR = "gather_tokens"
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        *((name, ctypes.c_int32) for name in ("ranks", "rehearsal", "batch", "tokens")),
+        ("row_bytes", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("input", "output")),
     ]
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta::ulysses_attention`: routed attention of a sequence whose tokens lie on several GPUs, in one operator.
+"""`vorta::ulysses_attention` and `vorta::gather_tokens`: what an exported model on several GPUs calls.
 
-It is what the plugin of an engine runs: kernels of libvorta_trt that pack, NCCL's exchange, routed attention of this
-rank's heads over all tokens, the exchange back, and a kernel that unpacks. Two launches and two exchanges surround the
-attention; the permutation of heads costs nothing beside. It needs a communicator (`vorta_trt.plugins.communicator`).
-CUDA only, without a gradient.
+On CUDA they are what the plugins of an engine run: kernels of libvorta_trt that pack, NCCL's exchange, routed attention
+of this rank's heads over all tokens, the exchange back, and a kernel that unpacks. The permutation of heads costs
+nothing beside. They need a communicator (`vorta_trt.plugins.communicator`). On the CPU they are the same through the
+default group of torch.distributed. They have no gradient.
 
-Letters: P ranks, B batch, S video tokens, T padded text tokens, X = S / P rounded up, N heads, D head dim.
+Letters: P ranks, B batch, S video tokens, T padded text tokens, X = S / P rounded up, N heads, D head dim, C features.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import attention_attributes, check_attention_precision, check_device, checked_scale
+from vorta_trt.model.parallel.attention import sharded_attention
+from vorta_trt.model.parallel.exchange import gather
+from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins.kernel_support import prepare_gpu
-from vorta_trt.plugins.library import KERNEL_DTYPES, Problem, Tensors, load_library
+from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, Problem, Tensors, load_library
 from vorta_trt.plugins.operator_calls import enqueue
-from vorta_trt.plugins.operator_schema import SAME_PRECISION, ULYSSES_ATTENTION
-from vorta_trt.plugins.ulysses_attention import UlyssesAttentionParams, workspace_size
-
-
-def shard_tokens(geometry: AttentionGeometry, ranks: int) -> int:
-    """X, the video tokens of a rank, with the padding of the last ranks.
-
-    Args:
-        geometry: Of all tokens.
-        ranks: P.
-    """
-    return -(-geometry.video_tokens // ranks)
+from vorta_trt.plugins.operator_schema import GATHER_TOKENS, SAME_PRECISION, ULYSSES_ATTENTION, Operator
+from vorta_trt.plugins.ulysses_attention import GatherTokensParams, UlyssesAttentionParams, workspace_size
 
 
 def ulysses_attention(
@@ -52,7 +46,7 @@ def ulysses_attention(
 
     Args:
         query: [B, X+T, N, D] of this rank: its video tokens, padding behind them on the last ranks, and all text
-            tokens. CUDA, float16 or bfloat16, D a multiple of 8 up to 256.
+            tokens. CUDA: float16 or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
         key: As query.
         value: As query.
         routes: int32 [B, N] of all heads, the same on every rank.
@@ -70,7 +64,8 @@ def ulysses_attention(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument breaks another rule above.
-        LibraryError: This process has no communicator of P ranks on this GPU, or NCCL fails.
+        RuntimeError: CPU only: the default group of torch.distributed has not P processes.
+        LibraryError: CUDA only: this process has no communicator of P ranks on this GPU, or NCCL fails.
     """
     check_attention_precision(attention_precision)
     _check(query, key, value, routes, head_order, text_length, geometry, ranks)
@@ -97,13 +92,13 @@ def _check(
             f"query of shape {tuple(query.shape)} on {ranks} ranks: must be [B, X+T, N, D] with N a multiple of the "
             f"ranks, for every GPU attends with equally many heads; use a number of GPUs that divides them"
         )
-    rows = shard_tokens(geometry, ranks) + geometry.text_tokens
+    rows = TokenShards(geometry.video_tokens, ranks).rows + geometry.text_tokens
     if query.shape[1] != rows:
         raise ValueError(
             f"query of shape {tuple(query.shape)}: must have {rows} rows, a shard of the geometry's "
             f"{geometry.video_tokens} video tokens for {ranks} ranks and {geometry.text_tokens} text tokens"
         )
-    if dtype_name(query.dtype) not in KERNEL_DTYPES:
+    if query.is_cuda and dtype_name(query.dtype) not in KERNEL_DTYPES:
         raise TypeError(f"query of dtype {query.dtype}: the kernels compute in float16 and bfloat16; convert the model")
     batch, _, heads, _ = query.shape
     for name, tensor in (("key", key), ("value", value)):
@@ -121,17 +116,71 @@ def _check(
         check_device(name, tensor, query)
 
 
-_SCHEMA = ", ".join(
-    [
-        *(f"Tensor{'?' if tensor.optional else ''} {tensor.name}" for tensor in ULYSSES_ATTENTION.input_tensors),
-        *(f"{attribute.kind.value} {attribute.name}" for attribute in ULYSSES_ATTENTION.attributes),
-    ]
-)
+def gather_tokens(rows: Tensor, tokens: int, ranks: int) -> Tensor:
+    """The tokens of all ranks. All ranks call it in the same order.
+
+    Args:
+        rows: [B, X, C] of this rank, padding behind its own on the last ranks.
+        tokens: S.
+        ranks: P.
+
+    Returns:
+        [B, S, C], contiguous.
+
+    Raises:
+        ValueError: X is not S / P rounded up.
+        RuntimeError: As for `ulysses_attention`.
+        LibraryError: As for `ulysses_attention`.
+    """
+    out: Tensor = torch.ops.vorta.gather_tokens(rows, tokens, ranks)
+    return out
+
+
+def _check_rows(rows: Tensor, tokens: int, ranks: int) -> None:
+    if rows.ndim != 3 or ranks < 1 or rows.shape[1] != TokenShards(tokens, ranks).rows:
+        raise ValueError(f"rows of shape {tuple(rows.shape)}: must be [B, {tokens} / {ranks} rounded up, C]")
+
+
+def _schema(operator: Operator) -> str:
+    tensors = (f"Tensor{'?' if tensor.optional else ''} {tensor.name}" for tensor in operator.input_tensors)
+    attributes = (f"{attribute.kind.value} {attribute.name}" for attribute in operator.attributes)
+    return f"({', '.join((*tensors, *attributes))}) -> Tensor"
+
+
+def _group(ranks: int) -> dist.ProcessGroup:
+    """The default group, which must have as many processes."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() != ranks:
+        raise RuntimeError(
+            f"ranks {ranks}: on the CPU the default group of torch.distributed must have as many processes; call "
+            f"torch.distributed.init_process_group in each of {ranks}"
+        )
+    group = dist.group.WORLD
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 @torch.library.custom_op(
-    "vorta::ulysses_attention", mutates_args=(), device_types="cuda", schema=f"({_SCHEMA}) -> Tensor"
+    "vorta::ulysses_attention", mutates_args=(), device_types="cpu", schema=_schema(ULYSSES_ATTENTION)
 )
+def _on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    head_order: Tensor,
+    text_length: Tensor | None,
+    *attributes: Any,
+) -> Tensor:
+    *values, ranks = attributes
+    geometry, scale, _ = attention_attributes(tuple(values))
+    _check(query, key, value, routes, head_order, text_length, geometry, ranks)
+    out: Tensor = sharded_attention(
+        query, key, value, routes, head_order.long(), geometry, _group(ranks), text_length, scale
+    )
+    return out
+
+
+@_on_cpu.register_kernel("cuda")
 def _on_cuda(
     query: Tensor,
     key: Tensor,
@@ -144,8 +193,7 @@ def _on_cuda(
     *values, ranks = attributes
     geometry, scale, attention_precision = attention_attributes(tuple(values))
     _check(query, key, value, routes, head_order, text_length, geometry, ranks)
-    library = load_library()
-    prepare_gpu(library, query.device.index)
+    library = _library(query)
     query, key, value = (tensor.contiguous() for tensor in (query, key, value))
     routes, head_order = routes.contiguous(), head_order.contiguous()
     text_length = None if text_length is None else text_length.contiguous()
@@ -185,6 +233,43 @@ def _on_cuda(
     return output
 
 
-@_on_cuda.register_fake
+@_on_cpu.register_fake
 def _fake(query: Tensor, *arguments: Any) -> Tensor:
     return query.new_empty(query.shape)
+
+
+@torch.library.custom_op("vorta::gather_tokens", mutates_args=(), device_types="cpu", schema=_schema(GATHER_TOKENS))
+def _gather_on_cpu(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002, named as the node's input
+    _check_rows(input, tokens, ranks)
+    gathered = gather(input.contiguous(), _group(ranks))  # [P, B, X, C]
+    return gathered.transpose(0, 1).flatten(1, 2)[:, :tokens].contiguous()
+
+
+@_gather_on_cpu.register_kernel("cuda")
+def _gather_on_cuda(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002
+    _check_rows(input, tokens, ranks)
+    rows, library = input.contiguous(), _library(input)
+    output = torch.empty((rows.shape[0], tokens, rows.shape[2]), dtype=rows.dtype, device=rows.device)  # [B, S, C]
+    params = GatherTokensParams(
+        ranks=ranks,
+        batch=rows.shape[0],
+        tokens=tokens,
+        row_bytes=rows.shape[2] * rows.element_size(),
+        input=rows.data_ptr(),
+        output=output.data_ptr(),
+    )
+    with torch.cuda.device(rows.device):
+        enqueue(library, params, torch.cuda.current_stream(rows.device).cuda_stream)
+    return output
+
+
+@_gather_on_cpu.register_fake
+def _gather_fake(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002
+    return input.new_empty((input.shape[0], tokens, input.shape[2]))
+
+
+def _library(tensor: Tensor) -> PluginLibrary:
+    """The library, ready for the tensor's GPU."""
+    library = load_library()
+    prepare_gpu(library, tensor.device.index)
+    return library

@@ -35,6 +35,11 @@ inline constexpr FieldSpec kAttentionFields[] = {
     {"ranks", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
 };
 
+inline constexpr FieldSpec kGatherTokensFields[] = {
+    {"tokens", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+    {"ranks", trt::PluginFieldType::kINT32, 1, Presence::kRequired},
+};
+
 // HeadNorm and QKNormRotary.
 inline constexpr FieldSpec kHeadNormFields[] = {
     {"heads", trt::PluginFieldType::kINT32, 1, Presence::kRequired},

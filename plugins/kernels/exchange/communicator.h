@@ -20,6 +20,12 @@ struct Communicator {
 /// The communicator of `ranks` on the current device. Fails with what to do where there is none.
 vorta_status find_communicator(int ranks, Communicator* found) noexcept;
 
+/// Calls function(peer) for every other rank, each rank beginning with the one behind it.
+template <class Function>
+void for_peers(const Communicator& communicator, const Function& function) {
+  for (int step = 1; step < communicator.ranks; ++step) function((communicator.rank + step) % communicator.ranks);
+}
+
 /// Messages of one exchange, which go out together when it ends. Between two ranks they arrive in the order in which
 /// they were sent. After the first failure nothing more is sent.
 class Exchange {

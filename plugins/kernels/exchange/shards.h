@@ -13,30 +13,37 @@
 
 namespace vorta::exchange {
 
-struct Shards {
+/// Which video tokens every rank has.
+struct TokenShards {
   int ranks;
-  int batch;
   int64_t video_tokens;  // S
   int64_t shard;         // X
-  int text_tokens;       // T
-  int heads;             // N
-  int rank_heads;        // H
-  int head_dim;          // D
 
-  explicit Shards(const vorta_ulysses_attention_params& params)
-      : ranks(params.ranks),
-        batch(params.attention.batch),
-        video_tokens(int64_t{1} * params.attention.grid[0] * params.attention.grid[1] * params.attention.grid[2]),
-        shard((video_tokens + ranks - 1) / ranks),
-        text_tokens(params.attention.text_tokens),
-        heads(params.attention.heads),
-        rank_heads(heads / ranks),
-        head_dim(params.attention.head_dim) {}
+  TokenShards(int ranks, int64_t video_tokens)
+      : ranks(ranks), video_tokens(video_tokens), shard((video_tokens + ranks - 1) / ranks) {}
 
   /// The first video token of a rank.
   int64_t first(int rank) const { return std::min(shard * rank, video_tokens); }
   /// Video tokens of a rank, without its padding.
   int64_t count(int rank) const { return first(rank + 1) - first(rank); }
+};
+
+/// And which heads.
+struct Shards : TokenShards {
+  int batch;
+  int text_tokens;  // T
+  int heads;        // N
+  int rank_heads;   // H
+  int head_dim;     // D
+
+  explicit Shards(const vorta_ulysses_attention_params& params)
+      : TokenShards(params.ranks,
+                    int64_t{1} * params.attention.grid[0] * params.attention.grid[1] * params.attention.grid[2]),
+        batch(params.attention.batch),
+        text_tokens(params.attention.text_tokens),
+        heads(params.attention.heads),
+        rank_heads(heads / ranks),
+        head_dim(params.attention.head_dim) {}
 
   /// Elements of a row of a rank's heads, of one tensor.
   int64_t row() const { return int64_t{1} * rank_heads * head_dim; }

@@ -147,7 +147,7 @@ class Call {
   vorta_status exchange_heads() const {
     const size_t row = 3 * row_bytes();
     Exchange exchange(communicator_, stream_);
-    for_peers([&](int peer) {
+    for_peers(communicator_, [&](int peer) {
       for (int b = 0; b < shards_.batch; ++b) {
         exchange.send(shared_ + (int64_t{peer} * shards_.batch + b) * shards_.shard * row,
                       shards_.count(communicator_.rank) * row, peer);
@@ -182,7 +182,7 @@ class Call {
     const size_t row = row_bytes(), text = shards_.text_tokens * row;
     const int64_t returned_rows = shards_.shard + shards_.text_tokens;
     Exchange exchange(communicator_, stream_);
-    for_peers([&](int peer) {
+    for_peers(communicator_, [&](int peer) {
       for (int b = 0; b < shards_.batch; ++b) {
         const char* output = output_ + b * tokens() * row;
         char* returned = shared_ + (int64_t{peer} * shards_.batch + b) * returned_rows * row;
@@ -199,11 +199,6 @@ class Call {
     const Unpack unpack{pack_call(), in_vectors(params_.tensors.output, params_.tensors.output_stride),
                         reinterpret_cast<const uint4*>(output_)};
     return launch_unpack(unpack, stream_);
-  }
-
-  template <class Function>
-  void for_peers(const Function& function) const {
-    for (int step = 1; step < shards_.ranks; ++step) function((communicator_.rank + step) % shards_.ranks);
   }
 
   /// Strides of [B, S+T, H, D] whose rows are `row` elements apart.

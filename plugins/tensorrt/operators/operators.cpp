@@ -9,6 +9,7 @@ const std::vector<const Operator*>& operators() {
   static const std::vector<const Operator*> all = {
       &routedAttention(),
       &ulyssesAttention(),
+      &gatherTokens(),
       &qkNormRotary(),
       &headNorm(),
       &normModulate(),

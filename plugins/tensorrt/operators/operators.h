@@ -14,6 +14,7 @@ inline constexpr int64_t kPerInt32 = 4;  // e4m3 in an int32
 
 const Operator& routedAttention();
 const Operator& ulyssesAttention();
+const Operator& gatherTokens();
 const Operator& crossAttention();
 const Operator& headNorm();
 const Operator& qkNormRotary();

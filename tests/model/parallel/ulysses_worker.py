@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model import AttentionGeometry, routed_attention
-from vorta_trt.model.parallel.ulysses_attention import shard_tokens, ulysses_attention
+from vorta_trt.model.parallel.shards import TokenShards
+from vorta_trt.model.parallel.ulysses_attention import gather_tokens, ulysses_attention
 from vorta_trt.plugins import LibraryError, load_library
 from vorta_trt.plugins.communicator import check, communicator, rank_of
 
@@ -55,10 +56,10 @@ def same_on_all_ranks(case: Case, seed: int) -> tuple[Tensor, ...]:
 
 def shard(tokens: Tensor, case: Case, ranks: int, rank: int) -> Tensor:
     """Rows [B, X+T, N, D] of this rank, NaN as padding."""
-    size, video = shard_tokens(case.geometry, ranks), case.geometry.video_tokens
-    own = tokens[:, min(rank * size, video) : min((rank + 1) * size, video)]
-    padding = tokens.new_full((case.batch, size - own.shape[1], *tokens.shape[2:]), float("nan"))
-    return torch.cat([own, padding, tokens[:, video:]], dim=1)
+    shards = TokenShards(case.geometry.video_tokens, ranks, rank)
+    own = shards.own(tokens)
+    own[:, shards.count : shards.rows] = float("nan")
+    return own
 
 
 def difference(case: Case, ranks: int, rank: int, seed: int, captured: bool) -> float:
@@ -85,20 +86,23 @@ def difference(case: Case, ranks: int, rank: int, seed: int, captured: bool) -> 
     whole = routed_attention(
         *tokens, routes, case.geometry, text_length, attention_precision=case.precision
     )  # [B, S+T, N, D]
-    wanted = shard(whole, case, ranks, rank).nan_to_num(0.0)
+    wanted = TokenShards(case.geometry.video_tokens, ranks, rank).own(whole)
+    assert gather_tokens(wanted[:, : -case.text or None].flatten(2), case.geometry.video_tokens, ranks).equal(
+        whole[:, : case.geometry.video_tokens].flatten(2)
+    )
     worst = (out.double() - wanted.double()).abs().max() / whole.double().abs().max()
     return worst.nan_to_num(float("inf")).item()
 
 
-def run(rank: int, ranks: int, identity: bytes, seed: int, path: str) -> None:
+def run(rank: int, ranks: int, identity: bytes, seed: int, path: str, one_gpu: bool) -> None:
     """A process of the test; writes what it found to `path` with its number behind."""
-    torch.cuda.set_device(rank)
+    torch.cuda.set_device(0 if one_gpu else rank)
     library = load_library()
     with communicator(library, identity, ranks, rank):
         found = {
             f"{case} captured={captured}": difference(case, ranks, rank, seed + i, captured)
             for i, case in enumerate(CASES)
-            for captured in (False, True)
+            for captured in (False, *([] if one_gpu else [True]))
             if case.heads % ranks == 0
         }
         check(library, ranks)

@@ -7,6 +7,7 @@
 
 #include "vorta_trt/block_operators.h"
 #include "vorta_trt/cross_attention.h"
+#include "vorta_trt/gather_tokens.h"
 #include "vorta_trt/linear.h"
 #include "vorta_trt/routed_attention.h"
 #include "vorta_trt/ulysses_attention.h"
@@ -97,6 +98,16 @@ vorta_status vorta_ulysses_attention_enqueue(const vorta_ulysses_attention_param
   std::printf("params: ranks=%d rehearsal=%d\n", params->ranks, params->rehearsal);
   std::printf("head_order: %p\n", static_cast<const void*>(params->head_order));
   return vorta_routed_attention_enqueue(&params->attention, &params->tensors, stream);
+}
+
+vorta_status vorta_gather_tokens_validate(const vorta_gather_tokens_params*) { return VORTA_OK; }
+
+vorta_status vorta_gather_tokens_enqueue(const vorta_gather_tokens_params* params, void* stream) {
+  std::printf("sizes right: %d\n", params->struct_size == sizeof(*params));
+  std::printf("params: ranks=%d rehearsal=%d batch=%d tokens=%d row_bytes=%lld\n", params->ranks, params->rehearsal,
+              params->batch, params->tokens, static_cast<long long>(params->row_bytes));
+  std::printf("pointers: %p %p\nstream: %p\n", params->input, params->output, stream);
+  return VORTA_OK;
 }
 
 vorta_status vorta_cross_attention_validate(const vorta_cross_attention_params*) { return VORTA_OK; }
