@@ -3,13 +3,15 @@
 
     python studies/serving_faults.py demo/wan-fp32.onnx                # 50 kills, of the server or a worker
 
-Clients ask with idempotency keys, and ask again where no answer came, as careful clients do. In the end every job that
+Of ten kills, seven come at a random moment after a job began to run, and three after the one before. Clients ask with
+idempotency keys, and ask again where no answer came, as careful clients do. In the end every job that
 was acknowledged must be there once, completed with whole files or failed with a reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.error
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +76,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--longest", type=float, default=10, help="seconds between two kills")
+    parser.add_argument("--longest", type=float, default=10, help="seconds before a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="serving-faults", help="of the result")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
     clients = Clients(arguments.steps)
     threads = [threading.Thread(target=clients.run, args=(number,)) for number in range(arguments.clients)]
-    killed = {"server": 0, "worker": 0}
+    killed, hits = {"server": 0, "worker": 0}, 0
     with tempfile.TemporaryDirectory() as folder:
         jobs, log = Path(folder) / "jobs", Path(folder) / "log"
 
@@ -93,7 +96,10 @@ def main() -> None:
         for thread in threads:
             thread.start()
         for number in range(arguments.kills):
-            time.sleep(chance.uniform(0, arguments.longest))  # also while it starts
+            if chance.random() < 0.7:
+                wait_for(partial(runs_a_job, server), 300)
+            time.sleep(chance.uniform(0, arguments.longest))
+            hits += runs_a_job(server)
             workers = server.workers()
             if chance.random() < 0.5 or not workers:
                 clients.server = None
@@ -104,7 +110,7 @@ def main() -> None:
             else:
                 os.kill(workers[0], signal.SIGKILL)
                 killed["worker"] += 1
-            print(f"{number + 1:3} kills, {len(clients.known)} jobs", flush=True)
+            print(f"{number + 1:3} kills, {hits} of a running job, {len(clients.known)} jobs", flush=True)
         clients.over.set()
         for thread in threads:
             thread.join()
@@ -116,12 +122,19 @@ def main() -> None:
     figures = {
         "target": arguments.target.name,
         "kills": killed,
+        "kills_while_a_job_ran": hits,
         "seed": arguments.seed,
         "longest": arguments.longest,
         **figures,
     }
     print(json.dumps(figures, indent=2))
     print(f"wrote {write_result(RESULTS, arguments.name, figures)}")
+
+
+def runs_a_job(server: RunningServer) -> bool:
+    with contextlib.suppress(OSError):
+        return any(video["status"] == "in_progress" for video in server.ask("/v1/videos?limit=100")[1]["data"])
+    return False
 
 
 def everything_over(server: RunningServer) -> list[dict[str, Any]] | None:
