@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from ..tiny import Tiny
 
 Fill = Callable[[Callable[[], bool]], None]
+Address = tuple[str, int]
+
+
+@contextmanager
+def served(app: Any, connection: type) -> Iterator[Address]:
+    """An application behind uvicorn in a thread, with connections of a class; yields where it listens."""
+    import uvicorn
+
+    from vorta_trt.serving.server import listen
+
+    with listen("127.0.0.1", 0) as listening:
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=connection, lifespan="off", log_config=None, timeout_keep_alive=30)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield listening.getsockname()[:2]
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")

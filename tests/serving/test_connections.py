@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import uvicorn
 
 from vorta_trt.serving.connections import Connection
-from vorta_trt.serving.server import listen
+
+from .conftest import Address, served
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -31,16 +30,9 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[tuple[str, int]]:
-    with listen("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(_app, http=_Few, lifespan="off", log_config=None, timeout_keep_alive=30)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield listening.getsockname()[:2]
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+def address() -> Iterator[Address]:
+    with served(_app, _Few) as listening:
+        yield listening
 
 
 def _ask(connection: socket.socket) -> bytes:
@@ -60,7 +52,7 @@ def _ended(connection: socket.socket) -> bool:
         return True
 
 
-def test_silent_connections_end_and_keep_nobody_out(address: tuple[str, int]) -> None:
+def test_silent_connections_end_and_keep_nobody_out(address: Address) -> None:
     with ExitStack() as stack:
         silent = []
         for number in range(30):
@@ -78,7 +70,7 @@ def test_silent_connections_end_and_keep_nobody_out(address: tuple[str, int]) ->
         assert _ended(asking), "half of its next header"
 
 
-def test_what_is_no_http_is_answered_as_all_errors_are(address: tuple[str, int]) -> None:
+def test_what_is_no_http_is_answered_as_all_errors_are(address: Address) -> None:
     with socket.create_connection(address, 20) as connection:
         connection.sendall(b"hello\r\n\r\n")
         head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")

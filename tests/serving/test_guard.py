@@ -12,14 +12,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 
 from vorta_trt.serving import api_errors
 from vorta_trt.serving.access import Access
 from vorta_trt.serving.connections import Connection
 from vorta_trt.serving.guard import LEAST_BYTES, Guard
-from vorta_trt.serving.server import listen
+
+from .conftest import Address, served
 
 PAUSE = 0.5
 MOST_OF_ONE = 3
@@ -27,7 +27,7 @@ begun = threading.Semaphore(0)  # a unit for each request whose body is read
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[tuple[str, int]]:
+def address() -> Iterator[Address]:
     app = FastAPI()
     api_errors.install(app)
     app.add_middleware(
@@ -39,14 +39,8 @@ def address() -> Iterator[tuple[str, int]]:
         begun.release()
         return len(await request.body())
 
-    with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, http=Connection, lifespan="off", log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield listening.getsockname()[:2]
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    with served(app, Connection) as listening:
+        yield listening
 
 
 def _post(connection: socket.socket, length: int, key: str = "") -> None:
@@ -64,7 +58,7 @@ def _answer(connection: socket.socket) -> tuple[int, Any]:
     return int(head.split()[1]), json.loads(body)
 
 
-def test_a_body_that_comes_byte_by_byte_ends_with_its_connection(address: tuple[str, int]) -> None:
+def test_a_body_that_comes_byte_by_byte_ends_with_its_connection(address: Address) -> None:
     with socket.create_connection(address, 20) as connection:
         _post(connection, 1000)
         began = time.monotonic()
@@ -75,7 +69,7 @@ def test_a_body_that_comes_byte_by_byte_ends_with_its_connection(address: tuple[
         assert PAUSE <= time.monotonic() - began < 10
 
 
-def test_a_slow_body_is_told_so(address: tuple[str, int]) -> None:
+def test_a_slow_body_is_told_so(address: Address) -> None:
     with socket.create_connection(address, 20) as connection:
         _post(connection, 1000)
         status, answer = _answer(connection)
@@ -83,7 +77,7 @@ def test_a_slow_body_is_told_so(address: tuple[str, int]) -> None:
         assert connection.recv(1) == b"", "the connection is closed behind the answer"
 
 
-def test_a_long_body_may_take_longer(address: tuple[str, int]) -> None:
+def test_a_long_body_may_take_longer(address: Address) -> None:
     with socket.create_connection(address, 20) as connection:
         pieces = 16
         _post(connection, pieces * 4 * LEAST_BYTES)
@@ -93,7 +87,7 @@ def test_a_long_body_may_take_longer(address: tuple[str, int]) -> None:
         assert _answer(connection) == (200, pieces * 4 * LEAST_BYTES)
 
 
-def test_one_owner_has_not_all_places(address: tuple[str, int]) -> None:
+def test_one_owner_has_not_all_places(address: Address) -> None:
     with ExitStack() as stack:
 
         def ask(length: int, key: str = "") -> socket.socket:
