@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 RANKS = 4
+WORKER = str(Path(__file__).with_name("ranks_worker.py"))
 PATIENCE = 120.0  # seconds that a case may take
 
 
@@ -53,23 +54,32 @@ class Pool:
 
 @contextmanager
 def started(ranks: int = RANKS, device: str = "cpu") -> Iterator[Pool]:
-    """Processes with a gloo group, or with a GPU each and NCCL; see the fixture `pool`."""
+    """Processes that have a gloo group, or share the GPUs; see the fixture `pool`."""
     pipes = [Pipe() for _ in range(ranks)]
     theirs = [there.fileno() for _, there in pipes]
-    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), device]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [*command, folder, *map(str, theirs)], pass_fds=theirs, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    # A process with several pipes forks for each of them. CUDA, which an import may initialise, survives no fork.
+    shares = [theirs] if device == "cpu" else [[pipe] for pipe in theirs]
+    pool = Pool([here for here, _ in pipes])
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        for first, share in enumerate(shares):
+            process = subprocess.Popen(
+                [sys.executable, WORKER, device, folder, str(ranks), str(first), *map(str, share)],
+                pass_fds=share,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            running.callback(process.wait)
+            running.callback(process.kill)
+            running.callback(_let_end, process)
         for _, there in pipes:
             there.close()
-        pool = Pool([here for here, _ in pipes])
         try:
             yield pool
-            pool.stop()
-            process.wait(timeout=PATIENCE)
         finally:
-            process.kill()
-            process.wait()
-            for here, _ in pipes:
-                here.close()
+            pool.stop()
+    for here, _ in pipes:
+        here.close()
+
+
+def _let_end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)

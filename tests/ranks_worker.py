@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks that compute test cases: `python ranks_worker.py DEVICE FOLDER PIPE...`; see `ranks.py`.
+"""Ranks that compute test cases: `python ranks_worker.py DEVICE FOLDER RANKS FIRST PIPE...`; see `ranks.py`.
 
-One process imports everything, then forks a process for every rank, which runs what it is told through its pipe: a name
-in `CASES` with arguments. The first argument of every case is a group of as many ranks as asked for. Results
-are numbers, texts and records.
+A process with several pipes imports everything, then forks a process for every pipe: ranks FIRST and so on. Each runs
+what it is told through its pipe: a name in `CASES` with arguments. The first argument of every case is a group of as
+many ranks as asked for. Results are numbers, texts and records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import Connection
@@ -193,6 +193,9 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
     }
     if group.rank() > 0:
         said["not in it"] = _said(lambda: model.parallelize(GROUPS[1]))
+    gone = dist.new_group([group.rank()], use_local_synchronization=True, timeout=TIMEOUT)
+    dist.destroy_process_group(gone)
+    said["destroyed"] = _said(lambda: model.parallelize(gone))
     heads, model.num_heads = model.num_heads, 3
     said["heads"] = _said(lambda: model.parallelize(group))
     model.num_heads = heads
@@ -270,32 +273,38 @@ def serve(connection: Connection, device: str, folder: str, rank: int, ranks: in
     dist.destroy_process_group()
 
 
+def serve_until_the_end(connection: Connection, device: str, folder: str, rank: int, ranks: int) -> None:
+    """The same; the tests may also be gone."""
+    with suppress(EOFError, ConnectionError):
+        serve(connection, device, folder, rank, ranks)
+
+
 def main() -> None:
-    device, folder, *pipes = sys.argv[1:]
+    device, folder, ranks, first, *pipes = sys.argv[1:]
     for family in families():  # what a model imports when it is loaded; here, once for all ranks
         routed_class(family.name)
         family.diffusers_transformer()
-    connections = [Connection(int(pipe)) for pipe in pipes]
+    connections = {int(first) + number: Connection(int(pipe)) for number, pipe in enumerate(pipes)}
+    if len(connections) == 1:
+        for rank, connection in connections.items():
+            serve_until_the_end(connection, device, folder, rank, int(ranks))
+        return
     children = []
-    for rank, connection in enumerate(connections):
+    for rank, connection in connections.items():
         child = os.fork()
         if child == 0:
-            for other in connections:
+            for other in connections.values():
                 if other is not connection:
                     other.close()
-            code = 1
             try:
-                serve(connection, device, folder, rank, len(pipes))
-                code = 0
-            except (EOFError, ConnectionError):  # the tests are over
-                code = 0
+                serve_until_the_end(connection, device, folder, rank, int(ranks))
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
-                os._exit(code)
+                os._exit(0)  # the tests see that the pipe is closed
         children.append(child)
-    for connection in connections:
+    for connection in connections.values():
         connection.close()
     for child in children:
         os.waitpid(child, 0)

@@ -45,8 +45,8 @@ class Ranks:
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
-            ValueError: This process is not in the group, N is no multiple of P, the placement is unknown, or costs are
-                no costs.
+            ValueError: This process is not in the group, the group was destroyed, N is no multiple of P, the placement
+                is unknown, or costs are no costs.
         """
         if costs is not None:
             check_costs(costs)
@@ -69,7 +69,11 @@ class Ranks:
                 f"group {group!r}: must be a torch.distributed process group, as new_group gives, or None for all "
                 f"processes"
             )
-        check_ranks(heads, dist.get_world_size(given))
+        try:
+            members = dist.get_process_group_ranks(given)
+        except KeyError:
+            raise ValueError("group: was destroyed; make another one with torch.distributed.new_group") from None
+        check_ranks(heads, len(members))
         return cls(given, cast(Placement, placement), costs=costs)
 
     def shards(self, geometry: AttentionGeometry) -> TokenShards:

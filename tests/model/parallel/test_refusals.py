@@ -13,6 +13,7 @@ SAID = {
     "placement": ("ValueError", "placement 'random'", "'balanced'"),
     "type": ("TypeError", "group [0, 1]", "new_group"),
     "not in it": ("ValueError", "rank 1 is not in it", "new_group"),
+    "destroyed": ("ValueError", "was destroyed", "new_group"),
     "heads": ("ValueError", "2 ranks for 3 heads", "use one of 1, 3"),
     "costs": ("ValueError", "costs (1.0, -1.0, 0.5)", "must be a number >= 0 for each of full, coreset and sliding"),
     "gradients": ("RuntimeError", "grad mode is on", "torch.no_grad()"),
