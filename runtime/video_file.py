@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +118,70 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
         yield write
         if stream.codec_context.is_open:  # there were frames
             container.mux(stream.encode())
+
+
+class BackgroundWriter:
+    """Writes a video in a thread of its own while later frames are made; it is there whole or not at all.
+
+    A context manager; leaving it waits for the file, or on an error leaves none.
+
+    Args:
+        path: As of `write_frames`.
+        frames_per_second: The rate.
+    """
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self._path, self._rate = path, frames_per_second
+        self._frames: queue.SimpleQueue[npt.NDArray[np.uint8] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._is_broken_off = False
+        self._thread = threading.Thread(target=self._run, name=f"writes {path.name}", daemon=True)
+
+    def __call__(self, frames: npt.NDArray[np.uint8]) -> None:
+        """Appends frames, uint8 [F, H, W, 3], which must stay as they are; raises what writing has raised."""
+        if self._error is not None:
+            raise self._error
+        self._frames.put(frames)
+
+    def __enter__(self) -> BackgroundWriter:
+        check_output(self._path)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_broken_off = error is not None
+        self._frames.put(None)
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            if self._path.suffix.lower() == ARRAY:
+                write_frames(self._path, np.concatenate(list(self._given())), self._rate)
+                return
+            with video_writer(self._path, self._rate) as write:
+                for frames in self._given():
+                    for frame in frames:
+                        write(frame)
+        except _BrokenOffError:
+            pass
+        except BaseException as error:
+            self._error = error
+
+    def _given(self) -> Iterator[npt.NDArray[np.uint8]]:
+        while (frames := self._frames.get()) is not None:
+            if self._is_broken_off:
+                break
+            yield frames
+        if self._is_broken_off:
+            raise _BrokenOffError
+
+
+class _BrokenOffError(Exception):
+    """Nobody wants the file any more."""
 
 
 def check_encoder() -> None:

@@ -169,6 +169,8 @@ class ModelFamily(abc.ABC):
         vae_needs_all_rows: classes of the modules of the VAE's decoder that need all rows of a frame, where all others
             are convolutions or elementwise in height, so that several GPUs can have a part of the rows each; None
             where that is not so.
+        vae_decodes_chunks: the VAE calls its decoder once for every chunk of frames, in order, unless it decodes in
+            tiles; see `frames_of_chunk`.
         frames_per_second: of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
         presets: names of the published settings that models of the family are sampled with, see `Preset`.
@@ -206,6 +208,7 @@ class ModelFamily(abc.ABC):
     vae_dtype: str
     tiled_vae: bool = False
     vae_needs_all_rows: tuple[str, ...] | None = None
+    vae_decodes_chunks: bool = False
     frames_per_second: float
     usual_shifts: str
     presets: tuple[str, ...] = ()
@@ -445,6 +448,10 @@ class ModelFamily(abc.ABC):
         """
         decoded: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
         return decoded
+
+    def frames_of_chunk(self, vae: Any, chunk: Tensor) -> Tensor:
+        """Frames [B, 3, F, H, W] of what the VAE's decoder gives for a chunk, bit for bit as the VAE makes them."""
+        raise NotImplementedError(f"{self}: its VAE does not decode in chunks")
 
     @abc.abstractmethod
     def vae_factors(self, vae_config: Mapping[str, Any]) -> tuple[int, int]:

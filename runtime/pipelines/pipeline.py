@@ -30,6 +30,7 @@ from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.device.device_scratch import DeviceScratch
 from vorta_trt.runtime.fallbacks import Fallbacks
 from vorta_trt.runtime.parallel.ranks import Ranks
+from vorta_trt.runtime.pipelines.decoding import OnFrames, decode
 from vorta_trt.runtime.pipelines.denoiser import EngineDenoiser
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Expert, Override, Source
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
@@ -47,7 +48,6 @@ from vorta_trt.runtime.pipelines.stages import (
     Parts,
     Sampling,
     condition,
-    decode,
     denoise,
     encode,
 )
@@ -263,6 +263,7 @@ class VortaPipeline:
         locate: bool | None = None,
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
+        on_frames: OnFrames | None = None,
         **changes: Any,
     ) -> None:
         """A video for every prompt. Sequential, the engine is opened once for 32 of them.
@@ -280,7 +281,9 @@ class VortaPipeline:
             seeds: One for each video, in the place of one for all.
             locate: See `VortaTransformer.request`.
             on_step: Called as every step begins.
-            on_stage: Called with what is done between the steps. All three callbacks may raise to stop the request.
+            on_stage: Called with what is done between the steps.
+            on_frames: Called with the number of a prompt and the next frames of its video, uint8 [F, H, W, 3], while
+                later ones are decoded, all in order. All four callbacks may raise to stop the request.
             changes: Of the parameters, by name: `num_inference_steps=30`, `seed=1`, `dense_first=2`, ...
 
         Raises:
@@ -322,11 +325,13 @@ class VortaPipeline:
             # What is freed between the stages is loaded once for all prompts.
             together = min(len(prompts), MOST_TOGETHER) if self.residency.is_sequential else 1
             for first in range(0, len(prompts), together):
-                videos = self._videos(prompts[first : first + together], first, sampling)
+                videos = self._videos(prompts[first : first + together], first, sampling, on_frames)
                 for number, video in enumerate(videos, first):
                     on_video(number, video)
 
-    def _videos(self, prompts: Sequence[str], first: int, sampling: Sampling) -> Iterator[GeneratedVideo]:
+    def _videos(
+        self, prompts: Sequence[str], first: int, sampling: Sampling, on_frames: OnFrames | None
+    ) -> Iterator[GeneratedVideo]:
         """The stages, one after the other; each video as soon as it is decoded."""
         began = time.perf_counter()
         conditions = self._conditions(prompts, sampling)
@@ -343,7 +348,7 @@ class VortaPipeline:
         self.parts.free()
         began = time.perf_counter()
         latents = [each.latents for each in denoised]
-        together = zip(prompts, denoised, decode(latents, self.parts), strict=True)
+        together = zip(prompts, denoised, decode(latents, self.parts, first, on_frames), strict=True)
         for number, (prompt, each, frames) in enumerate(together, first):
             decoding = time.perf_counter() - began
             yield GeneratedVideo(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of generation: encode, condition, denoise, decode; and `Parts`, which has ready what each of them needs.
+"""The stages of generation: encode, condition, denoise, and in `decoding` decode; `Parts` has ready what they need.
 
 A stage is the same whether its parts stay or go afterwards. What is sampled is what diffusers' own pipeline samples:
 its `encode_prompt` encodes, its `__call__` denoises from the embeddings to latents, and its VAE decodes those. The
@@ -14,14 +14,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,7 +29,6 @@ from vorta_trt.model.families.parts import VAE_DECODER
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.images import Images
 from vorta_trt.model.model_index import ModelIndex
-from vorta_trt.model.parallel.vae_rows import ROWS, RowSplit, decoding_rows
 from vorta_trt.model.pipeline_folder import (
     check_pipeline,
     component_class,
@@ -50,7 +47,6 @@ from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.recorded import Recorded, StandIn
 from vorta_trt.runtime.pipelines.residency import CPU, ResidencyChoice
 from vorta_trt.runtime.pipelines.transformers import Transformers, Turns
-from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 VAE = ("vae",)
@@ -195,8 +191,8 @@ class Parts:
         with self._pipeline(VAE, device) as pipeline:
             yield pipeline, device
 
-    def splits_rows(self, vae: Any) -> bool:
-        """Whether ranks may have some rows each: of a VAE in torch, as it is, and not in tiles."""
+    def decodes_whole(self, vae: Any) -> bool:
+        """Whether a VAE runs in torch, as it is, and not in tiles."""
         return isinstance(vae, torch.nn.Module) and not self._tiled
 
     def close(self) -> None:
@@ -470,44 +466,3 @@ def denoise(
 
 def _report(on_step: OnStep, planned: PlannedRequest, number: int, step: int) -> None:
     on_step(number, step, planned)
-
-
-@torch.no_grad()
-def decode(latents: Sequence[Tensor], parts: Parts) -> Iterator[npt.NDArray[np.uint8]]:
-    """[1, C, F, H, W] each -> uint8 [F, H, W, 3], each as soon as it is decoded.
-
-    Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits.
-    """
-    with parts.decoding() as (pipeline, device):
-        for number, sample in enumerate(latents):
-            parts.on_stage("decoding", number, len(latents))
-            if not bool(sample.isfinite().all()):
-                raise NonFiniteVideoError(
-                    "the latents have values that are not finite, though the transformer's output had none: guidance "
-                    "or schedule overflow; use smaller guidance scales, or other steps"
-                )
-            yield _frames(pipeline, sample.to(device, pipeline.vae.dtype), parts)
-
-
-def _frames(pipeline: Any, latents: Tensor, parts: Parts) -> npt.NDArray[np.uint8]:
-    """One video; with other ranks, each decodes some rows of every frame, and all get all of them."""
-    family, config, vae = get_family(parts.planner.family), parts.planner.config, pipeline.vae
-    frames, height, width = parts.planner.size
-    with ExitStack() as stack:
-        split: RowSplit | None = None
-        if parts.ranks is not None and family.vae_needs_all_rows is not None and parts.splits_rows(vae):
-            split = parts.ranks.rows(latents.shape[ROWS])
-            stack.enter_context(decoding_rows(vae.decoder, split, family.vae_needs_all_rows))
-            latents = split.own(latents)
-        decoded = family.decode(config, vae, latents)[:, :, :frames, :, :width]
-    video = pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
-    if not bool(video.isfinite().all()):
-        raise NonFiniteVideoError(
-            "the decoded video has values that are not finite, though the latents were: the VAE overflows in its "
-            "precision; decode with another one"
-        )
-    rounded = (video.float() * 255).round().to(torch.uint8)
-    if split is not None:
-        rounded = split.whole(rounded)
-    made: npt.NDArray[np.uint8] = rounded[:, :, :height].permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return made

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vorta_trt.model.video_reader import frame_rate, read_pictures
-from vorta_trt.runtime.video_file import write_frames
+from vorta_trt.runtime.video_file import BackgroundWriter, write_frames
 
 av = pytest.importorskip("av")
 
@@ -61,3 +61,30 @@ def test_rates_and_odd_names(tmp_path: Path) -> None:
         file = write_frames(tmp_path / name, frames, 12.5)
         assert frame_rate(file) == 12.5 if name.endswith("mp4") else (np.load(file) == frames).all()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "npy"])
+def test_a_file_of_a_background_writer_is_that_of_all_frames(tmp_path: Path, suffix: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    expected = write_frames(tmp_path / f"a.{suffix}", frames, 16)
+    with BackgroundWriter(tmp_path / f"b.{suffix}", 16) as write:
+        for part in np.split(frames, [1, 4]):
+            write(part)
+    assert (tmp_path / f"b.{suffix}").read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "npy"])
+def test_what_is_broken_off_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(KeyboardInterrupt), BackgroundWriter(tmp_path / f"a.{suffix}", 16) as write:
+        write(np.zeros((2, 32, 32, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    odd = np.zeros((1, 31, 32, 3), np.uint8)
+    with pytest.raises(av.error.ExternalError), BackgroundWriter(tmp_path / "a.mp4", 16) as write:
+        write(odd)
+    with pytest.raises(ValueError, match="its suffix must be one of"), BackgroundWriter(tmp_path / "a.gif", 16):
+        pass
+    assert list(tmp_path.iterdir()) == []

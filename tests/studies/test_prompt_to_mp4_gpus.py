@@ -22,5 +22,5 @@ def test_the_table_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.
     (video,) = figures["videos"]
     assert figures["layout"] == "2 ranks share every pass"
     assert video["frames"] == [*prompt_to_mp4_gpus.TINY_VIDEO, 3] and video["launches"] == 2
-    assert set(video["stages"]) == {"text", "denoise", "decode", "mp4"}
+    assert set(video["stages"]) == {"text", "denoise", "decode", "rest of mp4"}
     assert len(list(read_frames(tmp_path / "0.mp4"))) == prompt_to_mp4_gpus.TINY_VIDEO[0]

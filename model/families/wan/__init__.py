@@ -79,6 +79,7 @@ class Wan(ModelFamily):
     training_class = "WanTraining"
     parts_class = "WanParts"
     vae_needs_all_rows = ("WanAttentionBlock",)
+    vae_decodes_chunks = True
     router_stacks = ("blocks",)
     block_classes = ("RoutedWanBlock",)
     always_loaded = ("condition_embedder.time_embedder.",)
@@ -165,6 +166,14 @@ class Wan(ModelFamily):
     def patch_of(self, config: Mapping[str, Any]) -> Shape:
         frames, height, width = config["patch_size"]
         return frames, height, width
+
+    def frames_of_chunk(self, vae: Any, chunk: Tensor) -> Tensor:
+        """See the base class."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        patch = vae.config.patch_size
+        frames: Tensor = chunk if patch is None else unpatchify(chunk, patch_size=patch)  # type: ignore[no-untyped-call]
+        return frames.clamp(min=-1.0, max=1.0)
 
     def compression(self, config: Mapping[str, Any] | None) -> tuple[int, int]:
         return (4, 16) if config is not None and two_timesteps(config) else super().compression(config)

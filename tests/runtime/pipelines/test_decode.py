@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.runtime.pipelines import stages
+from vorta_trt.runtime.pipelines import decoding
 from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 
 
@@ -21,7 +21,7 @@ from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 )
 def test_values_that_are_not_finite(latent: float, decoded: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     video = torch.full((1, 3, 5, 16, 16), decoded)
-    monkeypatch.setattr(stages, "get_family", lambda name: SimpleNamespace(decode=lambda *_: video))
+    monkeypatch.setattr(decoding, "get_family", lambda name: SimpleNamespace(decode=lambda *_: video))
     vae = SimpleNamespace(dtype=torch.float32)
     processor = SimpleNamespace(postprocess_video=lambda each, output_type: each.movedim(2, 1))
 
@@ -30,10 +30,13 @@ def test_values_that_are_not_finite(latent: float, decoded: float, told: str, mo
         on_stage = staticmethod(lambda *_: None)
         ranks = None
 
+        def decodes_whole(self, vae: Any) -> bool:
+            return False
+
         @contextmanager
         def decoding(self) -> Iterator[Any]:
             yield SimpleNamespace(vae=vae, video_processor=processor), torch.device("cpu")
 
     parts: Any = Parts()
     with pytest.raises(NonFiniteVideoError, match=told):
-        list(stages.decode([torch.full((1, 4, 2, 2, 2), latent)], parts))
+        list(decoding.decode([torch.full((1, 4, 2, 2, 2), latent)], parts))

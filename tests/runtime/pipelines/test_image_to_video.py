@@ -25,7 +25,7 @@ from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.images import check_size, read_image, size_like
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import SamplingParams, VortaPipeline, VortaTransformer
-from vorta_trt.runtime.pipelines import stages
+from vorta_trt.runtime.pipelines import decoding, stages
 from vorta_trt.runtime.pipelines.recorded import Recorded
 
 from ...kept import Kept
@@ -65,10 +65,10 @@ def test_the_stock_pipelines_latents_and_video(model: Tiny, monkeypatch: pytest.
     """diffusers' own pipeline encodes the images in its call; here they are encoded in a stage before."""
     routed = model.model()
     made: list[torch.Tensor] = []
-    decode = stages.decode
+    decode = decoding.decode
     monkeypatch.setattr(
         "vorta_trt.runtime.pipelines.pipeline.decode",
-        lambda samples, parts: made.extend(samples) or decode(samples, parts),
+        lambda samples, parts, *rest: made.extend(samples) or decode(samples, parts, *rest),
     )
     with VortaPipeline.from_pretrained(routed, strict=True) as pipe:
         video = pipe("a red wall", seed=7, params=FEW, **images_of(model))
