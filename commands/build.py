@@ -22,6 +22,7 @@ from vorta_trt.commands.options import (
     Routers,
     Sizes,
     Tau,
+    Ulysses,
     Variant,
     With,
     experts_of_file,
@@ -66,6 +67,7 @@ def build(
     linear_keep: LinearKeep = None,
     linear_calibration: LinearCalibrations = None,
     linear_error_limit: LinearErrorLimit = None,
+    ulysses: Ulysses = None,
     tau: Tau = None,
     variant: Variant = None,
     parts: With = None,
@@ -189,6 +191,7 @@ def build(
         "--linear-keep": linear_keep or None,
         "--linear-calibration": linear_calibration or None,
         "--linear-error-limit": linear_error_limit,
+        "--ulysses": ulysses,
         "--tau": tau,
         "--variant": variant,
         "--with": parts,
@@ -222,6 +225,7 @@ def build(
                 linear_keep,
                 linear_calibration,
                 linear_error_limit,
+                ulysses,
             )
             with usage("--size"):
                 sizes = [VideoSize.parse(text) for text in size or ()]

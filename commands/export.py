@@ -22,6 +22,7 @@ from vorta_trt.commands.options import (
     Routers,
     Size,
     Tau,
+    Ulysses,
     Variant,
     With,
     quoted,
@@ -46,6 +47,7 @@ def export(
     linear_keep: LinearKeep = None,
     linear_calibration: LinearCalibrations = None,
     linear_error_limit: LinearErrorLimit = None,
+    ulysses: Ulysses = None,
     opset: Annotated[
         int | None, typer.Option(metavar="23|17", help="The ONNX opset; TensorRT 8.6 needs 17 [default: 23].")
     ] = None,
@@ -78,6 +80,7 @@ def export(
         linear_keep=linear_keep,
         linear_calibrations=linear_calibration,
         linear_error_limit=linear_error_limit,
+        ulysses=ulysses,
     )
     if opset is not None:
         sources = [replace(source, opset=opset) for source in sources]

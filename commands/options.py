@@ -144,6 +144,16 @@ LinearPrecisionOption = Annotated[
         "same]."
     ),
 ]
+Ulysses = Annotated[
+    int | None,
+    typer.Option(
+        "--ulysses",
+        metavar="P",
+        min=1,
+        help="Make it for P GPUs that share every pass, tokens and heads; run it with --gpus P. P divides the heads "
+        "[default: 1].",
+    ),
+]
 LinearKeep = Annotated[
     list[str] | None,
     typer.Option(
@@ -206,6 +216,7 @@ def sources_of(
     linear_keep: list[str] | None = None,
     linear_calibrations: list[str] | None = None,
     linear_error_limit: float | None = None,
+    ulysses: int | None = None,
 ) -> list[Source]:
     """A checkpoint with what is made of it: one source, or one for each of two experts.
 
@@ -254,6 +265,7 @@ def sources_of(
             linear_calibration=_path(measured.get(component)),
             linear_error_limit=linear_error_limit,
             linear_keep=None if linear_keep is None else tuple(linear_keep),
+            ulysses=ulysses or 1,
         )
         for component in experts
     ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vorta_trt.export.operator_node import translation_table
 from vorta_trt.export.quiet_exporter import without_known_noise
-from vorta_trt.model.parallel.rank_input import RANK_INPUTS
+from vorta_trt.model.constants import RANK_INPUTS
 
 if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer

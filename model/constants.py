@@ -25,3 +25,8 @@ TRANSFORMER_2: Final = "transformer_2"
 
 COMPONENTS: Final = (TRANSFORMER, TRANSFORMER_2)
 """Components of a diffusers pipeline that engines are built of, in running order."""
+
+RANK: Final = "rank"
+HEAD_ORDERS: Final = "head_orders"
+RANK_INPUTS: Final = (RANK, HEAD_ORDERS)
+"""Inputs of a model that is exported for several GPUs: int32 [1], and int32 [L, N]."""

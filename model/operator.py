@@ -220,23 +220,37 @@ def _on_cuda(
     with torch.cuda.device(query.device):
         workspace_bytes = library.workspace_size(problem)
         workspace = torch.empty(max(workspace_bytes, 1), dtype=torch.uint8, device=query.device)  # torch aligns to 512
-        tensors = Tensors(
-            query=query.data_ptr(),
-            key=key.data_ptr(),
-            value=value.data_ptr(),
-            routes=routes.data_ptr(),
-            text_length=None if text_length is None else text_length.data_ptr(),
-            output=output.data_ptr(),
-            query_stride=query.stride()[:3],
-            key_stride=key.stride()[:3],
-            value_stride=value.stride()[:3],
-            output_stride=output.stride()[:3],
-            workspace=workspace.data_ptr(),
-            workspace_bytes=workspace_bytes,
-        )
+        tensors = kernel_tensors(query, key, value, routes, text_length, output, workspace, workspace_bytes)
         # The workspace may be freed on return: torch's allocator hands it out again on this stream only.
         library.enqueue(problem, tensors, torch.cuda.current_stream(query.device).cuda_stream)
     return output
+
+
+def kernel_tensors(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    text_length: Tensor | None,
+    output: Tensor,
+    workspace: Tensor,
+    workspace_bytes: int,
+) -> Tensors:
+    """What the C API takes of tensors on the GPU, which have to live until the work is done."""
+    return Tensors(
+        query=query.data_ptr(),
+        key=key.data_ptr(),
+        value=value.data_ptr(),
+        routes=routes.data_ptr(),
+        text_length=None if text_length is None else text_length.data_ptr(),
+        output=output.data_ptr(),
+        query_stride=query.stride()[:3],
+        key_stride=key.stride()[:3],
+        value_stride=value.stride()[:3],
+        output_stride=output.stride()[:3],
+        workspace=workspace.data_ptr(),
+        workspace_bytes=workspace_bytes,
+    )
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.export.names import OPSET_17
-from vorta_trt.model.constants import ROUTER_DECIDES
+from vorta_trt.model.constants import HEAD_ORDERS, ROUTER_DECIDES
 from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.errors import VortaError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vorta_trt.export.metadata import ModelMetadata
     from vorta_trt.runtime.device.device_scratch import DeviceScratch
     from vorta_trt.runtime.executors.layer_times import LayerTimes
+    from vorta_trt.runtime.parallel.engine_ranks import EngineRank
 
 EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 
@@ -94,10 +95,12 @@ class Engine:
         check_budget(weight_streaming_budget)
         options = ContextOptions(cuda_graph, outputs, scratch, nvtx, Fallbacks() if fallbacks is None else fallbacks)
         target = read_target(path, component=component, size=size, verify=verify)
-        self._set(target, _load(target, executor, device, options, weight_streaming_budget), options)
+        rank = _rank(target, executor, device)
+        self._set(target, _load(target, executor, device, options, weight_streaming_budget), options, rank)
 
-    def _set(self, target: Target, executor: Executor, options: ContextOptions) -> None:
+    def _set(self, target: Target, executor: Executor, options: ContextOptions, rank: EngineRank | None) -> None:
         self.target = target
+        self._rank = rank
         self._executor = executor
         self._options = options
         self.closed = False
@@ -150,8 +153,9 @@ class Engine:
             **inputs: The inputs by name, as `Engine.inputs` lists them: NumPy arrays, torch tensors, anything with
                 `__dlpack__`, numbers or lists of numbers. A number serves for an input of shape [1]. What lies on the
                 engine's GPU, contiguous, is read where it is or copied there. `tau` may be left out (the exported
-                default), and so may `route_override` (the router decides everywhere). Numbers and lists are rounded to
-                the engine's type; an array of another type is converted where that changes no value.
+                default), and so may `route_override` (the router decides everywhere) and, of an engine for several
+                GPUs, `rank` and `head_orders` (see `EngineRank`). Numbers and lists are rounded to the engine's type;
+                an array of another type is converted where that changes no value.
 
         Returns:
             The outputs by name: torch tensors, on the device of the first torch tensor (or array with `__dlpack__`)
@@ -165,6 +169,8 @@ class Engine:
         feeds, like = self._feeds(inputs)
         with nvtx_range(f"{self.path.name} step {step}" if step is not None else self.path.name):
             outputs = self._executor.run(feeds, on_gpu=_on_gpu(like))
+            if self._rank is not None and HEAD_ORDERS not in inputs:
+                self._rank.place(to_torch(outputs["routes"]))
             return {name: _like(array, like) for name, array in outputs.items()}
 
     def context(
@@ -193,7 +199,7 @@ class Engine:
             fallbacks=options.fallbacks,
         )
         made = Engine.__new__(Engine)
-        made._set(self.target, self._executor.context(options), options)
+        made._set(self.target, self._executor.context(options), options, self._rank)
         return made
 
     def profile(self, *, repeats: int = 10, **inputs: Any) -> LayerTimes:
@@ -252,9 +258,9 @@ class Engine:
         convert = to_numpy if self._executor.array_kind == "numpy" else to_torch
         return {name: convert(array) for name, array in arrays.items()}, like
 
-    def _defaults(self) -> dict[str, np.ndarray[Any, Any]]:
+    def _defaults(self) -> dict[str, Any]:
         """The inputs that may be left out, with the values they then have."""
-        defaults: dict[str, np.ndarray[Any, Any]] = {}
+        defaults: dict[str, Any] = {} if self._rank is None else dict(self._rank.inputs())
         for spec in self.inputs:
             if spec.name == "tau" and self.metadata is not None:
                 defaults["tau"] = np.array([self.metadata.tau], np.float32)  # [1]
@@ -275,6 +281,21 @@ class Engine:
                         f"{spec.name} of shape {tuple(feeds[spec.name].shape)}: {axis} is {size}, but {other} has "
                         f"{expected}; give all inputs of one call the same {axis}"
                     )
+
+
+def _rank(target: Target, executor: str | None, device: str | int | None) -> EngineRank | None:
+    """What an engine for several GPUs needs; None for all others."""
+    if target.metadata is None or target.metadata.ulysses == 1:
+        return None
+    if target.bundle is None or executor not in (None, "tensorrt"):
+        raise VortaError(
+            f"{target.path}: is exported for {target.metadata.ulysses} GPUs, which exchange in the plugins of an "
+            f"engine alone; build a bundle of it and run that, or export it without --ulysses"
+        )
+    from vorta_trt.runtime.parallel.engine_ranks import EngineRank
+
+    number = 0 if device is None or device == "cuda" else device
+    return EngineRank(target.metadata, target.path, f"cuda:{number}" if isinstance(number, int) else number)
 
 
 def _load(

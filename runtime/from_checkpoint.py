@@ -73,6 +73,7 @@ class Source:
         linear_error_limit: above which of its errors a layer is sensitive; None is `linears.ERROR_LIMIT`.
         variant: of the names of the weight files, as for diffusers.
         lora: LoRA files that are fused into the weights.
+        ulysses: How many GPUs share a pass of an exported file or an engine, see `export_onnx`.
     """
 
     checkpoint: Path
@@ -90,6 +91,7 @@ class Source:
     linear_keep: tuple[str, ...] | None = None
     linear_calibration: Path | None = None
     linear_error_limit: float | None = None
+    ulysses: int = 1
 
     def calibrated_routes(self) -> RouteCalibration | None:
         """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
@@ -214,8 +216,6 @@ def export_checkpoint(
         report: Is told how far the work is.
         parts: VAE and text encoders to export beside it, see `PipelineParts`; all files are written or none.
     """
-    from vorta_trt.export import export_onnx
-
     sources = [source] if isinstance(source, Source) else list(source)
     for each in sources:
         check_output(path if len(sources) == 1 else component_file(path, each.component))
@@ -226,7 +226,7 @@ def export_checkpoint(
     stale = list(part_files(path).values()) if path.is_file() else []
     if len(sources) == 1 and not further_parts and not stale:
         show = _export_progress(report)
-        return export_onnx(models[0], path, sources[0].precision, opset=sources[0].opset, progress=show)
+        return _export(models[0], path, sources[0], show)
     target = Path(os.path.realpath(path))
     graphs = [name for each in further_parts for name in each.graph_names()]
     further = [component_file(target, name) for name in (*(each.component for each in sources[1:]), *graphs)]
@@ -238,12 +238,19 @@ def export_checkpoint(
     with new_file(path, *companions, size=size) as stage:
         for each, made in zip(sources, models, strict=True):
             file, show = component_file(stage, each.component), _export_progress(report, f"{each.component}, ")
-            export_onnx(made, file, each.precision, opset=each.opset, progress=show)
+            _export(made, file, each, show)
         for pipeline in further_parts:
             for graph, metadata in pipeline.graphs():
                 show = _export_progress(report, f"{graph.name}, ")
                 pipeline.export(component_file(stage, graph.name), graph, metadata, show)
     return path
+
+
+def _export(model: RoutedTransformer, path: Path, source: Source, progress: Report) -> Path:
+    """The file of a source's model."""
+    from vorta_trt.export import export_onnx
+
+    return export_onnx(model, path, source.precision, opset=source.opset, ulysses=source.ulysses, progress=progress)
 
 
 def _pipeline_parts(
@@ -322,7 +329,6 @@ def build_checkpoint(
             said before the export.
     """
     from vorta_trt.engines.bundle_writer import new_engines, read_model, read_part
-    from vorta_trt.export import export_onnx
 
     sources = [sources] if isinstance(sources, Source) else list(sources)
     flavour = get_flavour(tensorrt)
@@ -365,7 +371,7 @@ def build_checkpoint(
             which = "" if len(keys) == 1 else f"{key}, "
             path = folder / "model.onnx"
             with writer.exporting():
-                export_onnx(model, path, source.precision, opset=opset, progress=_export_progress(report, which))
+                _export(model, path, replace(source, opset=opset), _export_progress(report, which))
             model.unmap_checkpoint()  # torch.export keeps the model alive; TensorRT needs the memory
             del model
             writer.add(read_model(path, source.route_override, build.strict))

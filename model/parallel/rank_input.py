@@ -12,21 +12,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vorta_trt.model.constants import HEAD_ORDERS, RANK
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import Attention
 from vorta_trt.model.parallel.placement import check_ranks
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.parallel.ulysses_attention import gather_tokens, ulysses_attention
-
-RANK: Final = "rank"
-HEAD_ORDERS: Final = "head_orders"
-RANK_INPUTS: Final = (RANK, HEAD_ORDERS)
-"""Names of the inputs: int32 [1], and int32 [L, N]."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class RankInput:
 
     Attributes:
         ranks: P.
-        model: Whose buffers `RANK_INPUTS` are the inputs.
+        model: Whose buffers `constants.RANK_INPUTS` are the inputs.
     """
 
     ranks: int

@@ -18,13 +18,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.model.operator import attention_attributes, check_attention_precision, check_device, checked_scale
+from vorta_trt.model.operator import (
+    attention_attributes,
+    check_attention_precision,
+    check_device,
+    checked_scale,
+    kernel_tensors,
+)
 from vorta_trt.model.parallel.attention import sharded_attention
 from vorta_trt.model.parallel.exchange import gather
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins.kernel_support import prepare_gpu
-from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, Problem, Tensors, load_library
+from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, Problem, load_library
 from vorta_trt.plugins.operator_calls import enqueue
 from vorta_trt.plugins.operator_schema import GATHER_TOKENS, SAME_PRECISION, ULYSSES_ATTENTION, Operator
 from vorta_trt.plugins.ulysses_attention import GatherTokensParams, UlyssesAttentionParams, workspace_size
@@ -214,20 +220,7 @@ def _on_cuda(
     size = workspace_size(library, params)
     # The workspace may be freed on return: torch's allocator hands it out again on this stream only.
     workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=query.device)  # torch aligns to 512
-    params.tensors = Tensors(
-        query=query.data_ptr(),
-        key=key.data_ptr(),
-        value=value.data_ptr(),
-        routes=routes.data_ptr(),
-        text_length=None if text_length is None else text_length.data_ptr(),
-        output=output.data_ptr(),
-        query_stride=query.stride()[:3],
-        key_stride=key.stride()[:3],
-        value_stride=value.stride()[:3],
-        output_stride=output.stride()[:3],
-        workspace=workspace.data_ptr(),
-        workspace_bytes=size,
-    )
+    params.tensors = kernel_tensors(query, key, value, routes, text_length, output, workspace, size)
     with torch.cuda.device(query.device):
         enqueue(library, params, torch.cuda.current_stream(query.device).cuda_stream)
     return output

@@ -5,6 +5,9 @@
 #ifndef VORTA_TRT_KERNELS_RUNTIME_LIBRARY_H_
 #define VORTA_TRT_KERNELS_RUNTIME_LIBRARY_H_
 
+#include <dlfcn.h>
+
+#include <cstring>
 #include <mutex>
 
 #include "vorta_trt/routed_attention.h"
@@ -54,6 +57,17 @@ class RuntimeLibrary {
   char suggested_[kMaxPath] = "";
   char path_[kMaxPath] = "";
 };
+
+/// The functions of a library as a struct of function pointers alone, in the order of `names`.
+template <class Functions, size_t kCount>
+Functions bind_functions(void* handle, const char* const (&names)[kCount]) {
+  static_assert(sizeof(Functions) == (kCount - 1) * sizeof(void*), "one name for each function, and a null pointer");
+  void* addresses[kCount - 1];
+  for (size_t i = 0; i + 1 < kCount; ++i) addresses[i] = dlsym(handle, names[i]);
+  Functions functions;
+  std::memcpy(&functions, addresses, sizeof(functions));
+  return functions;
+}
 
 }  // namespace vorta
 

@@ -8,7 +8,7 @@ torchrun started (`make_as_rank`). Rank 0 writes the files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
+from vorta_trt.runtime.parallel.engine_ranks import engine_ranks
 from vorta_trt.runtime.parallel.launch import launch
 from vorta_trt.runtime.parallel.layout import Layout, choose_layout
 from vorta_trt.runtime.parallel.ranks import Ranks
@@ -126,8 +127,14 @@ def layout_of(request: MakeVideos, planner: RequestPlanner, planned: PlannedRequ
         guided=planned.guided,
         heads=planner.heads[1],
         guidance_parallel=request.guidance_parallel,
-        shared_by=None if request.target is None else 1,
+        shared_by=None if request.target is None else _engine_gpus(request.target),
     )
+
+
+def _engine_gpus(target: Path) -> int:
+    """How many GPUs share a pass of an engine or an exported file."""
+    metadata = read_target(target).metadata
+    return 1 if metadata is None else metadata.ulysses
 
 
 def make_videos(
@@ -196,16 +203,19 @@ def make_as_rank(
     on_gpu = world.device.type == CUDA
     planner = request.planner(world.device)
     layout = layout_of(request, planner, planner.plan(request.params), world.size)
+    ranks = Ranks(world, layout, request.check_every)
     nothing = lambda *what: None  # noqa: E731
-    return make_videos(
-        request,
-        planner,
-        ranks=Ranks(world, layout, request.check_every),
-        device=str(world.device) if on_gpu and request.target is not None else None,
-        on_video=on_video,
-        on_step=on_step if world.is_first else nothing,
-        on_stage=on_stage if world.is_first else nothing,
-    )
+    shares_engine = on_gpu and request.target is not None and ranks.sharing is not None
+    with engine_ranks(ranks.sharing, world.device) if shares_engine else nullcontext():
+        return make_videos(
+            request,
+            planner,
+            ranks=ranks,
+            device=str(world.device) if on_gpu and request.target is not None else None,
+            on_video=on_video,
+            on_step=on_step if world.is_first else nothing,
+            on_stage=on_stage if world.is_first else nothing,
+        )
 
 
 def make_with_gpus(

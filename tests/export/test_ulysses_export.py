@@ -20,8 +20,9 @@ from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.tracing import rank_inputs
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
+from vorta_trt.model.constants import RANK_INPUTS
 from vorta_trt.model.parallel import ulysses_attention as operators
-from vorta_trt.model.parallel.rank_input import RANK_INPUTS, RankInput
+from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.shards import TokenShards
 
 from ..tiny import Tiny

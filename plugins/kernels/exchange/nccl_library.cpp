@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "exchange/nccl_library.h"
 
-#include <dlfcn.h>
-
 #include "last_error.h"
 #include "runtime_library.h"
 
@@ -28,15 +26,6 @@ RuntimeLibrary& library() {  // lives until the process ends
   return *made;
 }
 
-Functions bind(void* handle) {
-  Functions functions;
-#define VORTA_BIND(result, name, arguments) \
-  functions.name = reinterpret_cast<result(*) arguments>(dlsym(handle, "nccl" #name));
-  VORTA_NCCL_FUNCTIONS(VORTA_BIND)
-#undef VORTA_BIND
-  return functions;
-}
-
 }  // namespace
 
 vorta_status find_library(const Functions** functions) noexcept {
@@ -49,7 +38,7 @@ vorta_status find_library(const Functions** functions) noexcept {
                 "through it; pip install nvidia-nccl-cu13 (torch's CUDA build brings it), or name the file in %s",
                 kLibraryVariable);
   }
-  static const Functions found = bind(handle);  // the handle stays the same
+  static const auto found = bind_functions<Functions>(handle, kFunctions);  // the handle stays the same
   int version = 0;
   if (Result result = found.GetVersion(&version)) return report("ncclGetVersion", found, result, nullptr);
   if (version < kOldestVersion) {

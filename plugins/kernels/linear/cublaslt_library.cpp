@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear/cublaslt_library.h"
 
-#include <dlfcn.h>
-
 #include "runtime_library.h"
 
 namespace vorta::cublaslt {
@@ -31,15 +29,6 @@ RuntimeLibrary& library() {  // lives until the process ends: products may be as
   return *made;
 }
 
-Functions bind(void* handle) {
-  Functions functions;
-#define VORTA_BIND(result, name, arguments) \
-  functions.name = reinterpret_cast<result(*) arguments>(dlsym(handle, "cublasLt" #name));
-  VORTA_CUBLASLT_FUNCTIONS(VORTA_BIND)
-#undef VORTA_BIND
-  return functions;
-}
-
 }  // namespace
 
 vorta_status find_library(const Functions** functions) noexcept {
@@ -47,7 +36,7 @@ vorta_status find_library(const Functions** functions) noexcept {
   void* handle = nullptr;
   if (vorta_status status = library().find(&handle)) return status;
   if (handle == nullptr) return VORTA_OK;
-  static const Functions found = bind(handle);  // the handle stays the same
+  static const auto found = bind_functions<Functions>(handle, kFunctions);  // the handle stays the same
   *functions = &found;
   return VORTA_OK;
 }

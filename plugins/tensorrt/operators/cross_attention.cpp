@@ -52,10 +52,6 @@ void check(const Setting& setting) {
   requireOk(vorta_cross_attention_validate(&params));
 }
 
-std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting*/) {
-  return {{kQuery, 0}, {kQuery, 1}, {kQuery, 2}, {kQuery, 3}};
-}
-
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf(setting);
   params.query = memory.inputs[kQuery];
@@ -76,7 +72,7 @@ const Operator& crossAttention() {
       {{"query", Holds::kActivation}, {"key", Holds::kActivation}, {"value", Holds::kActivation}},
       {{"attention", Holds::kActivation}},
       check,
-      outputShape,
+      attentionShape,
       nullptr,
       enqueue,
   };

@@ -60,13 +60,6 @@ std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting
   return {{kFirst, 0}, {kFirst, 1}, {kWeight, 0}};
 }
 
-size_t workspaceBytes(const Setting& setting) {
-  const Params params = paramsOf(setting);
-  size_t bytes = 0;
-  requireOk(vorta_linear_workspace_size(&params, &bytes));
-  return bytes;
-}
-
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf(setting);
   params.input = memory.inputs[kFirst];
@@ -93,7 +86,7 @@ const Operator& joinedLinear() {
                               {{"output", Holds::kActivation}},
                               check,
                               outputShape,
-                              workspaceBytes,
+                              askedWorkspaceBytes<paramsOf, vorta_linear_workspace_size>,
                               enqueue};
   return op;
 }

@@ -107,14 +107,6 @@ std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting
 }
 
 template <vorta_linear_precision precision>
-size_t workspaceBytes(const Setting& setting) {
-  const Params params = paramsOf<precision>(setting);
-  size_t bytes = 0;
-  requireOk(vorta_linear_workspace_size(&params, &bytes));
-  return bytes;
-}
-
-template <vorta_linear_precision precision>
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf<precision>(setting);
   params.input = memory.inputs[kInput];
@@ -142,7 +134,7 @@ Operator tableOf(const char* name, const char* tag, std::vector<TensorSpec> inpu
           {{"output", Holds::kActivation}},
           check<precision>,
           outputShape<precision>,
-          workspaceBytes<precision>,
+          askedWorkspaceBytes<paramsOf<precision>, vorta_linear_workspace_size>,
           enqueue<precision>};
 }
 

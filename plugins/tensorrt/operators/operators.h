@@ -33,6 +33,18 @@ inline void requireOk(vorta_status status) {
   if (status != VORTA_OK) throw PluginError(vorta_last_error());
 }
 
+// The first four axes of input 0: the shape of an attention's output.
+std::vector<OutputAxis> attentionShape(int32_t output, const Setting& setting);
+
+// What `ask`, a function of the C API, says of the scratch memory of the call that `paramsOf` makes.
+template <auto paramsOf, auto ask>
+size_t askedWorkspaceBytes(const Setting& setting) {
+  const auto params = paramsOf(setting);
+  size_t bytes = 0;
+  requireOk(ask(&params, &bytes));
+  return bytes;
+}
+
 // The shape of quantised activations [B, X, E/4] for input 0 [B, X, E]. E is a constant of every network.
 std::vector<OutputAxis> packedShape(const Setting& setting);
 

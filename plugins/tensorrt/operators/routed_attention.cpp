@@ -38,22 +38,11 @@ void check(const Setting& setting) {
   requireOk(vorta_routed_attention_validate(&problem));
 }
 
-std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting*/) {
-  return {{kQuery, 0}, {kQuery, 1}, {kQuery, 2}, {kQuery, 3}};
-}
-
-size_t workspaceBytes(const Setting& setting) {
-  const Problem problem = problemOf(setting);
-  size_t bytes = 0;
-  requireOk(vorta_routed_attention_workspace_size(&problem, &bytes));
-  return bytes;
-}
-
 void enqueue(const Setting& setting, const Memory& memory) {
   const Problem problem = problemOf(setting);
   vorta_routed_attention_tensors tensors = attentionTensors(setting, memory, kRoutes, kTextLength);
   // TensorRT gave what it was asked for at the profile's maximum, which is at least this.
-  requireOk(vorta_routed_attention_workspace_size(&problem, &tensors.workspace_bytes));
+  tensors.workspace_bytes = askedWorkspaceBytes<problemOf, vorta_routed_attention_workspace_size>(setting);
   requireOk(vorta_routed_attention_enqueue(&problem, &tensors, memory.stream));
 }
 
@@ -70,8 +59,8 @@ const Operator& routedAttention() {
        {"text_length", Holds::kInt32, "text_tokens"}},
       {{"attention", Holds::kActivation}},
       check,
-      outputShape,
-      workspaceBytes,
+      attentionShape,
+      askedWorkspaceBytes<problemOf, vorta_routed_attention_workspace_size>,
       enqueue,
   };
   return op;

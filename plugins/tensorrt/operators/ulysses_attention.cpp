@@ -58,17 +58,6 @@ void check(const Setting& setting) {
   validate(setting);
 }
 
-std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting*/) {
-  return {{kQuery, 0}, {kQuery, 1}, {kQuery, 2}, {kQuery, 3}};
-}
-
-size_t workspaceBytes(const Setting& setting) {
-  const Params params = paramsOf(setting);
-  size_t bytes = 0;
-  requireOk(vorta_ulysses_attention_workspace_size(&params, &bytes));
-  return bytes;
-}
-
 void enqueue(const Setting& setting, const Memory& memory) {
   Params params = paramsOf(setting);
   params.rehearsal = memory.rehearsal ? 1 : 0;
@@ -92,8 +81,8 @@ const Operator& ulyssesAttention() {
        {"text_length", Holds::kInt32, "text_tokens"}},
       {{"attention", Holds::kActivation}},
       check,
-      outputShape,
-      workspaceBytes,
+      attentionShape,
+      askedWorkspaceBytes<paramsOf, vorta_ulysses_attention_workspace_size>,
       enqueue,
   };
   return op;

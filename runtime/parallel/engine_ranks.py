@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine that several GPUs share needs besides its inputs: a communicator, its rank, and an order of heads.
+
+Its layers exchange tokens and heads by themselves, over the communicator that the process has for the engine's number
+of GPUs. Every rank gives the engine the same whole inputs and gets the whole outputs.
+
+Letters: P ranks, L layers, B batch, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.model.parallel.placement import BranchCosts, head_order
+from vorta_trt.plugins.communicator import communicator, create_id, rank_of
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.library import LibraryError, load_library
+
+
+@contextmanager
+def engine_ranks(group: Any, device: torch.device) -> Iterator[None]:
+    """Joins the communicator of a group's ranks for engines on a GPU, and leaves it in the end.
+
+    Args:
+        group: Of torch.distributed; the ranks that share an engine's pass. All of them come here.
+        device: This rank's GPU.
+
+    Raises:
+        LibraryError: There is no NCCL, or the ranks do not reach each other.
+    """
+    library = load_library()
+    ranks, rank = distributed.get_world_size(group), distributed.get_rank(group)
+    made = [create_id(library) if rank == 0 else b""]
+    distributed.broadcast_object_list(made, src=distributed.get_global_rank(group, 0), group=group)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with communicator(library, made[0], ranks, rank):
+            yield
+
+
+class EngineRank:
+    """The two inputs of an engine for P GPUs that its caller does not give.
+
+    The first call has its heads in order, and each one after that places them by the routes of the call before, which
+    are the same on all ranks: a step's routes differ little from those of the step before.
+
+    Args:
+        metadata: Of the engine.
+        source: The bundle, for errors.
+        device: Its GPU, such as "cuda:0".
+
+    Attributes:
+        rank: Of this process.
+
+    Raises:
+        VortaError: This process is not one of P that share the engine.
+    """
+
+    def __init__(self, metadata: ModelMetadata, source: object, device: str) -> None:
+        self._ranks = metadata.ulysses
+        self._costs = BranchCosts.of(metadata.attention_geometry, metadata.attention_precision)
+        self._orders = torch.arange(metadata.num_heads, dtype=torch.int32).expand(metadata.num_layers, -1).contiguous()
+        try:
+            with torch.cuda.device(device) if torch.cuda.is_available() else nullcontext():
+                self.rank = rank_of(load_library(), self._ranks)
+        except LibraryError as error:
+            raise VortaError(
+                f"{source}: is built for {self._ranks} GPUs that share every pass, and this process is not one of "
+                f"them; run it with --gpus {self._ranks} ({error})"
+            ) from error
+
+    def inputs(self) -> dict[str, Tensor]:
+        """`rank` int32 [1] and `head_orders` int32 [L, N] of the next call."""
+        return {"rank": torch.tensor([self.rank], dtype=torch.int32), "head_orders": self._orders}
+
+    def place(self, routes: Tensor) -> None:
+        """Places the heads of the next call by the routes [L, B, N] of this one."""
+        self._orders = head_order(routes, self._costs, self._ranks).to(torch.int32)
