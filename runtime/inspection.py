@@ -34,8 +34,8 @@ class Plans(BaseModel):
         for mix, plan in self.pass_plans.items():
             parts = plan.balanced
             yield (
-                f"a pass on {plan.gpus} GPUs, {mix}: {parts.total:.3f} s, {plan.speedup:.2f} times faster than on one; "
-                f"attention {parts.attention:.3f}, exchanges {parts.exchange:.3f}; predicted from {plan.source}"
+                f"a pass on {plan.gpus} GPUs, {mix}: {parts.total:.3g} s, {plan.speedup:.2f} times faster than on one; "
+                f"attention {parts.attention:.3g}, exchanges {parts.exchange:.3g}; predicted from {plan.source}"
             )
 
 

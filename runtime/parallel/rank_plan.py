@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, computed_field
 from torch import Tensor
 
+from vorta_trt.engines.layers import readable_bytes
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, head_orders, rank_loads
 from vorta_trt.model.tables import table_lines
 from vorta_trt.runtime.parallel.rates import H100, PassWork, Rates
@@ -81,10 +82,12 @@ class RankPlan(BaseModel):
         columns = ("", "1 GPU", f"{self.gpus} GPUs, heads in order", f"{self.gpus} GPUs, balanced")
         times = (self.one_gpu, self.in_order, self.balanced)
         names = {"other": "all but attention", "attention": "attention, busiest GPU", "exchange": "exchanges"}
-        rows = [(text, *(f"{getattr(each, name):.3f}" for each in times)) for name, text in names.items()]
-        rows += [("all", *(f"{each.total:.3f}" for each in times))]
+        rows = [(text, *(f"{getattr(each, name):.3g}" for each in times)) for name, text in names.items()]
+        rows += [("all", *(f"{each.total:.3g}" for each in times))]
         rows += [("times faster", *(f"{self.one_gpu.total / each.total:.2f}" for each in times))]
         yield from table_lines(columns, rows, left=1)
+        if self.exchange_buffers:
+            yield f"buffers of the exchanges take {readable_bytes(self.exchange_buffers)} of every GPU at most"
 
 
 def plan_ranks(

@@ -68,7 +68,9 @@ def test_parts_of_a_request_by_hand() -> None:
     assert RankPlan.model_validate_json(plan.model_dump_json()) == plan
     lines = list(plan.lines())
     assert lines[0].startswith("predicted seconds of the transformer on 2 x 2 GPUs (guidance x heads), from the step")
-    assert lines[-1].split()[-1] == f"{plan.speedup:.2f}"
+    assert lines[-2].split()[-1] == f"{plan.speedup:.2f}"
+    assert lines[-1].startswith("buffers of the exchanges take ")
+    assert lines[4].split()[-1] == f"{2 * exchange:.3g}", "tiny models have figures, too"
 
 
 def test_text_rows_are_on_every_rank_and_ragged_shards_are_padded() -> None:
