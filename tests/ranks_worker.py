@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ from vorta_trt.model.parallel.attention import HEADS, SAMPLE, TOKENS, sharded_at
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.parallel.vae_rows import RowSplit, decoding_rows
+from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
 from vorta_trt.model.transformer import AttentionMode, routed_class
+from vorta_trt.runtime.parallel.layout import Layout
+from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.parallel.world import World
 
 TIMEOUT = timedelta(seconds=30)  # of a rank that waits for others which have failed
@@ -249,7 +253,72 @@ def decoded_rows(
     return float((video - expected).norm() / expected.norm()), tuple(video.shape)
 
 
-CASES = {case.__name__: case for case in (attention, steps, errors_on_gpus, refusals, bench, decoded_rows)}
+def decoded_tiles(
+    group: dist.ProcessGroup, folder: str, tiling: dict[str, Any], latents: tuple[int, ...], seed: int
+) -> tuple[bool, int, int]:
+    """Whether a video whose tiles the ranks decode is that of one process, and how many are decoded there and here."""
+    import diffusers
+
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    vae = getattr(diffusers, index["vae"][1]).from_pretrained(folder, subfolder="vae")
+    vae.enable_tiling(**tiling)
+    given = torch.randn(latents, generator=torch.Generator().manual_seed(seed))
+    decoded: list[int] = []
+    vae.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    with torch.no_grad():
+        expected = vae.decode(given, return_dict=False)[0]
+        tiles = len(decoded)
+        shape_of = shapes_of(3, vae.temporal_compression_ratio, vae.spatial_compression_ratio)
+        video = decode_in_tiles(
+            vae, lambda: vae.decode(given, return_dict=False)[0], shape_of, group, group.size(), group.rank()
+        )
+    return torch.equal(video, expected) and bool(expected.std() > 0), tiles, len(decoded) - tiles
+
+
+def videos(group: dist.ProcessGroup, folder: str, guidance: int, options: dict[str, Any]) -> tuple[int, int, int]:
+    """The largest distance of a video's frames, in 1/255, to those of one process; its launches on this rank and there.
+
+    All ranks make it together, those of `guidance` passes at once.
+    """
+    from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+
+    def make(ranks: Ranks | None) -> Any:
+        geometry = AttentionGeometry.for_video(*options["size"], options["family"])
+        model = RoutedTransformer.from_pretrained(folder, geometry=geometry)
+        with VortaPipeline.from_pretrained(model, ranks=ranks, strict=True) as pipeline:
+            return pipeline("a red wall", seed=7, num_inference_steps=2, **options["params"])
+
+    world = World(group.rank(), group.size(), torch.device("cpu"))
+    alone = make(None)
+    together = make(Ranks(world, Layout(group.size(), guidance), check_every=1))
+    distance = abs(together.frames.astype(int) - alone.frames.astype(int)).max()
+    return int(distance), together.launches, alone.launches
+
+
+def exchanges(group: dist.ProcessGroup, scale: float) -> dict[str, Any]:
+    """Everything that ranks exchange; then what is said of latents of which those of rank 1 differ in one bit."""
+    world = World(group.rank(), group.size(), torch.device("cpu"))
+    ranks = Ranks(world, Layout(world.size, guidance=2), check_every=2)
+    assert ranks.passes is not None
+    own = torch.full((1, 2, 3), scale * (world.rank + 1))
+    text = {"rows": torch.arange(6.0).view(2, 3), "valid": torch.tensor([True, False])} if world.is_first else None
+    found: dict[str, Any] = {
+        "gathered": world.gather(world.rank),
+        "from the first": world.from_first(world.rank + 7),
+        "passes": [sample.unique().tolist() for sample in ranks.passes(own)],
+        "text": {name: tensor.tolist() for name, tensor in ranks.from_first(text, world.device).items()},
+    }
+    latents = torch.ones(1, 4, 2, 2)
+    ranks.compare_step(0, latents)
+    latents.view(torch.int32)[0, 3, 1, 1] += world.rank == 1
+    ranks.compare_step(1, latents)  # is not compared
+    return {**found, "said": _said(lambda: ranks.compare_step(2, latents))}
+
+
+CASES = {
+    case.__name__: case
+    for case in (attention, steps, errors_on_gpus, refusals, bench, decoded_rows, decoded_tiles, videos, exchanges)
+}
 
 
 def serve(connection: Connection, device: str, folder: str, rank: int, ranks: int) -> None:

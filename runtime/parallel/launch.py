@@ -117,6 +117,7 @@ class _Ranks:
     def __init__(
         self, function: Callable[..., Any], argument: Any, count: int, kind: str, port: int, timeout: float
     ) -> None:
+        self._timeout = timeout
         spawn = get_context("spawn")  # a CUDA context does not survive a fork
         self._processes: list[SpawnProcess] = []
         self._pipes: list[connection.Connection] = []
@@ -184,7 +185,8 @@ class _Ranks:
             elif until is None and len(results) == len(self._processes):
                 until = time.monotonic() + LEAVE
         if failures:
-            raise _first(failures, len(self._processes))
+            silent = set(range(len(self._processes))) - results.keys() - failures.keys()
+            raise _first(failures, len(self._processes), sorted(silent), self._timeout)
         return [results[rank] for rank in range(len(self._processes))]
 
     def stop(self) -> None:
@@ -213,12 +215,23 @@ def _ending(process: SpawnProcess) -> str:
     return f"ended with exit code {code} and without a result"
 
 
-def _first(failures: dict[int, Failure], count: int) -> RankError:
-    """The error of the rank that failed of itself, if one did."""
+def _first(failures: dict[int, Failure], count: int, silent: Sequence[int], timeout: float) -> RankError:
+    """The error of the rank that failed of itself, if one did; else of one that waited for others in vain.
+
+    Args:
+        failures: By rank, in the order in which they were told.
+        count: Of ranks.
+        silent: Those that still ran and said nothing.
+        timeout: Seconds that an exchange may take.
+    """
     ranks: Sequence[int] = [rank for rank, failure in failures.items() if not failure.follows] or list(failures)
     rank = ranks[0]
     failure = failures[rank]
-    message = f"rank {rank} of {count}: {failure.message}; all ranks were ended"
+    message = f"rank {rank} of {count}: "
+    if failure.follows and silent:
+        waited = f"rank {', '.join(map(str, silent))}"
+        message += f"waited in vain for {waited} in an exchange, which may take {timeout:g} s: "
+    message += f"{failure.message}; all ranks were ended"
     if failure.traceback and not failure.expected:
         message += f"\n{failure.traceback}"
     return RankError(message, rank, failure.traceback)

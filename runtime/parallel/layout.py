@@ -45,6 +45,8 @@ class Layout:
         return [list(range(share, self.ranks, self.sharing)) for share in range(self.sharing)]
 
     def __str__(self) -> str:
+        if self.ranks == 1:
+            return "1 rank"
         if self.guidance == 1:
             return f"{self.ranks} ranks share every pass"
         share = f"{self.sharing} ranks" if self.sharing > 1 else "one rank"

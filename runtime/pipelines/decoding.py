@@ -3,7 +3,7 @@
 
 Some VAEs decode chunk by chunk. Their frames go to the host, and to whoever wants them, one chunk behind the GPU, so
 that it never waits for that. With other ranks, each decodes some rows of every frame where the family's VAE allows it
-(`vae_rows`), and all get all of them.
+(`vae_rows`), or some of the tiles (`vae_tiles`), and all get all of them.
 
 Letters: C channels, F, H, W frames, height, width.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vorta_trt.model.families import get_family
 from vorta_trt.model.parallel.vae_rows import ROWS, RowSplit, decoding_rows
+from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
 from vorta_trt.runtime.pipelines.stages import Parts
 from vorta_trt.runtime.sampling.finite import HostCopy, NonFiniteVideoError
 
@@ -84,7 +85,13 @@ class _Video:
                     lambda module, given, chunk: self._take(family.frames_of_chunk(vae, chunk))
                 )
                 stack.callback(hook.remove)
-            decoded = family.decode(config, vae, latents)
+            ranks = self._parts.ranks
+            if ranks is not None and self._split is None and self._parts.decodes_tiles(vae):
+                shape_of = shapes_of(vae.config.out_channels, *family.compression(config))
+                own = None, ranks.world.size, ranks.world.rank
+                decoded = decode_in_tiles(vae, lambda: family.decode(config, vae, latents), shape_of, *own)
+            else:
+                decoded = family.decode(config, vae, latents)
         if not in_chunks:
             self._take(decoded)
         self._arrive(behind=0)

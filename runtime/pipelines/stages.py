@@ -195,6 +195,10 @@ class Parts:
         """Whether a VAE runs in torch, as it is, and not in tiles."""
         return isinstance(vae, torch.nn.Module) and not self._tiled
 
+    def decodes_tiles(self, vae: Any) -> bool:
+        """Whether a VAE runs in torch and its decoder is called once for each tile."""
+        return isinstance(vae, torch.nn.Module) and self._tiled and not self._family.vae_decodes_chunks
+
     def close(self) -> None:
         """Frees the engines; what of text encoders and VAE runs in torch goes with this object. May be called twice."""
         self.transformers.close()

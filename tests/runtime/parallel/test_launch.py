@@ -7,14 +7,15 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from vorta_trt.runtime.parallel import launch as launching
 from vorta_trt.runtime.parallel.errors import ParallelError, RankError
 from vorta_trt.runtime.parallel.launch import GRACE, SETTLE, launch
+from vorta_trt.runtime.parallel.rank_process import Failure, failure_of
 from vorta_trt.runtime.parallel.versions import check_alike
 from vorta_trt.runtime.parallel.world import join
 
@@ -26,38 +27,53 @@ def tests_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3]))
 
 
-def children() -> list[str]:
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    before = children()
+    yield
+    assert children() <= before
+
+
+def children() -> set[str]:
     """Processes below this one, zombies among them, but for multiprocessing's own helper."""
-    found = []
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields, command = stat.read_text().rpartition(")")[2].split(), stat.with_name("cmdline").read_bytes()
         except OSError:
             continue
         if int(fields[1]) == os.getpid() and b"resource_tracker" not in command:
-            found.append(f"{stat.parent.name} {fields[0]} {command!r}")
+            found.add(f"{stat.parent.name} {command!r}")
     return found
 
 
-def test_ranks_exchange_and_notice_that_they_differ() -> None:
-    told: dict[int, Any] = {}
-    with pytest.raises(RankError, match=r"latents before step 2: rank 1 have other values than rank 0") as caught:
-        launch(rank_functions.exchange_then_differ, 2.0, gpus=2, kind="cpu", timeout=60, on_message=told.__setitem__)
-    assert "compare_step" in caught.value.traceback
-    expected = {
-        "gathered": [0, 1],
-        "from the first": 7,
-        "passes": [[2.0], [4.0]],
-        "text": {"rows": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "valid": [True, False]},
-    }
-    assert told == {0: expected, 1: expected}
-    assert children() == []
-
-
 def test_a_rank_that_is_killed_ends_all() -> None:
+    told: list[int] = []
     with pytest.raises(RankError, match="rank 1 of 2: was ended by SIGKILL; all ranks were ended"):
-        launch(rank_functions.die_in_an_exchange, gpus=2, kind="cpu", timeout=600)
-    assert children() == []
+        launch(
+            rank_functions.die_in_an_exchange,
+            7,
+            gpus=2,
+            kind="cpu",
+            timeout=600,
+            on_message=lambda rank, content: told.append(content),
+        )
+    assert told == [7]
+
+
+def test_the_error_is_that_of_the_rank_that_failed_first() -> None:
+    bug = Failure("KeyError: 3", "Traceback", expected=False)
+    closed = Failure("RuntimeError: Connection closed by peer", "Traceback of the other", follows=True)
+    for failures in ({0: closed, 1: bug}, {1: bug, 0: closed}):
+        error = launching._first(failures, 2, [], 300.0)
+        assert str(error) == "rank 1 of 2: KeyError: 3; all ranks were ended\nTraceback"
+        assert error.rank == 1 and "Traceback" in str(error.__cause__)
+    use = Failure("size: must be even", "Traceback", expected=True)
+    assert str(launching._first({0: use}, 2, [], 300.0)) == "rank 0 of 2: size: must be even; all ranks were ended"
+    waited = str(launching._first({0: closed}, 2, [1], 300.0))
+    assert waited.startswith("rank 0 of 2: waited in vain for rank 1 in an exchange, which may take 300 s: RuntimeErr")
+    broken = RuntimeError("[/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    assert [failure_of(error).follows for error in (broken, RuntimeError("shapes"))] == [True, False]
 
 
 def test_ctrl_c_ends_all(interruptible: None) -> None:
@@ -70,8 +86,7 @@ def test_ctrl_c_ends_all(interruptible: None) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         launch(rank_functions.wait_for_ever, gpus=2, kind="cpu", timeout=600, on_message=interrupt)
-    assert time.monotonic() - began[-1] < SETTLE + GRACE + 1
-    assert children() == []
+    assert time.monotonic() - began[-1] < SETTLE + GRACE + 30  # and not the 1000 s of a rank; processors may be few
 
 
 def test_nothing_starts_where_it_could_not_end_well(monkeypatch: pytest.MonkeyPatch) -> None:

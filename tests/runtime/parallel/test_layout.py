@@ -11,6 +11,8 @@ import torch
 from vorta_trt.runtime.parallel.checksums import RankDifferenceError, check_same, checksum
 from vorta_trt.runtime.parallel.layout import Layout, choose_layout
 
+from ...ranks import Pool
+
 
 @pytest.mark.parametrize(
     ("options", "guidance", "sharing"),
@@ -69,3 +71,16 @@ def test_the_ranks_that_differ_are_named() -> None:
     check_same([3, 3, 3], "latents")
     with pytest.raises(RankDifferenceError, match="latents: rank 1 and rank 3 have other values than ranks 0, 2;"):
         check_same([3, 4, 3, 5], "latents")
+
+
+def test_ranks_exchange_and_notice_that_they_differ(pool: Pool) -> None:
+    for rank, found in enumerate(pool("exchanges", 4, scale=2.0)):
+        assert found.pop("said").startswith(
+            "RankDifferenceError: latents before step 2: rank 1 have other values than ranks 0, 2, 3;"
+        )
+        assert found == {
+            "gathered": [0, 1, 2, 3],
+            "from the first": 7,
+            "passes": [[[2.0], [6.0]], [[4.0], [8.0]]][rank % 2],
+            "text": {"rows": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "valid": [True, False]},
+        }
