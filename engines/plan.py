@@ -35,7 +35,12 @@ from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.files import check_output, make_way
-from vorta_trt.plugins.operator_schema import AROUND_BLOCKS, ROUTED_ATTENTIONS, BlockOps
+from vorta_trt.plugins.operator_schema import (
+    AROUND_BLOCKS,
+    ROUTED_ATTENTIONS,
+    ULYSSES_ATTENTION,
+    BlockOps,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +136,11 @@ def build_plan(
     start = time.perf_counter()
     builder = trt.Builder(flavour.logger)
     parsed = parse_onnx(flavour, builder, onnx, options.block_ops)
+    if options.plugin_in_plan and ULYSSES_ATTENTION.name in parsed.plugin_layers:
+        raise BuildError(
+            f"{onnx.path}: is for several GPUs, whose communicator is the installed library's, not that of a copy in "
+            f"the plan; leave out --plugin-in-plan"
+        )
     attentions = [layer for name in ROUTED_ATTENTIONS for layer in parsed.plugin_layers.get(name, [])]
     cancellation.check()
     inputs, outputs = tensor_specs(parsed.network, options.batch)

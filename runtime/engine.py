@@ -294,8 +294,12 @@ def _rank(target: Target, executor: str | None, device: str | int | None) -> Eng
         )
     from vorta_trt.runtime.parallel.engine_ranks import EngineRank
 
-    number = 0 if device is None or device == "cuda" else device
-    return EngineRank(target.metadata, target.path, f"cuda:{number}" if isinstance(number, int) else number)
+    if device == "cpu":
+        return None  # its executor says why not
+    number = int(str("0" if device is None else device).removeprefix("cuda").removeprefix(":") or 0)
+    library = target.bundle.plugin_library(number)
+    assert library is not None  # its layers are plugins
+    return EngineRank(library, target.metadata, target.path, f"cuda:{number}")
 
 
 def _load(

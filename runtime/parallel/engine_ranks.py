@@ -20,21 +20,21 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.model.parallel.placement import BranchCosts, head_order
 from vorta_trt.plugins.communicator import communicator, create_id, rank_of
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.library import LibraryError, load_library
+from vorta_trt.plugins.library import LibraryError, PluginLibrary
 
 
 @contextmanager
-def engine_ranks(group: Any, device: torch.device) -> Iterator[None]:
+def engine_ranks(library: PluginLibrary, group: Any, device: torch.device) -> Iterator[None]:
     """Joins the communicator of a group's ranks for engines on a GPU, and leaves it in the end.
 
     Args:
+        library: Whose plugins the engines call; each library has communicators of its own.
         group: Of torch.distributed; the ranks that share an engine's pass. All of them come here.
         device: This rank's GPU.
 
     Raises:
         LibraryError: There is no NCCL, or the ranks do not reach each other.
     """
-    library = load_library()
     ranks, rank = distributed.get_world_size(group), distributed.get_rank(group)
     made = [create_id(library) if rank == 0 else b""]
     distributed.broadcast_object_list(made, src=distributed.get_global_rank(group, 0), group=group)
@@ -50,6 +50,7 @@ class EngineRank:
     are the same on all ranks: a step's routes differ little from those of the step before.
 
     Args:
+        library: Whose plugins the engine calls.
         metadata: Of the engine.
         source: The bundle, for errors.
         device: Its GPU, such as "cuda:0".
@@ -61,13 +62,13 @@ class EngineRank:
         VortaError: This process is not one of P that share the engine.
     """
 
-    def __init__(self, metadata: ModelMetadata, source: object, device: str) -> None:
+    def __init__(self, library: PluginLibrary, metadata: ModelMetadata, source: object, device: str) -> None:
         self._ranks = metadata.ulysses
         self._costs = BranchCosts.of(metadata.attention_geometry, metadata.attention_precision)
         self._orders = torch.arange(metadata.num_heads, dtype=torch.int32).expand(metadata.num_layers, -1).contiguous()
         try:
             with torch.cuda.device(device) if torch.cuda.is_available() else nullcontext():
-                self.rank = rank_of(load_library(), self._ranks)
+                self.rank = rank_of(library, self._ranks)
         except LibraryError as error:
             raise VortaError(
                 f"{source}: is built for {self._ranks} GPUs that share every pass, and this process is not one of "

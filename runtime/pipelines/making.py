@@ -205,8 +205,11 @@ def make_as_rank(
     layout = layout_of(request, planner, planner.plan(request.params), world.size)
     ranks = Ranks(world, layout, request.check_every)
     nothing = lambda *what: None  # noqa: E731
-    shares_engine = on_gpu and request.target is not None and ranks.sharing is not None
-    with engine_ranks(ranks.sharing, world.device) if shares_engine else nullcontext():
+    library = None
+    if on_gpu and request.target is not None and ranks.sharing is not None:
+        bundle = read_target(request.target).bundle
+        library = None if bundle is None else bundle.plugin_library(world.device.index)
+    with nullcontext() if library is None else engine_ranks(library, ranks.sharing, world.device):
         return make_videos(
             request,
             planner,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vorta_trt.engines import build_engine
+from vorta_trt.engines.errors import BuildError
 from vorta_trt.export import export_onnx
 from vorta_trt.plugins import VortaError
 from vorta_trt.runtime import Engine
@@ -27,5 +28,7 @@ def test_an_engine_for_several_gpus_is_built_and_does_not_run_alone(tiny_wan: Ti
     assert inputs["head_orders"] == ("int32", [2, 3])
     with pytest.raises(VortaError, match="is built for 3 GPUs that share every pass.*run it with --gpus 3"):
         Engine(bundle)
+    with pytest.raises(BuildError, match="communicator is the installed library's.*leave out --plugin-in-plan"):
+        build_engine(onnx, tmp_path / "with plugin.bundle", plugin_in_plan=True)
     with pytest.raises(VortaError, match="is exported for 3 GPUs, which exchange in the plugins of an engine alone"):
         Engine(onnx)
