@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Guard`: what every request passes first: names of the server, bodies too long or too slow, headers, a log line.
 
-Requests beyond `MOST_REQUESTS` at a time are refused, and those beyond `MOST_OF_ONE` of one API key or address. A
-connection whose body was not read to its end is closed behind the answer, or it could be held open byte by byte.
+Requests beyond `MOST_REQUESTS` at a time are refused, and those beyond `MOST_OF_ONE` of one API key or address. What a
+route leaves of a body is read and forgotten, so that a client that still sends can read the answer, but for a short
+while: then the connection is closed, or it could be held open byte by byte.
 
 It is plain ASGI: nothing of a body is read before its route asks for it, and downloads are not copied.
 """
@@ -25,6 +26,7 @@ from vorta_trt.serving.api_errors import ApiError
 MOST_REQUESTS = 900  # at a time
 MOST_OF_ONE = 300  # of an API key, or where there is none of an address, which may be a proxy's
 PAUSE_SECONDS = 30.0  # in which no byte of a body comes
+FORGET_SECONDS = 2.0  # in which the rest of a body is read that no route wants
 LEAST_BYTES = 16 << 10  # of a body in every second beyond the first `PAUSE_SECONDS`
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
 logger = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if request.headers.get("expect", "").lower() != "100-continue":  # else it is not sent at all
+                    await body.forget()
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 if not body.whole:
@@ -117,7 +121,7 @@ class _Body:
     def __init__(self, receive: Receive, headers: Headers, most: int, pause: float) -> None:
         self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
         self._receive, self._most, self._pause = receive, most, pause
-        self._seen, self._began = 0, time.monotonic()
+        self._seen, self._began, self._late = 0, time.monotonic(), False
 
     async def receive(self) -> Message:
         """The next part of it; behind its end, the end of the connection, for which downloads wait.
@@ -131,19 +135,34 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, min(left, self._pause)))
         except asyncio.TimeoutError:
+            self._late = True
             raise ApiError(
                 408,
                 f"body: {self._seen} bytes came in {time.monotonic() - self._began:.0f} s; send it without a pause of "
                 f"{self._pause:g} s, and at least {LEAST_BYTES} bytes a second",
                 "timeout",
             ) from None
+        self._take(message)
+        if self._seen > self._most:
+            raise _too_long(self._most)
+        return message
+
+    async def forget(self) -> None:
+        """Reads the rest of it, if that comes soon."""
+        end = time.monotonic() + FORGET_SECONDS
+        while not (self.whole or self._late or self._seen > self._most):
+            try:
+                message = await asyncio.wait_for(self._receive(), max(0.0, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                return
+            if message["type"] != "http.request":  # the client is gone
+                return
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
-            self.whole = not message.get("more_body", False)
-            if self._seen > self._most:
-                self.whole = False
-                raise _too_long(self._most)
-        return message
+            self.whole = not message.get("more_body", False) and self._seen <= self._most
 
 
 def _too_long(most: int) -> ApiError:
