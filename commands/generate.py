@@ -252,6 +252,11 @@ class CheckpointOptions(Options):
         from vorta_trt.engines.manifest import MANIFEST
         from vorta_trt.model.checkpoint_place import is_checkpoint
 
+        if not target.exists():
+            raise FileNotFoundError(
+                f"{target}: no such bundle or ONNX file, and no such pipeline folder; make one with `vorta-trt build` "
+                f"or `vorta-trt export`, or give a checkpoint"
+            )
         given = [f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) is not None]
         if (target / MANIFEST).exists() or not is_checkpoint(target):
             if given:

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments [0]")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets children ignore it
     checkpoint = make_tiny(arguments.work / "tiny")
     whole = Case(arguments.work, checkpoint, arguments.steps)
     whole.wait()

@@ -220,7 +220,7 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
 def bench(group: dist.ProcessGroup, what: Any) -> tuple[Any, list[Any]]:
     """What `measure` of `bench parallel` gives for a case and options, and all that it tells; of all ranks."""
     told: list[Any] = []
-    world = World(group.rank(), group.size(), torch.device("cpu"), told.append)
+    world = World(group.rank(), group.size(), torch.device("cpu"), send=told.append)
     return measure(world, what), told
 
 
@@ -297,12 +297,14 @@ def videos(group: dist.ProcessGroup, folder: str, guidance: int, options: dict[s
 
 def exchanges(group: dist.ProcessGroup, scale: float) -> dict[str, Any]:
     """Everything that ranks exchange; then what is said of latents of which those of rank 1 differ in one bit."""
-    world = World(group.rank(), group.size(), torch.device("cpu"))
+    world = World(group.rank(), group.size(), torch.device("cpu"), timeout=25)
     ranks = Ranks(world, Layout(world.size, guidance=2), check_every=2)
-    assert ranks.passes is not None
+    assert ranks.passes is not None and ranks.sharing is not None
+    patience = [each._get_backend(world.device).options._timeout for each in (ranks.sharing, ranks.passes.group)]
     own = torch.full((1, 2, 3), scale * (world.rank + 1))
     text = {"rows": torch.arange(6.0).view(2, 3), "valid": torch.tensor([True, False])} if world.is_first else None
     found: dict[str, Any] = {
+        "patience": [each.total_seconds() for each in patience],
         "gathered": world.gather(world.rank),
         "from the first": world.from_first(world.rank + 7),
         "passes": [sample.unique().tolist() for sample in ranks.passes(own)],

@@ -100,7 +100,7 @@ def measure(world: World, what: tuple[StepCase, ParallelOptions]) -> dict[str, i
     layers, heads = case.layers_and_heads(subject.routed.config)
     bench = _Bench(world, options, subject, layers, heads)
     shapes = {(each.gpus, each.passes): each for each in options.layouts(case, heads)}
-    group_of = cache(dist.new_group)  # one for the same ranks of several layouts
+    group_of = cache(world.group)  # one for the same ranks of several layouts
     by_shape = {shape: Groups.of(layout, world.rank, group_of) for shape, layout in shapes.items()}
     for mix in options.mixes:
         for layout in options.layouts(case, heads):

@@ -87,10 +87,10 @@ def choose_layout(
             + (f"; give {' or '.join(can)}" if can else "; leave it out: guidance in parallel needs a guidance scale")
         )
     if heads % layout.sharing:
-        fitting = [str(each) for each in range(1, layout.sharing) if heads % each == 0][-3:]
+        fitting = [str(each) for each in range(1, heads + 1) if heads % each == 0]
         raise ValueError(
             f"gpus {ranks}: {layout.sharing} ranks would share the {heads} heads of the model, which must divide; "
-            f"{' or '.join(fitting)} {'do' if len(fitting) > 1 else 'does'}"
+            f"{', '.join(fitting[:-1])} and {fitting[-1]} do"
             + (" (twice as many with guidance in parallel)" if layout.guidance > 1 else "")
         )
     return layout

@@ -38,8 +38,7 @@ class Ranks:
     def __init__(self, world: World, layout: Layout, check_every: int = 0) -> None:
         self.world, self.layout, self._check_every = world, layout, check_every
         sharers, partners = (
-            [(ranks, distributed.new_group(ranks)) for ranks in groups]  # all ranks make all groups
-            for groups in (layout.sharers(), layout.partners())
+            [(ranks, world.group(ranks)) for ranks in groups] for groups in (layout.sharers(), layout.partners())
         )
         own = {name: _own(world.rank, groups) for name, groups in (("sharing", sharers), ("partners", partners))}
         self.sharing: Group | None = own["sharing"] if layout.sharing > 1 else None
@@ -89,12 +88,12 @@ class PassExchange:
     """
 
     def __init__(self, group: Group, own: int) -> None:
-        self._group, self.own = group, own
+        self.group, self.own = group, own
 
     def __call__(self, sample: Tensor) -> list[Tensor]:
         """The conditional and the unconditional sample, of the one that was computed here."""
         samples = [torch.empty_like(sample) for _ in range(PASSES)]
-        distributed.all_gather(samples, sample.contiguous(), group=self._group)
+        distributed.all_gather(samples, sample.contiguous(), group=self.group)
         return samples
 
 

@@ -8,7 +8,7 @@ LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors on GPUs trave
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,18 +37,25 @@ class World:
         rank: Its number, from 0.
         size: How many there are.
         device: Where it computes.
+        timeout: Seconds that an exchange may take, in groups that are made of these ranks as well.
         send: Tells the process that launched this one something; does nothing under torchrun.
     """
 
     rank: int
     size: int
     device: torch.device
+    timeout: float = TIMEOUT
     send: Callable[[Any], None] = lambda message: None
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which encodes text, writes files and reports."""
         return self.rank == 0
+
+    def group(self, ranks: Sequence[int]) -> Any:
+        """A group of torch.distributed of some ranks; all ranks make all groups, in the same order."""
+        # Without its own time-out a group waits for half an hour, whatever the default group does.
+        return distributed.new_group(list(ranks), timeout=timedelta(seconds=self.timeout))
 
     def gather(self, value: Value) -> list[Value]:
         """A value of every rank, by rank; any object that can be pickled."""
@@ -95,7 +102,7 @@ def join(
             os.environ.setdefault(name, LOOPBACK)
     distributed.init_process_group(BACKENDS[kind], timeout=timedelta(seconds=timeout))
     device = torch.device(kind, local) if kind == CUDA else torch.device(kind)
-    world = World(rank, size, device, send or World.send)
+    world = World(rank, size, device, timeout, send or World.send)
     check_alike(world.gather(versions_here(device)))
     yield world
     # Not after an error: ending a group waits for its exchanges, and the other ranks may be gone.
