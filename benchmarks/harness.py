@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.files import write_json
+from vorta_trt.plugins.gpu import driver_version
 
 HERE = Path(__file__).parent
 REPORTED_PACKAGES = (
@@ -33,14 +34,12 @@ REPORTED_PACKAGES = (
 
 
 def environment(source: Path = HERE) -> dict[str, Any]:
-    """GPU, driver, versions, command and commit: what a reader needs to repeat a run.
+    """GPUs, driver, versions, command and commit: what a reader needs to repeat a run.
 
     The commit is that of the folder `source`, none if it is an installed one; the variable VORTA_COMMIT names it on a
     machine that holds the files without their history.
     """
-    gpu, _, driver = (
-        _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
-    ).partition(", ")
+    names = (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
     return {
         "date": date.today().isoformat(),
         "command": shlex.join(_command(sys.argv)),
@@ -48,8 +47,9 @@ def environment(source: Path = HERE) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "cpu": _cpu_name(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": gpu or None,
-        "driver": driver or None,
+        "gpu": ", ".join(dict.fromkeys(names)) or None,
+        "gpus": len(names),
+        "driver": driver_version() if names else None,
         "python": platform.python_version(),
         "versions": {name: version for name in REPORTED_PACKAGES if (version := _version(name))},
     }

@@ -35,6 +35,17 @@ def test_environment_names_the_command_and_no_folders(
     assert "torch" in environment["versions"] and environment["cpu_cores"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("names", "gpu"), [("NVIDIA H200\nNVIDIA H200\n", "NVIDIA H200"), ("A\nB\n", "A, B"), (None, None)]
+)
+def test_gpus_of_one_kind_are_named_once(names: str | None, gpu: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_output", lambda program, *_: names if program == "nvidia-smi" else None)
+    monkeypatch.setattr(harness, "driver_version", lambda: "580.159.04")
+    about = harness.environment()
+    assert (about["gpu"], about["gpus"]) == (gpu, 0 if names is None else 2)
+    assert about["driver"] == ("580.159.04" if names else None)
+
+
 def test_a_folder_without_history_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VORTA_COMMIT", raising=False)
     assert harness.environment(tmp_path)["commit"] is None
