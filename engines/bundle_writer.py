@@ -209,7 +209,9 @@ class BundleWriter:
         plugin = (
             None
             if library is None
-            else _plugin_info(library, built.plugin_layers, self._include_plugin, self._options.plugin_in_plan)
+            else _plugin_info(
+                library, model.onnx, built.plugin_layers, self._include_plugin, self._options.plugin_in_plan
+            )
         )
         size = model.key.size if self._engines > 1 else None
         record = _record(self._flavour, self._options, model, size, built, plugin)
@@ -378,10 +380,10 @@ def _record(
     )
 
 
-def _plugin_info(path: Path, layer_count: int, included: bool, in_plan: bool) -> PluginInfo:
+def _plugin_info(path: Path, onnx: OnnxFile, layer_count: int, included: bool, in_plan: bool) -> PluginInfo:
     library = PluginLibrary(path)
     return PluginInfo(
-        name=ROUTED_ATTENTION.name,
+        name=next((node.operator for node in onnx.routed_nodes), ROUTED_ATTENTION.name),
         version=ROUTED_ATTENTION.version,
         namespace=ROUTED_ATTENTION.namespace,
         library=names.PLUGIN_LIBRARY,

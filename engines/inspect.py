@@ -116,7 +116,8 @@ class BundleReport(BaseModel):
             yield f"float8     {count} weights of the checkpoint"
         yield f"attention  {describe_attention(m.attention_precision)}"
         if m.metadata is not None:
-            yield from self.manifest.model_metadata(self.path).linear_lines()
+            metadata = self.manifest.model_metadata(self.path)
+            yield from (*metadata.linear_lines(), *metadata.gpu_lines())
         if m.geometry is not None:
             geometry = AttentionGeometry.from_dict(m.geometry)
             yield f"geometry   {geometry}"
@@ -164,7 +165,7 @@ class OnnxReport(BaseModel):
     without_function_body: list[str]  # operators
     nodes_without_plugin_attributes: list[str]
     attention_precision: AttentionPrecision
-    linears: list[str]  # lines
+    linears: list[str]  # lines, and of a model for several GPUs
     inputs: dict[str, str]
     outputs: dict[str, str]
     network: NetworkReport
@@ -296,7 +297,7 @@ def inspect_onnx(path: str | Path) -> OnnxReport:
         without_function_body=[name for name in operators if name not in onnx.function_bodies],
         nodes_without_plugin_attributes=[node.name for node in onnx.operator_nodes if not node.has_plugin_attributes],
         attention_precision=onnx.attention_precision,
-        linears=[] if metadata is None else metadata.linear_lines(),
+        linears=[] if metadata is None else [*metadata.linear_lines(), *metadata.gpu_lines()],
         inputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.input},
         outputs={value.name: tensors.get(value.name, "unknown") for value in onnx.model.graph.output},
         network=report_network(graph),

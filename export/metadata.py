@@ -172,6 +172,10 @@ class ModelMetadata(_Record):
             return "same"
         return f"fp8, {len(self.fp8_layers)} layers; kept {' '.join(self.linear_keep) or 'none that could be'}"
 
+    def gpu_lines(self) -> list[str]:
+        """What `vorta-trt inspect` shows of a model for several GPUs."""
+        return [] if self.ulysses == 1 else [f"GPUs       {self.ulysses} share every pass; run it with --gpus"]
+
     def linear_lines(self) -> list[str]:
         """What `vorta-trt inspect` shows of the linear layers: those with fp8 products, and the patterns of others."""
         if self.linear_precision == "same":

@@ -9,6 +9,7 @@ import pytest
 
 from vorta_trt.engines import build_engine
 from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.inspect import inspect_bundle
 from vorta_trt.export import export_onnx
 from vorta_trt.plugins import VortaError
 from vorta_trt.runtime import Engine
@@ -23,6 +24,8 @@ def test_an_engine_for_several_gpus_is_built_and_does_not_run_alone(tiny_wan: Ti
     bundle = build_engine(onnx, tmp_path / "several.bundle")
     assert bundle.manifest.metadata is not None and bundle.manifest.metadata["ulysses"] == RANKS
     assert bundle.manifest.plugin.layers == 2
+    assert bundle.manifest.plugin.name == "UlyssesAttention"
+    assert "GPUs       3 share every pass; run it with --gpus" in [*inspect_bundle(bundle.path).lines()]
     inputs = {spec.name: (spec.dtype, spec.shape) for spec in bundle.manifest.inputs}
     assert inputs["rank"] == ("int32", [1])
     assert inputs["head_orders"] == ("int32", [2, 3])
