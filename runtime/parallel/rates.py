@@ -4,7 +4,8 @@
 `H100` holds what was measured on an H100 80 GB at 72,000 and 108,256 tokens (docs/measurements.md), inside whole
 passes, where the clock is lower than in an operator on its own. A pass of the two published models in 16 bits, and of
 the larger with fp8, is predicted within 5 % of what an H100 took (tests/runtime/parallel/test_rank_plan.py). An H200
-takes 6 % less in 16 bits, and 7 and 12 % less with fp8; no other size was compared.
+takes 1 and 6 % less in 16 bits, and 7 and 12 % less with fp8. On two H200 a pass was predicted within 0.1 %, though its
+exchanges took 42 % longer than predicted. No other size was compared, and no more GPUs.
 """
 
 from __future__ import annotations
