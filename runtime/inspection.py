@@ -16,7 +16,7 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.model.geometry import Branch
-from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory
+from vorta_trt.runtime.memory_plan import CARDS, MemoryPlan, plan_memory, shared_by
 from vorta_trt.runtime.parallel.rank_plan import RankPlan, plan_ranks
 from vorta_trt.runtime.parallel.rates import PassWork
 from vorta_trt.runtime.target import Target, check_targets, read_target
@@ -78,7 +78,8 @@ def inspect_target(
         checkpoint: A pipeline folder, for the plan's text encoder and VAE.
         component: Which engine of a bundle is shown, as for `read_target`; its second expert for an ONNX file.
         size: The same.
-        gpus: Plan memory and time of this many GPUs that share a pass; None: of one, without time.
+        gpus: Plan memory and time of this many GPUs that share a pass; None: of as many as the engine is for, of one
+            without time.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -93,8 +94,9 @@ def inspect_target(
     report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
     if report.is_part and gpus is not None:
         raise ValueError(f"gpus {gpus}: {path} is no transformer, whose tokens and heads GPUs share; leave it out")
-    plan = None if report.is_part else plan_memory(target, checkpoint, cards, _second(path, target), gpus or 1)
-    passes = {} if gpus is None or target.metadata is None else _pass_plans(target.metadata, gpus)
+    plan = None if report.is_part else plan_memory(target, checkpoint, cards, _second(path, target), gpus)
+    timed = gpus is not None or (plan is not None and plan.gpus > 1)
+    passes = _pass_plans(target.metadata, shared_by(target, gpus)) if timed and target.metadata is not None else {}
     if plot is not None:
         from vorta_trt.engines.picture import draw_layers
 

@@ -120,7 +120,7 @@ def parts_of_rank(parts: EngineParts, metadata: ModelMetadata, ranks: int) -> En
     """What each of several GPUs takes that share the tokens and heads of a pass; estimated from one GPU's figures.
 
     Weights are on every GPU. Activations are those of its tokens, the attention's workspace is that of its heads, and
-    there are buffers for the exchange.
+    there are buffers for the exchange. Of an engine that is built for so many GPUs, the builder's figure has it all.
 
     Args:
         parts: On one GPU.
@@ -138,6 +138,8 @@ def parts_of_rank(parts: EngineParts, metadata: ModelMetadata, ranks: int) -> En
     workspace = None if parts.workspace is None else _workspace(metadata, batch, metadata.num_heads // ranks)
     of_tokens = max(0, parts.activations - (parts.workspace or 0)) * work.rows(ranks) // work.rows(1)
     exchange = batch * work.exchange_bytes(ranks)
+    if metadata.ulysses == ranks and parts.stated:
+        return replace(parts, workspace=workspace, exchange=exchange)
     return replace(
         parts,
         activations=of_tokens + (workspace or 0) + exchange,

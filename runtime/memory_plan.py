@@ -140,7 +140,7 @@ def plan_memory(
     checkpoint: Path | None = None,
     cards: Sequence[float] = CARDS,
     second: Target | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
 ) -> MemoryPlan:
     """Plans the memory of a bundle or an ONNX file.
 
@@ -149,7 +149,8 @@ def plan_memory(
         checkpoint: A diffusers pipeline folder, for text encoder and VAE.
         cards: GiB of each card.
         second: The second of two experts.
-        gpus: How many share the tokens and heads of a pass; see `parts_of_rank`.
+        gpus: How many share the tokens and heads of a pass, see `parts_of_rank`; None: as many as the engine is built
+            for.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -158,6 +159,7 @@ def plan_memory(
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
     rest = pipeline_parts(checkpoint, target.metadata, target.bundle)
+    gpus = shared_by(target, gpus)
     parts = _parts(target, gpus)
     other = None if second is None else _parts(second, gpus)
     latents = sampling_bytes(target.metadata)
@@ -184,6 +186,14 @@ def plan_memory(
         gpus=gpus,
         exchange=parts.exchange,
     )
+
+
+def shared_by(target: Target, gpus: int | None) -> int:
+    """How many GPUs share a pass; raises ValueError if an engine for several is asked for another number."""
+    built_for = 1 if target.metadata is None else target.metadata.ulysses
+    if built_for > 1 and gpus not in (None, built_for):
+        raise ValueError(f"gpus {gpus}: {target.path} is for {built_for} GPUs that share every pass; leave it out")
+    return gpus or built_for
 
 
 def _parts(target: Target, gpus: int) -> EngineParts:

@@ -336,3 +336,9 @@ def test_several_gpus_share_activations_and_need_buffers_for_the_exchange(bundle
     lines = list(plan.lines())
     assert lines[0] == "of the first of 3 GPUs that share a pass; the others need no text encoder and no VAE"
     assert any("buffers of the exchange" in line for line in lines)
+    built = replace(target, metadata=target.metadata.model_copy(update={"ulysses": 3}))
+    again = plan_memory(built, wan_pipeline, (24,))
+    assert (again.gpus, again.exchange) == (3, plan.exchange)
+    assert again.activations_stated and again.activations[2] == one.activations, "the builder's figure is a GPU's"
+    with pytest.raises(ValueError, match="gpus 1: .* is for 3 GPUs that share every pass; leave it out"):
+        plan_memory(built, wan_pipeline, (24,), gpus=1)
