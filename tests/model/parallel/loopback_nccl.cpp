@@ -13,7 +13,6 @@
 #include <map>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -25,10 +24,9 @@ struct Id {
 struct Comm {
   std::string name;
   int rank;
-  std::map<std::pair<int, int>, int> counts;  // messages from one rank to another so far
+  std::map<int, int> sent, received;  // messages so far by peer, which may be the rank itself
 
-  std::string file(int from, int to) {
-    const int number = counts[{from, to}]++;
+  std::string file(int from, int to, int number) const {
     return "/dev/shm/" + name + "." + std::to_string(from) + "." + std::to_string(to) + "." + std::to_string(number);
   }
 };
@@ -47,13 +45,13 @@ thread_local std::vector<Message> group;
 int send(const Message& message) {
   std::vector<char> bytes(message.bytes);
   if (cudaMemcpy(bytes.data(), message.data, message.bytes, cudaMemcpyDeviceToHost) != cudaSuccess) return 1;
-  const std::string file = message.comm->file(message.comm->rank, message.peer);
+  const std::string file = message.comm->file(message.comm->rank, message.peer, message.comm->sent[message.peer]++);
   std::ofstream(file + ".part", std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   return std::rename((file + ".part").c_str(), file.c_str()) == 0 ? 0 : 2;
 }
 
 int receive(const Message& message) {
-  const std::string file = message.comm->file(message.peer, message.comm->rank);
+  const std::string file = message.comm->file(message.peer, message.comm->rank, message.comm->received[message.peer]++);
   for (int wait = 0; access(file.c_str(), R_OK) != 0; ++wait) {
     if (wait > 60000) return 6;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -85,7 +83,7 @@ int ncclGetUniqueId(Id* id) {
 int ncclCommInitRank(Comm** comm, int /*ranks*/, Id id, int rank) {
   uint64_t hash = 14695981039346656037u;  // FNV-1a, for the bytes may be those of NCCL
   for (const char byte : id.text) hash = (hash ^ static_cast<unsigned char>(byte)) * 1099511628211u;
-  *comm = new Comm{"vorta-loopback-" + std::to_string(hash), rank, {}};
+  *comm = new Comm{"vorta-loopback-" + std::to_string(hash), rank, {}, {}};
   return 0;
 }
 
