@@ -53,7 +53,7 @@ int send(const Message& message) {
 int receive(const Message& message) {
   const std::string file = message.comm->file(message.peer, message.comm->rank, message.comm->received[message.peer]++);
   for (int wait = 0; access(file.c_str(), R_OK) != 0; ++wait) {
-    if (wait > 60000) return 6;
+    if (wait > 10000) return 6;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   std::vector<char> bytes(message.bytes + 1);

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,21 @@ from .ulysses_worker import run
 
 pytestmark = pytest.mark.gpu
 
+LIMIT = 30  # seconds that the processes of a test may take
+PACKAGES = Path(torch.__file__).parents[1]
+
 
 def compare(ranks: int, seed: int, folder: Path, one_gpu: bool = False) -> None:
     identity = create_id(load_library())
-    spawn(run, (ranks, identity, seed, str(folder / "found"), one_gpu), nprocs=ranks)  # type: ignore[no-untyped-call]
+    arguments = (ranks, identity, seed, str(folder / "found"), one_gpu)
+    context = spawn(run, arguments, nprocs=ranks, join=False)  # type: ignore[no-untyped-call]
+    end = time.monotonic() + LIMIT
+    try:
+        while not context.join(timeout=1):  # raises what a rank raises
+            assert time.monotonic() < end, f"ranks have not ended within {LIMIT} s"
+    finally:
+        for process in context.processes:
+            process.kill()
     for rank in range(ranks):
         found = torch.load(folder / f"found{rank}")
         print(rank, found)
@@ -49,16 +60,15 @@ def test_every_rank_gets_its_rows_of_the_whole(
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_on_one_gpu(ranks: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("g++") or pytest.skip("needs g++ to make the library in NCCL's place")
-    folders = [Path("/usr/local/cuda/include"), *Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")]
+    folders = [*PACKAGES.glob("nvidia/*/include"), Path("/usr/local/cuda/include")]
     include = next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
-    runtimes = [*Path(sysconfig.get_path("purelib")).glob("nvidia/*/lib/libcudart.so.*"),
-                *Path("/usr/local/cuda/lib64").glob("libcudart.so.*")]  # fmt: skip
-    if include is None or not runtimes:
+    places = [*PACKAGES.glob("nvidia/*/lib/libcudart.so.*"), *Path("/usr/local/cuda/lib64").glob("libcudart.so.*")]
+    if include is None or not places:
         pytest.skip("needs cuda_runtime_api.h and libcudart")
     library = tmp_path / "libnccl.so.2"
     source = Path(__file__).with_name("loopback_nccl.cpp")
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{include}", str(source), str(runtimes[0])]
+    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{include}", str(source), str(places[0])]
     subprocess.run([*command, "-o", str(library)], check=True)
     monkeypatch.setenv("VORTA_TRT_NCCL", str(library))
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(runtimes[0].parent), prepend=":")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(places[0].parent), prepend=":")
     compare(ranks, seed, tmp_path, one_gpu=True)

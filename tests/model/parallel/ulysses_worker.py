@@ -50,7 +50,7 @@ def same_on_all_ranks(case: Case, seed: int) -> tuple[Tensor, ...]:
     tokens = [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
     routes = torch.randint(0, 3, (case.batch, case.heads), generator=generator)
     order = torch.randperm(case.heads, generator=generator)
-    length = torch.randint(1, case.text + 1, (case.batch,), generator=generator)
+    length = torch.randint(1, max(case.text, 1) + 1, (case.batch,), generator=generator)
     return *(tensor.cuda() for tensor in tokens), *(tensor.int().cuda() for tensor in (routes, order, length))
 
 
@@ -104,6 +104,7 @@ def run(rank: int, ranks: int, identity: bytes, seed: int, path: str, one_gpu: b
             for i, case in enumerate(CASES)
             for captured in (False, *([] if one_gpu else [True]))
             if case.heads % ranks == 0
+            and (case.precision == "same" or torch.cuda.get_device_capability() >= (8, 9))  # where fp8 kernels are
         }
         check(library, ranks)
         assert rank_of(library, ranks) == rank
