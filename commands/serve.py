@@ -13,6 +13,7 @@ import typer
 from vorta_trt.commands.app import Debug, command
 from vorta_trt.commands.expand import Options
 from vorta_trt.commands.generate import EngineOptions
+from vorta_trt.commands.options import Gpus
 from vorta_trt.runtime.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -101,7 +102,10 @@ def serve(
         list[str] | None,
         typer.Option(help="A server from which images may be fetched over HTTPS [default: no URL is opened]."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that make videos, each with the models loaded.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that make videos side by side, each with the models loaded.")
+    ] = 1,
+    gpus: Gpus = None,
     log: Annotated[str, typer.Option(metavar="json|text", help="The format of the log on stderr.")] = "json",
     debug: Debug = False,
 ) -> None:
@@ -129,7 +133,7 @@ def serve(
     keys = _keys(api_key or [], api_key_file)
     if not keys and host not in LOOPBACK:
         typer.echo(f"warning: whoever reaches {host} may use this server; give --api-key-file", err=True)
-    settings = _settings(models, engine, limits, checkpoint, preset, jobs)
+    settings = _settings(models, engine, limits, checkpoint, preset, jobs, gpus or 1)
     settings = settings.model_copy(
         update={
             "api_keys": keys,
@@ -142,14 +146,27 @@ def serve(
 
 
 def _settings(
-    models: list[str], engine: EngineOptions, limits: Limits, checkpoint: Path | None, preset: str | None, jobs: Path
+    models: list[str],
+    engine: EngineOptions,
+    limits: Limits,
+    checkpoint: Path | None,
+    preset: str | None,
+    jobs: Path,
+    gpus: int,
 ) -> ServeSettings:
     from vorta_trt.serving.settings import ModelSettings, ServeSettings
 
+    if gpus > 1 and engine.device is not None:
+        raise typer.BadParameter(
+            f"{engine.device}: each of several processes has the GPU of its number; choose GPUs with "
+            f"CUDA_VISIBLE_DEVICES",
+            param_hint="--device",
+        )
     pipeline = {name: value for name, value in engine.arguments().items() if value is not None}
     return ServeSettings(
         models=tuple(
-            ModelSettings(**_named(model), checkpoint=checkpoint, preset=preset, pipeline=pipeline) for model in models
+            ModelSettings(**_named(model), checkpoint=checkpoint, preset=preset, pipeline=pipeline, gpus=gpus)
+            for model in models
         ),
         jobs=jobs,
         most_queued=limits.queue,

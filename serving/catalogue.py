@@ -36,6 +36,7 @@ from vorta_trt.serving.video_request import (
 )
 
 if TYPE_CHECKING:
+    from vorta_trt.runtime.pipelines.making import MakeVideos
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
 MOST_PLANS = 128  # that are kept
@@ -67,6 +68,7 @@ class ServedModel:
         self.created = int(settings.source.stat().st_mtime)
         self._plans: OrderedDict[tuple[str, str], PlannedRequest] = OrderedDict()
         self._lock = threading.Lock()
+        self._check_gpus()
 
     @cached_property
     def flavour(self) -> str | None:
@@ -91,10 +93,31 @@ class ServedModel:
         return min((kind.images for kind in kinds), key=len)
 
     def pipeline(self) -> VortaPipeline:
-        """Loads the model."""
+        """Loads the model, on several GPUs in as many processes."""
         from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
+        if self.settings.gpus > 1:
+            from vorta_trt.runtime.pipelines.group_pipeline import GroupPipeline
+
+            return GroupPipeline(self._together(), self.settings.gpus)
         return VortaPipeline(RequestPlanner(self.settings.source, self.settings.checkpoint), **self.settings.pipeline)
+
+    def _together(self) -> MakeVideos:
+        """What the processes of several GPUs are told."""
+        from vorta_trt.runtime.pipelines.making import MakeVideos
+        from vorta_trt.runtime.sampling.params import SamplingParams
+
+        given = self.settings
+        params = SamplingParams(**self.defaults)
+        return MakeVideos(given.source, checkpoint=given.checkpoint, pipeline=given.pipeline, params=params)
+
+    def _check_gpus(self) -> None:
+        """Raises ValueError unless the model can be shared by its GPUs."""
+        from vorta_trt.runtime.pipelines.making import layout_of
+
+        if self.settings.gpus > 1:
+            request = self._together()
+            layout_of(request, self.planner, self.planner.plan(request.params), self.settings.gpus)
 
     def plan(self, params: SamplingParams, size: str) -> PlannedRequest:
         """`RequestPlanner.plan`; the last ones are kept, since a plan does not depend on prompt and seed.

@@ -269,14 +269,18 @@ def _kept(number: int) -> str:
 
 
 def gpu_of(settings: ServeSettings, worker: int) -> dict[str, str]:
-    """The environment that shows a worker one of several GPUs, in turn, unless --device says which."""
+    """The environment that shows a worker the GPUs that it needs of several, in turn, unless --device says which."""
     import torch
 
     if any(model.pipeline.get("device") is not None for model in settings.models):
         return {}
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(number) for number in range(torch.cuda.device_count())] if chosen is None else chosen.split(",")
-    return {"CUDA_VISIBLE_DEVICES": visible[worker % len(visible)]} if len(visible) > 1 else {}
+    groups = len(visible) // settings.worker_gpus
+    if len(visible) < 2 or not groups:  # too few are told where they are used
+        return {}
+    first = worker % groups * settings.worker_gpus
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + settings.worker_gpus])}
 
 
 def _ended(code: int) -> str:

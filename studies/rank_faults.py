@@ -60,9 +60,13 @@ def main() -> None:
     for what, number, victims, code in FAULTS:
         for victim in victims:
             for _ in range(arguments.times):
-                case = Case(arguments.work, checkpoint, arguments.steps)
-                rows.append(case.hit(what, number, victim, moments.uniform(0.2, 0.9) * life, code))
-                print(rows[-1], flush=True)
+                moment, row = moments.uniform(0.2, 0.9) * life, {"hit": False}
+                while not row["hit"]:  # again where it had ended before, as on a machine with other work it may
+                    case = Case(arguments.work, checkpoint, arguments.steps)
+                    row = case.hit(what, number, victim, moment, code)
+                    moment *= 0.7
+                rows.append(row)
+                print(row, flush=True)
     figures = {"seconds_without_a_fault": round(life, 1), "exchange_timeout": TIMEOUT, "cases": rows}
     print(f"written: {write_result(arguments.results, 'rank-faults', figures)}")
     if bad := [row for row in rows if not row["as_it_should"]]:
@@ -151,7 +155,7 @@ class Case:
             "left": sorted(left),
             "files": files,
             "error": errors[0][:200] if errors else None,
-            "as_it_should": not hit or (not left and returned == code and not visible),
+            "as_it_should": not left and returned == code and not visible,
             "hit": hit,
         }
 

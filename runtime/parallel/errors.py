@@ -24,6 +24,10 @@ class RankError(ParallelError):
         self.__cause__ = RemoteTraceback(traceback) if traceback else None
 
 
+class StoppedError(ParallelError):
+    """Rank 0 stopped what all do together, at a step; every rank is ready for the next."""
+
+
 class RemoteTraceback(Exception):  # noqa: N818  # as multiprocessing calls its own
     """The traceback of another process, as the cause of an error in this one."""
 

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import connection, get_context
@@ -73,8 +73,8 @@ def launch(
     kind = kind or (CUDA if torch.cuda.is_available() else CPU)
     if kind == CUDA:
         check_gpus(gpus)
-    with signals_raise(), _rendezvous(port, timeout) as meeting:
-        ranks = _Ranks(function, argument, gpus, kind, meeting, timeout)
+    with signals_raise(), rendezvous(port, timeout) as meeting:
+        ranks = RankProcesses(function, dict.fromkeys(range(gpus), argument), gpus, kind, meeting, timeout)
         try:
             ranks.start()
             return ranks.wait(on_message or (lambda rank, content: None))
@@ -83,7 +83,7 @@ def launch(
 
 
 @contextmanager
-def _rendezvous(port: int | None, timeout: float) -> Iterator[int]:
+def rendezvous(port: int | None, timeout: float) -> Iterator[int]:
     """The port of a store that all ranks connect to, on this machine alone; nobody can take the port before them."""
     listening = socket.create_server((LOCALHOST, 0)) if port is None else _listen(port)
     with listening:
@@ -111,49 +111,68 @@ def _listen(port: int) -> socket.socket:
         ) from error
 
 
-class _Ranks:
-    """The processes of one run."""
+def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
+    """What tells a rank of this machine who it is and where the others are, see `world`."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": LOCALHOST,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the launcher's, as torchrun's is
+    }
+
+
+class RankProcesses:
+    """Processes of one run, all ranks or some.
+
+    Args:
+        function: See `launch`.
+        arguments: Of the ranks that are started, by rank.
+        count: Of all ranks.
+        kind: See `launch`.
+        port: Of `rendezvous`.
+        timeout: See `launch`.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], argument: Any, count: int, kind: str, port: int, timeout: float
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[int, Any],
+        count: int,
+        kind: str,
+        port: int,
+        timeout: float,
     ) -> None:
-        self._timeout = timeout
+        self._count, self._timeout = count, timeout
         spawn = get_context("spawn")  # a CUDA context does not survive a fork
-        self._processes: list[SpawnProcess] = []
-        self._pipes: list[connection.Connection] = []
+        self._processes: dict[int, SpawnProcess] = {}
+        self._pipes: dict[int, connection.Connection] = {}
         self._writers: list[connection.Connection] = []
-        for rank in range(count):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count),
-                "MASTER_ADDR": LOCALHOST,
-                "MASTER_PORT": str(port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the launcher's, as torchrun's is
-            }
+        for rank, argument in arguments.items():
             reader, writer = spawn.Pipe(duplex=False)
-            arguments = (writer, function, argument, environment, kind, timeout)
-            self._processes.append(spawn.Process(target=run_rank, args=arguments, name=f"rank {rank}"))
-            self._pipes.append(reader)
+            given = (writer, function, argument, environment_of(rank, count, port), kind, timeout)
+            self._processes[rank] = spawn.Process(target=run_rank, args=given, name=f"rank {rank}")
+            self._pipes[rank] = reader
             self._writers.append(writer)
 
     def start(self) -> None:
         """Starts all. Ctrl-C in a terminal reaches every process of it; the ranks leave it to this one."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            for process, writer in zip(self._processes, self._writers, strict=True):
+            for process, writer in zip(self._processes.values(), self._writers, strict=True):
                 process.start()
                 writer.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, on_message: OnMessage) -> list[Any]:
-        """What the ranks return; RankError of the one that failed first."""
+        """What the ranks return, in their order; RankError of the one that failed first."""
         results: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
-        open_pipes = dict(zip(self._pipes, range(len(self._pipes)), strict=True))
-        running = {process.sentinel: rank for rank, process in enumerate(self._processes)}
+        open_pipes = {pipe: rank for rank, pipe in self._pipes.items()}
+        running = {process.sentinel: rank for rank, process in self._processes.items()}
         until: float | None = None
         while open_pipes or running:
             left = None if until is None else until - time.monotonic()
@@ -185,13 +204,13 @@ class _Ranks:
             elif until is None and len(results) == len(self._processes):
                 until = time.monotonic() + LEAVE
         if failures:
-            silent = set(range(len(self._processes))) - results.keys() - failures.keys()
-            raise _first(failures, len(self._processes), sorted(silent), self._timeout)
-        return [results[rank] for rank in range(len(self._processes))]
+            silent = self._processes.keys() - results.keys() - failures.keys()
+            raise _first(failures, self._count, sorted(silent), self._timeout)
+        return [results[rank] for rank in self._processes]
 
     def stop(self) -> None:
         """Ends those that still run, and reaps all. May be called twice."""
-        started = [process for process in self._processes if process.pid is not None]
+        started = [process for process in self._processes.values() if process.pid is not None]
         for process in started:
             if process.is_alive():
                 process.terminate()
@@ -201,7 +220,7 @@ class _Ranks:
             if process.is_alive():
                 process.kill()
                 process.join()
-        for pipe in (*self._pipes, *self._writers):
+        for pipe in (*self._pipes.values(), *self._writers):
             pipe.close()
 
 

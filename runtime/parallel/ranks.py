@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 
 from vorta_trt.model.parallel.vae_rows import RowSplit
 from vorta_trt.runtime.parallel.checksums import check_same, checksum
+from vorta_trt.runtime.parallel.errors import StoppedError
 from vorta_trt.runtime.parallel.layout import PASSES, Layout
 from vorta_trt.runtime.parallel.world import World
 
@@ -63,6 +64,21 @@ class Ranks:
             distributed.broadcast(tensor, src=0)
             made[name] = tensor
         return made
+
+    def agree(self, stops: BaseException | None) -> None:
+        """Lets rank 0 stop all ranks, which come here together.
+
+        Args:
+            stops: What rank 0 stops for, if it does; ignored on the others.
+
+        Raises:
+            BaseException: That, on rank 0.
+            StoppedError: On the others.
+        """
+        flag = torch.tensor([stops is not None])
+        distributed.broadcast(flag, src=0)
+        if bool(flag):
+            raise stops if self.world.is_first and stops is not None else StoppedError("rank 0 has stopped the request")
 
     def rows(self, count: int) -> RowSplit:
         """The rows of a frame over all ranks."""

@@ -7,8 +7,8 @@ torchrun started (`make_as_rank`). Rank 0 writes the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -200,25 +200,35 @@ def make_as_rank(
     world: World, request: MakeVideos, *, on_video: OnVideo, on_step: OnStep, on_stage: OnStage
 ) -> ResidencyChoice:
     """`make_videos` as one of several ranks; what is done is told on the first one."""
-    on_gpu = world.device.type == CUDA
+    nothing = lambda *what: None  # noqa: E731
+    with as_rank(world, request) as (planner, ranks, device):
+        return make_videos(
+            request,
+            planner,
+            ranks=ranks,
+            device=device,
+            on_video=on_video,
+            on_step=on_step if world.is_first else nothing,
+            on_stage=on_stage if world.is_first else nothing,
+        )
+
+
+@contextmanager
+def as_rank(world: World, request: MakeVideos) -> Iterator[tuple[RequestPlanner, Ranks, str | None]]:
+    """The planner of a request on a rank, its part among the ranks, and the device of its engines, None for the usual.
+
+    Within the block, engines for several GPUs reach each other.
+    """
+    on_gpu = world.device.type == CUDA and request.target is not None
     planner = request.planner(world.device)
     layout = layout_of(request, planner, planner.plan(request.params), world.size)
     ranks = Ranks(world, layout, request.check_every)
-    nothing = lambda *what: None  # noqa: E731
     library = None
     if on_gpu and request.target is not None and ranks.sharing is not None:
         bundle = read_target(request.target).bundle
         library = None if bundle is None else bundle.plugin_library(world.device.index)
     with nullcontext() if library is None else engine_ranks(library, ranks.sharing, world.device):
-        return make_videos(
-            request,
-            planner,
-            ranks=ranks,
-            device=str(world.device) if on_gpu and request.target is not None else None,
-            on_video=on_video,
-            on_step=on_step if world.is_first else nothing,
-            on_stage=on_stage if world.is_first else nothing,
-        )
+        yield planner, ranks, str(world.device) if on_gpu else None
 
 
 def make_with_gpus(

@@ -319,7 +319,9 @@ class VortaPipeline:
             seed = secrets.randbits(32) if params.seed is None else params.seed
             planned = self.plan(params, VideoSize(*planner.size))
             noise = _noise(seeds or [seed] * len(prompts), generator)
-            sampling = Sampling(params, planned, noise, images, locate, on_step)
+            sampling = Sampling(params, planned, noise, images, locate, self._together(on_step))
+            request = {"params": params.updated(seed=None), "seeds": seeds or [seed] * len(prompts), "locate": locate}
+            self._announce(prompts, size=VideoSize(*planner.size), **request, **given)
             self.parts.kind = kind
             self.parts.on_stage = on_stage or (lambda *_: None)
             # What is freed between the stages is loaded once for all prompts.
@@ -328,6 +330,28 @@ class VortaPipeline:
                 videos = self._videos(prompts[first : first + together], first, sampling, on_frames)
                 for number, video in enumerate(videos, first):
                     on_video(number, video)
+
+    def _announce(self, prompts: Sequence[str], **request: Any) -> None:
+        """Called with a request that was checked, before any of it is done; what a pipeline of several does with it."""
+
+    def _together(self, on_step: OnStep | None) -> OnStep | None:
+        """What is called as a step begins; of several ranks, the first one may stop all there."""
+        ranks = self.ranks
+        if ranks is None:
+            return on_step
+
+        def step(number: int, step: int, planned: PlannedRequest) -> None:
+            stops: BaseException | None = None
+            if on_step is not None:
+                try:
+                    on_step(number, step, planned)
+                except BaseException as error:
+                    if not ranks.world.is_first:
+                        raise
+                    stops = error
+            ranks.agree(stops)
+
+        return step
 
     def _videos(
         self, prompts: Sequence[str], first: int, sampling: Sampling, on_frames: OnFrames | None

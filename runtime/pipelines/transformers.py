@@ -188,7 +188,8 @@ class Turns:
         self._pipeline, self._transformers, self._planned = pipeline, transformers, planned
         self._options = {"guidance": guidance, "locate": locate, "on_step": on_step, "pipeline": pipeline}
         if ranks is not None:
-            self._options |= {"passes": ranks.passes, "on_latents": ranks.compare_step}
+            passes = ranks.passes if planned.guided else None  # without guidance there is one, which all compute
+            self._options |= {"passes": passes, "on_latents": ranks.compare_step}
         self._stack = ExitStack()
         self._request: Request | None = None
         self._waiting = list(planned.experts)

@@ -160,8 +160,8 @@ def test_a_worker_that_is_killed_is_started_again_and_its_job_fails_with_a_reaso
 
 
 def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shown(worker: int, **pipeline: str) -> str | None:
-        model = ModelSettings(source=tmp_path, name="m", pipeline=pipeline)
+    def shown(worker: int, gpus: int = 1, **pipeline: str) -> str | None:
+        model = ModelSettings(source=tmp_path, name="m", pipeline=pipeline, gpus=gpus)
         return processes.gpu_of(ServeSettings(models=(model,), jobs=tmp_path), worker).get("CUDA_VISIBLE_DEVICES")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
@@ -169,6 +169,12 @@ def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     assert shown(1, device="cuda:0") is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert shown(1) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,6")
+    assert [shown(worker, gpus=2) for worker in range(3)] == ["0,1", "2,3", "0,1"]
+    assert shown(0, gpus=6) is None
+    models = [ModelSettings(source=tmp_path, name=name, gpus=2) for name in "ab"]
+    with pytest.raises(ValueError, match="gpus 2: the GPUs of a worker make the videos of one model"):
+        ServeSettings(models=models, jobs=tmp_path)
 
 
 def test_small_answers_are_sent_at_once() -> None:

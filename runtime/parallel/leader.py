@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Leader`: a process that stays what it is and becomes rank 0 of several, of which it starts the others.
+
+They follow it: what it is asked for, it tells them, and all do it together. `launch` is for work that ends; a leader is
+for a program that goes on, such as a server's worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import connection, get_context
+from typing import Any
+
+from torch import distributed
+
+from vorta_trt.runtime.parallel.errors import RankError
+from vorta_trt.runtime.parallel.launch import RankProcesses, environment_of, rendezvous
+from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, check_gpus, join
+
+logger = logging.getLogger(__name__)
+LOST = 70  # exit code of a leader whose followers are gone: it may wait for them in an exchange for ever
+OnFailure = Callable[[RankError], None]
+
+
+def end_at_once(error: RankError) -> None:
+    """Ends this process, whatever it waits for."""
+    logger.error("%s", error)
+    os._exit(LOST)
+
+
+class Leader:
+    """This process as rank 0; the others run `function(world, (argument, commands))`.
+
+    `commands` is a pipe from which they `recv()` what `tell` was given, and None in the end.
+
+    Args:
+        function: Of a module.
+        argument: For all followers.
+        gpus: Of all ranks.
+        kind: "cuda" or "cpu".
+        timeout: See `join`.
+        on_failure: Called in a thread when a follower has failed and all of them were ended.
+
+    Raises:
+        ParallelError: See `launch`.
+
+    Attributes:
+        world: This rank.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        argument: Any,
+        *,
+        gpus: int,
+        kind: str,
+        timeout: float = TIMEOUT,
+        on_failure: OnFailure = end_at_once,
+    ) -> None:
+        if kind == CUDA:
+            check_gpus(gpus)
+        self._on_failure, self._is_closed, self._is_lost = on_failure, False, False
+        self._commands: list[connection.Connection] = []
+        arguments = {}
+        for rank in range(1, gpus):
+            reader, writer = get_context("spawn").Pipe(duplex=False)
+            arguments[rank] = argument, reader
+            self._commands.append(writer)
+        with ExitStack() as until_joined:
+            port = until_joined.enter_context(rendezvous(None, timeout))
+            self._processes = RankProcesses(function, arguments, gpus, kind, port, timeout)
+            until_joined.callback(self._processes.stop)
+            self._processes.start()
+            for _, reader in arguments.values():
+                reader.close()
+            self._watch = threading.Thread(target=self._wait, name="ranks", daemon=True)
+            self._watch.start()
+            self._joined = ExitStack()
+            with _environment(environment_of(0, gpus, port)):
+                self.world = self._joined.enter_context(join(kind, timeout=timeout))
+            self._until_closed = until_joined.pop_all()
+
+    def tell(self, command: Any) -> None:
+        """Sends all followers a command."""
+        for pipe in self._commands:
+            pipe.send(command)
+
+    def close(self, broken: bool = False) -> None:
+        """Lets the followers end, and waits for them. May be called twice.
+
+        Args:
+            broken: They may wait for an exchange that will not come, and are ended.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if not broken and not self._is_lost:
+                self.tell(None)
+                self._joined.close()
+                self._watch.join()
+            elif self.world.device.type == CPU:  # gloo ends without the others; NCCL might wait for them
+                distributed.destroy_process_group()
+        finally:
+            self._until_closed.close()
+
+    def _wait(self) -> None:
+        try:
+            self._processes.wait(lambda rank, content: None)
+        except RankError as error:
+            self._is_lost = True
+            if not self._is_closed:
+                self._processes.stop()
+                self._on_failure(error)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """With variables in the environment, and afterwards as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
