@@ -4,13 +4,14 @@
     with GroupPipeline(MakeVideos(Path("model.bundle")), gpus=2) as pipe:
         pipe("A cat walks on grass", seed=1).save("cat.mp4")
 
-Whoever calls it sees no more of the others than of one GPU. A callback may stop a request at a step. After any other
-error in the middle of a request, or the loss of another process, the group is at an end.
+Whoever calls it sees no more of the others than of one GPU. A callback may stop a request, which ends at its next step
+or, in the last stage, when the video is decoded: where all ranks come together. After any other error in the middle of
+a request, or the loss of another process, the group is at an end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from typing import Any
@@ -40,6 +41,7 @@ class GroupPipeline(VortaPipeline):
         self, request: MakeVideos, gpus: int, *, timeout: float = TIMEOUT, on_failure: OnFailure = end_at_once
     ) -> None:
         self._is_busy = self._is_stopped = self._is_over = False
+        self._waiting: list[BaseException] = []  # of a callback, one at most
         self._leader = Leader(follow, request, gpus=gpus, kind=kind_of(request), timeout=timeout, on_failure=on_failure)
         self._as_rank = ExitStack()
         try:
@@ -60,8 +62,15 @@ class GroupPipeline(VortaPipeline):
             raise ValueError("generator: cannot be shared by several processes; give a seed")
         if self._is_over:
             raise ParallelError("the processes that made videos together were ended; load the model again")
+        self._waiting.clear()
+        for name in ("on_stage", "on_frames"):
+            if options.get(name) is not None:
+                options[name] = self._later(options[name])
         try:
-            super().generate_each(prompts, on_video, *arguments, **options)
+            super().generate_each(prompts, self._later(on_video), *arguments, **options)
+            if self._waiting:
+                self._is_stopped = True
+                raise self._waiting[0]
         except BaseException:
             if self._is_busy and not self._is_stopped:  # the others may wait for what will not come
                 self._is_over = True
@@ -75,7 +84,13 @@ class GroupPipeline(VortaPipeline):
         self._is_busy = True
 
     def _together(self, on_step: Any) -> Any:
-        agreed = super()._together(on_step)
+        def first(*what: Any) -> None:
+            if self._waiting:
+                raise self._waiting[0]
+            if on_step is not None:
+                on_step(*what)
+
+        agreed = super()._together(first)
         assert agreed is not None  # there are ranks
 
         def step(*what: Any) -> None:
@@ -86,6 +101,19 @@ class GroupPipeline(VortaPipeline):
                 raise
 
         return step
+
+    def _later(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """A callback whose error is raised where all ranks come together; until then it is not called any more."""
+
+        def call(*what: Any) -> None:
+            if self._waiting:
+                return
+            try:
+                callback(*what)
+            except BaseException as error:
+                self._waiting.append(error)
+
+        return call
 
     def close(self) -> None:
         """Ends the others, and frees what is here. May be called twice."""

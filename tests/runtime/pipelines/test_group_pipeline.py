@@ -47,6 +47,9 @@ def test_one_of_two_processes(tiny_wan: Tiny) -> None:
             pipe("a red wall", **ALIKE, guidance_scale=1.0, negative_prompt="blue")
         with pytest.raises(Stopped):
             pipe("a red wall", **ALIKE, on_step=stop)
+        for callback in ("on_stage", "on_frames"):
+            with pytest.raises(Stopped):
+                pipe("a red wall", **ALIKE, **{callback: lambda *_: stop(1, None)})
         for request, of_one in zip(requests, expected, strict=True):
             video = pipe("a red wall", **ALIKE, **request)
             assert np.array_equal(video.frames, of_one.frames)
