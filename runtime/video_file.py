@@ -135,6 +135,7 @@ class BackgroundWriter:
         self._frames: queue.SimpleQueue[npt.NDArray[np.uint8] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._is_broken_off = False
+        self._whole: list[npt.NDArray[np.uint8]] = []  # of an array
         self._thread = threading.Thread(target=self._run, name=f"writes {path.name}", daemon=True)
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> None:
@@ -153,19 +154,28 @@ class BackgroundWriter:
     ) -> None:
         self._is_broken_off = error is not None
         self._frames.put(None)
-        self._thread.join()
+        try:
+            self._thread.join()
+        except BaseException:  # Ctrl-C
+            self._is_broken_off = True
+            self._thread.join()
+            raise
         if self._error is not None and error is None:
             raise self._error
+        if self._whole and error is None:
+            write_frames(self._path, np.concatenate(self._whole), self._rate)
 
     def _run(self) -> None:
         try:
-            if self._path.suffix.lower() == ARRAY:
-                write_frames(self._path, np.concatenate(list(self._given())), self._rate)
+            if self._path.suffix.lower() == ARRAY:  # written at once, in the end
+                self._whole = list(self._given())
                 return
             with video_writer(self._path, self._rate) as write:
                 for frames in self._given():
                     for frame in frames:
+                        self._check_wanted()
                         write(frame)
+                self._check_wanted()
         except _BrokenOffError:
             pass
         except BaseException as error:
@@ -173,9 +183,11 @@ class BackgroundWriter:
 
     def _given(self) -> Iterator[npt.NDArray[np.uint8]]:
         while (frames := self._frames.get()) is not None:
-            if self._is_broken_off:
-                break
             yield frames
+            self._check_wanted()
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
         if self._is_broken_off:
             raise _BrokenOffError
 

@@ -126,7 +126,7 @@ def write_routes(path: Path, model: Any, mix: str) -> Path:
     layers, heads = model.num_layers, model.num_heads
     routes = mixed_routes(mix, layers, heads).to(torch.int8).unsqueeze(0)  # [1, L, N]
     errors, everything = torch.zeros(1, layers, heads, 3), ((1000.0, 0.0),)
-    geometry = getattr(model, "geometry", None) or model.attention_geometry
+    geometry = getattr(model, "attention_geometry", None) or model.geometry  # of metadata, or of a model
     RouteCalibration(model.family, geometry, everything, routes, errors, budget=0.0).save(path)
     return path
 
