@@ -107,7 +107,7 @@ def _listen(port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ParallelError(
-            f"port {port}: ranks cannot meet there ({reason}); leave it out, and a free one is taken"
+            f"port {port}: ranks cannot meet there ({reason}); leave --gpu-port out, and a free one is taken"
         ) from error
 
 
