@@ -27,6 +27,7 @@ from vorta_trt.benchmarks.step.measure import difference
 from vorta_trt.benchmarks.step.models import OURS, Subject, Variant
 from vorta_trt.model.parallel.exchange import gather
 from vorta_trt.model.parallel.placement import BranchCosts, head_order, rank_loads
+from vorta_trt.model.parallel.ranks import Ranks
 from vorta_trt.model.precision import torch_dtype
 from vorta_trt.plugins.operator_schema import AttentionPrecision, LinearPrecision
 from vorta_trt.runtime.parallel.rank_plan import plan_ranks
@@ -139,7 +140,7 @@ class _Bench:
         try:
             if layout.ulysses > 1:
                 routed.parallelize(groups.of_pass, layout.placement)
-                assert routed.parallel is not None
+                assert isinstance(routed.parallel, Ranks)
                 routed.parallel.watch = spans
             with subject.computed_by(self.options.variant):
                 self.subject.fp8 = subject.fp8
