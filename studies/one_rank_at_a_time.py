@@ -161,7 +161,7 @@ def _pass(subject: Subject, run: Callable[[float], Tensor]) -> RankTimes:
         with clock.copying():
             return tensor.expand(group.size(), *tensor.shape).contiguous()
 
-    if subject.routed.parallel is not None:
+    if isinstance(subject.routed.parallel, ranks.Ranks):
         subject.routed.parallel.watch = clock.watch
     with (
         mock.patch.object(HeadExchange, "_all_to_all", all_to_all),

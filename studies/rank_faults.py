@@ -114,7 +114,7 @@ class Case:
 
     def processes(self) -> dict[str, int]:
         """Those that live, by who they are."""
-        found = {}
+        found: dict[str, int] = {}
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda each: int(each.name)):
             try:
                 ours = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()

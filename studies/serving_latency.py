@@ -78,6 +78,7 @@ def make(arguments: argparse.Namespace) -> None:
     """A pipeline folder and what runs it, once; they become the target and the checkpoint."""
     from vorta_trt.engines import build_engine
     from vorta_trt.export import export_onnx
+    from vorta_trt.export.names import OPSET, OPSET_17
     from vorta_trt.model import AttentionGeometry, RoutedTransformer
     from vorta_trt.model.precision import torch_dtype
     from vorta_trt.model.random_checkpoint import make_checkpoint, make_router
@@ -95,8 +96,8 @@ def make(arguments: argparse.Namespace) -> None:
         model = RoutedTransformer.from_pretrained(
             folder, router=folder / "router", geometry=geometry, dtype=torch_dtype("float32")
         )
-        old = {"opset": 17} if builds and arguments.flavour == "tensorrt8" else {}
-        export_onnx(model, onnx, "fp16" if builds else "fp32", **old)
+        opset = OPSET_17 if builds and arguments.flavour == "tensorrt8" else OPSET
+        export_onnx(model, onnx, "fp16" if builds else "fp32", opset=opset)
     if builds and not bundle.exists():
         built = build_engine(onnx, bundle, arguments.flavour, batch=(1, 1, 2))
         print(f"built in {built.manifest.engine.build_seconds:.0f} s", file=sys.stderr, flush=True)

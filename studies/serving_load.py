@@ -130,8 +130,9 @@ def measure(server: RunningServer, arguments: argparse.Namespace) -> dict[str, A
     prober = processes.Process(target=probe, args=(server.url, arguments.clients, PAUSE * slower, over, told))
     looker = threading.Thread(target=look, args=(server, EVERY * slower, over, memory))
     began = time.monotonic()
-    for each in (prober, looker, *clients):
-        each.start()
+    prober.start()
+    for thread in (looker, *clients):
+        thread.start()
     for thread in clients:
         thread.join()
     over.set()

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from vorta_trt.benchmarks.step.cases import CASES
-from vorta_trt.benchmarks.step.models import routed_class
 from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.parallel.balance import Balance
 from vorta_trt.model.parallel.placement import BranchCosts, head_order, head_orders, head_work, rank_loads
+from vorta_trt.model.transformer import routed_class
 from vorta_trt.model.transformer_flops import other_flops
 from vorta_trt.plugins.operator_schema import AttentionPrecision
 from vorta_trt.runtime.parallel.rank_plan import plan_ranks
@@ -65,7 +65,8 @@ def main() -> None:
 def pass_work(model: str, precision: AttentionPrecision = "same") -> PassWork:
     """A pass of a model of `bench step` at its published size."""
     case = CASES[model]
-    config = dict(routed_class(case.family).empty_diffusers_model(case.config).config)
+    model_config: Any = routed_class(case.family).empty_diffusers_model(case.config).config
+    config = dict(model_config)
     layers = sum(get_family(case.family).stacks(config).values())
     flops = sum(other_flops(case.family, config, case.geometry).values())
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
