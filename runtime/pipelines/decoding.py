@@ -64,7 +64,7 @@ class _Video:
     def __init__(self, pipeline: Any, parts: Parts, number: int, on_frames: OnFrames | None) -> None:
         self._pipeline, self._parts, self._number, self._on_frames = pipeline, parts, number, on_frames
         self._split: RowSplit | None = None
-        self._made = np.empty((*parts.planner.size, 3), np.uint8)
+        self._made = np.empty((*parts.planner.size, 3), np.uint8)  # room for all that there may be
         self._taken = 0  # frames that were asked for
         self._there = 0  # those on the host
         self._on_their_way: list[tuple[HostCopy, HostCopy]] = []  # frames, whether they are finite
@@ -100,7 +100,7 @@ class _Video:
                 "the decoded video has values that are not finite, though the latents were: the VAE overflows in its "
                 "precision; decode with another one"
             )
-        return self._made
+        return self._made[: self._there]  # some families leave out the frames of the image
 
     def _take(self, decoded: Tensor) -> None:
         """The next frames, [1, 3, F, H, W] as the VAE gives them; those before go on."""
