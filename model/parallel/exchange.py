@@ -12,7 +12,7 @@ Bytes of one exchange, of 16-bit elements and B = 1: a rank packs 6 R N D, sends
 output it sends and receives 2 R N D (P-1)/P, and unpacks 2 R N D.
 
 Letters: P ranks, B batch, S video tokens, T text tokens, N heads, n = N / P heads of a rank, D head dim, R rows of a
-shard, r those of them that are video tokens of this rank.
+shard, r those of them that are video tokens of this rank, C features.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ def gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     gathered = tensor.new_empty(group.size(), *tensor.shape)
     dist.all_gather(list(gathered.unbind(0)), tensor, group=group)  # its form for one tensor has two names, by version
     return gathered
+
+
+def gather_shards(rows: Tensor, tokens: int, group: dist.ProcessGroup) -> Tensor:
+    """The tokens of all ranks' shards without their padding: [B, R, C] -> [B, S, C] for S `tokens`."""
+    return gather(rows.contiguous(), group).transpose(0, 1).flatten(1, 2)[:, :tokens]
 
 
 def _pick_heads(tokens: Tensor, heads: Tensor, picked: Tensor) -> None:

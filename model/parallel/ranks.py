@@ -16,7 +16,7 @@ from torch import Tensor
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import Attention
 from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention, unwatched
-from vorta_trt.model.parallel.exchange import gather
+from vorta_trt.model.parallel.exchange import gather_shards
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_costs, check_ranks, head_order
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.plugins.operator_schema import AttentionPrecision
@@ -104,5 +104,4 @@ class Ranks:
     def whole(self, rows: Tensor, geometry: AttentionGeometry) -> Tensor:
         """Gathers the shards of all ranks: [B, R, C] -> [B, S, C]."""
         with self.watch(SAMPLE):
-            gathered = gather(rows.contiguous(), self.group)  # [P, B, R, C]
-        return gathered.transpose(0, 1).flatten(1, 2)[:, : geometry.video_tokens]
+            return gather_shards(rows, geometry.video_tokens, self.group)

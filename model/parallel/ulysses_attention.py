@@ -26,7 +26,7 @@ from vorta_trt.model.operator import (
     kernel_tensors,
 )
 from vorta_trt.model.parallel.attention import sharded_attention
-from vorta_trt.model.parallel.exchange import gather
+from vorta_trt.model.parallel.exchange import gather_shards
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.precision import dtype_name
 from vorta_trt.plugins.kernel_support import prepare_gpu
@@ -234,8 +234,7 @@ def _fake(query: Tensor, *arguments: Any) -> Tensor:
 @torch.library.custom_op("vorta::gather_tokens", mutates_args=(), device_types="cpu", schema=_schema(GATHER_TOKENS))
 def _gather_on_cpu(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002, named as the node's input
     _check_rows(input, tokens, ranks)
-    gathered = gather(input.contiguous(), _group(ranks))  # [P, B, X, C]
-    return gathered.transpose(0, 1).flatten(1, 2)[:, :tokens].contiguous()
+    return gather_shards(input, tokens, _group(ranks)).contiguous()  # [B, S, C]
 
 
 @_gather_on_cpu.register_kernel("cuda")

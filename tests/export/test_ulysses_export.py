@@ -21,6 +21,7 @@ from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.export.tracing import rank_inputs
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
 from vorta_trt.model.constants import RANK_INPUTS
+from vorta_trt.model.parallel import exchange
 from vorta_trt.model.parallel import ulysses_attention as operators
 from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.shards import TokenShards
@@ -102,7 +103,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
     made = Meeting()
     monkeypatch.setattr(operators, "_group", lambda ranks: None)
     monkeypatch.setattr(operators, "sharded_attention", made.attention)
-    monkeypatch.setattr(operators, "gather", made.gather)
+    monkeypatch.setattr(exchange, "gather", made.gather)
     return made
 
 
