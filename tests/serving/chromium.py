@@ -85,6 +85,12 @@ class Chromium:
         self.call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete' && location.href.startsWith('http')")
 
+    def click(self, selector: str) -> None:
+        """Sends a form, and waits for the document that answers it: the old one can still change until then."""
+        self.run("document.left = true")
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        self.wait_for("!document.left && document.readyState === 'complete'")
+
     def wait_for(self, script: str, seconds: float = 120.0) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds

@@ -120,7 +120,7 @@ def test_the_page_in_a_browser(server: RunningServer, tmp_path: Path) -> None:
         browser.run("document.querySelector('[name=prompt]').value = 'A cat <b>walks</b> on grass'")
         browser.run(f"document.querySelector('[name=num_inference_steps]').value = {3 * LONG}")
         browser.run("document.querySelector('[name=seed]').value = 5")
-        browser.run("document.querySelector('#ask button').click()")
+        browser.click("#ask button")
         shown = "document.querySelector('article.in_progress img.routes')"
         browser.wait_for(f"{shown} && {shown}.complete && {shown}.naturalWidth > 0")
         first = browser.run(f"{shown}.src")
@@ -138,7 +138,7 @@ def test_the_page_in_a_browser(server: RunningServer, tmp_path: Path) -> None:
         ]
         assert browser.run("fetch(document.querySelector('a[download]').href).then((answer) => answer.ok)")
         browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "completed.png")
-        browser.run("document.querySelector('article.completed form button').click()")
+        browser.click("article.completed form button")
         browser.wait_for("document.querySelector('p.empty')")
         browser.wait_for("document.querySelector('#away').hidden")
         browser.run("document.querySelector('[name=model]').value = 'image'")
