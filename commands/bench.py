@@ -339,6 +339,10 @@ def parallel(
         list[str] | None, typer.Option(help="How many GPUs; one is measured in any case [default: 1, 2, 4].")
     ] = None,
     placement: Annotated[list[str] | None, typer.Option(help="balanced or in_order [default: both].")] = None,
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option(help="auto, library or torch, each also with +overlap, e.g. torch+overlap [default: auto]."),
+    ] = None,
     guidance: Annotated[
         bool, typer.Option("--guidance", help="Measure the two passes of guidance on two halves of the GPUs, too.")
     ] = False,
@@ -368,6 +372,7 @@ def parallel(
         from vorta_trt.benchmarks.parallel.run import run
         from vorta_trt.benchmarks.step.models import Variant
         from vorta_trt.model.files import write_text
+        from vorta_trt.model.parallel.exchange_choice import AUTO
         from vorta_trt.runtime.console import Stages
 
         with usage():
@@ -377,6 +382,7 @@ def parallel(
                 mixes=listed(mix) or MIXES,
                 gpus=numbers(gpus, "--gpus") or GPUS,
                 placements=listed(placement) or PLACEMENTS,
+                exchanges=listed(exchange) or (AUTO,),
                 guidance=guidance,
                 variant=Variant(precision, block_ops, linear_precision),
                 steps=steps,

@@ -204,7 +204,7 @@ def _on_cuda(
         )
     library = load_library()
     prepare_gpu(library, query.device.index)
-    query, key, value = (_aligned(tensor) for tensor in (query, key, value))
+    query, key, value = (aligned(tensor) for tensor in (query, key, value))
     routes = routes.contiguous()
     text_length = None if text_length is None else text_length.contiguous()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, S+T, N, D]
@@ -253,7 +253,7 @@ def kernel_tensors(
     )
 
 
-def _aligned(tensor: Tensor) -> Tensor:
+def aligned(tensor: Tensor) -> Tensor:
     """`tensor` itself if the kernels can read its strides, else a contiguous copy."""
     bytes_each = tensor.element_size()
     readable = (

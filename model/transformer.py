@@ -46,6 +46,8 @@ from vorta_trt.model.linear_choice import LinearChoice, check_linear_precision, 
 from vorta_trt.model.lora.report import LoraReport
 from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
+from vorta_trt.model.parallel.exchange_choice import AUTO
+from vorta_trt.model.parallel.group_communicator import TIMEOUT
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.ranks import Ranks
@@ -417,6 +419,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
         group: dist.ProcessGroup | None = None,
         placement: str = "balanced",
         costs: BranchCosts | None = None,
+        *,
+        exchange: str = AUTO,
+        overlap: bool = False,
+        timeout: float = TIMEOUT,
     ) -> None:
         """Shares the work of `forward` with the other processes of a group, one GPU each (Ulysses).
 
@@ -431,14 +437,32 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 rank p the heads from p * N / P on.
             costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the
                 geometry.
+            exchange: What exchanges queries, keys, values and outputs: "library", kernels of libvorta_trt and a
+                communicator of its own over NCCL; "torch", torch.distributed; or "auto", the library where every rank
+                computes on a GPU in a group of NCCL. `parallel.exchange` then says which it is, and
+                `parallel.choice.reason` why. All ranks give the same.
+            overlap: Whether the exchanges of one half of a rank's heads run beside the attention of the other. What
+                that brings has not been measured.
+            timeout: Seconds that an exchange of the library may take, after which the process ends; with "torch" it is
+                the group's own.
 
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
-            ValueError: The process is not in the group, its size does not divide N, the placement is unknown, or costs
-                are no costs.
+            ValueError: The process is not in the group, its size does not divide N, the placement is unknown, costs
+                are no costs, or the exchange is unknown or a rank cannot use it.
+            VortaError: The library's communicator cannot be made.
         """
-        self.parallel = Ranks.of(group, placement, self.num_heads, costs)
+        self.parallel = Ranks.of(
+            group,
+            placement,
+            self.num_heads,
+            costs,
+            device=self.proj_out.weight.device,
+            exchange=exchange,
+            overlap=overlap,
+            timeout=timeout,
+        )
 
     # -- routes and example inputs -------------------------------------------------------------------------------------
 

@@ -4,9 +4,18 @@
 from __future__ import annotations
 
 import ctypes
+from enum import IntFlag
 
 from vorta_trt.plugins.library import PluginLibrary, Problem, Tensors
 from vorta_trt.plugins.operator_calls import OperatorParams
+
+
+class Part(IntFlag):
+    """`vorta_ulysses_part`: what a call consists of, in this order."""
+
+    TO_HEADS = 1
+    ATTEND = 2
+    TO_TOKENS = 4
 
 
 class UlyssesAttentionParams(OperatorParams):
@@ -20,6 +29,8 @@ class UlyssesAttentionParams(OperatorParams):
         ("attention", Problem),
         ("tensors", Tensors),
         ("head_order", ctypes.c_void_p),
+        ("parts", ctypes.c_int32),
+        ("tensor_heads", ctypes.c_int32),
     ]
 
 

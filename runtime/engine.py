@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,8 @@ class Engine:
         """
         feeds, like = self._feeds(inputs)
         with nvtx_range(f"{self.path.name} step {step}" if step is not None else self.path.name):
-            outputs = self._executor.run(feeds, on_gpu=_on_gpu(like))
+            with nullcontext() if self._rank is None else self._rank.watched():
+                outputs = self._executor.run(feeds, on_gpu=_on_gpu(like))
             if self._rank is not None and HEAD_ORDERS not in inputs:
                 self._rank.place(to_torch(outputs["routes"]))
             return {name: _like(array, like) for name, array in outputs.items()}

@@ -8,6 +8,7 @@ many ranks as asked for. Results are numbers, texts and records.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -28,11 +29,13 @@ from vorta_trt.benchmarks.parallel.rank import measure
 from vorta_trt.model import AttentionGeometry, RoutedTransformer, routed_attention
 from vorta_trt.model.families import families, get_family
 from vorta_trt.model.parallel.attention import HEADS, SAMPLE, TOKENS, sharded_attention
+from vorta_trt.model.parallel.group_communicator import GroupCommunicator
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.parallel.vae_rows import RowSplit, decoding_rows
 from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
 from vorta_trt.model.transformer import AttentionMode, routed_class
+from vorta_trt.plugins import communicator, load_library
 from vorta_trt.runtime.parallel.layout import Layout
 from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.parallel.world import World
@@ -51,7 +54,11 @@ def attention(
     seed: int,
     device: str = "cpu",
 ) -> list[float]:
-    """The largest distances of sharded attention to that of one process, of every order of heads."""
+    """The largest distances of sharded attention to that of one process, of every order of heads.
+
+    Exchanges run before and behind the attention, and beside that of half of the heads; on GPUs of NCCL through
+    torch.distributed and through the library.
+    """
     whole = AttentionGeometry.from_dict(geometry)
     generator = torch.Generator().manual_seed(seed)
     batch = 2
@@ -63,11 +70,19 @@ def attention(
     shards = TokenShards(whole.video_tokens, group.size(), group.rank())
     query, key, value, expected = map(shards.own, (query, key, value, expected))  # [B, R + T, N, D]
     query[:, shards.count : shards.rows] = float("nan")  # padding, that nothing may read
+    ways = [{"overlap": overlap} for overlap in (False, True)]
+    if device != "cpu" and "nccl" in dist.get_backend_config(group):
+        joined = GroupCommunicator.of(load_library(), group, query.device)
+        ways += [{**way, "communicator": joined} for way in ways]
     found = [
-        sharded_attention(query, key, value, routes, torch.tensor(order, device=device), whole, group, text_length)
+        sharded_attention(
+            query, key, value, routes, torch.tensor(order, device=device), whole, group, text_length, **way
+        )
         for order in orders
+        for way in ways
     ]
-    return [_largest(sample, expected) for sample in found]
+    distances = [_largest(sample, expected) for sample in found]
+    return [max(distances[index : index + len(ways)]) for index in range(0, len(distances), len(ways))]
 
 
 def _largest(sample: Tensor, expected: Tensor) -> float:
@@ -84,6 +99,7 @@ def steps(
     placement: str,
     block_ops: str,
     seed: int,
+    overlap: bool = False,
 ) -> list[float]:
     """Relative distances of every step's sample to that of one process, and on other ranks to that of rank 0.
 
@@ -93,8 +109,10 @@ def steps(
     if group.rank() == 0:
         expected = of_one_process(folder, router, geometry, tuple(options.items()), block_ops, seed)
     model.block_ops = block_ops
-    model.parallelize(group, placement)
+    model.parallelize(group, placement, overlap=overlap)
     found = []
+    assert (model.parallel.exchange, model.parallel.choice.communicator) == ("torch", None)
+    of_layer = [HEADS, HEADS, TOKENS, TOKENS] if overlap else [HEADS, TOKENS]
     for step, inputs in enumerate(several_steps(model, seed)):
         model.parallel.watch = exchanges = Exchanges()
         with torch.no_grad():
@@ -103,7 +121,7 @@ def steps(
         for tensor in first:
             dist.broadcast(tensor, group=group, group_src=0)
         wanted, wanted_routes = expected[step] if group.rank() == 0 else first
-        exchanged = exchanges.names == [HEADS, TOKENS] * model.num_layers + [SAMPLE]
+        exchanged = exchanges.names == of_layer * model.num_layers + [SAMPLE]
         same = exchanged and torch.equal(routes, wanted_routes) and sample.shape == wanted.shape
         found.append(float((sample - wanted).norm() / wanted.norm()) if same else float("inf"))
     return found
@@ -162,10 +180,11 @@ def errors_on_gpus(
     placement: str,
     block_ops: str,
     seed: int,
-) -> tuple[float, float]:
+) -> list[float]:
     """Relative errors in bfloat16 against float32 on the CPU: of one process on a GPU, and of all together.
 
-    Heads are full and sliding: a coreset may change at the last bit of a similarity.
+    The latter in all ways to exchange that the group has: torch's and the library's, overlapping or not. Heads are full
+    and sliding: a coreset may change at the last bit of a similarity.
     """
     exact = load(folder, router, geometry, ())
     model = load(folder, router, geometry, (("dtype", torch.bfloat16), *options.items())).cuda()
@@ -181,10 +200,15 @@ def errors_on_gpus(
         model.parallel = None
         expected, _ = exact(**{name: rounded[name].float() if name in of_dtype else inputs[name] for name in inputs})
         one, _ = model(**on_gpu)
-        model.parallelize(group, placement)
-        shared, _ = model(**on_gpu)
-    of_one, of_all = (float((sample.float().cpu() - expected).norm() / expected.norm()) for sample in (one, shared))
-    return of_one, of_all
+        samples = [one]
+        for exchange, overlap in itertools.product(("torch", "library"), (False, True)):
+            if exchange == "library" and "nccl" not in dist.get_backend_config(group):
+                continue
+            model.parallelize(group, placement, exchange=exchange, overlap=overlap)
+            assert model.parallel.exchange == exchange
+            samples.append(model(**on_gpu)[0])
+        model.parallel = None
+    return [float((sample.float().cpu() - expected).norm() / expected.norm()) for sample in samples]
 
 
 def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) -> dict[str, str]:
@@ -192,6 +216,8 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
     model = load(folder, router, geometry, ())
     said = {
         "placement": _said(lambda: model.parallelize(group, "random")),
+        "exchange": _said(lambda: model.parallelize(group, exchange="nccl")),
+        "library": _said(lambda: model.parallelize(group, exchange="library")),
         "type": _said(lambda: model.parallelize([0, 1])),  # type: ignore[arg-type]
         "costs": _said(lambda: model.parallelize(group, costs=BranchCosts(1.0, -1.0, 0.5))),
     }
@@ -215,6 +241,47 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
         said["observer"] = _said(lambda: model(**inputs))
         model.routed_blocks()[0].observer = None
     return said
+
+
+def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
+    """What a stand-in for the library is asked for, and what is said to groups that do not fit."""
+    told: list[tuple[str, Any]] = []
+    device, library = torch.device("cpu"), load_library()
+
+    def create(library: object) -> bytes:
+        return bytes([7]) * communicator.ID_BYTES
+
+    def join(library: object, identity: bytes, ranks: int, rank: int) -> None:
+        told.append(("join", (identity[0], ranks, rank)))
+
+    def leave(library: object, ranks: int, abort: bool) -> None:
+        told.append(("abort" if abort else "leave", ranks))
+
+    stand_ins = {"create_id": create, "join": join, "leave": leave, "check": lambda library, ranks: None}
+    kept = {name: getattr(communicator, name) for name in stand_ins}
+    try:
+        for name, stand_in in stand_ins.items():
+            setattr(communicator, name, stand_in)
+        first = GroupCommunicator.of(library, group, device)
+        with first.watched():
+            told.append(("exchange", group.rank()))
+        second = GroupCommunicator.of(library, group, device)
+        same = first is second is GroupCommunicator.find(library, group.size(), device)
+        del second
+        kept_by_first = ("leave", group.size()) not in told
+        if group.rank() > 0:  # rank 0 has one of other ranks
+            first.members = (*first.members[:-1], 99)
+        said = _said(lambda: GroupCommunicator.of(library, group, device))
+        del first
+        gone = GroupCommunicator.find(library, group.size(), device) is None
+        last = GroupCommunicator.of(library, group, device)
+        last.abort()
+        last.abort()
+        del last
+    finally:
+        for name, function in kept.items():
+            setattr(communicator, name, function)
+    return {"told": told, "said": said, "same": same, "kept": kept_by_first, "gone": gone}
 
 
 def bench(group: dist.ProcessGroup, what: Any) -> tuple[Any, list[Any]]:
@@ -319,7 +386,18 @@ def exchanges(group: dist.ProcessGroup, scale: float) -> dict[str, Any]:
 
 CASES = {
     case.__name__: case
-    for case in (attention, steps, errors_on_gpus, refusals, bench, decoded_rows, decoded_tiles, videos, exchanges)
+    for case in (
+        attention,
+        steps,
+        errors_on_gpus,
+        refusals,
+        communicators,
+        bench,
+        decoded_rows,
+        decoded_tiles,
+        videos,
+        exchanges,
+    )
 }
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import get_args
 
 from vorta_trt.benchmarks.names import DEFAULT_MODEL
 from vorta_trt.benchmarks.parallel.report import ONE_GPU
 from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes, select_case
 from vorta_trt.benchmarks.step.models import Variant
+from vorta_trt.model.parallel.exchange_choice import AUTO, ExchangeOption
 from vorta_trt.model.parallel.placement import Placement, check_ranks
 from vorta_trt.model.precision import PRECISIONS
 from vorta_trt.plugins.operator_schema import BlockOps, LinearPrecision, choices
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 GPUS = (1, 2, 4)
+OVERLAP = "+overlap"
+EXCHANGES = tuple(name + suffix for suffix in ("", OVERLAP) for name in get_args(ExchangeOption))
 MIXES = ("50/50", "10/45/45")
 
 
@@ -28,11 +32,13 @@ class Layout:
         gpus: How many.
         passes: That run at once, each on its share of the GPUs.
         placement: Of the heads; ONE_GPU where a pass has one.
+        exchange: One of EXCHANGES; "" where a pass has one GPU.
     """
 
     gpus: int
     passes: int
     placement: str
+    exchange: str = ""
 
     @property
     def ulysses(self) -> int:
@@ -40,7 +46,9 @@ class Layout:
         return self.gpus // self.passes
 
     def __str__(self) -> str:
-        each = self.placement if self.passes == 1 else f"{self.passes} passes at once, {self.placement}"
+        each = ", ".join(part for part in (self.placement, self.exchange) if part)
+        if self.passes > 1:
+            each = f"{self.passes} passes at once, {each}"
         return f"{self.gpus} GPU{'s' * (self.gpus > 1)}, {each}"
 
 
@@ -54,6 +62,7 @@ class ParallelOptions:
         mixes: Shares of the branches, see `mixed_routes`.
         gpus: Numbers of GPUs; 1, which the others are compared with, is always measured.
         placements: Some of PLACEMENTS.
+        exchanges: Some of EXCHANGES: what exchanges, see `RoutedTransformer.parallelize`, and whether it overlaps.
         guidance: Whether the two passes of guidance are measured on two halves of the GPUs, too.
         variant: How the blocks are computed.
         steps: Timed passes of each row.
@@ -67,6 +76,7 @@ class ParallelOptions:
     mixes: tuple[str, ...] = MIXES
     gpus: tuple[int, ...] = GPUS
     placements: tuple[str, ...] = PLACEMENTS
+    exchanges: tuple[str, ...] = (AUTO,)
     guidance: bool = False
     variant: Variant = Variant(block_ops="plugin")
     steps: int = 3
@@ -81,6 +91,7 @@ class ParallelOptions:
             mixed_routes(mix, 1, 1)
         known = {
             "placements": (self.placements, PLACEMENTS),
+            "exchanges": (self.exchanges, EXCHANGES),
             "precision": ((self.variant.attention_precision,), choices("attention_precision")),
             "block_ops": ((self.variant.block_ops,), get_args(BlockOps)),
             "linear_precision": ((self.variant.linear_precision,), get_args(LinearPrecision)),
@@ -90,8 +101,10 @@ class ParallelOptions:
             for value in given:
                 if value not in allowed:
                     raise ValueError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
-        if not self.mixes or not self.placements or not self.gpus:
-            raise ValueError("mixes, placements and gpus: must each have at least one entry; leave them out for all")
+        if not all((self.mixes, self.placements, self.exchanges, self.gpus)):
+            raise ValueError(
+                "mixes, placements, exchanges and gpus: must each have at least one entry; leave them out for all"
+            )
         if min(self.gpus) < 1 or self.steps < 1:
             raise ValueError(f"gpus {min(self.gpus)}, steps {self.steps}: must be at least 1; leave them out")
 
@@ -107,5 +120,8 @@ class ParallelOptions:
         for gpus in sorted(set(self.gpus) - {1}):
             for passes in (1, 2) if self.guidance and gpus % 2 == 0 else (1,):
                 check_ranks(heads, gpus // passes)
-                for placement in self.placements if gpus > passes else (ONE_GPU,):
-                    yield Layout(gpus, passes, placement)
+                if gpus == passes:
+                    yield Layout(gpus, passes, ONE_GPU)
+                    continue
+                for placement, exchange in product(self.placements, self.exchanges):
+                    yield Layout(gpus, passes, placement, exchange)

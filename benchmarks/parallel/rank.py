@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vorta_trt.benchmarks.harness import gib
-from vorta_trt.benchmarks.parallel.options import Layout, ParallelOptions
+from vorta_trt.benchmarks.parallel.options import OVERLAP, Layout, ParallelOptions
 from vorta_trt.benchmarks.parallel.report import ONE_GPU, ParallelRow
 from vorta_trt.benchmarks.parallel.spans import Span, Spans, exchanges_and_waiting
 from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes
@@ -53,6 +53,7 @@ class Outcome(NamedTuple):
         checksum: Of the sample.
         difference: See `ParallelRow`; of rank 0 alone.
         peak_memory_gib: See `ParallelRow`.
+        exchange: See `ParallelRow`.
     """
 
     seconds: list[float]
@@ -60,6 +61,7 @@ class Outcome(NamedTuple):
     checksum: float
     difference: float
     peak_memory_gib: float
+    exchange: str
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,14 @@ class _Bench:
         subject = self.subject
         if number:
             subject = replace(subject, inputs={**subject.inputs, TEXT: -subject.inputs[TEXT]})
+        exchange = ""
         try:
             if layout.ulysses > 1:
-                routed.parallelize(groups.of_pass, layout.placement)
+                asked, overlap = layout.exchange.removesuffix(OVERLAP), layout.exchange.endswith(OVERLAP)
+                routed.parallelize(groups.of_pass, layout.placement, exchange=asked, overlap=overlap)
                 assert isinstance(routed.parallel, Ranks)
                 routed.parallel.watch = spans
+                exchange = routed.parallel.exchange + OVERLAP * overlap
             with subject.computed_by(self.options.variant):
                 self.subject.fp8 = subject.fp8
                 run = subject.runs(OURS, routes)
@@ -158,7 +163,7 @@ class _Bench:
             routed.parallel = None
             gc.collect()
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        return Outcome(seconds, of_passes, checksum, found, gib(peak))
+        return Outcome(seconds, of_passes, checksum, found, gib(peak), exchange)
 
     def _timed(
         self, step: Callable[[], object], spans: Spans, group: dist.ProcessGroup
@@ -202,6 +207,7 @@ class _Bench:
             layout.passes,
             layout.placement,
             mix,
+            outcomes[0].exchange,
             median=round(median, 5),
             minimum=round(min(slowest), 5),
             runs=len(slowest),

@@ -20,6 +20,8 @@ class ParallelRow:
         passes: Of the transformer that run at once, each on its share of the GPUs: 1, or the 2 of guidance.
         placement: Of the heads, "balanced" or "in_order"; ONE_GPU where a pass has one.
         routes: Mix of the branches, see `mixed_routes`.
+        exchange: What exchanged heads and tokens, "library" or "torch", with "+overlap" where half of the heads is
+            attended to meanwhile; "" where a pass has one GPU.
         state: "ok"; "wrong" where the sample is not that of one GPU, or not the same on all, so that times count for
             nothing.
         note: The reason of a state that is not "ok".
@@ -29,7 +31,8 @@ class ParallelRow:
         speedup: Over one GPU of the same run, which computes passes one after the other.
         exchanges: Seconds of a pass by exchange, packing and unpacking included: "heads" (queries, keys and values),
             "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". Of every single
-            exchange the time of the GPU that comes last counts, which waits for no other.
+            exchange the time of the GPU that comes last counts, which waits for no other. Of exchanges that overlap,
+            it is not what they add to the pass.
         waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs.
         exchange_share: The sum of `exchanges` over the median.
         busiest: Attention of the busiest GPU over the mean, by the costs that placement goes by, of all layers.
@@ -44,6 +47,7 @@ class ParallelRow:
     passes: int
     placement: str
     routes: str
+    exchange: str = ""
     state: str = "ok"
     note: str = ""
     median: float | None = None

@@ -36,7 +36,7 @@ def parallel_table(report: ParallelReport) -> Table:
     from rich.table import Table
 
     table = Table(title="one pass, or two at once", title_justify="left")
-    for name in ("routes", "GPUs", "passes", "heads placed"):
+    for name in ("routes", "GPUs", "passes", "heads placed", "exchange"):
         table.add_column(name, no_wrap=True)
     columns = (
         "ms",
@@ -51,7 +51,7 @@ def parallel_table(report: ParallelReport) -> Table:
     for name in (*columns, "differs", "own error", "GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
-        table.add_row(row.routes, str(row.gpus), str(row.passes), row.placement, *_cells(row))
+        table.add_row(row.routes, str(row.gpus), str(row.passes), row.placement, row.exchange, *_cells(row))
     return table
 
 
@@ -74,7 +74,7 @@ def _cells(row: ParallelRow) -> tuple[str, ...]:
 def remarks(report: ParallelReport) -> list[str]:
     """What is wrong with a row."""
     return [
-        f"  {row.routes}, {row.gpus} GPUs, {row.passes} passes, {row.placement}: {row.state.upper()}, {row.note}"
+        f"  {row.routes}, {row.gpus} GPUs, {row.passes} passes, {_ways(row)}: {row.state.upper()}, {row.note}"
         for row in report.rows
         if row.state != "ok"
     ]
@@ -87,7 +87,7 @@ def plot_report(report: ParallelReport, path: Path) -> Path:
         raise ValueError("nothing to plot: no row of the report was timed; its notes say why")
     figure = import_extra("matplotlib.figure", "plot").Figure(figsize=(9, 1.5 + 0.35 * len(rows)), layout="constrained")
     panel = figure.subplots()
-    names = [f"{row.routes}, {row.gpus} GPUs{', 2 passes' if row.passes > 1 else ''}, {row.placement}" for row in rows]
+    names = [f"{row.routes}, {row.gpus} GPUs{', 2 passes' if row.passes > 1 else ''}, {_ways(row)}" for row in rows]
     starts = [0.0] * len(rows)
     for kind, colour in COLOURS.items():
         widths = [_parts(row)[kind] for row in rows]
@@ -105,6 +105,10 @@ def plot_report(report: ParallelReport, path: Path) -> Path:
     with new_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
     return path
+
+
+def _ways(row: ParallelRow) -> str:
+    return ", ".join(part for part in (row.placement, row.exchange) if part)
 
 
 def _parts(row: ParallelRow) -> dict[str, float]:

@@ -36,7 +36,8 @@ class HeadExchange:
     Attributes:
         group: P processes; every one of them calls the same methods in the same order.
         shards: Which video tokens each rank has.
-        order: Int64 [N], a permutation of the heads; rank p takes those from p * n on.
+        order: Int64 [N], a permutation of the heads; rank p takes those from p * n on. Or fewer than all heads, which
+            alone are moved then: in the methods below N is how many, but in tensors of tokens that the caller has.
     """
 
     group: dist.ProcessGroup
@@ -61,9 +62,9 @@ class HeadExchange:
             The three, [B, S + T, n, D] each, which share their memory.
         """
         shards, order = self.shards, self._by_rank()
-        batch, rows, heads, dim = query.shape
+        batch, rows, _, dim = query.shape
         text, count = rows - shards.rows, shards.count
-        sizes = (PARTS, heads // shards.ranks, dim)
+        sizes = (PARTS, order.shape[1], dim)
         packed = query.new_empty(batch, shards.ranks, count, *sizes)  # [B, P, r, 3, n, D]
         whole = query.new_empty(batch, shards.tokens + text, *sizes)  # [B, S + T, 3, n, D]
         for part, tensor in enumerate((query, key, value)):
@@ -76,8 +77,8 @@ class HeadExchange:
         query, key, value = whole.unbind(2)  # [B, S + T, n, D] each
         return query, key, value
 
-    def to_tokens(self, attended: Tensor) -> Tensor:
-        """Gives all heads of this rank's rows: [B, S + T, n, D] -> [B, R + T, N, D], 0 where rows are padding."""
+    def to_tokens(self, attended: Tensor, heads: Tensor) -> None:
+        """Writes this rank's rows of [B, S + T, n, D], of all ranks, to [B, R + T, N, D]; 0 where rows are padding."""
         shards, order = self.shards, self._by_rank()
         batch, tokens, own, dim = attended.shape
         text, count = tokens - shards.tokens, shards.count
@@ -85,14 +86,12 @@ class HeadExchange:
         for sample in range(batch):
             sent = attended[sample, : shards.tokens].contiguous()  # [S, n, D]
             self._all_to_all(received[sample].flatten(0, 1), sent, (count,) * shards.ranks, shards.counts)
-        heads = attended.new_empty(batch, shards.rows + text, shards.ranks * own, dim)  # [B, R + T, N, D]
         _place_heads(received.transpose(1, 2), order, heads[:, :count])
         heads[:, count : shards.rows] = 0
         if text:
             of_text = attended[:, shards.tokens :].contiguous()  # [B, T, n, D]
             gathered = gather(of_text, self.group)  # [P, B, T, n, D]
             _place_heads(gathered.permute(1, 2, 0, 3, 4), order, heads[:, shards.rows :])
-        return heads
 
     def _by_rank(self) -> Tensor:
         return self.order.view(self.shards.ranks, -1)  # [P, n]

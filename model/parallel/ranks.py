@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, get_args
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import Attention
 from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention, unwatched
 from vorta_trt.model.parallel.exchange import gather_shards
+from vorta_trt.model.parallel.exchange_choice import AUTO, TORCH, Exchange, ExchangeChoice, choose_exchange
+from vorta_trt.model.parallel.group_communicator import TIMEOUT
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_costs, check_ranks, head_order
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.plugins.operator_schema import AttentionPrecision
@@ -31,22 +34,38 @@ class Ranks:
         placement: How heads are given to ranks, see `placement.py`.
         watch: Is entered around every exchange, with its name: for measurements.
         costs: Of a head in each branch; None: those of the geometry.
+        choice: What exchanges, and why.
+        overlap: Whether exchanges run beside the attention of the other half of the heads.
     """
 
     group: dist.ProcessGroup
     placement: Placement = "balanced"
     watch: Watch = unwatched
     costs: BranchCosts | None = None
+    choice: ExchangeChoice = ExchangeChoice(TORCH, "asked for")
+    overlap: bool = False
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup | None, placement: str, heads: int, costs: BranchCosts | None = None) -> Ranks:
+    def of(
+        cls,
+        group: dist.ProcessGroup | None,
+        placement: str,
+        heads: int,
+        costs: BranchCosts | None = None,
+        *,
+        device: torch.device,
+        exchange: str = AUTO,
+        overlap: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> Ranks:
         """Checks what `RoutedTransformer.parallelize` is given.
 
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
             ValueError: This process is not in the group, the group was destroyed, N is no multiple of P, the placement
-                is unknown, or costs are no costs.
+                is unknown, costs are no costs, or the exchange is unknown or not possible.
+            VortaError: See `choose_exchange`.
         """
         if costs is not None:
             check_costs(costs)
@@ -74,7 +93,13 @@ class Ranks:
         except KeyError:
             raise ValueError("group: was destroyed; make another one with torch.distributed.new_group") from None
         check_ranks(heads, len(members))
-        return cls(given, cast(Placement, placement), costs=costs)
+        choice = choose_exchange(exchange, given, device, timeout)
+        return cls(given, cast(Placement, placement), costs=costs, choice=choice, overlap=overlap)
+
+    @property
+    def exchange(self) -> Exchange:
+        """What exchanges: "library" or "torch"."""
+        return self.choice.exchange
 
     def shards(self, geometry: AttentionGeometry) -> TokenShards:
         """Which video tokens this rank has."""
@@ -91,9 +116,21 @@ class Ranks:
             attention_precision: As for `routed_attention`.
             tokens: Their `text_length`, if there is text among them.
         """
+        communicator = self.choice.communicator
+        if communicator is not None and routes.device != communicator.device:
+            raise RuntimeError(
+                f"parallelize was called on a model on {communicator.device}, which computes on {routes.device} now; "
+                f"call it again after moving the model"
+            )
         costs = self.costs or BranchCosts.of(geometry, cast(AttentionPrecision, attention_precision))
         orders = head_order(routes, costs, self.group.size(), self.placement)  # [L, N]
-        options = {"attention_precision": attention_precision, "watch": self.watch, **tokens}
+        options = {
+            "attention_precision": attention_precision,
+            "watch": self.watch,
+            "communicator": communicator,
+            "overlap": self.overlap,
+            **tokens,
+        }
         return [
             partial(
                 sharded_attention, routes=of_layer, head_order=order, geometry=geometry, group=self.group, **options

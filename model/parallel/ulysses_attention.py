@@ -23,17 +23,14 @@ from vorta_trt.model.operator import (
     check_attention_precision,
     check_device,
     checked_scale,
-    kernel_tensors,
 )
 from vorta_trt.model.parallel.attention import sharded_attention
 from vorta_trt.model.parallel.exchange import gather_shards
+from vorta_trt.model.parallel.library_exchange import UlyssesCall, check_kernel_dtype, ready_library
 from vorta_trt.model.parallel.shards import TokenShards
-from vorta_trt.model.precision import dtype_name
-from vorta_trt.plugins.kernel_support import prepare_gpu
-from vorta_trt.plugins.library import KERNEL_DTYPES, PluginLibrary, Problem, load_library
 from vorta_trt.plugins.operator_calls import enqueue
 from vorta_trt.plugins.operator_schema import GATHER_TOKENS, SAME_PRECISION, ULYSSES_ATTENTION, Operator
-from vorta_trt.plugins.ulysses_attention import GatherTokensParams, UlyssesAttentionParams, workspace_size
+from vorta_trt.plugins.ulysses_attention import GatherTokensParams
 
 
 def ulysses_attention(
@@ -104,8 +101,8 @@ def _check(
             f"query of shape {tuple(query.shape)}: must have {rows} rows, a shard of the geometry's "
             f"{geometry.video_tokens} video tokens for {ranks} ranks and {geometry.text_tokens} text tokens"
         )
-    if query.is_cuda and dtype_name(query.dtype) not in KERNEL_DTYPES:
-        raise TypeError(f"query of dtype {query.dtype}: the kernels compute in float16 and bfloat16; convert the model")
+    if query.is_cuda:
+        check_kernel_dtype(query)
     batch, _, heads, _ = query.shape
     for name, tensor in (("key", key), ("value", value)):
         if tensor.shape != query.shape or tensor.dtype != query.dtype:
@@ -199,30 +196,10 @@ def _on_cuda(
     *values, ranks = attributes
     geometry, scale, attention_precision = attention_attributes(tuple(values))
     _check(query, key, value, routes, head_order, text_length, geometry, ranks)
-    library = _library(query)
-    query, key, value = (tensor.contiguous() for tensor in (query, key, value))
-    routes, head_order = routes.contiguous(), head_order.contiguous()
-    text_length = None if text_length is None else text_length.contiguous()
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, X+T, N, D]
-    params = UlyssesAttentionParams(
-        ranks=ranks,
-        attention=Problem(
-            dtype=dtype_name(query.dtype),
-            batch=query.shape[0],
-            heads=query.shape[2],
-            head_dim=query.shape[3],
-            **geometry.to_dict(),
-            scale=scale,
-            attention_precision=attention_precision,
-        ),
-        head_order=head_order.data_ptr(),
-    )
-    size = workspace_size(library, params)
-    # The workspace may be freed on return: torch's allocator hands it out again on this stream only.
-    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=query.device)  # torch aligns to 512
-    params.tensors = kernel_tensors(query, key, value, routes, text_length, output, workspace, size)
-    with torch.cuda.device(query.device):
-        enqueue(library, params, torch.cuda.current_stream(query.device).cuda_stream)
+    UlyssesCall(
+        query, key, value, routes, head_order, output, text_length, geometry, ranks, scale, attention_precision
+    ).enqueue()
     return output
 
 
@@ -240,7 +217,7 @@ def _gather_on_cpu(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A
 @_gather_on_cpu.register_kernel("cuda")
 def _gather_on_cuda(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002
     _check_rows(input, tokens, ranks)
-    rows, library = input.contiguous(), _library(input)
+    rows, library = input.contiguous(), ready_library(input)
     output = torch.empty((rows.shape[0], tokens, rows.shape[2]), dtype=rows.dtype, device=rows.device)  # [B, S, C]
     params = GatherTokensParams(
         ranks=ranks,
@@ -258,10 +235,3 @@ def _gather_on_cuda(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: 
 @_gather_on_cpu.register_fake
 def _gather_fake(input: Tensor, tokens: int, ranks: int) -> Tensor:  # noqa: A002
     return input.new_empty((input.shape[0], tokens, input.shape[2]))
-
-
-def _library(tensor: Tensor) -> PluginLibrary:
-    """The library, ready for the tensor's GPU."""
-    library = load_library()
-    prepare_gpu(library, tensor.device.index)
-    return library

@@ -10,37 +10,39 @@ Letters: P ranks, L layers, B batch, N heads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from vorta_trt.export.metadata import ModelMetadata
+from vorta_trt.model.parallel.group_communicator import TIMEOUT, GroupCommunicator
 from vorta_trt.model.parallel.placement import BranchCosts, head_order
-from vorta_trt.plugins.communicator import communicator, create_id, rank_of
+from vorta_trt.plugins.communicator import rank_of
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.library import LibraryError, PluginLibrary
 
 
 @contextmanager
-def engine_ranks(library: PluginLibrary, group: Any, device: torch.device) -> Iterator[None]:
+def engine_ranks(library: PluginLibrary, group: Any, device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
     """Joins the communicator of a group's ranks for engines on a GPU, and leaves it in the end.
 
     Args:
         library: Whose plugins the engines call; each library has communicators of its own.
         group: Of torch.distributed; the ranks that share an engine's pass. All of them come here.
         device: This rank's GPU.
+        timeout: Seconds that an engine's run may take, after which the process ends.
 
     Raises:
-        LibraryError: There is no NCCL, or the ranks do not reach each other.
+        VortaError: See `GroupCommunicator.of`.
     """
-    ranks, rank = distributed.get_world_size(group), distributed.get_rank(group)
-    made = [create_id(library) if rank == 0 else b""]
-    distributed.broadcast_object_list(made, src=distributed.get_global_rank(group, 0), group=group)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        with communicator(library, made[0], ranks, rank):
-            yield
+    joined = GroupCommunicator.of(library, group, device, timeout)
+    try:
+        yield
+    except BaseException:
+        joined.abort()
+        raise
 
 
 class EngineRank:
@@ -63,7 +65,7 @@ class EngineRank:
     """
 
     def __init__(self, library: PluginLibrary, metadata: ModelMetadata, source: object, device: str) -> None:
-        self._ranks = metadata.ulysses
+        self._ranks, self._library, self._device = metadata.ulysses, library, torch.device(device)
         self._costs = BranchCosts.of(metadata.attention_geometry, metadata.attention_precision)
         self._orders = torch.arange(metadata.num_heads, dtype=torch.int32).expand(metadata.num_layers, -1).contiguous()
         try:
@@ -78,6 +80,11 @@ class EngineRank:
     def inputs(self) -> dict[str, Tensor]:
         """`rank` int32 [1] and `head_orders` int32 [L, N] of the next call."""
         return {"rank": torch.tensor([self.rank], dtype=torch.int32), "head_orders": self._orders}
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Limits the time of the run that is launched inside, if `engine_ranks` has joined the ranks."""
+        joined = GroupCommunicator.find(self._library, self._ranks, self._device)
+        return nullcontext() if joined is None else joined.watched()
 
     def place(self, routes: Tensor) -> None:
         """Places the heads of the next call by the routes [L, B, N] of this one."""

@@ -433,7 +433,7 @@ class VortaPipeline:
         source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
             if self.ranks is not None and self.ranks.sharing is not None:
-                source.parallelize(self.ranks.sharing)
+                source.parallelize(self.ranks.sharing, timeout=self.ranks.world.timeout)
             given = {name: value for name, value in self._engine.items() if value is not None}
             transformer = VortaTransformer.from_pretrained(source, fallbacks=self.fallbacks, **given)
         else:

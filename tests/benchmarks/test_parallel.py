@@ -25,7 +25,10 @@ from ..ranks import Pool
 
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 2, "ffn_dim": 64, "text_dim": 24}
 CASE = StepCase("tiny", "wan", SIZES, (9, 48, 80), passes=2, shift=3.0)  # token grid (3, 3, 5)
-OPTIONS = ParallelOptions(mixes=("10/45/45",), gpus=(4,), guidance=True, steps=2, dtype="fp32", kind="cpu")
+EXCHANGES = ("auto", "torch+overlap")
+OPTIONS = ParallelOptions(
+    mixes=("10/45/45",), gpus=(4,), exchanges=EXCHANGES, guidance=True, steps=2, dtype="fp32", kind="cpu"
+)
 Measured = tuple[ParallelReport, list[ParallelReport], list[str]]
 
 
@@ -51,15 +54,19 @@ def measured(pool: Pool) -> Measured:
 
 def test_every_layout_computes_the_sample_of_one_gpu(measured: Measured) -> None:
     report, partial, said = measured
-    assert [(row.gpus, row.passes, row.placement) for row in report.rows] == [
-        (1, 1, ONE_GPU),
-        (4, 1, "balanced"),
-        (4, 1, "in_order"),
-        (4, 2, "balanced"),
-        (4, 2, "in_order"),
+    ways = [(gpus, passes, placement) for gpus, passes in ((4, 1), (4, 2)) for placement in ("balanced", "in_order")]
+    assert [(row.gpus, row.passes, row.placement, row.exchange) for row in report.rows] == [
+        (1, 1, ONE_GPU, ""),
+        *((*way, exchange) for way in ways for exchange in ("torch", "torch+overlap")),  # auto on a CPU is torch
     ]
     assert report.passed and not remarks(report)
-    one, balanced, in_order, *guidance = report.rows
+    one, *rows = report.rows
+    balanced, in_order, *guidance = rows[::2]
+    for row, beside in zip(rows[::2], rows[1::2], strict=True):
+        assert set(row.exchanges) == set(beside.exchanges) and (row.predicted, row.busiest) == (
+            beside.predicted,
+            beside.busiest,
+        )
     for row in report.rows:
         assert row.median is not None and row.minimum is not None and 0 < row.minimum <= row.median
         assert row.difference is not None and row.difference < 1e-5
@@ -72,10 +79,10 @@ def test_every_layout_computes_the_sample_of_one_gpu(measured: Measured) -> None
         assert set(row.exchanges) == {"heads", "tokens", "sample", "guidance"}
     assert balanced.busiest is not None and in_order.busiest is not None
     assert 1 <= balanced.busiest <= in_order.busiest
-    predicted = [row.predicted or 0 for row in report.rows]
-    assert 0 < predicted[1] <= predicted[2] and 0 < predicted[3] <= predicted[4]
-    assert [len(so_far.rows) for so_far in partial] == [1, 2, 3, 4, 5]
-    assert len(said) == 6 and "4 GPUs, in_order" in said[3]
+    predicted = [row.predicted or 0 for row in (balanced, in_order, *guidance)]
+    assert 0 < predicted[0] <= predicted[1] and 0 < predicted[2] <= predicted[3]
+    assert [len(so_far.rows) for so_far in partial] == [*range(1, 10)]
+    assert len(said) == 10 and "4 GPUs, in_order, auto" in said[4]
     assert report.about["layers"] == 2 and report.about["heads"] == 4
 
 
@@ -85,11 +92,11 @@ def test_report_comes_back_from_its_file_and_is_shown(measured: Measured, tmp_pa
     file.write_text(report.to_json())
     again = ParallelReport.read(file)
     assert again == replace(report, about=json.loads(json.dumps(report.about)), rows=[*report.rows])
-    assert "2 layers" in headline(again) and len(parallel_table(again).rows) == 5
+    assert "2 layers" in headline(again) and len(parallel_table(again).rows) == 9
     shown = CliRunner().invoke(app, ["bench", "parallel", "--from", str(file), "--plot", str(tmp_path / "p.svg")])
     assert shown.exit_code == 0 and "in_order" in shown.stdout and (tmp_path / "p.svg").exists()
     wrong = replace(again, rows=[replace(again.rows[1], state="wrong", note="differs by 1")])
-    assert not wrong.passed and remarks(wrong) == ["  10/45/45, 4 GPUs, 1 passes, balanced: WRONG, differs by 1"]
+    assert not wrong.passed and remarks(wrong) == ["  10/45/45, 4 GPUs, 1 passes, balanced, torch: WRONG, differs by 1"]
     with pytest.raises(ValueError, match="nothing to plot"):
         plot_report(wrong, tmp_path / "q.svg")
 
@@ -98,10 +105,10 @@ def test_layouts() -> None:
     options = ParallelOptions(gpus=(4, 2), guidance=True, placements=("balanced",))
     assert [*options.layouts(select_case("wan-14b"), 40)] == [
         Layout(1, 1, ONE_GPU),
-        Layout(2, 1, "balanced"),
+        Layout(2, 1, "balanced", "auto"),
         Layout(2, 2, ONE_GPU),
-        Layout(4, 1, "balanced"),
-        Layout(4, 2, "balanced"),
+        Layout(4, 1, "balanced", "auto"),
+        Layout(4, 2, "balanced", "auto"),
     ]
     with pytest.raises(ValueError, match="one pass; leave it out"):
         [*options.layouts(select_case("hunyuan-video"), 24)]
@@ -113,6 +120,7 @@ def test_layouts() -> None:
     ("wrong", "message"),
     [
         ({"placements": ("random",)}, "placements 'random': must be one of balanced, in_order"),
+        ({"exchanges": ("nccl",)}, "exchanges 'nccl': must be one of auto, library, torch, auto\\+overlap"),
         ({"mixes": ("50/60",)}, "mix '50/60'"),
         ({"gpus": (0,)}, "gpus 0"),
         ({"model": "wan"}, "model 'wan'"),

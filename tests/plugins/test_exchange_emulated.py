@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from vorta_trt.plugins.library import Problem, Tensors
-from vorta_trt.plugins.ulysses_attention import GatherTokensParams, UlyssesAttentionParams
+from vorta_trt.plugins.ulysses_attention import GatherTokensParams, Part, UlyssesAttentionParams
 
 from .conftest import DRIVER, ROOT, Compile
 from .test_cublaslt_abi import package_folder
@@ -92,6 +92,52 @@ def own_rows(tokens: Array, video: int, ranks: int, rank: int) -> Array:
     return np.concatenate([rows, padding, tokens[:, video:]], axis=1)
 
 
+class Attention:
+    """A call of `vorta_ulysses_attention` for the heads that `order` names, with a workspace of its own."""
+
+    def __init__(
+        self,
+        emulated: ctypes.CDLL,
+        ranks: int,
+        grid: tuple[int, int, int],
+        inputs: list[Array],
+        output: Array,
+        routes: Any,
+        lengths: Any,
+        order: Any,
+    ) -> None:
+        batch, _, heads, dim = output.shape
+        text = output.shape[1] - -(-grid[0] * grid[1] * grid[2] // ranks)
+        problem = Problem(
+            dtype="float16", batch=batch, heads=order.size, head_dim=dim, grid=grid, tile=grid, window=(1, 1, 1),
+            bucket=(1, 1, 1), keep=1, text_tokens=text,
+        )  # fmt: skip
+        self._emulated, self._alive = emulated, (inputs, output, routes, lengths, order)
+        self._params = params = UlyssesAttentionParams(
+            ranks=ranks,
+            attention=problem,
+            head_order=order.ctypes.data,
+            tensor_heads=0 if order.size == heads else heads,
+        )
+        size = ctypes.c_size_t()
+        call(emulated, "vorta_ulysses_attention_workspace_size", ctypes.byref(params), ctypes.byref(size))
+        self._workspace = aligned(np.full(size.value // 2 + 128, 0xDEAD, np.uint16))
+        self.beyond = self._workspace[size.value // 2 :]
+        names = ("query", "key", "value", "output")
+        params.tensors = Tensors(
+            routes=routes.ctypes.data,
+            text_length=lengths.ctypes.data if text else None,
+            workspace=self._workspace.ctypes.data,
+            workspace_bytes=size.value,
+            **{name: tensor.ctypes.data for name, tensor in zip(names, (*inputs, output), strict=True)},
+            **{f"{name}_stride": [step // 2 for step in output.strides[:3]] for name in names},
+        )
+
+    def run(self, part: int = 0) -> None:
+        self._params.parts = part
+        call(self._emulated, "vorta_ulysses_attention_enqueue", ctypes.byref(self._params), None)
+
+
 CASES = [  # ranks, grid, text, batch, heads, head dimension
     (1, (2, 3, 4), 0, 1, 4, 64),
     (2, (3, 3, 3), 0, 1, 4, 128),
@@ -130,29 +176,23 @@ def test_every_rank_gets_its_rows(
             tokens[:, count : -(-video // ranks)] = 0xFFFF
         output = aligned(np.full(mine[0].shape, 0xABCD, np.uint16))
         mine = [aligned(tokens) for tokens in mine]
-        problem = Problem(
-            dtype="float16", batch=batch, heads=heads, head_dim=dim, grid=grid, tile=grid, window=(1, 1, 1),
-            bucket=(1, 1, 1), keep=1, text_tokens=text,
-        )  # fmt: skip
-        params = UlyssesAttentionParams(ranks=ranks, attention=problem, head_order=order.ctypes.data)
-        size = ctypes.c_size_t()
-        call(emulated, "vorta_ulysses_attention_workspace_size", ctypes.byref(params), ctypes.byref(size))
-        workspace = aligned(np.full(size.value // 2 + 128, 0xDEAD, np.uint16))
-        strides = [step // 2 for step in output.strides[:3]]
-        names = ("query", "key", "value", "output")
-        params.tensors = Tensors(
-            routes=routes.ctypes.data,
-            text_length=lengths.ctypes.data if text else None,
-            workspace=workspace.ctypes.data,
-            workspace_bytes=size.value,
-            **{name: tensor.ctypes.data for name, tensor in zip(names, (*mine, output), strict=True)},
-            **{f"{name}_stride": strides for name in names},
-        )
+        whole_call = Attention(emulated, ranks, grid, mine, output, routes, lengths, order)
         for _ in range(2):  # the second call finds what the first has left in the workspace
             output.fill(0xABCD)
-            call(emulated, "vorta_ulysses_attention_enqueue", ctypes.byref(params), None)
+            whole_call.run()
             assert np.array_equal(output, own_rows(wanted, video, ranks, rank)), f"rank {rank}"
-        assert (workspace[size.value // 2 :] == 0xDEAD).all(), "written beyond the workspace"
+        by_rank = order.reshape(ranks, -1)
+        halves = [np.ascontiguousarray(part).ravel() for part in np.array_split(by_rank, 2, axis=1) if part.size]
+        first, *others = [Attention(emulated, ranks, grid, mine, output, routes, lengths, half) for half in halves]
+        output.fill(0xABCD)
+        for half in (first, *others):  # all exchanges of Q, K and V before the first attention
+            half.run(Part.TO_HEADS)
+        for half in (first, *others):
+            half.run(Part.ATTEND)
+            half.run(Part.TO_TOKENS)
+        assert np.array_equal(output, own_rows(wanted, video, ranks, rank)), f"halves of the heads of rank {rank}"
+        for one in (whole_call, first, *others):
+            assert (one.beyond == 0xDEAD).all(), "written beyond the workspace"
         gathered = np.zeros((batch, video, heads * dim), np.uint16)
         video_rows = aligned(own_rows(wanted[:, :video], video, ranks, rank))
         gather = GatherTokensParams(

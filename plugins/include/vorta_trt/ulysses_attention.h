@@ -21,6 +21,13 @@
 extern "C" {
 #endif
 
+/* What a call consists of, in this order. */
+typedef enum vorta_ulysses_part {
+  VORTA_ULYSSES_TO_HEADS = 1,  /* pack, and exchange query, key and value */
+  VORTA_ULYSSES_ATTEND = 2,    /* the attention */
+  VORTA_ULYSSES_TO_TOKENS = 4, /* exchange the output, and unpack */
+} vorta_ulysses_part;
+
 /* A call. `attention` is the problem of all ranks together: the grid of the whole video and all N heads, of which P
  * must be a divisor. Of `tensors`, query, key, value and output are this rank's rows [B, X+T, N, D], routes are
  * [B, N] of all heads, and the workspace is the exchange's, too. The output has the attention of this rank's video
@@ -28,7 +35,15 @@ extern "C" {
  *
  * `head_order` gives rank p the heads head_order[p N/P] to head_order[(p + 1) N/P - 1]. It is a permutation, the same
  * on every rank, as routes and text_length are. Like routes it is read on the device, must not change until the work
- * ends, and values out of range harm nothing but the output. */
+ * ends, and values out of range harm nothing but the output.
+ *
+ * `parts` may split a call into several, which take the same params, workspace included, and follow each other in the
+ * order above: for measurements, or to run exchanges on another stream than the attention, with events between. Other
+ * calls of the same ranks may come between; their exchanges come in the same order on every rank.
+ *
+ * `tensor_heads` other than 0 says that query, key, value and output have so many heads [B, X+T, tensor_heads, D], and
+ * routes too, of which the call computes `attention.heads`: those that `head_order` [attention.heads] names, whose
+ * output alone is written. Two such calls with a half of the heads each can overlap. */
 typedef struct vorta_ulysses_attention_params {
   size_t struct_size; /* sizeof(vorta_ulysses_attention_params), set by the caller */
   int32_t ranks;      /* P */
@@ -37,6 +52,8 @@ typedef struct vorta_ulysses_attention_params {
   vorta_routed_attention_problem attention;
   vorta_routed_attention_tensors tensors;
   const int32_t* head_order; /* int32 [N] */
+  int32_t parts;             /* a sum of vorta_ulysses_part; 0 for all */
+  int32_t tensor_heads;      /* 0: N, those of `attention` */
 } vorta_ulysses_attention_params;
 
 /* Validates everything but `tensors` and `head_order`, without touching a GPU. */
@@ -46,10 +63,10 @@ VORTA_API vorta_status vorta_ulysses_attention_validate(const vorta_ulysses_atte
 VORTA_API vorta_status vorta_ulysses_attention_workspace_size(const vorta_ulysses_attention_params* params,
                                                               size_t* bytes);
 
-/* Enqueues the operator on `stream` (a cudaStream_t) of the current device: pack, exchange, attention, exchange,
- * unpack. All ranks call it with the same problem, in the same order of calls. No host synchronisation, no allocation;
- * may be captured into a CUDA graph, on all ranks alike. Fails if the process has no communicator of P ranks on this
- * device. */
+/* Enqueues the operator, or the parts of it that are asked for, on `stream` (a cudaStream_t) of the current device:
+ * pack, exchange, attention, exchange, unpack. All ranks call it with the same problem, in the same order of calls. No
+ * host synchronisation, no allocation; may be captured into a CUDA graph, on all ranks alike. Fails if the process has
+ * no communicator of P ranks on this device. */
 VORTA_API vorta_status vorta_ulysses_attention_enqueue(const vorta_ulysses_attention_params* params, void* stream);
 
 #ifdef __cplusplus

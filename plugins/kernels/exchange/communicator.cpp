@@ -23,6 +23,18 @@ struct Registry {
     return std::find_if(communicators.begin(), communicators.end(),
                         [&](const Communicator& c) { return c.ranks == ranks && c.device == device; });
   }
+  /// Removes the communicator of `ranks` on the current device; `taken` stays as it is where there is none.
+  vorta_status take(int ranks, Communicator* taken) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!has_any(ranks)) return VORTA_OK;
+    int device = 0;
+    if (cudaError_t error = cudaGetDevice(&device)) return report("current device", error);
+    const auto entry = find(ranks, device);
+    if (entry == communicators.end()) return VORTA_OK;
+    *taken = *entry;
+    communicators.erase(entry);
+    return VORTA_OK;
+  }
   bool has(int ranks, int device) {
     const std::lock_guard<std::mutex> lock(mutex);
     return find(ranks, device) != communicators.end();
@@ -179,15 +191,10 @@ vorta_status vorta_communicator_rank(int32_t ranks, int32_t* rank) {
 vorta_status vorta_communicator_destroy(int32_t ranks, int32_t abort) {
   using namespace vorta::exchange;
   if (vorta_status status = check_ranks(ranks)) return status;
-  Registry& r = registry();
-  const std::lock_guard<std::mutex> lock(r.mutex);
-  if (!r.has_any(ranks)) return VORTA_OK;
-  int device = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return vorta::report("current device", error);
-  const auto entry = r.find(ranks, device);
-  if (entry == r.communicators.end()) return VORTA_OK;
-  const Communicator left = *entry;
-  r.communicators.erase(entry);
+  Communicator left{};
+  if (vorta_status status = registry().take(ranks, &left)) return status;
+  if (left.comm == nullptr) return VORTA_OK;
+  // Nothing is locked meanwhile: NCCL may wait here, for CUDA graphs that hold the communicator, say.
   const auto leave = abort != 0 ? left.functions->CommAbort : left.functions->CommDestroy;
   if (vorta::nccl::Result result = leave(left.comm)) {
     return vorta::nccl::report("leaving the communicator", *left.functions, result, nullptr);

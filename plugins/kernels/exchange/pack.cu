@@ -38,7 +38,9 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   const int source_row = is_text ? token - call.own_tokens + call.shard : token;
   const int64_t own_row = is_text ? call.tokens - call.text_tokens + token - call.own_tokens : call.own_first + token;
   const int first = is_text ? call.rank * call.rank_heads : 0;
-  const int last = token >= call.own_tokens + call.text_tokens ? first : is_text ? first + call.rank_heads : call.heads;
+  const int last = token >= call.own_tokens + call.text_tokens ? first
+                   : is_text                                   ? first + call.rank_heads
+                                                               : call.places;
   for_heads(call, first, last, [&](int head, int rank, int rank_head, int vector) {
     uint4 vectors[3];
 #pragma unroll
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
   const bool is_padding = !is_text && row >= call.own_tokens;
   const int64_t own_row = is_text ? call.tokens - call.text_tokens + row - call.shard : call.own_first + row;
   const TokenTensor& output = unpack.output;
-  for_heads(call, 0, call.heads, [&](int head, int rank, int rank_head, int vector) {
+  for_heads(call, 0, call.places, [&](int head, int rank, int rank_head, int vector) {
     uint4 elements{0, 0, 0, 0};
     if (!is_padding) {
       const uint4* source =

@@ -8,7 +8,7 @@
 
 namespace vorta::exchange {
 
-/// [B, X+T, N, D] of this rank's tokens. Strides in vectors of 16 bytes.
+/// [B, X+T, heads, D] of this rank's tokens. Strides in vectors of 16 bytes.
 struct TokenTensor {
   uint4* data;
   int64_t batch_stride, token_stride, head_stride;
@@ -17,7 +17,10 @@ struct TokenTensor {
 /// What both kernels know; rows and strides in vectors of 16 bytes.
 struct PackCall {
   const int32_t* head_order;  // [N]
-  int rank, ranks, batch, heads, rank_heads;
+  int rank, ranks, batch;
+  int heads;          // of the tensors and the routes
+  int places;         // N, heads of the call
+  int rank_heads;     // H = N / P
   int head_vectors;   // D / 8
   int block_rows;     // rows of D elements that a block copies at a time; set by the launch
   int own_tokens;     // video tokens of this rank
@@ -35,7 +38,7 @@ struct Pack {
   PackCall call;
   TokenTensor tensors[3];
   uint4* heads;           // [B, S+T, 3, H, D]
-  const int32_t* routes;  // [B, N]
+  const int32_t* routes;  // [B, heads]
   int32_t* own_routes;    // [B, H]
 };
 cudaError_t launch_pack(const Pack& pack, cudaStream_t stream);

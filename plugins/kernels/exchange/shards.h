@@ -31,10 +31,11 @@ struct TokenShards {
 /// And which heads.
 struct Shards : TokenShards {
   int batch;
-  int text_tokens;  // T
-  int heads;        // N
-  int rank_heads;   // H
-  int head_dim;     // D
+  int text_tokens;   // T
+  int heads;         // N
+  int tensor_heads;  // of query, key, value and output, at least N
+  int rank_heads;    // H
+  int head_dim;      // D
 
   explicit Shards(const vorta_ulysses_attention_params& params)
       : TokenShards(params.ranks,
@@ -42,6 +43,7 @@ struct Shards : TokenShards {
         batch(params.attention.batch),
         text_tokens(params.attention.text_tokens),
         heads(params.attention.heads),
+        tensor_heads(params.tensor_heads == 0 ? heads : params.tensor_heads),
         rank_heads(heads / ranks),
         head_dim(params.attention.head_dim) {}
 

@@ -18,6 +18,7 @@ using Params = vorta_ulysses_attention_params;
 
 constexpr int kWorkspaceAlignment = 256;
 constexpr int kVectorElements = 8;  // of 16 bytes
+constexpr int kAllParts = VORTA_ULYSSES_TO_HEADS | VORTA_ULYSSES_ATTEND | VORTA_ULYSSES_TO_TOKENS;
 
 vorta_status validate(const Params* params) {
   if (params == nullptr) {
@@ -35,6 +36,14 @@ vorta_status validate(const Params* params) {
                 "ranks %d: must be 1 to %d and divide the %d heads, for every GPU attends with equally many; use a "
                 "number of GPUs that does",
                 params->ranks, VORTA_MOST_RANKS, params->attention.heads);
+  }
+  if (params->parts < 0 || params->parts > kAllParts) {
+    return fail(VORTA_INVALID_ARGUMENT, "parts %d: must be a sum of values of vorta_ulysses_part; pass 0 for all",
+                params->parts);
+  }
+  if (params->tensor_heads != 0 && params->tensor_heads < params->attention.heads) {
+    return fail(VORTA_INVALID_ARGUMENT, "tensor_heads %d: must be at least the %d heads of the call; pass 0 for those",
+                params->tensor_heads, params->attention.heads);
   }
   return VORTA_OK;
 }
@@ -63,7 +72,7 @@ vorta_status check_int32(const char* name, const char* shape, const int32_t* poi
 /// What the attention does not check of the tensors that it gets.
 vorta_status validate_tensors(const Params& params, const Shards& shards, size_t workspace_bytes) {
   const vorta_routed_attention_tensors& t = params.tensors;
-  const int64_t size[3] = {shards.batch, shards.shard + shards.text_tokens, shards.heads};
+  const int64_t size[3] = {shards.batch, shards.shard + shards.text_tokens, shards.tensor_heads};
   const auto check = [&](const char* name, const void* pointer, const int64_t (&stride)[3], Access access) {
     Extent extent{};
     return check_tensor(name, "[B, X+T, N, D]", pointer, stride, size, shards.head_dim, access, &extent);
@@ -101,15 +110,24 @@ class Call {
   }
 
   vorta_status enqueue() {
+    const int parts = params_.parts == 0 ? kAllParts : params_.parts;
+    if (vorta_status status = parts & VORTA_ULYSSES_TO_HEADS ? to_heads() : VORTA_OK) return status;
+    if (vorta_status status = parts & VORTA_ULYSSES_ATTEND ? attend() : VORTA_OK) return status;
+    return parts & VORTA_ULYSSES_TO_TOKENS ? to_tokens() : VORTA_OK;
+  }
+
+ private:
+  vorta_status to_heads() const {
     if (cudaError_t error = pack()) return report("pack", error);
-    if (vorta_status status = params_.rehearsal != 0 ? VORTA_OK : exchange_heads()) return status;
-    if (vorta_status status = attend()) return status;
+    return params_.rehearsal != 0 ? VORTA_OK : exchange_heads();
+  }
+
+  vorta_status to_tokens() const {
     if (vorta_status status = params_.rehearsal != 0 ? VORTA_OK : exchange_output()) return status;
     if (cudaError_t error = unpack()) return report("unpack", error);
     return VORTA_OK;
   }
 
- private:
   size_t row_bytes() const { return shards_.row() * sizeof(uint16_t); }
   int64_t tokens() const { return shards_.video_tokens + shards_.text_tokens; }
 
@@ -119,7 +137,8 @@ class Call {
     call.rank = communicator_.rank;
     call.ranks = shards_.ranks;
     call.batch = shards_.batch;
-    call.heads = shards_.heads;
+    call.heads = shards_.tensor_heads;
+    call.places = shards_.heads;
     call.rank_heads = shards_.rank_heads;
     call.head_vectors = shards_.head_dim / kVectorElements;
     call.own_tokens = static_cast<int>(shards_.count(communicator_.rank));

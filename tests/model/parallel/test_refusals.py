@@ -11,6 +11,8 @@ from ...ranks import Pool
 
 SAID = {
     "placement": ("ValueError", "placement 'random'", "'balanced'"),
+    "exchange": ("ValueError", "exchange 'nccl'", "'auto', 'library', 'torch'"),
+    "library": ("ValueError", "exchange 'library'", "rank 0: computes on cpu", "use 'torch' or 'auto'"),
     "type": ("TypeError", "group [0, 1]", "new_group"),
     "not in it": ("ValueError", "rank 1 is not in it", "new_group"),
     "destroyed": ("ValueError", "was destroyed", "new_group"),

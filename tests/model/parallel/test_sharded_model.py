@@ -26,8 +26,8 @@ FP8_ROUNDING = 5e-3  # a few numbers that round to the neighbouring one of e4m3
 def test_samples_are_those_of_one_process(
     pool: Pool, folders: dict[str, dict[str, str]], ranks: int, name: str
 ) -> None:
-    for placement, block_ops in (("balanced", "native"), ("in_order", "plugin")):
-        case = {"options": {}, "placement": placement, "block_ops": block_ops, "seed": SEED}
+    for placement, block_ops, overlap in (("balanced", "native", False), ("in_order", "plugin", True)):
+        case = {"options": {}, "placement": placement, "block_ops": block_ops, "seed": SEED, "overlap": overlap}
         of_rank_0, *others = pool("steps", ranks, **folders[name], **case)
         print(placement, block_ops, of_rank_0)
         assert max(of_rank_0) <= ROUNDING

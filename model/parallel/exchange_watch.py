@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ExchangeWatch`: limits the time of exchanges that are kernels in the stream that computes.
+
+torch.distributed ends a process whose exchange takes longer than its group's time-out. Nothing limits the library's
+own exchanges, so a thread looks after them in the same way: neither what waits on the GPU nor what is computed behind
+it is of use, and another process knows why.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+
+LOOK_EVERY: Final = 1.0  # seconds
+_RELAXED: Final = "cudaStreamCaptureModeRelaxed"
+
+
+class Mark(Protocol):
+    """Something behind an exchange that says whether it has ended, as `torch.cuda.Event` does."""
+
+    def query(self) -> bool: ...
+
+
+@dataclass
+class Pending:
+    """An exchange that is not known to have ended.
+
+    Attributes:
+        deadline: On the monotonic clock.
+        mark: Behind it; None while it is being enqueued, which waits for the GPU where that is far behind.
+    """
+
+    deadline: float
+    mark: Mark | None = None
+
+
+class ExchangeWatch:
+    """Watches the exchanges of one communicator.
+
+    Args:
+        what: Names the exchanges in messages.
+        timeout: Seconds that one may take.
+        check: Raises what else is wrong; called about every second.
+        end: Called with what is wrong; ends the process.
+    """
+
+    def __init__(
+        self, what: str, timeout: float, check: Callable[[], str], end: Callable[[str], None] | None = None
+    ) -> None:
+        self.timeout = timeout
+        self._what, self._check, self._end = what, check, end or end_process
+        self._pending: list[Pending] = []
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def __call__(self, mark: Callable[[], Mark | None]) -> Iterator[None]:
+        """Watches what is enqueued inside, until the mark that is made behind it is reached."""
+        entry = Pending(time.monotonic() + self.timeout)
+        with self._lock:
+            self._pending.append(entry)
+            if self._thread is None and not self._ended.is_set():
+                self._thread = threading.Thread(target=self._look, name="vorta-trt exchanges", daemon=True)
+                self._thread.start()
+        try:
+            yield
+            entry.mark = mark()
+        finally:
+            if entry.mark is None:  # it failed, or has ended already
+                with self._lock:
+                    self._pending.remove(entry)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for all exchanges, but not longer than that; whether they have ended."""
+        end = time.monotonic() + seconds
+        while self._unfinished():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+        return True
+
+    def stop(self) -> None:
+        """Watches no longer; does not wait for anything. May be called twice."""
+        self._ended.set()
+
+    def wrong(self) -> str:
+        """What is wrong now; "" if nothing is."""
+        if any(each.deadline < time.monotonic() for each in self._unfinished()):
+            return f"{self._what}: one has taken longer than {self.timeout:g} s"
+        return self._check()
+
+    def _unfinished(self) -> list[Pending]:
+        with self._lock:
+            self._pending = [each for each in self._pending if each.mark is None or not each.mark.query()]
+            return list(self._pending)
+
+    def _look(self) -> None:
+        if torch.cuda.is_available():  # that an event is asked for must not end the capture of a graph elsewhere
+            runtime = importlib.import_module("cuda.bindings.runtime")
+            runtime.cudaThreadExchangeStreamCaptureMode(getattr(runtime.cudaStreamCaptureMode, _RELAXED))
+        while not self._ended.wait(LOOK_EVERY):
+            wrong = self.wrong()
+            if wrong and not self._ended.is_set():
+                self._end(wrong)
+                return
+
+
+def end_process(wrong: str) -> None:
+    """Ends the process with SIGABRT, as torch.distributed does, and says where its threads are."""
+    print(f"{wrong}; see what the other ranks say; this process ends", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback()
+    os.kill(os.getpid(), signal.SIGABRT)

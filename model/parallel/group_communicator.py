@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`GroupCommunicator`: the library's communicator of the ranks of a process group, watched and shared."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import torch
+import torch.distributed as dist
+
+from vorta_trt.model.parallel.exchange_watch import ExchangeWatch
+from vorta_trt.plugins import communicator
+from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.library import LibraryError, PluginLibrary
+
+CUDA: Final = "cuda"
+TIMEOUT: Final = 300.0  # seconds that an exchange may take
+PATIENCE: Final = 10.0  # seconds that leaving waits for exchanges
+
+_LIVE: weakref.WeakValueDictionary[tuple[str, torch.device, int], GroupCommunicator] = weakref.WeakValueDictionary()
+
+
+class GroupCommunicator:
+    """A communicator that this rank leaves when the last one who has this object lets it go. `of` makes it.
+
+    CUDA graphs that hold its exchanges have to be gone by then, for NCCL waits for them.
+
+    Attributes:
+        members: Global ranks of the group.
+        device: This rank's GPU.
+    """
+
+    def __init__(
+        self, library: PluginLibrary, members: tuple[int, ...], rank: int, identity: bytes, device: torch.device,
+        timeout: float,
+    ) -> None:  # fmt: skip
+        self.members, self.device = members, device
+        ranks = len(members)
+
+        def check() -> str:
+            try:
+                with _current(device):
+                    communicator.check(library, ranks)
+            except LibraryError as error:
+                return f"rank {rank}: {error}"
+            return ""
+
+        def join() -> None:
+            with _current(device):
+                communicator.join(library, identity, ranks, rank)
+
+        what = f"rank {rank}: exchanges of {ranks} ranks"
+        joining = ExchangeWatch(what, timeout, lambda: "")
+        try:
+            with joining(lambda: None):
+                join()
+        finally:
+            joining.stop()
+        self._watch = ExchangeWatch(what, timeout, check)
+        self._joined = (library, ranks, device, self._watch)
+        self._leave = weakref.finalize(self, _leave, *self._joined)
+        self._leave.atexit = False
+
+    @classmethod
+    def of(
+        cls, library: PluginLibrary, group: dist.ProcessGroup, device: torch.device, timeout: float = TIMEOUT
+    ) -> GroupCommunicator:
+        """That of a group: the one which somebody in this process has, or a new one. All ranks of the group call it.
+
+        A new one is made of an id that the first rank broadcasts, and exchanges known values between every two ranks.
+
+        Args:
+            library: Whose communicator it is; each library has its own.
+            group: Of torch.distributed.
+            device: This rank's GPU.
+            timeout: Seconds that an exchange may take. After that the process ends with SIGABRT, as it does when
+                torch.distributed exchanges.
+
+        Raises:
+            VortaError: A rank has a communicator of as many other ranks.
+            LibraryError: There is no NCCL, or the ranks do not reach each other.
+        """
+        members = tuple(dist.get_process_group_ranks(group))
+        live = cls.find(library, len(members), device)
+        states: list[tuple[int, ...] | None] = [None] * len(members)
+        dist.all_gather_object(states, None if live is None else live.members, group=group)
+        if live is not None and all(state == members for state in states):
+            return live
+        kept = [(rank, state) for rank, state in zip(members, states, strict=True) if state is not None]
+        if kept:
+            rank, state = next((each for each in kept if each[1] != members), kept[0])
+            raise VortaError(
+                f"group of ranks {list(members)}: rank {rank} has a communicator of {len(state)} ranks already, of "
+                f"{list(state)}; let go of the models or engines that have it first, on all ranks"
+            )
+        identity = [communicator.create_id(library) if group.rank() == 0 else b""]
+        dist.broadcast_object_list(identity, src=members[0], group=group)
+        made = cls(library, members, group.rank(), identity[0], device, timeout)
+        _LIVE[str(library.path), device, len(members)] = made
+        return made
+
+    @classmethod
+    def find(cls, library: PluginLibrary, ranks: int, device: torch.device) -> GroupCommunicator | None:
+        """That of so many ranks, if somebody in this process has one."""
+        return _LIVE.get((str(library.path), device, ranks))
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Limits the time of what is enqueued inside on the current stream; not of what a CUDA graph captures."""
+        if self.device.type == CUDA and torch.cuda.is_current_stream_capturing():
+            return nullcontext()
+        return self._watch(self._mark)
+
+    def abort(self) -> None:
+        """Leaves at once, without waiting for anybody: the other ranks may be gone. Nothing may use it afterwards."""
+        if self._leave.detach():
+            _leave(*self._joined, abort=True)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == CUDA else None
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes it the current device, by which the library finds a communicator."""
+    return torch.cuda.device(device) if device.type == CUDA else nullcontext()
+
+
+def _leave(library: PluginLibrary, ranks: int, device: torch.device, watch: ExchangeWatch, abort: bool = False) -> None:
+    watch.stop()
+    abort = abort or not watch.wait(PATIENCE)
+    with _current(device):
+        communicator.leave(library, ranks, abort)
