@@ -91,7 +91,7 @@ def make(case: StepCase) -> Subject:
     return Subject.make(case, "cuda", torch.float16)
 
 
-def export(path: Path, case: StepCase, fp8: bool) -> None:
+def export(path: Path, case: StepCase, fp8: bool, ulysses: int = 1) -> None:
     from vorta_trt.benchmarks.step.models import Variant
     from vorta_trt.export import export_onnx
     from vorta_trt.model.linear_choice import choose_linears
@@ -106,7 +106,7 @@ def export(path: Path, case: StepCase, fp8: bool) -> None:
     precision = "fp8" if fp8 else "same"
     with subject.computed_by(Variant(precision, linear_precision=precision)):
         routed.linears = choice
-        export_onnx(routed, path, "fp16", opset=17, external_data=True, progress=report)
+        export_onnx(routed, path, "fp16", opset=17, external_data=True, ulysses=ulysses, progress=report)
     del subject, routed
     release()
 
