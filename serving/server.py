@@ -11,6 +11,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -25,6 +26,7 @@ from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
 BACKLOG = 512
+SWITCH_SECONDS = 0.0005  # between threads: an answer waits for each that holds the interpreter, 5 ms long by default
 IDLE_SECONDS = 30  # of a connection between two requests
 LAST_ANSWERS_SECONDS = 10  # for downloads, when the server ends
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def serve(
         ValueError, OSError: A model cannot be read, or the port is taken.
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):

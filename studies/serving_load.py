@@ -218,9 +218,10 @@ def look(server: RunningServer, every: float, over: Event, memory: list[dict[str
 def sizes_in(folder: Path) -> list[int]:
     """Bytes of each file; one that goes away meanwhile is left out."""
     sizes = []
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
+    for inside, _, names in os.walk(folder):  # which leaves out what it finds no more
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(os.stat(os.path.join(inside, name)).st_size)
     return sizes
 
 
