@@ -43,13 +43,11 @@ from vorta_trt.runtime.sampling.presets import PRESETS
 if TYPE_CHECKING:
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import Source
-    from vorta_trt.runtime.parallel.rank_plan import RankPlan
     from vorta_trt.runtime.pipelines.making import MakeVideos, OnStep, OnVideo
     from vorta_trt.runtime.pipelines.planned import PlannedRequest
     from vorta_trt.runtime.pipelines.planner import RequestPlanner
     from vorta_trt.runtime.pipelines.residency import ResidencyChoice
     from vorta_trt.runtime.pipelines.sample_files import SampleFile
-    from vorta_trt.runtime.sampling.cost import StepProfile
 
 
 MOST_GIB = 1 << 33  # TensorRT counts bytes in 64 bits
@@ -411,7 +409,11 @@ def generate(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Show schedule, routes, skipped steps and predicted cost, and sample nothing."),
+        typer.Option(
+            "--dry-run",
+            help="Show schedule, routes, skipped steps and predicted cost, with --gpus also memory and time of the "
+            "GPUs, and sample nothing.",
+        ),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -482,9 +484,11 @@ def generate(
                 return
             residency = made
     if dry_run:
-        predicted = _on_gpus(request, planner, planned, gpus.gpus or 1, profile)
+        from vorta_trt.runtime.pipelines.prediction import predict
+
+        predicted = None if gpus.gpus is None else predict(request, planner, planned, gpus.gpus, profile)
         if as_json:
-            of_gpus = {} if predicted is None else {"gpus": predicted.model_dump()}
+            of_gpus = {} if predicted is None else predicted.model_dump()
             typer.echo(json.dumps(planned.to_dict() | of_gpus))
         else:
             typer.echo("\n".join([*planned.lines(), *([] if predicted is None else predicted.lines())]))
@@ -540,30 +544,6 @@ def _make(
     if request.sources:
         planner = request.planner(torch.device(device or (CUDA if torch.cuda.is_available() else CPU)))
     return making.make_videos(request, planner, **told)
-
-
-def _on_gpus(
-    request: MakeVideos, planner: RequestPlanner, planned: PlannedRequest, gpus: int, profile: StepProfile | None
-) -> RankPlan | None:
-    """What is predicted of several GPUs; None for one, and where routes are not known."""
-    from vorta_trt.runtime.parallel.rank_plan import plan_ranks
-    from vorta_trt.runtime.parallel.rates import PassWork
-    from vorta_trt.runtime.pipelines.making import layout_of
-
-    if gpus == 1:
-        return None
-    layout, steps = layout_of(request, planner, planned, gpus), planned.steps
-    if steps.routes is None or steps.cost is None:
-        return None
-    return plan_ranks(
-        PassWork.of(planner.experts[0].described),
-        steps.routes.routes,
-        ulysses=layout.sharing,
-        guidance=layout.guidance,
-        passes=steps.cost.passes,
-        compute=steps.compute,
-        profile=profile,
-    )
 
 
 def _overrides(

@@ -472,6 +472,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return torch.stack([self._scores(block, temb) for block in self.routed_blocks()])  # [L, B, N, 3]
 
     @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[channels, frames, height, width] of `hidden_states` in the model's geometry."""
+        if self.geometry is None:
+            raise ValueError("geometry None: latents have its size; pass geometry= when building the model")
+        return self.facts().latent_shape(self.config, self.geometry.grid)
+
+    @property
     def timestep_device(self) -> torch.device:
         """Where the timestep path is computed."""
         return next(
@@ -497,7 +504,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             shape = (batch, *spec.shape(0))
             return spec.low + torch.rand(shape, generator=generator) * (spec.high - spec.low)  # [B, ...]
         if spec.kind == "latents":
-            shape = self.facts().latent_shape(self.config, self.geometry.grid)
+            shape = self.latent_shape
         else:
             shape = spec.shape(self.facts().text_rows(self.geometry.text_tokens))
         if spec.kind == "mask":

@@ -70,7 +70,7 @@ def pass_work(model: str, precision: AttentionPrecision = "same") -> PassWork:
     layers = sum(get_family(case.family).stacks(config).values())
     flops = sum(other_flops(case.family, config, case.geometry).values())
     heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-    return PassWork(case.geometry, layers, heads, head_dim, float(flops), 2, precision, precision)
+    return PassWork(case.geometry, layers, heads, head_dim, float(flops), "bfloat16", precision, precision)
 
 
 def random_routes(work: PassWork, mix: str, seed: int = 0) -> Tensor:

@@ -53,6 +53,13 @@ class Layout:
         return f"{self.ranks} ranks: {share} for each of the two passes of guidance"
 
 
+def in_groups(guidance: int, sharing: int) -> str:
+    """GPUs in words: those that share a pass, in groups for each of the passes of a step."""
+    if guidance == 1:
+        return f"{sharing} GPUs that share a pass"
+    return f"{guidance} x {sharing} GPUs (guidance x heads)"
+
+
 def choose_layout(
     ranks: int, *, guided: bool, heads: int, guidance_parallel: bool | None = None, shared_by: int | None = None
 ) -> Layout:

@@ -16,9 +16,9 @@ import torch
 from pydantic import BaseModel, computed_field
 from torch import Tensor
 
-from vorta_trt.engines.layers import readable_bytes
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, head_orders, rank_loads
 from vorta_trt.model.tables import table_lines
+from vorta_trt.runtime.parallel.layout import in_groups
 from vorta_trt.runtime.parallel.rates import H100, PassWork, Rates
 from vorta_trt.runtime.sampling.cost import StepProfile
 
@@ -54,7 +54,6 @@ class RankPlan(BaseModel):
         in_order: On all GPUs, heads as the model has them.
         balanced: On all GPUs, heads placed by work.
         step_seconds: Of every step, balanced; 0 where it is not computed.
-        exchange_buffers: Bytes of GPU memory for the exchanges, at most.
     """
 
     gpus: int
@@ -65,7 +64,6 @@ class RankPlan(BaseModel):
     in_order: PassSeconds
     balanced: PassSeconds
     step_seconds: list[float]
-    exchange_buffers: int
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -75,9 +73,7 @@ class RankPlan(BaseModel):
 
     def lines(self) -> Iterator[str]:
         """The plan as text."""
-        groups = (
-            f"{self.guidance} x {self.ulysses} GPUs (guidance x heads)" if self.guidance > 1 else f"{self.gpus} GPUs"
-        )
+        groups = in_groups(self.guidance, self.ulysses)
         yield f"predicted seconds of the transformer on {groups}, from {self.source}; not timed"
         columns = ("", "1 GPU", f"{self.gpus} GPUs, heads in order", f"{self.gpus} GPUs, balanced")
         times = (self.one_gpu, self.in_order, self.balanced)
@@ -86,8 +82,6 @@ class RankPlan(BaseModel):
         rows += [("all", *(f"{each.total:.3g}" for each in times))]
         rows += [("times faster", *(f"{self.one_gpu.total / each.total:.2f}" for each in times))]
         yield from table_lines(columns, rows, left=1)
-        if self.exchange_buffers:
-            yield f"buffers of the exchanges take {readable_bytes(self.exchange_buffers)} of every GPU at most"
 
 
 def plan_ranks(
@@ -150,5 +144,4 @@ def plan_ranks(
         in_order=summed(several, seconds.other * share, attention(ulysses, "in_order"), exchange),
         balanced=summed(several, seconds.other * share, balanced, exchange),
         step_seconds=(several * (seconds.other * share + balanced + exchange)).tolist(),
-        exchange_buffers=work.exchange_bytes(ulysses),
     )

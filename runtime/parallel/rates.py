@@ -17,7 +17,7 @@ from typing import cast
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.parallel.placement import BranchCosts
-from vorta_trt.model.precision import BITS, PRECISIONS
+from vorta_trt.model.precision import BITS, PRECISIONS, dtype_name
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.model.transformer_flops import other_flops
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision, LinearPrecision
@@ -34,7 +34,7 @@ class PassWork:
         heads: N.
         head_dim: D.
         other_flops: FLOPs outside the routed attention.
-        element_bytes: Of an activation.
+        dtype: Of the activations.
         attention_precision: "same", or "fp8".
         linear_precision: "same", or "fp8".
     """
@@ -44,7 +44,7 @@ class PassWork:
     heads: int
     head_dim: int
     other_flops: float
-    element_bytes: int = 2
+    dtype: str = "bfloat16"
     attention_precision: AttentionPrecision = SAME_PRECISION
     linear_precision: LinearPrecision = SAME_PRECISION
 
@@ -52,10 +52,10 @@ class PassWork:
     def of(cls, model: ModelMetadata | RoutedTransformer) -> PassWork:
         """Of an exported model, or of one in torch with its geometry."""
         if isinstance(model, ModelMetadata):
-            geometry, element_bytes = model.attention_geometry, BITS[PRECISIONS[model.precision]] // 8
+            geometry, dtype = model.attention_geometry, str(PRECISIONS[model.precision])
         else:
             assert model.geometry is not None
-            geometry, element_bytes = model.geometry, model.dtype.itemsize
+            geometry, dtype = model.geometry, dtype_name(model.dtype)
         flops = other_flops(model.family, model.config, geometry, has_router=model.has_router)
         return cls(
             geometry,
@@ -63,7 +63,7 @@ class PassWork:
             model.num_heads,
             model.head_dim,
             float(sum(flops.values())),
-            element_bytes,
+            dtype,
             cast("AttentionPrecision", model.attention_precision),
             model.linear_precision,
         )
@@ -72,6 +72,11 @@ class PassWork:
     def width(self) -> int:
         """N * D channels."""
         return self.heads * self.head_dim
+
+    @property
+    def element_bytes(self) -> int:
+        """Of an activation."""
+        return BITS[self.dtype] // 8
 
     def rows(self, ranks: int) -> int:
         """Tokens of a rank: its shard of the video tokens, and all text tokens."""

@@ -35,6 +35,7 @@ class Expert:
         path: Timestep path, None if it is not at hand.
         calibration: Calibrated routes, or None.
         described: Metadata or the model.
+        target: The file or the engine of a bundle; None for a model in torch.
     """
 
     component: str
@@ -42,6 +43,15 @@ class Expert:
     path: TimestepPath | None
     calibration: RouteCalibration | None
     described: Any
+    target: Target | None = None
+
+    @property
+    def runs(self) -> Target | RoutedTransformer:
+        """What computes: the file or the engine, or the model in torch."""
+        if self.target is not None:
+            return self.target
+        assert isinstance(self.described, RoutedTransformer)
+        return self.described
 
 
 def experts_of(
@@ -102,7 +112,7 @@ def _file_expert(source: str | Path | Bundle, target: Target, override: Override
         calibration = None if target.bundle is None else target.bundle.route_override()
     else:
         calibration = None if choice is None else RouteCalibration.load(choice)
-    return Expert(metadata.component, source, timestep_path_of(target), calibration, metadata)
+    return Expert(metadata.component, source, timestep_path_of(target), calibration, metadata, target)
 
 
 def _of_expert(override: Override | Mapping[str, Override], component: str) -> Override:

@@ -23,11 +23,12 @@ import torch
 from vorta_trt.model.constants import TRANSFORMER_2
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.card_plan import GUIDANCE, RESERVE, CardPlan
 from vorta_trt.runtime.device.device_memory import DeviceMemory
+from vorta_trt.runtime.engine_parts import engine_parts
 from vorta_trt.runtime.executors.loaded_engine import check_device
 from vorta_trt.runtime.executors.tensorrt_executor import device_index
-from vorta_trt.runtime.memory_parts import engine_parts
-from vorta_trt.runtime.memory_plan import GUIDANCE, RESERVE, CardPlan, plan_memory
+from vorta_trt.runtime.memory_plan import plan_memory
 from vorta_trt.runtime.pipelines.experts import Source
 from vorta_trt.runtime.target import Target, read_target
 

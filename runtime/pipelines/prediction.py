@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Prediction`: what a request needs of each of several GPUs, and how long it takes them; nothing is loaded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from vorta_trt.runtime.memory_parts import holds_parts
+from vorta_trt.runtime.memory_plan import MemoryPlan, plan_memory
+from vorta_trt.runtime.parallel.rank_plan import RankPlan, plan_ranks
+from vorta_trt.runtime.parallel.rates import PassWork
+from vorta_trt.runtime.pipelines.making import MakeVideos, layout_of
+from vorta_trt.runtime.pipelines.planned import PlannedRequest
+from vorta_trt.runtime.pipelines.planner import RequestPlanner
+from vorta_trt.runtime.sampling.cost import StepProfile
+
+
+class Prediction(BaseModel):
+    """Of a request.
+
+    Attributes:
+        memory: Of the first GPU, on which the text encoder is, too. Two experts count as being there together.
+        gpus: Seconds; None for one GPU, and where routes are not known.
+    """
+
+    memory: MemoryPlan
+    gpus: RankPlan | None
+
+    def lines(self) -> Iterator[str]:
+        """Both as text."""
+        yield from () if self.gpus is None else self.gpus.lines()
+        yield from self.memory.lines()
+
+
+def predict(
+    request: MakeVideos,
+    planner: RequestPlanner,
+    planned: PlannedRequest,
+    gpus: int,
+    profile: StepProfile | None = None,
+) -> Prediction:
+    """Predicts a request.
+
+    Args:
+        request: What is to be made.
+        planner: Of the request.
+        planned: Its plan.
+        gpus: How many make each video together.
+        profile: Measured seconds of a pass on one GPU.
+
+    Raises:
+        ValueError: So many GPUs cannot do that; see `choose_layout`.
+    """
+    layout = layout_of(request, planner, planned, gpus)
+    folder = planner.checkpoint
+    first, *second = (expert.runs for expert in planner.experts)
+    memory = plan_memory(
+        first,
+        folder if folder is not None and holds_parts(folder) else None,
+        cards=(),
+        second=second[0] if second else None,
+        gpus=layout.sharing,
+        guidance=layout.guidance,
+        passes=planned.passes,
+    )
+    steps = planned.steps
+    if gpus == 1 or steps.routes is None or steps.cost is None:
+        return Prediction(memory=memory, gpus=None)
+    seconds = plan_ranks(
+        PassWork.of(planner.experts[0].described),
+        steps.routes.routes,
+        ulysses=layout.sharing,
+        guidance=layout.guidance,
+        passes=steps.cost.passes,
+        compute=steps.compute,
+        profile=profile,
+    )
+    return Prediction(memory=memory, gpus=seconds)
