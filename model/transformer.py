@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -48,6 +47,7 @@ from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.parallel.exchange_choice import AUTO
 from vorta_trt.model.parallel.group_communicator import TIMEOUT
+from vorta_trt.model.parallel.groups import EVERYONE, Group
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.ranks import Ranks
@@ -416,7 +416,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     def parallelize(
         self,
-        group: dist.ProcessGroup | None = None,
+        group: Group = EVERYONE,
         placement: str = "balanced",
         costs: BranchCosts | None = None,
         *,
@@ -432,7 +432,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
 
         Args:
-            group: Of torch.distributed; None is the default group.
+            group: Of torch.distributed, this process among its ranks; all processes, the default group, if left out. None
+                is refused: `new_group` gives it to a process that is not in a group.
             placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
                 rank p the heads from p * N / P on.
             costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the

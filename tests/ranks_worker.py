@@ -221,8 +221,14 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
         "type": _said(lambda: model.parallelize([0, 1])),  # type: ignore[arg-type]
         "costs": _said(lambda: model.parallelize(group, costs=BranchCosts(1.0, -1.0, 0.5))),
     }
+    alone = dist.new_group([0], use_local_synchronization=True, timeout=TIMEOUT)
     if group.rank() > 0:
+        assert alone is None
         said["not in it"] = _said(lambda: model.parallelize(GROUPS[1]))
+        said["None"] = _said(lambda: model.parallelize(alone))  # type: ignore[arg-type]
+        said["rows"] = _said(lambda: RowSplit(4, alone, 2, 1))  # type: ignore[arg-type]
+        said["tiles"] = _said(lambda: decode_in_tiles(None, lambda: torch.zeros(()), tuple, alone))  # type: ignore[arg-type]
+        assert model.parallel is None
     gone = dist.new_group([group.rank()], use_local_synchronization=True, timeout=TIMEOUT)
     dist.destroy_process_group(gone)
     said["destroyed"] = _said(lambda: model.parallelize(gone))
@@ -336,9 +342,7 @@ def decoded_tiles(
         expected = vae.decode(given, return_dict=False)[0]
         tiles = len(decoded)
         shape_of = shapes_of(3, vae.temporal_compression_ratio, vae.spatial_compression_ratio)
-        video = decode_in_tiles(
-            vae, lambda: vae.decode(given, return_dict=False)[0], shape_of, group, group.size(), group.rank()
-        )
+        video = decode_in_tiles(vae, lambda: vae.decode(given, return_dict=False)[0], shape_of, group)
     return torch.equal(video, expected) and bool(expected.std() > 0), tiles, len(decoded) - tiles
 
 

@@ -20,6 +20,7 @@ from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention,
 from vorta_trt.model.parallel.exchange import gather_shards
 from vorta_trt.model.parallel.exchange_choice import AUTO, TORCH, Exchange, ExchangeChoice, choose_exchange
 from vorta_trt.model.parallel.group_communicator import TIMEOUT
+from vorta_trt.model.parallel.groups import Group, joined
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_costs, check_ranks, head_order
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.plugins.operator_schema import AttentionPrecision
@@ -48,7 +49,7 @@ class Ranks:
     @classmethod
     def of(
         cls,
-        group: dist.ProcessGroup | None,
+        group: Group,
         placement: str,
         heads: int,
         costs: BranchCosts | None = None,
@@ -72,29 +73,10 @@ class Ranks:
         if placement not in get_args(Placement):
             known = " or ".join(map(repr, get_args(Placement)))
             raise ValueError(f"placement {placement!r}: must be {known}; use 'balanced'")
-        if not dist.is_available() or not dist.is_initialized():
-            raise RuntimeError(
-                "group None: this process is in no process group; call torch.distributed.init_process_group first, in "
-                "each of the processes, which torchrun or vorta-trt generate --gpus start"
-            )
-        given: object = dist.group.WORLD if group is None else group
-        if given is dist.GroupMember.NON_GROUP_MEMBER:
-            raise ValueError(
-                f"group: rank {dist.get_rank()} is not in it; call parallelize on those ranks alone that new_group was "
-                f"given"
-            )
-        if not isinstance(given, dist.ProcessGroup):
-            raise TypeError(
-                f"group {group!r}: must be a torch.distributed process group, as new_group gives, or None for all "
-                f"processes"
-            )
-        try:
-            members = dist.get_process_group_ranks(given)
-        except KeyError:
-            raise ValueError("group: was destroyed; make another one with torch.distributed.new_group") from None
-        check_ranks(heads, len(members))
-        choice = choose_exchange(exchange, given, device, timeout)
-        return cls(given, cast(Placement, placement), costs=costs, choice=choice, overlap=overlap)
+        members = joined(group)
+        check_ranks(heads, members.size())
+        choice = choose_exchange(exchange, members, device, timeout)
+        return cls(members, cast(Placement, placement), costs=costs, choice=choice, overlap=overlap)
 
     @property
     def exchange(self) -> Exchange:

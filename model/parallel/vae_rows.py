@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from vorta_trt.model.parallel.groups import Group, joined
+
 ROWS = -2  # dimension
 
 
@@ -36,14 +38,15 @@ class RowSplit:
 
     Raises:
         ValueError: Fewer rows than ranks.
+        Exception: As `joined`, for more than one rank.
     """
 
-    def __init__(self, rows: int, group: Any, ranks: int, rank: int) -> None:
+    def __init__(self, rows: int, group: Group, ranks: int, rank: int) -> None:
         if rows < ranks:
             raise ValueError(f"{rows} rows of latents on {ranks} ranks: must be at least one for each; use fewer GPUs")
         bounds = [rows * each // ranks for each in range(ranks + 1)]
         self._begin, self.counts = bounds[rank], tuple(b - a for a, b in zip(bounds, bounds[1:], strict=False))
-        self._group, self._ranks, self._rank = group, ranks, rank
+        self._group, self._ranks, self._rank = joined(group) if ranks > 1 else None, ranks, rank
 
     def own(self, tensor: Tensor) -> Tensor:
         """This rank's rows of a tensor with all of them."""

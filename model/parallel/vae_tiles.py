@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from vorta_trt.model.parallel.groups import Group, joined
+
 BLENDS = ("blend_v", "blend_h", "blend_t")  # methods of diffusers' VAEs
 ShapeOf = Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
-def decode_in_tiles(
-    vae: Any, decode: Callable[[], Tensor], shape_of: ShapeOf, group: Any, ranks: int, rank: int
-) -> Tensor:
+def decode_in_tiles(vae: Any, decode: Callable[[], Tensor], shape_of: ShapeOf, group: Group) -> Tensor:
     """What `decode()` gives, which calls the decoder of a VAE once for each tile.
 
     Args:
@@ -29,9 +29,12 @@ def decode_in_tiles(
         decode: Decodes with it; the same on all ranks.
         shape_of: The shape of what the decoder makes of a tile of a shape, [1, C, F, H, W] both.
         group: Of torch.distributed.
-        ranks: How many there are.
-        rank: This one in its group.
+
+    Raises:
+        Exception: As `joined`.
     """
+    members = joined(group)
+    ranks, rank = members.size(), members.rank()
     shapes: list[tuple[int, ...]] = []
     own: dict[int, Tensor] = {}
 
@@ -48,7 +51,7 @@ def decode_in_tiles(
     tiles = []
     for number, shape in enumerate(shapes):
         tile = own.pop(number).contiguous() if number in own else example.new_empty(shape)
-        distributed.broadcast(tile, group=group, group_src=number % ranks)
+        distributed.broadcast(tile, group=members, group_src=number % ranks)
         tiles.append(tile)
     given = iter(tiles)
     del example

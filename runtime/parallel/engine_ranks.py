@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.model.parallel.group_communicator import TIMEOUT, GroupCommunicator
+from vorta_trt.model.parallel.groups import Group, joined
 from vorta_trt.model.parallel.placement import BranchCosts, head_order
 from vorta_trt.plugins.communicator import rank_of
 from vorta_trt.plugins.errors import VortaError
@@ -25,7 +26,9 @@ from vorta_trt.plugins.library import LibraryError, PluginLibrary
 
 
 @contextmanager
-def engine_ranks(library: PluginLibrary, group: Any, device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
+def engine_ranks(
+    library: PluginLibrary, group: Group, device: torch.device, timeout: float = TIMEOUT
+) -> Iterator[None]:
     """Joins the communicator of a group's ranks for engines on a GPU, and leaves it in the end.
 
     Args:
@@ -36,12 +39,13 @@ def engine_ranks(library: PluginLibrary, group: Any, device: torch.device, timeo
 
     Raises:
         VortaError: See `GroupCommunicator.of`.
+        Exception: As `joined`.
     """
-    joined = GroupCommunicator.of(library, group, device, timeout)
+    communicator = GroupCommunicator.of(library, joined(group), device, timeout)
     try:
         yield
     except BaseException:
-        joined.abort()
+        communicator.abort()
         raise
 
 

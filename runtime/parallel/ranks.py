@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.model.parallel.vae_rows import RowSplit
 from vorta_trt.runtime.parallel.checksums import check_same, checksum
 from vorta_trt.runtime.parallel.errors import StoppedError
@@ -82,7 +83,7 @@ class Ranks:
 
     def rows(self, count: int) -> RowSplit:
         """The rows of a frame over all ranks."""
-        return RowSplit(count, None, self.world.size, self.world.rank)
+        return RowSplit(count, EVERYONE, self.world.size, self.world.rank)
 
     def compare_step(self, step: int, latents: Tensor) -> None:
         """Raises RankDifferenceError if the latents that a step begins with differ; of every so many steps."""

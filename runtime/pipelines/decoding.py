@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.families import get_family
+from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.model.parallel.vae_rows import ROWS, RowSplit, decoding_rows
 from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
 from vorta_trt.runtime.pipelines.stages import Parts
@@ -88,8 +89,7 @@ class _Video:
             ranks = self._parts.ranks
             if ranks is not None and self._split is None and self._parts.decodes_tiles(vae):
                 shape_of = shapes_of(vae.config.out_channels, *family.compression(config))
-                own = None, ranks.world.size, ranks.world.rank
-                decoded = decode_in_tiles(vae, lambda: family.decode(config, vae, latents), shape_of, *own)
+                decoded = decode_in_tiles(vae, lambda: family.decode(config, vae, latents), shape_of, EVERYONE)
             else:
                 decoded = family.decode(config, vae, latents)
         if not in_chunks:

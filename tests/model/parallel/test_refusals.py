@@ -14,7 +14,10 @@ SAID = {
     "exchange": ("ValueError", "exchange 'nccl'", "'auto', 'library', 'torch'"),
     "library": ("ValueError", "exchange 'library'", "rank 0: computes on cpu", "use 'torch' or 'auto'"),
     "type": ("TypeError", "group [0, 1]", "new_group"),
-    "not in it": ("ValueError", "rank 1 is not in it", "new_group"),
+    "not in it": ("ValueError", "here rank 1", "call this on those ranks alone that new_group was given"),
+    "None": ("ValueError", "group None", "here rank 1", "For all 4 processes leave the group out"),
+    "rows": ("ValueError", "group None", "here rank 1"),
+    "tiles": ("ValueError", "group None", "here rank 1"),
     "destroyed": ("ValueError", "was destroyed", "new_group"),
     "heads": ("ValueError", "2 ranks for 3 heads", "use one of 1, 3"),
     "costs": ("ValueError", "costs (1.0, -1.0, 0.5)", "must be a number >= 0 for each of full, coreset and sliding"),
@@ -27,7 +30,7 @@ SAID = {
 
 def test_refusals(pool: Pool, folders: dict[str, dict[str, str]]) -> None:
     first, second = pool("refusals", 2, **folders["wan"])
-    assert set(second) == set(SAID) and set(first) == set(SAID) - {"not in it"}
+    assert set(second) == set(SAID) and set(SAID) - set(first) == {"not in it", "None", "rows", "tiles"}
     for what, parts in SAID.items():
         assert all(part in second[what] for part in parts), second[what]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.model.parallel.vae_rows import RowSplit, decoding_rows
 
 from ...ranks import Pool
@@ -34,12 +35,12 @@ def test_rows_of_ranks_are_those_of_one(pool: Pool, config: dict[str, Any], rank
 
 def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(ValueError, match="3 rows of latents on 4 ranks: must be at least one for each"):
-        RowSplit(3, None, 4, 0)
+        RowSplit(3, EVERYONE, 4, 0)
     strided = nn.Sequential(nn.Conv2d(1, 1, 3, stride=2, padding=1))
     with (
         pytest.raises(ValueError, match=r"0: a convolution with kernel \(3, 3\), stride \(2, 2\)"),
-        decoding_rows(strided, RowSplit(4, None, 1, 0), ()),
+        decoding_rows(strided, RowSplit(4, EVERYONE, 1, 0), ()),
     ):
         pass
     assert not strided[0]._forward_pre_hooks
-    assert torch.equal(RowSplit(4, None, 1, 0).own(torch.ones(2, 8, 3)), torch.ones(2, 8, 3))
+    assert torch.equal(RowSplit(4, EVERYONE, 1, 0).own(torch.ones(2, 8, 3)), torch.ones(2, 8, 3))
