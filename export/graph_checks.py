@@ -18,7 +18,6 @@ from vorta_trt.model.families import get_family
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import (
     CROSS_ATTENTION,
-    FIRST_TOKENS,
     FP8_LINEAR,
     OPERATORS,
     ROUTED_ATTENTION,
@@ -46,18 +45,6 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
         onnx.checker.check_model(ir.serde.serialize_model(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"onnx.checker refuses the exported graph: {error}; {_BUG}") from error
-
-
-def check_shards(graph: ir.Graph) -> None:
-    """Raises ValueError if a node needs to know how many of the first tokens are on its rank, which is an input."""
-    for node in operator_nodes(graph):
-        attribute = node.attributes.get(FIRST_TOKENS)
-        if attribute is not None and attribute.value != 0:
-            raise ValueError(
-                f"ulysses with a model whose first {attribute.value} tokens have a timestep of their own: those are "
-                f"other rows on every GPU, and an engine is one for all; leave ulysses out, or run the model in torch "
-                f"with parallelize"
-            )
 
 
 def _check_operator_nodes(graph: ir.Graph, metadata: ModelMetadata) -> None:

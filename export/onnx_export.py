@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from vorta_trt.export.describe import describe
 from vorta_trt.export.function_body import portable_function
-from vorta_trt.export.graph_checks import check_graph, check_shards
+from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.graph_passes import clean, operator_nodes
 from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
 from vorta_trt.export.onnx_file import data_file
@@ -78,7 +78,8 @@ def export_onnx(
 
     Raises:
         ValueError: no geometry; a precision that the model's weights do not have; an opset; too large for one file; a
-            number of GPUs that does not divide the heads, or a model that it does not work for.
+            number of GPUs that does not divide the heads, or that is above the latent frames of a model whose first
+            frame and text have timesteps of their own.
         OSError: the destination cannot be written, or the disk is full. Nothing is left behind.
         ExportError: the exported graph is not as it must be.
     """
@@ -116,8 +117,6 @@ def export_onnx(
     check_space(path, size)
     metadata = describe(skeleton, model, precision, opset)
     graph = trace(skeleton, OPSET, lambda stage: report(stage, 0, 1))
-    if ulysses != 1:
-        check_shards(graph.graph)
     report("optimize", 0, 1)
     clean(graph, opset)
     if opset == OPSET:  # the functions are written in it

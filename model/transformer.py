@@ -432,8 +432,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
 
         Args:
-            group: Of torch.distributed, this process among its ranks; all processes, the default group, if left out. None
-                is refused: `new_group` gives it to a process that is not in a group.
+            group: Of torch.distributed, this process in it; if left out, the default group of all processes. None is
+                refused: `new_group` gives it to a process that is not in a group.
             placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
                 rank p the heads from p * N / P on.
             costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the

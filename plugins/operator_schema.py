@@ -164,9 +164,8 @@ class Operator:
 
 _HEADS = Attribute("heads", Kind.INTEGER, "N", least=1)
 _EPSILON = Attribute("epsilon", Kind.NUMBER, "what is added to the mean of squares, or to the variance", least=0)
-FIRST_TOKENS = "first_tokens"
 _FIRST_TOKENS = Attribute(
-    FIRST_TOKENS, Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0, least=0
+    "first_tokens", Kind.INTEGER, "tokens that take the first row of a modulation of two rows", 0, least=0
 )
 _ACTIVATION = Attribute(
     "activation", Kind.CHOICE, "what follows the product and its bias", "none", get_args(Activation)

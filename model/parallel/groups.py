@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`joined`: the process group that a caller gives, if this process is in it.
 
-`torch.distributed.new_group` tells a process that is not among the new group's ranks so by what it returns:
-`GroupMember.NON_GROUP_MEMBER`, or None with `use_local_synchronization`. torch's own functions take None for the default
-group and do nothing with the other, but for a warning. So neither may go on to them: a rank would exchange with others
-than it was meant to, or with none.
+A process that is not among a new group's ranks gets `GroupMember.NON_GROUP_MEMBER` from `torch.distributed.new_group`,
+or None with `use_local_synchronization`. torch's own functions take None for the default group, and with the other do
+nothing but warn. So neither may go on to them: a rank would exchange with others than it was meant to, or with none.
 """
 
 from __future__ import annotations

@@ -29,11 +29,18 @@ from vorta_trt.model.parallel.ulysses_attention import gather_tokens, ulysses_at
 class InputShards(TokenShards):
     """`TokenShards` of a rank that is an input. Rows of padding repeat the last token; nobody reads them.
 
+    How many of the first tokens are here depends on the rank, and no operator takes that as an input. But on one rank
+    alone both kinds of tokens meet, and how many of the first it has is a constant. So every rank cuts its rows there,
+    and what changes from rank to rank is which modulation the two parts take: before that rank both take that of the
+    first tokens, behind it both take that of the others.
+
     Attributes:
         input: The rank, int32 [1].
+        text: T.
     """
 
     input: Tensor | None = None
+    text: int = 0
 
     @property
     def count(self) -> int:
@@ -51,8 +58,27 @@ class InputShards(TokenShards):
         return tokens.index_select(1, rows)
 
     def first_tokens(self, count: int) -> int:
-        """`count`, which no operator of the graph may use: it is another number on every rank."""
-        return count
+        """After how many rows the modulation changes on the rank that has both kinds of tokens."""
+        return count - self._meeting(count) * self.rows
+
+    def of_first(self, count: int, first: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TokenShards`; chosen by the rank.
+
+        Raises:
+            ValueError: Text rows follow, which are never of the first tokens, and a rank has no others.
+        """
+        assert self.input is not None
+        if (meeting := self._meeting(count)) and self.text:
+            raise ValueError(
+                f"ulysses {self.ranks}: the first {count} of {self.tokens} tokens, which have a timestep of their own, "
+                f"would fill {meeting} of {self.ranks} GPUs, and text tokens, which follow on each, have the other "
+                f"timestep; export for at most {self.tokens // count} GPUs, the frames of the latents"
+            )
+        return torch.where(self.input <= meeting, first, others), torch.where(self.input < meeting, first, others)
+
+    def _meeting(self, count: int) -> int:
+        """The rank that has the last of the first tokens; those before it have no others."""
+        return (count - 1) // self.rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,8 @@ class RankInput:
 
     def shards(self, geometry: AttentionGeometry) -> TokenShards:
         """Which video tokens this rank has."""
-        return InputShards(geometry.video_tokens, self.ranks, input=getattr(self.model, RANK))
+        rank: Tensor = getattr(self.model, RANK)
+        return InputShards(geometry.video_tokens, self.ranks, input=rank, text=geometry.text_tokens)
 
     def attentions(
         self, routes: Tensor, geometry: AttentionGeometry, attention_precision: str, **tokens: Any

@@ -56,3 +56,13 @@ class TokenShards:
     def first_tokens(self, count: int) -> int:
         """How many of the first `count` video tokens are among the rows of this rank."""
         return min(max(count - self.rank * self.rows, 0), self.count)
+
+    def of_first(self, count: int, first: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """What modulates the rows of `first_tokens(count)`, and the rows behind them.
+
+        Args:
+            count: How many tokens have a modulation of their own, the first ones.
+            first: Theirs.
+            others: That of all others, of the same shape.
+        """
+        return first, others

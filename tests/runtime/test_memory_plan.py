@@ -18,15 +18,11 @@ import torch
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.model import AttentionGeometry
+from vorta_trt.runtime.card_plan import RESERVE, STREAMING_SCRATCH, CardPlan
+from vorta_trt.runtime.engine_parts import engine_parts, parts_of_rank
 from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
-from vorta_trt.runtime.memory_parts import engine_parts, parts_of_rank, pipeline_parts, sampling_bytes
-from vorta_trt.runtime.memory_plan import (
-    RESERVE,
-    STREAMING_SCRATCH,
-    CardPlan,
-    batched_guidance_fits,
-    plan_memory,
-)
+from vorta_trt.runtime.memory_parts import pipeline_parts, sampling_bytes
+from vorta_trt.runtime.memory_plan import batched_guidance_fits, plan_memory
 from vorta_trt.runtime.pipelines.residency import Residency, by_plan
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.tensors import TensorSpec
@@ -326,7 +322,8 @@ def test_several_gpus_share_activations_and_need_buffers_for_the_exchange(bundle
     assert four.weights == one.weights and four.io_per_sample == one.io_per_sample and not four.stated
     assert four.exchange == 2 * 8 * 18000 * 5120 * 2
     tokens = (one.activations - (one.workspace or 0)) // 4
-    assert four.activations == pytest.approx(tokens + (four.workspace or 0) + four.exchange, abs=4)
+    attended = 2 * 4 * 18000 * 5120 * 2 + four.exchange  # beside the residual, queries, keys and values
+    assert four.activations == pytest.approx(max(tokens, attended) + (four.workspace or 0), abs=4)
     assert four.activations < 0.5 * one.activations
     assert parts_of_rank(one, published, 1) == one
     with pytest.raises(ValueError, match="3 ranks for 40 heads"):
@@ -334,7 +331,7 @@ def test_several_gpus_share_activations_and_need_buffers_for_the_exchange(bundle
     plan = plan_memory(target, wan_pipeline, (24,), gpus=3)
     assert (plan.gpus, plan.exchange) == (3, parts_of_rank(one, target.metadata, 3).exchange)
     lines = list(plan.lines())
-    assert lines[0] == "of the first of 3 GPUs that share a pass; the others need no text encoder and no VAE"
+    assert lines[0] == "of the first of 3 GPUs that share a pass; the others need no text encoder"
     assert any("buffers of the exchange" in line for line in lines)
     built = replace(target, metadata=target.metadata.model_copy(update={"ulysses": 3}))
     again = plan_memory(built, wan_pipeline, (24,))

@@ -42,6 +42,7 @@ from vorta_trt.model.families.hunyuan_video.fused import FusedAttention, FusedSt
 from vorta_trt.model.families.hunyuan_video.token_refiner import TokenRefiner
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.inputs import check_dtypes, check_per_sample, check_valid_first
+from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.model.rotary import half_tables, with_fixed_tokens
 from vorta_trt.model.router import Router
 from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
@@ -107,8 +108,8 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         text_length = valid.sum(dim=1, dtype=torch.int32)  # [B]
         bare = self.timestep_embedding(timestep)  # [B, E]
         shards = self._shards(geometry)
-        frame_tokens = shards.first_tokens(math.prod(geometry.grid[1:]))
-        modulation = self._modulation(bare, timestep, pooled_projections, guidance, frame_tokens)
+        of_frame = math.prod(geometry.grid[1:])
+        modulation = self._modulation(bare, timestep, pooled_projections, guidance, shards, of_frame)
         if self.block_ops == PLUGIN_OPS:
             video = patch_embedding(self.x_embedder.proj, hidden_states)  # [B, S, E]
         else:
@@ -150,7 +151,8 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         timestep: Tensor,
         pooled_projections: Tensor,
         guidance: Tensor | None,
-        frame_tokens: int,
+        shards: TokenShards,
+        of_frame: int,
     ) -> Modulation:
         """What modulates the blocks: timestep, guidance and pooled text together, in the model's dtype.
 
@@ -159,7 +161,8 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             timestep: [B].
             pooled_projections: As for `forward`.
             guidance: As for `forward`.
-            frame_tokens: How many of this rank's tokens are of the first frame.
+            shards: Which tokens are computed here.
+            of_frame: Tokens of a frame.
         """
         embedder = self.time_text_embed
         pooled = embedder.text_embedder(pooled_projections)  # [B, E]
@@ -175,7 +178,8 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         if not replaces_tokens(self.config):
             return Modulation(temb + pooled)
         at_zero = self.timestep_embedding(torch.zeros_like(timestep)).to(self.dtype)  # [B, E]
-        return Modulation(temb + pooled, at_zero + pooled, frame_tokens)
+        first, others = shards.of_first(of_frame, at_zero + pooled, temb + pooled)
+        return Modulation(others, first, shards.first_tokens(of_frame))
 
     def _rope_tables(self, geometry: AttentionGeometry) -> tuple[Tensor, Tensor]:
         latent = [axis * patch for axis, patch in zip(geometry.grid, self.patch_size, strict=True)]

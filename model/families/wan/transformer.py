@@ -181,7 +181,8 @@ class RoutedWanTransformer(RoutedTransformer):
         self._check_image(encoder_hidden_states_image)
         tau = self.tau if tau is None else tau
         shards = self._shards(geometry)
-        first_tokens = shards.first_tokens(math.prod(geometry.grid[1:]))  # of the first latent frame
+        of_frame = math.prod(geometry.grid[1:])
+        first_tokens = shards.first_tokens(of_frame)  # of the first latent frame
 
         if self.block_ops == PLUGIN_OPS:
             tokens = patch_embedding(self.patch_embedding, hidden_states)  # [B, S, E]
@@ -192,6 +193,7 @@ class RoutedWanTransformer(RoutedTransformer):
             check_two_per_sample(timestep=timestep)
             embeddings = self.timestep_embedding(timestep.flatten()).unflatten(0, (-1, 2))  # [B, 2, E]
             temb, by_token = embeddings[:, 1], _choice_by_token(tokens, first_tokens)  # [B, E]
+            embeddings = torch.stack(shards.of_first(of_frame, *embeddings.unbind(1)), dim=1)  # [B, 2, E]
         else:
             check_per_sample(timestep=timestep)
             embeddings = temb = self.timestep_embedding(timestep)  # [B, E]

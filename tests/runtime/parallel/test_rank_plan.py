@@ -36,7 +36,6 @@ def test_one_gpu_is_predicted_as_measured(work: PassWork, measured: float) -> No
     plan = plan_ranks(work, half_and_half(work), ulysses=1)
     assert plan.one_gpu.total == pytest.approx(measured, rel=0.05)
     assert plan.balanced == plan.in_order == plan.one_gpu
-    assert plan.exchange_buffers == 0
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,7 @@ def test_parts_of_a_request_by_hand() -> None:
     assert RankPlan.model_validate_json(plan.model_dump_json()) == plan
     lines = list(plan.lines())
     assert lines[0].startswith("predicted seconds of the transformer on 2 x 2 GPUs (guidance x heads), from the step")
-    assert lines[-2].split()[-1] == f"{plan.speedup:.2f}"
-    assert lines[-1].startswith("buffers of the exchanges take ")
+    assert lines[-1].split()[-1] == f"{plan.speedup:.2f}"
     assert lines[4].split()[-1] == f"{2 * exchange:.3g}", "tiny models have figures, too"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vorta_trt.runtime import Engine, SamplingParams, VortaPipeline
-from vorta_trt.runtime.memory_plan import CardPlan
+from vorta_trt.runtime.card_plan import CardPlan
 from vorta_trt.runtime.pipelines import pipeline, residency, stages, transformer
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
