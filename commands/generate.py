@@ -249,11 +249,12 @@ class CheckpointOptions(Options):
         """The transformers of a checkpoint; none of a bundle or an exported file, with which no option may be given."""
         from vorta_trt.engines.manifest import MANIFEST
         from vorta_trt.model.checkpoint_place import is_checkpoint
+        from vorta_trt.model.files import absence
 
         if not target.exists():
+            there = absence(target, "no such bundle or ONNX file, and no such pipeline folder")
             raise FileNotFoundError(
-                f"{target}: no such bundle or ONNX file, and no such pipeline folder; make one with `vorta-trt build` "
-                f"or `vorta-trt export`, or give a checkpoint"
+                f"{target}: {there}; make one with `vorta-trt build` or `vorta-trt export`, or give a checkpoint"
             )
         given = [f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) is not None]
         if (target / MANIFEST).exists() or not is_checkpoint(target):

@@ -19,7 +19,7 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import MANIFEST, PIPELINE, EngineFiles, Manifest, read_manifest
 from vorta_trt.engines.shared_plan import open_plan, plan_bytes
-from vorta_trt.model.files import make_way, new_folder
+from vorta_trt.model.files import absence, make_way, new_folder
 from vorta_trt.model.model_index import MODEL_INDEX
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
@@ -113,7 +113,9 @@ class Bundle:
         """
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such bundle; build it: vorta-trt build model.onnx -o {path.name}")
+            raise FileNotFoundError(
+                f"{path}: {absence(path, 'no such bundle')}; build it: vorta-trt build model.onnx -o {path.name}"
+            )
         if not (path / MANIFEST).is_file():
             raise BundleError(
                 path, [f"not a bundle: it has no {MANIFEST}; give the folder that `vorta-trt build` wrote"]

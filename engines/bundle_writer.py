@@ -46,7 +46,7 @@ from vorta_trt.engines.shared_plan import open_plan, share_plan
 from vorta_trt.export.onnx_file import OnnxFile, data_file, read_onnx
 from vorta_trt.export.part_metadata import PartMetadata
 from vorta_trt.export.timestep_weights import TimestepWeights, timestep_weights
-from vorta_trt.model.files import check_space
+from vorta_trt.model.files import check_space, make_folder
 from vorta_trt.plugins.gpu import driver_report
 from vorta_trt.plugins.library import PluginLibrary
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
@@ -249,7 +249,7 @@ class BundleWriter:
         """
         for file in files:
             target = self._folder / names.PIPELINE / file
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             self._files[f"{names.PIPELINE}/{file}"] = copy_hashed(folder / file, target, self._cancellation.check)
 
     def _copy(self, model: ExportedModel, own: EngineFiles, library: Path | None) -> EngineFiles:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vorta_trt.engines.errors import FlavourError
 from vorta_trt.engines.flavours import Flavour
+from vorta_trt.model.files import absence
 from vorta_trt.plugins.library import library_path, rtx_shim_path
 from vorta_trt.plugins.operator_schema import ROUTED_ATTENTION
 
@@ -27,7 +28,8 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
     """
     path = Path(library or library_path()).resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such plugin library; build it (make build) or reinstall vorta-trt")
+        there = absence(path, "no such plugin library")
+        raise FileNotFoundError(f"{path}: {there}; build it (make build) or reinstall vorta-trt")
     if earlier := _loaded.get(flavour.name):
         if not earlier.samefile(path):
             raise FlavourError(

@@ -21,7 +21,7 @@ from vorta_trt.export.metadata import KEY, ModelMetadata
 from vorta_trt.export.names import component_file
 from vorta_trt.export.part_metadata import PART_KEY, PartMetadata
 from vorta_trt.model.constants import COMPONENTS
-from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.files import absence, refuse_pointer
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.operator_schema import (
     AROUND_BLOCKS,
@@ -314,8 +314,8 @@ def _load(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"model {path}: {what}; give an .onnx file, made with `vorta-trt export`")
+        there = absence(path, "does not exist")
+        raise FileNotFoundError(f"model {path}: {there}; give an .onnx file, made with `vorta-trt export`")
     refuse_pointer(path, "model")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from vorta_trt.model.configs import check_no_pointer
 from vorta_trt.model.constants import COMPONENTS, TRANSFORMER, TRANSFORMER_2
 from vorta_trt.model.errors import CheckpointError
+from vorta_trt.model.files import absence
 from vorta_trt.model.hub_cache import repository_of, snapshot_of
 from vorta_trt.model.model_index import MODEL_INDEX
 from vorta_trt.model.safetensors_files import (
@@ -104,7 +105,8 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
         CheckpointError: It is something else.
     """
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: does not exist; download it first, e.g. with `hf download`")
+        there = absence(path, "does not exist")
+        raise FileNotFoundError(f"checkpoint {path}: {there}; download it first, e.g. with `hf download`")
     path = snapshot_of(path)
     if path.is_file():
         if not path.name.endswith(SUFFIX) and not _is_index(path):

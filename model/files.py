@@ -119,6 +119,16 @@ def new_file(path: str | os.PathLike[str], *companions: str, size: int = 0) -> I
             sync(target.parent)
 
 
+def make_folder(path: str | os.PathLike[str], mode: int = 0o777) -> None:
+    """Makes a folder and those above it, unless they are there.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    with errors_of(Path(path)):
+        Path(path).mkdir(mode, parents=True, exist_ok=True)
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike[str], *, replaces: str | None = None) -> Iterator[Path]:
     """Gives an empty folder to fill, and puts it into place when the block ends without an error.
@@ -179,6 +189,24 @@ def _is_special(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def absence(path: Path, nothing: str = "no such file") -> str:
+    """Why a file, or a file or folder, cannot be read, as an error says it: what stands there in its place.
+
+    Args:
+        path: Where it should be.
+        nothing: The words for a path at which there is nothing.
+    """
+    if path.is_dir():
+        return "is a folder"
+    if path.exists():
+        return "is no regular file"
+    if path.is_symlink():
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    if in_the_way := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        return f"{nothing}, for {in_the_way} is a file"
+    return nothing
 
 
 class PointerError(VortaError, ValueError):

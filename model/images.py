@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vorta_trt.model.families import PipelineKind
-from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.files import absence, refuse_pointer
 from vorta_trt.model.video_size import VideoSize
 
 ImageLike = str | Path | Image.Image
@@ -90,7 +90,7 @@ def read_image(name: str, image: ImageLike) -> Image.Image:
     if path.is_dir():
         raise ValueError(f"{name} {path}: is a folder; give a PNG, JPEG or WebP file in it")
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {path}: no such file; give a PNG, JPEG or WebP file")
+        raise FileNotFoundError(f"{name} {path}: {absence(path)}; give a PNG, JPEG or WebP file")
     refuse_pointer(path, name)
     try:
         with warnings.catch_warnings():  # Pillow warns from half of its limit on; what is over it, it refuses

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.files import absence, refuse_pointer
 from vorta_trt.plugins.errors import VortaError
 
 _MARK = b"\xef\xbb\xbf"  # of the byte order, which Windows' editors write
@@ -101,7 +101,7 @@ def _check_file(path: Path, what: str, remedy: str) -> None:
     if path.is_dir():
         raise JsonFileError(f"{what} {path}: is a folder; give the JSON file")
     if not path.is_file():
-        raise FileNotFoundError(f"{what} {path}: no such file; {remedy}")
+        raise FileNotFoundError(f"{what} {path}: {absence(path)}; {remedy}")
     refuse_pointer(path, what)
 
 

@@ -21,6 +21,7 @@ from vorta_trt.model.configs import check_no_pointer, read_json
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import families, get_family
+from vorta_trt.model.files import absence
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
@@ -167,7 +168,8 @@ def _router_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise FileNotFoundError(f"router {path}: does not exist; give a training folder or a router.pt")
+        there = absence(path, "does not exist")
+        raise FileNotFoundError(f"router {path}: {there}; give a training folder or a router.pt")
     if (path / "router.pt").is_file():
         return path / "router.pt"
     steps = [

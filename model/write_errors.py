@@ -46,7 +46,10 @@ class WriteError(VortaError, OSError):
         if not reason:
             target = Path(os.path.realpath(path)) if os.path.islink(path) else path
             remedy = _REMEDIES.get(code, "choose another folder").format(free=_free_text(path), folder=target.parent)
-            reason = remedy if code == errno.ENOENT else f"cannot be written ({os.strerror(code)}): {remedy}"
+            plain = code == errno.ENOENT
+            if plain and (refuses := _refusing(target)):
+                plain, remedy = False, f"{refuses} takes no new files or folders; choose another folder"
+            reason = remedy if plain else f"cannot be written ({os.strerror(code)}): {remedy}"
         super().__init__(f"output {path}: {reason}")
         self.errno = code
 
@@ -84,6 +87,12 @@ def failed_write(error: Exception, folder: Path) -> int | None:
     free = free_bytes(folder)  # NumPy and torch only say that less was written
     full = free is not None and free < ALMOST_FULL and isinstance(error, OSError | RuntimeError)
     return errno.ENOSPC if full else None
+
+
+def _refusing(target: Path) -> Path | None:
+    """The folder that lets nothing be made in it, though it is there, as /proc; None where one is only missing."""
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    return there if there == target.absolute().parent or there.resolve().is_relative_to("/proc") else None
 
 
 def _free_text(path: Path) -> str:

@@ -429,7 +429,8 @@ def library_path() -> Path:
     if named := os.environ.get(LIBRARY_VARIABLE):
         path = Path(named).expanduser().absolute()  # TensorRT ignores relative paths in silence
         if not path.is_file():
-            raise LibraryNotFoundError(f"{LIBRARY_VARIABLE} {named}: no such file; unset it or correct the path")
+            there = "is no file" if path.exists() else "no such file"
+            raise LibraryNotFoundError(f"{LIBRARY_VARIABLE} {named}: {there}; unset it or correct the path")
         return path
     if path_here := _beside_this_file(LIBRARY_NAME):
         return path_here

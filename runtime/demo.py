@@ -14,7 +14,7 @@ from vorta_trt.engines.errors import BuildError
 from vorta_trt.engines.flavours import get_flavour
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
-from vorta_trt.model.files import write_text
+from vorta_trt.model.files import make_folder, write_text
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, build_onnx, export_checkpoint
@@ -191,6 +191,6 @@ def _fresh(folder: Path) -> Path:
             if not (folder / MARKER).is_file():
                 raise FileExistsError(f"{folder}: holds files that the demo did not make; give another --output")
             shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / MARKER, "Made by `vorta-trt demo`, which may delete this folder.\n")
     return folder

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vorta_trt.model import video_reader
+from vorta_trt.model.files import absence
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.host_memory import mapping
 
@@ -44,7 +45,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
         FileNotFoundError: there is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"sample {path}: no such file; give a video, .npy or .safetensors file")
+        raise FileNotFoundError(f"sample {path}: {absence(path)}; give a video, .npy or .safetensors file")
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return _video_frames(path)

@@ -86,10 +86,6 @@ def inspect_target(
         ValueError: It is damaged, its second expert does not belong to it, or a picture of this kind cannot be drawn.
         VortaError: It is damaged.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
-        )
     target = read_target(path, component=component, size=size)
     report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
     if report.is_part and gpus is not None:

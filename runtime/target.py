@@ -15,6 +15,7 @@ from vorta_trt.export.metadata import ModelMetadata
 from vorta_trt.export.names import check_second, component_file
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.constants import COMPONENTS, TRANSFORMER
+from vorta_trt.model.files import absence
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.executors.onnx_executors import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
@@ -75,9 +76,8 @@ def read_target(
         inputs, outputs = graph_specs(read_onnx(file).model)
         return Target(file, None, EngineKey(component, None), file, None, inputs, outputs)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such bundle or ONNX file; make one with `vorta-trt build` or `vorta-trt export`"
-        )
+        there = absence(path, "no such bundle or ONNX file")
+        raise FileNotFoundError(f"{path}: {there}; make one with `vorta-trt build` or `vorta-trt export`")
     if path.is_dir():
         return _of_bundle(path, Bundle.open(path, verify=verify, runtime=False).select(component, size))
     if path.name == MANIFEST:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vorta_trt.model import files
+from vorta_trt.model.files import make_folder
 from vorta_trt.serving.job_records import END, REQUEST, RESULT
 
 __all__ = ["END", "REQUEST", "RESULT", "JobFiles"]
@@ -35,7 +36,7 @@ class JobFiles:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.lost = folder / "videos", folder / "lost"
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.root, 0o700)
         keep_private(self.root, 0o700)
 
     def folder(self, job_id: str) -> Path:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vorta_trt.model.files import make_folder
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.folder_lock import lock_folder
 from vorta_trt.serving.job import Job, JobNotFoundError, KeyReusedError, NewJob, QueueFullError, Status
@@ -59,7 +60,7 @@ class JobStore(Leases, WorkerStates):
         most_attempts: int = 3,
     ) -> None:
         folder = Path(folder).absolute()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder, 0o700)
         self.most_queued, self.most_per_user = most_queued, most_per_user or most_queued
         self._lock = lock_folder(folder) if exclusive else None
         try:

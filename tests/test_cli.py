@@ -239,7 +239,7 @@ def test_inspect(wan: Wan, tmp_path: Path) -> None:
     shared = vorta("inspect", wan.bundle, "--gpus", 2).out
     assert "of the first of 2 GPUs that share a pass" in shared
     assert re.search(r"a pass on 2 GPUs, every head full: \d[\d.e-]+ s, .*; predicted from the rates of H100", shared)
-    fails("inspect", wan.bundle, "--gpus", 3, message="3 ranks for 2 heads")
+    fails("inspect", wan.bundle, "--gpus", 3, message="3 GPUs for 2 heads")
     (card,) = json.loads(vorta("inspect", wan.bundle, "--memory", 8, "--json").out)["memory_plan"]["cards"]
     assert (card["gib"], card["fits"], card["text_encoder"]) == (8, True, None)
     fails("inspect", wan.bundle, "--memory", 0, message="memory 0: must be the GiB of a card")
@@ -294,7 +294,7 @@ def test_routes(wan: Wan, tmp_path: Path) -> None:
     balanced = json.loads(vorta(*arguments, "--gpus", 2, "--json").out)
     assert balanced["routes"] == printed["routes"]
     assert np.shape(balanced["balance"]["loads_balanced"]) == (6, 2, 2)
-    fails(*arguments, "--gpus", 3, message="3 ranks for 2 heads: every rank must have as many heads; use one of 1, 2")
+    fails(*arguments, "--gpus", 3, message="3 GPUs for 2 heads: every GPU must have as many heads; use one of 1, 2")
     fails(*arguments, "--step-profile", "absent.json", message="needs --gpus", code=2)
 
 

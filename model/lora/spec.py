@@ -7,6 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vorta_trt.model.files import absence
+
 MOST_STRENGTH = 1000
 _CHUNK_BYTES = 1 << 24
 
@@ -61,7 +63,8 @@ def sha256_of(path: Path) -> str:
         FileNotFoundError: There is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"LoRA {path}: is no file; give a LoRA file in safetensors format")
+        there = absence(path, "does not exist")
+        raise FileNotFoundError(f"LoRA {path}: {there}; give a LoRA file in safetensors format")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

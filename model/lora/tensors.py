@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vorta_trt.model.errors import CheckpointError
-from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.files import absence, refuse_pointer
 from vorta_trt.plugins.host_memory import mapping
 
 Shape = tuple[int, ...]
@@ -69,7 +69,8 @@ def _open(path: Path) -> Any:
     if path.is_dir():
         raise CheckpointError(f"LoRA {path}: is a folder; give the .safetensors file in it")
     if not path.exists():
-        raise FileNotFoundError(f"LoRA {path}: does not exist; give a LoRA file in safetensors format")
+        there = absence(path, "does not exist")
+        raise FileNotFoundError(f"LoRA {path}: {there}; give a LoRA file in safetensors format")
     refuse_pointer(path, "LoRA")
     try:
         with mapping(path):

@@ -136,7 +136,7 @@ def check_ranks(heads: int, ranks: int) -> None:
     """Raises ValueError unless `ranks` GPUs can have the same number of heads."""
     if ranks < 1 or heads % ranks:
         fit = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
-        raise ValueError(f"{ranks} ranks for {heads} heads: every rank must have as many heads; use one of {fit}")
+        raise ValueError(f"{ranks} GPUs for {heads} heads: every GPU must have as many heads; use one of {fit}")
 
 
 def check_costs(costs: Sequence[float]) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
+from vorta_trt.model.files import absence
 from vorta_trt.model.records import first_error
 from vorta_trt.model.training.data import DataError
 from vorta_trt.model.video_reader import SUFFIXES, VideoError, read_pictures
@@ -175,7 +176,7 @@ def _read_captions(file: Path) -> dict[str, str]:
         return dict(pairs)
 
     if not file.is_file():
-        raise FileNotFoundError(f"captions {file}: no such file; give a JSON object, video file -> caption")
+        raise FileNotFoundError(f"captions {file}: {absence(file)}; give a JSON object, video file -> caption")
     remedy = 'give a JSON object, e.g. {"cat.mp4": "A cat walks on grass"}'
     try:
         content = json.loads(_decode(file.read_bytes()), object_pairs_hook=unique)

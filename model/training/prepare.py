@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.families.training import TrainingFamily, check_trains, training_family
-from vorta_trt.model.files import new_file, write_json
+from vorta_trt.model.files import make_folder, new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.images import FIRST
 from vorta_trt.model.pipeline_folder import load_pipeline
@@ -125,7 +125,7 @@ def prepare_data(
 
     clips = find_clips(Path(videos), None if captions is None else Path(captions), refuse)
     for folder in (output, output / "latents", output / "prompts"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     progress("loading text encoder and VAE", 0, 0)
     pipeline = load_pipeline(Path(checkpoint), family.facts, family.config, torch_dtype(precision), purpose="preparing")

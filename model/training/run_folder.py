@@ -26,7 +26,7 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from vorta_trt.model.files import new_folder, write_json, write_text
+from vorta_trt.model.files import make_folder, new_folder, write_json, write_text
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.records import Record, first_error
 from vorta_trt.plugins.extras import import_extra
@@ -86,7 +86,7 @@ class RunFolder:
 
     def start(self, config: dict[str, Any]) -> None:
         """Makes the folder and writes config.json."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         write_json(self.path / "config.json", config)
 
     def save(self, router: dict[str, Tensor], state: TrainingState) -> Path:

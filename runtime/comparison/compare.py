@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 
+from vorta_trt.model.files import absence, make_folder
 from vorta_trt.runtime.comparison.image_quality import LpipsUnavailableError, load_lpips, mean_squared_error, ssim
 from vorta_trt.runtime.comparison.report import CompareReport, PairReport
 from vorta_trt.runtime.comparison.side_by_side import beside
@@ -51,7 +52,7 @@ def compare_samples(
     videos = _video_paths(video, pairs, first.is_dir())
     distance, note = _distance(lpips)
     if video is not None and first.is_dir():
-        video.mkdir(parents=True, exist_ok=True)
+        make_folder(video)
 
     def compared(what: str, todo: list[tuple[str, Path, Path]], shown: dict[str, Path]) -> list[PairReport]:
         reports = []
@@ -88,7 +89,8 @@ def _distance(lpips: bool | None) -> tuple[Distance | None, str | None]:
 def _pairs(first: Path, second: Path) -> list[tuple[str, Path, Path]]:
     for path in (first, second):
         if not path.exists():
-            raise FileNotFoundError(f"sample {path}: no such file or folder; give what was generated")
+            there = absence(path, "no such file or folder")
+            raise FileNotFoundError(f"sample {path}: {there}; give what was generated")
     if first.is_dir() != second.is_dir():
         folder, file = (first, second) if first.is_dir() else (second, first)
         raise ValueError(f"{folder} is a folder and {file} a file; must be two folders or two files")

@@ -81,10 +81,14 @@ def choose_layout(
         )
     if guidance_parallel and ranks % PASSES:
         raise ValueError(f"guidance_parallel with gpus {ranks}: must be even, half of them for each pass; give gpus 2")
-    both = guided and not ranks % PASSES if guidance_parallel is None else guidance_parallel
-    if guidance_parallel is None and shared_by == ranks:
-        both = False  # an engine for all of them
-    layout = Layout(ranks, PASSES if both else 1)
+
+    def spread(count: int) -> Layout:
+        both = guided and not count % PASSES if guidance_parallel is None else guidance_parallel
+        if guidance_parallel is None and shared_by == count:
+            both = False  # an engine for all of them
+        return Layout(count, PASSES if both else 1)
+
+    layout = spread(ranks)
     if shared_by is not None and layout.sharing != shared_by:
         can = [str(shared_by)] if shared_by > 1 else []
         can += [f"{shared_by * PASSES} with guidance in parallel"] if guided and guidance_parallel is not False else []
@@ -94,10 +98,10 @@ def choose_layout(
             + (f"; give {' or '.join(can)}" if can else "; leave it out: guidance in parallel needs a guidance scale")
         )
     if heads % layout.sharing:
-        fitting = [str(each) for each in range(1, heads + 1) if heads % each == 0]
+        step = PASSES if guidance_parallel else 1
+        fit = ", ".join(str(n) for n in range(step, PASSES * heads + 1, step) if heads % spread(n).sharing == 0)
         raise ValueError(
-            f"gpus {ranks}: {layout.sharing} ranks would share the {heads} heads of the model, which must divide; "
-            f"{', '.join(fitting[:-1])} and {fitting[-1]} do"
-            + (" (twice as many with guidance in parallel)" if layout.guidance > 1 else "")
+            f"gpus {ranks}: {layout.sharing} of them would share a pass, and the model's {heads} heads are no multiple "
+            f"of that; use one of {fit}"
         )
     return layout

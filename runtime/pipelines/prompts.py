@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vorta_trt.model.files import refuse_pointer
+from vorta_trt.model.files import absence, refuse_pointer
 
 JSON_LINES = (".jsonl", ".ndjson")
 _KEYS = ("caption", "prompt_en")  # of objects: the authors' and VBench's
@@ -27,7 +27,7 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"prompts {path}: no such file; give a text file with one prompt per line, or a JSON list"
+            f"prompts {path}: {absence(path)}; give a text file with one prompt per line, or a JSON list"
         )
     refuse_pointer(path, "prompts")
     try:

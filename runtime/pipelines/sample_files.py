@@ -70,6 +70,7 @@ def sample_files(
         ValueError: Names that no file can have, or that two prompts share; another number of names than prompts.
         WriteError: A file cannot be written.
     """
+    from vorta_trt.model.files import make_folder
     from vorta_trt.runtime.video_file import check_output
 
     if folder.exists() and not folder.is_dir():
@@ -79,7 +80,6 @@ def sample_files(
         raise ValueError(
             f"names: {len(named)} of them for {len(prompts)} prompts; both files must have a line for each video"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, str] = {}  # name -> prompt
     files = []
     for number, (prompt, name) in enumerate(zip(prompts, named, strict=True)):
@@ -97,8 +97,10 @@ def sample_files(
             file = folder / (stem + suffix)
             if keep and file.is_file():
                 continue
-            check_output(file)
             files.append(SampleFile(prompt, file, index))
+    make_folder(folder)
+    for each in files:
+        check_output(each.file)
     return files
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.export.onnx_file import DATA_SUFFIX
-from vorta_trt.model.files import new_folder
+from vorta_trt.model.files import absence, new_folder
 from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.settings import ModelSettings, ServeSettings
 from vorta_trt.serving.triton.tensors import INPUTS, OUTPUTS, Tensor
@@ -149,7 +149,7 @@ def _check_environment(path: Path | None) -> None:
         return
     if not path.exists():
         raise FileNotFoundError(
-            f"environment {path}: no such archive or folder; pack one with conda-pack or venv-pack2"
+            f"environment {path}: {absence(path, 'no such archive or folder')}; pack one with conda-pack or venv-pack2"
         )
     if path.is_file() and not path.name.endswith((".tar.gz", ".tgz")):
         raise ValueError(f"environment {path}: is no .tar.gz; pack one with conda-pack or venv-pack2")

@@ -112,7 +112,7 @@ def test_layouts() -> None:
     ]
     with pytest.raises(ValueError, match="one pass; leave it out"):
         [*options.layouts(select_case("hunyuan-video"), 24)]
-    with pytest.raises(ValueError, match="3 ranks for 40 heads"):
+    with pytest.raises(ValueError, match="3 GPUs for 40 heads"):
         [*replace(options, gpus=(3,)).layouts(select_case("wan-14b"), 40)]
 
 

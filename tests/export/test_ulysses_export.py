@@ -64,7 +64,7 @@ def test_the_file_says_for_how_many_gpus_it_is(tiny_wan: Tiny, tmp_path: Path) -
 
 
 def test_gpus_that_do_not_divide_the_heads_are_refused(tiny_wan: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 ranks for 3 heads: every rank must have as many heads; use one of 1, 3"):
+    with pytest.raises(ValueError, match="2 GPUs for 3 heads: every GPU must have as many heads; use one of 1, 3"):
         export_onnx(tiny_wan.model(materialize=False), tmp_path / "model.onnx", ulysses=2)
     assert not [*tmp_path.iterdir()]
 

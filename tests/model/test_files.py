@@ -17,7 +17,16 @@ from typing import Any
 import pytest
 
 from vorta_trt.model import unfinished
-from vorta_trt.model.files import check_output, new_file, new_folder, write_json, write_text
+from vorta_trt.model.files import (
+    absence,
+    check_output,
+    make_folder,
+    make_way,
+    new_file,
+    new_folder,
+    write_json,
+    write_text,
+)
 from vorta_trt.model.write_errors import WriteError
 
 DATA = "model.onnx.data"
@@ -236,6 +245,29 @@ def test_a_read_only_file_system() -> None:
     for write in (check_output, lambda path: write_text(path, "x")):
         with pytest.raises(WriteError, match="/sys/kernel/file: cannot be written .*choose another folder"):
             write("/sys/kernel/file")
+
+
+@pytest.mark.parametrize("name", ["file", "absent/file"])
+def test_a_file_system_that_takes_no_new_names(name: str) -> None:
+    """proc says that something is missing, as if a folder were to be made first."""
+    path = Path("/proc") / name
+    for write in (check_output, lambda path: write_text(path, "x"), make_folder, make_way):
+        if write is make_way and name == "file":
+            continue  # /proc is there
+        with pytest.raises(WriteError, match=f"{path}: cannot be written .*/proc takes no new files or"):
+            write(path)
+
+
+def test_what_stands_in_the_place_of_a_file(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch()
+    link.symlink_to(tmp_path / "gone")
+    assert absence(tmp_path / "absent") == "no such file"
+    assert absence(tmp_path / "absent", "no such bundle") == "no such bundle"
+    assert absence(tmp_path) == "is a folder"
+    assert absence(Path("/dev/null")) == "is no regular file"
+    assert absence(link) == f"is a link to {tmp_path / 'gone'}, which does not exist"
+    assert absence(file / "x", "no such bundle") == f"no such bundle, for {file} is a file"
 
 
 def test_what_is_in_the_way(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_several_gpus_share_activations_and_need_buffers_for_the_exchange(bundle
     assert four.activations == pytest.approx(max(tokens, attended) + (four.workspace or 0), abs=4)
     assert four.activations < 0.5 * one.activations
     assert parts_of_rank(one, published, 1) == one
-    with pytest.raises(ValueError, match="3 ranks for 40 heads"):
+    with pytest.raises(ValueError, match="3 GPUs for 40 heads"):
         parts_of_rank(one, published, 3)
     plan = plan_memory(target, wan_pipeline, (24,), gpus=3)
     assert (plan.gpus, plan.exchange) == (3, parts_of_rank(one, target.metadata, 3).exchange)

@@ -154,7 +154,7 @@ def test_measured_costs_win_over_those_of_the_geometry() -> None:
 
 def test_what_cannot_be_placed_is_refused() -> None:
     routes = torch.zeros(1, 24, dtype=torch.int32)
-    with pytest.raises(ValueError, match="5 ranks for 24 heads: .* use one of 1, 2, 3, 4, 6, 8, 12, 24"):
+    with pytest.raises(ValueError, match="5 GPUs for 24 heads: .* use one of 1, 2, 3, 4, 6, 8, 12, 24"):
         head_order(routes, WAN, 5)
     with pytest.raises(ValueError, match="placement 'best'"):
         head_order(routes, WAN, 4, "best")  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ SAID = {
     "rows": ("ValueError", "group None", "here rank 1"),
     "tiles": ("ValueError", "group None", "here rank 1"),
     "destroyed": ("ValueError", "was destroyed", "new_group"),
-    "heads": ("ValueError", "2 ranks for 3 heads", "use one of 1, 3"),
+    "heads": ("ValueError", "2 GPUs for 3 heads", "use one of 1, 3"),
     "costs": ("ValueError", "costs (1.0, -1.0, 0.5)", "must be a number >= 0 for each of full, coreset and sliding"),
     "gradients": ("RuntimeError", "grad mode is on", "torch.no_grad()"),
     "mixed": ("RuntimeError", "attention_mode", "tau=2"),

@@ -34,7 +34,16 @@ def test_a_layout_for_every_run(options: dict[str, Any], guidance: int, sharing:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ranks": 4, "guided": False, "heads": 6}, "4 ranks would share the 6 heads .* 1, 2, 3 and 6 do"),
+        (
+            {"ranks": 4, "guided": False, "heads": 6},
+            "4 of them would share a pass, and the model's 6 heads .*; use one of 1, 2, 3, 6$",
+        ),
+        (
+            {"ranks": 6, "guided": True},
+            "gpus 6: 3 of them .* use one of 1, 2, 4, 5, 8, 10, 16, 20, 40, 80$",
+        ),
+        ({"ranks": 6, "guided": True, "guidance_parallel": True}, "use one of 2, 4, 8, 10, 16, 20, 40, 80$"),
+        ({"ranks": 3, "guided": True, "guidance_parallel": False}, "use one of 1, 2, 4, 5, 8, 10, 20, 40$"),
         ({"ranks": 2, "guided": False, "guidance_parallel": True}, "there is one pass a step, since guidance is off"),
         ({"ranks": 3, "guided": True, "guidance_parallel": True}, "guidance_parallel with gpus 3: must be even"),
         ({"ranks": 4, "guided": True, "shared_by": 1}, "built for one GPU; give 2 with guidance in parallel"),

@@ -76,5 +76,5 @@ def test_text_rows_are_on_every_rank_and_ragged_shards_are_padded() -> None:
     assert [work.rows(ranks) for ranks in (1, 2, 3)] == [32, 19, 14]
     assert work.exchange_bytes(2) == 8 * 19 * 48 * 2
     assert work.sent_bytes(2) == (3 * 14 * 48, 14 * 48 + 5 * 48)
-    with pytest.raises(ValueError, match="4 ranks for 6 heads"):
+    with pytest.raises(ValueError, match="4 GPUs for 6 heads"):
         plan_ranks(work, torch.zeros(1, 2, 6), ulysses=4)
