@@ -6,9 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vorta_trt.benchmarks.cases import BRANCHES
+from vorta_trt.benchmarks.picture import new_figure, save, timed
 from vorta_trt.benchmarks.report import Report
-from vorta_trt.model.files import new_file
-from vorta_trt.plugins.extras import import_extra
 
 COLUMNS = 2  # panels beside each other
 OUR_COLOURS = ("#2e7d32", "#81c784", "#00695c", "#80cbc4")
@@ -16,20 +15,16 @@ PEER_COLOURS = ("#37474f", "#78909c", "#6a1b9a", "#ba68c8", "#ef6c00", "#ffb74d"
 
 
 def plot_report(report: Report, path: Path) -> Path:
-    """One panel per case; the figure on a bar is its time. The suffix of `path` is the format."""
+    """One panel per case; the figure on a bar is its time."""
     cases = report.cases()
-    if not any(row.milliseconds for row in report.rows):
-        raise ValueError("nothing to plot: no row of the report was timed; its notes say why")
-    names = list(dict.fromkeys(row.implementation for row in report.rows if row.milliseconds is not None))
+    names = list(dict.fromkeys(row.implementation for row in timed(report.rows, "milliseconds")))
     ours = [name for name in names if any(row.ours for row in report.rows if row.implementation == name)]
     palette = {name: OUR_COLOURS[index % len(OUR_COLOURS)] for index, name in enumerate(ours)}
     others = [name for name in names if name not in palette]
     palette |= {name: PEER_COLOURS[index % len(PEER_COLOURS)] for index, name in enumerate(others)}
     columns = min(COLUMNS, len(cases))
     lines = -(-len(cases) // columns)
-    figure = import_extra("matplotlib.figure", "plot").Figure(
-        figsize=(8 * columns, 1 + 3.4 * lines), layout="constrained"
-    )
+    figure = new_figure(8 * columns, 1 + 3.4 * lines)
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     ceiling = report.about.get("ceiling_tflops")
     for panel in panels.flat[len(cases) :]:
@@ -37,13 +32,13 @@ def plot_report(report: Report, path: Path) -> Path:
     for panel, (case, rows) in zip(panels.flat, cases.items(), strict=False):
         position, ticks = 0.0, {}
         for branch in BRANCHES:
-            timed = [row for row in rows if row.branch == branch and row.useful_tflops is not None]
-            for index, row in enumerate(timed):
+            drawn = [row for row in rows if row.branch == branch and row.useful_tflops is not None]
+            for index, row in enumerate(drawn):
                 bar = panel.bar(position + index, row.useful_tflops, color=palette[row.implementation], width=0.9)
                 panel.bar_label(bar, labels=[f"{row.milliseconds:.3g}"], fontsize="x-small", padding=1)
-            if timed:
-                ticks[branch] = position + (len(timed) - 1) / 2
-                position += len(timed) + 1
+            if drawn:
+                ticks[branch] = position + (len(drawn) - 1) / 2
+                position += len(drawn) + 1
         if ceiling is not None:
             panel.axhline(ceiling, color="black", linewidth=0.8, linestyle="--")
         panel.set_xticks(list(ticks.values()), list(ticks))
@@ -53,8 +48,4 @@ def plot_report(report: Report, path: Path) -> Path:
 
     handles = [Patch(facecolor=palette[name], label=name) for name in (*ours, *others)]
     figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize="small")
-    machine = report.about.get("gpu") or "no GPU"
-    figure.suptitle(f"{machine}: useful TFLOP/s, ms on the bars; dashed: the matrix product", fontsize="medium")
-    with new_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150)
-    return path
+    return save(figure, path, report.about, "useful TFLOP/s, ms on the bars; dashed: the matrix product")

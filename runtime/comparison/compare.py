@@ -89,8 +89,8 @@ def _distance(lpips: bool | None) -> tuple[Distance | None, str | None]:
 def _pairs(first: Path, second: Path) -> list[tuple[str, Path, Path]]:
     for path in (first, second):
         if not path.exists():
-            there = absence(path, "no such file or folder")
-            raise FileNotFoundError(f"sample {path}: {there}; give what was generated")
+            found = absence(path, "no such file or folder")
+            raise FileNotFoundError(f"sample {path}: {found}; give what was generated")
     if first.is_dir() != second.is_dir():
         folder, file = (first, second) if first.is_dir() else (second, first)
         raise ValueError(f"{folder} is a folder and {file} a file; must be two folders or two files")

@@ -227,7 +227,11 @@ def as_rank(world: World, request: MakeVideos) -> Iterator[tuple[RequestPlanner,
     if on_gpu and request.target is not None and ranks.sharing is not None:
         bundle = read_target(request.target).bundle
         library = None if bundle is None else bundle.plugin_library(world.device.index)
-    with nullcontext() if library is None else engine_ranks(library, ranks.sharing, world.device, world.timeout):
+    with (
+        nullcontext()
+        if library is None or ranks.sharing is None
+        else engine_ranks(library, ranks.sharing, world.device, world.timeout)
+    ):
         yield planner, ranks, str(world.device) if on_gpu else None
 
 

@@ -15,6 +15,8 @@ from vorta_trt.export import export_onnx
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model import AttentionGeometry, RoutedTransformer
+from vorta_trt.model.parallel.rank_input import InputShards
+from vorta_trt.model.parallel.shards import TokenShards
 
 from ..kept import Kept
 from ..tiny import Tiny, make_tiny
@@ -31,12 +33,10 @@ def model_on(tiny: Tiny, grid: tuple[int, int, int]) -> RoutedTransformer:
 @pytest.mark.parametrize(
     ("name", "grid"),
     [
-        ("wan", (2, 5, 7)),  # 70 tokens: shards of 24, the last with two rows of padding
-        ("wan ti2v", (2, 5, 7)),  # rank 1 has tokens of both frames
-        ("wan ti2v", (4, 3, 3)),  # rank 0 does
+        # 70 tokens: shards of 24, the last with two rows of padding; rank 1 has tokens of both frames.
+        ("wan ti2v", (2, 5, 7)),
         ("hunyuan_video", (2, 5, 7)),
         ("hunyuan_video token_replace", (4, 5, 3)),  # rank 0 has tokens of the first frame and of the second
-        ("hunyuan_video token_replace", (3, 3, 3)),  # rank 0 has the first frame
     ],
 )
 def test_every_rank_gives_the_whole_sample(kept: Kept, tmp_path: Path, name: str, grid: tuple[int, int, int]) -> None:
@@ -50,6 +50,18 @@ def test_every_rank_gives_the_whole_sample(kept: Kept, tmp_path: Path, name: str
     for mine, my_routes in file.run(inputs, orders):
         assert my_routes.equal(routes)
         assert (mine - sample).abs().max() < 1e-4 * sample.abs().max()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6, 7])
+@pytest.mark.parametrize(("tokens", "first"), [(12, 3), (12, 4), (12, 6), (13, 5), (20, 20), (5, 1)])
+def test_every_row_has_the_modulation_of_its_token(tokens: int, first: int, ranks: int) -> None:
+    """As `TokenShards` has it, which knows its rank; rows of padding are nobody's."""
+    for rank in range(ranks):
+        known = TokenShards(tokens, ranks, rank)
+        shards = InputShards(tokens, ranks, input=torch.tensor([rank], dtype=torch.int32))
+        modulated = shards.of_first(first, torch.tensor([1]), torch.tensor([0]))
+        rows = [int(modulated[row >= shards.first_tokens(first)]) for row in range(known.count)]
+        assert rows == [int(row < known.first_tokens(first)) for row in range(known.count)]
 
 
 def test_the_file_says_for_how_many_gpus_it_is(tiny_wan: Tiny, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vorta_trt.model import AttentionGeometry
 from vorta_trt.runtime.card_plan import RESERVE, STREAMING_SCRATCH, CardPlan
 from vorta_trt.runtime.engine_parts import engine_parts, parts_of_rank
 from vorta_trt.runtime.executors.weight_streaming import HEADROOM, set_budget
-from vorta_trt.runtime.memory_parts import pipeline_parts, sampling_bytes
+from vorta_trt.runtime.memory_parts import holds_parts, pipeline_parts, sampling_bytes
 from vorta_trt.runtime.memory_plan import batched_guidance_fits, plan_memory
 from vorta_trt.runtime.pipelines.residency import Residency, by_plan
 from vorta_trt.runtime.target import Target, read_target
@@ -222,6 +222,7 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
     video, widest = 3 * 9 * 64 * 96 * 4, 192 * 4 * 64 * 96 * 4  # frames 9, 64 x 96 pixels
     assert parts.decoding == 3 * widest + video
     assert pipeline_parts(None, metadata).vae is None
+    assert holds_parts(wan_pipeline) and not holds_parts(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither text_encoder/ nor vae/ with weights"):
         pipeline_parts(tmp_path, metadata)
 

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from vorta_trt.benchmarks.step.cases import CASES
@@ -61,7 +60,7 @@ def test_two_experts_of_14b_on_four_gpus(wan_14b: RoutedTransformer) -> None:
     for plan in (alone, both):
         rest = plan.latents + plan.reserve
         assert plan.sampling[1] == 2 * plan.weights + plan.activations[1] + plan.inputs_and_outputs[1] + rest
-    assert f"{53.2:.1f}" == f"{(both.weights + (both.second_weights or 0)) / GIB:.1f}"
+    assert 2 * both.weights / GIB == pytest.approx(53.2, rel=0.01)  # as exported, docs/measurements.md
     lines = list(both.lines())
     assert lines[0] == "of the first of 2 x 2 GPUs (guidance x heads); the others need no text encoder"
     assert "while sampling with both experts, without text encoder and VAE" in lines[-1]
@@ -75,7 +74,7 @@ def test_a_dry_run_says_what_inspect_says(tiny_wan: Tiny) -> None:
     for name in ("activations", "exchange", "latents", "text_encoder", "vae", "decoding"):
         of_file = inspected.model_dump(mode="json")[name]
         assert found[name] == of_file and of_file, name
-    assert found["weights"] == pytest.approx(inspected.weights, rel=0.1)  # a file has its tables inside, too
+    assert found["weights"] == pytest.approx(inspected.weights, rel=0.3)  # a file has a table for the timestep path
     assert not found["cards"]
 
 
@@ -107,11 +106,3 @@ def test_both_experts_count(tiny_experts: TinyExperts) -> None:
     said = CliRunner().invoke(app, ["generate", str(tiny_experts.checkpoint), *map(str, options), "--dry-run"]).stdout
     assert "GPU memory weights" in said and ", of the second expert " in said
     assert "predicted seconds of the transformer on 2 x 3 GPUs (guidance x heads)" in said
-
-
-def test_a_folder_of_the_transformer_alone_has_a_prediction(tiny_wan: Tiny) -> None:
-    found = predicted(
-        tiny_wan.checkpoint / "transformer", "--gpus", 3, "--steps", 4, "--checkpoint", tiny_wan.checkpoint
-    )
-    assert found["weights"] and found["text_encoder"]
-    assert torch.tensor(found["times"]["step_seconds"]).shape == (4,)
