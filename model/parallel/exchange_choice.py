@@ -7,6 +7,7 @@ failure of what was chosen is an error, and nothing takes its place.
 
 from __future__ import annotations
 
+import logging
 from typing import Final, Literal, NamedTuple, get_args
 
 import torch
@@ -23,6 +24,8 @@ AUTO: Final = "auto"
 LIBRARY: Final = "library"
 TORCH: Final = "torch"
 _NCCL: Final = "nccl"
+
+logger = logging.getLogger(__name__)
 
 
 class ExchangeChoice(NamedTuple):
@@ -69,6 +72,7 @@ def choose_exchange(option: str, group: dist.ProcessGroup, device: torch.device,
             f"{found}; use 'torch' or 'auto'"
         )
     if found or library is None:
+        logger.info("torch.distributed exchanges heads and tokens: %s", found)
         return ExchangeChoice(TORCH, found)
     reason = "asked for" if option == LIBRARY else "every rank has a GPU, libvorta_trt and NCCL"
     return ExchangeChoice(LIBRARY, reason, GroupCommunicator.of(library, group, device, timeout))
