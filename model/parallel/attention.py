@@ -191,5 +191,5 @@ def _run(calls: Sequence[_Steps], watch: Watch, device: torch.device) -> None:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """For exchanges: its kernels go first, since few blocks of them have to find room among many of the attention."""
+    """For exchanges, whose blocks have to come first: those of the attention on Hopper keep their multiprocessors."""
     return torch.cuda.Stream(device, priority=-1)
