@@ -27,7 +27,7 @@ SIZES = {"num_attention_heads": 4, "attention_head_dim": 32, "num_layers": 2, "f
 CASE = StepCase("tiny", "wan", SIZES, (9, 48, 80), passes=2, shift=3.0)  # token grid (3, 3, 5)
 EXCHANGES = ("auto", "torch+overlap")
 OPTIONS = ParallelOptions(
-    mixes=("10/45/45",), gpus=(4,), exchanges=EXCHANGES, guidance=True, steps=2, dtype="fp32", kind="cpu"
+    mixes=("10/45/45",), gpus=(4,), exchanges=EXCHANGES, guidance=True, steps=1, dtype="fp32", kind="cpu"
 )
 Measured = tuple[ParallelReport, list[ParallelReport], list[str]]
 

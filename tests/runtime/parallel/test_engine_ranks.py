@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from vorta_trt.runtime.tensors import TensorSpec
 from ...tiny import Tiny
 
 RANKS = 3
+GROUP: Any = object()
 
 
 @pytest.fixture
@@ -90,3 +92,41 @@ def test_an_engine_gives_the_rank_and_the_heads_itself(
     assert [feeds["rank"].tolist() for feeds in executor.feeds] == [[1]] * 3
     orders = [feeds["head_orders"].tolist() for feeds in executor.feeds]
     assert orders == [[[0, 1, 2]] * 2, placed.tolist(), given.tolist()]
+
+
+class Joined:
+    """A communicator that counts."""
+
+    def __init__(self) -> None:
+        self.watched_runs = self.aborted = 0
+
+    def watched(self) -> nullcontext[None]:
+        self.watched_runs += 1
+        return nullcontext()
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+def test_runs_are_watched_and_an_error_leaves_at_once(
+    tiny_wan: Tiny, metadata: ModelMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ranks may wait for ever for one that has failed, and it for them."""
+    joined = Joined()
+    monkeypatch.setattr(engine_ranks, "joined", lambda group: group)
+    monkeypatch.setattr(engine_ranks.GroupCommunicator, "of", lambda *arguments: joined)
+    monkeypatch.setattr(engine_ranks.GroupCommunicator, "find", lambda *arguments: joined)
+    monkeypatch.setattr(engine_ranks, "rank_of", lambda library, ranks: 1)
+    rank = EngineRank(load_library(), metadata, "several.bundle", "cuda:0")
+    target = replace(read_target(tiny_wan.onnx), metadata=metadata)
+    executor = Recorded(torch.zeros(2, 1, 3, dtype=torch.int32), (TensorSpec("timestep", "float32", ("batch",)),))
+    monkeypatch.setattr(engine_module, "read_target", lambda path, **options: target)
+    monkeypatch.setattr(engine_module, "_rank", lambda *arguments: rank)
+    monkeypatch.setattr(engine_module, "_load", lambda *arguments: executor)
+    with engine_ranks.engine_ranks(load_library(), GROUP, torch.device("cpu"), 9.0), Engine("several.bundle") as engine:
+        engine(timestep=np.ones(1, np.float32))
+        engine(timestep=np.ones(1, np.float32))
+    assert (joined.watched_runs, joined.aborted) == (2, 0)
+    with pytest.raises(KeyError), engine_ranks.engine_ranks(load_library(), GROUP, torch.device("cpu")):
+        raise KeyError
+    assert joined.aborted == 1
