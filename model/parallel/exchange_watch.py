@@ -23,7 +23,6 @@ from typing import Final, Protocol
 import torch
 
 LOOK_EVERY: Final = 1.0  # seconds
-_RELAXED: Final = "cudaStreamCaptureModeRelaxed"
 
 
 class Mark(Protocol):
@@ -53,6 +52,9 @@ class ExchangeWatch:
         timeout: Seconds that one may take.
         check: Raises what else is wrong; called about every second.
         end: Called with what is wrong; ends the process.
+
+    Raises:
+        ImportError: There are GPUs, and cuda-bindings is not installed.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class ExchangeWatch:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        # Here, so that its absence is an error of whoever wants to be watched.
+        self._cudart = importlib.import_module("cuda.bindings.runtime") if torch.cuda.is_available() else None
 
     @contextmanager
     def __call__(self, mark: Callable[[], Mark | None]) -> Iterator[None]:
@@ -107,9 +111,9 @@ class ExchangeWatch:
             return list(self._pending)
 
     def _look(self) -> None:
-        if torch.cuda.is_available():  # that an event is asked for must not end the capture of a graph elsewhere
-            runtime = importlib.import_module("cuda.bindings.runtime")
-            runtime.cudaThreadExchangeStreamCaptureMode(getattr(runtime.cudaStreamCaptureMode, _RELAXED))
+        if self._cudart is not None:  # asking for an event must not end the capture of a graph in another thread
+            relaxed = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+            self._cudart.cudaThreadExchangeStreamCaptureMode(relaxed)
         while not self._ended.wait(LOOK_EVERY):
             wrong = self.wrong()
             if wrong and not self._ended.is_set():
