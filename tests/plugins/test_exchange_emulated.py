@@ -11,11 +11,17 @@ import ctypes
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from vorta_trt.model import AttentionGeometry
+from vorta_trt.model.parallel import library_exchange
+from vorta_trt.model.parallel.attention import sharded_attention
 from vorta_trt.plugins.library import Problem, Tensors
 from vorta_trt.plugins.ulysses_attention import GatherTokensParams, Part, UlyssesAttentionParams
 
@@ -234,3 +240,48 @@ def test_a_second_communicator_of_as_many_ranks_is_refused(emulated: ctypes.CDLL
         join(emulated, 1, 0)
     for _ in range(2):
         call(emulated, "vorta_communicator_destroy", 1, 0)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_torch_gives_the_library_what_it_needs(
+    emulated: ctypes.CDLL, overlap: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sharded_attention` with a communicator: of all heads at once, and in halves of two heads and one."""
+    ranks, batch, heads, dim, text = 2, 2, 6, 64, 3
+    geometry = AttentionGeometry((3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 3, 3), 2, "key", text)
+    library = SimpleNamespace(call=lambda function, *given: call(emulated, function, *given))
+    monkeypatch.setattr(library_exchange, "ready_library", lambda tensor: library)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    empty = torch.empty
+
+    def aligned_as_on_a_gpu(*size: Any, **options: Any) -> torch.Tensor:
+        if options.get("dtype") is not torch.uint8:
+            return empty(*size, **options)
+        room = torch.full((size[0] + 256,), 0xAD, dtype=torch.uint8)
+        begin = -room.data_ptr() % 256
+        return room[begin : begin + size[0]]
+
+    monkeypatch.setattr(torch, "empty", aligned_as_on_a_gpu)
+    random = np.random.default_rng(seed)
+    whole = [random.integers(0, 1 << 16, (batch, 27 + text, heads, dim), dtype=np.uint16) for _ in range(3)]
+    routes = random.integers(0, 3, (batch, heads), dtype=np.int32)
+    order = torch.from_numpy(random.permutation(heads))
+    wanted = attention(*whole, routes)
+
+    def work(rank: int) -> None:
+        join(emulated, ranks, rank)
+        tokens = [torch.from_numpy(own_rows(each, 27, ranks, rank)).view(torch.float16) for each in whole]
+        found = sharded_attention(
+            *tokens,
+            torch.from_numpy(routes),
+            order,
+            geometry,
+            SimpleNamespace(size=lambda: ranks, rank=lambda: rank),
+            torch.full((batch,), text, dtype=torch.int32),
+            communicator=SimpleNamespace(watched=nullcontext),
+            overlap=overlap,
+        )
+        assert np.array_equal(found.view(torch.uint16).numpy(), own_rows(wanted, 27, ranks, rank)), f"rank {rank}"
+
+    assert in_ranks(emulated, ranks, work) == []
