@@ -36,11 +36,11 @@ class Pending:
     """An exchange that is not known to have ended.
 
     Attributes:
-        deadline: On the monotonic clock.
+        since: When it was enqueued, on the monotonic clock.
         mark: Behind it; None while it is being enqueued, which waits for the GPU where that is far behind.
     """
 
-    deadline: float
+    since: float
     mark: Mark | None = None
 
 
@@ -49,7 +49,7 @@ class ExchangeWatch:
 
     Args:
         what: Names the exchanges in messages.
-        timeout: Seconds that one may take.
+        timeout: Seconds that one may take, of those that wait in the stream behind others from the end of the last one.
         check: Raises what else is wrong; called about every second.
         end: Called with what is wrong; ends the process.
 
@@ -63,6 +63,7 @@ class ExchangeWatch:
         self.timeout = timeout
         self._what, self._check, self._end = what, check, end or end_process
         self._pending: list[Pending] = []
+        self._progress = 0.0  # when the last one was seen to have ended
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,7 +73,7 @@ class ExchangeWatch:
     @contextmanager
     def __call__(self, mark: Callable[[], Mark | None]) -> Iterator[None]:
         """Watches what is enqueued inside, until the mark that is made behind it is reached."""
-        entry = Pending(time.monotonic() + self.timeout)
+        entry = Pending(time.monotonic())
         with self._lock:
             self._pending.append(entry)
             if self._thread is None and not self._ended.is_set():
@@ -101,14 +102,18 @@ class ExchangeWatch:
 
     def wrong(self) -> str:
         """What is wrong now; "" if nothing is."""
-        if any(each.deadline < time.monotonic() for each in self._unfinished()):
+        pending = self._unfinished()
+        if pending and time.monotonic() - max(pending[0].since, self._progress) > self.timeout:
             return f"{self._what}: one has taken longer than {self.timeout:g} s"
         return self._check()
 
     def _unfinished(self) -> list[Pending]:
         with self._lock:
-            self._pending = [each for each in self._pending if each.mark is None or not each.mark.query()]
-            return list(self._pending)
+            left = [each for each in self._pending if each.mark is None or not each.mark.query()]
+            if len(left) < len(self._pending):
+                self._progress = time.monotonic()
+            self._pending = left
+            return list(left)
 
     def _look(self) -> None:
         if self._cudart is not None:  # asking for an event must not end the capture of a graph in another thread

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,18 +58,38 @@ def test_also_one_that_is_still_being_enqueued(ended: Ended) -> None:
         assert ended.wait(PATIENCE)
 
 
+def test_those_that_wait_behind_others_have_time_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may be far ahead of the GPU."""
+    now = 100.0
+    monkeypatch.setattr(exchange_watch, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(exchange_watch, "LOOK_EVERY", 1000.0)
+    watch = ExchangeWatch("rank 1", 10.0, lambda: "")
+    marks = [Mark() for _ in range(3)]
+    for mark in marks:
+        with watch(lambda mark=mark: mark):  # type: ignore[misc]
+            pass
+    for mark in marks[:2]:
+        now += 9
+        assert watch.wrong() == ""
+        mark.reached = True
+        assert watch.wrong() == ""
+    now += 11
+    assert watch.wrong() == "rank 1: one has taken longer than 10 s"
+    watch.stop()
+
+
 def test_what_has_ended_is_forgotten(ended: Ended) -> None:
-    watch = ExchangeWatch("rank 1", 0.05, lambda: "", ended)
+    watch = ExchangeWatch("rank 1", 1000, lambda: "", ended)
     mark = Mark()
+    mark.reached = True
     with watch(lambda: mark):
         pass
-    mark.reached = True
     assert watch.wait(PATIENCE) and watch.wrong() == ""
     with pytest.raises(KeyError), watch(Mark):
         raise KeyError  # what fails is not waited for
     assert watch.wait(0)
-    assert not ended.wait(0.2)
     watch.stop()
+    assert not ended.said
 
 
 def test_an_error_of_nccl_ends_the_process(ended: Ended) -> None:
@@ -80,8 +101,10 @@ def test_an_error_of_nccl_ends_the_process(ended: Ended) -> None:
 
 
 def test_nothing_ends_after_it_was_stopped(ended: Ended) -> None:
-    watch = ExchangeWatch("rank 1", 0.1, lambda: "", ended)
+    errors = [""]
+    watch = ExchangeWatch("rank 1", 1000, lambda: errors[0], ended)
     with watch(Mark):
         pass
     watch.stop()
+    errors[0] = "left"
     assert not ended.wait(0.3)
