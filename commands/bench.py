@@ -141,8 +141,8 @@ def attention(
     """Time our attention kernels beside others.
 
     The others are dense, sparse and gathered attention. Everything is checked against float32 before it is timed.
-    Options that take several values may be repeated or take a list with commas. The default set takes two to three
-    minutes on an H200.
+    Options that take several values may be repeated or take a list with commas. The default set is estimated to take
+    two to three minutes on an H200.
     """
     from vorta_trt.benchmarks.report import Report, recorded_errors
 
@@ -225,8 +225,8 @@ def step(
     """Time transformer steps and sampling loops.
 
     Routed attention is measured beside dense, with random weights at real size. Dense is the same code with cuDNN's
-    attention, and diffusers' own model. The largest model takes 32 GiB. On an H100 everything takes a quarter of an
-    hour, --mode compiled --peers cudnn five to six minutes.
+    attention, and diffusers' own model. The largest model takes 32 GiB. On an H100, --mode
+    compiled --peers cudnn took five to six minutes; everything is estimated at a quarter of an hour.
     """
     from vorta_trt.benchmarks.step.report import StepReport
 
@@ -357,9 +357,9 @@ def parallel(
 ) -> None:
     """Time a transformer pass on several GPUs beside one.
 
-    Tokens are sharded, and heads exchanged around the attention, placed by their routes and in order; with random
-    weights at real size, which every GPU makes for itself. Every sample is compared with that of one GPU. --output is
-    written again after every row.
+    Each GPU computes a shard of the tokens, and heads are exchanged around the attention. Heads are placed by their
+    routes, and in order. Weights are random and of real size; every GPU makes its own. Every sample is compared with
+    that of one GPU. --output is written again after every row.
     """
     from vorta_trt.benchmarks.parallel.report import ParallelReport
 

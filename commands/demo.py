@@ -26,7 +26,7 @@ def demo(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Go the whole way on a small model.
+    """Go from a checkpoint to a video with a small model.
 
     It makes a pipeline and a router, exports, builds, verifies, shows the routes, and generates a video in ONNX
     Runtime. It takes about a minute and needs no GPU.

@@ -59,9 +59,8 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX.
 
-    It is one file; of a checkpoint with two experts, the second is written beside the first as NAME.transformer_2.onnx.
-
-    VAE and text encoders are written beside it, too, graph by graph: NAME.vae_decoder_first.onnx and so on.
+    A model becomes one file. The second of two experts is written beside the first, as NAME.transformer_2.onnx. With
+    --with, VAE and encoders are written there, too, one file for each graph: NAME.vae_decoder_first.onnx and so on.
     """
     from vorta_trt.export.names import OPSET_17, component_file
     from vorta_trt.runtime.console import Stages

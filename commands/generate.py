@@ -23,7 +23,6 @@ from vorta_trt.commands.options import (
     LinearKeep,
     LinearPrecisionOption,
     Lora,
-    OneSize,
     PipelineFolder,
     Routers,
     StepProfileFile,
@@ -383,7 +382,14 @@ def generate(
     gpus: GpuOptions,
     checkpoint: PipelineFolder = None,
     variant: Variant = None,
-    size: OneSize = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FxHxW",
+            help="The video size, of a bundle of several [default: the one whose aspect is closest to the image's, or "
+            "without an image its first].",
+        ),
+    ] = None,
     route_override: Annotated[
         list[str] | None,
         typer.Option(

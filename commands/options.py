@@ -106,7 +106,7 @@ Component = Annotated[
 ]
 Tau = Annotated[
     float | None,
-    typer.Option(help=f"Routing threshold that is built in; above 1 everything is dense [default: {DEFAULT_TAU}]."),
+    typer.Option(help=f"The default of the routing threshold; above 1 every head is full [default: {DEFAULT_TAU}]."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="The seed of everything random.")]
 RoutesPlot = Annotated[

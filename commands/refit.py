@@ -26,8 +26,9 @@ def refit(
 ) -> None:
     """Put LoRA files into the engines of a bundle.
 
-    The engines get the weights of the checkpoint with these LoRA files fused into them, and none of those before;
-    without --lora the checkpoint's own. Plans stay as they are. TensorRT-RTX cannot build such engines without a GPU.
+    The engines get the checkpoint's weights with these LoRA files fused into them. LoRA files of earlier refits are
+    gone; without --lora the weights are the checkpoint's own. Plans stay as they are. TensorRT-RTX cannot build such
+    engines without a GPU.
     """
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.refit import refit as run_refit

@@ -19,11 +19,11 @@ from vorta_trt.commands.options import (
     RoutesPlot,
     Size,
     StepProfileFile,
-    Tau,
     Variant,
     sources_of,
 )
 from vorta_trt.commands.sampling import ScheduleOptions
+from vorta_trt.model.constants import DEFAULT_TAU
 from vorta_trt.model.precision import PrecisionName
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def routes(
     variant: Variant = None,
     route_override: RouteOverrides = None,
     size: Size = None,
-    tau: Tau = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help=f"The routing threshold; above 1 every head is full [default: {DEFAULT_TAU}]."),
+    ] = None,
     precision: Annotated[
         PrecisionName,
         typer.Option(help="The type of the model; the router sees a timestep embedding that is rounded to it."),

@@ -28,13 +28,15 @@ MINUTE, HOUR = 60.0, 3600.0
 class Limits(Options):
     """How much a server takes."""
 
-    queue: Annotated[int, typer.Option(min=1, help="How many jobs may wait; a job more is refused with 429.")] = 64
+    queue: Annotated[int, typer.Option(min=1, help="How many jobs may wait; one more is refused with 429.")] = 64
     queue_per_key: Annotated[
         int | None,
-        typer.Option(min=1, help="How many of one API key [default: half of --queue where there are several keys]."),
+        typer.Option(
+            min=1, help="How many jobs of one API key may wait [default: half of --queue where there are several keys]."
+        ),
     ] = None
     max_videos: Annotated[int, typer.Option(min=1, max=64, help="The most videos of one request (n).")] = 4
-    max_upload: Annotated[float, typer.Option(metavar="MIB", min=0.01, help="The most of a request's body.")] = 32
+    max_upload: Annotated[float, typer.Option(metavar="MIB", min=0.01, help="The largest body of a request.")] = 32
     max_pixels: Annotated[int, typer.Option(min=1, help="The most pixels of an image in a request.")] = 40_000_000
     keep: Annotated[float, typer.Option(metavar="HOURS", min=0.001, help="How long results stay after completion.")] = (
         168
@@ -42,10 +44,12 @@ class Limits(Options):
     stall: Annotated[
         float,
         typer.Option(
-            metavar="MINUTES", min=0.01, help="After how long without a step or stage a worker is killed that hangs."
+            metavar="MINUTES", min=0.01, help="A worker that begins no step or stage for this long is killed."
         ),
     ] = 30
-    attempts: Annotated[int, typer.Option(min=1, help="How often a job is begun whose worker or server is lost.")] = 3
+    attempts: Annotated[
+        int, typer.Option(min=1, help="How often a job is begun, at most, if its worker or server is lost.")
+    ] = 3
 
 
 @command(
@@ -84,7 +88,7 @@ def serve(
         list[str] | None,
         typer.Option(
             help=f"A key that requests must have; may be given several times. Others see it in the list of processes: "
-            f"better {KEYS}, keys with commas between, or --api-key-file."
+            f"better {KEYS}, keys separated by commas, or --api-key-file."
         ),
     ] = None,
     api_key_file: Annotated[
@@ -111,9 +115,9 @@ def serve(
 ) -> None:
     """Serve videos over HTTP, as OpenAI's video API does.
 
-    There is a page at /, and /metrics for Prometheus. Jobs are on the disk before they are answered: whatever is
-    killed, a restart with the same --jobs goes on. SIGTERM or Ctrl-C finishes the running jobs first; a second one
-    stops at the next step.
+    There is a page at /, and /metrics for Prometheus. A job is on the disk before its request is answered: after a
+    crash, a restart with the same --jobs goes on. SIGTERM or Ctrl-C finishes the running jobs first; a second one stops
+    at the next step.
     """
     if preset is not None and preset not in PRESETS:
         raise typer.BadParameter(f"{preset!r}: must be one of {', '.join(PRESETS)}", param_hint="--preset")

@@ -377,7 +377,7 @@ class TensorRT8(TensorRT):
     # Of native ones it makes float32 copies, and its products reach some 210 TFLOP/s of an H100's 735.
     block_ops: BlockOps = "plugin"
     plugin_entry_point = "getPluginCreators"
-    executed = {"8.6.0": "builds, and engines on an H100"}
+    executed = {"8.6.0": "builds, and engines on an H100 and an H200"}
     checked = {"8.6.1": "the plugin's interface, with the headers"}
 
     COMPATIBILITY = {"ampere_plus": "AMPERE_PLUS"}

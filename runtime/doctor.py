@@ -16,6 +16,7 @@ from pydantic import BaseModel, computed_field
 from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
 from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.write_errors import free_bytes
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.gpu import driver_report, driver_version
 from vorta_trt.plugins.kernel_support import code_problem, driver_problem, slower_than_possible
 from vorta_trt.plugins.library import PluginLibrary, load_library
@@ -216,7 +217,11 @@ def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
 
 def _products(library: PluginLibrary) -> Iterator[Finding]:
     """Where linear layers take their products from."""
-    path = cublaslt_path(library)
+    try:
+        path = cublaslt_path(library)
+    except VortaError as error:  # a library of another version may lack the function
+        yield Finding(section="products", name="cuBLASLt", state="failed", detail=str(error))
+        return
     yield Finding(
         section="products", name="cuBLASLt", state="ok" if path else "note",
         detail=path or f"linear layers take a slower kernel: {backend(library)[1]}",

@@ -13,6 +13,7 @@ import torch
 from vorta_trt.engines import plugin as plugin_module
 from vorta_trt.engines.flavours import FLAVOURS, TensorRT
 from vorta_trt.plugins import PluginLibrary, gpu
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import doctor
 
 from ..engines import fake_tensorrt8
@@ -35,7 +36,7 @@ def test_every_flavour_says_which_versions_were_executed(monkeypatch: pytest.Mon
     told = {f.name.removesuffix(" versions"): f for f in doctor.examine(tmp_path).findings if "versions" in f.name}
     assert set(told) == {flavour.title for flavour in FLAVOURS.values()}
     assert told["TensorRT"].detail.startswith("executed by this project: nothing; only checked: 10.0 to 11.1 (")
-    assert "8.6.0 (builds, and engines on an H100)" in told["TensorRT 8.6"].detail
+    assert "8.6.0 (builds, and engines on an H100 and an H200)" in told["TensorRT 8.6"].detail
     assert {finding.state for finding in told.values()} == {"ok"}  # the version here of TensorRT-RTX was
     monkeypatch.setattr(type(FLAVOURS["rtx"]), "version", "1.7.12")
     (newer,) = (f for f in doctor.examine(tmp_path).findings if f.name == "TensorRT-RTX versions")
@@ -51,6 +52,18 @@ def test_a_missing_library_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "absent.so: no such file" in library
     assert lines[library] == "failed"
     assert lines["vorta-trt cannot build engines here; see the lines above"] == "failed"
+
+
+def test_a_library_of_another_version_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(library: PluginLibrary) -> str:
+        raise VortaError(f"{library.path}: has no function vorta_cublaslt_path")
+
+    monkeypatch.setattr(doctor, "cublaslt_path", lacks)
+    findings, library = doctor._library()
+    assert library is not None
+    (finding,) = (finding for finding in findings if finding.section == "products")
+    assert (finding.name, finding.state) == ("cuBLASLt", "failed")
+    assert finding.detail.endswith("has no function vorta_cublaslt_path")
 
 
 def test_a_broken_exporter_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
