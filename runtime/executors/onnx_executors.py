@@ -105,8 +105,10 @@ class OnnxRuntimeExecutor(OnnxExecutor):
             )
         disable_telemetry()
         import onnxruntime
+        import torch
 
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # OMP_NUM_THREADS is for both
         options.log_severity_level = 3  # errors; they come as exceptions too
         model: str | bytes = str(file.place)
         if file.data_files:  # ONNX Runtime follows no link out of the model's folder

@@ -108,12 +108,12 @@ def test_coverage_in_words() -> None:
 
 
 def test_choice_is_fast_for_huge_grids() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()  # of the processor: others may have it meanwhile
     for grid in [(65_536, 65_536, 65_536), (1, 65_521, 65_519), (65_521, 1, 1), (4_001, 4_003, 4_007)]:
         geometry = AttentionGeometry.for_grid(grid)
         assert geometry.least_window_tokens / geometry.video_tokens >= 0.135
         assert geometry.attention_flops("coreset", 128) < geometry.attention_flops("full", 128)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_small_grids_get_small_tiles() -> None:

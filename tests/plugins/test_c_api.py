@@ -270,10 +270,10 @@ def test_tile_and_bucket_need_not_divide_the_grid(changed: dict[str, Any]) -> No
 def test_validation_takes_no_time_where_nothing_divides(extent: int) -> None:
     """A refusal once searched for divisors up to the extent of the grid, which took seconds."""
     problem = Problem(**{**PROBLEM, "grid": (1, 1, extent), "tile": (1, 1, 2**30 + 1), "bucket": (1, 1, 7), "keep": 3})
-    start = time.perf_counter()
+    start = time.thread_time()  # of the processor: others may have it meanwhile
     for _ in range(100):
         load_library().validate(problem)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 @pytest.mark.parametrize("keep", [1, 5, 12])

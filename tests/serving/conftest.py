@@ -66,7 +66,7 @@ def catalogue(text_model: Path, image_model: Path) -> Catalogue:
 def store(tmp_path: Path) -> Iterator[JobStore]:
     from vorta_trt.serving import JobStore
 
-    made = JobStore(tmp_path / "jobs", lease_seconds=5)
+    made = JobStore(tmp_path / "jobs", lease_seconds=60)
     yield made
     made.close()
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from running_server import wait_for
 
 from vorta_trt.serving import Catalogue, JobStore, ServeSettings, create_app
 from vorta_trt.serving.job import Status
@@ -223,13 +224,17 @@ def test_an_image_is_decoded_after_all_other_checks_and_few_at_a_time(
     from vorta_trt.serving.service import MOST_DECODED
 
     now, most, lock, real = 0, 0, threading.Lock(), SentImage.load
+    all_places = threading.Event()
 
     def load(self: SentImage) -> Image.Image:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.05)
+            if now == MOST_DECODED:
+                all_places.set()
+        assert all_places.wait(60)
+        time.sleep(0.05)  # in which one more would come
         with lock:
             now -= 1
         return real(self)
@@ -608,10 +613,7 @@ def test_jobs_of_lost_workers_are_taken_back_without_a_request(client: Client, s
     web = client()
     made = web.post("/v1/videos", json={"prompt": "a"}).json()["id"]
     store.claim("lost", ["text"])
-    end = time.monotonic() + 10
-    while store.get(made).status is not Status.QUEUED:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: store.get(made).status is Status.QUEUED)
 
 
 def test_the_store_is_full(client: Client, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,16 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vorta_trt.model.write_errors import WriteError
-from vorta_trt.serving import JobStore
+from vorta_trt.serving import JobStore, job_leases, job_store
 from vorta_trt.serving.job import (
     Job,
     JobError,
@@ -208,30 +209,48 @@ def test_pages_go_on_after_a_job_that_was_deleted(store: JobStore, newest_first:
         store.page("b", after=ids[0])
 
 
-def test_a_lease_that_ends_gives_the_job_back_and_the_old_worker_cannot_finish_it(tmp_path: Path) -> None:
-    store = JobStore(tmp_path, lease_seconds=0.05, most_attempts=2)
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Puts the clocks of stores on by so many seconds."""
+    ahead = 0.0
+
+    def put_on(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monotonic, calendar = time.monotonic, time.time
+    clock = SimpleNamespace(monotonic=lambda: monotonic() + ahead, time=lambda: calendar() + ahead)
+    for module in (job_leases, job_store):
+        monkeypatch.setattr(module, "time", clock)
+    return put_on
+
+
+def test_a_lease_that_ends_gives_the_job_back_and_the_old_worker_cannot_finish_it(
+    tmp_path: Path, later: Callable[[float], None]
+) -> None:
+    store = JobStore(tmp_path, lease_seconds=1000, most_attempts=2)
     add(store, "one")
     lost = claim(store, "lost")
     assert store.take_back() == []
-    time.sleep(0.06)
+    later(1001)
     assert [job.status for job in store.take_back()] == [Status.QUEUED]
     again = claim(store, "other")
     assert again.attempt == 2 and again.step == 0
     with pytest.raises(LeaseLostError):
         store.complete(lost, {})
-    time.sleep(0.06)
+    later(1001)
     (failed,) = store.take_back()
     assert (failed.status, failed.error_code) == (Status.FAILED, "worker_lost")
     assert "lost 2 times" in str(failed.error_message)
     store.close()
 
 
-def test_a_renewed_lease_lasts(tmp_path: Path) -> None:
-    store = JobStore(tmp_path, lease_seconds=0.2)
+def test_a_renewed_lease_lasts(tmp_path: Path, later: Callable[[float], None]) -> None:
+    store = JobStore(tmp_path, lease_seconds=1000)
     add(store, "one")
     job = claim(store)
     for _ in range(5):
-        time.sleep(0.05)
+        later(500)
         store.report_progress(job)
     assert store.take_back() == []
     store.close()
@@ -271,14 +290,15 @@ def test_a_clock_that_is_set_back_changes_neither_order_nor_leases(
     assert store.get(running.id).progress == 100
 
 
-def test_results_expire_after_completion(tmp_path: Path) -> None:
-    store = JobStore(tmp_path, keep_seconds=0.1)
+def test_results_expire_after_completion(tmp_path: Path, later: Callable[[float], None]) -> None:
+    store = JobStore(tmp_path, keep_seconds=1000)
     add(store, "one", "two")
     job = claim(store)
-    time.sleep(0.12)
+    later(1001)
     assert store.expire() == 0, "it counts from completion"
     finish(store, job)
-    time.sleep(0.12)
+    assert store.expire() == 0
+    later(1001)
     assert store.expire() == 1
     assert [left.request["prompt"] for left in store.page()[0]] == ["two"]
     assert not store.files.folder(job.id).exists()

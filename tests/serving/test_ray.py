@@ -8,7 +8,6 @@ import errno
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,11 +27,12 @@ from vorta_trt.serving.ray_app import RaySettings, Replica, take_back_of_dead
 from vorta_trt.serving.settings import ModelSettings
 
 from ..test_documentation import ROOT
+from .held_videos import HeldVideos
+from .ports import free_ports
 
 pytest.importorskip("ray.serve", reason="needs the package ray[serve]")
 pytest.importorskip("av")
 
-LONG = 400  # steps, of which a tiny model makes some 100 a second
 DRIVER = """
 import sys
 import ray
@@ -48,16 +48,15 @@ sys.stdin.read()
 serve.shutdown()
 ray.shutdown()
 """
+RAY = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
 class RayServer(RunningServer):
     """The application of the settings in a Ray of its own, which ends with the block."""
 
-    def __init__(self, settings: RaySettings, log: Path) -> None:
+    def __init__(self, settings: RaySettings, log: Path, environment: dict[str, str]) -> None:
         self.jobs, self.log = settings.jobs, log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self._folder = tempfile.mkdtemp(prefix="ray-")  # whose sockets need a short path
         with log.open("wb") as stream:
@@ -67,7 +66,7 @@ class RayServer(RunningServer):
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+                env={**os.environ, **RAY, **environment},
                 start_new_session=True,
             )
         assert self.process.stdout is not None
@@ -90,7 +89,12 @@ class RayServer(RunningServer):
 
 
 @pytest.fixture
-def server(text_model: Path, tmp_path: Path) -> Iterator[RayServer]:
+def held(tmp_path: Path) -> HeldVideos:
+    return HeldVideos(tmp_path)
+
+
+@pytest.fixture
+def server(text_model: Path, tmp_path: Path, held: HeldVideos) -> Iterator[RayServer]:
     model = ModelSettings(source=text_model, checkpoint=text_model.parent / "checkpoint", name="text")
     settings = RaySettings(
         models=(model,),
@@ -101,7 +105,7 @@ def server(text_model: Path, tmp_path: Path) -> Iterator[RayServer]:
         upscale_seconds=0.5,
         lease_seconds=600,  # longer than the tests: nobody waits for its end
     )
-    with RayServer(settings, tmp_path / "log") as running:
+    with RayServer(settings, tmp_path / "log", held.environment) as running:
         yield running
 
 
@@ -113,7 +117,7 @@ def store(server: RayServer) -> Iterator[JobStore]:
     opened.close()
 
 
-def create(server: RayServer, prompt: str, steps: int) -> str:
+def create(server: RayServer, prompt: str, steps: int = 3) -> str:
     status, job = server.ask("/v1/videos", {"prompt": prompt, "num_inference_steps": steps, "seed": 1})
     assert status == 200, job
     return str(job["id"])
@@ -124,18 +128,14 @@ def ready(store: JobStore) -> int:
     return len([worker for worker in store.workers() if worker.state == "ready"])
 
 
-def test_two_replicas(server: RayServer, store: JobStore) -> None:
+def test_two_replicas(server: RayServer, store: JobStore, held: HeldVideos) -> None:
     """The second comes while jobs wait; both share the load; one is killed in a video; a job is cancelled."""
     assert server.ask("/ready") == (200, {"status": "ready", "workers": 1})
-    jobs: list[str] = []
-
-    def both_are_there() -> bool:
-        if len(store.unfinished()) < 4:
-            jobs.append(create(server, f"cat {len(jobs)}", 40))
-        return ready(store) == 2
-
-    wait_for(both_are_there)
-    jobs += [create(server, f"cow {number}", 40) for number in range(4)]
+    held.at(1)
+    jobs = [create(server, f"cat {number}") for number in range(4)]
+    wait_for(lambda: len([job for job in map(store.get, jobs) if job.step == 1]) == 2)
+    assert ready(store) == 2
+    held.release()
     assert {server.wait_until_over(job)["status"] for job in jobs} == {"completed"}
     ends = [store.get(job) for job in jobs]
     assert len({end.worker for end in ends}) == 2
@@ -143,21 +143,25 @@ def test_two_replicas(server: RayServer, store: JobStore) -> None:
     status, video = server.ask(f"/v1/videos/{jobs[0]}/content")
     assert status == 200 and video[4:8] == b"ftyp"
 
-    jobs = [create(server, "a dog", LONG), create(server, "a cow", LONG)]
-    wait_for(lambda: all(job.step > 0 for job in map(store.get, jobs)))
+    held.at(1)
+    jobs = [create(server, "a dog"), create(server, "a cow")]
+    wait_for(lambda: all(job.step == 1 for job in map(store.get, jobs)))
     lost, kept = map(store.get, jobs)
     (process,) = [worker.process for worker in store.workers() if worker.name == lost.worker]
     os.kill(process, signal.SIGKILL)
+    held.release()
     assert [server.wait_until_over(job)["status"] for job in jobs] == ["completed", "completed"]
     again, untouched = map(store.get, jobs)
     assert (again.attempt, untouched.attempt) == (2, 1)
     assert again.worker != lost.worker and untouched.worker == kept.worker
 
-    job = create(server, "a dog", LONG)
-    wait_for(lambda: store.get(job).step > 0)
+    held.at(1)
+    job = create(server, "a dog")
+    wait_for(lambda: store.get(job).step == 1)
     server.ask(f"/v1/videos/{job}/cancel", method="POST")
+    held.release()
     assert server.wait_until_over(job)["status"] == "cancelled"
-    assert store.get(job).step < LONG
+    assert store.get(job).step < 3
     wait_for(lambda: ready(store) == 2)  # another one came
 
 

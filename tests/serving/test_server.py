@@ -23,15 +23,23 @@ from vorta_trt.model.video_reader import read_pictures
 
 from ..tiny import HEIGHT, WIDTH
 from . import chromium
+from .held_videos import HeldVideos
 
 LONG = 250  # steps, of which a tiny model makes some 100 a second
 
 
 @pytest.fixture(scope="module")
-def server(text_model: Path, image_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> HeldVideos:
+    return HeldVideos(tmp_path_factory.mktemp("held"))
+
+
+@pytest.fixture(scope="module")
+def server(
+    text_model: Path, image_model: Path, held: HeldVideos, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     models = f"text={text_model}", f"image={image_model}"
-    with RunningServer(folder / "jobs", *models, log=folder / "log") as running:
+    with RunningServer(folder / "jobs", *models, log=folder / "log", environment=held.environment) as running:
         running.wait_until_ready()
         yield running
         assert running.stop() == 0, running.log.read_text()[-2000:]
@@ -45,7 +53,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
-def test_the_client_of_openai(server: RunningServer, picture: Path, tmp_path: Path) -> None:
+def test_the_client_of_openai(server: RunningServer, held: HeldVideos, picture: Path, tmp_path: Path) -> None:
     """Create, poll, download, list, retrieve, cancel, delete; of text, and with an uploaded image."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         steps = {"num_inference_steps": 3, "seed": 1}
@@ -73,9 +81,11 @@ def test_the_client_of_openai(server: RunningServer, picture: Path, tmp_path: Pa
         assert [video.id for video in client.videos.list(limit=1)] == [image.id, made.id], "page after page"
         assert [model.id for model in client.models.list()] == ["text", "image"]
 
-        long = client.videos.create(prompt="a bird", extra_body={"num_inference_steps": LONG})
+        held.at(1)
+        long = client.videos.create(prompt="a bird", extra_body=steps)
         wait_for(lambda: client.videos.retrieve(long.id).progress > 0)
         client.post(f"/videos/{long.id}/cancel", cast_to=object)
+        held.release()
         assert server.wait_until_over(long.id)["status"] == "cancelled"
 
         with pytest.raises(openai.BadRequestError, match="makes videos of 96x64 of 9 frames"):
@@ -186,40 +196,52 @@ def test_what_is_killed_goes_on(text_model: Path, tmp_path: Path) -> None:
     model = tmp_path / "own"
     shutil.copytree(text_model.parent, model)
     source = f"text={model / text_model.name}"
-    jobs, log = tmp_path / "jobs", tmp_path / "log"
-    with RunningServer(jobs, source, log=log) as server:
+    jobs, log, held = tmp_path / "jobs", tmp_path / "log", HeldVideos(tmp_path)
+
+    def start() -> RunningServer:
+        return RunningServer(jobs, source, log=log, environment=held.environment)
+
+    def wait_for_middle(server: RunningServer, job: str) -> None:
+        wait_for(lambda: server.ask(f"/v1/videos/{job}")[1]["step"] == 2)
+
+    held.at(2, prompt="0")
+    with start() as server:
         ids = [
-            server.ask("/v1/videos", {"prompt": str(number), "num_inference_steps": 100, "seed": number})[1]["id"]
+            server.ask("/v1/videos", {"prompt": str(number), "num_inference_steps": 4, "seed": number})[1]["id"]
             for number in range(4)
         ]
-        wait_for(lambda: server.ask(f"/v1/videos/{ids[0]}")[1]["step"] > 5)
+        wait_for_middle(server, ids[0])
         (worker,) = server.workers()
         os.kill(worker, signal.SIGKILL)
+        held.at(2, prompt="1")
         assert server.wait_until_over(ids[0])["status"] == "completed", "its second attempt"
-        wait_for(lambda: server.ask(f"/v1/videos/{ids[1]}")[1]["step"] > 5)
+        wait_for_middle(server, ids[1])
         (worker,) = server.workers()
         server.process.kill()
         server.process.wait()
         wait_for(lambda: not _alive(worker))  # it ends with its server
-    with RunningServer(jobs, source, log=log) as server:
+    with start() as server:
         listed = server.ask("/v1/videos?order=asc")[1]["data"]
         assert [video["id"] for video in listed] == ids
         assert [video["status"] for video in listed[2:]] == ["queued"] * 2
         again = subprocess.run([*_command(source), "--jobs", str(jobs)], capture_output=True, text=True, timeout=120)
         assert again.returncode == 1 and "has this folder; stop it, or give another one" in again.stderr
-        wait_for(lambda: server.ask(f"/v1/videos/{ids[1]}")[1]["step"] > 5)
+        wait_for_middle(server, ids[1])
         server.process.send_signal(signal.SIGTERM)
         wait_for(lambda: server.ask("/ready")[1] == {"status": "draining"})
         assert server.ask("/v1/videos", {"prompt": "late"})[0] == 503
+        held.at(2, prompt="2")
         assert server.process.wait(120) == 0
-    with RunningServer(jobs, source, log=log) as server:
+    with start() as server:
         found = {video["id"]: video for video in server.ask("/v1/videos")[1]["data"]}
         assert found[ids[1]]["status"] == "completed", "it was running when the server was told to stop"
         assert found[ids[3]]["status"] == "queued"
+        held.release()
         for number, job in enumerate(ids):
             done = server.wait_until_over(job)
             assert (done["status"], done["seeds"]) == ("completed", [number])
             (result,) = (jobs / "videos" / job).glob("result-*")
+            assert result.name == f"result-{(2, 2, 1, 1)[number]}", "attempts"
             assert sorted(path.name for path in result.iterdir()) == ["0.mp4", "0.webp", "result.json"]
         assert sorted(os.listdir(jobs / "videos")) == sorted(ids)
 

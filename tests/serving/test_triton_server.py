@@ -51,7 +51,7 @@ class TritonPythonModel(Served):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return super()._generate(request, sender)
 """
-MANY = 400  # steps, more than run before a test is done with the request
+MANY = 1000  # steps, which run for far longer than a test needs to be done with the request
 
 
 @pytest.fixture

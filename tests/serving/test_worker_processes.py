@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a worker's job and of the server's readiness when a worker's process ends; workers are stand-ins."""
+"""What becomes of a worker's job and of the server's readiness when a worker's process ends; workers are stand-ins.
+
+Leases are longer than any pause of a busy machine; a test puts the server's clock on instead of waiting for their end.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 from running_server import wait_for
 
-from vorta_trt.serving import JobStore, ModelSettings, ServeSettings
+from vorta_trt.serving import JobStore, ModelSettings, ServeSettings, worker_states
 from vorta_trt.serving import worker_process as processes
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.worker_process import ENGINE_FAILED, NOT_READY, WorkerProcesses
@@ -32,6 +35,8 @@ store = JobStore(settings.jobs)
 with open(settings.jobs / "starts", "a") as file:
     file.write("start\\n")
 starts = len((settings.jobs / "starts").read_text().splitlines())
+while starts > 1 and (settings.jobs / "held").exists():
+    time.sleep(0.02)
 ends = (settings.jobs / "ends").read_text().split()
 code = int(ends[min(starts, len(ends)) - 1])
 store.say(name, "ready" if code != 71 else "failed", {{"reason": "values are not finite"}})
@@ -55,20 +60,22 @@ store.close()
 sys.exit(code or 70)
 """
 HANGS = 99
+LEASE = 100.0  # seconds
 Run = Callable[..., WorkerProcesses]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.05)
     started: list[WorkerProcesses] = []
 
-    def start(store: JobStore, ends: str, lease_seconds: float = 5) -> WorkerProcesses:
+    def start(store: JobStore, ends: str) -> WorkerProcesses:
         script = tmp_path / "worker.py"
         script.write_text(WORKER.format(tests=str(Path(__file__).parent), hung=HANGS))
         (store.folder / "ends").write_text(ends)
         model = ModelSettings(source=tmp_path, name="m")
-        settings = ServeSettings(models=(model,), jobs=store.folder, api_keys=("secret",), lease_seconds=lease_seconds)
+        settings = ServeSettings(models=(model,), jobs=store.folder, api_keys=("secret",), lease_seconds=LEASE)
         workers = WorkerProcesses(settings, store, command=(sys.executable, str(script)))
         started.append(workers)
         workers.start()
@@ -78,6 +85,42 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     for workers in started:
         workers.drain()
         assert workers.join(60)
+
+
+class Clock:
+    """That of the server's process, so many seconds ahead."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.time_ns = time.time_ns
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(processes, "time", clock)
+    monkeypatch.setattr(worker_states, "time", clock)
+    return clock
+
+
+class Held:
+    """Every worker but the first waits where it starts, until this is released."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._file = store.folder / "held"
+        self._file.touch()
+
+    def release(self) -> None:
+        self._file.unlink()
+
+
+def is_stopped(workers: WorkerProcesses) -> bool:
+    """Whether there is a worker, and it stands still, by SIGSTOP."""
+    states = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[0] for each in workers.process_ids]
+    return states == ["T"]
 
 
 def starts(store: JobStore) -> int:
@@ -92,44 +135,74 @@ def test_an_engine_that_fails_is_started_again_however_often(store: JobStore, ru
     assert [store.get(job.id).error_code for job in jobs] == ["engine_error"] * 3 + [None]
 
 
-def test_a_warm_up_that_fails_is_tried_again_and_the_reason_is_told_meanwhile(
-    store: JobStore, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "LONGEST_PAUSE_SECONDS", 1.0)
+def test_a_warm_up_that_fails_is_tried_again_and_the_reason_is_told_meanwhile(store: JobStore, run: Run) -> None:
+    held = Held(store)
     (job,) = add(store, "one")
     run(store, f"{NOT_READY} 0")
     (worker,) = wait_for(lambda: [worker for worker in store.workers() if worker.name == "no-worker-0"])
     assert (worker.state, worker.detail["reason"]) == ("failed", "values are not finite")
+    held.release()
     wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
     assert starts(store) >= 2
 
 
-@pytest.mark.parametrize(
-    ("end", "reason"), [(-signal.SIGSTOP, "no sign of life for 2 s"), (HANGS, "no step has begun")]
-)
-def test_a_worker_that_hangs_is_killed_and_another_one_makes_its_video(
-    store: JobStore, run: Run, caplog: pytest.LogCaptureFixture, end: int, reason: str
+def test_a_worker_that_says_that_it_hangs_is_killed_and_another_one_makes_its_video(
+    store: JobStore, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     (job,) = add(store, "one")
-    run(store, f"{end} 0", lease_seconds=1)
+    run(store, f"{HANGS} 0")
     wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
-    assert starts(store) == 2 and reason in caplog.text
+    assert starts(store) == 2 and "is killed: no step has begun" in caplog.text
+
+
+def test_a_worker_that_says_nothing_is_killed_and_another_one_makes_its_video(
+    store: JobStore, run: Run, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.lease_seconds, held = LEASE, Held(store)
+    (job,) = add(store, "one")
+    workers = run(store, f"{-signal.SIGSTOP} 0")
+    wait_for(lambda: is_stopped(workers))
+    clock.ahead = 2 * LEASE + 1
+    wait_for(lambda: starts(store) == 2)
+    clock.ahead = 0.0
+    held.release()
+    wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
+    assert starts(store) == 2 and "no sign of life for 200 s" in caplog.text
 
 
 def test_a_worker_on_a_full_disk_is_not_taken_for_a_dead_one(
-    store: JobStore, run: Run, fill: Fill, caplog: pytest.LogCaptureFixture
+    store: JobStore,
+    run: Run,
+    fill: Fill,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    is_full = threading.Event()
+    is_full, looks, look = threading.Event(), 0, store.workers
+
+    def workers() -> list[WorkerState]:
+        nonlocal looks
+        looks += 1
+        return look()
+
+    monkeypatch.setattr(store, "workers", workers)
     fill(lambda: not is_full.is_set())
+    store.lease_seconds, held = 10 * LEASE, Held(store)
     (job,) = add(store, "one")
-    run(store, f"{-signal.SIGSTOP} 0", lease_seconds=0.5)
-    wait_for(lambda: store.get(job.id).status is Status.IN_PROGRESS)
+    running = run(store, f"{-signal.SIGSTOP} 0")
+    wait_for(lambda: is_stopped(running))
     is_full.set()
-    time.sleep(2.5)  # five leases; two are the limit
+    clock.ahead = 2 * LEASE + 1
+    before = looks
+    wait_for(lambda: looks > before + 2)
     assert starts(store) == 1 and "no sign of life" not in caplog.text
     is_full.clear()
+    clock.ahead += 2 * LEASE + 1
+    wait_for(lambda: starts(store) == 2)
+    clock.ahead = 0.0
+    held.release()
     wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
-    assert starts(store) == 2 and "no sign of life for 1 s" in caplog.text
+    assert starts(store) == 2 and "no sign of life for 200 s" in caplog.text
 
 
 def test_a_worker_that_starts_has_longer(tmp_path: Path, store: JobStore) -> None:

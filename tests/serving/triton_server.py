@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -14,11 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from .ports import free_ports
 
 LONGEST = 300.0  # seconds until a server is ready, on a machine that is busy with other tests
 
@@ -53,14 +54,6 @@ class TritonServer:
             ["pgrep", "-P", str(self.process.pid), "-f", "triton_python_backend_stub"], capture_output=True, text=True
         )
         return [int(line) for line in found.stdout.split()]
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _backends(package: Path, folder: Path) -> Path:
@@ -99,7 +92,7 @@ def triton_server(repository: Path, folder: Path) -> Iterator[TritonServer]:
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     log = folder / "triton.log"
     command = [
         server / "bin" / "tritonserver",

@@ -7,11 +7,13 @@ import importlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sizes
 from memory import PeakMemory
+from running_server import wait_for
 
 STUDIES = Path(__file__).parents[2] / "studies"
 NAMES = sorted(path.stem for path in STUDIES.glob("*.py"))
@@ -39,8 +41,18 @@ def test_the_table_of_sizes_is_of_this_rule() -> None:
     assert sizes.table() in (STUDIES.parent / "docs/sizes.md").read_text(encoding="utf-8")
 
 
-def test_peak_memory_sees_the_command() -> None:
-    run = PeakMemory([sys.executable, "-c", "import time; x = bytearray(200 << 20); time.sleep(0.5)"]).run()
-    assert 0.19 < run.peak_anonymous_gib < 1 and run.seconds > 0.5
+def test_peak_memory_sees_the_command(tmp_path: Path) -> None:
+    """Which lives until its memory has been seen."""
+    seen = tmp_path / "seen"
+    code = "import os, sys, time; x = bytearray(200 << 20)\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)"
+    run = PeakMemory([sys.executable, "-c", code, str(seen)])
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(run.run)
+        try:
+            wait_for(lambda: run.peak_anonymous_gib > 0.19)
+        finally:
+            seen.touch()
+        assert done.result() is run
+    assert run.peak_anonymous_gib < 1 and run.seconds > 0
     with pytest.raises(subprocess.CalledProcessError):
         PeakMemory([sys.executable, "-c", "raise SystemExit(3)"]).run()
