@@ -21,8 +21,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard *.py) \
 BUILD_REQUIREMENTS := $(shell sed -n '/^requires = \[/,/^]/s/^ *\("[^"]*"\),*$$/\1/p' pyproject.toml)
 # tensorrt-rtx is a source package, which setuptools turns into a wheel: without isolation it needs both at hand.
 BUILD_REQUIREMENTS += setuptools wheel
-# Python compiles what is imported when it is; to compile all files of all packages takes longer than that.
-INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constraints.txt --no-build-isolation --no-compile
+INSTALL := PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --constraint constraints.txt --no-build-isolation
 # What some lists of pyproject.toml ask for; it is installed while the wheel is compiled.
 requirements = $(shell sed -n $(foreach name,$(1),-e '/^$(name) = /p' -e '/^$(name) = \[$$/,/^]/p') pyproject.toml \
 	| grep -o '"[^"]*"' | grep -v vorta-trt | sort -u)
@@ -76,7 +75,7 @@ check-python:
 
 $(VENV)/.build-requirements: pyproject.toml constraints.txt | check-python
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-compile --constraint constraints.txt $(BUILD_REQUIREMENTS)
+	$(PIP) install --constraint constraints.txt $(BUILD_REQUIREMENTS)
 	@touch $@
 
 # Changes when another choice of what to compile is made.

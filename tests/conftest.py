@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: a thread each, and of their children
     os.environ["OMP_NUM_THREADS"] = "1"
+# They begin first: at the end, one process would wait for the other. Most of their time they wait for processes.
+LONGEST = ("test_ray.py", "test_triton_server.py", "test_server.py")
 
 
 @cache
@@ -37,6 +39,7 @@ def _no_gpu_reason() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.get_closest_marker("gpu") and (reason := _no_gpu_reason()):
             item.add_marker(pytest.mark.skip(reason=reason))
