@@ -136,7 +136,8 @@ class Rates:
 
 
 # Products 58 to 60 ms, attention 30 ms and the rest 12 ms of a layer of 102 ms in 16 bits at 72,000 tokens; 75.5 ms
-# with fp8. All-to-all of Q, K, V and of the output between 2 GPUs: 1.8 and 0.7 ms, between 4 GPUs 1.3 and 0.5 ms.
+# with fp8. All-to-all of Q, K, V and of the output between 2 GPUs: 1.8 and 0.7 ms, between 4 GPUs 1.3 and 0.5 ms
+# (one run on H100, without a result file).
 H100 = Rates(
     name="H100 80 GB, NVLink",
     products={"same": 735e12, "fp8": 1250e12},
