@@ -33,6 +33,7 @@ from vorta_trt.benchmarks.step.measure import difference
 from vorta_trt.engines import Bundle
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.parallel.engine_ranks import engine_ranks
+from vorta_trt.runtime.parallel.world import INTERFACES, LOOPBACK
 
 ROUTES = ("50/50", "0/100", "10/45/45")
 CALLS = 5  # that are timed together
@@ -64,6 +65,8 @@ def main() -> int:
         return 0
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29519")
+    for name in INTERFACES:
+        os.environ.setdefault(name, LOOPBACK)
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     bundles = [file.with_suffix(".bundle") for file in files.values()]
     spawn(measure, (arguments.gpus, bundles, case, answers), nprocs=arguments.gpus)

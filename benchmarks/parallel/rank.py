@@ -26,6 +26,7 @@ from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes
 from vorta_trt.benchmarks.step.measure import difference
 from vorta_trt.benchmarks.step.models import OURS, Subject, Variant
 from vorta_trt.model.parallel.exchange import gather
+from vorta_trt.model.parallel.exchange_choice import ExchangeChoice
 from vorta_trt.model.parallel.placement import BranchCosts, head_order, rank_loads
 from vorta_trt.model.parallel.ranks import Ranks
 from vorta_trt.model.precision import torch_dtype
@@ -120,6 +121,7 @@ class _Bench:
         self.expected: dict[str, Tensor] = {}  # samples of one GPU, by mix
         self.own_errors: dict[str, float] = {}
         self.one_gpu: dict[str, float] = {}  # seconds of a pass, by mix
+        self.choices: list[ExchangeChoice] = []  # kept: rows share a communicator, which takes time to make
 
     def row(self, layout: Layout, mix: str, groups: Groups | None) -> None:
         """Measures a row; ranks without a part in it wait."""
@@ -146,6 +148,7 @@ class _Bench:
                 routed.parallelize(groups.of_pass, layout.placement, exchange=asked, overlap=overlap)
                 assert isinstance(routed.parallel, Ranks)
                 routed.parallel.watch = spans
+                self.choices.append(routed.parallel.choice)
                 exchange = routed.parallel.exchange + OVERLAP * overlap
             with subject.computed_by(self.options.variant):
                 self.subject.fp8 = subject.fp8

@@ -50,21 +50,27 @@ class ExchangeWatch:
     Args:
         what: Names the exchanges in messages.
         timeout: Seconds that one may take, of those that wait in the stream behind others from the end of the last one.
-        check: Raises what else is wrong; called about every second.
+        check: Says what else is wrong; called about every second, and never once `stop` has returned.
         end: Called with what is wrong; ends the process.
+        gpu: Number of the GPU that the thread looks at; None for no GPU.
 
     Raises:
         ImportError: There are GPUs, and cuda-bindings is not installed.
     """
 
     def __init__(
-        self, what: str, timeout: float, check: Callable[[], str], end: Callable[[str], None] | None = None
+        self,
+        what: str,
+        timeout: float,
+        check: Callable[[], str],
+        end: Callable[[str], None] | None = None,
+        gpu: int | None = None,
     ) -> None:
         self.timeout = timeout
-        self._what, self._check, self._end = what, check, end or end_process
+        self._what, self._check, self._end, self._gpu = what, check, end or end_process, gpu
         self._pending: list[Pending] = []
         self._progress = 0.0  # when the last one was seen to have ended
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may leave a communicator while its own watch looks
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         # Here, so that its absence is an error of whoever wants to be watched.
@@ -97,15 +103,17 @@ class ExchangeWatch:
         return True
 
     def stop(self) -> None:
-        """Watches no longer; does not wait for anything. May be called twice."""
-        self._ended.set()
+        """Watches no longer; does not wait for any exchange. May be called twice."""
+        with self._lock:  # what is checked may be gone soon
+            self._ended.set()
 
     def wrong(self) -> str:
         """What is wrong now; "" if nothing is."""
         pending = self._unfinished()
         if pending and time.monotonic() - max(pending[0].since, self._progress) > self.timeout:
             return f"{self._what}: one has taken longer than {self.timeout:g} s"
-        return self._check()
+        with self._lock:
+            return "" if self._ended.is_set() else self._check()
 
     def _unfinished(self) -> list[Pending]:
         with self._lock:
@@ -116,6 +124,8 @@ class ExchangeWatch:
             return list(left)
 
     def _look(self) -> None:
+        if self._gpu is not None:  # a thread begins on GPU 0, where CUDA might make a context of every rank
+            torch.cuda.set_device(self._gpu)
         if self._cudart is not None:  # asking for an event must not end the capture of a graph in another thread
             relaxed = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
             self._cudart.cudaThreadExchangeStreamCaptureMode(relaxed)

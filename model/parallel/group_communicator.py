@@ -52,13 +52,13 @@ class GroupCommunicator:
                 communicator.join(library, identity, ranks, rank)
 
         what = f"rank {rank}: exchanges of {ranks} ranks"
-        joining = ExchangeWatch(what, timeout, lambda: "")
+        joining = ExchangeWatch(what, timeout, lambda: "", gpu=device.index)
         try:
             with joining(lambda: None):
                 join()
         finally:
             joining.stop()
-        self._watch = ExchangeWatch(what, timeout, check)
+        self._watch = ExchangeWatch(what, timeout, check, gpu=device.index)
         self._joined = (library, ranks, device, self._watch)
         self._leave = weakref.finalize(self, _leave, *self._joined)
         self._leave.atexit = False

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.gpu
 
 TIMEOUT = 5.0  # seconds
 START = 60.0  # seconds that two processes may take to import torch, meet and make a communicator
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # as `launch` has it
 
 PROGRAM = """
 import sys, time
@@ -29,20 +30,22 @@ from vorta_trt.plugins import load_library
 
 rank, folder, exchange = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.cuda.set_device(rank)
-limit = timedelta(seconds={timeout})
-meeting = "file://" + folder + "/rendezvous"
-dist.init_process_group("cpu:gloo,cuda:nccl", init_method=meeting, rank=rank, world_size=2, timeout=limit)
-group = dist.group.WORLD
+meeting, start = "file://" + folder + "/rendezvous", timedelta(seconds={start})
+dist.init_process_group("cpu:gloo,cuda:nccl", init_method=meeting, rank=rank, world_size=2, timeout=start)
+group = dist.new_group(timeout=timedelta(seconds={timeout}))  # CUDA and NCCL may take longer than that to start
 joined = None
 if exchange == "library":
-    joined = GroupCommunicator.of(load_library(), group, torch.device("cuda", rank), {timeout})
+    joined = GroupCommunicator.of(load_library(), dist.group.WORLD, torch.device("cuda", rank), {start})
 geometry = AttentionGeometry.for_grid((2, 6, 8), "wan")
 tokens = torch.randn(1, geometry.tokens // 2, 4, 64, device="cuda", dtype=torch.bfloat16)
 routes, order = torch.zeros(1, 4, dtype=torch.int32, device="cuda"), torch.arange(4, device="cuda")
 attend = lambda: sharded_attention(tokens, tokens, tokens, routes, order, geometry, group, communicator=joined)
 attend()
 torch.cuda.synchronize()
+dist.barrier()
 print("met", flush=True)
+if joined is not None:
+    joined._watch.timeout = {timeout}
 if rank == 1:
     time.sleep(100)
 attend()
@@ -55,9 +58,9 @@ print("exchanged", flush=True)
 def test_a_rank_that_waits_too_long_ends(exchange: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs 2 GPUs")
-    program = PROGRAM.format(timeout=TIMEOUT)
+    program = PROGRAM.format(timeout=TIMEOUT, start=START)
     command = [sys.executable, "-c", program]
-    environment = {**os.environ, "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    environment = {**os.environ, **LOOPBACK, "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path), exchange], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

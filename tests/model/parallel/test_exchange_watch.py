@@ -108,3 +108,27 @@ def test_nothing_ends_after_it_was_stopped(ended: Ended) -> None:
     watch.stop()
     errors[0] = "left"
     assert not ended.wait(0.3)
+
+
+def test_what_is_left_is_not_asked() -> None:
+    watch = ExchangeWatch("rank 1", PATIENCE, lambda: "rank 1: NCCL says: remote process exited")
+    assert watch.wrong() == "rank 1: NCCL says: remote process exited"
+    watch.stop()
+    assert watch.wrong() == ""
+
+
+def test_it_may_be_stopped_by_the_thread_that_looks() -> None:
+    """The garbage collector leaves a communicator in whatever thread it runs."""
+    watch = ExchangeWatch("rank 1", PATIENCE, lambda: "")
+
+    class Collects(Mark):
+        def query(self) -> bool:
+            watch.stop()
+            return True
+
+    with watch(Collects):
+        pass
+    looking = threading.Thread(target=watch.wait, args=(0,), daemon=True)
+    looking.start()
+    looking.join(PATIENCE)
+    assert not looking.is_alive()

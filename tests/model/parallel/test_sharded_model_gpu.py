@@ -28,6 +28,8 @@ def on_gpus() -> Iterator[Pool]:
     gpus = torch.cuda.device_count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NCCL_NVLS_ENABLE", "0")
+        patch.setenv("NCCL_SOCKET_IFNAME", "lo")
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
         with started(min(gpus, 4) if gpus > 1 else 4, "cuda") as pool:
             yield pool
 
