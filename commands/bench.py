@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -89,6 +89,23 @@ class ReportFiles(Options):
             for path in filter(None, (self.output, self.plot)):
                 typer.echo(f"wrote {path}")
         raise typer.Exit(0 if report.passed else 1)
+
+
+@dataclass(frozen=True)
+class BenchModel(Options):
+    """The transformer that is made and measured."""
+
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = DEFAULT_MODEL
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
+    ] = None
+    dtype: Dtype = "bf16"
+    seed: Seed = 0
+
+
+BLOCK_OPS_HELP = "How our blocks are computed: native or plugin"
+LINEAR_PRECISION_HELP = "The products of our linear layers: same or fp8"
+STEPS_HELP = "How many passes of each row are timed."
 
 
 @command(
@@ -192,10 +209,7 @@ def attention(
 )
 def step(
     files: ReportFiles,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = DEFAULT_MODEL,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
-    ] = None,
+    of_model: BenchModel,
     mix: Annotated[
         list[str] | None,
         typer.Option(help="Percent of coreset and sliding heads, or dense [default: dense, 30/70, 50/50, 70/30]."),
@@ -206,19 +220,15 @@ def step(
     mode: Annotated[list[str] | None, typer.Option(help="eager or compiled [default: both].")] = None,
     peers: Annotated[list[str] | None, typer.Option(help="cudnn, diffusers or none [default: both].")] = None,
     precision: ProductPrecision = None,
-    block_ops: Annotated[
-        list[str] | None, typer.Option(help="How our blocks are computed: native or plugin [default: native].")
-    ] = None,
+    block_ops: Annotated[list[str] | None, typer.Option(help=f"{BLOCK_OPS_HELP} [default: native].")] = None,
     linear_precision: Annotated[
-        list[str] | None, typer.Option(help="The products of our linear layers: same or fp8 [default: same].")
+        list[str] | None, typer.Option(help=f"{LINEAR_PRECISION_HELP} [default: same].")
     ] = None,
-    dtype: Dtype = "bf16",
-    steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help=STEPS_HELP)] = 5,
     bundle: Annotated[
         Path | None, typer.Option(help="Measure this engine of the same model, batch 1, as well.")
     ] = None,
     loops: Annotated[bool, typer.Option("--loops/--no-loops", help="Measure sampling loops as well.")] = True,
-    seed: Seed = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -242,8 +252,7 @@ def step(
         chosen = listed(peers)
         with usage():
             options = StepOptions(
-                model=model,
-                layers=layers,
+                **asdict(of_model),
                 mixes=listed(mix) or (DENSE, *MIXES),
                 dense=dense,
                 modes=listed(mode) or MODES,
@@ -251,10 +260,8 @@ def step(
                 precisions=listed(precision) or ("same",),
                 block_ops=listed(block_ops) or ("native",),
                 linear_precisions=listed(linear_precision) or ("same",),
-                dtype=dtype,
                 steps=steps,
                 loops=loops,
-                seed=seed,
                 bundle=bundle,
             )
         require_gpu("bench step")
@@ -325,10 +332,7 @@ def blocks(
 )
 def parallel(
     files: ReportFiles,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = DEFAULT_MODEL,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Measure with fewer layers than the model has [default: all].")
-    ] = None,
+    of_model: BenchModel,
     mix: Annotated[
         list[str] | None,
         typer.Option(
@@ -347,11 +351,9 @@ def parallel(
         bool, typer.Option("--guidance", help="Measure the two passes of guidance on two halves of the GPUs, too.")
     ] = False,
     precision: Annotated[str, typer.Option(help="The products inside our attention: same or fp8.")] = "same",
-    block_ops: Annotated[str, typer.Option(help="How our blocks are computed: native or plugin.")] = "plugin",
-    linear_precision: Annotated[str, typer.Option(help="The products of our linear layers: same or fp8.")] = "same",
-    dtype: Dtype = "bf16",
-    steps: Annotated[int, typer.Option(min=1, help="How many passes of each row are timed.")] = 3,
-    seed: Seed = 0,
+    block_ops: Annotated[str, typer.Option(help=f"{BLOCK_OPS_HELP}.")] = "plugin",
+    linear_precision: Annotated[str, typer.Option(help=f"{LINEAR_PRECISION_HELP}.")] = "same",
+    steps: Annotated[int, typer.Option(min=1, help=STEPS_HELP)] = 3,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -377,8 +379,7 @@ def parallel(
 
         with usage():
             options = ParallelOptions(
-                model=model,
-                layers=layers,
+                **asdict(of_model),
                 mixes=listed(mix) or MIXES,
                 gpus=numbers(gpus, "--gpus") or GPUS,
                 placements=listed(placement) or PLACEMENTS,
@@ -386,8 +387,6 @@ def parallel(
                 guidance=guidance,
                 variant=Variant(precision, block_ops, linear_precision),
                 steps=steps,
-                dtype=dtype,
-                seed=seed,
             )
         require_gpu("bench parallel")
 

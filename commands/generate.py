@@ -255,6 +255,11 @@ class CheckpointOptions(Options):
             raise FileNotFoundError(
                 f"{target}: {there}; make one with `vorta-trt build` or `vorta-trt export`, or give a checkpoint"
             )
+        if target.is_dir() and not (target / MANIFEST).exists() and not is_checkpoint(target):
+            raise ValueError(
+                f"{target}: is neither a bundle, it has no {MANIFEST}, nor a checkpoint, it has no weights; give the "
+                f"folder that `vorta-trt build` wrote, or a diffusers folder"
+            )
         given = [f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) is not None]
         if (target / MANIFEST).exists() or not is_checkpoint(target):
             if given:

@@ -118,7 +118,7 @@ class Bundle:
             )
         if not (path / MANIFEST).is_file():
             raise BundleError(
-                path, [f"not a bundle: it has no {MANIFEST}; give the folder that `vorta-trt build` wrote"]
+                path, [f"is not a bundle: it has no {MANIFEST}; give the folder that `vorta-trt build` wrote"]
             )
         manifest, problems = read_manifest(path / MANIFEST)
         if manifest is None:

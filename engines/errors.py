@@ -32,8 +32,11 @@ class BundleError(VortaError):
 
     def __init__(self, path: object, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(f"{path}: {self.problems[0]}")
+            return
         listed = "".join(f"\n  - {problem}" for problem in self.problems)
-        super().__init__(f"{path}: {len(self.problems)} problem(s) with this bundle:{listed}")
+        super().__init__(f"{path}: {len(self.problems)} problems with this bundle:{listed}")
 
 
 class SelectionError(VortaError, ValueError):

@@ -57,12 +57,12 @@ def serve(
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
     sys.setswitchinterval(SWITCH_SECONDS)
+    catalogue = Catalogue(settings.models)  # says what is wrong before there is a folder of jobs
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
         store.sweep()
-        catalogue = Catalogue(settings.models)
         workers = WorkerProcesses(settings, store, debug=debug, as_json=as_json)
         draining = threading.Event()
         app = create_app(settings, store, catalogue, draining=draining)

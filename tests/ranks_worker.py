@@ -32,6 +32,7 @@ from vorta_trt.model.parallel.attention import HEADS, SAMPLE, TOKENS, sharded_at
 from vorta_trt.model.parallel.group_communicator import GroupCommunicator
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.shards import TokenShards
+from vorta_trt.model.parallel.ulysses_attention import gather_tokens, ulysses_attention
 from vorta_trt.model.parallel.vae_rows import RowSplit, decoding_rows
 from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
 from vorta_trt.model.transformer import AttentionMode, routed_class
@@ -57,7 +58,8 @@ def attention(
     """The largest distances of sharded attention to that of one process, of every order of heads.
 
     Exchanges run before and behind the attention, and beside that of half of the heads; on GPUs of NCCL through
-    torch.distributed and through the library.
+    torch.distributed and through the library. On the CPU the operator of exported models computes the same, if the
+    group has all processes, for that is the group it takes.
     """
     whole = AttentionGeometry.from_dict(geometry)
     generator = torch.Generator().manual_seed(seed)
@@ -74,15 +76,20 @@ def attention(
     if device != "cpu" and "nccl" in dist.get_backend_config(group):
         joined = GroupCommunicator.of(load_library(), group, query.device)
         ways += [{**way, "communicator": joined} for way in ways]
-    found = [
-        sharded_attention(
-            query, key, value, routes, torch.tensor(order, device=device), whole, group, text_length, **way
-        )
-        for order in orders
-        for way in ways
-    ]
-    distances = [_largest(sample, expected) for sample in found]
-    return [max(distances[index : index + len(ways)]) for index in range(0, len(distances), len(ways))]
+    operator = device == "cpu" and group.size() == dist.get_world_size()
+    distances = []
+    for heads_in_order in orders:
+        order = torch.tensor(heads_in_order, device=device)
+        found = [sharded_attention(query, key, value, routes, order, whole, group, text_length, **way) for way in ways]
+        if operator:
+            ranks, order = group.size(), order.int()
+            found.append(ulysses_attention(query, key, value, routes, order, whole, ranks, text_length))
+        distances.append(max(_largest(sample, expected) for sample in found))
+    if operator:
+        tokens = torch.randn(batch, whole.video_tokens, 3, generator=generator)
+        gathered = gather_tokens(shards.own(tokens).contiguous(), whole.video_tokens, group.size())
+        distances[0] = max(distances[0], _largest(gathered, tokens))
+    return distances
 
 
 def _largest(sample: Tensor, expected: Tensor) -> float:

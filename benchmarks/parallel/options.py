@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import get_args
 
-from vorta_trt.benchmarks.names import DEFAULT_MODEL
 from vorta_trt.benchmarks.parallel.report import ONE_GPU
-from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.cases import StepCase
+from vorta_trt.benchmarks.step.model_options import VARIANT_CHOICES, ModelOptions
 from vorta_trt.benchmarks.step.models import Variant
 from vorta_trt.model.parallel.exchange_choice import AUTO, ExchangeOption
 from vorta_trt.model.parallel.placement import Placement, check_ranks
-from vorta_trt.model.precision import PRECISIONS
-from vorta_trt.plugins.operator_schema import BlockOps, LinearPrecision, choices
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 GPUS = (1, 2, 4)
@@ -53,60 +51,38 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class ParallelOptions:
+class ParallelOptions(ModelOptions):
     """What a run measures.
 
     Attributes:
-        model: Name of one of the cases of `bench step`.
-        layers: Fewer layers than the model has; None for all.
-        mixes: Shares of the branches, see `mixed_routes`.
         gpus: Numbers of GPUs; 1, which the others are compared with, is always measured.
         placements: Some of PLACEMENTS.
         exchanges: Some of EXCHANGES: what exchanges, see `RoutedTransformer.parallelize`, and whether it overlaps.
         guidance: Whether the two passes of guidance are measured on two halves of the GPUs, too.
         variant: How the blocks are computed.
-        steps: Timed passes of each row.
-        dtype: Precision of the weights.
         kind: "cuda", or "cpu" for tests.
-        seed: Of weights, inputs and routes.
     """
 
-    model: str = DEFAULT_MODEL
-    layers: int | None = None
     mixes: tuple[str, ...] = MIXES
+    steps: int = 3
     gpus: tuple[int, ...] = GPUS
     placements: tuple[str, ...] = PLACEMENTS
     exchanges: tuple[str, ...] = (AUTO,)
     guidance: bool = False
     variant: Variant = Variant(block_ops="plugin")
-    steps: int = 3
-    dtype: str = "bf16"
     kind: str = "cuda"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is not known."""
-        select_case(self.model, self.layers)
-        for mix in self.mixes:
-            mixed_routes(mix, 1, 1)
-        known = {
-            "placements": (self.placements, PLACEMENTS),
-            "exchanges": (self.exchanges, EXCHANGES),
-            "precision": ((self.variant.attention_precision,), choices("attention_precision")),
-            "block_ops": ((self.variant.block_ops,), get_args(BlockOps)),
-            "linear_precision": ((self.variant.linear_precision,), get_args(LinearPrecision)),
-            "dtype": ((self.dtype,), tuple(PRECISIONS)),
+        """Raises ValueError for what is not known, and numbers of GPUs that cannot share the model's heads."""
+        parts = zip(self.variant._asdict().items(), VARIANT_CHOICES, strict=True)
+        known: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+            name: ((value,), allowed) for (name, value), allowed in parts
         }
-        for name, (given, allowed) in known.items():
-            for value in given:
-                if value not in allowed:
-                    raise ValueError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
-        if not all((self.mixes, self.placements, self.exchanges, self.gpus)):
-            raise ValueError(
-                "mixes, placements, exchanges and gpus: must each have at least one entry; leave them out for all"
-            )
-        if min(self.gpus) < 1 or self.steps < 1:
-            raise ValueError(f"gpus {min(self.gpus)}, steps {self.steps}: must be at least 1; leave them out")
+        known |= {"placements": (self.placements, PLACEMENTS), "exchanges": (self.exchanges, EXCHANGES)}
+        self.check(known, {"placements": self.placements, "exchanges": self.exchanges, "gpus": self.gpus})
+        if min(self.gpus) < 1:
+            raise ValueError(f"gpus {min(self.gpus)}: must be at least 1; leave it out")
+        list(self.layouts(self.case, self.case.heads))
 
     def layouts(self, case: StepCase, heads: int) -> Iterator[Layout]:
         """One GPU first.

@@ -21,7 +21,7 @@ from vorta_trt.benchmarks.harness import environment
 from vorta_trt.benchmarks.parallel.options import ParallelOptions
 from vorta_trt.benchmarks.parallel.rank import measure
 from vorta_trt.benchmarks.parallel.report import ParallelReport, ParallelRow
-from vorta_trt.benchmarks.step.cases import StepCase, select_case
+from vorta_trt.benchmarks.step.cases import StepCase
 from vorta_trt.runtime.parallel.launch import launch
 
 OnReport = Callable[[ParallelReport], object]
@@ -35,7 +35,7 @@ def run(options: ParallelOptions, progress: Progress, on_report: OnReport = lamb
         progress: Is told what is being done.
         on_report: Is given the rows so far whenever there is one more.
     """
-    return run_case(select_case(options.model, options.layers), options, progress, on_report)
+    return run_case(options.case, options, progress, on_report)
 
 
 def run_case(

@@ -50,10 +50,16 @@ class StepCase:
     @cached_property
     def geometry(self) -> AttentionGeometry:
         """The geometry that the family has at this video size."""
-        kind = get_family(self.family).diffusers_transformer()
-        return AttentionGeometry.for_video(
-            *self.video, self.family, config=typed_config(kind, self.config, Path(self.name))
-        )
+        return AttentionGeometry.for_video(*self.video, self.family, config=self._whole_config)
+
+    @property
+    def heads(self) -> int:
+        """N."""
+        return int(self._whole_config["num_attention_heads"])
+
+    @cached_property
+    def _whole_config(self) -> dict[str, Any]:
+        return typed_config(get_family(self.family).diffusers_transformer(), self.config, Path(self.name))
 
     def with_layers(self, layers: int) -> StepCase:
         """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""

@@ -19,22 +19,21 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from vorta_trt.benchmarks.attention import Progress
 from vorta_trt.benchmarks.harness import environment
-from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes, select_case
+from vorta_trt.benchmarks.step.cases import DENSE, MIXES, StepCase, mixed_routes
 from vorta_trt.benchmarks.step.engine import open_engine
 from vorta_trt.benchmarks.step.loops import MEASURED_STEPS, Loop, run_loop, scheduler_of
 from vorta_trt.benchmarks.step.measure import difference, time_step
+from vorta_trt.benchmarks.step.model_options import VARIANT_CHOICES, ModelOptions
 from vorta_trt.benchmarks.step.models import COMPILED, DIFFUSERS, EAGER, ENGINE, OURS, TORCH, Run, Subject, Variant
 from vorta_trt.benchmarks.step.report import LoopRow, StepReport, StepRow
-from vorta_trt.model.precision import PRECISIONS, torch_dtype
+from vorta_trt.model.precision import torch_dtype
 from vorta_trt.model.timestep_path import TimestepPath
-from vorta_trt.plugins.operator_schema import BlockOps, LinearPrecision, choices
 from vorta_trt.runtime.sampling.step_plan import StepPlan, plan_steps
 from vorta_trt.runtime.sampling.tea_cache import IDENTITY, TeaCache
 
@@ -49,13 +48,10 @@ DIFFERENCE_BOUND = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(ModelOptions):
     """What a run measures.
 
     Attributes:
-        model: Name of one of `cases.CASES`.
-        layers: Fewer layers than the model has; None for all.
-        mixes: Shares of the branches, see `mixed_routes`.
         dense: Whether our own dense row is measured, whatever the mixes are. It tells what the kernels gain from what
             routing gains, but takes most of the time of a run.
         modes: Some of `MODES`.
@@ -63,16 +59,11 @@ class StepOptions:
         precisions: Attention precisions of ours, "same" and "fp8".
         block_ops: How our blocks are computed, "native" and "plugin".
         linear_precisions: Products of our linear layers, "same" and "fp8".
-        steps: Timed passes of each row.
         loops: Whether sampling loops are measured, too.
-        dtype: Precision of the weights.
         device: Where the model runs.
-        seed: Seed of weights, inputs and routes.
         bundle: An engine of the same model, measured as well.
     """
 
-    model: str = "wan-14b"
-    layers: int | None = None
     mixes: tuple[str, ...] = (DENSE, *MIXES)
     dense: bool = True
     modes: tuple[str, ...] = MODES
@@ -80,40 +71,23 @@ class StepOptions:
     precisions: tuple[str, ...] = ("same",)
     block_ops: tuple[str, ...] = ("native",)
     linear_precisions: tuple[str, ...] = ("same",)
-    steps: int = 5
     loops: bool = True
-    dtype: str = "bf16"
     device: str = "cuda"
-    seed: int = 0
     bundle: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is not known."""
-        select_case(self.model, self.layers)
-        for mix in self.mixes:
-            mixed_routes(mix, 1, 1)
-        known = {
-            "modes": MODES,
-            "peers": tuple(PEERS),
-            "precisions": choices("attention_precision"),
-            "block_ops": get_args(BlockOps),
-            "linear_precisions": get_args(LinearPrecision),
-            "dtype": tuple(PRECISIONS),
+        known: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+            name: (getattr(self, name), allowed)
+            for name, allowed in zip(("precisions", "block_ops", "linear_precisions"), VARIANT_CHOICES, strict=True)
         }
-        for name, allowed in known.items():
-            given = getattr(self, name)
-            for value in (given,) if isinstance(given, str) else given:
-                if value not in allowed:
-                    raise ValueError(f"{name} {value!r}: must be one of {', '.join(allowed)}")
-        if not self.mixes or not self.modes:
-            raise ValueError("mixes and modes: must each have at least one entry; leave them out for all")
-        if self.steps < 1:
-            raise ValueError(f"steps {self.steps}: must be at least 1; use 5")
+        known |= {"modes": (self.modes, MODES), "peers": (self.peers, tuple(PEERS))}
+        self.check(known, {"modes": self.modes})
 
 
 def run(options: StepOptions, progress: Progress) -> StepReport:
     """Measures one model on a device; raises what making the model raises."""
-    return run_case(select_case(options.model, options.layers), options, progress)
+    return run_case(options.case, options, progress)
 
 
 def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepReport:

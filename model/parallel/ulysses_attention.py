@@ -11,7 +11,7 @@ Letters: P ranks, B batch, S video tokens, T padded text tokens, X = S / P round
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from vorta_trt.model.operator import (
 from vorta_trt.model.parallel.attention import sharded_attention
 from vorta_trt.model.parallel.exchange import gather_shards
 from vorta_trt.model.parallel.library_exchange import UlyssesCall, check_kernel_dtype, ready_library
+from vorta_trt.model.parallel.placement import check_ranks
 from vorta_trt.model.parallel.shards import TokenShards
 from vorta_trt.plugins.operator_calls import enqueue
 from vorta_trt.plugins.operator_schema import GATHER_TOKENS, SAME_PRECISION, ULYSSES_ATTENTION, Operator
@@ -71,52 +72,70 @@ def ulysses_attention(
         LibraryError: CUDA only: this process has no communicator of P ranks on this GPU, or NCCL fails.
     """
     check_attention_precision(attention_precision)
-    _check(query, key, value, routes, head_order, text_length, geometry, ranks)
     scale = checked_scale(scale, query)
+    given = _Given(query, key, value, routes, head_order, text_length, geometry, scale, attention_precision, ranks)
+    given.check()
     attributes = (*geometry.to_dict().values(), scale, attention_precision, ranks)
-    out: Tensor = torch.ops.vorta.ulysses_attention(
-        query, key, value, routes, head_order, text_length, *attributes
-    )  # [B, X+T, N, D]
+    out: Tensor = torch.ops.vorta.ulysses_attention(*given.tensors, *attributes)  # [B, X+T, N, D]
     return out
 
 
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    head_order: Tensor,
-    text_length: Tensor | None,
-    geometry: AttentionGeometry,
-    ranks: int,
-) -> None:
-    if query.ndim != 4 or ranks < 1 or query.shape[2] % ranks:
-        raise ValueError(
-            f"query of shape {tuple(query.shape)} on {ranks} ranks: must be [B, X+T, N, D] with N a multiple of the "
-            f"ranks, for every GPU attends with equally many heads; use a number of GPUs that divides them"
-        )
-    rows = TokenShards(geometry.video_tokens, ranks).rows + geometry.text_tokens
-    if query.shape[1] != rows:
-        raise ValueError(
-            f"query of shape {tuple(query.shape)}: must have {rows} rows, a shard of the geometry's "
-            f"{geometry.video_tokens} video tokens for {ranks} ranks and {geometry.text_tokens} text tokens"
-        )
-    if query.is_cuda:
-        check_kernel_dtype(query)
-    batch, _, heads, _ = query.shape
-    for name, tensor in (("key", key), ("value", value)):
-        if tensor.shape != query.shape or tensor.dtype != query.dtype:
-            raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)}: must be as query {tuple(query.shape)}")
-        check_device(name, tensor, query)
-    if (text_length is None) != (geometry.text_tokens == 0):
-        raise ValueError(f"text_length {text_length}: must be given if and only if text_tokens is not 0")
-    integers = {"routes": (routes, (batch, heads)), "head_order": (head_order, (heads,))}
-    if text_length is not None:
-        integers["text_length"] = (text_length, (batch,))
-    for name, (tensor, shape) in integers.items():
-        if tensor.dtype != torch.int32 or tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)}: must be int32 {shape}")
-        check_device(name, tensor, query)
+class _Given(NamedTuple):
+    """The arguments of the operator, see `ulysses_attention`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    routes: Tensor
+    head_order: Tensor
+    text_length: Tensor | None
+    geometry: AttentionGeometry
+    scale: float
+    attention_precision: str
+    ranks: int
+
+    @classmethod
+    def of(cls, *arguments: Any) -> _Given:
+        """Of tensors and attributes as the operator has them, checked."""
+        count = len(ULYSSES_ATTENTION.input_tensors)
+        *attention, ranks = arguments[count:]
+        given = cls._make((*arguments[:count], *attention_attributes(tuple(attention)), ranks))
+        given.check()
+        return given
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The operator's inputs."""
+        return self.query, self.key, self.value, self.routes, self.head_order, self.text_length
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError where an argument breaks a rule of `ulysses_attention`."""
+        query, geometry, ranks, text_length = self.query, self.geometry, self.ranks, self.text_length
+        if query.ndim != 4:
+            raise ValueError(f"query of shape {tuple(query.shape)}: must be [B, X+T, N, D]")
+        check_ranks(query.shape[2], ranks)
+        rows = TokenShards(geometry.video_tokens, ranks).rows + geometry.text_tokens
+        if query.shape[1] != rows:
+            raise ValueError(
+                f"query of shape {tuple(query.shape)}: must have {rows} rows, a shard of the geometry's "
+                f"{geometry.video_tokens} video tokens for {ranks} ranks and {geometry.text_tokens} text tokens"
+            )
+        if query.is_cuda:
+            check_kernel_dtype(query)
+        batch, _, heads, _ = query.shape
+        for name, tensor in (("key", self.key), ("value", self.value)):
+            if tensor.shape != query.shape or tensor.dtype != query.dtype:
+                raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)}: must be as query {tuple(query.shape)}")
+            check_device(name, tensor, query)
+        if (text_length is None) != (geometry.text_tokens == 0):
+            raise ValueError(f"text_length {text_length}: must be given if and only if text_tokens is not 0")
+        integers = {"routes": (self.routes, (batch, heads)), "head_order": (self.head_order, (heads,))}
+        if text_length is not None:
+            integers["text_length"] = (text_length, (batch,))
+        for name, (tensor, shape) in integers.items():
+            if tensor.dtype != torch.int32 or tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)}: must be int32 {shape}")
+            check_device(name, tensor, query)
 
 
 def gather_tokens(rows: Tensor, tokens: int, ranks: int) -> Tensor:
@@ -165,40 +184,20 @@ def _group(ranks: int) -> dist.ProcessGroup:
 @torch.library.custom_op(
     "vorta::ulysses_attention", mutates_args=(), device_types="cpu", schema=_schema(ULYSSES_ATTENTION)
 )
-def _on_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    head_order: Tensor,
-    text_length: Tensor | None,
-    *attributes: Any,
-) -> Tensor:
-    *values, ranks = attributes
-    geometry, scale, _ = attention_attributes(tuple(values))
-    _check(query, key, value, routes, head_order, text_length, geometry, ranks)
-    out: Tensor = sharded_attention(
-        query, key, value, routes, head_order.long(), geometry, _group(ranks), text_length, scale
-    )
+def _on_cpu(*arguments: Any) -> Tensor:
+    given = _Given.of(*arguments)
+    orders, group = given.head_order.long(), _group(given.ranks)
+    out: Tensor = sharded_attention(*given[:4], orders, given.geometry, group, given.text_length, given.scale)
     return out
 
 
 @_on_cpu.register_kernel("cuda")
-def _on_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    head_order: Tensor,
-    text_length: Tensor | None,
-    *attributes: Any,
-) -> Tensor:
-    *values, ranks = attributes
-    geometry, scale, attention_precision = attention_attributes(tuple(values))
-    _check(query, key, value, routes, head_order, text_length, geometry, ranks)
+def _on_cuda(*arguments: Any) -> Tensor:
+    given = _Given.of(*arguments)
+    query = given.query
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)  # [B, X+T, N, D]
     UlyssesCall(
-        query, key, value, routes, head_order, output, text_length, geometry, ranks, scale, attention_precision
+        *given[:5], output, given.text_length, given.geometry, given.ranks, given.scale, given.attention_precision
     ).enqueue()
     return output
 
