@@ -123,6 +123,7 @@ def test_layouts() -> None:
         ({"exchanges": ("nccl",)}, "exchanges 'nccl': must be one of auto, library, torch, auto\\+overlap"),
         ({"mixes": ("50/60",)}, "mix '50/60'"),
         ({"gpus": (0,)}, "gpus 0"),
+        ({"gpus": (5, 7)}, "7 GPUs for 40 heads: .*; use one of 1, 2, 4, 5, 8, 10, 20, 40"),
         ({"model": "wan"}, "model 'wan'"),
         ({"gpus": ()}, "at least one entry"),
     ],

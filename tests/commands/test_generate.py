@@ -171,6 +171,7 @@ def test_bad_usage(tiny_wan: Tiny, arguments: list[str], message: str) -> None:
     [
         (["--prompt", "a", "-o", "x.gif"], "error: video x.gif: its suffix must be one of"),
         (["--prompt", "a", "-o", "absent/x.mp4"], "error: output absent/x.mp4: its folder does not exist"),
+        (["--prompt", "a", "-o", "/proc/x.mp4"], "error: output /proc/x.mp4: .*/proc takes no new files or folders"),
         (["--prompts", "absent.txt", "-o", "x"], "error: prompts absent.txt: no such file"),
         (["--prompt", "a", "-o", "x.mp4", "--cpu-offload"], "error: cpu_offload: there is no GPU to keep free"),
         (
@@ -193,6 +194,12 @@ def test_what_fails(
     monkeypatch.chdir(tmp_path)
     one_error(generate(tiny_wan.onnx, *arguments, code=1), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    one_error(generate(tmp_path, "--dry-run", code=1), "is neither a bundle, it has no manifest.json, nor a checkpoint")
+    one_error(generate(tmp_path / "link", "--dry-run", code=1), f"is a link to {tmp_path / 'gone'}, which does not")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_damaged_bundle_is_noticed(bundle: Path, tmp_path: Path) -> None:
     ("make", "error", "message"),
     [
         (lambda folder: folder / "absent.onnx", FileNotFoundError, "no such bundle or ONNX file; make one with"),
-        (lambda folder: folder, VortaError, "not a bundle: .*give the folder that"),
+        (lambda folder: folder, VortaError, "is not a bundle: .*give the folder that"),
         (lambda folder: _file(folder / "noise.onnx", b"\xff\xfe not a protobuf" * 9), ValueError, "export it again"),
         (lambda folder: _file(folder / "empty.onnx", b""), ValueError, "export it again"),
         (

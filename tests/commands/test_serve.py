@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""API keys of `vorta-trt serve`: what is a key, and no server that is open by mistake."""
+"""Bad use of `vorta-trt serve`: what is a key, no server that is open by mistake, and nothing left of a refused one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from vorta_trt.cli import app
 from vorta_trt.commands.serve import KEYS, _keys
 
 
@@ -35,3 +37,11 @@ def test_keys_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         _keys([], file)
     with pytest.raises(typer.BadParameter):
         _keys([""], None)
+
+
+def test_a_refused_model_leaves_no_folder_of_jobs(tmp_path: Path) -> None:
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "av"):
+        pytest.importorskip(package)
+    result = CliRunner().invoke(app, ["serve", str(tmp_path), "--port", "0", "--jobs", str(tmp_path / "jobs")])
+    assert result.exit_code == 1 and f"{tmp_path}: is not a bundle: it has no manifest.json" in result.output
+    assert not [*tmp_path.iterdir()]
