@@ -291,6 +291,13 @@ def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
         last.abort()
         last.abort()
         del last
+        held = GroupCommunicator.of(library, group, device)
+        if group.rank() == 0:  # garbage there, gone from the others
+            cycle: list[Any] = [held]
+            cycle.append(cycle)
+            del cycle
+        del held
+        GroupCommunicator.of(library, group, device)
     finally:
         for name, function in kept.items():
             setattr(communicator, name, function)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
@@ -83,6 +84,8 @@ class GroupCommunicator:
             LibraryError: There is no NCCL, or the ranks do not reach each other.
         """
         members = tuple(dist.get_process_group_ranks(group))
+        if cls.find(library, len(members), device) is not None:
+            gc.collect()  # garbage on this rank may be gone from another one
         live = cls.find(library, len(members), device)
         states: list[tuple[int, ...] | None] = [None] * len(members)
         dist.all_gather_object(states, None if live is None else live.members, group=group)
