@@ -205,6 +205,7 @@ class _Bench:
         exchanges, waiting = exchanges_and_waiting([outcome.spans[middle] for outcome in outcomes])
         self.one_gpu.setdefault(mix, median)
         found, own = outcomes[0].difference, self.own_errors[mix]
+        overlaps = layout.exchange.endswith(OVERLAP)
         row = ParallelRow(
             layout.gpus,
             layout.passes,
@@ -216,8 +217,8 @@ class _Bench:
             runs=len(slowest),
             speedup=round(layout.passes * self.one_gpu[mix] / median, 3),
             exchanges={name: round(seconds, 6) for name, seconds in exchanges.items()},
-            waiting=round(waiting, 6),
-            exchange_share=round(sum(exchanges.values()) / median, 4),
+            waiting=None if overlaps else round(waiting, 6),
+            exchange_share=None if overlaps else round(sum(exchanges.values()) / median, 4),
             busiest=self._busiest(layout, routes),
             predicted=self._predicted(layout, routes),
             difference=found,

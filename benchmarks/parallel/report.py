@@ -33,8 +33,9 @@ class ParallelRow:
             "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". Of every single
             exchange the time of the GPU that comes last counts, which waits for no other. Of exchanges that overlap,
             it is not what they add to the pass.
-        waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs.
-        exchange_share: The sum of `exchanges` over the median.
+        waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs; None where
+            exchanges overlap, whose spans say nothing of it.
+        exchange_share: The sum of `exchanges` over the median; None where they overlap.
         busiest: Attention of the busiest GPU over the mean, by the costs that placement goes by, of all layers.
         predicted: Seconds that `plan_ranks` predicts from an H100's rates, wherever this runs.
         difference: Relative L2 distance of the sample to one GPU's.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MILLI = 1e3
-COLOURS = {"computing": "#2e7d32", "waiting": "#f9a825", "exchange": "#37474f"}
+COLOURS = {"computing": "#2e7d32", "waiting": "#f9a825", "exchange": "#37474f", "overlapped": "#7cb342"}
 
 
 def _exchange(name: str) -> Cell:
@@ -71,7 +71,7 @@ def remarks(report: ParallelReport) -> list[str]:
 
 
 def plot_report(report: ParallelReport, path: Path) -> Path:
-    """A bar per row, of computing, waiting and exchanges."""
+    """A bar per row, of computing, waiting and exchanges, or of all where they overlap."""
     rows: list[ParallelRow] = timed(report.rows, "median")
     figure = new_figure(9, 1.5 + 0.35 * len(rows))
     panel = figure.subplots()
@@ -89,5 +89,8 @@ def _ways(row: ParallelRow) -> str:
 
 
 def _parts(row: ParallelRow) -> dict[str, float]:
+    if row.exchange_share is None:
+        return {**dict.fromkeys(COLOURS, 0.0), "overlapped": row.median or 0.0}
     exchange, waiting = sum(row.exchanges.values()), row.waiting or 0.0
-    return {"computing": (row.median or 0.0) - exchange - waiting, "waiting": waiting, "exchange": exchange}
+    computing = (row.median or 0.0) - exchange - waiting
+    return {"computing": computing, "waiting": waiting, "exchange": exchange, "overlapped": 0.0}

@@ -67,6 +67,8 @@ def test_every_layout_computes_the_sample_of_one_gpu(measured: Measured) -> None
             beside.predicted,
             beside.busiest,
         )
+        assert row.exchange_share is not None and row.waiting is not None
+        assert (beside.exchange_share, beside.waiting) == (None, None)  # spans that overlap are not part of the pass
     for row in report.rows:
         assert row.median is not None and row.minimum is not None and 0 < row.minimum <= row.median
         assert row.difference is not None and row.difference < 1e-5

@@ -25,7 +25,7 @@ from .ulysses_worker import run
 
 pytestmark = pytest.mark.gpu
 
-LIMIT = 30  # seconds that the processes of a test may take
+LIMIT = 60  # seconds that the processes of a test may take
 PACKAGES = Path(torch.__file__).parents[1]
 
 
