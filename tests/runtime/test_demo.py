@@ -15,7 +15,7 @@ import pytest
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import FLAVOURS
 from vorta_trt.model import RouteTable
-from vorta_trt.model.families import DEFAULT_FAMILY, family_names, get_family
+from vorta_trt.model.families import family_names, get_family
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import demo
 from vorta_trt.runtime.frames import read_frames
@@ -30,9 +30,8 @@ def silent(what: str, done: int, total: int) -> None:
 @pytest.mark.parametrize("family", family_names())
 def test_the_whole_way(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = get_family(family)
-    if family != DEFAULT_FAMILY:  # one block of each kind, for time; the default is the demo as it is
-        fewer = replace(facts.demo, blocks=dict.fromkeys(facts.demo.blocks, 1))
-        monkeypatch.setattr(facts, "demo", fewer, raising=False)
+    fewer = replace(facts.demo, blocks=dict.fromkeys(facts.demo.blocks, 1))  # one of each kind, for time
+    monkeypatch.setattr(facts, "demo", fewer, raising=False)
     real = facts.demo
     folder = tmp_path / "a demo"
     folder.mkdir()
