@@ -13,7 +13,6 @@ import typer
 from vorta_trt.commands.app import Debug, command
 from vorta_trt.commands.expand import Options
 from vorta_trt.commands.generate import EngineOptions
-from vorta_trt.commands.options import Gpus
 from vorta_trt.runtime.sampling.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -109,7 +108,14 @@ def serve(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that make videos side by side, each with the models loaded.")
     ] = 1,
-    gpus: Gpus = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            metavar="P",
+            min=1,
+            help="How many GPUs of each worker make a video together [default: as many as the bundle is built for].",
+        ),
+    ] = None,
     log: Annotated[str, typer.Option(metavar="json|text", help="The format of the log on stderr.")] = "json",
     debug: Debug = False,
 ) -> None:
@@ -137,7 +143,7 @@ def serve(
     keys = _keys(api_key or [], api_key_file)
     if not keys and host not in LOOPBACK:
         typer.echo(f"warning: whoever reaches {host} may use this server; give --api-key-file", err=True)
-    settings = _settings(models, engine, limits, checkpoint, preset, jobs, gpus or 1)
+    settings = _settings(models, engine, limits, checkpoint, preset, jobs, gpus)
     settings = settings.model_copy(
         update={
             "api_keys": keys,
@@ -156,11 +162,11 @@ def _settings(
     checkpoint: Path | None,
     preset: str | None,
     jobs: Path,
-    gpus: int,
+    gpus: int | None,
 ) -> ServeSettings:
     from vorta_trt.serving.settings import ModelSettings, ServeSettings
 
-    if gpus > 1 and engine.device is not None:
+    if (gpus or 1) > 1 and engine.device is not None:
         raise typer.BadParameter(
             f"{engine.device}: each of several processes has the GPU of its number; choose GPUs with "
             f"CUDA_VISIBLE_DEVICES",

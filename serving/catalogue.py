@@ -55,6 +55,10 @@ class ServedModel:
         defaults: Sampling settings of requests that do not say.
         loras: Names of the LoRA files that it was built with.
         created: When the model was made, in seconds since 1970.
+        gpus: How many GPUs make a video together: as many as the settings say, or as the model is built for.
+
+    Raises:
+        ValueError: The GPUs do not suit the model; or what `RequestPlanner` raises.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -66,6 +70,8 @@ class ServedModel:
             self.defaults = self.planner.preset(settings.preset)
         self.loras = tuple(_loras(self.planner))
         self.created = int(settings.source.stat().st_mtime)
+        self._built_for: int = self.planner.experts[0].described.ulysses
+        self.gpus = settings.gpus or self._built_for
         self._plans: OrderedDict[tuple[str, str], PlannedRequest] = OrderedDict()
         self._lock = threading.Lock()
         self._check_gpus()
@@ -96,16 +102,22 @@ class ServedModel:
         """Loads the model, on several GPUs in as many processes."""
         from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
-        if self.settings.gpus > 1:
+        if self.gpus > 1:
             from vorta_trt.runtime.pipelines.group_pipeline import GroupPipeline
 
-            return GroupPipeline(self._together(), self.settings.gpus)
+            return GroupPipeline(self._together(), self.gpus)
         return VortaPipeline(RequestPlanner(self.settings.source, self.settings.checkpoint), **self.settings.pipeline)
+
+    @property
+    def kind(self) -> str:
+        """Where its processes compute: "cuda" or "cpu", see `kind_of`."""
+        from vorta_trt.runtime.pipelines.making import kind_of
+
+        return kind_of(self._together())
 
     def _together(self) -> MakeVideos:
         """What the processes of several GPUs are told."""
         from vorta_trt.runtime.pipelines.making import MakeVideos
-        from vorta_trt.runtime.sampling.params import SamplingParams
 
         given = self.settings
         params = SamplingParams(**self.defaults)
@@ -115,9 +127,15 @@ class ServedModel:
         """Raises ValueError unless the model can be shared by its GPUs."""
         from vorta_trt.runtime.pipelines.making import layout_of
 
-        if self.settings.gpus > 1:
-            request = self._together()
-            layout_of(request, self.planner, self.planner.plan(request.params), self.settings.gpus)
+        if self.gpus == self._built_for == 1:
+            return
+        request = self._together()
+        layout_of(request, self.planner, self.planner.plan(request.params), self.gpus)
+        if (device := self.settings.pipeline.get("device")) is not None:
+            raise ValueError(
+                f"device {device!r} of model {self.name}: each of its {self.gpus} processes has the GPU of its number; "
+                f"leave it out, and choose GPUs with CUDA_VISIBLE_DEVICES"
+            )
 
     def plan(self, params: SamplingParams, size: str) -> PlannedRequest:
         """`RequestPlanner.plan`; the last ones are kept, since a plan does not depend on prompt and seed.
@@ -203,11 +221,18 @@ class Catalogue:
     """The models by name, in order.
 
     Raises:
-        ValueError, FileNotFoundError: What `RequestPlanner` raises.
+        ValueError, FileNotFoundError: What `ServedModel` raises, or models that cannot be served together.
+
+    Attributes:
+        models: As given.
+        gpus: How many GPUs a worker has.
     """
 
     def __init__(self, models: Sequence[ModelSettings]) -> None:
         self.models = {settings.name: ServedModel(settings) for settings in models}
+        self.gpus = max(model.gpus for model in self.models.values())
+        if self.gpus > 1 and len(self.models) > 1:
+            raise ValueError(f"gpus {self.gpus}: the GPUs of a worker make the videos of one model; serve one")
 
     @property
     def names(self) -> tuple[str, ...]:

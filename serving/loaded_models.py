@@ -65,6 +65,10 @@ class LoadedModels:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
+    def is_over(self, name: str) -> bool:
+        """Whether a loaded model makes no more videos, and needs a new process."""
+        return name in self._loaded and self._loaded[name].is_over
+
     def warm_up(self, tell: Callable[[], None] = lambda: None) -> None:
         """Makes a short video with every model, the default one last; values that are not finite are an error.
 

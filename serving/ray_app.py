@@ -20,13 +20,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.job_store import JobStore
-from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.ray_resources import ReplicaResources, machines_of_cluster
+from vorta_trt.serving.settings import ModelSettings, ServeSettings
 from vorta_trt.serving.worker import FULL_SECONDS, Worker
 from vorta_trt.serving.worker_process import ENGINE_FAILED, open_store
 
@@ -39,8 +40,9 @@ logger = logging.getLogger(__name__)
 class RaySettings(ServeSettings):
     """What a server on Ray is started with: `args` of the configuration file."""
 
-    gpus: float = Field(default=1, ge=0)
-    """GPUs of a replica: as many as the bundle is built for; 0 runs exported ONNX files on the CPU."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a replica, which make every video together; None: as many as the bundle is built for; a part of one
+    shares it; 0 runs exported ONNX files on the CPU, in as many processes as `gpus` of the model says."""
     cpus: float = Field(default=1, ge=0)
     """Processors that Ray counts for a replica."""
     min_replicas: int = Field(default=1, ge=1)
@@ -53,6 +55,31 @@ class RaySettings(ServeSettings):
     """How long a replica must be idle before it goes."""
     drain_seconds: float = Field(default=1800, gt=0)
     """How long a replica that is to go may finish its job."""
+
+    @model_validator(mode="after")
+    def _check_replica(self) -> "RaySettings":
+        if self.gpus is None or self.gpus == 0:
+            return self
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus {self.gpus:g}: must be whole above 1; parts of a GPU are below it")
+        for model in self.models:
+            if model.gpus not in (None, self.ranks):
+                raise ValueError(
+                    f"gpus {self.gpus:g} of a replica, and {model.gpus} of model {model.name}: give it once"
+                )
+        return self
+
+    @property
+    def ranks(self) -> int | None:
+        """How many processes of a replica make a video together; None: as many as the model says, or is built for."""
+        return max(1, int(self.gpus)) if self.gpus else None
+
+    @property
+    def models_of_replica(self) -> tuple[ModelSettings, ...]:
+        """The models, with the GPUs of a replica."""
+        if self.ranks is None:
+            return self.models
+        return tuple(model.model_copy(update={"gpus": self.ranks}) for model in self.models)
 
 
 class Replica:
@@ -143,25 +170,37 @@ class Ingress:
 def take_back_of_dead(store: JobStore) -> None:
     """Gives back the jobs of workers whose processes are gone, without waiting until their leases end."""
     for worker in store.workers():
-        if not _is_alive(worker.process):
+        if not is_alive(worker.process):
             for job in store.take_back(worker=worker.name):
                 logger.warning("its replica is lost: %s", job.status.value, extra={"job": job.id})
             store.forget_worker(worker.name)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that is killed, but was not waited for, does not."""
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # killed, but still in the table of processes
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def build(settings: RaySettings) -> Any:
-    """The Serve application of the settings; what `import_path` of a configuration file names."""
+    """The Serve application of the settings; what `import_path` of a configuration file names.
+
+    Raises:
+        ValueError: The GPUs do not suit the model, or the Ray that this process is connected to has too few of them.
+    """
+    import ray
     from ray import serve
 
-    settings = settings.model_copy(update={"workers": settings.max_replicas})  # by which waiting times are estimated
+    models = settings.models_of_replica
+    gpus = Catalogue(models).gpus
+    replica = ReplicaResources(gpus if settings.gpus is None else settings.gpus, settings.cpus)
+    if ray.is_initialized():
+        replica.check(machines_of_cluster(), settings.min_replicas)
+    # Waiting times are estimated by the number of workers.
+    settings = settings.model_copy(update={"models": models, "workers": settings.max_replicas})
 
     def application() -> Any:  # in the ingress' process
         from vorta_trt.serving.app import create_app
@@ -172,7 +211,7 @@ def build(settings: RaySettings) -> Any:
         Replica,
         name=REPLICAS,
         max_ongoing_requests=1,
-        ray_actor_options={"num_gpus": settings.gpus, "num_cpus": settings.cpus},
+        **replica.options(),
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": max(settings.min_replicas, settings.max_replicas),

@@ -23,6 +23,7 @@ from vorta_trt.serving.app import create_app
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.connections import MOST_CONNECTIONS, Connection
 from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.worker_gpus import check_gpus_of_workers
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
 BACKLOG = 512
@@ -53,17 +54,18 @@ def serve(
 
     Raises:
         JobError: Another server has the folder of jobs.
-        ValueError, OSError: A model cannot be read, or the port is taken.
+        ValueError, OSError: A model cannot be read, there are too few GPUs, or the port is taken.
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
     sys.setswitchinterval(SWITCH_SECONDS)
     catalogue = Catalogue(settings.models)  # says what is wrong before there is a folder of jobs
+    check_gpus_of_workers(catalogue, settings.workers)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
         store.sweep()
-        workers = WorkerProcesses(settings, store, debug=debug, as_json=as_json)
+        workers = WorkerProcesses(settings, store, gpus=catalogue.gpus, debug=debug, as_json=as_json)
         draining = threading.Event()
         app = create_app(settings, store, catalogue, draining=draining)
         server = _Server(

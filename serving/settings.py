@@ -30,8 +30,8 @@ class ModelSettings(_Settings):
     """Sampling settings of a published model, which are the defaults of requests; see `RequestPlanner.preset`."""
     pipeline: dict[str, Any] = {}
     """Keywords of `VortaPipeline`: executor, device, residency, ..."""
-    gpus: int = Field(default=1, ge=1)
-    """How many GPUs make a video together, each with a process of its own."""
+    gpus: int | None = Field(default=None, ge=1)
+    """How many GPUs make a video together, each with a process of its own; None: as many as the model is built for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -82,17 +82,6 @@ class ServeSettings(_Settings):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"models {', '.join(twice)}: have the same name; name them, e.g. small=model.bundle")
         return models
-
-    @model_validator(mode="after")
-    def _check_gpus(self) -> ServeSettings:
-        if self.worker_gpus > 1 and len(self.models) > 1:
-            raise ValueError(f"gpus {self.worker_gpus}: the GPUs of a worker make the videos of one model; serve one")
-        return self
-
-    @property
-    def worker_gpus(self) -> int:
-        """How many GPUs a worker has."""
-        return max(model.gpus for model in self.models)
 
     @property
     def limit_per_user(self) -> int:

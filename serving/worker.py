@@ -164,7 +164,9 @@ class Worker:
                 raise LeaseLostError(f"job {job.id}: was deleted") from error
             log.error("failed, %s: %s", code, message, exc_info=error)
             self._store.fail(job, code, message)
-            return in_order or self._is_in_order(job.model, message, log)
+            if in_order and not self._models.is_over(job.model):
+                return True
+            return self._is_in_order(job.model, message, log)
         else:
             self._store.complete(job, report)
             record_spans(job, report)

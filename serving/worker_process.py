@@ -22,6 +22,7 @@ from contextlib import suppress
 from vorta_trt.model.write_errors import WriteError
 from vorta_trt.serving.job_store import JobStore
 from vorta_trt.serving.settings import ServeSettings
+from vorta_trt.serving.worker_gpus import gpus_of
 from vorta_trt.serving.worker_states import HUNG, WorkerState
 
 ENGINE_FAILED, NOT_READY, ORPHAN = 70, 71, 72  # exit codes
@@ -96,6 +97,7 @@ class WorkerProcesses:
     Args:
         settings: Of the server.
         store: Its jobs.
+        gpus: How many GPUs each worker has.
         debug: Workers log everything.
         as_json: Workers log JSON.
         command: Runs a worker, with its settings, name and flags behind.
@@ -106,12 +108,13 @@ class WorkerProcesses:
         settings: ServeSettings,
         store: JobStore,
         *,
+        gpus: int = 1,
         debug: bool = False,
         as_json: bool = True,
         command: Sequence[str] = (sys.executable, "-m", "vorta_trt.serving.worker_process"),
     ) -> None:
         self._command = command
-        self._settings, self._store = settings, store
+        self._settings, self._store, self._gpus = settings, store, gpus
         self._flags = [str(int(debug)), str(int(as_json))]
         self._stopping = threading.Event()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -199,7 +202,8 @@ class WorkerProcesses:
         """Runs a worker until it ends; returns its exit code, and why it was killed here."""
         settings = self._settings.model_copy(update={"api_keys": ()})  # everybody may read a process's arguments
         command = [*self._command, settings.model_dump_json(), name, *self._flags]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **gpu_of(settings, number)})
+        environment = {**os.environ, **gpus_of(settings, number, self._gpus)}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
         with self._lock:
             self._processes[number] = process
         if self._stopping.is_set():  # it was set before the process could be told
@@ -266,21 +270,6 @@ class WorkerProcesses:
 def _kept(number: int) -> str:
     """The name under which is told why there is no worker."""
     return f"no-worker-{number}"
-
-
-def gpu_of(settings: ServeSettings, worker: int) -> dict[str, str]:
-    """The environment that shows a worker the GPUs that it needs of several, in turn, unless --device says which."""
-    import torch
-
-    if any(model.pipeline.get("device") is not None for model in settings.models):
-        return {}
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [str(number) for number in range(torch.cuda.device_count())] if chosen is None else chosen.split(",")
-    groups = len(visible) // settings.worker_gpus
-    if len(visible) < 2 or not groups:  # too few are told where they are used
-        return {}
-    first = worker % groups * settings.worker_gpus
-    return {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + settings.worker_gpus])}
 
 
 def _ended(code: int) -> str:

@@ -18,11 +18,12 @@ from typing import Any
 from torch import distributed
 
 from vorta_trt.runtime.parallel.errors import RankError
-from vorta_trt.runtime.parallel.launch import RankProcesses, environment_of, rendezvous
+from vorta_trt.runtime.parallel.launch import GRACE, SETTLE, RankProcesses, environment_of, rendezvous
 from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, check_gpus, join
 
 logger = logging.getLogger(__name__)
 LOST = 70  # exit code of a leader whose followers are gone: it may wait for them in an exchange for ever
+KNOWN = SETTLE + GRACE + 1.0  # seconds after a follower's end in which it is known, and the others have ended
 OnFailure = Callable[[RankError], None]
 
 
@@ -64,7 +65,8 @@ class Leader:
     ) -> None:
         if kind == CUDA:
             check_gpus(gpus)
-        self._on_failure, self._is_closed, self._is_lost = on_failure, False, False
+        self._on_failure, self._is_closed = on_failure, False
+        self._failure: RankError | None = None
         self._commands: list[connection.Connection] = []
         arguments = {}
         for rank in range(1, gpus):
@@ -90,6 +92,14 @@ class Leader:
         for pipe in self._commands:
             pipe.send(command)
 
+    def failure(self) -> RankError | None:
+        """Why an exchange broke: the follower that failed, once all have ended and `on_failure` was called; or None.
+
+        The end of an exchange, which this process sees at once, says no more than that somebody is gone.
+        """
+        self._watch.join(KNOWN)
+        return self._failure
+
     def close(self, broken: bool = False) -> None:
         """Lets the followers end, and waits for them. May be called twice.
 
@@ -100,7 +110,7 @@ class Leader:
             return
         self._is_closed = True
         try:
-            if not broken and not self._is_lost:
+            if not broken and self._failure is None:
                 self.tell(None)
                 self._joined.close()
                 self._watch.join()
@@ -113,7 +123,7 @@ class Leader:
         try:
             self._processes.wait(lambda rank, content: None)
         except RankError as error:
-            self._is_lost = True
+            self._failure = error
             if not self._is_closed:
                 self._processes.stop()
                 self._on_failure(error)

@@ -95,10 +95,10 @@ def failure_of(error: BaseException) -> Failure:
 
     expected = isinstance(error, VortaError | ValueError | OSError | torch.OutOfMemoryError)
     message = str(error) if expected else f"{type(error).__name__}: {error}"
-    return Failure(message, "".join(traceback.format_exception(error)), expected, _is_broken_exchange(error))
+    return Failure(message, "".join(traceback.format_exception(error)), expected, is_broken_exchange(error))
 
 
-def _is_broken_exchange(error: BaseException) -> bool:
+def is_broken_exchange(error: BaseException) -> bool:
     """Whether an exchange ended because another rank was gone, which that rank explains better."""
     from torch import distributed
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from vorta_trt.runtime.parallel.errors import ParallelError, StoppedError
 from vorta_trt.runtime.parallel.leader import Leader, OnFailure, end_at_once
+from vorta_trt.runtime.parallel.rank_process import is_broken_exchange
 from vorta_trt.runtime.parallel.world import TIMEOUT, World
 from vorta_trt.runtime.pipelines.making import MakeVideos, as_rank, kind_of
 from vorta_trt.runtime.pipelines.pipeline import OnVideo, VortaPipeline
@@ -40,7 +41,7 @@ class GroupPipeline(VortaPipeline):
     def __init__(
         self, request: MakeVideos, gpus: int, *, timeout: float = TIMEOUT, on_failure: OnFailure = end_at_once
     ) -> None:
-        self._is_busy = self._is_stopped = self._is_over = False
+        self._is_busy = self._is_stopped = False
         self._waiting: list[BaseException] = []  # of a callback, one at most
         self._leader = Leader(follow, request, gpus=gpus, kind=kind_of(request), timeout=timeout, on_failure=on_failure)
         self._as_rank = ExitStack()
@@ -56,11 +57,12 @@ class GroupPipeline(VortaPipeline):
         """See the base class.
 
         Raises:
+            RankError: Another process was lost, and `on_failure` returned.
             ParallelError: The group is at an end.
         """
         if options.get("generator") is not None:
             raise ValueError("generator: cannot be shared by several processes; give a seed")
-        if self._is_over:
+        if self.is_over:
             raise ParallelError("the processes that made videos together were ended; load the model again")
         self._waiting.clear()
         for name in ("on_stage", "on_frames"):
@@ -71,10 +73,13 @@ class GroupPipeline(VortaPipeline):
             if self._waiting:
                 self._is_stopped = True
                 raise self._waiting[0]
-        except BaseException:
+        except BaseException as error:
             if self._is_busy and not self._is_stopped:  # the others may wait for what will not come
-                self._is_over = True
+                self.is_over = True
+                lost = self._leader.failure() if is_broken_exchange(error) else None
                 self._leader.close(broken=True)
+                if lost is not None:
+                    raise lost from lost.__cause__
             raise
         finally:
             self._is_busy = self._is_stopped = False
@@ -84,11 +89,17 @@ class GroupPipeline(VortaPipeline):
         self._is_busy = True
 
     def _together(self, on_step: Any) -> Any:
+        stops: list[BaseException] = []  # one at most
+
         def first(*what: Any) -> None:
-            if self._waiting:
-                raise self._waiting[0]
-            if on_step is not None:
-                on_step(*what)
+            try:
+                if self._waiting:
+                    raise self._waiting[0]
+                if on_step is not None:
+                    on_step(*what)
+            except BaseException as error:
+                stops.append(error)
+                raise
 
         agreed = super()._together(first)
         assert agreed is not None  # there are ranks
@@ -96,8 +107,8 @@ class GroupPipeline(VortaPipeline):
         def step(*what: Any) -> None:
             try:
                 agreed(*what)
-            except BaseException:
-                self._is_stopped = True
+            except BaseException as error:
+                self._is_stopped = error in stops  # else the exchange broke by which the others hear of it
                 raise
 
         return step

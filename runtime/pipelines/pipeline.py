@@ -142,7 +142,10 @@ class VortaPipeline:
         residency: The `ResidencyChoice`.
         parts: Text encoders, transformer and VAE.
         executor: What runs the transformer: "tensorrt", "onnxruntime", "reference", "torch"; None until it is loaded.
+        is_over: Whether it makes no more videos, as a `GroupPipeline` whose processes are gone.
     """
+
+    is_over = False
 
     def __init__(
         self,

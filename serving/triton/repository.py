@@ -63,7 +63,7 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
 
     Raises:
         ValueError: A name that Triton does not take, an environment that is neither an archive nor a folder, no such
-            preset, or one for other models.
+            preset, or one for other models; a bundle for several GPUs.
         FileNotFoundError: There is no such bundle or environment.
         CheckpointError: The bundle lacks its pipeline folder, and it is not found.
         WriteError: The folder cannot be written, or something else is there.
@@ -72,7 +72,13 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError(f"name {name!r}: must be letters, digits, _, . and -; use e.g. video")
     _check_environment(settings.environment)
-    checkpoint = ServedModel(model).planner.require_checkpoint()
+    served = ServedModel(model)
+    if served.gpus > 1:
+        raise ValueError(
+            f"{model.source}: is built for {served.gpus} GPUs that share every pass, and an instance of a model in "
+            f"Triton has one; serve it with `vorta-trt serve` or Ray, or build it without --ulysses"
+        )
+    checkpoint = served.planner.require_checkpoint()
     places = {"source": model.source}
     if model.source not in checkpoint.parents:  # the bundle does not carry it
         places["checkpoint"] = checkpoint

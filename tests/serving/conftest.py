@@ -56,6 +56,22 @@ def image_model(kept: Kept) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_model(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`text_model` as if it were exported for three GPUs; nothing runs it, and it says so."""
+    import onnx
+
+    from vorta_trt.export.onnx_file import data_file, read_onnx
+
+    path = tmp_path_factory.mktemp("shared") / "shared.onnx"
+    exported = read_onnx(text_model)
+    assert exported.metadata is not None
+    onnx.helper.set_model_props(exported.model, exported.metadata.model_copy(update={"ulysses": 3}).to_metadata_props())
+    onnx.save(exported.model, path)
+    (path.parent / data_file(text_model).name).symlink_to(data_file(text_model))
+    return path
+
+
+@pytest.fixture(scope="session")
 def catalogue(text_model: Path, image_model: Path) -> Catalogue:
     from vorta_trt.serving import Catalogue, ModelSettings
 

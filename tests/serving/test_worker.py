@@ -233,6 +233,13 @@ def test_on_a_full_disk_a_video_goes_on_and_jobs_wait(
     assert [job.status for job in store.take_back(worker=worker.name)] == [Status.COMPLETED], "its video was in place"
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "engine_error"),
+        (MemoryError("no illegal memory access, but a group of processes is over"), "out_of_memory"),
+    ],
+)
 def test_a_fault_of_the_engine_ends_job_and_worker(
     store: JobStore,
     catalogue: Catalogue,
@@ -240,13 +247,16 @@ def test_a_fault_of_the_engine_ends_job_and_worker(
     worker: Worker,
     working: Working,
     monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: str,
 ) -> None:
     def act(step: int) -> None:
         monkeypatch.setattr(models, "check", broken)
+        monkeypatch.setattr(VortaPipeline, "is_over", isinstance(error, MemoryError))
         broken()
 
     def broken(*_: Any) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise error
 
     Steps(monkeypatch, act)
     first, second = queue(store, catalogue), queue(store, catalogue)
@@ -254,7 +264,7 @@ def test_a_fault_of_the_engine_ends_job_and_worker(
         wait_for(lambda: outcome)
     assert outcome == [Outcome.ENGINE_FAILED]
     failed = store.get(first.id)
-    assert (failed.status, failed.error_code) == (Status.FAILED, "engine_error")
+    assert (failed.status, failed.error_code) == (Status.FAILED, code)
     assert "illegal memory access" in str(failed.error_message)
     assert store.get(second.id).status is Status.QUEUED
 

@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 from running_server import wait_for
 
-from vorta_trt.serving import JobStore, ModelSettings, ServeSettings, worker_states
+from vorta_trt.serving import Catalogue, JobStore, ModelSettings, ServeSettings, worker_states
 from vorta_trt.serving import worker_process as processes
+from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.job import Status
+from vorta_trt.serving.triton.repository import TritonSettings, write_model
+from vorta_trt.serving.worker_gpus import check_gpus_of_workers, gpus_of
 from vorta_trt.serving.worker_process import ENGINE_FAILED, NOT_READY, WorkerProcesses
 from vorta_trt.serving.worker_states import HUNG, WorkerState
 
@@ -234,8 +237,8 @@ def test_a_worker_that_is_killed_is_started_again_and_its_job_fails_with_a_reaso
 
 def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(worker: int, gpus: int = 1, **pipeline: str) -> str | None:
-        model = ModelSettings(source=tmp_path, name="m", pipeline=pipeline, gpus=gpus)
-        return processes.gpu_of(ServeSettings(models=(model,), jobs=tmp_path), worker).get("CUDA_VISIBLE_DEVICES")
+        model = ModelSettings(source=tmp_path, name="m", pipeline=pipeline)
+        return gpus_of(ServeSettings(models=(model,), jobs=tmp_path), worker, gpus).get("CUDA_VISIBLE_DEVICES")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert [shown(worker) for worker in range(3)] == ["2", "5", "2"]
@@ -245,9 +248,38 @@ def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,6")
     assert [shown(worker, gpus=2) for worker in range(3)] == ["0,1", "2,3", "0,1"]
     assert shown(0, gpus=6) is None
-    models = [ModelSettings(source=tmp_path, name=name, gpus=2) for name in "ab"]
+
+
+def test_workers_of_several_gpus_share_none(text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Catalogue([ModelSettings(source=text_model, gpus=2)])
+    check_gpus_of_workers(served, 3)  # on the CPU, which they share
+    monkeypatch.setattr(ServedModel, "kind", "cuda")
+    for found, workers, remedy in [(5, 2, None), (5, 3, "give --workers 2"), (1, 1, "a worker needs 2")]:
+        monkeypatch.setattr("torch.cuda.device_count", lambda found=found: found)
+        if remedy is None:
+            check_gpus_of_workers(served, workers)
+            continue
+        with pytest.raises(
+            ValueError, match=f"workers {workers} of 2 GPUs each: they need .* finds {found} .*{remedy}"
+        ):
+            check_gpus_of_workers(served, workers)
     with pytest.raises(ValueError, match="gpus 2: the GPUs of a worker make the videos of one model"):
-        ServeSettings(models=models, jobs=tmp_path)
+        Catalogue([ModelSettings(source=text_model, name=name, gpus=2) for name in "ab"])
+    with pytest.raises(ValueError, match="'cuda:1' of model m: each of its 2 processes has the GPU of its number"):
+        Catalogue([ModelSettings(source=text_model, name="m", gpus=2, pipeline={"device": "cuda:1"})])
+    with pytest.raises(ValueError, match="gpus 4: the engine is built for one GPU; give 2 with guidance in parallel"):
+        Catalogue([ModelSettings(source=text_model, gpus=4)])
+
+
+def test_a_model_that_is_built_for_several_gpus(text_model: Path, shared_model: Path, tmp_path: Path) -> None:
+    shared = ModelSettings(source=shared_model, checkpoint=text_model.parent / "checkpoint")
+    assert Catalogue([shared]).gpus == 3
+    assert Catalogue([shared.model_copy(update={"gpus": 6})]).gpus == 6
+    for gpus in (1, 2):
+        with pytest.raises(ValueError, match=f"gpus {gpus}: the engine is built for 3 GPUs; give 3 or 6 with guidance"):
+            Catalogue([shared.model_copy(update={"gpus": gpus})])
+    with pytest.raises(ValueError, match="is built for 3 GPUs .* an instance of a model in Triton has one"):
+        write_model(tmp_path, shared, TritonSettings())
 
 
 def test_small_answers_are_sent_at_once() -> None:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which GPUs of the machine each worker of `vorta-trt serve` has."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vorta_trt.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from vorta_trt.serving.catalogue import Catalogue
+
+SHOWN = "CUDA_VISIBLE_DEVICES"
+
+
+def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, str]:
+    """The environment that shows a worker the GPUs that it needs of several, unless the device is given.
+
+    Workers of one GPU take them in turn, and share them where there are more workers. Workers of several have GPUs of
+    their own, see `check_gpus_of_workers`.
+
+    Args:
+        settings: Of the server.
+        worker: Its number.
+        gpus: How many it needs.
+    """
+    import torch
+
+    if any(model.pipeline.get("device") is not None for model in settings.models):
+        return {}
+    chosen = os.environ.get(SHOWN)
+    visible = [str(number) for number in range(torch.cuda.device_count())] if chosen is None else chosen.split(",")
+    groups = len(visible) // gpus
+    if len(visible) < 2 or not groups:
+        return {}
+    first = worker % groups * gpus
+    return {SHOWN: ",".join(visible[first : first + gpus])}
+
+
+def check_gpus_of_workers(catalogue: Catalogue, workers: int) -> None:
+    """Raises ValueError unless there are GPUs for all workers that need several; on the CPU, they share it."""
+    import torch
+
+    gpus, kinds = catalogue.gpus, {model.kind for model in catalogue.models.values()}
+    found = torch.cuda.device_count()
+    if gpus == 1 or "cuda" not in kinds or found >= gpus * workers:
+        return
+    remedy = f"give --workers {found // gpus}" if found >= gpus else f"a worker needs {gpus}"
+    raise ValueError(
+        f"workers {workers} of {gpus} GPUs each: they need {gpus * workers}, and torch {torch.__version__} finds "
+        f"{found} here ({SHOWN} {os.environ.get(SHOWN, 'is not set')}); {remedy}"
+    )
