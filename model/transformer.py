@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -47,7 +48,7 @@ from vorta_trt.model.lora.spec import LoraSpec
 from vorta_trt.model.operator import Attention, check_attention_precision, routed_attention
 from vorta_trt.model.parallel.exchange_choice import AUTO
 from vorta_trt.model.parallel.group_communicator import TIMEOUT
-from vorta_trt.model.parallel.groups import EVERYONE, Group
+from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.model.parallel.placement import BranchCosts
 from vorta_trt.model.parallel.rank_input import RankInput
 from vorta_trt.model.parallel.ranks import Ranks
@@ -416,7 +417,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     def parallelize(
         self,
-        group: Group = EVERYONE,
+        group: dist.ProcessGroup | None = None,
         placement: str = "balanced",
         costs: BranchCosts | None = None,
         *,
@@ -432,8 +433,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
 
         Args:
-            group: Of torch.distributed, this process in it; if left out, the default group of all processes. None is
-                refused: `new_group` gives it to a process that is not in a group.
+            group: Of torch.distributed, this process in it; None is the default group of all processes. A process that
+                is not in a new group must not call this with what `new_group` gave it, which may be None, too.
             placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
                 rank p the heads from p * N / P on.
             costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the
@@ -455,7 +456,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             VortaError: The library's communicator cannot be made.
         """
         self.parallel = Ranks.of(
-            group,
+            EVERYONE if group is None else group,
             placement,
             self.num_heads,
             costs,

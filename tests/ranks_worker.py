@@ -232,7 +232,6 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
     if group.rank() > 0:
         assert alone is None
         said["not in it"] = _said(lambda: model.parallelize(GROUPS[1]))
-        said["None"] = _said(lambda: model.parallelize(alone))  # type: ignore[arg-type]
         said["rows"] = _said(lambda: RowSplit(4, alone, 2, 1))  # type: ignore[arg-type]
         said["tiles"] = _said(lambda: decode_in_tiles(None, lambda: torch.zeros(()), tuple, alone))  # type: ignore[arg-type]
         assert model.parallel is None
