@@ -6,8 +6,10 @@ Imports wait for the fixtures, so that the tests of a GPU machine need no more p
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -43,6 +45,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and (reason := _no_gpu_reason()):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+_imported = 0  # modules when objects were last frozen
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves what was imported out of full collections.
+
+    Whatever frees a model collects, which takes most of a second where torch, diffusers and ONNX are loaded.
+    """
+    global _imported
+    if len(sys.modules) > _imported + 50:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
 
 
 @pytest.fixture
