@@ -31,6 +31,7 @@ from vorta_trt.benchmarks.harness import write_result
 from vorta_trt.benchmarks.step.cases import StepCase, mixed_routes, select_case
 from vorta_trt.benchmarks.step.measure import difference
 from vorta_trt.engines import Bundle
+from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.runtime import Engine
 from vorta_trt.runtime.parallel.engine_ranks import engine_ranks
 from vorta_trt.runtime.parallel.world import INTERFACES, LOOPBACK
@@ -80,7 +81,6 @@ def measure(rank: int, ranks: int, bundles: list[Path], case: StepCase, answers:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     dist.init_process_group("cpu:gloo,cuda:nccl", rank=rank, world_size=ranks, device_id=device)
-    group = dist.group.WORLD
     lone, shared = bundles
     found: dict[str, Any] = {"rows": [], "right": True}
     expected: dict[str, Tensor] = {}  # torch's
@@ -104,7 +104,7 @@ def measure(rank: int, ranks: int, bundles: list[Path], case: StepCase, answers:
         dist.broadcast(inputs[name], src=0)
     library = Bundle.open(shared, verify=False).plugin_library(rank)
     assert library is not None
-    with engine_ranks(library, group, device, LIMIT):
+    with engine_ranks(library, EVERYONE, device, LIMIT):
         for graph in (False, True):
             what = f"engine of {ranks} GPUs{', in a graph' if graph else ''}"
             samples = rows_of(shared, what, device, inputs, expected, graph, found)
