@@ -58,7 +58,6 @@ def serve(
         ValueError, OSError: A model cannot be read, there are too few GPUs, or the port is taken.
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
-    sys.setswitchinterval(SWITCH_SECONDS)
     catalogue = Catalogue(settings.models)  # says what is wrong before there is a folder of jobs
     check_gpus_of_workers(catalogue, settings.workers)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
@@ -69,8 +68,9 @@ def serve(
         workers = WorkerProcesses(settings, store, gpus=catalogue.gpus, debug=debug, as_json=as_json)
         draining = threading.Event()
         app = create_app(settings, store, catalogue, draining=draining)
+        sys.setswitchinterval(SWITCH_SECONDS)
         gc.collect()
-        gc.freeze()  # what is loaded by now stays: to look through all of it again takes 0.4 s, in which nobody is answered
+        gc.freeze()  # what is loaded by now stays; looking through all of it again takes 0.4 s, and nobody is answered
         server = _Server(
             uvicorn.Config(
                 app,
