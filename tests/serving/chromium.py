@@ -91,7 +91,7 @@ class Chromium:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
         self.wait_for("!document.left && document.readyState === 'complete'")
 
-    def wait_for(self, script: str, seconds: float = 60.0) -> None:
+    def wait_for(self, script: str, seconds: float = 120.0) -> None:
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):
