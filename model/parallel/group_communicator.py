@@ -34,9 +34,14 @@ class GroupCommunicator:
     """
 
     def __init__(
-        self, library: PluginLibrary, members: tuple[int, ...], rank: int, identity: bytes, device: torch.device,
+        self,
+        library: PluginLibrary,
+        members: tuple[int, ...],
+        rank: int,
+        identity: bytes,
+        device: torch.device,
         timeout: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.members, self.device = members, device
         ranks = len(members)
 
@@ -48,20 +53,15 @@ class GroupCommunicator:
                 return f"rank {rank}: {error}"
             return ""
 
-        def join() -> None:
-            with _current(device):
-                communicator.join(library, identity, ranks, rank)
-
         what = f"rank {rank}: exchanges of {ranks} ranks"
         joining = ExchangeWatch(what, timeout, lambda: "", gpu=device.index)
         try:
-            with joining(lambda: None):
-                join()
+            with joining(lambda: None), _current(device):
+                communicator.join(library, identity, ranks, rank)
         finally:
             joining.stop()
         self._watch = ExchangeWatch(what, timeout, check, gpu=device.index)
-        self._joined = (library, ranks, device, self._watch)
-        self._leave = weakref.finalize(self, _leave, *self._joined)
+        self._leave = weakref.finalize(self, _leave, library, ranks, device, self._watch)
         self._leave.atexit = False
 
     @classmethod
@@ -117,8 +117,8 @@ class GroupCommunicator:
 
     def abort(self) -> None:
         """Leaves at once, without waiting for anybody: the other ranks may be gone. Nothing may use it afterwards."""
-        if self._leave.detach():
-            _leave(*self._joined, abort=True)
+        if detached := self._leave.detach():
+            _leave(*detached[2], True)
 
     def _mark(self) -> torch.cuda.Event | None:
         return torch.cuda.current_stream(self.device).record_event() if self.device.type == CUDA else None

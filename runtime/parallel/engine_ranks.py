@@ -86,8 +86,8 @@ class EngineRank:
 
     def watched(self) -> AbstractContextManager[object]:
         """Limits the time of the run that is launched inside, if `engine_ranks` has joined the ranks."""
-        joined = GroupCommunicator.find(self._library, self._ranks, self._device)
-        return nullcontext() if joined is None else joined.watched()
+        communicator = GroupCommunicator.find(self._library, self._ranks, self._device)
+        return nullcontext() if communicator is None else communicator.watched()
 
     def place(self, routes: Tensor) -> None:
         """Places the heads of the next call by the routes [L, B, N] of this one."""
