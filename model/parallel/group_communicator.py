@@ -61,7 +61,8 @@ class GroupCommunicator:
         finally:
             joining.stop()
         self._watch = ExchangeWatch(what, timeout, check, gpu=device.index)
-        self._leave = weakref.finalize(self, _leave, library, ranks, device, self._watch)
+        self._joined = (library, ranks, device, self._watch)
+        self._leave = weakref.finalize(self, _leave, *self._joined)
         self._leave.atexit = False
 
     @classmethod
@@ -117,8 +118,8 @@ class GroupCommunicator:
 
     def abort(self) -> None:
         """Leaves at once, without waiting for anybody: the other ranks may be gone. Nothing may use it afterwards."""
-        if detached := self._leave.detach():
-            _leave(*detached[2], True)
+        if self._leave.detach():
+            _leave(*self._joined, abort=True)
 
     def _mark(self) -> torch.cuda.Event | None:
         return torch.cuda.current_stream(self.device).record_event() if self.device.type == CUDA else None
