@@ -126,6 +126,8 @@ def run(
     bundle: Path, case: StepCase, routes: Sequence[str], peers: Sequence[str], with_profile: bool, bound: float
 ) -> dict[str, Any]:
     """Figures of all routes, the engine's and torch's."""
+    import torch
+
     from vorta_trt.engines import Bundle
     from vorta_trt.runtime import Engine
 
@@ -136,6 +138,7 @@ def run(
     samples: dict[str, Tensor] = {}
     profiles: dict[str, Any] = {}
     inputs: dict[str, Tensor] = {}
+    chosen_routes: list[Tensor] = []  # by the routers in torch
     if peers:
         subject = make(case)
         inputs = {name: value for name, value in subject.inputs.items() if name not in ROUTING}
@@ -145,6 +148,10 @@ def run(
                     step = subject.runs(OURS, mixed_routes(chosen, layers, heads).cuda())
                     row, samples[chosen] = _row(f"torch, {peer}", chosen, step, samples.get(chosen), bound)
                     rows.append(row)
+        with torch.no_grad():
+            chosen_routes = [
+                _routes(subject.routed(**_routing(inputs, layers, heads, timestep))[1]) for timestep in TIMESTEPS
+            ]
         del subject, step
         release()
     engine: Any = Engine(bundle)
@@ -163,6 +170,11 @@ def run(
                 times = engine.profile(repeats=PROFILED_RUNS, **given, timestep=_timestep(TIMESTEPS[0]))
                 profiles[chosen] = times.model_dump(mode="json")
                 print(f"{chosen}:", *times.lines(), sep="\n  ", flush=True)
+        differing = None
+        if chosen_routes:
+            found = [_routes(engine(**_routing(inputs, layers, heads, timestep))["routes"]) for timestep in TIMESTEPS]
+            differing = sum(int((mine != theirs).sum()) for mine, theirs in zip(found, chosen_routes, strict=True))
+            print(f"routers: {differing} of {len(TIMESTEPS) * layers * heads} heads take another route", flush=True)
     first = next(row for row in rows if (row["implementation"], row["routes"]) == ("TensorRT 8.6", routes[0]))
     for row in rows:
         row["times_dense"] = round(first["median"] / row["median"], 3) if routes[0] == DENSE else None
@@ -178,6 +190,7 @@ def run(
         "block_operators": None if manifest.block_operators is None else manifest.block_operators.model_dump(),
         "plan_gib": gib((bundle / "transformer.plan").stat().st_size),
         "rows": rows,
+        "heads_on_another_route_than_in_torch": differing,
         "profiles": profiles,
     }
 
@@ -206,6 +219,23 @@ def _given(inputs: dict[str, Tensor], routes: str, layers: int, heads: int) -> d
     else:
         tau, override = 0.3, mixed_routes(routes, layers, heads)
     return {**inputs, "tau": torch.tensor([tau]).cuda(), "route_override": override.cuda()}
+
+
+def _routing(inputs: dict[str, Tensor], layers: int, heads: int, timestep: float) -> dict[str, Tensor]:
+    """A call whose routes the routers choose."""
+    import torch
+
+    override = torch.full((layers, heads), -1, dtype=torch.int32)
+    return {
+        **inputs,
+        "tau": torch.tensor([0.3]).cuda(),
+        "route_override": override.cuda(),
+        "timestep": _timestep(timestep),
+    }
+
+
+def _routes(routes: Tensor) -> Tensor:
+    return routes.reshape(-1).cpu()  # [L * N], batch 1
 
 
 def _timestep(value: float) -> Tensor:

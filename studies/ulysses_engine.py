@@ -66,8 +66,8 @@ def main() -> int:
         return 0
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29519")
-    for name in INTERFACES:
-        os.environ.setdefault(name, LOOPBACK)
+    for interface in INTERFACES:
+        os.environ.setdefault(interface, LOOPBACK)
     answers = torch.multiprocessing.get_context("spawn").SimpleQueue()
     bundles = [file.with_suffix(".bundle") for file in files.values()]
     spawn(measure, (arguments.gpus, bundles, case, answers), nprocs=arguments.gpus)
