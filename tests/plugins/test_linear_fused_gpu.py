@@ -97,7 +97,8 @@ def test_gated_residual(dtype: str, precision: str, candidate: int) -> None:
         ungated = torch.full_like(output, torch.nan)
         call(case, layer, ungated, residual=residual, residual_stride=memory.stride(0))
         exact = residual.double() + expected(case, layer)
-        assert relative_error(ungated, exact) <= 2 * torch.finfo(kind).eps
+        today = (residual.float() + peer(case, layer).float()).to(kind)
+        assert relative_error(ungated, exact) <= 1.2 * relative_error(today, exact) + floor
 
 
 @pytest.mark.parametrize("by_feature", [True, False])

@@ -126,10 +126,9 @@ vorta_status multiply_by_variant(const Product& product, int variant, cudaStream
 vorta_status multiply(const Product& product, int candidate, cudaStream_t stream) {
   bool done = false;
   const bool fused = product.residual != nullptr || product.inverse_output_scale != nullptr;
-  bool is_named = candidate != 0;
+  const bool is_named = candidate != 0;
   if (candidate == 0) {
     const int named = sm90_linear::variant_of_environment(product.fp8);
-    is_named = named != 0;
     candidate = named != 0 ? named : fused ? (product.fp8 ? kFused8 : kFused16) : 0;
   }
   if (candidate >= sm90_linear::kFirstVariant) {
@@ -137,7 +136,7 @@ vorta_status multiply(const Product& product, int candidate, cudaStream_t stream
     if (done) return VORTA_OK;
     if (is_named) {
       return fail(
-          VORTA_INVALID_ARGUMENT,
+          VORTA_UNSUPPORTED,
           "candidate %d: must be a variant that was compiled, for such a product and GPU (sm90_linear/variants.cpp)",
           candidate);
     }

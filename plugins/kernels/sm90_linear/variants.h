@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Products on Hopper by CUTLASS with other tiles, orders of tiles and epilogues than those in use, for measurements: a
-// call names one by its `candidate`, or the environment by VORTA_LINEAR_VARIANT ("16:1003,8:1023": of products in 16
-// bits, and with fp8).
+// call names one by its `candidate`, or the environment by VORTA_LINEAR_VARIANT ("16:1003,8:1063": of products in 16
+// bits, and with fp8; products without such a variant take the kernel in use).
 //
 //   candidate = 1000 + 20 * tile + 10 * (1 for bands of columns) + log2(clusters of a band)
 #ifndef VORTA_TRT_KERNELS_SM90_LINEAR_VARIANTS_H_
