@@ -48,7 +48,7 @@ def weights_of(kind: str, generator: torch.Generator) -> Tensor:
 
 
 def error_of(tokens: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, ...]:
-    """Relative errors of GELU in e4m3: by largest, by bound, its worst row, by feature, its worst row; log2 of above."""
+    """Relative errors of GELU in e4m3: by largest, by bound, worst row, by feature, worst row; log2 of above."""
     numbers, scale = quantize_rows(tokens)  # [R, K], [R, 1]
     numbers_of_weight, weight_scale = quantize_rows(weight)  # [O, K], [O, 1]
     sums = numbers.double() @ numbers_of_weight.double().T * scale.double() * weight_scale.double().T
