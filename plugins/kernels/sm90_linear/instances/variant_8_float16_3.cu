@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90_linear/variant_product.cuh"
+
+namespace vorta::sm90_linear {
+template cudaError_t launch_variant<true, VORTA_FLOAT16, kSquareTurns, kBias>(const linear::Product&, const BandShape&,
+                                                                              cudaStream_t);
+template cudaError_t launch_variant<true, VORTA_FLOAT16, kSquareTurns, kBiasGelu>(const linear::Product&,
+                                                                                  const BandShape&, cudaStream_t);
+template cudaError_t launch_variant<true, VORTA_FLOAT16, kSquareTurns, kBiasGated>(const linear::Product&,
+                                                                                   const BandShape&, cudaStream_t);
+template cudaError_t launch_variant<true, VORTA_FLOAT16, kSquareTurns, kBiasGeluQuantized>(const linear::Product&,
+                                                                                           const BandShape&,
+                                                                                           cudaStream_t);
+}  // namespace vorta::sm90_linear
