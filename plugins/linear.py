@@ -54,13 +54,6 @@ class LinearParams(OperatorParams):
         ("second_stride", ctypes.c_int64),
         ("second_features", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
-        ("residual", ctypes.c_void_p),
-        ("residual_stride", ctypes.c_int64),
-        ("gate", ctypes.c_void_p),
-        ("output_scale", ctypes.c_void_p),
-        ("scale_factor", ctypes.c_float),
-        ("scale_offset", ctypes.c_float),
-        ("feature_factor", ctypes.c_void_p),
     ]
 
     def __init__(self, **values: Any) -> None:
@@ -71,7 +64,6 @@ class LinearParams(OperatorParams):
         values.setdefault("input_stride", values.get("in_features", 0) - second)
         values.setdefault("second_stride", second)
         values.setdefault("output_stride", values.get("out_features", 0))
-        values.setdefault("residual_stride", values.get("out_features", 0) if values.get("residual") else 0)
         super().__init__(**values)
 
 

@@ -37,7 +37,7 @@ def inputs_of(kind: str, generator: torch.Generator) -> Tensor:
 
 def weights_of(kind: str, generator: torch.Generator) -> Tensor:
     """[O, K] of standard deviation K^-0.5, features alike or not."""
-    weight = torch.randn(OUT_FEATURES, IN_FEATURES, generator=generator) * IN_FEATURES**-0.5
+    weight = torch.randn(OUT_FEATURES, IN_FEATURES, generator=generator) / math.sqrt(IN_FEATURES)
     if kind == "features of lognormal size":
         weight *= (0.7 * torch.randn(OUT_FEATURES, 1, generator=generator)).exp()
     elif kind == "one feature x 16":

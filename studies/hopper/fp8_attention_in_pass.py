@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def like_a_first_layer(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     width = HEADS * HEAD_DIM
 
     def weight(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, device="cuda", dtype=dtype) * columns**-0.5
+        return torch.randn(rows, columns, device="cuda", dtype=dtype) / math.sqrt(columns)
 
     tokens = torch.randn(TOKENS, 64, device="cuda", dtype=dtype) @ weight(width, 64).T  # [S, E]
     tokens = torch.nn.functional.layer_norm(tokens, (width,))
@@ -103,6 +105,16 @@ def copied(size: int, times: int) -> Run:
     """Copies some bytes."""
     source, target = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
     return lambda: [target.copy_(source) for _ in range(times)]
+
+
+def rested(seconds: float) -> Run:
+    """Lets the GPU rest when it has done all, at any clock."""
+
+    def rest() -> None:
+        torch.cuda.synchronize()
+        time.sleep(seconds)
+
+    return rest
 
 
 def waited(seconds: float) -> Run:
@@ -158,9 +170,7 @@ def measure(study: Study, precision: str, dtype: torch.dtype, models: list[tuple
     alone()
     torch.cuda.synchronize()
     rest, short = 0.4, 0.6 * study.seconds
-    study.add(
-        f"{label} alone, rested {rest} s before each", alone, lambda: (torch.cuda.synchronize(), time.sleep(rest))
-    )
+    study.add(f"{label} alone, rested {rest} s before each", alone, rested(rest))
     study.add(f"{label} alone, without a pause", alone)
     study.add(f"{label} after 1 GiB was written (cold L2)", alone, written(1 << 30))
     study.add(f"{label} after 16 GiB were copied 4 times", alone, copied(16 << 30, 4))
@@ -209,7 +219,7 @@ def main() -> None:
         print(f"[{time.perf_counter() - start:.1f} s]", flush=True)
     inputs = models[0] if models else normals(dtype)
     figures["kernels"] = {
-        p: profile(lambda p=p: routed_attention(*inputs, routes_of(0, 20, 20), GEOMETRY, attention_precision=p))
+        p: profile(partial(routed_attention, *inputs, routes_of(0, 20, 20), GEOMETRY, attention_precision=p))
         for p in options.precisions.split(",")
     }
     print(json.dumps(figures["kernels"], indent=1), flush=True)

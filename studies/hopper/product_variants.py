@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernel of a product is fastest on Hopper when the card is at its power limit?
 
-All candidates in one process: torch (cuBLAS), the kernels that cuBLASLt lists, CUTLASS's with other tiles and orders of
-tiles (`plugins/kernels/sm90_linear/variants.h`), at the shapes of Wan 14B with 72,000 tokens. First a short look at
-all of them, then the best and those in use in slices that take turns, each back to back; then what leaves epilogues
-(gated residual, e4m3 behind the GELU), and last the products of a whole layer with its attention, as they are and with
-the winners. Errors are checked before anything is timed.
+All candidates in one process: torch (cuBLAS), the kernels that cuBLASLt lists, and the one that the library takes, at
+the shapes of Wan 14B with 72,000 tokens. First a short look at all of them, then the best and those in use in slices
+that take turns, each back to back; last the products of a whole layer with its attention, as they are and with the
+fastest. Errors are checked before anything is timed.
 
-    python studies/hopper/product_variants.py --output product_variants.json      # about 150 s of an H200, estimated
-    python studies/hopper/product_variants.py --parts 16,8 --screen 0.06 --seconds 1 --output short.json
+    python studies/hopper/product_variants.py --output product_variants.json      # about 90 s of an H200, estimated
+
+The kept result (benchmarks/results/2026-11-29-h200-product-variants.json) is of commit debe665. There the library also
+had CUTLASS's products with other tiles and orders of tiles, with a gated residual and with e4m3 in their epilogues;
+what won is in `plugins/kernels/sm90_linear/`, the others are no longer compiled. clock_stamp.so, for the clocks, is
+compiled from clock_stamp.cu by the command in it.
 
 Letters: R rows, K input features, O output features.
 """
@@ -25,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cublaslt_gate import gated_calls
 from sustained import Card, Figures, Sustained, table
 from torch import Tensor
 from torch.nn import functional
@@ -40,36 +42,13 @@ SHAPES = {  # name: in features, out features, activation
     "5120 to 13824, GELU": (5120, 13824, "gelu_tanh"),
     "13824 to 5120": (13824, 5120, "none"),
 }
-TILES = ("128x256 2x1", "256x128 2x1", "256x128 1x2", "128x128 turns 2x1", "64x256 turns 2x1")
-COMPILED_TILES, FUSED_TILES = (0, 2, 3, 4), (0, 3)
-BANDS = {"rows": (0, 2, 3), "columns": (3,)}  # log2 of the clusters of a band
 LISTED = 6  # kernels of cuBLASLt's list that are tried
 DTYPE, NAME = torch.float16, "float16"
-FINALISTS = 3
+FINALISTS = 2
 SAMPLE = 48  # rows that are checked
 COLUMNS = ("name", "ms", "TFLOP/s", "mhz", "megacycles", "watts", "joules", "error")
 
 Run = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kernel of variants.h."""
-
-    tile: int
-    axis: str = "rows"
-    band: int = 0
-
-    @property
-    def candidate(self) -> int:
-        """As the C API takes it."""
-        return 1000 + 20 * self.tile + 10 * (self.axis == "columns") + self.band
-
-    def __str__(self) -> str:
-        return f"{self.candidate} {TILES[self.tile]}, {1 << self.band} {self.axis}"
-
-
-VARIANTS = [Variant(tile, axis, band) for tile in COMPILED_TILES for axis, bands in BANDS.items() for band in bands]
 
 
 def normal(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
@@ -138,14 +117,13 @@ class Problem:
             sums = sums * self.input_scale[self.rows].double()[:, None] * self.weight_scale.double()
         else:
             sums = self.input[self.rows].double() @ self.weight.double().T
-        self.affine = sums + self.bias.double()  # [SAMPLE, O]
-        self.wanted = self.activated(self.affine)
+        self.wanted = self.activated(sums + self.bias.double())  # [SAMPLE, O]
 
     def activated(self, product: Tensor) -> Tensor:
         """GELU if the shape has one."""
         return functional.gelu(product, approximate="tanh") if self.activation == "gelu_tanh" else product
 
-    def call(self, candidate: int, **more: Any) -> Call:
+    def call(self, candidate: int) -> Call:
         """The library's."""
         tensors = {"bias": self.bias}
         if self.fp8:
@@ -153,12 +131,10 @@ class Problem:
             tensors |= {"input_scale": self.input_scale, "weight_scale": self.weight_scale}
         else:
             tensors |= {"input": self.input, "weight": self.weight}
-        values = {
-            "precision": "fp8" if self.fp8 else "same", "activation": self.activation, "candidate": candidate,
-            "rows": ROWS, "in_features": self.k, "out_features": self.o,
-        }  # fmt: skip
-        output = more.pop("output", self.output)
-        return Call(tensors | more.pop("tensors", {}), output, **(values | more))
+        return Call(
+            tensors, self.output, precision="fp8" if self.fp8 else "same", activation=self.activation,
+            candidate=candidate, rows=ROWS, in_features=self.k, out_features=self.o,
+        )  # fmt: skip
 
     def torch_call(self) -> Run:
         """What torch has: cuBLAS, GELU in its epilogue; fp8 by CUTLASS with fast sums, bias and GELU behind it."""
@@ -172,33 +148,21 @@ class Problem:
             + self.bias.bfloat16()
         )
 
-    def error(self, output: Tensor, wanted: Tensor | None = None) -> float:
+    def error(self, output: Tensor) -> float:
         """Of the sampled rows."""
-        wanted = self.wanted if wanted is None else wanted
-        return float((output[self.rows].double() - wanted).norm() / wanted.norm())
+        return float((output[self.rows].double() - self.wanted).norm() / self.wanted.norm())
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     """By the library: e4m3 [R, K] and scales [R]."""
     numbers = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device="cuda")
     scale = torch.empty(len(rows), device="cuda")
-    quantize_call(rows, numbers, scale)()
-    return numbers, scale
-
-
-def quantize_call(rows: Tensor, numbers: Tensor, scale: Tensor) -> Run:
-    """The call of it."""
     params = QuantizeParams(
         dtype=NAME, rows=len(rows), features=rows.shape[1], input=rows.data_ptr(), quantized=numbers.data_ptr(),
         quantized_scale=scale.data_ptr(),
     )  # fmt: skip
-    library = load_library()
-
-    def call() -> None:
-        enqueue(library, params, torch.cuda.current_stream().cuda_stream)
-
-    call.kept = (rows, numbers, scale)  # type: ignore[attr-defined]
-    return call
+    enqueue(load_library(), params, torch.cuda.current_stream().cuda_stream)
+    return numbers, scale
 
 
 def checked(problem: Problem, run: Run, bound: float) -> tuple[float | None, str]:
@@ -215,7 +179,8 @@ def checked(problem: Problem, run: Run, bound: float) -> tuple[float | None, str
 
 def screened(sustained: Sustained, problem: Problem, runs: dict[str, Run], seconds: float) -> list[dict[str, Any]]:
     """A short look at each, in two turns (the second backwards); those that are wrong or refuse have a note."""
-    rows, good = [], {}
+    rows: list[dict[str, Any]] = []
+    good: dict[str, Run] = {}
     for name, run in runs.items():
         error, note = checked(problem, run, 6e-3)
         rows.append({"name": name, "error": error, "note": note})
@@ -236,11 +201,10 @@ def finals(
     sustained: Sustained, problem: Problem, runs: dict[str, Run], rows: list[dict[str, Any]], always: list[str],
     seconds: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The best variants and kernels of cuBLASLt, and those that are always in, in slices that take turns."""
+    """The best kernels of cuBLASLt, and those that are always in, in slices that take turns."""
     timed = sorted((row for row in rows if row.get("ms")), key=lambda row: row["ms"])
-    ours = [row["name"] for row in timed if row["name"][0] == "1"][:FINALISTS]
-    listed = [row["name"] for row in timed if row["name"].startswith("cuBLASLt")][:1]
-    names = dict.fromkeys([*(n for n in always if any(r["name"] == n for r in timed)), *listed, *ours])
+    listed = [row["name"] for row in timed if row["name"].startswith("cuBLASLt")][:FINALISTS]
+    names = [*(n for n in always if any(r["name"] == n for r in timed)), *listed]
     found = sustained.in_turns({name: runs[name] for name in names}, seconds, rounds=6)
     errors = {row["name"]: row["error"] for row in rows}
     result = [
@@ -259,7 +223,6 @@ def products(sustained: Sustained, fp8: bool, screen: float, seconds: float) -> 
             bf16 = [t.bfloat16() for t in (problem.input, problem.weight, problem.bias)]
             runs["torch, bfloat16"] = partial(functional.linear, *bf16)
         runs |= {f"cuBLASLt's {n}": problem.call(n) for n in range(1, LISTED + 1)}
-        runs |= {str(variant): problem.call(variant.candidate) for variant in VARIANTS}
         rows = screened(sustained, problem, runs, screen)
         for row in rows:  # torch's bfloat16 and its fp8 output in bfloat16 are allowed their rounding
             if row["note"].startswith("wrong") and row["name"].startswith("torch"):
@@ -275,147 +238,12 @@ def products(sustained: Sustained, fp8: bool, screen: float, seconds: float) -> 
     return result
 
 
-def epilogues(sustained: Sustained, seconds: float) -> dict[str, Any]:
-    """Gated residual and e4m3 in the epilogue, beside product and the next operator, with all that moves."""
-    import vorta_trt.model.block_operators  # noqa: F401  (registers torch.ops.vorta)
-
-    result: dict[str, Any] = {}
-    ops = torch.ops.vorta
-    for name in ("5120 to 5120", "13824 to 5120"):
-        for fp8 in (False, True):
-            problem = Problem(name, fp8)
-            residual = normal(ROWS, problem.o)
-            gate, scale, shift = (torch.randn(1, 1, problem.o, device="cuda") * 0.3 + base for base in (0.5, 1.0, 0.0))
-            summed = torch.empty_like(residual)
-            wanted = residual[problem.rows].double() + gate[0].double() * problem.affine
-            norm = ops.norm_modulate_quantize if fp8 else ops.norm_modulate
-            both = ops.residual_norm_modulate_quantize if fp8 else ops.residual_norm_modulate
-            plain = problem.call(0)
-            vectors = (scale, shift, 1e-6, 0)
-
-            def today(
-                plain: Run = plain, r: Tensor = residual, g: Tensor = gate, v: Any = vectors, b: Any = both
-            ) -> Any:
-                return b(r[None], plain()[None], g, *v)
-
-            runs: dict[str, Run] = {"product, then residual and norm": today, "product alone": plain}
-            errors = {}
-            for tile in FUSED_TILES:
-                for band in (0, 3):
-                    variant = Variant(tile, "rows", band)
-                    fused = problem.call(
-                        variant.candidate, output=summed, residual_stride=problem.o,
-                        tensors={"residual": residual, "gate": gate},
-                    )  # fmt: skip
-                    label = f"{variant}: gated residual in the product, then norm"
-                    error, note = None, ""
-                    try:
-                        summed.fill_(torch.nan)
-                        fused()
-                        error = problem.error(summed, wanted)
-                    except Exception as reason:
-                        note = str(reason)[:160]
-                    if note or not error < 6e-3:
-                        print(f"  {label}: left out: {note or error}", flush=True)
-                        continue
-                    errors[label] = error
-
-                    def one(f: Run = fused, s: Tensor = summed, v: Any = vectors, n: Any = norm) -> Any:
-                        f()
-                        return n(s[None], *v)
-
-                    runs[label] = one
-            for number, listed in enumerate(cublaslt_gated(problem, gate, residual, summed) if not fp8 else ()):
-                label = f"cuBLASLt's {number + 1}: gated residual in the product, then norm"
-                summed.fill_(torch.nan)
-                listed()
-                errors[label] = problem.error(summed, wanted)
-                if errors[label] < 6e-3:
-                    runs[label] = lambda f=listed, s=summed, v=vectors, n=norm: (f(), n(s[None], *v))
-                else:
-                    print(f"  {label}: left out: error {errors[label]}", flush=True)
-            found = sustained.in_turns(runs, seconds, rounds=4)
-            rows = [{"name": n, **f, "error": errors.get(n)} for n, f in found.items()]
-            title = f"{name}, {'fp8' if fp8 else NAME}, gated residual"
-            print(f"\n{title}\n{table(rows, COLUMNS)}", flush=True)
-            result[title] = rows
-            del runs, problem, residual, summed
-            torch.cuda.empty_cache()
-    result["GELU in e4m3"] = gelu_epilogue(sustained, seconds)
-    return result
-
-
-def cublaslt_gated(problem: Problem, gate: Tensor, residual: Tensor, summed: Tensor) -> list[Run]:
-    """Kernels of cuBLASLt with a gated residual, if it has any."""
-    try:
-        vector = gate.reshape(-1).contiguous()
-        return list(gated_calls(problem.input, problem.weight, problem.bias, vector, residual, summed, 2))
-    except (RuntimeError, OSError) as reason:
-        print(f"  cuBLASLt with a gated residual: {reason}", flush=True)
-        return []
-
-
-def gelu_epilogue(sustained: Sustained, seconds: float) -> list[dict[str, Any]]:
-    """The first layer of the feed forward and the rounding of what it leaves, in one kernel and in two."""
-    problem = Problem("5120 to 13824, GELU", True)
-    numbers = torch.empty(ROWS, problem.o, dtype=torch.float8_e4m3fn, device="cuda")
-    scales = torch.empty(ROWS, device="cuda")
-    plain, rounding = problem.call(0), quantize_call(problem.output, numbers, scales)
-
-    def today() -> None:
-        plain()
-        rounding()
-
-    # By feature, the sum of its weights' magnitudes: no output can be above it times the row's largest, and the bias.
-    sums = problem.weight8.float().abs().sum(1) * problem.weight_scale  # [O]
-    offset = float((problem.bias.float().abs() / sums).max()) / 448 + 1e-12
-    inverse = 1 / sums
-    today()
-    runs: dict[str, Run] = {"product, then Quantize": today, "product alone": plain}
-    errors: dict[str, float | None] = {"product, then Quantize": rounded_error(problem, numbers, scales)}
-    for tile in FUSED_TILES:
-        for band in (0, 3):
-            variant = Variant(tile, "rows", band)
-            fused = problem.call(
-                variant.candidate, output=numbers, output_stride=problem.o, scale_factor=1.0, scale_offset=offset,
-                tensors={"output_scale": scales, "feature_factor": inverse},
-            )  # fmt: skip
-            label = f"{variant}: e4m3 from the product"
-            try:
-                numbers.view(torch.uint8).fill_(255)
-                fused()
-                error = rounded_error(problem, numbers, scales, sums)
-            except Exception as reason:
-                print(f"  {label}: left out: {str(reason)[:160]}", flush=True)
-                continue
-            if not error < 0.06:
-                print(f"  {label}: left out: error {error}", flush=True)
-                continue
-            errors[label], runs[label] = error, fused
-    found = sustained.in_turns(runs, seconds, rounds=4)
-    rows = [{"name": n, **f, "error": errors.get(n)} for n, f in found.items()]
-    print(f"\n{problem.name}, fp8, output in e4m3\n{table(rows, COLUMNS)}", flush=True)
-    return rows
-
-
-def rounded_error(problem: Problem, numbers: Tensor, scales: Tensor, factors: Tensor | None = None) -> float:
-    """Of e4m3 with scales by row, and by feature if there are such, against float64."""
-    values = numbers.view(torch.uint8)[problem.rows].view(torch.float8_e4m3fn).double()
-    wanted = problem.wanted
-    if factors is not None:
-        values = values * factors.double()
-    return float((values * scales[problem.rows].double()[:, None] - wanted).norm() / wanted.norm())
-
-
 def best_of(result: dict[str, Any], name: str) -> int:
-    """The fastest variant of a shape, or 0 where what is in use is as fast within 0.5 %."""
+    """The place in cuBLASLt's list of a shape's fastest kernel, or 0 where what is in use is as fast within 0.5 %."""
     finals = result[name]["finals"]
     in_use = next(row["ms"] for row in finals if row["name"] == "in use")
-    ours = [row for row in finals if row["name"][0] == "1" or row["name"].startswith("cuBLASLt")]
-    best = min(ours, key=lambda row: row["ms"])
-    if best["ms"] > 0.995 * in_use:
-        return 0
-    return int(best["name"].split()[0]) if best["name"][0] == "1" else int(best["name"].split()[-1])
+    best = min((row for row in finals if row["name"].startswith("cuBLASLt")), key=lambda row: row["ms"], default=None)
+    return 0 if best is None or best["ms"] > 0.995 * in_use else int(best["name"].split()[-1])
 
 
 def layer(sustained: Sustained, result: dict[str, Any], fp8: bool, seconds: float) -> list[dict[str, Any]]:
@@ -432,8 +260,9 @@ def layer(sustained: Sustained, result: dict[str, Any], fp8: bool, seconds: floa
     precision = "fp8" if fp8 else "same"
     counts = {"5120 to 5120": 6, "5120 to 13824, GELU": 1, "13824 to 5120": 1}
     runs: dict[str, Run] = {}
-    for title, choose in (("as it is", lambda name: 0), ("winners", lambda name: best_of(result, name))):
-        calls = [problems[n].call(choose(n)) for n, count in counts.items() for _ in range(count)]
+    winners = {name: best_of(result, name) for name in counts}
+    for title, chosen in (("as it is", dict.fromkeys(counts, 0)), ("winners", winners)):
+        calls = [problems[n].call(chosen[n]) for n, count in counts.items() for _ in range(count)]
 
         def run(calls: list[Call] = calls) -> None:
             for call in calls[:3]:
@@ -442,7 +271,7 @@ def layer(sustained: Sustained, result: dict[str, Any], fp8: bool, seconds: floa
             for call in calls[3:]:
                 call()
 
-        runs[title + ": " + ", ".join(f"{n}: {choose(n)}" for n in counts)] = run
+        runs[title + ": " + ", ".join(f"{n}: {place}" for n, place in chosen.items())] = run
     figures = sustained.in_turns(runs, seconds, rounds=4)
     rows = [{"name": name, **found} for name, found in figures.items()]
     print(f"\nproducts and attention of a layer, {precision}\n{table(rows, COLUMNS)}", flush=True)
@@ -451,7 +280,7 @@ def layer(sustained: Sustained, result: dict[str, Any], fp8: bool, seconds: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--parts", default="16,8,epilogues,layer", help="some of 16, 8, epilogues, layer")
+    parser.add_argument("--parts", default="16,8,layer", help="some of 16, 8, layer")
     parser.add_argument("--screen", type=float, default=0.12, help="seconds for each candidate in the first look")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each finalist")
     parser.add_argument("--output", type=Path, required=True)
@@ -477,9 +306,6 @@ def main() -> None:
         if part in parts:
             figures[part] = products(sustained, fp8, options.screen, options.seconds)
             keep()
-    if "epilogues" in parts:
-        figures["epilogues"] = epilogues(sustained, 0.4 * options.seconds)
-        keep()
     if "layer" in parts:
         for part, fp8 in (("16", False), ("8", True)):
             if part in figures:

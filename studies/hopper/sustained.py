@@ -80,7 +80,7 @@ class Card:
         self._period, self.samples = period, []  # type: float, list[dict[str, Any]]
         self._stop = threading.Event()
         try:
-            import pynvml
+            import pynvml  # type: ignore[import-not-found]  # of nvidia-ml-py
 
             pynvml.nvmlInit()
             self._nvml: Any = pynvml
@@ -157,7 +157,7 @@ class Figures:
     watts: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """Medians; cycles are milliseconds times clock."""
         ms = statistics.median(self.milliseconds) if self.milliseconds else None
         clock = statistics.median(self.clocks) if self.clocks else None

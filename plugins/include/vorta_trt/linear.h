@@ -38,15 +38,6 @@ typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 
  * With second_input the layer is that of [input, second_input] side by side, without a copy of both: the sums of input
  * are rounded to dtype in the output, and then those of second_input are added.
  *
- * With residual the output is residual + gate[o] * (product + bias), rounded once; there is no activation then.
- *
- * With output_scale the output is e4m3 (strides in its elements, multiples of 16), multiplied by feature_factor[o] and
- * divided by output_scale[r] = scale_factor * input_scale[r] + scale_offset: numbers that are known before the product,
- * and that the caller chooses so that nothing is beyond 448. With f[o] the sum over k of |weight[o, k] *
- * weight_scale[o]|, no output is beyond 448 * (f[o] * input_scale[r] + |bias[o]| / 448). So feature_factor = 1 / f,
- * scale_factor 1 and scale_offset the largest |bias[o]| / 448 / f[o] are such numbers; the next layer's weights take f
- * back. Without feature_factor, scale_factor is the largest f. FP8 only.
- *
  * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_linear_params {
   size_t struct_size;        /* sizeof(vorta_linear_params), set by the caller */
@@ -56,14 +47,14 @@ typedef struct vorta_linear_params {
   int32_t in_features;       /* K: a multiple of 8, with FP8 of 16 */
   int32_t out_features;      /* O: a multiple of 8, with FP8 of 16 */
   int32_t candidate;         /* 0: the library's choice; for comparisons n > 0: the n-th kernel that cuBLASLt lists, and
-                                -1: the kernel for every GPU from 8.0 on; from 1000: sm90_linear/variants.h */
+                                -1: the kernel for every GPU from 8.0 on */
   int64_t rows;              /* R, may be 0 */
   const void* input;         /* [R, K] of dtype, or e4m3 with FP8 */
   const float* input_scale;  /* [R] float32, with FP8; NULL without */
   const void* weight;        /* [O, K] of dtype, or e4m3 with FP8 */
   const float* weight_scale; /* [O] float32, with FP8; NULL without */
   const void* bias;          /* [O] of dtype, or NULL */
-  void* output;              /* [R, O] of dtype, or e4m3 with output_scale; every element is written */
+  void* output;              /* [R, O] of dtype, every element is written */
   int64_t input_stride;      /* at least K, or K - K2 */
   int64_t output_stride;     /* at least O */
   void* workspace;           /* 256-byte aligned; its contents need not survive the call */
@@ -72,13 +63,6 @@ typedef struct vorta_linear_params {
   int64_t second_stride;     /* of second_input, at least K2 */
   int32_t second_features;   /* K2, a multiple of 8 below K: input then has K - K2 features; 0 without second_input */
   int32_t reserved;          /* 0 */
-  const void* residual;      /* [R, O] of dtype, or NULL; shares no memory with the output */
-  int64_t residual_stride;   /* at least O */
-  const float* gate;         /* [O] float32, with residual; NULL is 1 */
-  float* output_scale;       /* [R] float32, every element is written, or NULL */
-  float scale_factor;        /* with output_scale, at least 0 */
-  float scale_offset;        /* with output_scale, more than 0 */
-  const float* feature_factor; /* [O] float32, with output_scale; NULL is 1 */
 } vorta_linear_params;
 
 /* Validates everything but pointers and strides, without touching a GPU. */

@@ -14,7 +14,6 @@
 #include "linear/product.h"
 #include "linear/validate_linear.h"
 #include "sm90_linear/fp8_product.h"
-#include "sm90_linear/variants.h"
 
 namespace vorta::linear {
 namespace {
@@ -29,11 +28,6 @@ cudaError_t is_hopper(bool* result) {
   const cudaError_t error = compute_capability(&gpu);
   *result = error == cudaSuccess && gpu == 90 && forced_kernels() == ForcedKernels::kNone;
   return error;
-}
-
-/// Where the reciprocals of the output's scales lie: behind what products need of the workspace.
-float* inverse_scales(const vorta_linear_params& p) {
-  return reinterpret_cast<float*>(static_cast<char*>(p.workspace) + kProductWorkspace);
 }
 
 Product product_of(const vorta_linear_params& p) {
@@ -54,11 +48,6 @@ Product product_of(const vorta_linear_params& p) {
   product.weight_stride = p.in_features;
   product.output_stride = p.output_stride;
   product.workspace = p.workspace;
-  product.residual = p.residual;
-  product.gate = p.gate;
-  product.residual_stride = p.residual_stride;
-  if (p.output_scale != nullptr) product.inverse_output_scale = inverse_scales(p);
-  product.feature_factor = p.feature_factor;
   return product;
 }
 
@@ -107,42 +96,8 @@ vorta_status multiply_by_cublaslt(const Product& product, int place, cudaStream_
   return VORTA_OK;
 }
 
-/// What products with a residual or an output in e4m3 take on Hopper: of 16 bits and with fp8.
-constexpr int kFused16 = sm90_linear::kFirstVariant + 20 * sm90_linear::kWide + 3;
-constexpr int kFused8 = sm90_linear::kFirstVariant + 20 * sm90_linear::kSquareTurns + 3;
-
-/// The kernels of sm90_linear/variants.h; *done says whether they took the product.
-vorta_status multiply_by_variant(const Product& product, int variant, cudaStream_t stream, bool* done) {
-  *done = false;
-  bool hopper = false;
-  if (cudaError_t error = is_hopper(&hopper)) return report("linear layer", error);
-  if (!hopper) return VORTA_OK;
-  const cudaError_t error = sm90_linear::launch_variant(product, variant, stream);
-  if (error == cudaErrorNotSupported) return VORTA_OK;
-  *done = true;
-  return error == cudaSuccess ? VORTA_OK : report("linear layer", error);
-}
-
 vorta_status multiply(const Product& product, int candidate, cudaStream_t stream) {
   bool done = false;
-  const bool fused = product.residual != nullptr || product.inverse_output_scale != nullptr;
-  const bool is_named = candidate != 0;
-  if (candidate == 0) {
-    const int named = sm90_linear::variant_of_environment(product.fp8);
-    candidate = named != 0 ? named : fused ? (product.fp8 ? kFused8 : kFused16) : 0;
-  }
-  if (candidate >= sm90_linear::kFirstVariant) {
-    if (vorta_status status = multiply_by_variant(product, candidate, stream, &done)) return status;
-    if (done) return VORTA_OK;
-    if (is_named) {
-      return fail(
-          VORTA_UNSUPPORTED,
-          "candidate %d: must be a variant that was compiled, for such a product and GPU (sm90_linear/variants.cpp)",
-          candidate);
-    }
-    candidate = 0;
-  }
-  if (fused) candidate = -1;
   if (candidate == 0 && product.fp8) {
     if (vorta_status status = multiply_on_hopper(product, stream, &done)) return status;
   }
@@ -163,13 +118,8 @@ vorta_status multiply_in_parts(const Product& whole, int candidate, cudaStream_t
     Product part = whole;
     part.rows = std::min(part_rows, whole.rows - row);
     part.input = static_cast<const char*>(whole.input) + row * whole.input_stride * input_bytes;
-    const int64_t output_bytes = whole.inverse_output_scale != nullptr ? 1 : 2;
-    part.output = static_cast<char*>(whole.output) + row * whole.output_stride * output_bytes;
+    part.output = static_cast<char*>(whole.output) + row * whole.output_stride * 2;
     if (whole.fp8) part.input_scale = whole.input_scale + row;
-    if (whole.inverse_output_scale != nullptr) part.inverse_output_scale = whole.inverse_output_scale + row;
-    if (whole.residual != nullptr) {
-      part.residual = static_cast<const char*>(whole.residual) + row * whole.residual_stride * 2;
-    }
     if (vorta_status status = multiply(part, candidate, stream)) return status;
   }
   return VORTA_OK;
@@ -192,11 +142,6 @@ vorta_status multiply_both(const vorta_linear_params& p, cudaStream_t stream) {
 
 vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
   if (p.second_input != nullptr) return multiply_both(p, stream);
-  if (p.output_scale != nullptr) {
-    const cudaError_t error = launch_output_scales(p.rows, p.input_scale, p.scale_factor, p.scale_offset,
-                                                   p.output_scale, inverse_scales(p), stream);
-    if (error != cudaSuccess) return report("scales of a linear layer", error);
-  }
   return multiply_in_parts(product_of(p), p.candidate, stream);
 }
 
@@ -224,8 +169,7 @@ vorta_status vorta_linear_workspace_size(const vorta_linear_params* params, size
   if (bytes == nullptr) {
     return vorta::fail(VORTA_INVALID_ARGUMENT, "bytes NULL: must point to a size_t that takes the answer; pass one");
   }
-  const auto scales = params->output_scale == nullptr ? size_t{0} : static_cast<size_t>(params->rows) * sizeof(float);
-  *bytes = params->rows == 0 ? 0 : vorta::linear::kProductWorkspace + scales;
+  *bytes = params->rows == 0 ? 0 : vorta::linear::kProductWorkspace;
   return VORTA_OK;
 }
 

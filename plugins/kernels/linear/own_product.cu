@@ -29,11 +29,6 @@ struct Arguments {
   int64_t rows, input_stride, weight_stride, output_stride;
   int in_features, out_features;
   bool gelu, adds;
-  const void* residual;
-  const float* gate;
-  int64_t residual_stride;
-  const float* inverse_output_scale;
-  const float* feature_factor;
 };
 
 using Tile = uint16_t[kBlock][kPitch];
@@ -177,22 +172,6 @@ __global__ void __launch_bounds__(kThreads) own_product_kernel(const Arguments a
           value = {value.x + bias.x, value.y + bias.y};
         }
         if (arguments.gelu) value = {gelu(value.x), gelu(value.y)};
-        if (arguments.residual != nullptr) {
-          const auto* place = static_cast<const Element*>(arguments.residual) + row * arguments.residual_stride;
-          const float2 before = Pair<Element>::unpack(*reinterpret_cast<const uint32_t*>(place + feature));
-          const float2 gate = arguments.gate == nullptr ? float2{1.0f, 1.0f}
-                                                        : float2{arguments.gate[feature], arguments.gate[feature + 1]};
-          value = {fmaf(gate.x, value.x, before.x), fmaf(gate.y, value.y, before.y)};
-        }
-        if (arguments.inverse_output_scale != nullptr) {
-          const float inverse = arguments.inverse_output_scale[row];
-          if (arguments.feature_factor != nullptr) {
-            value = {value.x * arguments.feature_factor[feature], value.y * arguments.feature_factor[feature + 1]};
-          }
-          auto* bytes = static_cast<uint8_t*>(arguments.output) + row * arguments.output_stride + feature;
-          *reinterpret_cast<uint16_t*>(bytes) = static_cast<uint16_t>(pack_e4m3(value.x * inverse, value.y * inverse));
-          continue;
-        }
         *reinterpret_cast<uint32_t*>(output_row + feature) = Pair<Element>::pack(value.x, value.y);
       }
     }
@@ -202,10 +181,9 @@ __global__ void __launch_bounds__(kThreads) own_product_kernel(const Arguments a
 }  // namespace
 
 cudaError_t launch_own_product(const Product& p, cudaStream_t stream) {
-  const Arguments arguments{
-      p.input,        p.weight,        p.input_scale,     p.weight_scale,         p.bias,          p.output, p.rows,
-      p.input_stride, p.weight_stride, p.output_stride,   p.in_features,          p.out_features,  p.gelu,   p.adds,
-      p.residual,     p.gate,          p.residual_stride, p.inverse_output_scale, p.feature_factor};
+  const Arguments arguments{p.input,       p.weight,       p.input_scale,  p.weight_scale,  p.bias,
+                            p.output,      p.rows,         p.input_stride, p.weight_stride, p.output_stride,
+                            p.in_features, p.out_features, p.gelu,         p.adds};
   auto kernel = p.dtype == VORTA_FLOAT16 ? own_product_kernel<__half, false> : own_product_kernel<__nv_bfloat16, false>;
   if (p.fp8) {
     kernel = p.dtype == VORTA_FLOAT16 ? own_product_kernel<__half, true> : own_product_kernel<__nv_bfloat16, true>;

@@ -28,12 +28,6 @@ struct Product {
   void* output;
   int64_t input_stride, weight_stride, output_stride;  // elements
   void* workspace;                                     // kProductWorkspace bytes
-  // What follows the bias where it is not NULL. The kernels of sm90_linear/variants.h alone know it.
-  const void* residual;  // [R, O] of dtype: the output is residual + gate[o] * (product + bias)
-  const float* gate;     // [O], or NULL for 1
-  int64_t residual_stride;
-  const float* inverse_output_scale;  // [R]: the output is e4m3, multiplied by it after the GELU
-  const float* feature_factor;        // [O], or NULL for 1: the same, by feature
 };
 
 /// Scratch memory of cuBLASLt's kernels; NVIDIA names 32 MiB for Hopper.
@@ -44,10 +38,6 @@ cudaError_t launch_own_product(const Product& product, cudaStream_t stream);
 
 /// GELU (tanh) of output [R, O] in place, for products whose kernel has no such epilogue.
 cudaError_t launch_gelu(const Product& product, cudaStream_t stream);
-
-/// output_scale[r] = factor * input_scale[r] + offset, and its reciprocal.
-cudaError_t launch_output_scales(int64_t rows, const float* input_scale, float factor, float offset,
-                                 float* output_scale, float* inverse, cudaStream_t stream);
 
 /// Rows of 16 bits, of one matrix or of two side by side.
 struct Rows {

@@ -4,7 +4,6 @@
 #include <initializer_list>
 
 #include "last_error.h"
-#include "sm90_linear/variants.h"
 #include "tensor_checks.h"
 
 namespace vorta::linear {
@@ -113,37 +112,10 @@ vorta_status validate(const vorta_linear_params* params) noexcept {
                 "(vorta_quantize_params), or pass precision 0 (same)",
                 p.second_features);
   }
-  const bool fused = p.residual != nullptr || p.output_scale != nullptr;
-  if (p.candidate < -1 || (p.candidate > kMaxCandidate && p.candidate < sm90_linear::kFirstVariant)) {
+  if (p.candidate < -1 || p.candidate > kMaxCandidate) {
     return fail(VORTA_INVALID_ARGUMENT,
                 "candidate %d: must be -1 (the library's own kernel) to %d; pass 0 for cuBLASLt's first choice",
                 p.candidate, kMaxCandidate);
-  }
-  if (fused && (p.second_features != 0 || (p.residual != nullptr && p.output_scale != nullptr))) {
-    return fail(
-        VORTA_INVALID_ARGUMENT,
-        "residual %p, output_scale %p, second_features %d: there is no product with more than one of them; pass "
-        "one, and compute the others in calls of their own",
-        p.residual, static_cast<void*>(p.output_scale), p.second_features);
-  }
-  if (p.residual != nullptr && p.activation != VORTA_ACTIVATION_NONE) {
-    return fail(VORTA_INVALID_ARGUMENT, "activation %d with residual: must be 0 (none); pass no residual",
-                p.activation);
-  }
-  if (p.gate != nullptr && p.residual == nullptr) {
-    return fail(VORTA_INVALID_ARGUMENT, "gate %p without residual: must be NULL; pass both",
-                static_cast<const void*>(p.gate));
-  }
-  if (p.feature_factor != nullptr && p.output_scale == nullptr) {
-    return fail(VORTA_INVALID_ARGUMENT, "feature_factor %p without output_scale: must be NULL; pass both",
-                static_cast<const void*>(p.feature_factor));
-  }
-  if (p.output_scale != nullptr && (!fp8 || !(p.scale_factor >= 0.0f) || !(p.scale_offset > 0.0f))) {
-    return fail(
-        VORTA_INVALID_ARGUMENT,
-        "output_scale with precision %d, scale_factor %g, scale_offset %g: must be 1 (fp8), at least 0 and more "
-        "than 0; pass such, or quantise the output in a call of its own",
-        p.precision, static_cast<double>(p.scale_factor), static_cast<double>(p.scale_offset));
   }
   return VORTA_OK;
 }
@@ -156,30 +128,24 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
                 "(fp8), NULL with 0 (same), which has no scales; pass both or none",
                 static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale));
   }
-  Extent input{}, weight{}, output{}, second{}, residual{};
-  const bool quantized = p.output_scale != nullptr;
+  Extent input{}, weight{}, output{}, second{};
   const Matrix matrices[] = {
       {"input", fp8 ? "[R, K] e4m3" : "[R, K]", p.input, p.rows, p.input_stride, p.in_features - p.second_features,
        fp8 ? 1 : 2},
       {"weight", fp8 ? "[O, K] e4m3" : "[O, K]", p.weight, p.out_features, p.in_features, p.in_features, fp8 ? 1 : 2},
-      {"output", quantized ? "[R, O] e4m3" : "[R, O]", p.output, p.rows, p.output_stride, p.out_features,
-       quantized ? 1 : 2},
+      {"output", "[R, O]", p.output, p.rows, p.output_stride, p.out_features, 2},
   };
   Extent* extents[] = {&input, &weight, &output};
   for (int i = 0; i < 3; ++i) {
     if (vorta_status status = check_matrix(matrices[i], extents[i])) return status;
   }
   if (vorta_status status = check_second_tensor(p, &second)) return status;
-  if (p.residual != nullptr) {
-    const Matrix matrix{"residual", "[R, O]", p.residual, p.rows, p.residual_stride, p.out_features, 2};
-    if (vorta_status status = check_matrix(matrix, &residual)) return status;
-  }
-  for (const void* vector : {p.bias, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale),
-                             static_cast<const void*>(p.gate), static_cast<const void*>(p.output_scale),
-                             static_cast<const void*>(p.feature_factor)}) {
+  for (const void* vector :
+       {p.bias, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale)}) {
     if (is_aligned(vector, 16)) continue;  // NULL is
     return fail(VORTA_INVALID_ARGUMENT,
-                "bias, gate or scale %p: must be aligned to 16 bytes; copy it to a fresh allocation", vector);
+                "bias, input_scale or weight_scale %p: must be aligned to 16 bytes; copy it to a fresh allocation",
+                vector);
   }
   if (p.workspace == nullptr || !is_aligned(p.workspace, 256)) {
     return fail(VORTA_INVALID_ARGUMENT, "workspace %p: must be a device pointer aligned to 256 bytes; pass one",
@@ -192,9 +158,9 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
   }
   const auto workspace = reinterpret_cast<uintptr_t>(p.workspace);
   const Extent scratch{workspace, workspace + workspace_bytes, true};
-  if (output.overlaps(input) || output.overlaps(weight) || output.overlaps(second) || output.overlaps(residual)) {
-    return fail(VORTA_INVALID_ARGUMENT,
-                "output %p: must not share memory with input, weight or residual; pass memory of its own", p.output);
+  if (output.overlaps(input) || output.overlaps(weight) || output.overlaps(second)) {
+    return fail(VORTA_INVALID_ARGUMENT, "output %p: must not share memory with input or weight; pass memory of its own",
+                p.output);
   }
   if (scratch.overlaps(input) || scratch.overlaps(weight) || scratch.overlaps(output) || scratch.overlaps(second)) {
     return fail(VORTA_INVALID_ARGUMENT,

@@ -1,40 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The order in which a persistent product visits its tiles: by bands. A band is some clusters of tiles high (or wide);
-// within it clusters are taken column by column (row by row). The clusters that run at one time then form a rectangle,
-// which reads fewer different bytes than a strip does. CUTLASS's own scheduler has such bands ("swizzle"), but rounds
-// the grid of tiles up to whole bands along both axes and computes what lies outside: of 20 columns in bands of 8, 4.
+// CUTLASS's persistent scheduler of tiles with the order of band_order.h. CUTLASS's own has bands, too ("swizzle"), but
+// rounds the grid of tiles up to whole bands along both axes and computes what lies outside: of 20 columns in bands of
+// 8, 4 more.
 #ifndef VORTA_TRT_KERNELS_SM90_LINEAR_BAND_SCHEDULER_CUH_
 #define VORTA_TRT_KERNELS_SM90_LINEAR_BAND_SCHEDULER_CUH_
 
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <cutlass/gemm/kernel/tile_scheduler.hpp>
 
+#include "sm90_linear/band_order.h"
+
 namespace vorta::sm90_linear {
 
+template <BandsOf kBandsOf, uint32_t kBand>
 struct BandScheduler : cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90 {
   using Base = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90;
-  using Arguments = Base::Arguments;  // max_swizzle_size: clusters of a band; AlongN: bands of rows, AlongM: of columns
+  using Arguments = Base::Arguments;
   using WorkTileInfo = Base::WorkTileInfo;
 
   struct Params : Base::Params {
-    uint32_t minor_clusters;  // of the grid across the bands
-    uint32_t major_clusters;  // along them
-    uint32_t band;            // clusters across one band, the last one aside
-    bool of_rows;
+    BandOrder order;
   };
 
   template <class ProblemShape, class TileShape, class ClusterShape>
   static Params to_underlying_arguments(ProblemShape problem, TileShape tile, ClusterShape cluster,
-                                        cutlass::KernelHardwareInfo const& hardware, Arguments const& arguments,
-                                        void* = nullptr, uint32_t = 1, uint32_t = 1) {
+                                        cutlass::KernelHardwareInfo const& hardware, Arguments const&, void* = nullptr,
+                                        uint32_t = 1, uint32_t = 1) {
     const dim3 blocks = get_tiled_cta_shape_mnl(problem, tile, cluster);
     Params params{};
     params.initialize(blocks, cutlass::gemm::to_gemm_coord(cluster), hardware, 1, RasterOrderOptions::AlongN);
-    params.of_rows = arguments.raster_order != RasterOrderOptions::AlongM;
-    params.minor_clusters = params.of_rows ? params.problem_tiles_m_ : params.problem_tiles_n_;
-    params.major_clusters = params.of_rows ? params.problem_tiles_n_ : params.problem_tiles_m_;
-    params.band = static_cast<uint32_t>(arguments.max_swizzle_size > 0 ? arguments.max_swizzle_size : 1);
+    params.order = {params.problem_tiles_m_, params.problem_tiles_n_, kBand, kBandsOf};
     return params;
   }
 
@@ -66,14 +62,11 @@ struct BandScheduler : cutlass::gemm::kernel::detail::PersistentTileSchedulerSm9
   /// Counts thread blocks; those of a cluster are neighbours.
   CUTLASS_DEVICE WorkTileInfo work_at(uint32_t index) const {
     const uint32_t cluster = index / (params_.cluster_shape_m_ * params_.cluster_shape_n_);
-    if (cluster >= params_.minor_clusters * params_.major_clusters) return WorkTileInfo::invalid_work_tile();
-    const uint32_t of_band = params_.band * params_.major_clusters;
-    const uint32_t first = cluster / of_band * params_.band, rest = cluster % of_band;
-    const uint32_t across = cute::min(params_.band, params_.minor_clusters - first);
-    const uint32_t minor = first + rest % across, major = rest / across;
-    const auto place = cute::block_id_in_cluster();
-    const uint32_t m = (params_.of_rows ? minor : major) * params_.cluster_shape_m_ + place.x;
-    const uint32_t n = (params_.of_rows ? major : minor) * params_.cluster_shape_n_ + place.y;
+    if (cluster >= params_.order.clusters()) return WorkTileInfo::invalid_work_tile();
+    const ClusterPlace place = params_.order.place(cluster);
+    const auto in_cluster = cute::block_id_in_cluster();
+    const uint32_t m = place.row * params_.cluster_shape_m_ + in_cluster.x;
+    const uint32_t n = place.column * params_.cluster_shape_n_ + in_cluster.y;
     return {static_cast<int32_t>(m), static_cast<int32_t>(n), 0, true};
   }
 
@@ -82,15 +75,17 @@ struct BandScheduler : cutlass::gemm::kernel::detail::PersistentTileSchedulerSm9
 };
 
 /// The tag by which kernels name it.
+template <BandsOf kBandsOf, uint32_t kBand>
 struct Bands {};
 
 }  // namespace vorta::sm90_linear
 
 namespace cutlass::gemm::kernel::detail {
 
-template <class ArchTag, class TileShape, class ClusterShape, uint32_t kStages>
-struct TileSchedulerSelector<vorta::sm90_linear::Bands, ArchTag, TileShape, ClusterShape, kStages> {
-  using Scheduler = vorta::sm90_linear::BandScheduler;
+template <vorta::sm90_linear::BandsOf kBandsOf, uint32_t kBand, class ArchTag, class TileShape, class ClusterShape,
+          uint32_t kStages>
+struct TileSchedulerSelector<vorta::sm90_linear::Bands<kBandsOf, kBand>, ArchTag, TileShape, ClusterShape, kStages> {
+  using Scheduler = vorta::sm90_linear::BandScheduler<kBandsOf, kBand>;
 };
 
 }  // namespace cutlass::gemm::kernel::detail
