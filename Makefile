@@ -61,7 +61,7 @@ lint: $(VENV)/.requirements-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
-	MYPYPATH=studies $(BIN)/mypy studies/*.py
+	MYPYPATH=studies:studies/hopper $(BIN)/mypy studies/*.py studies/hopper/*.py
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/.installed-test

@@ -60,16 +60,36 @@ SHAPES = [
     replace(PLAIN, activation="gelu_tanh", bias=False),
     Case(2049, 5120, 1280),
 ]
-CASES = [
-    replace(case, dtype=dtype, precision=precision, candidate=candidate)
-    for case in SHAPES
-    for dtype in ("float16", "bfloat16")
-    for precision in ("same", "fp8")
-    for candidate in (0, CUBLASLT, OWN_KERNEL)
-] + [
-    replace(PLAIN, in_features=8, out_features=24, candidate=candidate)  # fp8 needs multiples of 16
-    for candidate in (0, OWN_KERNEL)
-]
+CASES = (
+    [
+        replace(case, dtype=dtype, precision=precision, candidate=candidate)
+        for case in SHAPES
+        for dtype in ("float16", "bfloat16")
+        for precision in ("same", "fp8")
+        for candidate in (0, CUBLASLT, OWN_KERNEL)
+    ]
+    + [
+        replace(PLAIN, in_features=8, out_features=24, candidate=candidate)  # fp8 needs multiples of 16
+        for candidate in (0, OWN_KERNEL)
+    ]
+    + [
+        # Hopper's fp8 product has a tile for each activation, in clusters of 256 rows, and an order of tiles in bands.
+        replace(case, dtype=dtype, precision="fp8", activation=activation)
+        for case in (
+            *(Case(rows, 272, 272) for rows in (1, 127, 129, 257, 71999, 72001)),
+            *(Case(300, k, o) for k, o in ((16, 16), (48, 48), (16, 5120), (13824, 272))),
+            Case(300, 512, 272, bias=False),
+            Case(300, 528, 272, padding=16),
+            Case(
+                2900, 272, 5120
+            ),  # more tiles than multiprocessors, several bands of both kinds, the last ones narrower
+            Case(2561, 48, 13824),
+            Case(1300, 13824, 5120),
+        )
+        for dtype in ("float16", "bfloat16")
+        for activation in ("none", "gelu_tanh")
+    ]
+)
 
 
 @dataclass

@@ -16,16 +16,16 @@ from memory import PeakMemory
 from running_server import wait_for
 
 STUDIES = Path(__file__).parents[2] / "studies"
-NAMES = sorted(path.stem for path in STUDIES.glob("*.py"))
+NAMES = sorted(path.relative_to(STUDIES).with_suffix("").as_posix() for path in STUDIES.rglob("*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_can_be_imported(name: str) -> None:
-    assert importlib.import_module(name).__doc__
+    assert importlib.import_module(Path(name).name).__doc__
 
 
 def test_the_readme_names_every_study() -> None:
-    rows = re.findall(r"^\| `(\w+)\.py` \|", (STUDIES / "README.md").read_text(encoding="utf-8"), re.M)
+    rows = re.findall(r"^\| `([\w/]+)\.py` \|", (STUDIES / "README.md").read_text(encoding="utf-8"), re.M)
     assert sorted(rows) == NAMES
 
 

@@ -15,19 +15,40 @@
 
 #include "kernel_launch.h"
 #include "linear/elements.cuh"
+#include "sm90_linear/band_scheduler.cuh"
 #include "sm90_linear/fp8_product.h"
 
 namespace vorta::sm90_linear {
 
 using namespace cute;
 
-/// Rows, features and bytes of K of a thread block's tile. Two groups of warps work on a tile each and take turns
-/// ("ping-pong"), so that one multiplies while the other scales and stores.
-using TileShape = Shape<_128, _128, _128>;
-/// Two thread blocks along the rows read each byte of the weights once.
-using ClusterShape = Shape<_2, _1, _1>;
-using MainloopSchedule = cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum;
-using EpilogueSchedule = cutlass::epilogue::TmaWarpSpecialized;
+/// How the output is cut into tiles, who computes one, and in which order they come. A tile has rows, features and
+/// bytes of K; two thread blocks of a cluster along the rows read each byte of the weights once. Measured on an H200,
+/// which draws its 700 W in either (docs/kernels-lab-book.md, "Products at the power limit").
+template <bool kGelu>
+struct Tiling;
+
+/// What only scales its sums stores a tile quickly: both groups of warps multiply one tile of twice the features, which
+/// takes 2/3 of the reads. Its band is 2,048 columns wide.
+template <>
+struct Tiling<false> {
+  using Tile = Shape<_128, _256, _128>;
+  using Cluster = Shape<_2, _1, _1>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+  using Order = Bands<BandsOf::kColumns, 8>;
+};
+
+/// The GELU takes longer: the groups work on a tile each and take turns ("ping-pong"), so that one multiplies while the
+/// other computes exponentials. Its band is 2,048 rows high.
+template <>
+struct Tiling<true> {
+  using Tile = Shape<_128, _128, _128>;
+  using Cluster = Shape<_2, _1, _1>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+  using Order = Bands<BandsOf::kRows, 8>;
+};
 
 /// The GELU on what a visitor gives: a float or an array of them.
 template <class Value>
@@ -45,6 +66,10 @@ struct Gelu<cutlass::Array<float, kCount>> {
 
 template <class Element, bool kGelu>
 struct Kernel {
+  using Tiles = Tiling<kGelu>;
+  using TileShape = typename Tiles::Tile;
+  using ClusterShape = typename Tiles::Cluster;
+
   static constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
   template <template <class> class Function, class Output>
   using Compute = cutlass::epilogue::fusion::Sm90Compute<Function, Output, float, kRound>;
@@ -68,14 +93,17 @@ struct Kernel {
   using CollectiveEpilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, TileShape, ClusterShape,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, RowMajor, kAlignment16, Element, RowMajor,
-      kAlignment16, EpilogueSchedule, Epilogue>::CollectiveOp;
+      kAlignment16, typename Tiles::Epilogue, Epilogue>::CollectiveOp;
   using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Float8, RowMajor, kAlignment8, Float8,
       cutlass::layout::ColumnMajor, kAlignment8, float, TileShape, ClusterShape,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename CollectiveEpilogue::SharedStorage))>,
-      MainloopSchedule>::CollectiveOp;
-  using Type = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, CollectiveMainloop, CollectiveEpilogue>;
+      typename Tiles::Mainloop>::CollectiveOp;
+  using Type = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, CollectiveMainloop, CollectiveEpilogue,
+                                                    typename Tiles::Order>;
+  static_assert(CollectiveMainloop::DispatchPolicy::Stages >= 3);
+  static_assert(Type::SharedStorageSize <= 227 * 1024);  // what a thread block may have
 };
 
 template <class Element, bool kGelu>
