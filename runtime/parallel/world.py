@@ -25,6 +25,9 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOOPBACK = "lo"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 CPU, CUDA = "cpu", "cuda"
+# torch's watchdog of NCCL sleeps four times this many milliseconds, 15,000 unless they are set, between an exchange
+# that has taken too long and the end of the process, so that all ranks can write what its flight recorder has.
+NCCL_DUMP_WAIT = ("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "500")
 BACKENDS = {CPU: "gloo", CUDA: "cpu:gloo,cuda:nccl"}
 Value = TypeVar("Value")
 
@@ -100,6 +103,7 @@ def join(
     if here == size:  # nothing leaves this machine, which may have no other network
         for name in INTERFACES:
             os.environ.setdefault(name, LOOPBACK)
+    os.environ.setdefault(*NCCL_DUMP_WAIT)
     distributed.init_process_group(BACKENDS[kind], timeout=timedelta(seconds=timeout))
     device = torch.device(kind, local) if kind == CUDA else torch.device(kind)
     world = World(rank, size, device, timeout, send or World.send)

@@ -17,7 +17,11 @@ pytestmark = pytest.mark.gpu
 
 TIMEOUT = 5.0  # seconds
 START = 60.0  # seconds that two processes may take to import torch, meet and make a communicator
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # as `launch` has it
+JOINED = {  # as `join` has it
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "500",
+}
 
 PROGRAM = """
 import sys, time
@@ -60,7 +64,7 @@ def test_a_rank_that_waits_too_long_ends(exchange: str, tmp_path: Path) -> None:
         pytest.skip("needs 2 GPUs")
     program = PROGRAM.format(timeout=TIMEOUT, start=START)
     command = [sys.executable, "-c", program]
-    environment = {**os.environ, **LOOPBACK, "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+    environment = {**os.environ, **JOINED, "NCCL_NVLS_ENABLE": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path), exchange], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -75,7 +79,7 @@ def test_a_rank_that_waits_too_long_ends(exchange: str, tmp_path: Path) -> None:
     finally:
         for rank in ranks:
             rank.kill()
-            rank.wait()
+            rank.communicate()  # reads the rest and closes the pipes
     print(f"{exchange}: {seconds:.1f} s", error[-3000:])
     assert out == "met\n", error
     assert ranks[0].returncode == -signal.SIGABRT

@@ -61,7 +61,8 @@ def test_every_rank_gets_its_rows_of_the_whole(
 def test_ranks_on_one_gpu(ranks: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("g++") or pytest.skip("needs g++ to make the library in NCCL's place")
     folders = [*PACKAGES.glob("nvidia/*/include"), Path("/usr/local/cuda/include")]
-    include = next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
+    needed = ("cuda_runtime_api.h", "crt/host_defines.h")  # packages of the runtime alone lack the latter
+    include = next((folder for folder in folders if all((folder / name).is_file() for name in needed)), None)
     places = [*PACKAGES.glob("nvidia/*/lib/libcudart.so.*"), *Path("/usr/local/cuda/lib64").glob("libcudart.so.*")]
     if include is None or not places:
         pytest.skip("needs cuda_runtime_api.h and libcudart")

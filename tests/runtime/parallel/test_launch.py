@@ -14,10 +14,10 @@ import pytest
 
 from vorta_trt.runtime.parallel import launch as launching
 from vorta_trt.runtime.parallel.errors import ParallelError, RankError
-from vorta_trt.runtime.parallel.launch import GRACE, SETTLE, launch
+from vorta_trt.runtime.parallel.launch import GRACE, SETTLE, environment_of, launch
 from vorta_trt.runtime.parallel.rank_process import Failure, failure_of
 from vorta_trt.runtime.parallel.versions import check_alike
-from vorta_trt.runtime.parallel.world import join
+from vorta_trt.runtime.parallel.world import INTERFACES, NCCL_DUMP_WAIT, join
 
 from . import rank_functions
 
@@ -103,6 +103,26 @@ def test_nothing_starts_where_it_could_not_end_well(monkeypatch: pytest.MonkeyPa
         launch(rank_functions.wait_for_ever, gpus=0)
     with pytest.raises(ParallelError, match="RANK: is not set"), join("cpu"):
         pass
+
+
+@pytest.mark.parametrize("chosen", [None, "7000"])
+def test_torchs_watchdog_ends_a_rank_soon_after_the_time_out(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a minute later, unless the user wants that."""
+    name, soon = NCCL_DUMP_WAIT
+    for variable in (name, *INTERFACES):  # so that they are as before afterwards
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for variable, value in environment_of(0, 1, port).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")  # the only rank holds the store itself
+    if chosen is not None:
+        monkeypatch.setenv(name, chosen)
+    with join("cpu"):
+        assert os.environ[name] == (chosen or soon)
 
 
 def test_unequal_drivers_are_named() -> None:
