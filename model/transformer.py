@@ -422,7 +422,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         costs: BranchCosts | None = None,
         *,
         exchange: str = AUTO,
-        overlap: bool = False,
+        overlap: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
         """Shares the work of `forward` with the other processes of a group, one GPU each (Ulysses).
@@ -443,8 +443,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
                 communicator of its own over NCCL; "torch", torch.distributed; or "auto", the library where every rank
                 computes on a GPU in a group of NCCL. `parallel.exchange` then says which it is, and
                 `parallel.choice.reason` why. All ranks give the same.
-            overlap: Whether the exchanges of one half of a rank's heads run beside the attention of the other. What
-                that brings has not been measured.
+            overlap: Whether the exchanges of one half of a rank's heads run beside the attention of the other; None:
+                where the library exchanges. The sample is the same, bit for bit.
             timeout: Seconds that an exchange of the library may take, after which the process ends; with "torch" it is
                 the group's own.
 

@@ -18,7 +18,7 @@ from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.operator import Attention
 from vorta_trt.model.parallel.attention import SAMPLE, Watch, sharded_attention, unwatched
 from vorta_trt.model.parallel.exchange import gather_shards
-from vorta_trt.model.parallel.exchange_choice import AUTO, TORCH, Exchange, ExchangeChoice, choose_exchange
+from vorta_trt.model.parallel.exchange_choice import AUTO, LIBRARY, TORCH, Exchange, ExchangeChoice, choose_exchange
 from vorta_trt.model.parallel.group_communicator import TIMEOUT
 from vorta_trt.model.parallel.groups import Group, joined
 from vorta_trt.model.parallel.placement import BranchCosts, Placement, check_costs, check_ranks, head_order
@@ -56,7 +56,7 @@ class Ranks:
         *,
         device: torch.device,
         exchange: str = AUTO,
-        overlap: bool = False,
+        overlap: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> Ranks:
         """Checks what `RoutedTransformer.parallelize` is given.
@@ -76,7 +76,8 @@ class Ranks:
         members = joined(group)
         check_ranks(heads, members.size())
         choice = choose_exchange(exchange, members, device, timeout)
-        return cls(members, cast(Placement, placement), costs=costs, choice=choice, overlap=overlap)
+        overlaps = choice.exchange == LIBRARY if overlap is None else overlap
+        return cls(members, cast(Placement, placement), costs=costs, choice=choice, overlap=overlaps)
 
     @property
     def exchange(self) -> Exchange:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vorta_trt.model.parallel import exchange_choice
+from vorta_trt.model.parallel import exchange_choice, ranks
 from vorta_trt.model.parallel.exchange_choice import ExchangeChoice, choose_exchange
 from vorta_trt.plugins import VortaError
 
@@ -80,3 +80,14 @@ def test_a_failure_of_what_was_chosen_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(exchange_choice.GroupCommunicator, "of", fail)
     with pytest.raises(VortaError, match="known-answer exchange"):
         choose_exchange("auto", GROUP, GPU, 9.0)
+
+
+@pytest.mark.parametrize(("exchange", "asked", "overlaps"), [
+    ("library", None, True), ("torch", None, False), ("library", False, False), ("torch", True, True)
+])  # fmt: skip
+def test_exchanges_of_the_library_overlap_unless_asked_otherwise(
+    exchange: Any, asked: bool | None, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "joined", lambda group: group)
+    monkeypatch.setattr(ranks, "choose_exchange", lambda *arguments: ExchangeChoice(exchange, "asked for"))
+    assert ranks.Ranks.of(GROUP, "balanced", 4, device=GPU, exchange=exchange, overlap=asked).overlap == overlaps
