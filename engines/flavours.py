@@ -428,7 +428,7 @@ class LeanRuntime(Flavour):
     run_only = True
     executed: Mapping[str, str] = {
         "10.16": "the plugin's registration, without a GPU",
-        "11.4": "the plugin's registration, without a GPU",
+        "11.4": "the plugin's registration, on an H200",
     }
     checked: Mapping[str, str] = {"11.4": "names and calls of the executor, with its Python bindings"}
 
