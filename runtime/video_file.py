@@ -24,6 +24,10 @@ ARRAY = ".npy"
 # FFmpeg's numbers of matrix, primaries and transfer, and swscale's name of the matrix, by convention for HD and below.
 BT709, BT601 = (1, "ITU709"), (6, "ITU601")
 LIMITED_RANGE = 1  # of luma, 16 to 235
+# Frames that are encoded at the same time. The encoder's choices depend on the number, so it is the same on every
+# machine, and so are the files. A frame follows the one before at a distance of three or four of its 45 rows of
+# macroblocks (720 lines), so that more threads would wait. Small frames have two such rows a thread, x264's own bound.
+MOST_THREADS, LINES_OF_THREAD = 16, 32
 
 FrameWriter = Callable[[npt.NDArray[np.uint8]], None]
 
@@ -76,7 +80,8 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
     """Writes a video frame by frame; the file appears when the block ends without an error.
 
     Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged so; in .mp4 and .mov the index
-    comes first, so that a player can start while the file still loads.
+    comes first, so that a player can start while the file still loads. Several frames are encoded at the same time, in
+    threads; the same frames give the same file, however many cores there are.
 
     Args:
         path: suffix .mkv, .mov or .mp4; its folder must exist.
@@ -98,6 +103,7 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
         raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
     check_encoder()
     av = import_av()
+    reformatter = av.video.reformatter.VideoReformatter()  # it is set up once for all frames
     options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
     with files.new_file(path) as unfinished, av.open(str(unfinished), "w", options=options) as container:
         stream = container.add_stream(CODEC, rate=Fraction(rate).limit_denominator(1001), options={"crf": QUALITY})
@@ -110,8 +116,10 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
                 context = stream.codec_context
                 context.colorspace = context.color_primaries = context.color_trc = number
                 context.color_range = LIMITED_RANGE
+                context.thread_type = "FRAME"  # PyAV's is "SLICE", where all wait for all in every frame
+                context.thread_count = max(1, min(MOST_THREADS, frame.shape[0] // LINES_OF_THREAD))
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
+            picture = reformatter.reformat(picture, format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
             picture.colorspace, picture.color_range = number, LIMITED_RANGE
             container.mux(stream.encode(picture))
 

@@ -80,7 +80,7 @@ class _Video:
                 self._split = self._parts.ranks.rows(latents.shape[ROWS])
                 stack.enter_context(decoding_rows(vae.decoder, self._split, family.vae_needs_all_rows))
                 latents = self._split.own(latents)
-            if whole and family.vae_decodes_chunks:
+            if self._parts.decodes_chunks:
                 in_chunks = True
                 hook = vae.decoder.register_forward_hook(
                     lambda module, given, chunk: self._take(family.frames_of_chunk(vae, chunk))

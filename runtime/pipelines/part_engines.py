@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vorta_trt.export.onnx_file import part_files, read_onnx
 from vorta_trt.export.part_metadata import PartMetadata
@@ -150,6 +150,12 @@ class PartComponent(StandIn):
     def enable_tiling(self) -> None:
         """A VAE's."""
         self._part.enable_tiling()
+
+    @property
+    def decoder(self) -> nn.Module:
+        """A VAE's, which calls the graphs."""
+        decoder: nn.Module = self._part.decoder
+        return decoder
 
 
 class _Runner:

@@ -195,6 +195,11 @@ class Parts:
         """Whether a VAE runs in torch, as it is, and not in tiles."""
         return isinstance(vae, torch.nn.Module) and not self._tiled
 
+    @property
+    def decodes_chunks(self) -> bool:
+        """Whether a VAE calls its decoder, whatever runs that, once for every chunk of frames."""
+        return self._family.vae_decodes_chunks and not self._tiled
+
     def decodes_tiles(self, vae: Any) -> bool:
         """Whether a VAE runs in torch and its decoder is called once for each tile."""
         return isinstance(vae, torch.nn.Module) and self._tiled and not self._family.vae_decodes_chunks

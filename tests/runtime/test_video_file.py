@@ -43,6 +43,21 @@ def test_colours(
         assert 0 < data.find(b"moov") < data.find(b"mdat")
 
 
+@pytest.mark.parametrize(("height", "threads"), [(32, 1), (480, 15), (1280, 16)])
+def test_the_same_file_on_any_number_of_cores(tmp_path: Path, height: int, threads: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (6, height, 64, 3), np.uint8)
+    file = write_frames(tmp_path / "a.mp4", frames, 16)
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        of_one_core = write_frames(tmp_path / "b.mp4", frames, 16)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert of_one_core.read_bytes() == file.read_bytes()
+    settings = file.read_bytes()  # the encoder's, as text
+    assert f" threads={threads} ".encode() in settings and b" sliced_threads=0 " in settings
+
+
 @pytest.mark.parametrize("rate", [16, np.float32(16), np.int64(16), np.array(16.0)])
 def test_rates_of_all_kinds(tmp_path: Path, rate: float) -> None:
     assert frame_rate(write_frames(tmp_path / "a.mp4", np.zeros((2, 32, 32, 3), np.uint8), rate)) == 16

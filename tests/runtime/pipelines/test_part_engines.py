@@ -169,10 +169,16 @@ def test_a_compiled_decoder_is_the_eager_one(
         torch, "compile", lambda module, **_: compiled.append(module) or module
     )  # no compiler is needed here
     for tiny in (tiny_wan, tiny_hunyuan_video, make_tiny(kept, "hunyuan_video_15")):
-        videos = []
+        videos, parts = [], []
         for compile_vae in (False, True):
             with VortaPipeline.from_pretrained(tiny.model(), tiny.checkpoint, compile_vae=compile_vae) as pipeline:
-                videos += [pipeline("a red wall", **SAMPLING).frames for _ in range(1 + compile_vae)]
+                for _ in range(1 + compile_vae):
+                    given: list[np.ndarray] = []
+                    made = pipeline("a red wall", **SAMPLING, on_frames=lambda _, frames, to=given: to.append(frames))
+                    videos.append(made.frames)
+                    assert (np.concatenate(given) == made.frames).all()
+                    parts.append(len(given))
+        assert parts == [parts[0]] * 3 and (parts[0] > 1) == (tiny is tiny_wan)  # as they are decoded, chunk by chunk
         assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
         assert (videos[1] == videos[2]).all()  # nothing is left of the video before
     assert len(compiled) == 4
