@@ -204,6 +204,13 @@ class EngineOptions(Options):
         ),
     ] = False
 
+    vae_precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            help="What the VAE computes in where it runs in torch [default: the model's own; without a GPU fp32]."
+        ),
+    ] = None
+
     def arguments(self, in_torch: bool = False) -> dict[str, Any]:
         """As keywords of `VortaPipeline`; of a checkpoint `in_torch` without a device, since it is loaded there."""
         if in_torch:
@@ -215,6 +222,7 @@ class EngineOptions(Options):
                 "cpu_offload": self.cpu_offload,
                 "vae_tiling": self.vae_tiling,
                 "compile_vae": self.compile_vae,
+                "vae_precision": self.vae_precision,
             }
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
         if self.weight_streaming is not None:
@@ -226,6 +234,7 @@ class EngineOptions(Options):
             "cpu_offload": self.cpu_offload,
             "vae_tiling": self.vae_tiling,
             "compile_vae": self.compile_vae,
+            "vae_precision": self.vae_precision,
             "engine": engine,
         }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vorta_trt.engines.bundle import Bundle
 from vorta_trt.model.families import get_family
-from vorta_trt.model.precision import BITS
+from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.runtime.engine_parts import Described
 
 # float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
@@ -29,7 +29,8 @@ class PipelineParts:
     """Bytes of what stands around the transformer. None: not given, or unknown.
 
     Attributes:
-        text_encoder: weights of all text encoders in 16 bits, and of image encoders as stored. vae: weights as stored.
+        text_encoder: weights of all text encoders in 16 bits, and of image encoders as stored. vae: weights as stored,
+            or in the precision that was chosen.
         decoding: what the VAE needs to decode one video besides, estimated from its widest layers, and the video
         itself; encoding the images that a video begins with takes less.
     """
@@ -54,13 +55,16 @@ def sampling_bytes(model: Described | None) -> int:
     return max(latents, PIXEL_COPIES * 3 * 4 * pixels)
 
 
-def pipeline_parts(checkpoint: Path | None, model: Described | None, bundle: Bundle | None = None) -> PipelineParts:
+def pipeline_parts(
+    checkpoint: Path | None, model: Described | None, bundle: Bundle | None = None, vae_precision: str | None = None
+) -> PipelineParts:
     """The sizes that a bundle's engines tell, and for what is no engine a diffusers pipeline folder.
 
     Args:
         checkpoint: The pipeline folder.
         model: Of the transformer.
         bundle: Whose engines of VAE and text encoders count.
+        vae_precision: Of a VAE in torch; None for the family's.
 
     Raises:
         FileNotFoundError: The folder has neither text encoder nor VAE, and nor has the bundle.
@@ -69,7 +73,7 @@ def pipeline_parts(checkpoint: Path | None, model: Described | None, bundle: Bun
     if checkpoint is None or None not in (engines.text_encoder, engines.vae):
         return engines
     try:
-        files = _folder_parts(checkpoint, model)
+        files = _folder_parts(checkpoint, model, vae_precision)
     except FileNotFoundError:
         if engines == PipelineParts(None, None, None):
             raise
@@ -105,13 +109,13 @@ def holds_parts(checkpoint: Path) -> bool:
     return any(_weights(folder, None) is not None for folder in folders if folder.is_dir())
 
 
-def _folder_parts(checkpoint: Path, model: Described | None) -> PipelineParts:
+def _folder_parts(checkpoint: Path, model: Described | None, vae_precision: str | None) -> PipelineParts:
     """The sizes that a pipeline folder tells."""
     # In 16 bits those of text, as stored those of images.
     encoders = {"text_encoder*": 2, "image_encoder*": None}
     folders = [(folder, width) for name, width in encoders.items() for folder in sorted(checkpoint.glob(name))]
     text = [size for folder, width in folders if folder.is_dir() and (size := _weights(folder, width)) is not None]
-    vae = _weights(checkpoint / "vae", None)
+    vae = _weights(checkpoint / "vae", None if vae_precision is None else BITS[PRECISIONS[vae_precision]] // 8)
     if not text and vae is None:
         raise FileNotFoundError(
             f"{checkpoint}: has neither text_encoder/ nor vae/ with weights; give the folder of a whole pipeline"
@@ -119,7 +123,7 @@ def _folder_parts(checkpoint: Path, model: Described | None) -> PipelineParts:
     decoding = None
     config = checkpoint / "vae" / "config.json"
     if vae is not None and model is not None and config.is_file():
-        decoding = _decoding(json.loads(config.read_text(encoding="utf-8")), model)
+        decoding = _decoding(json.loads(config.read_text(encoding="utf-8")), model, vae_precision)
     return PipelineParts(sum(text) if text else None, vae, decoding)
 
 
@@ -151,12 +155,14 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _decoding(config: Mapping[str, Any], model: Described) -> int | None:
+def _decoding(config: Mapping[str, Any], model: Described, vae_precision: str | None) -> int | None:
     """The video in float32, and three times the widest tensor of the decoder: its input, its output, and a copy.
 
     None for VAEs whose widest tensor is unknown.
     """
     family = get_family(model.family)
     frames, height, width = family.video_size(model.config, *model.latent_shape[1:])
-    widest = family.decoding_bytes(config, frames, height * width)
+    widest = family.decoding_bytes(config, frames, height * width)  # in the family's type
+    if widest is not None and vae_precision is not None:
+        widest = widest * BITS[PRECISIONS[vae_precision]] // BITS[family.vae_dtype]
     return None if widest is None else 3 * widest + 3 * frames * height * width * 4

@@ -88,6 +88,7 @@ def plan_memory(
     gpus: int | None = None,
     guidance: int = 1,
     passes: int = GUIDANCE,
+    vae_precision: str | None = None,
 ) -> MemoryPlan:
     """Plans the memory of a bundle, an ONNX file or a model in torch.
 
@@ -100,6 +101,7 @@ def plan_memory(
             for.
         guidance: Groups of such GPUs, 2 with guidance in parallel.
         passes: Of a step, 2 with guidance.
+        vae_precision: Of a VAE that runs in torch; None for the family's.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -108,7 +110,7 @@ def plan_memory(
     if wrong := [card for card in cards if card <= 0]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
     described = _described(target)
-    rest = pipeline_parts(checkpoint, described, target.bundle if isinstance(target, Target) else None)
+    rest = pipeline_parts(checkpoint, described, target.bundle if isinstance(target, Target) else None, vae_precision)
     gpus = shared_by(target, gpus)
     samples = -(-passes // guidance)  # of a step on one GPU
     parts = _parts(target, gpus, samples)

@@ -123,6 +123,7 @@ def _fits(model: ServedModel) -> bool:
         executor=options.get("executor"),
         device=options.get("device"),
         cpu_offload=bool(options.get("cpu_offload", False)),
+        vae_precision=options.get("vae_precision"),
     )
     return not (choice.is_sequential or choice.in_turn or choice.stream_weights or choice.cpu_offload)
 

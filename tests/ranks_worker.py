@@ -319,14 +319,20 @@ def _said(call: Callable[[], object]) -> str:
 
 
 def decoded_rows(
-    group: dist.ProcessGroup, family: str, vae_class: str, config: dict[str, Any], latents: tuple[int, ...], seed: int
+    group: dist.ProcessGroup,
+    family: str,
+    vae_class: str,
+    config: dict[str, Any],
+    latents: tuple[int, ...],
+    seed: int,
+    dtype: torch.dtype,
 ) -> tuple[float, tuple[int, ...]]:
     """The relative distance of a video whose rows the ranks decode to that of one process, and its shape."""
     import diffusers
 
     torch.manual_seed(seed)
-    vae = getattr(diffusers, vae_class)(**config).eval()
-    given = torch.randn(latents)
+    vae = getattr(diffusers, vae_class)(**config).eval().to(dtype)
+    given = torch.randn(latents, dtype=dtype)
     needing = get_family(family).vae_needs_all_rows
     assert needing is not None
     with torch.no_grad():

@@ -23,6 +23,7 @@ from vorta_trt.model.families import get_family
 from vorta_trt.model.parallel.groups import EVERYONE
 from vorta_trt.model.parallel.vae_rows import ROWS, RowSplit, decoding_rows
 from vorta_trt.model.parallel.vae_tiles import decode_in_tiles, shapes_of
+from vorta_trt.model.precision import dtype_name
 from vorta_trt.runtime.pipelines.stages import Parts
 from vorta_trt.runtime.sampling.finite import HostCopy, NonFiniteVideoError
 
@@ -36,7 +37,8 @@ def decode(
 ) -> Iterator[Frames]:
     """[1, C, F, H, W] each -> uint8 [F, H, W, 3], each as soon as it is decoded.
 
-    Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits.
+    Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits; but in bfloat16, where
+    its scaling to colours is done in float32.
 
     Args:
         latents: Of every video.
@@ -97,8 +99,8 @@ class _Video:
         self._arrive(behind=0)
         if not self._finite:
             raise NonFiniteVideoError(
-                "the decoded video has values that are not finite, though the latents were: the VAE overflows in its "
-                "precision; decode with another one"
+                "the decoded video has values that are not finite, though the latents were: the VAE overflows in "
+                f"{dtype_name(self._pipeline.vae.dtype)}; decode in another precision (vae_precision)"
             )
         return self._made[: self._there]  # some families leave out the frames of the image
 
@@ -109,6 +111,8 @@ class _Video:
         if not decoded.shape[2]:
             return
         self._taken += decoded.shape[2]
+        if decoded.dtype == torch.bfloat16:  # as many bits as a frame has, so that its scaling would cost another one
+            decoded = decoded.float()
         video = self._pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
         rounded = (video.float() * 255).round().to(torch.uint8)
         if self._split is not None:

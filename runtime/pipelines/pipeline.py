@@ -128,6 +128,8 @@ class VortaPipeline:
         cpu_offload: Text encoders and VAE are on the GPU only while they are used.
         vae_tiling: Decode in tiles, which takes less memory; None does for families that need it.
         compile_vae: Where the VAE runs in torch, compile its decoder: the first video takes longer, later ones less.
+        vae_precision: What the VAE computes in, where it runs in torch: "fp32", "fp16" or "bf16"; None for the
+            family's, and float32 on the CPU.
         ranks: Other processes, each with such a pipeline, that make every video together with this one: all of them
             are asked for the same videos, and get them. See `parallel`.
 
@@ -160,6 +162,7 @@ class VortaPipeline:
         cpu_offload: bool = False,
         vae_tiling: bool | None = None,
         compile_vae: bool = False,
+        vae_precision: str | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.planner, self.ranks = planner, ranks
@@ -176,7 +179,7 @@ class VortaPipeline:
         self.transformers.on_free = self._free_shared
         where = {"executor": executor, "device": device}
         # Looks at the folder before an engine is loaded.
-        self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae, ranks)
+        self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae, ranks, vae_precision)
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,
@@ -186,6 +189,7 @@ class VortaPipeline:
             device=device,
             cpu_offload=cpu_offload,
             stream_weights=self._engine.get(BUDGET) is not None,
+            vae_precision=vae_precision,
         )
         if ranks is not None:
             check_same_residency(ranks.world.gather(self.residency))

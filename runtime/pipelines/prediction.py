@@ -64,6 +64,7 @@ def predict(
         gpus=layout.sharing,
         guidance=layout.guidance,
         passes=planned.passes,
+        vae_precision=request.pipeline.get("vae_precision"),
     )
     steps = planned.steps
     if gpus == 1 or steps.routes is None or steps.cost is None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import get_family
-from vorta_trt.model.families.parts import VAE_DECODER
+from vorta_trt.model.families.parts import VAE_DECODER, VAE_ENCODER
 from vorta_trt.model.families.training import training_family
 from vorta_trt.model.images import Images
 from vorta_trt.model.model_index import ModelIndex
@@ -37,7 +37,7 @@ from vorta_trt.model.pipeline_folder import (
     load_pipeline,
     vae_config,
 )
-from vorta_trt.model.precision import torch_dtype
+from vorta_trt.model.precision import PRECISIONS, torch_dtype
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.pipelines.compiled_vae import compiled_decoder
@@ -66,10 +66,12 @@ class Parts:
         engine: Executor and device of the engines of VAE and text encoders, where there are some.
         compile_vae: Decode with a compiled VAE; see `compiled_vae`.
         ranks: Other processes that make the same videos; None for none.
+        vae_precision: Of the VAE; None for the family's, and float32 on the CPU.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
         FileNotFoundError: There is none.
+        ValueError: An option of the VAE that engines have fixed, or a precision that is none.
 
     Attributes:
         planner: As given.
@@ -90,6 +92,7 @@ class Parts:
         engine: Mapping[str, Any] = MappingProxyType({}),
         compile_vae: bool = False,
         ranks: Ranks | None = None,
+        vae_precision: str | None = None,
     ) -> None:
         self.planner, self.transformers, self.ranks = planner, transformers, ranks
         self._family = get_family(planner.family)
@@ -105,6 +108,13 @@ class Parts:
         if compile_vae and self._family.parts_class is None:
             raise ValueError(f"compile_vae: the VAE of {self._family} is not cut into graphs yet; leave it out")
         self._compile_vae = compile_vae
+        if vae_precision not in (None, *PRECISIONS):
+            raise ValueError(f"vae_precision {vae_precision!r}: must be one of {', '.join(PRECISIONS)}")
+        if vae_precision is not None and {VAE_DECODER, VAE_ENCODER} & self.engines.parts:
+            raise ValueError(
+                f"vae_precision: that of the VAE of {planner.name} was fixed when it was exported; leave it out"
+            )
+        self._vae_precision = vae_precision
         kinds = self._family.pipeline_kinds(planner.config)
         encodes = {name: any(name in kind.conditioners for kind in kinds) for name in kinds[0].components}
         self._weightless = self.engines.covers(encodes)
@@ -242,12 +252,14 @@ class Parts:
         return pipeline
 
     def _load(self, names: Sequence[str], device: torch.device) -> Any:
-        """On the CPU; the device decides the precision."""
+        """On the CPU; the device decides the precision that nobody chose."""
         family = self._family
         encoders, vae = (
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
             for dtype in (family.encoder_dtype, family.vae_dtype)
         )
+        if self._vae_precision is not None:
+            vae = torch_dtype(self._vae_precision)
         kept = {} if self._compile_vae and names == VAE else self._kept  # it uses its VAE up
         parts = {name: kept[name] for name in names if name in kept}
         encodes = names == self.kind.conditioners

@@ -221,6 +221,8 @@ def test_parts_of_a_pipeline(bundle: Path, wan_pipeline: Path, tmp_path: Path) -
     assert (parts.text_encoder, parts.vae) == (2 * 5_680_910_336, 4 * 126_892_531)
     video, widest = 3 * 9 * 64 * 96 * 4, 192 * 4 * 64 * 96 * 4  # frames 9, 64 x 96 pixels
     assert parts.decoding == 3 * widest + video
+    half = pipeline_parts(wan_pipeline, metadata, vae_precision="fp16")
+    assert (half.vae, half.decoding) == (2 * 126_892_531, 3 * widest // 2 + video)
     assert pipeline_parts(None, metadata).vae is None
     assert holds_parts(wan_pipeline) and not holds_parts(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither text_encoder/ nor vae/ with weights"):

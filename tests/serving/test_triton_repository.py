@@ -64,13 +64,14 @@ def test_a_bundle(tiny_wan: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "written"), [((), None), (("--vae-tiling",), "true"), (("--no-vae-tiling",), "false")]
+    ("options", "written"),
+    [((), None), (("--vae-tiling",), "true"), (("--no-vae-tiling",), "false"), (("--vae-precision", "bf16"), "bf16")],
 )
-def test_tiling_is_what_was_said(tiny_wan: Tiny, tmp_path: Path, options: tuple[str, ...], written: str | None) -> None:
+def test_the_vae_is_as_was_said(tiny_wan: Tiny, tmp_path: Path, options: tuple[str, ...], written: str | None) -> None:
     """Some families decode in tiles unless told otherwise."""
     triton(tiny_wan.onnx, "-o", tmp_path / "models", "--checkpoint", tiny_wan.checkpoint, *options)
     (config,) = (tmp_path / "models").glob("*/config.pbtxt")
-    found = re.search(r"vae_tiling\W+(true|false)", config.read_text(encoding="utf-8"))
+    found = re.search(r"vae_\w+\W+(true|false|bf16)", config.read_text(encoding="utf-8"))
     assert (None if found is None else found[1]) == written
 
 

@@ -29,6 +29,7 @@ def test_values_that_are_not_finite(latent: float, decoded: float, told: str, mo
         planner = SimpleNamespace(family="", size=(5, 16, 16), config=None)
         on_stage = staticmethod(lambda *_: None)
         ranks = None
+        decodes_chunks = False
 
         def decodes_whole(self, vae: Any) -> bool:
             return False

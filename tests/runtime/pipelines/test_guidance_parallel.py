@@ -104,9 +104,10 @@ def test_a_pipeline_that_asks_in_another_order_is_refused() -> None:
 
 def test_a_video_of_two_processes_is_that_of_one(tiny_wan: Tiny, tmp_path: Path) -> None:
     videos = []
-    for gpus in (("--vae-tiling",), ("--vae-tiling", "--gpus", 2, "--strict")):  # each rank decodes all of it
+    for gpus in ((), ("--gpus", 2, "--strict")):
         videos.append(tmp_path / f"{len(gpus)}.npy")
         arguments = [tiny_wan.onnx, "--prompt", "a red wall", "--steps", 3, "--seed", 5, "-o", videos[-1], *gpus]
+        arguments += ["--vae-tiling", "--vae-precision", "bf16"]  # each rank decodes all of it
         result = CliRunner().invoke(app, ["generate", *map(str, arguments)])
         assert result.exit_code == 0, result.output
         assert f"seed 5, 3 steps, {3 if '--gpus' in gpus else 6} launches" in result.stdout

@@ -146,6 +146,8 @@ def test_the_vae_of_another_model(bundle: Path, tiny_wan: Tiny, tmp_path: Path) 
     config.write_text(json.dumps(content | {"latents_mean": [0.5] * len(content["latents_mean"])}))
     with pytest.raises(CheckpointError, match="latents_mean.*but the engine vae_decoder was made of one with"):
         VortaPipeline.from_pretrained(bundle, other, executor="onnxruntime")
+    with pytest.raises(ValueError, match="vae_precision: that of the VAE .* was fixed when it was exported; leave it"):
+        VortaPipeline.from_pretrained(bundle, executor="onnxruntime", vae_precision="bf16")
 
 
 def test_a_build_that_fails_at_the_vae_leaves_nothing(

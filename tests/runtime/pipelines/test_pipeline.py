@@ -377,6 +377,23 @@ def test_tiles(tiny: Tiny) -> None:
         assert vae_of(pipe).use_tiling == (tiny.family == "wan")
 
 
+def test_precision_of_the_vae(tiny_wan: Tiny) -> None:
+    """What was chosen holds on the CPU, too, where all is in float32 otherwise."""
+    videos = []
+    for precision in (None, "bf16"):
+        with VortaPipeline.from_pretrained(tiny_wan.onnx, vae_precision=precision) as pipe:
+            assert vae_of(pipe).dtype == (torch.bfloat16 if precision else torch.float32)
+            assert all(part.dtype == vae_of(pipe).dtype for part in vae_of(pipe).parameters())
+            videos.append(pipe("a red wall", num_inference_steps=2, seed=1).frames.astype(float))
+    difference = np.abs(videos[0] - videos[1])
+    assert 0 < difference.mean() < 3 and videos[0].std() > 1  # of 255; two of bfloat16's steps are 2
+
+
+def test_a_precision_that_is_none(tiny_wan: Tiny) -> None:
+    with pytest.raises(ValueError, match="vae_precision 'fp8': must be one of fp32, fp16, bf16"):
+        VortaPipeline.from_pretrained(tiny_wan.onnx, vae_precision="fp8")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("cpu_offload", [False, True])
 def test_on_a_gpu(tiny: Tiny, cpu_offload: bool) -> None:
