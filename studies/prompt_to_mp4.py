@@ -2,7 +2,7 @@
 """How long does a video take from its prompt to the mp4, everything included? Wan 14B from a bundle of engines.
 
     python studies/prompt_to_mp4.py --work /big/disk --bundle wan-14b-40-fp8.bundle    # of tensorrt8_chain_14b.py
-    python studies/prompt_to_mp4.py --work /big/disk --bundle B --compile-vae --steps 6 --videos 2
+    python studies/prompt_to_mp4.py --work /big/disk --bundle B --compile-vae --vae-precision fp16
     python studies/prompt_to_mp4.py --work /tmp/tiny --tiny                            # the same way, tiny, on a CPU
 
 The transformer is the bundle's. Beside it the study makes a pipeline folder without a transformer's weights: UMT5-XXL
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=2, help="one after the other; the last is the figure [2]")
     parser.add_argument("--mix", default="50/50", help="coreset and sliding heads in percent, as of `bench step`")
     parser.add_argument("--compile-vae", action="store_true", help="decode with torch.compile")
+    parser.add_argument("--vae-precision", choices=("fp32", "fp16", "bf16"), help="of the VAE [the family's]")
     arguments = parser.parse_args()
     if (arguments.bundle is None) != arguments.tiny:
         parser.error("give --bundle, or --tiny without it")
@@ -150,6 +151,7 @@ def run(source: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[s
         source,
         checkpoint,
         compile_vae=arguments.compile_vae,
+        vae_precision=arguments.vae_precision,
         route_override=routes,
         executor=None if on_gpu else "onnxruntime",
     ) as pipeline:
@@ -190,6 +192,7 @@ def run(source: Path, checkpoint: Path, arguments: argparse.Namespace) -> dict[s
         "guidance_scale": 1.0,
         "routes": arguments.mix,
         "compile_vae": arguments.compile_vae,
+        "vae_precision": arguments.vae_precision,
         "weights": "random",
         "from_start_to_last_mp4": round(time.perf_counter() - started, 2),
         "residency": residency,

@@ -42,6 +42,8 @@ class Options:
         mix: Of coreset and sliding heads, in percent.
         strict: Ranks compare their latents.
         vae_tiling: Every rank decodes the whole video.
+        compile_vae: The same, with torch.compile.
+        vae_precision: Of the VAE; None for the family's.
     """
 
     work: Path
@@ -53,6 +55,8 @@ class Options:
     mix: str
     strict: bool
     vae_tiling: bool
+    compile_vae: bool
+    vae_precision: str | None
 
     @property
     def checkpoint(self) -> Path:
@@ -73,6 +77,8 @@ def main() -> None:
     parser.add_argument("--mix", default="50/50", help="coreset and sliding heads in percent, as of `bench step`")
     parser.add_argument("--strict", action="store_true", help="ranks compare their latents before every step")
     parser.add_argument("--whole-vae", action="store_true", help="rank 0 decodes alone, for comparison")
+    parser.add_argument("--compile-vae", action="store_true", help="every rank decodes alone, with torch.compile")
+    parser.add_argument("--vae-precision", choices=("fp32", "fp16", "bf16"), help="of the VAE [the family's]")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     options = Options(
@@ -85,6 +91,8 @@ def main() -> None:
         arguments.mix,
         arguments.strict,
         arguments.whole_vae,
+        arguments.compile_vae,
+        arguments.vae_precision,
     )
     if options.tiny:
         make_tiny(options.checkpoint)
@@ -98,6 +106,7 @@ def main() -> None:
         "steps": options.steps,
         "guidance_scale": options.guidance_scale,
         "routes": options.mix,
+        "vae": {"whole": options.vae_tiling, "compile": options.compile_vae, "precision": options.vae_precision},
         "weights": "random",
         "from_start_to_last_mp4": round(time.perf_counter() - started, 2),
         **ranks[0],
@@ -170,6 +179,8 @@ def make_videos(world: World, options: Options) -> dict[str, Any]:
         route_override=routes,
         ranks=Ranks(world, layout, check_every=int(options.strict)),
         vae_tiling=options.vae_tiling or None,
+        compile_vae=options.compile_vae,
+        vae_precision=options.vae_precision,
     )
     tell("pipeline is loaded")
     rows = []

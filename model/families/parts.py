@@ -36,6 +36,7 @@ class PartGraph:
         inputs: Examples, by name; every shape is fixed. Floating-point ones are in the graph's precision.
         outputs: Names.
         of_size: Its shapes depend on the size of the videos.
+        runs_once: In a video, beside others that run many times.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PartGraph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     of_size: bool = True
+    runs_once: bool = False
 
 
 class RunGraph(Protocol):

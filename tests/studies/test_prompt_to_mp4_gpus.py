@@ -27,7 +27,7 @@ def test_the_table_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.
     rank = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in rank.items():
         monkeypatch.setenv(name, str(value))
-    options = ["--gpus", "1", "--tiny", "--steps", "2", "--videos", "1", "--strict"]
+    options = ["--gpus", "1", "--tiny", "--steps", "2", "--videos", "1", "--strict", "--vae-precision", "bf16"]
     monkeypatch.setattr(sys, "argv", ["prompt_to_mp4_gpus.py", "--work", str(tmp_path), *options])
     prompt_to_mp4_gpus.main()
     (result,) = tmp_path.glob("*-prompt-to-mp4-gpus.json")

@@ -76,6 +76,7 @@ class WanParts(VideoParts):
                 _Chunk(part, component, filled, is_first=True),
                 {name: torch.empty(1, *first, dtype=dtype)},
                 (result, *_outputs(filled)),
+                runs_once=True,
             ),
             PartGraph(
                 f"{part}_next",

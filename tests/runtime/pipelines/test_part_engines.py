@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,10 +167,19 @@ def test_a_build_that_fails_at_the_vae_leaves_nothing(
 def test_a_compiled_decoder_is_the_eager_one(
     tiny_wan: Tiny, tiny_hunyuan_video: Tiny, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[object] = []
-    monkeypatch.setattr(
-        torch, "compile", lambda module, **_: compiled.append(module) or module
-    )  # no compiler is needed here
+    given_to: list[set[object]] = []  # each compiled graph: shapes and strides, for which it is compiled
+
+    def compiled(module: Any, **_: object) -> Any:  # no compiler is needed here
+        given_to.append(seen := set())
+
+        def run(*tensors: torch.Tensor) -> Any:
+            assert torch.backends.cudnn.benchmark
+            seen.add(tuple((tensor.shape, tensor.stride()) for tensor in tensors))
+            return module(*tensors)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
     for tiny in (tiny_wan, tiny_hunyuan_video, make_tiny(kept, "hunyuan_video_15")):
         videos, parts = [], []
         for compile_vae in (False, True):
@@ -183,4 +193,5 @@ def test_a_compiled_decoder_is_the_eager_one(
         assert parts == [parts[0]] * 3 and (parts[0] > 1) == (tiny is tiny_wan)  # as they are decoded, chunk by chunk
         assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
         assert (videos[1] == videos[2]).all()  # nothing is left of the video before
-    assert len(compiled) == 4
+    assert [len(seen) for seen in given_to] == [1] * 3
+    assert not torch.backends.cudnn.benchmark  # for all else
