@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ SEVERAL_ELSEWHERE = frozenset({"size", "router", "route_override", "lora"})
 
 
 class _Command(TyperCommand):
-    """A command that refuses a second one of `SEVERAL_ELSEWHERE` where it takes one."""
+    """A command that refuses a second one of `SEVERAL_ELSEWHERE` where it takes one, and NaN and infinity."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
@@ -73,7 +74,14 @@ class _Command(TyperCommand):
             taken_once = option.name in SEVERAL_ELSEWHERE and not option.multiple
             if taken_once and (count := given.count(option)) > 1:
                 raise typer.BadParameter(f"is given {count} times, and one is taken; give one", ctx=ctx, param=option)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        options: list[Any] = self.get_params(ctx)
+        for option in options:
+            value = ctx.params.get(str(option.name))
+            for number in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise typer.BadParameter(f"{number}: must be a finite number", ctx=ctx, param=option)
+        return rest
 
 
 def _program(name: str) -> typer.Typer:

@@ -10,6 +10,8 @@ import typer
 
 from vorta_trt.plugins.errors import VortaError
 
+_PLAIN = (str, int, float, type(None))  # what a message shows of a value that was given
+
 
 def check_text(options: Mapping[str, Any]) -> None:
     """Makes a usage error of an option's text that is no UTF-8; paths may hold any bytes.
@@ -49,6 +51,8 @@ def explained(error: Exception) -> str:
 
 def _problem(problem: Mapping[str, Any]) -> str:
     """One problem of a pydantic model: field, value, rule."""
-    where = ".".join(map(str, problem["loc"]))
+    where, given = ".".join(map(str, problem["loc"])), problem["input"]
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where} {problem['input']!r}: {message}" if where else message
+    if not isinstance(given, _PLAIN):  # its text would be code; a rule of ours names what it is about
+        return message if message != problem["msg"] or not where else f"{where}: {message}"
+    return f"{where} {given!r}: {message}" if where else message

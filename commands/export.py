@@ -92,8 +92,12 @@ def export(
         beside = "" if second is None else f', "second": {quoted(second)}'
         typer.echo(f'{{"path": {quoted(path)}{beside}, "metadata": {read_metadata(path).model_dump_json()}}}')
     else:
-        flavour = ["--tensorrt", "tensorrt8"] if opset == OPSET_17 else []
-        following = ["vorta-trt", "build", str(path), *flavour, "-o", str(path.with_suffix(".bundle"))]
         for source in sources:
             typer.echo(component_file(path, source.component))
-        typer.echo(f"next: {shlex.join(following)}")
+        flavour = ["--tensorrt", "tensorrt8"] if opset == OPSET_17 else []
+        following = ["build", str(path), *flavour, "-o", str(path.with_suffix(".bundle"))]
+        if precision == "fp32":  # no engine computes in it; the file is for ONNX Runtime
+            given = {"--router": router or (), "--lora": lora or (), "--variant": [] if variant is None else [variant]}
+            made_of = [text for option, values in given.items() for value in values for text in (option, value)]
+            following = ["verify", str(path), str(checkpoint), *made_of]
+        typer.echo(f"next: {shlex.join(['vorta-trt', *following])}")

@@ -7,14 +7,12 @@ Nothing here runs code from a file: `router.pt` is read with `weights_only=True`
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vorta_trt.model.configs import check_no_pointer, read_json
@@ -23,7 +21,7 @@ from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import families, get_family
 from vorta_trt.model.files import absence
 from vorta_trt.model.geometry import AttentionGeometry
-from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
+from vorta_trt.model.torch_files import UnreadableTorchFile, load_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -196,14 +194,10 @@ def _load_state(file: Path) -> dict[str, Tensor]:
     check_no_pointer(file)
     rule = "must be a state dict saved by torch.save: router parameter names -> tensors"
     try:
-        with mapping(file):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except HostOutOfMemory:
-        raise
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        content = load_torch_file(file)
+    except UnreadableTorchFile as error:
         raise CheckpointError(
-            f"router {file}: cannot be read with torch.load(weights_only=True) ({reason}); {rule}; download it again"
+            f"router {file}: cannot be read with torch.load(weights_only=True) ({error}); {rule}; download it again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"router {file}: holds a {type(content).__name__}; {rule}")

@@ -110,10 +110,14 @@ def _make_wan(folder: Path) -> None:
     made = Wan(folder, AttentionGeometry.for_video(29, 96, 128, "wan"))
     make_wan_checkpoint(made.checkpoint, **MODEL, ffn_dim=96, text_dim=32)
     make_router(made.router, made.geometry, **MODEL)
-    for precision, path in (("fp32", made.onnx), ("fp16", made.half)):
+    made_of = f"'{made.checkpoint}' --router '{made.router}'"
+    for precision, path, following in (
+        ("fp32", made.onnx, f"next: vorta-trt verify '{made.onnx}' {made_of}"),  # no engine computes in fp32
+        ("fp16", made.half, f"next: vorta-trt build '{made.half}'"),
+    ):
         exported = vorta("export", made.checkpoint, "--router", made.router, "--precision", precision, "-o", path)
         assert exported.code == 0, exported
-    assert f"next: vorta-trt build '{made.half}'" in exported.out
+        assert following in exported.out
     built = vorta("build", made.half, "-o", made.bundle, "--keep-onnx", "--batch", "1:2:3", "--json")
     assert built.code == 0, built
     content = json.loads(built.out)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +33,9 @@ from torch import Tensor
 
 from vorta_trt.model.families.training import TrainingFamily
 from vorta_trt.model.records import Record, read_json
+from vorta_trt.model.torch_files import UnreadableTorchFile, load_torch_file
 from vorta_trt.plugins.errors import VortaError
-from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
+from vorta_trt.plugins.host_memory import mapping
 
 logger = logging.getLogger(__name__)
 
@@ -314,13 +314,9 @@ def _read_safetensors(file: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _read_pt(file: Path) -> Tensor:
     try:
-        with mapping(file):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except HostOutOfMemory:
-        raise
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{file} cannot be read with torch.load(weights_only=True) ({reason})") from error
+        content = load_torch_file(file)
+    except UnreadableTorchFile as error:
+        raise DataError(f"{file} cannot be read with torch.load(weights_only=True) ({error})") from error
     if not isinstance(content, Tensor):
         raise DataError(f"{file} holds a {type(content).__name__}, must be one tensor")
     return content

@@ -15,7 +15,6 @@ regularisation (before weighting), grad_norm, learning_rate, interval and timest
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -29,8 +28,8 @@ from torch import Tensor
 from vorta_trt.model.files import make_folder, new_folder, write_json, write_text
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.records import Record, first_error
+from vorta_trt.model.torch_files import UnreadableTorchFile, load_torch_file
 from vorta_trt.plugins.extras import import_extra
-from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 ROUTER_FILE = "router.pt"
 STATE_FILE = "training.pt"
@@ -112,11 +111,8 @@ class RunFolder:
                 f"another run from it with --router {self.path}"
             )
         try:
-            with mapping(file):
-                return TrainingState.model_validate(torch.load(file, map_location="cpu", weights_only=True))
-        except HostOutOfMemory:
-            raise
-        except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
+            return TrainingState.model_validate(load_torch_file(file))
+        except (UnreadableTorchFile, ValidationError) as error:
             reason = first_error(error) if isinstance(error, ValidationError) else error
             raise RunError(
                 f"output {self.path}: {file} is not readable ({reason}); remove {file.parent.name} to resume from the "

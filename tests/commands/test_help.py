@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from vorta_trt.cli import app
 from vorta_trt.commands.app import COMMANDS
@@ -54,6 +55,27 @@ def test_help_of_a_command(name: str) -> None:
         assert text, [parameter.name for parameter in command.params if not parameter.help]
         assert not text.startswith(("Of ", "[")), text
         assert text.rstrip().endswith("."), text
+
+
+FLOATS = [
+    (name, option.opts[-1])
+    for name, command in EVERY_COMMAND.items()
+    for option in command.params
+    if option.param_type_name == "option" and "float" in str(option.type_descriptor.annotation)
+]
+
+
+@pytest.mark.parametrize(("name", "flag"), FLOATS, ids=[f"{name} {flag}" for name, flag in FLOATS])
+@pytest.mark.parametrize("number", ["nan", "inf", "1e999"])
+def test_numbers_are_finite(name: str, flag: str, number: str) -> None:
+    """Before anything is read, whatever the option is."""
+    command = EVERY_COMMAND[name]
+    required = [other for other in command.params if other.required and flag not in other.opts]
+    words = [text for other in required if other.param_type_name == "option" for text in (other.opts[-1], "x")]
+    words += ["x" for other in required if other.param_type_name == "argument"]
+    result = CliRunner().invoke(app, [*name.split()[1:], *words, flag, number])
+    assert result.exit_code == 2, result
+    assert "finite" in result.stderr or "less than" in result.stderr or "greater than" in result.stderr, result.stderr
 
 
 def test_help_is_light() -> None:

@@ -45,3 +45,6 @@ def test_a_refused_model_leaves_no_folder_of_jobs(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["serve", str(tmp_path), "--port", "0", "--jobs", str(tmp_path / "jobs")])
     assert result.exit_code == 1 and f"{tmp_path}: is not a bundle: it has no manifest.json" in result.output
     assert not [*tmp_path.iterdir()]
+    result = CliRunner().invoke(app, ["serve", "a.onnx", "a.onnx", "--port", "0", "--jobs", str(tmp_path / "jobs")])
+    assert result.exit_code == 1 and "error: models a: have the same name; name them" in result.output
+    assert not [*tmp_path.iterdir()]

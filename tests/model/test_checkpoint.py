@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -237,8 +238,9 @@ class Harmful:
 
 def test_router_that_runs_code(router: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"blocks.0.router.linear.weight": Harmful()}, router / "ckpt" / "step-000100" / "router.pt")
-    with pytest.raises(CheckpointError, match="cannot be read with torch.load"):
+    with pytest.raises(CheckpointError, match="cannot be read with torch.load.*print") as got:
         load_router(router)
+    assert not re.search("weights_only=False|to `False`|two options|add_safe_globals", str(got.value)), "torch's advice"
     assert "code ran" not in capsys.readouterr().out
 
 
