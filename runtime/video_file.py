@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -198,6 +198,42 @@ class BackgroundWriter:
     def _check_wanted(self) -> None:
         if self._is_broken_off:
             raise _BrokenOffError
+
+
+class BackgroundFiles:
+    """Writes several videos, one after the other, each by a `BackgroundWriter`.
+
+    A context manager; leaving it on an error leaves no file of the video that is being written.
+
+    Args:
+        path_of: The file of a video, by its number.
+        frames_per_second: The rate.
+    """
+
+    def __init__(self, path_of: Callable[[int], Path], frames_per_second: float) -> None:
+        self._path_of, self._rate = path_of, frames_per_second
+        self._open = ExitStack()
+        self._writer: BackgroundWriter | None = None
+
+    def write(self, number: int, frames: npt.NDArray[np.uint8]) -> None:
+        """Appends frames to a video; raises what writing it has raised."""
+        if self._writer is None:
+            self._writer = self._open.enter_context(BackgroundWriter(self._path_of(number), self._rate))
+        self._writer(frames)
+
+    def finish(self) -> None:
+        """Waits until the video that is being written is there; the next frames are of another one."""
+        self._writer = None
+        self._open.close()
+
+    def __enter__(self) -> BackgroundFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer = None
+        self._open.__exit__(kind, error, trace)
 
 
 class _BrokenOffError(Exception):

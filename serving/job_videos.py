@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vorta_trt.runtime.sampling.params import LARGEST_SEED
+from vorta_trt.runtime.video_file import BackgroundFiles
 from vorta_trt.serving.accepted import Accepted
 from vorta_trt.serving.job import Job
 from vorta_trt.serving.job_files import RESULT, JobFiles
@@ -46,12 +47,15 @@ def make_videos(job: Job, pipeline: VortaPipeline, files: JobFiles, tell: Tell, 
     images: Mapping[str, Any] = {
         argument: files.folder(job.id) / name for argument, name in (accepted.images or {}).items()
     }
-    with files.new_result(job.id, job.attempt) as folder:
+    with (
+        files.new_result(job.id, job.attempt) as folder,
+        BackgroundFiles(lambda number: folder / _file(number), accepted.fps) as writing,
+    ):
         parts: list[dict[str, Any]] = []
 
         def write(number: int, video: GeneratedVideo) -> None:
             watch.stage(WRITING, number, accepted.n)
-            parts.append(_write(folder, number, video, accepted.fps))
+            parts.append(_finish(folder, number, video, accepted.fps, writing))
 
         pipeline.generate_each(
             [accepted.prompt] * accepted.n,
@@ -61,6 +65,7 @@ def make_videos(job: Job, pipeline: VortaPipeline, files: JobFiles, tell: Tell, 
             size=accepted.video,
             on_step=watch.step,
             on_stage=watch.stage,
+            on_frames=writing.write,
             **images,
         )
         report = {
@@ -83,15 +88,20 @@ def _seeds(accepted: Accepted) -> list[int]:
     return [(first + number) % (LARGEST_SEED + 1) for number in range(accepted.n)]
 
 
-def _write(folder: Path, number: int, video: GeneratedVideo, fps: float) -> dict[str, Any]:
-    """A video's files, and what its report says."""
+def _file(number: int) -> str:
+    """Name of a video's file."""
+    return f"{number}.mp4"
+
+
+def _finish(folder: Path, number: int, video: GeneratedVideo, fps: float, writing: BackgroundFiles) -> dict[str, Any]:
+    """A video's files, whose frames were given as they were decoded, and what its report says."""
     began = time.perf_counter()
-    path = video.save(folder / f"{number}.mp4", fps)
+    writing.finish()
     write_thumbnail(folder / f"{number}.webp", video.frames)
     seconds = time.perf_counter() - began
     return {
         **video.to_dict(),
-        "file": path.name,
+        "file": _file(number),
         "thumbnail": f"{number}.webp",
         "stages": {**video.stage_seconds, "encode": seconds},
         "length": len(video.frames) / fps,

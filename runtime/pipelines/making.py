@@ -8,7 +8,7 @@ torchrun started (`make_as_rank`). Rank 0 writes the files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from vorta_trt.runtime.parallel.launch import launch
 from vorta_trt.runtime.parallel.layout import Layout, choose_layout
 from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, World
-from vorta_trt.runtime.pipelines.decoding import Frames
 from vorta_trt.runtime.pipelines.experts import BUNDLED, Override
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo, VortaPipeline
 from vorta_trt.runtime.pipelines.planned import PlannedRequest
@@ -31,7 +30,7 @@ from vorta_trt.runtime.pipelines.planner import RequestPlanner
 from vorta_trt.runtime.pipelines.residency import ResidencyChoice
 from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.target import read_target
-from vorta_trt.runtime.video_file import BackgroundWriter
+from vorta_trt.runtime.video_file import BackgroundFiles
 
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
@@ -168,19 +167,15 @@ def make_videos(
     writes = ranks is None or ranks.world.is_first
     rate = request.frames_per_second or planner.frames_per_second
 
-    def write(number: int, frames: Frames) -> None:
-        if number not in writers:
-            writers[number] = files.enter_context(BackgroundWriter(request.files[number], rate))
-        writers[number](frames)
-
     def close(number: int, made: GeneratedVideo) -> None:
         if writes:
-            writers.pop(number)
-            files.close()
+            files.finish()
             on_video({"output": str(request.files[number]), **made.to_dict()})
 
-    writers: dict[int, BackgroundWriter] = {}  # one at a time
-    with ExitStack() as files, VortaPipeline(planner, ranks=ranks, **options) as pipe:
+    with (
+        BackgroundFiles(lambda number: request.files[number], rate) as files,
+        VortaPipeline(planner, ranks=ranks, **options) as pipe,
+    ):
         pipe.generate_each(
             request.prompts,
             close,
@@ -190,7 +185,7 @@ def make_videos(
             locate=request.locate,
             on_step=lambda number, step, planned: on_step(number, step),
             on_stage=on_stage,
-            on_frames=write if writes else None,
+            on_frames=files.write if writes else None,
             **request.images,  # type: ignore[arg-type]
         )
         return pipe.residency

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vorta_trt.model.video_reader import frame_rate, read_pictures
-from vorta_trt.runtime.video_file import BackgroundWriter, write_frames
+from vorta_trt.runtime.video_file import BackgroundFiles, BackgroundWriter, write_frames
 
 av = pytest.importorskip("av")
 
@@ -86,6 +86,20 @@ def test_a_file_of_a_background_writer_is_that_of_all_frames(tmp_path: Path, suf
         for part in np.split(frames, [1, 4]):
             write(part)
     assert (tmp_path / f"b.{suffix}").read_bytes() == expected.read_bytes()
+
+
+def test_files_of_several_videos(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = write_frames(tmp_path / "expected.mp4", frames, 16).read_bytes()
+    with pytest.raises(KeyboardInterrupt), BackgroundFiles(lambda number: tmp_path / f"{number}.mp4", 16) as files:
+        for number in range(2):
+            files.write(number, frames[:1])
+            files.write(number, frames[1:])
+            files.finish()
+            assert (tmp_path / f"{number}.mp4").read_bytes() == expected
+        files.write(2, frames)
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4", "expected.mp4"]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "npy"])
