@@ -36,6 +36,7 @@ from vorta_trt.commands.options import (
 from vorta_trt.commands.sampling import SamplingOptions
 from vorta_trt.commands.verify import Executor
 from vorta_trt.model.precision import PrecisionName
+from vorta_trt.plugins.host_memory import MOST_GIB
 from vorta_trt.runtime.pipelines.sample_files import Naming
 from vorta_trt.runtime.sampling.presets import PRESETS
 
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.planner import RequestPlanner
     from vorta_trt.runtime.pipelines.residency import ResidencyChoice
     from vorta_trt.runtime.pipelines.sample_files import SampleFile
-
-
-MOST_GIB = 1 << 33  # TensorRT counts bytes in 64 bits
 
 
 class Residency(str, Enum):
@@ -98,7 +96,9 @@ class VideoOptions(Options):
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="With --prompts: videos of each prompt, from --seed, --seed + 1 and so on [default: 1]."
+            min=1,
+            max=100_000,
+            help="With --prompts: videos of each prompt, from --seed, --seed + 1 and so on [default: 1].",
         ),
     ] = None
     naming: Annotated[
@@ -312,7 +312,10 @@ class GpuOptions(Options):
     gpu_timeout: Annotated[
         float | None,
         typer.Option(
-            min=1, metavar="SECONDS", help="Fail where GPUs wait longer than this for each other [default: 300]."
+            min=1,
+            max=1_000_000,
+            metavar="SECONDS",
+            help="Fail where GPUs wait longer than this for each other [default: 300].",
         ),
     ] = None
     gpu_port: Annotated[

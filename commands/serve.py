@@ -35,15 +35,20 @@ class Limits(Options):
         ),
     ] = None
     max_videos: Annotated[int, typer.Option(min=1, max=64, help="The most videos of one request (n).")] = 4
-    max_upload: Annotated[float, typer.Option(metavar="MIB", min=0.01, help="The largest body of a request.")] = 32
+    max_upload: Annotated[
+        float, typer.Option(metavar="MIB", min=0.01, max=1 << 20, help="The largest body of a request.")
+    ] = 32
     max_pixels: Annotated[int, typer.Option(min=1, help="The most pixels of an image in a request.")] = 40_000_000
-    keep: Annotated[float, typer.Option(metavar="HOURS", min=0.001, help="How long results stay after completion.")] = (
-        168
-    )
+    keep: Annotated[
+        float, typer.Option(metavar="HOURS", min=0.001, max=1_000_000, help="How long results stay after completion.")
+    ] = 168
     stall: Annotated[
         float,
         typer.Option(
-            metavar="MINUTES", min=0.01, help="A worker that begins no step or stage for this long is killed."
+            metavar="MINUTES",
+            min=0.01,
+            max=1_000_000,
+            help="A worker that begins no step or stage for this long is killed.",
         ),
     ] = 30
     attempts: Annotated[
@@ -106,7 +111,7 @@ def serve(
         typer.Option(help="A server from which images may be fetched over HTTPS [default: no URL is opened]."),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes that make videos side by side, each with the models loaded.")
+        int, typer.Option(min=1, max=256, help="Processes that make videos side by side, each with the models loaded.")
     ] = 1,
     gpus: Annotated[
         int | None,

@@ -53,7 +53,7 @@ def verify(
             help="Run it with this [default: tensorrt for bundles, onnxruntime for ONNX, reference for ONNX in bf16]."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="How many samples a run has.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="How many samples a run has.")] = 1,
     seed: Annotated[
         int | None,
         typer.Option(min=0, max=MOST_SEED, help="The seed of the random inputs [default: a fresh one, printed]."),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from vorta_trt.engines.timing_cache import TimingCache
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.export.onnx_file import OnnxFile
 from vorta_trt.model.files import check_output, make_way
+from vorta_trt.plugins.host_memory import MOST_GIB
 from vorta_trt.plugins.operator_schema import (
     AROUND_BLOCKS,
     ROUTED_ATTENTIONS,
@@ -79,8 +79,10 @@ class BuildOptions:
             raise ValueError(f"optimization_level {self.optimization_level}: must be 0 (fast build) to 5 (fast engine)")
         if self.block_ops is not None and self.block_ops not in get_args(BlockOps):
             raise ValueError(f"block_ops {self.block_ops!r}: must be one of {', '.join(get_args(BlockOps))}")
-        if self.workspace_gib is not None and not 0 < self.workspace_gib < math.inf:
-            raise ValueError(f"workspace_gib {self.workspace_gib}: must be positive; leave it out for no limit")
+        if self.workspace_gib is not None and not 0 < self.workspace_gib < MOST_GIB:
+            raise ValueError(
+                f"workspace_gib {self.workspace_gib:g}: must be positive and below 2^33; leave it out for no limit"
+            )
 
     def check(self, flavour: Flavour) -> None:
         """Checks what can be said without a network, before anything long.

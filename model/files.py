@@ -60,7 +60,7 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
     """Raises WriteError if `size` bytes do not fit on the disk of `path`; a disk that does not say has space."""
     free = free_bytes(Path(os.path.realpath(path)).parent)
     if free is not None and size > free:
-        reason = f"needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; free some space, or choose another"
+        reason = f"needs {size / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free; free some space, or choose another"
         raise WriteError(path, errno.ENOSPC, f"{reason} folder")
 
 

@@ -14,6 +14,7 @@ from vorta_trt.plugins.errors import VortaError
 # How torch's allocator and its mappings, ONNX Runtime and C++ in general put it into a RuntimeError.
 _SAID = ("cannot allocate memory", "can't allocate memory", "bad_alloc", "bad allocation", "failed to allocate memory")
 REMEDY = "close what else uses memory, add swap, or take a machine with more; see `ulimit -v` and the container's limit"
+MOST_GIB = 1 << 33  # bytes are counted in 64 bits
 
 
 class HostOutOfMemory(VortaError, MemoryError):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, computed_field
 
 from vorta_trt.engines.layers import readable_bytes
 from vorta_trt.model.transformer import RoutedTransformer
+from vorta_trt.plugins.host_memory import MOST_GIB
 from vorta_trt.runtime.card_plan import GUIDANCE, RESERVE, CardPlan, for_card, for_experts
 from vorta_trt.runtime.engine_parts import Described, EngineParts, engine_parts, model_parts, parts_of_rank
 from vorta_trt.runtime.memory_parts import pipeline_parts, sampling_bytes
@@ -107,7 +108,7 @@ def plan_memory(
         FileNotFoundError: There is no such folder.
         ValueError: A card that is none, or a number of GPUs that cannot share the heads.
     """
-    if wrong := [card for card in cards if card <= 0]:
+    if wrong := [card for card in cards if not 0 < card < MOST_GIB]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
     described = _described(target)
     rest = pipeline_parts(checkpoint, described, target.bundle if isinstance(target, Target) else None, vae_precision)

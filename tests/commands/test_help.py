@@ -78,6 +78,19 @@ def test_numbers_are_finite(name: str, flag: str, number: str) -> None:
     assert "finite" in result.stderr or "less than" in result.stderr or "greater than" in result.stderr, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *[(["serve", "a.onnx"], option) for option in ("--keep", "--stall", "--max-upload", "--workers")],
+        *[(["generate", "a.onnx"], option) for option in ("--gpu-timeout", "--samples")],
+        (["verify", "a.onnx", "a"], "--batch"),
+    ],
+)
+def test_numbers_that_would_overflow(command: list[str], option: str) -> None:
+    result = CliRunner().invoke(app, [*command, option, "1" + 30 * "0"])
+    assert result.exit_code == 2 and "less than or equal to" in result.stderr, result
+
+
 def test_help_is_light() -> None:
     """Of all commands together, whatever one of them would import."""
     code = (

@@ -349,6 +349,7 @@ def test_a_dynamic_dimension_besides_the_batch(make_model: Any, tmp_path: Path) 
         ({"batch": (0, 1, 2)}, "1 <= min"),
         ({"optimization_level": 6}, "optimization_level 6"),
         ({"workspace_gib": -1.0}, "workspace_gib -1"),
+        ({"workspace_gib": 1e300}, r"workspace_gib 1e\+300: must be positive and below 2\^33"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], words: str) -> None:

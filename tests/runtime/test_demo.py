@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from vorta_trt.engines import Bundle
 from vorta_trt.engines.flavours import FLAVOURS
 from vorta_trt.model import RouteTable
 from vorta_trt.model.families import family_names, get_family
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime import demo
 from vorta_trt.runtime.frames import read_frames
@@ -105,3 +107,12 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     with pytest.raises(FileExistsError, match="is a file"):
         demo.run_demo(tmp_path / "thesis.tex", silent)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vorta_trt.model.random_checkpoint.make_checkpoint", full)
+    with pytest.raises(WriteError, match="checkpoint: cannot be written .*the disk is full"):
+        demo.run_demo(tmp_path / "demo", silent)

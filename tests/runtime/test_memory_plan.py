@@ -285,6 +285,8 @@ def test_tiled_decoding_of_hunyuan_video(bundle: Path, wan_pipeline: Path, tmp_p
 
 
 def test_cards_have_a_size(bundle: Path) -> None:
+    with pytest.raises(ValueError, match=r"memory 1e\+300: must be the GiB of a card"):
+        plan_memory(read_target(bundle), cards=[1e300])
     with pytest.raises(ValueError, match="memory 0: must be the GiB of a card.*e.g. 24"):
         plan_memory(read_target(bundle), cards=[24, 0])
 
