@@ -124,6 +124,7 @@ def alone(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
 def direct(arguments: argparse.Namespace) -> dict[str, Any]:
     """Videos of a pipeline that is loaded once: seconds from the prompt to the mp4."""
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+    from vorta_trt.runtime.video_file import BackgroundWriter
 
     seconds: list[float] = []
     hashes: list[str] = []
@@ -134,8 +135,10 @@ def direct(arguments: argparse.Namespace) -> dict[str, Any]:
     ):
         for number in range(WARM_UP + arguments.direct):
             began = time.perf_counter()
-            video = pipeline(PROMPT, seed=number, **settings(arguments))
-            path = video.save(Path(folder) / f"{number}.mp4")
+            path = Path(folder) / f"{number}.mp4"
+            with BackgroundWriter(path, pipeline.planner.frames_per_second) as writer:
+                write = lambda _, frames, writer=writer: writer(frames)  # noqa: E731
+                video = pipeline(PROMPT, seed=number, on_frames=write, **settings(arguments))
             seconds.append(time.perf_counter() - began)
             stages.append(dict(video.stage_seconds))
             hashes.append(hashlib.sha256(path.read_bytes()).hexdigest())
