@@ -24,7 +24,7 @@ from vorta_trt.serving.app import create_app
 from vorta_trt.serving.catalogue import Catalogue
 from vorta_trt.serving.connections import MOST_CONNECTIONS, Connection
 from vorta_trt.serving.settings import ServeSettings
-from vorta_trt.serving.worker_gpus import check_gpus_of_workers
+from vorta_trt.serving.worker_gpus import check_engines_have_a_gpu, check_gpus_of_workers
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
 BACKLOG = 512
@@ -56,9 +56,11 @@ def serve(
     Raises:
         JobError: Another server has the folder of jobs.
         ValueError, OSError: A model cannot be read, there are too few GPUs, or the port is taken.
+        VortaError: An engine of TensorRT, and no GPU.
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
     catalogue = Catalogue(settings.models)  # says what is wrong before there is a folder of jobs
+    check_engines_have_a_gpu(catalogue)
     check_gpus_of_workers(catalogue, settings.workers)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
         # Whoever ran these belonged to a server before this one, and ended with it.

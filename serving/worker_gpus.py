@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which GPUs of the machine each worker of `vorta-trt serve` has."""
+"""Which GPUs of the machine each worker of `vorta-trt serve` has, and whether there are any for its engines."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -36,6 +37,21 @@ def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, st
         return {}
     first = worker % groups * gpus
     return {SHOWN: ",".join(visible[first : first + gpus])}
+
+
+def check_engines_have_a_gpu(catalogue: Catalogue) -> None:
+    """Raises VortaError for an engine of TensorRT where there is no GPU, which its workers could only say for ever."""
+    import torch
+
+    for model in catalogue.models.values():
+        executor = model.settings.pipeline.get("executor")
+        if model.flavour is None or executor not in (None, "tensorrt") or torch.cuda.device_count():
+            continue
+        raise VortaError(
+            f"{model.settings.source}: is an engine of TensorRT, and torch {torch.__version__} finds no GPU here "
+            f"({SHOWN} {os.environ.get(SHOWN, 'is not set')}); serve it where there is one, or, if it was built with "
+            f"--keep-onnx, serve its ONNX file on the CPU with --executor onnxruntime"
+        )
 
 
 def check_gpus_of_workers(catalogue: Catalogue, workers: int) -> None:

@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 from running_server import wait_for
 
+from vorta_trt.plugins.errors import VortaError
 from vorta_trt.serving import Catalogue, JobStore, ModelSettings, ServeSettings, worker_states
 from vorta_trt.serving import worker_process as processes
 from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.job import Status
 from vorta_trt.serving.triton.repository import TritonSettings, write_model
-from vorta_trt.serving.worker_gpus import check_gpus_of_workers, gpus_of
+from vorta_trt.serving.worker_gpus import check_engines_have_a_gpu, check_gpus_of_workers, gpus_of
 from vorta_trt.serving.worker_process import ENGINE_FAILED, NOT_READY, WorkerProcesses
 from vorta_trt.serving.worker_states import HUNG, WorkerState
 
+from ..tiny import Tiny
 from .conftest import Fill
 from .test_job_store import add
 
@@ -248,6 +250,16 @@ def test_workers_take_the_gpus_in_turn(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,6")
     assert [shown(worker, gpus=2) for worker in range(3)] == ["0,1", "2,3", "0,1"]
     assert shown(0, gpus=6) is None
+
+
+def test_an_engine_needs_a_gpu_before_anything_starts(tiny_wan: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    source = {"source": tiny_wan.bundle, "checkpoint": tiny_wan.checkpoint}
+    with pytest.raises(VortaError, match=r"is an engine of TensorRT, and torch .* finds no GPU here .*--executor onnx"):
+        check_engines_have_a_gpu(Catalogue([ModelSettings(**source)]))
+    check_engines_have_a_gpu(Catalogue([ModelSettings(**source, pipeline={"executor": "onnxruntime"})]))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_engines_have_a_gpu(Catalogue([ModelSettings(**source)]))
 
 
 def test_workers_of_several_gpus_share_none(text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
