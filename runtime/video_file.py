@@ -81,7 +81,8 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
 
     Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged so; in .mp4 and .mov the index
     comes first, so that a player can start while the file still loads. Several frames are encoded at the same time, in
-    threads; the same frames give the same file, however many cores there are.
+    threads, whose number does not depend on the cores. The same frames give the same file where the width is a multiple
+    of 128 pixels; for others libx264 may choose differently (its macroblock trees read memory that was never written).
 
     Args:
         path: suffix .mkv, .mov or .mp4; its folder must exist.

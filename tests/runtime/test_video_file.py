@@ -15,6 +15,9 @@ from vorta_trt.runtime.video_file import BackgroundFiles, BackgroundWriter, writ
 av = pytest.importorskip("av")
 
 RED = (220, 40, 30)
+# Of files that are compared byte for byte: 8 macroblocks. Where their number is no multiple of 8 (832 pixels, too),
+# libx264's vector code for macroblock trees reads memory that was never written, and files of the same frames differ.
+WIDTH = 128
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
@@ -45,7 +48,7 @@ def test_colours(
 
 @pytest.mark.parametrize(("height", "threads"), [(32, 1), (480, 15), (1280, 16)])
 def test_the_same_file_on_any_number_of_cores(tmp_path: Path, height: int, threads: int) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (6, height, 64, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (6, height, WIDTH, 3), np.uint8)
     file = write_frames(tmp_path / "a.mp4", frames, 16)
     cores = os.sched_getaffinity(0)
     try:
@@ -80,7 +83,7 @@ def test_rates_and_odd_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["mp4", "npy"])
 def test_a_file_of_a_background_writer_is_that_of_all_frames(tmp_path: Path, suffix: str) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (7, 32, WIDTH, 3), np.uint8)
     expected = write_frames(tmp_path / f"a.{suffix}", frames, 16)
     with BackgroundWriter(tmp_path / f"b.{suffix}", 16) as write:
         for part in np.split(frames, [1, 4]):
@@ -89,7 +92,7 @@ def test_a_file_of_a_background_writer_is_that_of_all_frames(tmp_path: Path, suf
 
 
 def test_files_of_several_videos(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, WIDTH, 3), np.uint8)
     expected = write_frames(tmp_path / "expected.mp4", frames, 16).read_bytes()
     with pytest.raises(KeyboardInterrupt), BackgroundFiles(lambda number: tmp_path / f"{number}.mp4", 16) as files:
         for number in range(2):
