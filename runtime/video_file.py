@@ -81,8 +81,8 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
 
     Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged so; in .mp4 and .mov the index
     comes first, so that a player can start while the file still loads. Several frames are encoded at the same time, in
-    threads, whose number does not depend on the cores. The same frames give the same file where the width is a multiple
-    of 128 pixels; for others libx264 may choose differently (its macroblock trees read memory that was never written).
+    threads, whose number does not depend on the cores. The same frames may still give files of a few other bytes: runs
+    of libx264 differed at some sizes, such as 64x96 and 480x832, and at none of 128, 256, 768 and 1280 pixels of width.
 
     Args:
         path: suffix .mkv, .mov or .mp4; its folder must exist.
