@@ -15,8 +15,8 @@ from vorta_trt.runtime.video_file import BackgroundFiles, BackgroundWriter, writ
 av = pytest.importorskip("av")
 
 RED = (220, 40, 30)
-# Of files that are compared byte for byte: 8 macroblocks. Where their number is no multiple of 8 (832 pixels, too),
-# libx264's vector code for macroblock trees reads memory that was never written, and files of the same frames differ.
+# Of files that are compared byte for byte. At some sizes, such as 64x96 and 480x832, files of the same frames differ
+# from run to run of libx264; at this width that was not seen. The cause was not found.
 WIDTH = 128
 
 
