@@ -107,6 +107,9 @@ class Parts:
             raise ValueError(f"compile_vae: {planner.name} decodes with engines of its own; leave it out")
         if compile_vae and self._family.parts_class is None:
             raise ValueError(f"compile_vae: the VAE of {self._family} is not cut into graphs yet; leave it out")
+        if compile_vae and self._tiled != self._family.tiled_vae:
+            how = "in tiles" if self._family.tiled_vae else "whole frames"
+            raise ValueError(f"vae_tiling {vae_tiling}: a compiled VAE of {self._family} decodes {how}; leave it out")
         self._compile_vae = compile_vae
         if vae_precision not in (None, *PRECISIONS):
             raise ValueError(f"vae_precision {vae_precision!r}: must be one of {', '.join(PRECISIONS)}")

@@ -195,3 +195,9 @@ def test_a_compiled_decoder_is_the_eager_one(
         assert (videos[1] == videos[2]).all()  # nothing is left of the video before
     assert [len(seen) for seen in given_to] == [1] * 3
     assert not torch.backends.cudnn.benchmark  # for all else
+
+
+def test_a_compiled_decoder_takes_no_other_way_to_decode(tiny_wan: Tiny, tiny_hunyuan_video: Tiny) -> None:
+    for tiny, tiling, how in ((tiny_wan, True, "whole frames"), (tiny_hunyuan_video, False, "in tiles")):
+        with pytest.raises(ValueError, match=f"vae_tiling {tiling}: a compiled VAE of .* decodes {how}; leave it out"):
+            VortaPipeline.from_pretrained(tiny.model(), tiny.checkpoint, compile_vae=True, vae_tiling=tiling)
