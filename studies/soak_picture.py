@@ -3,7 +3,7 @@
 
 Nothing is measured here: it reads the result of `serving_load.py --minutes`.
 
-    python studies/soak_picture.py benchmarks/results/2026-11-28-serving-soak.json -o docs/serving-soak.svg
+    python studies/soak_picture.py benchmarks/results/2026-11-29-serving-soak.json -o docs/serving-soak.svg
 """
 
 from __future__ import annotations
