@@ -60,8 +60,13 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
     """Raises WriteError if `size` bytes do not fit on the disk of `path`; a disk that does not say has space."""
     free = free_bytes(Path(os.path.realpath(path)).parent)
     if free is not None and size > free:
-        reason = f"needs {size / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free; free some space, or choose another"
-        raise WriteError(path, errno.ENOSPC, f"{reason} folder")
+        reason = f"needs {_told(size)}, the disk has {_told(free)} free; free some space, or choose another folder"
+        raise WriteError(path, errno.ENOSPC, reason)
+
+
+def _told(size: int) -> str:
+    """Bytes, in the unit that shows them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
