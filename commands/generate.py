@@ -213,28 +213,25 @@ class EngineOptions(Options):
 
     def arguments(self, in_torch: bool = False) -> dict[str, Any]:
         """As keywords of `VortaPipeline`; of a checkpoint `in_torch` without a device, since it is loaded there."""
+        around = {
+            "residency": self.residency.value,
+            "cpu_offload": self.cpu_offload,
+            "vae_tiling": self.vae_tiling,
+            "compile_vae": self.compile_vae,
+            "vae_precision": self.vae_precision,
+        }
         if in_torch:
             of_engines = {"--executor": self.executor, "--weight-streaming": self.weight_streaming}
             if given := [name for name, value in of_engines.items() if value is not None]:
                 raise typer.BadParameter("is for engines, and a checkpoint runs in torch", param_hint=given[0])
-            return {
-                "residency": self.residency.value,
-                "cpu_offload": self.cpu_offload,
-                "vae_tiling": self.vae_tiling,
-                "compile_vae": self.compile_vae,
-                "vae_precision": self.vae_precision,
-            }
+            return around
         engine: dict[str, Any] = {} if self.cuda_graph else {"cuda_graph": False}
         if self.weight_streaming is not None:
             engine["weight_streaming_budget"] = _budget(self.weight_streaming)
         return {
             "executor": None if self.executor is None else self.executor.value,
             "device": self.device,
-            "residency": self.residency.value,
-            "cpu_offload": self.cpu_offload,
-            "vae_tiling": self.vae_tiling,
-            "compile_vae": self.compile_vae,
-            "vae_precision": self.vae_precision,
+            **around,
             "engine": engine,
         }
 

@@ -13,8 +13,14 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.host_memory import HostOutOfMemory, mapping
 
 _UNREADABLE = (
-    *(pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, LookupError),
-    *(AttributeError, TypeError),
+    pickle.UnpicklingError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
 )
 _REASON = "WeightsUnpickler error:"  # what torch says in front of the reason, among advice to run the file's code
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from vorta_trt.model.write_errors import WriteError, errors_of, failed_write
+from vorta_trt.model.write_errors import errors_of, errors_of_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,8 @@ def temporary_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             clear_unfinished(target)
             folder, lock = _locked_temporary(target)
         try:
-            yield folder
-        except Exception as error:
-            if (code := failed_write(error, folder)) is not None:
-                raise WriteError(path, code) from error
-            raise
+            with errors_of_libraries(path, folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:

@@ -76,6 +76,22 @@ def errors_of(path: Path) -> Iterator[None]:
         raise WriteError(path, error.errno) from error
 
 
+@contextmanager
+def errors_of_libraries(path: Path, folder: Path) -> Iterator[None]:
+    """Turns what libraries raise of a write that failed, in `folder`, into WriteError; all else is passed on.
+
+    Args:
+        path: what was to be written.
+        folder: where the block writes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (code := failed_write(error, folder)) is not None:
+            raise WriteError(path, code) from error
+        raise
+
+
 def failed_write(error: Exception, folder: Path) -> int | None:
     """The errno of an error that says that a write failed; None for any other, reading included."""
     if isinstance(error, VortaError):

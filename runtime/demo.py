@@ -16,7 +16,7 @@ from vorta_trt.engines.plugin import load_plugin
 from vorta_trt.model.families import DEFAULT_FAMILY, get_family
 from vorta_trt.model.files import make_folder, write_text
 from vorta_trt.model.video_size import VideoSize
-from vorta_trt.model.write_errors import WriteError, failed_write
+from vorta_trt.model.write_errors import errors_of_libraries
 from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
@@ -153,14 +153,10 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
     geometry = AttentionGeometry.for_video(SIZE.frames, SIZE.height, SIZE.width, family)
     demo = get_family(family).demo
     sizes: dict[str, Any] = {"heads": HEADS, "head_dim": demo.head_dim, **demo.blocks}
-    try:
+    with errors_of_libraries(checkpoint, checkpoint):  # diffusers and transformers write the files
         make_checkpoint(checkpoint, family, **sizes, **demo.sizes)
         complete_pipeline(checkpoint)
         make_router(router, geometry, family, **sizes, video=(SIZE.frames, SIZE.height, SIZE.width))
-    except Exception as error:  # diffusers and transformers write the files, and leave a full disk to their libraries
-        if (code := failed_write(error, checkpoint)) is None:
-            raise
-        raise WriteError(checkpoint, code) from error
 
 
 def _make_video(onnx: Path, folder: Path, report: Report) -> Path:

@@ -25,7 +25,7 @@ ARRAY = ".npy"
 BT709, BT601 = (1, "ITU709"), (6, "ITU601")
 LIMITED_RANGE = 1  # of luma, 16 to 235
 # Frames that are encoded at the same time. The encoder's choices depend on the number, so it is the same on every
-# machine, and so are the files. A frame follows the one before at a distance of three or four of its 45 rows of
+# machine. A frame follows the one before at a distance of three or four of its 45 rows of
 # macroblocks (720 lines), so that more threads would wait. Small frames have two such rows a thread, x264's own bound.
 MOST_THREADS, LINES_OF_THREAD = 16, 32
 

@@ -43,15 +43,17 @@ def check_engines_have_a_gpu(catalogue: Catalogue) -> None:
     """Raises VortaError for an engine of TensorRT where there is no GPU, which its workers could only say for ever."""
     import torch
 
+    from vorta_trt.runtime.pipelines.making import ON_CPU
+
+    if torch.cuda.device_count():
+        return
     for model in catalogue.models.values():
-        executor = model.settings.pipeline.get("executor")
-        if model.flavour is None or executor not in (None, "tensorrt") or torch.cuda.device_count():
-            continue
-        raise VortaError(
-            f"{model.settings.source}: is an engine of TensorRT, and torch {torch.__version__} finds no GPU here "
-            f"({SHOWN} {os.environ.get(SHOWN, 'is not set')}); serve it where there is one, or, if it was built with "
-            f"--keep-onnx, serve its ONNX file on the CPU with --executor onnxruntime"
-        )
+        if model.flavour is not None and model.settings.pipeline.get("executor") not in ON_CPU:
+            raise VortaError(
+                f"{model.settings.source}: is an engine of TensorRT, and torch {torch.__version__} finds no GPU here "
+                f"({SHOWN} {os.environ.get(SHOWN, 'is not set')}); serve it where there is one, or, if it was built "
+                f"with --keep-onnx, serve its ONNX file on the CPU with --executor onnxruntime"
+            )
 
 
 def check_gpus_of_workers(catalogue: Catalogue, workers: int) -> None:

@@ -85,9 +85,8 @@ def one_row(name: str, latents: Any, size: Any, tiny: bool) -> tuple[dict[str, A
     on_gpu, dtype, measured = latents.device.type == "cuda", torch_dtype(precision), "measured" in how
     torch.manual_seed(1)
     vae: Any = AutoencoderKLWan(**(TINY if tiny else {}))  # type: ignore[no-untyped-call]
-    torch.nn.Module.to(
-        vae.eval(), latents.device, dtype
-    )  # diffusers' own warns of modules to keep, even if there are none
+    # diffusers' own `to` warns of modules to keep, even if there are none
+    torch.nn.Module.to(vae.eval(), latents.device, dtype)
     if "compiled" in how:
         config = {"in_channels": latents.shape[1], "out_channels": latents.shape[1]}
         where = (size.frames, size.height, size.width), latents.device

@@ -22,9 +22,12 @@ namespace vorta::sm90_linear {
 
 using namespace cute;
 
+/// Two thread blocks along the rows read each byte of the weights once.
+using ClusterShape = Shape<_2, _1, _1>;
+
 /// How the output is cut into tiles, who computes one, and in which order they come. A tile has rows, features and
-/// bytes of K; two thread blocks of a cluster along the rows read each byte of the weights once. Measured on an H200,
-/// which draws its 700 W in either (docs/kernels-lab-book.md, "Products at the power limit").
+/// bytes of K. Measured on an H200, which draws its 700 W in either (docs/kernels-lab-book.md, "Products at the power
+/// limit").
 template <bool kGelu>
 struct Tiling;
 
@@ -33,7 +36,6 @@ struct Tiling;
 template <>
 struct Tiling<false> {
   using Tile = Shape<_128, _256, _128>;
-  using Cluster = Shape<_2, _1, _1>;
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum;
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
   using Order = Bands<BandsOf::kColumns, 8>;
@@ -44,7 +46,6 @@ struct Tiling<false> {
 template <>
 struct Tiling<true> {
   using Tile = Shape<_128, _128, _128>;
-  using Cluster = Shape<_2, _1, _1>;
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
   using Order = Bands<BandsOf::kRows, 8>;
@@ -68,7 +69,6 @@ template <class Element, bool kGelu>
 struct Kernel {
   using Tiles = Tiling<kGelu>;
   using TileShape = typename Tiles::Tile;
-  using ClusterShape = typename Tiles::Cluster;
 
   static constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
   template <template <class> class Function, class Output>
