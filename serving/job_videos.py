@@ -96,8 +96,8 @@ def _file(number: int) -> str:
 def _finish(folder: Path, number: int, video: GeneratedVideo, fps: float, writing: BackgroundFiles) -> dict[str, Any]:
     """A video's files, whose frames were given as they were decoded, and what its report says."""
     began = time.perf_counter()
+    write_thumbnail(folder / f"{number}.webp", video.frames)  # while the last frames are encoded
     writing.finish()
-    write_thumbnail(folder / f"{number}.webp", video.frames)
     seconds = time.perf_counter() - began
     return {
         **video.to_dict(),

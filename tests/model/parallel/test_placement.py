@@ -164,6 +164,7 @@ def test_what_cannot_be_placed_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_gpu_and_every_device_finds_the_same_order() -> None:
     routes = torch.randint(0, 3, (60, 2, 40), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
     on_gpu = routes.cuda()

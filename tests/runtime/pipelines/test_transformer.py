@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import accelerate
@@ -26,6 +27,8 @@ from vorta_trt.runtime.sampling.step_broadcast import StepBroadcast
 from vorta_trt.runtime.schedules import schedule_timesteps
 
 from ...tiny import Tiny, build_here, latents, save_calibration
+
+SAMPLES = 7
 
 
 def inputs(tiny: Tiny, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -144,13 +147,12 @@ def test_calibrated_routes_of_a_bundle(bundle: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_on_a_gpu_the_routed_model_is_as_exact_as_on_the_cpu(tiny: Tiny, dtype: torch.dtype, seed: int) -> None:
     """Against float32, at most twice the error of the same model in the same type on the CPU."""
-    exact = latents(tiny.pipeline(VortaTransformer.from_pretrained(tiny.model())), seed=seed)
-    on_cpu = latents(tiny.pipeline(VortaTransformer.from_pretrained(tiny.model(dtype=dtype))), seed=seed)
+    exact = sampled(tiny.pipeline(VortaTransformer.from_pretrained(tiny.model())), seed)
+    on_cpu = sampled(tiny.pipeline(VortaTransformer.from_pretrained(tiny.model(dtype=dtype))), seed)
     pipeline = tiny.pipeline(VortaTransformer.from_pretrained(tiny.model(dtype=dtype)))
-    on_gpu = latents(pipeline.to("cuda"), seed=seed)
-    assert on_gpu.is_cuda
-    error, reference = ((other.cpu().float() - exact).abs().mean() for other in (on_gpu, on_cpu))
-    assert error <= 2 * reference + 1e-3
+    on_gpu = sampled(pipeline.to("cuda"), seed)
+    assert on_gpu[0].is_cuda
+    assert usual_error(on_gpu, exact) <= 2 * usual_error(on_cpu, exact) + 1e-3
 
 
 @pytest.mark.gpu
@@ -158,13 +160,26 @@ def test_on_a_gpu_the_engine_is_as_exact_as_the_routed_model(tiny_wan: Tiny, tmp
     transformer = VortaTransformer.from_pretrained(
         build_here(Source(tiny_wan.checkpoint, tiny_wan.router, precision="fp16"), tmp_path / "wan.bundle")
     )
-    exact = latents(tiny_wan.pipeline(VortaTransformer.from_pretrained(tiny_wan.model())), seed=seed)
+    exact = sampled(tiny_wan.pipeline(VortaTransformer.from_pretrained(tiny_wan.model())), seed)
     routed = VortaTransformer.from_pretrained(tiny_wan.model(dtype=torch.float16))
-    in_torch = latents(tiny_wan.pipeline(routed).to("cuda"), seed=seed)
+    in_torch = sampled(tiny_wan.pipeline(routed).to("cuda"), seed)
     with transformer:
-        sampled = latents(tiny_wan.pipeline(transformer).to("cuda"), seed=seed)
-    error, reference = ((other.cpu().float() - exact).abs().mean() for other in (sampled, in_torch))
-    assert error <= 2 * reference + 1e-3
+        by_engine = sampled(tiny_wan.pipeline(transformer).to("cuda"), seed)
+    assert usual_error(by_engine, exact) <= 2 * usual_error(in_torch, exact) + 1e-3
+
+
+def sampled(pipeline: Any, seed: int) -> list[Tensor]:
+    """Latents of `SAMPLES` seeds."""
+    return [latents(pipeline, seed=seed + number) for number in range(SAMPLES)]
+
+
+def usual_error(samples: list[Tensor], exact: list[Tensor]) -> float:
+    """The median over the samples of the mean distance.
+
+    Rounding may choose other tokens of a coreset, which makes the error of some samples up to four times that of the
+    others. With full and sliding heads alone, all samples have the same.
+    """
+    return median(float((one.cpu().float() - other).abs().mean()) for one, other in zip(samples, exact, strict=True))
 
 
 # -- what a pipeline sees ----------------------------------------------------------------------------------------------
