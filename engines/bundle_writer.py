@@ -18,7 +18,7 @@ from vorta_trt.engines import manifest as names
 from vorta_trt.engines.bundle import new_bundle
 from vorta_trt.engines.description import ModelDescription, check_route_override, created_by, describe_model
 from vorta_trt.engines.engine_key import EngineKey
-from vorta_trt.engines.errors import BuildError
+from vorta_trt.engines.errors import BuildCancelled, BuildError
 from vorta_trt.engines.flavours import Flavour
 from vorta_trt.engines.hashed_file import copy_hashed, hash_file
 from vorta_trt.engines.manifest import (
@@ -216,8 +216,8 @@ class BundleWriter:
         size = model.key.size if self._engines > 1 else None
         record = _record(self._flavour, self._options, model, size, built, plugin)
         self._added.append((record, own))
-        title, version = self._flavour.title, self._flavour.version
-        logger.info("%s: built %s with %s %s in %.1f s", self._path, model.key, title, version, built.seconds)
+        built_with = self._flavour.title_and_version
+        logger.info("%s: built %s with %s in %.1f s", self._path, model.key, built_with, built.seconds)
 
     def add_part(self, model: ExportedPart) -> None:
         """Builds an engine of a VAE or a text encoder, after the transformers'. Raises what `build_engine` raises."""
@@ -230,7 +230,14 @@ class BundleWriter:
                 self._files[name] = copy_hashed(source, self._folder / name, self._cancellation.check)
         options = dataclasses.replace(self._options, refit=False, weight_streaming=False)
         report = self._report(key, named=True)
-        built = build_plan(self._flavour, onnx, options, self._folder, own, report, self._cancellation)
+        try:
+            built = build_plan(self._flavour, onnx, options, self._folder, own, report, self._cancellation)
+        except BuildCancelled:
+            raise
+        except BuildError as error:
+            said = str(error).partition("\n")[0]
+            part = model.metadata.part
+            raise BuildError(f"{said}; leave {part} out of --with, and it runs in torch", error.messages) from error
         release_free_memory()
         self._files = built.files | self._files
         before = [record.names for record in self._parts if record.part["part"] == model.metadata.part]

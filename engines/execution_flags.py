@@ -43,7 +43,7 @@ def check_streaming(flavour: Flavour) -> None:
     """Raises BuildError if the flavour cannot stream weights."""
     if not hasattr(flavour.module.BuilderFlag, STREAMING):
         raise BuildError(
-            f"weight_streaming: {flavour.title} {flavour.version} has none; leave it out, or build with TensorRT 10 or "
+            f"weight_streaming: {flavour.title_and_version} has none; leave it out, or build with TensorRT 10 or "
             "newer, or TensorRT-RTX"
         )
 
@@ -52,7 +52,7 @@ def check_refittable(flavour: Flavour) -> None:
     """Raises BuildError if the flavour cannot build here an engine that takes other weights."""
     if flavour.builds_without_gpu and not driver_report().devices:
         raise BuildError(
-            f"refit: {flavour.title} {flavour.version} builds refittable engines with a GPU only; leave it "
+            f"refit: {flavour.title_and_version} builds refittable engines with a GPU only; leave it "
             "out and build again for other LoRA files, or build on a machine with the GPU"
         )
 
@@ -64,7 +64,7 @@ def check_plugin_in_plan(flavour: Flavour) -> None:
     """
     if flavour.weakly_typed or not hasattr(flavour.module.IBuilderConfig, "plugins_to_serialize"):
         raise BuildError(
-            f"plugin_in_plan: {flavour.title} {flavour.version} writes no plugin library into its plans; leave it out, "
+            f"plugin_in_plan: {flavour.title_and_version} writes no plugin library into its plans; leave it out, "
             "and load libvorta_trt.so before the plan"
         )
 

@@ -73,6 +73,16 @@ class Flavour:
     executed: Mapping[str, str] = {}  # by version: what of it this project has run
     checked: Mapping[str, str] = {}  # by version: what was compared with it, and with what, without running it
 
+    @property
+    def title_and_version(self) -> str:
+        """Of what is installed, as "TensorRT 8.6.0"."""
+        return self.title_with(self.version or "")
+
+    def title_with(self, version: str) -> str:
+        """A version of this flavour, as "TensorRT 8.6.0"; the title alone without one."""
+        name, _, release = self.title.rpartition(" ")
+        return f"{name if name and version.startswith(release) else self.title} {version}".rstrip()
+
     @cached_property
     def module(self) -> ModuleType:
         """The imported package. Raises FlavourError with the remedy if that fails or the version is too old."""
@@ -223,18 +233,18 @@ class Flavour:
     def version_problem(self, built_with: str, version_compatible: bool) -> str | None:
         """Why a plan built with `built_with` does not load in the installed version; None if it does."""
         if self.version is None:
-            return f"built for {self.title} {built_with}, but {self.package} is not installed; {self.install_hint}"
+            return f"built for {self.title_with(built_with)}, but {self.package} is not installed; {self.install_hint}"
         if self.version == built_with:
             return None
         if version_compatible and built_with.split(".")[0] == self.version.split(".")[0]:
             if self._release >= _release(built_with):
                 return None
             return (
-                f"built with {self.title} {built_with}, and a version-compatible engine loads in that version or a "
+                f"built with {self.title_with(built_with)}, and a version-compatible engine loads in that version or a "
                 f"newer one, but {self.version} is installed; update {self.package}"
             )
         return (
-            f"built with {self.title} {built_with}, but {self.version} is installed, and plans load in the version "
+            f"built with {self.title_with(built_with)}, but {self.version} is installed, and plans load in the version "
             f'that built them only; install "{self.package}=={built_with}" or build the bundle again'
         )
 
@@ -291,13 +301,13 @@ class TensorRTRTX(Flavour):
         if unknown := [str(capability) for capability in wanted if capability not in self.targets]:
             known = ", ".join(map(str, self.targets))
             raise FlavourError(
-                f"compute_capabilities: {self.title} {self.version} cannot build for {', '.join(unknown)}; "
+                f"compute_capabilities: {self.title_and_version} cannot build for {', '.join(unknown)}; "
                 f"it knows {known}"
             )
         config.num_compute_capabilities = len(wanted)
         for index, capability in enumerate(wanted):
             if not config.set_compute_capability(getattr(self.module.ComputeCapability, capability.sm), index):
-                raise FlavourError(f"compute_capabilities: {self.title} {self.version} refused {capability}")
+                raise FlavourError(f"compute_capabilities: {self.title_and_version} refused {capability}")
         return Target(tuple(wanted), and_newer=False)
 
     def _target_current(self, config: Any) -> Target:

@@ -106,7 +106,7 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
     if not parsed or errors:
         ours = [message for message in collected.errors if message.startswith(f"[{ROUTED_ATTENTION.namespace}::")]
         raise BuildError(
-            f"{onnx.path}: {flavour.title} {flavour.version} cannot import this model; {_remedy(flavour, onnx)}",
+            f"{onnx.path}: {flavour.title_and_version} cannot import this model; {_remedy(flavour, onnx)}",
             ours + errors or collected.errors,
         )
     plugin_layers: dict[str, list[Any]] = defaultdict(list)

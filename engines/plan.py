@@ -163,16 +163,15 @@ def build_plan(
         config.progress_monitor = progress_monitor(trt, callback, cancellation)
     else:
         logger.info(
-            "%s %s tells no progress and cannot be stopped; a build that is cancelled ends when TensorRT is through",
-            flavour.title,
-            flavour.version,
+            "%s tells no progress and cannot be stopped; a build that is cancelled ends when TensorRT is through",
+            flavour.title_and_version,
         )
     write_layers(from_network(trt, parsed.network), folder / names.layers)
     with flavour.hub.collect() as collected, HashedFile(folder / names.plan) as plan:
         built = _serialize(flavour, builder, parsed, config, plan, cancellation)
     cancellation.check()
     if not built or plan.entry.bytes == 0:
-        raise BuildError(f"{onnx.path}: {flavour.title} {flavour.version} could not build the engine", collected.errors)
+        raise BuildError(f"{onnx.path}: {flavour.title_and_version} could not build the engine", collected.errors)
     for message in collected.errors:
         logger.warning("%s logged during a successful build: %s", flavour.title, message)
     if cache is not None:
@@ -226,7 +225,7 @@ def _serialize(
         if writer.error is not None:
             raise writer.error
         return built
-    logger.info("%s %s cannot stream plans; this build holds the plan in memory", flavour.title, flavour.version)
+    logger.info("%s cannot stream plans; this build holds the plan in memory", flavour.title_and_version)
     memory = builder.build_serialized_network(parsed.network, config)
     if memory is not None:
         plan.write(memoryview(memory))

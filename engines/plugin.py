@@ -48,7 +48,7 @@ def load_plugin(flavour: Flavour, library: Path | None = None) -> Path:
             said = "; ".join([*collected.errors, *collected.warnings, *_reasons(flavour, path)])
             said = said or "TensorRT logged no reason"
             raise FlavourError(
-                f"{path}: loaded into {flavour.title} {flavour.version}, but it did not register plugin "
+                f"{path}: loaded into {flavour.title_and_version}, but it did not register plugin "
                 f"{ROUTED_ATTENTION} version {ROUTED_ATTENTION.version} ({said}); build vorta-trt again"
             )
     _loaded[flavour.name] = path

@@ -240,6 +240,6 @@ def apply_refit(flavour: Flavour, engine: Any, bundle: Bundle) -> None:
     if not done:
         said = "; ".join(collected.errors) or (f"no such weights: {', '.join(refused[:5])}" if refused else "no reason")
         raise VortaError(
-            f"{bundle.path}: {flavour.title} {flavour.version} cannot set the weights of {weights.name} ({said}); "
+            f"{bundle.path}: {flavour.title_and_version} cannot set the weights of {weights.name} ({said}); "
             "build the bundle again with the LoRA in it"
         )

@@ -66,7 +66,7 @@ def checked(
         from vorta_trt.runtime.device.device_memory import DeviceOutOfMemory
 
         raise DeviceOutOfMemory(f"{what} ({flavour.title})", memory.device, needed, *memory.free_bytes())
-    raise VortaError(f"{what} failed in {flavour.title} {flavour.version}: {'; '.join(said) or 'it logged no reason'}")
+    raise VortaError(f"{what} failed in {flavour.title_and_version}: {'; '.join(said) or 'it logged no reason'}")
 
 
 def runtime_config(trt: Any, engine: Any) -> Any:

@@ -42,7 +42,7 @@ def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budg
     """
     if not hasattr(engine, "weight_streaming_budget_v2"):
         raise VortaError(
-            f"weight_streaming_budget {budget}: {flavour.title} {flavour.version} has no weight streaming; leave it "
+            f"weight_streaming_budget {budget}: {flavour.title_and_version} has no weight streaming; leave it "
             "out, or use TensorRT 10 or newer, or TensorRT-RTX"
         )
     streamable = int(engine.streamable_weights_size)
@@ -67,5 +67,5 @@ def _set(flavour: Flavour, engine: Any, budget: int) -> None:
     if collected.errors or int(engine.weight_streaming_budget_v2) > budget:
         said = "; ".join(collected.errors) or f"the budget is {int(engine.weight_streaming_budget_v2)}"
         raise VortaError(
-            f"weight_streaming_budget {budget}: {flavour.title} {flavour.version} refuses it ({said}); give fewer bytes"
+            f"weight_streaming_budget {budget}: {flavour.title_and_version} refuses it ({said}); give fewer bytes"
         )

@@ -52,7 +52,7 @@ class Config:
 
 def flavour(flags: type[Enum], previews: type[Enum]) -> Any:
     module = SimpleNamespace(BuilderFlag=flags, PreviewFeature=previews)
-    return SimpleNamespace(module=module, title="TensorRT", version="8.6.0")
+    return SimpleNamespace(module=module, title_and_version="TensorRT 8.6.0")
 
 
 def test_8_6_shares_profiles_and_streams_nothing() -> None:

@@ -73,6 +73,14 @@ def test_a_missing_package_and_one_that_is_too_old(monkeypatch: pytest.MonkeyPat
     assert "is installed but cannot be imported" in stub.can_build().reason
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "title"),
+    [("tensorrt8", "8.6.0", "TensorRT 8.6.0"), ("tensorrt", "11.4.1", "TensorRT 11.4.1"), ("rtx", "", "TensorRT-RTX")],
+)
+def test_titles_name_a_version_once(name: str, version: str, title: str) -> None:
+    assert get_flavour(name).title_with(version) == title
+
+
 def test_building_with_a_flavour_that_cannot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="tensorrt='lean': TensorRT lean runtime has no builder"):
         build_engine(tmp_path / "m.onnx", tmp_path / "m.bundle", tensorrt="lean")

@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.kept import Kept
 from tests.tiny import Tiny, make_tiny
-from vorta_trt.engines import Bundle
+from vorta_trt.engines import Bundle, bundle_writer
 from vorta_trt.engines.bundle_writer import BundleWriter
 from vorta_trt.engines.errors import BuildError, BundleError
+from vorta_trt.engines.plan import build_plan
 from vorta_trt.export.pipeline_parts import PipelineParts
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.video_size import VideoSize
@@ -78,6 +79,22 @@ def test_an_exported_image_encoder_makes_the_same_video(kept: Kept, tmp_path: Pa
             videos.append(pipeline("a red wall", **given, **SAMPLING).frames)
     assert videos[1].std() > 1
     assert np.abs(videos[0].astype(int) - videos[1]).max() <= 1
+
+
+def test_a_part_that_tensorrt_cannot_build(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorRT 8.6 on the second graph of Wan's decoder: the error says how to go on, and nothing half is left."""
+
+    def refused(flavour: Any, onnx: Any, *rest: Any) -> Any:
+        if "vae_decoder_next" in onnx.path.name:
+            raise BuildError(f"{onnx.path}: {flavour.title_and_version} could not build the engine", ["unequal rank"])
+        return build_plan(flavour, onnx, *rest)
+
+    monkeypatch.setattr(bundle_writer, "build_plan", refused)
+    source = Source(tiny_wan.checkpoint, tiny_wan.router, precision="fp16")
+    said = "vae_decoder_next.*TensorRT-RTX 1.* leave vae_decoder out of --with, and it runs in torch\n.*unequal rank"
+    with pytest.raises(BuildError, match=said):
+        build_checkpoint(source, tmp_path / "wan.bundle", lambda *_: None, parts=["vae_decoder"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_manifest_says_what_the_parts_are(bundle: Path) -> None:
