@@ -17,6 +17,7 @@ from vorta_trt.model.precision import numpy_dtype
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.device.nvtx import nvtx_range
+from vorta_trt.runtime.executors import EXECUTORS
 from vorta_trt.runtime.executors.executor import ContextOptions, DeviceUse, Executor, Outputs
 from vorta_trt.runtime.executors.weight_streaming import Budget, check_budget
 from vorta_trt.runtime.fallbacks import Fallbacks
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.device.device_scratch import DeviceScratch
     from vorta_trt.runtime.executors.layer_times import LayerTimes
     from vorta_trt.runtime.parallel.engine_ranks import EngineRank
-
-EXECUTORS = ("tensorrt", "onnxruntime", "reference")
 
 
 class Engine:

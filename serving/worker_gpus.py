@@ -7,12 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.runtime.executors import ON_CPU
+from vorta_trt.runtime.parallel.found_gpus import VISIBLE, found_gpus
 from vorta_trt.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
     from vorta_trt.serving.catalogue import Catalogue
-
-SHOWN = "CUDA_VISIBLE_DEVICES"
 
 
 def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, str]:
@@ -30,29 +30,26 @@ def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, st
 
     if any(model.pipeline.get("device") is not None for model in settings.models):
         return {}
-    chosen = os.environ.get(SHOWN)
+    chosen = os.environ.get(VISIBLE)
     visible = [str(number) for number in range(torch.cuda.device_count())] if chosen is None else chosen.split(",")
     groups = len(visible) // gpus
     if len(visible) < 2 or not groups:
         return {}
     first = worker % groups * gpus
-    return {SHOWN: ",".join(visible[first : first + gpus])}
+    return {VISIBLE: ",".join(visible[first : first + gpus])}
 
 
 def check_engines_have_a_gpu(catalogue: Catalogue) -> None:
     """Raises VortaError for an engine of TensorRT where there is no GPU, which its workers could only say for ever."""
     import torch
 
-    from vorta_trt.runtime.pipelines.making import ON_CPU
-
     if torch.cuda.device_count():
         return
     for model in catalogue.models.values():
         if model.flavour is not None and model.settings.pipeline.get("executor") not in ON_CPU:
             raise VortaError(
-                f"{model.settings.source}: is an engine of TensorRT, and torch {torch.__version__} finds no GPU here "
-                f"({SHOWN} {os.environ.get(SHOWN, 'is not set')}); serve it where there is one, or, if it was built "
-                f"with --keep-onnx, serve its ONNX file on the CPU with --executor onnxruntime"
+                f"{model.settings.source}: is an engine of TensorRT, and {found_gpus()}; serve it where there is one, "
+                f"or, if it was built with --keep-onnx, serve its ONNX file on the CPU with --executor onnxruntime"
             )
 
 
@@ -65,7 +62,4 @@ def check_gpus_of_workers(catalogue: Catalogue, workers: int) -> None:
     if gpus == 1 or "cuda" not in kinds or found >= gpus * workers:
         return
     remedy = f"give --workers {found // gpus}" if found >= gpus else f"a worker needs {gpus}"
-    raise ValueError(
-        f"workers {workers} of {gpus} GPUs each: they need {gpus * workers}, and torch {torch.__version__} finds "
-        f"{found} here ({SHOWN} {os.environ.get(SHOWN, 'is not set')}); {remedy}"
-    )
+    raise ValueError(f"workers {workers} of {gpus} GPUs each: they need {gpus * workers}, and {found_gpus()}; {remedy}")

@@ -33,7 +33,7 @@ from vorta_trt.plugins.kernel_support import held_to
 from vorta_trt.runtime.comparison.compare import Report, compare_samples
 from vorta_trt.runtime.comparison.image_quality import load_lpips
 from vorta_trt.runtime.comparison.report import CompareReport
-from vorta_trt.runtime.engine import EXECUTORS
+from vorta_trt.runtime.executors import EXECUTORS
 from vorta_trt.runtime.frames import SUFFIXES
 from vorta_trt.runtime.from_checkpoint import Source
 from vorta_trt.runtime.pipelines.experts import BUNDLED

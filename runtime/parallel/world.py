@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from vorta_trt.runtime.parallel.errors import ParallelError
+from vorta_trt.runtime.parallel.found_gpus import found_gpus
 from vorta_trt.runtime.parallel.versions import check_alike, versions_here
 
 TIMEOUT = 300.0  # seconds that a rank waits for the others in an exchange
@@ -118,8 +119,4 @@ def check_gpus(count: int) -> None:
     """Raises ParallelError unless this machine has that many GPUs; none is initialised."""
     found = torch.cuda.device_count()
     if found < count:
-        have = f"{found} GPU{'' if found == 1 else 's'}"
-        raise ParallelError(
-            f"gpus {count}: torch {torch.__version__} finds {have} here (CUDA_VISIBLE_DEVICES "
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'is not set')}); give at most that many"
-        )
+        raise ParallelError(f"gpus {count}: {found_gpus()}; give at most that many")

@@ -18,6 +18,7 @@ import torch
 
 from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 from vorta_trt.model.video_size import VideoSize
+from vorta_trt.runtime.executors import ON_CPU
 from vorta_trt.runtime.parallel.engine_ranks import engine_ranks
 from vorta_trt.runtime.parallel.launch import launch
 from vorta_trt.runtime.parallel.layout import Layout, choose_layout
@@ -35,7 +36,6 @@ from vorta_trt.runtime.video_file import BackgroundFiles
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
-ON_CPU = ("onnxruntime", "reference")  # executors
 OnVideo = Callable[[dict[str, Any]], None]  # the output's path, and what `GeneratedVideo.to_dict` tells
 OnStep = Callable[[int, int], None]  # number of the video, the step that begins
 OnStage = Callable[[str, int, int], None]

@@ -28,6 +28,7 @@ from vorta_trt.export.onnx_file import read_onnx
 from vorta_trt.model.experts import NOISE, in_words
 from vorta_trt.model.lora.spec import LoraSpec, sha256_of
 from vorta_trt.model.precision import PrecisionName
+from vorta_trt.runtime.executors import ON_CPU
 from vorta_trt.runtime.executors.onnx_executors import check_portable
 from vorta_trt.runtime.target import Target, read_target
 from vorta_trt.runtime.verification.cases import Case, make_cases
@@ -138,7 +139,7 @@ def _subject(
 ) -> Subject:
     """Refuses what cannot be compared."""
     path, metadata = target.path, target.metadata
-    if target.onnx_path is not None and (target.bundle is None or executor in ("onnxruntime", "reference")):
+    if target.onnx_path is not None and (target.bundle is None or executor in ON_CPU):
         check_portable(read_onnx(target.onnx_path))  # before torch has run
     if metadata is None:
         raise ValueError(f"{path}: vorta-trt did not export it (no metadata), so there is nothing to compare it with")
