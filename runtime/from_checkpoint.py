@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,15 +167,17 @@ class Source:
             return wanted
         if trained.grid == wanted.grid:
             return trained
-        logger.warning(
-            "size %s: has token grid %s, and router %s was trained for %s; its choices are used with %s",
-            self.size,
-            wanted.grid,
-            self.router,
-            trained.grid,
-            wanted,
+        _warn_once(
+            f"size {self.size}: has token grid {wanted.grid}, and router {self.router} was trained for {trained.grid}; "
+            f"its choices are used with {wanted}"
         )
         return wanted
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Once in a process: a source makes its model for the plan, and again to run it."""
+    logger.warning("%s", message)
 
 
 def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
