@@ -56,7 +56,11 @@ def sampling_bytes(model: Described | None) -> int:
 
 
 def pipeline_parts(
-    checkpoint: Path | None, model: Described | None, bundle: Bundle | None = None, vae_precision: str | None = None
+    checkpoint: Path | None,
+    model: Described | None,
+    bundle: Bundle | None = None,
+    vae_precision: str | None = None,
+    compile_vae: bool = False,
 ) -> PipelineParts:
     """The sizes that a bundle's engines tell, and for what is no engine a diffusers pipeline folder.
 
@@ -65,6 +69,7 @@ def pipeline_parts(
         model: Of the transformer.
         bundle: Whose engines of VAE and text encoders count.
         vae_precision: Of a VAE in torch; None for the family's.
+        compile_vae: Such a VAE decodes compiled, which takes more.
 
     Raises:
         FileNotFoundError: The folder has neither text encoder nor VAE, and nor has the bundle.
@@ -73,7 +78,7 @@ def pipeline_parts(
     if checkpoint is None or None not in (engines.text_encoder, engines.vae):
         return engines
     try:
-        files = _folder_parts(checkpoint, model, vae_precision)
+        files = _folder_parts(checkpoint, model, vae_precision, compile_vae)
     except FileNotFoundError:
         if engines == PipelineParts(None, None, None):
             raise
@@ -109,7 +114,9 @@ def holds_parts(checkpoint: Path) -> bool:
     return any(_weights(folder, None) is not None for folder in folders if folder.is_dir())
 
 
-def _folder_parts(checkpoint: Path, model: Described | None, vae_precision: str | None) -> PipelineParts:
+def _folder_parts(
+    checkpoint: Path, model: Described | None, vae_precision: str | None, compile_vae: bool
+) -> PipelineParts:
     """The sizes that a pipeline folder tells."""
     # In 16 bits those of text, as stored those of images.
     encoders = {"text_encoder*": 2, "image_encoder*": None}
@@ -123,7 +130,7 @@ def _folder_parts(checkpoint: Path, model: Described | None, vae_precision: str 
     decoding = None
     config = checkpoint / "vae" / "config.json"
     if vae is not None and model is not None and config.is_file():
-        decoding = _decoding(json.loads(config.read_text(encoding="utf-8")), model, vae_precision)
+        decoding = _decoding(json.loads(config.read_text(encoding="utf-8")), model, vae_precision, compile_vae)
     return PipelineParts(sum(text) if text else None, vae, decoding)
 
 
@@ -155,14 +162,15 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _decoding(config: Mapping[str, Any], model: Described, vae_precision: str | None) -> int | None:
-    """The video in float32, and three times the widest tensor of the decoder: its input, its output, and a copy.
+def _decoding(config: Mapping[str, Any], model: Described, vae_precision: str | None, compile_vae: bool) -> int | None:
+    """The video in float32, and the widest tensor of the decoder as often as it is alive at the peak.
 
-    None for VAEs whose widest tensor is unknown.
+    How often that is (`decoding_tensors`) a family has measured, or it is an estimate: three times (its input, its
+    output, and a copy), and twice that compiled. None for VAEs whose widest tensor is unknown.
     """
     family = get_family(model.family)
     frames, height, width = family.video_size(model.config, *model.latent_shape[1:])
     widest = family.decoding_bytes(config, frames, height * width)  # in the family's type
     if widest is not None and vae_precision is not None:
         widest = widest * BITS[PRECISIONS[vae_precision]] // BITS[family.vae_dtype]
-    return None if widest is None else 3 * widest + 3 * frames * height * width * 4
+    return None if widest is None else family.decoding_tensors[compile_vae] * widest + 3 * frames * height * width * 4

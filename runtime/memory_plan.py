@@ -90,6 +90,7 @@ def plan_memory(
     guidance: int = 1,
     passes: int = GUIDANCE,
     vae_precision: str | None = None,
+    compile_vae: bool = False,
 ) -> MemoryPlan:
     """Plans the memory of a bundle, an ONNX file or a model in torch.
 
@@ -103,6 +104,7 @@ def plan_memory(
         guidance: Groups of such GPUs, 2 with guidance in parallel.
         passes: Of a step, 2 with guidance.
         vae_precision: Of a VAE that runs in torch; None for the family's.
+        compile_vae: Such a VAE decodes compiled, which takes more.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -111,7 +113,8 @@ def plan_memory(
     if wrong := [card for card in cards if not 0 < card < MOST_GIB]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
     described = _described(target)
-    rest = pipeline_parts(checkpoint, described, target.bundle if isinstance(target, Target) else None, vae_precision)
+    bundle = target.bundle if isinstance(target, Target) else None
+    rest = pipeline_parts(checkpoint, described, bundle, vae_precision, compile_vae)
     gpus = shared_by(target, gpus)
     samples = -(-passes // guidance)  # of a step on one GPU
     parts = _parts(target, gpus, samples)

@@ -124,6 +124,7 @@ def _fits(model: ServedModel) -> bool:
         device=options.get("device"),
         cpu_offload=bool(options.get("cpu_offload", False)),
         vae_precision=options.get("vae_precision"),
+        compile_vae=bool(options.get("compile_vae", False)),
     )
     return not (choice.is_sequential or choice.in_turn or choice.stream_weights or choice.cpu_offload)
 

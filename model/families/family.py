@@ -171,6 +171,8 @@ class ModelFamily(abc.ABC):
             where that is not so.
         vae_decodes_chunks: the VAE calls its decoder once for every chunk of frames, in order, unless it decodes in
             tiles; see `frames_of_chunk`.
+        decoding_tensors: how many tensors as large as the widest, see `decoding_bytes`, are alive at the peak of
+            decoding in torch, eager and compiled. The default is an estimate, as for the VAEs that decode in tiles.
         frames_per_second: of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
         presets: names of the published settings that models of the family are sampled with, see `Preset`.
@@ -209,6 +211,7 @@ class ModelFamily(abc.ABC):
     tiled_vae: bool = False
     vae_needs_all_rows: tuple[str, ...] | None = None
     vae_decodes_chunks: bool = False
+    decoding_tensors: tuple[int, int] = (3, 6)
     frames_per_second: float
     usual_shifts: str
     presets: tuple[str, ...] = ()

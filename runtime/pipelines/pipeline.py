@@ -190,6 +190,7 @@ class VortaPipeline:
             cpu_offload=cpu_offload,
             stream_weights=self._engine.get(BUDGET) is not None,
             vae_precision=vae_precision,
+            compile_vae=compile_vae,
         )
         if ranks is not None:
             check_same_residency(ranks.world.gather(self.residency))

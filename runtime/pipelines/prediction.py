@@ -65,6 +65,7 @@ def predict(
         guidance=layout.guidance,
         passes=planned.passes,
         vae_precision=request.pipeline.get("vae_precision"),
+        compile_vae=bool(request.pipeline.get("compile_vae", False)),
     )
     steps = planned.steps
     if gpus == 1 or steps.routes is None or steps.cost is None:

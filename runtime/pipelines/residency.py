@@ -96,6 +96,7 @@ def choose_residency(
     cpu_offload: bool = False,
     stream_weights: bool = False,
     vae_precision: str | None = None,
+    compile_vae: bool = False,
 ) -> ResidencyChoice:
     """Asks the memory plan, if there is a GPU to ask about; loads nothing.
 
@@ -109,6 +110,7 @@ def choose_residency(
         cpu_offload: Whether that has been asked for.
         stream_weights: Whether that has been asked for.
         vae_precision: Of the VAE; None for the family's.
+        compile_vae: Whether it decodes compiled.
 
     Raises:
         ValueError: Something would have no effect.
@@ -137,7 +139,8 @@ def choose_residency(
     on_gpu = torch.cuda.is_available()  # else text encoders and VAE run on the CPU
     free = max(_free_bytes(index) * 10 // 2**30 / 10, 0.1)  # GiB, rounded down
     second = read_target(source, component=TRANSFORMER_2, size=size) if two else None
-    plan = plan_memory(target, checkpoint if on_gpu else None, [free], second, vae_precision=vae_precision)
+    folder = checkpoint if on_gpu else None
+    plan = plan_memory(target, folder, [free], second, vae_precision=vae_precision, compile_vae=compile_vae)
     (card,) = plan.cards
     return by_plan(residency, card, torch.device("cuda", index) if on_gpu else CPU, **asked)
 

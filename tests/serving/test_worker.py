@@ -18,10 +18,12 @@ from running_server import wait_for
 
 from vorta_trt.model.video_reader import read_pictures
 from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
+from vorta_trt.runtime.pipelines.residency import Residency, ResidencyChoice
 from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 from vorta_trt.serving import Catalogue, Job, JobStore, Worker
+from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.job import NewJob, Status
-from vorta_trt.serving.loaded_models import LoadedModels
+from vorta_trt.serving.loaded_models import LoadedModels, _fits
 from vorta_trt.serving.video_request import parse_request
 from vorta_trt.serving.worker import Outcome
 
@@ -300,6 +302,21 @@ def test_a_worker_is_ready_after_a_warm_up_with_finite_values(
     assert outcome == [Outcome.NOT_READY]
     (state,) = store.workers()
     assert (state.state, state.detail["reason"]) == ("failed", "model.bundle: no such folder")
+
+
+def test_whether_a_model_fits_is_asked_with_its_vae(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def choose(*arguments: Any, **options: Any) -> ResidencyChoice:
+        asked.update(options)
+        return ResidencyChoice(Residency.RESIDENT, "asked for")
+
+    monkeypatch.setattr("vorta_trt.serving.loaded_models.choose_residency", choose)
+    model = catalogue.get("text")
+    assert _fits(model) and (asked["vae_precision"], asked["compile_vae"]) == (None, False)
+    pipeline = {**model.settings.pipeline, "vae_precision": "fp16", "compile_vae": True}
+    assert _fits(ServedModel(model.settings.model_copy(update={"pipeline": pipeline})))
+    assert (asked["vae_precision"], asked["compile_vae"]) == ("fp16", True)
 
 
 def test_models_take_turns_where_they_do_not_fit_together(

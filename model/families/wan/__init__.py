@@ -80,6 +80,9 @@ class Wan(ModelFamily):
     parts_class = "WanParts"
     vae_needs_all_rows = ("WanAttentionBlock",)
     vae_decodes_chunks = True
+    # Measured with Wan 2.1's VAE (77x720x1280, H200, torch 2.11): 7.7 eager, 12.4 compiled in 16 bits. Neither was
+    # compiled float32 measured alone, nor the VAE of 4 x 16 x 16.
+    decoding_tensors = (8, 13)
     router_stacks = ("blocks",)
     block_classes = ("RoutedWanBlock",)
     always_loaded = ("condition_embedder.time_embedder.",)

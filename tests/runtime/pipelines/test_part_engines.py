@@ -137,6 +137,7 @@ def test_the_memory_plan_counts_the_engines(bundle: Path) -> None:
     target = read_target(bundle)
     parts = pipeline_parts(bundle / "pipeline", target.metadata, target.bundle)
     assert parts.text_encoder and parts.vae and parts.decoding
+    assert pipeline_parts(bundle / "pipeline", target.metadata, target.bundle, compile_vae=True) == parts
     assert plan_memory(target, bundle / "pipeline", [80.0]).cards[0].fits
 
 

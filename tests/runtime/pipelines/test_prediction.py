@@ -76,6 +76,10 @@ def test_a_dry_run_says_what_inspect_says(tiny_wan: Tiny) -> None:
         assert found[name] == of_file and of_file, name
     assert found["weights"] == pytest.approx(inspected.weights, rel=0.3)  # a file has a table for the timestep path
     assert not found["cards"]
+    compiled = predicted(
+        tiny_wan.checkpoint, "--router", tiny_wan.router, "--precision", "fp32", "--gpus", 3, "--compile-vae"
+    )
+    assert compiled["decoding"] > found["decoding"] and compiled["vae"] == found["vae"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,6 +274,20 @@ def test_auto_asks_for_the_free_memory(bundle: Path, tiny_wan: Tiny, gpu: Any) -
     choice = choose_residency(Residency.AUTO, bundle, tiny_wan.checkpoint)
     assert choice.is_sequential
     assert "0.1 GiB: does not fit" in choice.reason
+
+
+def test_what_a_compiled_vae_takes_counts(bundle: Path, tiny_wan: Tiny, gpu: Any, tmp_path: Path) -> None:
+    """The VAE has tensors of 1.76 GiB: eager it takes 8 of them, compiled 13, half of that in 16 bits."""
+    checkpoint = tmp_path / "wide"
+    shutil.copytree(tiny_wan.checkpoint / "vae", checkpoint / "vae")
+    (checkpoint / "vae" / "config.json").write_text(json.dumps({"base_dim": 9600}))
+
+    def chosen(**options: Any) -> Residency:
+        return choose_residency(Residency.AUTO, bundle, checkpoint, **options).residency
+
+    assert chosen() is Residency.RESIDENT
+    assert chosen(compile_vae=True) is Residency.SEQUENTIAL
+    assert chosen(compile_vae=True, vae_precision="fp16") is Residency.RESIDENT
 
 
 def test_without_cuda_in_torch_only_the_engine_is_on_the_gpu(
