@@ -70,9 +70,10 @@ class CardPlan(BaseModel):
             parts.append("prompt encoded before the engine is opened")
         if self.decoding == "alone":
             parts.append("video decoded after the engine is closed")
-        for name, stage in (("encoding", self.encoding), ("decoding", self.decoding)):
-            if stage == "too large":
-                parts.append(f"{name} needs more than the card has")
+        if self.encoding == "too large":
+            parts.append("encoding needs more than the card has")
+        if self.decoding == "too large":
+            parts.append("decoding needs more than the card has (--vae-tiling, or --vae-precision fp16, takes less)")
         needed = readable_bytes(self.sampling_bytes)
         said = [", ".join(parts)] if parts else []
         return f"{self.gib:g} GiB: {'; '.join([*said, f'sampling takes {needed}', *self.remarks])}"

@@ -259,6 +259,7 @@ def test_wan_14b_decodes_on_24_gb_alone(
     published = replace(target, metadata=target.metadata.model_copy(update={"latent_shape": (16, 20, 90, 160)}))
     (plan,) = plan_memory(published, wan_pipeline, (card,), vae_precision=precision).cards
     assert (plan.fits, plan.decoding) == (True, place)
+    assert ("--vae-precision fp16, takes less" in plan.line()) == (place == "too large")
 
 
 def test_parts_of_image_to_video(bundle: Path, wan_pipeline: Path, tmp_path: Path) -> None:
