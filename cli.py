@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 
 from vorta_trt.commands.app import app as app
+from vorta_trt.commands.interrupts import guard_imports
 from vorta_trt.commands.streams import guard_streams
 
 
 def main() -> None:
     """Entry point of the console script."""
     guard_streams()
+    guard_imports()
     try:
         app(prog_name="vorta-trt")
     finally:

@@ -16,6 +16,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -63,13 +64,15 @@ class _Commands(TyperGroup):
 # Options that some commands take several times. In the others a second one would replace the first in silence; of all
 # other options the last one counts, so that scripts may append theirs.
 SEVERAL_ELSEWHERE = frozenset({"size", "router", "route_override", "lora"})
+HOLD_PATHS = SEVERAL_ELSEWHERE | {"models"}  # texts that are or name a path
 
 
 class _Command(TyperCommand):
-    """A command that refuses a second one of `SEVERAL_ELSEWHERE` where it takes one, and NaN and infinity."""
+    """Refuses a second one of `SEVERAL_ELSEWHERE` where a command takes one, NaN and infinity, and empty paths."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given: list[Any] = list(self.make_parser(ctx).parse_args(args=list(args))[2])
+        texts, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        given: list[Any] = list(order)
         for option in dict.fromkeys(given):
             taken_once = option.name in SEVERAL_ELSEWHERE and not option.multiple
             if taken_once and (count := given.count(option)) > 1:
@@ -77,11 +80,17 @@ class _Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         options: list[Any] = self.get_params(ctx)
         for option in options:
-            value = ctx.params.get(str(option.name))
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise typer.BadParameter(f"{number}: must be a finite number", ctx=ctx, param=option)
+            values, given_texts = (_listed(each.get(str(option.name))) for each in (ctx.params, texts))
+            if any(isinstance(number, float) and not math.isfinite(number) for number in values):
+                raise typer.BadParameter(f"{values[0]}: must be a finite number", ctx=ctx, param=option)
+            # An empty path would be the current folder; an unset variable of a shell is empty.
+            if "" in given_texts and (option.name in HOLD_PATHS or isinstance(values[0], Path)):
+                raise typer.BadParameter("is empty; give a value, or leave it out", ctx=ctx, param=option)
         return rest
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _program(name: str) -> typer.Typer:

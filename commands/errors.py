@@ -8,8 +8,10 @@ from typing import Any
 
 import typer
 
-from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.errors import VortaError, first_cause
 
+# What diffusers and transformers say, which import their modules when someone asks for a class of them.
+LAZY_IMPORTS = ("Failed to import", "Could not import module")
 _PLAIN = (str, int, float, type(None))  # what a message shows of a value that was given
 
 
@@ -45,6 +47,12 @@ def explained(error: Exception) -> str:
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return (
             f"{error}\nclose what else uses the GPU, or take less of it: see the command's options on memory and size"
+        )
+    if isinstance(error, ImportError) or str(error).startswith(LAZY_IMPORTS):
+        cause = first_cause(error)
+        return (
+            f"a package cannot be imported: {type(cause).__name__}: {cause}; see where with --debug, and install "
+            f"versions that fit each other, such as those of constraints.txt"
         )
     return f"{type(error).__name__}: {error} (this is a bug of vorta-trt; see it with --debug and report it)"
 

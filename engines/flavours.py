@@ -30,6 +30,7 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.logs import LogHub, tensorrt_logger
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.model.precision import PrecisionName
+from vorta_trt.plugins.extras import extra_command
 from vorta_trt.plugins.gpu import ComputeCapability, Device, driver_report
 from vorta_trt.plugins.operator_schema import BlockOps
 
@@ -267,7 +268,7 @@ class TensorRTRTX(Flavour):
     package = "tensorrt_rtx"
     title = "TensorRT-RTX"
     minimum_version = (1, 3)
-    install_hint = "install it with: pip install 'vorta-trt[rtx]'"
+    install_hint = f"install it with: {extra_command('rtx')}"
     builds_without_gpu = True
     _always_strongly_typed = True
     executed = {"1.7.1": "builds without a GPU; no engine was run"}
@@ -328,7 +329,7 @@ class TensorRT(Flavour):
     name = "tensorrt"
     package = "tensorrt"
     title = "TensorRT"
-    install_hint = 'on a machine with an NVIDIA GPU, install it with: pip install "vorta-trt[tensorrt]"'
+    install_hint = f"on a machine with an NVIDIA GPU, install it with: {extra_command('tensorrt')}"
     has_timing_cache = True
     checked = {
         "10.0 to 11.1": "the plugin's interface, with the headers",

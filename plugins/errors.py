@@ -10,3 +10,10 @@ class VortaError(RuntimeError):
 
 class LibraryNotFoundError(VortaError, FileNotFoundError):
     """A shared library of this package is not where it is looked for."""
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The innermost of the errors that led to one, or itself."""
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = before
+    return error

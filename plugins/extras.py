@@ -11,6 +11,11 @@ from vorta_trt.plugins.errors import VortaError
 Extra = Literal["compare", "plot", "polygraphy", "serve", "tracing", "train", "video"]
 
 
+def extra_command(extra: Extra | Literal["rtx", "tensorrt"]) -> str:
+    """What installs an extra: there is no release of vorta-trt yet, so it is installed from its sources."""
+    return f"pip install '.[{extra}]' in the folder of vorta-trt's sources"
+
+
 class MissingExtraError(VortaError, ImportError):
     """A package of an extra is not installed; the message says which extra to install."""
 
@@ -32,6 +37,4 @@ def import_extra(module: str, extra: Extra) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingExtraError(
-            f"package {package} is not installed ({error}); run pip install 'vorta-trt[{extra}]'"
-        ) from error
+        raise MissingExtraError(f"package {package} is not installed ({error}); run {extra_command(extra)}") from error

@@ -15,8 +15,9 @@ from pydantic import BaseModel, computed_field
 
 from vorta_trt.engines.flavours import FLAVOURS, Flavour, available_flavours
 from vorta_trt.engines.plugin import load_plugin
+from vorta_trt.model.families import families
 from vorta_trt.model.write_errors import free_bytes
-from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.errors import VortaError, first_cause
 from vorta_trt.plugins.gpu import driver_report, driver_version
 from vorta_trt.plugins.kernel_support import code_problem, driver_problem, slower_than_possible
 from vorta_trt.plugins.library import PluginLibrary, load_library
@@ -179,6 +180,8 @@ def _exporter() -> Finding:
     def work() -> str:
         for name in EXPORTER_MODULES:
             importlib.import_module(name)
+        for family in families():  # diffusers imports a class, and what that needs, when someone asks for it
+            family.diffusers_transformer()
         return "torch, onnx, onnxscript and diffusers import"
 
     return _attempt("exporter", "ONNX exporter", work)
@@ -255,7 +258,9 @@ def _attempt(section: str, name: str, work: Callable[[], str]) -> Finding:
     try:
         return Finding(section=section, name=name, state="ok", detail=work())
     except Exception as error:
-        return Finding(section=section, name=name, state="failed", detail=f"{error}" or type(error).__name__)
+        said, cause = f"{error}" or type(error).__name__, first_cause(error)
+        detail = said if cause is error else f"{said}; first of all {type(cause).__name__}: {cause}"
+        return Finding(section=section, name=name, state="failed", detail=detail)
 
 
 def _packages() -> dict[str, str | None]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vorta_trt.plugins.errors import VortaError
+from vorta_trt.plugins.extras import extra_command
 
 Picture = npt.NDArray[np.float64]
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
@@ -85,7 +86,7 @@ def load_lpips() -> Callable[[Picture, Picture], float]:
         import lpips
     except ImportError as error:
         raise LpipsUnavailableError(
-            f"LPIPS needs the package lpips, which is not installed ({error}); run pip install 'vorta-trt[compare]'"
+            f"LPIPS needs the package lpips, which is not installed ({error}); run {extra_command('compare')}"
         ) from error
     import torch
 

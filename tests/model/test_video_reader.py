@@ -122,5 +122,5 @@ def test_what_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(VideoError, match=name):
             frame_rate(tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(MissingExtraError, match=r"av .*pip install 'vorta-trt\[video\]'"):
+    with pytest.raises(MissingExtraError, match=r"av .*pip install '\.\[video\]'"):
         frame_rate(tmp_path / "whole.mp4")

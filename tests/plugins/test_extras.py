@@ -24,7 +24,7 @@ def test_what_is_installed_is_imported() -> None:
 @pytest.mark.parametrize("extra", get_args(Extra))
 def test_what_is_not_installed_names_the_extra(extra: Extra) -> None:
     with pytest.raises(
-        MissingExtraError, match=rf"package no_such_package .*pip install 'vorta-trt\[{extra}\]'"
+        MissingExtraError, match=rf"package no_such_package .*pip install '\.\[{extra}\]'"
     ) as caught:
         import_extra("no_such_package.part", extra)
     assert isinstance(caught.value, VortaError) and isinstance(caught.value, ImportError)
@@ -39,5 +39,5 @@ def test_every_extra_is_in_pyproject() -> None:
 
 def test_a_picture_is_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
-    with pytest.raises(MissingExtraError, match=r"package matplotlib .*'vorta-trt\[plot\]'"):
+    with pytest.raises(MissingExtraError, match=r"package matplotlib .*'.\[plot\]'"):
         check_picture(tmp_path / "routes.png")

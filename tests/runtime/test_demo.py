@@ -85,7 +85,7 @@ def test_what_is_not_installed_is_said_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(FLAVOURS["rtx"].__dict__, "module", raising=False)
-    with pytest.raises(VortaError, match=rf"pip install 'vorta-trt\[{extra}\]'"):
+    with pytest.raises(VortaError, match=rf"pip install '\.\[{extra}\]'"):
         demo.run_demo(tmp_path / "demo", lambda what, done, total: None)
     assert not (tmp_path / "demo").exists()
 

@@ -182,7 +182,7 @@ def test_what_cannot_be_prepared(
     with pytest.raises(ValueError, match="frames_per_second -1: must be positive and finite.*16"):
         prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(VortaError, match=r"package av is not installed .*pip install 'vorta-trt\[video\]'"):
+    with pytest.raises(VortaError, match=r"package av is not installed .*pip install '\.\[video\]'"):
         prepare(checkpoint, videos, tmp_path / "other data")
 
 

@@ -181,5 +181,5 @@ def test_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write({"step": 1, "loss": 0.5, "timesteps": [1.0]})
     assert [file.name.split(".")[0] for file in (tmp_path / "report").iterdir()] == ["events"]
     monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
-    with pytest.raises(VortaError, match=r"package tensorboard is not installed .*pip install 'vorta-trt\[train\]'"):
+    with pytest.raises(VortaError, match=r"package tensorboard is not installed .*pip install '\.\[train\]'"):
         open_log(RunFolder(tmp_path), tensorboard=True).__enter__()

@@ -196,7 +196,7 @@ def test_lpips_where_it_is_not_installed(tmp_path: Path, seed: int, monkeypatch:
     monkeypatch.setitem(sys.modules, "lpips", None)
     path = save(tmp_path / "a.npy", frames(seed))
     report = compare(path, path, lpips=None)
-    assert report.lpips is None and "pip install 'vorta-trt[compare]'" in str(report.lpips_note)
+    assert report.lpips is None and "pip install '.[compare]'" in str(report.lpips_note)
     with pytest.raises(LpipsUnavailableError, match="LPIPS needs the package lpips"):
         compare(path, path, lpips=True)
 

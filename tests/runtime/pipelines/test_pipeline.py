@@ -206,7 +206,7 @@ def test_files(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(WriteError, match="its folder does not exist"):
         video.save(tmp_path / "absent" / "video.mp4")
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(VortaError, match=r"pip install 'vorta-trt\[video\]'"):
+    with pytest.raises(VortaError, match=r"pip install '\.\[video\]'"):
         video.save(tmp_path / "other.mp4")
     assert not (tmp_path / "other.mp4").exists()
 
