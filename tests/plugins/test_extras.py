@@ -23,9 +23,7 @@ def test_what_is_installed_is_imported() -> None:
 
 @pytest.mark.parametrize("extra", get_args(Extra))
 def test_what_is_not_installed_names_the_extra(extra: Extra) -> None:
-    with pytest.raises(
-        MissingExtraError, match=rf"package no_such_package .*pip install '\.\[{extra}\]'"
-    ) as caught:
+    with pytest.raises(MissingExtraError, match=rf"package no_such_package .*pip install '\.\[{extra}\]'") as caught:
         import_extra("no_such_package.part", extra)
     assert isinstance(caught.value, VortaError) and isinstance(caught.value, ImportError)
 
