@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from vorta_trt.model.files import FileKind, json_kind
 from vorta_trt.model.records import Record, first_error, load_content
 from vorta_trt.plugins.errors import VortaError
 
@@ -154,6 +155,11 @@ class Report(RowReport[Row]):
         for row in self.rows:
             grouped.setdefault(row.case, []).append(row)
         return grouped
+
+
+def report_kind(question: str) -> FileKind:
+    """What a report of `bench QUESTION` may replace: one of the same benchmark, of any version."""
+    return json_kind(f"report of `bench {question}`", "schema", "rows", values={"question": question})
 
 
 def read_content(path: Path, schema: int, question: str) -> dict[str, Any]:

@@ -57,11 +57,12 @@ class ReportFiles(Options):
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the report as JSON to this file.")] = None
     plot: Annotated[Path | None, typer.Option(help="Draw the report into this file (.png, .svg, .pdf).")] = None
 
-    def check(self) -> None:
-        """Refuses files that cannot be written, before the long work."""
+    def check(self, question: str) -> None:
+        """Refuses files that cannot be written, or that are no reports of the benchmark, before the long work."""
+        from vorta_trt.benchmarks.report import report_kind
         from vorta_trt.model.route_picture import check_picture
 
-        check_folder(self.output, "--output")
+        check_folder(self.output, "--output", report_kind(question))
         if self.plot is not None:
             check_picture(self.plot)
 
@@ -163,7 +164,7 @@ def attention(
     """
     from vorta_trt.benchmarks.report import Report, recorded_errors
 
-    files.check()
+    files.check("attention")
     if files.from_file is not None:
         report = Report.read(files.from_file)
     else:
@@ -240,7 +241,7 @@ def step(
     """
     from vorta_trt.benchmarks.step.report import StepReport
 
-    files.check()
+    files.check("step")
     if files.from_file is not None:
         report = StepReport.read(files.from_file)
     else:
@@ -301,7 +302,7 @@ def blocks(
     """
     from vorta_trt.benchmarks.blocks.report import BlockReport
 
-    files.check()
+    files.check("blocks")
     if files.from_file is not None:
         report = BlockReport.read(files.from_file)
     else:
@@ -365,7 +366,7 @@ def parallel(
     """
     from vorta_trt.benchmarks.parallel.report import ParallelReport
 
-    files.check()
+    files.check("parallel")
     if files.from_file is not None:
         report = ParallelReport.read(files.from_file)
     else:

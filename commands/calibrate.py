@@ -17,6 +17,7 @@ from vorta_trt.commands.options import (
     Lora,
     RoutesPlot,
     Variant,
+    check_folder,
     expert_of,
     loras,
     one_of,
@@ -91,7 +92,8 @@ def calibrate(
     Then the cheapest branches are taken whose errors stay within the budget, per layer, head and bucket of timesteps,
     and checked on what was held back.
     """
-    from vorta_trt.model.calibration import calibrate_routes
+    from vorta_trt.model import route_calibration
+    from vorta_trt.model.calibration import calibrate_routes, linears
     from vorta_trt.model.route_picture import check_picture
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.pipelines.prompts import read_prompts
@@ -100,6 +102,8 @@ def calibrate(
     one_of("--prompts / --data", prompts, data)
     if prompts is not None and size is None:
         raise typer.BadParameter("must be given with --prompts, e.g. 77x720x1280", param_hint="--size")
+    check_folder(output, "--output", route_calibration.KIND)
+    check_folder(linear_output, "--linear-output", linears.KIND)
     component, experts = expert_of(checkpoint, expert, variant)
     loras_of = per_expert(lora, "--lora", experts)
     params = sampling.params()

@@ -163,16 +163,17 @@ def compare(
     With --of, both settings sample the same prompts from the same noise.
     """
     from vorta_trt.runtime.comparison.compare import compare_samples
-    from vorta_trt.runtime.comparison.tables import check_table, compare_table, summary_table, write_table
+    from vorta_trt.runtime.comparison.report import KIND
+    from vorta_trt.runtime.comparison.tables import TABLE, check_table, compare_table, summary_table, write_table
     from vorta_trt.runtime.console import Stages, output_console
 
     if picture.fps is not None and picture.video is None:
         raise typer.BadParameter("belongs to --video; give both", param_hint="--fps")
-    check_folder(output, "--output")
+    check_folder(output, "--output", KIND)
     if table is not None:
         with usage("--table"):
             check_table(table)
-        check_folder(table, "--table")
+        check_folder(table, "--table", TABLE)
     if model.of is None and (given := [*model.given(), *sampling.given]):
         raise typer.BadParameter("samples with a model; give that with --of", param_hint=given[0])
     with Stages() as stages:

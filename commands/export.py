@@ -27,6 +27,7 @@ from vorta_trt.commands.options import (
     With,
     quoted,
     sources_of,
+    usage,
 )
 from vorta_trt.model.precision import PrecisionName
 
@@ -62,10 +63,12 @@ def export(
     A model becomes one file. The second of two experts is written beside the first, as NAME.transformer_2.onnx. With
     --with, VAE and encoders are written there, too, one file for each graph: NAME.vae_decoder_first.onnx and so on.
     """
-    from vorta_trt.export.names import OPSET_17, component_file
+    from vorta_trt.export.names import OPSET_17, check_name, component_file
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import export_checkpoint
 
+    with usage("--output"):
+        check_name(output)
     sources = sources_of(
         checkpoint,
         router,

@@ -18,6 +18,7 @@ from vorta_trt.model.precision import PrecisionName
 from vorta_trt.plugins.operator_schema import SAME_PRECISION, AttentionPrecision, LinearPrecision
 
 if TYPE_CHECKING:
+    from vorta_trt.model.files import FileKind
     from vorta_trt.model.lora.spec import LoraSpec
     from vorta_trt.runtime.from_checkpoint import Source
 
@@ -427,14 +428,14 @@ def one_of(options: str, *values: object) -> None:
         raise typer.BadParameter("give one of them", param_hint=options)
 
 
-def check_folder(path: Path | None, option: str) -> None:
-    """Makes a usage error if a file cannot be written, before anything slow."""
+def check_folder(path: Path | None, option: str, kind: FileKind | None = None) -> None:
+    """Makes a usage error if a file cannot be written, or one of another kind is there, before anything slow."""
     from vorta_trt.model.files import check_output
     from vorta_trt.model.write_errors import WriteError
 
     if path is not None:
         try:
-            check_output(path)
+            check_output(path, kind=kind)
         except WriteError as error:
             raise typer.BadParameter(str(error), param_hint=option) from error
 

@@ -20,6 +20,7 @@ from vorta_trt.commands.options import (
     Size,
     StepProfileFile,
     Variant,
+    check_folder,
     sources_of,
 )
 from vorta_trt.commands.sampling import ScheduleOptions
@@ -69,7 +70,7 @@ def routes(
     evenly the attention's work lies on GPUs that share the heads, in order and placed by work.
     """
     from vorta_trt.model.experts import in_words
-    from vorta_trt.model.route_table import RouteTable
+    from vorta_trt.model.route_table import KIND, RouteTable
     from vorta_trt.runtime.console import Stages
     from vorta_trt.runtime.from_checkpoint import route_tables
 
@@ -77,6 +78,7 @@ def routes(
         raise typer.BadParameter("needs --gpus, whose balance follows from it", param_hint="--step-profile")
     if router is None and route_override is None:
         raise typer.BadParameter("Missing option '--router'; give a router, or the routes of --route-override")
+    check_folder(output, "--output", KIND)
     sources = sources_of(
         checkpoint, router, size, precision, tau, route_overrides=route_override, lora=lora, variant=variant
     )

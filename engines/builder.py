@@ -96,7 +96,7 @@ def build_engine(
         OnnxFileError: The file is damaged, or none of ours.
         ValueError: An option is out of range, the flavour does not compute in the files' precision, or they are no
             engines of one bundle.
-        WriteError: The bundle cannot be written.
+        WriteError: The bundle cannot be written, or would replace a file that it is built from.
     """
     options = BuildOptions(
         batch=batch,
@@ -114,9 +114,9 @@ def build_engine(
     )
     flavour = get_flavour(tensorrt)
     options.check(flavour)
-    check_new_bundle(Path(bundle_path), overwrite)
     given = [onnx_path] if isinstance(onnx_path, str | Path) else list(onnx_path)
     overrides = [route_override] if route_override is None or isinstance(route_override, str | Path) else route_override
+    check_new_bundle(Path(bundle_path), overwrite, [*given, *overrides, timing_cache])
     models = read_models(given, overrides, strict)
     for model in models:
         if model.onnx.metadata is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from mmap import mmap
 from pathlib import Path
@@ -19,7 +19,7 @@ from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import MANIFEST, PIPELINE, EngineFiles, Manifest, read_manifest
 from vorta_trt.engines.shared_plan import open_plan, plan_bytes
-from vorta_trt.model.files import absence, make_way, new_folder
+from vorta_trt.model.files import absence, check_sources, make_way, new_folder
 from vorta_trt.model.model_index import MODEL_INDEX
 from vorta_trt.model.video_size import VideoSize
 from vorta_trt.model.write_errors import WriteError
@@ -290,8 +290,14 @@ class Bundle:
         return library, _kernel_problems(library, device)
 
 
-def check_new_bundle(path: Path, overwrite: bool) -> None:
-    """Raises WriteError unless `path` is free, or a bundle that may be replaced."""
+def check_new_bundle(path: Path, overwrite: bool, sources: Iterable[str | Path | None] = ()) -> None:
+    """Raises WriteError unless `path` is free, or a bundle that may be replaced.
+
+    Args:
+        path: Of the bundle.
+        overwrite: Whether one that is there may be replaced.
+        sources: What it is made from, none of which may be lost with it; see `check_sources`.
+    """
     make_way(path)
     if not path.exists():
         return
@@ -301,6 +307,7 @@ def check_new_bundle(path: Path, overwrite: bool) -> None:
         raise WriteError(
             path, errno.EEXIST, "this bundle exists; pass overwrite=True (--overwrite) or give another path"
         )
+    check_sources(path, sources)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vorta_trt.model.constants import TRANSFORMER
@@ -10,7 +11,25 @@ from vorta_trt.model.constants import TRANSFORMER
 OPSET = 23  # of the standard operators: RMSNormalization and Attention are single nodes from 23 on
 OPSET_17 = 17  # the newest that TensorRT 8.6 reads
 OPSETS = (OPSET, OPSET_17)
+SUFFIX = ".onnx"
 TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
+
+
+def check_name(path: Path) -> None:
+    """Raises ValueError unless an exported file may be written to `path`.
+
+    It must be named as ONNX files are, and so must be the file that a link leads to, which is replaced: then no
+    checkpoint, manifest or other file is.
+    """
+    place = Path(os.path.realpath(path))
+    if path.suffix != SUFFIX:
+        fitting = path.with_suffix(SUFFIX) if path.name else path / f"model{SUFFIX}"
+        raise ValueError(f"ONNX file {path}: its suffix must be {SUFFIX}; use e.g. {fitting}")
+    if place.suffix != SUFFIX:
+        raise ValueError(
+            f"ONNX file {path}: is a link to {place}, whose suffix must be {SUFFIX}, too, since that file would be "
+            f"replaced; remove the link, or give another path"
+        )
 
 
 def component_file(path: Path, component: str) -> Path:

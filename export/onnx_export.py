@@ -15,7 +15,7 @@ from vorta_trt.export.describe import describe
 from vorta_trt.export.function_body import portable_function
 from vorta_trt.export.graph_checks import check_graph
 from vorta_trt.export.graph_passes import clean, operator_nodes
-from vorta_trt.export.names import OPSET, OPSET_17, OPSETS
+from vorta_trt.export.names import OPSET, OPSET_17, OPSETS, check_name
 from vorta_trt.export.onnx_file import data_file
 from vorta_trt.export.skeleton import precision_of, skeleton_of
 from vorta_trt.export.tracing import trace
@@ -60,7 +60,7 @@ def export_onnx(
 
     Args:
         model: One with a geometry. It is not changed.
-        path: The .onnx file; a file there is replaced once the new one is complete.
+        path: The file, whose suffix must be .onnx; one that is there is replaced once the new one is complete.
         precision: "fp32", "fp16" or "bf16" of activations and most weights; None is the model's own. A float32 model
             can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
             diffusers.
@@ -77,14 +77,15 @@ def export_onnx(
         `path`.
 
     Raises:
-        ValueError: no geometry; a precision that the model's weights do not have; an opset; too large for one file; a
-            number of GPUs that does not divide the heads, or that is above the latent frames of a model whose first
-            frame and text have timesteps of their own.
+        ValueError: another suffix, or a link to a file with another one; no geometry; a precision that the model's
+            weights do not have; an opset; too large for one file; a number of GPUs that does not divide the heads, or
+            that is above the latent frames of a model whose first frame and text have timesteps of their own.
         OSError: the destination cannot be written, or the disk is full. Nothing is left behind.
         ExportError: the exported graph is not as it must be.
     """
     path = Path(path)
     report = progress or _nothing
+    check_name(path)
     if opset not in OPSETS:
         raise ValueError(
             f"opset {opset}: must be {OPSET}, whose RMSNormalization and Attention the graph uses, or {OPSET_17} for "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vorta_trt.export.errors import ExportError
 from vorta_trt.export.graph_passes import clean
-from vorta_trt.export.names import OPSET
+from vorta_trt.export.names import OPSET, check_name
 from vorta_trt.export.onnx_export import INLINE_LIMIT, Progress, write_graph
 from vorta_trt.export.onnx_file import data_file
 from vorta_trt.export.opset17 import write_out_attention
@@ -34,7 +34,7 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
 
     Args:
         part: With its weights, in the types that they have in the file.
-        path: The .onnx file; one that is there is replaced once the new one is complete.
+        path: The file, whose suffix must be .onnx; one that is there is replaced once the new one is complete.
         metadata: What the file says about itself, opset included.
         progress: See `Progress`.
 
@@ -42,10 +42,12 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
         `path`.
 
     Raises:
+        ValueError: Another suffix, or a link to a file with another one.
         OSError: The destination cannot be written, or the disk is full. Nothing is left behind.
         ExportError: The graph has operators that are not standard ones, or another interface.
     """
     report = progress or (lambda *_: None)
+    check_name(path)
     check_output(path)
     skeleton, weights = _skeleton(part.module)
     size = sum(parameter.nbytes for parameter in part.module.parameters())

@@ -11,6 +11,9 @@ SIGHUP or a full disk leaves what was there before.
 
 File systems differ. Where one has no locks, no fsync, no chmod, no exchange of names or no count of its free blocks,
 the step is left out; where it cannot rename, the finished file is copied.
+
+A slip of the hand in a path must not cost a file: `check_output` with a `FileKind` lets a file be replaced only by one
+of its kind, and `check_sources` keeps a folder that is to be replaced from holding what its successor is made from.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +39,67 @@ from vorta_trt.model.unfinished import (
     sync,
     temporary_folder,
 )
-from vorta_trt.model.write_errors import WriteError, errors_of, free_bytes
+from vorta_trt.model.write_errors import WriteError, errors_of, errors_of_libraries, free_bytes
 from vorta_trt.plugins.errors import VortaError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which Windows' editors write
 
 
-def check_output(path: str | os.PathLike[str], size: int = 0) -> None:
+@dataclass(frozen=True)
+class FileKind:
+    """What is written to a file, and so which files may be replaced by it.
+
+    Attributes:
+        name: For messages, as "route table".
+        has: Whether an existing file, which is not empty, is of this kind; an OSError or ValueError says no.
+    """
+
+    name: str
+    has: Callable[[Path], bool]
+
+
+def json_kind(name: str, *keys: str, values: Mapping[str, object] | None = None) -> FileKind:
+    """The kind of JSON objects with these keys.
+
+    Args:
+        name: For messages, as "route table".
+        keys: Those by which it is told from other JSON files. Files of older versions must have them, too.
+        values: Further keys, whose values must be these.
+    """
+
+    def has(path: Path) -> bool:
+        with path.open("rb") as file:  # weights may be large: what does not begin as an object is not read
+            if not file.read(64).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{"):
+                return False
+        try:
+            content = json.loads(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
+        except RecursionError:
+            return False
+        return content.keys() >= set(keys) and all(content.get(key) == value for key, value in (values or {}).items())
+
+    return FileKind(name, has)
+
+
+def check_output(path: str | os.PathLike[str], size: int = 0, kind: FileKind | None = None) -> None:
     """Checks that a file of `size` bytes can be written; cheap, to be called before long work.
 
+    Args:
+        path: The file; a link is followed.
+        size: Bytes that will be written.
+        kind: What will be written. A file that is there must be of the same kind, or empty; None replaces any.
+
     Raises:
-        WriteError: a folder is in the way, the file's folder is missing or not writable, or the disk is too full.
+        WriteError: a folder or a file of another kind is in the way, the file's folder is missing or not writable, or
+            the disk is too full.
     """
     path = Path(path)
     if _is_special(path):
         return
     with errors_of(path):
         _refuse_folder(path)
+        if kind is not None:
+            _refuse_other_kind(path, kind)
         make_temporary(Path(os.path.realpath(path))).rmdir()
     check_space(path, size)
 
@@ -102,9 +150,14 @@ def new_file(path: str | os.PathLike[str], *companions: str, size: int = 0) -> I
     target = Path(os.path.realpath(path))
     if _is_special(path):
         with tempfile.TemporaryDirectory() as temporary:
-            yield (unfinished := Path(temporary) / path.name)
-            with path.open("wb") as stream, unfinished.open("rb") as content:
-                shutil.copyfileobj(content, stream)
+            unfinished = Path(temporary) / path.name
+            with errors_of_libraries(unfinished, unfinished.parent):  # of another disk
+                yield unfinished
+            try:
+                with path.open("wb") as stream, unfinished.open("rb") as content:
+                    shutil.copyfileobj(content, stream)
+            except OSError as error:
+                raise WriteError(path, error.errno or errno.EIO, _of_special(path, error)) from error
         return
     with errors_of(path):
         _refuse_folder(path)
@@ -171,6 +224,43 @@ def make_way(path: str | os.PathLike[str]) -> None:
         clear_unfinished(target)
 
 
+def check_sources(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Keeps a folder from being replaced by what is made from its own files; to be called before long work.
+
+    Args:
+        path: The folder that is to be written. Where there is none yet, nothing is refused.
+        sources: Files and folders that are read for it; None and what does not exist is passed over. A link counts
+            where it stands and where it leads.
+
+    Raises:
+        WriteError: a source lies in the folder or is it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return
+    target = Path(os.path.realpath(path))
+    for source in map(Path, (each for each in sources if each is not None)):
+        if not source.exists():
+            continue
+        places = {Path(os.path.realpath(source)), Path(os.path.realpath(source.parent)) / source.name}
+        if any(place.is_relative_to(target) for place in places):
+            where = f"would be replaced, and {source}, from which it is to be made, lies in it"
+            raise WriteError(path, errno.EEXIST, f"{where}; give another path, outside of what is read")
+
+
+def _refuse_other_kind(path: Path, kind: FileKind) -> None:
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    try:
+        same = kind.has(path)
+    except (OSError, ValueError):  # UnicodeDecodeError is one
+        same = False
+    if not same:
+        what = f"is a link to {os.path.realpath(path)}, which" if path.is_symlink() else "exists and"
+        reason = f"{what} is no {kind.name}, so it is kept; give another path, or remove the file first"
+        raise WriteError(path, errno.EEXIST, reason)
+
+
 def _check_in_the_way(path: Path, replaces: str | None) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -194,6 +284,14 @@ def _is_special(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _of_special(path: Path, error: OSError) -> str:
+    """Why a pipe or a device takes nothing; of a file behind an open descriptor nothing, as of any other file."""
+    if path.is_file():
+        return ""
+    what = f"a link to {os.path.realpath(path)}, no regular file" if path.is_symlink() else "no regular file"
+    return f"cannot be written ({error.strerror or error}): is {what}; give the path of a file"
 
 
 def absence(path: Path, nothing: str = "no such file") -> str:

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from vorta_trt.model.files import absence, refuse_pointer
+from vorta_trt.model.files import BYTE_ORDER_MARK, absence, refuse_pointer
 from vorta_trt.plugins.errors import VortaError
 
-_MARK = b"\xef\xbb\xbf"  # of the byte order, which Windows' editors write
 _SHOWN = 60  # characters of a value in a message
 Content = TypeVar("Content")
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
@@ -60,7 +59,7 @@ def read_json(file: Path, kind: type[Content], refuse: Callable[[str], Exception
         OSError: The file cannot be read.
     """
     refuse_pointer(file, "JSON file")
-    content = file.read_bytes().removeprefix(_MARK)
+    content = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
@@ -92,7 +91,7 @@ def load_content(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     """Reads a JSON file whose content others check. Takes and raises what `load_record` does."""
     _check_file(Path(path), what, remedy)
     try:
-        return json.loads(Path(path).read_bytes().removeprefix(_MARK))
+        return json.loads(Path(path).read_bytes().removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
         raise JsonFileError(f"{what} {path}: is not valid JSON ({error}); {remedy}") from error
 

@@ -27,13 +27,14 @@ from torch import Tensor
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of
 from vorta_trt.model.experts import in_words
 from vorta_trt.model.families import family_names
-from vorta_trt.model.files import write_text
+from vorta_trt.model.files import json_kind, write_text
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.records import Record, load_record
 
 logger = logging.getLogger(__name__)
 
 FORMAT: Literal[1] = 1
+KIND = json_kind("file of calibrated routes", "format", "family", "geometry", "budget", "buckets", "routes", "errors")
 DIGITS = 6  # significant ones, of the errors in the file
 
 

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
+from vorta_trt.model.files import json_kind
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.records import Record, first_error
 from vorta_trt.model.router import hard_routes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
 
 FORMAT = 1
+KIND = json_kind("route table", "format", "tau", "geometry", "timesteps", "routes", "scores")
 MAX_PANELS = 50  # of the picture: every step of the usual schedule
 
 

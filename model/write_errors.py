@@ -112,5 +112,5 @@ def _refusing(target: Path) -> Path | None:
 
 
 def _free_text(path: Path) -> str:
-    free = free_bytes(path.parent)
+    free = free_bytes(Path(os.path.realpath(path)).parent)
     return "free space unknown" if free is None else f"{free / 1e9:.2f} GB free"

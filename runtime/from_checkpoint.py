@@ -23,7 +23,7 @@ from vorta_trt.engines.fp8 import check_build as check_fp8_build
 from vorta_trt.engines.fp8 import check_linears
 from vorta_trt.engines.plan import BuildOptions
 from vorta_trt.engines.plugin import load_plugin
-from vorta_trt.export.names import OPSET, OPSET_17, component_file
+from vorta_trt.export.names import OPSET, OPSET_17, check_name, component_file
 from vorta_trt.export.onnx_file import data_file, part_files
 from vorta_trt.model.constants import DEFAULT_TAU, TRANSFORMER
 from vorta_trt.model.experts import steps_of_experts
@@ -210,18 +210,24 @@ def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
 def export_checkpoint(
     source: Source | Sequence[Source], path: Path, report: Report, *, parts: Sequence[str] = ()
 ) -> Path:
-    """Exports to an .onnx file; raises what loading, `export_onnx` and `PipelineParts` raise.
+    """Exports to an .onnx file.
 
     Args:
         source: What to export; of two experts both, the first in `path` and the second beside it (`component_file`).
             Either both files are written or none.
-        path: The .onnx file.
+        path: The file, whose suffix must be .onnx. One that is there is replaced once the new one is complete.
         report: Is told how far the work is.
         parts: VAE and text encoders to export beside it, see `PipelineParts`; all files are written or none.
+
+    Raises:
+        ValueError: Another suffix, or a link to a file with another one; said before anything is loaded. Further, what
+            loading, `export_onnx` and `PipelineParts` raise.
+        WriteError: A file cannot be written.
     """
     sources = [source] if isinstance(source, Source) else list(source)
-    for each in sources:
-        check_output(path if len(sources) == 1 else component_file(path, each.component))
+    for file in [path if len(sources) == 1 else component_file(path, each.component) for each in sources]:
+        check_name(file)
+        check_output(file)
     report("loading the checkpoint", 0, 0)
     models = [each.model() for each in sources]  # whatever is wrong with one is said before any is written
     check_one_video(models)
@@ -330,6 +336,7 @@ def build_checkpoint(
     Raises:
         ValueError: A precision or an option that the flavour does not take, or engines that do not belong together;
             said before the export.
+        WriteError: The bundle cannot be written, or would replace what it is made from; said before the export, too.
     """
     from vorta_trt.engines.bundle_writer import new_engines, read_model, read_part
 
@@ -342,7 +349,7 @@ def build_checkpoint(
     names = {field.name for field in fields(BuildOptions)}
     build = BuildOptions(**{name: value for name, value in options.items() if name in names})
     build.check(flavour)
-    check_new_bundle(bundle, bool(options.get("overwrite")))
+    check_new_bundle(bundle, bool(options.get("overwrite")), [build.timing_cache, *_read_for(sources)])
     load_plugin(flavour)
     report("loading the checkpoint", 0, 0)
     models = [source.model() for source in sources]
@@ -394,6 +401,21 @@ def build_checkpoint(
                     file.unlink()
         writer.add_pipeline(*carried)
     return Bundle.open(bundle, verify=False, runtime=False)
+
+
+def _read_for(sources: Sequence[Source]) -> list[Path | None]:
+    """The files and folders that sources are made from."""
+    return [
+        path
+        for each in sources
+        for path in (
+            each.checkpoint,
+            each.router,
+            each.route_override,
+            each.linear_calibration,
+            *(lora.path for lora in each.lora),
+        )
+    ]
 
 
 def _key(source: Source, model: RoutedTransformer) -> EngineKey:

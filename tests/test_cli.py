@@ -158,8 +158,8 @@ def test_every_command_has_help_with_an_example() -> None:
 def test_usage_errors() -> None:
     fails("sample", message="No such command 'sample'", code=2)
     fails("build", "x.onnx", message="Missing option '--output'", code=2)
-    fails("export", "x", "-o", "y", "--size", "720p", code=2, message="size '720p': must be FRAMESxHEIGHTxWIDTH")
-    fails("export", "x", "-o", "y", "--precision", "int8", code=2, message="'int8' is not one of")
+    fails("export", "x", "-o", "y.onnx", "--size", "720p", code=2, message="size '720p': must be FRAMESxHEIGHTxWIDTH")
+    fails("export", "x", "-o", "y.onnx", "--precision", "int8", code=2, message="'int8' is not one of")
     fails(
         "build", "x", "-o", "y", "--tensorrt", "openvino", code=2, message="'openvino' is not one of 'rtx', 'tensorrt'"
     )
@@ -573,9 +573,85 @@ def test_destinations_that_cannot_be_written(wan: Wan, tmp_path: Path) -> None:
         wan.router,
         "-o",
         tmp_path / "a" / "r.json",
-        message="its folder does not exist",
+        message="--output.*its folder does not exist",
+        code=2,
     )
     fails("inspect", wan.onnx, "--plot", tmp_path / "layers.docx", message="a picture must end in .png")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_export_replaces_nothing_but_onnx_files(wan: Wan, tmp_path: Path) -> None:
+    checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "wan.bundle"
+    shutil.copytree(wan.checkpoint, checkpoint)
+    shutil.copytree(wan.bundle, bundle)
+    weights = next(checkpoint.rglob("*.safetensors"))
+    (tmp_path / "link.onnx").symlink_to(weights)
+    (tmp_path / "folder.onnx").mkdir()
+    before = contents(tmp_path)
+    for path in (weights, bundle / "manifest.json", tmp_path / "m.txt", tmp_path / "new", checkpoint):
+        message = r"--output.*: its suffix must be \.onnx; use e\.g\. "
+        fails("export", checkpoint, "--router", wan.router, "-o", path, message=message, code=2)
+        fails("export", "absent", "-o", path, message=message, code=2)  # before anything is read
+    message = r"--output.*is a link to .*whose suffix must be \.onnx, too"
+    fails("export", checkpoint, "--router", wan.router, "-o", tmp_path / "link.onnx", message=message, code=2)
+    fails("export", checkpoint, "--router", wan.router, "-o", tmp_path / "folder.onnx", message="is a folder")
+    assert contents(tmp_path) == before
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    (tmp_path / "to old.onnx").symlink_to("old.onnx")
+    assert vorta("export", checkpoint, "--router", wan.router, "-o", tmp_path / "to old.onnx").code == 0
+    assert onnx.load(tmp_path / "old.onnx").graph.node and (tmp_path / "to old.onnx").is_symlink()
+
+
+def test_a_json_file_replaces_only_its_own_kind(wan: Wan, tmp_path: Path) -> None:
+    table, config = tmp_path / "routes.json", tmp_path / "config.json"
+    config.write_text('{"_class_name": "AutoencoderKLWan"}')
+    routes = ("routes", wan.checkpoint, "--router", wan.router, "--steps", 3)
+    no_table = "--output.*exists and is no route table, so it is kept; give another path, or remove the file first"
+    fails(*routes, "-o", config, message=no_table, code=2)
+    fails("calibrate", wan.checkpoint, "--data", tmp_path, "-o", config, message="no file of calibrated routes", code=2)
+    measured = ("calibrate", wan.checkpoint, "--data", tmp_path, "-o", tmp_path / "c.json", "--linear-output", config)
+    fails(*measured, message="--linear-output.*is no linear calibration", code=2)
+    fails(*measured[:-1], tmp_path / "c.json", message="c.json: is the file of the routes, too; give each its own")
+    fails("compare", "a", "b", "-o", config, message="is no report of `vorta-trt compare`", code=2)
+    fails("compare", "a", "b", "--table", tmp_path / "config.md", message="absent|no such")  # free
+    (tmp_path / "README.md").write_text("# A readme\n")
+    fails("compare", "a", "b", "--table", tmp_path / "README.md", message="--table.*is no table of", code=2)
+    for name in ("attention", "blocks", "step", "parallel"):
+        fails("bench", name, "-o", config, message=f"--output.*is no report of `bench {name}`", code=2)
+    assert config.read_text() == '{"_class_name": "AutoencoderKLWan"}'
+    table.touch()
+    for tau in (0.2, 0.4):  # an empty file, and a table
+        assert vorta(*routes, "--tau", tau, "-o", table).code == 0
+        assert json.loads(table.read_text())["tau"] == tau
+    fails("compare", "a", "b", "-o", table, message="is no report of `vorta-trt compare`", code=2)
+    assert vorta(*routes, "-o", "/dev/null").code == 0
+
+
+def test_build_keeps_what_it_reads(wan: Wan, tmp_path: Path) -> None:
+    bundle = tmp_path / "wan.bundle"
+    shutil.copytree(wan.bundle, bundle)
+    shutil.copytree(wan.checkpoint, bundle / "checkpoint")
+    shutil.copytree(wan.checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(wan.bundle, tmp_path / "checkpoint/wan.bundle")
+    (tmp_path / "link.onnx").symlink_to(bundle / "model.onnx")
+    (bundle / "calibration.json").write_text("{}")
+    before = contents(tmp_path)
+    lies = "would be replaced, and .*, from which it is to be made, lies in it; give another path"
+    overwrite = ("-o", bundle, "--overwrite")
+    fails("build", bundle / "model.onnx", *overwrite, message=lies)
+    fails("build", tmp_path / "link.onnx", *overwrite, message=lies)
+    fails("build", wan.half, "--route-override", bundle / "calibration.json", *overwrite, message=lies)
+    fails("build", bundle / "checkpoint", "--router", wan.router, *overwrite, message=lies)
+    of_checkpoint = ("build", wan.checkpoint, "--size", "29x96x128", *overwrite)
+    of_linears = ("--linear-precision", "fp8", "--linear-calibration", bundle / "calibration.json")
+    fails(*of_checkpoint, *of_linears, message=lies)
+    fails(*of_checkpoint, "--lora", bundle / "calibration.json", message=lies)
+    inside = ("build", tmp_path / "checkpoint", "--size", "29x96x128", "-o", tmp_path / "checkpoint/wan.bundle")
+    fails(*inside, "--overwrite", message="would be replaced, and lies in .*checkpoint, from which it is to be made")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys").is_dir(), reason="root may write everywhere")

@@ -6,6 +6,7 @@ check what was given -> samples -> dense passes that measure every branch -> cho
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vorta_trt.model import route_calibration
+from vorta_trt.model.calibration import linears
 from vorta_trt.model.calibration.buckets import Bucket, bucket_of, make_buckets
 from vorta_trt.model.calibration.choose import check_share, choose_within_budget, choose_within_share
 from vorta_trt.model.calibration.linears import LinearProbe
@@ -99,7 +102,7 @@ def calibrate_routes(
 
     Raises:
         FileNotFoundError: A file or folder that is given does not exist.
-        WriteError: The output cannot be written.
+        WriteError: The output cannot be written, or a file of another kind is there.
         CheckpointError: The checkpoint is not what it should be.
         DataError: The data is not.
         ValueError: Another argument is not.
@@ -109,9 +112,11 @@ def calibrate_routes(
     began = time.perf_counter()
     settings = settings or CalibrationSettings()
     output = Path(output)
-    for path in (output, linear_output):
-        if path is not None:
-            check_output(Path(path))
+    check_output(output, kind=route_calibration.KIND)
+    if linear_output is not None:
+        if os.path.realpath(linear_output) == os.path.realpath(output):
+            raise ValueError(f"linear_output {linear_output}: is the file of the routes, too; give each its own")
+        check_output(linear_output, kind=linears.KIND)
     target = _device(device, settings.dtype)
     if (data is None) == (prompts is None):
         raise ValueError("data and prompts: exactly one of both must be given; one of --data DATA and --prompts FILE")

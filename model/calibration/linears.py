@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vorta_trt.model.block_operators import quantize_rows
 from vorta_trt.model.block_operators.references import LARGEST_FLOAT8, fp8_linear, linear, quantize
-from vorta_trt.model.files import write_text
+from vorta_trt.model.files import json_kind, write_text
 from vorta_trt.model.linear_choice import FEATURE_MULTIPLE
 from vorta_trt.model.records import Record, load_record
 from vorta_trt.model.transformer import RoutedTransformer
@@ -31,6 +31,7 @@ MOST_ROWS = 512  # of a layer's input in a pass, evenly spread, of which the err
 # A guess: twice what rounding both sides of a product of random unit-normal numbers to e4m3 makes, 0.037 (studies/
 # linear_fp8.py). No layer of a published checkpoint was measured, nor what such a layer does to a video.
 ERROR_LIMIT = 0.08
+KIND = json_kind("linear calibration", "format", "family", "checkpoint", "layers")
 _REMEDY = "make it with `vorta-trt calibrate --linear-output`"
 
 

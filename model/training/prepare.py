@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vorta_trt.model.checkpoint import CheckpointError, CheckpointReader
 from vorta_trt.model.families.training import TrainingFamily, check_trains, training_family
-from vorta_trt.model.files import make_folder, new_file, write_json
+from vorta_trt.model.files import check_output, json_kind, make_folder, new_file, write_json
 from vorta_trt.model.geometry import AttentionGeometry
 from vorta_trt.model.images import FIRST
 from vorta_trt.model.pipeline_folder import load_pipeline
@@ -40,6 +40,8 @@ from vorta_trt.model.training.data import (
 from vorta_trt.model.video_reader import import_av
 
 logger = logging.getLogger(__name__)
+
+KIND = json_kind("data of `vorta-trt train-router prepare`", "version", "family", "samples")
 
 
 class PreparedData(BaseModel):
@@ -102,6 +104,7 @@ def prepare_data(
         ValueError: Another argument is not.
         DataError: A video or caption cannot be used; the message names it.
         MissingExtraError: The package that decodes videos is not installed.
+        WriteError: The folder cannot be written, or holds a dataset.json of another kind.
     """
     import_av()
     output = Path(output)
@@ -126,6 +129,7 @@ def prepare_data(
     clips = find_clips(Path(videos), None if captions is None else Path(captions), refuse)
     for folder in (output, output / "latents", output / "prompts"):
         make_folder(folder)
+    check_output(output / DATASET_FILE, kind=KIND)
 
     progress("loading text encoder and VAE", 0, 0)
     pipeline = load_pipeline(Path(checkpoint), family.facts, family.config, torch_dtype(precision), purpose="preparing")

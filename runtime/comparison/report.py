@@ -7,8 +7,11 @@ from statistics import fmean
 
 from pydantic import computed_field
 
+from vorta_trt.model.files import json_kind
 from vorta_trt.runtime.comparison.image_quality import psnr
 from vorta_trt.runtime.verification.report import Strict
+
+KIND = json_kind("report of `vorta-trt compare`", "first", "second", "pairs", "lpips_note")
 
 
 class PairReport(Strict):

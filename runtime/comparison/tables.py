@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from vorta_trt.model.files import write_text
+from vorta_trt.model.files import FileKind, write_text
 from vorta_trt.runtime.comparison.report import CompareReport, PairReport
 
 if TYPE_CHECKING:
@@ -31,11 +31,21 @@ _TOTALS: dict[str, Callable[[CompareReport], float | None]] = {
     "LPIPS": lambda report: report.lpips,
 }
 SUMMARY = ("", "all", "median", "least alike", "most alike", FLOOR, "beyond the floor")
+SAMPLE = ("sample", "frames", "size")  # the columns that every table of samples begins with
+_BEGINNINGS = (f"|  | {' | '.join(SUMMARY[1:])}".encode(), ",".join(SAMPLE).encode())
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(max(map(len, _BEGINNINGS))).startswith(_BEGINNINGS)
+
+
+TABLE = FileKind("table of `vorta-trt compare`", _is_table)
 
 
 def sample_columns(report: CompareReport) -> list[str]:
     """The heads of the columns of `sample_rows`."""
-    columns = ["sample", "frames", "size"]
+    columns = [*SAMPLE]
     for metric in _metrics(report):
         worst = _METRICS[metric][1]
         columns += [metric, *(() if worst is None else ("worst",)), *(() if report.floor is None else (FLOOR,))]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vorta_trt.export.onnx_file import DATA_SUFFIX
-from vorta_trt.model.files import absence, new_folder
+from vorta_trt.model.files import absence, check_sources, new_folder
 from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.settings import ModelSettings, ServeSettings
 from vorta_trt.serving.triton.tensors import INPUTS, OUTPUTS, Tensor
@@ -63,10 +63,10 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
 
     Raises:
         ValueError: A name that Triton does not take, an environment that is neither an archive nor a folder, no such
-            preset, or one for other models; a bundle for several GPUs.
+            preset, or one for other models; a bundle for several GPUs; a repository in a folder that is copied into it.
         FileNotFoundError: There is no such bundle or environment.
         CheckpointError: The bundle lacks its pipeline folder, and it is not found.
-        WriteError: The folder cannot be written, or something else is there.
+        WriteError: The folder cannot be written, or something else is there, or it would replace what it is made from.
     """
     name = settings.name or re.sub(r"[^A-Za-z0-9_.-]", "_", model.name)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -82,6 +82,13 @@ def write_model(repository: Path, model: ModelSettings, settings: TritonSettings
     places = {"source": model.source}
     if model.source not in checkpoint.parents:  # the bundle does not carry it
         places["checkpoint"] = checkpoint
+    check_sources(repository / name, [*places.values(), settings.environment])
+    if settings.copy:
+        for path in places.values():
+            if path.is_dir() and Path(os.path.realpath(repository / name)).is_relative_to(os.path.realpath(path)):
+                raise ValueError(
+                    f"repository {repository}: lies in {path}, which is copied into it; give another folder"
+                )
     with new_folder(repository / name, replaces=CONFIG) as folder:
         version = folder / VERSION
         version.mkdir()

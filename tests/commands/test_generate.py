@@ -312,3 +312,13 @@ def test_ctrl_c_while_writing(tiny_wan: Tiny, tmp_path: Path, monkeypatch: pytes
     arguments = ["--prompt", "a", "--sigmas", "1", "-o", tmp_path / f"wall.{suffix}"]
     one_error(generate(tiny_wan.onnx, *arguments, code=130), "error: interrupted; nothing half-made is left")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_takes_no_video_is_named(tiny_wan: Tiny, tmp_path: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("no /dev/full")
+    for suffix in ("mp4", "npy"):
+        link = tmp_path / f"full.{suffix}"
+        link.symlink_to("/dev/full")
+        result = generate(tiny_wan.onnx, "--prompt", "a red wall", "--steps", 1, "--seed", 5, "-o", link, code=1)
+        assert re.search(f"error: output {link}: cannot be written .No space left on device.", result.stderr)

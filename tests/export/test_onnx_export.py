@@ -287,14 +287,17 @@ def test_model_without_geometry(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
-        (".", WriteError, "is a folder; give a file name"),
+        ("folder.onnx", WriteError, "is a folder; give a file name"),
+        ("model.txt", ValueError, r"model.txt: its suffix must be .onnx; use e.g. .*model.onnx"),
+        ("model", ValueError, "its suffix must be .onnx"),
         ("missing/model.onnx", WriteError, "its folder does not exist; create it first"),
     ],
 )
-def test_bad_destination(load: Load, tmp_path: Path, target: str, error: type[OSError], message: str) -> None:
+def test_bad_destination(load: Load, tmp_path: Path, target: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(error, match=message):
         export_onnx(load(), tmp_path / target)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
 
 
 def test_what_is_too_large_for_one_file(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

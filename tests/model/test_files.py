@@ -20,6 +20,8 @@ from vorta_trt.model import unfinished
 from vorta_trt.model.files import (
     absence,
     check_output,
+    check_sources,
+    json_kind,
     make_folder,
     make_way,
     new_file,
@@ -163,6 +165,69 @@ def test_dev_null_stays(tmp_path: Path) -> None:
         pytest.skip("no /dev/null")
     write_text("/dev/null", "text")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_device_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("no /dev/full")
+    link = tmp_path / "full.mp4"
+    link.symlink_to("/dev/full")
+    check_output(link)
+    message = f"output {link}: cannot be written .No space left on device.: is a link to /dev/full, no regular file"
+    with pytest.raises(WriteError, match=message) as caught:
+        write_text(link, "text")
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(WriteError, match="output /dev/full: .*: is no regular file; give the path of a file"):
+        write_text("/dev/full", "text")
+
+
+# --- What is in the way, and may stay -----------------------------------------
+
+
+def test_only_a_file_of_the_same_kind_is_replaced(tmp_path: Path) -> None:
+    kind = json_kind("route table", "format", "routes", values={"question": "which"})
+    file, link = tmp_path / "file", tmp_path / "link"
+    check_output(file, kind=kind)
+    link.symlink_to(file)
+    check_output(link, kind=kind)
+    for content in (
+        b"",
+        b'{"routes": [], "format": 1, "question": "which"}',
+        b'\xef\xbb\xbf {"format":0,"routes":0,"question":"which"}',
+    ):
+        file.write_bytes(content)
+        check_output(file, kind=kind)
+    others = (b"{", b"{}", b"[]", b"text", b"\xff\xfe", b'{"routes": [], "format": 1}', b'{"a": ' * 10**5, b"\0" * 100)
+    for content in (*others, b'{"routes": [], "format": 1, "question": "whose"}'):
+        file.write_bytes(content)
+        with pytest.raises(WriteError, match="file: exists and is no route table, so it is kept; give another path"):
+            check_output(file, kind=kind)
+        with pytest.raises(WriteError, match=f"link: is a link to {file}, which is no route table, so it is kept"):
+            check_output(link, kind=kind)
+    check_output(file)
+    check_output("/dev/null", kind=kind)
+    with pytest.raises(WriteError, match="is a folder"):
+        check_output(tmp_path, kind=kind)
+
+
+def test_a_folder_that_holds_what_it_is_made_from(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "m.bundle", tmp_path / "outside"
+    check_sources(folder, [tmp_path, folder / "absent"])  # nothing is replaced
+    folder.mkdir()
+    outside.mkdir()
+    (folder / "file").touch()
+    (outside / "file").touch()
+    (folder / "to outside").symlink_to(outside / "file")
+    (outside / "to inside").symlink_to(folder / "file")
+    (tmp_path / "current").symlink_to(folder)
+    check_sources(folder, [None, outside, outside / "file", folder / "absent"])
+    (tmp_path / "m.bundle.onnx").touch()
+    check_sources(folder, [tmp_path / "m.bundle.onnx"])  # the name only begins alike
+    for source in (folder, folder / "file", folder / "to outside", outside / "to inside", outside / "../m.bundle/file"):
+        for path in (folder, tmp_path / "current"):
+            with pytest.raises(WriteError, match="would be replaced, and .* lies in it; give another path"):
+                check_sources(path, [None, outside, source])
+    check_sources(folder, [tmp_path])  # of a checkpoint, a bundle inside may be built again
 
 
 # --- Space and permission ----------------------------------------------------

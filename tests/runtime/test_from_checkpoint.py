@@ -220,6 +220,12 @@ def test_the_destination_is_checked_before_the_slow_part(
     (tmp_path / "x.bundle").mkdir()
     with pytest.raises(WriteError, match="exists and is not a bundle"):
         build_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.bundle", silent)
+    with pytest.raises(ValueError, match="x.txt: its suffix must be .onnx; use e.g. .*x.onnx"):
+        export_checkpoint(Source(wan.checkpoint, wan.router), tmp_path / "x.txt", silent)
+    (tmp_path / "x.bundle/manifest.json").touch()
+    router = shutil.copytree(wan.router, tmp_path / "x.bundle/router")
+    with pytest.raises(WriteError, match=f"would be replaced, and {router}, from which it is to be made, lies in it"):
+        build_checkpoint(Source(wan.checkpoint, router), tmp_path / "x.bundle", silent, overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,16 @@ def test_a_request() -> None:
 def test_a_request_that_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         request_of(**values)
+
+
+def test_a_model_that_would_replace_what_it_serves(tiny_wan: Tiny, tmp_path: Path) -> None:
+    own = tmp_path / "video"
+    own.mkdir()
+    (own / "config.pbtxt").write_text("")
+    shutil.copytree(tiny_wan.bundle, own / "wan.bundle")
+    options = ("--checkpoint", tiny_wan.checkpoint, "-o", tmp_path, "--name", "video")
+    said = triton(own / "wan.bundle", *options, "--copy", code=1)
+    assert re.search("would be replaced, and .*wan.bundle, from which it is to be made, lies in it", said)
+    inside = ("--checkpoint", tiny_wan.checkpoint, "-o", own / "wan.bundle/repository", "--copy")
+    assert "lies in" in triton(own / "wan.bundle", *inside, code=1)
+    assert (own / "wan.bundle/manifest.json").is_file()

@@ -19,6 +19,7 @@ from vorta_trt.model.random_pipeline import complete_pipeline
 from vorta_trt.model.training import DataError, TrainingSettings, prepare_data, train_router
 from vorta_trt.model.training import prepare as module
 from vorta_trt.model.training.clips import read_video
+from vorta_trt.model.write_errors import WriteError
 from vorta_trt.plugins.errors import VortaError
 
 from .samples import CHANNELS, HEAD_DIM, HEADS, LAYERS, SHAPE, SIZE, TEXT_DIM
@@ -181,6 +182,11 @@ def test_what_cannot_be_prepared(
         prepare(bare, videos, tmp_path / "data")
     with pytest.raises(ValueError, match="frames_per_second -1: must be positive and finite.*16"):
         prepare(checkpoint, videos, tmp_path / "data", frames_per_second=-1)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/dataset.json").write_text('{"name": "mine"}')
+    with pytest.raises(WriteError, match="dataset.json: exists and is no data of `vorta-trt train-router prepare`"):
+        prepare(checkpoint, videos, tmp_path / "foreign")
+    assert (tmp_path / "foreign/dataset.json").read_text() == '{"name": "mine"}'
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(VortaError, match=r"package av is not installed .*pip install '\.\[video\]'"):
         prepare(checkpoint, videos, tmp_path / "other data")
