@@ -211,7 +211,7 @@ def _compare_settings(
     stages: Stages,
 ) -> CompareReport:
     from vorta_trt.runtime.comparison.settings import Setting, compare_settings
-    from vorta_trt.runtime.pipelines.prompts import read_prompts
+    from vorta_trt.runtime.pipelines.prompts import read_prompts, warn_of_empty
 
     with usage():
         settings = Setting.parse(first), Setting.parse(second)
@@ -219,6 +219,8 @@ def _compare_settings(
         floor = None if picture.floor is None else Setting.parse(picture.floor)
     params = sampling.params()
     one_of("--prompt / --prompts", model.prompt, model.prompts)
+    if model.prompt is not None:
+        warn_of_empty(model.prompt)
     source = model.source(of)
     with model.folder() as folder:
         return compare_settings(

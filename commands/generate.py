@@ -142,7 +142,7 @@ class VideoOptions(Options):
 
     def jobs(self) -> list[SampleFile]:
         """Prompts and the files of their videos."""
-        from vorta_trt.runtime.pipelines.prompts import read_prompts
+        from vorta_trt.runtime.pipelines.prompts import read_prompts, warn_of_empty
         from vorta_trt.runtime.pipelines.sample_files import SampleFile, sample_files
         from vorta_trt.runtime.video_file import check_output
 
@@ -158,6 +158,7 @@ class VideoOptions(Options):
                 keep=self.skip_existing,
             )
         check_output(self.output)
+        warn_of_empty(str(self.prompt))
         return [SampleFile(str(self.prompt), self.output, 0)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Fallbacks`: whatever runs otherwise than asked for is counted here, logged once, and an error in strict mode."""
+"""`Fallbacks`: whatever runs otherwise than asked for is counted here, logged, and an error in strict mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ KINDS = {
     "unfinished plan": "a video was sampled with fewer steps of this model than planned",
     "device memory": "weights or activations leave the GPU between uses",
     "executor": "another executor runs the model",
+    "prompt length": "the end of the text is cut off",
 }
+OF_REQUESTS = ("prompt length",)  # differ from request to request: logged each time
 
 
 class FallbackError(VortaError):
@@ -65,7 +67,9 @@ class Fallbacks:
         with self._lock:
             self.counts[kind] += 1
             first = self.counts[kind] == 1
-        if first:
+        if kind in OF_REQUESTS:
+            logger.warning("%s: %s; %s", kind, reason, KINDS[kind])
+        elif first:
             logger.warning("%s: %s; %s (said once, counted)", kind, reason, KINDS[kind])
 
     def lines(self) -> list[str]:

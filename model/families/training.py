@@ -32,11 +32,13 @@ class TrainingFamily(abc.ABC):
         condition_names: tensors of a sample beside its latents, made of its text.
         image_names: further ones, made of the images that the video begins or ends with, see `condition`.
         text_sees_image: whether what the text encoders give of a caption depends on the image.
+        tokenizer: component of the pipeline whose tokens of a text the model takes, each as a row.
     """
 
     condition_names: tuple[str, ...]
     image_names: tuple[str, ...] = ()
     text_sees_image: bool = False
+    tokenizer: str = "tokenizer"
 
     def __init__(self, facts: ModelFamily, config: Mapping[str, Any]) -> None:
         self.facts = facts
@@ -65,6 +67,19 @@ class TrainingFamily(abc.ABC):
     def stepped(self, prediction: Tensor) -> Tensor:
         """The part of a prediction [B, C, F, H, W] that the pipeline's scheduler uses: all of it, in most families."""
         return prediction
+
+    # -- text, in generation -------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+        """How many tokens a text has, and how many of them the pipeline keeps when it encodes the text.
+
+        Marks that the tokenizer or a template puts behind the text count, since they take rows as well.
+
+        Args:
+            pipeline: diffusers', with the component `tokenizer`.
+            text: a prompt or a negative prompt.
+        """
 
     # -- images, in generation -----------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ from vorta_trt.runtime.pipelines.stages import (
     condition,
     denoise,
     encode,
+    tell_cut,
 )
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.pipelines.transformers import Transformers
@@ -329,13 +330,14 @@ class VortaPipeline:
             noise = _noise(seeds or [seed] * len(prompts), generator)
             sampling = Sampling(params, planned, noise, images, locate, self._together(on_step))
             request = {"params": params.updated(seed=None), "seeds": seeds or [seed] * len(prompts), "locate": locate}
-            self._announce(prompts, size=VideoSize(*planner.size), **request, **given)
             self.parts.kind = kind
             self.parts.on_stage = on_stage or (lambda *_: None)
+            cut = self._tell_cut(prompts, sampling)
+            self._announce(prompts, size=VideoSize(*planner.size), **request, **given)
             # What is freed between the stages is loaded once for all prompts.
             together = min(len(prompts), MOST_TOGETHER) if self.residency.is_sequential else 1
             for first in range(0, len(prompts), together):
-                videos = self._videos(prompts[first : first + together], first, sampling, on_frames)
+                videos = self._videos(prompts[first : first + together], first, sampling, cut, on_frames)
                 for number, video in enumerate(videos, first):
                     on_video(number, video)
 
@@ -362,7 +364,12 @@ class VortaPipeline:
         return step
 
     def _videos(
-        self, prompts: Sequence[str], first: int, sampling: Sampling, on_frames: OnFrames | None
+        self,
+        prompts: Sequence[str],
+        first: int,
+        sampling: Sampling,
+        cut: Mapping[str | None, str],
+        on_frames: OnFrames | None,
     ) -> Iterator[GeneratedVideo]:
         """The stages, one after the other; each video as soon as it is decoded."""
         began = time.perf_counter()
@@ -391,17 +398,23 @@ class VortaPipeline:
                 sampling.planned,
                 each.launches,
                 encoding + each.seconds + decoding,
-                each.fallbacks,
+                (*(cut[text] for text in (prompt, None) if text in cut), *each.fallbacks),
                 {**shared, "denoise": each.seconds, "decode": decoding},
             )
             began = time.perf_counter()
         self.parts.free()
 
+    def _tell_cut(self, prompts: Sequence[str], sampling: Sampling) -> dict[str | None, str]:
+        """`tell_cut`, in the process that encodes the texts."""
+        if not self.parts.encodes_text:
+            return {}
+        return tell_cut(list(dict.fromkeys(prompts)), _negative(sampling), self.parts)
+
     def _conditions(self, prompts: Sequence[str], sampling: Sampling) -> list[Conditions]:
         """What the transformer is given with the latents of every prompt: text, each encoded once."""
         made: list[Conditions] = [{} for _ in prompts]
         if self.parts.encodes_text:
-            negative = (sampling.params.negative_prompt or "") if sampling.planned.guided else None
+            negative = _negative(sampling)
             encoded, against = encode(list(dict.fromkeys(prompts)), negative, sampling.images, self.parts)
             negatives = {f"negative_{name}": tensor for name, tensor in against.items()}
             made = [encoded[prompt] | negatives for prompt in prompts]
@@ -496,6 +509,11 @@ class VortaPipeline:
 def _pixels(size: str) -> int:
     video = VideoSize.parse(size)
     return video.frames * video.height * video.width
+
+
+def _negative(sampling: Sampling) -> str | None:
+    """The text that guidance leads away from; None without guidance."""
+    return (sampling.params.negative_prompt or "") if sampling.planned.guided else None
 
 
 def _noise(seeds: Sequence[int], generator: torch.Generator | None) -> Callable[[int], torch.Generator]:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts from a file."""
+"""Prompts from a file, and prompts that are empty."""
 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from vorta_trt.model.files import absence, refuse_pointer
+
+logger = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".ndjson")
 _KEYS = ("caption", "prompt_en")  # of objects: the authors' and VBench's
@@ -39,6 +42,14 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"prompts {path}: holds no prompt; write one per line")
     return prompts
+
+
+def warn_of_empty(prompt: str) -> None:
+    """Logs that a prompt is empty or blank: the pipelines take it, and a shell variable that is not set looks so."""
+    if not prompt.strip():
+        logger.warning(
+            "prompt %r is empty: the video follows no text, but for a negative prompt; give one with --prompt", prompt
+        )
 
 
 def _captions(path: Path, text: str) -> list[str] | None:

@@ -50,6 +50,7 @@ from vorta_trt.runtime.pipelines.transformers import Transformers, Turns
 from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 VAE = ("vae",)
+PROMPT_LENGTH = "prompt length"  # a kind of fallback
 PURPOSE = "generation"  # what needs the pipeline folder, in errors
 OnStage = Callable[[str, int, int], None]  # what is being done, how often it was done, how often it will be; 0: unknown
 OnStep = Callable[[int, int, PlannedRequest], None]  # number of the video, the step that begins, the plan
@@ -131,7 +132,7 @@ class Parts:
         )
         self._check(self._index)
         self.kind = self._family.pipeline_kinds(planner.config)[0]
-        self._kept: dict[str, Any] = {}  # resident: components
+        self._kept: dict[str, Any] = {}  # resident: components; else the tokenizer
         self._pipelines: dict[tuple[Any, ...], Any] = {}  # and the pipeline of each stage
         self.on_stage: OnStage = lambda *_: None
         transformers.on_load = lambda: self.on_stage("loading the engine", 0, 0)
@@ -167,6 +168,12 @@ class Parts:
     def encodes_text(self) -> bool:
         """Whether this process does; of several only the first one."""
         return self.ranks is None or self.ranks.world.is_first
+
+    def tokenizing(self, tokenizer: str) -> Any:
+        """A pipeline of diffusers with this tokenizer alone, which stays: `encoding` takes the same one."""
+        pipeline = self._get((tokenizer,), self.transformers.device or self.choice.encoders)
+        self._kept[tokenizer] = getattr(pipeline, tokenizer)
+        return pipeline
 
     @contextmanager
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
@@ -340,6 +347,39 @@ def _move(pipeline: Any, names: Sequence[str], device: torch.device) -> None:
 
 
 # -- the stages --------------------------------------------------------------------------------------------------------
+
+
+def tell_cut(prompts: Sequence[str], negative: str | None, parts: Parts) -> dict[str | None, str]:
+    """Which texts have more tokens than the model takes; recorded as one fallback, before anything is encoded.
+
+    Args:
+        prompts: All of them different.
+        negative: None without guidance.
+        parts: What encodes them.
+
+    Returns:
+        What is told of a prompt, and under None of the negative one.
+
+    Raises:
+        FallbackError: In strict mode.
+    """
+    family = training_family(parts.planner.family, parts.planner.config)
+    pipeline = parts.tokenizing(family.tokenizer)
+    texts: list[tuple[str | None, str, str]] = [
+        (text, text, "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}")
+        for number, text in enumerate(prompts, 1)
+    ]
+    if negative is not None:
+        texts.append((None, negative, "the negative prompt"))
+    cut: dict[str | None, str] = {}
+    for key, text, name in texts:
+        tokens, taken = family.token_count(pipeline, text)
+        if tokens > taken:
+            cut[key] = f"{name} has {tokens} tokens, and the model takes {taken}"
+    if cut:
+        of_several = f" (the first of {len(cut)} such texts)" if len(cut) > 1 else ""
+        parts.transformers.fallbacks.record(PROMPT_LENGTH, next(iter(cut.values())) + of_several)
+    return {key: f"{PROMPT_LENGTH}: {reason}" for key, reason in cut.items()}
 
 
 @torch.no_grad()

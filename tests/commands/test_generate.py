@@ -80,6 +80,28 @@ def test_everything_together(tiny_hunyuan_video: Tiny, tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "alone.npy"), frames[1])
 
 
+def test_a_prompt_that_is_too_long(tiny_wan: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "wall.npy"
+    options = ["--prompt", "red " * 30_000, "--steps", 1, "-o", file]
+    cut = "prompt length: the prompt has 30001 tokens, and the model takes 512"
+    one_error(generate(tiny_wan.onnx, *options, "--strict", "--json", code=1), rf"{cut}; strict mode refuses")
+    assert not file.exists()
+    assert json.loads(generate(tiny_wan.onnx, *options, "--json").stdout)["videos"][0]["fallbacks"] == [cut]
+    assert f" s; {cut}\n" in generate(tiny_wan.onnx, *options).stdout
+
+
+@pytest.mark.parametrize("prompt", ["", " \t"])
+def test_an_empty_prompt_goes_on_with_a_warning(
+    tiny_wan: Tiny, tmp_path: Path, prompt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "wall.npy"
+    generate(tiny_wan.onnx, f"--prompt={prompt}", "--steps", 1, "--strict", "-o", file)
+    assert file.exists()
+    assert [record.getMessage() for record in caplog.records if "is empty" in record.getMessage()] == [
+        f"prompt {prompt!r} is empty: the video follows no text, but for a negative prompt; give one with --prompt"
+    ]
+
+
 def test_a_fresh_seed_is_told(tiny_wan: Tiny, tmp_path: Path) -> None:
     arguments = [tiny_wan.onnx, "--prompt", "a red wall", "--timesteps", "1000,757,522", "--renoise"]
     said = generate(*arguments, "-o", tmp_path / "one.npy").stdout

@@ -23,6 +23,17 @@ def test_a_fallback_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture)
     assert fallbacks.lines()[0] == "cuda graph capture: 3 times: the engine is launched without a CUDA graph"
 
 
+def test_what_differs_from_request_to_request_is_logged_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    fallbacks = Fallbacks()
+    for tokens in (600, 700):
+        fallbacks.record("prompt length", f"the prompt has {tokens} tokens, and the model takes 512")
+    assert fallbacks.counts == {"prompt length": 2}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prompt length: the prompt has {tokens} tokens, and the model takes 512; the end of the text is cut off"
+        for tokens in (600, 700)
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strict_mode_refuses_every_kind(kind: str) -> None:
     fallbacks = Fallbacks(strict=True)

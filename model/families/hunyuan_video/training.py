@@ -6,6 +6,7 @@ Letters: B batch, C latent channels, F, H, W latent frames, height, width, T pad
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,6 +143,12 @@ class HunyuanVideoTraining(TrainingFamily):
     def stepped(self, prediction: Tensor) -> Tensor:
         """Where the first frame is the image's, its prediction is dropped."""
         return prediction[:, :, 1:] if replaces_tokens(self.config) else prediction
+
+    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+        """Of the language model; CLIP's pooled embedding is of the first 77 tokens of any text."""
+        template = inspect.signature(pipeline.encode_prompt).parameters["prompt_template"].default
+        tokens = pipeline.tokenizer(template["template"].format(text), verbose=False).input_ids
+        return len(tokens) - template["crop_start"], self.facts.text_tokens
 
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None

@@ -80,6 +80,19 @@ class HunyuanVideo15Training(TrainingFamily):
             "encoder_attention_mask_2": conditions["prompt_embeds_mask_2"],  # [B, G]
         }
 
+    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+        """Of the language model, which reads the whole prompt."""
+        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+
+        tokens = pipeline.tokenizer.apply_chat_template(
+            format_text_input([text], pipeline.system_message),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            tokenizer_kwargs={"verbose": False},
+        ).input_ids[0]
+        return len(tokens) - pipeline.prompt_template_encode_start_idx, PROMPT_ROWS
+
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:

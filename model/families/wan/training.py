@@ -81,6 +81,12 @@ class WanTraining(TrainingFamily):
             **seen,
         }
 
+    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        cleaned = prompt_clean(text)  # type: ignore[no-untyped-call]
+        return len(pipeline.tokenizer(cleaned, verbose=False).input_ids), TEXT_SEQUENCE
+
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vorta_trt.runtime.pipelines.prompts import read_prompts
+from vorta_trt.runtime.pipelines.prompts import read_prompts, warn_of_empty
 
 CAPTIONS = ["a red wall", "ein grüner Wald"]
 
@@ -81,3 +81,10 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: bytes, m
 def test_vbench_and_the_authors(tmp_path: Path) -> None:
     content = [{"prompt_en": text, "dimension": ["color"], "auxiliary_info": {}} for text in CAPTIONS]
     assert read_prompts(written(tmp_path, json.dumps(content).encode(), "VBench_full_info.json")) == CAPTIONS
+
+
+@pytest.mark.parametrize(("prompt", "warnings"), [("", 1), (" \t\n", 1), ("a", 0)])
+def test_an_empty_prompt_is_warned_of(prompt: str, warnings: int, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_empty(prompt)
+    assert len(caplog.records) == warnings
+    assert all("is empty: the video follows no text" in record.getMessage() for record in caplog.records)

@@ -110,10 +110,11 @@ def test_sequential_videos_are_the_resident_ones_bit_for_bit(tiny: Tiny, monkeyp
         assert 0 < video.seconds
     assert not np.array_equal(videos[0].frames, videos[1].frames)
     assert not np.array_equal(again.frames, videos[1].frames)  # without the negative prompt
-    one_request = ["load beside []", "open beside []", "load beside []", "close", "load beside []"]
-    assert watch.events == 2 * one_request  # encoders, engine, a pipeline of scheduler and engine, VAE
+    one_request = [*2 * ["load beside []"], "open beside []", "load beside []", "close", "load beside []"]
+    assert watch.events == 2 * one_request  # tokenizer, encoders, engine, a pipeline of scheduler and engine, VAE
     assert steps == [(number, step) for number in range(3) for step in range(3)]
     assert stages == [
+        ("loading the tokenizer", 0, 0),
         ("loading the text encoder", 0, 0),
         ("encoding prompts", 0, 3),  # every text once, the negative prompt, too
         ("encoding prompts", 1, 3),
