@@ -276,7 +276,7 @@ def test_a_lora_of_no_expert_or_of_a_missing_one(
         (tiny_experts.checkpoint, str(path), "the model has two experts; say for which it is"),
         (tiny_wan.checkpoint, f"low={path}", "the model has one transformer, and no experts"),
     ):
-        options = [str(checkpoint), "--size", "9x64x96", "--lora", text, "-o", str(out / "x")]
+        options = [str(checkpoint), "--size", "9x64x96", "--lora", text, "-o", str(out / "x.onnx")]
         result = CliRunner().invoke(app, [command, *options])
         assert result.exit_code == 2 and problem in " ".join(result.output.replace("│", " ").split())
         assert not list(out.iterdir())

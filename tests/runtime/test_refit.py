@@ -117,7 +117,7 @@ def test_an_engine_gets_its_weights(tiny_wan: Tiny, bundle: Path, tmp_path: Path
     opened = refit(bundle, tiny_wan.checkpoint, {"transformer": [LoraSpec(lora(tmp_path / "one.safetensors"))]})
     types = SimpleNamespace(HALF="half", FLOAT="float", BF16="bf16")
     module = SimpleNamespace(Refitter=Refitter, Weights=lambda *given: given, DataType=types)
-    flavour: Any = SimpleNamespace(module=module, hub=LogHub("x"), logger=None, title="TensorRT", version="10.13")
+    flavour: Any = SimpleNamespace(module=module, hub=LogHub("x"), logger=None, title_and_version="TensorRT 10.13")
     engine: dict[str, Any] = {}
     apply_refit(flavour, engine, opened)
     assert opened.refit_path is not None
