@@ -10,9 +10,9 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ MANY = 1000  # steps, which run for far longer than a test needs to be done with
 
 
 @pytest.fixture
-def server(tiny_wan: Tiny, kept: Kept, tmp_path: Path) -> Iterator[TritonServer]:
+def start(tiny_wan: Tiny, kept: Kept, tmp_path: Path) -> Iterator[Callable[[], TritonServer]]:
+    """Starts a server of both models; one that runs already is stopped."""
     if not (ENVIRONMENT / "bin" / "activate").is_file():
         pytest.skip(f"needs an environment with NumPy 1 in {ENVIRONMENT}; `make test` makes it")
     for name, tiny, decoupled, waiting in (
@@ -67,8 +68,15 @@ def server(tiny_wan: Tiny, kept: Kept, tmp_path: Path) -> Iterator[TritonServer]
         written = write_model(tmp_path / "models", model, settings)
         if decoupled:
             (written / "1" / "model.py").write_text(BROKEN_SCRIPT)
-    with triton_server(tmp_path / "models", tmp_path) as running:
-        yield running
+    with ExitStack() as running:
+
+        def started() -> TritonServer:
+            running.close()
+            folder = tmp_path / f"server-{len(list(tmp_path.glob('server-*'))) + 1}"  # Triton takes no blanks
+            folder.mkdir()
+            return running.enter_context(triton_server(tmp_path / "models", folder))
+
+        yield started
 
 
 def inputs(client: Any, **values: Any) -> list[Any]:
@@ -118,11 +126,26 @@ class Stream:
         self.client.close()
 
 
-def test_in_triton(server: TritonServer, tiny_wan: Tiny, tmp_path: Path, subtests: pytest.Subtests) -> None:
-    """One server for all checks: as tests, they would be dealt out to several processes, each with a server."""
+def test_in_triton(
+    start: Callable[[], TritonServer], tiny_wan: Tiny, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    """One server for all checks: as tests, they would be dealt out to several processes, each with a server.
+
+    Where the server itself has crashed, the check is made once more with another one.
+    """
+    server = start()
     for check in CHECKS:
-        with subtests.test(check.__name__.replace("_", " ")), closing(Stream(server)) as stream:
-            check(Context(server, stream, tiny_wan, tmp_path))
+        with subtests.test(check.__name__.replace("_", " ")):
+            try:
+                with closing(Stream(server)) as stream:
+                    check(Context(server, stream, tiny_wan, tmp_path))
+                continue
+            except Exception:
+                if not server.has_crashed():
+                    raise
+            server = start()
+            with closing(Stream(server)) as stream:
+                check(Context(server, stream, tiny_wan, tmp_path))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ class TritonServer:
     metrics: str
     log: Path
 
+    def has_crashed(self) -> bool:
+        """Whether it ends by a segmentation fault of its own.
+
+        Seen once, in `TRITONBACKEND_ResponseSend` of its C++, as it sent an answer on a gRPC stream.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+        return self.process.poll() is not None and b"Signal (11) received" in self.log.read_bytes()
+
     def samples(self) -> dict[str, float]:
         """The values of our metrics, by name and labels as the endpoint writes them."""
         text = urllib.request.urlopen(self.metrics, timeout=10).read().decode()
