@@ -81,8 +81,9 @@ class _Command(TyperCommand):
         options: list[Any] = self.get_params(ctx)
         for option in options:
             values, given_texts = (_listed(each.get(str(option.name))) for each in (ctx.params, texts))
-            if any(isinstance(number, float) and not math.isfinite(number) for number in values):
-                raise typer.BadParameter(f"{values[0]}: must be a finite number", ctx=ctx, param=option)
+            for number in values:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise typer.BadParameter(f"{number}: must be a finite number", ctx=ctx, param=option)
             # An empty path would be the current folder; an unset variable of a shell is empty.
             if "" in given_texts and (option.name in HOLD_PATHS or isinstance(values[0], Path)):
                 raise typer.BadParameter("is empty; give a value, or leave it out", ctx=ctx, param=option)

@@ -78,6 +78,11 @@ def test_numbers_are_finite(name: str, flag: str, number: str) -> None:
     assert "finite" in result.stderr or "less than" in result.stderr or "greater than" in result.stderr, result.stderr
 
 
+def test_of_several_numbers_the_one_that_is_not_finite_is_named() -> None:
+    result = CliRunner().invoke(app, ["inspect", "model.bundle", "--memory", "24", "--memory", "nan"])
+    assert result.exit_code == 2 and "nan: must be a finite number" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("command", "option"),
     [
