@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,27 @@ from torch import Tensor
 
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.families import ModelFamily, get_family
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The tokens that a text encoder makes of a text.
+
+    Marks that the tokenizer or a template puts behind the text count, since they take rows as well.
+
+    Attributes:
+        tokens: as many as the text has.
+        taken: as many as the pipeline keeps; what is behind them is cut off.
+        part: of the text, that this encoder reads, such as "quoted text"; the whole text without one.
+    """
+
+    tokens: int
+    taken: int
+    part: str = ""
+
+    def __str__(self) -> str:
+        of_part = f" of {self.part}" if self.part else ""
+        return f"{self.tokens} tokens{of_part}, and the model takes {self.taken}"
 
 
 class TrainingFamily(abc.ABC):
@@ -32,13 +54,13 @@ class TrainingFamily(abc.ABC):
         condition_names: tensors of a sample beside its latents, made of its text.
         image_names: further ones, made of the images that the video begins or ends with, see `condition`.
         text_sees_image: whether what the text encoders give of a caption depends on the image.
-        tokenizer: component of the pipeline whose tokens of a text the model takes, each as a row.
+        tokenizers: components of the pipeline whose tokens of a text the model takes, each as a row.
     """
 
     condition_names: tuple[str, ...]
     image_names: tuple[str, ...] = ()
     text_sees_image: bool = False
-    tokenizer: str = "tokenizer"
+    tokenizers: tuple[str, ...] = ("tokenizer",)
 
     def __init__(self, facts: ModelFamily, config: Mapping[str, Any]) -> None:
         self.facts = facts
@@ -71,14 +93,15 @@ class TrainingFamily(abc.ABC):
     # -- text, in generation -------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+    def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
         """How many tokens a text has, and how many of them the pipeline keeps when it encodes the text.
 
-        Marks that the tokenizer or a template puts behind the text count, since they take rows as well.
-
         Args:
-            pipeline: diffusers', with the component `tokenizer`.
+            pipeline: diffusers', with the components `tokenizers`.
             text: a prompt or a negative prompt.
+
+        Returns:
+            One for each text encoder that gives the model rows of this text.
         """
 
     # -- images, in generation -----------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Parts:
         )
         self._check(self._index)
         self.kind = self._family.pipeline_kinds(planner.config)[0]
-        self._kept: dict[str, Any] = {}  # resident: components; else the tokenizer
+        self._kept: dict[str, Any] = {}  # resident: components; else the tokenizers
         self._pipelines: dict[tuple[Any, ...], Any] = {}  # and the pipeline of each stage
         self.on_stage: OnStage = lambda *_: None
         transformers.on_load = lambda: self.on_stage("loading the engine", 0, 0)
@@ -169,10 +169,10 @@ class Parts:
         """Whether this process does; of several only the first one."""
         return self.ranks is None or self.ranks.world.is_first
 
-    def tokenizing(self, tokenizer: str) -> Any:
-        """A pipeline of diffusers with this tokenizer alone, which stays: `encoding` takes the same one."""
-        pipeline = self._get((tokenizer,), self.transformers.device or self.choice.encoders)
-        self._kept[tokenizer] = getattr(pipeline, tokenizer)
+    def tokenizing(self, tokenizers: tuple[str, ...]) -> Any:
+        """A pipeline of diffusers with these tokenizers alone, which stay: `encoding` takes the same ones."""
+        pipeline = self._get(tokenizers, self.transformers.device or self.choice.encoders)
+        self._kept.update({name: getattr(pipeline, name) for name in tokenizers})
         return pipeline
 
     @contextmanager
@@ -364,7 +364,7 @@ def tell_cut(prompts: Sequence[str], negative: str | None, parts: Parts) -> dict
         FallbackError: In strict mode.
     """
     family = training_family(parts.planner.family, parts.planner.config)
-    pipeline = parts.tokenizing(family.tokenizer)
+    pipeline = parts.tokenizing(family.tokenizers)
     texts: list[tuple[str | None, str, str]] = [
         (text, text, "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}")
         for number, text in enumerate(prompts, 1)
@@ -373,9 +373,8 @@ def tell_cut(prompts: Sequence[str], negative: str | None, parts: Parts) -> dict
         texts.append((None, negative, "the negative prompt"))
     cut: dict[str | None, str] = {}
     for key, text, name in texts:
-        tokens, taken = family.token_count(pipeline, text)
-        if tokens > taken:
-            cut[key] = f"{name} has {tokens} tokens, and the model takes {taken}"
+        if long := [count for count in family.token_counts(pipeline, text) if count.tokens > count.taken]:
+            cut[key] = "; ".join(f"{name} has {count}" for count in long)
     if cut:
         of_several = f" (the first of {len(cut)} such texts)" if len(cut) > 1 else ""
         parts.transformers.fallbacks.record(PROMPT_LENGTH, next(iter(cut.values())) + of_several)

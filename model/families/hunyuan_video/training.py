@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vorta_trt.model.families.hunyuan_video import replaces_tokens
-from vorta_trt.model.families.training import TrainingFamily
+from vorta_trt.model.families.training import TokenCount, TrainingFamily
 
 # 1000 times a guidance scale of 1: the prediction that flow matching has a target for; the authors trained with it too.
 UNGUIDED = 1000.0
@@ -144,11 +144,11 @@ class HunyuanVideoTraining(TrainingFamily):
         """Where the first frame is the image's, its prediction is dropped."""
         return prediction[:, :, 1:] if replaces_tokens(self.config) else prediction
 
-    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+    def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
         """Of the language model; CLIP's pooled embedding is of the first 77 tokens of any text."""
         template = inspect.signature(pipeline.encode_prompt).parameters["prompt_template"].default
         tokens = pipeline.tokenizer(template["template"].format(text), verbose=False).input_ids
-        return len(tokens) - template["crop_start"], self.facts.text_tokens
+        return [TokenCount(len(tokens) - template["crop_start"], self.facts.text_tokens)]
 
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vorta_trt.model.families.hunyuan_video.training import padded_text
 from vorta_trt.model.families.hunyuan_video_15 import GLYPH_ROWS, PROMPT_ROWS, takes_image, takes_next_timestep
-from vorta_trt.model.families.training import TrainingFamily
+from vorta_trt.model.families.training import TokenCount, TrainingFamily
 
 
 class HunyuanVideo15Training(TrainingFamily):
@@ -25,6 +25,7 @@ class HunyuanVideo15Training(TrainingFamily):
     """
 
     condition_names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
 
     @property
     def image_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -80,9 +81,12 @@ class HunyuanVideo15Training(TrainingFamily):
             "encoder_attention_mask_2": conditions["prompt_embeds_mask_2"],  # [B, G]
         }
 
-    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
-        """Of the language model, which reads the whole prompt."""
-        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+    def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
+        """Of the language model, which reads the whole prompt, and of what it quotes, of which glyphs are made."""
+        from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
+            extract_glyph_texts,
+            format_text_input,
+        )
 
         tokens = pipeline.tokenizer.apply_chat_template(
             format_text_input([text], pipeline.system_message),
@@ -91,7 +95,11 @@ class HunyuanVideo15Training(TrainingFamily):
             return_dict=True,
             tokenizer_kwargs={"verbose": False},
         ).input_ids[0]
-        return len(tokens) - pipeline.prompt_template_encode_start_idx, PROMPT_ROWS
+        counts = [TokenCount(len(tokens) - pipeline.prompt_template_encode_start_idx, PROMPT_ROWS)]
+        if (quoted := extract_glyph_texts(text)) is not None:
+            glyphs = pipeline.tokenizer_2(quoted, add_special_tokens=True, verbose=False).input_ids
+            counts.append(TokenCount(len(glyphs), GLYPH_ROWS, "quoted text"))
+        return counts
 
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None

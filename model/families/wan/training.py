@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vorta_trt.model.families.training import TrainingFamily
+from vorta_trt.model.families.training import TokenCount, TrainingFamily
 from vorta_trt.model.families.wan import TEXT_SEQUENCE, two_timesteps
 
 
@@ -81,11 +81,11 @@ class WanTraining(TrainingFamily):
             **seen,
         }
 
-    def token_count(self, pipeline: Any, text: str) -> tuple[int, int]:
+    def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
         cleaned = prompt_clean(text)  # type: ignore[no-untyped-call]
-        return len(pipeline.tokenizer(cleaned, verbose=False).input_ids), TEXT_SEQUENCE
+        return [TokenCount(len(pipeline.tokenizer(cleaned, verbose=False).input_ids), TEXT_SEQUENCE)]
 
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None

@@ -15,7 +15,8 @@ from vorta_trt.runtime.fallbacks import FallbackError
 from vorta_trt.runtime.pipelines import pipeline as pipelines
 from vorta_trt.runtime.pipelines.pipeline import GeneratedVideo
 
-from ...tiny import Tiny
+from ...kept import Kept
+from ...tiny import Tiny, make_tiny
 
 FEW = SamplingParams(num_inference_steps=1, guidance_scale=3.0)
 
@@ -67,3 +68,15 @@ def test_strict_refuses_it_before_anything_is_encoded(tiny: Tiny, monkeypatch: p
             pipe(words(600), FEW)
         with pytest.raises(FallbackError, match=r"prompt 2 of 2 has \d+ tokens"):
             pipe.generate_each(["a red wall", words(600)], print, FEW)
+
+
+def test_quoted_text_is_refused_by_itself(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HunyuanVideo 1.5 takes 256 tokens of what a prompt quotes, and 1000 of all of it."""
+    sign = f'a sign: "{"w" * 300}"'
+    model = make_tiny(kept, "hunyuan_video_15")
+    with VortaPipeline.from_pretrained(model.onnx, strict=True) as pipe, encoding_nothing(monkeypatch):
+        with pytest.raises(FallbackError, match=r"the prompt has 3\d\d tokens of quoted text, and the model takes 256"):
+            pipe(sign, FEW)
+        both = r"the prompt has \d+ tokens, and the model takes 1000; the prompt has 3\d\d tokens of quoted text"
+        with pytest.raises(FallbackError, match=both):
+            pipe(f"{words(1000)} {sign}", FEW)
