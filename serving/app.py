@@ -41,6 +41,7 @@ def create_app(
     catalogue: Catalogue,
     *,
     draining: threading.Event | None = None,
+    on_queued: Callable[[], None] = lambda: None,
     workers: Callable[[str], bool] = lambda name: True,
 ) -> FastAPI:
     """The application.
@@ -50,10 +51,11 @@ def create_app(
         store: The jobs, which workers take from there.
         catalogue: The models.
         draining: Set it to stop: new jobs are refused then, and the rest goes on.
+        on_queued: Called when a job was queued, in any thread.
         workers: Whose jobs count in this application's metrics, by the worker's name; of several applications over one
             store, each counts its own.
     """
-    service = Service(settings, store, catalogue, draining or threading.Event())
+    service = Service(settings, store, catalogue, draining or threading.Event(), on_queued)
     metrics = Metrics(service, workers)
 
     @asynccontextmanager

@@ -69,7 +69,7 @@ def serve(
         store.sweep()
         workers = WorkerProcesses(settings, store, gpus=catalogue.gpus, debug=debug, as_json=as_json)
         draining = threading.Event()
-        app = create_app(settings, store, catalogue, draining=draining)
+        app = create_app(settings, store, catalogue, draining=draining, on_queued=workers.wake)
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.collect()
         gc.freeze()  # what is loaded by now stays; looking through all of it again takes 0.4 s, and nobody is answered

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Service:
         store: The jobs.
         catalogue: The models.
         draining: Set while the server stops: what runs goes on, and nothing new is taken.
+        on_queued: Called when a job was queued.
         access: Who may do what.
         estimates: When jobs will be done.
         remote: Fetches images from allowed hosts.
@@ -51,6 +52,7 @@ class Service:
     store: JobStore
     catalogue: Catalogue
     draining: threading.Event = field(default_factory=threading.Event)
+    on_queued: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.access = Access(self.settings.api_keys, self.settings.hosts)
@@ -133,6 +135,7 @@ class Service:
         except QueueFullError as error:
             raise ApiError(429, str(error), "queue_full", retry_after=self.estimates.until_free()) from None
         if is_new:
+            self.on_queued()
             logger.info("queued", extra={"job": job.id})
         return job
 

@@ -33,7 +33,7 @@ from vorta_trt.serving.settings import STALL_SECONDS
 from vorta_trt.serving.tracing import record_spans
 from vorta_trt.serving.worker_states import HUNG
 
-IDLE_SECONDS = 0.01  # between two looks at an empty queue, each of which takes microseconds
+IDLE_SECONDS = 0.01  # between two looks at an empty queue, each of which takes microseconds; see `Worker.wake`
 FULL_SECONDS = 10.0  # between two looks at a full disk
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ class Worker:
         name: Of this worker, other than that of any other; None makes one.
         models: The pipelines; None makes them of the catalogue.
         stall_seconds: After how long without a step or stage, while it works, the worker says that it hangs.
+        wake: See below; None makes one.
 
     Attributes:
         name: As given.
+        wake: Set it when a job was queued: a worker without work looks at once, and else every `IDLE_SECONDS`.
         reason: Of an outcome other than STOPPED.
         abort: Set it to stop at the next step, and give the running job back to the queue.
     """
@@ -78,7 +80,9 @@ class Worker:
         name: str | None = None,
         models: LoadedModels | None = None,
         stall_seconds: float = STALL_SECONDS,
+        wake: threading.Event | None = None,
     ) -> None:
+        self.wake = wake or threading.Event()
         self.name = name or f"worker-{os.getpid()}-{time.time_ns():x}"
         self.reason = ""
         self.abort = threading.Event()
@@ -97,6 +101,7 @@ class Worker:
             if not is_ready:
                 return Outcome.NOT_READY
             while not (stop.is_set() or self.abort.is_set()):
+                self.wake.clear()  # before the look: a job that is queued meanwhile sets it again
                 try:
                     done = self.run_next()
                 except WriteError as error:  # the engine stays loaded, and jobs wait
@@ -104,7 +109,7 @@ class Worker:
                     stop.wait(FULL_SECONDS)
                     continue
                 if done is None:
-                    stop.wait(IDLE_SECONDS)
+                    self.wake.wait(IDLE_SECONDS)
                 elif not done:
                     return Outcome.ENGINE_FAILED
             return Outcome.STOPPED

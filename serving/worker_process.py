@@ -3,7 +3,7 @@
 
 A CUDA error stays with its process, and so do leaks and hangs of what runs in it; the server's own process makes no
 videos, and answers at once whatever they do. A worker ends with its server, however that ends: it watches its standard
-input, whose other end the server holds.
+input, whose other end the server holds. What the server writes there says that a job was queued.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> int:
     """Runs one worker; its settings come as JSON, its name after them."""
     settings, name = ServeSettings.model_validate_json(sys.argv[1]), sys.argv[2]
     debug, as_json = sys.argv[3] == "1", sys.argv[4] == "1"
-    threading.Thread(target=_end_with_server, name="server", daemon=True).start()
+    wake = threading.Event()
+    threading.Thread(target=_hear_server, args=(wake,), name="server", daemon=True).start()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server, which tells
@@ -58,7 +59,7 @@ def main() -> int:
         with suppress(WriteError):
             store.say(name, "failed", {"reason": describe_failure(error)[1]})
         return NOT_READY
-    worker = Worker(store, catalogue, name=name, stall_seconds=settings.stall_seconds)
+    worker = Worker(store, catalogue, name=name, stall_seconds=settings.stall_seconds, wake=wake)
     signal.signal(signal.SIGUSR1, lambda *_: worker.abort.set())
     end_tracing = set_up_tracing()
     outcome = worker.run(stop)
@@ -80,10 +81,10 @@ def open_store(settings: ServeSettings, *, exclusive: bool = False) -> JobStore:
     )
 
 
-def _end_with_server() -> None:
-    """Ends this process when the server is gone."""
-    while os.read(0, 1):
-        pass
+def _hear_server(wake: threading.Event) -> None:
+    """Sets `wake` when the server says that a job was queued, and ends this process when the server is gone."""
+    while os.read(0, 4096):
+        wake.set()
     os._exit(ORPHAN)
 
 
@@ -128,6 +129,14 @@ class WorkerProcesses:
         """Starts all of them."""
         for thread in self._threads:
             thread.start()
+
+    def wake(self) -> None:
+        """A job was queued: who has no work looks at once. Never waits; a worker that does not hear finds it later."""
+        with self._lock:
+            for process in self._processes.values():
+                assert process.stdin is not None
+                with suppress(BlockingIOError, BrokenPipeError):  # it hangs, or has just ended
+                    os.write(process.stdin.fileno(), b"\n")
 
     def drain(self) -> None:
         """Lets each finish its job, and no more."""
@@ -204,6 +213,8 @@ class WorkerProcesses:
         command = [*self._command, settings.model_dump_json(), name, *self._flags]
         environment = {**os.environ, **gpus_of(settings, number, self._gpus)}
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        assert process.stdin is not None
+        os.set_blocking(process.stdin.fileno(), False)
         with self._lock:
             self._processes[number] = process
         if self._stopping.is_set():  # it was set before the process could be told
@@ -212,7 +223,6 @@ class WorkerProcesses:
         code = process.wait()
         with self._lock:
             del self._processes[number]
-        assert process.stdin is not None
         process.stdin.close()
         return code, why
 

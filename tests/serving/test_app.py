@@ -42,11 +42,14 @@ def client(catalogue: Catalogue, store: JobStore) -> Any:
     """Makes clients of applications with these settings."""
     opened: list[TestClient] = []
 
-    def make(draining: threading.Event | None = None, **values: Any) -> TestClient:
+    def make(
+        draining: threading.Event | None = None, on_queued: Callable[[], None] = lambda: None, **values: Any
+    ) -> TestClient:
         settings = ServeSettings(
             models=tuple(model.settings for model in catalogue.models.values()), jobs=store.folder, **values
         )
-        made = TestClient(create_app(settings, store, catalogue, draining=draining), base_url="http://localhost")
+        app = create_app(settings, store, catalogue, draining=draining, on_queued=on_queued)
+        made = TestClient(app, base_url="http://localhost")
         opened.append(made.__enter__())
         return made
 
@@ -374,6 +377,16 @@ def test_a_full_queue(client: Client, store: JobStore) -> None:
     answer = web.post("/v1/videos", json={"prompt": "b"})
     error_of(answer, 429, "queue_full")
     assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_it_is_told_that_a_job_was_queued(client: Client) -> None:
+    told: list[str] = []
+    web = client(on_queued=lambda: told.append("queued"))
+    for key, count in (("k", 1), ("k", 1), ("another", 2)):  # the second one is the first one again
+        answer = web.post("/v1/videos", json={"prompt": "a"}, headers={"Idempotency-Key": key})
+        assert (answer.status_code, len(told)) == (200, count)
+    assert web.post("/v1/videos", json={"prompt": "a", "model": "none"}).status_code >= 400
+    assert len(told) == 2
 
 
 def test_idempotency_keys(client: Client) -> None:

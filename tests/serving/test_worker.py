@@ -21,6 +21,7 @@ from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 from vorta_trt.runtime.pipelines.residency import Residency, ResidencyChoice
 from vorta_trt.runtime.sampling.finite import NonFiniteVideoError
 from vorta_trt.serving import Catalogue, Job, JobStore, Worker
+from vorta_trt.serving import worker as worker_module
 from vorta_trt.serving.catalogue import ServedModel
 from vorta_trt.serving.job import NewJob, Status
 from vorta_trt.serving.loaded_models import LoadedModels, _fits
@@ -174,6 +175,27 @@ def test_a_worker_that_is_told_to_abort_gives_its_job_back(
         wait_for(lambda: outcome)
     assert outcome == [Outcome.STOPPED]
     assert (store.get(job.id).status, store.get(job.id).attempt) == (Status.QUEUED, 0)
+
+
+def test_a_worker_without_work_looks_at_once_when_it_is_woken(
+    store: JobStore, catalogue: Catalogue, worker: Worker, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, claim = threading.Event(), store.claim
+
+    def look(*of: Any) -> Job | None:
+        found = claim(*of)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(store, "claim", look)
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 3600.0)
+    with working(worker):
+        assert looked.wait(300)  # the queue is empty
+        job = queue(store, catalogue)
+        worker.wake.set()
+        assert over(store, job).status is Status.COMPLETED
+        worker.abort.set()
+        worker.wake.set()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,20 @@ store.complete(job, {{"seconds": 1, "videos": []}})
 store.close()
 sys.exit(code or 70)
 """
+# Hears nothing until it may, and says then that it has heard.
+HEARS = """
+import threading, time
+from pathlib import Path
+from vorta_trt.serving import worker_process
+folder, wake = Path({folder!r}), threading.Event()
+(folder / "started").touch()
+while not (folder / "may hear").exists():
+    time.sleep(0.02)
+threading.Thread(target=worker_process._hear_server, args=(wake,), daemon=True).start()
+wake.wait()
+(folder / "heard").touch()
+time.sleep(600)
+"""
 HANGS = 99
 LEASE = 100.0  # seconds
 Run = Callable[..., WorkerProcesses]
@@ -208,6 +222,27 @@ def test_a_worker_on_a_full_disk_is_not_taken_for_a_dead_one(
     held.release()
     wait_for(lambda: store.get(job.id).status is Status.COMPLETED)
     assert starts(store) == 2 and "no sign of life for 200 s" in caplog.text
+
+
+def test_workers_hear_that_a_job_was_queued_and_one_that_does_not_hear_holds_nobody_up(
+    tmp_path: Path, store: JobStore
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(HEARS.format(folder=str(tmp_path)))
+    settings = ServeSettings(models=(ModelSettings(source=tmp_path, name="m"),), jobs=store.folder)
+    workers = WorkerProcesses(settings, store, command=(sys.executable, str(script)))
+    workers.wake()  # there is none
+    workers.start()
+    try:
+        wait_for((tmp_path / "started").exists)
+        for _ in range(100_000):  # more than a pipe takes
+            workers.wake()
+        assert not (tmp_path / "heard").exists()
+        (tmp_path / "may hear").touch()
+        wait_for((tmp_path / "heard").exists)
+    finally:
+        workers.drain()
+        assert workers.join(60)
 
 
 def test_a_worker_that_starts_has_longer(tmp_path: Path, store: JobStore) -> None:
