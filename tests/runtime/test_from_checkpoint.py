@@ -243,6 +243,7 @@ def test_options_are_checked_before_the_export(
     wan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr("vorta_trt.export.export_onnx", lambda *a, **k: pytest.fail("it was exported"))
+    options = {**options}
     routes = options.pop("route_override", None)
     source = Source(wan.checkpoint, wan.router, route_override=None if routes is None else Path(routes))
     with pytest.raises((ValueError, RuntimeError, OSError), match=message):
