@@ -53,12 +53,12 @@ def build_engine(
 ) -> Bundle:
     """Builds the engines of exported models and writes their bundle.
 
-    Ctrl-C, SIGTERM and SIGHUP stop the build. In no case a half bundle is left.
+    Ctrl-C, SIGTERM and SIGHUP stop the build. A build that is stopped or fails leaves no incomplete bundle.
 
     Args:
-        onnx_path: The exported file; or several, one for each component and video size, whose first makes the bundle's
-            first engine. A second expert (NAME.transformer_2.onnx beside NAME.onnx) is found and built, too, and
-            so are VAE and text encoders (NAME.vae_decoder_first.onnx and so on).
+        onnx_path: The exported file, or several: one for each component and video size. The first file becomes the
+            bundle's first engine. A second expert (NAME.transformer_2.onnx beside NAME.onnx) is found and built, too,
+            and so are VAE and text encoders (NAME.vae_decoder_first.onnx and so on).
         bundle_path: The folder to write.
         tensorrt: The flavour: "rtx", "tensorrt" or "tensorrt8".
         batch: Smallest, usual and largest batch of the dynamic batch dimension.
@@ -69,7 +69,7 @@ def build_engine(
         workspace_gib: Limit on the scratch memory of a layer.
         optimization_level: From 0, which builds fast, to 5, which runs fast.
         block_ops: Whether the block operators (norms, products, cross-attention) become our "plugin" layers or
-            "native" ones, which TensorRT fuses as it likes. By default what is faster in the flavour: see
+            "native" ones, which TensorRT fuses as it likes. The default depends on the flavour: see
             `Flavour.block_ops`.
         weight_streaming: The engine can then run with a part of its weights in host memory (`Engine`'s
             weight_streaming_budget); not with TensorRT 8.6.
@@ -77,10 +77,11 @@ def build_engine(
             engines on a machine with a GPU only.
         plugin_in_plan: Put libvorta_trt.so into the plan, so that one file is all that another program loads; it
             allows host code in its runtime (`engine_host_code_allowed`). Not with TensorRT 8.6.
-        include_onnx: Copy the ONNX files with their weights into the bundle; those of several share one data file.
+        include_onnx: Copy the ONNX files with their weights into the bundle; several files share one data file.
         include_plugin: Copy libvorta_trt.so into the bundle.
-        route_override: Routes of `vorta-trt calibrate` to put into it, checked; sampling takes them unless told
-            otherwise. For several engines a sequence with an entry for each of `onnx_path`.
+        route_override: File of calibrated routes (from `vorta-trt calibrate`) that is checked and put into the bundle.
+            Sampling uses these routes unless told otherwise. For several engines, a sequence with one entry for each
+            file in `onnx_path`.
         progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
         overwrite: Replace an existing bundle (the old one stays until the new one is complete).
         strict: Refuse ONNX files without vorta-trt's metadata or without RoutedAttention nodes, and engines with fp8
@@ -93,9 +94,9 @@ def build_engine(
         BuildError: TensorRT refuses, with what it logged.
         FileNotFoundError: There is no such file.
         FlavourError: The flavour is not installed, or does not know an option.
-        OnnxFileError: The file is damaged, or none of ours.
-        ValueError: An option is out of range, the flavour does not compute in the files' precision, or they are no
-            engines of one bundle.
+        OnnxFileError: The file is damaged, or vorta-trt did not export it.
+        ValueError: An option is out of range, the flavour does not compute in the files' precision, or the files do not
+            belong into one bundle.
         WriteError: The bundle cannot be written, or would replace a file that it is built from.
     """
     options = BuildOptions(
@@ -148,12 +149,12 @@ def read_models(
     """Reads exported files and checks that they are the engines of one bundle.
 
     Args:
-        paths: Of the files; second experts beside them are added.
-        route_overrides: Calibrated routes of each path; one None is for all.
-        strict: As for `build_engine`.
+        paths: Exported files; second experts beside them are added.
+        route_overrides: File of calibrated routes for each path, or None; a single None stands for all paths.
+        strict: Refuse files without vorta-trt's metadata or without RoutedAttention nodes, as in `build_engine`.
 
     Raises:
-        ValueError: They are not; or there is another number of routes than of files.
+        ValueError: The files do not belong into one bundle, or the numbers of files and of routes differ.
     """
     if list(route_overrides) == [None]:
         route_overrides = [None] * len(paths)
@@ -181,11 +182,11 @@ def read_models(
 
 
 def read_parts(models: Sequence[ExportedModel]) -> list[ExportedPart]:
-    """The exported VAE and text encoders beside exported transformers; those that serve every size once.
+    """Reads the exported VAE and text encoders beside exported transformers. A part for every size is returned once.
 
     Raises:
-        OnnxFileError: One is damaged or missing.
-        ValueError: One is of another pipeline than the transformer that it lies beside.
+        OnnxFileError: A part's file is damaged or missing.
+        ValueError: A part belongs to another pipeline than the transformer beside it.
     """
     parts: dict[EngineKey, ExportedPart] = {}
     for model in models:

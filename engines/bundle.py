@@ -37,13 +37,14 @@ logger = logging.getLogger(__name__)
 class Bundle:
     """A folder with a manifest. Nothing is loaded into TensorRT here; `runtime.Engine` does that.
 
-    A bundle has an engine for every component and video size that it was built for. What it says of an engine is of the
-    first one; `select` gives a view of another, which is used in the same way.
+    A bundle has one engine for every component and video size that it was built for. The properties of an opened bundle
+    describe its first engine; `select` returns a view whose properties describe another one.
 
     Attributes:
         path: The folder.
-        manifest: Of the selected engine; of an opened bundle, its fields are those of the first engine.
-        whole: The manifest of all engines.
+        manifest: Manifest of the selected engine. An opened bundle has the whole manifest here, whose top-level fields
+            describe the first engine.
+        whole: Manifest of the whole bundle, with all engines.
     """
 
     def __init__(self, path: Path, manifest: Manifest, whole: Manifest | None = None) -> None:
@@ -53,7 +54,7 @@ class Bundle:
 
     @property
     def engines(self) -> tuple[EngineKey, ...]:
-        """Component and size of every engine, the first one first; the same for every view."""
+        """Component and size of every engine, in the manifest's order. Every view of the bundle returns the same."""
         return self.whole.keys
 
     @property
@@ -62,11 +63,12 @@ class Bundle:
         return self.manifest.key
 
     def select(self, component: str | None = None, size: str | VideoSize | None = None) -> Bundle:
-        """A view of one engine, whose `manifest` is as if the bundle held no other.
+        """Returns a view of one engine, whose `manifest` describes that engine alone.
 
         Args:
-            component: "transformer" or "transformer_2"; None takes that of this view, of an opened bundle the first.
-            size: As "81x480x832"; None takes that of this view, of an opened bundle the first.
+            component: "transformer", "transformer_2", or a graph of a part such as "vae_decoder_first". None takes the
+                component of this view; an opened bundle is a view of its first engine.
+            size: Video size, such as "81x480x832". None takes the size of this view.
 
         Raises:
             SelectionError: There is no such engine; the message says which there are.
@@ -90,11 +92,11 @@ class Bundle:
 
     @property
     def pipeline_path(self) -> Path | None:
-        """The carried pipeline folder, without weights; None if the bundle was built without."""
+        """The pipeline folder that the bundle carries, without weights; None if the bundle was built without it."""
         return self.path / PIPELINE if f"{PIPELINE}/{MODEL_INDEX}" in self.whole.files else None
 
     def views(self) -> list[Bundle]:
-        """A view of every engine, the first one first."""
+        """One view per engine, in the manifest's order."""
         return [Bundle(self.path, self.whole.of(index), self.whole) for index in range(len(self.engines))]
 
     @classmethod
@@ -133,17 +135,17 @@ class Bundle:
 
     @property
     def names(self) -> EngineFiles:
-        """What the files of the selected engine are called."""
+        """File names of the selected engine."""
         return self.manifest.own_names
 
     @property
     def plan_path(self) -> Path:
-        """The serialized engine, or what of it another plan has not; `open_plan` gives its bytes."""
+        """File of the serialized engine, or only of the bytes that `plan_base` lacks; `open_plan` gives all bytes."""
         return self.path / self.names.plan
 
     @property
     def plan_base(self) -> Path | None:
-        """The plan that has the rest of its bytes; None: `plan_path` has them all."""
+        """Plan that holds the other bytes of this engine; None if `plan_path` holds all of them."""
         return None if self.names.shared_with is None else self.path / self.names.shared_with
 
     @property
@@ -152,7 +154,7 @@ class Bundle:
         return plan_bytes(self.plan_path, self.plan_base)
 
     def open_plan(self) -> AbstractContextManager[mmap]:
-        """A context with the bytes of the serialized engine."""
+        """Returns a context manager that gives the bytes of the serialized engine."""
         return open_plan(self.plan_path, self.plan_base)
 
     @property
@@ -177,7 +179,7 @@ class Bundle:
 
     @property
     def refit_path(self) -> Path | None:
-        """Weights that the engine gets after its plan is loaded (see `refit`), if there are some."""
+        """File of the weights that the engine gets after its plan is loaded (see `refit`); None if there is none."""
         return None if self.names.refit is None else self.path / self.names.refit
 
     def _optional(self, name: str) -> Path | None:
@@ -294,9 +296,10 @@ def check_new_bundle(path: Path, overwrite: bool, sources: Iterable[str | Path |
     """Raises WriteError unless `path` is free, or a bundle that may be replaced.
 
     Args:
-        path: Of the bundle.
-        overwrite: Whether one that is there may be replaced.
-        sources: What it is made from, none of which may be lost with it; see `check_sources`.
+        path: Folder of the bundle.
+        overwrite: Whether an existing bundle may be replaced.
+        sources: Files that the bundle is made from. Replacing the old bundle must not delete any of them; see
+            `check_sources`.
     """
     make_way(path)
     if not path.exists():

@@ -56,13 +56,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What one engine is built from, checked.
+    """The checked inputs of one engine's build.
 
     Attributes:
-        onnx: The file; weights inside of it are not kept, for TensorRT reads them itself.
-        description: What the manifest says of it.
+        onnx: The ONNX file. The weights in its graph are not kept in memory: TensorRT reads them from the file.
+        description: Fields of the manifest that describe the model.
         key: Component and video size.
-        route_override: Calibrated routes.
+        route_override: File of calibrated routes.
         timestep_path: Weights of the timestep embedder and the routers.
         weights: Names of all weights.
     """
@@ -76,7 +76,7 @@ class ExportedModel:
 
 
 def read_model(path: Path, route_override: str | Path | None, strict: bool) -> ExportedModel:
-    """Reads an exported file; raises what `build_engine` raises for one that is damaged, or not ours."""
+    """Reads an exported file. Raises the errors of `build_engine` if it is damaged, or not exported by vorta-trt."""
     onnx = read_onnx(path)
     description = describe_model(onnx, strict)
     if route_override is not None:
@@ -90,14 +90,14 @@ def read_model(path: Path, route_override: str | Path | None, strict: bool) -> E
 
 @dataclass(frozen=True)
 class ExportedPart:
-    """What an engine of a VAE or a text encoder is built from, checked."""
+    """The checked inputs of the build of a VAE's or a text encoder's engine."""
 
     exported: ExportedModel
     metadata: PartMetadata
 
 
 def read_part(path: Path) -> ExportedPart:
-    """Reads an exported part; raises OnnxFileError for one that is damaged, or none."""
+    """Reads an exported part. Raises OnnxFileError if the file is damaged, or is no exported part."""
     onnx = read_onnx(path)
     metadata = PartMetadata.from_metadata_props(
         {entry.key: entry.value for entry in onnx.model.metadata_props}, f"model {path}"
@@ -124,17 +124,17 @@ def new_engines(
 ) -> Iterator[BundleWriter]:
     """A `BundleWriter` whose bundle is put into place when the block ends without an error.
 
-    Ctrl-C, SIGTERM and SIGHUP stop a build. In no case a half bundle is left.
+    Ctrl-C, SIGTERM and SIGHUP stop a build. A build that is stopped or fails leaves no incomplete bundle.
 
     Args:
-        path: Of the bundle.
+        path: Folder of the bundle.
         flavour: The TensorRT that builds.
-        options: Checked before.
-        engines: How many will be added.
-        include_onnx: As for `build_engine`; so are the others.
-        include_plugin: See there.
-        progress: See there.
-        overwrite: See there.
+        options: Build options, which the caller has checked.
+        engines: Number of transformer engines that will be added.
+        include_onnx: Copy the ONNX files with their weights into the bundle.
+        include_plugin: Copy libvorta_trt.so into the bundle.
+        progress: True for a progress bar on stderr, or a callback that takes `BuildProgress`.
+        overwrite: Replace an existing bundle.
     """
     with (
         Cancellation() as cancellation,
@@ -186,7 +186,7 @@ class BundleWriter:
         self._files: dict[str, FileEntry] = {}
 
     def exporting(self) -> AbstractContextManager[None]:
-        """A context for work between two engines, which signals stop at once."""
+        """Returns a context for Python work between two engine builds. Signals stop that work at once."""
         return self._cancellation.paused()
 
     def add(self, model: ExportedModel) -> None:
@@ -198,7 +198,7 @@ class BundleWriter:
         copies = model.onnx.total_bytes if self._include_onnx else 0
         # A plan is about as large as the ONNX file's weights.
         check_space(self._path, model.onnx.total_bytes + copies + sum(path.stat().st_size for path in sources))
-        own = self._copy(model, own, included)  # what can fail here, fails before the long work
+        own = self._copy(model, own, included)  # first: if a copy fails, it fails before the long build
         built = build_plan(
             self._flavour, model.onnx, self._options, self._folder, own, self._report(model.key), self._cancellation
         )
@@ -252,7 +252,7 @@ class BundleWriter:
 
         Args:
             folder: The pipeline folder.
-            files: Relative to it.
+            files: Paths of the files, relative to `folder`.
         """
         for file in files:
             target = self._folder / names.PIPELINE / file
@@ -260,7 +260,7 @@ class BundleWriter:
             self._files[f"{names.PIPELINE}/{file}"] = copy_hashed(folder / file, target, self._cancellation.check)
 
     def _copy(self, model: ExportedModel, own: EngineFiles, library: Path | None) -> EngineFiles:
-        """Copies what goes into the bundle besides the engine; returns the names of the engine's files."""
+        """Copies the files that go into the bundle besides the engine; returns the names of the engine's files."""
         check = self._cancellation.check
         sources: dict[str, Path] = {}  # external weights keep the name under which the ONNX file refers to them
         if library is not None and names.PLUGIN_LIBRARY not in self._files:
@@ -278,7 +278,7 @@ class BundleWriter:
         return own
 
     def _save_timestep_path(self, weights: TimestepWeights, own: EngineFiles) -> EngineFiles:
-        """Writes a timestep path, unless the engine before it of the same component has the same."""
+        """Writes a timestep path, unless it equals the one that the component's first engine has written."""
         file = self._folder / own.timestep_path
         if own.timestep_path in self._files:
             file = file.with_name(f"timestep_path.{Path(own.plan).stem}.safetensors")
@@ -291,7 +291,7 @@ class BundleWriter:
         return own.model_copy(update={"timestep_path": file.name})
 
     def _share(self, key: EngineKey, own: EngineFiles, before: Sequence[EngineFiles]) -> EngineFiles:
-        """Keeps of a plan what the first plan of `before` has not; see `shared_plan`."""
+        """Drops the bytes of a plan that the first plan of `before` has, too; see `shared_plan`."""
         if not before:
             return own
         base, whole = before[0].plan, self._files[own.plan]
@@ -311,7 +311,7 @@ class BundleWriter:
         return own.model_copy(update={"shared_with": base})
 
     def _report(self, key: EngineKey, *, named: bool = False) -> ProgressCallback | None:
-        """The progress callback of one engine; it names the engine if there are several, or `named`."""
+        """Progress callback of one engine. Its events name the engine if there are several, or if `named`."""
         callback = self._callback
         if callback is None or (self._engines == 1 and not named):
             return callback

@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Fields of the manifest; None for an ONNX file that vorta-trt did not export, except what its nodes tell."""
+    """Fields of the manifest that describe the model.
+
+    For an ONNX file that vorta-trt did not export they are None, except `attention_precision`, which its nodes state.
+    """
 
     family: str | None = None
     config: dict[str, Any] | None = None
@@ -41,7 +44,7 @@ class ModelDescription:
 
 
 def check_kernel_limits(geometry: AttentionGeometry, source: Path) -> None:
-    """Raises BuildError for a geometry that torch and ONNX Runtime compute, and the kernels of an engine do not."""
+    """Raises BuildError for a geometry that torch and ONNX Runtime can compute, but not the kernels of an engine."""
     if geometry.bucket_tokens > LARGEST_BUCKET:
         raise BuildError(
             f"{source}: bucket {geometry.bucket} of its coreset has {geometry.bucket_tokens} tokens, and the kernels "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engine of a bundle: a component of the pipeline, and a video size."""
+"""The key of an engine in its bundle: a component of the pipeline, and a video size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from vorta_trt.model.video_size import VideoSize
 
 
 class EngineKey(NamedTuple):
-    """What tells the engines of a bundle apart.
+    """The key that identifies an engine in its bundle.
 
     Attributes:
-        component: "transformer" or "transformer_2".
-        size: Frames, height and width in pixels, as "81x480x832"; None for a model of another origin.
+        component: "transformer", "transformer_2", or a graph of a part such as "vae_decoder_first".
+        size: Frames, height and width in pixels, such as "81x480x832". None for an ONNX file that vorta-trt did not
+            export, and for a part that serves every size.
     """
 
     component: str
@@ -25,7 +26,7 @@ class EngineKey(NamedTuple):
 
     @classmethod
     def of(cls, metadata: ModelMetadata | None) -> EngineKey:
-        """Of an exported model; a file of another origin counts as the only model there is."""
+        """Key of an exported model. A file that vorta-trt did not export gets "transformer" and no size."""
         if metadata is None:
             return cls(TRANSFORMER, None)
         return cls(metadata.component, str(metadata.video_size))
@@ -42,17 +43,17 @@ def choose(
     *,
     exported: bool = False,
 ) -> int:
-    """The number of the engine that is meant.
+    """Returns the index in `keys` of the engine that the caller asks for.
 
     Args:
-        source: Whose engines they are, for errors.
-        keys: Of all engines.
-        component: None takes that of the first engine.
-        size: None takes that of the component's first engine.
-        exported: The source is an exported file, for errors.
+        source: Bundle or file that holds the engines; error messages name it.
+        keys: Keys of all engines.
+        component: Component of the engine; None takes that of the first engine.
+        size: Video size of the engine; None takes that of the component's first engine.
+        exported: Whether the source is an exported file; this changes the wording of errors only.
 
     Raises:
-        SelectionError: There is none; the message names those there are.
+        SelectionError: There is no such engine; the message names the existing ones.
         ValueError: `size` is no size.
     """
     component = keys[0].component if component is None else component

@@ -6,7 +6,7 @@
 | PROFILE_SHARING_0806 | 8.6 (later ones always do) | several execution contexts on one optimization profile |
 | RUNTIME_ACTIVATION_RESIZE_10_10 | 10.10, RTX | memory for the batch of a call instead of for the largest one |
 | REQUIRE_USER_ALLOCATION | RTX | no allocation during a call, so that CUDA graphs can be captured |
-| WEIGHT_STREAMING | 10, RTX | a part of the weights stays in host memory; on request, in the place of the line above |
+| WEIGHT_STREAMING | 10, RTX | some weights stay in host memory; on request, instead of REQUIRE_USER_ALLOCATION |
 | REFIT | all; RTX on a machine with a GPU | other weights after the build; on request |
 | plugins_to_serialize | 10, RTX | the plan carries our plugin library; on request |
 """
@@ -26,7 +26,11 @@ STREAMING = "WEIGHT_STREAMING"
 
 
 def allow_execution(flavour: Flavour, config: Any, weight_streaming: bool) -> None:
-    """Sets what the flavour knows of the table above. BuildError for streaming where it knows none."""
+    """Sets the preview features above that the flavour knows, and WEIGHT_STREAMING or else REQUIRE_USER_ALLOCATION.
+
+    Raises:
+        BuildError: The flavour cannot stream weights.
+    """
     trt = flavour.module
     for name in PREVIEWS:
         feature = getattr(trt.PreviewFeature, name, None)
@@ -60,7 +64,7 @@ def check_refittable(flavour: Flavour) -> None:
 def check_plugin_in_plan(flavour: Flavour) -> None:
     """Raises BuildError if the flavour's plans cannot carry plugin libraries.
 
-    TensorRT 8.6 has the call, but for version-compatible plans alone, which are not built with it here.
+    TensorRT 8.6 has the call, but only for version-compatible plans, which this project does not build with it.
     """
     if flavour.weakly_typed or not hasattr(flavour.module.IBuilderConfig, "plugins_to_serialize"):
         raise BuildError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TensorRT flavours, behind one seam: which module, what it can do here, and where their APIs differ.
+"""The TensorRT flavours behind one interface: their modules, their abilities on this machine, and how they differ.
 
 | name | package | builds | runs |
 | --- | --- | --- | --- |
@@ -36,7 +36,7 @@ from vorta_trt.plugins.operator_schema import BlockOps
 
 logger = logging.getLogger(__name__)
 
-# NVIDIA publishes each package once per CUDA version, beside one of the plain name that depends on them.
+# NVIDIA publishes each package once per CUDA version, and one without a suffix that depends on one of these.
 DISTRIBUTION_SUFFIXES = ("", "_cu13", "_cu12", "_cu13_bindings", "_cu12_bindings")
 
 
@@ -52,7 +52,7 @@ class Ability:
 
 
 class Flavour:
-    """What all flavours share. The module is imported on first use, never at import time of this file."""
+    """Base class of all flavours. TensorRT's module is imported on first use, never at import time of this file."""
 
     name: str
     package: str
@@ -64,23 +64,23 @@ class Flavour:
     builds_without_gpu = False
     has_timing_cache = False
     weakly_typed = False  # TensorRT chooses precisions where it is not told
-    newest_opset: int | None = None  # of standard ONNX operators that its parser reads; None: newer than what we export
-    precisions: tuple[PrecisionName, ...] = ("bf16", "fp16")  # of exported models that it builds, the usual one first
-    optimization_level: int | None = None  # of a build that names none; None: TensorRT's own
-    # What block operators become in a build that says nothing. Native ones TensorRT may fuse with what stands around
-    # them; whether it then is faster than the plugins was measured for no flavour but TensorRT 8.6.
+    newest_opset: int | None = None  # newest ONNX opset that its parser reads; None: newer than what we export
+    precisions: tuple[PrecisionName, ...] = ("bf16", "fp16")  # model precisions that it builds, the usual one first
+    optimization_level: int | None = None  # default level of a build; None: TensorRT's own default
+    # The default form of block operators in a build. TensorRT may fuse native ones with the layers around them. Whether
+    # these are then faster than the plugins was measured for TensorRT 8.6 alone.
     block_ops: BlockOps = "native"
-    plugin_entry_point = "getCreators"  # of a plugin library
-    executed: Mapping[str, str] = {}  # by version: what of it this project has run
-    checked: Mapping[str, str] = {}  # by version: what was compared with it, and with what, without running it
+    plugin_entry_point = "getCreators"  # function that a plugin library exports
+    executed: Mapping[str, str] = {}  # version -> what this project has run with it
+    checked: Mapping[str, str] = {}  # version -> what this project compared without running it, and with what
 
     @property
     def title_and_version(self) -> str:
-        """Of what is installed, as "TensorRT 8.6.0"."""
+        """Title and installed version, such as "TensorRT 8.6.0"."""
         return self.title_with(self.version or "")
 
     def title_with(self, version: str) -> str:
-        """A version of this flavour, as "TensorRT 8.6.0"; the title alone without one."""
+        """Title with a version, such as "TensorRT 8.6.0"; the title alone if `version` is empty."""
         name, _, release = self.title.rpartition(" ")
         return f"{name if name and version.startswith(release) else self.title} {version}".rstrip()
 
@@ -104,7 +104,7 @@ class Flavour:
 
     @property
     def wrong_version(self) -> str | None:
-        """Why the installed version is not one of this flavour; None if it is, or if there is none."""
+        """Why the installed version does not belong to this flavour; None if it does, or if nothing is installed."""
         if self.version is None or self._release >= self.minimum_version:
             return None
         needed = ".".join(map(str, self.minimum_version))
@@ -135,7 +135,7 @@ class Flavour:
 
     @cached_property
     def hub(self) -> LogHub:
-        """Takes the messages of this flavour."""
+        """Receiver of this flavour's log messages."""
         return LogHub(f"vorta_trt.tensorrt.{self.name}")
 
     @cached_property
@@ -154,18 +154,18 @@ class Flavour:
 
     @property
     def is_executed(self) -> bool:
-        """Whether something of the installed version has been executed by this project."""
+        """Whether this project has run anything with the installed version."""
         return any(f"{self.version}.".startswith(f"{version}.") for version in self.executed)
 
     def check_precision(self, precision: str, remedy: str = "use") -> None:
         """Refuses a precision that engines cannot have.
 
         Args:
-            precision: Of the model.
-            remedy: What to do, before the option that is right.
+            precision: Precision of the model.
+            remedy: Words of the error message that precede the right option.
 
         Raises:
-            ValueError: The flavour, or the plugin in any of them, does not compute in it.
+            ValueError: The flavour does not compute in this precision, or the plugin does not in any flavour.
         """
         if precision not in self.precisions:
             fp32 = precision == "fp32"
@@ -191,7 +191,7 @@ class Flavour:
         return Ability(False, f"{self.title} builds for the GPU of the machine, and there is none: {report.reason}")
 
     def can_run(self, device: int = 0) -> Ability:
-        """On GPU number `device`, one of those that this machine has, if any."""
+        """Says whether engines can run on GPU number `device`, and why not. The number must exist if there are GPUs."""
         try:
             self.module  # noqa: B018
         except FlavourError as error:
@@ -207,7 +207,7 @@ class Flavour:
         return Ability(True, f"on {gpu}")
 
     def supports(self, capability: ComputeCapability) -> bool:
-        """Whether this flavour runs at all on such a GPU."""
+        """Whether this flavour runs at all on GPUs of this compute capability."""
         return capability >= ComputeCapability(7, 5)
 
     def network_flags(self) -> int:
@@ -221,14 +221,14 @@ class Flavour:
         return self._release >= (11, 0)
 
     def configure(self, config: Any) -> None:
-        """Builder settings that every build of this flavour has."""
+        """Makes the builder settings that every build of this flavour has."""
 
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
         """Tells the builder which GPUs to build for and returns what the engine will run on."""
         raise FlavourError(f"{self.title} has no builder; build with rtx or tensorrt")
 
     def target(self, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
-        """What `set_target` returns, asked before there is a build."""
+        """Returns what `set_target` returns, before there is a build."""
         return self.set_target(self.module.Builder(self.logger).create_builder_config(), capabilities, compatibility)
 
     def version_problem(self, built_with: str, version_compatible: bool) -> str | None:
@@ -279,12 +279,12 @@ class TensorRTRTX(Flavour):
 
     @cached_property
     def targets(self) -> tuple[ComputeCapability, ...]:
-        """What the installed version can be told to build for, read off its `ComputeCapability` enum."""
+        """Compute capabilities that the installed version can build for, read from its `ComputeCapability` enum."""
         names = self.module.ComputeCapability.__members__
         return tuple(sorted(ComputeCapability.parse(name) for name in names if name.startswith("SM")))
 
     def supports(self, capability: ComputeCapability) -> bool:
-        """Says whether engines can be built for a compute capability."""
+        """Whether this flavour runs on GPUs of this compute capability: its targets, or GPUs from `NEWER_THAN` on."""
         return capability in self.targets or capability >= self.NEWER_THAN
 
     def set_target(self, config: Any, capabilities: Sequence[str] | None, compatibility: str | None) -> Target:
@@ -340,7 +340,7 @@ class TensorRT(Flavour):
 
     @property
     def wrong_version(self) -> str | None:
-        """Says which version is installed in the place of one of this flavour; None if all is well."""
+        """Why the installed version does not belong to this flavour; points to `tensorrt8` if it is TensorRT 8.6."""
         wrong = super().wrong_version
         if wrong is None or self._release < TensorRT8.minimum_version or self._release >= TensorRT8.BELOW:
             return wrong
@@ -369,11 +369,11 @@ class TensorRT(Flavour):
 
 
 class TensorRT8(TensorRT):
-    """TensorRT 8.6, the newest that is whole on PyPI: V2 plugins, weakly typed networks, opset 17, fp16.
+    """TensorRT 8.6, the newest that is complete on PyPI: V2 plugins, weakly typed networks, opset 17, fp16.
 
-    Networks get the types of the ONNX file all the same: see `layer_types`. Builds are at optimization level 0 unless
-    told otherwise: its matrix products reach over 800 TFLOP/s on a Hopper GPU after 5 seconds each, and those of the
-    default level take minutes each to choose.
+    Networks get the types of the ONNX file all the same: see `layer_types`. Builds use optimization level 0 unless told
+    otherwise. At this level the builder chooses the kernel of a matrix product in 5 seconds, and the product reaches
+    over 800 TFLOP/s on a Hopper GPU. At the default level the choice takes minutes for each product.
     """
 
     name = "tensorrt8"
@@ -385,7 +385,7 @@ class TensorRT8(TensorRT):
     newest_opset = OPSET_17
     precisions = ("fp16",)
     optimization_level = 0
-    # Of native ones it makes float32 copies, and its products reach some 210 TFLOP/s of an H100's 735.
+    # TensorRT 8.6 makes float32 copies for native operators, and its products reach some 210 of an H100's 735 TFLOP/s.
     block_ops: BlockOps = "plugin"
     plugin_entry_point = "getPluginCreators"
     executed = {"8.6.0": "builds, and engines on an H100 and an H200"}
@@ -396,7 +396,7 @@ class TensorRT8(TensorRT):
 
     @property
     def wrong_version(self) -> str | None:
-        """Says which version is installed in the place of one of this flavour; None if all is well."""
+        """Why the installed version does not belong to this flavour; None if it does, or if nothing is installed."""
         if self.version is None or self.minimum_version <= self._release < self.BELOW:
             return None
         return (
@@ -405,8 +405,8 @@ class TensorRT8(TensorRT):
         )
 
     def _import(self) -> ModuleType:
-        # libnvinfer_plugin needs cuBLAS 12 and cuDNN 8, over 1 GB, and our networks call neither. With symbols bound as
-        # they are called, empty libraries of those names will do (see plugins/README.md).
+        # libnvinfer_plugin needs cuBLAS 12 and cuDNN 8, over 1 GB, and our networks call neither. With lazy binding of
+        # symbols, empty libraries of those names are enough (see plugins/README.md).
         flags = sys.getdlopenflags()
         sys.setdlopenflags(os.RTLD_LAZY)
         try:
@@ -415,7 +415,7 @@ class TensorRT8(TensorRT):
             sys.setdlopenflags(flags)
 
     def supports(self, capability: ComputeCapability) -> bool:
-        """Says whether engines can be built for a compute capability."""
+        """Whether this flavour runs on GPUs of this compute capability, up to `NEWEST_GPU`."""
         return super().supports(capability) and capability <= self.NEWEST_GPU
 
     def network_flags(self) -> int:
@@ -445,7 +445,7 @@ class LeanRuntime(Flavour):
 
 
 class DispatchRuntime(LeanRuntime):
-    """The smallest one: loads the lean runtime that a version-compatible plan carries."""
+    """The smallest runtime: it loads the lean runtime that a version-compatible plan carries."""
 
     name = "dispatch"
     package = "tensorrt_dispatch"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where fp8 can run, asked before a build and before a run: attention, and products of linear layers.
+"""Checks of where fp8 can run, made before a build and before a run: fp8 attention, and fp8 products of linear layers.
 
-Of attention the library's table of kernel families says it. The kernels themselves refuse when it is too late to choose
-otherwise. The kernels of linear layers run on every GPU of the library, but TensorRT takes weights in e4m3 only where
-the GPU has that type; in files of opset 17, which hold them as int32, it does not know what they are.
+For attention the answer comes from the library's table of kernel families. The kernels refuse, too, but only at run
+time, when it is too late to choose otherwise. The kernels of linear layers run on every GPU of the library, but
+TensorRT takes e4m3 weights only for GPUs that have this type. Files of opset 17 are exempt: they hold e4m3 weights as
+int32, so TensorRT does not see the type.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vorta_trt.plugins.library import KernelFamily, load_library
 
 logger = logging.getLogger(__name__)
 
-LINEARS_FROM = ComputeCapability(8, 9)  # GPUs with e4m3; for others TensorRT builds no engine with such weights
+LINEARS_FROM = ComputeCapability(8, 9)  # oldest GPUs with e4m3; for older ones TensorRT builds no engine with such weights
 _REMEDY = "use --attention-precision same"
 
 
@@ -44,14 +45,14 @@ def _served_gpus(families: Iterable[KernelFamily]) -> str:
 
 
 def _is_compiled(families: Iterable[KernelFamily], capability: ComputeCapability) -> bool:
-    """Says whether the library holds a family that runs on such a GPU."""
+    """Says whether the library holds a family that runs on GPUs of this compute capability."""
     return any(
         family.serves(capability) and architectures_cover(family.architectures, capability) for family in families
     )
 
 
 def _not_compiled(capabilities: Iterable[ComputeCapability]) -> str:
-    """Rule and remedy for GPUs whose kernels the library lacks."""
+    """Words of an error about GPUs whose kernels the library lacks: the reason and the remedy."""
     library, missing = load_library(), sorted(capabilities)
     return (
         f"needs kernels that {library.path} does not hold for compute capability {', '.join(map(str, missing))}: it "
@@ -63,14 +64,14 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
     """Refuses an engine with fp8 attention that some GPU of its target could not run.
 
     Args:
-        source: What it is built from.
-        attention_precision: Of its RoutedAttention nodes.
-        target: The GPUs that it is built for.
-        head_dims: Of the RoutedAttention layers.
-        strict: Raise; otherwise warn.
+        source: ONNX file that the engine is built from, for messages.
+        attention_precision: Precision that the RoutedAttention nodes ask for: "same" or "fp8".
+        target: GPUs that the engine is built for.
+        head_dims: Head dimensions of the RoutedAttention layers.
+        strict: Whether to raise BuildError; otherwise the reasons are logged as warnings.
 
     Raises:
-        BuildError: There are no such kernels, or the library does not hold them.
+        BuildError: There are no fp8 kernels for a GPU or a head dimension, or the library was compiled without them.
     """
     if attention_precision != "fp8":
         return
@@ -101,18 +102,18 @@ def check_build(source: Path, attention_precision: str, target: Target, head_dim
 def check_linears(
     source: Path, linear_precision: str, float8_weights: bool, target: Target, *, refit: bool, strict: bool
 ) -> None:
-    """Refuses an engine whose linear layers have fp8 products where TensorRT builds none.
+    """Refuses an engine with fp8 linear layers that TensorRT cannot build for its GPUs, or that is to be refitted.
 
     Args:
-        source: What it is built from.
+        source: ONNX file or checkpoint that the engine is built from, for messages.
         linear_precision: "same" or "fp8".
-        float8_weights: Whether the weights are, or will be, of ONNX's type for e4m3.
-        target: The GPUs that it is built for.
-        refit: Whether it is to take other weights later.
-        strict: Raise where a GPU is too old; otherwise warn.
+        float8_weights: Whether the ONNX file stores, or will store, the weights in ONNX's e4m3 type.
+        target: GPUs that the engine is built for.
+        refit: Whether the engine is to take other weights later.
+        strict: Whether to raise BuildError for a GPU that is too old; otherwise a warning is logged.
 
     Raises:
-        BuildError: One of the GPUs has no e4m3, or weights are to be refitted.
+        BuildError: One of the GPUs has no e4m3, or the engine is to be refitted.
     """
     if linear_precision == "fp8" and refit:
         raise BuildError(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is inside a bundle or an ONNX file: layers, types, memory, profiles, inputs and outputs.
 
-The manifest and layers.json tell what went into the builder, on any machine. Which kernels and formats TensorRT chose
-tells the engine itself, and it opens only on a GPU that can run it: without one, `deserialize_cuda_engine` gives None.
+The manifest and layers.json describe the input of the builder, on any machine. Only the engine itself says which
+kernels and formats TensorRT chose, and it can be deserialized only on a GPU that can run it: without such a GPU,
+`deserialize_cuda_engine` returns None.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ModuleLine(BaseModel):
 
 
 class NetworkReport(BaseModel):
-    """What went into the builder."""
+    """The network that went into the builder."""
 
     layers: int
     plugin_layers: int
@@ -50,7 +51,7 @@ class NetworkReport(BaseModel):
 
 
 class EngineReport(BaseModel):
-    """What came out of it, read from the deserialized engine."""
+    """The engine that came out of the builder, as TensorRT describes it after deserialization."""
 
     layers: int
     layer_information: JsonValue  # TensorRT's own description: kernels, formats, shapes; None from the lean runtime
@@ -65,9 +66,9 @@ class EngineLine(BaseModel):
     component: str
     size: str | None
     plan: str
-    bytes_on_disk: int  # of the plan's file
-    plan_bytes: int  # of the plan
-    shared_with: str | None  # the plan that has the rest of its bytes
+    bytes_on_disk: int  # size of the plan's file
+    plan_bytes: int  # size of the whole plan
+    shared_with: str | None  # plan that holds the other bytes of this one; None if the file is the whole plan
     build_seconds: float
 
     def line(self) -> str:
@@ -79,7 +80,7 @@ class EngineLine(BaseModel):
 
 
 class BundleReport(BaseModel):
-    """Everything `vorta-trt inspect BUNDLE` shows: of one engine, and in a line of each."""
+    """Everything `vorta-trt inspect BUNDLE` shows: one engine in detail, and every engine in a line."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -88,8 +89,8 @@ class BundleReport(BaseModel):
     size: str | None
     engines: list[EngineLine]
     parts: list[PartReport] = []  # VAE and encoders
-    manifest: Manifest  # of all engines, or of the selected one
-    problems: list[str]  # of running it on this machine; the files themselves are whole
+    manifest: Manifest  # the manifest of all engines, or of the selected one
+    problems: list[str]  # what keeps the engines from running on this machine; the files themselves are intact
     route_override: str | None = None  # calibrated routes, in a line
     network: NetworkReport | None
     engine: EngineReport | None
@@ -158,14 +159,14 @@ class OnnxReport(BaseModel):
 
     path: str
     total_bytes: int
-    parts: list[PartReport] = []  # of the file itself, or of those beside it
+    parts: list[PartReport] = []  # report on the file itself if it is a part, else on the part files beside it
     opsets: dict[str, int]
     metadata: dict[str, str]
-    operators: dict[str, int]  # nodes of ours, by operator
-    without_function_body: list[str]  # operators
+    operators: dict[str, int]  # number of nodes of each of our operators
+    without_function_body: list[str]  # names of operators
     nodes_without_plugin_attributes: list[str]
     attention_precision: AttentionPrecision
-    linears: list[str]  # lines, and of a model for several GPUs
+    linears: list[str]  # text lines about linear layers, and about the GPUs of a model for several GPUs
     inputs: dict[str, str]
     outputs: dict[str, str]
     network: NetworkReport
@@ -198,7 +199,7 @@ class OnnxReport(BaseModel):
 
 
 def describe_attention(precision: AttentionPrecision) -> str:
-    """Says in words what the products of routed attention are computed in."""
+    """Says in words in which type the products of routed attention are computed."""
     return "fp8 products, where the kernels have them" if precision == "fp8" else "products in the type of the inputs"
 
 
@@ -230,13 +231,13 @@ def describe_tensor(spec: TensorSpec) -> str:
 def inspect_bundle(
     path: str | Path, verify: bool = False, component: str | None = None, size: str | None = None
 ) -> BundleReport:
-    """Reads a bundle, made for whatever machine.
+    """Reads a bundle, whatever machine it was built for.
 
     Args:
         path: The folder.
         verify: Hash the files; their sizes are checked in any case.
-        component: Of the engine that is shown, as for `Bundle.select`.
-        size: The same.
+        component: Component of the engine to show in detail; see `Bundle.select`.
+        size: Video size of that engine; see `Bundle.select`.
 
     Raises:
         BundleError: It is damaged.
@@ -308,7 +309,7 @@ def report_network(graph: LayerGraph) -> NetworkReport:
     """Counts of a layer graph, and its modules."""
     kinds = graph.kinds()
     modules: dict[str, ModuleLine] = {}
-    for module in collapse(graph).modules:  # visits of one module make one line here
+    for module in collapse(graph).modules:  # all visits to a module share one line
         line = modules.setdefault(
             module.name, ModuleLine(name=module.name, repeats=1, layers=0, dtypes={}, weight_bytes=0)
         )

@@ -2,12 +2,12 @@
 """The types of an ONNX file, imposed on a weakly typed network.
 
 TensorRT 8.6 takes the types of a network as a hint: with fp16 allowed it runs any layer in float16 or float32, as it
-likes. The model wants some in float32 (norms, modulation, router, timestep path, the sums of the residual stream), so
-every layer is told the types of its outputs, and the type that it computes in where that is float32 or where it is a
-matrix product.
+likes. The model needs some layers in float32 (norms, modulation, router, timestep path, the sums of the residual
+stream). So this module sets the output types of every layer. It also sets the type that a layer computes in, if that is
+float32 or if the layer is a matrix product.
 
-Tensors keep their ONNX names. Layers that the parser puts in between have tensors without one; those take the type of
-what they are computed from.
+Tensors keep their ONNX names, by which their types are found. The parser also inserts layers whose tensors have no ONNX
+name; such a tensor takes the type of the input that it is computed from.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from vorta_trt.export.onnx_file import OnnxFile
 
 FLOATS = ("float32", "float16")
 
-# Layers whose types are not chosen: constants have theirs, casts are told theirs, a plugin answers for itself, and the
+# Layers whose types are left alone: constants have a fixed type, casts state theirs, a plugin chooses its own, and the
 # others compute shapes.
 SETTLED = ("CONSTANT", "CAST", "IDENTITY", "PLUGIN_V2", "SHAPE", "ASSERTION", "CONDITION")
 
-# Of the layers in float16, only these are told to compute in it: on an H100 they widened their weights to float32 when
-# they were not. Of the others only the outputs are fixed: told to compute a sigmoid in float16, TensorRT 8.6 builds an
-# ill-typed graph and finds no kernel for it.
+# The only float16 layers whose compute type is set: without that, they widened their weights to float32 on an H100. For
+# other float16 layers only the output types are set: if TensorRT 8.6 is told to compute a sigmoid in float16, it builds
+# an ill-typed graph and finds no kernel for it.
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
 
 # The reshape between a product and a softmax is left alone: with the logits of 30 routers and more, TensorRT 8.6 makes
 # one graph of all of them, and refuses it ("Mismatched type ... f16 vs. expected type:f32") if these reshapes are told
-# to stay in float32. The product before and the softmax behind are told; in between, logits may be rounded to float16.
+# to stay in float32. The types of the product before it and of the softmax after it are set; between these two, logits
+# may be rounded to float16.
 RESHAPE, SOFTMAX = "SHUFFLE", "SOFTMAX"
 
 

@@ -37,7 +37,7 @@ class Tensor(Strict):
 
     @property
     def bytes(self) -> int:
-        """Size with a dynamic dimension counted once."""
+        """Size in bytes, with every dynamic dimension taken as 1."""
         return math.prod(max(size, 1) for size in self.shape) * BITS.get(self.dtype, 0) // 8
 
 
@@ -58,11 +58,11 @@ class LayerGraph(Strict):
     tensors: dict[str, Tensor]
 
     def kinds(self) -> Counter[str]:
-        """How many layers of each kind."""
+        """Number of layers of each kind."""
         return Counter(layer.kind for layer in self.layers)
 
     def dtypes(self) -> Counter[str]:
-        """How many layers compute in each type (the type of the first output)."""
+        """Number of layers that compute in each type (the type of their first output)."""
         return Counter(self.dtype(layer) for layer in self.layers if layer.kind != CONSTANT)
 
     def dtype(self, layer: Layer) -> str:
@@ -164,7 +164,7 @@ def scope_of_name(name: str) -> str:
     """Gives the module path in a name; "" for a name without one.
 
     Args:
-        name: Of a node ("blocks.3.attn1.to_q/MatMul", "/blocks.3/attn1/MatMul") or of a parameter
+        name: Name of a node ("blocks.3.attn1.to_q/MatMul", "/blocks.3/attn1/MatMul") or of a parameter
             ("blocks.3.attn1.to_q.weight").
     """
     if "/" in name:
@@ -174,7 +174,7 @@ def scope_of_name(name: str) -> str:
 
 
 def readable_bytes(count: int) -> str:
-    """1536 -> "1.5 KiB"."""
+    """Formats a number of bytes: 1536 -> "1.5 KiB"."""
     size, unit = float(count), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
@@ -189,5 +189,5 @@ def write_layers(graph: LayerGraph, path: Path) -> None:
 
 
 def read_layers(path: Path) -> LayerGraph:
-    """Reads layers.json; ValueError for another content."""
+    """Reads layers.json. Raises ValueError if its content is no layer graph."""
     return LayerGraph.model_validate_json(path.read_text(encoding="utf-8"))

@@ -26,21 +26,22 @@ LEVELS = {
 }
 
 
-# What TensorRT's parser says of nodes from before the attribute existed; its absence means "same".
+# Warning of TensorRT's parser about nodes that were exported before this attribute existed. Without it the precision is
+# "same".
 _OPTIONAL_ATTRIBUTE = "Attribute attention_precision not found in plugin node"
 
 
 def is_noise(message: str) -> bool:
-    """Says whether a message means nothing.
+    """Says whether a message can be ignored.
 
-    Without a driver, TensorRT follows up each error with one of the CUDA runtime, wherever the first came from; and it
-    warns of an attribute that need not be there.
+    Without a driver, TensorRT logs an error of the CUDA runtime after every other error, whatever caused that one. It
+    also warns of a missing attribute that is optional.
     """
     without_driver = "catchCudaError" in message and "cudaError 35" in message
     return (without_driver or _OPTIONAL_ATTRIBUTE in message) and "\n" not in message.strip()
 
 
-@dataclass(eq=False)  # collectors of several threads are open at once, and each is one of its own
+@dataclass(eq=False)  # compared by identity: collectors of several threads may be open at once
 class Collected:
     """What TensorRT logged while a collector was open."""
 
@@ -55,14 +56,14 @@ class LogHub:
     def __init__(self, name: str) -> None:
         self.logger = logging.getLogger(name)
         self._collectors: list[Collected] = []
-        # TensorRT logs from its own threads. A forgotten engine may be collected, and log, inside of `emit`.
+        # TensorRT logs from its own threads. Garbage collection inside of `emit` may free an engine, which then logs.
         self._lock = threading.RLock()
 
     def emit(self, severity: str, message: str) -> None:
-        """Takes a message of TensorRT: into the log, and to whoever collects."""
+        """Passes a message of TensorRT to the log and to the open collectors."""
         level = LEVELS[severity]
         with self._lock:
-            # Whoever collects puts errors into the exception, or logs them itself.
+            # The owner of a collector puts its errors into an exception, or logs them.
             if is_noise(message) or (severity in ERROR_SEVERITIES and self._collectors):
                 level = min(level, logging.DEBUG)
             for collector in () if is_noise(message) else self._collectors:

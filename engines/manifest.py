@@ -39,7 +39,7 @@ PLUGIN_LIBRARY = "libvorta_trt.so"
 ONNX = "model.onnx"
 ROUTE_OVERRIDE = "route_override.json"  # routes of `vorta-trt calibrate`, see model.route_calibration
 LAYERS = "layers.json"
-TIMESTEP_PATH = "timestep_path.safetensors"  # timestep embedder and routers: what is known before sampling
+TIMESTEP_PATH = "timestep_path.safetensors"  # weights of timestep embedder and routers
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # A plain name inside the bundle: a manifest from elsewhere must not point out of its folder.
@@ -49,12 +49,13 @@ PIPELINE = "pipeline"
 _PIPELINE_FILE = r"(pipeline/([A-Za-z0-9_]+/)?)?"
 BundledName = Annotated[str, StringConstraints(pattern=rf"^{_PIPELINE_FILE}[^/\\\x00]+$")]
 Capability = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
-# Fields that a later version added, with what their absence means. A manifest from before them was sealed without
-# them, so at these values they are no part of the digest.
+# Fields that a later version added, with the values that their absence means. Older manifests were sealed without these
+# fields, so the digest leaves them out when they have these values.
 LATER_FIELDS = {"attention_precision": "same"}
 
 
-# Fields of the second version. A bundle of one engine of component "transformer" has none of them, and stays as it was.
+# Fields of the second schema version, with their defaults. A bundle with one engine of component "transformer" is still
+# written without them, as in the first version.
 SECOND_VERSION: dict[str, Any] = {
     "component": TRANSFORMER,
     "size": None,
@@ -99,7 +100,7 @@ class TensorSpec(Record, extra="forbid"):
 
 
 class EngineMemory(Record, extra="forbid"):
-    """What the builder says the engine takes, in bytes; None where the flavour does not say."""
+    """Memory of the engine in bytes, as the builder logs it; None where the flavour does not log it."""
 
     weights: int | None = None
     activations: int | None = None
@@ -136,15 +137,15 @@ class PluginInfo(Record, extra="forbid"):
     abi_hash: str
     cuda_architectures: list[str]
     layers: int = Field(ge=1)
-    # The plan carries the library, too. Left out where it does not, as it was before plans could.
+    # Whether the plan carries the library, too. False is not written, so older manifests read the same.
     in_plan: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class BlockOperators(Record, extra="forbid"):
-    """What the block operators of the ONNX file became: how many layers or nodes, by the operators' names."""
+    """How the block operators of the ONNX file were built: counts by operator name."""
 
-    plugins: dict[str, int]
-    native: dict[str, int]  # inlined, and left to TensorRT
+    plugins: dict[str, int]  # plugin layers
+    native: dict[str, int]  # nodes that were inlined and left to TensorRT
 
     def __str__(self) -> str:
         def listed(counts: dict[str, int]) -> str:
@@ -154,18 +155,18 @@ class BlockOperators(Record, extra="forbid"):
 
 
 class RefitRecord(Record, extra="forbid"):
-    """An engine that takes other weights after it is built, and those that it was given, see `refit`."""
+    """Record of a refittable engine: the weights that can be set, and those that a refit has set; see `refit`."""
 
-    names: list[str]  # of all weights in the ONNX file, by which they are set
-    parameters: list[str] = []  # those that were changed, by their names in torch
-    lora: list[LoraRecord] = []  # what was fused into the checkpoint's weights; none: they are its own
+    names: list[str]  # names of all weights in the ONNX file, under which a refit sets them
+    parameters: list[str] = []  # torch names of the parameters that a refit has changed
+    lora: list[LoraRecord] = []  # LoRA files fused into the checkpoint's weights; empty: the checkpoint's own weights
 
 
 class EngineFiles(Record, extra="forbid"):
-    """What the files of one engine are called in the bundle. Those but the plan are there if `Manifest.files` has them.
+    """File names of one engine in the bundle. Files other than the plan exist only if `Manifest.files` lists them.
 
-    The engines of one component share `timestep_path`, and all may share the data file of their ONNX files. Where
-    `shared_with` names a plan, `plan` holds only the bytes that the other has not, see `shared_plan`.
+    The engines of one component share `timestep_path`, and all may share the data file of their ONNX files. If
+    `shared_with` names a plan, the file `plan` holds only the bytes that are not in that plan; see `shared_plan`.
     """
 
     plan: FileName = PLAN
@@ -202,7 +203,7 @@ class EngineFiles(Record, extra="forbid"):
         )
 
     def all(self) -> set[str]:
-        """All of the names."""
+        """All names that are not None."""
         return {name for name in self.model_dump().values() if name is not None}
 
 
@@ -218,20 +219,20 @@ class EngineRecord(Record, extra="forbid"):
     """What one engine is, and how it was built."""
 
     component: str = TRANSFORMER
-    size: str | None = None  # as "81x480x832"; None: as `metadata` says, which a file of another origin has not
+    size: str | None = None  # such as "81x480x832"; None: the size in `metadata`, or unknown without metadata
     # What the model is, from the ONNX file's metadata; None for an ONNX file of another origin (strict=False).
     family: str | None
     config: dict[str, JsonValue] | None
     geometry: dict[str, JsonValue] | None
     precision: PrecisionName | None
-    attention_precision: AttentionPrecision = "same"  # read off the nodes, of a file of another origin, too
+    attention_precision: AttentionPrecision = "same"  # read from the nodes, also for a file of another origin
     op_version: int | None
     metadata: dict[str, JsonValue] | None
     inputs: list[TensorSpec] = Field(min_length=1)
     outputs: list[TensorSpec] = Field(min_length=1)
     engine: EngineInfo
     plugin: PluginInfo | None
-    # None: the ONNX file has none; then it is left out, as it was before there were any.
+    # None: the ONNX file has no block operators. None is not written, so older manifests read the same.
     block_operators: BlockOperators | None = Field(default=None, exclude_if=lambda value: value is None)
     refit: RefitRecord | None = None
 
@@ -279,7 +280,7 @@ class Manifest(EngineRecord, _Header):
 
     engines: list[FurtherEngine] = []
     parts: list[PartRecord] = []
-    names: EngineFiles | None = None  # None: the first engine's, which are always the same
+    names: EngineFiles | None = None  # None: the default names of a first engine
     files: dict[BundledName, FileEntry]
     digest: Sha256 | None = None
 
@@ -298,40 +299,40 @@ class Manifest(EngineRecord, _Header):
 
     @model_serializer(mode="wrap")
     def _as_first_version(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what the first version had not, where it says nothing new."""
+        """Leaves out the fields of the second version that have their default values."""
         content: dict[str, Any] = handler(self)
         return {k: v for k, v in content.items() if k not in SECOND_VERSION or v != SECOND_VERSION[k]}
 
     @property
     def own_names(self) -> EngineFiles:
-        """What the files of this engine are called."""
+        """File names of this engine."""
         return EngineFiles() if self.names is None else self.names
 
     @property
     def _all_names(self) -> list[EngineFiles]:
-        """What the files of all engines are called, in order, those of parts last."""
+        """File names of all engines in order, those of parts last."""
         return [self.own_names, *(each.names for each in self.engines), *(each.names for each in self.parts)]
 
     @property
     def keys(self) -> tuple[EngineKey, ...]:
-        """Of all engines, the first one first."""
+        """Keys of all engines except those of parts, in order."""
         return (self.key, *(engine.key for engine in self.engines))
 
     def of_part(self, index: int) -> Manifest:
-        """The manifest of one engine of a part, as if it were the bundle's.
+        """Manifest of a part's engine, as if it were the bundle's first engine.
 
         Args:
-            index: In `parts`.
+            index: Index of the engine in `parts`.
         """
         record = self.parts[index]
         changes = {name: getattr(record, name) for name in (*EngineRecord.model_fields, "names")}
         return self.model_copy(update={**changes, "engines": [], "parts": []})
 
     def of(self, index: int) -> Manifest:
-        """The manifest of one engine, as a bundle of it alone has it, but for names of files.
+        """Manifest of one engine, as if the bundle held this engine alone; its file names stay as they are.
 
         Args:
-            index: As in `keys`.
+            index: Index of the engine in `keys`.
         """
         each = self._all_names
         others: set[str] = set().union(*(names.all() for names in each)) - each[index].all()
@@ -345,7 +346,7 @@ class Manifest(EngineRecord, _Header):
         return self.model_copy(update=changes)
 
     def computed_digest(self) -> str:
-        """SHA-256 of the canonical JSON of all fields but `digest`, and but `LATER_FIELDS` that say nothing new."""
+        """SHA-256 of the canonical JSON of all fields, except `digest`, and `LATER_FIELDS` at their old meanings."""
         as_before = {name for name, meaning in LATER_FIELDS.items() if getattr(self, name) == meaning}
         content = self.model_dump(mode="json", exclude={"digest", *as_before})
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

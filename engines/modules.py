@@ -2,8 +2,8 @@
 """A layer graph seen from further away: layers gathered into the model's modules, repeated blocks drawn once.
 
 "blocks.0.attn1.to_q/MatMul" ... "blocks.29.attn1.to_q/MatMul" all belong to the module "blocks.*.attn1", 30 times. A
-module that the data leaves and enters again (a block's residuals, the output projection behind the plugin) is one
-module per visit, so that the view has no cycles and reads from top to bottom.
+module that the data leaves and enters again (a block's residuals, the output projection behind the plugin) appears once
+per visit, so that the view has no cycles and reads from top to bottom.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX file -> TensorRT network, and the check that the nodes of our operators became plugins.
 
-RoutedAttention always is one. The block operators are plugins or, where they are to be native, the standard operators
-that they stand for: then TensorRT parses a copy of the graph in which they are inlined.
+RoutedAttention always becomes a plugin. Block operators become plugins or, in a build with native ones, the standard
+operators that they stand for: then TensorRT parses a copy of the graph in which they are inlined.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class ParsedNetwork:
     """The network and the objects that must outlive it: it borrows weights from the parser's mapped files.
 
     Attributes:
-        network: Of TensorRT.
-        parser: Of TensorRT.
-        content: The graph that was parsed, in which weights may lie; None if it was a file.
-        onnx: What was parsed: the file, with the block operators inlined that are native.
-        plugin_layers: Our plugins, by the names of the operators.
-        native: How many nodes of which operators were inlined.
+        network: TensorRT's `INetworkDefinition`.
+        parser: TensorRT's `OnnxParser`.
+        content: The serialized model that was parsed, in which weights may lie; None if TensorRT parsed the file.
+        onnx: The ONNX file that was parsed; native block operators are inlined in its graph.
+        plugin_layers: Layers of our plugins, by operator name.
+        native: Number of inlined nodes, by operator name.
     """
 
     network: Any
@@ -69,13 +69,14 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
     """Parses the file into a network, strongly typed if TensorRT can.
 
     Args:
-        flavour: Whose parser.
-        builder: Of the flavour.
+        flavour: Flavour whose parser is used.
+        builder: TensorRT builder of that flavour.
         onnx: The file.
-        block_ops: Whether block operators become plugins; None: what is usual for the flavour.
+        block_ops: Form of the block operators, "plugin" or "native"; None takes the flavour's default.
 
     Raises:
-        BuildError: With every parser error, by node name, and for a file of an opset that the parser does not know.
+        BuildError: The parser does not read the file's opset or reports errors (the message lists them by node name),
+            an operator is unknown, or a node did not become a plugin layer.
     """
     trt = flavour.module
     if flavour.newest_opset is not None and onnx.opset > flavour.newest_opset:
@@ -118,9 +119,10 @@ def parse_onnx(flavour: Flavour, builder: Any, onnx: OnnxFile, block_ops: BlockO
 
 
 def _with_native(onnx: OnnxFile) -> OnnxFile:
-    """The file with block operators inlined in its graph, whose external weights stay where they are.
+    """Returns the file with block operators inlined in its graph; external weights stay in their files.
 
-    Linear layers with fp8 products need a static scale for it, and stay with what quantises for them without one.
+    A linear layer with fp8 products is inlined only if it has a static input scale. Without one it stays a plugin, and
+    so does the operator that quantises its input.
     """
     whole = read_onnx(onnx.path).model  # the graph of `onnx` may lack its weights
     onnx.take_in_small_weights(whole)
@@ -138,7 +140,7 @@ def layers(network: Any) -> list[Any]:
 
 
 def operator_of(trt: Any, layer: Any) -> str | None:
-    """Which of our operators a layer is the plugin of; None for somebody else's plugins and all other layers."""
+    """Name of our operator if a layer is one of our plugins; None for other plugins and for all other layers."""
     if layer.type == getattr(trt.LayerType, "PLUGIN_V3", None):
         layer.__class__ = trt.IPluginV3Layer  # TensorRT's way of narrowing an ILayer in Python
         core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
@@ -153,10 +155,10 @@ def operator_of(trt: Any, layer: Any) -> str | None:
 
 
 def check_plugin_layers(flavour: Flavour, onnx: OnnxFile, plugin_layers: Mapping[str, Sequence[Any]]) -> None:
-    """Raises BuildError unless every node of our operators has a plugin layer, of types with kernels.
+    """Raises BuildError unless every node of our operators has a plugin layer whose types the kernels take.
 
-    TensorRT prefers a node's function body to a plugin unless the node names the plugin, and says nothing: such an
-    engine computes the reference, slowly, and would look like a success.
+    Unless the node names the plugin, TensorRT silently takes the node's function body instead. Such an engine computes
+    the slow reference, and the build would look like a success.
     """
     for operator in dict.fromkeys(node.operator for node in onnx.operator_nodes):
         _check_plugins_of(operator, flavour, onnx, plugin_layers.get(operator, ()))
@@ -187,7 +189,7 @@ def _check_plugins_of(operator: str, flavour: Flavour, onnx: OnnxFile, plugin_la
     stated = onnx.value_types() if flavour.weakly_typed else {}
     for layer in plugin_layers:
         tokens, result = layer.get_input(OPERATORS[operator].activation_input), layer.get_output(0)
-        # Where the input is a weight, whose type a weakly typed network does not know, the result has its type.
+        # If the input is a weight, a weakly typed network does not know its type; the result has the same type.
         dtype = stated.get(tokens.name, stated.get(result.name, data_type(tokens.dtype)))
         if dtype not in taken:
             raise BuildError(

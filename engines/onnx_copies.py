@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of ONNX files in a bundle of several engines, whose weights lie in one data file, every value once.
+"""Copies of ONNX files in a bundle of several engines. All weights lie in one data file, which holds every value once.
 
-The models of one component differ in their sizes alone: all weights are the same, but for tables such as those of the
-rotary embedding.
+The models of one component differ in their video sizes alone: all weights are the same, except tables such as those of
+the rotary embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vorta_trt.export.onnx_file import OnnxFile, read_onnx
 if TYPE_CHECKING:
     import onnx
 
-ALIGNMENT = 4096  # of a value in the data file, so that it can be mapped
+ALIGNMENT = 4096  # bytes; every value in the data file starts at a multiple, so that it can be memory-mapped
 INLINE_BELOW = 1024  # bytes; what is smaller stays in the model
 
 
@@ -36,12 +36,12 @@ class OnnxCopies:
         self._size = 0
 
     def add(self, file: OnnxFile, target: Path, check: Callable[[], None]) -> FileEntry:
-        """Writes a copy of the model; `check` may raise between two weights.
+        """Writes a copy of the model.
 
         Args:
             file: The model, whose weights are read one after the other.
             target: The copy, beside the data file.
-            check: May raise to stop.
+            check: Called before every weight; it may raise to stop.
 
         Returns:
             Hash and size of the copy.
@@ -62,7 +62,7 @@ class OnnxCopies:
         return copy.entry
 
     def _write(self, content: bytes) -> int:
-        """The offset of a value, which is written unless the file has it."""
+        """Writes a value unless the file has it already; returns its offset."""
         digest = hashlib.sha256(content).digest()
         if digest not in self._places:
             padding = -self._size % ALIGNMENT
@@ -79,7 +79,7 @@ class OnnxCopies:
 
 
 def set_external(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
-    """Takes the value out of an initializer, and says where it lies instead."""
+    """Replaces the value of an initializer by a reference to external data."""
     clear_value(tensor)
     tensor.data_location = tensor.EXTERNAL
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
@@ -88,7 +88,7 @@ def set_external(tensor: onnx.TensorProto, location: str, offset: int, length: i
 
 
 def clear_value(tensor: onnx.TensorProto) -> None:
-    """Takes the value out of an initializer."""
+    """Removes the value from an initializer."""
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
         tensor.ClearField(field)
     tensor.data_location = tensor.DEFAULT

@@ -13,27 +13,27 @@ from vorta_trt.engines.manifest import TensorSpec
 from vorta_trt.export.onnx_file import OnnxFile, part_files, read_onnx
 from vorta_trt.export.part_metadata import PartMetadata
 
-SHOWN = 2  # inputs and outputs of a graph in the text; a causal VAE has dozens of caches, which JSON lists
+SHOWN = 2  # inputs, and outputs, that the text report lists; a causal VAE has dozens of caches, which JSON lists
 
 
 class PartReport(BaseModel):
     """One graph of a VAE or of a text or image encoder.
 
     Attributes:
-        graph: Its name, by which `inspect --component` shows it.
-        part: What it belongs to, as "vae_decoder".
-        made_of: The component of the pipeline and its class.
-        size: Of the videos; None for any.
-        precision: Of its weights.
-        file: The plan, or the ONNX file.
-        bytes_on_disk: Of the plan's file, or of the ONNX file with its weights.
-        plan_bytes: Of the plan; None before it is built.
-        shared_with: The plan that has the rest of its bytes.
-        weight_bytes: None where the builder did not say.
-        activation_bytes: None before it is built, and where the builder did not say.
-        build_seconds: None before it is built.
-        inputs: Name, type and shape, in order.
-        outputs: The same.
+        graph: Name of the graph, which `inspect --component` takes.
+        part: Part that the graph belongs to, such as "vae_decoder".
+        made_of: Component of the pipeline that the graph was exported from, and its class.
+        size: Video size; None if the graph serves every size.
+        precision: Precision of the weights.
+        file: Name of the plan's file, or of the ONNX file.
+        bytes_on_disk: Size of the plan's file, or of the ONNX file with its weights.
+        plan_bytes: Size of the whole plan; None before it is built.
+        shared_with: Plan that holds the other bytes of this one; None if the file is the whole plan.
+        weight_bytes: Size of the weights; None if the builder did not log it.
+        activation_bytes: Size of the activations; None before the engine is built, or if the builder did not log it.
+        build_seconds: Build time; None before the engine is built.
+        inputs: Name, type and shape of every input, in order.
+        outputs: Name, type and shape of every output, in order.
     """
 
     graph: str
@@ -66,7 +66,7 @@ class PartReport(BaseModel):
 
 
 def parts_of_bundle(bundle: Bundle) -> list[PartReport]:
-    """Of every engine besides those of the transformers; OnnxFileError if a record is damaged."""
+    """Reports on every engine that is not a transformer's. Raises OnnxFileError if a record is damaged."""
     reports = []
     for record in bundle.whole.parts:
         metadata = record.part_metadata(str(bundle.path))
@@ -90,7 +90,11 @@ def parts_of_bundle(bundle: Bundle) -> list[PartReport]:
 
 
 def parts_of_onnx(onnx: OnnxFile) -> list[PartReport]:
-    """Of a part's file that one; of a transformer's those beside it. OnnxFileError if one is damaged or missing."""
+    """Reports on the file itself if it is a part, else on the part files beside the transformer's file.
+
+    Raises:
+        OnnxFileError: A part's file is damaged or missing.
+    """
     if onnx.part is not None:
         return [_part_of(onnx, onnx.part)]
     beside = (read_onnx(file) for file in part_files(onnx.path).values())

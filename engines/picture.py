@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BOX_WIDTH, BOX_HEIGHT = 3.1, 0.62  # inches
 COLUMN, ROW = 3.5, 0.95  # inches between the centres of boxes
-LEAST_WEIGHT_BYTES = 512  # less are shapes and axes, not weights
+LEAST_WEIGHT_BYTES = 512  # smaller constants are shapes and axes, not weights
 FORMATS = (".png", ".svg", ".pdf")
 
 PLUGIN_COLOUR = "#76b900"

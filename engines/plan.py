@@ -65,7 +65,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_gib: float | None = None
     optimization_level: int | None = None
-    block_ops: BlockOps | None = None  # None: what is usual for the flavour
+    block_ops: BlockOps | None = None  # None: the flavour's default
     weight_streaming: bool = False
     refit: bool = False  # the engine takes other weights after it is built
     plugin_in_plan: bool = False  # the plan carries the plugin library
@@ -85,12 +85,12 @@ class BuildOptions:
             )
 
     def check(self, flavour: Flavour) -> None:
-        """Checks what can be said without a network, before anything long.
+        """Checks the options that can be checked without a network, before any slow work.
 
         Raises:
-            BuildError: the flavour cannot build here, or has no such option.
-            FlavourError: a compute capability or a level that it does not know.
-            WriteError: the timing cache cannot be written.
+            BuildError: The flavour cannot build here, or has no such option.
+            FlavourError: The flavour does not know a compute capability or the hardware compatibility level.
+            WriteError: The timing cache cannot be written.
         """
         if not (ability := flavour.can_build()):
             raise BuildError(f"tensorrt={flavour.name!r}: {ability.reason}")
@@ -110,7 +110,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """What the build left in the staging folder."""
+    """Result of a build: the files in the staging folder, and facts for the manifest."""
 
     files: dict[str, FileEntry]
     inputs: list[TensorSpec]
@@ -133,7 +133,10 @@ def build_plan(
     callback: ProgressCallback | None,
     cancellation: Cancellation,
 ) -> BuiltPlan:
-    """Parses and builds; writes the plan and layers of `names`. All TensorRT objects are freed on return."""
+    """Parses the ONNX file and builds its engine; writes the plan and the layers under `names`.
+
+    All TensorRT objects are freed on return.
+    """
     trt = flavour.module
     start = time.perf_counter()
     builder = trt.Builder(flavour.logger)
@@ -191,7 +194,7 @@ def build_plan(
 
 
 def _block_operators(parsed: ParsedNetwork) -> BlockOperators | None:
-    """What the block operators became; None where there are none."""
+    """Counts the block operators by the form in which they were built; None if the file has none."""
     plugins = {name: len(found) for name, found in parsed.plugin_layers.items() if name not in AROUND_BLOCKS}
     return BlockOperators(plugins=plugins, native=dict(parsed.native)) if plugins or parsed.native else None
 
@@ -201,7 +204,8 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> None:
     flavour.configure(config)
     # Layer names, types and formats stay in the plan for `inspect`; costs nothing at run time.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # What the model keeps in fp32 (timestep path, router, norms) it keeps for its 23 bits, and those layers are small.
+    # The model keeps some layers in fp32 (timestep path, router, norms) for the 23-bit mantissa, which TF32 would cut.
+    # These layers are small.
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_gib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))

@@ -64,7 +64,7 @@ def registered(trt: Any, operator: str = ROUTED_ATTENTION.name) -> Any:
     """The creator of an operator's plugin in the registry of module `trt`, or None."""
     wanted = (ROUTED_ATTENTION.namespace, operator, ROUTED_ATTENTION.version)
     registry = trt.get_plugin_registry()
-    # Not get_creator(), which logs errors if there is none. TensorRT 8.6 has another list.
+    # Not get_creator(), which logs errors if there is none. In TensorRT 8.6 the list has another name.
     creators = getattr(registry, "all_creators_recursive", None)
     for creator in registry.plugin_creator_list if creators is None else creators:
         if (creator.plugin_namespace, creator.name, creator.plugin_version) == wanted:
@@ -73,11 +73,11 @@ def registered(trt: Any, operator: str = ROUTED_ATTENTION.name) -> Any:
 
 
 def make_runtime(flavour: Flavour, plugin_in_plan: bool) -> Any:
-    """Makes TensorRT's runtime. It runs code of a library in the plan only where that is asked for.
+    """Makes TensorRT's runtime. It may run host code of a library in the plan only if `plugin_in_plan` is true.
 
     Args:
-        flavour: Of the plan.
-        plugin_in_plan: What the plan's manifest says of it.
+        flavour: Flavour of the plan.
+        plugin_in_plan: Whether the plan carries the plugin library, as its manifest says.
     """
     runtime = flavour.module.Runtime(flavour.logger)
     if plugin_in_plan:

@@ -4,8 +4,8 @@
     python -m vorta_trt.engines.polygraphy_tool run model.onnx --trt
 
 Polygraphy's own `--plugins` dlopens a library and expects it to register itself on loading, as TensorRT's old static
-plugins do. Ours registers through `IPluginRegistry.load_library`, so that one binary fits every TensorRT; without it
-TensorRT would take the function body in the file, silently. Everything else is Polygraphy's, arguments included.
+plugins do. Ours registers through `IPluginRegistry.load_library`, so that one binary fits every TensorRT. Without the
+plugin, TensorRT would silently take the function body in the file. Everything else is Polygraphy's, arguments included.
 
 POLYGRAPHY_USE_TENSORRT_RTX=0 chooses `tensorrt` instead of `tensorrt_rtx`.
 """

@@ -60,7 +60,7 @@ class Cancellation:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Between two builds, signals do what they did before: what runs there is Python, and they stop it at once."""
+        """Restores the previous signal handlers between two builds: they stop the Python code there at once."""
         self.check()
         self._restore()
         try:
@@ -152,7 +152,7 @@ def progress_monitor(trt: Any, callback: ProgressCallback | None, cancellation: 
 
 @contextmanager
 def progress_bar(description: str = "build") -> Iterator[ProgressCallback]:
-    """A progress bar on stderr, if that is a terminal: a line per open phase; the innermost come and go."""
+    """A progress bar on stderr, if that is a terminal, with one line for every open phase."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other weights for the engines of a bundle that is built already: what a refit writes, and how an engine takes it.
+"""Refit of a built bundle: writes new weights for its engines, and sets them when an engine is loaded.
 
 The plan stays as it was built. Beside it lies a safetensors file with the weights that are set after the plan is
 loaded, under their names in the ONNX file. It holds every weight that any refit of the bundle has changed, so the next
-one needs nothing of the last. ONNX copies in the bundle refer to it, and so does the timestep path.
+refit needs nothing of the one before. ONNX copies in the bundle refer to it. The timestep path gets the new values.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn
 
 @dataclass(frozen=True)
 class NewWeights:
-    """What one component gets.
+    """The new weights of one component.
 
     Attributes:
-        weights: Names in the exported file, and values, one at a time.
-        parameters: Their names in torch.
-        lora: The LoRA files that are in them; none: they are the checkpoint's own.
+        weights: Name in the exported file and value of each weight, read one at a time.
+        parameters: Torch names of the changed parameters.
+        lora: LoRA files that are fused into the weights; empty: the weights are the checkpoint's own.
     """
 
     weights: Iterable[tuple[str, Tensor]]
@@ -72,12 +72,12 @@ def write_refit(
     """Gives the engines of a bundle other weights, at all sizes. A failure leaves the bundle as it was.
 
     Args:
-        bundle: Opened.
-        components: What each component gets.
-        check: May raise to stop.
+        bundle: The opened bundle.
+        components: New weights by component.
+        check: Called between weights and chunks of a file; it may raise to stop.
 
     Raises:
-        BundleError: It cannot be refitted.
+        BundleError: An engine of the bundle cannot be refitted.
         WriteError: The bundle cannot be written.
     """
     check_refit(bundle)
@@ -121,7 +121,7 @@ def write_refit(
 def _save(
     folder: Path, component: str, weights: Iterable[tuple[str, Tensor]], check: Callable[[], None]
 ) -> tuple[Path, FileEntry]:
-    """Writes weights as they come into a safetensors file, whose name says its content."""
+    """Streams weights into a safetensors file whose name carries a hash of its content."""
     header: dict[str, Any] = {}
     at = 0
     with HashedFile(folder / f"{component}.body") as body:
@@ -156,7 +156,7 @@ def _uint8() -> Any:
 
 
 def _engine(view: Bundle, weights: Path, folder: Path, made: dict[str, FileEntry]) -> tuple[EngineFiles, set[str]]:
-    """New files of one engine; returns what its files are called now, and files that it needs no more."""
+    """Writes the new files of one engine. Returns its new file names, and the old files that it no longer needs."""
     mark = weights.name.removesuffix(".safetensors").rpartition(".")[2]
     changes: dict[str, str] = {"refit": weights.name}
     if view.onnx_path is not None:
@@ -174,13 +174,13 @@ def _engine(view: Bundle, weights: Path, folder: Path, made: dict[str, FileEntry
 
 
 def _marked(name: str, mark: str) -> str:
-    """A file name with the mark of its content, in the place of that of an earlier refit."""
+    """Puts the mark of the new weights into a file name, in place of the mark of an earlier refit."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem.partition('.refit-')[0]}.refit-{mark}.{suffix}"
 
 
 def _refer(onnx: Path, weights: Path, target: Path) -> FileEntry:
-    """A copy of an ONNX file whose changed weights lie in the safetensors file."""
+    """Writes a copy of an ONNX file whose changed weights refer to the safetensors file."""
     places, start = _places(weights)
     model = read_onnx(onnx).model
     for tensor in model.graph.initializer:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans that share bytes with another plan of the bundle, so that weights lie on disk once.
 
-The engines of one component for several video sizes hold the same weights, and TensorRT writes most of them into every
-plan as the same bytes, at other places. So of a further size only the bytes that the first size's plan has not are
-kept, and where the others lie in it. What is loaded is the plan, byte for byte as TensorRT wrote it: this needs no
-refittable engine, which TensorRT-RTX 1.7 does not build on a machine without a GPU, and costs no speed.
+The engines of one component for several video sizes hold the same weights. TensorRT writes most of them into every plan
+as the same bytes, at different offsets. So the file of a further size keeps only the bytes that are not in the first
+size's plan, and the places of the other bytes in that plan. Loading restores the plan byte for byte as TensorRT wrote
+it. This needs no refittable engine, which TensorRT-RTX 1.7 does not build on a machine without a GPU, and costs no
+speed.
 
 The file: a line of JSON (`SharedPlan`), then the kept bytes.
 """
@@ -27,22 +28,22 @@ from vorta_trt.engines.manifest import FileEntry
 from vorta_trt.model.records import Record
 from vorta_trt.plugins.host_memory import mapping
 
-BLOCK = 4096  # bytes of the first plan that are looked for as one
-FIRST_WINDOW, LARGEST_WINDOW = 1 << 14, 1 << 20  # offsets of the other plan that are looked at in one step
+BLOCK = 4096  # bytes; the search looks for whole blocks of the first plan
+FIRST_WINDOW, LARGEST_WINDOW = 1 << 14, 1 << 20  # bytes of the other plan that one search step covers
 PATIENCE = 1 << 30  # bytes of the other plan after which a search that found hardly anything ends
-LEAST_SHARED = 0.1  # of a plan; below, it is kept whole
+LEAST_SHARED = 0.1  # fraction of a plan; a plan that shares less is kept whole
 FILTER_BITS = 24
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Piece(NamedTuple):
-    """Bytes of a plan that lie together, in the base or among the kept ones.
+    """A contiguous run of a plan's bytes.
 
     Attributes:
-        in_base: Which of the two.
-        offset: There.
-        length: In bytes.
+        in_base: Whether the bytes lie in the base plan; otherwise they are among the kept bytes.
+        offset: Offset in the base plan or in the kept bytes.
+        length: Number of bytes.
     """
 
     in_base: bool
@@ -54,8 +55,8 @@ class SharedPlan(Record, extra="forbid"):
     """The first line of the file.
 
     Attributes:
-        bytes: Of the whole plan.
-        pieces: That it consists of, in order: 1 or 0 for `Piece.in_base`, offset, length.
+        bytes: Size of the whole plan.
+        pieces: Pieces that the plan consists of, in order: 1 or 0 for `Piece.in_base`, offset, length.
     """
 
     bytes: int = Field(ge=1)
@@ -64,14 +65,15 @@ class SharedPlan(Record, extra="forbid"):
 
 @contextmanager
 def open_plan(plan: Path, base: Path | None) -> Iterator[mmap.mmap]:
-    """The bytes of a plan.
+    """Context that gives the bytes of a whole plan.
 
     Args:
-        plan: The file. A whole plan is mapped, and paged in as TensorRT reads it.
-        base: The plan that a shared one refers to: then the plan is put together in memory.
+        plan: The plan's file. A whole plan is mapped, and paged in as TensorRT reads it.
+        base: Plan that the file shares bytes with: then the whole plan is put together in memory. None: the file is
+            the whole plan.
 
     Raises:
-        BundleError: The file is no shared plan, or not of this base.
+        BundleError: The file is no shared plan, or does not belong to this base.
     """
     with mapping(plan), plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if base is None:
@@ -105,15 +107,15 @@ def plan_bytes(plan: Path, base: Path | None) -> int:
 
 
 def share_plan(plan: Path, base: Path, check: Callable[[], None] = lambda: None) -> FileEntry | None:
-    """Replaces a whole plan by what of it the base has not.
+    """Replaces the file of a whole plan by one that keeps only the bytes that are not in the base.
 
     Args:
-        plan: The file.
-        base: A whole plan, which stays beside it.
-        check: May raise to stop.
+        plan: The plan's file.
+        base: The base: a whole plan in the same folder, which is not changed.
+        check: Called between steps of the work; it may raise to stop.
 
     Returns:
-        Hash and size of the new content; None if the two have too little in common: then the plan is kept whole.
+        Hash and size of the new file; None if the two plans have too little in common: then the plan is kept whole.
     """
     first, other = (np.memmap(path, np.uint8, "r") for path in (base, plan))
     pieces = _in_common(first, other, check)
@@ -147,7 +149,7 @@ def _damaged(plan: Path) -> BundleError:
 
 
 def _in_common(first: Bytes, other: Bytes, check: Callable[[], None]) -> list[Piece]:
-    """The other plan as pieces of the first and pieces of its own (whose offsets are in the other plan)."""
+    """Cuts the other plan into pieces of the first plan and pieces of its own. The latter have offsets in the other."""
     index = _Blocks(first)
     pieces: list[Piece] = []
     done, at, shared = 0, 0, 0  # up to where pieces are known; where the search goes on; bytes found
@@ -192,13 +194,15 @@ class _Blocks:
         self._known[_hashed(self._keys)] = True
 
     def find(self, other: Bytes, at: int, size: int, least: int) -> tuple[int, int, int] | None:
-        """The next run in common that begins in the window at `at`: start in the other, offset here, length.
+        """Finds the next run of common bytes, by a block that begins in the window of the other plan at `at`.
+
+        Returns start of the run in the other plan, its offset in the first plan, and its length; None if there is none.
 
         Args:
             other: The other plan.
-            at: Where the window begins.
-            size: Of the window.
-            least: The run does not reach back beyond this.
+            at: Offset in the other plan where the window begins.
+            size: Size of the window in bytes.
+            least: Smallest start that the run may have in the other plan.
         """
         window = np.array(other[at : at + size + 7])
         found: list[tuple[int, Any]] = []
@@ -227,7 +231,7 @@ def _hashed(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _common_length(a: Bytes, b: Bytes) -> int:
-    """How many bytes both begin with."""
+    """Length of the common prefix, in bytes."""
     length = min(len(a), len(b))
     step = 1 << 16
     for start in range(0, length, step):
