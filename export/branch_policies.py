@@ -4,13 +4,13 @@
 - `query_rows` [blocks, block rows]: the queries of each block;
 - `key_rows` [groups, group rows]: groups of keys (sliding: tiles; full and coreset: one group), -1 where there is none;
 - `visits` [blocks, seen]: the groups that each block attends to;
-- `slot` [S]: where each video token finds its output in the blocks' rows (a dropped token: where its centre does).
+- `slot` [S]: the row of the blocks whose output each video token takes (a dropped token takes its centre's).
 
 The functions up to `one_group` make index tables, which depend on the attributes alone: a runtime that folds constants
 computes them once, when it loads the model. Their `grid`, `extent`, `size`, `tiles` and `window` are int64 [3] (frame,
-height, width); S is the number of video tokens, C that of the kept ones. A box (tile or bucket) at the end of an axis
-may be shorter than `size`: every box has a row of places for as many tokens as a whole one, of which a shorter box
-leaves some empty.
+height, width); S is the number of video tokens, C the number of kept tokens. A box (tile or bucket) at the end of an
+axis may be shorter than `size`. Every box has as many places as a whole box has tokens; a shorter box leaves some of
+its places empty.
 """
 
 # mypy: ignore-errors
@@ -48,7 +48,7 @@ def boxes_along(grid: INT64, size: INT64) -> INT64:
 
 @script(VORTA, default_opset=op)
 def place_by_box(grid: INT64, size: INT64) -> INT64:
-    """Where each raster token stands when the boxes, each with all its places, follow each other: [S]."""
+    """Place of each raster token when the places of all boxes are numbered box by box: [S]."""
     token = coordinates(grid)  # [S, 3]
     box = token / size  # [S, 3]
     number = op.ReduceSum(box * strides(boxes_along(grid, size)), [-1], keepdims=0)  # [S]
@@ -141,9 +141,9 @@ def coreset(tokens: FLOAT, bucket_rows: INT64, centre: INT64, kept: INT64) -> IN
 
 @script(VORTA, default_opset=op)
 def coreset_slot(chosen: INT64, bucket_rows: INT64, kept: INT64) -> INT64:
-    """Where each place of the buckets finds its output among the `chosen` ones: [places].
+    """Index into `chosen` of the token whose output each place of the buckets takes: [places].
 
-    That of a dropped token is its centre's.
+    A dropped token takes the output of its bucket's centre.
     """
     centres = op.CumSum(kept, 0, exclusive=1)  # [buckets]
     slot_of_centre = op.Reshape(op.Expand(op.Unsqueeze(centres, [1]), op.Shape(bucket_rows)), [-1])  # [places]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def describe(skeleton: RoutedTransformer, model: RoutedTransformer, precision: str, opset: int) -> ModelMetadata:
-    """`skeleton` is the copy of `model` that is traced, in the precision of the export."""
+    """Makes the metadata; `skeleton` is the copy of `model` that is traced, in the precision of the export."""
     assert model.geometry is not None
     inputs = _inputs(skeleton)
     by_name = {info.name: info for info in inputs}
@@ -89,7 +89,7 @@ def plain_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def router_sha256(model: RoutedTransformer) -> str | None:
-    """Over name, shape and float32 bytes of each router parameter, in the order of the names."""
+    """SHA-256 over name, shape and float32 bytes of each router parameter, in the order of the names."""
     if not model.has_router:
         return None
     digest = hashlib.sha256()

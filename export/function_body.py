@@ -29,7 +29,7 @@ def portable_function(name: str, text: bool = False) -> onnx.FunctionProto:
     carries a function of RoutedAttention that has no such input.
 
     Args:
-        name: Of the operator.
+        name: Name of the operator.
         text: Whether RoutedAttention's nodes have the last input, `text_length`.
     """
     if name == ROUTED_ATTENTION.name:
@@ -61,7 +61,7 @@ def routed_attention_function(text: bool) -> onnx.FunctionProto:
 
 @cache
 def _serialized_function(module: ModuleType, name: str, doc: str) -> bytes:
-    """A function of a module, in which no call of another is left."""
+    """A function of a module as serialized FunctionProto, with all calls of other functions inlined."""
     functions = {
         value.name: ir.serde.deserialize_function(value.to_function_proto())
         for source in (branch_policies, module)

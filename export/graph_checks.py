@@ -32,8 +32,8 @@ def check_graph(model: ir.Model, metadata: ModelMetadata) -> None:
     """Raises ExportError unless the graph is complete and valid.
 
     Args:
-        model: without weights, which are still inputs behind the model's own (see `tracing.trace`).
-        metadata: what the graph must be.
+        model: The model without weights: they still are graph inputs after the model's own (see `tracing.trace`).
+        metadata: The record that the graph must agree with.
     """
     graph = model.graph
     _check_operator_nodes(graph, metadata)
@@ -104,19 +104,19 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
 
 
 def _check_no_other_attention(graph: ir.Graph, metadata: ModelMetadata) -> None:
-    """Beside the routed nodes only what the family has: no self-attention of video went past the operator."""
+    """Raises ExportError if there is more dense attention than the family has: some attention bypassed the operator."""
     allowed, rule = get_family(metadata.family).dense_attentions(metadata.config)
     kinds = {("", "Attention"), CROSS_ATTENTION.node_type}
     fused = [node.name for node in graph if (node.domain, node.op_type) in kinds]
     loose = [node.name for node in graph if node.op_type == "Softmax" and len(node.outputs[0].shape or ()) > 3]
-    if metadata.opset == OPSET_17:  # no Attention there: its softmaxes, taken in parts, are in one module
+    if metadata.opset == OPSET_17:  # it has no Attention: the softmaxes that stand for one are in one module
         fused, loose = [*fused, *sorted({str(name).rpartition("/")[0] for name in loose})], []
     if len(fused) > allowed or loose:
         raise ExportError(f"attention nodes {fused + loose}: at most {rule} may be; {_BUG}")
 
 
 def _check_tables(graph: ir.Graph) -> None:
-    """No constant, such as a rotary table, may be there twice."""
+    """Raises ExportError if a constant, such as a rotary table, is stored twice."""
     seen: dict[bytes, str | None] = {}
     for value in graph.initializers.values():
         content = value.const_value

@@ -36,7 +36,7 @@ from vorta_trt.plugins.operator_schema import (
     ROUTED_ATTENTIONS,
 )
 
-_SHAPES_OF_WEIGHTS = ("Reshape", "Pad")  # of the embedding of patches, a convolution that is written as a product
+_SHAPES_OF_WEIGHTS = ("Reshape", "Pad")  # of the patch embedding's weight: the convolution is a product here
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _FOLD_LIMIT = 1 << 16  # elements; tables such as the timestep's frequencies and the ones of a norm without weights
 _RESIDUAL_NORMS = (RESIDUAL_NORM_MODULATE.node_type, RESIDUAL_NORM_MODULATE_QUANTIZE.node_type)
@@ -88,9 +88,9 @@ def routed_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _owner_of_weights(node: ir.Node, weights: set[ir.Value]) -> str:
-    """The module of the weights that one of our operators, or what shapes weights, has; "" for all others.
+    """Module that owns the weights of a node, if it is one of our operators or shapes weights; "" for other nodes.
 
-    Of the weights of several modules it is the one around them.
+    If the weights belong to several modules, it is the innermost module that contains all of these.
     """
     if node.domain != ROUTED_ATTENTION.namespace and node.op_type not in _SHAPES_OF_WEIGHTS:
         return ""
@@ -147,9 +147,10 @@ def _cast(value: ir.Value, dtype: ir.DataType | None, like: ir.Node) -> ir.Node:
 def _name_after_modules(graph: ir.Graph) -> None:
     """Names nodes `blocks.0.attn1.to_q/MatMul` and outputs `<node>_output_0`.
 
-    The output of a block is `blocks.0/output`, and what the norm behind it makes of that `blocks.0/normed`, where it
-    quantises with `blocks.0/normed_scale`.
-    Profilers, engine inspectors and error reports of the next steps show these names.
+    The output of a block is named `blocks.0/output`. The result of the norm after it is named `blocks.0/normed` and, if
+    that norm quantises, its scale `blocks.0/normed_scale`.
+
+    Profilers, engine inspectors and error reports show these names.
     """
     modules: dict[ir.Node | None, str] = {None: ""}
     weights = {value for value in graph.inputs if "." in str(value.name)}  # see `tracing.trace`

@@ -47,9 +47,9 @@ class LoraRecord(_Record):
     """A LoRA file that was fused into the weights.
 
     Attributes:
-        name: Of the file, without its folder.
-        sha256: Of its content.
-        strength: Factor of all that it added.
+        name: Name of the file, without its folder.
+        sha256: SHA-256 of the file's content.
+        strength: Factor that scales everything that the file adds to the weights.
     """
 
     name: str
@@ -64,35 +64,46 @@ class ModelMetadata(_Record):
     """What an exported file says about itself.
 
     Attributes:
-        schema_version: Of this record.
-        vorta_trt_version: What wrote the file, as the next three.
-        torch_version: See `vorta_trt_version`.
-        onnx_version: See `vorta_trt_version`.
-        onnxscript_version: See `vorta_trt_version`.
-    component: of the diffusers pipeline: "transformer", or "transformer_2", the second expert. Files from before there
-        were experts have none and mean "transformer".
-    family: name of the model family. config: the diffusers config of the transformer, without paths.
-    checkpoint: the checkpoint's name (not its path), None for a model that came from none.
-    boundary_ratio: where the second of two experts takes over, see `model/experts.py`; None for a model alone.
-    precision: of activations and most weights; norms, modulation, router and timestep path are float32.
-    attention_precision: what the kernels may multiply routed attention in: "same" as the activations, or "fp8". Files
-        from before it existed have none and mean "same".
-    linear_precision: what linear layers multiply: "same" as the activations, or "fp8". Files from before it existed
-        have none and mean "same".
-    linear_keep: patterns of the linear layers that stay as the activations; empty without fp8.
-    fp8_layers: names of the linear layers with fp8 products, in the model's order.
-    input_scales: static scales of the inputs of some of them, by layer, as a calibration or the checkpoint says; the
-        operator takes none, the native form of an engine does.
-    geometry: of the routed attention (see `attention_geometry`).
-    operator_version, plugin_namespace, plugin_version, opset: what the nodes ask for.
-    tau: the model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
-    num_layers, num_heads, head_dim: L, N, D.
-    latent_shape: [channels, frames, height, width] of `hidden_states`. text_length: rows of `encoder_hidden_states`.
-    ulysses: how many GPUs share the tokens and heads of a pass; the inputs then are also `rank` and `head_orders`.
-    lora: what was fused into the checkpoint's weights, in the order in which it was added.
-    float8_weights: how many of the checkpoint's tensors are stored in float8; they were multiplied out.
-    router_sha256: of the router's weights; None means that there is no router and every head is full.
-    inputs, outputs: in order.
+        schema_version: Version of this record's format.
+        vorta_trt_version: Version of vorta-trt that wrote the file.
+        torch_version: Version of torch at the export.
+        onnx_version: Version of onnx at the export.
+        onnxscript_version: Version of onnxscript at the export.
+        component: Component of the diffusers pipeline: "transformer", or "transformer_2", the second expert. A file
+            that is older than this field means "transformer".
+        family: Name of the model family.
+        config: Diffusers config of the transformer, without paths.
+        checkpoint: Name of the checkpoint (not its path); None for a model without one.
+        boundary_ratio: Where the second of two experts takes over, see `model/experts.py`; None for a model without a
+            second expert.
+        precision: Precision of activations and most weights; norms, modulation, router and timestep path are float32.
+        attention_precision: Precision in which the kernels may multiply routed attention: "same" as the activations, or
+            "fp8". A file that is older than this field means "same".
+        linear_precision: Precision in which linear layers multiply: "same" as the activations, or "fp8". A file that is
+            older than this field means "same".
+        linear_keep: Patterns of the linear layers that keep the precision of the activations; empty without fp8.
+        fp8_layers: Names of the linear layers with fp8 products, in the model's order.
+        input_scales: Static input scales of some of `fp8_layers`, by layer, from a calibration or the checkpoint. The
+            native form in an engine uses them; the operator does not.
+        geometry: Geometry of the routed attention (see `attention_geometry`).
+        operator_version: Version of RoutedAttention that the nodes ask for.
+        plugin_namespace: Namespace of the plugin that the nodes ask for.
+        plugin_version: Version of the plugin that the nodes ask for.
+        opset: Opset of the standard operators.
+        tau: The model's own routing threshold, to be fed as the input `tau` unless the user says otherwise.
+        num_layers: Number of layers, L.
+        num_heads: Number of heads, N.
+        head_dim: Head dimension, D.
+        latent_shape: [channels, frames, height, width] of `hidden_states`.
+        text_length: Number of rows of `encoder_hidden_states`.
+        ulysses: Number of GPUs that share the tokens and heads of a pass. Above 1, `rank` and `head_orders` are inputs,
+            too.
+        lora: LoRA files that were fused into the checkpoint's weights, in the order in which they were added.
+        float8_weights: Number of the checkpoint's tensors that are stored in float8; they were multiplied by their
+            scales.
+        router_sha256: SHA-256 of the router's weights; None if there is no router and every head is full.
+        inputs: Inputs of the file, in order.
+        outputs: Outputs of the file, in order.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -135,7 +146,7 @@ class ModelMetadata(_Record):
         return COMPONENTS[:1] if self.boundary_ratio is None else COMPONENTS
 
     def check_first(self, source: object) -> None:
-        """Raises ValueError for the second of two experts, where the first is to be given."""
+        """Raises ValueError if this is the second of two experts: the caller has to give the first."""
         if self.component != self.experts[0]:
             raise ValueError(
                 f"{source}: holds {in_words([self.component])} of two experts; give the file of the first, beside "
@@ -146,12 +157,12 @@ class ModelMetadata(_Record):
         """Checks that two exported models are of one pipeline: both experts, or one transformer at two sizes.
 
         Args:
-            other: Of the other model.
-            here: The file of this one, for errors.
-            there: The file of the other.
+            other: Metadata of the other model.
+            here: File of this model, for errors.
+            there: File of the other model, for errors.
 
         Raises:
-            ValueError: They are not; the message says in what they differ.
+            ValueError: They are not of one pipeline; the message names the difference.
         """
         names = ["family", "checkpoint", "precision", "linear_precision", "boundary_ratio"]
         mine, others = ({name: getattr(each, name) for name in names} for each in (self, other))
@@ -167,7 +178,7 @@ class ModelMetadata(_Record):
                 )
 
     def describe_linears(self) -> str:
-        """The linear layers in words: how many have fp8 products, and the patterns of those that have not."""
+        """The linear layers in words: how many have fp8 products, and the patterns of those that do not."""
         if self.linear_precision == "same":
             return "same"
         return f"fp8, {len(self.fp8_layers)} layers; kept {' '.join(self.linear_keep) or 'none that could be'}"
@@ -200,11 +211,11 @@ class ModelMetadata(_Record):
 
     @property
     def video_size(self) -> VideoSize:
-        """Of the videos in pixels."""
+        """Frames, height and width of the videos, in pixels."""
         return VideoSize(*get_family(self.family).video_size(self.config, *self.latent_shape[1:]))
 
     def model_inputs(self) -> tuple[ModelInput, ...]:
-        """The family's inputs; the file has `tau` and `route_override` besides, and those of ranks for several GPUs."""
+        """Inputs of the model family. The file also has `tau`, `route_override` and, for several GPUs, rank inputs."""
         return get_family(self.family).inputs(self.config)
 
     def compared_modules(self) -> list[str]:
@@ -233,7 +244,7 @@ class ModelMetadata(_Record):
 
     @classmethod
     def from_metadata_props(cls, properties: Mapping[str, str], source: str = "metadata") -> ModelMetadata:
-        """Raises OnnxFileError if the record is missing, of a newer version, or damaged."""
+        """Reads the record. Raises OnnxFileError if it is missing, of a newer version, or damaged."""
         if KEY not in properties:
             raise OnnxFileError(
                 f"{source}: has no {KEY!r} metadata, so vorta-trt did not export it; export it with `vorta-trt export`"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vorta_trt.model.constants import TRANSFORMER
 
-OPSET = 23  # of the standard operators: RMSNormalization and Attention are single nodes from 23 on
-OPSET_17 = 17  # the newest that TensorRT 8.6 reads
+OPSET = 23  # opset of the standard operators: RMSNormalization and Attention are single nodes from 23 on
+OPSET_17 = 17  # the newest opset that TensorRT 8.6 reads
 OPSETS = (OPSET, OPSET_17)
 SUFFIX = ".onnx"
 TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
@@ -18,8 +18,8 @@ TRANSPOSED = ".transposed"  # suffix of a weight that is stored as [in, out]
 def check_name(path: Path) -> None:
     """Raises ValueError unless an exported file may be written to `path`.
 
-    It must be named as ONNX files are, and so must be the file that a link leads to, which is replaced: then no
-    checkpoint, manifest or other file is.
+    It must have the suffix of ONNX files. If it is a link, so must the file that the link leads to, because that file
+    is replaced. So the export never replaces a checkpoint, a manifest or another file.
     """
     place = Path(os.path.realpath(path))
     if path.suffix != SUFFIX:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators of an exported graph as the standard operators that they stand for, where an engine is to have no plugin.
+"""Replaces our operators in an exported graph by the standard operators that they stand for, for a native build.
 
-The portable function takes the place of each node, and what its attributes and the static shapes decide is folded, so
-that a builder sees what it would have seen had there been no operator of ours.
+The portable function takes the place of each node. Everything that the node's attributes and static shapes decide is
+folded, so that a builder sees the same graph as if there had been no operator of ours.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def with_native_operators(
     """The model with the nodes of some operators inlined; weights stay where they are, under their names.
 
     Args:
-        model: An exported one. In opset 17 the standard operators are lowered to it.
-        names: Of the operators.
-        input_scales: With fp8 products among them, of the inputs of linear layers, by layer. Layers with one take the
-            form of `static_fp8`; others stay nodes of the operator, as does what quantises for them: no engine has
-            scales natively that are found when it runs.
+        model: An exported model. If it is of opset 17, the standard operators are lowered to that opset.
+        names: Names of the operators to inline.
+        input_scales: Static input scales of linear layers with fp8 products, by layer. A layer with a scale takes the
+            form of `static_fp8`. A layer without one stays a node of the operator, and so does the operator that
+            quantises its input: natively, no engine takes scales that are computed at run time.
     """
     converted = ir.serde.deserialize_model(model)
     if FP8_LINEAR.name in names:
@@ -89,7 +89,7 @@ def _inline(graph: ir.Graph, node: ir.Node, constants: _Constants) -> None:
 
 
 def _alone(node: ir.Node) -> ir.Model:
-    """A model of a node and its function, whose inputs stand for the node's: no pass can look any further."""
+    """A model of one node and its function. Its inputs stand for the node's, so no pass sees the rest of the graph."""
     stand_ins = [
         ir.Value(name=f"input_{index}", shape=value.shape, type=value.type)
         for index, value in enumerate(_present(node))
@@ -133,7 +133,7 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _decide_by_constants(graph: ir.Graph) -> None:
-    """Makes constants of the conditions that constants alone decide; the folding below cannot compare strings."""
+    """Replaces conditions that depend on constants alone by their values: `fold_constants_ir` compares no strings."""
     for node in list(graph):
         if node.op_type == "If" and (found := _constant_condition(graph, node.inputs[0])) is not None:
             value = ir.Value(name=f"{node.name}.condition", const_value=ir.tensor(found))
@@ -175,14 +175,14 @@ def _name(call: str, nodes: Sequence[ir.Node]) -> None:
 
 
 class _Constants:
-    """Constants of inlined operators in the graph, each there once."""
+    """Constants that inlined operators add to the graph, without duplicates."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def of(self, value: ir.Value) -> ir.Value:
-        """The graph's own for an initializer of another graph."""
+        """Returns this graph's constant with the value of an initializer of another graph; adds it if it is new."""
         content = value.const_value
         assert content is not None
         array = content.numpy()

@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 done, bytes in all)."""
 
 INLINE_LIMIT = 2 * 1000**3  # bytes of weights; a protobuf message ends at 2 GiB, tables and graph included
-_INLINE_BELOW = 1024  # bytes; constants that stay in the .onnx file, where tools look for shapes
+_INLINE_BELOW = 1024  # bytes; smaller constants stay in the .onnx file, where tools look for shapes
 
 
 def export_onnx(
@@ -59,29 +59,32 @@ def export_onnx(
     from its checkpoint; the export needs next to no memory of its own.
 
     Args:
-        model: One with a geometry. It is not changed.
+        model: The model, which must have a geometry. It is not changed.
         path: The file, whose suffix must be .onnx; one that is there is replaced once the new one is complete.
         precision: "fp32", "fp16" or "bf16" of activations and most weights; None is the model's own. A float32 model
             can be exported in any of them. Norms, modulation, router and timestep path are float32 always, as in
             diffusers.
-        opset: of the standard operators: 23, or 17 for TensorRT 8.6, in "fp16" or "fp32". A file of opset 17 has no
-            portable forms of our operators: ONNX Runtime does not run it; verify the model in opset 23.
-        external_data: weights in `<path>.data` beside the file; None: above 2 GB, the most that one file can hold.
-        ulysses: how many GPUs share the tokens and heads of a pass. Above 1 the layers are `vorta::UlyssesAttention`,
-            which only the plugins of an engine have, one file is for all ranks, and the inputs are also `rank` int32
-            [1] and `head_orders` int32 [L, N]: rank p computes heads `head_orders[l, p * N / P : (p + 1) * N / P]` of
-            layer l. Every rank takes the whole inputs and gives the whole outputs.
-        progress: see `Progress`.
+        opset: Opset of the standard operators: 23, or 17 for TensorRT 8.6, in "fp16" or "fp32". A file of opset 17 has
+            no portable forms of our operators: ONNX Runtime does not run it; verify the model in opset 23.
+        external_data: Whether the weights go into `<path>.data` beside the file. None: only if they are above 2 GB, the
+            most that one file can hold.
+        ulysses: Number of GPUs that share the tokens and heads of a pass. Above 1 the layers are
+            `vorta::UlyssesAttention`, which exists only as a plugin of an engine. One file is for all ranks. `rank`
+            int32 [1] and `head_orders` int32 [L, N] are inputs, too: rank p computes heads
+            `head_orders[l, p * N / P : (p + 1) * N / P]` of layer l. Every rank takes the whole inputs and gives the
+            whole outputs.
+        progress: Callback; see `Progress`.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: another suffix, or a link to a file with another one; no geometry; a precision that the model's
-            weights do not have; an opset; too large for one file; a number of GPUs that does not divide the heads, or
-            that is above the latent frames of a model whose first frame and text have timesteps of their own.
-        OSError: the destination cannot be written, or the disk is full. Nothing is left behind.
-        ExportError: the exported graph is not as it must be.
+        ValueError: `path` has another suffix, or is a link to a file with another one; the model has no geometry, or
+            weights that do not permit the precision; the opset is unknown; the weights are too large for one file; the
+            number of GPUs does not divide the heads, or is above the latent frames of a model whose first frame and
+            text have timesteps of their own.
+        OSError: The destination cannot be written, or the disk is full. Nothing is left behind.
+        ExportError: The exported graph is not as it must be.
     """
     path = Path(path)
     report = progress or _nothing
@@ -165,7 +168,7 @@ def write_graph(model: ir.Model, stage: Path, size: int, external_data: bool, re
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What onnx_ir wrapped, as often as it did."""
+    """The original error inside of all the errors that onnx_ir wrapped around it."""
     while isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
         error = error.__cause__
     return error

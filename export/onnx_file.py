@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-# Bytes of an element by TensorProto's number of the type, for those that take whole bytes.
+# TensorProto's number of a type -> bytes of an element, for types that take whole bytes.
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2, 17: 1}
-SMALL = 64  # elements of a weight that may say a shape
+SMALL = 64  # elements; a weight of at most so many may hold a shape
 DATA_SUFFIX = ".data"  # of the external data file: model.onnx.data beside model.onnx
 
 
@@ -50,9 +50,9 @@ class RoutedAttentionNode:
     """A `vorta::RoutedAttention` node of the main graph.
 
     Attributes:
-        name: In the graph.
-        geometry: Of the attention.
-        scale: Of the softmax; 0 stands for 1/sqrt(D).
+        name: Name of the node.
+        geometry: Geometry of the attention.
+        scale: Factor of the logits in the softmax; 0 stands for 1/sqrt(D).
         attention_precision: "same" or "fp8".
     """
 
@@ -64,13 +64,13 @@ class RoutedAttentionNode:
 
 @dataclass(frozen=True)
 class OperatorNode:
-    """A node of one of our operators, once for every time that the graph runs it.
+    """A node of one of our operators. A node in a function is listed once for every call of the function.
 
     Attributes:
-        name: In the graph.
+        name: Name of the node.
         operator: Name of the operator.
-        has_plugin_attributes: Whether TensorRT will find the plugin by it.
-        attention_precision: "same" or "fp8", of RoutedAttention.
+        has_plugin_attributes: Whether the node has the attributes by which TensorRT finds the plugin.
+        attention_precision: "same" or "fp8" for routed attention; "same" for all other operators.
     """
 
     name: str
@@ -84,12 +84,13 @@ class OnnxFile:
     """A checked ONNX file.
 
     Attributes:
-        path: As given.
-        place: The same file where its data files stand beside it, absolute; links of `path` may lead there.
-        model: The graph, external weights left on disk.
-        operator_nodes: All nodes of our operators, subgraphs and functions included.
-        function_bodies: Of which operators the file holds the portable form.
-        data_files: External weights, under the names that the model refers to.
+        path: Path of the file, as the caller gave it.
+        place: Absolute path of the same file in the folder of its data files. If `path` is a link, this may be the file
+            that it leads to.
+        model: The model; external weights stay on disk.
+        operator_nodes: All nodes of our operators, including those in subgraphs and functions.
+        function_bodies: Names of the operators whose portable form the file holds.
+        data_files: Files of external weights, under the names by which the model refers to them.
     """
 
     path: Path
@@ -106,7 +107,7 @@ class OnnxFile:
 
     @property
     def block_operators(self) -> Counter[str]:
-        """How many nodes there are of every block operator."""
+        """Number of nodes of every block operator."""
         operators = (node.operator for node in self.operator_nodes)
         return Counter(operator for operator in operators if operator not in AROUND_BLOCKS)
 
@@ -137,13 +138,13 @@ class OnnxFile:
 
     @property
     def metadata(self) -> ModelMetadata | None:
-        """What the exporter wrote, None for a file of another origin; OnnxFileError for a damaged record."""
+        """The exporter's record; None for a file of another origin. Raises OnnxFileError if the record is damaged."""
         properties = {entry.key: entry.value for entry in self.model.metadata_props}
         return ModelMetadata.from_metadata_props(properties, f"model {self.path}") if KEY in properties else None
 
     @property
     def part(self) -> PartMetadata | None:
-        """What the graph of a VAE or an encoder says of itself, None for another file; OnnxFileError if damaged."""
+        """The exporter's record of a VAE's or an encoder's graph; None for another file. OnnxFileError if damaged."""
         properties = {entry.key: entry.value for entry in self.model.metadata_props}
         is_part = PART_KEY in properties
         return PartMetadata.from_metadata_props(properties, f"model {self.path}") if is_part else None
@@ -187,7 +188,7 @@ class OnnxFile:
         return self.model
 
     def take_in_small_weights(self, model: onnx.ModelProto) -> None:
-        """Puts weights into a copy of the model that may say shapes, where they lie in the data file."""
+        """Reads small external weights, which may hold shapes, from the data file into a copy of the model."""
         from onnx import numpy_helper
 
         for tensor in model.graph.initializer:
@@ -255,10 +256,13 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
 
 
 def part_files(path: Path) -> dict[str, Path]:
-    """The exported graphs of VAE and text encoders beside a transformer's file, NAME.vae_decoder_first.onnx, by name.
+    """Finds the exported VAE and text encoders beside a transformer's file, such as NAME.vae_decoder_first.onnx.
+
+    Returns:
+        The files by name of the graph.
 
     Raises:
-        OnnxFileError: One is damaged, or a graph of a part is missing.
+        OnnxFileError: A file is damaged, or a graph of a part is missing.
     """
     found: dict[str, Path] = {}
     wanted: dict[str, str] = {}
@@ -280,7 +284,7 @@ def part_files(path: Path) -> dict[str, Path]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ModelMetadata:
-    """What the exporter wrote about a model.
+    """Reads the exporter's record of a model.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -346,7 +350,7 @@ def _check_sizes(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _external(path: Path, tensor: onnx.TensorProto) -> tuple[str, int, int]:
-    """Name of the data file, offset and length; a length of 0 is one that the file does not say."""
+    """Name of the data file, offset and length; a length of 0 means that the model does not state it."""
     entry = {item.key: item.value for item in tensor.external_data}
     try:
         name, offset, length = entry["location"], int(entry.get("offset", 0)), int(entry.get("length", 0))
@@ -381,7 +385,7 @@ def operator_nodes(path: Path, model: onnx.ModelProto) -> tuple[OperatorNode, ..
 
 
 def _operator_nodes(path: Path, nodes: Iterable[Any], functions: dict[tuple[str, str], Any]) -> Iterator[OperatorNode]:
-    """The nodes of our operators in a graph, its subgraphs, and the functions it calls (but not of their own body)."""
+    """Nodes of our operators in a graph, its subgraphs and its functions, except in our operators' own functions."""
     for index, node in enumerate(nodes):
         if node.domain == ROUTED_ATTENTION.namespace:
             yield OperatorNode(

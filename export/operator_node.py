@@ -80,7 +80,7 @@ def operator_schema(operator: Operator) -> onnx.defs.OpSchema:
 
 
 def _translation(operator: Operator) -> Callable[..., Any]:
-    """Makes the node of a call, whose arguments are as in the torch operator's schema."""
+    """Makes the function that translates a call; its arguments are those of the torch operator's schema."""
 
     def translate(*arguments: Any, **named: Any) -> Any:
         inputs, attributes = arguments[: len(operator.inputs)], arguments[len(operator.inputs) :]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph of opset 23 in the operators of opset 17, the newest that TensorRT 8.6 reads.
+"""Lowers a graph of opset 23 to the operators of opset 17, the newest that TensorRT 8.6 reads.
 
-What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of:
+The following is rewritten, because opset 17 lacks it or because TensorRT 8.6 handles it badly:
 
 - `RMSNormalization` as x / sqrt(mean(x^2) + epsilon) * scale, in float32 (see `graph_passes`).
 - `Gelu`, tanh form, as x * sigmoid(x * (2a + 2ab x^2)) with a = sqrt(2 / pi), b = 0.044715: the same function, without
@@ -12,8 +12,8 @@ What opset 17 lacks is written out, and what TensorRT 8.6 makes heavy weather of
 - `Squeeze` and `Unsqueeze` as `Reshape` to a constant shape: TensorRT 8.6 would compute that shape in the engine.
 - Weights and tokens in e4m3, a type of opset 19, as int32 with four in each, as the plugins take and leave them.
 - `Attention` as two products around a softmax. Its score matrix is the largest tensor of the model, so rows of queries
-  are taken in parts: none has more than `MOST_SCORES` scores per sample. A boolean mask becomes the
-  least finite number.
+  are taken in parts: none has more than `MOST_SCORES` scores per sample. A boolean mask becomes a number that is added
+  to the scores: 0, or half of the least finite number.
 
 Letters: B batch, N heads, S queries, X keys, D head dimension.
 """
@@ -37,21 +37,21 @@ IR_VERSION = 8  # of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
 MOST_SCORES = 1 << 29
 
-# Those whose axes have become an input since; ReduceSum's were one before.
+# Reductions whose axes became an input after opset 17; ReduceSum's axes were an input before.
 _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")
 _PER_INT32 = 4  # numbers of 8 bits
 _FLOAT8 = (Element.FLOAT8, Element.FLOAT8_TOKENS)
 
-_NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # they say nothing about the types in use
+_NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # of later opsets; no effect on the types in use
 
 Rules = dict[str, Callable[[ir.Node], Sequence[ir.Node]]]
 
 
 def lower_to_opset_17(model: ir.Model) -> None:
-    """Rewrites the main graph in place. Every value has a type afterwards, for a builder has to be told them.
+    """Rewrites the main graph in place. Every value has a type afterwards, because a builder has to be told the types.
 
     Raises:
-        ExportError: an operator, or a form of one, that is not known here.
+        ExportError: An operator has a form that no rule covers, or a value has no type.
     """
     graph = model.graph
     ShapeInferencePass()(model)  # the rules go by shapes
@@ -69,16 +69,16 @@ def lower_to_opset_17(model: ir.Model) -> None:
 
 
 def write_out_attention(model: ir.Model) -> None:
-    """Writes out `Attention` alone, as above: TensorRT refuses head dimensions that its own kernels do not take."""
+    """Replaces `Attention` only, as above: TensorRT refuses it for head dimensions that its own kernels do not take."""
     graph = model.graph
-    # Shapes alone are asked for: ONNX has no SplitToSequence of bfloat16, and would infer nothing at all.
+    # Without the check of types: ONNX has no SplitToSequence of bfloat16, and the check would stop all inference.
     ShapeInferencePass(check_type=False)(model)
     lowering = _Lowering(graph)
     lowering.run({"Attention": lowering.attention})
 
 
 def _pack_float8(graph: ir.Graph) -> None:
-    """Makes int32 [..., K / 4] of what our operators have in e4m3; weights are inputs here (see `tracing.trace`)."""
+    """Turns e4m3 tensors of our operators into int32 [..., K / 4]; weights are inputs here (see `tracing.trace`)."""
     for node in graph:
         if node.domain != ROUTED_ATTENTION.namespace:
             continue
@@ -122,7 +122,7 @@ class _Lowering:
                     self.graph, node, [node], new, list(node.outputs), list(new[-1].outputs)
                 )
 
-    # -- Rules: the nodes that replace one, the last with its outputs; none if it may stay ----------------------------
+    # -- Rules: each returns the nodes that replace a node, the last with its outputs; no nodes if it may stay ---------
 
     def rms_normalization(self, node: ir.Node) -> list[ir.Node]:
         tokens, scale = _inputs(node)
@@ -136,7 +136,7 @@ class _Lowering:
         return _typed(tokens, [square, mean, raised, root, normed, _apply("Mul", normed, scale)])
 
     def layer_normalization(self, node: ir.Node) -> list[ir.Node]:
-        """TensorRT 8.6 wants a bias of the scale's shape, and where there is none adds a number."""
+        """Adds a bias of zeros if there is none: TensorRT 8.6 adds a scalar, but wants a bias of the scale's shape."""
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             return []
         tokens, scale = _inputs(node)
@@ -171,7 +171,7 @@ class _Lowering:
         return [*_typed(like, [wide, scaled, error, raised, halved, product]), *_typed(x, [narrowed])]
 
     def split(self, node: ir.Node) -> list[ir.Node]:
-        """Equal parts, with their sizes as an input: TensorRT 8.6 would compute them in the engine."""
+        """Gives a Split into equal parts their sizes as an input: TensorRT 8.6 would compute them in the engine."""
         if len(_inputs(node)) > 1:
             return []
         (tensor,) = _inputs(node)
@@ -182,7 +182,7 @@ class _Lowering:
         return _typed(tensor, [ir.node("Split", [tensor, parts], {"axis": axis}, num_outputs=len(node.outputs))])
 
     def reduction(self, node: ir.Node) -> list[ir.Node]:
-        """Axes are an attribute there."""
+        """Makes the axes an attribute, as opset 17 has them."""
         tensor, *axes = _inputs(node)
         if not axes:
             return []
@@ -196,7 +196,7 @@ class _Lowering:
         return _typed(tensor, [ir.node(node.op_type, [tensor], attributes)])
 
     def shape(self, node: ir.Node) -> list[ir.Node]:
-        """Replaces a Shape of some axes: TensorRT 8.6 reads past which ones, and gives all."""
+        """Replaces a Shape of some axes: TensorRT 8.6 ignores `start` and `end`, and gives all axes."""
         (tensor,) = _inputs(node)
         axes = range(_rank(tensor))
         first, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(axes))
@@ -209,7 +209,7 @@ class _Lowering:
         return _typed(indices, [every, picked])
 
     def reshape(self, node: ir.Node) -> list[ir.Node]:
-        """An axis of extent 1 taken out or put in; at most the batch is open."""
+        """Replaces Squeeze and Unsqueeze by a Reshape to a constant shape, in which at most the batch is dynamic."""
         shape = node.outputs[0].shape
         if shape is None or sum(not isinstance(extent, int) for extent in shape) > 1:
             return []
@@ -238,7 +238,7 @@ class _Lowering:
         for part in parts:
             scores = _apply("MatMul", part, keys)  # [B, N, S / parts, X]
             made.append(scores)
-            if masks and masks[0].dtype != ir.DataType.BOOL:  # one to add
+            if masks and masks[0].dtype != ir.DataType.BOOL:  # an additive mask
                 made.append(_apply("Add", scores, masks[0]))
             elif masks:
                 made.append(_apply("Add", scores, hidden[-1]))
@@ -251,9 +251,9 @@ class _Lowering:
         return made
 
     def hidden(self, mask: ir.Value, like: ir.Value) -> list[ir.Node]:
-        """What to add to scores: 0 where the mask says true, half of the least number elsewhere; [B, 1, 1 or S, X].
+        """Bias of the scores: 0 where the mask is true, half of the least finite number elsewhere; [B, 1, 1 or S, X].
 
-        It is arithmetic in float32: TensorRT 8.6 has no implementation of layers that choose by a mask, but of these.
+        It is computed by float32 arithmetic: TensorRT 8.6 has no implementation of layers that select by a mask.
         """
         producer = mask.producer()
         if producer is not None and producer.op_type == "Expand" and producer.inputs[0] is not None:
@@ -267,7 +267,7 @@ class _Lowering:
         rounded = ir.node("Cast", [least.outputs[0]], {"to": like.dtype})
         return [*_typed(exact, [seen, missing, least]), *_typed(like, [rounded])]
 
-    # -- Constants, each there once ------------------------------------------------------------------------------------
+    # -- Constants, without duplicates ---------------------------------------------------------------------------------
 
     def scalar(self, number: float, like: ir.Value) -> ir.Value:
         return self.constant(np.array(number, _numpy(like)))

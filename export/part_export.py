@@ -33,7 +33,7 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
     """Exports a graph of a part.
 
     Args:
-        part: With its weights, in the types that they have in the file.
+        part: The graph with its weights, in the types that they shall have in the file.
         path: The file, whose suffix must be .onnx; one that is there is replaced once the new one is complete.
         metadata: What the file says about itself, opset included.
         progress: See `Progress`.
@@ -42,7 +42,7 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
         `path`.
 
     Raises:
-        ValueError: Another suffix, or a link to a file with another one.
+        ValueError: `path` has another suffix, or is a link to a file with another one.
         OSError: The destination cannot be written, or the disk is full. Nothing is left behind.
         ExportError: The graph has operators that are not standard ones, or another interface.
     """
@@ -54,10 +54,10 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
     check_space(path, size)
     graph = trace_fixed(skeleton, part.inputs, part.outputs, OPSET, lambda stage: report(stage, 0, 1))
     report("optimize", 0, 1)
-    if metadata.opset == OPSET:  # in opset 17 there is none
+    if metadata.opset == OPSET:  # for opset 17, `clean` does it
         write_out_attention(graph)
     clean(graph, metadata.opset)
-    for value in graph.graph.inputs[len(part.inputs) :]:  # of layers that are left out
+    for value in graph.graph.inputs[len(part.inputs) :]:  # parameters of layers that are left out
         if not value.uses():
             graph.graph.inputs.remove(value)
     _name_outputs(graph.graph, part.outputs)
@@ -73,9 +73,9 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
 
 
 def _skeleton(module: nn.Module) -> tuple[nn.Module, dict[str, Weight]]:
-    """A copy with placeholders for parameters, and those by name."""
+    """A copy of a module with placeholders for its parameters, and the parameters by name."""
     weights: dict[str, Weight] = {}
-    replaced: dict[int, object] = {}  # as deepcopy's memo: what stands here is not copied
+    replaced: dict[int, object] = {}  # memo of deepcopy: objects in it are not copied
     for name, parameter in module.named_parameters(remove_duplicate=False):  # tied ones have several names
         weights[name] = Weight(tuple(parameter.shape), parameter.dtype, _loader(parameter))
         placeholder = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)

@@ -20,22 +20,22 @@ PART_KEY = "vorta_trt_part"
 
 
 class PartMetadata(BaseModel):
-    """What one graph of a part is.
+    """Record of one graph of a VAE or a text encoder.
 
     Attributes:
-        schema_version: Of this record.
-        vorta_trt_version: What wrote the file.
-        graph: Name of the graph, which begins with the part's.
-        graphs: All graphs of the part, in order.
-        part: As "vae_decoder".
-        component: Folder of the pipeline that it was made of.
-        component_class: Library and class of that.
-        config: Of the component, as its config.json.
-        family: Of the transformer that it works with.
+        schema_version: Version of this record's format.
+        vorta_trt_version: Version of vorta-trt that wrote the file.
+        graph: Name of the graph, which begins with the part's name.
+        graphs: Names of all graphs of the part, in order.
+        part: Name of the part, such as "vae_decoder".
+        component: Component of the pipeline that the graph was made from: the name of its folder.
+        component_class: Library and class of the component.
+        config: The component's config.json, without private entries.
+        family: Model family of the transformer that the part works with.
         checkpoint: Name of the pipeline folder.
-        precision: Of its weights.
-        opset: Of the standard operators.
-        size: Of the videos, as "81x480x832"; None for a part that serves any.
+        precision: Precision of the weights.
+        opset: Opset of the standard operators.
+        size: Video size, such as "81x480x832"; None for a graph that serves every size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,11 +63,11 @@ class PartMetadata(BaseModel):
         """Reads the record.
 
         Args:
-            properties: Of an ONNX file.
-            source: What they are of, for errors.
+            properties: The `metadata_props` of an ONNX file.
+            source: The file, for errors.
 
         Raises:
-            OnnxFileError: There is none, or it is damaged.
+            OnnxFileError: There is no record, or it is damaged.
         """
         if PART_KEY not in properties:
             raise OnnxFileError(
@@ -82,12 +82,12 @@ class PartMetadata(BaseModel):
         """Checks that a part is of the pipeline of a transformer.
 
         Args:
-            transformer: What its file says.
-            here: The file of this part, for errors.
-            there: The file of the transformer.
+            transformer: Metadata of the transformer's file.
+            here: File of this part, for errors.
+            there: File of the transformer, for errors.
 
         Raises:
-            ValueError: It is not; the message says in what they differ.
+            ValueError: The part is of another pipeline; the message names the difference.
         """
         names = {
             "family": (self.family, transformer.family),

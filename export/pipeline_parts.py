@@ -40,20 +40,21 @@ PURPOSE = "exporting VAE and text encoders"
 
 
 class PipelineParts:
-    """What is exported of a pipeline folder beside its transformer. Nothing is loaded before it is exported.
+    """The VAE and text encoders of a pipeline folder, to be exported. `graphs` loads a component when it is its turn.
 
     Args:
-        checkpoint: The pipeline folder, or its transformer's.
-        size: Of the videos.
+        checkpoint: The pipeline folder, or its transformer's folder.
+        size: Size of the videos.
         parts: Names of the parts, as `VideoParts.components` has them, or "all".
-        precision: "fp32", "fp16" or "bf16", of weights and activations; what the libraries keep in float32 stays so.
-        opset: Of the standard operators: 23, or 17 for TensorRT 8.6.
-        variant: Of the names of the weight files, as for diffusers.
+        precision: Precision of weights and activations: "fp32", "fp16" or "bf16". Weights that the libraries keep in
+            float32 stay so.
+        opset: Opset of the standard operators: 23, or 17 for TensorRT 8.6.
+        variant: Variant of the weight files, a part of their names, as in diffusers.
 
     Raises:
         CheckpointError: The folder has none of these parts, a damaged one, or the VAE of another model.
-        FileNotFoundError: A file of it is missing.
-        ValueError: There is no part of such a name; or no such precision.
+        FileNotFoundError: A file of the folder is missing.
+        ValueError: The name of a part or the precision is unknown.
     """
 
     def __init__(

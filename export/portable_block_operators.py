@@ -2,7 +2,8 @@
 """The block operators in standard ONNX operators: what ONNX Runtime runs, and what a build with native ones inlines.
 
 Norms, modulation, rotation and quantisation are in float32 and rounded once at each output. The products of `Linear`
-and `CrossAttention` are in the type of their inputs, so that a runtime takes its fast ones, as are bias and activation.
+and `CrossAttention`, the bias and the activation are in the type of the inputs, so that a runtime takes its fast
+kernels.
 
 Letters: B batch, X tokens, Y tokens of the keys, E = N * D, N heads, D head dimension, K and O channels of a product,
 M modulations (1, or 2 where the first tokens have one of their own).
@@ -36,7 +37,7 @@ def layer_norm(tokens, epsilon: float):
 
 @script(VORTA, default_opset=op)
 def by_token(modulation: FLOAT, tokens, first_tokens: int):
-    """The modulation [B or 1, M, E] as tokens [B, X, E] are multiplied with it: [B or 1, 1 or X, E]."""
+    """The modulation [B or 1, M, E] in a shape that broadcasts to tokens [B, X, E]: [B or 1, 1 or X, E]."""
     if op.Shape(modulation, start=1, end=2) > 1:
         rows = op.Range(0, op.Squeeze(op.Shape(tokens, start=1, end=2)), 1)  # [X]
         is_first = op.Unsqueeze(rows < op.Constant(value_int=first_tokens), [1])  # [X, 1]
@@ -50,7 +51,7 @@ def by_token(modulation: FLOAT, tokens, first_tokens: int):
 
 @script(VORTA, default_opset=op)
 def activated(product, activation: str):
-    """The product, through the activation that is named."""
+    """Applies the named activation to a product."""
     named = op.Unsqueeze(op.Constant(value_string=activation), [0])  # [1]
     both = op.Concat(named, op.Constant(value_strings=["gelu_tanh"]), axis=0)  # [2] strings of one length
     if both[0:1] == both[1:2]:

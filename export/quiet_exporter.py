@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch's exporter says that means nothing here. Everything else it says is passed on."""
+"""Filters messages of torch's exporter that are known to be harmless. All its other messages are passed on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 _REGISTRATION = "torch.onnx._internal.exporter._registration"
 _HARMLESS_WARNINGS = (
-    # torch's own copying of its own tree specs
+    # torch warns of this when it copies its own tree specs
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
 )
 _HARMLESS_RECORDS = ("torchvision is not installed. Skipping ",)  # no torchvision operator is exported

@@ -22,7 +22,7 @@ def for_reference_evaluator(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _nodes(graphs: Iterable[onnx.GraphProto | onnx.FunctionProto]) -> Iterator[onnx.NodeProto]:
-    """Of graphs, functions, and the graphs inside of them."""
+    """Nodes of graphs and functions, and of the subgraphs inside of them."""
     for graph in graphs:
         for node in graph.node:
             yield node

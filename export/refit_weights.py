@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of an exported model that a LoRA changes, under their names in the exported file: what a refit replaces.
 
-They are always made of the base weights of the checkpoint, never of what an engine holds, so that one LoRA can take the
-place of another.
+They are always computed from the base weights of the checkpoint, never from an engine's weights, so that one LoRA can
+replace another.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def refit_weights(
 
     Args:
         model: The checkpoint with the LoRA files that the engine is to have; its weights may lie on disk.
-        precision: Of the exported file.
+        precision: Precision of the exported file.
         in_file: Names of the weights in the exported file, some of which are transposed there.
-        also: Parameters that an earlier refit changed: those that no LoRA changes now go back to the checkpoint's.
+        also: Parameters that an earlier refit changed. Those that no LoRA changes now get the checkpoint's values back.
 
     Yields:
         Name in the exported file, and value.

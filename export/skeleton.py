@@ -62,7 +62,7 @@ def skeleton_of(model: RoutedTransformer, precision: str) -> tuple[RoutedTransfo
     """A copy of `model` on the CPU, in eval mode, with placeholders for parameters; and the weights by name."""
     dtypes = _parameter_dtypes(model, torch_dtype(precision))
     weights: dict[str, Weight] = {}
-    replaced: dict[int, object] = {}  # as deepcopy's memo: what stands here is not copied
+    replaced: dict[int, object] = {}  # memo of deepcopy: objects in it are not copied
     for name, parameter in model.named_parameters():
         shape, dtype = tuple(parameter.shape), dtypes[name]
         weights[name] = Weight(shape, dtype, _loader(model, name, dtype))
@@ -75,13 +75,13 @@ def skeleton_of(model: RoutedTransformer, precision: str) -> tuple[RoutedTransfo
     if reader is not None:
         replaced[id(reader)] = reader  # open files are shared
     skeleton = copy.deepcopy(model, replaced).eval()
-    skeleton.block_ops = "plugin"  # which an engine may compute natively all the same
+    skeleton.block_ops = "plugin"  # the file has nodes of our operators; an engine may still compute them natively
     tabulate_timesteps(skeleton)
     return skeleton, weights
 
 
 def _parameter_dtypes(model: RoutedTransformer, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every parameter had the model been loaded in `dtype`: diffusers' rule, and routers in float32."""
+    """The dtype of every parameter in a model that is loaded in `dtype`: diffusers' rule, and routers in float32."""
     if dtype == model.dtype:
         return {name: parameter.dtype for name, parameter in model.named_parameters()}
     keep_float32, fixed = {"router", *model.facts().float32_modules()}, fixed_types(model)

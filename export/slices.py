@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices in forms that cost an engine one layer.
+"""Rewrites Slices into forms that cost an engine one layer.
 
 TensorRT computes the bounds of a Slice in the engine where the batch is dynamic: 24 layers of integer arithmetic for
 each. A Gather of one constant row and a Split into constant sizes need none.
@@ -20,7 +20,7 @@ _END = np.iinfo(np.int64).max  # what torch writes for the end of an axis
 
 @dataclass(frozen=True)
 class _Part:
-    """What a Slice takes of an axis whose extent is known: rows start to end."""
+    """The part of an axis that a Slice takes: rows start to end. The extent of the axis is known."""
 
     node: ir.Node
     axis: int
@@ -31,9 +31,9 @@ class _Part:
 
 
 def simplify_slices(graph: ir.Graph) -> None:
-    """Replaces Slices with constant bounds: of one row by a Gather, of longer parts of an axis by one Split.
+    """Replaces Slices with constant bounds: a Slice of one row by a Gather, longer ones of an axis by one Split.
 
-    A Slice of all rows, whatever their number, goes.
+    A Slice of all rows is removed, whatever their number.
     """
     by_axis: dict[tuple[ir.Value, int], list[_Part]] = defaultdict(list)
     for node in list(graph):
@@ -57,7 +57,7 @@ def simplify_slices(graph: ir.Graph) -> None:
 
 
 def _bounds(node: ir.Node) -> tuple[int, int, int] | None:
-    """Start, end and axis of a Slice, where they are constants of one axis and no row is left out between them."""
+    """Start, end and axis of a Slice, if they are constants, of one axis, with steps of 1; otherwise None."""
     values = [None if value is None else ir.convenience.get_const_tensor(value) for value in node.inputs[1:]]
     if len(values) < 3 or None in values:
         return None
@@ -71,7 +71,7 @@ def _takes_all(node: ir.Node) -> bool:
 
 
 def _part(node: ir.Node) -> _Part | None:
-    """What a Slice takes of one axis, where all is constant."""
+    """The part of an axis that a Slice takes; None unless its bounds and the extent are constant, or if it is empty."""
     tensor, bounds = node.inputs[0], _bounds(node)
     if tensor is None or tensor.shape is None or bounds is None:
         return None
@@ -84,7 +84,7 @@ def _part(node: ir.Node) -> _Part | None:
 
 
 def _gather(graph: ir.Graph, part: _Part, made: _Constants) -> None:
-    """One row; where only Squeezes of its axis follow, without the axis."""
+    """Replaces a Slice of one row by a Gather, which also drops the axis if only Squeezes of that axis follow."""
     node, (sliced,) = part.node, part.node.outputs
     squeezed = [user for user, _ in sliced.uses()]
     drop = (
@@ -113,7 +113,7 @@ def _squeezes(node: ir.Node, axis: int, rank: int) -> bool:
 def _split(
     graph: ir.Graph, tensor: ir.Value, axis: int, pieces: list[tuple[int, int]], parts: list[_Part], made: _Constants
 ) -> None:
-    """All parts of an axis at once; nobody takes what lies between them."""
+    """Replaces all Slices of an axis by one Split; the pieces between them stay unused."""
     sizes = made.integers([end - start for start, end in pieces])
     split = ir.node("Split", [tensor, sizes], {"axis": axis}, num_outputs=len(pieces))
     first = next(node for node in graph if any(part.node is node for part in parts))
@@ -129,7 +129,7 @@ def _split(
 
 
 class _Constants:
-    """Integers of the graph, each there once."""
+    """Integer constants of the graph, without duplicates."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph

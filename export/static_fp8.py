@@ -5,11 +5,11 @@
                                                    MatMul -> Add bias -> activation
     weight e4m3 -------------> DequantizeLinear --/
 
-The tokens are those before `Quantize`; a norm that quantises is taken apart for them.
+The tokens are the input of `Quantize`; a norm that quantises is split into a norm and `Quantize` to get them.
 
-TensorRT makes one product of 8 bits of it. It takes no scale that is found on the fly, so a layer needs one from a
-calibration or from its checkpoint; scales have the type of the tokens, to which those of the weights are rounded.
-Inputs beyond 448 times the scale are cut off there.
+TensorRT fuses these nodes into one 8-bit product. It takes no scale that is computed at run time, so a layer needs a
+static one from a calibration or from its checkpoint. Scales have the type of the tokens; the scales of the weights are
+rounded to it. Inputs beyond 448 times the scale are clipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def static_nodes(model: onnx.ModelProto, input_scales: Mapping[str, float]) -> f
     if not input_scales:
         return frozenset()
     if any(entry.version == OPSET_17 for entry in model.opset_import if entry.domain == ""):
-        return frozenset()  # e4m3 as int32
+        return frozenset()  # its e4m3 weights are stored as int32
     weight = FP8_LINEAR.inputs.index("weight")
     return frozenset(
         node.name
@@ -43,12 +43,12 @@ def static_nodes(model: onnx.ModelProto, input_scales: Mapping[str, float]) -> f
 
 
 def make_static(model: ir.Model, names: frozenset[str], input_scales: Mapping[str, float]) -> None:
-    """Replaces nodes in place.
+    """Replaces `Fp8Linear` nodes by their native form, in place.
 
     Args:
-        model: An exported one, of opset 23.
-        names: See `static_nodes`.
-        input_scales: Of the inputs, by layer.
+        model: An exported model of opset 23.
+        names: Names of the nodes; see `static_nodes`.
+        input_scales: Static scales of the layers' inputs, by layer.
     """
     graph = model.graph
     for node in list(graph):
@@ -76,7 +76,7 @@ def _unquantized(graph: ir.Graph, quantized: ir.Value) -> ir.Value:
 
 
 def _side_by_side(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """What a `JoinedQuantize` reads, as one value; the node itself is taken away once nothing reads it."""
+    """Concatenates the inputs of a `JoinedQuantize`; `make_static` removes that node once nothing reads it."""
     joined = ir.node("Concat", node.inputs, {"axis": 2}, name=f"{node.name}.Concat")
     joined.metadata_props.update(node.metadata_props)
     (tokens,), (first, *_) = joined.outputs, _inputs(node)
@@ -86,7 +86,7 @@ def _side_by_side(graph: ir.Graph, node: ir.Node) -> ir.Value:
 
 
 def _taken_apart(graph: ir.Graph, node: ir.Node) -> ir.Node:
-    """Replaces a norm that quantises by one that does not and `Quantize`; returns the latter."""
+    """Replaces a norm that quantises by a norm that does not and a `Quantize`; returns the `Quantize` node."""
     operator = UNQUANTIZED[node.op_type]
     *before, quantized, scale = node.outputs
     norm = ir.node(operator.name, node.inputs, node.attributes, domain=node.domain, num_outputs=len(before) + 1)
@@ -107,7 +107,7 @@ def _taken_apart(graph: ir.Graph, node: ir.Node) -> ir.Node:
 
 
 class _Native:
-    """The nodes that stand for one."""
+    """Makes the native nodes that replace one `Fp8Linear` node."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, tokens: ir.Value) -> None:
         self.graph, self.node, self.tokens = graph, node, tokens

@@ -38,18 +38,18 @@ class TimestepWeights:
         return weight.t().contiguous() if tensor.name.endswith(TRANSPOSED) else weight
 
     def save(self, path: Path) -> None:
-        """Writes them as `TimestepPath.load` reads them."""
+        """Writes the weights in the format that `TimestepPath.load` reads."""
         from vorta_trt.model.timestep_path import save_timestep_path
 
         save_timestep_path(path, {name: self.load(name) for name in self.initializers})
 
 
 def timestep_weights(file: OnnxFile, family: str | None) -> TimestepWeights | None:
-    """What an exported graph holds of its timestep path; None for a file of another origin or without it.
+    """The weights of the timestep path in an exported graph; None for a file of another origin or without them.
 
     Args:
-        file: the exported file.
-        family: as its metadata says.
+        file: The exported file.
+        family: Model family, as the file's metadata states it.
     """
     from vorta_trt.model.timestep_path import timestep_parameters
 

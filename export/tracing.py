@@ -51,12 +51,12 @@ def trace(skeleton: RoutedTransformer, opset: int, stage: Callable[[str], None])
 
 
 def rank_inputs(skeleton: nn.Module) -> dict[str, Tensor]:
-    """The inputs of a model for several GPUs by name, which are buffers while it is traced; none of others."""
+    """Additional inputs of a model for several GPUs, which are buffers while it is traced; none for other models."""
     return {name: buffer for name, buffer in skeleton.named_buffers() if name in RANK_INPUTS}
 
 
 def _add_inputs(graph: ir.Graph, position: int, buffers: Mapping[str, Tensor]) -> None:
-    """Makes buffers inputs, from the given one on."""
+    """Turns buffers into graph inputs, inserted at `position`."""
     for offset, name in enumerate(buffers):
         value = graph.initializers.pop(name)
         value.const_value = None
@@ -66,14 +66,14 @@ def _add_inputs(graph: ir.Graph, position: int, buffers: Mapping[str, Tensor]) -
 def trace_fixed(
     skeleton: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], opset: int, stage: Callable[[str], None]
 ) -> ir.Model:
-    """The graph of any module with placeholders for its weights, of fixed shapes; parameters are as of `trace`.
+    """The graph of a module with placeholders for its weights, with fixed shapes. Parameters are inputs as in `trace`.
 
     Args:
-        skeleton: Its `forward` takes the inputs in order.
-        inputs: Examples, by name.
-        outputs: Names.
-        opset: As for `trace`.
-        stage: As for `trace`.
+        skeleton: The module, whose `forward` takes the inputs in order.
+        inputs: Example inputs, by name.
+        outputs: Names of the outputs.
+        opset: The version of ONNX's own operators.
+        stage: Called with "trace" and "translate" when these stages begin.
     """
     with torch.no_grad(), without_known_noise():
         stage("trace")
@@ -85,7 +85,7 @@ def trace_fixed(
 def _translate(
     program: torch.export.ExportedProgram, skeleton: nn.Module, inputs: list[str], outputs: Sequence[str], opset: int
 ) -> ir.Model:
-    """A traced program as a graph whose parameters are inputs behind its own."""
+    """Translates a traced program to a graph whose parameters are inputs after the program's own."""
     exported = torch.onnx.export(
         program,
         dynamo=True,

@@ -21,13 +21,13 @@ TIMEOUT = 60.0
 
 
 def nccl_version(library: PluginLibrary) -> tuple[int, str]:
-    """Opens NCCL where that has not been done. Needs no GPU.
+    """Opens NCCL, unless it is open, and asks for its version. Needs no GPU.
 
     Args:
         library: The library.
 
     Returns:
-        NCCL's version in its own form, such as 22703 of 2.27.3, and its file.
+        NCCL's version in its own form, such as 22703 for 2.27.3, and the path of its file.
 
     Raises:
         LibraryError: There is none on this machine, or it is too old.
@@ -38,7 +38,7 @@ def nccl_version(library: PluginLibrary) -> tuple[int, str]:
 
 
 def create_id(library: PluginLibrary) -> bytes:
-    """Makes the name by which the ranks of one communicator find each other. Needs no GPU.
+    """Makes the id by which the ranks of one communicator find each other. Needs no GPU.
 
     Args:
         library: The library.
@@ -61,8 +61,8 @@ def join(library: PluginLibrary, identity: bytes, ranks: int, rank: int, timeout
         library: The library.
         identity: What `create_id` returned on one rank.
         ranks: Number of processes.
-        rank: Of this process, from 0.
-        timeout: Seconds that the known values may take.
+        rank: Number of this process, from 0.
+        timeout: Seconds that the exchange of known values may take.
 
     Raises:
         ValueError: `identity` has another length.
@@ -79,10 +79,10 @@ def check(library: PluginLibrary, ranks: int) -> None:
 
     Args:
         library: The library.
-        ranks: Of the communicator.
+        ranks: Number of ranks of the communicator.
 
     Raises:
-        LibraryError: It has, or there is no such communicator on the current GPU.
+        LibraryError: NCCL has met an error, or there is no such communicator on the current GPU.
     """
     library.call("vorta_communicator_check", ctypes.c_int32(ranks))
 
@@ -92,7 +92,7 @@ def rank_of(library: PluginLibrary, ranks: int) -> int:
 
     Args:
         library: The library.
-        ranks: Of the communicator.
+        ranks: Number of ranks of the communicator.
 
     Raises:
         LibraryError: There is no such communicator.
@@ -107,8 +107,8 @@ def leave(library: PluginLibrary, ranks: int, abort: bool = False) -> None:
 
     Args:
         library: The library.
-        ranks: Of the communicator.
-        abort: Whether to wait for nobody, in a process that ends because another rank has failed.
+        ranks: Number of ranks of the communicator.
+        abort: Whether to leave without waiting for the other ranks, in a process that ends because a rank has failed.
 
     Raises:
         LibraryError: NCCL fails.
@@ -122,12 +122,12 @@ def communicator(library: PluginLibrary, identity: bytes, ranks: int, rank: int)
 
     Args:
         library: The library.
-        identity: As for `join`.
-        ranks: As for `join`.
-        rank: As for `join`.
+        identity: What `create_id` returned on one rank.
+        ranks: Number of processes.
+        rank: Number of this process, from 0.
 
     Raises:
-        LibraryError: As `join` and `leave`.
+        LibraryError: `join` or `leave` fails.
     """
     join(library, identity, ranks, rank)
     try:

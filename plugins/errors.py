@@ -13,7 +13,7 @@ class LibraryNotFoundError(VortaError, FileNotFoundError):
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The innermost of the errors that led to one, or itself."""
+    """The innermost error in the chain of errors that led to one; the error itself if none did."""
     while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = before
     return error

@@ -12,7 +12,7 @@ Extra = Literal["compare", "plot", "polygraphy", "serve", "tracing", "train", "v
 
 
 def extra_command(extra: Extra | Literal["rtx", "tensorrt"]) -> str:
-    """What installs an extra: there is no release of vorta-trt yet, so it is installed from its sources."""
+    """Command that installs an extra: there is no release of vorta-trt yet, so it is installed from its sources."""
     return f"pip install '.[{extra}]' in the folder of vorta-trt's sources"
 
 
@@ -24,7 +24,7 @@ def import_extra(module: str, extra: Extra) -> Any:
     """Imports a module of an optional package.
 
     Args:
-        module: its full name, as "matplotlib.figure".
+        module: Full name of the module, such as "matplotlib.figure".
         extra: An extra of vorta-trt, as pyproject.toml lists them.
 
     Returns:

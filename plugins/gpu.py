@@ -16,7 +16,7 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 
-LOADED_MODULE = Path("/sys/module/nvidia/version")  # of the kernel's module
+LOADED_MODULE = Path("/sys/module/nvidia/version")  # version of the kernel module
 # CUdevice_attribute values of the CUDA driver API.
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
@@ -58,7 +58,7 @@ class ComputeCapability:
         return f"{self.major}.{self.minor}"
 
 
-OLDEST = ComputeCapability(8, 0)  # that the kernels run on
+OLDEST = ComputeCapability(8, 0)  # the oldest GPUs that the kernels run on
 ADA = ComputeCapability(8, 9)
 HOPPER = ComputeCapability(9, 0)
 
@@ -131,7 +131,7 @@ def _device(cuda: ctypes.CDLL, index: int) -> Device:
 
 
 class Code(Enum):
-    """What a library holds for a GPU; the value of NONE is false."""
+    """Kind of code that a library holds for a GPU; NONE counts as false."""
 
     NONE = 0
     PTX = 1  # the driver compiles it at the first launch
@@ -160,8 +160,8 @@ def code_for(architectures: Iterable[str], capability: ComputeCapability) -> Cod
     ("90a") on exactly that GPU; PTX (`-virtual`) on anything newer. No suffix means both.
 
     Args:
-        architectures: What was compiled for.
-        capability: The GPU's.
+        architectures: Architectures that the code was compiled for.
+        capability: Compute capability of the GPU.
 
     Returns:
         Machine code, PTX or nothing.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vorta_trt.plugins.errors import VortaError
 
-# How torch's allocator and its mappings, ONNX Runtime and C++ in general put it into a RuntimeError.
+# Texts in RuntimeErrors of torch's allocator and mappings, of ONNX Runtime and of C++ that mean: no memory is left.
 _SAID = ("cannot allocate memory", "can't allocate memory", "bad_alloc", "bad allocation", "failed to allocate memory")
 REMEDY = "close what else uses memory, add swap, or take a machine with more; see `ulimit -v` and the container's limit"
 MOST_GIB = 1 << 33  # bytes are counted in 64 bits
@@ -41,7 +41,7 @@ def is_not_mappable(error: BaseException) -> bool:
 
 @contextmanager
 def mapping(file: Path) -> Iterator[None]:
-    """Goes around what maps or reads a file as a whole.
+    """Context for code that maps or reads a file as a whole; it turns errors of memory and mapping into ours.
 
     Raises:
         HostOutOfMemory: The file does not fit into memory; the message has its size and what there is.

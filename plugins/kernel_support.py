@@ -29,7 +29,7 @@ from vorta_trt.plugins.library import KernelFamily, PluginLibrary, load_library
 
 logger = logging.getLogger(__name__)
 
-# The first driver for every minor version of a major version of CUDA.
+# Major version of CUDA -> the oldest driver that runs all of its minor versions.
 OLDEST_DRIVERS = {12: "R525", 13: "R580"}
 
 
@@ -41,8 +41,8 @@ def driver_problem(library: PluginLibrary, report: DriverReport) -> str | None:
     """Says why the driver is too old for the library.
 
     Args:
-        library: The library, which has its version of the CUDA runtime in it.
-        report: What the driver says of itself.
+        library: The library, which contains a CUDA runtime.
+        report: Report of the driver.
 
     Returns:
         Found version, rule and remedy; None if there is no such problem, or no driver.
@@ -87,7 +87,7 @@ def best_family(library: PluginLibrary, precision: str, capability: ComputeCapab
 
 
 def slower_than_possible(library: PluginLibrary, device: Device) -> str | None:
-    """Says what a GPU misses that the sources have for it: faster kernels, 8-bit kernels, machine code.
+    """Says what the sources have for a GPU, but the library lacks: faster kernels, 8-bit kernels, machine code.
 
     Args:
         library: The library.
@@ -150,7 +150,7 @@ def prepare_gpu(library: PluginLibrary, index: int) -> None:
 
 @contextmanager
 def held_to(kernels: str) -> Iterator[None]:
-    """Holds the library to a family of kernels for a while.
+    """Context in which the library takes the kernels of one family only.
 
     Args:
         kernels: What `PluginLibrary.force_kernels` takes; "" changes nothing.

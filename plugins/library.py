@@ -28,13 +28,13 @@ RUNTIME_LIBRARIES = {
     "vorta_suggest_cublaslt": ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"),
     "vorta_suggest_nccl": ("nccl/lib/libnccl.so.2",),
 }
-"""What the library opens at run time: by the function that suggests a file, the places in NVIDIA's package `nvidia`."""
+"""Libraries opened at run time: function of the C API that suggests a file -> its places in the package `nvidia`."""
 KERNEL_DTYPES = ("float16", "bfloat16")
 """Types that the kernels compute in; the index is the C API's value."""
 
 
 class Status(IntEnum):
-    """What a function of the C API returns."""
+    """Status that a function of the C API returns."""
 
     OK = 0
     INVALID_ARGUMENT = 1
@@ -46,7 +46,7 @@ class LibraryError(VortaError):
     """A call of the C API failed; the message is the library's own.
 
     Attributes:
-        status: What the function returned.
+        status: Status that the function returned.
     """
 
     def __init__(self, status: Status, message: str) -> None:
@@ -68,7 +68,7 @@ class SizedStructure(ctypes.Structure):
 
 _Int3 = ctypes.c_int32 * 3
 Strides = ctypes.c_int64 * 3
-"""Of batch, token and head, in elements."""
+"""Strides of batch, token and head, in elements."""
 _C_TYPES: dict[Kind, Any] = {
     Kind.TRIPLE: _Int3,
     Kind.INTEGER: ctypes.c_int32,
@@ -131,14 +131,14 @@ class Tensors(SizedStructure):
 
 
 def as_strides(name: str, values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    """Turns three strides into what a structure holds.
+    """Turns three strides into the array that a structure holds.
 
     Args:
-        name: Of the tensor's field, for the message.
-        values: Batch, token and head, in elements.
+        name: Name of the structure's field, for the error message.
+        values: Strides of batch, token and head, in elements.
 
     Raises:
-        ValueError: They are not three.
+        ValueError: There are not three strides.
     """
     return Strides(*_triple(name, values))
 
@@ -169,13 +169,13 @@ class KernelFamily:
     """A family of attention kernels among the sources, whether the library holds it or not.
 
     Attributes:
-        name: Its folder among the sources, such as "sm90".
-        attention_precision: What it computes, as the operator's attribute says it.
-        oldest_gpu: The GPUs that it serves, from this compute capability on.
-        newest_gpu: The last of them.
+        name: Name of its folder among the sources, such as "sm90".
+        attention_precision: Attention precision that it computes in, as the operator's attribute names it.
+        oldest_gpu: Oldest compute capability that it serves.
+        newest_gpu: Newest compute capability that it serves.
         head_dims: D of its instances, ascending.
-        pads_head_dim: Whether it takes a smaller D than that of an instance, too.
-        architectures: What the library holds it for, as CMake spells GPU architectures; empty if it was left out.
+        pads_head_dim: Whether an instance also takes a smaller D than its own.
+        architectures: GPU architectures that it was compiled for, as CMake spells them; empty if the library lacks it.
     """
 
     name: str
@@ -187,7 +187,7 @@ class KernelFamily:
     architectures: tuple[str, ...]
 
     def serves(self, capability: ComputeCapability) -> bool:
-        """Says whether it is made for such a GPU."""
+        """Says whether it is made for GPUs of this compute capability."""
         return self.oldest_gpu <= capability <= self.newest_gpu
 
     def takes(self, head_dim: int) -> bool:
@@ -302,15 +302,15 @@ class PluginLibrary:
 
     @property
     def forced_kernels(self) -> str:
-        """The family of kernels that all calls are held to; "" if the GPU decides."""
+        """Family of kernels that all calls have to take; "" if the GPU decides."""
         return self._text("vorta_forced_kernels")
 
     def force_kernels(self, family: str) -> None:
-        """Holds all calls of the process from now on to one family of kernels, for tests and comparisons.
+        """Makes all later calls of the process take one family of kernels, for tests and comparisons.
 
         Args:
-            family: "sm80", the kernels that run on every GPU; "sm89_fp8", the 8-bit ones of GPUs from SM89 on and
-                those of sm80 for 16 bits; or "" to let the GPU decide.
+            family: "sm80", the kernels that run on every GPU; "sm89_fp8", the 8-bit kernels for GPUs from SM89 on,
+                together with the 16-bit kernels of sm80; or "" to let the GPU decide.
 
         Raises:
             LibraryError: There is no such family.
@@ -407,12 +407,13 @@ def _beside_this_file(name: str) -> Path | None:
 
 
 def in_wheels(places: Sequence[str]) -> Path | None:
-    """A file of NVIDIA's wheels in this Python environment; a process that has imported torch has its own.
+    """Finds a file of NVIDIA's wheels in this Python environment.
 
-    The library takes it where neither the process nor the loader has one, as in engines that run without torch.
+    The library opens it if neither the process nor the loader has one, as in engines that run without torch. A process
+    that has imported torch has loaded its own.
 
     Args:
-        places: Of the file in the package `nvidia`; the first that is there counts.
+        places: Paths of the file in the package `nvidia`; the first that exists is taken.
     """
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
@@ -441,7 +442,7 @@ def library_path() -> Path:
 
 
 def rtx_shim_path() -> Path:
-    """Absolute path of the aid that lets the ONNX parser of the tensorrt_rtx wheel import plugins.
+    """Absolute path of the shim that lets the ONNX parser of the tensorrt_rtx wheel import plugins.
 
     Load it after `import tensorrt_rtx` and before parsing: `ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)`. Without it
     the parser ends the process.

@@ -15,9 +15,9 @@ from vorta_trt.plugins.operator_schema import Activation, LinearPrecision
 logger = logging.getLogger(__name__)
 
 ACTIVATIONS = get_args(Activation)
-"""What may follow the product; the index is the C API's value."""
+"""Activations that may follow the product; the index is the C API's value."""
 LINEAR_PRECISIONS = get_args(LinearPrecision)
-"""What is multiplied: numbers of the activations' type, or e4m3; the index is the C API's value."""
+"""Types that are multiplied: the activations' own ("same"), or e4m3 ("fp8"); the index is the C API's value."""
 OWN_KERNEL = -1
 """`candidate` of the kernel that is part of the library, which runs on every GPU; 0 is cuBLASLt's first choice."""
 _NAMES = {"activation": ACTIVATIONS, "precision": LINEAR_PRECISIONS}
@@ -115,14 +115,15 @@ def workspace_size(library: PluginLibrary, params: LinearParams) -> int:
 
 
 def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
-    """Asks which products calls on torch's current GPU take.
+    """Asks which kernels calls on torch's current GPU take for their products.
 
     Args:
         library: The library.
         precision: One of `LINEAR_PRECISIONS`.
 
     Returns:
-        "sm90" (fp8 on Hopper), such as "cublaslt 13.1.0", or "sm80", the slow kernel; and why it is the last, else "".
+        Name of the kernels: "sm90" (fp8 on Hopper), a cuBLASLt such as "cublaslt 13.1.0", or "sm80" (the slow kernel).
+        And the reason if it is the slow kernel, else "".
     """
     reason = ctypes.c_char_p()
     precision_value = ctypes.c_int32(LINEAR_PRECISIONS.index(precision))
@@ -131,7 +132,7 @@ def backend(library: PluginLibrary, precision: str = "same") -> tuple[str, str]:
 
 
 def cublaslt_path(library: PluginLibrary) -> str:
-    """The file of the cuBLASLt that products take, "" where none was found. Needs no GPU; `backend` says why.
+    """File of the cuBLASLt that products take; "" if none was found (`backend` says why). Needs no GPU.
 
     Args:
         library: The library.

@@ -13,7 +13,7 @@ class OperatorParams(SizedStructure):
     """`vorta_<OPERATOR>_params`: everything about a call; pointers are integers, `dtype` may be a name.
 
     Attributes:
-        OPERATOR: What the functions of the C API are named after: `vorta_<OPERATOR>_enqueue`.
+        OPERATOR: Name of the operator in the names of the C API's functions, such as `vorta_<OPERATOR>_enqueue`.
     """
 
     OPERATOR: ClassVar[str]

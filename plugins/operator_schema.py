@@ -19,13 +19,13 @@ CoresetKeys = Literal["query", "key"]
 AttentionPrecision = Literal["same", "fp8"]
 LinearPrecision = Literal["same", "fp8"]
 Activation = Literal["none", "gelu_tanh"]
-BlockOps = Literal["native", "plugin"]  # what the block operators are computed with
+BlockOps = Literal["native", "plugin"]  # how an engine computes the block operators
 
 SAME_PRECISION: AttentionPrecision = "same"
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
+"""Attributes of an ONNX node by which TensorRT finds the plugin; without them a function body in the file wins."""
 MOST_TOKENS = (1 << 31) - 1024  # of video and text together; the kernels count them in 32 bits
 LARGEST_BUCKET = 64  # tokens that a bucket may have in the kernels; the portable form takes any
-"""Attributes of an ONNX node by which TensorRT finds the plugin; without them a function body in the file wins."""
 
 
 class Kind(Enum):
@@ -49,10 +49,10 @@ class Attribute:
     """One attribute of an operator.
 
     Attributes:
-        name: In ONNX files, plugin fields, the torch operator and the C API alike.
+        name: Its name in ONNX files, plugin fields, the torch operator and the C API.
         kind: Its type.
-        doc: What it says.
-        default: What its absence means in an ONNX file; None if it must be there.
+        doc: Its meaning, in words.
+        default: Value that its absence means in an ONNX file; None if it is required.
         choices: The strings of a CHOICE.
         least: The smallest value of a number, if it has one.
     """
@@ -74,7 +74,8 @@ class Element(Enum):
         FLOAT32: Float32.
         INT32: Int32.
         FLOAT8: Float8 e4m3; in files of opset 17, which has no such type, four of them in an int32.
-        FLOAT8_TOKENS: The same of activations. In TensorRT they are int32 in any case, from plugin to plugin.
+        FLOAT8_TOKENS: Float8 e4m3 of activations, in files like FLOAT8. In TensorRT, plugins always pass them to each
+            other as int32.
     """
 
     TOKENS = "tokens"
@@ -90,8 +91,8 @@ class OperatorTensor:
     """An input or output of an operator.
 
     Attributes:
-        name: In ONNX files and the torch operator alike.
-        shape: In the letters of this file.
+        name: Its name in ONNX files and in the torch operator.
+        shape: Its shape, in the letters of this file.
         element: Type of its elements.
         optional: Whether an input may be missing.
     """
@@ -110,12 +111,12 @@ class Operator:
         name: Name of the ONNX node and the plugin.
         torch_name: Name of the torch operator, whose arguments are the inputs, then the attributes.
         doc: What it computes.
-        input_tensors: In order.
-        output_tensors: In order.
-        attributes: In the order of the plugin's fields.
+        input_tensors: Its inputs, in order.
+        output_tensors: Its outputs, in order.
+        attributes: Its attributes, in the order of the plugin's fields.
         namespace: ONNX domain, plugin namespace and torch namespace.
         version: Version of the plugin and, as a number, of the ONNX domain; a change of meaning raises it.
-        is_portable: Whether operators of ONNX can say it; what reaches other GPUs they cannot.
+        is_portable: Whether standard ONNX operators can express it. They cannot express an exchange between GPUs.
     """
 
     name: str
@@ -399,13 +400,13 @@ BLOCK_OPERATORS = (
     FP8_LINEAR,
     CROSS_ATTENTION,
 )
-"""What a block of a transformer does between its routed attentions."""
+"""The operators that a transformer computes between its routed attentions."""
 
 UNQUANTIZED = {NORM_MODULATE_QUANTIZE.name: NORM_MODULATE, RESIDUAL_NORM_MODULATE_QUANTIZE.name: RESIDUAL_NORM_MODULATE}
-"""By the name of a norm that quantises, the one that does not."""
+"""Name of a norm that quantises -> the same norm without quantisation."""
 
 QUANTIZING = (QUANTIZE.name, JOINED_QUANTIZE.name, *UNQUANTIZED)
-"""Names of what leaves quantised tokens."""
+"""Names of the operators whose outputs are quantised tokens."""
 
 AROUND_BLOCKS = (ROUTED_ATTENTION.name, ULYSSES_ATTENTION.name, GATHER_TOKENS.name)
 """Names of the operators that are no block operators: an engine always has their plugins."""
@@ -420,5 +421,5 @@ OPERATORS = {
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """What the attribute `name` of `ROUTED_ATTENTION` may say; the index is the C API's value."""
+    """Values that the attribute `name` of `ROUTED_ATTENTION` may have; the index is the C API's value."""
     return next(attribute.choices for attribute in ROUTED_ATTENTION.attributes if attribute.name == name)

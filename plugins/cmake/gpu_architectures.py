@@ -5,7 +5,7 @@
 
 ASKED is VORTA_CUDA_ARCHITECTURES: empty for the GPUs of this machine, "release" for those of a release wheel, or a
 list as CMake spells it. CODES are the GPUs that nvcc can make code for, as `nvcc --list-gpu-code` lists them. The
-answer is JSON: `architectures`, `reason`, `warnings`, and what the kernels of some GPUs alone are compiled for, `sm90`
+answer is JSON: `architectures`, `reason`, `warnings`, and the architectures of the kernels for some GPUs only, `sm90`
 and `sm89`.
 """
 
@@ -29,7 +29,7 @@ TIMEOUT = 60  # seconds; a driver that does not answer by then has no GPU for us
 
 
 def _gpu_module() -> ModuleType:
-    """plugins/gpu.py, which imports nothing of the package: that is not installed while it is built."""
+    """Imports plugins/gpu.py by its path: the package is not installed yet, and gpu.py imports nothing of it."""
     path = Path(__file__).parents[1] / "gpu.py"
     spec = importlib.util.spec_from_file_location("vorta_trt_gpu", path)
     assert spec is not None and spec.loader is not None
@@ -64,7 +64,7 @@ def machine_gpus() -> tuple[list[tuple[str, Any]], str]:
 
 
 def special_code(architectures: Sequence[str]) -> dict[str, list[str]]:
-    """What the kernels that not every GPU can run are compiled for, by the beginning of their folders' names."""
+    """Architectures of the kernels that not every GPU can run, by the prefix of the kernels' folders."""
     return {
         "sm90": ["90a-real"] if any(name.startswith("90a") for name in architectures) else [],  # wgmma and TMA
         "sm89": [name for name in architectures if int(gpu.split_architecture(name)[0]) >= 89],  # mma of e4m3
@@ -76,7 +76,7 @@ def choose(asked: str, codes: Sequence[str], gpus: Sequence[tuple[str, Any]], wh
 
     Args:
         asked: VORTA_CUDA_ARCHITECTURES; see the top of this file.
-        codes: What nvcc can make code for, as "sm_90".
+        codes: GPUs that nvcc can make code for, such as "sm_90".
         gpus: Names and compute capabilities of this machine's GPUs.
         why_none: The reason why there are no GPUs.
 
@@ -123,7 +123,7 @@ def _for_machine(codes: Sequence[str], gpus: Sequence[tuple[str, Any]], why_none
 def _slower(
     name: str, capability: Any, architectures: Sequence[str], special: dict[str, list[str]], codes: Sequence[str]
 ) -> str | None:
-    """What the GPU would miss; None if nothing."""
+    """Warning about the code that a GPU would miss; None if it misses none."""
     if capability < gpu.OLDEST:
         return None
     misses = []
