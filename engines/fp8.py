@@ -21,7 +21,7 @@ from vorta_trt.plugins.library import KernelFamily, load_library
 
 logger = logging.getLogger(__name__)
 
-LINEARS_FROM = ComputeCapability(8, 9)  # oldest GPUs with e4m3: for older ones TensorRT builds no such engine
+LINEARS_FROM = ComputeCapability(8, 9)  # oldest GPUs with e4m3; TensorRT builds no engine with e4m3 weights for others
 _REMEDY = "use --attention-precision same"
 
 

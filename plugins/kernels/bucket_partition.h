@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The buckets of the coreset, and where the tokens of each stand in a head's lists. A list has the buckets in their
-// order without gaps, so a bucket's place is the number of kept (or dropped) tokens before it. Whole or last along each
-// axis, there are at most eight kinds of buckets, and all before a bucket's position on an axis are whole along it: the
-// number is a sum of three products, and three divisions invert it.
+// order without gaps, so a bucket's place is the number of kept (or dropped) tokens before it. Along each axis a bucket
+// is whole or the last one, so there are at most eight kinds of buckets. All buckets before a position on an axis are
+// whole along it. So the number of tokens before a bucket is a sum of three products, and three divisions invert it.
 #ifndef VORTA_TRT_KERNELS_BUCKET_PARTITION_H_
 #define VORTA_TRT_KERNELS_BUCKET_PARTITION_H_
 

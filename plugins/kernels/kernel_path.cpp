@@ -18,7 +18,7 @@ constexpr struct {
   ForcedKernels value;
 } kForceable[] = {{"", ForcedKernels::kNone}, {"sm80", ForcedKernels::kSm80}, {"sm89_fp8", ForcedKernels::kSm89Fp8}};
 
-/// What the environment said when the library was loaded; longer values are cut.
+/// Value of the environment variable when the library was loaded; longer values are cut.
 char environment[64] = "";
 
 ForcedKernels parse(const char* family) {
@@ -35,8 +35,8 @@ ForcedKernels read_environment() {
   return parse(value);
 }
 
-/// TMA knows strides below 2^40 bytes (cuTensorMapEncodeTiled), and no axis of tokens along which the address stands
-/// still. `row_tokens`: that a map steps over at once.
+/// Whether TMA can address a tensor: its strides must be below 2^40 bytes (cuTensorMapEncodeTiled), and the stride of
+/// the tokens must not be 0. `row_tokens`: tokens that a map steps over at once.
 bool fits_tensor_map(const int64_t (&stride)[3], int row_tokens) {
   constexpr int64_t kMaxElements = (int64_t{1} << 40) / 2;
   const int64_t row_stride = stride[1] * row_tokens;

@@ -13,20 +13,20 @@ namespace vorta {
 /// 8-bit products.
 enum class KernelPath { kSm80, kSm90, kSm89Fp8, kSm90Fp8 };
 
-/// What calls are held to: nothing, the kernels on mma.sync on Hopper, too, those of 16 bits or also those of 8 bits,
-/// or a family that does not exist.
+/// The kernels that calls are forced to take. kNone: the GPU decides. kSm80: the 16-bit kernels on mma.sync, on Hopper,
+/// too. kSm89Fp8: those and the 8-bit kernels on mma.sync. kUnknown: the environment names no existing family.
 enum class ForcedKernels : int { kNone, kSm80, kSm89Fp8, kUnknown };
 
 /// The environment variable that forces a family. It is read once, when the library is loaded.
 inline constexpr const char* kKernelPathVariable = "VORTA_TRT_KERNELS";
 
-/// What vorta_force_kernels() said last, else the environment.
+/// The choice of the last vorta_force_kernels() call, else that of the environment.
 ForcedKernels forced_kernels() noexcept;
 
-/// The same by name: "" for none, and what the environment said for one that does not exist.
+/// The name of the forced family: "" for none; for a family that does not exist, the text in the environment.
 const char* forced_kernels_name() noexcept;
 
-/// Holds calls from now on to `family`, which is null, "" or a name; false if there is none of that name.
+/// Makes later calls take `family`, which is null, "" or a name. Returns false if there is no family of that name.
 bool force_kernels(const char* family) noexcept;
 
 /// 10 * major + minor of the current device.

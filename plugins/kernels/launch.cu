@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kStep = "attention";
 
-/// What a launch gave, as a status with its message.
+/// Turns the result of a launch into a status with its message.
 vorta_status status_of(cudaError_t error) { return error == cudaSuccess ? VORTA_OK : report(kStep, error); }
 
 template <vorta_dtype kDtype>
@@ -40,7 +40,7 @@ vorta_status launch_sm90(const RoutedAttentionParams& params, cudaStream_t strea
 #endif
 }
 
-/// Attention to another sequence, where its own blocks of keys are fuller; else as full heads.
+/// Attention to another sequence: with CrossBlockShape's blocks of keys if these are fuller, else as full heads.
 template <vorta_dtype kDtype>
 vorta_status launch_cross_sm90(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM90
@@ -56,7 +56,7 @@ vorta_status launch_cross_sm90(const RoutedAttentionParams& params, cudaStream_t
 #endif
 }
 
-/// After the quantisation.
+/// Comes after the quantisation.
 template <vorta_dtype kDtype>
 vorta_status launch_sm89_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM89  // in builds for GPUs before 8.9 alone, where choose_fp8_path() does not lead here
@@ -68,7 +68,7 @@ vorta_status launch_sm89_fp8(const RoutedAttentionParams& params, cudaStream_t s
 #endif
 }
 
-/// After the quantisation.
+/// Comes after the quantisation.
 template <vorta_dtype kDtype>
 vorta_status launch_sm90_fp8(const RoutedAttentionParams& params, cudaStream_t stream) {
 #ifdef VORTA_WITHOUT_SM90

@@ -10,7 +10,7 @@ namespace {
 
 TensorView make_view(const void* data, const int64_t (&stride)[3]) { return {data, stride[0], stride[1], stride[2]}; }
 
-/// `scale`: of the logits, 0 for 1/sqrt(head_dim).
+/// `scale`: factor of the logits, 0 for 1/sqrt(head_dim).
 float scale_log2_of(float scale, int head_dim) {
   constexpr double kLog2E = 1.4426950408889634;
   // Rounded to float as a caller's own scale is, so that naming the default gives the same bits as 0 does.
@@ -90,7 +90,7 @@ RoutedAttentionParams make_params(const vorta_cross_attention_params& call) {
   params.video_tokens = params.tokens = call.query_tokens;
   params.video_keys = params.key_tokens = call.key_tokens;
 
-  // One row of one tile: the plan of the sliding branch wants a grid, though no head takes it.
+  // One row of one tile: the plan of the sliding branch needs a grid, though no head takes that branch.
   const int32_t row[3] = {1, 1, call.query_tokens};
   params.tiles = BoxPartition(row, row);
   params.window[0] = params.window[1] = params.window[2] = 1;

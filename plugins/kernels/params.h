@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernels get, by value: make_params() turns the C API's structs into this once per call.
+// The kernels' parameters, passed by value: make_params() makes them from the C API's structs once per call.
 #ifndef VORTA_TRT_KERNELS_PARAMS_H_
 #define VORTA_TRT_KERNELS_PARAMS_H_
 
@@ -45,8 +45,8 @@ struct RoutedAttentionParams {
 
   BoxPartition tiles;
   int window[3];  // in tiles, clipped to the number of tiles
-  // Of a window, in tiles, or in tokens if the tiles are ragged. Indices say whether it reaches the grid's end, where
-  // the last tile is shorter, along height and width.
+  // Sizes of a window's plane and row, in tiles, or in tokens if the tiles are ragged. Indices say whether the window
+  // reaches the grid's end, where the last tile is shorter, along height and width.
   FastDivmod window_plane[2][2];
   FastDivmod window_row[2];
 
@@ -55,8 +55,8 @@ struct RoutedAttentionParams {
   float scale_log2;  // scale of the logits times log2(e)
 };
 
-/// A token id from a list of the coreset. Where nobody wrote the list, because routes changed under the call, it is any
-/// token, but a token.
+/// A token id from a list of the coreset. If the list was not written, because routes changed during the call, the
+/// result is an arbitrary token, but always a valid one.
 CUTLASS_HOST_DEVICE int listed_token(const RoutedAttentionParams& params, const int32_t* entry) {
   const auto token = static_cast<unsigned>(*entry), last = static_cast<unsigned>(params.video_tokens - 1);
   return static_cast<int>(token < last ? token : last);
@@ -66,7 +66,8 @@ CUTLASS_HOST_DEVICE int listed_token(const RoutedAttentionParams& params, const 
 RoutedAttentionParams make_params(const vorta_routed_attention_problem& problem,
                                   const vorta_routed_attention_tensors& tensors);
 
-/// The same of attention to another sequence, a valid call that is not empty: queries are video tokens of one row.
+/// Parameters of attention to another sequence. The call must be valid and not empty. Queries become video tokens of
+/// one row.
 RoutedAttentionParams make_params(const vorta_cross_attention_params& call);
 
 }  // namespace vorta

@@ -14,7 +14,7 @@
 
 namespace vorta {
 
-/// What is known of a library before it is found. Lists end with a null pointer.
+/// The facts about a library by which it is found. Lists end with a null pointer.
 struct LibraryFacts {
   const char* variable;               // of the environment; names the file to take, whatever the process has loaded
   const char* description;            // "a libname.so of ...", for messages

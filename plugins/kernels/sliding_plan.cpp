@@ -23,7 +23,7 @@ int group_axis(int grid, int tiles, int extent, int window, AxisGroups (&groups)
   return 3;
 }
 
-/// The `index`-th class as they stand in the grid: along an axis first, between, last.
+/// The `index`-th class in the order of the grid: along each axis the first group, those between, the last.
 int in_grid_order(const int (&kinds)[3], int index) {
   const int position[3] = {index / (kinds[1] * kinds[2]), index / kinds[2] % kinds[1], index % kinds[2]};
   int result = 0;

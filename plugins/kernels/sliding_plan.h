@@ -82,9 +82,9 @@ struct QueryGroupBlock {
   }
 };
 
-/// The `rank`-th query block, of up to `rows` rows, of a head's `item`-th item. The items of a class are those whose
-/// blocks are of one group. What is left over of a group then shares an item with what others of the section have left
-/// over: their windows differ, but have equally many blocks of keys.
+/// The `rank`-th query block, of up to `rows` rows, of a head's `item`-th item. The first items of a class have blocks
+/// of one group each. The blocks that are left over in the groups of a section then share items: their windows differ,
+/// but have equally many blocks of keys.
 CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, int item, int rank, int rows) {
   const int cluster = plan.cluster;
   const auto blocks_at = [&](int place) { return (plan.class_at(place).tokens() + rows - 1) / rows; };
@@ -131,7 +131,7 @@ CUTLASS_HOST_DEVICE QueryGroupBlock query_group_block(const SlidingPlan& plan, i
           shared};
 }
 
-/// `window`: in tiles, at most the grid's; `rows`: of a block; `cluster`: blocks of an item.
+/// `window`: in tiles, at most as many as the grid has; `rows`: query rows of a block; `cluster`: blocks of an item.
 SlidingPlan make_sliding_plan(const BoxPartition& tiles, const int (&window)[3], int rows, int cluster);
 
 }  // namespace vorta

@@ -23,7 +23,7 @@ struct Extent {
 enum class Access { kRead, kWritten };
 
 /// Checks a tensor of `size` rows along batch, tokens and heads, each of head_dim elements of 2 bytes. `name` and
-/// `shape`, such as "[B, S+T, N, D]", are for messages; `extent` takes where it lies.
+/// `shape`, such as "[B, S+T, N, D]", are for messages; `extent` receives the range of its bytes.
 vorta_status check_tensor(const char* name, const char* shape, const void* pointer, const int64_t (&stride)[3],
                           const int64_t (&size)[3], int64_t head_dim, Access access, Extent* extent) noexcept;
 

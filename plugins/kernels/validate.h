@@ -25,18 +25,18 @@ vorta_status validate_problem(const vorta_routed_attention_problem* problem) noe
 /// Whether the tensors of a valid problem have no elements, so that there is nothing to do.
 inline bool is_empty(const vorta_routed_attention_problem& problem) { return problem.batch == 0 || problem.heads == 0; }
 
-/// `problem` must be valid, and of an empty one the tensors may be NULL; `workspace_bytes` is what it needs.
+/// `problem` must be valid. If it is empty, the pointers may be NULL. `workspace_bytes` is the size that it needs.
 vorta_status validate_tensors(const vorta_routed_attention_problem& problem,
                               const vorta_routed_attention_tensors* tensors, size_t workspace_bytes) noexcept;
 
-/// Everything but pointers and strides.
+/// Checks everything but pointers and strides.
 vorta_status validate_call(const vorta_cross_attention_params* call) noexcept;
 
 inline bool is_empty(const vorta_cross_attention_params& call) {
   return call.batch == 0 || call.heads == 0 || call.query_tokens == 0;
 }
 
-/// Pointers and strides of a call that is valid otherwise.
+/// Checks pointers and strides of a call that is valid otherwise.
 vorta_status validate_tensors(const vorta_cross_attention_params& call) noexcept;
 
 }  // namespace vorta

@@ -13,7 +13,7 @@ vorta_status check_positive(const char* name, const int32_t (&value)[3], const c
               value[2], remedy);
 }
 
-/// What the structs of both attention operators have under the same names.
+/// Checks the fields that the structs of both attention operators have under the same names.
 template <class Struct>
 vorta_status check_common(const Struct& p) {
   if (p.dtype != VORTA_FLOAT16 && p.dtype != VORTA_BFLOAT16) {

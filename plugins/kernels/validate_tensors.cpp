@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kWorkspaceAlignment = 256;
 
-/// `tensors`: with pointers of these names; `inputs`: where query, key and value lie.
+/// `tensors`: struct with pointers output, query, key and value; `inputs`: extents of query, key and value.
 template <class Tensors>
 vorta_status check_output_apart(const Tensors& tensors, const Extent& output, const Extent (&inputs)[3]) {
   bool apart = tensors.output != tensors.query && tensors.output != tensors.key && tensors.output != tensors.value;

@@ -14,7 +14,7 @@
 
 namespace vorta::plugin {
 
-// What a string field may say.
+// The values that a string field may have.
 struct Choices {
   const char* field;
   const char* const* names;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one way by which the plugin speaks, and the one guard that keeps exceptions inside `noexcept` callbacks.
+// The only way in which the plugin logs, and the only guard that keeps exceptions inside `noexcept` callbacks.
 #ifndef VORTA_TENSORRT_LOGGER_H_
 #define VORTA_TENSORRT_LOGGER_H_
 
@@ -16,14 +16,14 @@ class PluginError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Where messages go from now on: `finder` is an ILoggerFinder of whichever TensorRT loaded this library, and stays its
-// property. Null, or one of a TensorRT whose layout is not known, leaves stderr.
+// Sets where messages go from now on: `finder` is an ILoggerFinder of whichever TensorRT loaded this library, and stays
+// its property. If it is null, or of a TensorRT whose layout is not known, messages go to stderr.
 void rememberLoggerFinder(void* finder) noexcept;
 
 // Sends "[vorta::NAME] where: message" to TensorRT's logger, to stderr where there is none; `name` is the operator's.
 void logError(const char* name, const char* where, const char* message) noexcept;
 
-// The same for what is no error; without a logger a warning goes to stderr, and information nowhere.
+// Send messages that are no errors in the same way. Without a logger, warnings go to stderr and information is dropped.
 void logWarning(const char* name, const char* where, const char* message) noexcept;
 void logInformation(const char* name, const char* where, const char* message) noexcept;
 

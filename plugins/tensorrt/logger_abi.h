@@ -10,7 +10,7 @@
 
 namespace vorta::plugin {
 
-// The same values in every version.
+// Severities, which have the same values in every version.
 enum class Severity : int32_t { kINTERNAL_ERROR = 0, kERROR = 1, kWARNING = 2, kINFO = 3, kVERBOSE = 4 };
 
 // TensorRT 8.6 and 10.

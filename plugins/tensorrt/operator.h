@@ -57,7 +57,7 @@ class Record {
     copyTo(&fields, sizeof(fields));
     return fields;
   }
-  // Copies the items to `destination`, which has `bytes` bytes for them. Throws PluginError if they are another number.
+  // Copies the items to `destination`. Throws PluginError unless the record has exactly `bytes` bytes.
   void copyTo(void* destination, size_t bytes) const;
   // Copies the first `bytes` bytes. Throws PluginError if there are fewer.
   void copyFirstTo(void* destination, size_t bytes) const;
@@ -73,7 +73,7 @@ struct Setting {
   std::vector<trt::Dims> inputs;     // empty if nothing is known; extents may be kUnknown
   std::vector<trt::DataType> types;  // empty if they are not known
 
-  // Of the activations.
+  // Type of the activations.
   trt::DataType type() const;
 };
 
@@ -136,7 +136,7 @@ class Creators {
   std::vector<Interface*> pointers_;
 };
 
-// What a plugin was made for. Those of a network are run only to be timed.
+// What a plugin was made for: to build an engine, where it runs only to be timed, or to run one.
 enum class Purpose { kBuild, kRun };
 
 // Reads and validates fields and the kernels' rules on them. Throws PluginError.

@@ -23,7 +23,7 @@ trt::Dims widened(const trt8::Dims& narrow) {
   return dims;
 }
 
-// `of` each of the tensors.
+// The results of `of` for all tensors.
 template <typename Tensor, typename Of>
 auto listOf(const Tensor* tensors, int32_t count, Of of) {
   std::vector<decltype(of(*tensors))> list;
@@ -74,7 +74,7 @@ trt8::IPluginV2DynamicExt* PluginV2::clone() const noexcept {
   });
 }
 
-// TensorRT 8 tells float32 for every kind of float here; supportsFormatCombination() settles which it is.
+// TensorRT 8 passes float32 for every kind of float here; supportsFormatCombination() settles the type.
 trt8::DataType PluginV2::getOutputDataType(int32_t index, const trt8::DataType* inputTypes,
                                            int32_t inputCount) const noexcept {
   const int32_t input = op().activationInput();
@@ -136,7 +136,7 @@ size_t PluginV2::getWorkspaceSize(const trt8::PluginTensorDesc* inputs, int32_t 
 int32_t PluginV2::enqueue(const trt8::PluginTensorDesc* inputDescs, const trt8::PluginTensorDesc* /*outputDescs*/,
                           const void* const* inputs, void* const* outputs, void* workspace,
                           cudaStream_t stream) noexcept {
-  if (!shapesFit_) return kFailure;  // configurePlugin() has said why
+  if (!shapesFit_) return kFailure;  // configurePlugin() has logged why
   return guarded(getPluginType(), "enqueue", kFailure, [&] {
     op().enqueue(settingOf(record_, inputDescs, inputCountOf(record_)),
                  {inputs, outputs, workspace, stream, purpose_ == Purpose::kBuild});

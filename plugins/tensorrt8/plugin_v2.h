@@ -38,7 +38,7 @@ class PluginV2 final : public trt8::IPluginV2DynamicExt {
                                       trt8::IExprBuilder& builder) noexcept override;
   bool supportsFormatCombination(int32_t position, const trt8::PluginTensorDesc* tensors, int32_t inputCount,
                                  int32_t outputCount) noexcept override;
-  // Has no way to say no: shapes that break a rule are logged, and enqueue() fails until it is given others.
+  // Cannot report failure: shapes that break a rule are logged, and enqueue() fails until valid ones are given.
   void configurePlugin(const trt8::DynamicPluginTensorDesc* inputs, int32_t inputCount,
                        const trt8::DynamicPluginTensorDesc* outputs, int32_t outputCount) noexcept override;
   size_t getWorkspaceSize(const trt8::PluginTensorDesc* inputs, int32_t inputCount,

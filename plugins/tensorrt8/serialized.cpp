@@ -11,7 +11,7 @@ namespace {
 
 constexpr int32_t kLayout = 1;  // raised when a record changes
 
-// Stands before the record, which is as field_table.h has it.
+// The header before the record; field_table.h describes the record's format.
 struct Header {
   char magic[4];  // "vt" and the operator's tag
   int32_t layout;
@@ -37,7 +37,7 @@ Record readRecord(const Operator& op, const void* data, size_t bytes) {
                       std::to_string(serializedBytes(op)) +
                       " bytes that this version of the plugin wrote; build the engine again");
   }
-  // The rules of every other way in.
+  // recordFromFields() validates them by the same rules as all other fields.
   const SerializedFields fields(op.fields, static_cast<const char*>(data) + sizeof(header));
   return recordFromFields(op, fields.collection());
 }

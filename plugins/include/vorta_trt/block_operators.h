@@ -12,7 +12,7 @@
  * batch, token; the E features (or N heads of D) of a token are contiguous. Strides of tokens are multiples of 8; those
  * of inputs may be 0 along an axis that repeats; apart from that no two rows of a tensor share memory. An output shares
  * no memory with another output or an input, except that an output may be an input of the same call in place: the same
- * pointer and strides. Of an empty call (batch, tokens or features 0) nothing is read, written or launched, and every
+ * pointer and strides. For an empty call (batch, tokens or features 0) nothing is read, written or launched, and every
  * pointer may be NULL.
  *
  * Each `_validate` looks at everything but pointers and strides and touches no GPU. Each `_enqueue` neither
@@ -94,8 +94,8 @@ VORTA_API vorta_status vorta_qk_norm_rotary_enqueue(const vorta_qk_norm_rotary_p
  *   output = (tokens - mean) / sqrt(variance + epsilon) * scale + shift.
  * The 1 that models add to the scale is in `scale` already.
  *
- * `quantized` also takes what an fp8 linear layer reads (linear.h, input): the output, rounded to dtype, each
- * row divided by its largest magnitude / 448 and rounded to e4m3; a row of zeros has scale 1. */
+ * `quantized` is the input that an fp8 linear layer reads (linear.h): the output is rounded to dtype, then each row is
+ * divided by its scale and rounded to e4m3. The scale is the row's largest magnitude / 448, or 1 for a row of zeros. */
 typedef struct vorta_norm_modulate_params {
   size_t struct_size;     /* sizeof(vorta_norm_modulate_params), set by the caller */
   int32_t dtype;          /* vorta_dtype of tokens and output */

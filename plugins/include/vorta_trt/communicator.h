@@ -5,8 +5,8 @@
  * else the libnccl.so.2 that the process has loaded (torch's CUDA build does), that the loader finds, that was
  * suggested, or that of NVIDIA's wheels beside this package.
  *
- * A process has at most one communicator for each number of ranks and GPU, so that the layers of an engine find the one
- * of the number of GPUs that the engine is built for. Statuses and vorta_last_error() are those of routed_attention.h:
+ * A process has at most one communicator for each number of ranks and GPU, so that the layers of an engine find it by
+ * the number of GPUs that the engine is built for. Statuses and vorta_last_error() are those of routed_attention.h:
  * VORTA_UNSUPPORTED without NCCL, VORTA_CUDA_ERROR where NCCL or another rank fails.
  */
 #ifndef VORTA_TRT_COMMUNICATOR_H_
@@ -26,13 +26,13 @@ extern "C" {
 /* Names a libnccl.so.2 to try where neither the process nor the loader has one; NULL for none. */
 VORTA_API void vorta_suggest_nccl(const char* path);
 
-/* The file that is used, "" where there is none. */
+/* Path of the NCCL that is used; "" if there is none. */
 VORTA_API const char* vorta_nccl_path(void);
 
-/* Version of NCCL in its own form, such as 22703 of 2.27.3. */
+/* Version of NCCL in its own form, such as 22703 for 2.27.3. */
 VORTA_API vorta_status vorta_nccl_version(int32_t* version);
 
-/* Makes the name by which the ranks of one communicator find each other. One rank calls it and sends the bytes to the
+/* Makes the id by which the ranks of one communicator find each other. One rank calls it and sends the bytes to the
  * others. Needs no GPU. */
 VORTA_API vorta_status vorta_communicator_create_id(uint8_t id[VORTA_COMMUNICATOR_ID_BYTES]);
 
@@ -45,11 +45,11 @@ VORTA_API vorta_status vorta_communicator_create_id(uint8_t id[VORTA_COMMUNICATO
 VORTA_API vorta_status vorta_communicator_init(const uint8_t id[VORTA_COMMUNICATOR_ID_BYTES], int32_t ranks,
                                                int32_t rank, double timeout_seconds);
 
-/* Whether NCCL has met an error since, such as a rank that died; does not wait for anything. Fails if there is no such
- * communicator on the current device. */
+/* Fails if NCCL has met an error since the communicator was joined, such as a rank that died, or if there is no such
+ * communicator on the current device. Does not wait for anything. */
 VORTA_API vorta_status vorta_communicator_check(int32_t ranks);
 
-/* The number of this process in the communicator of `ranks` on the current device. */
+/* Gives the number of this process in the communicator of `ranks` on the current device. */
 VORTA_API vorta_status vorta_communicator_rank(int32_t ranks, int32_t* rank);
 
 /* Leaves the communicator. Work that uses it must have ended, and CUDA graphs that hold it must not run again. With

@@ -25,7 +25,7 @@ extern "C" {
  * may be 0 along an axis that repeats; apart from that no two rows of D elements of a tensor share memory. The output
  * shares no memory with an input. A stride of an axis with one entry is not looked at.
  *
- * Of an empty call (batch, heads or query_tokens 0) nothing is read, written or launched, and every pointer may be
+ * For an empty call (batch, heads or query_tokens 0) nothing is read, written or launched, and every pointer may be
  * NULL. */
 typedef struct vorta_cross_attention_params {
   size_t struct_size;   /* sizeof(vorta_cross_attention_params), set by the caller */
@@ -51,8 +51,8 @@ typedef struct vorta_cross_attention_params {
 VORTA_API vorta_status vorta_cross_attention_validate(const vorta_cross_attention_params* params);
 
 /* Enqueues the operator on `stream` (a cudaStream_t): one kernel. No host synchronisation, no allocation; may be
- * captured into a CUDA graph. Two calls give the same bits. vorta_force_kernels() holds this operator, too, to one
- * family of kernels. */
+ * captured into a CUDA graph. Two calls give the same bits. vorta_force_kernels() chooses the kernels of this operator,
+ * too. */
 VORTA_API vorta_status vorta_cross_attention_enqueue(const vorta_cross_attention_params* params, void* stream);
 
 #ifdef __cplusplus

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-/* A call. Of an empty call (batch or row_bytes 0) nothing is read, written or sent. No workspace is needed. */
+/* A call. For an empty call (batch or row_bytes 0) nothing is read, written or sent. No workspace is needed. */
 typedef struct vorta_gather_tokens_params {
   size_t struct_size; /* sizeof(vorta_gather_tokens_params), set by the caller */
   int32_t ranks;      /* P */

@@ -18,9 +18,9 @@ extern "C" {
 /* A family of attention kernels: one way to compute the operator, for some GPUs, one precision and some D. */
 typedef struct vorta_kernel_family {
   const char* name;            /* its folder among the sources, e.g. "sm90" */
-  int32_t attention_precision; /* vorta_attention_precision that it computes */
-  int32_t oldest_gpu;          /* the GPUs that it serves, from ... */
-  int32_t newest_gpu;          /* ... to, as 10 * major + minor of the compute capability */
+  int32_t attention_precision; /* vorta_attention_precision that it computes in */
+  int32_t oldest_gpu;          /* oldest compute capability that it serves, as 10 * major + minor */
+  int32_t newest_gpu;          /* newest compute capability that it serves, likewise */
   int32_t pads_head_dim;       /* 1: D of a call may be smaller than that of the instance; 0: it must be equal */
   const int32_t* head_dims;    /* D of its instances, ascending */
   size_t head_dim_count;

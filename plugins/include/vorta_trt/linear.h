@@ -22,7 +22,7 @@ typedef enum vorta_activation {
   VORTA_ACTIVATION_GELU_TANH = 1 /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
 } vorta_activation;
 
-/* What is multiplied. Products are exact and sums are float32 in both.
+/* The types that are multiplied. Products are exact and sums are float32 in both.
  *
  * VORTA_LINEAR_FP8: the input is e4m3 with a scale per row, as Quantize below and the norms that quantise
  * (block_operators.h) leave it, the weights are e4m3 with a scale per output feature, so
@@ -38,7 +38,7 @@ typedef enum vorta_linear_precision { VORTA_LINEAR_SAME = 0, VORTA_LINEAR_FP8 = 
  * With second_input the layer is that of [input, second_input] side by side, without a copy of both: the sums of input
  * are rounded to dtype in the output, and then those of second_input are added.
  *
- * Of an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
+ * For an empty call (rows 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_linear_params {
   size_t struct_size;        /* sizeof(vorta_linear_params), set by the caller */
   int32_t dtype;             /* vorta_dtype of input, bias, output, and of the weights unless they are e4m3 */
@@ -106,17 +106,16 @@ typedef struct vorta_quantize_params {
 VORTA_API vorta_status vorta_quantize_validate(const vorta_quantize_params* params);
 VORTA_API vorta_status vorta_quantize_enqueue(const vorta_quantize_params* params, void* stream);
 
-/* Which products calls on the current device take: "sm90" (fp8 on Hopper), "cublaslt 13.1.0", or "sm80", the slower
- * kernel for every GPU. `reason` takes why it is the last, else ""; it may be NULL. Both are valid until the thread's
- * next call. */
+/* Names the kernels that calls on the current device take for their products: "sm90" (fp8 on Hopper), a cuBLASLt such
+ * as "cublaslt 13.1.0", or "sm80", the slower kernel for every GPU. `reason` receives why it is "sm80", else ""; it may
+ * be NULL. Both texts are valid until the thread's next call. */
 VORTA_API const char* vorta_linear_backend(int32_t precision, const char** reason);
 
 /* Names a libcublasLt.so to try where neither the process nor the loader has one; NULL takes the name back. A library
  * that was found stays. */
 VORTA_API void vorta_suggest_cublaslt(const char* path);
 
-/* The file of the libcublasLt that products take, "" where none was found; valid until the process ends. Needs no GPU.
- */
+/* Path of the libcublasLt that products take; "" if none was found. Valid until the process ends. Needs no GPU. */
 VORTA_API const char* vorta_cublaslt_path(void);
 
 #ifdef __cplusplus

@@ -39,8 +39,9 @@ typedef enum vorta_route { VORTA_FULL = 0, VORTA_CORESET = 1, VORTA_SLIDING = 2 
 /* Whose similarities choose the kept keys and values: the queries' or the keys' own. */
 typedef enum vorta_coreset_keys { VORTA_KEYS_BY_QUERY = 0, VORTA_KEYS_BY_KEY = 1 } vorta_coreset_keys;
 
-/* What Q.K and P.V are multiplied in; sums are float32 in the end. VORTA_PRECISION_FP8 permits 8 bits with scales
- * computed on the fly: int8 for Q.K, e4m3 for P.V. Compute capability 9.0, head_dim 64 or 128. */
+/* The types in which Q.K and P.V are multiplied; sums are float32 in the end. VORTA_PRECISION_FP8 permits 8 bits with
+ * scales computed at run time: int8 for Q.K, e4m3 for P.V. It needs compute capability 8.9 or newer, and head_dim 64 or
+ * 128. */
 typedef enum vorta_attention_precision {
   VORTA_PRECISION_SAME = 0, /* the type of the inputs */
   VORTA_PRECISION_FP8 = 1
@@ -75,7 +76,7 @@ typedef struct vorta_routed_attention_problem {
  * order of size. Those of query, key and value may be 0 along an axis that repeats; apart from that no two rows of D
  * elements of a tensor share memory, nor do output, workspace and the inputs.
  *
- * Of an empty problem (batch or heads 0) nothing is read, written or launched, and every pointer may be NULL. */
+ * For an empty problem (batch or heads 0) nothing is read, written or launched, and every pointer may be NULL. */
 typedef struct vorta_routed_attention_tensors {
   size_t struct_size; /* sizeof(vorta_routed_attention_tensors), set by the caller */
   const void* query;  /* [B, S+T, N, D] */
@@ -112,13 +113,13 @@ VORTA_API vorta_status vorta_routed_attention_workspace_size(const vorta_routed_
 VORTA_API vorta_status vorta_routed_attention_enqueue(const vorta_routed_attention_problem* problem,
                                                       const vorta_routed_attention_tensors* tensors, void* stream);
 
-/* Holds all calls of the process from now on to one family of kernels: "sm80" are those that run on every GPU, which
- * have no 8-bit products; "sm89_fp8" are the 8-bit ones of GPUs from SM89 on, beside those of sm80; NULL or "" lets the
- * GPU decide, which is the default. For tests and comparisons. The environment variable VORTA_TRT_KERNELS says the
+/* Makes all later calls of the process take one family of kernels: "sm80" are those that run on every GPU, which have
+ * no 8-bit products; "sm89_fp8" are the 8-bit ones of GPUs from SM89 on, together with those of sm80; NULL or "" lets
+ * the GPU decide, which is the default. For tests and comparisons. The environment variable VORTA_TRT_KERNELS sets the
  * same; it is read once, when the library is loaded. */
 VORTA_API vorta_status vorta_force_kernels(const char* family);
 
-/* The family that calls are held to, "" if none. */
+/* The family that calls are forced to take; "" if none. */
 VORTA_API const char* vorta_forced_kernels(void);
 
 /* Message of this thread's last failed call; "" if none failed. Valid until the thread's next call. */

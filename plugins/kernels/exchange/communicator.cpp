@@ -62,7 +62,7 @@ vorta_status is_missing(int ranks) {
               ranks, ranks);
 }
 
-/// Everything of vorta_communicator_init() but the registry.
+/// Does the work of vorta_communicator_init(), except for the registry.
 vorta_status join(const uint8_t* id, double timeout_seconds, Communicator* joined) {
   nccl::UniqueId name;
   std::memcpy(name.internal, id, sizeof(name.internal));

@@ -17,10 +17,10 @@ struct Communicator {
   int device;
 };
 
-/// The communicator of `ranks` on the current device. Fails with what to do where there is none.
+/// Finds the communicator of `ranks` on the current device. If there is none, fails with a remedy.
 vorta_status find_communicator(int ranks, Communicator* found) noexcept;
 
-/// Calls function(peer) for every other rank, each rank beginning with the one behind it.
+/// Calls function(peer) for every other rank. Each rank begins with the next rank and wraps around.
 template <class Function>
 void for_peers(const Communicator& communicator, const Function& function) {
   for (int step = 1; step < communicator.ranks; ++step) function((communicator.rank + step) % communicator.ranks);

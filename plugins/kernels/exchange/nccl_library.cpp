@@ -18,7 +18,7 @@ constexpr const char* kFunctions[] = {VORTA_NCCL_FUNCTIONS(VORTA_NAME) nullptr};
 constexpr LibraryFacts kFacts = {kLibraryVariable, "a libnccl.so of NCCL 2", "NCCL", kNames, kBesidePackage, kElsewhere,
                                  kFunctions};
 
-/// The first with all functions above, ncclGetLastError() being the youngest of them.
+/// The first version with all functions above, of which ncclGetLastError() is the newest.
 constexpr int kOldestVersion = 21300;
 
 RuntimeLibrary& library() {  // lives until the process ends

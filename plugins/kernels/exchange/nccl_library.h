@@ -9,10 +9,10 @@ namespace vorta::nccl {
 /// Names the file of NCCL to take, whatever the process has loaded.
 inline constexpr const char* kLibraryVariable = "VORTA_TRT_NCCL";
 
-/// The functions of NCCL, which is opened by the first call. Fails where there is none, or one that is too old.
+/// Finds the functions of NCCL, which the first call opens. Fails if there is no NCCL, or one that is too old.
 vorta_status find_library(const Functions** functions) noexcept;
 
-/// A failure of NCCL as a status with its own words. `comm` may be null.
+/// Turns a failure of NCCL into a status with NCCL's own message. `comm` may be null.
 vorta_status report(const char* step, const Functions& functions, Result result, Comm comm) noexcept;
 
 }  // namespace vorta::nccl

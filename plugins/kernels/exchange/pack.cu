@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;  // about; a whole number of rows
 
-/// The head at a place of the order; a value out of range is some head, so that nothing lies outside of a tensor.
+/// The head at a place of the order. A value out of range is clamped, so that no access is outside of a tensor.
 __device__ __forceinline__ int head_at(const PackCall& call, int place) {
   const int head = __ldg(call.head_order + place);
   return min(max(head, 0), call.heads - 1);

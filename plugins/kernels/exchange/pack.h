@@ -14,7 +14,7 @@ struct TokenTensor {
   int64_t batch_stride, token_stride, head_stride;
 };
 
-/// What both kernels know; rows and strides in vectors of 16 bytes.
+/// Parameters of both kernels; rows and strides in vectors of 16 bytes.
 struct PackCall {
   const int32_t* head_order;  // [N]
   int rank, ranks, batch;
@@ -32,8 +32,8 @@ struct PackCall {
   uint4* buffer;      // packed or returned, see buffers.h
 };
 
-/// Query, key and value of this rank's tokens to `packed`, those of its own heads and all text rows of them to `heads`,
-/// and their routes.
+/// Copies query, key and value of this rank's tokens to `packed`. Rows of this rank's own heads go to `heads` instead,
+/// together with all of their text rows. Also copies the routes of these heads.
 struct Pack {
   PackCall call;
   TokenTensor tensors[3];
@@ -43,7 +43,8 @@ struct Pack {
 };
 cudaError_t launch_pack(const Pack& pack, cudaStream_t stream);
 
-/// The output of this rank's tokens from `returned`, that of its own heads from `heads_output`, and zeros for padding.
+/// Gathers the output of this rank's tokens: of other ranks' heads from `returned`, of its own heads from
+/// `heads_output`. Padding becomes zeros.
 struct Unpack {
   PackCall call;
   TokenTensor output;

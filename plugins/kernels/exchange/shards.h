@@ -28,7 +28,7 @@ struct TokenShards {
   int64_t count(int rank) const { return first(rank + 1) - first(rank); }
 };
 
-/// And which heads.
+/// Which video tokens and heads every rank has.
 struct Shards : TokenShards {
   int batch;
   int text_tokens;   // T

@@ -69,7 +69,7 @@ vorta_status check_int32(const char* name, const char* shape, const int32_t* poi
               static_cast<const void*>(pointer), shape);
 }
 
-/// What the attention does not check of the tensors that it gets.
+/// Checks the tensors of the call. The attention does not see them: it gets the exchanged ones in the workspace.
 vorta_status validate_tensors(const Params& params, const Shards& shards, size_t workspace_bytes) {
   const vorta_routed_attention_tensors& t = params.tensors;
   const int64_t size[3] = {shards.batch, shards.shard + shards.text_tokens, shards.tensor_heads};
@@ -97,7 +97,7 @@ TokenTensor in_vectors(const void* data, const int64_t (&stride)[3]) {
           stride[2] / kVectorElements};
 }
 
-/// One call, checked, with everything in its place.
+/// One call that has been checked, with the addresses of its buffers.
 class Call {
  public:
   Call(const Params& params, const Communicator& communicator, const Buffers& buffers, cudaStream_t stream)
@@ -162,7 +162,7 @@ class Call {
     return launch_pack(pack, stream_);
   }
 
-  /// `packed` to the `heads` of all others.
+  /// Sends `packed` to the `heads` of all other ranks.
   vorta_status exchange_heads() const {
     const size_t row = 3 * row_bytes();
     Exchange exchange(communicator_, stream_);
@@ -196,7 +196,7 @@ class Call {
     return vorta_routed_attention_enqueue(&problem, &tensors, stream_);
   }
 
-  /// Every rank's tokens of `output` to it, and the text rows, which all of them want.
+  /// Sends every rank its own tokens of `output`, and the text rows, which every rank needs.
   vorta_status exchange_output() const {
     const size_t row = row_bytes(), text = shards_.text_tokens * row;
     const int64_t returned_rows = shards_.shard + shards_.text_tokens;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunks that a query row sees, in order: those of the video that its branch wants, then the text.
+// The chunks that a query row sees, in order: the video chunks that its branch attends to, then the text.
 #ifndef VORTA_TRT_KERNELS_FP8_CHUNK_LIST_H_
 #define VORTA_TRT_KERNELS_FP8_CHUNK_LIST_H_
 
@@ -16,7 +16,7 @@ class ChunkList {
     left_ = video_chunks;
   }
 
-  /// Those of the window that starts at token `origin` of each axis, a whole number of tiles from 0.
+  /// The chunks of the window that starts at token `origin` of each axis, a multiple of the tile's size; then the text.
   CUTLASS_HOST_DEVICE ChunkList(const RoutedAttentionParams& problem, const Images& images, const int (&origin)[3],
                                 int text_chunks)
       : ChunkList(problem, images.tiles.total, text_chunks) {
@@ -28,7 +28,7 @@ class ChunkList {
     for (int axis = 0; axis < 3; ++axis) tile_[axis] = origin[axis] / images.tiles.extent[axis];
   }
 
-  /// The next chunk of the head; the one without keys behind the last.
+  /// The next chunk of the head; after the last one, the chunk without keys.
   CUTLASS_HOST_DEVICE int next() {
     if (left_ == 0 && !next_run()) return empty_;
     --left_;

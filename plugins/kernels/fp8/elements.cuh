@@ -81,7 +81,7 @@ __device__ __forceinline__ uint32_t pack_int8(uint32_t low, uint32_t high, float
                      0x5410);
 }
 
-/// 16 of them from eight pairs.
+/// Sixteen int8 from eight pairs of bfloat16.
 __device__ __forceinline__ uint4 pack_int8(const uint32_t* pairs, float factor) {
   return {pack_int8(pairs[0], pairs[1], factor), pack_int8(pairs[2], pairs[3], factor),
           pack_int8(pairs[4], pairs[5], factor), pack_int8(pairs[6], pairs[7], factor)};

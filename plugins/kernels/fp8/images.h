@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// K and V in 8 bits: where the chunks of a head stand, and what is in one.
+// K and V in 8 bits: where the chunks of a head lie, and what a chunk holds.
 //
-//   key    int8 [32][D]: transformed key = int8 * scale; 16-byte pieces of a row swizzled as wgmma wants rows of D
-//   bytes value  e4m3 [D][32]: the transposed values less their mean, times 2^-exponent, since an 8-bit wgmma wants its
-//   k axis
-//          contiguous, in the order of keys that make_value_image() in quantize.cu describes
+// key: int8 [32][D]. The transformed key is int8 * scale. The 16-byte pieces of a row are swizzled as wgmma wants rows
+// of D bytes.
+//
+// value: e4m3 [D][32]. These are the values less their mean, times 2^-exponent. They are transposed, because an 8-bit
+// wgmma wants its k axis contiguous, and in the order of keys that make_value_image() in quantize.cu describes.
 //
 // Q and K are int8 because e4m3 has 3 bits of mantissa, an rms error of 2.6 %: with all of Q, K, P and V in e4m3 the
 // output is off by 5.3 % on unit-normal inputs, with int8 for the logits by 3.9 %. Tensor cores take both at one rate.
@@ -16,11 +17,11 @@
 //   q.k   = (H (q / s)) . (H (s k)) / D    s levels each channel's Q and K (a power of two with a random sign), H, the
 //                                          Hadamard matrix, spreads what is left over all channels
 //   softmax of q.k = that of q.(k - m_K)   whatever vector m_K is, if all keys of a row have the same
-//   P V   = m_V + P (V - m_V)              likewise; also what small weights lose when they are rounded to 0 is then a
-//                                          part of V - m_V, which averages out, not of the mean
+//   P V   = m_V + P (V - m_V)              likewise; small weights that are rounded to 0 then lose a part of V - m_V,
+//                                          which averages out, and nothing of the mean
 //
-// statistics.cu takes m_K, m_V and s from a sample of the tokens. Columns of a transformed row stand in an order of
-// their own, transform.cuh's; it is that of both Q and K.
+// statistics.cu takes m_K, m_V and s from a sample of the tokens. The columns of transformed rows are in another order,
+// which transform.cuh defines; it is the same for Q and K.
 #ifndef VORTA_TRT_KERNELS_FP8_IMAGES_H_
 #define VORTA_TRT_KERNELS_FP8_IMAGES_H_
 
@@ -36,7 +37,7 @@ struct alignas(kChunkNoteBytes) ChunkNote {
   int valid;       // leading keys that exist; the others are zeros
 };
 
-/// What is known of a head's channels: rows of D bfloat16 numbers.
+/// Rows of the statistics of a head's channels; each row has D bfloat16 numbers.
 enum StatisticsRow : int { kKeyFactor, kKeyOffset, kQueryFactor, kValueMean };
 static_assert(kValueMean + 1 == kStatisticsRows);
 

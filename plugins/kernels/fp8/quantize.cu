@@ -52,7 +52,7 @@ __device__ __forceinline__ int token_of_lane(const RoutedAttentionParams& proble
   return row < problem.video_tokens ? row : -1;
 }
 
-/// Returns the scale.
+/// Writes the image of a chunk of keys. Returns its scale.
 template <class Element, int kHeadDim>
 __device__ __forceinline__ float make_key_image(const RoutedAttentionParams& problem, const Images& images, int sample,
                                                 int head, int token, unsigned char* image) {
@@ -136,8 +136,9 @@ __device__ __forceinline__ uint32_t pack_e4m3(float low, float high) {
   return result;
 }
 
-/// Returns the exponent. In a row of 32 keys byte 16 g + 4 q + {0, 1} is key 16 g + 2 q + {0, 1}, and byte
-/// 16 g + 4 q + {2, 3} is key 16 g + 8 + 2 q + {0, 1}: what lane q of four has of an accumulator, in order.
+/// Writes the image of a chunk of values. Returns the exponent of its scale. In a row of 32 keys, byte
+/// 16 g + 4 q + {0, 1} is key 16 g + 2 q + {0, 1}, and byte 16 g + 4 q + {2, 3} is key 16 g + 8 + 2 q + {0, 1}: these
+/// are the keys that lane q of four has in an accumulator, in order.
 template <class Element, int kHeadDim>
 __device__ __forceinline__ float make_value_image(const RoutedAttentionParams& problem, const Images& images,
                                                   int sample, int head, int token, unsigned char* image,

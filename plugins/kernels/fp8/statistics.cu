@@ -17,8 +17,8 @@ constexpr int kThreads = 256;
 constexpr int kTokens = kThreads / kTokenLanes;  // at a time
 constexpr int kSample = 1024;
 constexpr float kLargestBalance = 12.0f;  // log2
-/// A mean this many times its standard error is taken for one; others, such as those that one huge token makes, are
-/// not.
+/// A mean is used if it is at least this many times its standard error. Others, such as means that one huge token
+/// makes, are not used.
 constexpr float kLeastSignificance = 2.0f;
 
 /// The `index`-th token of the sample: one of every stretch of the video, not at the same place in each.
@@ -51,7 +51,8 @@ __device__ __forceinline__ void add(const TensorView& tensor, int64_t position, 
 
 __device__ uint16_t bits(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 
-/// The mean if it is one, else 0. `square` is the mean of the squares, `deviation` the standard deviation.
+/// The mean if it is significant, else 0. `square` is the mean of the squares; `deviation` receives the standard
+/// deviation.
 __device__ float significant_mean(float mean, float square, int sample, float& deviation) {
   deviation = sqrtf(fmaxf(square - mean * mean, 0.0f));
   const bool taken = fabsf(mean) * sqrtf(static_cast<float>(sample)) >= kLeastSignificance * deviation;

@@ -12,7 +12,7 @@ namespace vorta::linear {
 enum class Outcome {
   kDone,
   kUnsupported,  // cuBLASLt has no kernel for it; nothing was enqueued
-  kFailed,       // the message is there
+  kFailed,       // the error message is set
 };
 
 /// Enqueues the product. `candidate` 0 is the kernel that cuBLASLt lists first; larger ones wrap around its list.

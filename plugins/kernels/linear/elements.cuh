@@ -53,7 +53,7 @@ __device__ __forceinline__ uint32_t pack_e4m3(float low, float high) {
 
 inline constexpr float kLargestE4m3 = 448.0f;
 
-/// What a row with this largest magnitude is divided by before it becomes e4m3; 1 for a row of zeros.
+/// Scale by which a row with this largest magnitude is divided before it becomes e4m3; 1 for a row of zeros.
 __device__ __forceinline__ float e4m3_scale(float largest) { return largest > 0.0f ? largest / kLargestE4m3 : 1.0f; }
 
 /// Two e4m3 as float16, in which they are exact.

@@ -76,7 +76,7 @@ vorta_status multiply_on_hopper([[maybe_unused]] const Product& product, [[maybe
 #endif
 }
 
-/// Through cuBLASLt; *done says whether it has a kernel. `place`: of the kernel in its list.
+/// Multiplies through cuBLASLt; *done says whether it has a kernel. `place`: place of the kernel in cuBLASLt's list.
 vorta_status multiply_by_cublaslt(const Product& product, int place, cudaStream_t stream, bool* done) {
   *done = false;
   const cublaslt::Functions* functions = nullptr;
@@ -145,7 +145,7 @@ vorta_status enqueue(const vorta_linear_params& p, cudaStream_t stream) {
   return multiply_in_parts(product_of(p), p.candidate, stream);
 }
 
-/// A small product as the models have them, for the question whether there is a kernel for such.
+/// A small product like those of the models, to ask cuBLASLt whether it has a kernel for such products.
 Product example(bool fp8) {
   const auto* somewhere = reinterpret_cast<const void*>(uintptr_t{1} << 20);  // aligned; nothing reads it
   Product product{};

@@ -45,11 +45,11 @@ __device__ __forceinline__ uint2 quantized(const uint4& vector, float scale) {
   return {two(vector.x) | (two(vector.y) << 16), two(vector.z) | (two(vector.w) << 16)};
 }
 
-/// The vectors of a row, which with kJoined go on in a second matrix.
+/// The vectors of a row; with kJoined the row continues in a second matrix.
 template <class Element, bool kJoined>
 struct Source {
   const uint4* first;
-  const uint4* second;  // such that the same index leads on there
+  const uint4* second;  // shifted, so that the index of a vector in the row holds here, too
   int first_vectors;
 
   __device__ __forceinline__ Source(const Rows& rows, int64_t row, int vectors) {

@@ -26,7 +26,7 @@ vorta_status check_features(const char* name, int value, int multiple, bool fp8)
               name, value, multiple, kMaxFeatures, fp8 ? " with fp8 products" : "");
 }
 
-/// What both structs begin with, and the rows.
+/// Checks the fields that both structs begin with, and the number of rows.
 template <class Params>
 vorta_status check_common(const Params* params, const char* type) {
   if (params == nullptr) {
@@ -72,7 +72,7 @@ vorta_status check_matrix(const Matrix& m, Extent* extent) {
   return VORTA_OK;
 }
 
-/// Sizes of the second input of either struct; `all` is the number of both inputs' features, `name` what it is called.
+/// Checks sizes of the second input of either struct; `all` is the number of both inputs' features, `name` its name.
 template <class Params>
 vorta_status check_second(const Params& p, int all, const char* name) {
   const int own = p.second_features;
@@ -142,7 +142,7 @@ vorta_status validate_tensors(const vorta_linear_params& p, size_t workspace_byt
   if (vorta_status status = check_second_tensor(p, &second)) return status;
   for (const void* vector :
        {p.bias, static_cast<const void*>(p.input_scale), static_cast<const void*>(p.weight_scale)}) {
-    if (is_aligned(vector, 16)) continue;  // NULL is
+    if (is_aligned(vector, 16)) continue;  // NULL is aligned, too
     return fail(VORTA_INVALID_ARGUMENT,
                 "bias, input_scale or weight_scale %p: must be aligned to 16 bytes; copy it to a fresh allocation",
                 vector);

@@ -8,13 +8,13 @@
 
 namespace vorta::linear {
 
-/// Everything but pointers and strides.
+/// Checks everything but pointers and strides.
 vorta_status validate(const vorta_linear_params* params) noexcept;
 
-/// Pointers and strides of a call that is valid otherwise and has rows.
+/// Checks pointers and strides of a call that is valid otherwise and has rows.
 vorta_status validate_tensors(const vorta_linear_params& params, size_t workspace_bytes) noexcept;
 
-/// As above, of a quantisation.
+/// The same two checks for a quantisation.
 vorta_status validate(const vorta_quantize_params* params) noexcept;
 vorta_status validate_tensors(const vorta_quantize_params& params) noexcept;
 

@@ -21,7 +21,7 @@ struct RowTensor {
   int64_t batch_stride, token_stride;
 };
 
-/// What both kinds of calls know of their rows, which are all tokens of all samples.
+/// The rows of both kinds of calls: all tokens of all samples.
 struct RowShape {
   int32_t rows;     // B X
   int32_t tokens;   // X

@@ -8,7 +8,7 @@
 namespace vorta::norms {
 namespace {
 
-/// Where squares are added up.
+/// The elements over which squares are added up.
 enum class Mean {
   kRow,          // over all features of a token
   kHeadOfLanes,  // over a head whose vectors are a power of two: they lie in one warp
@@ -38,7 +38,8 @@ __device__ __forceinline__ Floats rotate(const Floats& x, const float4& cos, con
   return rotated;
 }
 
-/// Leaves in `squares` the sum over what each value's mean is over. `room`: of kHead, a float for each vector of a row.
+/// Replaces each of `squares` by its sum over the row or the head, as kMean says. `room`: for kHead, a float for each
+/// vector of a row.
 template <Mean kMean, int kCount>
 __device__ __forceinline__ void add_squares(const HeadNormCall& call, float (&squares)[kCount][kVectors],
                                             ReductionRoom<kCount>& of_warps, float* room) {

@@ -9,13 +9,13 @@
 
 namespace vorta::norms {
 
-/// Everything but pointers and strides; `params` may be NULL.
+/// Checks everything but pointers and strides; `params` may be NULL.
 vorta_status validate_sizes(const vorta_head_norm_params* params) noexcept;
 vorta_status validate_sizes(const vorta_qk_norm_rotary_params* params) noexcept;
 vorta_status validate_sizes(const vorta_norm_modulate_params* params) noexcept;
 vorta_status validate_sizes(const vorta_residual_norm_modulate_params* params) noexcept;
 
-/// Pointers and strides of a call that is valid otherwise and not empty.
+/// Checks pointers and strides of a call that is valid otherwise and not empty.
 vorta_status validate_tensors(const vorta_head_norm_params& p) noexcept;
 vorta_status validate_tensors(const vorta_qk_norm_rotary_params& p) noexcept;
 vorta_status validate_tensors(const vorta_norm_modulate_params& p) noexcept;
@@ -26,7 +26,7 @@ inline int32_t features_of(const vorta_qk_norm_rotary_params& p) { return p.head
 inline int32_t features_of(const vorta_norm_modulate_params& p) { return p.features; }
 inline int32_t features_of(const vorta_residual_norm_modulate_params& p) { return p.features; }
 
-/// Of a valid call: whether there is nothing to do.
+/// Whether there is nothing to do for a valid call.
 template <class Params>
 bool is_empty(const Params& p) {
   return p.batch == 0 || p.token_count == 0 || features_of(p) == 0;

@@ -13,7 +13,7 @@ constexpr int kMaxHeadDim = 256;                       // 32 vectors, one to a l
 constexpr int64_t kMaxRows = (int64_t{1} << 31) - 64;  // they are counted in int32, a few beyond the last
 constexpr int kQuantizedFeatures = 16;                 // of which features are a multiple: 16 bytes of e4m3
 
-/// What all structs begin with.
+/// Checks the fields that all structs begin with.
 template <class Params>
 vorta_status check_common(const Params* params) {
   if (params == nullptr) {

@@ -112,7 +112,7 @@ vorta_status all_of(const Checks&... checks) {
   return status;
 }
 
-/// What NormModulate and ResidualNormModulate have in common.
+/// Checks the tensors that NormModulate and ResidualNormModulate have in common.
 template <class Params>
 vorta_status check_modulated(TensorList& tensors, const Params& p) {
   const int64_t rows = int64_t{p.batch} * p.token_count;

@@ -122,7 +122,7 @@ class alignas(kIterationAlignment) BlockIteration {
     return position;
   }
 
-  /// Padded text: neither attended to nor computed, its output is 0.
+  /// Whether a token is padded text, which is neither attended to nor computed; its output is 0.
   __device__ bool is_padding(const RoutedAttentionParams& params, int token) const {
     return token >= params.video_tokens + text_length_;
   }
@@ -130,10 +130,10 @@ class alignas(kIterationAlignment) BlockIteration {
   __device__ const KeyColumns& columns() const { return columns_; }
   __device__ int text_length() const { return text_length_; }
 
-  /// Of the head.
+  /// The route of the head.
   __device__ int route() const { return route_; }
 
-  /// Whether rows are those of a group of tiles, and keys those of its window, not all of the branch.
+  /// Whether the rows are those of a group of tiles and the keys those of its window; otherwise both are the branch's.
   __device__ bool has_window() const { return columns_.order == TokenOrder::kWindow; }
   __device__ const QueryGroupBlock& group() const { return group_; }
 
@@ -141,7 +141,7 @@ class alignas(kIterationAlignment) BlockIteration {
   /// needed and takes no registers meanwhile. Without this the instances of 64 and 128 spill.
   __device__ unsigned fresh_thread() const { return threadIdx.x + *static_cast<const volatile unsigned*>(&zero_); }
 
-  /// The number of columns, read anew like that.
+  /// The number of key columns, hidden from the compiler in the same way.
   __device__ int fresh_key_count() const { return *static_cast<const volatile int*>(&columns_.key_count); }
 
   /// Dropped tokens of the bucket whose centre stands in `row`: they take that row's output. None for other rows.

@@ -35,7 +35,7 @@ inline constexpr BlockShape kBlockShapes[] = {
 /// Shared memory a thread block may ask for on SM86, SM89 and SM120, the smallest of SM80 to SM120.
 inline constexpr int kMaxSharedBytes = 99 * 1024;
 
-/// What a block's BlockIteration takes.
+/// Shared memory of a block's BlockIteration.
 inline constexpr int kIterationBytes = 256;
 inline constexpr int kIterationAlignment = 128;
 

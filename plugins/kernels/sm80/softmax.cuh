@@ -75,7 +75,7 @@ struct OnlineSoftmax {
   /// A row that has seen no key keeps weights of exp2(-inf) = 0, not exp2(-inf + inf) = NaN.
   __device__ float shift_of(float of) const { return of == -INFINITY ? 0.0f : of * scale_log2; }
 
-  /// Lays the sums in shared memory, and takes them back: over a product that needs the registers.
+  /// Stores the sums in shared memory during a product that needs their registers; the next function loads them again.
   __device__ void park_sums(float (&parked)[kRows]) const {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) parked[row] = sum[row];

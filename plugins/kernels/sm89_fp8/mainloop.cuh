@@ -41,7 +41,7 @@ __device__ void copy_stage(const Images& images, int stage, SharedStorage<Traits
   cutlass::arch::cp_async_fence();
 }
 
-/// Scores of what is no key leave the softmax.
+/// Takes columns that are no keys out of the softmax.
 template <class Traits>
 __device__ void mask(int valid, uint32_t (&scores)[Traits::kScores]) {
   if (valid == kChunk) return;

@@ -10,8 +10,8 @@
 
 namespace vorta::sm89_fp8 {
 
-/// Loads this warp's rows of `shared.row_token` into `shared.query`. `factor`: of the head's channels; `scale`: of this
-/// thread's two rows.
+/// Loads this warp's rows of `shared.row_token` into `shared.query`. `factor`: factors of the head's channels; `scale`:
+/// receives the scales of this thread's two rows.
 template <class Traits>
 __device__ void load_queries(const RoutedAttentionParams& problem, const uint16_t* factor,
                              SharedStorage<Traits>& shared, float (&scale)[2]) {

@@ -13,7 +13,8 @@ namespace vorta::sm90 {
 template <vorta_dtype kDtype, int kHeadDim>
 vorta_status launch_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
 
-/// The same for a call without routes, in blocks of keys of CrossBlockShape; of CrossHeadDims alone.
+/// Enqueues the kernel for a call without routes, with CrossBlockShape's blocks of keys. Instantiated for CrossHeadDims
+/// only.
 template <vorta_dtype kDtype, int kHeadDim>
 vorta_status launch_cross_attention(const RoutedAttentionParams& problem, cudaStream_t stream);
 

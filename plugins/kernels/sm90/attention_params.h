@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the Hopper kernel gets, by value.
+// Parameters of the Hopper kernel, passed by value.
 #ifndef VORTA_TRT_KERNELS_SM90_ATTENTION_PARAMS_H_
 #define VORTA_TRT_KERNELS_SM90_ATTENTION_PARAMS_H_
 
@@ -13,13 +13,13 @@
 
 namespace vorta::sm90 {
 
-/// Which work items a call has, whatever its keys are made of.
+/// The work items of a call. The form of its keys does not matter here.
 struct Pattern {
   RoutedAttentionParams problem;
   SlidingPlan sliding;
   int items_full, items_coreset, items_text, items_sliding;  // of a head, by its route; text: beside items_sliding
 
-  /// `rows`: of a block; `cluster`: blocks of an item.
+  /// `rows`: query rows of a block; `cluster`: blocks of an item.
   void plan(const RoutedAttentionParams& of, int rows, int cluster) {
     problem = of;
     sliding = make_sliding_plan(of.tiles, of.window, rows, cluster);
@@ -30,14 +30,14 @@ struct Pattern {
     items_sliding = sliding.first_item[sliding.classes];
   }
 
-  /// Items of all heads, whatever their routes are: no more than this.
+  /// Upper bound of the number of items of all heads, whatever their routes are.
   int64_t most_items() const {
     return int64_t{std::max({items_full, items_coreset, items_text + items_sliding})} * problem.batch * problem.heads;
   }
 };
 
-/// How TMA sees one of key and value. Coordinates of a flat map: column, token, head, sample; of a grid map: column, w,
-/// frame * H + h, head, sample.
+/// The tensor maps by which TMA reads the keys, or the values. Coordinates of a flat map: column, token, head, sample;
+/// of a grid map: column, w, frame * H + h, head, sample.
 struct KeyMaps {
   CUtensorMap flat;                                         // box of kKeys tokens
   CUtensorMap compact;                                      // the coreset in the workspace; box of kKeys tokens
@@ -49,7 +49,7 @@ struct AttentionParams : Pattern {
   KeyMaps key, value;
 };
 
-/// What a kernel's parameters may have in every driver of CUDA 12.
+/// The bytes that a kernel's parameters may have with every driver of CUDA 12.
 static_assert(sizeof(AttentionParams) <= 4096, "too much for a kernel's parameters");
 
 }  // namespace vorta::sm90

@@ -53,10 +53,10 @@ struct CrossBlockShape : BlockShape<kHeadDim> {
   static constexpr int kKeys = 128;
 };
 
-/// Head dimensions of the instances with it.
+/// Head dimensions of the instances with CrossBlockShape.
 using CrossHeadDims = Instances<128>;
 
-/// Whether the blocks of CrossBlockShape leave less of themselves empty for so many keys than those of BlockShape.
+/// Whether blocks of CrossBlockShape have fewer empty rows for so many keys than blocks of BlockShape.
 template <int kHeadDim>
 constexpr bool prefers_cross_shape(int64_t keys) {
   const auto rounded_up = [=](int64_t block) { return (keys + block - 1) / block * block; };

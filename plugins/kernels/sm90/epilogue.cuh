@@ -52,7 +52,7 @@ __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBloc
   }
 }
 
-/// The same, looking the copies up on the spot.
+/// Stores the rows in the same way, and looks up the copies of each row when it is stored.
 template <class Traits>
 __device__ void store_rows(const RoutedAttentionParams& problem, const QueryBlock& item, int warpgroup,
                            const float (&output)[Traits::kHeadDim / 2], const int* row_token) {

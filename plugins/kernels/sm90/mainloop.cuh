@@ -35,7 +35,8 @@ class Consumer {
   using Product = Products<Traits>;
   static constexpr int kKeys = Traits::kKeys;
   static constexpr int kOutputs = Product::kOutputs;
-  // Of an item, in which the shift is the maximum: see OnlineSoftmax. In short rows a single weight counts for more.
+  // First blocks of an item in which the shift is the exact maximum, see OnlineSoftmax. Short rows, with fewer than
+  // kShort blocks, have more of them, because a single weight counts for more there.
   static constexpr int kExactBlocks = 4, kExactBlocksOfShort = 16, kShort = 32;
 
   __device__ Consumer(const AttentionParams& params, SharedStorage<Traits>& shared, int warpgroup)
@@ -196,7 +197,7 @@ class Consumer {
   }
 
  private:
-  /// An item with no row of this warpgroup that has anything to attend to: lets the others have their turns.
+  /// Skips an item in which no row of this warpgroup has anything to attend to, and passes its turns on.
   __device__ void skip(const WorkItem& item) {
     for (int block = 0; block < item.key_blocks; ++block) {
       turns_.take();

@@ -62,7 +62,7 @@ class KeyStream {
     full.arrive_and_expect_tx(rows * kSwizzleBytes * Traits::kColumnGroups);
   }
 
-  /// The same for the next block of consecutive tokens.
+  /// Fetches the next block of consecutive tokens, in the way of load_window().
   __device__ void load_tokens(ClusterTransactionBarrier& full, unsigned char* shared) {
     load_flat(reinterpret_cast<uint64_t*>(&full), shared);
     full.arrive_and_expect_tx(Traits::kStageBytes);
@@ -151,8 +151,8 @@ __device__ inline void prefetch_maps(const KeyMaps& maps, bool routed) {
   for (const CUtensorMap* map : {&maps.compact, &maps.grid[0][0]}) cute::prefetch_tma_descriptor(map);
 }
 
-/// Until the coreset selection, which was launched before this kernel and may still run, is done; everything it wrote
-/// is visible from here on. Not CUTLASS's wrapper, which is empty unless a macro is set.
+/// Waits until the coreset selection is done, which was launched before this kernel and may still run. Everything that
+/// it wrote is visible from here on. CUTLASS's wrapper is not used: it is empty unless a macro is set.
 __device__ inline void wait_for_selection() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 /// The warp that keeps the ring of K full, or that of V: one piece of code for both, since the instructions of a cold
@@ -242,8 +242,8 @@ __device__ void load_queries(const RoutedAttentionParams& problem, SharedStorage
   shared.query_full[slot][warpgroup].arrive();
 }
 
-/// What the first thread block of a cluster has found, for all of them; the others' `found` counts for nothing.
-/// The whole warp calls it, once for each slot.
+/// Gives all thread blocks of a cluster what the first one has `found`; `found` of the others is ignored. The whole
+/// warp calls it, once for each slot.
 template <class Traits>
 __device__ Assignment share_assignment(const Assignment& found, SharedStorage<Traits>& shared, int rank,
                                        const RingPosition<kItemSlots>& slot) {

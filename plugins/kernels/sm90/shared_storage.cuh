@@ -17,7 +17,7 @@ using cutlass::arch::ClusterBarrier;
 using cutlass::arch::ClusterTransactionBarrier;
 using cutlass::arch::NamedBarrier;
 
-/// Hardware barriers besides the one of __syncthreads. Who waits at one sleeps, so they serve the long waits.
+/// Hardware barriers besides the one of __syncthreads. Threads that wait at one sleep, so these serve the long waits.
 enum NamedBarrierId : uint32_t {
   kTurn = 0,            // + warpgroup: it may issue its products
   kCleaned = kTurn + 3  // all consumers: a dirty block of values has been cleaned

@@ -43,7 +43,7 @@ __device__ void mask_columns(float (&scores)[kScores], int valid) {
   }
 }
 
-/// What a row's scores are shifted by follows the row's maximum only when it has to. Weights are exp2(score * scale -
+/// The shift of a row's scores follows the row's maximum only when it has to. Weights are exp2(score * scale -
 /// shift), and any shift gives the same quotient of output and sum as long as nothing overflows or vanishes: floating
 /// point rounds large and small weights alike. So the maximum is looked for in the first blocks of keys, and again
 /// where the weights of a block are large beside those so far; the others are spared the search, its latency and the
@@ -86,7 +86,7 @@ struct OnlineSoftmax {
     }
   }
 
-  /// Of a row of so many blocks of keys: the fewer there are, the larger is the share of one large weight.
+  /// The limit for a row with so many blocks of keys: the fewer there are, the larger is the share of one large weight.
   static __device__ float limit(int key_blocks) { return fminf(0.25f * key_blocks, 16.0f); }
 
   /// Whether the shift was too small for these weights, in any row of the warp; also if there is a NaN.
@@ -96,7 +96,8 @@ struct OnlineSoftmax {
     return __any_sync(0xffffffffu, exceeds(0) || exceeds(1));
   }
 
-  /// Shifts by the largest score so far from now on; `correction` is what that makes of older sums and outputs.
+  /// Raises the shift to the largest score so far. The older sums are corrected here; `correction` receives the factor
+  /// by which the caller has to multiply the older outputs.
   template <int kScores>
   __device__ void raise(const float (&scores)[kScores], float (&correction)[2]) {
     static_assert(kScores % kChains == 0, "every chain gets as many scores");
@@ -123,7 +124,7 @@ struct OnlineSoftmax {
     }
   }
 
-  /// The first block's.
+  /// Raises the shift at the first block, where there are no older outputs.
   template <int kScores>
   __device__ void raise(const float (&scores)[kScores]) {
     float correction[2];

@@ -8,7 +8,7 @@
 
 namespace vorta::sm90 {
 
-/// Fills the tensor maps of `params`, whose other members are set; `keys`: of a block. Says why if it cannot.
+/// Fills the tensor maps of `params`, whose other members are set; `keys`: keys of a block. Fails with a message.
 vorta_status make_tensor_maps(AttentionParams& params, vorta_dtype dtype, int keys);
 
 }  // namespace vorta::sm90

@@ -35,7 +35,7 @@ struct Divisors {
   }
 };
 
-/// What fetching and computing a window costs: first in shares of a block of keys, see kBlockTime, then in boxes.
+/// The cost of fetching and computing a window: time in shares of a block of keys (see kBlockTime), then boxes.
 struct Cost {
   int64_t time = 0, boxes = 0;
 

@@ -16,7 +16,7 @@
 
 namespace vorta::sm90 {
 
-/// Of a window's plane; in tokens.
+/// A part of a window's plane, in tokens.
 struct WindowPart {
   int row = 0, column = 0;    // where it begins
   int height = 0, width = 0;  // 0 if there is no such part
@@ -40,7 +40,7 @@ struct WindowCut {
   }
 };
 
-/// The cut of the windows of `plan`; `keys`: of a block.
+/// The cut of the windows of `plan`; `keys`: keys of a block.
 WindowCut make_window_cut(const SlidingPlan& plan, int keys);
 
 }  // namespace vorta::sm90

@@ -23,7 +23,7 @@ enum class ItemKind : int {
   kEnd       // no more work
 };
 
-/// What an item is: all that its thread blocks have to agree on.
+/// The identity of an item: everything that its thread blocks have to agree on.
 struct alignas(16) Assignment {
   ItemKind kind;
   int head;         // sample * N + head
@@ -69,7 +69,7 @@ struct WorkItem : QueryBlock {
   __device__ bool is_dirty(int block) const { return last_dirty && block == key_blocks - 1; }
 };
 
-/// What a query row is: a token id, kNoRow, or ~token of padded text, whose output is 0.
+/// Value of a query row: a token id, kNoRow, or ~token for padded text, whose output is 0.
 inline constexpr int kNoRow = INT32_MIN;
 
 /// Heads by kind, counted once by a warp.
@@ -158,8 +158,8 @@ __device__ inline Assignment assign_item(const Pattern& params, const HeadCounts
   return item;
 }
 
-/// The part that the `rank`-th thread block of a cluster has in an item. The parts have one head, and all have keys or
-/// none has.
+/// The query rows that the `rank`-th thread block of a cluster has in an item. The rows of all thread blocks belong to
+/// one head, and either all thread blocks have keys or none has.
 template <class Traits>
 __device__ QueryBlock make_query_block(const Pattern& params, const Assignment& assignment, int rank = 0) {
   const RoutedAttentionParams& problem = params.problem;
@@ -185,7 +185,7 @@ __device__ QueryBlock make_query_block(const Pattern& params, const Assignment& 
   return item;
 }
 
-/// The blocks of one part of a window of `frames` frames; `first`: the first one's number.
+/// The blocks of one part of a window of `frames` frames; `first`: number of the first block.
 __device__ inline KeyRun window_run(const WindowPart& part, int frames, int first) {
   if (part.height == 0) return {first, 0, 0};
   const int boxes = frames * part.boxes_per_frame, blocks = ceil_div(boxes, part.boxes_per_block);
@@ -193,7 +193,7 @@ __device__ inline KeyRun window_run(const WindowPart& part, int frames, int firs
           (boxes - (blocks - 1) * part.boxes_per_block) * part.box_tokens()};
 }
 
-/// The same with its blocks of keys, of which the parts have equally many.
+/// The result of make_query_block() with its blocks of keys; all thread blocks of an item have equally many of these.
 template <class Traits>
 __device__ WorkItem make_work_item(const AttentionParams& params, const Assignment& assignment, int rank) {
   const RoutedAttentionParams& problem = params.problem;
@@ -229,12 +229,12 @@ __device__ WorkItem make_work_item(const AttentionParams& params, const Assignme
   return item;
 }
 
-/// Where the tokens are listed that take the output of a row, too.
+/// The dropped tokens that take the output of a row, too: their place in a list.
 struct Copies {
   int first, count;  // in the head's list of dropped tokens
 };
 
-/// Those of row `row` of a coreset item: the tokens dropped from the bucket whose centre stands there.
+/// The copies of row `row` of a coreset item: the tokens dropped from the bucket whose centre is in that row.
 __device__ inline Copies row_copies(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
   const int position = item.first_row + row;
   if (position >= problem.kept_tokens) return {0, 0};
@@ -242,7 +242,7 @@ __device__ inline Copies row_copies(const RoutedAttentionParams& problem, const 
   return {kept.first_dropped, kept.slot == 0 ? kept.dropped : 0};
 }
 
-/// What stands in row `row` of the item.
+/// The value of row `row` of the item; see kNoRow.
 __device__ inline int row_token(const RoutedAttentionParams& problem, const QueryBlock& item, int row) {
   if (row >= item.rows) return kNoRow;
   if (item.kind == ItemKind::kSliding) return item.group.token(problem.tiles, row);

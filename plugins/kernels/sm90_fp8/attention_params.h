@@ -10,7 +10,7 @@ namespace vorta::sm90_fp8 {
 
 using fp8::ChunkNote;
 
-/// What the 8-bit kernel gets, by value.
+/// Parameters of the 8-bit kernel, passed by value.
 struct AttentionParams {
   sm90::Pattern pattern;
   fp8::Images images;

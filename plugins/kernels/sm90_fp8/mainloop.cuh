@@ -126,7 +126,7 @@ class Consumer {
     softmax.normalize(output);
   }
 
-  /// An item with no row of this warpgroup that has anything to attend to: lets the others have their turns.
+  /// Skips an item in which no row of this warpgroup has anything to attend to, and passes its turns on.
   __device__ void skip(const RingPosition<kItemSlots>& slot) {
     wait(shared_.query_full[slot.stage][warpgroup_], slot.parity);  // the tokens of the rows are there, too
     const int key_blocks = shared_.item[slot.stage].key_blocks;
@@ -163,7 +163,7 @@ class Consumer {
     key_ring_ = key_ring_.next();
   }
 
-  /// Takes out of the scores what is no key.
+  /// Takes columns that are no keys out of the scores.
   __device__ void finish_scores(uint32_t (&scores)[Product::kScores]) {
     fence_accumulator(scores);
     int valid = kChunk;
@@ -180,8 +180,8 @@ class Consumer {
     }
   }
 
-  /// Moves the output into shared memory. The tensor cores add 8-bit products with some 14 bits of the sum, cut off:
-  /// over thousands of steps that would eat the output up.
+  /// Moves the output into shared memory. The tensor cores keep some 14 bits of a sum of 8-bit products and truncate
+  /// the rest: over thousands of steps the output would lose its value.
   __device__ void flush() {
     if (flushed_) {
 #pragma unroll

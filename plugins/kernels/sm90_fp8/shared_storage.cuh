@@ -35,7 +35,7 @@ struct KernelTraits {
   static constexpr int kOutputs = kHeadDim / 2;  // registers of a thread
 };
 
-/// Of the head's fp8::StatisticsRow, bfloat16.
+/// The rows of a head's statistics that the kernel reads (see fp8::StatisticsRow), in bfloat16.
 template <int kHeadDim>
 struct alignas(16) HeadVectors {
   uint16_t query_factor[kHeadDim], value_mean[kHeadDim];

@@ -8,8 +8,8 @@
 // is what counts in the sum of the weights. e4m3 has 448 at the top and steps of 2^-9 at the bottom, so a row's shift
 // has to follow its weights in both directions. It rises at once where a thread's weights of a block add up to more
 // than 448. lower() lets it sink where the weights of the block before are small: else a few keys far above the others
-// would round all others to 0 for the rest of the row. `correction` is what a new shift makes of the outputs so far;
-// the sums follow by themselves.
+// would round all others to 0 for the rest of the row. `correction` is the factor of a new shift for the outputs so
+// far; the sums are corrected here.
 #ifndef VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 #define VORTA_TRT_KERNELS_SM90_FP8_SOFTMAX_CUH_
 
@@ -66,14 +66,14 @@ struct OnlineSoftmax {
     static __device__ float of(float a, float b) { return a + b; }
   };
 
-  /// Over the four threads of a row.
+  /// Combines a value over the four threads of a row.
   template <class Operation>
   static __device__ float of_row(float value) {
     value = Operation::of(value, __shfl_xor_sync(0xffffffffu, value, 1));
     return Operation::of(value, __shfl_xor_sync(0xffffffffu, value, 2));
   }
 
-  /// Returns what that makes of outputs so far; the sum is mended.
+  /// Sets a new shift of a row and corrects its sum. Returns the factor for the outputs so far.
   __device__ float move_shift(int row, float to) {
     const float change = exp2_approx(shift[row] - to);  // 0 at the first block, whose shift before is -inf
     sum[row] *= change;

@@ -12,7 +12,7 @@
 
 namespace vorta::sm90_linear {
 
-/// What the bands of a grid are cut from.
+/// Whether bands consist of rows or of columns of clusters.
 enum class BandsOf { kRows, kColumns };
 
 /// A place in the grid of clusters.

@@ -74,7 +74,7 @@ struct BandScheduler : cutlass::gemm::kernel::detail::PersistentTileSchedulerSm9
   uint32_t index_ = 0, step_ = 0;
 };
 
-/// The tag by which kernels name it.
+/// The tag by which kernels select the scheduler.
 template <BandsOf kBandsOf, uint32_t kBand>
 struct Bands {};
 

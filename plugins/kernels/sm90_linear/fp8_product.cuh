@@ -31,8 +31,8 @@ using ClusterShape = Shape<_2, _1, _1>;
 template <bool kGelu>
 struct Tiling;
 
-/// What only scales its sums stores a tile quickly: both groups of warps multiply one tile of twice the features, which
-/// takes 2/3 of the reads. Its band is 2,048 columns wide.
+/// A product that only scales its sums stores a tile quickly. So both groups of warps multiply one tile of twice the
+/// features, which takes 2/3 of the reads. Its band is 2,048 columns wide.
 template <>
 struct Tiling<false> {
   using Tile = Shape<_128, _256, _128>;

@@ -10,22 +10,23 @@
 
 namespace vorta::plugin {
 
-// Of the string fields.
+// Choices of the string fields.
 extern const Choices kAttentionChoices[];
 
 inline constexpr int32_t kAttentionQuery = 0;  // the input query [B, tokens, N, D], followed by key and value
 
-// What the fields say of the problem.
+// The problem, as far as the fields state it.
 vorta_routed_attention_problem attentionFields(const Setting& setting);
 
-// The problem that the layer poses; extents that are not known stand as `leastHeads` or their least valid value.
+// The problem of a layer. An unknown number of heads becomes `leastHeads`; other unknown extents become their least
+// valid values.
 vorta_routed_attention_problem attentionProblem(const Setting& setting, int32_t leastHeads);
 
-// Checks query, key, value, and the routes at input `routes`, [B, N]; `tokens` are those of the query, and `expected`
-// says so in words. Throws PluginError.
+// Checks query, key, value, and the routes at input `routes`, [B, N]. `tokens` is the number of the query's tokens, and
+// `expected` describes it in words. Throws PluginError.
 void checkAttentionShapes(const Setting& setting, int32_t routes, int64_t tokens, const std::string& expected);
 
-// Pointers and strides of the tensors that both have; text_length is at the input behind the others.
+// Pointers and strides of the tensors that both layers have; `textLength` is the input of text_length.
 vorta_routed_attention_tensors attentionTensors(const Setting& setting, const Memory& memory, int32_t routes,
                                                 int32_t textLength);
 

@@ -68,7 +68,7 @@ void enqueue(const Setting& setting, const Memory& memory) {
   params.bias = memory.inputs[kBias];
   params.output = memory.outputs[kOutput];
   params.workspace = memory.workspace;
-  // TensorRT gave what it was asked for at the profile's maximum, which is at least this.
+  // TensorRT's workspace has the size for the profile's maximum, which is at least this size.
   requireOk(vorta_linear_workspace_size(&params, &params.workspace_bytes));
   if (params.rows > 0) reportProducts(setting.record.op().fields.name, VORTA_LINEAR_SAME);
   requireOk(vorta_linear_enqueue(&params, memory.stream));

@@ -59,7 +59,7 @@ void checkShapes(const Setting& setting, int32_t first) {
   }
 }
 
-// Input `input`, a modulation.
+// The modulation at input `input`.
 vorta_modulation modulation(const Setting& setting, const Memory& memory, int32_t input) {
   const trt::Dims& dims = setting.inputs[input];
   return {static_cast<const float*>(memory.inputs[input]), dims.d[0] == 1 ? 0 : dims.d[1] * dims.d[2],
@@ -70,21 +70,21 @@ std::vector<OutputAxis> tokensShape() { return {{0, 0}, {0, 1}, {0, 2}}; }
 
 std::vector<OutputAxis> outputShape(int32_t /*output*/, const Setting& /*setting*/) { return tokensShape(); }
 
-// Of an operator whose last two outputs are quantised activations and their scales.
+// Shape of an output of an operator whose last two outputs are quantised activations and their scales.
 template <int32_t quantized>
 std::vector<OutputAxis> quantizedShape(int32_t output, const Setting& setting) {
   if (output < quantized) return tokensShape();
   return output == quantized ? packedShape(setting) : std::vector<OutputAxis>{{0, 0}, {0, 1}};
 }
 
-// What the checks of sizes see of `quantized`: whether it is given.
+// Sets `quantized` to any pointer that is not null: the checks of sizes only look at whether it is given.
 template <typename Params>
 void wantQuantized(const Setting& setting, Params& params) {
   if (!setting.inputs.empty()) requireConstantFeatures(setting);
   params.quantized = &params;
 }
 
-// `outputs` from the normed ones on.
+// `outputs` starts with the normed ones.
 template <bool quantize, typename Params>
 void setOutputs(Params& params, void* const* outputs) {
   if (quantize) {

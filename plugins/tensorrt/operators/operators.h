@@ -36,7 +36,7 @@ inline void requireOk(vorta_status status) {
 // The first four axes of input 0: the shape of an attention's output.
 std::vector<OutputAxis> attentionShape(int32_t output, const Setting& setting);
 
-// What `ask`, a function of the C API, says of the scratch memory of the call that `paramsOf` makes.
+// Size of the scratch memory of the call that `paramsOf` makes, as `ask`, a function of the C API, states it.
 template <auto paramsOf, auto ask>
 size_t askedWorkspaceBytes(const Setting& setting) {
   const auto params = paramsOf(setting);

@@ -9,12 +9,12 @@
 
 namespace vorta::plugin {
 
-// Of the field `activation`, in the order of the C API's enumeration.
+// Values of the field `activation`, in the order of the C API's enumeration.
 inline constexpr const char* kActivations[] = {"none", "gelu_tanh"};
 static_assert(VORTA_ACTIVATION_NONE == 0 && VORTA_ACTIVATION_GELU_TANH == 1);
 inline constexpr Choices kActivationChoices[] = {{"activation", kActivations, 2}};
 
-// Says once per process and precision where products come from, or why they take the slow kernel; `name` is the
+// Logs once per process and precision which kernels compute products, or why the slow kernel does; `name` is the
 // operator's.
 void reportProducts(const char* name, vorta_linear_precision precision);
 

@@ -41,7 +41,7 @@ void check(const Setting& setting) {
 void enqueue(const Setting& setting, const Memory& memory) {
   const Problem problem = problemOf(setting);
   vorta_routed_attention_tensors tensors = attentionTensors(setting, memory, kRoutes, kTextLength);
-  // TensorRT gave what it was asked for at the profile's maximum, which is at least this.
+  // TensorRT's workspace has the size for the profile's maximum, which is at least this size.
   tensors.workspace_bytes = askedWorkspaceBytes<problemOf, vorta_routed_attention_workspace_size>(setting);
   requireOk(vorta_routed_attention_enqueue(&problem, &tensors, memory.stream));
 }
