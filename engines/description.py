@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the manifest says of the model, from the metadata that the exporter wrote into the ONNX file."""
+"""The manifest's description of the model, read from the metadata that the exporter wrote into the ONNX file."""
 
 from __future__ import annotations
 

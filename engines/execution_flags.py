@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a build must allow for the runtime to share memory, capture CUDA graphs and stream weights.
+"""Flags that a build needs so that the runtime can share memory, capture CUDA graphs and stream weights.
 
 | | in | what it allows |
 | --- | --- | --- |

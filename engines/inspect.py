@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is inside a bundle or an ONNX file: layers, types, memory, profiles, inputs and outputs.
+"""Reports on the content of a bundle or an ONNX file: layers, types, memory, profiles, inputs and outputs.
 
 The manifest and layers.json describe the input of the builder, on any machine. Only the engine itself says which
 kernels and formats TensorRT chose, and it can be deserialized only on a GPU that can run it: without such a GPU,

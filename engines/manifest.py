@@ -216,7 +216,7 @@ class _Header(Record, extra="forbid"):
 
 
 class EngineRecord(Record, extra="forbid"):
-    """What one engine is, and how it was built."""
+    """Record of one engine: its model, its interface, and how it was built."""
 
     component: str = TRANSFORMER
     size: str | None = None  # such as "81x480x832"; None: the size in `metadata`, or unknown without metadata
@@ -252,7 +252,7 @@ class EngineRecord(Record, extra="forbid"):
         """The exporter's record of the model, which `metadata` holds; `source` is for errors.
 
         Raises:
-            OnnxFileError: There is none, or it is damaged.
+            OnnxFileError: There is no record, or it is damaged.
         """
         properties = {} if self.metadata is None else {KEY: json.dumps(self.metadata)}
         return ModelMetadata.from_metadata_props(properties, source)

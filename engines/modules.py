@@ -95,7 +95,7 @@ def module_of_layer(names: Sequence[str]) -> str:
     """
     nodes = [node for name in names for node in _NODE.findall(name.replace("...", " "))]  # "first...last"
     scopes = [_INDEX.sub("*", scope_of_name(node)).split(".") for node in nodes]
-    common = os.path.commonprefix(scopes)  # of lists: part by part
+    common = os.path.commonprefix(scopes)  # on lists it compares part by part
     name = _truncated(".".join(common), len(common))
     for kind in ROUTED_ATTENTIONS:
         if any(node.endswith(f"/{kind}") for node in nodes):

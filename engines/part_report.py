@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `vorta-trt inspect` says of a VAE and text encoders: of their engines in a bundle, or of their ONNX files."""
+"""Reports of `vorta-trt inspect` on a VAE and text encoders: on their engines in a bundle, or on their ONNX files."""
 
 from __future__ import annotations
 

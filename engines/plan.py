@@ -56,7 +56,7 @@ _MEMORY_LINES = {
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user may choose about an engine; checked before anything slow starts."""
+    """The user's options of an engine; they are checked before any slow work starts."""
 
     batch: tuple[int, int, int] = DEFAULT_BATCH
     compute_capabilities: Sequence[str] | None = None

@@ -26,7 +26,7 @@ VARIABLE = "POLYGRAPHY_USE_TENSORRT_RTX"
 def main() -> int:
     """Runs Polygraphy with this process's arguments and returns its exit code."""
     os.environ.setdefault(VARIABLE, "1")  # Polygraphy reads it when it is imported
-    disable_telemetry()  # of ONNX Runtime, for --onnxrt
+    disable_telemetry()  # --onnxrt imports ONNX Runtime
     load_plugin(get_flavour("rtx" if os.environ[VARIABLE] != "0" else "tensorrt"))
     sys.argv[0] = "polygraphy"
     return int(import_extra("polygraphy.tools", "polygraphy").main() or 0)

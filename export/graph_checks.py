@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of every exported graph; checked before anything is written."""
+"""Checks of every exported graph, made before anything is written."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def clean(model: ir.Model, opset: int) -> None:
     """
     graph = model.graph
     InlinePass()(model)
-    for _ in range(2):  # what a rewrite leaves behind may fold
+    for _ in range(2):  # after a rewrite, more may fold
         fold_constants_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
         rewrite(model, _RULES)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

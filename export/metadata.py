@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exported file says about itself: everything that engines and runtimes need, in its metadata_props.
+"""The record in an exported file's metadata_props, with everything that engines and runtimes need.
 
 The key `vorta_trt` holds one JSON object, `ModelMetadata`; the flat keys beside it repeat parts of it for people and
 other tools. The module does not import torch or onnx, so reading metadata is cheap.
@@ -61,7 +61,7 @@ class LoraRecord(_Record):
 
 
 class ModelMetadata(_Record):
-    """What an exported file says about itself.
+    """The record of an exported transformer.
 
     Attributes:
         schema_version: Version of this record's format.
@@ -184,11 +184,11 @@ class ModelMetadata(_Record):
         return f"fp8, {len(self.fp8_layers)} layers; kept {' '.join(self.linear_keep) or 'none that could be'}"
 
     def gpu_lines(self) -> list[str]:
-        """What `vorta-trt inspect` shows of a model for several GPUs."""
+        """Lines of `vorta-trt inspect` on the GPUs of a model for several GPUs; none for other models."""
         return [] if self.ulysses == 1 else [f"GPUs       {self.ulysses} share every pass; run it with --gpus"]
 
     def linear_lines(self) -> list[str]:
-        """What `vorta-trt inspect` shows of the linear layers: those with fp8 products, and the patterns of others."""
+        """Lines of `vorta-trt inspect` on the linear layers: those with fp8 products, and the patterns of others."""
         if self.linear_precision == "same":
             return ["linear     products in the type of the inputs"]
         layers = ", ".join(f"{name} {count}" for name, count in collapsed(self.fp8_layers).items())

@@ -112,7 +112,7 @@ def _simplify(model: ir.Model) -> None:
     InlinePass()(model)
     _decide_by_constants(model.graph)
     RemoveUnusedNodesPass()(model)
-    for _ in range(2):  # what a branch that is chosen leaves behind may fold
+    for _ in range(2):  # after the choice of a branch, more may fold
         fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
     passes = ir.passes.Sequential(
         IdentityEliminationPass(),

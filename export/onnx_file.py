@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # TensorProto's number of a type -> bytes of an element, for types that take whole bytes.
 ITEM_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 16: 2, 17: 1}
 SMALL = 64  # elements; a weight of at most so many may hold a shape
-DATA_SUFFIX = ".data"  # of the external data file: model.onnx.data beside model.onnx
+DATA_SUFFIX = ".data"  # suffix of the external data file: model.onnx.data beside model.onnx
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from vorta_trt.export.errors import ExportError
 from vorta_trt.export.names import OPSET_17
 from vorta_trt.plugins.operator_schema import OPERATORS, ROUTED_ATTENTION, Element
 
-IR_VERSION = 8  # of the ONNX release that brought opset 17
+IR_VERSION = 8  # IR version of the ONNX release that brought opset 17
 # TensorRT 8 counts elements in 32 bits. A quarter of that leaves room for a batch of 3.
 MOST_SCORES = 1 << 29
 

@@ -35,7 +35,7 @@ def export_part(part: PartGraph, path: Path, metadata: PartMetadata, progress: P
     Args:
         part: The graph with its weights, in the types that they shall have in the file.
         path: The file, whose suffix must be .onnx; one that is there is replaced once the new one is complete.
-        metadata: What the file says about itself, opset included.
+        metadata: Record for the file, which also names the opset.
         progress: See `Progress`.
 
     Returns:

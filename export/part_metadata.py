@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the exported file of a VAE or a text encoder says about itself, in its metadata_props.
+"""The record in the metadata_props of an exported VAE or text encoder.
 
 The module does not import torch or onnx, so reading metadata is cheap.
 """

@@ -22,7 +22,7 @@ class Modulation(ctypes.Structure):
 
 
 class BlockOperatorParams(OperatorParams):
-    """What the structures of all block operators have in common.
+    """Base class of the structures of all block operators.
 
     Strides (batch, token) are any sequence, a modulation is (pointer, batch stride, row stride):
     `NormModulateParams(dtype="bfloat16", batch=1, token_count=72000, features=5120, ...)`.

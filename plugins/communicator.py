@@ -30,7 +30,7 @@ def nccl_version(library: PluginLibrary) -> tuple[int, str]:
         NCCL's version in its own form, such as 22703 for 2.27.3, and the path of its file.
 
     Raises:
-        LibraryError: There is none on this machine, or it is too old.
+        LibraryError: There is no NCCL on this machine, or it is too old.
     """
     version = ctypes.c_int32()
     library.call("vorta_nccl_version", ctypes.byref(version))

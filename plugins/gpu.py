@@ -83,7 +83,7 @@ class Device:
 
 @dataclass(frozen=True)
 class DriverReport:
-    """What the CUDA driver says: its GPUs, or the reason why there are none.
+    """Report of the CUDA driver: its GPUs, or the reason why there are none.
 
     Attributes:
         devices: The GPUs.

@@ -36,7 +36,7 @@ def is_not_mappable(error: BaseException) -> bool:
     """Whether an error says that the file system does not map files."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENODEV
-    return f"os error {errno.ENODEV})" in str(error)  # of safetensors, which is written in Rust
+    return f"os error {errno.ENODEV})" in str(error)  # the form of safetensors, which is written in Rust
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What libvorta_trt.so holds for a GPU: nothing that runs, something slower than there could be, or the best.
+"""Finds out which code libvorta_trt.so holds for a GPU: none that runs, slower code than there could be, or the best.
 
 `prepare_gpu` is asked before the first launch on a GPU, by the torch operator and by engines; `vorta-trt doctor` and
 the checks of a bundle ask for the same facts one by one.

@@ -24,7 +24,7 @@ BlockOps = Literal["native", "plugin"]  # how an engine computes the block opera
 SAME_PRECISION: AttentionPrecision = "same"
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
 """Attributes of an ONNX node by which TensorRT finds the plugin; without them a function body in the file wins."""
-MOST_TOKENS = (1 << 31) - 1024  # of video and text together; the kernels count them in 32 bits
+MOST_TOKENS = (1 << 31) - 1024  # video and text tokens together; the kernels count them in 32 bits
 LARGEST_BUCKET = 64  # tokens that a bucket may have in the kernels; the portable form takes any
 
 
