@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Accepted`: a request that its model can run, as the job of it keeps it."""
+"""`Accepted`: a checked request that its model can run, in the form in which a job stores it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Accepted:
     """A request that its model can run.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         prompt: What the video shows.
         params: How to sample.
-        size: Of the video, as "81x480x832".
-        fps: Frames per second at which it is written.
-        n: How many videos.
-        images: Names of the files of images, by the pipeline's argument.
+        size: Frames, height and width of the video, as "81x480x832".
+        fps: Frames per second at which the video is written.
+        n: Number of videos.
+        images: File names of the images in the job's folder, by the pipeline's argument.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Accepted:
         return VideoSize.parse(self.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; see `from_dict`."""
+        """The request as JSON values, which `from_dict` reads."""
         return {
             "model": self.model,
             "prompt": self.prompt,
@@ -52,7 +52,7 @@ class Accepted:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Accepted:
-        """What `to_dict` gave."""
+        """The request that `to_dict` wrote."""
         params = dict(values["params"])
         if params.get("sigmas") or params.get("timesteps"):
             params.pop("num_inference_steps", None)

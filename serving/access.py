@@ -18,12 +18,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Access:
-    """Checks requests; reads nothing of them but headers.
+    """Checks requests by their headers alone.
 
     Args:
         keys: API keys; none: everyone who reaches the server may use it.
-        hosts: Names under which the server may be asked for; none: any. With a server on a loopback address, they keep
-            a page of another site from reaching it under a name of its own.
+        hosts: Host names under which the server may be addressed; none: any name. On a loopback address they prevent
+            DNS rebinding: a page of another site cannot reach the server under that site's own name.
     """
 
     def __init__(self, keys: Sequence[str] = (), hosts: Sequence[str] = ()) -> None:
@@ -36,7 +36,7 @@ class Access:
         return bool(self._digests)
 
     def check_site(self, request: Request) -> None:
-        """Refuses names that are not the server's, and changes that a page of another site asks for.
+        """Refuses a Host header that names another server, and a change that a page of another site requests.
 
         Raises:
             ApiError: 403.
@@ -51,7 +51,7 @@ class Access:
             raise ApiError(403, "Origin: pages of other sites may not use this server", "forbidden")
 
     def user(self, request: Request) -> str:
-        """Whose request it is: a digest of its key, or "" where there are none.
+        """The user who sent a request: a digest of its API key, or "" if the server has no keys.
 
         Raises:
             ApiError: 401.
@@ -64,12 +64,12 @@ class Access:
         return user
 
     def owner(self, request: Request) -> str:
-        """Who has to wait if there are too many requests: the owner of a key, or else an address."""
+        """Whom a request counts for in the limits of concurrent requests: the owner of its key, or its address."""
         user = self.user_of(_key(request)) if self._digests else None
         return user or (request.client.host if request.client is not None else "")
 
     def user_of(self, key: str) -> str | None:
-        """The owner of a key, or None; takes as long for every key."""
+        """The owner of a key, or None. The comparison takes the same time for every key."""
         given, found = _digest(key), None
         for digest, user in self._digests.items():
             if hmac.compare_digest(digest, given):
@@ -96,5 +96,5 @@ def _host(value: str) -> str:
 
 
 def user_of(key: str | None) -> str:
-    """How jobs name the owner of an API key, which is written nowhere."""
+    """The name of an API key's owner in jobs: a digest, since the key itself is never written."""
     return "" if key is None else hashlib.sha256(b"vorta-trt " + key.encode()).hexdigest()[:32]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as the API has them: `{"error": {"message", "type", "param", "code"}}`, with a status that clients know."""
+"""Errors of the API: `{"error": {"message", "type", "param", "code"}}`, with an HTTP status that clients know."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: for people, and for programs; `param` is the field."""
+    """What went wrong: `message` for people, `code` for programs; `param` is the field."""
 
     message: str
     type: str
@@ -47,14 +47,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class ApiError(Exception):
-    """What a client is answered.
+    """An error that is the answer to a client.
 
     Args:
-        status: Of HTTP.
-        message: For people.
-        code: For programs.
-        field: Of the request; None for all of it.
-        retry_after: Seconds after which to try again; None: not.
+        status: HTTP status code.
+        message: Text for people.
+        code: Word for programs.
+        field: Field of the request that is wrong; None for the request as a whole.
+        retry_after: Seconds after which the client may try again; None: nothing is said about that.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ApiError(Exception):
         self.status, self.code, self.field, self.retry_after = status, code, field, retry_after
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """The HTTP response."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         content = {"error": {"message": str(self), "type": kind, "param": self.field, "code": self.code}}
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
@@ -74,7 +74,7 @@ class ApiError(Exception):
 
 
 def api_error(error: Exception) -> ApiError | None:
-    """The answer to an error of a room below; None for a bug."""
+    """The answer to an exception that is no bug; None for a bug."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
@@ -94,7 +94,7 @@ def api_error(error: Exception) -> ApiError | None:
 
 
 def install(app: FastAPI) -> None:
-    """Gives an application these answers."""
+    """Adds handlers to an application that give these answers."""
 
     async def known(request: Request, error: Exception) -> Response:
         answer = api_error(error)

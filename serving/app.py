@@ -28,10 +28,10 @@ from vorta_trt.serving.service import Service
 from vorta_trt.serving.settings import ServeSettings
 from vorta_trt.serving.videos_api import videos_router
 
-LOOK_SECONDS = 1.0  # between two looks at lost workers and at jobs that ended
+LOOK_SECONDS = 1.0  # between two checks for lost workers and for jobs that ended
 EXPIRE_SECONDS = 60.0
-FORM_BYTES = 1 << 16  # that a form adds to an upload
-NO_UPLOAD = dict.fromkeys(("/login", "/logout"), 1 << 13)  # bytes of a body for which no key is needed
+FORM_BYTES = 1 << 16  # bytes that the form's encoding adds to an upload
+NO_UPLOAD = dict.fromkeys(("/login", "/logout"), 1 << 13)  # largest body in bytes, by path; no API key is needed
 logger = logging.getLogger(__name__)
 
 
@@ -47,13 +47,13 @@ def create_app(
     """The application.
 
     Args:
-        settings: Of the server.
-        store: The jobs, which workers take from there.
+        settings: Settings of the server.
+        store: The jobs; workers take them from there.
         catalogue: The models.
-        draining: Set it to stop: new jobs are refused then, and the rest goes on.
-        on_queued: Called when a job was queued, in any thread.
-        workers: Whose jobs count in this application's metrics, by the worker's name; of several applications over one
-            store, each counts its own.
+        draining: Event to set when the server stops: new jobs are refused then, and everything else goes on.
+        on_queued: Called in any thread after a job was queued.
+        workers: Tells by a worker's name whether its jobs count in this application's metrics. Where several
+            applications share a store, each counts the jobs of its own workers.
     """
     service = Service(settings, store, catalogue, draining or threading.Event(), on_queued)
     metrics = Metrics(service, workers)
@@ -71,7 +71,7 @@ def create_app(
         description="Videos from prompts and images, after OpenAI's video API.",
         lifespan=lifespan,
         responses=api_errors.RESPONSES,
-        docs_url=None,  # they would load scripts from other servers
+        docs_url=None,  # these pages would load scripts from other servers
         redoc_url=None,
     )
     app.state.service = service
@@ -105,7 +105,7 @@ def create_app(
 
 
 async def _keep_house(service: Service, metrics: Metrics, stopping: asyncio.Event) -> None:
-    """Gives the jobs of lost workers back, removes what has expired, and takes in how jobs ended."""
+    """Requeues the jobs of lost workers, removes expired jobs and counts ended ones, until `stopping` is set."""
     expired = -EXPIRE_SECONDS
     while not stopping.is_set():
         try:

@@ -31,10 +31,10 @@ _NESTED = re.compile(r"([A-Za-z_0-9]+)\[([A-Za-z_0-9]*)\]")
 
 @dataclass(frozen=True)
 class Body:
-    """A request that was read.
+    """The body of a request, parsed.
 
     Attributes:
-        request: Its fields.
+        request: Fields of the request.
         images: Images by the pipeline's argument, not decoded yet.
     """
 
@@ -43,10 +43,10 @@ class Body:
 
 
 async def read_values(request: Request, most_bytes: int) -> tuple[dict[str, Any], bool]:
-    """The fields of a body as they were sent, uploads as bytes; and whether it is a form.
+    """The fields of a body as they were sent, uploads as bytes; and whether the body is a form.
 
     Raises:
-        ApiError, RequestError: It cannot be read.
+        ApiError, RequestError: The body cannot be read.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -69,16 +69,16 @@ async def read_values(request: Request, most_bytes: int) -> tuple[dict[str, Any]
 
 
 def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: RemoteImages | None = None) -> Body:
-    """Checks fields, and images by their headers; takes a while where images come from other servers.
+    """Checks fields, and images by their headers. It takes a while if images are fetched from other servers.
 
     Args:
-        values: What `read_values` gave.
-        form: The same.
-        most_pixels: Of an image.
+        values: Fields that `read_values` returned.
+        form: Whether the body is a form, as `read_values` returned.
+        most_pixels: Largest number of pixels that an image may have.
         remote: Fetches images from other servers; None: they are refused.
 
     Raises:
-        RequestError: With the field.
+        RequestError: A field or an image is refused; the error names the field.
     """
     uploads = {name: value for name, value in values.items() if isinstance(value, bytes)}
     if unknown := sorted(uploads.keys() - IMAGE_FIELDS.keys()):
@@ -100,7 +100,7 @@ def read_body(values: Mapping[str, Any], form: bool, most_pixels: int, remote: R
 
 
 class _WholeForm(MultiPartParser):
-    """Refuses a multipart body without its last boundary: the last part of one that is cut off would be dropped."""
+    """Refuses a multipart body without its last boundary; else a truncated body would silently lose its last part."""
 
     _whole = False
 
@@ -109,7 +109,7 @@ class _WholeForm(MultiPartParser):
 
     async def parse(self) -> FormData:
         self.stream = self._to_the_end(self.stream)
-        return await super().parse()  # it closes its files when the stream raises
+        return await super().parse()  # the base class closes its files when the stream raises
 
     async def _to_the_end(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async for chunk in stream:
@@ -157,7 +157,7 @@ async def _read_form(request: Request, most_bytes: int) -> dict[str, Any]:
             elif content != "" or name == "prompt":  # a browser sends empty fields, too
                 values[name] = content
     finally:
-        await form.close()  # its temporary files
+        await form.close()  # removes its temporary files
     return values
 
 

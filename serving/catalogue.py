@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Catalogue`: the models of a server, and what may be asked of them; knows plans and costs, and loads no weights.
+"""`Catalogue`: the models of a server, and checks of requests for them; it plans and counts, and loads no weights.
 
 accepted = Catalogue(settings.models).accept(parse_request({...}), images={"image": path})
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.pipelines.making import MakeVideos
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
-MOST_PLANS = 128  # that are kept
+MOST_PLANS = 128  # that a model keeps
 _FIELD_OF = {argument: field for field, argument in reversed(IMAGE_FIELDS.items())}
 
 
@@ -47,14 +47,14 @@ class ServedModel:
     """One model of the catalogue.
 
     Args:
-        settings: Of the model.
+        settings: Settings of the model.
 
     Attributes:
-        settings: As given.
-        planner: Of its own size; see `RequestPlanner.at` for others.
-        defaults: Sampling settings of requests that do not say.
-        loras: Names of the LoRA files that it was built with.
-        created: When the model was made, in seconds since 1970.
+        settings: Settings of the model, as given.
+        planner: Planner of the model's default video size; `RequestPlanner.at` makes those of its other sizes.
+        defaults: Sampling settings for what a request leaves out.
+        loras: Names of the LoRA files that the model was built with.
+        created: When the model's file or folder was last modified, in seconds since 1970.
         gpus: How many GPUs make a video together: as many as the settings say, or as the model is built for.
 
     Raises:
@@ -78,28 +78,28 @@ class ServedModel:
 
     @cached_property
     def flavour(self) -> str | None:
-        """Of TensorRT, of its bundle; None without one."""
+        """Flavour of TensorRT that the model's bundle was built for; None if it has no bundle."""
         bundle = read_target(self.settings.source).bundle
         return None if bundle is None else bundle.manifest.engine.flavour
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """Name by which requests ask for the model."""
         return self.settings.name
 
     @property
     def sizes(self) -> tuple[VideoSize, ...]:
-        """The videos that it makes."""
+        """Sizes of the videos that the model makes."""
         return tuple(VideoSize.parse(size) for size in self.planner.sizes)
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Arguments of images that every request must have."""
+        """The pipeline's arguments for images that every request must give."""
         kinds = get_family(self.planner.family).pipeline_kinds(self.planner.config)
         return min((kind.images for kind in kinds), key=len)
 
     def pipeline(self) -> VortaPipeline:
-        """Loads the model, on several GPUs in as many processes."""
+        """Loads the model; on several GPUs, in one process per GPU."""
         from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
         if self.gpus > 1:
@@ -110,13 +110,13 @@ class ServedModel:
 
     @property
     def kind(self) -> str:
-        """Where its processes compute: "cuda" or "cpu", see `kind_of`."""
+        """Type of device on which the model's processes compute: "cuda" or "cpu", see `kind_of`."""
         from vorta_trt.runtime.pipelines.making import kind_of
 
         return kind_of(self._together())
 
     def _together(self) -> MakeVideos:
-        """What the processes of several GPUs are told."""
+        """What the processes of a model on several GPUs are started with."""
         from vorta_trt.runtime.pipelines.making import MakeVideos
 
         given = self.settings
@@ -138,13 +138,13 @@ class ServedModel:
             )
 
     def plan(self, params: SamplingParams, size: str) -> PlannedRequest:
-        """`RequestPlanner.plan`; the last ones are kept, since a plan does not depend on prompt and seed.
+        """`RequestPlanner.plan`, with a cache of the latest plans: a plan does not depend on prompt and seed.
 
         Raises:
             ValueError: The parameters do not suit the model.
         """
         key = params.model_dump_json(exclude={"seed"}), size
-        with self._lock:  # a planner's cache of sizes knows no threads
+        with self._lock:  # a planner's cache of sizes is not thread-safe
             if key in self._plans:
                 self._plans.move_to_end(key)
                 return self._plans[key]
@@ -161,7 +161,7 @@ class ServedModel:
         """Checks a request against the model, before anything is loaded.
 
         Raises:
-            RequestError: With what the model has.
+            RequestError: The model cannot run the request; the message says what the model has.
         """
         accepted = self._settle(request, images)
         with _named_images():
@@ -189,14 +189,14 @@ class ServedModel:
         return Accepted(self.name, request.prompt, params, str(size), fps, request.n)
 
     def check(self, request: VideoRequest, images: Collection[str]) -> None:
-        """All of `accept` that needs no pixel of an image.
+        """Checks all that `accept` checks, but for the pixels of images.
 
         Args:
             request: The fields.
-            images: Arguments of the pipeline for which there are images.
+            images: The pipeline's arguments for which the request has images.
 
         Raises:
-            RequestError: With what the model has.
+            RequestError: The model cannot run the request; the message says what the model has.
         """
         self._settle(request, {})
         with _named_images():
@@ -205,7 +205,7 @@ class ServedModel:
 
 @contextmanager
 def _named_images() -> Iterator[None]:
-    """Names the field of the image that is refused."""
+    """Turns an error about an image into a `RequestError` that names the field."""
     try:
         yield
     except MissingImageError as error:
@@ -224,8 +224,8 @@ class Catalogue:
         ValueError, FileNotFoundError: What `ServedModel` raises, or models that cannot be served together.
 
     Attributes:
-        models: As given.
-        gpus: How many GPUs a worker has.
+        models: The models by name, the default first.
+        gpus: Number of GPUs that each worker needs.
     """
 
     def __init__(self, models: Sequence[ModelSettings]) -> None:
@@ -240,10 +240,10 @@ class Catalogue:
         return tuple(self.models)
 
     def get(self, name: str | None) -> ServedModel:
-        """A model; None is the first.
+        """The model of a name; None is the first model.
 
         Raises:
-            RequestError: There is none of this name.
+            RequestError: There is no model of this name.
         """
         if name is None:
             return next(iter(self.models.values()))
@@ -256,11 +256,11 @@ class Catalogue:
         return self.models[name]
 
     def accept(self, request: VideoRequest, images: Mapping[str, ImageLike] | None = None) -> Accepted:
-        """`ServedModel.accept` of the request's model.
+        """Checks a request with `ServedModel.accept` of the model that it asks for.
 
         Args:
             request: The fields.
-            images: By the pipeline's argument: "image", "last_image".
+            images: Images by the pipeline's argument: "image", "last_image".
         """
         return self.get(request.model).accept(request, images or {})
 
@@ -268,5 +268,5 @@ class Catalogue:
 def _loras(planner: RequestPlanner) -> list[str]:
     names: list[str] = []
     for expert in planner.experts:
-        names.extend(record.name for record in expert.described.lora)  # of exported files and bundles
+        names.extend(record.name for record in expert.described.lora)  # exported files and bundles name theirs
     return list(dict.fromkeys(names))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Connection`: uvicorn's, which waits for a request only so long, and gives way to others when there are many."""
+"""`Connection`: uvicorn's HTTP connection, with a time limit for a request's headers and a limit of connections."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vorta_trt.serving.api_errors import ApiError
 
-HEAD_SECONDS = 15.0  # from a connection's begin, or a request's first byte, to the end of its headers
+HEAD_SECONDS = 15.0  # from the start of a connection, or a request's first byte, to the end of its headers
 MOST_CONNECTIONS = 1000
 
 
 class Connection(H11Protocol):
-    """One connection; see the module. An address has no share of its own: a proxy is one address."""
+    """One connection; see the module. There is no limit per address: all clients of a proxy have one address."""
 
     head_seconds = HEAD_SECONDS
     most = MOST_CONNECTIONS
@@ -28,7 +28,7 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether the connection is idle: none of its requests is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,7 +54,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What cannot be parsed is answered as all errors are."""
+        """Answers a request that cannot be parsed in the same form as all errors."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
@@ -79,7 +79,7 @@ class Connection(H11Protocol):
             self._deadline = None
 
     def _make_room(self) -> None:
-        """Ends the connection that has waited for a request the longest."""
+        """Closes the connection that has been idle the longest."""
         idle = [each for each in self.connections if isinstance(each, Connection) and each is not self and each.waits]
         if idle:
             oldest = min(idle, key=lambda each: each._waiting_since)

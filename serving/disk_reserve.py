@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class Reserve:
-    """A file in a folder, that takes space until it is needed."""
+    """A file in a folder that takes up space until the space is needed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
     def keep(self) -> None:
-        """Takes the space, where there is enough beside it."""
+        """Allocates the file, if the disk has enough space besides."""
         try:
             if self._size() == BYTES or _has_less(self.path.parent, 4 * BYTES):
                 return
@@ -38,14 +38,14 @@ class Reserve:
             logger.info("%s: is not kept (%s)", self.path, error)
 
     def free_some(self) -> None:
-        """Gives back as much as one change needs: others fill the disk too, and more changes may come."""
+        """Frees only what one change needs: more changes may come, and other programs fill the disk, too."""
         try:
             os.truncate(self.path, max(0, self._size() - ONE_CHANGE))
         except OSError as error:
             logger.info("%s: has nothing to give (%s)", self.path, error)
 
     def is_short(self) -> bool:
-        """Whether the disk has no space for anything but ending and removing jobs."""
+        """Whether the disk has only enough space to end and remove jobs."""
         return _has_less(self.path.parent, BYTES)
 
     def _size(self) -> int:
@@ -53,9 +53,10 @@ class Reserve:
 
 
 def is_full(error: BaseException, folder: Path | None = None) -> bool:
-    """Whether an error is that of a full disk.
+    """Whether an error means that the disk is full.
 
-    SQLite has several for it, one for each of its files; of some, only the space that is left in `folder` can tell.
+    SQLite reports a full disk by several errors, depending on the file. Some of them have other causes, too: these
+    count only if `folder` has no space left.
     """
     if not isinstance(error, sqlite3.OperationalError):
         return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -67,6 +68,6 @@ def is_full(error: BaseException, folder: Path | None = None) -> bool:
 
 
 def _has_less(folder: Path, size: int) -> bool:
-    """Whether a disk says that fewer bytes are free; some say nothing."""
+    """Whether fewer than `size` bytes are free; False if the file system does not tell."""
     free = free_bytes(folder)
     return free is not None and free < size

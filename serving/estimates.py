@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Estimates`: when jobs will be done: the plan's predicted cost, times what a unit of cost took so far.
+"""`Estimates`: predicts when jobs will be done, from the cost of their plans and the time per unit of cost so far.
 
-A unit is a FLOP of the transformer where the plan knows them, else a step. What is not denoising (texts, decoding,
-writing) counts as it was measured, by the video.
+A unit is a FLOP of the transformer where the plan knows its FLOPs, else a step. The other stages (encoding texts,
+decoding, writing) are taken as their measured seconds per video.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vorta_trt.serving.job import Job, Status
 from vorta_trt.serving.job_rows import End
 from vorta_trt.serving.job_store import JobStore
 
-WEIGHT = 0.3  # of the newest measurement in the average
-FRESH_SECONDS = 0.2  # for which an outlook is told to everyone who asks
+WEIGHT = 0.3  # weight of the newest measurement in the average
+FRESH_SECONDS = 0.2  # how long a computed outlook is reused
 
 
 @dataclass
 class _Measured:
-    """Averages of one model and size: seconds of a unit, and seconds of a video beside denoising."""
+    """Averages of one model and video size: seconds per unit of cost, and seconds per video outside denoising."""
 
     unit: float
     rest: float
@@ -34,11 +34,11 @@ class _Measured:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is ahead of a job.
+    """How long a job still takes, and how many jobs come before it.
 
     Attributes:
-        seconds: Until it is done; None if nobody knows.
-        position: How many jobs wait before it; None if it runs.
+        seconds: Seconds until the job is done; None if unknown.
+        position: Number of jobs that wait before it; None if it runs.
     """
 
     seconds: float | None
@@ -49,21 +49,21 @@ class Estimates:
     """See the module.
 
     Args:
-        store: The jobs, of which the latest ends are read.
+        store: The jobs, of which the unfinished ones are read.
         catalogue: The models.
-        workers: How many jobs run at a time.
+        workers: Number of jobs that run at a time.
     """
 
     def __init__(self, store: JobStore, catalogue: Catalogue, workers: int = 1) -> None:
         self._store, self._catalogue, self._workers = store, catalogue, max(1, workers)
         self._measured: dict[tuple[str, tuple[int, ...]], _Measured] = {}
         self._lock = threading.Lock()
-        self._looking = threading.Lock()  # others wait for who looks, and take what that one found
+        self._looking = threading.Lock()  # one thread computes; the others wait and take its result
         self._seen: dict[str, Outlook] = {}
         self._seen_at = -math.inf
 
     def learn(self, end: End) -> None:
-        """Takes in how long a job took."""
+        """Updates the averages by a completed job."""
         if end.status is not Status.COMPLETED or end.report is None:
             return
         for video in end.report["videos"]:
@@ -77,12 +77,12 @@ class Estimates:
                 known.rest += WEIGHT * (rest - known.rest)
 
     def outlook(self, *jobs: Job) -> Mapping[str, Outlook]:
-        """What is ahead of every job that runs or waits, by its id; as it was at most `FRESH_SECONDS` ago.
+        """The outlook of every job that runs or waits, by its id; at most `FRESH_SECONDS` old.
 
-        To look takes a while for each job in the queue, and many clients ask for their jobs many times a second.
+        Computing it takes time for each job in the queue, and many clients ask for their jobs many times a second.
 
         Args:
-            jobs: That must be in it if they are not over.
+            jobs: Jobs that the result must contain, unless they have ended.
         """
         with self._looking:
             fresh = time.monotonic() - self._seen_at < FRESH_SECONDS
@@ -93,7 +93,7 @@ class Estimates:
 
     def _look(self) -> dict[str, Outlook]:
         found: dict[str, Outlook] = {}
-        before: float | None = 0.0  # seconds of all jobs before the one that is looked at; None: unknown
+        before: float | None = 0.0  # seconds of all earlier jobs together; None: unknown
         waiting = 0
         for job in self._store.unfinished():
             runs = job.status is Status.IN_PROGRESS
@@ -108,7 +108,7 @@ class Estimates:
         return found
 
     def until_free(self) -> float:
-        """Seconds until another job begins; 10 where nobody knows."""
+        """Seconds until another job begins; 10 if unknown."""
         running = [each.seconds for each in self.outlook().values() if each.position is None]
         return min((seconds for seconds in running if seconds is not None), default=10.0)
 
@@ -127,7 +127,7 @@ class Estimates:
         return self._units(job) * (1 - self._share_done(job)) * measured.unit + max(0, videos_left) * measured.rest
 
     def _share_done(self, job: Job) -> float:
-        """The share of a job's cost that is behind it."""
+        """The share of a job's cost that is done."""
         accepted = Accepted.from_dict(job.request)
         each = max(1, job.steps // accepted.n)
         whole, step = divmod(job.step, each)
@@ -144,12 +144,12 @@ class Estimates:
 
     @staticmethod
     def _units(job: Job) -> float:
-        """Of the whole job."""
+        """Units of cost of a whole job."""
         return float(job.flops if job.flops is not None else job.steps)
 
     @staticmethod
     def _units_of_report(report: dict[str, object]) -> float:
-        """Of one of its videos."""
+        """Units of cost of one video of a completed job."""
         videos, flops, steps = report["videos"], report["flops"], report["steps"]
         assert isinstance(videos, list) and isinstance(steps, dict)
         units = float(flops) if isinstance(flops, float | int) else float(steps["computed"] + steps["reused"])

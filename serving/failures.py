@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client reads of a job that failed, and whether the engine is still in order."""
+"""What a client is told of a failed job, and whether the engine still works."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vorta_trt.serving.disk_reserve import is_full
 
 
 def describe_failure(error: BaseException) -> tuple[str, str, bool]:
-    """What a client reads of a failure.
+    """Describes a failure for the client.
 
     Returns:
-        A word for programs, the message, and whether the engine is still in order.
+        A word for programs, the message for people, and whether the engine still works.
     """
     import torch
 

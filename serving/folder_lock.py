@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lock_folder`: one server to a folder of jobs."""
+"""`lock_folder`: lets only one server use a folder of jobs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOCK = "server.lock"
 
 
 def lock_folder(folder: Path) -> int:
-    """Locks a folder of jobs for this process.
+    """Locks a folder of jobs for this process; returns the file descriptor that holds the lock.
 
     Raises:
-        JobError: Another server has it.
+        JobError: Another server uses the folder.
     """
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -28,7 +28,7 @@ def lock_folder(folder: Path) -> int:
         raise JobError(
             f"jobs {folder}: the server with process id {owner} has this folder; stop it, or give another one"
         ) from None
-    with suppress(OSError):  # a full disk: only messages need the number
+    with suppress(OSError):  # a full disk: only the message above needs the number
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Guard`: what every request passes first: names of the server, bodies too long or too slow, headers, a log line.
+"""`Guard`: the middleware that every request passes first. It checks names and bodies, adds headers and logs.
 
-Requests beyond `MOST_REQUESTS` at a time are refused, and those beyond `MOST_OF_ONE` of one API key or address. What a
-route leaves of a body is read and forgotten, so that a client that still sends can read the answer, but for a short
-while: then the connection is closed, or it could be held open byte by byte.
+More than `MOST_REQUESTS` concurrent requests are refused, and more than `MOST_OF_ONE` of one API key or address. The
+part of a body that its route did not read is read and dropped, so that a client that is still sending can read the
+answer. This lasts only a short while, then the connection is closed: otherwise a client could hold it open byte by
+byte.
 
-It is plain ASGI: nothing of a body is read before its route asks for it, and downloads are not copied.
+It is plain ASGI: a body is not read before its route asks for it, and downloads are not copied.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from vorta_trt.serving.access import Access
 from vorta_trt.serving.api_errors import ApiError
 
 MOST_REQUESTS = 900  # at a time
-MOST_OF_ONE = 300  # of an API key, or where there is none of an address, which may be a proxy's
-PAUSE_SECONDS = 30.0  # in which no byte of a body comes
-FORGET_SECONDS = 2.0  # in which the rest of a body is read that no route wants
-LEAST_BYTES = 16 << 10  # of a body in every second beyond the first `PAUSE_SECONDS`
+MOST_OF_ONE = 300  # of one API key; without keys, of one address, which may be a proxy's
+PAUSE_SECONDS = 30.0  # the longest time without a byte of a body
+FORGET_SECONDS = 2.0  # the longest time for reading the rest of a body that its route did not read
+LEAST_BYTES = 16 << 10  # of a body per second, after the first `PAUSE_SECONDS`
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "X-Frame-Options": "DENY"}
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,14 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        app: What is behind it.
-        access: Knows the server's names.
-        most_bytes: Of a body.
-        less_bytes: Of a body at a path, in the place of `most_bytes`.
-        pause_seconds: How long a body may pause; a whole one may take so long, and longer as `LEAST_BYTES` allows.
-        most_requests: That are answered at a time.
-        most_of_one: Of these, of one API key or address.
+        app: The ASGI application that gets the requests that pass.
+        access: Checks the server's names, and tells whom a request counts for.
+        most_bytes: Largest size of a body.
+        less_bytes: Largest size of a body by path, in place of `most_bytes`.
+        pause_seconds: Longest pause within a body. A whole body may take this long, and a second more for each
+            `LEAST_BYTES` that came.
+        most_requests: Largest number of concurrent requests.
+        most_of_one: Largest number of concurrent requests of one API key or address.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Guard:
         self._running: Counter[str] = Counter()  # by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,7 +76,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if request.headers.get("expect", "").lower() != "100-continue":  # else it is not sent at all
+                if request.headers.get("expect", "").lower() != "100-continue":  # such a client has not sent its body
                     await body.forget()
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
@@ -109,13 +111,13 @@ class _Body:
     """The body of a request, as its route reads it.
 
     Args:
-        receive: Of the server.
-        headers: Of the request.
-        most: Bytes of it.
-        pause: Seconds in which some of it must come; see `Guard`.
+        receive: Receives the server's next ASGI message.
+        headers: Headers of the request.
+        most: Largest number of bytes.
+        pause: Longest pause in seconds; see `Guard`.
 
     Attributes:
-        whole: Whether it was read to its end; one that there is not, was.
+        whole: Whether the body was read to its end; True from the start if the request has no body.
     """
 
     def __init__(self, receive: Receive, headers: Headers, most: int, pause: float) -> None:
@@ -124,10 +126,10 @@ class _Body:
         self._seen, self._began, self._late = 0, time.monotonic(), False
 
     async def receive(self) -> Message:
-        """The next part of it; behind its end, the end of the connection, for which downloads wait.
+        """The next part of the body; after its end, the message that the client has gone, for which downloads wait.
 
         Raises:
-            ApiError: It is too long, or too slow.
+            ApiError: The body is too long, or comes too slowly.
         """
         if self.whole:
             return await self._receive()
@@ -148,7 +150,7 @@ class _Body:
         return message
 
     async def forget(self) -> None:
-        """Reads the rest of it, if that comes soon."""
+        """Reads and drops the rest of the body, if it comes soon."""
         end = time.monotonic() + FORGET_SECONDS
         while not (self.whole or self._late or self._seen > self._most):
             try:

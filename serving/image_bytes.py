@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that come with a request, as bytes from someone who is not trusted."""
+"""Images of a request, as bytes from an untrusted client."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from PIL import Image, UnidentifiedImageError
 
 from vorta_trt.serving.video_request import RequestError, shown
 
-FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # and the suffixes of their files
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}  # Pillow's formats: file suffixes
 
 
 class SentImage:
-    """An image that was sent: its header is read at once, its pixels by `load`, which takes time and memory.
+    """An image that a client sent. Its header is read at once; `load` decodes its pixels, which takes time and memory.
 
     Args:
-        field: Of the request, for errors.
-        content: Of a file in one of `FORMATS`.
-        most_pixels: That it may have.
+        field: Field of the request, for error messages.
+        content: Bytes of an image file in one of `FORMATS`.
+        most_pixels: Largest number of pixels that the image may have.
 
     Attributes:
-        content: The same.
-        suffix: Of a file of its format.
+        content: Bytes of the image file, as given.
+        suffix: File suffix of the image's format, without a dot.
 
     Raises:
-        RequestError: It is something else, its header is damaged, or it is too large.
+        RequestError: The file has another format, its header is damaged, or the image is too large.
     """
 
     def __init__(self, field: str, content: bytes, most_pixels: int) -> None:
@@ -48,7 +48,7 @@ class SentImage:
         """The image, decoded.
 
         Raises:
-            RequestError: It is damaged.
+            RequestError: The image is damaged.
         """
         with self._refusing():
             self._image.load()
@@ -59,11 +59,11 @@ class SentImage:
         field = self.field
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or harmless
+                warnings.simplefilter("ignore")  # Pillow warns of harmless things, or of images that are refused here
                 yield
         except RequestError:
             raise
-        except Image.DecompressionBombError:  # said by the header already
+        except Image.DecompressionBombError:  # Pillow finds it in the header already
             raise RequestError(f"{field}: has far too many pixels; make it smaller", field, "image_too_large") from None
         except UnidentifiedImageError:
             raise RequestError(f"{field}: is no PNG, JPEG or WebP image; send one", field, "invalid_image") from None

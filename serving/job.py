@@ -34,7 +34,7 @@ class JobNotFoundError(JobError):
 
 
 class QueueFullError(JobError):
-    """So many jobs wait that another one is refused."""
+    """Too many jobs wait, so another one is refused."""
 
 
 class KeyReusedError(JobError):
@@ -50,13 +50,13 @@ class NewJob:
     """What a job is created from.
 
     Attributes:
-        user: Whose it is: a digest of the API key, or "" where there are none.
-        model: Its name in the catalogue.
+        user: Owner of the job: a digest of the API key, or "" if the server has no keys.
+        model: Name of the model in the catalogue.
         request: The accepted request as JSON: prompt, params, size, n, fps, images; see `Accepted.to_dict`.
-        steps: Denoising steps of all its videos.
-        flops: Predicted for them; None if unknown.
-        idempotency_key: Given by the client, or None.
-        fingerprint: Of everything that the client sent, to know the same request again.
+        steps: Denoising steps of all videos together.
+        flops: Predicted FLOPs of these steps; None if unknown.
+        idempotency_key: Idempotency key that the client gave, or None.
+        fingerprint: Digest of the accepted request and its images, by which a repeated request is recognized.
     """
 
     user: str
@@ -74,25 +74,26 @@ class Job:
 
     Attributes:
         id: "video_" and 32 random hexadecimal digits.
-        sequence: Grows from job to job.
+        sequence: Number that grows from job to job.
         user: See `NewJob`.
         model: See `NewJob`.
         request: See `NewJob`.
-        status: Where it is.
-        stage: What is being done: "text", "condition", "denoise", "decode", "encode", "loading"; "" while it waits.
-        step: Denoising steps that are done, of all its videos.
-        steps: How many there will be.
+        status: Where the job is in its life.
+        stage: What is being done, in words, such as "loading the model", "denoising" or "decoding"; "" while the job
+            waits, and after it has ended.
+        step: Denoising steps that are done, of all videos together.
+        steps: Denoising steps of all videos together.
         flops: See `NewJob`.
-        created_at: When it was queued.
-        started_at: When a worker took it last.
-        completed_at: When it was completed, failed or cancelled.
-        expires_at: When its results go.
-        attempt: How often a worker took it.
-        worker: Which one did last.
-        cancelling: Whether it will be cancelled at the next step.
-        error_code: Of a failure.
-        error_message: Of a failure.
-        report: How it went: seconds by stage and step, memory; None until it is completed.
+        created_at: When the job was queued.
+        started_at: When a worker last took the job.
+        completed_at: When the job was completed, failed or was cancelled.
+        expires_at: When the job and its results are removed.
+        attempt: How many times a worker has taken the job.
+        worker: Name of the worker that last took it.
+        cancelling: Whether the running job will be cancelled at its next step.
+        error_code: Word for programs that names the failure; None if the job did not fail.
+        error_message: Message for people that explains the failure; None if the job did not fail.
+        report: Measurements of a completed job: seconds by stage and step, memory; None for other jobs.
     """
 
     id: str

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Database`: the SQLite file behind a job store, shared by threads and processes of one machine.
 
-Every change is one transaction that is on the disk (WAL, synchronous=FULL) before the caller goes on, but for those
-that say they need not last: what a job's steps report is worth nothing to the next start.
+Every change is one transaction, which is on the disk (WAL, synchronous=FULL) before the caller goes on. Changes with
+`lasting=False` are the exception: the next start does not need, for example, the progress of a job's steps.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ logger = logging.getLogger(__name__)
 
 
 def boot() -> str:
-    """A name of this run of the machine: what `time.monotonic` counts from."""
+    """Id of the machine's current boot: values of `time.monotonic` can be compared only within one boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -85,13 +85,13 @@ def boot() -> str:
 
 
 class Database:
-    """Connections to the file, one for each that uses it at a time.
+    """A pool of connections to the file, one for each concurrent user.
 
     Args:
-        folder: Of the file. A damaged one is moved aside, see `moved_aside`, and a new one begun.
+        folder: Folder of the file. A damaged file is moved aside, see `moved_aside`, and a new one is begun.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         moved_aside: Where the damaged file went; None if there was none.
     """
 
@@ -147,8 +147,8 @@ class Database:
         """One transaction, which begins with the lock for writing.
 
         Args:
-            lasting: It is on the disk when the block ends. If not, others see it and a killed process does not undo
-                it, but a loss of power may, and nobody waits for the disk.
+            lasting: Whether the change is on the disk when the block ends. If False, nobody waits for the disk: other
+                processes see the change and a killed process does not undo it, but a loss of power may.
         """
         with self._connection() as connection:
             connection.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
@@ -162,7 +162,7 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that nobody else uses meanwhile; as many stay open as were used at a time."""
+        """A connection that nobody else uses meanwhile. Connections stay open, as many as were ever used at once."""
         with self._lock:
             if self._closed:
                 raise sqlite3.ProgrammingError(f"jobs {self.path}: are closed")
@@ -179,7 +179,7 @@ class Database:
                 connection.close()
 
     def close(self) -> None:
-        """Closes all connections; one that is in use is closed by who uses it, since SQLite crashes otherwise."""
+        """Closes all connections. One in use is closed by its user afterwards, since SQLite would crash otherwise."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

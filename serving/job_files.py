@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`JobFiles`: the folder of every job, from which the list of all jobs can be made again if the database is damaged.
+"""`JobFiles`: the folder of every job, from which the list of all jobs can be rebuilt if the database is damaged.
 
 JOBS/videos/ID/request.json     the job as it was queued
                image.png        images of the request
                end.json         how the job failed or was cancelled
-               result-N/        what attempt N made: result.json, 0.mp4, 0.webp, 1.mp4, ...; there whole or not at all
-JOBS/lost/ID/                   a folder that no start could read; made when there is one, and never removed
+               result-N/        results of attempt N: result.json, 0.mp4, 0.webp, 1.mp4, ...; complete or absent
+JOBS/lost/ID/                   a job's folder that a starting server could not read; it is never removed
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class JobFiles:
 
     @contextmanager
     def new_result(self, job_id: str, attempt: int) -> Iterator[Path]:
-        """An empty folder for what an attempt makes, put into place when the block ends without an error."""
+        """An empty folder for an attempt's results, which is put into place when the block ends without an error."""
         if not self.folder(job_id).is_dir():  # deleted meanwhile
             raise FileNotFoundError(f"job {job_id}: its folder is gone")
         with files.new_folder(self.result(job_id, attempt)) as folder:
             yield folder
 
     def result(self, job_id: str, attempt: int) -> Path:
-        """The folder of what an attempt made."""
+        """The folder of an attempt's results."""
         return self.folder(job_id) / f"result-{attempt}"
 
     def remove(self, job_id: str) -> None:
-        """Removes a job's folder, as a whole even if killed meanwhile; who reads a file of it keeps reading."""
+        """Removes a job's folder; a kill meanwhile leaves no part of it under the id. Open files can still be read."""
         path = self.folder(job_id)
         gone = self.root / f".{job_id}.removed-{secrets.token_hex(4)}"
         try:
@@ -83,10 +83,10 @@ class JobFiles:
         shutil.rmtree(gone, ignore_errors=True)
 
     def lose(self, job_id: str) -> Path:
-        """Puts a folder that cannot be read aside; returns where it is.
+        """Moves a job's folder that cannot be read to `lost`; returns its new path.
 
         Raises:
-            OSError: It cannot be moved.
+            OSError: The folder cannot be moved.
         """
         self.lost.mkdir(mode=0o700, exist_ok=True)
         path = self.lost / job_id
@@ -100,13 +100,13 @@ class JobFiles:
         return sorted(path.name for path in self.root.iterdir() if ID.fullmatch(path.name))
 
     def remove_results(self, job_id: str, but: int | None = None) -> None:
-        """Removes what other attempts made, whole or unfinished."""
+        """Removes the results of all attempts except `but`, complete or not."""
         for path in self.folder(job_id).glob("*"):
             if path.is_dir() and path.name != f"result-{but}":
                 shutil.rmtree(path, ignore_errors=True)
 
     def write_end(self, job_id: str, record: Mapping[str, Any]) -> None:
-        """Says how a job failed or was cancelled, for a database that is made again; a full disk is no error here."""
+        """Writes how a job failed or was cancelled, for a rebuilt database; errors of the disk are only logged."""
         try:
             if self.folder(job_id).is_dir():
                 files.write_json(self.folder(job_id) / END, record)
@@ -114,12 +114,12 @@ class JobFiles:
             logger.warning("job %s: its end is in the database alone (%s)", job_id, error)
 
     def sweep(self, known: Mapping[str, int | None], deleted: Set[str]) -> None:
-        """Removes what killed servers and workers left; only for who has the folder alone.
+        """Removes what killed servers and workers left behind. Only the folder's exclusive owner may call it.
 
         These are folders of deleted jobs, unfinished folders, and results of attempts that were not the last.
 
         Args:
-            known: The attempt whose result stays, by the ids of all jobs; None: none does.
+            known: For each job's id, the attempt whose result stays; None: no result stays.
             deleted: Ids of jobs that were deleted or have expired.
         """
         for path in self.root.iterdir():
@@ -130,7 +130,7 @@ class JobFiles:
 
 
 def keep_private(path: Path, mode: int) -> None:
-    """Lets nobody else read a file or folder, which holds prompts and videos; one of another owner stays as it is."""
+    """Lets only the owner read a file or folder, which holds prompts and videos. Failures are only logged."""
     try:
         os.chmod(path, mode)
     except FileNotFoundError:

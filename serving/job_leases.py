@@ -2,8 +2,8 @@
 """`Leases`: how workers take jobs from a store, keep them, and end them.
 
 A worker holds its job by a lease, which it renews; a job whose worker is gone goes back to the queue, or fails with a
-reason after `most_attempts`. Leases are counted by the clock that nobody sets: `time.monotonic`, with the run of the
-machine that it belongs to.
+reason after `most_attempts`. Leases are measured by `time.monotonic`, a clock that nobody can set, and hold the id of
+the machine's boot, within which alone its values can be compared.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Leases(Recovery):
     def claim(self, worker: str, models: Sequence[str]) -> Job | None:
         """Gives a worker the next job of these models, or None.
 
-        The next one is that of the user of whom the fewest run, then of the one whose turn is longest ago; of one user,
-        the oldest.
+        The user with the fewest running jobs comes first; among several, the one whose last turn is longest ago. Of one
+        user's jobs, the oldest comes first.
 
         Raises:
-            WriteError: One waits, and has to wait until there is space for its videos.
+            WriteError: A job waits, but it has to wait until the disk has space for its videos.
         """
         if not models:
             return None
@@ -71,10 +71,10 @@ class Leases(Recovery):
         return self.get(row["id"])
 
     def report_progress(self, job: Job, *, stage: str | None = None, step: int | None = None) -> bool:
-        """Says how far a worker's job is, and renews the lease; returns whether the job is to be cancelled.
+        """Stores the progress of a worker's job and renews its lease; returns whether the job is to be cancelled.
 
         Raises:
-            LeaseLostError: It is not the worker's any more.
+            LeaseLostError: The job is not the worker's any more.
             WriteError: The disk is full.
         """
 
@@ -92,35 +92,35 @@ class Leases(Recovery):
         return bool(rows[0]["cancelling"])
 
     def complete(self, job: Job, report: Mapping[str, Any]) -> None:
-        """The results of a worker's job are in its folder.
+        """Marks a worker's job as completed; its results are in its folder.
 
         Raises:
-            LeaseLostError: It is not the worker's any more.
+            LeaseLostError: The job is not the worker's any more.
         """
         self._finish(job, Status.COMPLETED, report=json.dumps(report), step=job.steps)
         self.files.remove_results(job.id, job.attempt)
 
     def fail(self, job: Job, code: str, message: str) -> None:
-        """A worker's job failed.
+        """Marks a worker's job as failed.
 
         Raises:
-            LeaseLostError: It is not the worker's any more.
+            LeaseLostError: The job is not the worker's any more.
         """
         self._finish(job, Status.FAILED, error_code=code, error_message=message[:4000])
 
     def finish_cancelled(self, job: Job) -> None:
-        """A worker's job was broken off since it was to be cancelled.
+        """Marks a worker's job as cancelled, after the worker has stopped it.
 
         Raises:
-            LeaseLostError: It is not the worker's any more.
+            LeaseLostError: The job is not the worker's any more.
         """
         self._finish(job, Status.CANCELLED)
 
     def give_back(self, job: Job) -> None:
-        """A worker's job waits again, since the worker stops; this is no attempt.
+        """Returns a worker's job to the queue because the worker stops; this does not count as an attempt.
 
         Raises:
-            LeaseLostError: It is not the worker's any more.
+            LeaseLostError: The job is not the worker's any more.
         """
         if self.report_progress(job):
             self.finish_cancelled(job)
@@ -150,13 +150,13 @@ class Leases(Recovery):
         self._note_end(job.id)
 
     def take_back(self, *, worker: str | None = None, everyone: bool = False) -> list[Job]:
-        """Jobs whose workers are gone wait again, or fail after `most_attempts`; returns them.
+        """Returns jobs of lost workers to the queue, or fails them after `most_attempts`; returns these jobs.
 
-        A worker that ended after its result was in place, and before it said so, has completed its job.
+        If a worker ended after its result was in place, but before it said so, its job is completed.
 
         Args:
-            worker: One that is known to be gone; None: all whose lease has ended.
-            everyone: All workers are known to be gone.
+            worker: Name of a worker that is known to be gone; None: all workers whose leases have ended.
+            everyone: Whether all workers are known to be gone.
         """
         values: tuple[object, ...] = (self._boot, time.monotonic())
         condition = "(lease_boot <> ? OR lease_until < ?)"
@@ -176,13 +176,13 @@ class Leases(Recovery):
         return [self.get(job_id) for job_id in ended]
 
     def _leases_stand_still(self) -> bool:
-        """Whether the disk is full, so that nobody can renew a lease, or was until a lease ago."""
+        """Whether the disk is full, so that leases cannot be renewed, or was full less than a lease ago."""
         if self.is_short_of_space:
             self._short_at = time.monotonic()
         return time.monotonic() - self._short_at < self.lease_seconds
 
     def _take_back(self, found: str, values: tuple[object, ...]) -> dict[str, int | None]:
-        """The ids of these jobs, and the attempts whose results were taken."""
+        """Ends or requeues the jobs that a query finds; returns their ids, with the attempt whose result was taken."""
         made: dict[str, int | None] = {}
         with self._data.change() as change:
             rows = change.execute(found, values).fetchall()
@@ -223,8 +223,8 @@ def order_of_turns(waiting: Iterable[Job], running: Iterable[Job], served: Mappi
 
     Args:
         waiting: Jobs in the order of their creation.
-        running: Jobs in the order in which they will end; another one begins when one of them does.
-        served: When each user had a turn last, counted; as of the table `users`.
+        running: Jobs that run, in the order in which they will end; when one ends, another one begins.
+        served: Number of each user's last turn, as in the table `users`.
     """
     of_user: dict[str, deque[Job]] = {}
     for job in waiting:

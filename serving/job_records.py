@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Record`: what a job's folder tells of the job; read and checked, since a crash or a disk may have damaged it."""
+"""`Record`: a job as read from its folder, which is checked, since a crash or a bad disk may have damaged it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Time = Annotated[float, Field(gt=0, lt=1e12)]
 
 
 class _Asked(BaseModel, extra="allow"):
-    """What every server reads of an accepted request."""
+    """The fields of an accepted request that a server cannot do without."""
 
     prompt: str
     n: int = Field(ge=1)
@@ -64,13 +64,13 @@ class _Result(BaseModel):
 
 @dataclass(frozen=True)
 class Result:
-    """What an attempt made, all files of which are there.
+    """The result of an attempt, all of whose files are there.
 
     Attributes:
-        attempt: Its number.
-        started_at: When it began.
-        completed_at: When it was done.
-        report: As of `Job`.
+        attempt: Number of the attempt.
+        started_at: When the attempt began.
+        completed_at: When the attempt was done.
+        report: Measurements, see `Job`.
     """
 
     attempt: int
@@ -81,13 +81,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """A job as its folder tells of it.
+    """A job as described by its folder.
 
     Attributes:
-        id: Of the job.
+        id: Id of the job.
         request: The columns of a new job.
-        result: What was made; None if nothing was.
-        end: How it ended without a result; None if it did not.
+        result: The complete result; None if there is none.
+        end: How the job failed or was cancelled; None if it did not.
     """
 
     id: str
@@ -100,7 +100,7 @@ def read_record(folder: Path) -> Record:
     """Reads a job's folder.
 
     Raises:
-        OSError, ValueError: It cannot be read, or holds a result that cannot.
+        OSError, ValueError: The folder cannot be read, or it holds results none of which is complete.
     """
     request = _Request.model_validate(_load(folder / REQUEST)).model_dump()
     result = read_result(folder)
@@ -111,7 +111,7 @@ def read_record(folder: Path) -> Record:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The whole result of a job's last attempt that has one; None if there is none."""
+    """The result of a job's last attempt with a complete result; None if there is none."""
     found = [(int(match[1]), path) for path in _entries(folder) if (match := RESULT_FOLDER.fullmatch(path.name))]
     for attempt, path in sorted(found, reverse=True):
         try:

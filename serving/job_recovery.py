@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Recovery`: what a start does about jobs whose database and folders tell different things.
+"""`Recovery`: makes the job database agree with the jobs' folders when a server starts.
 
-The folders are right: a database that is damaged, empty, missing or older than they are is filled from them. A folder
-that cannot be read is put aside, never removed.
+The folders are right: a database that is damaged, empty, missing or older than the folders is filled from them. A
+folder that cannot be read is put aside, never removed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 class Recovery(StoredJobs):
-    """The part of a `JobStore` that a start uses; only for who has the folder alone."""
+    """The part of a `JobStore` that a starting server uses. Only the folder's exclusive owner may call it."""
 
     def take_in_folders(self) -> int:
-        """Lists the jobs whose folders the database lacks; returns how many.
+        """Adds the jobs of folders that the database lacks; returns how many.
 
-        All are listed in one transaction, so a kill in the middle changes nothing, and the next start does it again.
+        All are added in one transaction, so a kill in the middle changes nothing, and the next start does it again.
         """
         known = {row["id"] for row in self._data.read("SELECT id FROM jobs UNION SELECT id FROM deleted")}
         found: list[Record] = []
@@ -47,13 +47,13 @@ class Recovery(StoredJobs):
         return count
 
     def _take_in_all(self, found: list[Record]) -> list[str]:
-        """The ids of those that were not listed."""
+        """Adds jobs to the database; returns the ids of those that were not added."""
         with self._data.change() as change:
             ordered = sorted(found, key=lambda each: float(each.request["created_at"]))
             return [record.id for record in ordered if not self._take_in(change, record)]
 
     def _take_in(self, change: sqlite3.Connection, record: Record) -> bool:
-        """Whether the job was listed; one that has not ended is not, if another one has its key."""
+        """Adds a job, unless it has not ended and another job has its idempotency key; returns whether it did."""
         key = change.execute(
             "SELECT 1 FROM jobs WHERE user = ? AND idempotency_key = ?",
             (record.request["user"], record.request["idempotency_key"]),
@@ -81,7 +81,7 @@ class Recovery(StoredJobs):
         return True
 
     def _complete(self, change: sqlite3.Connection, job_id: str, result: Result) -> None:
-        """Lists a job as completed by a result that is in its folder."""
+        """Marks a job as completed, with the result that is in its folder."""
         change.execute(
             "UPDATE jobs SET status = ?, attempt = ?, started_at = ?, completed_at = ?, expires_at = ?, report = ?, "
             "step = steps, stage = '', lease_until = NULL WHERE id = ?",
@@ -103,7 +103,7 @@ class Recovery(StoredJobs):
             logger.error("job %s: cannot be taken in (%s); its folder stays (%s)", job_id, reason, error)
 
     def take_results(self) -> None:
-        """Completes the jobs that wait although their result is there, as after an older database was put back."""
+        """Completes the jobs that wait although their result is there, as after an older database was restored."""
         waiting = self._data.read("SELECT id FROM jobs WHERE status = 'queued' AND cancelling = 0")
         found = {row["id"]: read_result(self.files.folder(row["id"])) for row in waiting}
         if not any(found.values()):
@@ -121,7 +121,7 @@ class Recovery(StoredJobs):
     def sweep(self) -> None:
         """Removes what killed servers and workers left: folders of deleted jobs, and attempts that made no result.
 
-        Jobs without a folder, as of a database that is older than a deletion, are listed no more.
+        Jobs without a folder are removed from the database, as after a database from before a deletion was restored.
         """
         self.take_results()
         rows = self._data.read("SELECT id, attempt, status FROM jobs")

@@ -11,26 +11,26 @@ from typing import Any
 
 from vorta_trt.serving.job import Job, Status
 
-MOST_ENDS = 10_000  # that are kept
-MOST_DELETED = 100_000  # whose ids are kept
+MOST_ENDS = 10_000  # of jobs; older ones are forgotten
+MOST_DELETED = 100_000  # jobs whose ids are kept
 _FIELDS = tuple(field.name for field in fields(Job))
 COLUMNS = ", ".join(_FIELDS)
 
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended; known longer than the job, whom its owner may delete. Times are those of `Job`.
+    """How a job ended. It is kept longer than the job, which its owner may delete. Times are seconds since 1970.
 
     Attributes:
-        number: Counted.
-        model: Of the job.
-        worker: Which one had it; None: none.
+        number: Number that grows from end to end.
+        model: Name of the job's model.
+        worker: Name of the worker that last had the job; None if none had it.
         status: "completed", "failed" or "cancelled".
-        error_code: Of a failure.
-        created_at: Of the job.
-        started_at: Of the job.
-        completed_at: Of the job.
-        report: Of the job.
+        error_code: Word for programs that names the failure; None if the job did not fail.
+        created_at: When the job was queued.
+        started_at: When a worker last took the job; None if none did.
+        completed_at: When the job was completed, failed or was cancelled.
+        report: Measurements of a completed job, see `Job`; None for other jobs.
     """
 
     number: int
@@ -45,7 +45,7 @@ class End:
 
 
 def record_end(change: sqlite3.Connection, job_id: str) -> None:
-    """Keeps how a job ended, in the transaction that ends it."""
+    """Records how a job ended, in the transaction that ends it."""
     change.execute(
         "INSERT INTO ends (model, worker, status, error_code, created_at, started_at, completed_at, report) SELECT "
         "model, worker, status, error_code, created_at, started_at, completed_at, report FROM jobs WHERE id = ?",
@@ -55,7 +55,7 @@ def record_end(change: sqlite3.Connection, job_id: str) -> None:
 
 
 def record_deleted(change: sqlite3.Connection, job_id: str) -> None:
-    """Keeps a job's id and place, in the transaction that deletes it: its folder goes, and pages may begin after it."""
+    """Records a deleted job, in the transaction that deletes it: its folder has to go, and pages may follow it."""
     change.execute(
         "INSERT OR IGNORE INTO deleted (sequence, id, user) SELECT sequence, id, user FROM jobs WHERE id = ?", (job_id,)
     )
@@ -63,14 +63,14 @@ def record_deleted(change: sqlite3.Connection, job_id: str) -> None:
 
 
 def insert(change: sqlite3.Connection, job_id: str, record: Mapping[str, Any]) -> None:
-    """Queues a job that `JobFiles.write_request` wrote."""
+    """Inserts a job in the state "queued"; `JobFiles.write_request` has written its folder."""
     values = {**record, "id": job_id, "status": Status.QUEUED.value, "request": json.dumps(record["request"])}
     marks = ", ".join("?" * len(values))
     change.execute(f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """The job of a row of `COLUMNS`."""
+    """The job that a row with the columns `COLUMNS` holds."""
     values = {name: row[name] for name in _FIELDS}
     values["request"] = json.loads(values["request"])
     values["report"] = None if values["report"] is None else json.loads(values["report"])

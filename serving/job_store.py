@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`JobStore`: the jobs of one folder, durable, shared by servers and workers of one machine.
 
-Clients queue, read, cancel and delete jobs here; workers take them by `Leases`. The order of jobs is that of a counter,
-and leases know no calendar, so a clock that is set back changes neither.
+Clients queue, read, cancel and delete jobs here; workers take them by `Leases`. Jobs are ordered by a counter, and
+leases use a monotonic clock, so setting back the system's clock changes neither.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ class JobStore(Leases, WorkerStates):
     """See the module.
 
     Args:
-        folder: Where jobs and results lie; made if there is none. On a local disk: SQLite's log needs one.
-        exclusive: Refuse a folder that another exclusive owner, a `vorta-trt serve`, has; workers are not exclusive.
-        most_queued: How many jobs may wait; one of each user may in any case.
-        most_per_user: How many of one user.
+        folder: Folder of jobs and results, made if it does not exist. It must be on a local disk, for SQLite's log.
+        exclusive: Whether to refuse a folder that has another exclusive owner, a `vorta-trt serve`. Workers are not
+            exclusive.
+        most_queued: How many jobs may wait. One job of each user may wait in any case.
+        most_per_user: How many jobs of one user may wait; None: as many as `most_queued`.
         keep_seconds: How long results stay after completion.
-        lease_seconds: How long a lease lasts that is not renewed.
-        most_attempts: How often a job is begun.
+        lease_seconds: How long a lease lasts if it is not renewed.
+        most_attempts: How many times a job is begun whose workers are lost.
 
     Raises:
         JobError: Another server has the folder.
         WriteError, OSError: The folder cannot be written.
 
     Attributes:
-        folder: As given.
+        folder: Absolute path of the folder.
         files: The files of the jobs.
-        recovered: How many jobs were read from their folders, since the database lacked them.
+        recovered: How many jobs were read from their folders because the database lacked them.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class JobStore(Leases, WorkerStates):
             raise
 
     def close(self) -> None:
-        """Closes the database and gives the folder free."""
+        """Closes the database and releases the folder."""
         self._data.close()
         self._unlock()
 
@@ -87,10 +88,10 @@ class JobStore(Leases, WorkerStates):
 
         Args:
             new: The job.
-            images: Files of the request, by the names that `new.request` has for them.
+            images: Contents of the image files, by the file names in `new.request`.
 
         Returns:
-            The job, and whether it is new: one of the same idempotency key is given back as it is.
+            The job, and whether it is new. If the same request came before with its idempotency key, this is that job.
 
         Raises:
             QueueFullError: Too many jobs wait.
@@ -116,7 +117,7 @@ class JobStore(Leases, WorkerStates):
             with self._data.change() as change:
                 self._check_room(lambda query, *values: change.execute(query, values).fetchall(), new.user)
                 insert(change, job_id, record)
-        except sqlite3.IntegrityError:  # the same key, at the same time
+        except sqlite3.IntegrityError:  # another request with the same key came at the same time
             self.files.remove(job_id)
             known = self._of_key(new)
             if known is None:
@@ -146,7 +147,7 @@ class JobStore(Leases, WorkerStates):
     def _check_room(self, read: Any, user: str) -> None:
         everyone = read("SELECT count(*) AS n FROM jobs WHERE status = 'queued'")[0]["n"]
         own = read("SELECT count(*) AS n FROM jobs WHERE status = 'queued' AND user = ?", user)[0]["n"]
-        if own and everyone >= self.most_queued:  # who has none in the queue may always add one
+        if own and everyone >= self.most_queued:  # a user without a waiting job may always add one
             raise QueueFullError(f"queue: {everyone} jobs wait, and no more than {self.most_queued} may; try later")
         if own >= self.most_per_user:
             raise QueueFullError(
@@ -159,13 +160,13 @@ class JobStore(Leases, WorkerStates):
         """Jobs in order, and whether there are more.
 
         Args:
-            user: Whose; None: everybody's.
+            user: Owner of the jobs; None: everybody's jobs.
             after: Id of the last job of the page before; it may have been deleted since.
-            limit: How many.
-            newest_first: The order.
+            limit: Largest number of jobs.
+            newest_first: Whether the newest jobs come first; if not, the oldest do.
 
         Raises:
-            JobNotFoundError: There was no job `after`.
+            JobNotFoundError: There is no job `after`, and the store knows of no deleted one.
         """
         conditions: list[str] = ["1"]
         values: list[object] = []
@@ -184,17 +185,17 @@ class JobStore(Leases, WorkerStates):
         return [job_of(row) for row in rows[:limit]], len(rows) > limit
 
     def _place(self, job_id: str, user: str | None) -> int:
-        """Of a job, or of one that was deleted, in the order of all."""
+        """Sequence number of a job, which may have been deleted."""
         rows = self._data.read("SELECT sequence, user FROM deleted WHERE id = ?", job_id)
         if rows and user in (None, rows[0]["user"]):
             return int(rows[0]["sequence"])
         return self.get(job_id, user).sequence
 
     def cancel(self, job_id: str, user: str | None = None) -> Job:
-        """Cancels a job: one that waits at once, a running one at its next step; what is over stays as it is.
+        """Cancels a job: a waiting one at once, a running one at its next step. A job that has ended stays as it is.
 
         Raises:
-            JobNotFoundError: There is none.
+            JobNotFoundError: There is no such job.
         """
         self.get(job_id, user)
         self._even_if_full(lambda: self._cancel(job_id))
@@ -216,12 +217,12 @@ class JobStore(Leases, WorkerStates):
         """Cancels a job and removes it with its results.
 
         Raises:
-            JobNotFoundError: There is none.
+            JobNotFoundError: There is no such job.
         """
         self.get(job_id, user)
         try:
             self._even_if_full(lambda: self._delete(job_id))
-        except WriteError:  # then its own files make space
+        except WriteError:  # removing its files makes space
             self.files.remove(job_id)
             self._even_if_full(lambda: self._delete(job_id))
         self.files.remove(job_id)
@@ -241,9 +242,9 @@ class JobStore(Leases, WorkerStates):
                 raise JobNotFoundError(f"video {job_id[:64]!r}: there is none; it was deleted meanwhile")
 
     def unfinished(self) -> list[Job]:
-        """All jobs that run, in the order of their begin, and then all that wait, in the order in which they will run.
+        """All jobs that run, in the order in which they began, then all that wait, in the order in which they will run.
 
-        That is the order of `claim`, if the jobs that run end in the order in which they began, and no others come.
+        `claim` keeps this order if the running jobs end in the order in which they began, and no new jobs come.
         """
         query = f"SELECT {COLUMNS} FROM jobs WHERE status IN ('in_progress', 'queued') ORDER BY sequence"
         jobs = [job_of(row) for row in self._data.read(query)]
@@ -258,11 +259,11 @@ class JobStore(Leases, WorkerStates):
         return {status: 0 for status in Status} | {Status(row["status"]): int(row["n"]) for row in rows}
 
     def ends_after(self, number: int, limit: int = 1000) -> list[End]:
-        """How jobs ended, in order; of the last 10,000.
+        """How jobs ended, oldest first. The store knows the last 10,000 ends.
 
         Args:
-            number: Of the last end that is known; 0 for all.
-            limit: How many.
+            number: Number of the last end that the caller knows; 0 for all.
+            limit: Largest number of ends.
         """
         rows = self._data.read("SELECT * FROM ends WHERE number > ? ORDER BY number LIMIT ?", number, limit)
         values = [dict(row) for row in rows]
@@ -272,11 +273,11 @@ class JobStore(Leases, WorkerStates):
         return [End(**value) for value in values]
 
     def last_end(self) -> int:
-        """The number of the last end."""
+        """The number of the last end; 0 if there is none."""
         return int(self._data.read("SELECT COALESCE(max(number), 0) AS n FROM ends")[0]["n"])
 
     def expire(self) -> int:
-        """Removes jobs whose time is over, with their results; returns how many."""
+        """Removes expired jobs with their results; returns how many had expired."""
         if self._lock is not None:
             self._reserve.keep()
         rows = self._data.read("SELECT id FROM jobs WHERE expires_at < ?", time.time())

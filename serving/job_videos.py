@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make_videos`: what a job asked for, made by a pipeline into the job's folder, and the report of it."""
+"""`make_videos`: makes the videos of a job with a pipeline, in the job's folder, and reports on them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ WRITING = "writing the video"
 
 
 def make_videos(job: Job, pipeline: VortaPipeline, files: JobFiles, tell: Tell, began: float) -> dict[str, Any]:
-    """Makes the videos of a job; the folder of its attempt is there, whole, when this returns.
+    """Makes the videos of a job. When this returns, the folder of its attempt is complete.
 
     Args:
         job: The job.
-        pipeline: Of its model.
-        files: Of all jobs.
-        tell: See `StepWatch`.
-        began: When the work on the job began, as `time.time` says it.
+        pipeline: Loaded pipeline of the job's model.
+        files: Folders of all jobs.
+        tell: Called as every step and stage begins, see `StepWatch`.
+        began: When the work on the job began, in seconds since 1970.
 
     Returns:
-        The report: seconds, and of every video its seed, files and stages.
+        The report: seconds, steps, memory and FLOPs of the job, and the seed, files and stages of every video.
 
     Raises:
         FileNotFoundError: The job was deleted meanwhile.
@@ -81,7 +81,7 @@ def make_videos(job: Job, pipeline: VortaPipeline, files: JobFiles, tell: Tell, 
 
 
 def _seeds(accepted: Accepted) -> list[int]:
-    """One for each video."""
+    """The seeds, one for each video: from the request's seed upward, or at random if it has none."""
     first = accepted.params.seed
     if first is None:
         return [secrets.randbits(32) for _ in range(accepted.n)]
@@ -94,7 +94,7 @@ def _file(number: int) -> str:
 
 
 def _finish(folder: Path, number: int, video: GeneratedVideo, fps: float, writing: BackgroundFiles) -> dict[str, Any]:
-    """A video's files, whose frames were given as they were decoded, and what its report says."""
+    """Finishes the files of a video, whose frames were written as they were decoded; returns its part of the report."""
     began = time.perf_counter()
     write_thumbnail(folder / f"{number}.webp", video.frames)  # while the last frames are encoded
     writing.finish()
@@ -109,7 +109,7 @@ def _finish(folder: Path, number: int, video: GeneratedVideo, fps: float, writin
 
 
 def _peak_memory_mb() -> float:
-    """Of the GPU where there is one, else of this process, in MB."""
+    """Peak memory in MB: torch's on the GPU where there is one, else that of this process."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`LoadedModels`: the pipelines of a worker, which share one GPU's memory in turn.
+"""`LoadedModels`: the loaded pipelines of a worker, which share the memory of its GPU.
 
-A model that is asked for is loaded beside the others where it fits as a whole; where it does not, those that were used
-longest ago are closed first. On the CPU all stay.
+A model that is asked for is loaded beside the others if it fits as a whole; if not, the least recently used ones are
+closed first. On the CPU all models stay loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LoadedModels:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._loaded: OrderedDict[str, VortaPipeline] = OrderedDict()  # that of the last request last
+        self._loaded: OrderedDict[str, VortaPipeline] = OrderedDict()  # the most recently used last
 
     @property
     def names(self) -> list[str]:
@@ -43,7 +43,7 @@ class LoadedModels:
         return list(self._loaded)
 
     def engines(self) -> list[dict[str, str]]:
-        """Of each loaded model: its name, the flavour of TensorRT or what else runs it, and the GPU's architecture."""
+        """Labels of each loaded model: its name, its TensorRT flavour or other executor, and the GPU's architecture."""
         loaded = list(self._loaded.items())  # another thread may load meanwhile
         return [
             {"bundle": name, "flavour": _flavour(self._catalogue.get(name), pipeline), "sm": _sm(pipeline)}
@@ -66,7 +66,7 @@ class LoadedModels:
         return self._loaded[name]
 
     def is_over(self, name: str) -> bool:
-        """Whether a loaded model makes no more videos, and needs a new process."""
+        """Whether a loaded model can make no more videos, and needs a new process."""
         return name in self._loaded and self._loaded[name].is_over
 
     def warm_up(self, tell: Callable[[], None] = lambda: None) -> None:
@@ -93,7 +93,7 @@ class LoadedModels:
         )
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Closes all loaded models."""
         while self._loaded:
             self._close_oldest()
 
@@ -113,7 +113,7 @@ class LoadedModels:
 
 
 def _fits(model: ServedModel) -> bool:
-    """Whether a model would be loaded as a whole into what is free."""
+    """Whether a model would be loaded as a whole into the memory that is free."""
     planner, options = model.planner, model.settings.pipeline
     choice = choose_residency(
         Residency(options.get("residency", Residency.AUTO)),

@@ -9,11 +9,11 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
-FIELDS = ("job", "worker", "method", "path", "status", "milliseconds")  # of records that have them
+FIELDS = ("job", "worker", "method", "path", "status", "milliseconds")  # that a record may have
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as JSON; what a client sent cannot begin a line of its own."""
+    """Formats a record as one line of JSON; text from a client cannot begin a new line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -32,28 +32,28 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record for people: the message, and then the fields as name=value."""
+    """Formats a record for people: the message, and then the fields as name=value."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, before what is told of an exception."""
+        """The line; an exception's traceback comes after it."""
         given = [(name, str(value)) for name in FIELDS if (value := getattr(record, name, None)) is not None]
         return " ".join([super().formatMessage(record), *(f"{name}={_word(value)}" for name, value in given)])
 
 
 def _word(text: str) -> str:
-    """A value that what a client sent cannot end: quoted where it is more than a word."""
+    """A field's value, quoted if it is more than a word: text from a client cannot end it early."""
     return text if text.isprintable() and not set(text) & {" ", '"'} and text else json.dumps(text)
 
 
 def set_up_logs(debug: bool = False, *, as_json: bool = True) -> None:
-    """Logs of this process go to stderr.
+    """Sends the logs of this process to stderr.
 
     Args:
-        debug: All of them.
-        as_json: As JSON, or as text for people.
+        debug: Whether to log everything.
+        as_json: Whether to write JSON; if not, text for people.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every metric that a server of this project exposes: HTTP, Triton and Ray have the same names, labels and buckets.
 
-No label has the value of a request: their number stays that of this table however many requests there are.
+No label takes a value from a request, so the number of time series does not grow with the number of requests.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 class MetricSink(Protocol):
-    """Takes values of the metrics in `METRICS`; every one of their labels is given, in the order of the table."""
+    """Takes values of the metrics in `METRICS`. Callers give all labels of a metric, in the order of the table."""
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Lets a counter grow; moves a gauge."""
+        """Adds to a counter or a gauge."""
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Sets a gauge."""
@@ -97,12 +97,12 @@ class MetricSink(Protocol):
 
 
 def record_report(report: Mapping[str, Any], sink: MetricSink) -> None:
-    """What the report of a finished request says about stages, steps and heads.
+    """Records what the report of a finished request says about stages, steps and heads.
 
     Args:
-        report: "videos" with "stages" (seconds by stage) and "length" (seconds) each; "steps", which
-            `StepWatch.report` gives.
-        sink: Where it goes.
+        report: Report of the request: "videos", each with "stages" (seconds by stage) and "length" (seconds); and
+            "steps", which `StepWatch.report` gives.
+        sink: Takes the values.
     """
     for video in report["videos"]:
         sink.add("vorta_video_seconds_total", video["length"])

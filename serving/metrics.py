@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Metrics`: the table of metrics as Prometheus reads it, filled from the job store.
+"""`Metrics`: the table of metrics in Prometheus' format, filled from the job store.
 
-Every ended job counts once, in the application whose workers made it. Counts begin at 0 when the application starts,
-as those of every server that Prometheus knows.
+Every ended job counts once, in the application whose worker had it; a job that no worker had counts in every
+application. Counts begin at 0 when the application starts, as Prometheus expects.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class PrometheusSink:
     """The metrics of the table in a registry of their own; see `MetricSink`.
 
     Attributes:
-        registry: What is exposed.
+        registry: Prometheus registry with the metrics.
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each of ours
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         self.registry = CollectorRegistry()
         self._metrics: dict[str, Any] = {}
         for name, metric in METRICS.items():
@@ -49,7 +49,7 @@ class PrometheusSink:
                 )
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Lets a counter grow."""
+        """Adds to a counter or a gauge."""
         self._of(name, labels).inc(amount)
 
     def set(self, name: str, value: float, **labels: str) -> None:
@@ -72,8 +72,8 @@ class Metrics:
     """See the module.
 
     Args:
-        service: Whose jobs are counted.
-        mine: Whether a worker's jobs count here, by its name.
+        service: Service whose jobs are counted.
+        mine: Tells by a worker's name whether its jobs count here.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -82,14 +82,14 @@ class Metrics:
         self._service, self._mine = service, mine
         self._sink = PrometheusSink()
         self._lock = threading.Lock()
-        for end in service.store.ends_after(0, limit=10_000):  # estimates know them, and nothing is counted
+        for end in service.store.ends_after(0, limit=10_000):  # for the estimates; they are not counted
             service.estimates.learn(end)
         self._last = service.store.last_end()
-        for status in ("completed", "failed", "cancelled"):  # there from the start, for rates
+        for status in ("completed", "failed", "cancelled"):  # exposed from the start, so that rates can be computed
             self._sink.add("vorta_requests_total", 0, status=status)
 
     def take_in(self) -> None:
-        """Takes in the jobs that ended since the last time."""
+        """Counts the jobs that ended since the last call."""
         with self._lock:
             for end in self._service.store.ends_after(self._last):
                 self._last = end.number
@@ -98,7 +98,7 @@ class Metrics:
                     self._count(end)
 
     def text(self) -> bytes:
-        """All metrics as Prometheus reads them."""
+        """All metrics in Prometheus' format."""
         self.take_in()
         counts = self._service.store.counts()
         with self._lock:

@@ -3,10 +3,10 @@
 
     serve run deploy/ray.yaml
 
-Jobs are in the job store, a folder of the machine, and not in Ray. The ingress sends one call for every job that is not
-finished, so that Ray's queue, by which it scales, is as long as ours; a replica that gets a call takes the next job of
-the store. When a replica is lost, its job goes back to the store's queue, or fails with a reason after as many attempts
-as the settings allow, and the ingress sends another call.
+Jobs are in the job store, a folder of the machine, and not in Ray. The ingress sends the replicas one call for every
+unfinished job, so that Ray's queue, by which it scales, is as long as the store's. A replica that gets a call takes the
+next job from the store. When a replica is lost, its job goes back to the store's queue, or fails with a reason after as
+many attempts as the settings allow, and the ingress sends another call.
 
 This module has no `from __future__ import annotations`: Ray Serve looks at the type of the argument of `build`.
 """
@@ -32,8 +32,8 @@ from vorta_trt.serving.worker import FULL_SECONDS, Worker
 from vorta_trt.serving.worker_process import ENGINE_FAILED, open_store
 
 INGRESS, REPLICAS = "Ingress", "Replica"  # names of the deployments
-LOOK_SECONDS = 0.25  # between two looks at how many jobs are unfinished
-SUSPICION_SECONDS = 10.0  # after a lost call, in which processes are looked at: one that is killed is not gone at once
+LOOK_SECONDS = 0.25  # between two counts of the unfinished jobs
+SUSPICION_SECONDS = 10.0  # how long to look for dead processes after a lost call: a killed one takes a while
 logger = logging.getLogger(__name__)
 
 
@@ -41,8 +41,9 @@ class RaySettings(ServeSettings):
     """What a server on Ray is started with: `args` of the configuration file."""
 
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs of a replica, which make every video together; None: as many as the bundle is built for; a part of one
-    shares it; 0 runs exported ONNX files on the CPU, in as many processes as `gpus` of the model says."""
+    """GPUs of a replica, which make every video together. None: as many as the bundle is built for. A fraction shares
+    one GPU with other replicas. 0 runs exported ONNX files on the CPU, in as many processes as `gpus` of the model
+    says."""
     cpus: float = Field(default=1, ge=0)
     """Processors that Ray counts for a replica."""
     min_replicas: int = Field(default=1, ge=1)
@@ -52,9 +53,9 @@ class RaySettings(ServeSettings):
     upscale_seconds: float = Field(default=10, ge=0)
     """How long jobs must wait before a replica is added."""
     downscale_seconds: float = Field(default=600, ge=0)
-    """How long a replica must be idle before it goes."""
+    """How long a replica must be idle before it is removed."""
     drain_seconds: float = Field(default=1800, gt=0)
-    """How long a replica that is to go may finish its job."""
+    """How long a replica that is being removed may take to finish its job."""
 
     @model_validator(mode="after")
     def _check_replica(self) -> "RaySettings":
@@ -86,14 +87,14 @@ class Replica:
     """Makes the videos of one job at a time.
 
     Args:
-        settings: Of the server.
+        settings: Settings of the server.
 
     Raises:
-        RuntimeError: The warm-up failed; with the reason.
+        RuntimeError: The warm-up failed; the message says why.
     """
 
     def __init__(self, settings: RaySettings) -> None:
-        self._thread = ThreadPoolExecutor(1)  # in which everything of the engines happens
+        self._thread = ThreadPoolExecutor(1)  # the only thread that uses the engines
         self._open = ExitStack()
         self._thread.submit(self._start, settings).result()
 
@@ -105,7 +106,7 @@ class Replica:
             logger.warning("worker %s: %s", self._worker.name, error)
             await asyncio.sleep(FULL_SECONDS)
             return
-        if in_order is False:  # and an error of CUDA stays with its process
+        if in_order is False:  # a CUDA error lasts as long as its process
             logger.error("the engine failed, and this replica ends: %s", self._worker.reason)
             os._exit(ENGINE_FAILED)
 
@@ -131,17 +132,17 @@ class Replica:
 
 
 class Ingress:
-    """Sends the calls.
+    """Sends the calls to the replicas.
 
     Args:
-        settings: Of the server.
+        settings: Settings of the server.
         replicas: Ray Serve's handle of the replicas.
     """
 
     def __init__(self, settings: RaySettings, replicas: Any) -> None:
         self._store, self._replicas = open_store(settings), replicas
         self._calls: set[asyncio.Task[None]] = set()
-        self._suspicious_until = time.monotonic() + SUSPICION_SECONDS  # of a server before this one, too
+        self._suspicious_until = time.monotonic() + SUSPICION_SECONDS  # an earlier server may have left some, too
         self._dispatcher = asyncio.create_task(self._dispatch())  # Ray's own `__init__` runs in the event loop
 
     async def _dispatch(self) -> None:
@@ -168,7 +169,7 @@ class Ingress:
 
 
 def take_back_of_dead(store: JobStore) -> None:
-    """Gives back the jobs of workers whose processes are gone, without waiting until their leases end."""
+    """Requeues the jobs of workers whose processes are gone, without waiting for the end of their leases."""
     for worker in store.workers():
         if not is_alive(worker.process):
             for job in store.take_back(worker=worker.name):
@@ -177,7 +178,7 @@ def take_back_of_dead(store: JobStore) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that is killed, but was not waited for, does not."""
+    """Whether a process runs. A zombie, which has ended but was not waited for, does not."""
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -186,7 +187,7 @@ def is_alive(process: int) -> bool:
 
 
 def build(settings: RaySettings) -> Any:
-    """The Serve application of the settings; what `import_path` of a configuration file names.
+    """Builds the Ray Serve application; `import_path` of a configuration file names this function.
 
     Raises:
         ValueError: The GPUs do not suit the model, or the Ray that this process is connected to has too few of them.
@@ -215,7 +216,7 @@ def build(settings: RaySettings) -> Any:
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": max(settings.min_replicas, settings.max_replicas),
-            "target_ongoing_requests": 1,  # of which a replica takes one, and the others wait
+            "target_ongoing_requests": 1,  # calls per replica
             "upscale_delay_s": settings.upscale_seconds,
             "downscale_delay_s": settings.downscale_seconds,
         },

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replica takes of a Ray cluster: GPUs, all of one machine, and processors.
+"""The resources of a Ray cluster that a replica takes: GPUs, all of one machine, and processors.
 
-A replica of several GPUs has a placement group with one bundle of all of them. A bundle lies on one machine, and Ray
-shows its GPUs, and no others, to the replica's process (CUDA_VISIBLE_DEVICES). That process starts the ranks as a
-worker of `vorta-trt serve` does, and they take the GPUs by their numbers.
+A replica of several GPUs has a Ray placement group with one placement bundle that holds all of them. Such a bundle lies
+on one machine, and Ray shows the replica's process these GPUs alone (CUDA_VISIBLE_DEVICES). The process starts the
+ranks as a worker of `vorta-trt serve` does, and they take the GPUs by their numbers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,18 +13,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReplicaResources:
-    """What one replica takes.
+    """The resources that one replica takes.
 
     Attributes:
-        gpus: How many; a part of one shares it with other replicas, 0 is none.
-        cpus: Processors.
+        gpus: Number of GPUs. A fraction shares one GPU with other replicas; 0 is none.
+        cpus: Number of processors.
     """
 
     gpus: float
     cpus: float
 
     def options(self) -> dict[str, Any]:
-        """As options of a deployment of Ray Serve."""
+        """The resources as options of a Ray Serve deployment."""
         options: dict[str, Any] = {"ray_actor_options": {"num_gpus": self.gpus, "num_cpus": self.cpus}}
         if self.gpus > 1:
             options |= {
@@ -34,11 +34,11 @@ class ReplicaResources:
         return options
 
     def check(self, machines: Iterable[Mapping[str, float]], replicas: int) -> None:
-        """Raises ValueError unless so many replicas fit at once; without, Ray waits for more machines for ever.
+        """Raises ValueError unless this many replicas fit at once; Ray would wait for more machines for ever.
 
         Args:
             machines: Resources of each machine, "GPU" and "CPU", in use or not.
-            replicas: How many there always are.
+            replicas: Number of replicas that are always there.
         """
         machines = list(machines)
         if (fit := sum(map(self._fit, machines))) >= replicas:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RemoteImages`: images from other servers, for operators who allow some; otherwise no URL of a request is opened."""
+"""`RemoteImages`: fetches images from servers that the operator allows; no other URL of a request is opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 20.0
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A server that is allowed does not choose another one."""
+    """Follows no redirects: an allowed server may not choose another one."""
 
     def redirect_request(self, *arguments: Any, **options: Any) -> None:
         return None
@@ -25,8 +25,8 @@ class RemoteImages:
     """Fetches over HTTPS from hosts that are named; no redirects, no proxies.
 
     Args:
-        hosts: Their names.
-        most_bytes: Of an image.
+        hosts: Names of the allowed hosts.
+        most_bytes: Largest size of an image file.
     """
 
     def __init__(self, hosts: Sequence[str], most_bytes: int) -> None:
@@ -34,7 +34,7 @@ class RemoteImages:
         self._opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
 
     def may_fetch(self, url: str) -> bool:
-        """Whether a URL is of an allowed host."""
+        """Whether a URL is HTTPS at an allowed host."""
         try:
             parts = urlsplit(url)
             plain = parts.username is None and parts.port in (None, 443)
@@ -46,7 +46,7 @@ class RemoteImages:
         """The bytes behind a URL that `may_fetch` allows.
 
         Raises:
-            RequestError: They cannot be had, or are too many.
+            RequestError: The image cannot be fetched, or is too large.
         """
         try:
             with self._opener.open(url, timeout=TIMEOUT_SECONDS) as answer:

@@ -19,15 +19,15 @@ CELL = 8  # pixels of a head, with a gap of one
 
 
 def routes_picture(catalogue: Catalogue, job: Job, step: int | None = None) -> bytes:
-    """A PNG.
+    """The routes of one step as a PNG file.
 
     Args:
         catalogue: The models, which know the routes before sampling.
         job: The job.
-        step: Of a video, from 0; None is the one that runs, or the last one.
+        step: Number of the step in its video, from 0. None is the step that runs, or the last one of a finished job.
 
     Raises:
-        ApiError: There is no such step, or the model does not know its routes.
+        ApiError: There is no such step, or the model's routes are not known.
     """
     accepted = Accepted.from_dict(job.request)
     each = max(1, job.steps // accepted.n)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`serve`: the server of `vorta-trt serve`: the application in this process, workers in theirs.
+"""`serve`: the server of `vorta-trt serve`: the web application in this process, each worker in a process of its own.
 
-SIGTERM, or Ctrl-C, drains: no new jobs, the running ones are finished, and can be polled and fetched until then; what
-waits is kept for the next start. A second signal gives the running jobs back to the queue at their next step.
+SIGTERM or Ctrl-C drains the server: it takes no new jobs and finishes those that run, and clients can poll and fetch
+jobs until then. Jobs that wait are kept for the next start. A second signal returns the running jobs to the queue at
+their next step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vorta_trt.serving.worker_gpus import check_engines_have_a_gpu, check_gpus_o
 from vorta_trt.serving.worker_process import WorkerProcesses, open_store
 
 BACKLOG = 512
-SWITCH_SECONDS = 0.0005  # between threads: an answer waits for each that holds the interpreter, 5 ms long by default
+SWITCH_SECONDS = 0.0005  # after which a thread gives up the interpreter, by default 5 ms: answers wait for it
 IDLE_SECONDS = 30  # of a connection between two requests
 LAST_ANSWERS_SECONDS = 10  # for downloads, when the server ends
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def serve(
     """Serves until it is told to stop.
 
     Args:
-        settings: Of the server.
+        settings: Settings of the server.
         host: The address to listen at.
         port: The port; 0 is any free one.
         debug: Log everything.
@@ -56,14 +57,14 @@ def serve(
     Raises:
         JobError: Another server has the folder of jobs.
         ValueError, OSError: A model cannot be read, there are too few GPUs, or the port is taken.
-        VortaError: An engine of TensorRT, and no GPU.
+        VortaError: A model is a TensorRT engine, and there is no GPU.
     """
     _allow_open_files(4 * MOST_CONNECTIONS)
-    catalogue = Catalogue(settings.models)  # says what is wrong before there is a folder of jobs
+    catalogue = Catalogue(settings.models)  # finds errors before the folder of jobs is made
     check_engines_have_a_gpu(catalogue)
     check_gpus_of_workers(catalogue, settings.workers)
     with listen(host, port) as listening, closing(open_store(settings, exclusive=True)) as store:
-        # Whoever ran these belonged to a server before this one, and ended with it.
+        # The workers of these jobs belonged to an earlier server, and ended with it.
         for job in store.take_back(everyone=True):
             logger.warning("its server ended: %s", job.status.value, extra={"job": job.id})
         store.sweep()
@@ -72,7 +73,7 @@ def serve(
         app = create_app(settings, store, catalogue, draining=draining, on_queued=workers.wake)
         sys.setswitchinterval(SWITCH_SECONDS)
         gc.collect()
-        gc.freeze()  # what is loaded by now stays; looking through all of it again takes 0.4 s, and nobody is answered
+        gc.freeze()  # a collection of all that is loaded by now takes 0.4 s, in which nobody is answered
         server = _Server(
             uvicorn.Config(
                 app,
@@ -98,10 +99,10 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address.
+    """A socket that listens at an address.
 
     Raises:
-        ValueError: It is taken, or not this machine's.
+        ValueError: The address is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends small answers at once (TCP_NODELAY) where a socket names its protocol; else each waits 40 ms.
@@ -117,7 +118,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _allow_open_files(number: int) -> None:
-    """Each connection is one; the usual limit of a process, 1024, is too near."""
+    """Raises this process's limit of open files: each connection is one, and the usual 1024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < number:
         most = number if hard == resource.RLIM_INFINITY else min(number, hard)

@@ -28,8 +28,8 @@ from vorta_trt.serving.worker_states import HUNG
 
 MOST_KEY = 255  # letters of an idempotency key
 MOST_DECODED = 2  # requests whose images are decoded at a time
-MOST_UNDECODED = 32  # requests that wait for it
-NOTHING = Outlook(None, None)  # is ahead of a job that is over
+MOST_UNDECODED = 32  # requests that wait for decoding
+NOTHING = Outlook(None, None)  # the outlook of a job that has ended
 logger = logging.getLogger(__name__)
 
 
@@ -38,13 +38,13 @@ class Service:
     """See the module.
 
     Attributes:
-        settings: Of the server.
+        settings: Settings of the server.
         store: The jobs.
         catalogue: The models.
-        draining: Set while the server stops: what runs goes on, and nothing new is taken.
-        on_queued: Called when a job was queued.
-        access: Who may do what.
-        estimates: When jobs will be done.
+        draining: Set while the server stops: jobs that run go on, and no new ones are taken.
+        on_queued: Called after a job was queued.
+        access: Checks who may use the server.
+        estimates: Predicts when jobs will be done.
         remote: Fetches images from allowed hosts.
     """
 
@@ -61,18 +61,18 @@ class Service:
         self._decoding = CapacityLimiter(MOST_DECODED)
 
     async def ask(self, values: Mapping[str, Any], form: bool, user: str, key: str | None) -> Job:
-        """Queues what a client sent, if its model can do it; see `read_values` and `JobStore.create`.
+        """Queues what a client sent, if its model can run it; see `read_values` and `JobStore.create`.
 
-        All that is cheap is checked before an image is decoded, and few requests decode theirs at a time.
+        Everything cheap is checked before an image is decoded, and only a few requests decode images at a time.
 
         Args:
-            values: What `read_values` gave.
-            form: The same.
-            user: Whose request it is.
-            key: Of idempotency.
+            values: Fields that `read_values` returned.
+            form: Whether the body is a form, as `read_values` returned.
+            user: User who sent the request.
+            key: Idempotency key, or None.
 
         Raises:
-            ApiError, RequestError: It is refused.
+            ApiError, RequestError: The request is refused.
         """
         body = await run_in_threadpool(self._read, values, form, key)
         if not body.images:

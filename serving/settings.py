@@ -45,13 +45,13 @@ class ServeSettings(_Settings):
     """A server's models, folder of jobs, and limits."""
 
     models: tuple[ModelSettings, ...] = Field(min_length=1)
-    """The models, of which the first is that of requests that name none."""
+    """The models. The first is the one for requests that name none."""
     jobs: Path
     """The folder of the jobs and their results."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
-    """Who may use the server; none: everyone who can reach it."""
+    """API keys of those who may use the server; none: everyone who can reach it may."""
     hosts: tuple[str, ...] = ()
-    """Names under which the server may be asked for; none: any."""
+    """Host names under which the server may be addressed; none: any name."""
     most_queued: int = Field(default=64, ge=1)
     """How many jobs may wait."""
     most_queued_per_key: int | None = Field(default=None, ge=1)
@@ -59,19 +59,19 @@ class ServeSettings(_Settings):
     most_videos: int = Field(default=4, ge=1)
     """The most videos that one request may ask for (`n`)."""
     most_upload_bytes: int = Field(default=32 * MIB, ge=1)
-    """Of a request's body."""
+    """Largest size of a request's body."""
     image_hosts: tuple[str, ...] = ()
     """Servers from which images may be fetched over HTTPS; none: no URL of a request is opened."""
     most_image_pixels: int = Field(default=40_000_000, ge=1)
-    """Of an image in a request."""
+    """Largest number of pixels of an image in a request."""
     keep_seconds: float = Field(default=7 * DAY, gt=0)
-    """How long results stay, from completion on."""
+    """How long results stay after completion."""
     lease_seconds: float = Field(default=30.0, gt=0)
     """After how long without a sign of life a worker's job is taken from it."""
     stall_seconds: float = Field(default=STALL_SECONDS, gt=0)
-    """After how long without a step or stage, while it works or starts, a worker is ended."""
+    """After how long without a new step or stage, while it works or starts, a worker is killed."""
     most_attempts: int = Field(default=3, ge=1)
-    """How often a job is begun whose worker is lost."""
+    """How many times a job is begun whose workers are lost."""
     workers: int = Field(default=1, ge=1)
     """Worker processes, each of which loads the models."""
 

@@ -17,16 +17,16 @@ SAME_LENGTH = 0.5  # seconds by which a video may be longer or shorter than aske
 def choose_size(
     request: VideoRequest, planner: RequestPlanner, model: str, images: Mapping[str, ImageLike]
 ) -> VideoSize:
-    """The size that a request names in one of many ways, or what suits its images, or the model's own.
+    """The size that a request asks for by size, frames or seconds, or else the one for its images, or the model's own.
 
     Args:
-        request: The fields.
-        planner: Of the model.
-        model: Its name.
-        images: By the pipeline's argument.
+        request: Fields of the request.
+        planner: Planner of the model.
+        model: Name of the model.
+        images: Images by the pipeline's argument.
 
     Raises:
-        RequestError: The model has no such size, with those that it has.
+        RequestError: The model has no such size; the message lists those that it has.
     """
     width, height = _picture(request)
     rate = planner.frames_per_second

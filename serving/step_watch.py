@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`StepWatch`: follows a request through stages and steps: tells how far it is, and what the steps took.
+"""`StepWatch`: follows a request through its stages and steps, tells how far it is, and times the steps.
 
     watch = StepWatch(tell)     # tell(stage, steps that are done), which may raise to break the request off
     pipe.generate_each(prompts, on_video, params, on_step=watch.step, on_stage=watch.stage)
     watch.report()
 
-A step's seconds are those until the next one begins: on a GPU launches run behind, and a step waits for the one before.
+A step's seconds are those until the next step begins. A GPU runs behind the host's launches, so they include waiting
+for the step before.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class StepWatch:
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._began: tuple[float, str] | None = None  # of the computed step that runs: when, and its expert
+        self._began: tuple[float, str] | None = None  # the running computed step: its start, its expert
         self._seconds: dict[str, list[float]] = {}
         self._computed = self._reused = 0
         self._heads: dict[str, int] = {}
@@ -57,7 +58,7 @@ class StepWatch:
         self._tell(what, None)
 
     def report(self) -> dict[str, Any]:
-        """Steps computed and reused, seconds of computed ones by expert, and heads by the branch that they took."""
+        """Numbers of computed and reused steps, seconds of computed ones by expert, numbers of heads by branch."""
         return {
             "computed": self._computed,
             "reused": self._reused,

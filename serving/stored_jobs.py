@@ -25,13 +25,13 @@ class StoredJobs:
     """See `JobStore`, which is made of this, `Recovery`, `Leases` and `WorkerStates`.
 
     Args:
-        folder: Of the jobs.
+        folder: Folder of the jobs.
         keep_seconds: How long results stay after completion.
-        lease_seconds: How long a lease lasts that is not renewed.
-        most_attempts: How often a job is begun.
+        lease_seconds: How long a lease lasts if it is not renewed.
+        most_attempts: How many times a job is begun whose workers are lost.
 
     Attributes:
-        folder: As given.
+        folder: Folder of the jobs, as given.
         files: The files of the jobs.
     """
 
@@ -49,10 +49,10 @@ class StoredJobs:
         return self._reserve.is_short()
 
     def _even_if_full(self, act: Callable[[], T]) -> T:
-        """Does what ends or removes jobs, with the space of the reserve if the disk is full.
+        """Runs a change that ends or removes jobs; if the disk is full, with space from the reserve.
 
         Raises:
-            WriteError: The disk is full all the same.
+            WriteError: The disk is full even so.
         """
         try:
             return act()
@@ -64,7 +64,7 @@ class StoredJobs:
         return self._if_there_is_space(act)
 
     def _if_there_is_space(self, act: Callable[[], T]) -> T:
-        """Does what can wait until there is space.
+        """Runs a change that can wait until there is space.
 
         Raises:
             WriteError: The disk is full.
@@ -78,14 +78,14 @@ class StoredJobs:
             raise WriteError(self.folder, errno.ENOSPC, reason) from error
 
     def get(self, job_id: str, user: str | None = None) -> Job:
-        """A job.
+        """The job with an id.
 
         Args:
-            job_id: Its id.
-            user: Whose it must be; None: anybody's.
+            job_id: Id of the job.
+            user: Owner that the job must have; None: any owner.
 
         Raises:
-            JobNotFoundError: There is none.
+            JobNotFoundError: There is no such job.
         """
         rows = self._data.read(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job_id)
         if not rows or (user is not None and rows[0]["user"] != user):
@@ -93,7 +93,7 @@ class StoredJobs:
         return job_of(rows[0])
 
     def _note_end(self, job_id: str) -> None:
-        """Beside the job's files: how it failed or was cancelled."""
+        """Writes into the job's folder how the job failed or was cancelled."""
         try:
             job = self.get(job_id)
         except JobNotFoundError:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spans of OpenTelemetry: one for a job, and one below it for each stage of its videos.
 
-They are sent over OTLP and HTTP where the variable OTEL_EXPORTER_OTLP_ENDPOINT says where to; other variables of that
-name's kind, as OTEL_SERVICE_NAME, are OpenTelemetry's own.
+They are sent by OTLP over HTTP to the address in the variable OTEL_EXPORTER_OTLP_ENDPOINT (or
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT); without it, none are sent. OpenTelemetry itself reads its other variables, such as
+OTEL_SERVICE_NAME.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ STAGES = ("text", "condition", "denoise", "decode", "encode")  # in the order in
 
 
 def set_up_tracing() -> Callable[[], None]:
-    """Lets this process send its spans, if it is told where to.
+    """Lets this process send its spans, if a variable says where to.
 
     Returns:
-        Sends what waits, and ends.
+        A function that sends the spans that still wait, and ends tracing.
 
     Raises:
-        MissingExtraError: It is told, and OpenTelemetry is not installed.
+        MissingExtraError: A variable says where to, and OpenTelemetry is not installed.
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return lambda: None
@@ -42,11 +43,11 @@ def set_up_tracing() -> Callable[[], None]:
 
 
 def record_spans(job: Job, report: dict[str, Any]) -> None:
-    """Tells of a completed job. The stages of a video are laid end to end, as they were run.
+    """Records the spans of a completed job. The stages of a video follow each other without gaps.
 
     Args:
         job: The job.
-        report: Of it.
+        report: Report of the job.
     """
     try:
         from opentelemetry import trace

@@ -69,7 +69,7 @@ class VideoRequest(SamplingParams):
     input_reference: str | dict[str, Any] | None = None
     """The image that the video begins with: an upload, or a data URL, also as {"image_url": "data:..."}."""
     reference_url: str | None = None
-    """The same as a data URL."""
+    """The image that the video begins with, as a data URL, in the place of `input_reference`."""
     last_reference: str | dict[str, Any] | None = None
     """The image that the video ends with, for models that take one; an upload or a data URL."""
 
@@ -86,24 +86,24 @@ class VideoRequest(SamplingParams):
         return value
 
     def params(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-        """How to sample, with the defaults of a model.
+        """The sampling settings of the request, with a model's defaults for what it leaves out.
 
         Raises:
-            ValidationError: The defaults and what is given do not go together.
+            ValidationError: The defaults and the given values contradict each other.
         """
         given = {name: getattr(self, name) for name in self.model_fields_set & _SAMPLING}
         given = {name: value for name, value in given.items() if value is not None or name == "cache"}
         if self.gives_steps:
-            given.pop("num_inference_steps", None)  # it is the number of steps given
+            given.pop("num_inference_steps", None)  # given timesteps or sigmas decide the number of steps
         return SamplingParams(**{**(defaults or {}), **given})
 
 
 def parse_request(values: Mapping[str, Any], *, form: bool = False) -> VideoRequest:
-    """A request of JSON or of a form.
+    """Parses the fields of a JSON body or of a form.
 
     Args:
-        values: By name.
-        form: All values are text; lists and objects are JSON in it.
+        values: Values by the field's name.
+        form: Whether all values are text, with lists and objects as JSON.
 
     Raises:
         RequestError: The first problem, with the field's name.
@@ -139,7 +139,7 @@ def named_field(message: str) -> str | None:
 
 
 def as_fields(message: str) -> str:
-    """A message in which flags of the command line are the fields that a request has in their place."""
+    """Replaces the command line's flags in a message by the request's fields."""
 
     def field(flag: re.Match[str]) -> str:
         name = flag[1].replace("-", "_")
@@ -153,7 +153,7 @@ def as_fields(message: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """What a client sent, in an error: on one line, and short."""
+    """A client's value for an error message: on one line, and short."""
     text = printable(value if isinstance(value, str) else repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 

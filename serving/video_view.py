@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client sees of a job: OpenAI's video object, with more in it."""
+"""What a client sees of a job: OpenAI's video object, with more fields."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class VideoObject(BaseModel):
     peak_memory_mb: float | None = None
     inference_time_s: float | None = None
     remixed_from_video_id: str | None = None
-    # Of this server alone:
+    # Fields that OpenAI's object does not have:
     num_frames: int
     fps: float
     stage: str
@@ -60,7 +60,7 @@ class VideoList(BaseModel):
 
 
 class DeletedVideo(BaseModel):
-    """What is left of a deleted job."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"

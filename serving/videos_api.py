@@ -36,14 +36,14 @@ _BODY = {
 
 
 class Order(str, Enum):
-    """Of a list."""
+    """By age: the oldest job first, or the newest."""
 
     asc = "asc"
     desc = "desc"
 
 
 class Variant(str, Enum):
-    """Of a job's content."""
+    """Which file of a job is sent: a video or its thumbnail."""
 
     video = "video"
     thumbnail = "thumbnail"
@@ -106,7 +106,7 @@ def videos_router(service: Service) -> APIRouter:
     ) -> FileResponse:
         """A video, or its picture, of a completed job.
 
-        Of a job of several videos, `index` says which one, from 0.
+        If a job has several videos, `index` says which one, from 0.
         """
         job = find(request, video_id)
         path = content_of(service, job, variant, index)
@@ -115,7 +115,7 @@ def videos_router(service: Service) -> APIRouter:
 
     @router.get("/videos/{video_id}/routes", response_class=Response)
     def get_routes(request: Request, video_id: str, step: Annotated[int | None, Query(ge=0)] = None) -> Response:
-        """The routes of a step as a PNG, a row for every layer and a column for every head; of the running step."""
+        """The routes of a step, by default the running one, as a PNG: a row for every layer, a column for every head."""
         return Response(routes_picture(service.catalogue, find(request, video_id), step), media_type="image/png")
 
     @router.get("/models")
@@ -138,7 +138,7 @@ def videos_router(service: Service) -> APIRouter:
 
 
 class HeldFile(FileResponse):
-    """A file that is open before the answer begins: a download goes on when its job is deleted meanwhile.
+    """A response with a file that is opened at once, so that a download goes on if its job is deleted meanwhile.
 
     Raises:
         ApiError: The file is gone.
@@ -159,7 +159,7 @@ class HeldFile(FileResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it, or the range that is asked for; a Range header that means nothing is ignored (RFC 9110, 14.2)."""
+        """Sends the file, or the requested range of it; a malformed Range header is ignored (RFC 9110, 14.2)."""
         try:
             headers = Headers(scope=scope)
             given, version = headers.get("range"), headers.get("if-range")

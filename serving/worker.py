@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Worker`: takes jobs from the store, one after the other, and makes their videos with the one way of generation.
+"""`Worker`: takes jobs from the store, one after the other, and makes their videos with the model's pipeline.
 
     worker = Worker(store, catalogue)
     outcome = worker.run(stop)      # a threading.Event that ends it; the running job is finished first
 
-A job is cancelled at the next step. After an error that may be the engine's, the job is given up with the reason, and
-a warm-up tells whether the engine is in order. If it is not, the worker returns: whoever started it starts another one,
-in a new process, since a CUDA error stays with its process.
+A job is cancelled at the next step. After an error that may be the engine's, the job fails with the reason, and a
+warm-up tells whether the engine still works. If it does not, the worker returns, and whoever started it starts another
+one in a new process, since a CUDA error lasts as long as its process.
 
-A thread gives signs of life. It stops renewing the lease, and says "hung", where nothing has gone on for a long time.
+A thread gives signs of life. If no step or stage has begun for a long time, it stops renewing the lease and says
+"hung".
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ class Worker:
     Args:
         store: The jobs.
         catalogue: The models.
-        name: Of this worker, other than that of any other; None makes one.
-        models: The pipelines; None makes them of the catalogue.
+        name: Name of this worker, which no other worker may have; None makes one.
+        models: The loaded pipelines; None loads them from the catalogue.
         stall_seconds: After how long without a step or stage, while it works, the worker says that it hangs.
-        wake: See below; None makes one.
+        wake: Event that wakes the worker, see the attribute; None makes one.
 
     Attributes:
-        name: As given.
-        wake: Set it when a job was queued: a worker without work looks at once, and else every `IDLE_SECONDS`.
-        reason: Of an outcome other than STOPPED.
-        abort: Set it to stop at the next step, and give the running job back to the queue.
+        name: Name of this worker.
+        wake: Event to set after a job was queued: an idle worker then looks at once, otherwise every `IDLE_SECONDS`.
+        reason: Why `run` returned an outcome other than STOPPED.
+        abort: Event to set to stop at the next step and return the running job to the queue.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Worker:
             self._job = self._busy_since = None
 
     def _run(self, job: Job, log: logging.LoggerAdapter[logging.Logger]) -> bool:
-        """Whether the engine is in order."""
+        """Runs a job; returns whether the engine still works."""
         try:
             report = self._make(job)
         except LeaseLostError:
@@ -195,7 +196,7 @@ class Worker:
     # -- a job ---------------------------------------------------------------------------------------------------------
 
     def _make(self, job: Job) -> dict[str, Any]:
-        """The videos of a job, in its folder; returns the report."""
+        """Makes the videos of a job in its folder; returns the report."""
         began = time.time()
 
         def tell(stage: str, step: int | None) -> None:
@@ -229,7 +230,7 @@ class Worker:
         return True
 
     def _go_on(self) -> None:
-        """A step or stage begins."""
+        """Notes that a step or stage begins."""
         self._busy_since = time.monotonic()
 
     @property
@@ -243,7 +244,7 @@ class Worker:
         detail = {"engines": self._models.engines(), "gpu_memory_bytes": _gpu_memory(), "reason": self.reason}
         try:
             self._store.say(self.name, self._state, detail)
-        except WriteError as error:  # it is said again, and a worker on a full disk is not taken for a dead one
+        except WriteError as error:  # it tries again, and no worker counts as dead while the disk is full
             logger.warning("worker %s: no sign of life (%s)", self.name, error)
 
     @contextmanager

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, str]:
-    """The environment that shows a worker the GPUs that it needs of several, unless the device is given.
+    """Environment variables that show a worker only its own GPUs; none if a device is given or there is only one GPU.
 
-    Workers of one GPU take them in turn, and share them where there are more workers. Workers of several have GPUs of
-    their own, see `check_gpus_of_workers`.
+    Workers with one GPU each take the GPUs in turn, and share them if there are more workers than GPUs. Workers with
+    several GPUs share none, see `check_gpus_of_workers`.
 
     Args:
-        settings: Of the server.
-        worker: Its number.
-        gpus: How many it needs.
+        settings: Settings of the server.
+        worker: Number of the worker.
+        gpus: Number of GPUs that it needs.
     """
     import torch
 
@@ -40,7 +40,7 @@ def gpus_of(settings: ServeSettings, worker: int, gpus: int = 1) -> dict[str, st
 
 
 def check_engines_have_a_gpu(catalogue: Catalogue) -> None:
-    """Raises VortaError for an engine of TensorRT where there is no GPU, which its workers could only say for ever."""
+    """Raises VortaError for a TensorRT engine if there is no GPU: its workers would only fail again and again."""
     import torch
 
     if torch.cuda.device_count():
@@ -54,7 +54,7 @@ def check_engines_have_a_gpu(catalogue: Catalogue) -> None:
 
 
 def check_gpus_of_workers(catalogue: Catalogue, workers: int) -> None:
-    """Raises ValueError unless there are GPUs for all workers that need several; on the CPU, they share it."""
+    """Raises ValueError if there are too few GPUs for workers that need several each; a CPU is shared."""
     import torch
 
     gpus, kinds = catalogue.gpus, {model.kind for model in catalogue.models.values()}

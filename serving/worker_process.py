@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker in a process of its own, and `WorkerProcesses`, which starts them and starts them again.
+"""A worker in a process of its own, and `WorkerProcesses`, which starts and restarts workers.
 
-A CUDA error stays with its process, and so do leaks and hangs of what runs in it; the server's own process makes no
-videos, and answers at once whatever they do. A worker ends with its server, however that ends: it watches its standard
-input, whose other end the server holds. What the server writes there says that a job was queued.
+A CUDA error, a leak or a hang does not reach beyond its process. The server's own process makes no videos, and answers
+at once whatever the workers do. A worker ends with its server, however that ends: it watches its standard input, whose
+other end the server holds. What the server writes there means that a job was queued.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from vorta_trt.serving.worker_gpus import gpus_of
 from vorta_trt.serving.worker_states import HUNG, WorkerState
 
 ENGINE_FAILED, NOT_READY, ORPHAN = 70, 71, 72  # exit codes
-LONGEST_PAUSE_SECONDS = 60.0  # before a worker is started that ended again and again
+LONGEST_PAUSE_SECONDS = 60.0  # before a worker that keeps ending is started again
 LOOK_SECONDS = 1.0  # between two looks at a worker
-SILENT_LEASES = 2  # without a sign of life, after which a worker is killed
+SILENT_LEASES = 2  # a worker is killed after so many leases without a sign of life
 NICE = 5  # the server answers first where processors are few
 logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Runs one worker; its settings come as JSON, its name after them."""
+    """Runs one worker. Arguments: its settings as JSON, its name, and two flags, to log everything and to log JSON."""
     settings, name = ServeSettings.model_validate_json(sys.argv[1]), sys.argv[2]
     debug, as_json = sys.argv[3] == "1", sys.argv[4] == "1"
     wake = threading.Event()
     threading.Thread(target=_hear_server, args=(wake,), name="server", daemon=True).start()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server, which tells
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the server, which signals its workers
     os.nice(NICE)
 
     from vorta_trt.serving.catalogue import Catalogue
@@ -54,7 +54,7 @@ def main() -> int:
     store = open_store(settings)
     try:
         catalogue = Catalogue(settings.models)
-    except Exception as error:  # a file that was there when the server started
+    except Exception as error:  # a file is gone that was there when the server started
         logger.error("worker %s: %s", name, error)
         with suppress(WriteError):
             store.say(name, "failed", {"reason": describe_failure(error)[1]})
@@ -91,17 +91,17 @@ def _hear_server(wake: threading.Event) -> None:
 class WorkerProcesses:
     """The workers of a server.
 
-    A worker that ended, for whatever reason, is started again, after pauses that grow while it makes no video. Why it
-    ended is told until the next one is ready. A worker that hangs is killed: one that says so, or that gives no sign of
-    life, for two leases when it works, and for `stall_seconds` when it starts.
+    A worker that ended, for whatever reason, is started again, after pauses that grow as long as it makes no video. The
+    store says why it ended until the next one is ready. A worker that hangs is killed: one that says so, or one that
+    gives no sign of life, for two leases while it works, or for `stall_seconds` while it starts.
 
     Args:
-        settings: Of the server.
-        store: Its jobs.
-        gpus: How many GPUs each worker has.
-        debug: Workers log everything.
-        as_json: Workers log JSON.
-        command: Runs a worker, with its settings, name and flags behind.
+        settings: Settings of the server.
+        store: Jobs of the server.
+        gpus: Number of GPUs that each worker has.
+        debug: Whether workers log everything.
+        as_json: Whether workers log JSON.
+        command: Command that runs a worker; settings, name and flags are appended.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class WorkerProcesses:
         ]
 
     def start(self) -> None:
-        """Starts all of them."""
+        """Starts all workers."""
         for thread in self._threads:
             thread.start()
 
     def wake(self) -> None:
-        """A job was queued: who has no work looks at once. Never waits; a worker that does not hear finds it later."""
+        """Makes idle workers look for a new job at once. Never waits; a worker that misses it finds the job later."""
         with self._lock:
             for process in self._processes.values():
                 assert process.stdin is not None
@@ -139,17 +139,17 @@ class WorkerProcesses:
                     os.write(process.stdin.fileno(), b"\n")
 
     def drain(self) -> None:
-        """Lets each finish its job, and no more."""
+        """Lets each worker finish its job, and take no more."""
         self._stopping.set()
         self._signal(signal.SIGTERM)
 
     def abort(self) -> None:
-        """Lets each stop at its next step; its job waits for the next start of the server."""
+        """Lets each worker stop at its next step; its job waits for the next start of the server."""
         self._stopping.set()
         self._signal(signal.SIGUSR1)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Waits until all have ended; returns whether they have."""
+        """Waits until all workers have ended; returns whether they have."""
         end = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -157,7 +157,7 @@ class WorkerProcesses:
 
     @property
     def process_ids(self) -> Sequence[int]:
-        """Of the workers that run."""
+        """Process ids of the running workers."""
         with self._lock:
             return [process.pid for process in self._processes.values()]
 
@@ -168,8 +168,8 @@ class WorkerProcesses:
 
     def _keep(self, number: int) -> None:
         """Runs one worker, again and again."""
-        failures = 0  # without a video between them
-        reason: str | None = None  # of the last one
+        failures = 0  # since the last video
+        reason: str | None = None  # why the last one ended
         while not self._stopping.is_set():
             name = f"worker-{number}-{os.getpid()}-{time.time_ns():x}"
             made = False
@@ -183,7 +183,7 @@ class WorkerProcesses:
                 made = any(
                     end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)
                 )
-            except Exception as error:  # of the job database, or of a machine without memory for a process
+            except Exception as error:  # the job database fails, or there is no memory for a process
                 reason = f"{type(error).__name__}: {error}"
             if self._stopping.is_set():
                 break
@@ -195,7 +195,7 @@ class WorkerProcesses:
             self._store.forget_worker(_kept(number))
 
     def _pause(self, number: int, reason: str, seconds: float) -> None:
-        """Waits, and lets the store say meanwhile why there is no worker."""
+        """Waits, while the store says why there is no worker."""
         end = time.monotonic() + seconds
         while not self._stopping.is_set() and (left := end - time.monotonic()) > 0:
             self._tell(number, reason)
@@ -227,13 +227,13 @@ class WorkerProcesses:
         return code, why
 
     def _watch(self, process: subprocess.Popen[bytes], number: int, name: str, reason: str | None) -> str | None:
-        """Waits until a worker ends, or kills it where it hangs, and then returns why.
+        """Waits until a worker ends. If it hangs, kills it and returns why.
 
         Args:
-            process: Of the worker.
-            number: Of the worker.
-            name: Of the worker.
-            reason: Why the one before ended, which is told until this one is ready.
+            process: Process of the worker.
+            number: Number of the worker.
+            name: Name of the worker.
+            reason: Why the worker before ended, which the store says until this one is ready.
         """
         heard, told = time.monotonic(), -math.inf
         while True:
@@ -247,7 +247,7 @@ class WorkerProcesses:
                 state = next((each for each in self._store.workers() if each.name == name), None)
                 heard = heard if state is None else max(heard, now - state.age)
                 if self._store.is_short_of_space:
-                    heard = now  # nobody can say anything
+                    heard = now  # no worker can give a sign of life
                 if state is not None and state.state == "ready" and reason is not None:
                     reason = None
                     self._store.forget_worker(_kept(number))
@@ -264,7 +264,7 @@ class WorkerProcesses:
                 return why
 
     def _fault(self, state: WorkerState | None, silent: float) -> str | None:
-        """Why a worker is to be killed; None where it is in order."""
+        """Why a worker has to be killed; None if it does not."""
         if state is not None and state.state == HUNG:
             return str(state.detail["reason"])
         works = state is not None and state.state != "starting"
@@ -278,7 +278,7 @@ class WorkerProcesses:
 
 
 def _kept(number: int) -> str:
-    """The name under which is told why there is no worker."""
+    """The name under which the store says why there is no worker."""
     return f"no-worker-{number}"
 
 

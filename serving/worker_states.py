@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`WorkerStates`: what the workers of a job store say of themselves; a server is ready when one of them is."""
+"""`WorkerStates`: the states that the workers of a job store report; a server is ready when one of them is."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 from vorta_trt.serving.stored_jobs import StoredJobs
 
-HUNG = "hung"  # gives signs of life, and its work does not go on
+HUNG = "hung"  # it gives signs of life, but its work does not go on
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker last said of itself.
+    """The state that a worker last reported.
 
     Attributes:
-        name: Its name.
-        process: Its process id.
+        name: Name of the worker.
+        process: Process id of the worker.
         state: "starting", "ready", "failed", `HUNG`.
-        detail: More of it: models that are loaded, bytes on the GPU, the reason of a failure.
-        age: Seconds since it said so.
+        detail: Details: models that are loaded, bytes in use on the GPU, the reason of a failure.
+        age: Seconds since the report.
     """
 
     name: str
@@ -38,7 +38,7 @@ class WorkerStates(StoredJobs):
     """The part of a `JobStore` that knows workers."""
 
     def say(self, worker: str, state: str, detail: Mapping[str, Any] | None = None) -> None:
-        """A worker's sign of life.
+        """Records a worker's sign of life, with its state.
 
         Raises:
             WriteError: The disk is full.
@@ -51,7 +51,7 @@ class WorkerStates(StoredJobs):
         )
 
     def forget_worker(self, worker: str) -> None:
-        """A worker is gone.
+        """Forgets a worker that is gone.
 
         Raises:
             WriteError: The disk is full.

@@ -28,7 +28,7 @@ _FOOT = '<script src="/page/page.js"></script>\n</body>\n</html>\n'
 
 
 def login_page(wrong: bool = False) -> str:
-    """The page of a server with API keys, for who has not given one yet."""
+    """The login page of a server with API keys."""
     told = '<p class="error" role="alert">This key is not known here.</p>' if wrong else ""
     return (
         _HEAD.format(about="This server asks for an API key.")
@@ -53,11 +53,11 @@ def main_page(
     """The form, and the caller's jobs.
 
     Args:
-        models: What may be asked for.
-        videos: The newest first.
+        models: Models that the form offers.
+        videos: The caller's jobs, the newest first.
         logout: Whether there is a key to forget.
-        error: Of the form that was sent.
-        sent: What stood in that form, and stays there; files cannot.
+        error: Message about what is wrong with the form that was sent; None if nothing is.
+        sent: Values of that form, which are filled in again; a browser does not let a page fill in files.
     """
     told = "" if error is None else f'<p class="error" role="alert">{_text(error)}</p>'
     leave = (
@@ -110,7 +110,7 @@ def _form(models: Sequence[ServedModel], sent: Mapping[str, Any]) -> str:
 
 
 def video_card(video: VideoObject) -> str:
-    """One job."""
+    """The card of one job."""
     content = f"/v1/videos/{video.id}/content"
     parts = [f'<p class="prompt">{_text(video.prompt)}</p>', f'<p class="state">{_text(state_line(video))}</p>']
     if video.status in (Status.QUEUED, Status.IN_PROGRESS):
@@ -170,10 +170,10 @@ def duration(seconds: float) -> str:
 
 
 def _state(video: VideoObject) -> str:
-    """Changes when the card has to be drawn anew."""
+    """A text that changes when the card has to be drawn again."""
     return f"{video.status.value}-{video.progress}-{video.step}-{_text(video.stage)}-{video.queue_position}"
 
 
 def _text(text: str) -> str:
-    """What a client sent as text of HTML; halves of a surrogate pair, which no encoding has, are question marks."""
+    """Text from a client, escaped for HTML; lone surrogates, which cannot be encoded, become question marks."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))

@@ -106,7 +106,7 @@ def page_router(service: Service) -> APIRouter:
 
 
 def _of_page(values: dict[str, Any]) -> dict[str, Any]:
-    """The form's size has the frames with it; an empty file is none."""
+    """A request's fields from the page's form, whose size includes the frames, and whose empty files mean none."""
     given = {name: value for name, value in values.items() if value != b""}
     size = given.pop("page_size", None)
     if isinstance(size, str) and " " in size:

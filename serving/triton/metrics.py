@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project's metrics in Triton's own endpoint; Triton itself counts what waits and the GPU's memory."""
+"""The project's metrics in Triton's own endpoint; Triton itself reports waiting requests and the GPU's memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TritonMetrics:
         self._metrics: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Lets a counter grow; moves a gauge."""
+        """Adds to a counter or a gauge."""
         self._metric(name, labels).increment(amount)
 
     def set(self, name: str, value: float, **labels: str) -> None:

@@ -2,8 +2,8 @@
 """What Triton's Python backend runs: one pipeline for each instance of the model, loaded once.
 
 The backend makes a `TritonPythonModel` in a process of its own and calls `initialize`, `execute` and `finalize`. It
-gives an instance one request after the other. A request that is refused is INVALID_ARG, a cancelled one CANCELLED, and
-whatever else went wrong INTERNAL. After an error of the engine the model is loaded again; if that fails, as after an
+gives an instance one request after the other. A refused request gets the error INVALID_ARG, a cancelled one CANCELLED,
+and any other failure INTERNAL. After an error of the engine the model is loaded again; if that fails, as after an
 error that stays with its CUDA context, all further requests are UNAVAILABLE until Triton loads the model anew.
 """
 
@@ -34,7 +34,7 @@ from vorta_trt.serving.triton.tensors import FRAMES, INFO, PROGRESS, VIDEO
 from vorta_trt.serving.video_request import RequestError
 
 UTILS = "triton_python_backend_utils"  # the module that the backend puts beside the model
-GPU = "GPU"  # its name of a kind of instance
+GPU = "GPU"  # Triton's name of a kind of instance
 logger = logging.getLogger(__name__)
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -69,7 +69,7 @@ class TritonPythonModel:
         self._lost: str | None = None  # why there is no engine any more
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Makes a video of each request; decoupled, responses with its progress are sent before it."""
+        """Makes a video for each request; a decoupled model sends responses with the progress before it."""
         for request in requests:
             sender = request.get_response_sender()
             response, in_order = self._respond(request, sender)
@@ -168,7 +168,7 @@ class TritonPythonModel:
 
 
 def _settings(text: str, folder: Path) -> ModelSettings:
-    """Paths of a model in the repository are relative to its folder."""
+    """The model's settings from JSON; relative paths are taken from the model's folder in the repository."""
     values = json.loads(text)
     for name in ("source", "checkpoint"):
         if values.get(name) is not None:

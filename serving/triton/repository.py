@@ -32,14 +32,14 @@ class TritonSettings:
     """How Triton runs the model.
 
     Attributes:
-        name: Of the model in the repository; None takes that of the bundle.
-        gpus: An instance on each of them; none: one instance on the CPU.
+        name: Name of the model in the repository; None takes the name of the bundle.
+        gpus: Numbers of the GPUs, each of which gets an instance; none: one instance on the CPU.
         decoupled: Whether responses with the progress come before the video. Triton offers such models over gRPC
             streams alone, others over gRPC and HTTP.
         queue: How many requests may wait; more are refused.
         environment: An archive of conda-pack or venv-pack2 with vorta-trt, which is copied into the repository, or a
             folder with an environment; None takes the one that the backend finds.
-        copy: Copies bundle and pipeline folder into the repository, instead of naming their places.
+        copy: Whether bundle and pipeline folder are copied into the repository; if not, it names their places.
     """
 
     name: str | None = None
@@ -51,12 +51,12 @@ class TritonSettings:
 
 
 def write_model(repository: Path, model: ModelSettings, settings: TritonSettings) -> Path:
-    """Writes the model into a repository, whole or not at all; one of the same name that is there is replaced.
+    """Writes the model into a repository, whole or not at all; an existing model of the same name is replaced.
 
     Args:
-        repository: A folder, which is made if there is none.
-        model: What is served.
-        settings: How.
+        repository: Folder of the repository, made if it does not exist.
+        model: Model that is served.
+        settings: How Triton runs the model.
 
     Returns:
         The model's folder.

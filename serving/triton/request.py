@@ -13,7 +13,7 @@ from vorta_trt.serving.image_bytes import SentImage
 from vorta_trt.serving.triton.tensors import IMAGES, INPUTS, PARAMETERS, STRING, Tensor
 from vorta_trt.serving.video_request import IMAGE_FIELDS, RequestError, VideoRequest, parse_request, shown
 
-ELSEWHERE = {"model": "the model of the request", "n": "one request for each video"}  # what stands in their place
+ELSEWHERE = {"model": "the model of the request", "n": "one request for each video"}  # and what to use instead
 _IMAGE_OF = {field: name for name, own in IMAGES.items() for field, argument in IMAGE_FIELDS.items() if argument == own}
 ELSEWHERE |= _IMAGE_OF
 
@@ -23,10 +23,11 @@ def read_request(tensor: Callable[[str], Any], most_pixels: int) -> tuple[VideoR
 
     Args:
         tensor: Gives an input as a NumPy array by name, None for one that the request lacks.
-        most_pixels: Of an image.
+        most_pixels: Largest number of pixels that an image may have.
 
     Raises:
-        RequestError: An input has not one element, or is no text, no JSON or no image, or its value is refused.
+        RequestError: An input does not have exactly one element, is no text, JSON or image where it must be one, or has
+            a value that is refused.
     """
     given = {each.name: _element(each, value) for each in INPUTS if (value := tensor(each.name)) is not None}
     values = _parameters(given.get(PARAMETERS, "{}"))
@@ -45,7 +46,7 @@ def read_request(tensor: Callable[[str], Any], most_pixels: int) -> tuple[VideoR
 
 
 def in_tensors(error: RequestError) -> str:
-    """The message of a refusal, with the name of the input in the place of the field's."""
+    """The message of a refusal, which names the model's input in place of the field."""
     names = {each.field: each.name for each in INPUTS if each.field is not None}
     names |= _IMAGE_OF
     message, field = str(error), error.field

@@ -11,7 +11,7 @@ class Tensor:
     """An input or output of the Triton model.
 
     Attributes:
-        name: In requests and responses.
+        name: Name in requests and responses.
         kind: Triton's data type.
         dims: Its shape; -1 is any.
         optional: Whether a request may leave it out.
@@ -44,6 +44,6 @@ INPUTS = (
 OUTPUTS = (
     Tensor(VIDEO, STRING),  # the bytes of an MP4 file
     Tensor(FRAMES, "TYPE_UINT8", (-1, -1, -1, 3)),  # [F, H, W, 3], RGB
-    Tensor(INFO, STRING),  # a JSON object: of progress the stage and the step, of a video its seed, steps and seconds
+    Tensor(INFO, STRING),  # a JSON object: stage and step with progress; seed, steps and seconds with a video
     Tensor(PROGRESS, "TYPE_FP32"),  # the share of steps that are done; 1 comes with the video
 )
