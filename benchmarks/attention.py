@@ -39,7 +39,7 @@ class NoGpuError(VortaError):
 
 
 class Progress(Protocol):
-    """Called with what is done, and how much of how much."""
+    """Called with what is being done, and with how many of how many parts are done."""
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         """Reports."""
@@ -49,7 +49,7 @@ class Progress(Protocol):
 class Options:
     """The options of a run; empty tuples mean the defaults of `cases.select_cases` and `peers.select_peers`.
 
-    `kernels` are families that our rows are held to one after the other, "" for the GPU's own.
+    `kernels` are the families of kernels with which our rows are measured, one after the other; "" is the GPU's own.
     """
 
     geometries: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class Options:
         )
 
     def graphs(self) -> tuple[str, ...]:
-        """Branches that are timed through a graph, too: small problems all, because the host's part weighs there."""
+        """Branches that are also timed in a CUDA graph: all for small problems, where the host's part is large."""
         return self.branches if self.small else ("mixed",)
 
 
@@ -142,7 +142,7 @@ def run(options: Options, progress: Progress) -> Report:
 
 
 def _gpu_rows(case: Case, options: Options, ceiling: float, timer: Timer, progress: Callable[[str], None]) -> list[Row]:
-    """All rows of a case; after an error that no row can be blamed for, a failed one, so that the others are kept."""
+    """All rows of a case; after an error outside of a row, one failed row, so that other cases' rows are kept."""
     try:
         torch.cuda.empty_cache()
         inputs = make_inputs(case, "cuda", options.seed)
@@ -227,7 +227,7 @@ def _peer_row(
     timer: Callable[[Run], Timing],
     measured: Callable[[Row, Timing], Row],
 ) -> Row:
-    """Prepared, checked, timed; whatever a peer raises is its row's reason."""
+    """Prepares, checks and times a peer; whatever it raises becomes the reason in its row."""
     try:
         prepared = peer.prepare(case, inputs)
         row = _checked_peer(replace(row, note=prepared.note), prepared, case, inputs, wanted(peer.branch))

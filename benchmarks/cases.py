@@ -91,7 +91,7 @@ Shape = tuple[int, int, int]
 def _geometry(
     grid: Shape, tile: Shape, bucket: Shape = (2, 3, 2), keys: str = "query", text: int = 0
 ) -> AttentionGeometry:
-    """Half of a bucket of 12 tokens stays; shapes are given, so that results of all versions are of one problem."""
+    """A geometry that keeps 6 of a bucket's 12 tokens; fixed shapes keep the results of all versions comparable."""
     return AttentionGeometry(grid, tile, (3, 3, 3), bucket, 6, keys, text)
 
 
@@ -198,7 +198,7 @@ def head_counts(branch: str, heads: int) -> dict[str, int]:
 
 
 def checked_head(branch: str, heads: int) -> int:
-    """The head that is compared for `branch`: the same in a call of one kind and in the mixed one."""
+    """The head that is checked for `branch`: the same one whether all heads take the branch or the routes are mixed."""
     ids = route_ids("mixed", heads)
     wanted = int(Branch[branch.upper()])
     return ids.index(wanted) if wanted in ids else heads - 1

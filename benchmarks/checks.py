@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is it right? Errors of one head against the reference in float32, and what torch errs in the same type.
+"""Is it right? Errors of one head against the reference in float32, and torch's own errors in the same type.
 
 Both sides compute block by block, so that 108,000 tokens fit beside the tensors of a real model.
 
@@ -43,7 +43,7 @@ def relative_error(output: Tensor, wanted: Tensor) -> float:
 
 
 def expected(case: Case, inputs: Inputs, branch: str, head: int) -> Expected:
-    """What head `head` gives on `branch`."""
+    """The expected output of head `head` on `branch`."""
     one = inputs.head(head)  # [1, S+T, 1, D]
     exact = one.head(0, torch.float32)
     if branch == "full":
@@ -59,8 +59,8 @@ def expected(case: Case, inputs: Inputs, branch: str, head: int) -> Expected:
 def dense_exactly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V in the inputs' type: [q, D], [k, D], [k, D] -> [q, D].
 
-    What the reference does, in blocks that a large GPU takes: with the reference's own, 100,000 tokens take ten times
-    as long as what is measured.
+    The reference's computation in larger blocks, for a large GPU: in the reference's own blocks, 100,000 tokens take
+    ten times as long as what is measured.
     """
     rows = max(1, LOGITS_BYTES // (key.element_size() * len(key)))
     scale = 1 / math.sqrt(query.shape[1])

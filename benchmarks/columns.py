@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tables of all benchmarks share: columns that say once what they are called and what of a row they show.
+"""What the tables of all benchmarks share: columns, each with its name and with what it shows of a row.
 
-A row that has no time, because it is wrong or could not run, has its state in the place of the first number, and only
-the numbers that say why.
+A row that has no time, because it is wrong or could not run, shows its state in place of the first number, and of the
+other numbers only those that explain it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 Cell = Callable[[Any], str]
 Columns = Mapping[str, Cell]
-"""By the column's name, what it shows of a row."""
+"""What each column shows of a row, by the column's name."""
 
 OK = "ok"
 
 
 def shown(attribute: str, form: str, factor: float = 1) -> Cell:
-    """A number of a row, times a factor; nothing where there is none."""
+    """A cell with a number of a row, times a factor; empty if the row has none."""
 
     def cell(row: Any) -> str:
         value = getattr(row, attribute)
@@ -48,15 +48,15 @@ def rows_table(
     reasons: Collection[str] = (),
     section: Cell | None = None,
 ) -> Table:
-    """A line for every row.
+    """A table with a line for every row.
 
     Args:
-        rows: They may have a `state`.
-        texts: The first columns.
-        numbers: The columns behind them, to the right.
-        title: Of the table.
-        reasons: Those of `numbers` that rows without a time have, too.
-        section: What begins a section where it changes from row to row.
+        rows: The rows, which may have a `state`.
+        texts: The columns of text, which come first.
+        numbers: The columns of numbers, which come after them and are aligned to the right.
+        title: Title of the table.
+        reasons: Names of those `numbers` that rows without a time show, too.
+        section: Gives the section of a row; a new section begins where it changes.
     """
     from rich.table import Table
 
@@ -89,9 +89,9 @@ def machine(about: Mapping[str, Any], packages: Iterable[str], *more: str) -> st
     """GPU, driver, versions and commit in one line.
 
     Args:
-        about: Of a report.
-        packages: Whose versions are shown, if they are known.
-        more: Further parts.
+        about: The `about` of a report.
+        packages: Names of the packages whose versions are shown, if they are known.
+        more: Further parts of the line.
     """
     versions = about.get("versions", {})
     parts = [about.get("gpu") or "no GPU", f"driver {about.get('driver')}"]

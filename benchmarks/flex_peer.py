@@ -22,7 +22,7 @@ BLOCK = 128  # FlexAttention's own default
 def block_mask(case: Case, device: torch.device) -> Any:
     """The BlockMask of the case's windows and text, over tokens in tile order.
 
-    Remembered, because the mask function is part of what is compiled: a new one is compiled anew.
+    It is cached, because the mask function is part of the compiled code: a new function would be compiled again.
     """
     from torch.nn.attention.flex_attention import BlockMask
 

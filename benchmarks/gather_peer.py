@@ -81,7 +81,7 @@ class GatheredAttention:
 
 
 def prepare(case: Case, inputs: Inputs, backend: SDPBackend | None) -> Prepared:
-    """`backend` None: whichever torch takes."""
+    """Prepares the peer; with `backend` None, torch chooses the backend."""
     attention = GatheredAttention(case.geometry, case.text_length, inputs.query.device)
     tensors = inputs.heads_first(case.valid)  # [1, N, S+V, D]
 

@@ -36,8 +36,8 @@ REPORTED_PACKAGES = (
 def environment(source: Path = HERE) -> dict[str, Any]:
     """GPUs, driver, versions, command and commit: what a reader needs to repeat a run.
 
-    The commit is that of the folder `source`, none if it is an installed one; the variable VORTA_COMMIT names it on a
-    machine that holds the files without their history.
+    The commit is that of the folder `source`; it is None for an installed folder. The variable VORTA_COMMIT names it on
+    a machine that holds the files without their history.
     """
     names = (_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
     return {
@@ -77,7 +77,7 @@ def _command(arguments: Sequence[str]) -> list[str]:
 
 
 def _commit(folder: Path) -> str | None:
-    """`git describe` of a folder whose files are tracked; a virtual environment inside a checkout is none."""
+    """`git describe` of a folder whose files are tracked; None for others, as a virtual environment in a checkout."""
     if not _output("git", "-C", str(folder), "ls-files", "--", "."):
         return None
     return _output("git", "-C", str(folder), "describe", "--always", "--dirty")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the kernels are measured against, all on the same tensors in the same run.
+"""The peers of our kernels, all measured on the same tensors in the same run.
 
-A peer prepares a run for a case, or raises `Unavailable`, which becomes a row with the reason: nobody is missing in
-silence.
+A peer prepares a run for a case, or raises `Unavailable`, which becomes a row with the reason: no peer is left out
+silently.
 """
 
 from __future__ import annotations

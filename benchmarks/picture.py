@@ -14,10 +14,10 @@ OUR_COLOUR, PEER_COLOUR = "#2e7d32", "#78909c"
 
 
 def timed(rows: Iterable[Any], time: str) -> list[Any]:
-    """The rows that have a time, an attribute of that name.
+    """The rows that have a time; `time` is the name of its attribute.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No row has a time.
     """
     found = [row for row in rows if row.state == "ok" and getattr(row, time) is not None]
     if not found:
@@ -33,7 +33,7 @@ def new_figure(width: float, height: float) -> Any:
 def stacked_bars(
     panel: Any, names: Sequence[str], parts: Mapping[str, Sequence[float]], colours: Mapping[str, str]
 ) -> None:
-    """A horizontal bar for every name, the parts of it one behind the other."""
+    """Draws a horizontal bar for every name, with its parts one after the other."""
     starts = [0.0] * len(names)
     for part, widths in parts.items():
         panel.barh(names, widths, left=starts, color=colours[part], label=part)

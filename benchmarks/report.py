@@ -34,7 +34,7 @@ class Row:
 
     Attributes:
         branch: The branch that all heads take, or the mix.
-        implementation: Ours or a peer.
+        implementation: Name of our implementation or of a peer.
         state: "ok"; "wrong" where it does not compute what the reference does, so it was not timed; "failed" where ours
             raised an error; "unavailable" where a peer cannot run this here.
         note: The reason of a state that is not "ok".
@@ -45,7 +45,7 @@ class Row:
         ceiling_share: `useful_tflops` over those of a plain matrix product.
         relative_error: Error of the checked head against float32.
         torch_error: Error of torch's attention in the same type on the same pairs.
-        error_bound: What `relative_error` may be.
+        error_bound: Largest `relative_error` that is accepted.
         times_own_dense: How many times faster than our own dense branch on the same case.
         times_cudnn: How many times faster than cuDNN's.
         parts: For mixed routes, milliseconds of the sum of the parts and how many times longer the mixed call takes.
@@ -111,7 +111,7 @@ class RowReport(Generic[OneRow]):
     """`about`: environment, options, ceiling; `rows` in the order in which they were measured.
 
     Attributes:
-        QUESTION: Of the benchmark, in its files.
+        QUESTION: Name of the benchmark in its files.
         ROW: Type of its rows.
     """
 
@@ -123,7 +123,7 @@ class RowReport(Generic[OneRow]):
 
     @property
     def passed(self) -> bool:
-        """Nothing of ours is wrong or failed; peers do not count."""
+        """Whether every row of ours is "ok"; peers do not count."""
         return all(row.state == "ok" for row in self.rows if row.ours)
 
     def to_json(self) -> str:
@@ -144,7 +144,7 @@ AnyReport = TypeVar("AnyReport", bound=RowReport[Any])
 
 @dataclass(frozen=True)
 class Report(RowReport[Row]):
-    """That of `bench attention`."""
+    """The report of `bench attention`."""
 
     QUESTION = "attention"
     ROW = Row
@@ -174,12 +174,12 @@ class About(Record, extra="allow"):
     """What tables and pictures show of the machine.
 
     Attributes:
-        gpu: Its name.
-        driver: Its version.
-        cudnn: Its version.
-        commit: Of vorta-trt.
-        versions: Of packages.
-        ceiling_tflops: Of a matrix product.
+        gpu: Name of the GPU.
+        driver: Version of the GPU's driver.
+        cudnn: Version of cuDNN.
+        commit: Commit of vorta-trt.
+        versions: Versions of packages, by name.
+        ceiling_tflops: TFLOP/s of a plain matrix product.
     """
 
     gpu: str | None = None
@@ -212,7 +212,7 @@ def read_rows(kind: type[AnyRow], content: Mapping[str, Any], key: str, path: Pa
 
 
 def failed_row(row: Row, error: Exception) -> Row:
-    """The row of something that raised an error of ours."""
+    """The row of an implementation of ours that raised an error."""
     return replace(row, state="failed", note=str(error).strip().partition("\n")[0])
 
 

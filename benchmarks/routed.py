@@ -86,7 +86,7 @@ class Routed:
         return rows
 
     def _guarded(self, make: Callable[[Row], Row], row: Row) -> Row:
-        """A failure of ours is a row, too: a long run's other figures are kept, and the command fails at its end."""
+        """Makes a failure of ours a row, so that a long run's other figures are kept; the command fails at its end."""
         try:
             return make(row)
         except RuntimeError as error:
@@ -112,7 +112,7 @@ class Routed:
         return self._measured(row, self._timer(lambda: self._attend(self._inputs, routes)))
 
     def _checked(self, row: Row, output: Tensor) -> Row:
-        """The row with its errors; of mixed routes that of the branch that is nearest to its bound."""
+        """The row with its errors; for mixed routes, those of the branch that is nearest to its bound."""
         found = []
         for branch in head_counts(row.branch, self._case.heads):
             wanted, head = self._expected(branch), checked_head(branch, self._case.heads)

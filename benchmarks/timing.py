@@ -50,9 +50,9 @@ class Timer:
 
     Args:
         seconds: GPU time that one measurement may take; it decides the number of runs.
-        fewest: Runs at least.
-        most: Runs at most.
-        warm_up: Runs before, which are not timed.
+        fewest: Least number of timed runs.
+        most: Largest number of timed runs.
+        warm_up: Number of runs before, which are not timed.
     """
 
     def __init__(self, seconds: float = 0.5, fewest: int = 5, most: int = 30, warm_up: int = 2) -> None:

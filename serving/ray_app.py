@@ -42,8 +42,7 @@ class RaySettings(ServeSettings):
 
     gpus: float | None = Field(default=None, ge=0)
     """GPUs of a replica, which make every video together. None: as many as the bundle is built for. A fraction shares
-    one GPU with other replicas. 0 runs exported ONNX files on the CPU, in as many processes as `gpus` of the model
-    says."""
+    one GPU with other replicas. 0 runs exported ONNX files on the CPU, in as many processes as the model's `gpus`."""
     cpus: float = Field(default=1, ge=0)
     """Processors that Ray counts for a replica."""
     min_replicas: int = Field(default=1, ge=1)

@@ -115,7 +115,7 @@ def videos_router(service: Service) -> APIRouter:
 
     @router.get("/videos/{video_id}/routes", response_class=Response)
     def get_routes(request: Request, video_id: str, step: Annotated[int | None, Query(ge=0)] = None) -> Response:
-        """The routes of a step, by default the running one, as a PNG: a row for every layer, a column for every head."""
+        """The routes of a step (default: the running one) as a PNG: a row for every layer, a column for every head."""
         return Response(routes_picture(service.catalogue, find(request, video_id), step), media_type="image/png")
 
     @router.get("/models")

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Calibrates, and times what it is made of."""
+    """Calibrates, and times the stages of it."""
     from vorta_trt.model import AttentionGeometry
     from vorta_trt.model.calibration import CalibrationSettings, calibrate_routes
     from vorta_trt.runtime.schedules import schedule_timesteps

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Could queries, keys and values be quantised before they are exchanged, with the bits of quantising afterwards?
+"""Could queries, keys and values be quantised before their exchange, with the same bits as when quantised afterwards?
 
     python studies/exchange_in_eight_bits.py     # arithmetic; needs no GPU
 
 The fp8 kernels read one scale for each 32 keys that follow each other in the order of a head's route: raster (full),
-tile by tile (sliding), or those that a coreset keeps, a fixed number of each bucket. Counted is what of that the shards
-of P ranks cut: where the number is 0, a rank knows every scale of its tokens by itself, but for means and levels of the
-channels, which come from a sample of all tokens.
+tile by tile (sliding), or those that a coreset keeps, a fixed number of each bucket. The study counts how many of these
+groups are cut by the shards of P ranks. Where the number is 0, a rank knows every scale of its tokens by itself, except
+for the means and levels of the channels, which come from a sample of all tokens.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
     python studies/expert_switch.py --work /tmp/tiny --tiny                   # the same way, exported files on the CPU
 
 The experts have A14B's width and as many of its 40 layers as are asked for, at 81x720x1280; text encoder and VAE are
-tiny, the weights are random. Of every way one video warms up and one is measured: the seconds from step to step, the
-seconds at the switch beyond a step of the second expert, and the most memory in use, which a thread looks at. The
-videos of both ways must be the same, bit for bit.
+tiny, the weights are random. For both ways, one video warms up and the next one is measured: the seconds from step to
+step, the seconds that the switch adds to a step of the second expert, and the peak of the memory in use, which a thread
+samples. The videos of both ways must be the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WIDTH: dict[str, Any] = {"heads": 40, "head_dim": 128, "ffn_dim": 13824, "text_d
 TINY: dict[str, Any] = {"heads": 2, "head_dim": 32, "ffn_dim": 64}
 VIDEO, TINY_VIDEO = (81, 720, 1280), (9, 64, 96)  # frames, height, width
 BOUNDARY = 0.875
-LOOK_SECONDS = 0.01  # between two looks at the memory in use
+LOOK_SECONDS = 0.01  # between two samples of the memory in use
 GUIDANCE = {"guidance_scale": 4.0, "guidance_scale_2": 3.0}
 
 
@@ -126,7 +126,7 @@ def run(source: Path, checkpoint: Path, executor: str | None, steps: int) -> dic
 
 
 def note(begun: list[float], *step: Any) -> None:
-    """When a step began, and what came before it was computed."""
+    """Notes when a step begins, after the GPU has computed all that came before it."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begun.append(time.perf_counter())
@@ -134,7 +134,7 @@ def note(begun: list[float], *step: Any) -> None:
 
 @contextmanager
 def memory_in_use() -> Iterator[list[int]]:
-    """Bytes of the GPU's memory in use, by whatever, looked at again and again; empty without a GPU."""
+    """Samples of the bytes of GPU memory in use by all processes, taken by a thread; empty without a GPU."""
     looks: list[int] = []
     over = threading.Event()
 

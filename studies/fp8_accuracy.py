@@ -139,7 +139,7 @@ def compare(inputs: Inputs, geometry: AttentionGeometry, branch: Branch) -> tupl
 
 
 def milliseconds(geometry: AttentionGeometry, heads: int, branch: Branch, precision: str, calls: int = 7) -> float:
-    """The median of a call."""
+    """Median milliseconds of a call."""
     query, key, value = (torch.randn(1, geometry.tokens, heads, HEAD_DIM, device="cuda").bfloat16() for _ in range(3))
     routes = torch.full((1, heads), int(branch), dtype=torch.int32, device="cuda")
     lengths = torch.full((1,), geometry.text_tokens, dtype=torch.int32, device="cuda") if geometry.text_tokens else None

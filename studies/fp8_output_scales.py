@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can a product leave its GELU in e4m3 without having seen the whole row? What a scale that is known before costs.
+"""Can a product write its GELU in e4m3 before it has seen the whole row? The error of a scale that is known before.
 
 `Quantize` divides a row by its largest magnitude / 448, which an epilogue of a tile does not know. No output can be
-above 448 * (factor * input_scale[r] + offset), with factor the largest sum of magnitudes of a feature's weights and
-448 * offset the largest bias: that is a scale of the row, too, found on the fly. It is too large, by what is printed as
-"above"; e4m3 has exponents of its own and loses bits only below 2^-6. "by feature" divides each feature by its own sum
-of magnitudes as well, which the next layer's weights would take back. Emulated in torch on a CPU, against float64.
+above 448 * (factor * input_scale[r] + offset), with factor the largest sum of magnitudes of a feature's weights and 448
+* offset the largest bias: this bound gives a scale of the row, too, that is known beforehand. The scale is too large,
+by the factor printed as "above"; e4m3 has exponents of its own and loses bits only below 2^-6. "by feature" divides
+each feature by its own sum of magnitudes as well, which the next layer's weights would take back. Emulated in torch on
+a CPU, against float64.
 
     python studies/fp8_output_scales.py
 """
@@ -36,7 +37,7 @@ def inputs_of(kind: str, generator: torch.Generator) -> Tensor:
 
 
 def weights_of(kind: str, generator: torch.Generator) -> Tensor:
-    """[O, K] of standard deviation K^-0.5, features alike or not."""
+    """Weights [O, K] of standard deviation K^-0.5, with features of the same or of different sizes."""
     weight = torch.randn(OUT_FEATURES, IN_FEATURES, generator=generator) / math.sqrt(IN_FEATURES)
     if kind == "features of lognormal size":
         weight *= (0.7 * torch.randn(OUT_FEATURES, 1, generator=generator)).exp()

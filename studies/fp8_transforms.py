@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def attend_in_float64(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[1, q, D]."""
+    """Attention in float64, [1, q, D]."""
     logits = query.double() @ key.double().transpose(1, 2) * HEAD_DIM**-0.5  # [1, q, k]
     output: Tensor = logits.softmax(-1) @ value.double()
     return output

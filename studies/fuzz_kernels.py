@@ -46,7 +46,7 @@ def name_of(family: str, precision: str) -> str:
 
 
 def mutated(problem: RandomProblem, what: str) -> RandomProblem:
-    """What the kernels are told in the place of `problem`; the oracle does not know."""
+    """The changed problem that the kernels get in place of `problem`, without the oracle's knowledge."""
     pattern = problem.pattern
     if what == "window":
         frames, height, width = (max(1, entry - 2) for entry in pattern.window)

@@ -5,7 +5,7 @@
 
 The machine code lies in the library's section .nv_fatbin, as one ELF file (a cubin) for each source and architecture.
 A kernel that spills registers has a stack frame; these kernels have no other use for one. No GPU and no tool of the
-CUDA toolkit is needed. The exit code is 1 if a kernel has a larger stack frame than is known of it.
+CUDA toolkit is needed. The exit code is 1 if a kernel has a larger stack frame than is accepted of it.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Kernel:
 
     Attributes:
         name: The kernel's name, as the compiler mangled it.
-        architecture: What its machine code is for, e.g. 90.
-        registers: Of each thread, at launch.
-        stack_bytes: Of each thread; more than 0 means spilled registers.
+        architecture: GPU architecture of its machine code, e.g. 90.
+        registers: Registers of each thread, at launch.
+        stack_bytes: Stack of each thread; more than 0 means spilled registers.
         shared_bytes: Static shared memory of a thread block; what a launch asks for comes on top, and from
             SM90 on CUDA's own 1024 bytes are counted.
-        code_bytes: Its machine code.
+        code_bytes: Size of its machine code.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Kernel:
 
 
 def accepted_stack(kernel: Kernel) -> int:
-    """Bytes of stack that are known of a kernel; 0 of almost all."""
+    """Bytes of stack that are accepted of a kernel; 0 for almost all."""
     words = kernel.title.split()
     return KNOWN_STACK.get((kernel.architecture, words[0], words[-1]), 0)
 

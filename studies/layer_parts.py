@@ -71,7 +71,7 @@ def parts_of_layer(file: str) -> dict[str, float]:
 
 
 def part_of(layer: str) -> str:
-    """Of an engine's layer, by the operator that ends its name: "blocks.0.attn1.to_q/Linear"."""
+    """The part of an engine's layer, by the operator at the end of its name: "blocks.0.attn1.to_q/Linear"."""
     operator = re.sub(r"_\d+$", "", layer.rpartition("/")[2])
     if layer.startswith("Reformatting"):
         return REST

@@ -24,7 +24,7 @@ from vorta_trt.model.block_operators.references import FLOAT8, LARGEST_FLOAT8, f
 from vorta_trt.runtime.verification.distance import distance
 
 WIDTH, ROWS, FEATURES = 5120, 256, 512
-EVERY, TIMES = 256, 30.0  # one channel in so many is so much larger
+EVERY, TIMES = 256, 30.0  # one channel in 256 is 30 times as large
 MASSIVE = 1e5  # of one channel, beyond the range of e4m3
 
 

@@ -41,7 +41,7 @@ Mark = Any  # a CUDA event, or a time of the host
 
 @dataclass
 class Clock:
-    """Marks of one pass: its start, start and end of every copy that stands for an exchange, its end."""
+    """Marks of one pass: the start and the end of every copy that stands for an exchange."""
 
     on_gpu: bool
     marks: list[Mark] = field(default_factory=list)
@@ -67,14 +67,14 @@ class Clock:
         self.packing.append(self.mark())
 
     def seconds(self, marks: Sequence[Mark]) -> list[float]:
-        """Between one mark and the next."""
+        """Seconds between each mark and the next."""
         pairs = zip(marks[:-1], marks[1:], strict=True)
         return [1e-3 * start.elapsed_time(end) if self.on_gpu else end - start for start, end in pairs]
 
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Seconds of one rank: of every stretch between two exchanges, and of packing and unpacking among them."""
+    """Seconds of one rank: of every stretch between two exchanges, and of all packing and unpacking in them."""
 
     stretches: list[float]
     packing: float
@@ -129,7 +129,7 @@ def measure(subject: Subject, mixes: Sequence[str], gpus: Sequence[int], runs: i
 
 
 def of_rank(subject: Subject, routes: Tensor, rank: int, count: int, placement: str, runs: int) -> RankTimes:
-    """The times of one rank of several, which are not there."""
+    """The times of one rank of several; the other ranks do not exist."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=count)
@@ -142,7 +142,7 @@ def of_rank(subject: Subject, routes: Tensor, rank: int, count: int, placement: 
 
 
 def rank_times(subject: Subject, routes: Tensor, runs: int) -> RankTimes:
-    """The medians of some passes."""
+    """The median times of some passes."""
     run = subject.runs(OURS, routes)
     found = [_pass(subject, run) for _ in range(runs + 1)][1:]
     stretches = [statistics.median(same) for same in zip(*(each.stretches for each in found), strict=True)]

@@ -113,10 +113,10 @@ def make_pipeline(folder: Path) -> None:
 
 
 def write_routes(path: Path, model: Any, mix: str) -> Path:
-    """The same routes at every step, as a file of `vorta-trt calibrate`.
+    """Writes a file as `vorta-trt calibrate` does, with the same routes at every step.
 
     Args:
-        path: The file.
+        path: Path of the file.
         model: A routed transformer.
         mix: Coreset and sliding heads in percent, as of `bench step`.
     """

@@ -30,20 +30,20 @@ from vorta_trt.runtime.parallel.world import CPU, CUDA, World
 
 @dataclass(frozen=True)
 class Options:
-    """What every rank is told.
+    """The options that every rank gets.
 
     Attributes:
         work: Folder for the pipeline's files and the videos.
-        tiny: A tiny model on the CPU.
-        precision: "fp8", of linear layers and attention, or "bf16".
-        steps: How many are sampled.
-        guidance_scale: 1 for one pass a step.
-        videos: How many are made, one after the other.
-        mix: Of coreset and sliding heads, in percent.
-        strict: Ranks compare their latents.
-        vae_tiling: Every rank decodes the whole video.
-        compile_vae: The same, with torch.compile.
-        vae_precision: Of the VAE; None for the family's.
+        tiny: Whether a tiny model runs on the CPU.
+        precision: Precision of linear layers and attention, "fp8" or "bf16".
+        steps: Number of sampling steps.
+        guidance_scale: Guidance scale; 1 computes one pass a step.
+        videos: Number of videos, made one after the other.
+        mix: Percentages of coreset and sliding heads.
+        strict: Whether ranks compare their latents.
+        vae_tiling: Whether every rank decodes the whole video, in tiles.
+        compile_vae: Whether every rank decodes the whole video with torch.compile.
+        vae_precision: Precision of the VAE; None for the family's.
     """
 
     work: Path
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def say(rank: int, text: str) -> None:
-    """Shows what a rank tells."""
+    """Shows a message of a rank."""
     print(f"rank {rank}: {text}", flush=True)
 
 

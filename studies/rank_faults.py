@@ -3,9 +3,9 @@
 
     python studies/rank_faults.py --work /tmp/faults --times 3
 
-Every case runs the command on two processes, does something to it at a random moment of its life, and then measures the
-seconds until no process of it is left, and looks for zombies, half-made files and what was said. One without a fault
-tells how long a life is.
+Every case runs the command on two processes, sends a signal to one of its processes at a random moment, and then
+measures the seconds until none of its processes is left. It also looks for zombies, half-made files and the command's
+messages. A run without a fault shows how long the command usually takes.
 """
 
 from __future__ import annotations
@@ -101,19 +101,19 @@ class Case:
 
     @property
     def seconds(self) -> float:
-        """Since the command began."""
+        """Seconds since the command began."""
         return time.monotonic() - self.began
 
     def wait(self) -> None:
-        """Until the command has ended."""
+        """Waits until the command has ended."""
         self.process.wait(PATIENCE)
 
     def said(self) -> str:
-        """What it wrote to its terminal."""
+        """What the command wrote to its terminal."""
         return self._log.read_text(errors="replace")
 
     def processes(self) -> dict[str, int]:
-        """Those that live, by who they are."""
+        """Ids of the command's living processes, by name: "the command", "rank 0", "rank 1"."""
         found: dict[str, int] = {}
         for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda each: int(each.name)):
             try:
@@ -127,7 +127,7 @@ class Case:
         return found
 
     def hit(self, what: str, number: signal.Signals, victim: str, moment: float, code: int) -> dict[str, Any]:
-        """Does it, and looks at what follows."""
+        """Sends a signal to a process at a moment, and records what follows."""
         while (victim not in (now := self.processes()) or self.seconds < moment) and self.process.poll() is None:
             time.sleep(0.05)
         at, hit = self.seconds, victim in now and self.process.poll() is None

@@ -19,7 +19,7 @@ PATIENCE = 120.0  # seconds, of a machine that is busy with other tests
 
 
 def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What a function gives as soon as it is true."""
+    """Calls a function until its result is true, and returns the result."""
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, f"{what} did not come about in {seconds} s"
@@ -84,7 +84,7 @@ class RunningServer:
         wait_for(lambda: self.ask("/ready")[0] == 200)
 
     def wait_until_over(self, job: str) -> dict[str, Any]:
-        """A job as it is when it has ended."""
+        """Waits until a job has ended, and returns it."""
 
         def over() -> Any:
             status, video = self.ask(f"/v1/videos/{job}")

@@ -7,10 +7,10 @@
 
 A: half of the requests through `VortaPipeline` in a process of its own, each from the prompt to the mp4, as `vorta-trt
 generate` does it. B: all requests, one after the other, behind `vorta-trt serve`, each from the POST until the job is
-completed, as a client sees it that asks every few milliseconds once nine tenths of the last video's time are over:
-asking takes processors from encoding. A again, so that a drift of the machine shows. The same
-prompt, seeds, size and settings everywhere; how many files are the same, byte for byte, is counted (on a CPU, the last
-bits of two processes may differ). The first `WARM_UP` videos of every process do not count.
+completed. The client begins to poll after nine tenths of the last video's time, every few milliseconds, since polling
+takes processor time from encoding. Then A again, which shows whether the machine drifts. Prompt, seeds, size and
+settings are the same everywhere. The study counts how many files are the same, byte for byte (on a CPU, the last bits
+of two processes may differ). The first `WARM_UP` videos of every process do not count.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from vorta_trt.benchmarks.harness import write_result
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 PROMPT = "a red wall, a blue wall"
 WARM_UP = 3  # videos
-ASK_SECONDS = 0.005  # between two looks of the client, when
-QUIET = 0.9  # of the last video's time is over
+ASK_SECONDS = 0.005  # between two polls of the client
+QUIET = 0.9  # share of the last video's time after which the client begins to poll
 PATIENCE = 600.0  # seconds for a video
 THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}  # the same for everyone
-# Of --make: the width of Wan 1.3B and few layers; the video is large enough that a step is work for a GPU.
+# The model of --make: Wan 1.3B's width and few layers; the video is large enough to keep a GPU busy in a step.
 SMALL: dict[str, Any] = {"layers": 6, "heads": 12, "head_dim": 128, "ffn_dim": 8960}
 SMALL_VIDEO = (33, 480, 832)
 TINY: dict[str, Any] = {"layers": 2, "heads": 2, "head_dim": 32, "ffn_dim": 64}
@@ -107,7 +107,7 @@ def make(arguments: argparse.Namespace) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of every request."""
+    """Sampling settings of every request."""
     return {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
 
 

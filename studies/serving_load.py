@@ -66,7 +66,7 @@ class Load:
         self._lock = threading.Lock()
 
     def run(self, number: int) -> None:
-        """One client."""
+        """Runs one client."""
         client, made = Client(self.url, f"key-{number}"), 0
         while made < self.jobs or (self.until is not None and time.monotonic() < self.until):
             ids: list[str] = []
@@ -226,7 +226,7 @@ def sizes_in(folder: Path) -> list[int]:
 
 
 def resident(process: int) -> float:
-    """MiB."""
+    """Resident memory of a process, in MiB."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return round(int(line.split()[1]) / 1024, 1)

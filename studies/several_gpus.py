@@ -104,13 +104,13 @@ def balances() -> Iterator[dict[str, Any]]:
 
 
 def one_order(routes: Tensor, costs: BranchCosts, gpus: int) -> float:
-    """The same with one order for all steps in each layer, as folded into the weights: by work summed over steps."""
+    """Work of the busiest GPU over the mean, with one order of heads per layer for all steps, by their summed work."""
     order = head_order(routes.transpose(0, 1), costs, gpus)  # [L, N]
     return _over_mean(rank_loads(routes.unsqueeze(-2), costs, order.expand(*routes.shape), gpus))
 
 
 def any_counts(routes: Tensor, costs: BranchCosts, gpus: int) -> tuple[Tensor, Tensor]:
-    """The heaviest head left goes to the GPU with the least work, whatever it has: loads and heads [S, L, P]."""
+    """Gives each head, the heaviest first, to the GPU with the least work: loads and numbers of heads [S, L, P]."""
     unit = costs.full / int(head_work(torch.tensor([0]), costs))
     work = head_work(routes, costs).flatten(0, 1).sort(dim=-1, descending=True).values  # [S*L, N]
     load, heads = work.new_zeros(len(work), gpus), work.new_zeros(len(work), gpus)
@@ -179,7 +179,7 @@ def across(work: PassWork, routes: Tensor, gpus: int) -> tuple[float, float]:
 
 
 def uneven(work: PassWork, routes: Tensor, gpus: int) -> tuple[float, float]:
-    """The same with any number of heads on a GPU, which receives as many more tokens."""
+    """Any number of heads on a GPU of two nodes, which receives more tokens for more heads: seconds as in `across`."""
     profile = H100.profile(work)
     loads, heads = any_counts(routes, profile.branch_costs, gpus)
     attention = float(loads.amax(-1).sum()) / STEPS
@@ -192,10 +192,10 @@ def uneven(work: PassWork, routes: Tensor, gpus: int) -> tuple[float, float]:
 
 
 def context(work: PassWork, routes: Tensor) -> tuple[float, float]:
-    """Half of the queries on each node, heads exchanged inside it, and keys and values of the other node's tokens.
+    """Half of the queries on each node, heads exchanged inside a node, keys and values across: seconds as in `across`.
 
-    What a node needs of the other depends on the branch: all tokens, those that the coreset keeps, or those that its
-    windows reach. They travel while keys of the own node are computed; what does not fit into that time counts.
+    Which tokens a node needs of the other depends on the branch: all, those that the coreset keeps, or those that its
+    windows reach. They are sent while the node computes with its own keys; only what takes longer than that counts.
     """
     profile, geometry = H100.profile(work), work.geometry
     shares = (0.5, geometry.coreset_tokens / geometry.video_tokens / 2, foreign_share(geometry))

@@ -32,11 +32,11 @@ class Row:
     """A video size.
 
     Attributes:
-        video: The size, and what runs it.
+        video: Video size, with a remark where it needs one.
         family: Name of the model family.
         grid: Token grid.
         before: Tile by the rule of divisors, which this project had until 2026-11-28; None if it refused the size.
-        covered: Share of the grid that its window covers.
+        covered: Share of the grid that a window of the tile `before` covers.
     """
 
     video: str

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small engine without a model behind it, built in seconds with whichever TensorRT builds and runs on this machine.
 
-For what concerns executing engines and not what they compute: tests on a GPU, the leak check. float32, so that every
-flavour takes it, with weights, activations, a free batch axis and any number of optimization profiles:
+It serves the tests on a GPU and the leak check, which execute an engine, whatever it computes. It is in float32, which
+every flavour takes, and has weights, activations, a free batch axis and any number of optimization profiles:
 
     sample = hidden_states after `LAYERS` times relu(x @ W), plus timestep
 """

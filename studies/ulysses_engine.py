@@ -5,9 +5,10 @@
     python studies/ulysses_engine.py --work /big/disk --gpus 2 --layers 2 --stage build     # or step by step
     python studies/ulysses_engine.py --work /big/disk --gpus 2 --layers 2 --stage run
 
-Made and built are the same weights twice, for one GPU and for P, as in `tensorrt8_chain_14b.py`. Then P processes run
-both: rank 0 the engine of one GPU alone, all the shared one, without and with a CUDA graph, routes changing in between.
-The shared sample has to be within twice the distance of the lone engine to torch, and the same bits on every rank.
+The same weights are exported and built twice, for one GPU and for P, as in `tensorrt8_chain_14b.py`. Then P processes
+start. Rank 0 runs the engine of one GPU by itself; then all ranks run the shared engine together, without and with a
+CUDA graph, while the routes change. The sample of the shared engine may be at most twice as far from torch's as that of
+the engine of one GPU, and must have the same bits on every rank.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def rows_of(
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    """The mean of several calls that follow each other, of a rank; the others make as many."""
+    """Mean milliseconds of several consecutive calls on this rank; the other ranks make as many."""
     run()
     torch.cuda.synchronize()
     begun = time.perf_counter()

@@ -5,9 +5,10 @@
     python studies/ulysses_exchange.py --ranks 2 --heads 24 --grid 30,45,80 --text 256
     python studies/ulysses_exchange.py --one-gpu       # pack, attention and unpack of rank 0, without the exchange
 
-Compared are `torch.ops.vorta.ulysses_attention` (one operator: kernels that pack and unpack, NCCL called directly) and
-`sharded_attention`, which indexes with torch and calls `torch.distributed.all_to_all_single`. Both are checked against
-the attention of one GPU first. Milliseconds are those of the slowest rank; a mean over calls that follow each other.
+The study compares `torch.ops.vorta.ulysses_attention` (one operator: kernels that pack and unpack, NCCL called
+directly) with `sharded_attention`, which indexes with torch and calls `torch.distributed.all_to_all_single`. Both are
+checked against the attention of one GPU first. Milliseconds are those of the slowest rank, a mean over consecutive
+calls.
 """
 
 from __future__ import annotations

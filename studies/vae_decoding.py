@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(names: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows; the result is there after each of them."""
+    """Measures all rows; the result is written after each of them."""
     import torch
 
     from vorta_trt.model.families import get_family
@@ -124,7 +124,7 @@ def one_row(name: str, latents: Any, size: Any, arguments: argparse.Namespace) -
 
 
 def make_vae(tiny: bool) -> Any:
-    """Wan's, with the same random weights every time."""
+    """Wan's VAE, with the same random weights every time."""
     import torch
     from diffusers import AutoencoderKLWan
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .tiny import Tiny, TinyExperts
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as processors: a thread each, and of their children
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per processor: one thread each, children too
     os.environ["OMP_NUM_THREADS"] = "1"
-# They begin first: at the end, one process would wait for the other. Most of their time they wait for processes.
+# These begin first, or one test process would run them alone at the end. They mostly wait for other processes.
 LONGEST = ("test_ray.py", "test_triton_server.py", "test_server.py")
 
 
@@ -52,9 +52,9 @@ _imported = 0  # modules when objects were last frozen
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leaves what was imported out of full collections.
+    """Leaves imported objects out of full garbage collections.
 
-    Whatever frees a model collects, which takes most of a second where torch, diffusers and ONNX are loaded.
+    Whatever frees a model collects garbage, which takes most of a second where torch, diffusers and ONNX are loaded.
     """
     global _imported
     if len(sys.modules) > _imported + 50:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that tests make once and keep between runs and processes, in `.pytest_cache/d/kept`.
 
-The name of a folder there is a hash of all that its content is made by: the sources of some rooms, the versions of the
-libraries below them, and the test files that say what to make. Whatever changes, the folder is another one.
+A folder there is named by a hash of all that its content depends on: the sources of some rooms, the versions of the
+libraries below them, and the test files that say what to make. If any of these changes, another folder is used.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _content(path: Path) -> str:
 
 
 class Kept:
-    """Makes what is not there yet, or not as it was made. Tests read it, and copy what they want to change."""
+    """Makes files that are missing or were changed. Tests read them, and copy those that they want to change."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.known: set[Path] = set()  # to this process
 
     def folder(self, *rooms: str) -> Path:
-        """The folder of what the rooms make; it has a space in its name."""
+        """The folder of files that these rooms make. Its name has spaces, which tests need."""
         path = self.root / f"by {'-'.join(rooms)} {_digest(rooms)}"
         if not path.exists():
             for other in self.root.glob("by *"):
@@ -71,7 +71,7 @@ class Kept:
         return path
 
     def make(self, path: Path, make: Callable[[Path], object]) -> Path:
-        """`path`, which `make(path)` makes if nobody has; a lock keeps two processes from making it at once."""
+        """Returns `path`, after `make(path)` if it is missing or was changed; a lock lets only one process make it."""
         if path in self.known:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)

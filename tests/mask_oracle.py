@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routed attention a second time, from the method's text alone: dense boolean masks by brute force, in float64.
+"""An independent routed attention, written from the method's text alone: brute-force boolean masks, in float64.
 
-Nothing is shared with the package. Every token of the grid is a row with its coordinates; what a query sees is a row of
-an S x S matrix of booleans, entry by entry; coresets are chosen bucket by bucket in plain Python.
+It shares no code with the package. Every token of the grid is a row with its coordinates; the keys that a query sees
+are a row of an S x S matrix of booleans, set entry by entry; coresets are chosen bucket by bucket in plain Python.
 
 Letters: B batch, S video tokens, T text tokens, N heads, D head dim.
 """
@@ -42,7 +42,7 @@ class Problem:
 
 
 def seen_by_axis(extent: int, size: int, window: int) -> list[list[bool]]:
-    """Along one axis, which token sees which: tokens of the window of tiles around the query's tile."""
+    """Which token sees which along one axis: a query sees the window of tiles around its own tile."""
     tiles = math.ceil(extent / size)
     seen = []
     for query in range(extent):
@@ -57,7 +57,7 @@ def seen_by_axis(extent: int, size: int, window: int) -> list[list[bool]]:
 
 
 def sliding_mask(problem: Problem) -> np.ndarray:
-    """bool [S, S]."""
+    """Which video tokens a video query of a sliding head sees, bool [S, S]."""
     axes = [seen_by_axis(*axis) for axis in zip(problem.grid, problem.tile, problem.window, strict=True)]
     places = problem.places
     return np.array([
@@ -88,7 +88,7 @@ def choose(problem: Problem, tokens: np.ndarray) -> tuple[set[int], dict[int, in
     """The coreset by the similarities of `tokens` [S, D].
 
     Returns:
-        The kept tokens, the centre of every dropped one, and the least gap of a decision.
+        The kept tokens, the centre of every dropped one, and the smallest gap between a kept and a dropped similarity.
     """
     norms = np.linalg.norm(tokens, axis=1)
     kept: set[int] = set()
@@ -120,7 +120,7 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarr
 def expected_head(
     problem: Problem, route: int, query: np.ndarray, key: np.ndarray, value: np.ndarray, length: int, scale: float
 ) -> tuple[np.ndarray, float]:
-    """Output [S+T, D] of one head with `length` valid text tokens, and the least gap of a coreset's decision."""
+    """Output [S+T, D] of one head with `length` valid text tokens, and the smallest gap as in `choose`."""
     query, key, value = (tensor.astype(np.float64) for tensor in (query, key, value))
     video, rows = math.prod(problem.grid), len(query)
     mask = np.zeros((rows, rows), dtype=bool)
@@ -195,14 +195,13 @@ class Inputs:
     """Inputs of a problem and the outputs that they should give.
 
     Attributes:
-        query: float64 [B, S+T, N, D], numbers that the dtype in question can hold; so are key and value. Rows of padded
-            text are NaN.
-        key: As query.
-        value: As query.
-        routes: int32 [B, N].
+        query: Query, float64 [B, S+T, N, D], of numbers that the tested dtype can hold. Rows of padded text are NaN.
+        key: Key, of the same shape and kind as the query.
+        value: Value, of the same shape and kind as the query.
+        routes: Branch of every head, int32 [B, N].
         lengths: Valid text tokens of each sample.
         scale: Factor of the logits.
-        expected: float64 [B, S+T, N, D].
+        expected: Expected output, float64 [B, S+T, N, D].
     """
 
     query: np.ndarray
@@ -217,14 +216,13 @@ class Inputs:
 def random_inputs(
     problem: Problem, seed: int, rounded: Callable[[np.ndarray], np.ndarray], batch: int = 2, head_dim: int = 8
 ) -> Inputs:
-    """Normal inputs with two heads a branch, one of which has an unknown id, in another order in each sample.
-
-    Inputs whose coreset hangs on the rounding of a similarity to float32 are drawn again.
+    """Normal inputs with two heads for each branch, in another order in each sample; one full head has an unknown id.
+    Inputs whose coreset depends on the rounding of a similarity to float32 are drawn again.
 
     Args:
         problem: The problem.
         seed: Seed of all numbers.
-        rounded: Rounds a float64 array to the dtype in question.
+        rounded: Rounds a float64 array to the tested dtype.
         batch: B.
         head_dim: D.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks over gloo that outlive tests: to import torch and diffusers takes longer than most of what they compute."""
+"""Rank processes over gloo that serve many tests, since importing torch and diffusers takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pool:
         self._connections = connections
 
     def __call__(self, case: str, ranks: int, **arguments: Any) -> list[Any]:
-        """The results of all ranks of a group; what a rank raises fails the test."""
+        """Runs a case on the first `ranks` ranks; returns the results of all. An exception of a rank fails the test."""
         group = self._connections[:ranks]
         for connection in group:
             connection.send((case, ranks, arguments))
@@ -46,7 +46,7 @@ class Pool:
         return [result for _, result in answers]
 
     def stop(self) -> None:
-        """Tells the ranks to end, unless they have."""
+        """Tells the ranks to end, unless they have ended."""
         with suppress(OSError):
             for connection in self._connections:
                 connection.send(None)
@@ -54,10 +54,10 @@ class Pool:
 
 @contextmanager
 def started(ranks: int = RANKS, device: str = "cpu") -> Iterator[Pool]:
-    """Processes that have a gloo group, or share the GPUs; see the fixture `pool`."""
+    """Starts processes with a gloo group, or processes that share the GPUs; see the fixture `pool`."""
     pipes = [Pipe() for _ in range(ranks)]
     theirs = [there.fileno() for _, there in pipes]
-    # A process with several pipes forks for each of them. CUDA, which an import may initialise, survives no fork.
+    # A process with several pipes forks for each. CUDA, which an import may initialise, does not survive a fork.
     shares = [theirs] if device == "cpu" else [[pipe] for pipe in theirs]
     pool = Pool([here for here, _ in pipes])
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:

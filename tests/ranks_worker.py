@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks that compute test cases: `python ranks_worker.py DEVICE FOLDER RANKS FIRST PIPE...`; see `ranks.py`.
 
-A process with several pipes imports everything, then forks a process for every pipe: ranks FIRST and so on. Each runs
-what it is told through its pipe: a name in `CASES` with arguments. The first argument of every case is a group of as
-many ranks as asked for. Results are numbers, texts and records.
+A process with several pipes imports everything, then forks a process for every pipe: ranks FIRST and so on. Each
+receives through its pipe the name of one of `CASES` with arguments, and runs it. The first argument of every case is a
+group with the requested number of ranks. Results are numbers, texts and records.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from vorta_trt.runtime.parallel.layout import Layout
 from vorta_trt.runtime.parallel.ranks import Ranks
 from vorta_trt.runtime.parallel.world import World
 
-TIMEOUT = timedelta(seconds=30)  # of a rank that waits for others which have failed
-GROUPS: dict[int, dist.ProcessGroup] = {}  # of the first ranks, by how many
+TIMEOUT = timedelta(seconds=30)  # how long a rank waits for others that have failed
+GROUPS: dict[int, dist.ProcessGroup] = {}  # groups of the first ranks, by their number
 
 
 def attention(
@@ -55,7 +55,7 @@ def attention(
     seed: int,
     device: str = "cpu",
 ) -> list[float]:
-    """The largest distances of sharded attention to that of one process, of every order of heads.
+    """Largest differences of sharded attention to that of one process, one for every order of heads.
 
     Exchanges run before and behind the attention, and beside that of half of the heads; on GPUs of NCCL through
     torch.distributed and through the library. On the CPU the operator of exported models computes the same, if the
@@ -93,7 +93,7 @@ def attention(
 
 
 def _largest(sample: Tensor, expected: Tensor) -> float:
-    """The largest distance; infinite where one of them is not a number."""
+    """The largest absolute difference; infinite if any is NaN."""
     return float((sample - expected).abs().nan_to_num(nan=float("inf")).max())
 
 
@@ -108,9 +108,9 @@ def steps(
     seed: int,
     overlap: bool = False,
 ) -> list[float]:
-    """Relative distances of every step's sample to that of one process, and on other ranks to that of rank 0.
+    """Relative distance of every step's sample to that of one process; on the other ranks, to that of rank 0.
 
-    Infinite where the routes or the number of exchanges are others. Routes change between the steps.
+    It is infinite if the routes or the exchanges differ. Routes change between the steps.
     """
     model = load(folder, router, geometry, tuple(options.items()))
     if group.rank() == 0:
@@ -135,7 +135,7 @@ def steps(
 
 
 class Exchanges:
-    """Counts them; see `Ranks.watch`."""
+    """Records the names of exchanges; see `Ranks.watch`."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -149,7 +149,7 @@ class Exchanges:
 def of_one_process(
     folder: str, router: str, geometry: str, options: tuple[tuple[str, Any], ...], block_ops: str, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Samples and routes of every step."""
+    """Samples and routes of every step, computed by one process."""
     model = load(folder, router, geometry, options)
     model.block_ops, model.parallel = block_ops, None
     with torch.no_grad():
@@ -157,7 +157,7 @@ def of_one_process(
 
 
 def several_steps(model: RoutedTransformer, seed: int) -> list[dict[str, Tensor]]:
-    """Inputs of batch 2 as the routers decide, of batch 2 with some branches given, and of batch 1 with others."""
+    """Inputs of three steps: batch 2 routed by the routers, batch 2 with some branches given, batch 1 with others."""
     generator = torch.Generator().manual_seed(seed)
     given = torch.randint(-1, 3, (model.num_layers, model.num_heads), generator=generator, dtype=torch.int32)
     first = model.inputs(2, seed)
@@ -173,7 +173,7 @@ def several_steps(model: RoutedTransformer, seed: int) -> list[dict[str, Tensor]
 
 @cache
 def load(folder: str, router: str, geometry: str, options: tuple[tuple[str, Any], ...]) -> RoutedTransformer:
-    """A model, whose geometry is given as JSON."""
+    """Loads a model, whose geometry is given as JSON."""
     own = AttentionGeometry.from_dict(json.loads(geometry))
     return RoutedTransformer.from_pretrained(folder, router, own, **dict(options))
 
@@ -188,10 +188,10 @@ def errors_on_gpus(
     block_ops: str,
     seed: int,
 ) -> list[float]:
-    """Relative errors in bfloat16 against float32 on the CPU: of one process on a GPU, and of all together.
+    """Relative errors in bfloat16 against float32 on the CPU: first of one process on a GPU, then of all together.
 
-    The latter in all ways to exchange that the group has: torch's and the library's, overlapping or not. Heads are full
-    and sliding: a coreset may change at the last bit of a similarity.
+    The latter come in all ways to exchange that the group has: torch's and the library's, overlapping or not. Heads are
+    full and sliding, since the last bit of a similarity may change a coreset.
     """
     exact = load(folder, router, geometry, ())
     model = load(folder, router, geometry, (("dtype", torch.bfloat16), *options.items())).cuda()
@@ -219,7 +219,7 @@ def errors_on_gpus(
 
 
 def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) -> dict[str, str]:
-    """What is said to calls that are refused."""
+    """The error messages of calls that are refused, by what is wrong."""
     model = load(folder, router, geometry, ())
     said = {
         "placement": _said(lambda: model.parallelize(group, "random")),
@@ -256,7 +256,7 @@ def refusals(group: dist.ProcessGroup, folder: str, router: str, geometry: str) 
 
 
 def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
-    """What a stand-in for the library is asked for, and what is said to groups that do not fit."""
+    """The calls that a stand-in for the library received, and the error message for a group that does not fit."""
     told: list[tuple[str, Any]] = []
     device, library = torch.device("cpu"), load_library()
 
@@ -281,7 +281,7 @@ def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
         same = first is second is GroupCommunicator.find(library, group.size(), device)
         del second
         kept_by_first = ("leave", group.size()) not in told
-        if group.rank() > 0:  # rank 0 has one of other ranks
+        if group.rank() > 0:  # pretend that its members are other ranks
             first.members = (*first.members[:-1], 99)
         said = _said(lambda: GroupCommunicator.of(library, group, device))
         del first
@@ -291,7 +291,7 @@ def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
         last.abort()
         del last
         held = GroupCommunicator.of(library, group, device)
-        if group.rank() == 0:  # garbage there, gone from the others
+        if group.rank() == 0:  # on rank 0 it becomes garbage in a cycle; on the others it is freed
             cycle: list[Any] = [held]
             cycle.append(cycle)
             del cycle
@@ -304,7 +304,7 @@ def communicators(group: dist.ProcessGroup) -> dict[str, Any]:
 
 
 def bench(group: dist.ProcessGroup, what: Any) -> tuple[Any, list[Any]]:
-    """What `measure` of `bench parallel` gives for a case and options, and all that it tells; of all ranks."""
+    """Result of `measure` of `bench parallel` for a case and options on this rank, and all messages that it sent."""
     told: list[Any] = []
     world = World(group.rank(), group.size(), torch.device("cpu"), send=told.append)
     return measure(world, what), told
@@ -327,7 +327,7 @@ def decoded_rows(
     seed: int,
     dtype: torch.dtype,
 ) -> tuple[float, tuple[int, ...]]:
-    """The relative distance of a video whose rows the ranks decode to that of one process, and its shape."""
+    """Relative distance of a video that the ranks decode by rows to that of one process, and its shape."""
     import diffusers
 
     torch.manual_seed(seed)
@@ -348,7 +348,7 @@ def decoded_rows(
 def decoded_tiles(
     group: dist.ProcessGroup, folder: str, tiling: dict[str, Any], latents: tuple[int, ...], seed: int
 ) -> tuple[bool, int, int]:
-    """Whether a video whose tiles the ranks decode is that of one process, and how many are decoded there and here."""
+    """Whether a video decoded by tiles on all ranks equals that of one process; tiles decoded there and here."""
     import diffusers
 
     index = json.loads((Path(folder) / "model_index.json").read_text())
@@ -366,9 +366,9 @@ def decoded_tiles(
 
 
 def videos(group: dist.ProcessGroup, folder: str, guidance: int, options: dict[str, Any]) -> tuple[int, int, int]:
-    """The largest distance of a video's frames, in 1/255, to those of one process; its launches on this rank and there.
+    """Largest difference of a video's frames, in 1/255, to those of one process; launches on this rank, and there.
 
-    All ranks make it together, those of `guidance` passes at once.
+    All ranks make the video together, in `guidance` passes at once.
     """
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
 
@@ -386,7 +386,7 @@ def videos(group: dist.ProcessGroup, folder: str, guidance: int, options: dict[s
 
 
 def exchanges(group: dist.ProcessGroup, scale: float) -> dict[str, Any]:
-    """Everything that ranks exchange; then what is said of latents of which those of rank 1 differ in one bit."""
+    """Results of all that ranks exchange; then the error message where rank 1's latents differ in one bit."""
     world = World(group.rank(), group.size(), torch.device("cpu"), timeout=25)
     ranks = Ranks(world, Layout(world.size, guidance=2), check_every=2)
     assert ranks.passes is not None and ranks.sharing is not None
@@ -403,7 +403,7 @@ def exchanges(group: dist.ProcessGroup, scale: float) -> dict[str, Any]:
     latents = torch.ones(1, 4, 2, 2)
     ranks.compare_step(0, latents)
     latents.view(torch.int32)[0, 3, 1, 1] += world.rank == 1
-    ranks.compare_step(1, latents)  # is not compared
+    ranks.compare_step(1, latents)  # this step is not compared
     return {**found, "said": _said(lambda: ranks.compare_step(2, latents))}
 
 
@@ -425,7 +425,7 @@ CASES = {
 
 
 def serve(connection: Connection, device: str, folder: str, rank: int, ranks: int) -> None:
-    """Runs cases until it is told to end."""
+    """Runs the cases that come through the pipe, until it is told to end."""
     torch.set_num_threads(1)
     backend = "gloo"
     if device == "cuda":
@@ -446,14 +446,14 @@ def serve(connection: Connection, device: str, folder: str, rank: int, ranks: in
 
 
 def serve_until_the_end(connection: Connection, device: str, folder: str, rank: int, ranks: int) -> None:
-    """The same; the tests may also be gone."""
+    """Runs `serve`; also ends if the test process is gone."""
     with suppress(EOFError, ConnectionError):
         serve(connection, device, folder, rank, ranks)
 
 
 def main() -> None:
     device, folder, ranks, first, *pipes = sys.argv[1:]
-    for family in families():  # what a model imports when it is loaded; here, once for all ranks
+    for family in families():  # imports what loading a model needs, once for all ranks
         routed_class(family.name)
         family.diffusers_transformer()
     connections = {int(first) + number: Connection(int(pipe)) for number, pipe in enumerate(pipes)}

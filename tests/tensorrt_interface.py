@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TensorRT offers to Python: its classes with the signatures of their methods, read without running any of it.
+"""The Python interface of a TensorRT: its classes and the signatures of their methods, read without running any of it.
 
-Two sources tell it. The package tensorrt-stubs has the stub of TensorRT 10.13, whose own bindings need a GPU's driver.
-Bindings that are installed, such as those of the lean runtime, say the same in pybind11's docstrings.
+There are two sources. The package tensorrt-stubs has the stub of TensorRT 10.13, whose own bindings need a GPU's
+driver. Bindings that are installed, such as those of the lean runtime, say the same in pybind11's docstrings.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Interface:
         return next((each.methods[name] for each in self.lineage(kind) if name in each.methods), [])
 
     def attributes(self, kind: str) -> set[str]:
-        """Everything that has a name in a class."""
+        """The names of everything in a class."""
         return {
             name
             for each in self.lineage(kind)
@@ -76,7 +76,7 @@ class Interface:
         }
 
     def has(self, path: str) -> bool:
-        """Whether a dotted name such as "BuilderFlag.FP16" exists; of what lies deeper than a class's member, too."""
+        """Whether a dotted name such as "BuilderFlag.FP16" exists; parts behind a class's member are not checked."""
         first, _, rest = path.partition(".")
         if first not in self.classes:
             return first in self.functions
@@ -84,7 +84,7 @@ class Interface:
 
 
 def allows(signatures: list[Signature], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Signature | None:
-    """The first overload that takes so many arguments of these names; None if none does."""
+    """The first overload that takes these arguments; None if none does."""
     for signature in signatures:
         try:
             signature.bind(*arguments, **keywords)
@@ -96,7 +96,7 @@ def allows(signatures: list[Signature], arguments: tuple[Any, ...], keywords: di
 
 @cache
 def tensorrt_10_13() -> Interface:
-    """That of TensorRT 10.13, from the package tensorrt-stubs. Skips the test where that is not installed."""
+    """The interface of TensorRT 10.13, from the package tensorrt-stubs. Skips the test if that is not installed."""
     try:
         package = importlib.metadata.distribution("tensorrt-stubs")
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +117,7 @@ def read_stub(path: Path, name: str) -> Interface:
 
 
 def _parsable(line: str) -> str:
-    """A signature that C++ may have and Python may not: a default before none is left out, `in` renamed."""
+    """Repairs a signature that only C++ allows: drops defaults before arguments without one, renames `in`."""
     if not line.lstrip().startswith("def "):
         return line
     try:
@@ -173,7 +173,7 @@ def _signature(node: ast.FunctionDef, *, method: bool) -> Signature:
 
 
 def read_bindings(module: ModuleType) -> Interface:
-    """That of imported bindings. Their classes are introspected, nothing is called."""
+    """The interface of imported bindings. Their classes are introspected, nothing is called."""
     interface = Interface(f"{module.__name__} {module.__version__}")
     for name, value in vars(module).items():
         if isinstance(value, type):
@@ -200,7 +200,7 @@ def _class_of_binding(kind: type) -> ClassInterface:
 
 
 def _from_docstring(name: str, text: str, *, method: bool) -> Iterator[Signature]:
-    """pybind11 begins a docstring with the signature, or numbers those of an overloaded function."""
+    """The signatures in a pybind11 docstring, which begins with one, or numbers those of an overloaded function."""
     overloaded = "Overloaded function." in text
     for line in text.splitlines():
         line = re.sub(r"^\d+\. ", "", line) if overloaded else line

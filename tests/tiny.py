@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole tiny pipeline of each family with a router, and what is exported of it; see the fixtures of that name.
+"""A whole tiny pipeline of each family with a router, and the files exported from it; see the fixtures `tiny_...`.
 
-They are the only models that tests export, but for what a test of the export itself changes; `kept.py` keeps them.
+Tests export no other models, except tests of the export itself, which change them; `kept.py` keeps the files.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SIZES = {"wan ti2v": (9, 96, 160)}  # token grid (3, 3, 5); the VAE of the other
 
 @dataclass(frozen=True)
 class Tiny:
-    """Nothing writes to its folder, in which exported files lie beside the checkpoint that they name."""
+    """A tiny pipeline. No test writes to its folder, where exported files lie beside the checkpoint that they name."""
 
     kept: Kept
     name: str  # of MODELS
@@ -79,7 +79,7 @@ class Tiny:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Frames, height, width of its videos in pixels."""
+        """Frames, height and width of its videos; the latter two are in pixels."""
         return SIZES.get(self.name, SIZE)
 
     @property
@@ -112,7 +112,7 @@ class Tiny:
 
     @property
     def several(self) -> Path:
-        """As `bundle`, of two sizes: SIZE and SMALL."""
+        """A bundle like `bundle`, but with two video sizes: SIZE and SMALL."""
         folder = self.kept.folder("plugins", "model", "export", "engines") / self.name
         small = self.folder / "fp16 small.onnx"
 
@@ -130,7 +130,7 @@ class Tiny:
         return RoutedTransformer.from_pretrained(self.checkpoint, self.router, **options)
 
     def pipeline(self, transformer: Any) -> Any:
-        """diffusers' own, with `transformer` in the place of its transformer."""
+        """diffusers' own pipeline, with `transformer` in place of its transformer."""
         import diffusers
 
         kind = json.loads((self.checkpoint / "model_index.json").read_text())["_class_name"]
@@ -142,7 +142,7 @@ class Tiny:
 
 
 class TinyExperts(Tiny):
-    """A pipeline with two experts, which have a router each."""
+    """A tiny pipeline with two experts, each with its own router."""
 
     @property
     def routers(self) -> dict[str, Path]:
@@ -155,7 +155,7 @@ class TinyExperts(Tiny):
         ]
 
     def export(self, precision: str, attention_precision: str = "same", opset: int = OPSET) -> Path:
-        """The file of the first, beside which that of the second is found."""
+        """The exported file of the first expert; that of the second lies beside it."""
 
         def make(folder: Path) -> None:
             folder.mkdir()
@@ -185,7 +185,7 @@ def make_experts(kept: Kept, name: str = "wan experts") -> TinyExperts:
 
 
 def latents(pipeline: Any, steps: int = 3, seed: int = 0, **arguments: Any) -> torch.Tensor:
-    """What the pipeline samples: [1, C, F, H, W]."""
+    """The latents that a pipeline samples: [1, C, F, H, W]."""
     arguments = {"prompt": "a red wall", "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH, **arguments}
     generator = torch.Generator().manual_seed(seed)
     sampled: torch.Tensor = pipeline(
@@ -219,7 +219,7 @@ def save_calibration(path: Path, geometry: AttentionGeometry, *buckets: tuple[fl
 
 
 def build_here(source: Source | Sequence[Source], path: Path) -> Path:
-    """A bundle of the first flavour that builds one here; skips the test if no engine of it runs here."""
+    """Builds a bundle with the first flavour that can build here; skips the test if its engines do not run here."""
     flavour = next(name for name in ("tensorrt", "tensorrt8", "rtx") if get_flavour(name).can_build())
     if not (ability := get_flavour(flavour).can_run()):
         pytest.skip(f"no engine runs here: {ability.reason}")

@@ -18,9 +18,9 @@ class Implementation:
     """Something that computes the operator on the prepared tensors.
 
     Attributes:
-        name: As the rows show it.
-        run: One call; gives the outputs.
-        ours: Whether it is ours and no peer.
+        name: Name in the rows.
+        run: Makes one call and returns its outputs.
+        ours: Whether it is ours, not a peer's.
     """
 
     name: str
@@ -33,7 +33,8 @@ class Prepared:
     """The tensors of a case on the GPU, and everything that computes on them.
 
     Attributes:
-        implementations: The first peer is what the others are compared with, in time and, for ours, in error.
+        implementations: What is measured. The first peer is the one that the others are compared with, in time and, for
+            ours, in error.
         error: The relative error of an implementation's outputs against float32 or float64, for a sample of rows.
     """
 
@@ -46,9 +47,9 @@ class OperatorCase:
     """One operator at one size.
 
     Attributes:
-        operator: Its name as an ONNX node.
-        model: Whose size it is.
-        size: In words, such as "72,000 x 5120 to 13824, gelu_tanh".
+        operator: Name of the operator as an ONNX node.
+        model: Name of the model that has this size.
+        size: The size in words, such as "72,000 x 5120 to 13824, gelu_tanh".
         flops: FLOPs of a call, 0 where memory decides.
         bytes: Bytes that a call reads and writes at least.
         prepare: Makes the tensors; takes the name of a torch dtype, such as "bfloat16", and a seed.

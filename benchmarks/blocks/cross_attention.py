@@ -34,7 +34,7 @@ class Attention:
 
     @property
     def size(self) -> str:
-        """In words."""
+        """The size in words."""
         return f"{self.queries:,} x {self.keys} keys, {self.heads} heads of {self.head_dim}"
 
 
@@ -87,7 +87,7 @@ def prepare(attention: Attention, dtype: str, seed: int) -> Prepared:
 
 
 class _Call:
-    """One call of the library, with its output made before."""
+    """One call of the library, whose output is allocated beforehand."""
 
     def __init__(self, attention: Attention, dtype: str, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         self._library, self._inputs, self._output = load_library(), inputs, torch.empty_like(inputs[0])

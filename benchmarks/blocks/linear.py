@@ -36,13 +36,13 @@ class Layer:
 
     @property
     def size(self) -> str:
-        """In words."""
+        """The size in words."""
         activation = "" if self.activation == "none" else f", {self.activation}"
         return f"{self.rows:,} x {self.in_features} to {self.out_features}{activation}"
 
     @property
     def flops(self) -> int:
-        """Of the product."""
+        """FLOPs of the matrix product."""
         return 2 * self.rows * self.in_features * self.out_features
 
 
@@ -92,7 +92,7 @@ class Tensors:
 
     @classmethod
     def random(cls, layer: Layer, dtype: str, seed: int) -> Tensors:
-        """Unit-normal input and output."""
+        """Random tensors with unit-normal inputs and, before the activation, products."""
         generator = torch.Generator("cuda").manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -170,7 +170,7 @@ def quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Call:
-    """One call of the library, with its output and workspace made before."""
+    """One call of the library, whose output and workspace are allocated beforehand."""
 
     def __init__(
         self, layer: Layer, dtype: str, precision: str, bias: Tensor, candidate: int, tensors: dict[str, Tensor]

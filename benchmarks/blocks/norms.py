@@ -27,7 +27,7 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a model at one video size; `per_head` says what the RMS norms are over."""
+    """A block of a model at one video size; `per_head`: whether the RMS norms are over a head or all features."""
 
     model: str
     tokens: int
@@ -46,13 +46,14 @@ class Norm:
     """An operator of `torch.ops.vorta` and its formula in torch.
 
     Attributes:
-        operator: Its name as an ONNX node.
-        overload: Its name in torch.
-        passes: Tensors [X, E] of 16 bits that a call reads and writes at least; one in e4m3 is half of one.
-        names: Its tensors: methods of `Tensors`.
-        by_token: Which of them have a row for each token.
-        numbers: What follows the tensors, for a block.
-        quantizes: What it quantises, as a function of `references`, whose last output that is; None if nothing.
+        operator: Name of the operator as an ONNX node.
+        overload: Name of the operator in torch.
+        passes: Least number of 16-bit tensors [X, E] that a call reads and writes; a tensor in e4m3 counts as half.
+        names: Names of its tensors, as `Tensors.make` takes them.
+        by_token: Names of the tensors that have a row for each token.
+        numbers: Gives the arguments that follow the tensors, for a block.
+        quantizes: The formula without quantisation, whose last output the operator quantises; None if it quantises
+            nothing.
     """
 
     operator: str
@@ -160,7 +161,7 @@ def prepare(block: Block, norm: Norm, dtype: str, seed: int, device: str = "cuda
         (tensor[:, sample] if name in norm.by_token else tensor).float()
         for name, tensor in zip(norm.names, tensors, strict=True)
     ]
-    wanted = _listed((norm.quantizes or formula)(*few, *numbers))  # of float32, so nothing is rounded
+    wanted = _listed((norm.quantizes or formula)(*few, *numbers))  # inputs are float32, so nothing is rounded
 
     def error(outputs: Outputs) -> float:
         found = _listed(outputs)

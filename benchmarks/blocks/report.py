@@ -13,11 +13,11 @@ class BlockRow:
     """One implementation of one operator at one size.
 
     Attributes:
-        operator: Its name as an ONNX node.
-        model: Whose size it is.
-        size: In words.
-        dtype: Of the activations.
-        implementation: Ours or a peer.
+        operator: Name of the operator as an ONNX node.
+        model: Name of the model that has this size.
+        size: The size in words.
+        dtype: Data type of the activations.
+        implementation: Name of our implementation or of a peer.
         ours: Whether it is ours.
         state: "ok"; "wrong" where ours errs more than it may, so that it was not timed; "failed" where ours raised an
             error; "unavailable" where a peer did.
@@ -27,8 +27,8 @@ class BlockRow:
         p90: Milliseconds that 90 % of the runs do not exceed.
         tflops: FLOPs over the median; None where memory decides.
         terabytes_per_second: What a call reads and writes at least, over the median.
-        relative_error: Against float32 or float64.
-        error_bound: What the error of ours may be: twice that of the first peer.
+        relative_error: Relative error against float32 or float64.
+        error_bound: Largest error that ours may have: twice that of the first peer.
         times_peer: How many times faster than the first peer.
     """
 
@@ -58,7 +58,7 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class BlockReport(RowReport[BlockRow]):
-    """That of `bench blocks`."""
+    """The report of `bench blocks`."""
 
     QUESTION = "blocks"
     ROW = BlockRow

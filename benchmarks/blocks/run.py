@@ -72,7 +72,7 @@ def run(options: BlockOptions, progress: Progress) -> BlockReport:
 
 
 def case_rows(case: OperatorCase, options: BlockOptions, timer: Callable[[Run], Timing]) -> list[BlockRow]:
-    """All rows of a case; where it cannot be prepared, a failed one, so that the others are kept."""
+    """All rows of a case; if it cannot be prepared, one failed row, so that the rows of other cases are kept."""
     dtype = str(torch_dtype(options.dtype)).removeprefix("torch.")
     blank = BlockRow(case.operator, case.model, case.size, dtype, "vorta-trt", ours=True)
     try:
@@ -102,7 +102,7 @@ def _row(
     bound: float | None,
     timer: Callable[[Run], Timing],
 ) -> BlockRow:
-    """Checked and timed, or the reason why not."""
+    """Checks and times an implementation; if that fails, the row says why."""
     try:
         error = prepared.error(implementation.run())
         row = replace(row, relative_error=error, error_bound=bound if row.ours else None)

@@ -27,9 +27,9 @@ class Layout:
     """How a step is spread over GPUs.
 
     Attributes:
-        gpus: How many.
-        passes: That run at once, each on its share of the GPUs.
-        placement: Of the heads; ONE_GPU where a pass has one.
+        gpus: Number of GPUs.
+        passes: Number of passes that run at once, each on its share of the GPUs.
+        placement: How heads are placed on GPUs, one of PLACEMENTS; ONE_GPU where a pass has one GPU.
         exchange: One of EXCHANGES; "" where a pass has one GPU.
     """
 
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def ulysses(self) -> int:
-        """GPUs of a pass."""
+        """Number of GPUs of a pass."""
         return self.gpus // self.passes
 
     def __str__(self) -> str:
@@ -56,8 +56,9 @@ class ParallelOptions(ModelOptions):
 
     Attributes:
         gpus: Numbers of GPUs; 1, which the others are compared with, is always measured.
-        placements: Some of PLACEMENTS.
-        exchanges: Some of EXCHANGES: what exchanges, see `RoutedTransformer.parallelize`, and whether it overlaps.
+        placements: The placements that are measured, from PLACEMENTS.
+        exchanges: The exchanges that are measured, from EXCHANGES: what exchanges, see `RoutedTransformer.parallelize`,
+            and whether it overlaps with attention.
         guidance: Whether the two passes of guidance are measured on two halves of the GPUs, too.
         variant: How the blocks are computed.
         kind: "cuda", or "cpu" for tests.
@@ -85,7 +86,7 @@ class ParallelOptions(ModelOptions):
         list(self.layouts(self.case, self.case.heads))
 
     def layouts(self, case: StepCase, heads: int) -> Iterator[Layout]:
-        """One GPU first.
+        """The layouts to measure, that of one GPU first.
 
         Raises:
             ValueError: A number of GPUs does not divide the heads, or two passes are asked for where a step has one.

@@ -37,9 +37,9 @@ from vorta_trt.runtime.parallel.world import World
 
 TIMESTEP = 700.0
 GUIDANCE, SCALE = "guidance", 5.0
-TEXT = "encoder_hidden_states"  # every family's, of which the second pass of guidance has another
+TEXT = "encoder_hidden_states"  # an input of every family; the second pass of guidance gets another text
 ERROR_BOUND = 2.0  # times what rounding alone changes
-LEAST_ERROR = 1e-5  # which is allowed in any case: float32 on the CPU
+LEAST_ERROR = 1e-5  # always allowed, for float32 on the CPU
 
 
 GroupOf = Callable[[Sequence[int]], dist.ProcessGroup]
@@ -49,10 +49,10 @@ class Outcome(NamedTuple):
     """What one rank measured of one layout.
 
     Attributes:
-        seconds: Of every timed pass.
-        spans: Of the exchanges, by pass.
-        checksum: Of the sample.
-        difference: See `ParallelRow`; of rank 0 alone.
+        seconds: Wall-clock seconds of every timed pass.
+        spans: Spans of the exchanges, for every timed pass.
+        checksum: Sum of the sample's numbers.
+        difference: See `ParallelRow`; only rank 0 measures it, the others have 0.
         peak_memory_gib: See `ParallelRow`.
         exchange: See `ParallelRow`.
     """
@@ -70,9 +70,9 @@ class Groups:
     """Process groups of one layout, as this rank sees them.
 
     Attributes:
-        taking_part: Ranks of the layout.
-        of_pass: Those that compute the same pass.
-        across: One of every pass, which exchange their predictions.
+        taking_part: All ranks of the layout.
+        of_pass: The ranks that compute the same pass.
+        across: One rank of every pass; they exchange their predictions.
     """
 
     taking_part: dist.ProcessGroup
@@ -81,7 +81,7 @@ class Groups:
 
     @classmethod
     def of(cls, layout: Layout, rank: int, group_of: GroupOf) -> Groups | None:
-        """Asked for on all ranks, whether they take part or not; None for those that do not."""
+        """Makes the groups. All ranks must call this; it returns None on ranks that take no part in the layout."""
         everyone = group_of(range(layout.gpus))
         parts = [range(first, first + layout.ulysses) for first in range(0, layout.gpus, layout.ulysses)]
         of_pass = [group_of(part) for part in parts]
@@ -92,7 +92,7 @@ class Groups:
 
 
 def measure(world: World, what: tuple[StepCase, ParallelOptions]) -> dict[str, int]:
-    """Measures all layouts; rank 0 tells every row to the process that started it.
+    """Measures all layouts; rank 0 sends every row to the process that started it.
 
     Returns:
         Layers and heads of the model.
@@ -184,7 +184,7 @@ class _Bench:
         return seconds, of_passes
 
     def _compared(self, layout: Layout, mix: str, sample: Tensor, routes: Tensor) -> float:
-        """The distance to one GPU's sample; of one GPU, what its distance to its other form is comes to be known."""
+        """The distance to one GPU's sample; on one GPU, keeps its sample and its distance to that of the other form."""
         if layout.gpus > 1:
             return difference(sample, self.expected[mix])
         self.expected[mix] = sample.clone()
@@ -262,7 +262,7 @@ class _Bench:
 
 
 def _step(run: Callable[[float], Tensor], spans: Spans, across: dist.ProcessGroup | None) -> Callable[[], Tensor]:
-    """A pass; or with guidance one of two, and what is led away from the other's prediction."""
+    """Returns what is timed: a pass, or with guidance one of two passes and the guided mix of both predictions."""
 
     def step() -> Tensor:
         sample = run(TIMESTEP).contiguous()

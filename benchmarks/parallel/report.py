@@ -16,9 +16,10 @@ class ParallelRow:
     """One way to spread a step over GPUs, with one set of routes.
 
     Attributes:
-        gpus: How many.
-        passes: Of the transformer that run at once, each on its share of the GPUs: 1, or the 2 of guidance.
-        placement: Of the heads, "balanced" or "in_order"; ONE_GPU where a pass has one.
+        gpus: Number of GPUs.
+        passes: Number of passes of the transformer that run at once, each on its share of the GPUs: 1, or the 2 of
+            guidance.
+        placement: How heads are placed on GPUs, "balanced" or "in_order"; ONE_GPU where a pass has one GPU.
         routes: Mix of the branches, see `mixed_routes`.
         exchange: What exchanged heads and tokens, "library" or "torch", with "+overlap" where half of the heads is
             attended to meanwhile; "" where a pass has one GPU.
@@ -26,21 +27,23 @@ class ParallelRow:
             nothing.
         note: The reason of a state that is not "ok".
         median: Seconds of a pass, of the slowest GPU; with guidance, of both passes and the exchange of predictions.
-        minimum: Seconds of the fastest.
-        runs: How many were timed.
+        minimum: Seconds of the fastest run.
+        runs: Number of timed runs.
         speedup: Over one GPU of the same run, which computes passes one after the other.
         exchanges: Seconds of a pass by exchange, packing and unpacking included: "heads" (queries, keys and values),
-            "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". Of every single
-            exchange the time of the GPU that comes last counts, which waits for no other. Of exchanges that overlap,
-            it is not what they add to the pass.
-        waiting: Seconds of a pass that a GPU waits in exchanges for later ones, the mean of all GPUs; None where
-            exchanges overlap, whose spans say nothing of it.
+            "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". For every
+            single exchange, the time of the GPU that comes last counts, since that GPU waits for no other. Exchanges
+            that overlap add less than this to the pass.
+        waiting: Seconds of a pass that a GPU waits in exchanges for later GPUs, the mean of all GPUs; None where
+            exchanges overlap, since their spans do not show it.
         exchange_share: The sum of `exchanges` over the median; None where they overlap.
-        busiest: Attention of the busiest GPU over the mean, by the costs that placement goes by, of all layers.
+        busiest: Attention work of each layer's busiest GPU over the mean of the GPUs, summed over all layers, in the
+            costs that placement uses.
         predicted: Seconds that `plan_ranks` predicts from an H100's rates, wherever this runs.
         difference: Relative L2 distance of the sample to one GPU's.
-        own_error: Relative L2 distance of one GPU's sample to that of its other form, which is as exact: blocks by
-            torch's operators in the weights' type, or by the fused ones. What rounding alone changes.
+        own_error: Relative L2 distance of one GPU's sample to that of another form of the blocks that is as exact:
+            torch's operators in the weights' type for the fused ones, or the reverse. It shows what rounding alone
+            changes.
         peak_memory_gib: Peak of torch's allocated memory of a GPU, weights included.
     """
 
@@ -66,13 +69,13 @@ class ParallelRow:
 
     @property
     def ours(self) -> bool:
-        """There are no peers."""
+        """True: there are no peers."""
         return True
 
 
 @dataclass(frozen=True)
 class ParallelReport(RowReport[ParallelRow]):
-    """That of `bench parallel`."""
+    """The report of `bench parallel`."""
 
     QUESTION = "parallel"
     ROW = ParallelRow

@@ -32,8 +32,8 @@ def run(options: ParallelOptions, progress: Progress, on_report: OnReport = lamb
 
     Args:
         options: What is measured.
-        progress: Is told what is being done.
-        on_report: Is given the rows so far whenever there is one more.
+        progress: Called with what is being done.
+        on_report: Called with the report of the rows so far whenever there is a new row.
     """
     return run_case(options.case, options, progress, on_report)
 
@@ -41,7 +41,7 @@ def run(options: ParallelOptions, progress: Progress, on_report: OnReport = lamb
 def run_case(
     case: StepCase, options: ParallelOptions, progress: Progress, on_report: OnReport = lambda report: None
 ) -> ParallelReport:
-    """Measures a case; `run` for a case of one's own."""
+    """Measures a case of the caller's; see `run`."""
     start = time.perf_counter()
     rows: list[ParallelRow] = []
     about: dict[str, Any] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of the exchanges of a pass, and what of them is waiting."""
+"""Times of the exchanges of a pass, and how much of them is waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Span = tuple[str, float]
 
 
 class Spans:
-    """Is entered around exchanges, as `Ranks.watch`; keeps their names and times in order.
+    """A context manager around exchanges, for `Ranks.watch`; it keeps their names and times in order.
 
     On a GPU the times are those between events in the stream that computes, so they include waiting for other GPUs.
     """
@@ -31,7 +31,7 @@ class Spans:
         self._marks.append((name, start, self._mark()))
 
     def take(self) -> list[Span]:
-        """The spans since the last call; on a GPU, everything must have been waited for."""
+        """The spans since the last call; on a GPU, the caller must have synchronized before."""
         marks, self._marks = self._marks, []
         return [(name, self._seconds(start, end)) for name, start, end in marks]
 
@@ -50,13 +50,14 @@ class Spans:
 
 
 def exchanges_and_waiting(passes: Sequence[Sequence[Span]]) -> tuple[dict[str, float], float]:
-    """What exchanges take, and what is waiting.
+    """Splits the time of exchanges into the exchanges themselves and waiting.
 
     Args:
         passes: The spans of the same pass on every GPU, in the same order.
 
     Returns:
-        Seconds by name, of every exchange the least of all GPUs; and seconds above those, the mean of all GPUs.
+        Seconds by name, where for every exchange the least of all GPUs counts; and the seconds above those, the mean of
+        all GPUs.
     """
     by_name: dict[str, float] = {}
     waiting = 0.0

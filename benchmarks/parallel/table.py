@@ -71,7 +71,7 @@ def remarks(report: ParallelReport) -> list[str]:
 
 
 def plot_report(report: ParallelReport, path: Path) -> Path:
-    """A bar per row, of computing, waiting and exchanges, or of all where they overlap."""
+    """A bar per row, split into computing, waiting and exchanges, or undivided where they overlap."""
     rows: list[ParallelRow] = timed(report.rows, "median")
     figure = new_figure(9, 1.5 + 0.35 * len(rows))
     panel = figure.subplots()

@@ -62,7 +62,7 @@ class StepCase:
         return typed_config(get_family(self.family).diffusers_transformer(), self.config, Path(self.name))
 
     def with_layers(self, layers: int) -> StepCase:
-        """The same model with fewer layers; of HunyuanVideo a third of them dual-stream, as published."""
+        """This model with fewer layers. A third of HunyuanVideo's layers are dual-stream, as published."""
         if layers < 1:
             raise ValueError(f"layers {layers}: must be at least 1; use 4")
         if len(get_family(self.family).router_stacks) == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine of a case's model, measured beside torch. Its weights are its own, so its samples are not compared."""
+"""An engine of a case's model, measured beside torch. It has weights of its own, so its samples are not compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CaseEngine:
     """Runs passes of an opened engine on random inputs, batch 1; see `open_engine`.
 
     Attributes:
-        name: for the report.
+        name: Name in the report.
     """
 
     def __init__(self, engine: Engine, name: str, device: torch.device, seed: int) -> None:
@@ -38,7 +38,7 @@ class CaseEngine:
                 self._inputs[spec.name] = torch.ones(shape, dtype=dtype, device=device)
 
     def run(self, routes: Tensor, dense: bool) -> Run:
-        """Passes with these routes, int32 [L, N], or dense by `tau`, as users ask for it."""
+        """Passes with these routes, int32 [L, N], or dense ones through `tau`, as users ask for them."""
         override = torch.full_like(routes, ROUTER_DECIDES) if dense else routes
         given = {**self._inputs, "route_override": override}
         if dense:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling loops: the real scheduler, a step plan, and the transformer of a case.
 
-Loops whose every step takes minutes are not run to their end: a window of steps is, with every step's time, and the
-whole is that of its computed and reused steps. Loops of few steps are run whole.
+A loop of many steps is not run to its end: a window of its steps is run and timed, and the time of the whole is
+extrapolated from the median times of computed and reused steps. Loops of few steps are run whole.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class Loop:
     """A schedule to sample with.
 
     Args:
-        name: for the report. plan: of its steps. passes: of the transformer in a computed step.
-        count: how many steps are run, from the first on. note: for the report.
+        name: Name in the report.
+        plan: Plan of its steps.
+        passes: Passes of the transformer in a computed step.
+        count: Number of steps that are run, from the first on.
+        note: Note for the report.
     """
 
     name: str

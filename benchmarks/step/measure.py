@@ -32,9 +32,12 @@ class StepTiming:
     """How long a pass took, and what it used.
 
     Attributes:
-        cold: seconds of the first pass, compilation included. median, minimum: seconds of `runs` later ones.
-        peak_memory_gib: of torch's allocator, weights included. kernel_shares: of a pass's GPU time, by what the
-            kernels do; empty where there is no GPU.
+        cold: Seconds of the first pass, compilation included.
+        median: Median seconds of the later passes.
+        minimum: Seconds of the fastest later pass.
+        runs: Number of later passes.
+        peak_memory_gib: Peak of torch's allocated memory, weights included.
+        kernel_shares: Shares of a pass's GPU time by what the kernels do; empty without a GPU.
     """
 
     cold: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ModelOptions`: which transformer a benchmark makes, and what of it every such benchmark measures."""
+"""`ModelOptions`: the options that benchmarks of whole transformers share: the model, and how it is run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIANT_CHOICES: tuple[tuple[str, ...], ...] = (
 )
 """What each part of a `step.models.Variant` may be, in its order."""
 Known = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""By the option's name, what is given and what is allowed."""
+"""The given and the allowed values of each option, by its name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ModelOptions:
         mixes: Shares of the branches, see `mixed_routes`.
         steps: Timed passes of each row.
         dtype: Precision of the weights.
-        seed: Of weights, inputs and routes.
+        seed: Seed of weights, inputs and routes.
     """
 
     model: str = DEFAULT_MODEL
@@ -48,14 +48,14 @@ class ModelOptions:
         return select_case(self.model, self.layers)
 
     def check(self, known: Known, needed: Mapping[str, Sequence[object]]) -> None:
-        """Refuses what is not known.
+        """Refuses unknown values, and options that lack an entry.
 
         Args:
-            known: Besides what this class has.
-            needed: What must have an entry, besides the mixes.
+            known: Values to check, besides those of this class.
+            needed: Options that must have an entry, besides the mixes.
 
         Raises:
-            ValueError: It is not.
+            ValueError: A value is not known, or an option lacks an entry.
         """
         select_case(self.model, self.layers)
         for mix in self.mixes:

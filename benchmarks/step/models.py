@@ -53,11 +53,11 @@ class Variant(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether its numbers are the native ones but for rounding to 16 bits."""
+        """Whether its results are the native ones, except for rounding to 16 bits."""
         return self.attention_precision == self.linear_precision == SAME_PRECISION
 
     def named(self, implementation: str) -> str:
-        """The implementation's name with what is not usual about it."""
+        """The implementation's name, with what differs from the default variant."""
         parts = [implementation]
         parts += ["fp8"] * (self.attention_precision != SAME_PRECISION)
         parts += ["plugin"] * (self.block_ops != NATIVE_OPS)
@@ -71,10 +71,10 @@ class Subject:
     """A case's models on a device.
 
     Attributes:
-        case: What it is a model of.
+        case: The case that the models are of.
         routed: Our transformer.
-        dense: diffusers' own, with the same parameters.
-        inputs: Inputs of ours, by name, batch 1.
+        dense: diffusers' own transformer, with the same parameters.
+        inputs: Inputs of our transformer, by name, batch 1.
         fp8: Linear layers with fp8 products beside the original ones, by name, once they have been asked for.
     """
 
@@ -86,7 +86,7 @@ class Subject:
 
     @classmethod
     def make(cls, case: StepCase, device: str, dtype: torch.dtype, seed: int = 0) -> Subject:
-        """Random weights of the size that keeps activations near 1, and a random router."""
+        """Makes the models, with a random router, and random weights that keep activations near 1."""
         kind = routed_class(case.family)
         model: Any = kind.empty_diffusers_model(case.config)
         generator = torch.Generator(device).manual_seed(seed)
@@ -103,7 +103,7 @@ class Subject:
         return cls(case, routed, model, routed.inputs(seed=seed))
 
     def runs(self, implementation: str, routes: Tensor | None) -> Run:
-        """One pass by an implementation; `routes`, int32 [L, N], are ours alone."""
+        """A function that runs one pass by an implementation. Only ours uses `routes`, int32 [L, N]."""
         inputs = {name: value for name, value in self.inputs.items() if name != "timestep"}
 
         def ours(timestep: float) -> Tensor:
@@ -139,7 +139,7 @@ class Subject:
 
     @contextmanager
     def compiled(self, implementation: str) -> Iterator[None]:
-        """Blocks are compiled by torch.compile, one after the other as they are first run; afterwards not any more."""
+        """Has torch.compile compile each block of the model at its first run, until the context ends."""
         blocks = self._dense_blocks() if implementation == DIFFUSERS else self.routed.routed_blocks()
         torch.compiler.reset()
         for block in blocks:
@@ -153,7 +153,7 @@ class Subject:
 
     @contextmanager
     def computed_by(self, variant: Variant) -> Iterator[None]:
-        """Our blocks by other operators and products; afterwards as before. With fp8 layers diffusers' model is bad."""
+        """Computes our blocks as a variant says, until the context ends; fp8 layers make diffusers' model unusable."""
         routed = self.routed
         before = routed.attention_precision, routed.block_ops
         originals: dict[str, nn.Module] = {}
@@ -177,11 +177,11 @@ class Subject:
         return [block for stack in stacks for block in getattr(self.dense, stack)]
 
     def _timestep(self, value: float) -> Tensor:
-        """As the routed model takes it."""
+        """A timestep as the routed model takes it."""
         return torch.full_like(self.inputs["timestep"], value)  # [B] or [B, 2]
 
     def _timestep_of_diffusers(self, value: float) -> Tensor:
-        """As diffusers' pipeline gives it: of every token where the routed model takes two."""
+        """A timestep as diffusers' pipeline gives it: one for every token where the routed model takes two."""
         by_token = (self.case.geometry.video_tokens,) if self.inputs["timestep"].ndim > 1 else ()
         return torch.full((1, *by_token), value, device=self.device)  # [B] or [B, S]
 
@@ -202,7 +202,7 @@ def fp8_layers_of(routed: RoutedTransformer) -> dict[str, nn.Module]:
 
 
 def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Puts layers into a model by name; gives those that were there."""
+    """Puts layers into a model by name; returns those that were there."""
     before = {name: model.get_submodule(name) for name in layers}
     for name, layer in layers.items():
         owner, _, leaf = name.rpartition(".")

@@ -35,6 +35,6 @@ def plot_report(report: StepReport, path: Path) -> Path:
 
 
 def _seconds(row: StepRow, kind: str) -> float:
-    """Of one kind of kernels. Without a GPU there are no shares: the whole bar is of the last kind then."""
+    """Seconds of one kind of kernels. Without a GPU there are no shares: all seconds count as the last kind."""
     share = row.kernel_shares.get(kind, 0.0) if row.kernel_shares else float(kind == REST)
     return (row.median or 0.0) * share

@@ -65,7 +65,7 @@ class LoopRow:
     """A sampling loop: scheduler, step plan and transformer together.
 
     Attributes:
-        name: What the loop samples.
+        name: Name of the loop, such as "50 steps".
         routes: The mix of coreset and sliding heads.
         steps: Steps of the whole schedule.
         computed: Steps of the schedule that are computed; a cache answers the others.
@@ -100,9 +100,9 @@ class StepAbout(About):
 
     Attributes:
         case: Model and video.
-        layers: How many.
-        heads: How many.
-        weights: What they are.
+        layers: Number of layers.
+        heads: Number of heads.
+        weights: How the weights were made, and their data type.
     """
 
     case: str
@@ -121,11 +121,11 @@ class StepReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing of ours is wrong or failed."""
+        """Whether no row, of ours or of a peer, is wrong or failed."""
         return all(row.state in ("ok", "unavailable") for row in self.rows)
 
     def row(self, implementation: str, mode: str, routes: str = DENSE) -> StepRow | None:
-        """Finds a row, or gives None."""
+        """Finds a row; None if there is none."""
         wanted = (implementation, mode, routes)
         return next((row for row in self.rows if (row.implementation, row.mode, row.routes) == wanted), None)
 

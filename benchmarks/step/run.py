@@ -54,8 +54,8 @@ class StepOptions(ModelOptions):
     Attributes:
         dense: Whether our own dense row is measured, whatever the mixes are. It tells what the kernels gain from what
             routing gains, but takes most of the time of a run.
-        modes: Some of `MODES`.
-        peers: Some of `PEERS`.
+        modes: The modes that are measured, from `MODES`.
+        peers: The peers that are measured, from `PEERS`.
         precisions: Attention precisions of ours, "same" and "fp8".
         block_ops: How our blocks are computed, "native" and "plugin".
         linear_precisions: Products of our linear layers, "same" and "fp8".
@@ -91,7 +91,7 @@ def run(options: StepOptions, progress: Progress) -> StepReport:
 
 
 def run_case(case: StepCase, options: StepOptions, progress: Progress) -> StepReport:
-    """Measures a case on a device; `run` for a case of one's own."""
+    """Measures a case of the caller's on a device; see `run`."""
     start = time.perf_counter()
     progress(f"{case}: making the model")
     subject = Subject.make(case, options.device, torch_dtype(options.dtype), options.seed)
@@ -127,7 +127,7 @@ class _Bench:
         self.layers, self.heads = self.case.layers_and_heads(subject.routed.config)
         self.timesteps = self._timesteps(STEPS)[:: max(1, STEPS // options.steps)][: options.steps]
         self.bound = DIFFERENCE_BOUND[torch_dtype(options.dtype)]
-        self.samples: dict[str, Tensor] = {}  # what rows are compared with: of the eager rows, by routes
+        self.samples: dict[str, Tensor] = {}  # by routes, the first sample: others are compared with it
 
     def rows(self, mode: str) -> list[StepRow]:
         """Every implementation in one mode."""
@@ -147,11 +147,11 @@ class _Bench:
             yield OURS, [(mix, variant) for variant in variants for mix in self._mixes()]
 
     def _mixes(self) -> Sequence[str]:
-        """Those of the options, with dense before them."""
+        """The mixes of the options, with dense before them if it is measured."""
         return tuple(dict.fromkeys((*((DENSE,) if self.options.dense else ()), *self.options.mixes)))
 
     def engine_rows(self, bundle: Path) -> list[StepRow]:
-        """The engine's. Its weights are its own: of its samples it is only checked that they are finite."""
+        """The rows of an engine. It has weights of its own, so its samples are only checked to be finite."""
         options = self.options
         rows = []
         with open_engine(bundle, self.case, self.layers, self.heads, options.device, options.seed) as engine:
@@ -223,7 +223,7 @@ class _Bench:
     def loops(self, rows: Sequence[StepRow]) -> list[LoopRow]:
         """Runs the sampling loops, in the last mode with the middle routed mix; none if that mix's row failed.
 
-        The loops: as it is, with TeaCache on top, and of few distilled steps.
+        The loops: the ordinary schedule, the same with TeaCache, and few distilled steps.
         """
         mode, mixes = self.options.modes[-1], [mix for mix in self.options.mixes if mix != DENSE] or [DENSE]
         mix = mixes[len(mixes) // 2]

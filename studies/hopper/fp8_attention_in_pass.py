@@ -2,7 +2,8 @@
 """Why does fp8 attention take longer in a pass than alone? One row for each guess, with clock and cycles of every call.
 
 Routed attention of Wan 14B (72,000 tokens, 40 heads) took 34.3 ms a layer inside the fp8 engine on an H200, where 25 ms
-were expected from 8 heads of each branch, 26.6 ms by a run of 40 heads on an H100. Time is cycles over clock, so:
+were expected from 8 heads of each branch, 26.6 ms by a run of 40 heads on an H100. Time is cycles over clock, so each
+finding points to a cause:
 
 - cycles as alone, clock lower:       the power limit; what runs before it takes the clock away.
 - cycles more after other work:       memory: a cold L2, or pages that HBM has closed.
@@ -42,7 +43,7 @@ Run = Callable[[], Any]
 
 
 def routes_of(full: int, coreset: int, sliding: int, order: str = "random") -> Tensor:
-    """int32 [1, N]."""
+    """Routes int32 [1, N] with these numbers of heads by branch."""
     ids = torch.tensor([0] * full + [1] * coreset + [2] * sliding, dtype=torch.int32)
     if order == "random":
         ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
@@ -56,7 +57,7 @@ def normals(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def like_a_first_layer(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of a random model's first layer: normed tokens of 64 numbers each, projected, normed, rotated."""
+    """Query, key and value as in a random first layer: tokens embedded from 64 numbers, normed, projected, rotated."""
     width = HEADS * HEAD_DIM
 
     def weight(rows: int, columns: int) -> Tensor:
@@ -78,7 +79,7 @@ def like_a_first_layer(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def of_the_model(dtype: torch.dtype, layers: int = 3) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The same from the model that `bench step` runs, of each of its first layers; needs diffusers."""
+    """Query, key and value of the first layers of the model that `bench step` runs; needs diffusers."""
     from vorta_trt.benchmarks.step.cases import mixed_routes, select_case
     from vorta_trt.benchmarks.step.models import OURS, Subject, Variant
 
@@ -96,19 +97,19 @@ def of_the_model(dtype: torch.dtype, layers: int = 3) -> list[tuple[Tensor, Tens
 
 
 def written(size: int) -> Run:
-    """Writes some bytes."""
+    """A run that writes `size` bytes."""
     memory = torch.empty(size, dtype=torch.uint8, device="cuda")
     return memory.zero_
 
 
 def copied(size: int, times: int) -> Run:
-    """Copies some bytes."""
+    """A run that copies `size` bytes some times."""
     source, target = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
     return lambda: [target.copy_(source) for _ in range(times)]
 
 
 def rested(seconds: float) -> Run:
-    """Lets the GPU rest when it has done all, at any clock."""
+    """A run that waits until the GPU is idle, and lets it rest for some seconds."""
 
     def rest() -> None:
         torch.cuda.synchronize()
@@ -118,12 +119,12 @@ def rested(seconds: float) -> Run:
 
 
 def waited(seconds: float) -> Run:
-    """Lets the GPU do nothing, at about 1.8 GHz."""
+    """A run that keeps the GPU waiting for some seconds, taken as cycles at 1.8 GHz."""
     return lambda: torch.cuda._sleep(int(seconds * 1.8e9))
 
 
 def products_of_a_layer(fp8: bool) -> Run:
-    """The eight products of a layer."""
+    """A run of the eight products of a layer."""
     calls = [Problem("5120 to 5120", fp8).call(0)] * 6
     calls += [Problem(name, fp8).call(0) for name in ("5120 to 13824, GELU", "13824 to 5120")]
     return lambda: [call() for call in calls]
@@ -143,7 +144,7 @@ def profile(run: Run) -> dict[str, float]:
 
 
 class Study:
-    """The rows."""
+    """Measures rows and keeps them."""
 
     def __init__(self, card: Card, seconds: float) -> None:
         self.sustained, self.seconds = Sustained(card), seconds

@@ -66,7 +66,7 @@ def tokens(features: int, hidden: bool) -> Tensor:
 
 
 def by_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[O, K] in e4m3 with a scale each."""
+    """A weight [O, K] in e4m3, with a scale for each row, [O]."""
     scale = (weight.float().abs().amax(1) / 448).clamp(min=1e-12)
     return (weight.float() / scale[:, None]).to(torch.float8_e4m3fn), scale
 
@@ -124,7 +124,7 @@ class Problem:
         return functional.gelu(product, approximate="tanh") if self.activation == "gelu_tanh" else product
 
     def call(self, candidate: int) -> Call:
-        """The library's."""
+        """A call of the library's product."""
         tensors = {"bias": self.bias}
         if self.fp8:
             tensors |= {"input": self.input8, "weight": self.weight8}
@@ -137,7 +137,7 @@ class Problem:
         )  # fmt: skip
 
     def torch_call(self) -> Run:
-        """What torch has: cuBLAS, GELU in its epilogue; fp8 by CUTLASS with fast sums, bias and GELU behind it."""
+        """Torch's product: cuBLAS with GELU in its epilogue; for fp8, CUTLASS with fast sums, then bias and GELU."""
         if not self.fp8:
             if self.activation == "gelu_tanh":
                 return partial(torch._addmm_activation, self.bias, self.input, self.weight.T, use_gelu=True)
@@ -149,12 +149,12 @@ class Problem:
         )
 
     def error(self, output: Tensor) -> float:
-        """Of the sampled rows."""
+        """Relative error of the sampled rows."""
         return float((output[self.rows].double() - self.wanted).norm() / self.wanted.norm())
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """By the library: e4m3 [R, K] and scales [R]."""
+    """Quantises rows by the library: e4m3 [R, K] and scales [R]."""
     numbers = torch.empty(rows.shape, dtype=torch.float8_e4m3fn, device="cuda")
     scale = torch.empty(len(rows), device="cuda")
     params = QuantizeParams(
@@ -178,7 +178,7 @@ def checked(problem: Problem, run: Run, bound: float) -> tuple[float | None, str
 
 
 def screened(sustained: Sustained, problem: Problem, runs: dict[str, Run], seconds: float) -> list[dict[str, Any]]:
-    """A short look at each, in two turns (the second backwards); those that are wrong or refuse have a note."""
+    """Times each kernel briefly, in two turns (the second backwards); those that are wrong or refuse get a note."""
     rows: list[dict[str, Any]] = []
     good: dict[str, Run] = {}
     for name, run in runs.items():
@@ -201,7 +201,7 @@ def finals(
     sustained: Sustained, problem: Problem, runs: dict[str, Run], rows: list[dict[str, Any]], always: list[str],
     seconds: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The best kernels of cuBLASLt, and those that are always in, in slices that take turns."""
+    """Times the best kernels of cuBLASLt, and those named in `always`, in slices that take turns."""
     timed = sorted((row for row in rows if row.get("ms")), key=lambda row: row["ms"])
     listed = [row["name"] for row in timed if row["name"].startswith("cuBLASLt")][:FINALISTS]
     names = [*(n for n in always if any(r["name"] == n for r in timed)), *listed]
@@ -214,7 +214,7 @@ def finals(
 
 
 def products(sustained: Sustained, fp8: bool, screen: float, seconds: float) -> dict[str, Any]:
-    """All shapes in one precision."""
+    """Measures all shapes in one precision."""
     result = {}
     for name in SHAPES:
         problem = Problem(name, fp8)
@@ -247,7 +247,7 @@ def best_of(result: dict[str, Any], name: str) -> int:
 
 
 def layer(sustained: Sustained, result: dict[str, Any], fp8: bool, seconds: float) -> list[dict[str, Any]]:
-    """The eight products of a layer and its attention, again and again: as they are, and with the winners."""
+    """Times the eight products of a layer with its attention, back to back: as they are, and with the winners."""
     from vorta_trt.model import AttentionGeometry, routed_attention
 
     geometry = AttentionGeometry(

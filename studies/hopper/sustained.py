@@ -22,15 +22,15 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], Any]
-SETTLE = 0.4  # of a slice, not counted: the clock follows the power with a delay
+SETTLE = 0.4  # share of a slice that is not counted: the clock follows the power with a delay
 NVML_POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT, milliwatts
 
 
 class Stamps:
-    """Places of one stream; without the library, times alone.
+    """Clock stamps of one stream. Without clock_stamp.so they stay 0, and only times are measured.
 
     Args:
-        count: Stamps that fit.
+        count: Largest number of stamps.
     """
 
     def __init__(self, count: int) -> None:
@@ -41,12 +41,12 @@ class Stamps:
         self._used = 0
 
     def reset(self) -> None:
-        """Forgets all."""
+        """Forgets all stamps."""
         self._used = 0
         self._slots.zero_()
 
     def __call__(self) -> int:
-        """Stamps the current stream; gives the stamp's number."""
+        """Stamps the current stream; returns the stamp's number."""
         number = self._used
         if number >= len(self._slots):
             raise ValueError(f"{number} stamps: no more fit; make more")
@@ -92,7 +92,7 @@ class Card:
             self._nvml = None
 
     def joules(self) -> float | None:
-        """Since the driver was loaded."""
+        """Energy that the card has used since the driver was loaded; None if NVML does not tell."""
         if self._nvml is None:
             return None
         try:
@@ -108,7 +108,7 @@ class Card:
         return {n: round(statistics.fmean(v), 1) for n, v in means.items() if v}
 
     def reasons(self, start: float, end: float) -> list[str]:
-        """Why clocks were lower, of the same span, as NVML's bits."""
+        """Why clocks were lowered within a time span, as NVML's bits in hexadecimal."""
         return sorted({hex(s["reasons"]) for s in self.samples if start <= s["at"] <= end and s.get("reasons")})
 
     def close(self) -> None:
@@ -146,10 +146,10 @@ class Figures:
     """What was seen of one operator.
 
     Attributes:
-        milliseconds: Of each counted call.
+        milliseconds: Milliseconds of each counted call.
         clocks: Megahertz of each of these calls.
-        watts: Mean of each slice.
-        joules: Of a call, by slice: the card's energy over the slice, all calls alike.
+        watts: Mean power of each slice.
+        joules: Energy per call of each slice: the card's energy over the slice, divided by its calls.
     """
 
     milliseconds: list[float] = field(default_factory=list)
@@ -215,7 +215,7 @@ class Sustained:
                 figures.clocks.append(clock)
 
     def in_turns(self, runs: Mapping[str, Run], seconds: float, rounds: int) -> dict[str, dict[str, Any]]:
-        """Slices of all, one after the other, `rounds` times: seconds for each in all."""
+        """Measures slices of all runs in turn, `rounds` times; each run gets `seconds` in all."""
         found = {name: Figures() for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
@@ -224,7 +224,7 @@ class Sustained:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Lines of text."""
+    """The rows as lines of text."""
     cells = [[str(column) for column in columns]] + [
         ["" if row.get(c) is None else f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns]
         for row in rows

@@ -25,7 +25,7 @@ def seed() -> int:
 
 
 def small_cases() -> list[Case]:
-    """Without text, and with none, some and all of the text tokens valid."""
+    """Cases without text, and with text of which no, some or all tokens are valid."""
     cases = [Case("video", VIDEO, 4, 0, 16, "fp32"), Case("ragged", RAGGED, 3, 0, 8, "fp32")]
     return [*cases, *(Case("text", WITH_TEXT, 3, length, 8, "fp32") for length in (0, 5, 13))]
 

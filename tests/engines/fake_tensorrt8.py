@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of the Python module of TensorRT 8.6 as a build touches. Has what 8.6 has, and nothing that came later.
+"""The part of TensorRT 8.6's Python module that a build uses. It has what 8.6 has, and nothing that came later.
 
-Its parser makes a layer per node, with the float types that TensorRT 8 tells: those of the inputs, and float32 for the
-output of a plugin and for weights, whose tensors have no name of the file.
+Its parser makes a layer per node, with the float types that TensorRT 8 reports: those of the inputs, and float32 for
+the output of a plugin and for weights. The tensors of weights do not have the names of the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Tensor:
 
 
 class Layer:
-    """A layer that remembers what it was told."""
+    """A layer that remembers the precision and the types that were set."""
 
     def __init__(
         self, name: str, kind: LayerType, inputs: list[Tensor], outputs: list[Tensor], operator: str = "RoutedAttention"
@@ -172,7 +172,7 @@ class BuilderConfig:
 
 
 class Builder:
-    """`last` is the one that was made last, for a test to look at."""
+    """`Builder.last` is the latest builder, for a test to look at."""
 
     last: Builder
 
@@ -199,7 +199,7 @@ class Builder:
 
 
 class _Registry:
-    """Finds the plugin in what it loads, whatever that is."""
+    """A registry that finds the plugin in any library that it loads."""
 
     def __init__(self) -> None:
         self.plugin_creator_list: list[Any] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module that is called as a TensorRT is, made of its interface: it has its names and takes its arguments, no others.
+"""A stand-in module made from a TensorRT's interface: it has the same names and takes the same arguments, no others.
 
-What the calls do is the test's to say. Unless it says so, a function gives a value of the type that the interface
-states. A class that the caller derives must take the arguments that TensorRT will call its methods with.
+The test says what the calls do. By default, a function returns a value of the type that the interface states. A class
+that the caller derives must take the arguments that TensorRT will call its methods with.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..tensorrt_interface import ClassInterface, Interface, allows
 
 Behaviours = dict[str, Callable[..., Any]]
 SIMPLE = {"int": 0, "bool": True, "str": "", "float": 0.0}
-CONVERTED = {"Dims": (list, tuple)}  # what the bindings make into a class by themselves
-# Of IStreamWriter.write the stub states C++'s arguments; by TensorRT's documentation a Python method takes the bytes.
+CONVERTED = {"Dims": (list, tuple)}  # types that the bindings convert into a class
+# For IStreamWriter.write the stub has C++'s arguments; by TensorRT's documentation a Python method takes the bytes.
 CALLED_OTHERWISE = {("IStreamWriter", "write"): 1}
 
 
 class _Enum(enum.Enum):
-    """As pybind11 has them: no number, but it becomes one."""
+    """An enum as pybind11 makes it: it is no number, but can be converted into one."""
 
     def __int__(self) -> int:
         return int(self.value)
@@ -35,8 +35,9 @@ class StrictTensorRT(ModuleType):
     """The module.
 
     Args:
-        interface: What it offers.
-        behaviours: What "Class.method", "Class.property" or "function" gives, called with the object and the arguments.
+        interface: Interface that it offers.
+        behaviours: Functions that stand for "Class.method", "Class.property" or "function"; each is called with the
+            object and the arguments.
 
     Attributes:
         called: Every name that was called or read, e.g. "Builder.create_network".
@@ -52,7 +53,7 @@ class StrictTensorRT(ModuleType):
             setattr(self, name, self._function(name, signatures))
 
     def make(self, kind: str, **values: Any) -> Any:
-        """An object of a class that nobody constructs in Python, with the values of its properties."""
+        """An object of a class without a Python constructor, with the given values of its properties."""
         made = object.__new__(getattr(self, kind))
         made.__dict__["values"] = values
         return made
@@ -163,7 +164,7 @@ class StrictTensorRT(ModuleType):
             raise TypeError(f"{where} {value!r}: {self._interface.name} wants {annotation}")
 
     def _check_overrides(self, kind: str, cls: type) -> None:
-        """Whether the methods that the caller has written can be called as TensorRT will call them."""
+        """Checks that the caller's methods can be called as TensorRT will call them; raises TypeError if not."""
         for name, written in vars(cls).items():
             signatures = [] if name.startswith("__") else self._interface.method(kind, name)
             if not signatures:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny models of all tests, loaded in any precision, and what is exported of them from float32 weights."""
+"""The tiny models of all tests, loaded in any precision, and the files that are exported from their float32 weights."""
 
 from __future__ import annotations
 

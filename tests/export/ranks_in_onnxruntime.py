@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file for several GPUs in ONNX Runtime, which runs all of it but the exchanges; those are made here between ranks.
+"""Runs a file for several GPUs in ONNX Runtime, except for its exchanges, which are done here between the ranks.
 
-The nodes that exchange are cut out of the graph: what they take becomes its outputs, and what they give its inputs. So
-the graph runs once for each of them, one rank after the other, until the last exchange has given what the end needs.
+The exchange nodes are cut out of the graph: their inputs become outputs of the graph, their outputs inputs of it. The
+graph then runs once for each of them, one rank after the other, until the last exchange is done, and a last time for
+the sample.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class CutFile:
         )
 
     def run(self, inputs: dict[str, Tensor], head_orders: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Sample and routes of every rank."""
+        """The sample and the routes of every rank."""
         outputs = [value.name for value in self._session.get_outputs()]
         feeds: list[dict[str, Any]] = [
             {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -75,14 +76,14 @@ class CutFile:
         return [(torch.from_numpy(sample), torch.from_numpy(routes)) for sample, routes in ends]
 
     def _placeholder(self, node: onnx.NodeProto, batch: int) -> Any:
-        """Zeros in the place of what an exchange gives that has not been made."""
+        """Zeros that stand for the output of an exchange that has not been done yet."""
         _, rows, *sizes = self._shapes[node.input[0]]
         if node.op_type == GATHER_TOKENS.name:
             rows = self.geometry.video_tokens
         return np.zeros((batch, rows, *sizes), np.float32)
 
     def _attend(self, given: list[list[Tensor]]) -> list[Tensor]:
-        """Attention of the tokens of all ranks; of every rank query, key, value, routes, head order (, text length)."""
+        """Every rank's attention output, from each rank's query, key, value, routes, head order (, text length)."""
         _, _, _, routes, order, *text_length = given[0]
         assert sorted(order.tolist()) == list(range(routes.shape[1]))
         for other in given[1:]:
@@ -97,6 +98,6 @@ class CutFile:
         return [shards.own(out).contiguous() for shards in self._shards]
 
     def _gather(self, given: list[list[Tensor]]) -> list[Tensor]:
-        """The rows of all ranks without their padding."""
+        """For every rank, the rows of all ranks without their padding."""
         whole = torch.cat([rows[:, : s.count] for (rows,), s in zip(given, self._shards, strict=True)], dim=1)
         return [whole] * self.ranks

@@ -39,7 +39,7 @@ def normal(seed: int) -> Callable[..., Tensor]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Folders on disk; nothing writes to them."""
+    """Folders on disk that no test writes to."""
 
     checkpoint: Path
     router: Path
@@ -61,7 +61,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="session")
 def hunyuan_video(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """2 dual-stream and 1 single-stream blocks."""
+    """A HunyuanVideo with 2 dual-stream blocks and 1 single-stream block."""
     from vorta_trt.model.families.hunyuan_video.random import make_checkpoint as make_hunyuan_video_checkpoint
     from vorta_trt.model.random_checkpoint import make_router
 

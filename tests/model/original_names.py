@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The authors' names of tensors, written down apart from diffusers' converters, which the tests are to check."""
+"""The authors' names of tensors, written independently of diffusers' converters, since the tests check those."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ _JOINED = {  # by the authors' name: the parts in diffusers that it holds, one b
 
 
 def hunyuan_video(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' HunyuanVideo in the authors' layout: products of one input are joined, the last norm is turned."""
+    """diffusers' HunyuanVideo in the authors' layout: products of one input are joined, the last norm's halves swapped."""
     stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, _, leaf = name.rpartition(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of every family do with a routed model."""
+"""Checks of a routed model that the tests of every family use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def override(routed: RoutedTransformer, branch: int) -> Tensor:
 
 
 def check_export_with_dynamic_batch(routed: RoutedTransformer, batched: Iterable[str], seed: int) -> None:
-    """torch.export with a dynamic batch keeps the operator in all 3 layers; what it gives is compared if it can run.
+    """Checks that torch.export with a dynamic batch keeps the operator in all 3 layers; if it can run, also its
+    results.
 
     batched: the inputs with a batch axis.
     """
@@ -46,9 +47,9 @@ def check_export_with_dynamic_batch(routed: RoutedTransformer, batched: Iterable
 def check_block_ops(
     load: Callable[[torch.dtype], RoutedTransformer], inputs: dict[str, Tensor], counts: dict[str, int]
 ) -> None:
-    """The fused operators give what torch's own give: in float32 but for the order of sums, in bfloat16 no less exact.
+    """Checks that fused operators give torch's results: in float32 up to the order of sums, in bfloat16 as exactly.
 
-    Heads are full and sliding by turns: a coreset may change at the last bit of a similarity.
+    Heads are full and sliding in turn, since the last bit of a similarity may change a coreset.
 
     load: loads the model in a type.
     inputs: in float32.

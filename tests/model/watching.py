@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A watch over what torch computes."""
+"""Watches the tensors that torch computes."""
 
 from __future__ import annotations
 

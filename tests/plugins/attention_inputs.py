@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of attention as transformers have them: values with a mean, keys that dominate, channels that stick out.
+"""Inputs of attention like those of real transformers: values with a mean, dominant keys, outlier channels.
 
 Unit-normal inputs alone hide what goes wrong in low precision: every weight is small and alike, V averages to nothing.
 So every test's values have a mean of their own in each channel, and the heads take turns at `CHARACTERS`.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: What a head's query and key are like.
+#: Kinds of a head's query and key.
 CHARACTERS = ("normal", "sinks", "query and key outliers", "key outliers", "key mean", "sinks and outliers")
 #: A sink's logit above those of the other keys, in nats.
 SINK_NATS = (0.0, 14.0)
@@ -33,15 +33,15 @@ def add_sinks(
     generator: torch.Generator,
     scale: float | None = None,
 ) -> None:
-    """Adds to query and key [L, D] of one head what lifts the logits of the keys at `places` `nats` above the others.
+    """Changes query and key [L, D] of one head so that the logits of the keys at `places` are `nats` above the others.
 
     Args:
         query: Changed in place, all rows.
         key: Changed in place, the rows of `places`.
         places: Token ids of the sinks.
-        nats: How far above the mean of the others, for every query alike.
-        generator: Draws the direction that they share.
-        scale: Of the logits; 1/sqrt(D) if None.
+        nats: Difference to the mean logit of the other keys, the same for every query.
+        generator: Draws the direction that queries and sinks share.
+        scale: Scale of the logits; 1/sqrt(D) if None.
     """
     width = query.shape[-1]
     signs = torch.randint(0, 2, (width,), generator=generator, device=generator.device).to(query) * 2 - 1  # [D]
@@ -49,11 +49,11 @@ def add_sinks(
     size = (nats / (width * (width**-0.5 if scale is None else scale))) ** 0.5
     query += signs * size
     sinks = key[list(places)]
-    key[list(places)] = sinks + signs * (size - (sinks @ signs)[:, None] / width)  # no part of their own that way
+    key[list(places)] = sinks + signs * (size - (sinks @ signs)[:, None] / width)  # without their own part in it
 
 
 def add_outliers(query: Tensor, key: Tensor, kind: str) -> None:
-    """Makes channels of query and key [L, D] stick out.
+    """Gives query and key [L, D] outlier channels.
 
     Args:
         query: Changed in place.
@@ -78,7 +78,7 @@ def realistic(
     Args:
         shape: B, L, N, D; D at least 8.
         generator: Draws the numbers, and which of `characters` comes first.
-        characters: Of the heads, in turn.
+        characters: Kinds that the heads get in turn.
     """
     batch, length, heads, width = shape
     query, key, value = (normal(shape, generator) for _ in range(3))

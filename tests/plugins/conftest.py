@@ -24,7 +24,7 @@ PLUGIN8 = ROOT / "plugins" / "tensorrt8"
 PLUGIN_SOURCES = [*sorted(PLUGIN.glob("*.cpp")), *sorted((PLUGIN / "operators").glob("*.cpp"))]
 DRIVER = Path(__file__).parent / "driver"
 
-#: What getInferLibVersion() of the TensorRT that the driver plays says by default.
+#: Default result of getInferLibVersion() of the TensorRT that the driver plays.
 TENSORRT_11 = 110400
 TENSORRT_8 = 8600
 
@@ -41,7 +41,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def force_kernels() -> Iterator[Callable[[str], None]]:
-    """Holds the calls of one test to a family of kernels, "" lets the GPU decide, which they begin with."""
+    """Forces the calls of one test to use a family of kernels; with "", as at the start, the GPU decides."""
     library = load_library()
     before = library.forced_kernels
     library.force_kernels("")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs for the kernels and calls of them through the C API; what must not be read or kept is poisoned."""
+"""Inputs for the kernels and calls of them through the C API. Memory that must not be read or kept is poisoned."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GUARD_BYTES = 4096
 #: Head dimensions whose compact keys and values have room in the workspace.
 COMPACT_HEAD_DIMS = (64, 128)
 
-#: What a profile adds to the logits of a key, by its token id and its place in the sequence, 0 to 1. The steps of 120
-#: and more pass 2^127, and so does their sum: none of it may overflow, wherever the softmax begins.
+#: What a profile adds to the logits of a key, as a function of its token id and its place in the sequence, 0 to 1. The
+#: steps of 120 and more, and their sum, exceed 2^127 as weights: nothing may overflow, wherever the softmax begins.
 LEVELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ramp": lambda token, place: 60 * place - 30,
     "rising": lambda token, place: 120 * (place * 5).floor() - 240,
@@ -66,10 +66,10 @@ def empty(case: Case, copies: int = 1) -> list[Tensor]:
 
 
 def make_inputs(case: Case, seed: int) -> Inputs:
-    """Random query, key, value as attention_inputs.py has them; rows of padded text are NaN: nobody may read them."""
+    """Random query, key, value from attention_inputs.py. Rows of padded text are NaN: no kernel may read them."""
     generator = torch.Generator("cuda").manual_seed(seed)
     query, key, value = tensors = empty(case, 3)
-    # A profile says what the logits are, so there the heads are all alike.
+    # A profile sets the logits, so all heads are of one kind.
     characters = ("normal",) if case.profile else CHARACTERS
     for tensor, numbers in zip(tensors, realistic(tuple(query.shape), generator, characters), strict=True):
         tensor.copy_(numbers)
@@ -85,7 +85,7 @@ def make_inputs(case: Case, seed: int) -> Inputs:
             key[sample, :valid, :, 0] = (level[:valid] * math.sqrt(case.head_dim) / PROFILE_QUERY)[:, None]
     if case.layout == "shared_keys":  # one key and value head for all
         key, value = (tensor[:, :, :1].expand(query.shape) for tensor in (key, value))
-    if case.layout == "shared_samples":  # one sample's for all: that with the most text, whose rows all are numbers
+    if case.layout == "shared_samples":  # all share the sample with the most text, which has no NaN
         longest = max(range(case.batch), key=case.valid)
         key, value = (tensor[longest : longest + 1].expand(query.shape) for tensor in (key, value))
     if case.layout == "shared_tokens":  # one key a head, so that all scores of a row are equal
@@ -102,7 +102,7 @@ def make_problem(case: Case) -> Problem:
 
 
 def workspace_regions(case: Case) -> dict[str, tuple[int, int]]:
-    """Offset and bytes of what plugins/kernels/workspace.h has in the workspace; with fp8 of the lists alone."""
+    """Offset and bytes of the regions that plugins/kernels/workspace.h lays out; with fp8, only those of the lists."""
     kept = case.kept
     heads = case.batch * case.heads
     rows = heads * (kept + case.text) * case.head_dim * 2 if case.head_dim in COMPACT_HEAD_DIMS else 0
@@ -169,7 +169,7 @@ class Call:
         return self.workspace[offset : offset + size]
 
     def selection(self, sample: int, head: int) -> Selection:
-        """The coreset that the kernels left in the workspace, as lists of token ids."""
+        """The coreset that the kernels wrote to the workspace, as lists of token ids."""
         keys = "kept_keys" if self.case.coreset_keys == "key" else "kept_queries"
         lists = [
             self.region(name).view(torch.int32).view(self.case.batch, self.case.heads, -1)[sample, head].long()
@@ -178,6 +178,6 @@ class Call:
         return Selection(*lists)
 
     def compact_rows(self, name: str, sample: int, head: int) -> Tensor:
-        """Rows that the kernels left in `compact_key` or `compact_value`: kept tokens, then the text; [kept + T, D]."""
+        """Rows that the kernels wrote to `compact_key` or `compact_value`: kept tokens, then text; [kept + T, D]."""
         case = self.case
         return self.region(name).view(case.torch_dtype).view(case.batch, case.heads, -1, case.head_dim)[sample, head]

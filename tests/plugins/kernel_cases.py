@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The problems that the GPU tests run. Minimal, ragged and border cases stand in the main list, not beside it."""
+"""The problems that the GPU tests run. Minimal, ragged and border cases are part of the main list."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ GROUP_TILES = ((2, 3, 5), (1, 7, 3), (3, 2, 8), (1, 1, 11))
 
 
 def tile_groups(index: int) -> Case:
-    """Each entry of AXES comes along each axis once."""
+    """A case of number `index`; over all cases, each entry of AXES comes along each axis once."""
     axes = [AXES[(index + shift) % len(AXES)] for shift in (0, 4, 8)]
     tile = GROUP_TILES[index % len(GROUP_TILES)]
     frames, height, width = (tiles * extent for (tiles, _), extent in zip(axes, tile, strict=True))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels should give, written a second time from the method's definition, with none of the package's code.
+"""The expected results of the kernels, written from the method's definition, with none of the package's code.
 
-Outputs are computed in float64, and beside them in the kernels' own dtype with torch's attention on gathered tokens: a
-kernel may err at most twice as much as torch does.
+Outputs are computed in float64, and also in the kernels' own dtype with torch's attention on gathered tokens: a kernel
+may err at most twice as much as torch does.
 
 Letters: B batch, S video tokens, T padded text tokens, N heads, D head dim, G buckets, K tokens
 of a whole bucket.
@@ -92,9 +92,9 @@ class Buckets:
 
     Attributes:
         ids: Token ids of every bucket in raster order, -1 behind the last, [G, K].
-        size: Tokens of every bucket, [G].
-        keep: Tokens that it keeps, its centre included, [G].
-        centre: Token id of its centre, [G].
+        size: Number of tokens of every bucket, [G].
+        keep: Number of tokens that every bucket keeps, its centre included, [G].
+        centre: Token id of every bucket's centre, [G].
     """
 
     ids: Tensor
@@ -187,7 +187,7 @@ def check_selection(case: Case, selection: Selection, query: Tensor, key: Tensor
 
 
 def visible_tiles(tiles: int, window: int, tile: int) -> tuple[int, ...]:
-    """Along one axis: the window around its centre, which is the query's tile clamped away from the border."""
+    """Tiles that a query sees along one axis: the window around its tile, moved to lie inside the grid."""
     if window >= tiles:
         return tuple(range(tiles))
     centre = min(max(tile, window // 2), tiles - 1 - window // 2)
@@ -238,7 +238,7 @@ def attend_exactly(query: Tensor, key: Tensor, value: Tensor, scale: float) -> T
 
 
 def attend_torch(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """The same through torch's attention in the inputs' dtype."""
+    """softmax(Q K^T * scale) V by torch's attention in the inputs' dtype: [q, D], [k, D], [k, D] -> [q, D]."""
     inputs = (tensor[None, None] for tensor in (query, key, value))  # [1, 1, tokens, D]
     return functional.scaled_dot_product_attention(*inputs, scale=scale)[0, 0]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routed attention by brute force: a dense mask of every query and key, in float64.
 
-Written from DESIGN's text alone, token by token, with nothing of the package's and nothing of kernel_oracle.py's: no
+It is written from DESIGN's text alone, token by token, and shares no code with the package or kernel_oracle.py: no
 blocks, no groups, no lists. It needs memory for all logits, so it is for small grids.
 
 Letters: S video tokens, T padded text tokens, L = S + T, N heads, D head dim.
@@ -56,12 +56,12 @@ def sliding_mask(pattern: Pattern, device: torch.device | str = "cpu") -> Tensor
 
 @dataclass(frozen=True)
 class Coreset:
-    """What the coresets of all heads have in common, token by token.
+    """What the coresets of all heads have in common, for every token.
 
     Attributes:
         bucket: Number of the token's bucket, [S].
         centre: Token id of its bucket's centre, [S].
-        keep: Tokens that its bucket keeps, [S].
+        keep: Number of tokens that its bucket keeps, [S].
     """
 
     bucket: Tensor
@@ -94,8 +94,8 @@ def similarities(pattern: Pattern, tokens: Tensor) -> Tensor:
 def kept_tokens(pattern: Pattern, tokens: Tensor) -> Tensor:
     """Whether a head keeps a token, from its video tokens: [N, S, D] -> bool [N, S].
 
-    Of a bucket the centre stays, and those least similar to it; the lower token id of equal ones. What has no
-    similarity, because of NaN, goes first.
+    A bucket keeps its centre and the tokens least similar to it; among equals, those with the lower token ids. A token
+    without a similarity, because of NaN, is the first to be dropped.
     """
     coreset = coreset_of(pattern, tokens.device)
     similarity = similarities(pattern, tokens)  # [N, S]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A valid layer of every block operator, its bad neighbours, and what the plugin makes of it."""
+"""A valid layer of every block operator, invalid variants of it, and how the plugin handles it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from vorta_trt.plugins.operator_schema import (
 
 @dataclass(frozen=True)
 class Case:
-    """A valid layer of an operator, and what the plugin makes of it.
+    """A valid layer of an operator, and how the plugin handles it.
 
     Attributes:
-        operator: Its row of the table.
-        fields: All of its fields, `TYPE:VALUES` by name, in order.
-        inputs: `TYPE:EXTENTS` in order, of batch 2.
+        operator: The operator's row of the table of operators.
+        fields: All fields of the layer, `TYPE:VALUES` by name, in order.
+        inputs: The inputs in order, each `TYPE:EXTENTS`, with batch 2.
         outputs: Shapes of the outputs.
-        open_outputs: The same where the batch of the inputs is not known yet.
-        params: What the kernels are told, apart from memory.
+        open_outputs: Shapes of the outputs if the batch of the inputs is not known yet.
+        params: Parameters that the kernels get, apart from memory.
         memory: The lines of the recording library about pointers, strides, workspace and stream.
         bad: Inputs by index that break a rule, and the message.
     """
@@ -64,7 +64,7 @@ class Case:
         return {name: read[type_](text) for name, type_, text in texts}
 
     def with_open_batch(self) -> list[str]:
-        """The same with inputs whose batch TensorRT does not know yet."""
+        """The driver's arguments with inputs whose batch TensorRT does not know yet."""
         opened = {index: text.replace(":2,", ":-1,", 1) for index, text in enumerate(self.inputs)}  # no other has 2
         return self.arguments(opened)
 

@@ -43,7 +43,7 @@ FEW_ROWS = 1.5
 
 
 def runs_of(problem: RandomProblem) -> list[tuple[str, str]]:
-    """Families and precisions to run: what is forced where there is a choice, 8 bits where they may be right."""
+    """Families and precisions to run: forced families only where there is a choice, 8 bits where they can be right."""
     fast = problem.head_dim in (64, 128)
     return [
         (family, precision)
@@ -53,10 +53,10 @@ def runs_of(problem: RandomProblem) -> list[tuple[str, str]]:
 
 
 class Judge:
-    """One problem in device memory, with what its output should be."""
+    """One problem in device memory, with its expected output."""
 
     def __init__(self, problem: RandomProblem, given: RandomProblem | None = None) -> None:
-        """`given` is what the kernels get in the place of `problem`: a mutation that has to be found."""
+        """`given` is a mutated problem that the kernels get in place of `problem`; the judge has to find it."""
         self.problem = problem
         self.given = given or problem
         self.placed = {name: place(problem, name) for name in ("query", "key", "value", "output")}
@@ -95,7 +95,7 @@ class Judge:
         return problem, tensors, workspace, [routes, lengths]
 
     def run(self, family: str, precision: str) -> Tensor | None:
-        """A row of COUNTS and, branch by branch, FIGURES; None where this GPU has no such kernels."""
+        """A row of COUNTS and, branch by branch, FIGURES; None if this GPU has no such kernels."""
         library = load_library()
         library.force_kernels(family)
         problem, tensors, workspace, _ = self.call(precision)
@@ -155,10 +155,10 @@ class Judge:
         return masks[0].view(shape), keys.view(shape), wrong
 
     def expect(self, kept_queries: Tensor, kept_keys: Tensor) -> tuple[Tensor, ...]:
-        """The exact output and what a verdict needs beside it.
+        """The exact output, and what a verdict needs besides.
 
-        Rows of padding, rows that NaN and infinity may reach, heads of each branch, rows to judge, entries of each
-        branch, norm of each head, and a verdict whose figures of torch and of rounding are filled in.
+        This is: rows of padding, rows that NaN and infinity may reach, heads of each branch, rows to judge, entries of
+        each branch, norm of each head, and a verdict whose figures of torch and of rounding are filled in.
         """
         problem, pattern, video = self.problem, self.problem.pattern, self.problem.pattern.video
         place = torch.arange(problem.length, device="cuda")
@@ -216,7 +216,7 @@ class Judge:
 
     @staticmethod
     def errors(error: Tensor, judged: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of squares and largest of each branch [3], and the sum of squares of each head [B, N]."""
+        """Sum of squares and largest error of each branch [3], and the sum of squares of each head [B, N]."""
         error = torch.where(judged[..., None], error, 0.0).nan_to_num(1e30, 1e30, -1e30)
         of_head = error.square().sum((-1, -2))  # [B, N]
         largest = error.abs().amax((-1, -2))  # [B, N]
@@ -227,9 +227,9 @@ def faults(row: list[float], precision: str, limit: float, few_rows: bool = Fals
     """What is wrong with a run, in words.
 
     Args:
-        row: What `Judge.run` gives.
+        row: Row that `Judge.run` returned.
         precision: "same" or "fp8".
-        limit: The relative error that 8 bits may have.
+        limit: Largest relative error that 8 bits may have.
         few_rows: See `RandomProblem.few_rows`.
     """
     room = FEW_ROWS if few_rows else 1.0
@@ -249,7 +249,7 @@ def faults(row: list[float], precision: str, limit: float, few_rows: bool = Fals
 
 
 def refusal(problem: RandomProblem) -> str:
-    """Hands the kernels the problem with its mistake; says what went wrong, "" if it was refused as it should be."""
+    """Gives the kernels a problem with a mistake; says what went wrong, or "" if they refused it as they should."""
     judge = Judge(problem)
     arguments, tensors, workspace, alive = judge.call("same")
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random problems of the kernels, drawn from a number: geometry, strides, types, text, batch and values.
 
-Nothing has to divide anything. Every tensor lies in memory of its own layout, between guards and with poison in its
-gaps. `studies/fuzz_kernels.py` runs thousands of them, the GPU tests some; random_judge.py says whether a result is
-right.
+No size has to divide another. Every tensor has a memory layout of its own, between guards and with poison in its gaps.
+`studies/fuzz_kernels.py` runs thousands of these problems, the GPU tests run some; random_judge.py says whether a
+result is right.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class RandomProblem:
-    """One problem; the same number gives the same one, values included."""
+    """One problem. The same number always gives the same problem, values included."""
 
     number: int
     pattern: Pattern
@@ -101,7 +101,7 @@ class RandomProblem:
 
 
 def draw(number: int) -> RandomProblem:
-    """The problem of a number."""
+    """Draws the problem of a number."""
     pick = random.Random(number)
     large, many = pick.random() < 0.01, pick.random() < 0.03
     most = 4000 if large else (100 if many else pick.choice((60, 500, 1200)))

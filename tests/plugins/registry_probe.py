@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the plugin into one TensorRT flavour's registry and prints what came of it, as JSON. Run by the tests.
+"""Loads the plugin into one TensorRT flavour's registry and prints the outcome as JSON. The tests run it.
 
     python registry_probe.py MODULE PATH
 
-In a process of its own: two flavours in one process share the plugin library, and a flavour that meets a plugin it
-does not like may end the process.
+It runs in a process of its own: two flavours in one process share the plugin library, and a flavour that does not
+accept a plugin may end the process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses a one-node ONNX model with TensorRT-RTX, builds an engine without a GPU, prints what came of it as JSON.
+"""Parses a one-node ONNX model with TensorRT-RTX, builds an engine without a GPU, and prints the outcome as JSON.
 
 python rtx_build_probe.py LIBRARY SHIM MODEL CAPABILITY
 """

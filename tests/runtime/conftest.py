@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Wan and a tiny HunyuanVideo with routers, and what is made of them; each is made once, when first asked for.
+"""A tiny Wan and a tiny HunyuanVideo with routers, and files made from them; each is made once, when first needed.
 
 Imports wait for the fixtures, so that the tests of a GPU machine need no more packages than they use.
 """

@@ -15,7 +15,7 @@ from typing import Any
 
 
 def find() -> str | None:
-    """The program, if there is one."""
+    """Path of the program; None if there is none."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -62,7 +62,7 @@ class Chromium:
         os.close(self._from)
 
     def call(self, method: str, session: str | None = "own", **parameters: Any) -> Any:
-        """One command of the DevTools protocol."""
+        """Sends a command of the DevTools protocol, and returns its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if session is not None:
@@ -76,7 +76,7 @@ class Chromium:
             self.events.append(answer)
 
     def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
+        """Evaluates an expression in the page, and returns its value."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
@@ -86,13 +86,13 @@ class Chromium:
         self.wait_for("document.readyState === 'complete' && location.href.startsWith('http')")
 
     def click(self, selector: str) -> None:
-        """Sends a form, and waits for the document that answers it: the old one can still change until then."""
+        """Clicks an element that sends a form, and waits for the new document; until then the old one can change."""
         self.run("document.left = true")
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
         self.wait_for("!document.left && document.readyState === 'complete'")
 
     def wait_for(self, script: str, seconds: float = 120.0) -> None:
-        """Until an expression is true."""
+        """Waits until an expression is true in the page."""
         end = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):
             assert time.monotonic() < end, f"{script}: {self.run('document.body.innerText')}"
@@ -103,7 +103,7 @@ class Chromium:
         path.write_bytes(base64.b64decode(content))
 
     def errors(self) -> list[str]:
-        """What the page complained of: scripts, policies, requests that failed."""
+        """Errors of the page: of scripts, policies, and requests that failed."""
         found = []
         for event in self.events:
             if event["method"] == "Runtime.exceptionThrown":
@@ -113,7 +113,7 @@ class Chromium:
         return found
 
     def requested(self) -> list[str]:
-        """URLs that the page asked for."""
+        """URLs that the page requested."""
         return [
             event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
         ]

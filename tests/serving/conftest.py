@@ -24,7 +24,7 @@ Address = tuple[str, int]
 
 @contextmanager
 def served(app: Any, connection: type) -> Iterator[Address]:
-    """An application behind uvicorn in a thread, with connections of a class; yields where it listens."""
+    """Runs an application in uvicorn in a thread, with a class of connections; yields the address where it listens."""
     import uvicorn
 
     from vorta_trt.serving.server import listen
@@ -57,7 +57,7 @@ def image_model(kept: Kept) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_model(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`text_model` as if it were exported for three GPUs; nothing runs it, and it says so."""
+    """A copy of `text_model` whose metadata says that it was exported for three GPUs; no test runs it."""
     import onnx
 
     from vorta_trt.export.onnx_file import data_file, read_onnx
@@ -89,7 +89,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 @pytest.fixture
 def working() -> Callable[[Worker], Any]:
-    """Runs a worker in a thread for a block."""
+    """Runs a worker in a thread until the block ends."""
 
     @contextmanager
     def run(worker: Worker) -> Iterator[list[Any]]:
@@ -108,7 +108,7 @@ def working() -> Callable[[Worker], Any]:
 
 @pytest.fixture
 def fill(monkeypatch: pytest.MonkeyPatch) -> Fill:
-    """A disk on which SQLite finds no space until something is true."""
+    """Makes SQLite fail as on a full disk, until a function returns true."""
     from vorta_trt.serving.disk_reserve import Reserve
     from vorta_trt.serving.job_database import Database
 

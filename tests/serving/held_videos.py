@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`HeldVideos`: videos of other processes stand still at a step until a test has done what it wants to do meanwhile."""
+"""`HeldVideos`: stops the making of videos in other processes at a step, until a test lets it go on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 class HeldVideos:
-    """Of the processes that are started with `environment`; a video that is held says so by its step.
+    """Holds videos of the processes that are started with `environment`. A held video's step stays the same.
 
     Args:
-        folder: For a file.
+        folder: Folder for the file that tells the processes what to hold.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -21,11 +21,11 @@ class HeldVideos:
         self.environment = {"VORTA_TEST_HELD": str(self._file), "PYTHONPATH": os.pathsep.join(path)}
 
     def at(self, step: int, prompt: str | None = None) -> None:
-        """From now on, videos wait when this many steps are done: those of a prompt, or all. Others go on."""
+        """Holds videos once this many steps are done, from now on: those of a prompt, or all. Others go on."""
         new = self._file.with_name("held.new")
         new.write_text(json.dumps({"step": step, "prompt": prompt}))
         new.replace(self._file)
 
     def release(self) -> None:
-        """All go on."""
+        """Lets all videos go on."""
         self._file.unlink()

@@ -7,12 +7,12 @@ import os
 import socket
 from contextlib import ExitStack
 
-# Below those that Linux gives to clients, and above those that Ray takes; a hundred for each process of the tests.
+# Below the ports that Linux gives to clients, and above those that Ray takes; a hundred for each test process.
 FIRST, SHARE, SHARES = 20_000, 100, 100
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody takes by chance before a server does."""
+    """Free ports of 127.0.0.1 that no other program takes by chance before a server uses them."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     first = FIRST + SHARE * (int(worker.removeprefix("gw")) if worker else os.getpid() % SHARES)
     found: list[int] = []

@@ -32,9 +32,9 @@ class TritonServer:
     """A server that is ready.
 
     Attributes:
-        process: Its process.
-        http: Its host and port of HTTP.
-        grpc: The same of gRPC.
+        process: Process of the server.
+        http: Host and port of HTTP.
+        grpc: Host and port of gRPC.
         metrics: The URL of its metrics.
         log: What it says.
     """
@@ -46,7 +46,7 @@ class TritonServer:
     log: Path
 
     def has_crashed(self) -> bool:
-        """Whether it ends by a segmentation fault of its own.
+        """Whether the server ends by a segmentation fault of its own.
 
         Seen once, in `TRITONBACKEND_ResponseSend` of its C++, as it sent an answer on a gRPC stream.
         """
@@ -86,8 +86,8 @@ def triton_server(repository: Path, folder: Path) -> Iterator[TritonServer]:
     """Starts a server and waits until all models are ready; skips the test where the package is not installed.
 
     Args:
-        repository: The models.
-        folder: Empty; takes the log, and the backend.
+        repository: Repository of the models.
+        folder: Empty folder for the log and the backend.
     """
     found = importlib.util.find_spec("pytriton")
     if found is None or not found.submodule_search_locations:
@@ -144,7 +144,7 @@ def triton_server(repository: Path, folder: Path) -> Iterator[TritonServer]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
-    """False if the server ended instead, or takes too long."""
+    """Waits until the server answers; False if it ended instead, or takes too long."""
     until = time.monotonic() + LONGEST
     while time.monotonic() < until and process.poll() is None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread, as in the tests of training: at this size, threads wait for each other most of the time."""
+"""The tests run in one thread, as those of training do: at this size, threads mostly wait for each other."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler of a checkpoint, as the commands make it, without their room."""
+"""The scheduler of a checkpoint, as the commands make it, but without importing the room of the commands."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ class Writer:
     """Draws the tensors of a LoRA file.
 
     Args:
-        transformer: The model that it is for.
-        generator: Of the values.
+        transformer: Model that the file is for.
+        generator: Generator of the values.
     """
 
     def __init__(self, transformer: Any, generator: torch.Generator) -> None:
@@ -116,7 +116,7 @@ class Writer:
         return torch.randn(shape, generator=self.generator) * 0.3
 
     def weight_shape(self, module: str) -> tuple[int, ...]:
-        """Of the weight of a module by its name in the file, which may be several in diffusers."""
+        """Shape of a module's weight, by its name in the file; in diffusers it may be several modules."""
         rows = self.names.find(module)
         assert rows is not None, module
         parameters = [self.names.parameter(each.module) for each in rows]
@@ -125,7 +125,7 @@ class Writer:
         return (sum(shape[0] // each.parts for shape, each in zip(shapes, rows, strict=True)), *shapes[0][1:])
 
     def low_rank(self, modules: Iterable[str], down: str, up: str, rank: int = RANK) -> Tensors:
-        """Matrices of modules by their names, without a prefix."""
+        """Low-rank matrices of modules, by the modules' names without a prefix."""
         tensors: Tensors = {}
         for module in modules:
             outputs, *inputs = self.weight_shape(module)
@@ -137,7 +137,7 @@ class Writer:
         return {f"{module}.alpha": torch.rand((), generator=self.generator) * 8 + 0.5 for module in modules}
 
     def differences(self, modules: Iterable[str], ending: str = ".diff_b") -> Tensors:
-        """Of biases, or of the weights."""
+        """Differences of the modules' biases, or of their weights with another ending."""
         return {
             f"{module}{ending}": self.random(*self.weight_shape(module)[: 1 if ending == ".diff_b" else None])
             for module in modules

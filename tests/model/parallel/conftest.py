@@ -17,7 +17,7 @@ from ...tiny import ROUTER_SIZES
 TEXT = 13  # padded text tokens, where their number is free
 SIZES = {"layers": 2, "heads": 12, "head_dim": 8, "text_dim": 24, "channels": 4}
 HUNYUAN_VIDEO = {**SIZES, "single_layers": 1, "pooled_dim": 16, "refiner_layers": 1}
-# Family, and behind a space which of its models; video sizes with a token grid (3, 3, 5), ragged for 2 and 4 ranks.
+# Keys: the family, then after a space one of its models. The sizes have a grid (3, 3, 5), ragged for 2 and 4 ranks.
 MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "wan": ({**SIZES, "ffn_dim": 64, "freq_dim": 32}, (9, 48, 80)),
     "wan ti2v": ({**SIZES, "ffn_dim": 64, "freq_dim": 32, "channels": 48}, (9, 96, 160)),

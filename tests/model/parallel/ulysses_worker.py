@@ -17,7 +17,7 @@ from vorta_trt.plugins.communicator import check, communicator, rank_of
 
 @dataclass(frozen=True)
 class Case:
-    """A call: grid, text tokens, batch, heads, head dim, and whose similarities choose a coreset's keys."""
+    """One call; `keys` says whether the similarities of queries or of keys choose a coreset's keys."""
 
     grid: tuple[int, int, int]
     text: int = 0
@@ -55,7 +55,7 @@ def same_on_all_ranks(case: Case, seed: int) -> tuple[Tensor, ...]:
 
 
 def shard(tokens: Tensor, case: Case, ranks: int, rank: int) -> Tensor:
-    """Rows [B, X+T, N, D] of this rank, NaN as padding."""
+    """The rows [B, X+T, N, D] of this rank, with NaN as padding."""
     shards = TokenShards(case.geometry.video_tokens, ranks, rank)
     own = shards.own(tokens)
     own[:, shards.count : shards.rows] = float("nan")
@@ -95,7 +95,7 @@ def difference(case: Case, ranks: int, rank: int, seed: int, captured: bool) -> 
 
 
 def run(rank: int, ranks: int, identity: bytes, seed: int, path: str, one_gpu: bool) -> None:
-    """A process of the test; writes what it found to `path` with its number behind."""
+    """Runs one process of the test; writes its results to a file named `path` and the rank."""
     torch.cuda.set_device(0 if one_gpu else rank)
     library = load_library()
     with communicator(library, identity, ranks, rank):
@@ -104,7 +104,7 @@ def run(rank: int, ranks: int, identity: bytes, seed: int, path: str, one_gpu: b
             for i, case in enumerate(CASES)
             for captured in (False, *([] if one_gpu else [True]))
             if case.heads % ranks == 0
-            and (case.precision == "same" or torch.cuda.get_device_capability() >= (8, 9))  # where fp8 kernels are
+            and (case.precision == "same" or torch.cuda.get_device_capability() >= (8, 9))  # GPUs with fp8 kernels
         }
         check(library, ranks)
         assert rank_of(library, ranks) == rank

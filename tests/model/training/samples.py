@@ -37,7 +37,7 @@ os._exit(0)  # threads of torch's process group have aborted a finished process;
 
 @dataclass(frozen=True)
 class Setup:
-    """Folders that nothing writes to."""
+    """Folders that no test writes to."""
 
     checkpoint: Path
     data: Path
@@ -64,7 +64,7 @@ def write_data(folder: Path, names: Sequence[str], **changes: Any) -> Path:
 
 
 def hunyuan_video_sample(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The conditions of a sample, 7 of 10 tokens valid."""
+    """The conditions of a sample, with 7 of 10 tokens valid."""
     tensors = {
         "prompt_embeds": torch.randn(10, 16),
         "prompt_attention_mask": (torch.arange(10) < 7).long(),
@@ -87,7 +87,7 @@ def make_hunyuan_video_setup(folder: Path, names: Sequence[str]) -> Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """A run of seed 1, in fp32, of batches of 2 samples, which is resumed after every second step."""
+    """A training run with seed 1, in fp32, with batches of 2 samples, resumed after every second step."""
 
     setup: Setup
     output: Path
@@ -96,7 +96,7 @@ class Job:
 
 
 def train_in_two_processes(folder: Path, jobs: Sequence[Job]) -> None:
-    """Does the jobs, one after the other, in the same two processes."""
+    """Runs the jobs, one after the other, in the same two processes."""
     script = folder / "process.py"
     script.write_text(PROCESS)
     listed = [

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GPU made of Python and host memory: streams, memory and graphs, and as much of `torch.cuda` as engines use.
+"""A GPU simulated in Python and host memory: streams, memory, graphs, and the part of `torch.cuda` that engines use.
 
-What is put on a stream runs later, when somebody waits for it, and what lies on different streams runs in a random
-order unless events say otherwise: a missing wait shows. Freed memory is poisoned as early as torch's allocator might
-give it to somebody else, and may not be touched any more.
+Work on a stream runs later, when something waits for it, and work on different streams runs in a random order unless
+events order it: so a missing wait is found. Freed memory is poisoned as soon as torch's allocator might reuse it, and
+must not be touched any more.
 
-`HostCuda` is the GPU, with the functions of `cuda.bindings.runtime` that are called. `install` puts it in the place of
-both libraries: `HostTorch` is torch, but for streams, events and tensors on a GPU.
+`HostCuda` is the GPU, with the functions of `cuda.bindings.runtime` that are called. `install` puts it in place of both
+libraries: `HostTorch` is torch, except for streams, events and tensors on a GPU.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Stream:
 class Block:
     memory: Any
     size: int
-    stream: int  # that it was allocated on: what is freed can be used again there
-    users: set[int] = field(default_factory=set)  # other streams, told of with `record_stream`
+    stream: int  # on which it was allocated, and can be reused once it is freed
+    users: set[int] = field(default_factory=set)  # other streams that use it, named by `record_stream`
 
 
 class HostCuda:
@@ -63,12 +63,12 @@ class HostCuda:
     def __init__(self, total: int = 1 << 30, device: int = 0) -> None:
         self.total, self.device = total, device
         self.blocks: dict[int, Block] = {}
-        self.freed: dict[int, Block] = {}  # whose users may not have ended
+        self.freed: dict[int, Block] = {}  # blocks that other streams may still use
         self.all_streams: dict[int, Stream] = {DEFAULT_STREAM: Stream()}
         self.events: set[int] = set()
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executables: dict[int, list[Callable[[], None]]] = {}
-        self.running: dict[int, int] = {}  # launches of an executable graph that have not ended
+        self.running: dict[int, int] = {}  # number of unfinished launches, by executable graph
         self.fail: dict[str, int] = {}  # name of a call -> the status it returns
         self.launches = 0
         self.captures = 0
@@ -82,7 +82,7 @@ class HostCuda:
 
     @property
     def streams(self) -> dict[int, Stream]:
-        """Those that somebody has made."""
+        """The streams that were created, without the default one."""
         return {handle: stream for handle, stream in self.all_streams.items() if handle != DEFAULT_STREAM}
 
     @property
@@ -90,7 +90,7 @@ class HostCuda:
         return sum(block.size for block in self.blocks.values())
 
     def bytes_at(self, address: int, size: int) -> Any:
-        """The memory there, which must be allocated, or freed and not given to anybody else yet."""
+        """The memory at an address, which must be allocated, or freed but not reused yet."""
         with self._lock:
             for start, block in (*self.blocks.items(), *self.freed.items()):
                 if start <= address and address + size <= start + block.size:
@@ -98,7 +98,7 @@ class HostCuda:
         raise AssertionError(f"{size} bytes at {address:#x} are not allocated")
 
     def put(self, stream: int, run: Callable[[], None], ready: Callable[[], bool] = lambda: True) -> None:
-        """What a kernel launch does: puts work on a stream, or into the graph that the stream is captured into."""
+        """Puts work on a stream, or into the graph into which the stream is captured, as a kernel launch does."""
         with self._lock:
             into = self.all_streams[stream]
             if into.capture is not None:
@@ -125,7 +125,7 @@ class HostCuda:
         assert self.current_device() == self.device, "another device is current on this thread"
 
     def drain(self, stream: int | None = None) -> None:
-        """Runs what is pending, streams interleaved at random, until `stream` (None: every stream) is done."""
+        """Runs pending work, with streams interleaved at random, until `stream` (None: every stream) is done."""
         with self._lock:
             while any(each.pending for handle, each in self.all_streams.items() if stream in (None, handle)):
                 able = [each for each in self.all_streams.values() if each.pending and each.pending[0][0]()]
@@ -136,7 +136,7 @@ class HostCuda:
                 chosen.done += 1
 
     def until(self, stream: int) -> Callable[[], bool]:
-        """Whether what is on a stream now has run."""
+        """A function that tells whether the work that is on a stream now has run."""
         assert not self.is_capturing(stream)
         issued = self.all_streams[stream].issued
         return lambda: stream not in self.all_streams or self.all_streams[stream].done >= issued
@@ -159,7 +159,7 @@ class HostCuda:
     # --- Memory ------------------------------------------------------------------------------------------------------
 
     def allocate(self, size: int) -> int | None:
-        """The address of poisoned memory; None where there is none, or where no call may allocate."""
+        """Allocates poisoned memory; returns its address, or None if there is too little or a capture forbids it."""
         with self._lock:
             for stream in self.all_streams.values():
                 if stream.capturing_thread == threading.get_ident():
@@ -175,7 +175,7 @@ class HostCuda:
             return address
 
     def release(self, address: int) -> None:
-        """Frees memory as torch does: it is used again in the order of its stream, behind the users that are known."""
+        """Frees memory as torch does: it is reused in the order of its stream, after the other streams that use it."""
         with self._lock:
             block = self.blocks.pop(address)
             self.freed[address] = block
@@ -191,7 +191,7 @@ class HostCuda:
                 use_again()
 
     def free_at_once(self, address: int) -> None:
-        """Frees memory as cudaFree does, which waits for whatever runs."""
+        """Frees memory as cudaFree does, which waits for all running work."""
         with self._lock:
             self.drain()
             self.release(address)
@@ -262,7 +262,7 @@ class HostCuda:
 
 
 class HostTensor(torch.Tensor):
-    """A tensor in the memory of a `HostCuda`: copies go to its current stream, and what comes to the host waits."""
+    """A tensor in the memory of a `HostCuda`: copies go to its current stream, and copies to the host wait."""
 
     on: HostCuda
     __torch_function__ = torch._C._disabled_torch_function_impl  # results of operations are plain tensors
@@ -335,7 +335,7 @@ class HostEvent:
 
 
 class HostStream:
-    """A new stream, or that of a handle."""
+    """A new stream, or the one with a handle."""
 
     def __init__(self, cuda: HostCuda, handle: int | None = None) -> None:
         self.on = cuda
@@ -360,7 +360,7 @@ class HostStream:
 
 
 class HostTorch:
-    """torch, with a `HostCuda` as its only GPU."""
+    """A stand-in for torch with a `HostCuda` as its only GPU."""
 
     def __init__(self, cuda: HostCuda) -> None:
         self.version = SimpleNamespace(cuda="13.0")
@@ -404,6 +404,6 @@ def install(monkeypatch: pytest.MonkeyPatch, cuda: HostCuda) -> HostCuda:
 
 
 def on_gpu(cuda: HostCuda, array: Any) -> HostTensor:
-    """A tensor on the GPU with the values of a NumPy array, once the default stream comes to it."""
+    """A tensor on the GPU, into which the default stream copies the values of a NumPy array."""
     source = torch.from_numpy(np.ascontiguousarray(array))
     return HostTensor.make(cuda, tuple(source.shape), source.dtype).copy_(source, non_blocking=True)

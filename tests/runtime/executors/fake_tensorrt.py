@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of TensorRT 8.6, 10 and RTX as an executor uses, made of Python on a `HostCuda`.
+"""The part of TensorRT 8.6, 10 and RTX that an executor uses, simulated in Python on a `HostCuda`.
 
-It has what the real one has and lacks what that lacks, and refuses what that refuses; where the real one's behaviour is
-undefined, it fails the test. Read off the bindings (python/src/infer/pyCore.cpp) and NvInferRuntime.h of each version.
+It has the names of the real one, no others, and refuses what the real one refuses. Where the real one's behaviour is
+undefined, it fails the test. It follows the bindings (python/src/infer/pyCore.cpp) and NvInferRuntime.h of each
+version.
 
 It computes sample = 2 * hidden_states + timestep / 1000 and routes = route_override, or 1 where that is -1.
 """
@@ -47,7 +48,7 @@ class Specialization(Enum):
 
 
 class FakeTensorRT:
-    """The module. `api`: "8.6", "10" or "rtx". `refuses`: what the next call fails at."""
+    """The module. `api` is "8.6", "10" or "rtx"; `refuses` names what the next call fails at."""
 
     class ILogger:
         pass
@@ -66,7 +67,7 @@ class FakeTensorRT:
         self.cuda, self.flavour, self.api = cuda, flavour, api
         self.specs = {spec.name: spec for spec in (*bundle.manifest.inputs, *bundle.manifest.outputs)}
         self.outputs = [spec.name for spec in bundle.manifest.outputs]
-        self.batches = [(1, 1, 2)]  # of the profiles
+        self.batches = [(1, 1, 2)]  # least, usual and largest batch of each profile
         self.freed: list[str] = []
         self.alive: list[Any] = []  # contexts
         self.plan: bytes | None = None
@@ -301,7 +302,7 @@ class Context:
         assert not self.busy, "two threads in one execution context"
         self.busy = True
         try:
-            time.sleep(0.001)  # the real one lets other threads run, too
+            time.sleep(0.001)  # the real one also lets other threads run
             if trt.refuses == "interrupt" or (trt.refuses == "interrupt capture" and cuda.is_capturing(stream)):
                 raise KeyboardInterrupt
             if trt.refuses == "run":
@@ -365,7 +366,7 @@ class Context:
 
 class Context86(Context):
     def _write_only(self, address: int) -> None:
-        self._set_scratch(address, self.engine.device_memory_size)  # nobody says how much there is
+        self._set_scratch(address, self.engine.device_memory_size)  # the caller does not say how much there is
 
     device_memory = property(None, _write_only)
 

@@ -14,7 +14,7 @@ from vorta_trt.runtime.parallel.world import World
 
 
 def die_in_an_exchange(world: World, told: int) -> None:
-    """Rank 1 is killed while rank 0, which has told something, waits for it."""
+    """Kills rank 1 while rank 0, which has sent a message, waits for it."""
     if world.is_first:
         world.send(world.from_first(told))
     else:
@@ -24,6 +24,6 @@ def die_in_an_exchange(world: World, told: int) -> None:
 
 
 def wait_for_ever(world: World, argument: None) -> None:
-    """Until somebody ends it; says which process it is."""
+    """Sends the id of its process, and sleeps until the process is ended."""
     world.send(os.getpid())
     time.sleep(1000)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transformer that is no model: it says what it was asked, quickly."""
+"""A stand-in for a transformer, without a model: it is fast, and records its calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class RecordingDenoiser(Denoiser):
     """A Wan whose sample is a function of latents, timestep and prompt, row by row.
 
     Attributes:
-        launches: batch sizes. overrides, taus: of every launch. routes: what it says that it took, int32 [L, N].
+        launches: Batch size of every launch.
+        overrides: Route override of every launch.
+        taus: Tau of every launch.
+        routes: Routes that it reports, int32 [L, N].
     """
 
     family, text_tokens = "wan", TEXT

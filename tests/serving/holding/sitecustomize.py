@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python runs this where it starts with this folder on its path: videos wait at the step that a test says.
+"""Python runs this file when it starts with this folder on its path: then videos wait at the step that a test sets.
 
 See `held_videos.py`, which writes the file.
 """
@@ -21,7 +21,7 @@ MODULE = "vorta_trt.serving.job_videos"
 
 
 class _Finder(MetaPathFinder):
-    """Changes the module as soon as it is imported; to import it here would take seconds of every process."""
+    """Changes the module once something imports it. Importing it here would cost every process seconds."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != MODULE:
