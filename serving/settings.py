@@ -23,7 +23,7 @@ class ModelSettings(_Settings):
     source: Path
     """A bundle, or an exported ONNX file."""
     name: str = ""
-    """What requests call it; by default the file's name without its suffix."""
+    """Name by which requests ask for the model; by default the file's name without its suffix."""
     checkpoint: Path | None = None
     """The pipeline folder, as for `VortaPipeline`."""
     preset: str | None = None

@@ -183,7 +183,7 @@ def content_of(service: Service, job: Job, variant: Variant, index: int) -> Path
     """The file of a completed job.
 
     Raises:
-        ApiError: It is not completed, or has fewer videos.
+        ApiError: The job is not completed, or has fewer videos.
     """
     if job.status is not Status.COMPLETED or job.report is None:
         raise ApiError(

@@ -89,7 +89,7 @@ def elf_sections(data: bytes) -> list[Section]:
     """The sections of a 64-bit little-endian ELF file.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The data is something else.
     """
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError(f"{data[:6].hex(' ')}: not the beginning of a 64-bit ELF file")
@@ -176,7 +176,7 @@ def library_kernels(library: bytes) -> list[Kernel]:
         library: The content of the file.
 
     Raises:
-        ValueError: It holds no GPU code.
+        ValueError: The library holds no GPU code.
     """
     fatbins = [section.content for section in elf_sections(library) if section.name == ".nv_fatbin"]
     if not fatbins:

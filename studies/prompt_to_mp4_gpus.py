@@ -154,7 +154,7 @@ def make_model(world: World, options: Options) -> Any:
 
 
 def make_videos(world: World, options: Options) -> dict[str, Any]:
-    """What every rank does: loads once, makes the videos, and on rank 0 writes them and says where the time goes."""
+    """Work of every rank: loads once and makes the videos; rank 0 also writes them and says where the time goes."""
     import torch
 
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline

@@ -57,7 +57,7 @@ ROUTINGS: dict[str, tuple[float, int | str]] = {
 
 @dataclass(frozen=True)
 class Draw:
-    """One call. error, torch_error: relative, against float32."""
+    """One call. `error` and `torch_error` are relative errors against float32."""
 
     error: float
     torch_error: float
@@ -68,7 +68,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case. error, torch_error: the middle ones of its draws."""
+    """One case. `error` and `torch_error` are medians over its draws."""
 
     head_dim: int
     routing: str

@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def measure(rank: int, ranks: int, bundles: list[Path], case: StepCase, answers: Any) -> None:
-    """What each process does; rank 0 tells the figures."""
+    """Work of every process; rank 0 puts the figures into `answers`."""
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     dist.init_process_group("cpu:gloo,cuda:nccl", rank=rank, world_size=ranks, device_id=device)

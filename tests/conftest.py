@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .tiny import Tiny, TinyExperts
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import onnxruntime themselves, too
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process per processor: one thread each, children too
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per processor, so one thread in each and in its children
     os.environ["OMP_NUM_THREADS"] = "1"
 # These begin first, or one test process would run them alone at the end. They mostly wait for other processes.
 LONGEST = ("test_ray.py", "test_triton_server.py", "test_server.py")

@@ -60,7 +60,7 @@ class Kept:
         self.known: set[Path] = set()  # to this process
 
     def folder(self, *rooms: str) -> Path:
-        """The folder of files that these rooms make. Its name has spaces, which tests need."""
+        """The folder of files that these rooms make. Its name has spaces."""
         path = self.root / f"by {'-'.join(rooms)} {_digest(rooms)}"
         if not path.exists():
             for other in self.root.glob("by *"):

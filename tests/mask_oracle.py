@@ -216,7 +216,8 @@ class Inputs:
 def random_inputs(
     problem: Problem, seed: int, rounded: Callable[[np.ndarray], np.ndarray], batch: int = 2, head_dim: int = 8
 ) -> Inputs:
-    """Normal inputs with two heads for each branch, in another order in each sample; one full head has an unknown id.
+    """Normal inputs, two heads for each branch, in another order in each sample; one full head has an unknown id.
+
     Inputs whose coreset depends on the rounding of a similarity to float32 are drawn again.
 
     Args:

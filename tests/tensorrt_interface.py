@@ -34,7 +34,7 @@ class ClassInterface:
         bases: Names of the classes that it derives from.
         methods: Overloads by name; a method's first parameter, self, is left out.
         properties: The annotation of what can be read, by name.
-        writable: Which of them can be set.
+        writable: Names of the properties that can be set.
         members: Values by name, of an enum.
         nested: Classes inside it, by name.
     """

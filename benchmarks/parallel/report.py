@@ -32,13 +32,13 @@ class ParallelRow:
         speedup: Over one GPU of the same run, which computes passes one after the other.
         exchanges: Seconds of a pass by exchange, packing and unpacking included: "heads" (queries, keys and values),
             "tokens" (the attention's output), "sample" (projected rows) and, with guidance, "guidance". For every
-            single exchange, the time of the GPU that comes last counts, since that GPU waits for no other. Exchanges
-            that overlap add less than this to the pass.
+            single exchange, the time of the GPU that comes last counts, since that GPU waits for no other. Where
+            exchanges overlap, this is not the time that they add to the pass.
         waiting: Seconds of a pass that a GPU waits in exchanges for later GPUs, the mean of all GPUs; None where
             exchanges overlap, since their spans do not show it.
         exchange_share: The sum of `exchanges` over the median; None where they overlap.
-        busiest: Attention work of each layer's busiest GPU over the mean of the GPUs, summed over all layers, in the
-            costs that placement uses.
+        busiest: Attention work of each layer's busiest GPU over the mean of the GPUs, both summed over all layers, in
+            the costs that placement uses.
         predicted: Seconds that `plan_ranks` predicts from an H100's rates, wherever this runs.
         difference: Relative L2 distance of the sample to one GPU's.
         own_error: Relative L2 distance of one GPU's sample to that of another form of the blocks that is as exact:

@@ -5,11 +5,11 @@ Routed attention of Wan 14B (72,000 tokens, 40 heads) took 34.3 ms a layer insid
 were expected from 8 heads of each branch, 26.6 ms by a run of 40 heads on an H100. Time is cycles over clock, so each
 finding points to a cause:
 
-- cycles as alone, clock lower:       the power limit; what runs before it takes the clock away.
+- cycles as alone, clock lower:       the power limit; the work before it lowers the clock.
 - cycles more after other work:       memory: a cold L2, or pages that HBM has closed.
 - cycles more with the model's q k v: the numbers: fp8's softmax weighs a block a second time where its maximum rises.
 - cycles more with a layer's routes:  the counts: a full head costs as much as five others; or their order.
-- other kernels than the attention's: quantisation, statistics, selection; the profile at the end says.
+- other kernels than the attention's: quantisation, statistics, selection; the profile at the end names them.
 
     python studies/hopper/fp8_attention_in_pass.py --output fp8_attention_in_pass.json      # about 50 s of an H200
 """

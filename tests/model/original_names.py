@@ -124,7 +124,7 @@ _JOINED = {  # by the authors' name: the parts in diffusers that it holds, one b
 
 
 def hunyuan_video(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' HunyuanVideo in the authors' layout: products of one input are joined, the last norm's halves swapped."""
+    """diffusers' HunyuanVideo in the authors' layout: products of one input joined, the last norm's halves swapped."""
     stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, _, leaf = name.rpartition(".")

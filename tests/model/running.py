@@ -25,8 +25,7 @@ def override(routed: RoutedTransformer, branch: int) -> Tensor:
 
 
 def check_export_with_dynamic_batch(routed: RoutedTransformer, batched: Iterable[str], seed: int) -> None:
-    """Checks that torch.export with a dynamic batch keeps the operator in all 3 layers; if it can run, also its
-    results.
+    """Checks that torch.export with a dynamic batch keeps the operator in all 3 layers, and, if possible, its results.
 
     batched: the inputs with a batch axis.
     """

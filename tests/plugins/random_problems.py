@@ -33,7 +33,7 @@ MISTAKES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Memory of a [B, L, N, D] tensor: axes from the outermost in, room behind each, and repeated ones."""
+    """Memory layout of a [B, L, N, D] tensor: axes from outermost to innermost, gaps after each, and repeated axes."""
 
     order: tuple[int, int, int] = (0, 1, 2)
     room: tuple[int, int, int] = (0, 0, 0)  # elements behind one entry of an axis, multiples of 8
@@ -91,12 +91,12 @@ class RandomProblem:
 
     @property
     def few_rows(self) -> bool:
-        """Whether rows of the output repeat, so that a head's error is that of a few rows and does not average."""
+        """Whether rows of the output repeat: then a head's error is that of a few rows and does not average out."""
         return self.alike or 1 in self.layouts["query"].repeated
 
     @property
     def mild(self) -> bool:
-        """Whether 8 bits can be expected to be right within their limits."""
+        """Whether results in 8 bits can be expected to be within their limits."""
         return self.magnitude == 1 and not self.scale and not self.poison and not self.alike
 
 

@@ -35,8 +35,8 @@ class TritonServer:
         process: Process of the server.
         http: Host and port of HTTP.
         grpc: Host and port of gRPC.
-        metrics: The URL of its metrics.
-        log: What it says.
+        metrics: URL of the server's metrics.
+        log: File with the server's output.
     """
 
     process: subprocess.Popen[bytes]
