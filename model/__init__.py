@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method in PyTorch: geometry, the three branches, router, routed transformers.
 
-Names are loaded on first use, so that `AttentionGeometry` alone does not cost an import of torch, and the kernels'
-tests none of diffusers.
+Names are loaded on first use: importing `AttentionGeometry` alone does not import torch, and the kernels' tests do not
+import diffusers.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class BoxKind:
     Attributes:
         shape: Tokens of a box along each axis.
         counts: Boxes of that shape along each axis.
-        origin: First token of the first of them.
+        origin: Position of the first token of the first box along each axis.
     """
 
     shape: Shape
@@ -68,15 +68,15 @@ def box_kinds(grid: Shape, box: Shape) -> list[BoxKind]:
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """Along one axis, groups of neighbouring boxes that see one window; `count` of them are alike.
+    """Groups of equal size along one axis; a group is a run of neighbouring boxes that see the same window.
 
     Attributes:
-        count: Groups that are alike.
+        count: Number of groups.
         first: First token of the first group.
         tokens: Tokens of a group.
         seen_first: First token of the first group's window.
         seen: Tokens of a window.
-        step: Tokens from one group, and from one window, to the next.
+        step: Distance in tokens from one group to the next, and from one window to the next.
     """
 
     count: int
@@ -108,7 +108,7 @@ def axis_groups(extent: int, size: int, window: int) -> list[AxisGroup]:
 
 
 def window_pairs(grid: Shape, tile: Shape, window: Shape) -> int:
-    """Pairs of a token of the grid and a token that its window of tiles shows it."""
+    """Number of query-key pairs over the grid, where a query token sees the keys in its window of tiles."""
     axes = itertools.starmap(axis_groups, zip(grid, tile, window, strict=True))
     return math.prod(sum(group.count * group.tokens * group.seen for group in groups) for groups in axes)
 

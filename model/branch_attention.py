@@ -25,8 +25,8 @@ from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.operator import check_device, check_tensors, checked_scale
 from vorta_trt.model.reference import gather_video, select_coreset, sliding_pattern, spread_coreset, text_lengths
 
-# Every backend of scaled_dot_product_attention but MATH, which holds the score matrix. None that fits is an error. The
-# first that fits is taken: on an H200 cuDNN takes 0.57 of FlashAttention-2's time, forward and backward.
+# Every backend of scaled_dot_product_attention but MATH, which holds the score matrix. It is an error if none fits. The
+# first one that fits is used: on an H200 cuDNN takes 0.57 of FlashAttention-2's time, forward and backward.
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 
 
@@ -45,9 +45,9 @@ def branch_attention(
 
     Args:
         query: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
-        key: As query.
-        value: As query.
-        branch: What every head takes.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
+        branch: Branch of all heads.
         geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if T > 0.
         scale: Factor of the logits; None is 1/sqrt(D).
@@ -57,7 +57,7 @@ def branch_attention(
 
     Raises:
         TypeError: An argument has the wrong type, as in `routed_attention`.
-        ValueError: An argument breaks another of its rules.
+        ValueError: An argument breaks another rule of `routed_attention`.
     """
     check_tensors(query, key, value, geometry, text_length)
     scale = checked_scale(scale, query)
@@ -83,7 +83,7 @@ def full_attention(
     text_length: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Every head is full; arguments and output as in `branch_attention`."""
+    """Full attention for every head; arguments and output are those of `branch_attention`."""
     return branch_attention(query, key, value, Branch.FULL, geometry, text_length, scale)
 
 
@@ -96,23 +96,23 @@ def mixed_attention(
     text_length: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The soft mixture that routers are trained in: of each head, the sum of scores times branch outputs.
+    """The soft mixture that routers are trained with: the sum of a head's branch outputs, weighted with its scores.
 
     Args:
-        query: As in `branch_attention`.
-        key: As query.
-        value: As query.
+        query: Queries; see `branch_attention`.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
         scores: float [B, N, 3], what `Router` gives; the sum is in float32.
-        geometry: As in `branch_attention`.
-        text_length: As in `branch_attention`.
-        scale: As in `branch_attention`.
+        geometry: Grid, tiles, windows and buckets of the tokens.
+        text_length: int32 [B], valid text tokens; required if and only if T > 0.
+        scale: Factor of the logits; None is 1/sqrt(D).
 
     Returns:
         [B, S+T, N, D] in the dtype of `query`.
 
     Raises:
-        TypeError: As `branch_attention`.
-        ValueError: As `branch_attention`, or scores of another shape.
+        TypeError: An argument has the wrong type; see `branch_attention`.
+        ValueError: An argument breaks a rule of `branch_attention`, or the scores have another shape.
     """
     expected = (query.shape[0], query.shape[2], len(Branch))
     if tuple(scores.shape) != expected:
@@ -174,7 +174,7 @@ def _attend_tokens(query: Tensor, key: Tensor, value: Tensor, queries: Tensor, k
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """All to all, without a score matrix: query [H, q, D], key and value [H, k, D] -> [H, q, D]."""
+    """Dense attention without a score matrix: query [H, q, D], key and value [H, k, D] -> [H, q, D]."""
     q, k, v = (tensor.unsqueeze(0) for tensor in (query, key, value))  # the backends take 4 axes
     with sdpa_kernel(BACKENDS, set_priority=True):
         out: Tensor = functional.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -182,7 +182,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept must serve a later backward pass, too
+@torch.inference_mode(False)  # cached tensors must be usable in a later backward pass, too
 def _pattern_on(
     geometry: AttentionGeometry, text: int, device: torch.device
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:

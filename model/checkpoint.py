@@ -24,7 +24,7 @@ from vorta_trt.model.original_layout import config_of, converted, family_by_name
 from vorta_trt.model.safetensors_files import Weights
 from vorta_trt.model.scaled_fp8 import MultipliedOut, multiplied_out
 
-STORED_TYPES = ("F64", "F32", "F16", "BF16")  # of weights that can be rounded to what is asked for
+STORED_TYPES = ("F64", "F32", "F16", "BF16")  # stored types of weights that can be rounded to the requested dtype
 
 
 class CheckpointReader:
@@ -33,17 +33,19 @@ class CheckpointReader:
     Args:
         path: A diffusers pipeline folder, its `transformer/` folder, or one of the other forms in `checkpoint_place`.
         component: "transformer", or "transformer_2" for the second of two experts.
-        variant: As for diffusers, of the files' names; None takes those without one.
+        variant: Variant in the names of the weight files, as in diffusers, e.g. "fp16"; None takes the files without
+            one.
 
     Attributes:
-        path: As given.
-        component: As given.
+        path: Path as given.
+        component: Component as given.
         experts: The components of all experts that the pipeline has.
         boundary_ratio: Where the second of two experts takes over; None with one.
         origin: The file or folder of the weights, for errors.
         folder: The folder of the weights.
-        config: Its config.json, with diffusers' defaults for what that leaves out; without one, what the shapes say.
-        config_source: Where that comes from, for errors.
+        config: Config of the transformer: its config.json, with diffusers' defaults for missing entries; without a
+            config.json, what the shapes of the weights say.
+        config_source: File or folder that the config comes from, for errors.
         family: Name of the model family.
         float8_count: How many of its tensors are stored in float8.
 
@@ -89,7 +91,7 @@ class CheckpointReader:
         self._names = frozenset(self._weights.names())
 
     def _check_component(self, source: str, place: Place) -> None:
-        """The expert that is asked for must be there, and must be the one that is given."""
+        """Raises CheckpointError unless the requested expert is there and is the one that the path leads to."""
         if self.component not in self.experts:
             raise CheckpointError(
                 f"{source}: its {MODEL_INDEX} has no {self.component}, so it is a pipeline of one transformer; leave "
@@ -154,9 +156,10 @@ class CheckpointReader:
 
 
 def _config_beside(place: Place) -> tuple[dict[str, Any], ModelFamily | None]:
-    """The config.json beside the weights and its family; no family for that of the authors' layout, or without any.
+    """The config.json beside the weights, and its family; None for the authors' layout, or without a config.
 
-    One of another model beside a file, in a folder of many files, is not the file's.
+    A config of an unknown class beside a single file is ignored: in a folder of many files it may be that of another
+    model.
     """
     if place.config is None:
         return {}, None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the transformer of a checkpoint lies, whatever form the user has it in.
 
-- NAME-Diffusers/: a pipeline folder, with transformer/ and, of two experts, transformer_2/
+- NAME-Diffusers/: a pipeline folder, with transformer/ and, for two experts, transformer_2/
 - NAME-Diffusers/transformer/: a transformer's folder
 - models--OWNER--NAME/: a folder of the Hugging Face cache
 - NAME/: weights in the authors' layout, sharded or not; those of two experts in high_noise_model/ and low_noise_model/
@@ -41,8 +41,8 @@ class Place:
     """Where a transformer lies.
 
     Attributes:
-        folder: That holds its weights.
-        file: The file or index in it, None for the one that the folder has.
+        folder: Folder that holds its weights.
+        file: File or index in the folder; None means the weights that the folder has.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Place:
 
     @property
     def origin(self) -> Path:
-        """What to name in errors."""
+        """The path to name in errors."""
         return self.file or self.folder
 
     @property
@@ -61,7 +61,7 @@ class Place:
 
     @property
     def pipeline(self) -> Path | None:
-        """The folder whose parts may lie beside the transformer's; None for a file outside of a transformer's."""
+        """The pipeline folder around the transformer's folder; None for a file that is in no transformer's folder."""
         return self.folder.parent if self.file is None or self.folder.name in _AUTHORS_FOLDERS else None
 
     @property
@@ -97,12 +97,12 @@ def find_place(path: Path, component: str = TRANSFORMER) -> Place:
     """Finds a transformer.
 
     Args:
-        path: In one of the forms above.
+        path: Checkpoint in one of the forms above.
         component: "transformer", or "transformer_2" for the second of two experts.
 
     Raises:
         FileNotFoundError: Nothing is there.
-        CheckpointError: It is something else.
+        CheckpointError: The path is something else.
     """
     if not path.exists():
         there = absence(path, "does not exist")
@@ -164,7 +164,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _kind_of_file(path: Path) -> str:
-    """What a file is that should have been another, in words."""
+    """Describes, for an error, a file of a kind that is not read."""
     check_no_pointer(path)
     suffix = path.suffix.lower()
     if suffix == ".gguf":

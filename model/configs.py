@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the JSON files of a checkpoint, and refusing values that the class they are for does not take."""
+"""Reads the JSON files of a checkpoint, and refuses values that the files' classes do not take."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pydantic.errors import PydanticUserError
 from vorta_trt.model.errors import CheckpointError
 from vorta_trt.model.files import is_pointer
 
-MOST_LAYERS = 1000  # of a model; a config that asks for more is damaged, and would keep the loader busy for ever
-MOST_TIMES = 100  # as large as the class' default may a size be
+MOST_LAYERS = 1000  # layers of a model; a config with more is damaged, and would keep the loader busy for ever
+MOST_TIMES = 100  # a size may be at most this many times the class' default
 
 
 def read_json(file: Path, purpose: str) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
-        file: to read.
-        purpose: whose file it is, for errors.
+        file: the file to read.
+        purpose: what the file belongs to, for errors.
 
     Raises:
-        CheckpointError: it holds something else.
+        CheckpointError: the file holds something else.
     """
     check_no_pointer(file)
     try:
@@ -57,7 +57,7 @@ def typed_config(kind: Any, config: Mapping[str, Any], file: Path) -> dict[str, 
     sizes.
 
     Args:
-        kind: the class.
+        kind: the class whose config it is.
         config: the content of `file`, a config.json.
         file: where the config comes from, for errors.
 
@@ -84,7 +84,7 @@ def typed_config(kind: Any, config: Mapping[str, Any], file: Path) -> dict[str, 
 
 
 def _type_problem(hint: Any, value: Any, default: Any) -> str | None:
-    """What is wrong with the type of a JSON value."""
+    """Describes what is wrong with the type of a JSON value; None if nothing is."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and len(arguments) == 1:
         hint = tuple[arguments[0], ...]  # type: ignore[valid-type]  # diffusers writes tuple[int] for any length

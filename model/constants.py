@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that several rooms share. This module imports nothing, so that reading one of them costs nothing."""
+"""Constants that several packages share. This module imports nothing but typing, so importing it costs nothing."""
 
 from __future__ import annotations
 

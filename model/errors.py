@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of this room that need no torch."""
+"""Errors of this package that need no torch."""
 
 from __future__ import annotations
 

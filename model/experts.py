@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experts of a pipeline: one transformer, or two of which each takes a part of the schedule.
 
-Of two experts, diffusers' pipelines run `transformer` at the steps whose timestep is at least `boundary_ratio` x 1000
+With two experts, diffusers' pipelines run `transformer` at the steps whose timestep is at least `boundary_ratio` x 1000
 (much noise), and `transformer_2` at the later ones (little noise). So the switch happens once in a video. People call
 them high and low.
 
@@ -31,8 +31,8 @@ def steps_of_experts(timesteps: Sequence[float], boundary_ratio: float | None) -
     """Which steps of a schedule each expert takes.
 
     Args:
-        timesteps: P, as the scheduler gives them.
-        boundary_ratio: Of the pipeline; None with one expert, which takes all steps.
+        timesteps: P timesteps, as the scheduler gives them.
+        boundary_ratio: Boundary ratio of the pipeline; None with one expert, which takes all steps.
 
     Returns:
         The steps by component, in the order in which they run; an expert without a step is left out.
@@ -44,7 +44,7 @@ def steps_of_experts(timesteps: Sequence[float], boundary_ratio: float | None) -
         return {TRANSFORMER: range(len(timesteps))}
     import torch
 
-    # As the pipelines compare: a float32 tensor with a number of Python.
+    # The pipelines compare a float32 tensor with a Python number, and so does this.
     first = (torch.tensor(timesteps, dtype=torch.float32) >= boundary_timestep(boundary_ratio)).tolist()  # [P]
     switch = first.index(False) if False in first else len(first)
     if any(first[switch:]):
@@ -65,10 +65,10 @@ def timesteps_of_expert(component: str, boundary_ratio: float | None) -> tuple[f
 
 
 def check_boundary(value: object, source: str) -> float:
-    """The boundary ratio of two experts.
+    """Returns the boundary ratio of two experts, checked.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: The value is no number between 0 and 1.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise CheckpointError(
@@ -96,10 +96,10 @@ def _shown(name: str) -> bool:
 
 
 def named(component: str) -> Component:
-    """A component by its name, for records that know no other."""
+    """A component's name as the literal type of records; any unknown name becomes "transformer"."""
     return TRANSFORMER_2 if component == TRANSFORMER_2 else TRANSFORMER
 
 
 def in_words(components: Iterable[str]) -> str:
-    """Components with what people call them."""
+    """Names of components with their noise levels, e.g. "transformer (high noise)"."""
     return " and ".join(f"{component} ({NOISE[component]} noise)" for component in components)

@@ -48,11 +48,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which Windows' editors write
 
 @dataclass(frozen=True)
 class FileKind:
-    """What is written to a file, and so which files may be replaced by it.
+    """The kind of content that is written to a file; it decides which files may be replaced.
 
     Attributes:
-        name: For messages, as "route table".
-        has: Whether an existing file, which is not empty, is of this kind; an OSError or ValueError says no.
+        name: Name for messages, such as "route table".
+        has: Says whether an existing file, which is not empty, is of this kind; an OSError or ValueError means no.
     """
 
     name: str
@@ -63,9 +63,9 @@ def json_kind(name: str, *keys: str, values: Mapping[str, object] | None = None)
     """The kind of JSON objects with these keys.
 
     Args:
-        name: For messages, as "route table".
-        keys: Those by which it is told from other JSON files. Files of older versions must have them, too.
-        values: Further keys, whose values must be these.
+        name: Name for messages, such as "route table".
+        keys: Keys that tell the file from other JSON files. Files of older versions must have them, too.
+        values: Further keys, with the values that they must have.
     """
 
     def has(path: Path) -> bool:
@@ -87,7 +87,8 @@ def check_output(path: str | os.PathLike[str], size: int = 0, kind: FileKind | N
     Args:
         path: The file; a link is followed.
         size: Bytes that will be written.
-        kind: What will be written. A file that is there must be of the same kind, or empty; None replaces any.
+        kind: Kind of the content that will be written. A file that is there must be of the same kind, or empty; None
+            replaces any.
 
     Raises:
         WriteError: a folder or a file of another kind is in the way, the file's folder is missing or not writable, or
@@ -113,7 +114,7 @@ def check_space(path: str | os.PathLike[str], size: int) -> None:
 
 
 def _told(size: int) -> str:
-    """Bytes, in the unit that shows them."""
+    """A number of bytes as text, in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
@@ -136,8 +137,9 @@ def new_file(path: str | os.PathLike[str], *companions: str, size: int = 0) -> I
 
     Args:
         path: the file; its folder must exist.
-        companions: names of files that may be written beside it and belong to it. The old pair goes before the new
-            companions come, so that a file never stands beside another one's companions; those not written are removed.
+        companions: names of files that may be written beside it and belong to it. The old file is removed before new
+            companions are put into place, so that a file never stands beside the companions of another version.
+            Companions that are not written are removed.
         size: bytes that will be written, checked against the free space.
 
     Yields:
@@ -213,7 +215,7 @@ def new_folder(path: str | os.PathLike[str], *, replaces: str | None = None) -> 
 
 
 def make_way(path: str | os.PathLike[str]) -> None:
-    """Makes the folders above `path`, removes what killed writers of it left, and puts back what one moved aside.
+    """Makes the folders above `path`, and undoes what killed writers of `path` left: removes it, or puts it back.
 
     Raises:
         WriteError: the folders cannot be made.
@@ -229,11 +231,11 @@ def check_sources(path: str | os.PathLike[str], sources: Iterable[str | os.PathL
 
     Args:
         path: The folder that is to be written. Where there is none yet, nothing is refused.
-        sources: Files and folders that are read for it; None and what does not exist is passed over. A link counts
-            where it stands and where it leads.
+        sources: Files and folders that are read for it; None and what does not exist is passed over. A link counts both
+            where it lies and where it points to.
 
     Raises:
-        WriteError: a source lies in the folder or is it.
+        WriteError: a source lies in the folder, or is the folder.
     """
     path = Path(path)
     if not path.is_dir():
@@ -277,7 +279,7 @@ def _refuse_folder(path: Path) -> None:
 
 def _is_special(path: Path) -> bool:
     """Whether the path is a pipe, a terminal or another device, which nothing may be renamed over."""
-    if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/self/fd/")):  # whatever stands behind it, it is open
+    if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/self/fd/")):  # an open descriptor, of whatever file
         return True
     try:
         mode = path.stat().st_mode
@@ -287,7 +289,7 @@ def _is_special(path: Path) -> bool:
 
 
 def _of_special(path: Path, error: OSError) -> str:
-    """Why a pipe or a device takes nothing; of a file behind an open descriptor nothing, as of any other file."""
+    """Why a pipe or a device cannot be written; "" for a regular file behind an open descriptor."""
     if path.is_file():
         return ""
     what = f"a link to {os.path.realpath(path)}, no regular file" if path.is_symlink() else "no regular file"
@@ -295,10 +297,10 @@ def _of_special(path: Path, error: OSError) -> str:
 
 
 def absence(path: Path, nothing: str = "no such file") -> str:
-    """Why a file, or a file or folder, cannot be read, as an error says it: what stands there in its place.
+    """Says, for an error, why a file cannot be read: what is found at its path instead.
 
     Args:
-        path: Where it should be.
+        path: Path at which the file should be.
         nothing: The words for a path at which there is nothing.
     """
     if path.is_dir():
@@ -313,7 +315,7 @@ def absence(path: Path, nothing: str = "no such file") -> str:
 
 
 class PointerError(VortaError, ValueError):
-    """A file is a pointer of Git LFS in the place of what it points to."""
+    """A file is a Git LFS pointer, and not the file that the pointer stands for."""
 
 
 def is_pointer(path: Path) -> bool:
@@ -327,7 +329,7 @@ def refuse_pointer(path: Path, what: str) -> None:
 
     Args:
         path: an existing file.
-        what: it should be, for the message, as "model".
+        what: what the file should be, for the message, such as "model".
     """
     if is_pointer(path):
         raise PointerError(

@@ -21,10 +21,10 @@ from torch.nn import functional
 CHUNK = 32  # keys that share a scale
 LARGEST_INT8 = 127.0
 LARGEST_E4M3 = 448.0
-LARGEST_WEIGHT = 8.0  # of a row, before it is rounded
+LARGEST_WEIGHT = 8.0  # largest softmax weight of a row, before rounding
 LARGEST_BALANCE = 12.0  # log2
 TINY = 1e-30
-#: What is done before the rounding; none changes the output of exact attention.
+#: Transforms before the rounding; none changes the output of exact attention.
 TRANSFORMS = frozenset({"mean of K", "mean of V", "balance", "Hadamard"})
 
 
@@ -38,7 +38,7 @@ def attend_in_fp8(
         key: [H, k, D].
         value: [H, k, D].
         scale: Factor of the logits.
-        transforms: Which of `TRANSFORMS` are made; the kernels make all.
+        transforms: Which of `TRANSFORMS` are applied; the kernels apply all.
 
     Returns:
         [H, q, D]
@@ -90,7 +90,7 @@ def _balance(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _sign_hadamard(width: int, like: Tensor) -> Tensor:
-    """[D, D], orthogonal, rows with signs drawn once and for all."""
+    """Orthogonal Hadamard matrix [D, D], whose rows have random signs from a fixed seed."""
     matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
     while matrix.shape[0] < width:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -99,7 +99,7 @@ def _sign_hadamard(width: int, like: Tensor) -> Tensor:
 
 
 def _to_int8(rows: Tensor) -> Tensor:
-    """Rounded to 255 steps, a scale for every row."""
+    """Rows rounded to 255 steps, with a scale for every row."""
     step = rows.abs().amax(-1, keepdim=True).clamp_min(TINY) / LARGEST_INT8
     return (rows / step).round() * step
 
@@ -111,7 +111,7 @@ def _in_chunks(rows: Tensor) -> Tensor:
 
 
 def _value_scales(values: Tensor) -> Tensor:
-    """A power of two for every chunk, at each of its keys: [H, k, D] -> [H, 1, k]."""
+    """Scale of every chunk, a power of two, repeated for each of its keys: [H, k, D] -> [H, 1, k]."""
     largest = _in_chunks(values).abs().amax(-1).clamp_min(TINY)  # [H, C]
     scales = (largest / LARGEST_E4M3).log2().ceil().exp2()
     return scales.repeat_interleave(CHUNK, 1)[:, None, : values.shape[1]]

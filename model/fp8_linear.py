@@ -31,8 +31,8 @@ class QuantizedTokens(NamedTuple):
 
     Attributes:
         values: e4m3 [B, X, K].
-        scale: What they are multiplied with, float32 [B, X].
-        dtype: Of the tokens before, and of what the layers give.
+        scale: Scale of each token, which its values are multiplied with, float32 [B, X].
+        dtype: Data type of the tokens before quantisation, and of the layers' outputs.
     """
 
     values: Tensor
@@ -41,26 +41,26 @@ class QuantizedTokens(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Tensor) -> QuantizedTokens:
-        """Of tokens [B, X, K]."""
+        """Quantises tokens [B, X, K]."""
         values, scale = torch.ops.vorta.quantize(tokens)
         return cls(values, scale, tokens.dtype)
 
     @classmethod
     def of_both(cls, first: Tensor, second: Tensor) -> QuantizedTokens:
-        """Of tokens [B, X, J] and [B, X, K] whose features lie side by side."""
+        """Quantises tokens [B, X, J] and [B, X, K], whose features are concatenated."""
         values, scale = torch.ops.vorta.joined_quantize(first, second)
         return cls(values, scale, first.dtype)
 
 
 class Fp8Linear(nn.Module):
-    """Stands where an `nn.Linear` stood; its parameters have no gradients.
+    """Replaces an `nn.Linear`; its parameters have no gradients.
 
     Args:
         in_features: K.
         out_features: O.
-        bias: Whether there is one.
-        dtype: Of the bias.
-        device: Of all parameters.
+        bias: Whether the layer has a bias.
+        dtype: Data type of the bias.
+        device: Device of all parameters.
 
     Attributes:
         weight: e4m3 [O, K].

@@ -46,7 +46,8 @@ class AttentionGeometry:
         grid: Token grid (frames, height, width); S = F*H*W.
         tile: Sliding tile in tokens. Tiles start at multiples of it; the last along an axis may be shorter, even if it
             is the only one.
-        window: Sliding window in tiles; odd along each axis. At least as many as the tiles: the whole axis is seen.
+        window: Sliding window in tiles; odd along each axis. A window of at least as many tiles as the axis has sees
+            the whole axis.
         bucket: Coreset bucket in tokens; the last along an axis may be shorter, as with tiles.
         keep: Tokens of a whole bucket that stay, its centre included; 1 <= keep <= prod(bucket). A shorter bucket keeps
             as large a share, rounded down, and at least its centre.
@@ -143,7 +144,7 @@ class AttentionGeometry:
 
     @property
     def coverage(self) -> str:
-        """What windows and coreset see of the video, in words."""
+        """The shares of the video that windows and coreset see, in words."""
         least, mean = self.least_window_tokens / self.video_tokens, self.density("sliding")
         window, average = (f"{100 * share:.1f} %" for share in (least, mean))
         if window != average:
@@ -152,7 +153,7 @@ class AttentionGeometry:
         return f"a window sees {window} of the video tokens, a coreset keeps {kept:.1f} %"
 
     def keep_of(self, tokens: int) -> int:
-        """How many tokens stay of a bucket that has `tokens`; `keep` of a whole one."""
+        """How many tokens a bucket of `tokens` tokens keeps; a whole bucket keeps `keep`."""
         return max(1, tokens * self.keep // self.bucket_tokens)
 
     def density(self, branch: str | Branch) -> float:
@@ -202,7 +203,7 @@ class AttentionGeometry:
             window: Sliding window in tiles. The rule chooses a tile for the published window, whatever is given here.
             reduction_rate: Share of a bucket's tokens that are dropped.
             text_tokens: Padded text tokens; None are the model's.
-            config: Of the diffusers transformer; None stands for a published model of the family.
+            config: Config of the diffusers transformer; None stands for a published model of the family.
 
         Raises:
             ValueError: A value breaks a rule of the class.
@@ -244,15 +245,15 @@ class AttentionGeometry:
         other factors. Every size of whole tokens has a geometry. The other keyword arguments are those of `for_grid`.
 
         Args:
-            frames: Of the video.
-            height: Of the video in pixels.
-            width: Of the video in pixels.
+            frames: Number of frames of the video.
+            height: Height of the video in pixels.
+            width: Width of the video in pixels.
             family: Name of the model family.
-            tile: As for `for_grid`.
-            bucket: As for `for_grid`.
-            window: As for `for_grid`.
-            reduction_rate: As for `for_grid`.
-            text_tokens: As for `for_grid`.
+            tile: Sliding tile in tokens; see `for_grid`.
+            bucket: Coreset bucket in tokens; see `for_grid`.
+            window: Sliding window in tiles.
+            reduction_rate: Share of a bucket's tokens that are dropped.
+            text_tokens: Padded text tokens; None are the model's.
             config: The diffusers config of the transformer, for its patches and the factors of its VAE; None takes
                 those of the family's usual models.
 
@@ -300,7 +301,7 @@ class AttentionGeometry:
 
         Args:
             config: The whole mapping, or its `self_attention_kwargs`.
-            family: As for `for_grid`.
+            family: Name of the model family; see `for_grid`.
             text_tokens: Padded text tokens; None are those of a published model of the family.
 
         Raises:
@@ -332,7 +333,7 @@ class AttentionGeometry:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> AttentionGeometry:
-        """The geometry of an ONNX node, from its attributes; those that are no geometry are left aside."""
+        """The geometry of an ONNX node, from its attributes; others than the geometry's are ignored."""
         foreign = set(ULYSSES_ATTENTION.node_attributes) - {field.name for field in fields(cls)}
         values = {key: value for key, value in attributes.items() if key not in foreign}
         coreset_keys = values.get("coreset_keys")
@@ -409,7 +410,7 @@ def _times(sizes: Sequence[int]) -> str:
 
 
 def _nearest_sizes(pixels: Sequence[int], steps: Shape) -> list[tuple[int, ...]]:
-    """The video sizes of whole tokens next to one that has none, the nearest (by ratio) first; at most 3."""
+    """At most 3 sizes of whole tokens next to a video size that is none, the nearest (by ratio) first."""
     axes = []
     for size, step, first in zip(pixels, steps, (1, 0, 0), strict=True):
         below = (size - first) // step * step + first

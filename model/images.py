@@ -20,10 +20,10 @@ from vorta_trt.model.video_size import VideoSize
 
 ImageLike = str | Path | Image.Image
 Images = Mapping[str, Image.Image]  # RGB, by the pipeline's argument
-MOST_STRETCHED = 1.1  # one side against the other
-MOST_ENLARGED = 4.0  # either side
+MOST_STRETCHED = 1.1  # how much more one side may be scaled than the other
+MOST_ENLARGED = 4.0  # how much either side may be enlarged
 FIRST = "image"  # the argument of the image that a video begins with
-# As Pillow raises them, the last one as soon as it has read the header.
+# The errors that Pillow raises for a damaged image, the last one as soon as it has read the header.
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -32,7 +32,7 @@ class MissingImageError(ValueError):
 
     Args:
         name: The pipeline's argument.
-        what: What the model does with it.
+        what: What the model does with the image.
     """
 
     def __init__(self, name: str, what: str) -> None:
@@ -51,11 +51,11 @@ def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> Pipeli
 
     Args:
         kinds: pipelines of the model.
-        given: arguments with images.
+        given: names of the arguments that have an image.
 
     Raises:
         MissingImageError: an image is missing.
-        ValueError: there is none that takes the images.
+        ValueError: no pipeline takes the images.
     """
     for kind in kinds:
         if set(kind.images) <= set(given) <= {*kind.images, *kind.optional_images}:
@@ -72,10 +72,10 @@ def choose_kind(kinds: Sequence[PipelineKind], given: Collection[str]) -> Pipeli
 
 
 def read_image(name: str, image: ImageLike) -> Image.Image:
-    """An image in RGB, turned as its EXIF orientation says; what is transparent becomes what lies under it.
+    """An image in RGB, turned as its EXIF orientation says; transparency is dropped.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         image: a file that Pillow reads, or an image of Pillow.
 
     Raises:
@@ -93,14 +93,14 @@ def read_image(name: str, image: ImageLike) -> Image.Image:
         raise FileNotFoundError(f"{name} {path}: {absence(path)}; give a PNG, JPEG or WebP file")
     refuse_pointer(path, name)
     try:
-        with warnings.catch_warnings():  # Pillow warns from half of its limit on; what is over it, it refuses
+        with warnings.catch_warnings():  # Pillow warns from half of its limit on, and refuses above it
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(path)
     except PermissionError:
         raise
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} {path}: is no image that can be read; give a PNG, JPEG or WebP file") from error
-    except _DAMAGED as error:  # said by the header already
+    except _DAMAGED as error:  # found in the header already
         raise _damaged(name, str(path), error) from error
     with opened:
         return _converted(name, str(path), opened)
@@ -127,14 +127,15 @@ def read_images(
     """Images by the pipeline's argument, each of which fits a video.
 
     Args:
-        given: files or images.
+        given: files or images, by the pipeline's argument.
         video: frames, height and width in pixels.
-        grid: the same in tokens.
-        sizes: of all videos that there are models for, of which that one is closest to the images; none for one.
+        grid: frames, height and width in tokens.
+        sizes: sizes of all videos that there are models for, of which `video` is closest to the images; empty for one
+            model.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an image is damaged or does not fit, or is all that the video would have.
+        ValueError: an image is damaged or does not fit, or the video has no more frames than images.
     """
     if given and video[0] <= len(given):
         raise ValueError(
@@ -153,10 +154,10 @@ def check_size(
     """Refuses an image that would have to be distorted or enlarged many times for a video.
 
     Args:
-        name: of the argument, for errors.
+        name: name of the argument, for errors.
         image: the image.
         video: frames, height and width in pixels.
-        step: of heights and widths that a model of this family can be built for.
+        step: steps between the heights and between the widths that a model of this family can be built for.
         sizes: see `read_images`.
 
     Raises:
@@ -197,7 +198,7 @@ def size_like(image: Image.Image, area: int, step: tuple[int, int]) -> tuple[int
 
     Args:
         image: the image.
-        area: pixels of a frame, exceeded only by a side of one step.
+        area: most pixels of a frame; exceeded only where a side is one step long.
         step: what height and width must be multiples of.
     """
     aspect = image.height / image.width

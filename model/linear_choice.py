@@ -3,7 +3,7 @@
 
 The choice is a list of patterns that the user can see and change: a layer whose name matches one of them stays. `*`
 stands for any text, dots included. The word `default` in a list stands for the family's own. Some layers always stay:
-what the router sees of the timestep, and the last projection, whose weight tells the model's type.
+the timestep path with the routers, and the last projection, whose weight tells the model's type.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     from vorta_trt.model.families import ModelFamily
 
-FEATURE_MULTIPLE = 16  # of K and of O: 16 bytes are the kernels' loads
-DEFAULT = "default"  # in a list of patterns: those of the family
+FEATURE_MULTIPLE = 16  # K and O must be multiples of it: the kernels load 16 bytes at once
+DEFAULT = "default"  # stands for the family's patterns in a list of patterns
 _LAST_PROJECTION = "proj_out"
 _ROUTER = "router"
 
 
 @dataclass(frozen=True)
 class LinearChoice:
-    """What became of the linear layers of a model.
+    """Which linear layers of a model have fp8 products, and which have not.
 
     Attributes:
-        keep: The patterns, without `default`.
+        keep: The patterns, with `default` replaced by the family's.
         fp8: Names of the layers with fp8 products, in the model's order.
         kept: Names of the others.
     """
@@ -42,7 +42,7 @@ class LinearChoice:
 
 
 def check_linear_precision(precision: str, keep: Sequence[str] | None) -> None:
-    """Raises ValueError for a precision that there is not, or patterns without fp8."""
+    """Raises ValueError for an unknown precision, or for patterns without fp8."""
     if precision not in get_args(LinearPrecision):
         known = " or ".join(map(repr, get_args(LinearPrecision)))
         raise ValueError(f"linear_precision {precision!r}: must be {known}; leave it out for 'same'")
@@ -56,13 +56,13 @@ def check_linear_precision(precision: str, keep: Sequence[str] | None) -> None:
 def choose_linears(
     model: nn.Module, family: ModelFamily, keep: Sequence[str] | None, unquantised: Collection[str] = ()
 ) -> LinearChoice:
-    """Chooses by name and size.
+    """Chooses the layers with fp8 products by name and size.
 
     Args:
         model: The diffusers model, its parameters possibly on the meta device.
-        family: Whose list is the default, and which layers it always keeps.
+        family: Family of the model, which has the default list, and the layers that always stay.
         keep: Patterns; None is `default`.
-        unquantised: Layers that the checkpoint itself leaves in 16 bits beside others in 8; `default` has them.
+        unquantised: Layers that the checkpoint itself holds in 16 bits beside others in 8; `default` includes them.
 
     Raises:
         ValueError: A pattern that matches no layer, or patterns that leave no layer with fp8 products.

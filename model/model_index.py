@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pipeline folder's model_index.json says: its components, and settings of the sampling."""
+"""The content of a pipeline folder's model_index.json: its components, and settings of the sampling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelIndex:
     Attributes:
         pipeline: diffusers' class of the pipeline, None if the file does not say.
         components: library and class of every component that the folder has.
-        settings: what else the pipeline's class is called with.
+        settings: further arguments of the pipeline's class.
     """
 
     pipeline: str | None
@@ -33,7 +33,7 @@ class ModelIndex:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The transformers. Without a second, a boundary ratio means nothing: some converted folders keep it."""
+        """The transformers. Some converted folders keep a boundary ratio with one transformer; it then means nothing."""
         return (TRANSFORMER, TRANSFORMER_2) if TRANSFORMER_2 in self.components else (TRANSFORMER,)
 
     @property
@@ -75,14 +75,14 @@ def check_model_index(index: ModelIndex, family: ModelFamily, kind: PipelineKind
     """Refuses a folder whose pipeline would run something else than the routed transformers.
 
     Args:
-        index: of the folder.
-        family: of its transformer.
-        kind: pipeline of the transformer.
-        folder: for errors.
+        index: content of the folder's model_index.json.
+        family: family of the folder's transformer.
+        kind: kind of pipeline that runs the transformer.
+        folder: the folder, for errors.
 
     Raises:
-        CheckpointError: a component that nobody runs, or a setting that would be left aside; the message names all. Or
-            two experts that are not of one kind, or without a boundary.
+        CheckpointError: the folder has components that nobody runs, or settings that would be ignored; the message
+            names all of them. Or it has two experts of different classes, or without a boundary.
     """
     known = {*ALWAYS, *kind.components, *((TRANSFORMER_2,) if kind.two_experts else ())}
     foreign = [f"{name} ({kind})" for name, (_, kind) in index.components.items() if name not in known]

@@ -2,7 +2,8 @@
 """Which quantised checkpoints are read: those that NVIDIA's ModelOpt made in fp8. Their config files say it.
 
 `export_hf_checkpoint` writes `quantization_config` into config.json, in older versions `hf_quant_config.json` beside
-it; diffusers writes the former as well, with `quant_type` for `quant_algo`. What the tensors hold is in `scaled_fp8`.
+it. diffusers writes `quantization_config` as well, but names the algorithm `quant_type` instead of `quant_algo`.
+`scaled_fp8` describes what the tensors hold.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def is_model_opt(config: Mapping[str, Any], file: Path) -> bool:
     """Whether a checkpoint's weights are ModelOpt's, in fp8.
 
     Args:
-        config: Of the transformer.
-        file: Where it was read.
+        config: Config of the transformer.
+        file: File that the config was read from.
 
     Raises:
         CheckpointError: The weights are quantised otherwise.

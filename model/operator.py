@@ -42,10 +42,10 @@ ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor routes, Tensor? text
 )
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What a block's self-attention calls with query, key and value [B, S+T, N, D]; the output has the same shape."""
+"""The function that a block's self-attention calls: query, key and value -> output, [B, S+T, N, D] each."""
 
 AttentionObserver = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], object]
-"""What a block's `observer` is called with: query, key, value and output of its attention, and text_length."""
+"""A block's `observer`: called with query, key, value and output of its attention, and text_length."""
 
 
 def routed_attention(
@@ -66,8 +66,8 @@ def routed_attention(
     Args:
         query: [B, S+T, N, D], after QK norm and rotary embedding. CUDA: float16 or bfloat16, D a multiple of 8 up to
             256. CPU: any float dtype.
-        key: As query, of the same dtype on the same device.
-        value: As query.
+        key: Keys, of the shape and dtype of `query`, on the same device.
+        value: Values, of the shape and dtype of `query`, on the same device.
         routes: int32 [B, N], ids of `Branch`; any other id is full. Never read by the host on CUDA.
         geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
@@ -112,7 +112,7 @@ def checked_scale(scale: float | None, query: Tensor) -> float:
 def check_tensors(
     query: Tensor, key: Tensor, value: Tensor, geometry: AttentionGeometry, text_length: Tensor | None
 ) -> None:
-    """Raises TypeError or ValueError unless they fit each other, as `routed_attention` says."""
+    """Raises TypeError or ValueError unless the arguments fit each other, as `routed_attention` says."""
     if not isinstance(geometry, AttentionGeometry):
         raise TypeError(f"geometry {geometry!r}: must be an AttentionGeometry; use AttentionGeometry.for_video(...)")
     if query.ndim != 4:
@@ -236,7 +236,7 @@ def kernel_tensors(
     workspace: Tensor,
     workspace_bytes: int,
 ) -> Tensors:
-    """What the C API takes of tensors on the GPU, which have to live until the work is done."""
+    """Pointers and strides of tensors on the GPU, for the C API; the tensors have to live until the work is done."""
     return Tensors(
         query=query.data_ptr(),
         key=key.data_ptr(),

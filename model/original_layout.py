@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Convert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-_UNKNOWN = "v1"  # diffusers says so of anything that it does not know
+_UNKNOWN = "v1"  # what diffusers answers for weights that it does not know
 _PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.model.", "model.")
 
 
@@ -33,8 +33,8 @@ class ConvertedWeights:
     """Weights under diffusers' names.
 
     Args:
-        stored: As they are stored.
-        prefix: Of the transformer's tensors there; others are left aside.
+        stored: Weights as they are stored.
+        prefix: Prefix of the stored names of the transformer's tensors; other tensors are ignored.
         convert: diffusers' converter, with the family's additions.
 
     Raises:
@@ -66,7 +66,7 @@ class ConvertedWeights:
         return self._source(name)[1]
 
     def stored_type(self, name: str) -> str:
-        """Data type of the tensor that it is made of."""
+        """Data type of the stored tensor that a tensor is made of."""
         return self._stored.stored_type(self._prefix + self._source(name)[0])
 
     def tensor(self, name: str) -> Tensor:
@@ -94,7 +94,7 @@ def is_diffusers_layout(weights: Weights, family: ModelFamily) -> bool:
 
 
 def family_by_names(weights: Weights) -> ModelFamily | None:
-    """The family whose names in diffusers the tensors have, None if they have other names."""
+    """The family whose diffusers names the tensors have, None if they have other names."""
     return next((family for family in families() if is_diffusers_layout(weights, family)), None)
 
 
@@ -102,7 +102,7 @@ def converted(weights: Weights, origin: Path) -> tuple[ModelFamily, ConvertedWei
     """The family of a checkpoint in the layout of its authors or of ComfyUI, and its weights under diffusers' names.
 
     Args:
-        weights: As they are stored.
+        weights: Weights as they are stored.
         origin: Where they come from, for errors.
 
     Raises:
@@ -168,7 +168,7 @@ def _converter(mapping: Callable[..., dict[str, Tensor]], family: ModelFamily) -
 
 
 def _inferred_type(shapes: dict[str, Tensor]) -> str:
-    """What diffusers takes tensors for; it knows some models in published sizes alone, and fails on others."""
+    """The model type that diffusers infers; it knows some models in published sizes alone, and fails on others."""
     from diffusers.loaders import single_file_utils
 
     infer: Callable[[dict[str, Tensor]], str] = single_file_utils.infer_diffusers_model_type
@@ -179,7 +179,7 @@ def _inferred_type(shapes: dict[str, Tensor]) -> str:
 
 
 def _is_prefixed(weights: Weights) -> bool:
-    """Whether the transformer is one part of a file, so that its names alone are not those of the whole."""
+    """Whether the file is that of a whole pipeline, in which the transformer's names have a prefix."""
     return any(name.startswith(_PREFIXES[1]) for name in weights.names())
 
 

@@ -32,7 +32,7 @@ _MODEL_FILES = (
     ("config.json",),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-# By the beginning of a component's name: groups of files, of each of which one must be there.
+# Beginning of a component's name -> groups of files; one file of each group must be there.
 _FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "tokenizer": (("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"),),
     "text_encoder": _MODEL_FILES,
@@ -66,19 +66,19 @@ def load_pipeline(
 
     Args:
         checkpoint: the pipeline folder.
-        family: whose pipeline it is.
-        config: of its transformer.
-        dtype: of the text encoders; everything else is float32.
+        family: family of the model.
+        config: config of the pipeline's transformer.
+        dtype: data type of the text encoders; everything else is float32.
         purpose: what needs it, for errors.
         kind: which pipeline of the transformer; None is the first, see `ModelFamily.pipeline_kinds`.
         transformer: what takes the place of the transformer.
-        parts: components that are there already, or stand in for some.
-        without: further parts that are not loaded, of the pipeline's components; it has None in their place.
-        variant: of the names of weight files, for the parts that have such files, as in diffusers.
-        weightless: components that need no weights there; see `check_pipeline`.
+        parts: components that are loaded already, or objects that stand in for components.
+        without: names of further components that are not loaded; the pipeline has None in their place.
+        variant: variant in the names of the weight files, as in diffusers, for the parts that have such files.
+        weightless: components whose weights need not be in the folder; see `check_pipeline`.
 
     Raises:
-        FileNotFoundError: a file of it is missing.
+        FileNotFoundError: a file of the folder is missing.
         CheckpointError: it is not the whole folder of such a pipeline, or a part cannot be loaded.
     """
     import diffusers
@@ -113,14 +113,14 @@ def check_pipeline(
     variant: str | None = None,
     weightless: Collection[str] = (),
 ) -> ModelIndex:
-    """What the folder says of its parts, after a look at their files; raises as `load_pipeline` does.
+    """Reads a folder's model_index.json, and checks the files of its parts; raises what `load_pipeline` raises.
 
     Args:
         checkpoint: the pipeline folder.
-        family: whose pipeline it is.
-        config: of its transformer.
+        family: family of the model.
+        config: config of the pipeline's transformer.
         purpose: what needs it, for errors.
-        variant: of the names of weight files.
+        variant: variant in the names of the weight files.
         weightless: components of which the config is enough, since engines run them.
     """
     checkpoint = snapshot_of(checkpoint)
@@ -152,7 +152,7 @@ def check_pipeline(
 
 
 def pipeline_files(checkpoint: Path) -> tuple[Path, tuple[str, ...]]:
-    """The pipeline folder of a checkpoint, and what of it is read besides weights, relative to it.
+    """The pipeline folder of a checkpoint, and the files in it that are read besides weights, relative to it.
 
     Those are model_index.json, and of every component all files but weights: configs, tokenizers, the scheduler.
 
@@ -177,7 +177,7 @@ def pipeline_files(checkpoint: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def has_variant(folder: Path, variant: str | None) -> bool:
-    """Whether a component's folder has weights of a variant; None is none."""
+    """Whether a component's folder has weights of a variant; False for None."""
     return variant is not None and folder.is_dir() and any(f".{variant}." in file.name for file in folder.iterdir())
 
 
@@ -202,10 +202,10 @@ def component_class(index: ModelIndex, name: str, checkpoint: Path) -> Any:
 def vae_config(
     index: ModelIndex, family: ModelFamily, transformer_config: Mapping[str, Any], checkpoint: Path
 ) -> dict[str, Any]:
-    """The config of the pipeline's VAE, which is one that the transformer's latents are made by.
+    """The config of the pipeline's VAE, after a check that the VAE makes the transformer's latents.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: the VAE does not, or its config is damaged.
     """
     file = checkpoint / "vae" / "config.json"
     kind = component_class(index, "vae", checkpoint)
@@ -215,7 +215,7 @@ def vae_config(
 
 
 def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
-    """A model among the components without weights: its class made by its config on the meta device."""
+    """The model of a component without its weights, made from its config on the meta device."""
     kind = component_class(index, name, checkpoint)
     config = read_json(checkpoint / name / "config.json", kind.__name__)
     with LOADING, torch.device("meta"):
@@ -225,7 +225,7 @@ def empty_part(index: ModelIndex, name: str, checkpoint: Path) -> Any:
 
 
 def _files_of(name: str, index: ModelIndex, checkpoint: Path) -> tuple[tuple[str, ...], ...]:
-    """Groups of files of a component, of each of which one must be there."""
+    """Groups of files of a component; one file of each group must be there."""
     if name.startswith("tokenizer") and not component_class(index, name, checkpoint).vocab_files_names:
         return (("tokenizer_config.json",),)  # bytes need no vocabulary
     return next(files for kind, files in _FILES.items() if name.startswith(kind))
@@ -248,11 +248,11 @@ def _check_files(folder: Path, groups: tuple[tuple[str, ...], ...], variant: str
 
 
 def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """A component by the library's own loader, whose errors are those of the folder's files.
+    """Loads a component with the library's own loader, whose errors are turned into errors of the folder's files.
 
     Raises:
-        CheckpointError: it cannot be loaded, or its config is of another model than its weights, which the libraries
-            would fill up with random ones.
+        CheckpointError: it cannot be loaded, or its config and weights are of different models; the libraries would
+            fill in random weights.
     """
     import diffusers
     import transformers
@@ -264,7 +264,7 @@ def load_part(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
     try:
         loaded = kind.from_pretrained(folder, **options)
         if isinstance(loaded, transformers.PreTrainedTokenizerBase):
-            loaded(_PROBE)  # a damaged vocabulary is found out by its use alone
+            loaded(_PROBE)  # only its use shows that a vocabulary is damaged
     except Exception as error:  # of code that is not ours, on files that are not ours either
         if is_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
             raise
@@ -308,7 +308,7 @@ def _check_config(kind: Any, file: Path) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the progress bars of diffusers and transformers, which would run through ours."""
+    """Switches off the progress bars of diffusers and transformers, which would mix with ours."""
     import diffusers
     import transformers
 

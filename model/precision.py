@@ -28,7 +28,7 @@ PRECISIONS: MappingProxyType[str, DataType] = MappingProxyType(
 
 
 class Facts(NamedTuple):
-    """What must be known of a data type beyond its name.
+    """The facts of a data type beyond its name.
 
     Attributes:
         tensorrt: The member of TensorRT's enum `DataType`.

@@ -35,9 +35,9 @@ def make_checkpoint(path: str | Path, family: str = DEFAULT_FAMILY, **sizes: Any
     Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         family: name of the model family.
-        sizes: of the model, see `make_checkpoint` in the family's random.py.
+        sizes: sizes of the model, see `make_checkpoint` in the family's random.py.
 
     Returns:
         `path`.
@@ -58,7 +58,7 @@ def write_pipeline(
 ) -> Path:
     """Gives `model` (on meta) random weights and writes the folder; text encoders and VAE are left out.
 
-    With a `boundary_ratio`, there are two experts, of other weights each.
+    With a `boundary_ratio`, there are two experts with different weights.
     """
     from diffusers import __version__ as diffusers_version
 
@@ -115,17 +115,17 @@ def make_router(
     schedule.
 
     Args:
-        path: of the folder.
-        geometry: that it was trained with.
+        path: path of the folder.
+        geometry: geometry that the router was trained with.
         family: name of the model family.
         layers: blocks of the model's first stack.
         single_layers: blocks of its second stack, if it has one.
         heads: N.
         head_dim: D.
-        video: frames, height and width in pixels that it was trained with, None if it does not say.
+        video: frames, height and width in pixels of the training videos; None if the config does not say.
         reduction_rate: share of a bucket's tokens that are dropped.
-        dtype: of the weights.
-        seed: of the weights.
+        dtype: data type of the weights.
+        seed: seed of the random weights.
 
     Returns:
         `path`.
@@ -157,7 +157,7 @@ def make_router(
 def random_router_state(
     stacks: Mapping[str, int], heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The weights of a router for these stacks of blocks, `make_router`'s: [3 N, E] and [3 N] per block."""
+    """The weights of a router for these stacks of blocks, as in `make_router`: [3 N, E] and [3 N] per block."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for prefix in (f"{stack}.{i}.router.linear." for stack, length in stacks.items() for i in range(length)):

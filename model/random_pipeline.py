@@ -41,13 +41,13 @@ def complete_pipeline(path: str | Path, *, seed: int = 0) -> Path:
 def write_tokenizer(
     folder: Path, words: Sequence[str] = WORDS, *, special: Sequence[str] = (), begin: str | None = None
 ) -> None:
-    """One token per word; of `words`, 0 is the padding, 1 the end and 2 any other word.
+    """Writes a tokenizer with one token per word; the first three words are padding, end, and any unknown word.
 
     Args:
-        folder: to write.
-        words: that it knows.
-        special: those that are a token wherever they stand, in a word as well.
-        begin: what every text begins with, in place of an end behind it.
+        folder: folder to write.
+        words: words that the tokenizer knows.
+        special: words that are a token wherever they stand, even inside of another word.
+        begin: word that is put before every text, instead of an end after it.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -24,10 +24,10 @@ class JsonFileError(VortaError, ValueError):
 
 
 class Settings(BaseModel):
-    """Base of the numbers that a user chooses; immutable, finite, and without names that nobody reads.
+    """Base of the settings that a user chooses: immutable, with finite numbers; unknown names are refused.
 
     Raises:
-        ValueError: One is not what it should be; the message is that of `first_error`.
+        ValueError: A setting is invalid; the message is that of `first_error`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,7 +40,7 @@ class Settings(BaseModel):
 
 
 class Record(BaseModel):
-    """Base of what stands in a JSON file; immutable, finite, of the very types, other keys are left aside."""
+    """Base of records in JSON files: immutable, with finite numbers and strict types; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -50,8 +50,8 @@ def read_json(file: Path, kind: type[Content], refuse: Callable[[str], Exception
 
     Args:
         file: The file.
-        kind: What it holds: a `Record`, or a list or a dict of them.
-        refuse: Makes the error from what is wrong with the file, to which it adds which file it is, and the remedy.
+        kind: Type of the content: a `Record`, or a list or a dict of them.
+        refuse: Makes the error from a text that says what is wrong; adds the name of the file and the remedy.
 
     Raises:
         Exception: The one that `refuse` makes: the file is no JSON, or a value of it breaks a rule.
@@ -72,12 +72,12 @@ def load_record(kind: type[AnyRecord], path: str | os.PathLike[str], what: str, 
     Args:
         kind: The model of its content.
         path: The file.
-        what: What it is, for messages, as "calibrated routes".
+        what: What the file is, for messages, such as "calibrated routes".
         remedy: What to do about a damaged file, for messages.
 
     Raises:
         FileNotFoundError: There is no such file.
-        JsonFileError: Another content; the message names the file, the key, the value and the rule.
+        JsonFileError: The content is something else; the message names the file, the key, the value and the rule.
     """
 
     def refuse(found: str) -> JsonFileError:
@@ -110,7 +110,7 @@ def first_error(error: ValidationError) -> str:
 
 
 def all_errors(error: ValidationError) -> list[str]:
-    """Says what the errors of a validation are, as `first_error`."""
+    """Describes all errors of a validation, each in the form of `first_error`."""
     return [_sentence(details) for details in error.errors(include_url=False)]
 
 

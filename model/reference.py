@@ -28,8 +28,9 @@ from vorta_trt.model.boxes import box_centre
 from vorta_trt.model.geometry import AttentionGeometry, Branch
 from vorta_trt.model.indices import bucket_tables, window_groups
 
-LOGITS_BYTES = 64 << 20  # of one block: large enough for full speed of a GEMM, small beside the tensors of a real model
-HEADS_BYTES = 256 << 20  # of float32 query, key and value of the heads that are computed together
+# Most bytes of one block's logits: large enough for full speed of a GEMM, small beside the tensors of a real model.
+LOGITS_BYTES = 64 << 20
+HEADS_BYTES = 256 << 20  # most bytes of float32 query, key and value of the heads that are computed together
 
 TokenIds = Tensor | slice
 Block = tuple[TokenIds, TokenIds]
@@ -57,14 +58,14 @@ def routed_attention_reference(
 
     Args:
         query: [B, S+T, N, D], any float dtype, after QK norm and rotary embedding.
-        key: As query.
-        value: As query.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
         routes: int32 [B, N], ids of `Branch`; any other id is full attention.
         geometry: Grid, tiles, windows and buckets of the tokens.
         text_length: int32 [B], valid text tokens, 0..T; required if and only if T > 0. Text rows beyond it are neither
             read nor computed: their output is 0.
         scale: Factor of the logits; None is 1/sqrt(D).
-        softmax: What the queries of a block do with its keys; other arithmetic for the same pattern.
+        softmax: Computes the attention of one block; another function changes the arithmetic, not the pattern.
 
     Returns:
         [B, S+T, N, D], contiguous, in the dtype of `query`.
@@ -96,13 +97,13 @@ def routed_attention_reference(
 
 
 class Coreset(NamedTuple):
-    """The choice of a coreset.
+    """The tokens that a coreset keeps.
 
     Attributes:
-        kept: int64 [..., C], raster token ids. Buckets lie side by side: the centre first, then the others from the
-            least similar on; of equally similar tokens the first in raster order stays.
-        rows: int64 [..., S], where among the kept tokens each video token finds its output: at its own place, or, if it
-            was dropped, at the place of its bucket's centre.
+        kept: int64 [..., C], raster token ids. The tokens of a bucket are contiguous: its centre first, then the
+            others, the least similar first; of equally similar tokens the first in raster order is kept.
+        rows: int64 [..., S], position among the kept tokens from which each video token takes its output: its own
+            position, or, if it was dropped, that of its bucket's centre.
     """
 
     kept: Tensor
@@ -110,7 +111,7 @@ class Coreset(NamedTuple):
 
 
 def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> Coreset:
-    """Which tokens of every bucket stay, by cosine similarity with the bucket's centre.
+    """Chooses the tokens that every bucket keeps, by cosine similarity with the bucket's centre.
 
     Similarities are float32, here and in the kernels. The authors' code computes them in the type of the tokens, so a
     bfloat16 run keeps other tokens than theirs: 0.1 to 41 % of them, by how alike the tokens of a bucket are (cosine
@@ -121,7 +122,7 @@ def select_coreset(tokens: Tensor, geometry: AttentionGeometry) -> Coreset:
         geometry: Grid and buckets of the tokens.
 
     Returns:
-        The choice, its leading axes those of `tokens`.
+        The coreset; its leading axes are those of `tokens`.
     """
     unit = functional.normalize(_exact(tokens.detach()), dim=-1, eps=1e-12)  # [..., S, D]
     rows = torch.empty(tokens.shape[:-1], dtype=torch.int64, device=tokens.device)  # [..., S]
@@ -217,16 +218,16 @@ def _split(queries: TokenIds, rows: int) -> Iterator[TokenIds]:
 
 
 def _dense_pattern(tokens: int) -> list[Block]:
-    """One block: all to all."""
+    """One block, in which all tokens attend to all tokens."""
     return [(slice(0, tokens), slice(0, tokens))]
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # what is kept must serve a later backward pass, too
+@torch.inference_mode(False)  # cached tensors must be usable in a later backward pass, too
 def sliding_pattern(geometry: AttentionGeometry, text: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Blocks of the sliding branch over video and `text` valid text tokens.
 
-    Also the permutation that restores the order of the tokens from the blocks' order.
+    The second result is the permutation that turns the blocks' order back into the order of the tokens.
     """
     video = geometry.video_tokens
     text_ids = torch.arange(video, video + text)  # [V]
@@ -251,7 +252,7 @@ def spread_coreset(out: Tensor, chosen: Coreset) -> Tensor:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """float32, or float64 if it is that already."""
+    """The tensor in float32; float64 stays float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

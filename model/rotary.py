@@ -13,7 +13,8 @@ from torch import Tensor
 def rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of neighbouring pairs: tokens [B, S, N, D], cos and sin [1, S, 1, D/2] -> [B, S, N, D].
 
-    As stack and flatten, where diffusers assigns to slices: the same numbers without a scatter in the exported graph.
+    It uses stack and flatten where diffusers assigns to slices: the same numbers, without a scatter in the exported
+    graph.
     """
     even, odd = tokens.unflatten(-1, (-1, 2)).unbind(-1)  # [B, S, N, D/2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(tokens)

@@ -44,13 +44,13 @@ class RouteCalibration:
 
     Attributes:
         family: Name of the model family.
-        geometry: What the attention that was measured had.
+        geometry: Geometry of the attention that was measured.
         buckets: K pairs (upper, lower) of timesteps, both included, from much noise to little.
         routes: int8 [K, L, N], ids of `Branch`.
-        errors: float32 [K, L, N, 3], of each branch the root mean square error behind the output projection, relative
+        errors: float32 [K, L, N, 3], root mean square error of each branch after the output projection, relative
             to the layer's full attention (see `calibration.measure`).
-        budget: what the error of a layer in a bucket, heads added up in squares, does not exceed.
-        checkpoint: Its name.
+        budget: Largest error that a layer may have in a bucket; the squared errors of its heads are added up.
+        checkpoint: Name of the checkpoint.
         component: Which of two experts was measured; None for a model alone.
         settings: Numbers of the calibration, and what its check found; plain JSON types.
     """
@@ -98,7 +98,7 @@ class RouteCalibration:
         """The routes of a schedule: each step has those of its bucket, or of the nearest one.
 
         Args:
-            timesteps: As the scheduler gives them, of any schedule.
+            timesteps: P timesteps of any schedule, as the scheduler gives them.
 
         Returns:
             int32 [P, L, N].
@@ -153,7 +153,7 @@ class RouteCalibration:
 
     @property
     def layer_errors(self) -> Tensor:
-        """What the errors predict for each layer: the root of the sum of its heads' squares, float64 [K, L]."""
+        """The predicted error of each layer: the root of the sum of its heads' squared errors, float64 [K, L]."""
         chosen = self.errors.double().gather(3, self.routes.long().unsqueeze(3)).squeeze(3)  # [K, L, N]
         return chosen.square().sum(dim=2).sqrt()
 
@@ -162,7 +162,7 @@ class RouteCalibration:
         return {branch.name.lower(): float((self.routes == int(branch)).double().mean()) for branch in Branch}
 
     def describe(self) -> str:
-        """One line."""
+        """Describes the calibration in one line."""
         shares = ", ".join(f"{100 * share:.1f}% {name}" for name, share in self.shares().items())
         layers, heads = self.routes.shape[1:]
         return (
@@ -234,5 +234,5 @@ _REMEDY = "make it with `vorta-trt calibrate`"
 
 
 def _rounded(values: Any) -> Any:
-    """Nested lists with short numbers: those of float32 have digits that mean nothing."""
+    """Rounds the numbers of nested lists to `DIGITS` digits: further digits of float32 mean nothing."""
     return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.{DIGITS}g}")

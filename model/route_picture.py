@@ -27,7 +27,7 @@ MAPS_HEIGHT, PANEL = 3.0, 1.6  # inches
 
 
 class Routes(Protocol):
-    """What is drawn: a `RouteTable`, which knows this file."""
+    """What is drawn: a `RouteTable`, whose module imports this one."""
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -64,12 +64,12 @@ def draw_routes(
     """Draws `table` into a file.
 
     Args:
-        table: What is drawn.
-        path: Its suffix is the format (.png, .svg, .pdf).
-        max_panels: How many panels of layers x heads; a longer schedule shows evenly spaced steps, the first and last
-            included.
+        table: Routes to draw.
+        path: File to write; its suffix is the format (.png, .svg, .pdf).
+        max_panels: Largest number of panels of layers x heads; a longer schedule shows evenly spaced steps, the first
+            and last included.
         more: Maps by title, [P, L] each, which are drawn with one scale of colours.
-        unit: What the values of these maps are.
+        unit: Unit of the values in these maps.
 
     Returns:
         The file.

@@ -33,7 +33,7 @@ MAX_PANELS = 50  # of the picture: every step of the usual schedule
 
 
 class _RouteTableFile(Record):
-    """What `RouteTable.from_json` reads; the rest of the file follows from it."""
+    """The entries of the file that `RouteTable.from_json` reads; the others follow from these."""
 
     format: Literal[1]
     tau: float
@@ -51,12 +51,12 @@ class RouteTable:
     """Routes of a denoising schedule.
 
     Attributes:
-        timesteps: P numbers.
+        timesteps: P timesteps.
         routes: int8 [P, L, N].
         scores: float32 [P, L, N, 3].
         tau: Threshold used.
-        geometry: For the FLOPs.
-        head_dim: For the FLOPs.
+        geometry: Geometry of the attention, for its FLOPs.
+        head_dim: Head dimension D, for the FLOPs.
         text_length: Valid text tokens assumed, None for all.
         other_flops: FLOPs of a step and sample outside the routed self-attention, by part (see `transformer_flops`);
             None if not known, then there are no end-to-end figures.
@@ -82,10 +82,10 @@ class RouteTable:
         """Runs the timestep path and the routers only, not the transformer.
 
         Args:
-            model: Whose routers decide.
-            timesteps: As the scheduler gives them, e.g. `scheduler.timesteps`.
-            tau: As in the model's forward.
-            route_override: As in the model's forward.
+            model: Model whose routers decide.
+            timesteps: P timesteps, as the scheduler gives them, e.g. `scheduler.timesteps`.
+            tau: Routing threshold; None takes the model's.
+            route_override: int32 [L, N]; -1 lets the router decide, another id replaces its choice.
         """
         if model.geometry is None:
             raise ValueError("geometry None: the route table needs it for its FLOPs; build the model with geometry=")
@@ -110,7 +110,7 @@ class RouteTable:
 
     @classmethod
     def joined(cls, parts: Sequence[RouteTable]) -> RouteTable:
-        """The table of a whole schedule, of those of its parts: two experts of one architecture."""
+        """The table of a whole schedule, joined from those of its parts: of two experts of one architecture."""
         return replace(
             parts[0],
             timesteps=tuple(timestep for part in parts for timestep in part.timesteps),

@@ -37,7 +37,7 @@ class RouterCheckpoint:
     Attributes:
         state_dict: `<blocks>.{i}.router.linear.{weight,bias}` -> tensor.
         path: the router.pt.
-        config: its training config.json, None if it lies alone.
+        config: config.json of its training, None if there is none.
         family: name of the model family, by the keys.
         layers: number of routed blocks.
     """
@@ -49,14 +49,14 @@ class RouterCheckpoint:
     layers: int
 
     def check_component(self, component: str, experts: Sequence[str]) -> None:
-        """Refuses the router of the other expert, where the training run says whose it is.
+        """Refuses the router of the other expert, where the router's config says which expert it was trained for.
 
         Args:
-            component: of the model.
-            experts: of the model's pipeline.
+            component: component of the model.
+            experts: components of all experts of the model's pipeline.
 
         Raises:
-            CheckpointError: it was trained for the other one.
+            CheckpointError: the router was trained for the other expert.
         """
         trained = (self.config or {}).get(COMPONENT)
         if len(experts) > 1 and isinstance(trained, str) and trained in experts and trained != component:
@@ -69,8 +69,8 @@ class RouterCheckpoint:
         """The geometry that the router was trained with, None without a config.json.
 
         Args:
-            model_config: Of the diffusers transformer, which says how long its text is; None stands for a published
-                model of the family.
+            model_config: Config of the diffusers transformer, which says how long its text is; None stands for a
+                published model of the family.
         """
         if self.config is None:
             return None
@@ -96,7 +96,7 @@ def load_router(path: str | Path) -> RouterCheckpoint:
 
     Raises:
         FileNotFoundError: there is no router.pt.
-        CheckpointError: corrupt, not a state dict, or keys that are no router's.
+        CheckpointError: the file is damaged, holds no state dict, or has keys that are no router's.
     """
     file = _router_file(Path(path))
     state = _load_state(file)
@@ -119,7 +119,7 @@ def check_router(
     """Raises CheckpointError unless `state` holds exactly a router per block of this model.
 
     Args:
-        state: of the router.
+        state: state dict of the router.
         family: name of the model's family, for errors.
         stacks: the model's lists of blocks and their lengths, e.g. {"blocks": 30}.
         heads: N.

@@ -54,7 +54,7 @@ class SafetensorsFiles:
         files: The file that holds each tensor, by the tensor's name.
 
     Attributes:
-        origin: As given.
+        origin: Origin as given.
     """
 
     def __init__(self, origin: Path, files: Mapping[str, Path]) -> None:
@@ -81,7 +81,7 @@ class SafetensorsFiles:
         return str(self._handle(name).get_slice(name).get_dtype())
 
     def metadata(self) -> dict[str, str]:
-        """What the headers of all files say beside the tensors."""
+        """The metadata of all files' headers, joined."""
         found: dict[str, str] = {}
         for name in {file: name for name, file in self._files.items()}.values():
             found.update(self._handle(name).metadata() or {})
@@ -108,12 +108,13 @@ def open_folder(folder: Path, variant: str | None = None) -> SafetensorsFiles:
     """The weights in a folder: under diffusers' names, or the only file or index that there is.
 
     Args:
-        folder: Of the weights.
-        variant: As for diffusers: "fp16" takes diffusion_pytorch_model.fp16.safetensors, or the index of such shards.
+        folder: Folder of the weights.
+        variant: Variant in the file names, as in diffusers: "fp16" takes diffusion_pytorch_model.fp16.safetensors, or
+            the index of such shards.
 
     Raises:
-        FileNotFoundError: No weights, or some are missing.
-        CheckpointError: Several files, of which none is diffusers', or a corrupt one.
+        FileNotFoundError: There are no weights, or some are missing.
+        CheckpointError: There are several files, and none has diffusers' name; or a file is damaged.
     """
     for name, index in ((_with_variant(INDEX, variant), True), (_with_variant(WEIGHTS, variant), False)):
         if (folder / name).is_file():
@@ -156,7 +157,7 @@ def open_index(index: Path) -> SafetensorsFiles:
 
     Raises:
         FileNotFoundError: A shard is missing.
-        CheckpointError: The index is damaged, or of other shards.
+        CheckpointError: The index is damaged, or belongs to other shards.
     """
     folder = index.parent
     weight_map = read_json(index, "a sharded checkpoint").get("weight_map")

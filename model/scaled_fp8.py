@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints with weights of 8 bits, as ComfyUI and ModelOpt write them, multiplied out or as they are.
+"""Reads checkpoints with weights of 8 bits, as ComfyUI and ModelOpt write them, as they are or multiplied out.
 
-A layer X of such a file has `X.weight` in float8 and, unless the weights were only rounded, a factor for it, a number
-or one for each output channel: `X.scale_weight`, in newer files and in ModelOpt's `X.weight_scale`, in those that
-diffusers saves for ModelOpt `X.weight_quantizer._scale`. The static scale of a layer's input is `X.scale_input`,
-`X.input_scale`, or `X.input_quantizer._amax` / 448. A tensor `scaled_fp8`, tensors `X.comfy_quant` and an entry of the
-header say which format it is; of ModelOpt's, config.json does (see `model_opt`), and no factor may be missing.
+A layer X of such a file has `X.weight` in float8. Unless the weights were only rounded, it also has a factor, which is
+one number or one for each output channel. Its name is `X.scale_weight`; `X.weight_scale` in newer files and in
+ModelOpt's; `X.weight_quantizer._scale` in files that diffusers saves for ModelOpt. The static scale of a layer's input
+is `X.scale_input`, `X.input_scale`, or `X.input_quantizer._amax` / 448. A tensor `scaled_fp8`, tensors `X.comfy_quant`
+and an entry of the header say which format a file has. For ModelOpt's files config.json says it (see `model_opt`), and
+no factor may be missing.
 
     W = float32(weight) * float32(scale)
 """
@@ -33,7 +34,7 @@ _WEIGHT = ".weight"
 _SCALES = (".scale_weight", ".weight_scale", ".weight_quantizer._scale")
 _INPUT_LARGEST = ".input_quantizer._amax"
 _INPUT_SCALES = (".scale_input", ".input_scale", _INPUT_LARGEST)
-_UNUSED = (".weight_quantizer._amax",)  # what a scale was made of
+_UNUSED = (".weight_quantizer._amax",)  # from which a scale was computed
 _MARK = "scaled_fp8"
 _FORMAT = ".comfy_quant"
 _HEADER = "_quantization_metadata"
@@ -44,11 +45,13 @@ class MultipliedOut:
     """The weights of a file with float8, in float32 where they are float8; factors and marks are left out.
 
     Args:
-        weights: As they are stored.
-        complete: Every weight in float8 must have its factor, and either all of them or none a scale of its input.
+        weights: Weights as they are stored.
+        complete: Whether every weight in float8 must have its factor, and either all layers or none a scale of their
+            input.
 
     Raises:
-        CheckpointError: Another format of few bits, or factors that do not belong to the weights or are missing.
+        CheckpointError: The file has another format of few bits, or factors do not belong to the weights or are
+            missing.
     """
 
     def __init__(self, weights: SafetensorsFiles, complete: bool = False) -> None:
@@ -172,10 +175,10 @@ class MultipliedOut:
 
 
 def multiplied_out(weights: SafetensorsFiles, complete: bool = False) -> Weights:
-    """`weights`, or what float8 among them stands for, which is said once.
+    """`weights`, with those in float8 multiplied out, if there are any; a warning says so once.
 
     Args:
-        weights: As they are stored.
+        weights: Weights as they are stored.
         complete: See `MultipliedOut`; the weights are those of a checkpoint in fp8.
 
     Raises:
@@ -205,7 +208,7 @@ def _say(origin: Path, float8: int, total: int, scaled: int) -> None:
 
 
 def _layer_of(name: str, endings: tuple[str, ...]) -> str:
-    """What stands before one of the endings."""
+    """The name of a layer: `name` without its ending."""
     return name.removesuffix(next(ending for ending in endings if name.endswith(ending)))
 
 

@@ -77,7 +77,7 @@ def _least_coverage(grid: Shape, tile: Shape) -> float:
 
 
 def _scaled(grid: Shape, tile: Shape, share: float) -> tuple[float, float, float]:
-    """Sides of the tile of the shape of `tile` whose window covers `share`; a side grows to its axis at most."""
+    """Sides of a tile shaped like `tile` whose window covers `share`; no side is longer than its axis."""
 
     def sides(scale: float) -> tuple[float, float, float]:
         frame, height, width = (min(extent, scale * size) for extent, size in zip(grid, tile, strict=True))
@@ -106,7 +106,7 @@ def _sizes(extent: int, side: float, stretch: float) -> list[int]:
 
 
 def _least_work(grid: Shape, tiles: list[Shape], ideal: tuple[float, float, float]) -> Shape:
-    """The tile of least work; of those that have it but for 5 %, the one nearest in shape to `ideal`."""
+    """The tile of least work; of all tiles within 5 % of it, the one nearest in shape to `ideal`."""
     by_pairs = sorted((window_pairs(grid, tile, PUBLISHED_WINDOW), tile) for tile in tiles)
     found: list[tuple[int, Shape]] = []
     least = math.inf

@@ -45,8 +45,10 @@ class TimestepPath:
     Attributes:
         checkpoint: Name of the folder of the checkpoint whose weights these are, None if it is not known, or if a LoRA
             was fused into them.
-        signals: What `embedding` can give: "embedding", and "modulation" where that depends on the timestep alone.
-        family: As the model's, like config, geometry, tau, num_layers, num_heads, head_dim and has_router.
+        signals: Names of the signals that `embedding` can give: "embedding", and "modulation" where that depends on the
+            timestep alone.
+        family: Name of the model family; config, geometry, tau, num_layers, num_heads, head_dim and has_router are
+            those of the model, too.
     """
 
     def __init__(self, model: RoutedTransformer, load: Callable[[str], Tensor], checkpoint: str | None = None) -> None:
@@ -68,7 +70,7 @@ class TimestepPath:
 
     @classmethod
     def load(cls, path: str | Path, **model: Any) -> TimestepPath:
-        """The path in a file of `save_timestep_path`, as it lies in a bundle; `model` as for `from_weights`."""
+        """Loads the path from a file of `save_timestep_path`, e.g. of a bundle; `model`: see `from_weights`."""
         from safetensors import SafetensorError, safe_open
 
         def read(name: str) -> Tensor:
@@ -101,17 +103,17 @@ class TimestepPath:
 
         Args:
             names: Names of the weights.
-            load: Gives the weight of a name; the modulation's is asked for when it is needed.
+            load: Loads the weight of a name; that of the modulation is loaded when it is needed.
             family: Family of the model, as its metadata has it.
             config: Config of the model, as its metadata has it.
             geometry: Geometry of the model, as its metadata has it.
             tau: Default threshold of the model, as its metadata has it.
-            dtype: Type of its activations, to which the timestep embedding may be rounded.
+            dtype: Type of the model's activations, to which the timestep embedding may be rounded.
             checkpoint: Name of the checkpoint, as the metadata has it.
             source: Where the weights are from, for errors.
 
         Raises:
-            ValueError: They are not the timestep path of such a model.
+            ValueError: The weights are not the timestep path of such a model.
         """
         kind = routed_class(family)
         names = set(names)
@@ -131,12 +133,12 @@ class TimestepPath:
         routers = {name: load(name) for name in sorted(names) if ROUTER in name}
         if routers:
             kind.check_router_state(diffusers_model, routers, source)
-        shell = kind(diffusers_model, routers or None, tau=tau)  # the geometry comes after: no tables for the tokens
+        shell = kind(diffusers_model, routers or None, tau=tau)  # the geometry is set below: no rotary tables are made
         shell.geometry = geometry
         return cls(shell.eval(), load, checkpoint)
 
     def embedding(self, timesteps: Iterable[float], signal: Signal = "embedding") -> Tensor:
-        """What changes with the timestep: float32 [P, E], or [P, 6 E] for "modulation", on the CPU.
+        """The embedding of each timestep: float32 [P, E], or [P, 6 E] for "modulation", on the CPU.
 
         "embedding" is what the routers see, unrounded. "modulation" is its projection to the shifts, scales and gates
         of the blocks; there is none where those depend on the prompt as well.
@@ -165,8 +167,8 @@ class TimestepPath:
         """The routes of a schedule, with the FLOPs that they save.
 
         Args:
-            timesteps: As the scheduler gives them.
-            tau: None is the model's own.
+            timesteps: P timesteps, as the scheduler gives them.
+            tau: Routing threshold; None takes the model's own.
             route_override: int32 [L, N], or [P, L, N] with one per step.
         """
         given = tuple(float(step) for step in timesteps)

@@ -30,7 +30,7 @@ class UnreadableTorchFile(VortaError, ValueError):
 
 
 def load_torch_file(file: Path) -> Any:
-    """What is in a file of `torch.save`, on the CPU.
+    """Loads the content of a file of `torch.save`, on the CPU.
 
     Raises:
         UnreadableTorchFile: It is none, is damaged, or holds more than tensors and plain values.

@@ -11,7 +11,7 @@ one at a time:
 
     model.materialized            False
     model.load_parameter(name)    the real tensor, in the parameter's dtype; works on materialized models too
-    model.parameter_source(name)  the same, deferred: a callable without arguments
+    model.parameter_source(name)  a callable without arguments that loads this tensor
 
 The timestep path and the routers are always real, so that `RouteTable` works on such a model.
 """
@@ -67,7 +67,7 @@ PLUGIN_OPS: BlockOps = "plugin"
 
 
 class AttentionMode(Enum):
-    """What the heads of a routed transformer compute.
+    """The attention that the heads of a routed transformer compute.
 
     Attributes:
         ROUTED: The branch that the router chose, or the override.
@@ -86,14 +86,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
     Attributes:
         family: Name of the model family.
         config: The diffusers config.
-        geometry: None until known.
+        geometry: Geometry of the attention; None until it is known.
         tau: Default routing threshold.
         patch_size: Latent voxels per token.
         num_layers: L, over all stacks of blocks.
         num_heads: N.
         head_dim: D.
-        checkpoint: Its path, or None.
-        lora: What was fused into the checkpoint's weights.
+        checkpoint: Path of the checkpoint, or None.
+        lora: Reports of the LoRA files that were fused into the checkpoint's weights.
         float8_weights: How many of the checkpoint's tensors are stored in float8.
         linears: Which linear layers have fp8 products, and which not; None where none has.
         input_scales: Static scales of the inputs of linear layers, by layer: the checkpoint's, or a calibration's.
@@ -102,7 +102,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
         has_router: Whether routers decide; without one every head is full.
         attention_mode: ROUTED, or one of the two modes of router training, MIXED and FULL, in which `forward` gives the
             routers' scores [L, B, N, 3] in place of routes.
-        gradient_checkpointing: Backward passes recompute blocks.
+        gradient_checkpointing: Whether backward passes recompute blocks.
         parallel: The processes that share the work, see `parallelize`; a `RankInput` while a model is exported for
             several GPUs; None where this process does it all.
     """
@@ -157,7 +157,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @property
     def attention_precision(self) -> str:
-        """What routed attention may be multiplied in, "same" or "fp8" (see `routed_attention`); may be assigned."""
+        """The precision of routed attention's products, "same" or "fp8" (see `routed_attention`); may be assigned."""
         return self._attention_precision
 
     @attention_precision.setter
@@ -167,7 +167,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @property
     def block_ops(self) -> str:
-        """What blocks compute by; may be assigned.
+        """How blocks are computed; may be assigned.
 
         "native": torch's own operators, as diffusers does, bit for bit. "plugin": the fused operators of
         `model/block_operators`, on CUDA the kernels of libvorta_trt in float16 and bfloat16: float32 inside each and
@@ -229,7 +229,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             linear_precision: "fp8" rounds the weights of linear layers to e4m3, a scale for each output feature, and
                 the layers' inputs on the fly, a scale for each token. Weights are rounded one at a time.
             linear_keep: Patterns of the layers that stay as they are; None is the family's list, see `linear_choice`.
-            variant: As for diffusers, e.g. "fp16": of the names of the weight files.
+            variant: Variant in the names of the weight files, as in diffusers, e.g. "fp16".
 
         Raises:
             FileNotFoundError: There is no such folder or file.
@@ -293,10 +293,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
         Args:
             model: A diffusers transformer of a family in `model.families`.
             router_state: `<stack>.{i}.router.linear.{weight,bias}` -> tensor, for every block; needs `geometry`.
-            geometry: As for `from_pretrained`.
-            tau: As for `from_pretrained`.
-            attention_precision: As for `from_pretrained`.
-            block_ops: As for `from_pretrained`.
+            geometry: Geometry of the attention; see `from_pretrained`.
+            tau: Default routing threshold.
+            attention_precision: "same" or "fp8"; see `from_pretrained`.
+            block_ops: "native" or "plugin"; see `from_pretrained`.
 
         Raises:
             TypeError: The model is of no family.
@@ -351,19 +351,19 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @classmethod
     def facts(cls) -> ModelFamily:
-        """What is true of the family whatever the checkpoint."""
+        """The facts of the family, which do not depend on the checkpoint."""
         return get_family(cls.family)
 
     @classmethod
     def empty_diffusers_model(cls, config: Mapping[str, Any]) -> nn.Module:
-        """The diffusers model with parameters on the meta device and real buffers, which a family with some makes."""
+        """The diffusers model with parameters on the meta device, and real buffers, made by families that have some."""
         with torch.device("meta"):
             model: nn.Module = cls.facts().diffusers_transformer().from_config(dict(config))
         return model
 
     @abc.abstractmethod
     def _take_modules(self, model: Any, routers: Mapping[str, list[Router | None]]) -> None:
-        """Makes the diffusers model's modules this model's own, its blocks with the routers of their stack."""
+        """Takes over the modules of the diffusers model, and gives each block its router."""
 
     @classmethod
     def check_geometry(cls, geometry: AttentionGeometry) -> None:
@@ -396,10 +396,10 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def timestep_embedding(self, timestep: Tensor) -> Tensor:
-        """What the routers see of timesteps [B]: [B, E]."""
+        """The timestep embedding that the routers see: timesteps [B] -> [B, E]."""
 
     def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
-        """The same before it is rounded to the model's dtype."""
+        """The embedding of `timestep_embedding` before it is rounded to the model's dtype."""
         return self.timestep_embedding(timestep)
 
     @abc.abstractmethod
@@ -433,13 +433,14 @@ class RoutedTransformer(nn.Module, abc.ABC):
         and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
 
         Args:
-            group: Of torch.distributed, this process in it; None is the default group of all processes. A process that
-                is not in a new group must not call this with what `new_group` gave it, which may be None, too.
+            group: Process group of torch.distributed that this process is in; None is the default group of all
+                processes. A process that is not in a new group must not call this with what `new_group` gave it, which
+                may be None, too.
             placement: "balanced" gives every rank about the same work, by the routes of each layer; "in_order" gives
                 rank p the heads from p * N / P on.
             costs: Measured times of a head in each branch, the same on every rank; None takes relative work from the
                 geometry.
-            exchange: What exchanges queries, keys, values and outputs: "library", kernels of libvorta_trt and a
+            exchange: Code that exchanges queries, keys, values and outputs: "library", kernels of libvorta_trt and a
                 communicator of its own over NCCL; "torch", torch.distributed; or "auto", the library where every rank
                 computes on a GPU in a group of NCCL. `parallel.exchange` then says which it is, and
                 `parallel.choice.reason` why. All ranks give the same.
@@ -451,8 +452,8 @@ class RoutedTransformer(nn.Module, abc.ABC):
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
-            ValueError: The process is not in the group, its size does not divide N, the placement is unknown, costs
-                are no costs, or the exchange is unknown or a rank cannot use it.
+            ValueError: The process is not in the group, its size does not divide N, the placement is unknown, the costs
+                are not valid, or the exchange is unknown or a rank cannot use it.
             VortaError: The library's communicator cannot be made.
         """
         self.parallel = Ranks.of(
@@ -584,7 +585,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             self.register_buffer(name, table.to(device), persistent=False)
 
     def _check_call(self, route_override: Tensor | None) -> None:
-        """What every family checks first of a call."""
+        """The checks that every family makes first in a call."""
         if not self.materialized and not torch.compiler.is_exporting():
             raise RuntimeError("model with materialize=False: its weights are on disk, for export; load it with True")
         check_route_override(route_override, self.num_layers, self.num_heads)
@@ -592,7 +593,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
             self._check_parallel()
 
     def _check_parallel(self) -> None:
-        """Refuses what ranks do not share."""
+        """Raises RuntimeError for what a parallelized model does not support."""
         if torch.compiler.is_exporting() and isinstance(self.parallel, Ranks):
             raise RuntimeError(
                 "parallelize was called on this model, and an export is made of a whole one, for several GPUs with "
@@ -622,11 +623,11 @@ class RoutedTransformer(nn.Module, abc.ABC):
         return shards.own(self.rope_cos), shards.own(self.rope_sin)
 
     def _whole(self, rows: Tensor, geometry: AttentionGeometry) -> Tensor:
-        """All video tokens [B, S, C] of those that are computed here, [B, R, C]."""
+        """Gathers all video tokens [B, S, C] from those that are computed here, [B, R, C]."""
         return rows if self.parallel is None else self.parallel.whole(rows, geometry)
 
     def _scores(self, block: Any, temb: Tensor) -> Tensor:
-        """The scores [B, N, 3] of timestep embeddings [B, E] by the block's router; certainly full if it has none."""
+        """The scores [B, N, 3] of timestep embeddings [B, E] by the block's router; full has score 1 without one."""
         if block.router is not None:
             scores: Tensor = block.router(temb)
             return scores
@@ -636,13 +637,13 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def _attentions(
         self, temb: Tensor, tau: Tensor | float, route_override: Tensor | None, **tokens: Any
     ) -> tuple[list[Attention], Tensor]:
-        """What the self-attention of each block calls, and what `forward` tells of them.
+        """The attention function that each block calls, and the routes or scores that `forward` returns.
 
         Args:
             temb: [B, E], the timestep embedding that routers see.
             tau: Routing threshold.
             route_override: Int32 [L, N], or None.
-            tokens: Their `geometry`, and `text_length` if there is text among them.
+            tokens: `geometry` of the tokens, and `text_length` if there is text among them.
 
         Returns:
             The attentions, L; and the routes int32 [L, B, N] or, unless heads are routed, the scores [L, B, N, 3].
@@ -661,7 +662,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
     def _attention(
         self, scores: Tensor, tau: Tensor | float, override: Tensor | None, **tokens: Any
     ) -> tuple[Attention, Tensor]:
-        """The attention of one block, of its scores [B, N, 3], and its routes or scores; see `_attentions`."""
+        """The attention function of one block with scores [B, N, 3], and its routes or scores; see `_attentions`."""
         if self.attention_mode is AttentionMode.MIXED:
             return partial(mixed_attention, scores=scores, **tokens), scores
         if self.attention_mode is AttentionMode.FULL:

@@ -28,9 +28,9 @@ def other_flops(
 
     Args:
         family: name of the model family.
-        config: of the diffusers transformer.
-        geometry: for S and T.
-        has_router: count the routers.
+        config: config of the diffusers transformer.
+        geometry: geometry of the attention, which has S and T.
+        has_router: whether the routers are counted.
 
     Returns:
         "projections" (query, key, value and output of the self-attention), "feed_forward", "cross_attention" (with its

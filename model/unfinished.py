@@ -153,7 +153,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def finish(folder: Path) -> None:
-    """Has the system put all files on the disk, readable for whom any new file is readable."""
+    """Has the system write all files to the disk, readable for everyone who may read a new file."""
     mode = folder.stat().st_mode & 0o666
     for entry in sorted(folder.rglob("*")):
         if entry.is_file() and entry.stat().st_mode & mode != mode:
@@ -164,7 +164,7 @@ def finish(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the system put a file or the entries of a folder on the disk, where the file system can."""
+    """Has the system write a file, or the entries of a folder, to the disk, where the file system can."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # a folder that may not be read
@@ -202,7 +202,7 @@ def install_folder(folder: Path, target: Path) -> None:
         try:
             target.rename(aside)
         except OSError as error:
-            if error.errno != errno.EXDEV:  # a layer below of a container's file system: it can be removed only
+            if error.errno != errno.EXDEV:  # a lower layer of a container's file system: it can only be removed
                 raise
             shutil.rmtree(target)
         try:

@@ -16,8 +16,8 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.extras import import_extra
 
 SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-HD_HEIGHT = 720  # from which on a video that does not say its colour space is taken for BT.709, and below for BT.601
-_UNSPECIFIED = 2  # FFmpeg's number of a colour space that the file does not say
+HD_HEIGHT = 720  # a video without a colour space is read as BT.709 from this height on, and as BT.601 below
+_UNSPECIFIED = 2  # FFmpeg's number for an unspecified colour space
 
 
 class VideoError(VortaError):

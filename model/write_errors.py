@@ -106,7 +106,7 @@ def failed_write(error: Exception, folder: Path) -> int | None:
 
 
 def _refusing(target: Path) -> Path | None:
-    """The folder that lets nothing be made in it, though it is there, as /proc; None where one is only missing."""
+    """The existing folder in which nothing can be made, such as /proc; None where a folder is only missing."""
     there = next(folder for folder in target.absolute().parents if folder.exists())
     return there if there == target.absolute().parent or there.resolve().is_relative_to("/proc") else None
 

@@ -18,16 +18,16 @@ _TYPES = {
     Element.INT32: torch.int32,
     **dict.fromkeys((Element.FLOAT8, Element.FLOAT8_TOKENS), torch.float8_e4m3fn),
 }
-_ROWS = (1, 2)  # M, what a modulation may have
+_ROWS = (1, 2)  # M, the numbers of rows that a modulation may have
 
 
 def check_arguments(operator: Operator, tensors: Sequence[Tensor], attributes: Mapping[str, Any]) -> None:
     """Checks the arguments of a call.
 
     Args:
-        operator: Its entry in the table.
+        operator: The operator's entry in the table.
         tensors: The inputs, in the table's order.
-        attributes: By the table's names.
+        attributes: Values of the attributes, by their names in the table.
 
     Raises:
         TypeError: A tensor has the wrong dtype.
@@ -76,7 +76,7 @@ def _forms(shape: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
 
 
 def _matches(form: tuple[tuple[str, ...], ...], shape: tuple[int, ...], letters: dict[str, int]) -> bool:
-    """Says whether a shape has a form; if so, its letters are known from here on."""
+    """Whether a shape matches a form; if it does, the sizes of the form's letters are added to `letters`."""
     known = dict(letters)
     if len(form) != len(shape) or not all(
         any(_fits(term, extent, known) for term in terms) for terms, extent in zip(form, shape, strict=True)
@@ -100,7 +100,7 @@ def _fits(term: str, extent: int, letters: dict[str, int]) -> bool:
 
 
 def _bound(letter: str, extent: int, letters: Mapping[str, int]) -> dict[str, int]:
-    """What is known once a letter is: E of N heads says D."""
+    """Sizes that follow from the extent of one letter: E and the number of heads N also give D."""
     if letter == "E" and "N" in letters:
         heads = letters["N"]
         return {"E": extent if extent % heads == 0 else -1, "D": extent // heads}

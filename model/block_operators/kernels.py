@@ -33,7 +33,7 @@ def qk_norm_rotary(
     heads: int,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """As `references.qk_norm_rotary`."""
+    """CUDA version of `references.qk_norm_rotary`."""
     library, query, key = _library(query), _rows(query), _rows(key)
     query_weight, key_weight = _of_one_type(query_weight, key_weight)
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -58,7 +58,7 @@ def qk_norm_rotary(
 
 
 def head_norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> Tensor:
-    """As `references.head_norm`."""
+    """CUDA version of `references.head_norm`."""
     library, tokens, weight = _library(tokens), _rows(tokens), weight.contiguous()
     output = _heads_of(tokens, heads)
     params = block_operators.HeadNormParams(
@@ -74,7 +74,7 @@ def head_norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> Ten
 
 
 def norm_modulate(tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int) -> Tensor:
-    """As `references.norm_modulate`."""
+    """CUDA version of `references.norm_modulate`."""
     output = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     _norm_modulate(tokens, (scale, shift), epsilon, first_tokens, **_outputs(output=output))
     return output
@@ -83,7 +83,7 @@ def norm_modulate(tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, 
 def norm_modulate_quantize(
     tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """As `references.norm_modulate_quantize`."""
+    """CUDA version of `references.norm_modulate_quantize`."""
     pair = _empty_quantized(tokens)
     _norm_modulate(tokens, (scale, shift), epsilon, first_tokens, **_pointers(*pair))
     return pair
@@ -92,7 +92,7 @@ def norm_modulate_quantize(
 def residual_norm_modulate(
     residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """As `references.residual_norm_modulate`."""
+    """CUDA version of `references.residual_norm_modulate`."""
     residual_output = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     output = torch.empty_like(residual_output)
     outputs = _outputs(residual_output=residual_output, output=output)
@@ -103,7 +103,7 @@ def residual_norm_modulate(
 def residual_norm_modulate_quantize(
     residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `references.residual_norm_modulate_quantize`."""
+    """CUDA version of `references.residual_norm_modulate_quantize`."""
     residual_output = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     pair = _empty_quantized(residual)
     outputs = _outputs(residual_output=residual_output) | _pointers(*pair)
@@ -112,13 +112,13 @@ def residual_norm_modulate_quantize(
 
 
 def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """As `references.quantize`."""
-    rows = _rows(tokens.reshape(-1, tokens.shape[2]))  # [B * X, E]; a copy only where samples lie apart
+    """CUDA version of `references.quantize`."""
+    rows = _rows(tokens.reshape(-1, tokens.shape[2]))  # [B * X, E]; copied only if the samples are not contiguous
     return _quantize(tokens, rows, features=rows.shape[1])
 
 
 def joined_quantize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """As `references.joined_quantize`."""
+    """CUDA version of `references.joined_quantize`."""
     rows, more = (_rows(tokens.reshape(-1, tokens.shape[2])) for tokens in (first, second))  # [B * X, J or K]
     return _quantize(
         first,
@@ -131,13 +131,16 @@ def joined_quantize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-    """As `references.linear`."""
-    rows = _rows(input.reshape(-1, input.shape[2]))  # [B * X, K]; a copy only where samples lie apart
+    """CUDA version of `references.linear`."""
+    rows = _rows(input.reshape(-1, input.shape[2]))  # [B * X, K]; copied only if the samples are not contiguous
     return _product(input.shape, weight, bias, activation, "same", input=rows.data_ptr(), input_stride=rows.stride(0))
 
 
 def joined_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-    """As `references.joined_linear`, but the sums of the first input are rounded before those of the second follow."""
+    """CUDA version of `references.joined_linear`.
+
+    The sums of the first input are rounded before those of the second are added.
+    """
     rows, more = (_rows(tokens.reshape(-1, tokens.shape[2])) for tokens in (first, second))  # [B * X, J or K]
     return _product(
         first.shape,
@@ -156,7 +159,7 @@ def joined_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, a
 def fp8_linear(
     input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
 ) -> Tensor:
-    """As `references.fp8_linear`."""
+    """CUDA version of `references.fp8_linear`."""
     rows, input_scale, weight_scale = input.contiguous(), input_scale.contiguous(), weight_scale.contiguous()
     return _product(
         input.shape,
@@ -171,7 +174,7 @@ def fp8_linear(
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """As `references.cross_attention`."""
+    """CUDA version of `references.cross_attention`."""
     library = _library(query)
     query, key, value = _rows(query), _rows(key), _rows(value)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -295,7 +298,7 @@ def _outputs(**tensors: Tensor) -> dict[str, Any]:
 
 
 def _empty_quantized(tokens: Tensor, features: int | None = None) -> tuple[Tensor, Tensor]:
-    """Empty e4m3 [B, X, features] and float32 [B, X] for tokens [B, X, E]; as many features as they have if None."""
+    """Empty e4m3 [B, X, features] and float32 [B, X] for tokens [B, X, E]; `features` None means E."""
     shape = (*tokens.shape[:2], tokens.shape[2] if features is None else features)
     return (
         torch.empty(shape, dtype=FLOAT8, device=tokens.device),
@@ -308,7 +311,7 @@ def _pointers(quantized: Tensor, scale: Tensor) -> dict[str, int]:
 
 
 def _library(tokens: Tensor) -> PluginLibrary:
-    """The library, ready for the GPU of tokens whose type its kernels have."""
+    """The library, prepared for the tokens' GPU; TypeError for a dtype that its kernels do not have."""
     if dtype_name(tokens.dtype) not in KERNEL_DTYPES:
         raise TypeError(
             f"tokens of dtype {tokens.dtype} on CUDA: the kernels compute in float16 and bfloat16; convert the model "
@@ -330,7 +333,7 @@ def _stream(tokens: Tensor) -> int:
 
 
 def _norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> dict[str, Any]:
-    """What the calls of both RMS norms have in common."""
+    """Parameters that the calls of both RMS norms share."""
     batch, token_count, features = tokens.shape
     return {
         "dtype": dtype_name(tokens.dtype),
@@ -345,7 +348,7 @@ def _norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> dict[st
 
 
 def _modulated(tokens: Tensor, epsilon: float, first_tokens: int) -> dict[str, Any]:
-    """What the calls of both modulated norms have in common."""
+    """Parameters that the calls of both modulated norms share."""
     batch, token_count, features = tokens.shape
     return {
         "dtype": dtype_name(tokens.dtype),
@@ -375,7 +378,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _strided(modulation: Tensor) -> tuple[int, int, int]:
-    """Pointer and strides of a modulation, 0 along an axis that repeats."""
+    """Pointer and strides of a modulation; a stride is 0 along a broadcast axis."""
     batch, rows = (modulation.stride(axis) if modulation.shape[axis] > 1 else 0 for axis in (0, 1))
     return modulation.data_ptr(), batch, rows
 

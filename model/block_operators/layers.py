@@ -23,14 +23,15 @@ PRODUCT_FEATURES = 8  # `Linear` takes multiples of it
 
 
 class Norm(NamedTuple):
-    """A LayerNorm without weight and the modulation behind it.
+    """A LayerNorm without weight, and the modulation (scale and shift) that follows it.
 
     Attributes:
-        scale: Float32 [B or 1, M, E], the 1 included.
+        scale: Float32 [B or 1, M, E], the whole factor: 1 plus the model's scale.
         shift: Float32 [B or 1, M, E].
         epsilon: Added to the variance.
-        first_tokens: Tokens that take the first row of a modulation of two; also of the gate of `of_sum`.
-        quantize: Whether the normed tokens are quantised: then nothing but layers with fp8 products reads them.
+        first_tokens: How many tokens, the first ones, take the first row of a modulation with two rows; this holds for
+            the gate of `of_sum`, too.
+        quantize: Whether the normed tokens are quantised. Then only layers with fp8 products may read them.
     """
 
     scale: Tensor
@@ -49,7 +50,7 @@ class Norm(NamedTuple):
         return normed
 
     def of_sum(self, residual: Tensor, update: Tensor, gate: Tensor) -> tuple[Tensor, Tokens]:
-        """The sum residual + update * gate of tokens [B, X, E], and it normed and modulated; gate [B or 1, M, E]."""
+        """The sum residual + update * gate of tokens [B, X, E], and its modulated norm; gate [B or 1, M, E]."""
         arguments = (residual, update, gate, self.scale, self.shift, self.epsilon, self.first_tokens)
         if self.quantize:
             summed, values, scale = torch.ops.vorta.residual_norm_modulate_quantize(*arguments)
@@ -64,7 +65,7 @@ def all_fp8(*layers: nn.Module) -> bool:
 
 
 def linears(layers: Iterable[nn.Module], tokens: Tokens) -> list[Tensor]:
-    """What each of some linear layers gives for the same tokens, which are quantised once for all with fp8 products."""
+    """Outputs of several linear layers for the same tokens; layers with fp8 products share one quantisation of them."""
     layers, quantized = list(layers), tokens
     if isinstance(tokens, Tensor) and any(isinstance(layer, Fp8Linear) for layer in layers):
         quantized = QuantizedTokens.of(tokens)
@@ -72,7 +73,7 @@ def linears(layers: Iterable[nn.Module], tokens: Tokens) -> list[Tensor]:
 
 
 def linear(layer: nn.Module, tokens: Tokens, activation: str = NO_ACTIVATION) -> Tensor:
-    """A linear layer, and an activation behind it: [B, X, K] -> [B, X, O]."""
+    """A linear layer followed by an activation: [B, X, K] -> [B, X, O]."""
     if type(layer) is nn.Linear and isinstance(tokens, Tensor):
         bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
         product: Tensor = torch.ops.vorta.linear(tokens, layer.weight, bias, activation)
@@ -90,8 +91,8 @@ def patch_embedding(layer: nn.Conv3d, latents: Tensor) -> Tensor:
     """A convolution over patches that do not overlap, as the product of a linear layer.
 
     cuDNN and TensorRT write the convolution's output with its channels first, and copy it into rows of tokens; at
-    72,000 tokens of 5120 features that takes longer than the product. Here the latents are reordered in its place,
-    which are 80 times smaller.
+    72,000 tokens of 5120 features that takes longer than the product. Here the latents are reordered instead, which are
+    80 times smaller.
 
     Args:
         layer: Kernel and stride are the patch, without padding.
@@ -132,7 +133,7 @@ def feed_forward(layer: Any, tokens: Tokens) -> Tensor:
 
 
 def head_norm(norm: Any, tokens: Tensor, heads: int) -> Tensor:
-    """An RMS norm over all heads or over each: [B, X, E] -> [B, X, N, D]."""
+    """An RMS norm over all heads together or over each head: [B, X, E] -> [B, X, N, D]."""
     normed: Tensor = torch.ops.vorta.head_norm(tokens, norm.weight, heads, norm.eps)
     return normed
 
@@ -150,13 +151,13 @@ def qk_norm_rotary(
 
 
 def ones_of_scales(parts: int, scale: int, rows: int, device: torch.device) -> Tensor:
-    """What makes factors of scales: 1 for every third part from part `scale` on, else 0.
+    """The summand that turns a modulation's scales into factors: 1 for every third part from `scale` on, else 0.
 
     Args:
         parts: P.
         scale: The first part that is a scale; modulations are (shift, scale, gate) once or more.
         rows: M.
-        device: Where.
+        device: Device of the result.
 
     Returns:
         Float32 [1, P * M, 1].
@@ -166,5 +167,5 @@ def ones_of_scales(parts: int, scale: int, rows: int, device: torch.device) -> T
 
 
 def parts_of(modulation: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """[B, P * M, E], rows of a part behind each other -> P of [B, M, E]."""
+    """Splits a modulation into its parts: [B, P * M, E], the rows of a part contiguous -> P tensors [B, M, E]."""
     return modulation.chunk(parts, dim=1)

@@ -29,7 +29,7 @@ def torch_schema(operator: Operator) -> str:
 
 
 def _checked(operator: Operator, implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation behind the checks of its arguments."""
+    """Wraps an implementation with the checks of its arguments."""
     count, names = len(operator.inputs), [attribute.name for attribute in operator.attributes]
 
     def call(*arguments: Any) -> Any:
@@ -44,7 +44,7 @@ def _in_heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def _quantized(tokens: Tensor, more: int = 0) -> tuple[Tensor, Tensor]:
-    """Of tokens [B, X, E], and of as many features more."""
+    """Empty outputs of the quantisation of tokens [B, X, E] that have `more` further features."""
     scale = tokens.new_empty(tokens.shape[:2], dtype=torch.float32)
     return tokens.new_empty((*tokens.shape[:2], tokens.shape[2] + more), dtype=references.FLOAT8), scale
 

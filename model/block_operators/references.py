@@ -48,7 +48,7 @@ def norm_modulate(tokens: Tensor, scale: Tensor, shift: Tensor, epsilon: float, 
 def residual_norm_modulate(
     residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Residual and update [B, X, E], gate, scale and shift [B or 1, M, E] -> the new residual, and it modulated."""
+    """Residual and update [B, X, E], gate, scale and shift [B or 1, M, E] -> new residual, and its modulated norm."""
     summed = residual.float() + update.float() * _by_token(gate, residual, first_tokens)  # [B, X, E]
     residual_output = summed.to(residual.dtype)
     return residual_output, norm_modulate(residual_output, scale, shift, epsilon, first_tokens)
@@ -61,7 +61,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tens
 
 
 def quantize(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B, X, E] -> e4m3 [B, X, E], and a scale of each, float32 [B, X]."""
+    """Tokens [B, X, E] -> e4m3 [B, X, E], and a scale for each token, float32 [B, X]."""
     quantized, scale = quantize_rows(tokens)
     return quantized, scale.squeeze(-1)
 
@@ -81,7 +81,7 @@ def norm_modulate_quantize(
 def residual_norm_modulate_quantize(
     residual: Tensor, update: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, epsilon: float, first_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The new residual of `residual_norm_modulate`, and `quantize` of it modulated."""
+    """The new residual of `residual_norm_modulate`, and `quantize` of its modulated norm."""
     summed, modulated = residual_norm_modulate(residual, update, gate, scale, shift, epsilon, first_tokens)
     return summed, *quantize(modulated)
 
@@ -94,7 +94,7 @@ def joined_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor, a
 def fp8_linear(
     input: Tensor, input_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor, activation: str
 ) -> Tensor:
-    """Input e4m3 [B, X, K], its scale [B, X], weight e4m3 [O, K], its scale [O], bias [O] -> [B, X, O] as the bias."""
+    """Input e4m3 [B, X, K], scale [B, X], weight e4m3 [O, K], scale [O], bias [O] -> [B, X, O], dtype of the bias."""
     sums = functional.linear(input.float(), weight.float())  # [B, X, O]
     product = sums * input_scale.unsqueeze(-1) * weight_scale  # [B, X, O]
     return _activated(product + bias.float(), activation).to(bias.dtype)
@@ -108,13 +108,14 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in e4m3, each over a scale of its own.
+    """Quantises rows to e4m3, each row with its own scale.
 
     Args:
         rows: [..., K], of any float dtype.
 
     Returns:
-        e4m3 [..., K], and the scales that it is multiplied with, float32 [..., 1]; 1 for rows of zeros.
+        The quantised rows, e4m3 [..., K], and the scales that multiply them back, float32 [..., 1]. A row of zeros has
+        scale 1.
     """
     wide = rows.float()
     largest = wide.abs().amax(dim=-1, keepdim=True)  # [..., 1]
@@ -123,7 +124,7 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rms_norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> Tensor:
-    """The mean of squares is over as many features as the weight has: [B, X, E] -> float32 [B, X, N, D]."""
+    """RMS norm over groups of as many features as the weight has: [B, X, E] -> float32 [B, X, N, D]."""
     grouped = tokens.float().unflatten(2, (-1, weight.shape[0]))  # [B, X, E / group, group]
     normed = functional.rms_norm(grouped, weight.shape, weight.float(), epsilon)
     in_heads: Tensor = normed.flatten(2).unflatten(2, (heads, -1))
@@ -131,7 +132,7 @@ def _rms_norm(tokens: Tensor, weight: Tensor, heads: int, epsilon: float) -> Ten
 
 
 def _by_token(modulation: Tensor, tokens: Tensor, first_tokens: int) -> Tensor:
-    """The modulation [B or 1, M, E] as tokens [B, X, E] are multiplied with it: [B or 1, 1 or X, E]."""
+    """Expands a modulation [B or 1, M, E] to broadcast over tokens [B, X, E]: [B or 1, 1 or X, E]."""
     if modulation.shape[1] == 1:
         return modulation
     is_first = (torch.arange(tokens.shape[1], device=tokens.device) < first_tokens).unsqueeze(1)  # [X, 1]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buckets of timesteps: neighbouring steps of a schedule that share their routes.
 
-A bucket is (upper, lower), both included; buckets follow each other from much noise to little. They are cut so that
-each has as many steps of the schedule as the others, give or take one, halfway between the steps on either side.
+A bucket is (upper, lower), both included; buckets follow each other from much noise to little. All buckets have the
+same number of steps of the schedule, give or take one. The border between two buckets lies halfway between the steps on
+either side.
 
 Letters: P denoising steps, K buckets.
 """
@@ -21,7 +22,7 @@ def make_buckets(timesteps: Sequence[float], count: int) -> tuple[Bucket, ...]:
     """Cuts a schedule's timesteps into `count` buckets.
 
     Raises:
-        ValueError: There are fewer buckets than 1 or more than there are different timesteps.
+        ValueError: `count` is below 1, or above the number of different timesteps.
     """
     steps = sorted({float(step) for step in timesteps}, reverse=True)
     if not 1 <= count <= len(steps):
@@ -34,7 +35,7 @@ def make_buckets(timesteps: Sequence[float], count: int) -> tuple[Bucket, ...]:
 
 
 def bucket_of(timesteps: Sequence[float] | Tensor, buckets: Sequence[Bucket]) -> Tensor:
-    """Returns the bucket of every timestep, int64 [P]: outside of all the nearest, on a border the noisier one."""
+    """Returns the bucket of every timestep, int64 [P]: the nearest one outside of all, the noisier one on a border."""
     steps = torch.as_tensor(timesteps, dtype=torch.float64).cpu().view(-1, 1)  # [P, 1]
     upper, lower = torch.tensor(buckets, dtype=torch.float64).unbind(1)  # [K] each
     outside = torch.maximum(steps - upper, lower - steps).clamp_min(0)  # [P, K], distance to the bucket

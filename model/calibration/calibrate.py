@@ -73,25 +73,26 @@ def calibrate_routes(
 ) -> CalibrationReport:
     """Chooses a branch per bucket of timesteps, layer and head, and writes the file of `RouteCalibration`.
 
-    Either data or prompts are given. All errors but those of a prompt without an embedding and of what is measured are
-    found before the transformer is loaded.
+    Either data or prompts are given. Arguments are checked before any model is loaded, LoRA files when the transformer
+    is loaded. A prompt without an embedding is found when the prompts are encoded, before the transformer is loaded.
 
     Args:
         checkpoint: A diffusers pipeline folder; with data, its transformer/ folder will do.
         output: The file to write, or to replace.
-        scheduler: Makes the diffusers scheduler that is sampled with, a fresh one of any number of steps.
-        settings: Numbers; None is the defaults.
-        component: Of two experts, which one is measured, at the steps of the schedule that it takes. With prompts, the
-            second is measured behind the steps of the first, and both are loaded.
-        variant: Of the names of the weight files, for the parts that have such files.
+        scheduler: Makes a fresh diffusers scheduler with a given number of steps; it is the one that videos are sampled
+            with.
+        settings: Settings of the calibration; None takes the defaults.
+        component: Which of two experts is measured, at the steps of the schedule that it takes. With prompts, the
+            second expert is measured after the steps of the first, so both are loaded.
+        variant: Variant in the names of the weight files, e.g. "fp16", for the parts that have such files.
         lora: LoRA files that are fused into the weights.
-        first_lora: Those of the first expert, where the second is measured.
+        first_lora: LoRA files that are fused into the first expert, where the second is measured.
         data: A folder of `prepare_data`, or the reference code's layout, of which some samples are drawn.
-        prompts: Prompts, of which the first are taken.
+        prompts: Prompts; at most the first `settings.samples` are used.
         images: Files or images that the videos of the prompts begin or end with, by the pipeline's argument, for models
             that take some.
         video_size: Frames, height, width in pixels; None takes the data's.
-        steps: Steps of the schedule that the buckets are cut from, and FLOPs are counted for.
+        steps: Number of steps of the schedule. The buckets are cut from it, and its FLOPs are counted.
         skip_bad: Leave out samples that cannot be used instead of refusing to start.
         linear_output: A second file to write, of `LinearCalibration`: what fp8 does to linear layers.
         device: "auto", "cpu" or "cuda".
@@ -104,9 +105,9 @@ def calibrate_routes(
         FileNotFoundError: A file or folder that is given does not exist.
         WriteError: The output cannot be written, or a file of another kind is there.
         CheckpointError: The checkpoint is not what it should be.
-        DataError: The data is not.
-        ValueError: Another argument is not.
-        CalibrationError: An error that was measured is not finite.
+        DataError: The data is not what it should be.
+        ValueError: Another argument is invalid.
+        CalibrationError: A measured error is not finite.
         LibraryError: The kernels cannot run on this GPU.
     """
     began = time.perf_counter()
@@ -234,7 +235,7 @@ def _own_part(timesteps: list[float], component: str, ratio: float | None) -> li
 
 
 def _draw(dataset: LatentDataset, settings: CalibrationSettings, skip_bad: bool, progress: Progress) -> None:
-    """Leaves as many of the samples as are wanted, checked."""
+    """Reduces the dataset to `settings.samples` randomly drawn samples, and checks them."""
     count = len(dataset)
     drawn = sample_indices(settings.seed, 0, min(settings.samples, count), count) if count else []
     dataset.samples = [dataset.samples[index] for index in drawn]

@@ -3,11 +3,11 @@
 
 Squared errors of heads behind the output projection are added up: exact if the heads' errors are orthogonal there,
 otherwise an estimate of the layer's squared error (which is at most N times the sum, by Cauchy-Schwarz). The check at
-the end of a calibration measures what they really come to.
+the end of a calibration measures the real error.
 
-    within a budget   of every layer and bucket, the sum stays at or below the budget's square, and no other choice that
-                      does so has fewer FLOPs; of those with as few FLOPs it has the least error. Exact.
-    within a share    of the whole table, the FLOPs stay at or below that share of dense attention, and no other choice
+    within a budget   in every layer and bucket, the sum stays at or below the budget's square, and no other choice that
+                      does so has fewer FLOPs; among those with as few FLOPs it has the least error. Exact.
+    within a share    the FLOPs of the whole table stay at or below that share of dense attention's, and no other choice
                       with as many FLOPs as it has, or fewer, has a smaller sum of squared errors over all heads, layers
                       and steps. It may leave FLOPs unused, fewer than the next switch of a branch costs.
 
@@ -24,15 +24,15 @@ from torch import Tensor
 from vorta_trt.model.geometry import Branch
 
 _BISECTIONS = 200  # down to neighbouring float64 numbers
-_ROUNDING = 1e-12  # relative, of sums
+_ROUNDING = 1e-12  # relative error of sums that is allowed for
 
 
 def choose_within_budget(squares: Tensor, costs: Sequence[int], budget: float) -> Tensor:
     """The cheapest branches whose errors stay within a budget, for every bucket and layer on its own.
 
-    All heads of a layer have the same costs, so a choice costs what its numbers of heads per branch cost. For each pair
-    of numbers, of heads on coreset and on sliding, dynamic programming over the heads finds the least error: N^3 / 2
-    steps per layer.
+    All heads of a layer have the same costs, so the cost of a choice depends on its numbers of heads per branch alone.
+    For each pair of numbers (heads on coreset, heads on sliding), dynamic programming over the heads finds the least
+    error: N^3 / 2 steps per layer.
 
     Args:
         squares: float64 [K, L, N, 3], squared relative errors; those of the full branch are 0.
@@ -81,8 +81,8 @@ def choose_within_share(squares: Tensor, costs: Sequence[int], steps: Sequence[i
     Every head takes the branch of least `error + multiplier * cost`; the multiplier is bisected until the FLOPs fit.
 
     Args:
-        squares: As for `choose_within_budget`.
-        costs: As for `choose_within_budget`.
+        squares: float64 [K, L, N, 3], squared relative errors; those of the full branch are 0.
+        costs: FLOPs of a head, per branch.
         steps: Steps of the schedule in each bucket, K.
         share: Share of dense FLOPs.
 
@@ -90,12 +90,12 @@ def choose_within_share(squares: Tensor, costs: Sequence[int], steps: Sequence[i
         int8 [K, L, N].
 
     Raises:
-        ValueError: As `check_share`.
+        ValueError: Not even the cheapest branch everywhere stays within the share; see `check_share`.
     """
     check_share(costs, share)
     relative = torch.tensor([cost / costs[Branch.FULL] for cost in costs], dtype=torch.float64)  # [3]
     weights = torch.tensor(steps, dtype=torch.float64)  # [K]
-    by_cost = sorted(Branch, key=lambda branch: costs[branch])  # of equals the cheaper is taken, and the target reached
+    by_cost = sorted(Branch, key=lambda branch: costs[branch])  # ties go to the cheaper branch: the target is met
 
     def choice(multiplier: float) -> Tensor:
         total = squares + multiplier * relative  # [K, L, N, 3]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers during the dense passes of a calibration: what fp8 would do to each, and how large its inputs are.
 
-Every layer sees the very input of the dense pass, so one layer's error says nothing of the others'. Its product in fp8,
-on some of the tokens, is compared with the exact one of the same weight; the largest input is over all tokens.
+Every layer gets the input of the dense pass itself, so each error is that of one layer alone. On some of the tokens,
+the layer's product in fp8 is compared with the exact product with the same weight. The largest input is taken over all
+tokens.
 
-Letters: R rows (of all tokens some), K and O features before and after the product.
+Letters: R rows (some of the tokens), K and O features before and after the product.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from vorta_trt.model.linear_choice import FEATURE_MULTIPLE
 from vorta_trt.model.records import Record, load_record
 from vorta_trt.model.transformer import RoutedTransformer
 
-MOST_ROWS = 512  # of a layer's input in a pass, evenly spread, of which the error is measured
+MOST_ROWS = 512  # rows of a layer's input, evenly spread, on which a pass measures the error
 # A guess: twice what rounding both sides of a product of random unit-normal numbers to e4m3 makes, 0.037 (studies/
 # linear_fp8.py). No layer of a published checkpoint was measured, nor what such a layer does to a video.
 ERROR_LIMIT = 0.08
@@ -36,12 +37,12 @@ _REMEDY = "make it with `vorta-trt calibrate --linear-output`"
 
 
 class LinearMeasure(Record):
-    """What was found of one layer.
+    """Measured values of one layer.
 
     Attributes:
-        relative_l2: |fp8 - exact| / |exact| of its output, of the worst pass.
+        relative_l2: |fp8 - exact| / |exact| of the layer's product, in the worst pass.
         norm_ratio: |fp8| / |exact|, in that pass.
-        input_largest: The largest magnitude in its inputs, of all passes.
+        input_largest: The largest magnitude in the layer's inputs, over all passes.
     """
 
     relative_l2: float = Field(ge=0)
@@ -54,9 +55,9 @@ class LinearCalibration(Record):
 
     Attributes:
         family: Name of the model family.
-        checkpoint: Its name.
+        checkpoint: Name of the checkpoint.
         component: Which of two experts was measured; None for a model alone.
-        layers: Of the linear layers, by name.
+        layers: Measured values of the linear layers, by layer name.
     """
 
     format: Literal[1] = 1
@@ -76,13 +77,13 @@ class LinearCalibration(Record):
         return tuple(name for name, found in self.layers.items() if found.relative_l2 > limit)
 
     def input_scales(self) -> dict[str, float]:
-        """Static scales of the layers' inputs, whose largest number becomes the largest of e4m3."""
+        """Static scales of the layers' inputs, which map the largest input to the largest number of e4m3."""
         return {
             name: found.input_largest / LARGEST_FLOAT8 for name, found in self.layers.items() if found.input_largest
         }
 
     def check(self, family: str, component: str | None) -> None:
-        """Raises ValueError unless it is for a model of the family, and for that one of two experts."""
+        """Raises ValueError unless the calibration is for this model family and this expert."""
         if (self.family, self.component) != (family, component):
             raise ValueError(
                 f"linear calibration of {self.checkpoint}: is for family {self.family!r}, expert {self.component}, and "
@@ -112,7 +113,7 @@ class LinearProbe:
 
     @contextmanager
     def watching(self, model: RoutedTransformer) -> Iterator[None]:
-        """Measures what `model` computes meanwhile; it has nn.Linear layers, computed as such."""
+        """Measures the `nn.Linear` layers of `model` in every pass that it does within the block."""
         handles = [
             module.register_forward_hook(partial(self._measure, name))
             for name, module in model.named_modules()
@@ -136,7 +137,7 @@ class LinearProbe:
         assert isinstance(layer, nn.Linear)
         tokens = inputs[0].detach().flatten(0, -2)  # [R, K]
         rows = tokens[:: -(-len(tokens) // MOST_ROWS)].unsqueeze(0).float()  # [1, R, K]
-        bias = torch.zeros(layer.out_features, device=rows.device)  # of the product alone
+        bias = torch.zeros(layer.out_features, device=rows.device)  # no bias: the product alone is compared
         weight, scale = quantize_rows(layer.weight.detach())  # [O, K], [O, 1]
         exact = linear(rows, layer.weight.detach(), bias, "none").double()  # [1, R, O]
         in_fp8 = fp8_linear(*quantize(rows), weight, scale.flatten(), bias, "none").double()

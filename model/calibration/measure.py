@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense passes during which every block's attention is measured: what each branch would have given instead.
 
-The branches see the very query, key and value of the dense pass, so errors of one layer say nothing of the others'
-errors. A layer's attention gives O_h [S, D] for every head h, and the block goes on with O W^T = sum over h of
-O_h W_h^T, where W_h [E, D] are the columns of the output projection that belong to the head. So a head whose part of W
-is small may be wrong at little cost. For layer l, head h and branch b
+The branches get the query, key and value of the dense pass itself, so each error is that of one layer alone. A layer's
+attention gives O_h [S, D] for every head h, and the block goes on with O W^T = sum over h of O_h W_h^T, where W_h [E,
+D] are the columns of the output projection that belong to the head. So a head whose part of W is small may be wrong at
+little cost. For layer l, head h and branch b
 
     squared error = || (O_b,h - O_full,h) W_h^T ||^2 / || O_full W^T ||^2
 
@@ -34,10 +34,10 @@ from vorta_trt.model.operator import routed_attention
 from vorta_trt.model.transformer import RoutedTransformer
 from vorta_trt.plugins.errors import VortaError
 
-ROWS_BYTES = 256 << 20  # of float32 rows or heads that are in memory at once
+ROWS_BYTES = 256 << 20  # most bytes of the float32 rows or heads that are in memory at once
 
 Weights = tuple[Tensor, Tensor]
-"""The projection of video and of text rows, [E, N * D] each; see the blocks' `output_weights`."""
+"""Output projections of video rows and of text rows, [E, N * D] each; see the blocks' `output_weights`."""
 
 Observe = Callable[[int, Weights, Tensor, Tensor, Tensor, Tensor, Tensor | None], object]
 """Called with layer, weights, query, key, value, output of full attention [1, R, N, D] each, and text length."""
@@ -51,7 +51,7 @@ def measure_branches(model: RoutedTransformer, inputs: Mapping[str, Any]) -> tup
     """Does one dense pass of one sample, and measures every branch of every head.
 
     Args:
-        model: Without routers, its geometry known.
+        model: A model without routers whose geometry is known.
         inputs: Inputs of its `forward`, batch 1.
 
     Returns:
@@ -86,7 +86,7 @@ def measure_routes(model: RoutedTransformer, inputs: Mapping[str, Any], routes: 
     """Does one dense pass of one sample, and measures routes in every layer, all heads together.
 
     Args:
-        model: Without routers, its geometry known.
+        model: A model without routers whose geometry is known.
         inputs: Inputs of its `forward`, batch 1.
         routes: int32 [L, N].
 
@@ -101,7 +101,7 @@ def measure_routes(model: RoutedTransformer, inputs: Mapping[str, Any], routes: 
         layer: int, weights: Weights, query: Tensor, key: Tensor, value: Tensor, full: Tensor, text: Tensor | None
     ) -> None:
         out = routed_attention(query, key, value, taken[layer].unsqueeze(0), geometry, text)  # [1, R, N, D]
-        # Rounded to the dtype of the outputs, whose difference it is: a relative error of the error.
+        # The difference is rounded to the dtype of the outputs, which changes the measured error by little.
         found = squares_of_layer(out.sub_(full)[0], weights, geometry.video_tokens)
         squares[layer] = _relative(found, squares_of_layer(full[0], weights, geometry.video_tokens))
 
@@ -159,7 +159,7 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 def _relative(squares: Tensor, whole: Tensor) -> Tensor:
-    """Gives squares / whole; 0 where nothing differs, whatever the whole."""
+    """Returns squares / whole, and 0 where `squares` is 0, even if `whole` is 0."""
     return torch.where(squares == 0, torch.zeros_like(squares), squares / whole)
 
 

@@ -24,11 +24,11 @@ from vorta_trt.model.transformer import RoutedTransformer
 class CalibrationPasses:
     """The passes: all samples but the last quarter are measured, that quarter is held back for the check.
 
-    A single sample is held back, too: with other noise, and other steps of the buckets.
+    A single sample is both measured and held back: the check then uses other noise, and other steps of the buckets.
 
     Args:
         model: The routed transformer, without routers.
-        samples: What it sees.
+        samples: Samples that the model is run on.
         buckets: Buckets of the schedule's timesteps.
         progress: Called with (what, done, total).
         stepped: The part of a prediction that counts, see `TrainingFamily.stepped`.
@@ -66,7 +66,7 @@ class CalibrationPasses:
         return mean()
 
     def check(self, calibration: RouteCalibration) -> Check:
-        """Runs the chosen routes on what was held back."""
+        """Runs the chosen routes on the samples that were held back."""
         layers, samples = _Means((len(self.buckets), self.model.num_layers)), _Means((len(self.buckets),))
 
         def visit(index: int, timestep: float, inputs: Inputs) -> Tensor:
@@ -79,7 +79,7 @@ class CalibrationPasses:
             return sample
 
         for number, index in enumerate(self.held_back):
-            part = len(self.samples.names) + index  # noise that was not measured with
+            part = len(self.samples.names) + index  # other noise than in the measurement
             self._walk("checking the routes", index, (number + 0.25) / len(self.held_back), part, visit)
         return Check(layers().sqrt(), samples().sqrt())
 

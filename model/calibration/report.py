@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration came to: for people and for scripts.
+"""The result of a calibration, as a table for people and as JSON for scripts.
 
 Letters: K buckets, L layers.
 """
@@ -23,18 +23,18 @@ from vorta_trt.model.tables import percent, table_lines
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """The chosen routes against dense on what was held back, root mean squares over it.
+    """Errors of the chosen routes against dense attention: root mean squares over the samples that were held back.
 
     Attributes:
         layer_errors: Errors of the layers' attention outputs, all heads together, in dense passes: float64 [K, L].
-        sample_errors: Errors of the model's output, where those of all layers have come together: float64 [K].
+        sample_errors: Errors of the model's output, in which those of all layers combine: float64 [K].
     """
 
     layer_errors: Tensor
     sample_errors: Tensor
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what the file has of it, in plain JSON types."""
+        """Returns the part that the calibration file holds, in plain JSON types."""
         return {
             "sample_errors": [round(error, 6) for error in self.sample_errors.tolist()],
             "worst_layer_errors": [round(error, 6) for error in self.layer_errors.amax(dim=1).tolist()],
@@ -46,14 +46,15 @@ class CalibrationReport:
     """The calibration, its file, and how it was checked.
 
     Attributes:
-        output: The file.
-        calibration: What it holds.
+        output: File of the calibration.
+        calibration: The calibration in that file.
         table: The routes of the whole schedule.
-        check: What the routes come to on what was held back.
+        check: Errors of the routes on the samples that were held back.
         measured: Names of the samples that were measured.
-        held_back: Names of those that were held back; of a single sample the same one, with other noise at other steps.
-        seconds: Duration, all in all.
-        peak_memory_gib: Memory of the GPU.
+        held_back: Names of the samples that were held back. A single sample is measured and held back, with other noise
+            at other steps.
+        seconds: Duration of the whole calibration.
+        peak_memory_gib: Peak memory of the GPU; None on the CPU.
     """
 
     output: Path

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model sees while it is measured: noisy latents of prepared data, or those of denoising runs of prompts.
+"""The model's inputs while it is measured: noisy latents of prepared data, or those of denoising runs of prompts.
 
 Both give the transformer's inputs at timesteps of all buckets, one sample at a time. Data: a sample's latents with
 noise, as in router training, at one step of the schedule per bucket; which one differs from sample to sample. Prompts:
-a dense run of the pipeline's own scheduler from noise, with as few steps as wanted; every step on the way counts, and
-of classifier-free guidance the pass with the prompt.
+a dense run of the pipeline's own scheduler from noise, with as few steps as wanted. Every step is measured; with
+classifier-free guidance, its pass with the prompt alone.
 
 Letters: C latent channels, F, H, W latent frames, height, width.
 """
@@ -43,10 +43,10 @@ class InputMaker:
     """Makes the transformer's inputs of one noisy latent.
 
     Attributes:
-        family: Whose inputs they are.
-        dtype: Of the model.
-        device: Of the model.
-        guidance: Scale of the guidance, embedded where the model embeds it.
+        family: Family of the model, which makes the inputs.
+        dtype: Data type of the model.
+        device: Device of the model.
+        guidance: Guidance scale, embedded where the model embeds it.
     """
 
     family: TrainingFamily
@@ -69,7 +69,7 @@ class InputMaker:
 
 
 class CalibrationSamples(abc.ABC):
-    """Samples by their index.
+    """The samples that a calibration runs the model on.
 
     Attributes:
         names: Names of the samples.
@@ -85,8 +85,9 @@ class CalibrationSamples(abc.ABC):
 
         Args:
             index: Which sample.
-            position: Which of a bucket's steps, 0 the first and below 1; runs of prompts visit all of theirs.
-            part: Number of this walk, for the noise.
+            position: Which of a bucket's steps is visited, from 0 (the first) to below 1. Runs of prompts ignore it,
+                since they visit all of their steps.
+            part: Number of this walk, from which its noise is drawn.
             visit: Called at each timestep.
             predict: A dense pass that is not measured.
         """
@@ -109,7 +110,7 @@ class DataSamples(CalibrationSamples):
 
     @property
     def visits(self) -> int:  # type: ignore[override]
-        """One of each bucket."""
+        """Number of visits: one per bucket."""
         return len(self.buckets)
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
@@ -131,15 +132,15 @@ class PromptSamples(CalibrationSamples):
 
     Attributes:
         names: The prompts.
-        conditions: Conditions of each prompt, [1, ...] each; one more than there are prompts if the runs have
-            classifier-free guidance, then the last is that of the empty prompt.
+        conditions: Conditions of each prompt, [1, ...] each. If the runs have classifier-free guidance, those of the
+            empty prompt come last.
         shape: C, F, H, W.
         scheduler: Scheduler of the runs.
         run_steps: Steps of the runs.
         make: Makes the inputs, and has the guidance scale.
         seed: Seed of the noise.
-        steps: Steps of a run that are visited: of two experts those of the one that is measured. The run ends there.
-        before: Predicts at the steps before, those of the other expert.
+        steps: Steps of a run that are visited; with two experts, those of the measured one. The run ends after them.
+        before: Predicts at the steps before `steps`, which belong to the other expert; None if there are none.
     """
 
     names: tuple[str, ...]
@@ -158,7 +159,7 @@ class PromptSamples(CalibrationSamples):
         return len(self.steps)
 
     def walk(self, index: int, position: float, part: int, visit: Visit, predict: Callable[[Inputs], Tensor]) -> None:
-        """Visits every step of a run that is the model's."""
+        """Visits every step of a run that belongs to the measured model."""
         scheduler = self.scheduler(self.run_steps)
         noise = draw_noise(self.seed, part, 0, (1, *self.shape)).to(self.make.device)  # [1, C, F, H, W]
         latents = self.make.family.first_latents(noise, self.conditions[index])  # [1, C, F, H, W]
@@ -191,19 +192,20 @@ def encode_prompts(
     guided: bool = False,
     variant: str | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Encodes prompts by the pipeline's own text encoder, which is gone afterwards.
+    """Encodes prompts with the pipeline's own text encoder, which is freed afterwards.
 
     Args:
         checkpoint: The pipeline folder.
-        family: Whose conditions are made.
+        family: Family of the model, which makes the conditions.
         prompts: The prompts.
-        dtype: Of the transformer; the text encoder's is "fp32" if this is, else "bf16", for it overflows in fp16.
+        dtype: Precision of the transformer. The text encoder runs in "fp32" if the transformer does, else in "bf16",
+            because it overflows in fp16.
         device: Where the text encoder runs.
         progress: Called with (what, done, total).
-        images: Those that all videos begin or end with, for models that take some.
+        images: Images that all videos begin or end with, for models that take images.
         size: Frames, height, width of the videos in pixels.
-        guided: Whether the empty prompt is encoded, too, as what guidance leads away from.
-        variant: Of the names of the pipeline's weight files.
+        guided: Whether the empty prompt is encoded, too, as the negative prompt of guidance.
+        variant: Variant in the names of the pipeline's weight files, e.g. "fp16".
 
     Returns:
         The family's conditions of every prompt, [1, ...] each, on the CPU; those of the empty one come last.
@@ -247,7 +249,7 @@ def _encode_images(
     device: torch.device,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """The tensors that a family makes of images, by the pipeline's VAE and image encoder, which leave the device."""
+    """A family's tensors of images, made by the pipeline's VAE and image encoder, which then go back to the CPU."""
     if not images:
         return {}
     progress("encoding the image", 0, 0)

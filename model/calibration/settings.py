@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from vorta_trt.model.precision import PrecisionName
 from vorta_trt.model.records import Settings
 
-# Of a layer's attention output, all heads together. For scale: fp8 products alone are 4 % off on unit-normal inputs.
-# SpargeAttn (arXiv 2502.18137) tunes its heads to a mean absolute error of 6 to 8 % on one model and 2 to 3 % on
-# another, where its users still see a difference (thu-ml/SpargeAttn, issues 33 and 65). So a tenth is no promise of
-# quality but where looking at samples begins; it rests on no real weights.
+# Relative error of a layer's attention output, all heads together. For comparison: fp8 products alone are 4 % off on
+# unit-normal inputs. SpargeAttn (arXiv 2502.18137) tunes its heads to a mean absolute error of 6 to 8 % on one model
+# and 2 to 3 % on another, where its users still see a difference (thu-ml/SpargeAttn, issues 33 and 65). So a tenth is
+# no promise of quality: it is where to begin to look at samples, and it rests on no real weights.
 DEFAULT_BUDGET = 0.1
 
 

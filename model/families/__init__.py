@@ -37,7 +37,7 @@ def get_family(name: str) -> ModelFamily:
     """The family of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such family.
     """
     if name not in _FAMILIES:
         raise ValueError(f"family {name!r}: must be one of {', '.join(map(repr, _FAMILIES))}")
@@ -56,7 +56,7 @@ def family_of_class(class_name: object) -> ModelFamily | None:
 
 
 def family_of_config(config: Mapping[str, Any], source: str) -> ModelFamily:
-    """The family of a diffusers transformer config, by its class; whether it takes the model, says its `check_config`.
+    """The family of a diffusers transformer config, by its class; its `check_config` says whether it takes the model.
 
     Args:
         config: the content of a transformer's config.json.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's authors call its modules, for files that use their names, such as LoRA files.
+"""The names that a model's authors give its modules, for files that use them, such as LoRA files.
 
 A family lists them in `ModelFamily.authors_names`. The authors may keep one matrix where diffusers keeps several, so a
 name stands for rows of one or more modules of diffusers.
@@ -42,7 +42,7 @@ def renamed(names: Mapping[str, str], authors: str = "", diffusers: str = "") ->
 
 
 def joined(names: Mapping[str, tuple[str, ...]], authors: str = "", diffusers: str = "") -> dict[str, tuple[Rows, ...]]:
-    """Modules of the authors that hold several of diffusers, one below the other.
+    """Modules of the authors that hold the rows of several diffusers modules, one after the other.
 
     Args:
         names: The authors' name -> diffusers' names, in the order of the rows.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text and image encoders of transformers as graphs: the one output of a model that a pipeline reads.
+"""Text and image encoders of the library transformers as graphs, with the one output that a pipeline reads.
 
 Letters: X text tokens, C, H, W channels, height and width of an image.
 """
@@ -25,8 +25,8 @@ class EncoderPart:
         part: Name of the part and of its graph.
         inputs: Examples of one sample, by the names of the model's arguments; integers are int32.
         output: Name of the output.
-        take: Takes it out of what the model returns.
-        give: Makes of it what a pipeline expects the model to return.
+        take: Takes the output tensor out of what the model returns.
+        give: Wraps the output tensor in what a pipeline expects the model to return.
         options: Further arguments of the model.
     """
 
@@ -87,7 +87,7 @@ def hidden_states(part: str, inputs: dict[str, Tensor], skipped: int, **options:
 
 
 def pooler_output(part: str, inputs: dict[str, Tensor]) -> EncoderPart:
-    """An encoder whose embedding of all tokens together is read, [1, width]."""
+    """An encoder whose pooled embedding of all tokens is read, [1, width]."""
     return EncoderPart(
         part,
         inputs,
@@ -110,7 +110,7 @@ def encodes_images(kinds: Any) -> bool:
 
 
 class _Encoder(nn.Module):
-    """The inputs in order -> the output."""
+    """Takes the inputs in order and returns the output."""
 
     def __init__(self, encoder: EncoderPart, model: Any) -> None:
         super().__init__()
@@ -126,5 +126,5 @@ class _Encoder(nn.Module):
 
 
 def _as_input(tensor: Tensor) -> Tensor:
-    """A sample as a graph takes it; masks of some pipelines are numbers."""
+    """A sample as a graph takes it: integers, and masks, which some pipelines give as floats, become int32."""
     return tensor.to(torch.int32) if not tensor.is_floating_point() or tensor.dim() == 2 else tensor

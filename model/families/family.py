@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ModelFamily`: everything that is true of one family of models and of no other.
 
-A family's facts need no torch. What does is in modules of the family's folder, which the facts name and `load` imports:
-the routed transformer, the conditions of training, the random checkpoints.
+A family's facts need no torch. Code that does is in modules of the family's folder, which the facts name and `load`
+imports: the routed transformer, the conditions of training, the random checkpoints.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, S video tokens, T text tokens, E inner
 dimension, L layers, N heads, D head dimension.
@@ -34,14 +34,15 @@ class ModelInput:
     """An input of a family's transformer.
 
     Attributes:
-        name: the argument of diffusers' model, and of the exported engine.
+        name: name of the argument of diffusers' model, and of the input of the exported engine.
         kind: "latents" [B, C, F, H, W] and "embedding" are in the type of the activations; "uniform" is float32; "mask"
             is int32, nonzero for valid entries, which come first.
-        sizes: axes behind B, none for a "uniform" input of one number per sample; "text" stands for the rows of text.
+        sizes: sizes of the axes after B, empty for a "uniform" input of one number per sample; "text" stands for the
+            number of text rows.
         low: lower bound of a "uniform" input, for examples.
-        high: upper bound of it.
+        high: upper bound of a "uniform" input, for examples.
         step: whether it changes at every denoising step; the others are conditions.
-        masks: of a "mask", the embedding whose rows it tells from padding.
+        masks: name of the embedding whose valid rows a "mask" tells from padding.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ModelInput:
     masks: str = "encoder_hidden_states"
 
     def shape(self, text_rows: int) -> tuple[int, ...]:
-        """The sizes behind B as numbers; latents have none here."""
+        """The sizes of the axes after B as numbers; empty for latents."""
         return tuple(text_rows if size == "text" else int(size) for size in self.sizes)
 
 
@@ -62,9 +63,9 @@ class Guidance:
     """How a request is guided.
 
     Attributes:
-        arguments: what diffusers' pipeline is called with.
-        passes: samples of a step, 2 with classifier-free guidance.
-        passes_2: of a step of the second of two experts; None: as many.
+        arguments: guidance arguments of the call of diffusers' pipeline.
+        passes: passes of a step, 2 with classifier-free guidance.
+        passes_2: passes of a step of the second of two experts; None: as many as `passes`.
     """
 
     arguments: dict[str, Any]
@@ -74,11 +75,11 @@ class Guidance:
 
 @dataclass(frozen=True)
 class PublishedTeaCache:
-    """What the authors of TeaCache publish for one checkpoint and one signal.
+    """The numbers that the authors of TeaCache publish for one checkpoint and one signal.
 
     Attributes:
-        coefficients: of the polynomial, highest power first.
-        threshold: of the faster of the published settings.
+        coefficients: coefficients of the polynomial, highest power first.
+        threshold: threshold of the faster of the published settings.
         first: how many first steps are always computed.
     """
 
@@ -94,11 +95,11 @@ class PipelineKind:
     Attributes:
         pipeline: diffusers' class, `_class_name` of a model_index.json.
         components: the folders of a pipeline folder that are run, beside the transformer and the scheduler.
-        conditioners: those of `components` that turn the images of a request into conditions, before denoising.
+        conditioners: names of the `components` that turn the images of a request into conditions, before denoising.
         images: arguments of the pipeline's call that take an image and must be given.
         optional_images: arguments that take an image and may be left out.
-        encodes_video: its images and zeros make a whole video, which the VAE encodes.
-        settings: entries of model_index.json that every such pipeline has, and what they must be.
+        encodes_video: whether the images, filled up with zeros to a whole video, are encoded by the VAE.
+        settings: entries of model_index.json that every such pipeline has, with the values that they must have.
         two_experts: whether it can have a second transformer, see `model/experts.py`.
     """
 
@@ -117,10 +118,10 @@ class DemoModel:
     """The small model of `vorta-trt demo`, and what to try after it.
 
     Attributes:
-        blocks: how many blocks the stacks have, as the random checkpoint and the random router take them.
+        blocks: lengths of the stacks of blocks, as arguments of the random checkpoint and the random router.
         sizes: further arguments of the family's random checkpoint.
         checkpoint: the name of a real checkpoint.
-        size: of that one's videos, frames x height x width.
+        size: size of that checkpoint's videos, frames x height x width.
         head_dim: D of the small model, which the family's rotary embedding must be able to divide.
     """
 
@@ -135,45 +136,47 @@ class ModelFamily(abc.ABC):
     """The facts of a family; stateless, so that a registry holds one object of each.
 
     Attributes:
-        name: as metadata, bundles and calibrated routes hold it; also the folder under `model/families/`.
-        title: for people.
+        name: name in metadata, bundles and calibrated routes; also that of the folder under `model/families/`.
+        title: name for people.
         transformer_class: diffusers' class of the transformer, `_class_name` of its config.
         authors_class: `_class_name` of checkpoints in the layout of the model's authors, None if they have none.
-        original_types: what diffusers' `infer_diffusers_model_type` calls weights in that layout or in ComfyUI's.
-        original_names: tensors of that layout that diffusers' converter leaves as they are, and diffusers' names.
-        neutral_settings: of model_index.json, which change nothing unless a pipeline kind asks for them.
+        original_types: names that diffusers' `infer_diffusers_model_type` gives weights in that layout or in ComfyUI's.
+        original_names: name of a tensor of that layout that diffusers' converter does not rename -> diffusers' name.
+        neutral_settings: settings of model_index.json that change nothing unless a pipeline kind asks for them.
         routed_class: class of the routed transformer in the folder's transformer.py.
         training_class: class of the training conditions in the folder's training.py.
         parts_class: class of VAE and text encoders as graphs in the folder's parts.py; None if none is exported.
         router_stacks: names of the lists of blocks in a router's keys, in the order that they run in.
         block_classes: names of the routed block classes, which are the units that FSDP shards.
         always_loaded: prefixes of parameters that are never left on disk, which are those of the timestep embedder.
-        modulation_projection: module from the timestep embedding alone to the blocks' modulation, if there is one.
+        modulation_projection: name of the module that projects the timestep embedding alone to the blocks' modulation;
+            None if there is none.
         linear_keep: patterns of linear layers without fp8 products by default, see `linear_choice`.
         coreset_keys: whose similarities choose a coreset's keys, see `AttentionGeometry`.
         published_grid: token grid of the authors' published setting of routed attention.
         published_tile: sliding tile of that setting; other grids get one whose window covers as large a share.
-        text_tokens: T of the self-attention as published, 0 if it is over video alone; `text_tokens_of` a config.
+        text_tokens: T of the self-attention of the published models, 0 if it is over video alone; see `text_tokens_of`.
         patch: latent voxels per token (frames, height, width), as published.
-        temporal_compression: of the VAE; 1 + n * temporal_compression frames become 1 + n latent frames. See
-            `compression`.
-        spatial_compression: of the VAE, pixels per latent voxel. See `compression`.
-        text_width: name in the config of the width of the text embeddings.
-        guidance_scale: default of the pipeline.
-        classifier_free_guidance: the guidance scale costs a second pass; otherwise the model embeds it, or has none.
+        temporal_compression: frames per latent frame of the VAE: 1 + n * temporal_compression frames become 1 + n
+            latent frames. See `compression`.
+        spatial_compression: pixels a side per latent voxel of the VAE. See `compression`.
+        text_width: name of the config entry that holds the width of the text embeddings.
+        guidance_scale: the pipeline's default guidance scale.
+        classifier_free_guidance: whether the guidance scale costs a second pass; otherwise the model embeds it, or has
+            none.
         gives_sigmas: the pipeline gives its scheduler the sigmas, and rounds timesteps to the type of the latents.
         draws_in_model_dtype: the pipeline draws the noise in the transformer's type, not in float32.
         encoder_dtype: torch type of the text encoders on a GPU; everything is float32 on the CPU.
         vae_dtype: torch type of the VAE on a GPU.
         tiled_vae: the VAE takes videos of published size only in tiles.
-        vae_needs_all_rows: classes of the modules of the VAE's decoder that need all rows of a frame, where all others
-            are convolutions or elementwise in height, so that several GPUs can have a part of the rows each; None
+        vae_needs_all_rows: class names of the modules of the VAE's decoder that need all rows of a frame. All other
+            modules are convolutions or elementwise in height, so several GPUs can decode a part of the rows each; None
             where that is not so.
         vae_decodes_chunks: the VAE calls its decoder once for every chunk of frames, in order, unless it decodes in
             tiles; see `frames_of_chunk`.
         decoding_tensors: how many tensors as large as the widest, see `decoding_bytes`, are alive at the peak of
-            decoding in torch, eager and compiled. The default is an estimate, as for the VAEs that decode in tiles.
-        frames_per_second: of the family's videos; see `frame_rate`.
+            decoding in torch, eager and compiled. The default, which VAEs that decode in tiles have, is an estimate.
+        frames_per_second: frame rate of the family's videos; see `frame_rate`.
         usual_shifts: flow shifts in use, for help and errors.
         presets: names of the published settings that models of the family are sampled with, see `Preset`.
         demo: see `DemoModel`.
@@ -249,7 +252,7 @@ class ModelFamily(abc.ABC):
         """The diffusers config of weights that come without one.
 
         Args:
-            shapes: of the tensors, by diffusers' names.
+            shapes: shapes of the tensors, by diffusers' names.
             theirs: the config.json of the authors' layout; may be empty.
 
         Raises:
@@ -262,7 +265,7 @@ class ModelFamily(abc.ABC):
     def pipeline_kinds(self, config: Mapping[str, Any]) -> tuple[PipelineKind, ...]:
         """The pipelines of diffusers that run a model, by its config; the first is that of published folders.
 
-        A model that makes videos of text and of text with images has one for each; a request takes the first of them
+        A model that makes videos of text and of text with images has one for each; a request runs the first pipeline
         that takes its images.
         """
 
@@ -288,20 +291,20 @@ class ModelFamily(abc.ABC):
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
     def latent_shape(self, config: Mapping[str, Any], grid: Shape) -> tuple[int, int, int, int]:
-        """C, F, H, W of `hidden_states`, conditions among the channels, that give a token grid."""
+        """C, F, H, W of the `hidden_states` of a token grid; C includes the channels of conditions."""
         frames, height, width = (axis * side for axis, side in zip(grid, self.patch_of(config), strict=True))
         return config["in_channels"], frames, height, width
 
     def sample_shape(self, config: Mapping[str, Any], grid: Shape) -> tuple[int, int, int, int]:
-        """C, F, H, W of what the VAE gives and the transformer denoises, that has a token grid."""
+        """C, F, H, W of the latents of a token grid, which the VAE gives and the transformer denoises."""
         return self.latent_channels(config), *self.latent_shape(config, grid)[1:]
 
     def latent_channels(self, config: Mapping[str, Any]) -> int:
-        """Channels of the transformer's output, those of the VAE; the input may have a condition's besides."""
+        """Channels of the transformer's output and of the VAE's latents; the input may have a condition's, too."""
         return int(config.get("out_channels") or config["in_channels"])
 
     def compression(self, config: Mapping[str, Any] | None) -> tuple[int, int]:
-        """Frames and pixels a side that one latent of a model's VAE stands for; without a config, of the usual models.
+        """Frames and pixels a side that one latent of a model's VAE stands for; for usual models without a config.
 
         Frame 0 has a latent frame of its own: 1 + n * frames become 1 + n latent frames.
         """
@@ -327,7 +330,7 @@ class ModelFamily(abc.ABC):
         return self.text_tokens
 
     def prompt_tokens(self, config: Mapping[str, Any], rows: int) -> int:
-        """`max_sequence_length` of the pipeline's call, of which that many rows of text come."""
+        """`max_sequence_length` for the pipeline's call so that it gives `rows` rows of text."""
         return rows
 
     @abc.abstractmethod
@@ -335,10 +338,10 @@ class ModelFamily(abc.ABC):
         """Rows of `encoder_hidden_states` of a model whose self-attention has that many text tokens."""
 
     def model_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What diffusers' pipeline calls its transformer with, by name, as the routed transformer takes it.
+        """Arguments of the routed transformer from those that diffusers' pipeline gives its transformer, by name.
 
         A family whose pipeline gives what the routed transformer computes itself, such as rotary tables, or gives an
-        input in another shape than `inputs` says, changes it here. Whatever is left and is no input is refused.
+        input in another shape than `inputs` says, changes it here. Whatever then is no input is refused.
         """
         return dict(given)
 
@@ -361,20 +364,22 @@ class ModelFamily(abc.ABC):
         two_experts: bool = False,
         checkpoint: Path | None = None,
     ) -> Guidance:
-        """What the pipeline is called with.
+        """The guidance arguments that the pipeline is called with.
 
         Args:
-            config: of the diffusers transformer.
-            guidance_scale: None for the default.
-            guidance_scale_2: of the second of two experts.
-            true_cfg_scale: of classifier-free guidance of models that take `guidance_scale` as an input; 1 is off.
-            negative_prompt: what guidance leads away from, None for none.
-            distilled: the steps are given, as distilled models want them, so that guidance is off by default.
+            config: config of the diffusers transformer.
+            guidance_scale: guidance scale of the request; None takes the default.
+            guidance_scale_2: guidance scale of the second of two experts; None takes that of the first.
+            true_cfg_scale: scale of classifier-free guidance, for models that take `guidance_scale` as an input; 1 is
+                off.
+            negative_prompt: text that guidance leads away from; None if the request has none.
+            distilled: whether the request gives the steps themselves, as distilled models need; guidance is then off by
+                default.
             two_experts: whether the pipeline has two.
             checkpoint: the pipeline folder, whose own guidance may be the default.
 
         Raises:
-            ValueError: something would have no effect.
+            ValueError: an argument would have no effect.
         """
         if guidance_scale_2 is not None and not two_experts:
             raise ValueError(
@@ -428,32 +433,32 @@ class ModelFamily(abc.ABC):
 
     @abc.abstractmethod
     def normalise(self, vae: Any, latents: Tensor) -> Tensor:
-        """What the VAE's encoder gives -> what the transformer denoises; [B, C, F, H, W] both."""
+        """Converts latents of the VAE's encoder to those that the transformer denoises; [B, C, F, H, W] both."""
 
     @abc.abstractmethod
     def denormalise(self, vae: Any, latents: Tensor) -> Tensor:
-        """The inverse, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
+        """Inverse of `normalise`, bit for bit as diffusers' pipeline computes it before its VAE decodes."""
 
     def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
-        """What diffusers' pipeline samples and its VAE decodes, [B, C, F, H, W].
+        """Runs diffusers' pipeline and returns the latents that its VAE decodes, [B, C, F, H, W].
 
         Args:
-            pipeline: diffusers', with the transformer in it.
-            arguments: of its call, but for `output_type`.
+            pipeline: diffusers' pipeline, with the transformer in it.
+            arguments: arguments of the pipeline's call, without `output_type`.
         """
         sampled: Tensor = pipeline(output_type="latent", **arguments).frames
         return sampled
 
     def decode(self, config: Mapping[str, Any], vae: Any, latents: Tensor) -> Tensor:
-        """The video [B, 3, F, H, W] of what the transformer denoised, in the VAE's type, as diffusers' pipeline does.
+        """Decodes denoised latents to the video [B, 3, F, H, W] in the VAE's type, as diffusers' pipeline does.
 
-        Where the VAE gives more frames, rows or columns than were asked for, the last ones are cut off by the caller.
+        Where the VAE gives more frames, rows or columns than were asked for, the caller cuts off the last ones.
         """
         decoded: Tensor = vae.decode(self.denormalise(vae, latents), return_dict=False)[0]
         return decoded
 
     def frames_of_chunk(self, vae: Any, chunk: Tensor) -> Tensor:
-        """Frames [B, 3, F, H, W] of what the VAE's decoder gives for a chunk, bit for bit as the VAE makes them."""
+        """Frames [B, 3, F, H, W] from the decoder's output for a chunk, bit for bit as the VAE makes them."""
         raise NotImplementedError(f"{self}: its VAE does not decode in chunks")
 
     @abc.abstractmethod
@@ -461,12 +466,12 @@ class ModelFamily(abc.ABC):
         """How many frames, and pixels a side, one latent of a VAE's config stands for."""
 
     def check_vae(self, vae_config: Mapping[str, Any], config: Mapping[str, Any], source: str) -> None:
-        """Raises CheckpointError if a VAE's config is not of one that makes a transformer's latents.
+        """Raises CheckpointError unless a VAE makes the latents that a transformer takes.
 
         Args:
-            vae_config: of the VAE.
-            config: of the transformer.
-            source: of the VAE's config, for errors.
+            vae_config: config of the VAE.
+            config: config of the transformer.
+            source: where the VAE's config comes from, for errors.
         """
         frames, pixels = self.vae_factors(vae_config)
         if (frames, pixels) != (wanted := self.compression(config)):
@@ -484,9 +489,9 @@ class ModelFamily(abc.ABC):
         """Bytes of the widest tensor while a VAE decodes a video, None if they are unknown.
 
         Args:
-            vae_config: of the VAE.
-            frames: of the video.
-            pixels: of each frame.
+            vae_config: config of the VAE.
+            frames: number of frames of the video.
+            pixels: number of pixels of each frame.
         """
 
     # -- cost ----------------------------------------------------------------------------------------------------------
@@ -504,7 +509,7 @@ class ModelFamily(abc.ABC):
 
     @abc.abstractmethod
     def dense_attentions(self, config: Mapping[str, Any]) -> tuple[int, str]:
-        """How many attention operators an exported graph has beside the routed ones at most, and what they are."""
+        """The most attention operators that an exported graph has beside the routed ones, and what they are."""
 
     @abc.abstractmethod
     def compared_modules(self, config: Mapping[str, Any]) -> list[str]:
@@ -519,9 +524,9 @@ class ModelFamily(abc.ABC):
     def tea_cache_model(self, checkpoint: str | None, layers: int, heads: int) -> str | None:
         """Which of `tea_cache_models` a model is, None if it is not known to be one.
 
-        A folder says nothing else of the weights in it than its name: configs of a fine-tuned or distilled model, and
-        of another release of the same size, are the same. So the name must be the published one, with or without
-        "-Diffusers"; any other is for the user to vouch for.
+        Only a folder's name says which weights it holds: the configs of a fine-tuned or distilled model, and of another
+        release of the same size, are the same. So the name must be the published one, with or without "-Diffusers"; for
+        any other name, the user must say which model it is.
 
         Args:
             checkpoint: name of the checkpoint's folder, None if the model came from none.
@@ -532,7 +537,7 @@ class ModelFamily(abc.ABC):
         return next((model for model in self.tea_cache_models() if model.lower() == name), None)
 
     def tea_cache(self, model: str, signal: str) -> PublishedTeaCache | None:
-        """What is published for a checkpoint of `tea_cache_models` and a signal."""
+        """The published numbers for a checkpoint of `tea_cache_models` and a signal; None if there are none."""
         return None
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`VideoParts`: what of a pipeline, beside its transformer, becomes graphs of fixed shapes, and how those are run.
+"""`VideoParts`: the parts of a pipeline, beside its transformer, that become graphs of fixed shapes and run as such.
 
-A part ("vae_decoder", "vae_encoder", "text_encoder", ...) is one or several graphs. diffusers' and transformers' own
-classes stay what runs around them: `VideoParts.install` puts callers of the graphs into a component without weights, so
+A part ("vae_decoder", "vae_encoder", "text_encoder", ...) is one or several graphs. The own classes of diffusers and
+transformers still run around them: `VideoParts.install` puts callers of the graphs into a component without weights, so
 that tiling, blending, chunks and clamping are the library's.
 
 Letters: B batch (always 1), C channels, F, H, W frames, height, width, X text tokens.
@@ -31,12 +31,12 @@ class PartGraph:
     """One graph of a part.
 
     Attributes:
-        name: Begins with the part's name, as "vae_decoder_first".
+        name: Name of the graph, which begins with the part's, such as "vae_decoder_first".
         module: Computes it; its `forward` takes the inputs in order and returns the outputs in order.
-        inputs: Examples, by name; every shape is fixed. Floating-point ones are in the graph's precision.
-        outputs: Names.
-        of_size: Its shapes depend on the size of the videos.
-        runs_once: In a video, beside others that run many times.
+        inputs: Example inputs, by name; every shape is fixed. Floating-point ones are in the graph's precision.
+        outputs: Names of the outputs.
+        of_size: Whether its shapes depend on the size of the videos.
+        runs_once: Whether it runs once in a video, beside graphs that run many times.
     """
 
     name: str
@@ -59,8 +59,8 @@ class VideoParts(abc.ABC):
     """The parts of one model.
 
     Args:
-        facts: Of the family.
-        config: Of the transformer.
+        facts: Facts of the family.
+        config: Config of the transformer.
         size: Frames, height and width of the videos in pixels.
     """
 
@@ -78,7 +78,7 @@ class VideoParts(abc.ABC):
 
         Args:
             part: A key of `components`.
-            component: The pipeline's, with weights or with placeholders for them.
+            component: Component of the pipeline, with weights or with placeholders for them.
         """
 
     @abc.abstractmethod

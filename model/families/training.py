@@ -24,12 +24,12 @@ from vorta_trt.model.families import ModelFamily, get_family
 class TokenCount:
     """The tokens that a text encoder makes of a text.
 
-    Marks that the tokenizer or a template puts behind the text count, since they take rows as well.
+    Marks that the tokenizer or a template puts after the text count, since they take rows as well.
 
     Attributes:
-        tokens: as many as the text has.
-        taken: as many as the pipeline keeps; what is behind them is cut off.
-        part: of the text, that this encoder reads, such as "quoted text"; the whole text without one.
+        tokens: number of tokens of the text.
+        taken: number of tokens that the pipeline keeps; it cuts off the rest.
+        part: part of the text that this encoder reads, such as "quoted text"; empty for the whole text.
     """
 
     tokens: int
@@ -42,19 +42,20 @@ class TokenCount:
 
 
 class TrainingFamily(abc.ABC):
-    """How a family's samples become its inputs, and how captions become samples.
+    """Turns a family's samples into inputs of its transformer, and captions into tensors of samples.
 
     Args:
-        facts: of the family.
-        config: of the diffusers transformer.
+        facts: facts of the family.
+        config: config of the diffusers transformer.
 
     Attributes:
-        facts: of the family.
-        config: of the diffusers transformer.
-        condition_names: tensors of a sample beside its latents, made of its text.
-        image_names: further ones, made of the images that the video begins or ends with, see `condition`.
-        text_sees_image: whether what the text encoders give of a caption depends on the image.
-        tokenizers: components of the pipeline whose tokens of a text the model takes, each as a row.
+        facts: facts of the family.
+        config: config of the diffusers transformer.
+        condition_names: names of the tensors of a sample that are made of its text.
+        image_names: names of the tensors that are made of the images that the video begins or ends with, see
+            `condition`.
+        text_sees_image: whether the text encoders' output for a caption depends on the image.
+        tokenizers: components of the pipeline that make the model's tokens of a text, each token a row.
     """
 
     condition_names: tuple[str, ...]
@@ -97,7 +98,7 @@ class TrainingFamily(abc.ABC):
         """How many tokens a text has, and how many of them the pipeline keeps when it encodes the text.
 
         Args:
-            pipeline: diffusers', with the components `tokenizers`.
+            pipeline: diffusers' pipeline, with the components `tokenizers`.
             text: a prompt or a negative prompt.
 
         Returns:
@@ -107,13 +108,13 @@ class TrainingFamily(abc.ABC):
     # -- images, in generation -----------------------------------------------------------------------------------------
 
     def first_latents(self, noise: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """What the pipeline starts from: noise [B, C, F, H, W], conditions [B, ...] each."""
+        """The latents that the pipeline starts from, made of noise [B, C, F, H, W] and conditions [B, ...] each."""
         return noise
 
     def encode_negative(
         self, pipeline: Any, text: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """As `encode_caption`, of what guidance leads away from."""
+        """Encodes a negative prompt, the text that guidance leads away from; see `encode_caption`."""
         return self.encode_caption(pipeline, text, device, images)
 
     def condition(
@@ -121,19 +122,19 @@ class TrainingFamily(abc.ABC):
     ) -> dict[str, Tensor]:
         """Has VAE and image encoders encode the images of a request, with the calls that the pipeline will make later.
 
-        What they give is kept, and given again when the pipeline samples without them (`runtime.pipelines.recorded`).
+        Their outputs are recorded, and replayed when the pipeline samples without them (`runtime.pipelines.recorded`).
         So this calls the pipeline's own methods, with the arguments of its `__call__`. Training and calibration take
         what those make of it.
 
         Args:
-            pipeline: diffusers', with the conditioners of its `PipelineKind`.
-            images: in RGB, of PIL, by the pipeline's argument.
+            pipeline: diffusers' pipeline, with the conditioners of its `PipelineKind`.
+            images: PIL images in RGB, by the pipeline's argument.
             size: frames, height and width of the video in pixels.
-            device: where the conditioners are.
+            device: device of the conditioners.
 
         Returns:
-            The tensors of `image_names`, without a batch axis. Where a model may do without images, so may samples, and
-            then these are the tensors that `model_inputs` takes beside theirs.
+            The tensors of `image_names`, without a batch axis. Where images are optional, samples need not have these
+            tensors; they are then further tensors that `model_inputs` takes.
         """
         raise NotImplementedError(f"{type(self).__name__}: a family whose pipelines take images says how")
 
@@ -143,25 +144,25 @@ class TrainingFamily(abc.ABC):
     def encode_caption(
         self, pipeline: Any, caption: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """The tensors of `conditions` of a caption, by the pipeline's text encoders; without a batch axis.
+        """Encodes a caption with the pipeline's text encoders: the tensors for `conditions`, without a batch axis.
 
         Args:
-            pipeline: diffusers', with text encoders and tokenizers.
+            pipeline: diffusers' pipeline, with text encoders and tokenizers.
             caption: the text.
-            device: where they are.
-            images: those of the request, for text encoders that see them; None if there are none.
+            device: device of the text encoders.
+            images: images of the request, for text encoders that see them; None if there are none.
         """
 
 
 def check_trains(family: TrainingFamily, checkpoint: object) -> None:
-    """Refuses a model whose videos begin with an image, where its family does not say what samples have of that.
+    """Refuses a model whose videos begin with an image, where its family names no tensors for the image.
 
     Args:
-        family: of the model.
-        checkpoint: for the error.
+        family: training part of the model's family.
+        checkpoint: the checkpoint, for the error.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: the model is such a model.
     """
     images = family.facts.pipeline_kinds(family.config)[0].images
     if images and not family.image_names:

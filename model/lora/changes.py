@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What LoRA files add to one parameter, in float32: strength * (alpha / rank) * up @ down, or a difference.
+"""The changes that LoRA files add to one parameter, in float32: strength * (alpha / rank) * up @ down, or a difference.
 
 Tensors are read from the file when the parameter is, and dropped with it.
 """
@@ -21,7 +21,7 @@ class Span:
 
     Attributes:
         first: First row in the parameter.
-        count: Rows.
+        count: Number of rows.
         source: First row in the file's tensor.
     """
 

@@ -29,16 +29,16 @@ class FusedReader(CheckpointReader):
     others are views into the mapped file, as in `CheckpointReader`.
 
     Args:
-        path: As for `CheckpointReader`.
-        loras: In the order in which they are added.
+        path: Path of the checkpoint; see `CheckpointReader`.
+        loras: The LoRA files, in the order in which they are added.
         options: Further arguments of `CheckpointReader`.
 
     Attributes:
-        reports: What was used of each LoRA.
+        reports: Report of each LoRA file: which keys were used.
 
     Raises:
-        FileNotFoundError: Something does not exist.
-        CheckpointError: As for `CheckpointReader`; or a file is no LoRA of this model.
+        FileNotFoundError: The checkpoint or a LoRA file does not exist.
+        CheckpointError: The checkpoint cannot be read, see `CheckpointReader`; or a file is no LoRA of this model.
     """
 
     def __init__(self, path: str | Path, loras: Sequence[LoraSpec], **options: Any) -> None:
@@ -73,7 +73,7 @@ class FusedReader(CheckpointReader):
         return weight
 
     def float8_weight(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """As in `CheckpointReader`; None for a weight that a LoRA changes."""
+        """See `CheckpointReader.float8_weight`; None for a weight that a LoRA changes, too."""
         return None if any(name in lora.changes for lora in self._loras) else super().float8_weight(name)
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ _MODULATION = ".modulation"  # the authors' name of the parameter that `.diff_m`
 
 
 class Part(Enum):
-    """What a tensor of the file is to its module."""
+    """The role of a tensor of the file in its module."""
 
     DOWN = "down"  # [rank, inputs]
     UP = "up"  # [outputs, rank]
@@ -57,7 +57,7 @@ _ENDINGS = {
 
 
 def split_key(key: str) -> tuple[str, Part] | None:
-    """The name of the module with its prefix, and what the tensor is to it; None for a key of no LoRA."""
+    """The name of the module with its prefix, and the tensor's role in it; None for a key that is no LoRA's."""
     if key.endswith(".diff_m"):
         return key.removesuffix(".diff_m") + _MODULATION, Part.WEIGHT
     for ending, part in _ENDINGS.items():
@@ -72,7 +72,7 @@ def of_text_encoder(key: str) -> bool:
 
 
 def other_method(key: str) -> str | None:
-    """The name of another method than LoRA that the key is of."""
+    """The name of the method whose key it is, if that is another method than LoRA; None otherwise."""
     return next((name for mark, name in _OTHER_METHODS.items() if mark in key), None)
 
 
@@ -80,8 +80,8 @@ class ModuleNames:
     """Finds modules of a model by any of their names.
 
     Args:
-        family: Of the model.
-        authors: The authors' names in it, see `ModelFamily.authors_names`.
+        family: Family of the model.
+        authors: The authors' names of its modules, see `ModelFamily.authors_names`.
         parameters: Names of all parameters of the model, which are those of diffusers.
     """
 
@@ -104,6 +104,6 @@ class ModuleNames:
         return None if prefix is None else self._rows.get(name.removeprefix(prefix))
 
     def parameter(self, module: str, *, bias: bool = False) -> str | None:
-        """The parameter of a module that is changed; None if this model has none such."""
+        """The name of a module's parameter that is changed; None if this model has no such parameter."""
         names = (f"{module}.bias",) if bias else (f"{module}.weight", module)
         return next((name for name in names if name in self.parameters), None)

@@ -31,13 +31,13 @@ class LoraFile:
 
     Args:
         spec: The file, and its strength.
-        names: Of the model's modules.
+        names: Names of the model's modules.
         shapes: Gives the shape of a parameter.
-        model: What the model is called, for errors.
+        model: Name of the model, for errors.
 
     Attributes:
         changes: Parameter -> what is added to it.
-        report: What is used and what is not.
+        report: Which keys are used, and which are not.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -65,7 +65,7 @@ class LoraFile:
     # -- every key -----------------------------------------------------------------------------------------------------
 
     def _modules(self) -> dict[str, dict[Part, str]]:
-        """Name of a module in the file -> its tensors' keys; keys that are of no use here are put aside."""
+        """Name of a module in the file -> its tensors' keys; keys that cannot be used here are noted as unused."""
         modules: dict[str, dict[Part, str]] = defaultdict(dict)
         foreign = []
         keys = self._tensors.keys()
@@ -178,13 +178,14 @@ class LoraFile:
         """The parameters that a tensor changes, and which rows of it are for them.
 
         Args:
-            key: Of the tensor.
-            keys: That are used or not together with it.
-            rows: What the tensor's module is in the model.
+            key: Key of the tensor.
+            keys: Keys that are used, or not used, together with it.
+            rows: Rows of the model that the tensor's module stands for.
             bias: Whether the tensor is for the bias.
 
         Returns:
-            Nothing if the model has no such parameter, which is noted down.
+            The parameters with their rows; empty if the model has no such parameter, and then `keys` are noted as
+            unused.
         """
         spans: list[tuple[str, Span]] = []
         source = 0

@@ -21,12 +21,12 @@ _BESIDE = {"adapter_model.safetensors": "adapter_config.json"}  # of folders tha
 
 @dataclass(frozen=True)
 class PeftScales:
-    """What the LoRA of a module is multiplied with, where its tensors do not say.
+    """The factor that a module's LoRA is multiplied with, where its tensors have no alpha.
 
     Attributes:
-        alpha: None: 1 for all modules.
-        alphas: Alpha of the modules whose names end with, or match, an expression.
-        root: Divide by the root of the rank.
+        alpha: Alpha of all other modules; None makes the factor 1 for all modules.
+        alphas: Regular expression -> alpha of the modules whose names, or ends of names, match it.
+        root: Whether alpha is divided by the square root of the rank, not by the rank.
     """
 
     alpha: float | None = None
@@ -39,7 +39,7 @@ class PeftScales:
 
         Args:
             path: The file.
-            metadata: That safetensors holds beside its tensors.
+            metadata: The metadata that the safetensors file holds beside its tensors.
 
         Raises:
             CheckpointError: The record is damaged, or of a method that is not fused.

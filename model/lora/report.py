@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LoraReport:
-    """What was fused of one file.
+    """The report of one LoRA file: which keys were fused, and which were not.
 
     Attributes:
-        name: Of the file, without its folder.
-        sha256: Of its content.
-        strength: As given.
+        name: Name of the file, without its folder.
+        sha256: SHA-256 hash of its content.
+        strength: Strength that was asked for.
         used: Key of the file -> the parameters that it changes.
         unused: Key of the file -> why it changes nothing.
     """

@@ -42,7 +42,7 @@ class LoraSpec:
         What follows the last colon is the strength if it is a number, unless there is a file of the whole name.
 
         Raises:
-            ValueError: There is no file name, or the strength is none.
+            ValueError: There is no file name, or the strength is not allowed.
         """
         name, colon, last = text.rpartition(":")
         strength = _number(last) if colon and not Path(text).is_file() else None

@@ -20,11 +20,11 @@ class LoraTensors:
     """The tensors of a file in safetensors format.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
 
     Raises:
-        FileNotFoundError: There is none.
-        CheckpointError: It is none of safetensors.
+        FileNotFoundError: There is no such file.
+        CheckpointError: It is not in safetensors format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,11 +32,11 @@ class LoraTensors:
         self._handle: Any = _open(path)
 
     def keys(self) -> list[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return list(self._opened.keys())
 
     def metadata(self) -> dict[str, str]:
-        """What the file holds beside its tensors."""
+        """The metadata that the file holds beside its tensors."""
         return dict(self._opened.metadata() or {})
 
     def read(self, key: str) -> Tensor:
@@ -45,7 +45,7 @@ class LoraTensors:
         return tensor
 
     def shape(self, key: str) -> Shape:
-        """Of a tensor, which is not read."""
+        """Shape of a tensor, without reading it."""
         return tuple(self._opened.get_slice(key).get_shape())
 
     def stored_type(self, key: str) -> str:

@@ -31,7 +31,7 @@ from vorta_trt.plugins.operator_schema import SAME_PRECISION
 from vorta_trt.plugins.ulysses_attention import Part
 
 Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
-"""Is entered around every exchange, with its name."""
+"""Makes, from the name of an exchange, the context manager that is entered around it."""
 HEADS, TOKENS, SAMPLE = "heads", "tokens", "sample"  # names of the exchanges
 
 
@@ -61,17 +61,18 @@ def sharded_attention(
     Args:
         query: [B, R + T, N, D]: the rows of this rank's shard (see `TokenShards`), and behind them all text rows, which
             are the same on every rank.
-        key: As query.
-        value: As query.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
         routes: Int32 [B, N], of all heads; the same on every rank.
         head_order: Int64 [N], a permutation of the heads, the same on every rank; rank p computes those from p * n on.
-        geometry: Of all tokens.
+        geometry: Geometry of all tokens.
         group: P processes; P divides N.
-        text_length: As for `routed_attention`.
-        scale: As for `routed_attention`.
-        attention_precision: As for `routed_attention`.
-        watch: Is entered around the two exchanges, HEADS and TOKENS; with `overlap` around four.
-        communicator: Of the library, of the same ranks, which exchanges then; None: `group` does.
+        text_length: Int32 [B], valid text tokens; see `routed_attention`.
+        scale: Factor of the logits; None is 1/sqrt(D).
+        attention_precision: "same" or "fp8"; see `routed_attention`.
+        watch: Makes the context managers around the two exchanges, HEADS and TOKENS, or around four with `overlap`.
+        communicator: The library's communicator of the same ranks, which then does the exchanges; None: `group` does
+            them.
         overlap: Whether exchanges run beside the attention, if a rank has more than one head.
 
     Returns:
@@ -98,13 +99,13 @@ def sharded_attention(
 
 
 def halves(head_order: Tensor, ranks: int) -> tuple[Tensor, ...]:
-    """Orders [about N / 2] of the first and of the second half of every rank's heads; one of all if it has but one."""
+    """Head orders [about N / 2] of the first and second half of every rank's heads; one order for one head a rank."""
     by_rank = head_order.view(ranks, -1)  # [P, n]
     return tuple(half.reshape(-1) for half in by_rank.tensor_split(2, dim=1) if half.shape[1])
 
 
 class _Steps(Protocol):
-    """Some heads of a call."""
+    """The three steps for some heads of a call."""
 
     def to_heads(self) -> None: ...
     def attend(self) -> None: ...
@@ -169,8 +170,8 @@ def _run(calls: Sequence[_Steps], watch: Watch, device: torch.device) -> None:
         return
     (second,) = others
     main, side = torch.cuda.current_stream(device), _side_stream(device)
-    # What one stream has allocated and the other uses is freed when both have met, or before a meeting of the stream
-    # that gets the memory next.
+    # Memory that one stream allocates and the other uses is freed when both are synchronised, or before the stream that
+    # gets the memory next waits for the other.
     side.wait_stream(main)
     with watch(HEADS):
         first.to_heads()
@@ -191,5 +192,5 @@ def _run(calls: Sequence[_Steps], watch: Watch, device: torch.device) -> None:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """For exchanges, whose blocks have to come first: those of the attention on Hopper keep their multiprocessors."""
+    """A stream of high priority for exchanges: on Hopper, attention's thread blocks keep their multiprocessors."""
     return torch.cuda.Stream(device, priority=-1)

@@ -24,9 +24,9 @@ class Balance:
     all have the same.
 
     Attributes:
-        costs: Of a head in each branch, in the unit of the loads.
-        in_order: Of heads as the model has them, float64 [P, L, R].
-        balanced: Of heads placed by `head_orders`, float64 [P, L, R].
+        costs: Cost of a head in each branch, in the unit of the loads.
+        in_order: Work of every rank with heads in the model's order, float64 [P, L, R].
+        balanced: Work of every rank with heads placed by `head_orders`, float64 [P, L, R].
     """
 
     costs: BranchCosts
@@ -40,7 +40,7 @@ class Balance:
         Args:
             routes: Branch ids [P, L, N].
             ranks: R, which must divide N.
-            costs: Of a head in each branch.
+            costs: Cost of a head in each branch.
 
         Raises:
             ValueError: R does not divide N.
@@ -83,7 +83,7 @@ class Balance:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; loads are lists [P][L][R]."""
+        """The content in plain JSON types; loads are lists [P][L][R]."""
         return {
             "gpus": self.ranks,
             "costs": self.costs._asdict(),

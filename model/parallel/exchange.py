@@ -12,7 +12,7 @@ Bytes of one exchange, of 16-bit elements and B = 1: a rank packs 6 R N D, sends
 output it sends and receives 2 R N D (P-1)/P, and unpacks 2 R N D.
 
 Letters: P ranks, B batch, S video tokens, T text tokens, N heads, n = N / P heads of a rank, D head dim, R rows of a
-shard, r those of them that are video tokens of this rank, C features.
+shard, r video tokens of this rank (R without padding), C features.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class HeadExchange:
     Attributes:
         group: P processes; every one of them calls the same methods in the same order.
         shards: Which video tokens each rank has.
-        order: Int64 [N], a permutation of the heads; rank p takes those from p * n on. Or fewer than all heads, which
-            alone are moved then: in the methods below N is how many, but in tensors of tokens that the caller has.
+        order: Int64 [N], a permutation of the heads; rank p takes those from p * n on. If it has fewer than all heads,
+            only these are moved: N below is their number, except in the caller's tensors of tokens.
     """
 
     group: dist.ProcessGroup
@@ -55,11 +55,11 @@ class HeadExchange:
 
         Args:
             query: [B, R + T, N, D], this rank's rows, and behind them all text rows.
-            key: As query.
-            value: As query.
+            key: Keys, of the shape and dtype of `query`.
+            value: Values, of the shape and dtype of `query`.
 
         Returns:
-            The three, [B, S + T, n, D] each, which share their memory.
+            Query, key and value, [B, S + T, n, D] each, which share one block of memory.
         """
         shards, order = self.shards, self._by_rank()
         batch, rows, _, dim = query.shape
@@ -78,7 +78,7 @@ class HeadExchange:
         return query, key, value
 
     def to_tokens(self, attended: Tensor, heads: Tensor) -> None:
-        """Writes this rank's rows of [B, S + T, n, D], of all ranks, to [B, R + T, N, D]; 0 where rows are padding."""
+        """Gathers this rank's rows of all ranks' [B, S + T, n, D] into `heads` [B, R + T, N, D]; padding is 0."""
         shards, order = self.shards, self._by_rank()
         batch, tokens, own, dim = attended.shape
         text, count = tokens - shards.tokens, shards.count
@@ -99,16 +99,16 @@ class HeadExchange:
     def _all_to_all(
         self, received: Tensor, sent: Tensor, received_rows: tuple[int, ...], sent_rows: tuple[int, ...]
     ) -> None:
-        """Rows from and to every rank, one rank's behind the other's."""
+        """Exchanges rows with every rank; the ranks' rows lie one after the other."""
         even = len(set(self.shards.counts)) == 1  # NCCL's equal form
         of_received, of_sent = (None, None) if even else (list(received_rows), list(sent_rows))
         dist.all_to_all_single(received, sent, of_received, of_sent, group=self.group)
 
 
 def gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The same tensor of every rank, [...] contiguous -> [P, ...]."""
+    """Gathers a tensor of equal shape from every rank: [...] contiguous -> [P, ...]."""
     gathered = tensor.new_empty(group.size(), *tensor.shape)
-    dist.all_gather(list(gathered.unbind(0)), tensor, group=group)  # its form for one tensor has two names, by version
+    dist.all_gather(list(gathered.unbind(0)), tensor, group=group)  # its one-tensor form has two names, by version
     return gathered
 
 
@@ -130,6 +130,6 @@ def _place_heads(picked: Tensor, heads: Tensor, tokens: Tensor) -> None:
 
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
-    """The same memory in elements of 16 bytes, where heads have that many."""
+    """Views of the tensors with elements of 16 bytes, if heads of all of them are multiples of 16 bytes."""
     fits = all(tensor.shape[-1] * tensor.element_size() % _WIDEST.itemsize == 0 for tensor in tensors)
     return [tensor.view(_WIDEST) for tensor in tensors] if fits else list(tensors)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves heads and tokens between ranks: torch.distributed, or this library's kernels and an NCCL of its own.
+"""Chooses what moves heads and tokens between ranks: torch.distributed, or this library's kernels and its own NCCL.
 
-The ranks of a group agree on one before anything is exchanged. What was chosen, and why, can be read afterwards; a
-failure of what was chosen is an error, and nothing takes its place.
+The ranks of a group agree on one before anything is exchanged. What was chosen, and why, can be read afterwards; if the
+chosen one fails, that is an error, and the other one does not take over.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class ExchangeChoice(NamedTuple):
-    """What was chosen.
+    """The chosen exchange.
 
     Attributes:
         exchange: "library": kernels of libvorta_trt pack and unpack, and its communicator exchanges over NCCL; "torch":
             torch indexes, and torch.distributed exchanges.
-        reason: Why.
-        communicator: Of the library; None with torch.
+        reason: Why it was chosen.
+        communicator: The library's communicator; None with torch.
     """
 
     exchange: Exchange
@@ -44,17 +44,17 @@ class ExchangeChoice(NamedTuple):
 
 
 def choose_exchange(option: str, group: dist.ProcessGroup, device: torch.device, timeout: float) -> ExchangeChoice:
-    """Chooses, and joins the library's communicator if it was chosen. All ranks of the group call it.
+    """Chooses an exchange, and joins the library's communicator if that was chosen. All ranks of the group call it.
 
     Args:
         option: "library", "torch", or "auto": the library where every rank computes on a GPU of its own with the
             group's backend NCCL, and has the library and NCCL.
         group: The ranks.
         device: Where this rank computes.
-        timeout: Of `GroupCommunicator`, seconds.
+        timeout: Seconds that an exchange of the library may take, see `GroupCommunicator`.
 
     Raises:
-        ValueError: The option is unknown, or is "library" and a rank cannot.
+        ValueError: The option is unknown, or is "library" and a rank cannot use the library.
         LibraryError: The library was chosen, and the ranks do not reach each other.
     """
     if option not in get_args(ExchangeOption):

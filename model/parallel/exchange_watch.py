@@ -2,8 +2,8 @@
 """`ExchangeWatch`: limits the time of exchanges that are kernels in the stream that computes.
 
 torch.distributed ends a process whose exchange takes longer than its group's time-out. Nothing limits the library's
-own exchanges, so a thread looks after them in the same way: neither what waits on the GPU nor what is computed behind
-it is of use, and another process knows why.
+own exchanges, so a thread watches them and ends the process in the same way. By then neither the work that waits on the
+GPU nor the work after it is of use, and another process knows the cause.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOK_EVERY: Final = 1.0  # seconds
 
 
 class Mark(Protocol):
-    """Something behind an exchange that says whether it has ended, as `torch.cuda.Event` does."""
+    """A mark after an exchange in its stream, such as a `torch.cuda.Event`; it says whether the exchange has ended."""
 
     def query(self) -> bool: ...
 
@@ -37,7 +37,7 @@ class Pending:
 
     Attributes:
         since: When it was enqueued, on the monotonic clock.
-        mark: Behind it; None while it is being enqueued, which waits for the GPU where that is far behind.
+        mark: Mark after the exchange; None while the exchange is being enqueued, which blocks if the GPU is far behind.
     """
 
     since: float
@@ -49,8 +49,9 @@ class ExchangeWatch:
 
     Args:
         what: Names the exchanges in messages.
-        timeout: Seconds that one may take, of those that wait in the stream behind others from the end of the last one.
-        check: Says what else is wrong; called about every second, and never once `stop` has returned.
+        timeout: Seconds that an exchange may take. For one that waits in the stream behind others, they count from the
+            end of the last one.
+        check: Says what else is wrong; called about every second, and never after `stop` has returned.
         end: Called with what is wrong; ends the process.
         gpu: Number of the GPU that the thread looks at; None for no GPU.
 
@@ -70,15 +71,15 @@ class ExchangeWatch:
         self._what, self._check, self._end, self._gpu = what, check, end or end_process, gpu
         self._pending: list[Pending] = []
         self._progress = 0.0  # when the last one was seen to have ended
-        self._lock = threading.RLock()  # the garbage collector may leave a communicator while its own watch looks
+        self._lock = threading.RLock()  # the garbage collector may finalise a communicator in its watch's own thread
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        # Here, so that its absence is an error of whoever wants to be watched.
+        # Imported here, so that its absence is an error for the caller who wants to be watched.
         self._cudart = importlib.import_module("cuda.bindings.runtime") if torch.cuda.is_available() else None
 
     @contextmanager
     def __call__(self, mark: Callable[[], Mark | None]) -> Iterator[None]:
-        """Watches what is enqueued inside, until the mark that is made behind it is reached."""
+        """Watches what is enqueued within the block, until the GPU reaches the mark that is made after it."""
         entry = Pending(time.monotonic())
         with self._lock:
             self._pending.append(entry)
@@ -104,11 +105,11 @@ class ExchangeWatch:
 
     def stop(self) -> None:
         """Watches no longer; does not wait for any exchange. May be called twice."""
-        with self._lock:  # what is checked may be gone soon
+        with self._lock:  # the communicator that is checked may be destroyed soon
             self._ended.set()
 
     def wrong(self) -> str:
-        """What is wrong now; "" if nothing is."""
+        """Says what is wrong now; "" if nothing is."""
         pending = self._unfinished()
         if pending and time.monotonic() - max(pending[0].since, self._progress) > self.timeout:
             return f"{self._what}: one has taken longer than {self.timeout:g} s"
@@ -124,7 +125,7 @@ class ExchangeWatch:
             return list(left)
 
     def _look(self) -> None:
-        if self._gpu is not None:  # a thread begins on GPU 0, where CUDA might make a context of every rank
+        if self._gpu is not None:  # a thread begins on GPU 0, where CUDA might make a context for every rank
             torch.cuda.set_device(self._gpu)
         if self._cudart is not None:  # asking for an event must not end the capture of a graph in another thread
             relaxed = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
@@ -137,7 +138,7 @@ class ExchangeWatch:
 
 
 def end_process(wrong: str) -> None:
-    """Ends the process with SIGABRT, as torch.distributed does, and says where its threads are."""
+    """Ends the process with SIGABRT, as torch.distributed does, and prints the stacks of its threads."""
     print(f"{wrong}; see what the other ranks say; this process ends", file=sys.stderr, flush=True)
     faulthandler.dump_traceback()
     os.kill(os.getpid(), signal.SIGABRT)

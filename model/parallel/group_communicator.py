@@ -24,9 +24,9 @@ _LIVE: weakref.WeakValueDictionary[tuple[str, torch.device, int], GroupCommunica
 
 
 class GroupCommunicator:
-    """A communicator that this rank leaves when the last one who has this object lets it go. `of` makes it.
+    """A communicator that this rank leaves when the last reference to this object is dropped. `of` makes it.
 
-    CUDA graphs that hold its exchanges have to be gone by then, for NCCL waits for them.
+    CUDA graphs that hold its exchanges have to be destroyed before, because NCCL waits for them.
 
     Attributes:
         members: Global ranks of the group.
@@ -69,24 +69,24 @@ class GroupCommunicator:
     def of(
         cls, library: PluginLibrary, group: dist.ProcessGroup, device: torch.device, timeout: float = TIMEOUT
     ) -> GroupCommunicator:
-        """That of a group: the one which somebody in this process has, or a new one. All ranks of the group call it.
+        """The communicator of a group: the one that this process has, or a new one. All ranks of the group call it.
 
         A new one is made of an id that the first rank broadcasts, and exchanges known values between every two ranks.
 
         Args:
-            library: Whose communicator it is; each library has its own.
-            group: Of torch.distributed.
+            library: Library that the communicator belongs to; each library has its own.
+            group: Process group of torch.distributed.
             device: This rank's GPU.
             timeout: Seconds that an exchange may take. After that the process ends with SIGABRT, as it does when
                 torch.distributed exchanges.
 
         Raises:
-            VortaError: A rank has a communicator of as many other ranks.
+            VortaError: A rank has a communicator of as many ranks already, and not all ranks have that of this group.
             LibraryError: There is no NCCL, or the ranks do not reach each other.
         """
         members = tuple(dist.get_process_group_ranks(group))
         if cls.find(library, len(members), device) is not None:
-            gc.collect()  # garbage on this rank may be gone from another one
+            gc.collect()  # an unused communicator here may be collected already on another rank
         live = cls.find(library, len(members), device)
         states: list[tuple[int, ...] | None] = [None] * len(members)
         dist.all_gather_object(states, None if live is None else live.members, group=group)
@@ -107,7 +107,7 @@ class GroupCommunicator:
 
     @classmethod
     def find(cls, library: PluginLibrary, ranks: int, device: torch.device) -> GroupCommunicator | None:
-        """That of so many ranks, if somebody in this process has one."""
+        """The communicator of that many ranks, if this process has one."""
         return _LIVE.get((str(library.path), device, ranks))
 
     def watched(self) -> AbstractContextManager[object]:
@@ -126,7 +126,7 @@ class GroupCommunicator:
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes it the current device, by which the library finds a communicator."""
+    """Makes `device` the current device, by which the library finds a communicator."""
     return torch.cuda.device(device) if device.type == CUDA else nullcontext()
 
 

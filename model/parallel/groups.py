@@ -2,8 +2,8 @@
 """`joined`: the process group that a caller gives, if this process is in it.
 
 A process that is not among a new group's ranks gets `GroupMember.NON_GROUP_MEMBER` from `torch.distributed.new_group`,
-or None with `use_local_synchronization`. torch's own functions take None for the default group, and with the other do
-nothing but warn. So neither may go on to them: a rank would exchange with others than it was meant to, or with none.
+or None with `use_local_synchronization`. torch's own functions take None for the default group, and only warn about the
+other value. So neither may be passed on to them: a rank would exchange with others than it was meant to, or with none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 
 class Everyone(Enum):
-    """What stands for the default group, where None could be what `new_group` gave."""
+    """A value that stands for the default group, because None could be a result of `new_group`."""
 
     EVERYONE = "all processes"
 
@@ -28,14 +28,14 @@ Group = dist.ProcessGroup | Literal[Everyone.EVERYONE]
 
 
 def joined(group: object) -> dist.ProcessGroup:
-    """The process group, in which this process is.
+    """Returns the process group, after a check that this process is in it.
 
     Args:
-        group: Of torch.distributed; `EVERYONE` is the default group.
+        group: Process group of torch.distributed; `EVERYONE` is the default group.
 
     Raises:
         RuntimeError: There is no default group.
-        TypeError: It is no process group.
+        TypeError: `group` is no process group.
         ValueError: This process is not in it, or it was destroyed.
     """
     if not dist.is_available() or not dist.is_initialized():

@@ -26,19 +26,19 @@ class UlyssesCall:
 
     Args:
         query: [B, X + T, N, D] of this rank, on a GPU.
-        key: As query.
-        value: As query.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
         routes: Int32 [B, N].
         head_order: Int32, the heads that this call computes, a multiple of P of them.
         output: [B, X + T, N, D], contiguous; the call writes those heads.
         text_length: Int32 [B], if there is text.
-        geometry: Of all tokens.
+        geometry: Geometry of all tokens.
         ranks: P.
         scale: Factor of the logits; None is 1/sqrt(D).
-        attention_precision: As for `routed_attention`.
+        attention_precision: "same" or "fp8"; see `routed_attention`.
 
     Raises:
-        TypeError: A dtype that the kernels do not compute in.
+        TypeError: The kernels do not compute in this dtype.
         LibraryError: The library does not take the call.
     """
 

@@ -45,12 +45,12 @@ UNITS: Final = 1 << 20  # a head of the costliest branch in integers; 64 bits ho
 
 
 class BranchCosts(NamedTuple):
-    """What a head of each branch costs, in any unit: seconds that were measured, or relative work.
+    """The cost of a head in each branch, in any unit: seconds that were measured, or relative work.
 
     Attributes:
-        full: Of one head of one layer and sample, as the other two.
-        coreset: See `full`.
-        sliding: See `full`.
+        full: Cost of a head in the full branch, for one layer and sample.
+        coreset: Cost of a head in the coreset branch.
+        sliding: Cost of a head in the sliding branch.
     """
 
     full: float
@@ -67,7 +67,7 @@ class BranchCosts(NamedTuple):
         """Relative work from the pairs of query and key that a branch computes, text queries included; full is 1.
 
         Args:
-            geometry: Of the attention.
+            geometry: Geometry of the attention.
             attention_precision: "same" or "fp8", in which the branches have different speeds.
             text_length: Valid text tokens; None are all T.
         """
@@ -85,12 +85,12 @@ def head_order(
 
     Args:
         routes: Branch ids, int [..., B, N], e.g. of all layers [L, B, N]; an unknown id is full attention.
-        costs: Of a head in the full, coreset and sliding branch, e.g. `BranchCosts`; numbers of the host.
+        costs: Cost of a head in the full, coreset and sliding branch, e.g. `BranchCosts`; Python numbers.
         ranks: P, which must divide N.
         placement: "balanced", or "in_order" for the heads as they are.
 
     Returns:
-        A permutation of heads by row, int64 [..., N], on the device of `routes`; ascending within a rank.
+        A permutation of the heads for each row, int64 [..., N], on the device of `routes`; ascending within a rank.
 
     Raises:
         ValueError: P does not divide N, a cost is negative or not finite, or the placement is unknown.
@@ -119,8 +119,8 @@ def rank_loads(routes: Tensor, costs: Sequence[float], order: Tensor, ranks: int
 
     Args:
         routes: Branch ids [..., B, N].
-        costs: As for `head_order`.
-        order: Of heads [..., N].
+        costs: Cost of a head in the full, coreset and sliding branch.
+        order: Order of the heads, [..., N].
         ranks: P.
 
     Returns:
@@ -140,7 +140,7 @@ def check_ranks(heads: int, ranks: int) -> None:
 
 
 def check_costs(costs: Sequence[float]) -> tuple[float, ...]:
-    """The costs of full, coreset and sliding heads; raises ValueError unless they are such."""
+    """The costs of full, coreset and sliding heads; raises ValueError unless they are valid."""
     values = tuple(float(cost) for cost in costs)
     if len(values) != len(Branch) or not all(0 <= value < float("inf") for value in values) or not max(values):
         raise ValueError(f"costs {values}: must be a number >= 0 for each of full, coreset and sliding, not all 0")

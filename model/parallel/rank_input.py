@@ -27,12 +27,12 @@ from vorta_trt.model.parallel.ulysses_attention import gather_tokens, ulysses_at
 
 @dataclass(frozen=True)
 class InputShards(TokenShards):
-    """`TokenShards` of a rank that is an input. Rows of padding repeat the last token; nobody reads them.
+    """`TokenShards` whose rank is an input of the graph. Rows of padding repeat the last token; nobody reads them.
 
-    How many of the first tokens are here depends on the rank, and no operator takes that as an input. But on one rank
-    alone both kinds of tokens meet, and how many of the first it has is a constant. So every rank cuts its rows there,
-    and what changes from rank to rank is which modulation the two parts take: before that rank both take that of the
-    first tokens, behind it both take that of the others.
+    How many of a rank's rows are first tokens depends on the rank, and no operator takes that number as an input. But
+    only one rank has both first tokens and others, and its number of first tokens is a constant. So every rank cuts its
+    rows at that number, and only the modulations of the two parts change from rank to rank: on lower ranks both parts
+    take that of the first tokens, on higher ranks both take that of the others.
 
     Attributes:
         input: The rank, int32 [1].
@@ -62,10 +62,10 @@ class InputShards(TokenShards):
         return count - self._meeting(count) * self.rows
 
     def of_first(self, count: int, first: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """See `TokenShards`; chosen by the rank.
+        """See `TokenShards`; the input `rank` chooses the modulations.
 
         Raises:
-            ValueError: Text rows follow, which are never of the first tokens, and a rank has no others.
+            ValueError: A rank has first tokens alone, and text rows follow them, which are never first tokens.
         """
         assert self.input is not None
         if (meeting := self._meeting(count)) and self.text:
@@ -77,17 +77,17 @@ class InputShards(TokenShards):
         return torch.where(self.input <= meeting, first, others), torch.where(self.input < meeting, first, others)
 
     def _meeting(self, count: int) -> int:
-        """The rank that has the last of the first tokens; those before it have no others."""
+        """The rank that has the last of the first tokens; lower ranks have first tokens alone."""
         return (count - 1) // self.rows
 
 
 @dataclass(frozen=True)
 class RankInput:
-    """What a model that is traced for P ranks has as its `parallel`.
+    """The `parallel` of a model that is traced for P ranks.
 
     Attributes:
         ranks: P.
-        model: Whose buffers `constants.RANK_INPUTS` are the inputs.
+        model: The model, whose buffers named in `constants.RANK_INPUTS` are the inputs.
     """
 
     ranks: int
@@ -95,7 +95,7 @@ class RankInput:
 
     @classmethod
     def install(cls, model: Any, ranks: int) -> None:
-        """Makes a model one that is traced for P ranks: gives it the buffers, and itself as its `parallel`.
+        """Prepares a model for being traced for P ranks: gives it the buffers and a `RankInput` as its `parallel`.
 
         Args:
             model: A `RoutedTransformer`; a copy that is made for the export.
@@ -118,7 +118,7 @@ class RankInput:
     def attentions(
         self, routes: Tensor, geometry: AttentionGeometry, attention_precision: str, **tokens: Any
     ) -> list[Attention]:
-        """What the self-attentions of all blocks call; arguments are those of `Ranks.attentions`."""
+        """The attention functions of all blocks; arguments are those of `Ranks.attentions`."""
         orders: Tensor = getattr(self.model, HEAD_ORDERS)
         options = {"attention_precision": attention_precision, **tokens}
         return [

@@ -33,9 +33,9 @@ class Ranks:
     Attributes:
         group: P processes, each with the whole model.
         placement: How heads are given to ranks, see `placement.py`.
-        watch: Is entered around every exchange, with its name: for measurements.
-        costs: Of a head in each branch; None: those of the geometry.
-        choice: What exchanges, and why.
+        watch: Makes the context managers that are entered around every exchange, for measurements.
+        costs: Cost of a head in each branch; None takes those that follow from the geometry.
+        choice: The chosen exchange, and why it was chosen.
         overlap: Whether exchanges run beside the attention of the other half of the heads.
     """
 
@@ -59,13 +59,13 @@ class Ranks:
         overlap: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> Ranks:
-        """Checks what `RoutedTransformer.parallelize` is given.
+        """Makes it from the arguments of `RoutedTransformer.parallelize`, which it checks.
 
         Raises:
             RuntimeError: There is no default group.
             TypeError: `group` is no process group.
             ValueError: This process is not in the group, the group was destroyed, N is no multiple of P, the placement
-                is unknown, costs are no costs, or the exchange is unknown or not possible.
+                is unknown, the costs are not valid, or the exchange is unknown or not possible.
             VortaError: See `choose_exchange`.
         """
         if costs is not None:
@@ -81,7 +81,7 @@ class Ranks:
 
     @property
     def exchange(self) -> Exchange:
-        """What exchanges: "library" or "torch"."""
+        """The chosen exchange: "library" or "torch"."""
         return self.choice.exchange
 
     def shards(self, geometry: AttentionGeometry) -> TokenShards:
@@ -91,13 +91,13 @@ class Ranks:
     def attentions(
         self, routes: Tensor, geometry: AttentionGeometry, attention_precision: str, **tokens: Any
     ) -> list[Attention]:
-        """What the self-attentions of all blocks call.
+        """The attention functions that the self-attentions of all blocks call.
 
         Args:
             routes: Int32 [L, B, N].
-            geometry: Of the tokens.
-            attention_precision: As for `routed_attention`.
-            tokens: Their `text_length`, if there is text among them.
+            geometry: Geometry of the tokens.
+            attention_precision: "same" or "fp8"; see `routed_attention`.
+            tokens: `text_length`, if there is text among the tokens.
         """
         communicator = self.choice.communicator
         if communicator is not None and routes.device != communicator.device:

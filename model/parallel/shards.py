@@ -21,7 +21,7 @@ class TokenShards:
     Attributes:
         tokens: S.
         ranks: P; with 1 nothing is cut and nothing is copied.
-        rank: Whose shard this is.
+        rank: The rank whose shard this is.
     """
 
     tokens: int
@@ -58,11 +58,11 @@ class TokenShards:
         return min(max(count - self.rank * self.rows, 0), self.count)
 
     def of_first(self, count: int, first: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """What modulates the rows of `first_tokens(count)`, and the rows behind them.
+        """The modulations of the first `first_tokens(count)` rows, and of the rows after them.
 
         Args:
-            count: How many tokens have a modulation of their own, the first ones.
-            first: Theirs.
-            others: That of all others, of the same shape.
+            count: How many tokens, the first ones, have a modulation of their own.
+            first: Modulation of the first tokens.
+            others: Modulation of all other tokens, of the same shape.
         """
         return first, others

@@ -3,7 +3,7 @@
 
 On CUDA they are what the plugins of an engine run: kernels of libvorta_trt that pack, NCCL's exchange, routed attention
 of this rank's heads over all tokens, the exchange back, and a kernel that unpacks. The permutation of heads costs
-nothing beside. They need a communicator (`vorta_trt.plugins.communicator`). On the CPU they are the same through the
+nothing extra. They need a communicator (`vorta_trt.plugins.communicator`). On the CPU they do the same through the
 default group of torch.distributed. They have no gradient.
 
 Letters: P ranks, B batch, S video tokens, T padded text tokens, X = S / P rounded up, N heads, D head dim, C features.
@@ -46,21 +46,21 @@ def ulysses_attention(
     scale: float | None = None,
     attention_precision: str = SAME_PRECISION,
 ) -> Tensor:
-    """Attention of all ranks' tokens, of which every rank gives and gets its own. All ranks call it in the same order.
+    """Attention over all ranks' tokens; each rank passes and gets its own. All ranks call it in the same order.
 
     Args:
         query: [B, X+T, N, D] of this rank: its video tokens, padding behind them on the last ranks, and all text
             tokens. CUDA: float16 or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
-        key: As query.
-        value: As query.
+        key: Keys, of the shape and dtype of `query`.
+        value: Values, of the shape and dtype of `query`.
         routes: int32 [B, N] of all heads, the same on every rank.
         head_order: int32 [N], a permutation, the same on every rank: rank p computes heads
             `head_order[p * N/P : (p + 1) * N/P]`. See `placement.head_order`.
-        geometry: Of all tokens.
+        geometry: Geometry of all tokens.
         ranks: P, a divisor of N.
         text_length: int32 [B], valid text tokens; required if and only if `geometry.text_tokens` > 0.
         scale: Factor of the logits; None is 1/sqrt(D).
-        attention_precision: As for `routed_attention`.
+        attention_precision: "same" or "fp8"; see `routed_attention`.
 
     Returns:
         [B, X+T, N, D], contiguous: this rank's tokens, 0 for their padding, and all text rows.
@@ -68,7 +68,7 @@ def ulysses_attention(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument breaks another rule above.
-        RuntimeError: CPU only: the default group of torch.distributed has not P processes.
+        RuntimeError: CPU only: the default group of torch.distributed does not have P processes.
         LibraryError: CUDA only: this process has no communicator of P ranks on this GPU, or NCCL fails.
     """
     check_attention_precision(attention_precision)
@@ -96,7 +96,7 @@ class _Given(NamedTuple):
 
     @classmethod
     def of(cls, *arguments: Any) -> _Given:
-        """Of tensors and attributes as the operator has them, checked."""
+        """Makes it from the operator's tensors and attributes, in their order, and checks it."""
         count = len(ULYSSES_ATTENTION.input_tensors)
         *attention, ranks = arguments[count:]
         given = cls._make((*arguments[:count], *attention_attributes(tuple(attention)), ranks))
@@ -139,7 +139,7 @@ class _Given(NamedTuple):
 
 
 def gather_tokens(rows: Tensor, tokens: int, ranks: int) -> Tensor:
-    """The tokens of all ranks. All ranks call it in the same order.
+    """Gathers the tokens of all ranks. All ranks call it in the same order.
 
     Args:
         rows: [B, X, C] of this rank, padding behind its own on the last ranks.
@@ -151,8 +151,8 @@ def gather_tokens(rows: Tensor, tokens: int, ranks: int) -> Tensor:
 
     Raises:
         ValueError: X is not S / P rounded up.
-        RuntimeError: As for `ulysses_attention`.
-        LibraryError: As for `ulysses_attention`.
+        RuntimeError: CPU only: the default group of torch.distributed does not have P processes.
+        LibraryError: CUDA only: this process has no communicator of P ranks on this GPU, or NCCL fails.
     """
     out: Tensor = torch.ops.vorta.gather_tokens(rows, tokens, ranks)
     return out
@@ -170,7 +170,7 @@ def _schema(operator: Operator) -> str:
 
 
 def _group(ranks: int) -> dist.ProcessGroup:
-    """The default group, which must have as many processes."""
+    """The default group, which must have `ranks` processes."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() != ranks:
         raise RuntimeError(
             f"ranks {ranks}: on the CPU the default group of torch.distributed must have as many processes; call "

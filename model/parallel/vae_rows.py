@@ -28,17 +28,17 @@ ROWS = -2  # dimension
 
 
 class RowSplit:
-    """The rows of a frame over ranks, at any whole multiple of a scale.
+    """How the rows of a frame are shared out over ranks, at any whole multiple of the smallest scale.
 
     Args:
-        rows: Of a frame, at the smallest scale.
-        group: Of torch.distributed.
+        rows: Number of rows of a frame at the smallest scale.
+        group: Process group of torch.distributed.
         ranks: How many there are.
-        rank: This one in its group.
+        rank: This process' rank in its group.
 
     Raises:
-        ValueError: Fewer rows than ranks.
-        Exception: As `joined`, for more than one rank.
+        ValueError: There are fewer rows than ranks.
+        Exception: The group cannot be used, see `joined`; only with more than one rank.
     """
 
     def __init__(self, rows: int, group: Group, ranks: int, rank: int) -> None:
@@ -64,11 +64,11 @@ class RowSplit:
         return torch.cat(rows, dim=ROWS)
 
     def with_neighbours(self, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
-        """Tensors with as many rows more on either side: those of the neighbours, zeros beyond the frame.
+        """Tensors with `count` more rows on either side: those of the neighbours, zeros beyond the frame.
 
         Args:
-            tensors: They travel together.
-            count: Of rows on a side, at most as many as a rank has.
+            tensors: Tensors, whose edge rows are exchanged together.
+            count: Number of rows on a side, at most as many as a rank has.
         """
         edges = [torch.cat((each.narrow(ROWS, 0, count), _last(each, count)), dim=ROWS) for each in tensors]
         sent = torch.cat([edge.flatten() for edge in edges])
@@ -90,16 +90,16 @@ class RowSplit:
 
 @contextmanager
 def decoding_rows(decoder: nn.Module, split: RowSplit, need_all_rows: Collection[str]) -> Iterator[RowSplit]:
-    """Within the block, the modules of a decoder exchange what they need of other ranks' rows.
+    """Within the block, the modules of a decoder get the rows that they need from other ranks.
 
     Args:
-        decoder: Its convolutions pad with zeros and have no stride; all else but the modules below is elementwise in
-            height.
-        split: The rows.
-        need_all_rows: Names of the classes of modules that need them.
+        decoder: The decoder. Its convolutions must pad with zeros and have no stride; all other modules but those below
+            must be elementwise in height.
+        split: How the rows are shared out.
+        need_all_rows: Class names of the modules that need all rows.
 
     Raises:
-        ValueError: A convolution of another kind.
+        ValueError: The decoder has a convolution of another kind.
     """
     whole = [module for module in decoder.modules() if type(module).__name__ in need_all_rows]
     inside = {part for module in whole for part in module.modules()}
@@ -130,7 +130,7 @@ def decoding_rows(decoder: nn.Module, split: RowSplit, need_all_rows: Collection
 
 
 def _neighbours(split: RowSplit, count: int) -> Any:
-    """Gives a convolution, and the frames before that it is given besides, the rows around its own."""
+    """A pre-hook that adds the neighbours' rows to a convolution's input and to the earlier frames given with it."""
 
     def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         tensors = [each for each in given if isinstance(each, Tensor)]
@@ -141,7 +141,7 @@ def _neighbours(split: RowSplit, count: int) -> Any:
 
 
 def _cropped(count: int) -> Any:
-    """Leaves away the rows that were computed beside the own ones, of which some neighbours were missing."""
+    """A hook that drops the added rows of a convolution's output, which lack neighbours of their own."""
 
     def after(module: nn.Module, given: Any, made: Tensor) -> Tensor:
         return made.narrow(ROWS, count, made.shape[ROWS] - 2 * count)

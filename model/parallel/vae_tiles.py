@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding a video in tiles on several ranks: each decodes some of the tiles, and all blend all of them.
+"""Decoding a video in tiles on several ranks: each decodes some of the tiles, and every rank blends all of them.
 
 diffusers cuts the latents into overlapping tiles, decodes one after the other, and blends them where they overlap. Here
-its own code runs twice. The first time, every rank decodes the tiles of which it is the turn, in the place of others
-zeros stand, and nothing is blended. Then the ranks exchange what they have made, and the second time every call of the
-decoder gives the tile that is there. The video is that of one rank, bit for bit.
+its own code runs twice. In the first run every rank decodes the tiles at its turn, takes zeros for the others, and
+blends nothing. Then the ranks exchange their tiles. In the second run every call of the decoder returns a tile that is
+decoded already. The video is the same as on one rank, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ShapeOf = Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
 def decode_in_tiles(vae: Any, decode: Callable[[], Tensor], shape_of: ShapeOf, group: Group) -> Tensor:
-    """What `decode()` gives, which calls the decoder of a VAE once for each tile.
+    """The result of `decode()`, which calls the decoder of a VAE once for each tile.
 
     Args:
-        vae: diffusers', in tiles.
-        decode: Decodes with it; the same on all ranks.
-        shape_of: The shape of what the decoder makes of a tile of a shape, [1, C, F, H, W] both.
-        group: Of torch.distributed.
+        vae: VAE of diffusers, with tiling on.
+        decode: Decodes with this VAE; the same on all ranks.
+        shape_of: From the shape of a tile to the shape that the decoder makes of it, [1, C, F, H, W] both.
+        group: Process group of torch.distributed.
 
     Raises:
-        Exception: As `joined`.
+        Exception: The group cannot be used, see `joined`.
     """
     members = joined(group)
     ranks, rank = members.size(), members.rank()
@@ -60,7 +60,7 @@ def decode_in_tiles(vae: Any, decode: Callable[[], Tensor], shape_of: ShapeOf, g
 
 
 class _StandIn(nn.Module):
-    """Is called in the place of a decoder."""
+    """Stands in for a decoder and calls a function instead."""
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def _standing_in(vae: Any, call: Callable[[Any, Tensor], Tensor]) -> Iterator[No
 
 @contextmanager
 def _without_blending(vae: Any) -> Iterator[None]:
-    """The methods of this one object give their second tile as it is."""
+    """Within the block, the blending methods of this VAE return their second tile as it is."""
     names = [name for name in BLENDS if hasattr(vae, name)]
     for name in names:
         setattr(vae, name, lambda before, tile, extent: tile)
@@ -94,10 +94,10 @@ def _without_blending(vae: Any) -> Iterator[None]:
 
 
 def shapes_of(channels: int, temporal: int, spatial: int) -> ShapeOf:
-    """The shapes that a decoder makes which begins with a frame alone.
+    """The shapes that a decoder makes whose first latent frame stands for a single frame.
 
     Args:
-        channels: Of the video.
+        channels: Channels of the video.
         temporal: Frames that each further latent frame stands for.
         spatial: Pixels a side of a latent.
     """

@@ -27,7 +27,7 @@ Refuse = Callable[[str, str], None]
 """Called with the name of a video that cannot be used, and the reason; returns if the others shall go on."""
 
 _EARLY = 1e-3  # seconds that a frame may start late: containers round times
-_MARKS = {  # byte order mark -> encoding; that of UTF-16 LE begins that of UTF-32 LE
+_MARKS = {  # byte order mark -> encoding; UTF-32 first, because the mark of UTF-32 LE begins with that of UTF-16 LE
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -43,7 +43,7 @@ class Clip:
     Attributes:
         name: Name of the sample.
         video: The file.
-        caption: What it shows.
+        caption: Text that says what it shows.
     """
 
     name: str
@@ -57,7 +57,7 @@ def find_clips(videos: Path, captions: Path | None, refuse: Refuse) -> list[Clip
     Args:
         videos: A folder of video files.
         captions: A JSON object, name of a video file -> caption; None reads <video>.txt beside every video.
-        refuse: What to do about a video that cannot be used.
+        refuse: Called for a video that cannot be used.
 
     Raises:
         FileNotFoundError: There is no such folder, it holds no video, or there is no such file of captions.
@@ -96,7 +96,7 @@ def read_video(file: Path, size: tuple[int, int, int], frames_per_second: float)
     Args:
         file: The video.
         size: F, H, W in pixels.
-        frames_per_second: The rate.
+        frames_per_second: Rate at which frames are taken.
 
     Returns:
         float32 [3, F, H, W] in [-1, 1].

@@ -58,7 +58,7 @@ class PreparedSample(Record):
 
     Attributes:
         name: Name of its files, without the suffix.
-        caption: What its text embedding was made from.
+        caption: Caption from which its text embedding was made.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -86,7 +86,7 @@ class Sample:
     """The files of one video.
 
     Attributes:
-        name: Shown in messages.
+        name: Name for messages.
         latents: File of the latents.
         prompt: File of the text embedding; None where the data names none.
         mask: File of the text mask, in the reference layout.
@@ -102,17 +102,17 @@ class LatentDataset:
     """Latents and text embeddings, read on demand.
 
     Args:
-        path: As given: a folder with dataset.json or videos2caption.json, or such a file of another name.
-        family: What the tensors must be.
+        path: A folder with dataset.json or videos2caption.json, or such a file of another name.
+        family: Family of the model, which says what the tensors must be.
         shape: C, F, H, W of the latents that are trained on; may be set later, before anything is read.
 
     Attributes:
-        samples: In the order of the file.
+        samples: The samples, in the order of the file.
         video_size: Frames, height, width in pixels, where the layout says them.
 
     Raises:
         FileNotFoundError: There is no data at `path`.
-        DataError: It is of another family, or not what its layout is.
+        DataError: The data is of another family, or breaks a rule of its layout.
     """
 
     def __init__(self, path: str | Path, family: TrainingFamily, shape: Shape | None = None) -> None:

@@ -2,7 +2,7 @@
 """Processes and devices of a run: accelerate finds them; the objective is replicated on them, or sharded over them.
 
 Replicated (DistributedDataParallel): every device holds the whole model; gradients, of the routers alone, are averaged.
-Sharded (FSDP2): every device holds its part of the frozen weights, and of one block at a time the whole.
+Sharded (FSDP2): every device holds its part of the frozen weights, and all weights of one block at a time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_accelerator(device: str) -> Any:
 
 @cache
 def _end_group_at_exit() -> None:
-    """Ends the processes' group before the interpreter goes: its threads abort a process that they outlive."""
+    """Ends the process group before the interpreter exits: threads of the group that run on abort the process."""
     atexit.register(_end_group)
 
 
@@ -69,7 +69,7 @@ def place(accelerator: Any, objective: nn.Module, blocks: tuple[str, ...], fsdp:
     """Puts the objective on its device or devices.
 
     Args:
-        accelerator: Of accelerate.
+        accelerator: Accelerator of the library accelerate.
         objective: Model and loss.
         blocks: Class names of the transformer blocks.
         fsdp: Whether to shard it instead of replicating it.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained, a router per block of a frozen model, and what it is to minimise (VORTA, arXiv 2505.18809).
+"""The routers that are trained, one per block of a frozen model, and their loss (VORTA, arXiv 2505.18809).
 
-Of one noisy latent, the model with mixed branches gives a prediction p, and the same model with full attention gives q:
+For one noisy latent, the model with mixed branches gives a prediction p, and the same model with full attention gives
+q:
 
     diffusion        mean squared error of p and noise - latents, the target of flow matching
     distillation     mean squared error of p and q, the output of the last layer
@@ -60,7 +61,7 @@ class RouterObjective(nn.Module):
 
     Args:
         model: The transformer, frozen but for its routers.
-        family: What its inputs are.
+        family: Family of the model, which makes its inputs.
         weights: Weights of the terms.
         intervals: Intervals of the timesteps; the one with the least noise has no diffusion term.
     """
@@ -81,9 +82,9 @@ class RouterObjective(nn.Module):
 
         Args:
             latents: float32 [B, C, F, H, W].
-            noise: As latents.
+            noise: Noise, float32 [B, C, F, H, W].
             timesteps: float32 [B].
-            conditions: The family's, [B, ...] each.
+            conditions: Conditions of the family, [B, ...] each.
 
         Returns:
             total, the weighted sum, to be minimised; diffusion, distillation, regularisation, the terms before

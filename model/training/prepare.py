@@ -45,7 +45,7 @@ KIND = json_kind("data of `vorta-trt train-router prepare`", "version", "family"
 
 
 class PreparedData(BaseModel):
-    """What a preparation came to.
+    """The result of a preparation.
 
     Attributes:
         output: The folder.
@@ -93,7 +93,7 @@ def prepare_data(
         video_size: Frames, height, width in pixels, see `read_video`.
         captions: A JSON object, video file name -> caption; None reads <video>.txt beside every video.
         frames_per_second: Rate that frames are taken at; None is the model's own.
-        precision: "bf16" or "fp32", of the text encoder; the VAE is always float32.
+        precision: Precision of the text encoder, "bf16" or "fp32"; the VAE is always float32.
         device: Device of torch; None is the GPU if there is one.
         skip_bad: Leave out videos that cannot be used, instead of stopping at the first.
         progress: Called with (what, done, total).
@@ -101,7 +101,7 @@ def prepare_data(
     Raises:
         FileNotFoundError: A file or folder that is given does not exist.
         CheckpointError: The checkpoint is not what it should be.
-        ValueError: Another argument is not.
+        ValueError: Another argument is invalid.
         DataError: A video or caption cannot be used; the message names it.
         MissingExtraError: The package that decodes videos is not installed.
         WriteError: The folder cannot be written, or holds a dataset.json of another kind.
@@ -212,7 +212,7 @@ def prepare_data(
 
 
 def _latents(vae: Any, family: TrainingFamily, video: Tensor) -> Tensor:
-    """What the transformer denoises: video float32 [3, F, H, W] -> [C, F, H, W]."""
+    """Encodes a video to the latents that the transformer denoises: float32 [3, F, H, W] -> [C, F, H, W]."""
     if family.facts.tiled_vae:
         vae.enable_tiling()
     encoded = vae.encode(video.unsqueeze(0).to(vae.device, vae.dtype)).latent_dist.mode()  # [1, C, F, H, W]

@@ -42,11 +42,11 @@ class RunError(ValueError):
 
 
 class TrainingState(Record):
-    """What a run is resumed from.
+    """The state that a run is resumed from.
 
     Attributes:
         step: Steps done.
-        decisive: Settings, data and geometry, which must stay.
+        decisive: Settings, data and geometry, which a resumed run must not change.
         optimizer: The optimiser's `state_dict`, tensors whole and on the CPU.
     """
 
@@ -127,7 +127,7 @@ class RunFolder:
         """Returns the lines of the log; a last line that a kill cut off is left out.
 
         Raises:
-            RunError: A line is none of a log; the message names it.
+            RunError: A line is no line of a log; the message names it.
         """
         if not self.log_file.is_file():
             return []
@@ -151,7 +151,8 @@ def open_log(run: RunFolder, resumed_from: int = 0, tensorboard: bool = False) -
 
     Args:
         run: The folder.
-        resumed_from: Lines of later steps, which will be done again, are dropped; 0 starts anew.
+        resumed_from: Step that the run resumes from; lines of later steps, which are done again, are dropped. 0 starts
+            a new log.
         tensorboard: Whether to write event files, too.
 
     Raises:
@@ -179,7 +180,7 @@ def open_log(run: RunFolder, resumed_from: int = 0, tensorboard: bool = False) -
 
 
 def check_resumable(state: TrainingState, decisive: dict[str, Any], steps: int) -> None:
-    """Raises RunError unless a run with these settings continues the one that `state` is of."""
+    """Raises RunError unless a run with these settings can continue the run that saved `state`."""
     before, now = _flat(state.decisive), _flat(decisive)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:

@@ -89,6 +89,6 @@ class TrainingSettings(Settings):
         return self.batch_size // at_once
 
     def decisive(self) -> dict[str, Any]:
-        """Returns the settings without which a resumed run would not continue the interrupted one."""
+        """Returns the settings that must be the same for a resumed run to continue the interrupted one."""
         left_out = {*_MAY_CHANGE} if self.schedule in _ENDLESS else {*_MAY_CHANGE} - {"steps"}
         return self.model_dump(mode="json", exclude=left_out)

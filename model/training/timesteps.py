@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step draws: timesteps, noise and samples, each a function of seed, step and sample alone.
+"""The random draws of a training step: timesteps, noise and samples, functions of seed, step and sample alone.
 
 Nothing here has a state, so a resumed run draws exactly what the uninterrupted one would have, on any device, and
 processes and micro-batches draw together what a single one would.
 
 Flow matching: a latent x and noise e are mixed to (1 - s) x + s e at timestep t = 1000 s; the model predicts e - x.
-Timesteps are the integers 1 (little noise) .. 1000, or
-those of them that one of two experts takes. They are cut into intervals; a step draws all of its timesteps from
-one of them, and every interval has its turn before one comes again.
+Timesteps are the integers from 1 (little noise) to 1000, or those that one of two experts takes. They are cut into
+intervals; a step draws all of its timesteps from one of them, and every interval has its turn before one comes again.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def draw_timesteps(seed: int, step: int, part: int, count: int, intervals: int, 
     """Draws timesteps of one part of a step, uniform in the step's interval: float32 [count].
 
     Args:
-        seed: Of the run.
-        step: From 1 on.
+        seed: Seed of the run.
+        step: Number of the step, from 1 on.
         part: Number of the sample in the step.
         count: How many timesteps.
         intervals: How many intervals there are.

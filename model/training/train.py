@@ -29,7 +29,7 @@ from vorta_trt.model.transformer import RoutedTransformer
 
 
 class TrainingReport(BaseModel):
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         output: The run folder.
@@ -39,7 +39,7 @@ class TrainingReport(BaseModel):
         batch_size: Samples of a step, over all processes.
         processes: Processes that shared them.
         first: Means of the numbers in the log over the first steps, as many as there are intervals.
-        last: The same over the last steps, so that they compare.
+        last: Means over as many last steps, so that both can be compared.
     """
 
     output: Path
@@ -96,14 +96,14 @@ def train_router(
         checkpoint: A diffusers pipeline folder or its transformer/ folder.
         data: A folder of `prepare_data`, or the reference code's layout, see `data.py`.
         output: The run folder to make, see `run_folder.py`; with `resume`, the one to continue.
-        settings: Numbers; None is the published ones.
-        component: Of two experts, which one gets a router, trained at the timesteps that it takes.
+        settings: Settings of the run; None takes the published ones.
+        component: Which of two experts gets a router, trained at the timesteps that this expert takes.
         video_size: Frames, height, width in pixels; None takes the data's.
         tile: Tile of the sliding branch in tokens; None takes the published one, or what fits the size.
         window: Window of the sliding branch in tiles.
         bucket: Bucket of the coreset branch in tokens; None takes the published one, or what fits the size.
         reduction_rate: Share of a bucket's tokens that the coreset branch drops.
-        router: Where the routers start; None is random.
+        router: Router that the training starts from; None starts from random weights.
         resume: Continue with the step after the latest checkpoint as if there had been no interruption; bit for bit
             where torch's backward passes are deterministic, as they are on the CPU.
         skip_bad: Leave out samples that cannot be trained on instead of refusing to start.
@@ -118,9 +118,9 @@ def train_router(
     Raises:
         FileNotFoundError: A file or folder that is given does not exist.
         CheckpointError: Checkpoint or router are not what they should be.
-        DataError: The data is not.
-        RunError: The output folder is not.
-        ValueError: An argument is not.
+        DataError: The data is not what it should be.
+        RunError: The output folder cannot be used as asked.
+        ValueError: Another argument is invalid.
         TrainingError: The loss became infinite or NaN.
         VortaError: A package that an option needs is not installed.
     """
@@ -130,7 +130,7 @@ def train_router(
         config, name = reader.config, reader.family
     family = training_family(name, config)
     check_trains(family, checkpoint)
-    # What is wrong whatever the size, before the data is read.
+    # Finds errors that do not depend on the size, before the data is read.
     AttentionGeometry.for_grid(family.facts.published_grid, name, window=window, reduction_rate=reduction_rate)
     dataset = LatentDataset(data, family)
     size = dataset.size(video_size)

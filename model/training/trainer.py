@@ -44,11 +44,12 @@ class RouterTrainer:
     """Routers, their optimiser, and the data.
 
     Args:
-        accelerator: Of accelerate.
+        accelerator: Accelerator of the library accelerate.
         objective: Model and loss, not placed on the devices yet.
         dataset: The data, checked.
         settings: Numbers of the run.
         fsdp: Whether to shard the model over the processes.
+        timesteps: Timesteps to draw from, from the highest down.
 
     Raises:
         ValueError: The samples of a step cannot be shared out evenly over the processes.
@@ -71,7 +72,7 @@ class RouterTrainer:
         self.model = objective.model
         self.model.gradient_checkpointing = settings.gradient_checkpointing
         self.objective = place(accelerator, objective, objective.family.facts.block_classes, fsdp)
-        self.routers = list(router_parameters(self.model).values())  # now: sharding puts others in their place
+        self.routers = list(router_parameters(self.model).values())  # after `place`: sharding replaces parameters
         self.optimizer = torch.optim.AdamW(self.routers, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = get_scheduler(
             settings.schedule,
@@ -81,7 +82,7 @@ class RouterTrainer:
             num_cycles=settings.schedule_cycles,
             power=settings.schedule_power,
         )
-        self._factor = schedule.lr_lambdas[0]  # of the learning rate, a function of the steps done
+        self._factor = schedule.lr_lambdas[0]  # factor of the learning rate, by the steps done
 
     def step(self, number: int) -> dict[str, Any]:
         """Does the step `number` (from 1 on) and returns its line of the log.
@@ -137,7 +138,7 @@ class RouterTrainer:
         return router, TrainingState(step=step, decisive=decisive, optimizer=optimizer)
 
     def restore(self, state: TrainingState) -> None:
-        """Takes a checkpoint's optimiser; the routers' parameters are the model's own when it is made."""
+        """Restores a checkpoint's optimiser; the model has the checkpoint's routers since it was made."""
         set_optimizer_state_dict(self.objective, self.optimizer, state.optimizer, options=_WHOLE)
 
     def _backward(self, number: int, part: int) -> dict[str, Tensor]:
@@ -165,7 +166,7 @@ class RouterTrainer:
         return torch.cat([draw_timesteps(seed, number, at, 1, intervals, self.timesteps) for at in samples])
 
     def _mean(self, values: Tensor) -> Tensor:
-        """Over the processes, on the CPU."""
+        """Mean over the processes, on the CPU."""
         reduced: Tensor = self.accelerator.reduce(values, "mean")
         return reduced.cpu()
 

@@ -157,8 +157,8 @@ class HunyuanVideo(ModelFamily):
     def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
         if not concatenates_latents(pipeline.transformer.config):
             return super().sample(pipeline, **arguments)
-        # The pipeline decodes all latent frames and then leaves out the first one's; as latents it gives the others,
-        # which alone decode to something else.
+        # The pipeline decodes all latent frames and then drops the frames of the first one. As latents it returns the
+        # other latent frames only, and these decode differently without the first.
         sampled: dict[str, Tensor] = {}
 
         def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authors of HunyuanVideo call its modules."""
+"""The names that the authors of HunyuanVideo give its modules."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ _SINGLE_STREAM_QKV_MLP = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "pr
 
 
 def authors_names(dual: int, single: int, refiner: int) -> AuthorsNames:
-    """The names in a model.
+    """The authors' names of a model's modules.
 
     Args:
-        dual: Dual-stream blocks.
-        single: Single-stream blocks.
-        refiner: Layers of the token refiner.
+        dual: Number of dual-stream blocks.
+        single: Number of single-stream blocks.
+        refiner: Number of layers of the token refiner.
     """
     names = renamed(_MODEL) | dict(ends_and_refiner(refiner))
     for layer in range(dual):

@@ -28,13 +28,13 @@ from vorta_trt.model.router import Router
 
 @dataclass(frozen=True)
 class Modulation:
-    """What modulates the tokens of every block.
+    """The embeddings that modulate the tokens in every block.
 
     Attributes:
-        temb: [B, E].
-        first_frame: [B, E], of the video tokens of the first frame where an image stands there in place of noise; None
-            if `temb` modulates them, too.
-        frame_tokens: tokens of a frame.
+        temb: [B, E], the embedding that modulates the tokens.
+        first_frame: [B, E], the embedding that modulates the video tokens of the first frame, where an image stands
+            there in place of noise; None if `temb` modulates them, too.
+        frame_tokens: how many tokens, the first ones, `first_frame` modulates.
     """
 
     temb: Tensor
@@ -46,11 +46,12 @@ class Modulation:
 
         Args:
             norm: a diffusers AdaLayerNormZero, AdaLayerNormZeroSingle, or one of those that replace tokens.
-            parts: how many there are.
+            parts: how many shifts, scales and gates there are.
             tokens: X, how many tokens.
 
         Returns:
-            [B, 1, E] each; [B, X, E] with `first_frame`, a choice of two values, which fuses with what uses it.
+            [B, 1, E] each. With `first_frame`, [B, X, E]: a choice of two values for each token, which compilers fuse
+            with the operator that uses it.
         """
         usual = self.of_text(norm, parts)
         if self.first_frame is None:
@@ -66,7 +67,7 @@ class Modulation:
 
 @dataclass(frozen=True)
 class JointAttention:
-    """Attention over video and text: all that is the same for every block.
+    """Attention over video and text, with the data that all blocks share.
 
     Attributes:
         rope: cos and sin [1, S+T, 1, D/2], of angle 0 for text.
@@ -91,7 +92,7 @@ class RoutedDualStreamBlock(nn.Module):
     """A diffusers HunyuanVideoTransformerBlock, its attention routed; holds that block's own modules.
 
     Attributes:
-        observer: is told of every attention, see `AttentionObserver`.
+        observer: callable that gets the tensors of every attention, see `AttentionObserver`.
     """
 
     observer: AttentionObserver | None = None
@@ -105,7 +106,7 @@ class RoutedDualStreamBlock(nn.Module):
         self.router = router
 
     def forward(self, tokens: Tensor | FusedPair, *arguments: Any) -> Any:
-        """The native form of video tokens [B, S, E]; of a `FusedPair` the fused one, see `fused_dual_block`."""
+        """The native form for video tokens [B, S, E], the fused form for a `FusedPair`; see `fused_dual_block`."""
         if isinstance(tokens, FusedPair):
             return fused_dual_block(self, tokens, *arguments)
         return self._native(tokens, *arguments)
@@ -131,7 +132,7 @@ class RoutedDualStreamBlock(nn.Module):
         return video, text
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
-        """What the attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        """Weights of the attention's output projection, for video rows and for text rows: [E, N * D] each."""
         return self.attn.to_out[0].weight, self.attn.to_add_out.weight
 
     def _heads(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +154,7 @@ class RoutedSingleStreamBlock(nn.Module):
     """A diffusers HunyuanVideoSingleTransformerBlock, its attention routed; holds that block's own modules.
 
     Attributes:
-        observer: is told of every attention, see `AttentionObserver`.
+        observer: callable that gets the tensors of every attention, see `AttentionObserver`.
         joins: whether the block operators multiply attention and feed forward as two inputs (`JoinedLinear`), which
             saves a copy of both, [B, S+T, 5 E]; see docs/block-operators.md for what that was measured to do.
     """
@@ -168,7 +169,7 @@ class RoutedSingleStreamBlock(nn.Module):
         self.router = router
 
     def forward(self, tokens: Tensor | FusedStream, *arguments: Any) -> Any:
-        """The native form of tokens [B, S+T, E]; of a `FusedStream` the fused one, see `fused_single_block`."""
+        """The native form for tokens [B, S+T, E], the fused form for a `FusedStream`; see `fused_single_block`."""
         if isinstance(tokens, FusedStream):
             return fused_single_block(self, tokens, *arguments)
         return self._native(tokens, *arguments)
@@ -186,7 +187,7 @@ class RoutedSingleStreamBlock(nn.Module):
         return tokens + gate * self.proj_out(torch.cat((attended, fed), dim=2))  # type: ignore[no-any-return]
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
-        """What the attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        """Weights of the attention's output projection, for video rows and for text rows: [E, N * D] each."""
         weight: Tensor = self.proj_out.weight[:, : self.attn.to_q.out_features]  # the rest is for the feed forward
         return weight, weight
 
@@ -198,7 +199,7 @@ def _projected(norm: Any, temb: Tensor, parts: int) -> tuple[Tensor, ...]:
 
 
 def _rms_norm(norm: Any, tokens: Tensor) -> Tensor:
-    """A diffusers RMSNorm over D, as one operator: [B, *, N, D] -> the same."""
+    """A diffusers RMSNorm over D, as one operator: [B, *, N, D] -> [B, *, N, D]."""
     return functional.rms_norm(tokens, norm.weight.shape, norm.weight, norm.eps)
 
 

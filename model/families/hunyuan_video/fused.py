@@ -36,11 +36,11 @@ from vorta_trt.model.operator import Attention, AttentionObserver
 
 
 class FusedStream(NamedTuple):
-    """What goes from block to block of one stream of tokens: both [B, X, E].
+    """One stream of tokens between two blocks; both tensors are [B, X, E].
 
     Attributes:
-        residual: The tokens.
-        normed: The same, normed and modulated for what reads them next.
+        residual: The tokens, the residual stream.
+        normed: The tokens, normed and modulated for the layers that read them next.
     """
 
     residual: Tensor
@@ -55,13 +55,14 @@ class FusedPair(NamedTuple):
 
 
 class StreamModulation(NamedTuple):
-    """What modulates one stream of tokens in a block.
+    """The modulation of one stream of tokens in a block.
 
     Attributes:
         first: The norm before the attention.
-        gate: Of the attention, float32 [B, M, E]; in a single-stream block of attention and feed forward together.
+        gate: Gate of the attention, float32 [B, M, E]; in a single-stream block, of attention and feed forward
+            together.
         second: The norm before the feed forward; None in a single-stream block.
-        feed_forward_gate: Of the feed forward, float32 [B, M, E]; None in a single-stream block.
+        feed_forward_gate: Gate of the feed forward, float32 [B, M, E]; None in a single-stream block.
     """
 
     first: Norm
@@ -72,12 +73,12 @@ class StreamModulation(NamedTuple):
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """Attention over video and text: all that is the same for every block.
+    """Attention over video and text, with the data that all blocks share.
 
     Attributes:
         rope: Cos and sin [1, S+T, 1, D/2], of angle 0 for text.
         text_length: Int32 [B], valid text tokens.
-        video_rope: Those of the video tokens, [1, S, 1, D/2].
+        video_rope: Cos and sin of the video tokens, [1, S, 1, D/2].
     """
 
     rope: tuple[Tensor, Tensor]
@@ -86,7 +87,7 @@ class FusedAttention:
 
     @classmethod
     def over(cls, cos: Tensor, sin: Tensor, video_tokens: int, text_length: Tensor) -> FusedAttention:
-        """Of cos and sin [1, S+T, 1, D/2]."""
+        """Makes the attention from cos and sin [1, S+T, 1, D/2] of all tokens."""
         return cls((cos, sin), text_length, (cos[:, :video_tokens], sin[:, :video_tokens]))
 
     def __call__(
@@ -107,18 +108,19 @@ def stream_modulation(
     first_frame: Tensor | None = None,
     frame_tokens: int = 0,
 ) -> StreamModulation:
-    """What an adaptive norm makes of the embedding.
+    """The modulation that an adaptive norm computes from the embedding.
 
     Args:
         norm: A diffusers AdaLayerNormZero or AdaLayerNormZeroSingle, or one of those that replace tokens.
         second: The LayerNorm before the feed forward, or None in a single-stream block.
-        quantize: Whether either leaves its tokens quantised.
+        quantize: Whether the first and the second norm quantise their tokens.
         temb: [B, E].
-        first_frame: [B, E], of the tokens of the first frame, or None if `temb` modulates them, too.
-        frame_tokens: How many those are.
+        first_frame: [B, E], the embedding that modulates the tokens of the first frame; None if `temb` modulates them,
+            too.
+        frame_tokens: How many tokens, the first ones, `first_frame` modulates.
 
     Returns:
-        For a single-stream block the norm and gate alone.
+        The modulation; for a single-stream block it has the first norm and its gate alone.
     """
     parts = 3 if second is None else 6
     rows = _projected(norm, temb, parts)  # [B, parts, E]
@@ -135,9 +137,9 @@ def stream_modulation(
 
 
 def last_norm(norm: Any, temb: Tensor, first_tokens: int = 0) -> Norm:
-    """The norm behind all blocks, a diffusers AdaLayerNormContinuous, of the embedding [B, E].
+    """The norm after all blocks, a diffusers AdaLayerNormContinuous, modulated by the embedding [B, E].
 
-    It is the same for all tokens; `first_tokens` is for the gate of the block before it.
+    Its modulation is the same for all tokens; `first_tokens` is for the gate of the block before it.
     """
     rows = norm.linear(norm.silu(temb)).float().unflatten(1, (2, -1))  # [B, 2, E]: scale, shift
     scale, shift = parts_of(rows + ones_of_scales(2, 0, 1, rows.device), 2)  # [B, 1, E] each
@@ -157,13 +159,14 @@ def fused_dual_block(
     Args:
         block: The block.
         tokens: Video and text.
-        modulations: Of the video and of the text.
-        following: The norms that read the output of either stream; None if nothing reads the text.
+        modulations: Modulations of the video and of the text.
+        following: Norms that read the output of the video and of the text; the latter is None if nothing reads the
+            text.
         attend: The routed attention.
-        joint: What is the same for every block.
+        joint: The attention over video and text.
 
     Returns:
-        Video and text, normed for what follows.
+        Video and text, normed for the layers that follow.
     """
     video, text = tokens
     assert text is not None
@@ -203,13 +206,14 @@ def fused_single_block(
 
 @dataclass(frozen=True)
 class FusedStep:
-    """What is the same for every block of a step.
+    """The data that all blocks of a step share.
 
     Attributes:
         temb: [B, E].
-        first_frame: [B, E], of the video tokens of the first frame, or None if `temb` modulates them, too.
-        frame_tokens: Tokens of a frame.
-        last: The norm behind all blocks.
+        first_frame: [B, E], the embedding that modulates the video tokens of the first frame; None if `temb` modulates
+            them, too.
+        frame_tokens: How many tokens, the first ones, `first_frame` modulates.
+        last: The norm after all blocks.
         joint: The attention over video and text.
     """
 
@@ -220,7 +224,7 @@ class FusedStep:
     joint: FusedAttention
 
     def of_video(self, norm: Any, second: Any, quantize: tuple[bool, bool]) -> StreamModulation:
-        """What modulates the video tokens, and any that follow them."""
+        """The modulation of the video tokens, and of any tokens that follow them."""
         return stream_modulation(norm, second, quantize, self.temb, self.first_frame, self.frame_tokens)
 
 
@@ -239,8 +243,8 @@ def fused_blocks(
         stacks: The dual-stream blocks, at least one, and the single-stream blocks.
         video: [B, S, E].
         text: [B, T, E].
-        step: What is the same for every block.
-        attentions: What each block's attention calls, dual-stream blocks first.
+        step: The data that all blocks share.
+        attentions: Attention function of each block, dual-stream blocks first.
 
     Returns:
         The video tokens [B, S, E] as the last norm leaves them.
@@ -255,7 +259,8 @@ def fused_blocks(
         (next_video.first, next_text.first) for next_video, next_text in zip(of_video[1:], of_text[1:], strict=True)
     ]
     norms = [*(modulation.first for modulation in of_both), step.last]
-    # Text rows are no tokens of the first frame. What follows joins both streams, in 16 bits.
+    # Text rows are never tokens of the first frame. After the last dual-stream block both streams are joined in 16
+    # bits.
     joining = norms[0]._replace(quantize=False)
     following.append((joining, joining._replace(first_tokens=0) if single else None))
 
@@ -275,31 +280,31 @@ def fused_blocks(
 
 
 def _video_quantized(block: Any) -> tuple[bool, bool]:
-    """Whether layers with fp8 products alone read the video tokens behind either norm of a dual-stream block."""
+    """Whether only fp8 layers read the video tokens after the first and the second norm of a dual-stream block."""
     attn, (first, *_) = block.attn, block.ff.net
     return all_fp8(attn.to_q, attn.to_k, attn.to_v), all_fp8(first.proj)
 
 
 def _text_quantized(block: Any) -> tuple[bool, bool]:
-    """The same of the text."""
+    """Whether only fp8 layers read the text tokens after the first and the second norm of a dual-stream block."""
     attn, (first, *_) = block.attn, block.ff_context.net
     return all_fp8(attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), all_fp8(first.proj)
 
 
 def _both_quantized(block: Any) -> bool:
-    """The same of a single-stream block, which has one norm."""
+    """Whether only fp8 layers read the tokens after the one norm of a single-stream block."""
     attn = block.attn
     return all_fp8(block.proj_mlp, attn.to_q, attn.to_k, attn.to_v)
 
 
 def _in_16_bits(normed: Tokens) -> Tensor:
-    """Normed tokens of which it is known that they were not quantised."""
+    """Normed tokens that are known not to be quantised."""
     assert isinstance(normed, Tensor)
     return normed
 
 
 def _fed(layer: Any, residual: Tensor, update: Tensor, modulation: StreamModulation, following: Norm) -> FusedStream:
-    """Attention's gated residual, and the feed forward's behind it."""
+    """Adds the gated attention to the residual, and then the gated feed forward."""
     assert modulation.second is not None and modulation.feed_forward_gate is not None
     residual, normed = modulation.second.of_sum(residual, update, modulation.gate)
     fed = feed_forward(layer, normed)

@@ -17,7 +17,7 @@ def original_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     are taken for text to video. A diffusers config.json beside the file says otherwise.
 
     Args:
-        shapes: Of the tensors, by diffusers' names.
+        shapes: Shapes of the tensors, by diffusers' names.
 
     Raises:
         ValueError: There are no single-stream blocks.

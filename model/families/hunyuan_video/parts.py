@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo's VAE by tiles, and its text encoders, as graphs of fixed shapes.
 
-diffusers cuts a video into overlapping tiles in time, height and width, and blends what it makes of them; those at the
-end of an axis are smaller. There is a graph for every shape of a tile, which diffusers' own code is asked for.
+diffusers cuts a video into overlapping tiles in time, height and width, and blends the results; tiles at the end of an
+axis are smaller. There is a graph for every shape of a tile. Running diffusers' own code without data tells these
+shapes.
 
 Letters: C channels, F, H, W frames, height, width.
 """
@@ -35,7 +36,7 @@ CLIP_TOKENS = 77
 
 
 class TiledParts(VideoParts):
-    """A VAE by tiles, and encoders, which a family names.
+    """A VAE that runs tile by tile, and the encoders that a family names.
 
     A VAE may have convolutions of 1 x 1 x 1 before its decoder and behind its encoder, `post_quant_conv` and
     `quant_conv`.

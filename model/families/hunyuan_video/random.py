@@ -15,10 +15,10 @@ from vorta_trt.model.families.hunyuan_video import LATENT_CONCAT
 from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
-# What a prompt that goes with an image is put between: begin, heads, the image's place, line ends; and half a word, so
-# that there are 103 tokens before the prompt, as of the published tokenizer.
+# Tokens of the template around a prompt with an image: begin, headers, the image's place, line ends; and half a word,
+# so that there are 103 tokens before the prompt, as with the published tokenizer.
 MARKS = ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>", "\n\n", "\n", "back")
-PATCH = 2  # pixels a side, of 24 x 24 image tokens
+PATCH = 2  # pixels a side of a patch; an image has 24 x 24 patches
 # Architecture of the published checkpoint (its transformer/config.json).
 HUNYUAN_VIDEO: dict[str, int] = {
     "layers": 20, "single_layers": 40, "heads": 24, "head_dim": 128, "text_dim": 4096, "pooled_dim": 768
@@ -53,7 +53,7 @@ def make_checkpoint(
     """A HunyuanVideo pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         layers: number of dual-stream blocks.
         single_layers: number of single-stream blocks.
         heads: N.
@@ -61,11 +61,12 @@ def make_checkpoint(
         text_dim: width of the text embeddings.
         pooled_dim: width of the pooled text embedding.
         refiner_layers: blocks of the token refiner.
-        channels: C of the latents.
-        guidance: embed the guidance scale; None: as the published model does, all but "latent_concat".
+        channels: C, channels of the latents.
+        guidance: whether the model embeds the guidance scale; None: as the published models, which all do but
+            "latent_concat".
         image: how an image conditions the model, "latent_concat" or "token_replace"; None makes one of text alone.
-        dtype: of the weights.
-        seed: of the weights.
+        dtype: data type of the weights.
+        seed: seed of the random weights.
         shard_bytes: above this size the weights are several files.
 
     Returns:

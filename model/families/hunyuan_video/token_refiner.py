@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo's token refiner: the text tokens attend to each other before they join the video tokens.
 
-Same numbers as diffusers' HunyuanVideoTokenRefiner for the valid tokens. Padded ones come out finite and mean nothing;
-diffusers' mask writes into itself, which would export as a scatter.
+Same numbers as diffusers' HunyuanVideoTokenRefiner for the valid tokens. Padded tokens come out finite but meaningless.
+The mask is made without the in-place writes of diffusers' code, which would export as a scatter.
 
 Letters: B batch, T padded text tokens, E = N * D inner dimension, N heads, D head dim.
 """
@@ -55,7 +55,7 @@ class TokenRefiner(nn.Module):
     def forward(self, text: Tensor, timestep: Tensor, valid: Tensor) -> Tensor:
         """Text [B, T, text_dim], timestep [B], valid bool [B, T] -> [B, T, E].
 
-        What stands in padded rows of `text` reaches nothing, not even if it is not finite.
+        Values in padded rows of `text` do not affect the result, even if they are not finite.
         """
         text = torch.where(valid.unsqueeze(-1), text, torch.zeros((), dtype=text.dtype, device=text.device))
         count = valid.float().sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]; without text the mean is 0
@@ -63,7 +63,7 @@ class TokenRefiner(nn.Module):
         temb = self.time_text_embed(timestep, mean)  # [B, E]
         # The first key is always seen, so that no softmax is empty.
         first = torch.arange(valid.shape[1], device=valid.device) == 0  # [T]
-        seen = (valid | first)[:, None, None, :].expand(-1, -1, valid.shape[1], -1)  # [B, 1, T, T]; ONNX Runtime: whole
+        seen = (valid | first)[:, None, None, :].expand(-1, -1, valid.shape[1], -1)  # [B, 1, T, T], for ONNX Runtime
         tokens: Tensor = self.proj_in(text)  # [B, T, E]
         for block in self.token_refiner["refiner_blocks"]:  # type: ignore[attr-defined]
             tokens = block(tokens, temb, seen)

@@ -28,17 +28,17 @@ def padded_text(
 ) -> dict[str, Tensor]:
     """A text's embeddings and its mask, padded to `longest` rows.
 
-    No row need be valid: so is an empty prompt of some tokenizers.
+    There may be no valid row: some tokenizers give none for an empty prompt.
 
     Args:
-        tensors: of a sample.
-        name: of the embeddings, [X, width].
-        mask_name: of the mask, [X].
-        width: of the embeddings of this checkpoint.
-        longest: rows that the model takes.
+        tensors: tensors of a sample.
+        name: name of the embeddings' tensor, [X, width].
+        mask_name: name of the mask's tensor, [X].
+        width: width of this checkpoint's text embeddings.
+        longest: number of rows that the model takes.
 
     Raises:
-        ValueError: another shape, or a mask with gaps.
+        ValueError: a tensor has another shape, or the mask has gaps.
     """
     embeds, mask = tensors[name], tensors[mask_name]
     if embeds.ndim != 2 or embeds.shape[1] != width or not 0 < embeds.shape[0] <= longest:
@@ -61,7 +61,8 @@ def padded_text(
 class HunyuanVideoTraining(TrainingFamily):
     """Conditions: the language model's `prompt_embeds` with `prompt_attention_mask`, and `pooled_prompt_embeds`.
 
-    Models of images have `image_condition`, the latents of one frame; their language model sees the image, too.
+    Models that take an image also have `image_condition`, the latents of one frame; their language model sees the
+    image, too.
     """
 
     condition_names = ("prompt_embeds", "prompt_attention_mask", "pooled_prompt_embeds")
@@ -100,7 +101,7 @@ class HunyuanVideoTraining(TrainingFamily):
         }
 
     def reference_conditions(self, prompt: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """There the pooled embedding is the beginning of a first row, before those of the tokens."""
+        """In that layout the first row of `prompt` begins with the pooled embedding; the rows of the tokens follow."""
         prompt = prompt.squeeze(0) if prompt.ndim == 3 else prompt  # [1 + T, text_embed_dim]
         if mask is None:
             raise ValueError("has no prompt_attention_mask, which HunyuanVideo needs; encode the captions again")
@@ -127,7 +128,7 @@ class HunyuanVideoTraining(TrainingFamily):
         return inputs
 
     def _with_image(self, noisy: Tensor, image: Tensor) -> Tensor:
-        """As the pipeline does: noisy [B, C, F, H, W], image [B, C, 1, H, W] -> [B, C of the input, F, H, W]."""
+        """Adds the image: noisy [B, C, F, H, W], image [B, C, 1, H, W] -> [B, C of the input, F, H, W]."""
         if replaces_tokens(self.config):
             return torch.cat((image, noisy[:, :, 1:]), dim=2)
         behind = noisy.new_zeros(noisy.shape[0], noisy.shape[1] + 1, *noisy.shape[2:])
@@ -141,11 +142,11 @@ class HunyuanVideoTraining(TrainingFamily):
         return noise * NOISE + conditions["image_condition"].to(noise) * (1 - NOISE)
 
     def stepped(self, prediction: Tensor) -> Tensor:
-        """Where the first frame is the image's, its prediction is dropped."""
+        """Drops the prediction of the first frame where that frame is the image's."""
         return prediction[:, :, 1:] if replaces_tokens(self.config) else prediction
 
     def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
-        """Of the language model; CLIP's pooled embedding is of the first 77 tokens of any text."""
+        """Counts the language model's tokens, not CLIP's, which pools the first 77 tokens of any text."""
         template = inspect.signature(pipeline.encode_prompt).parameters["prompt_template"].default
         tokens = pipeline.tokenizer(template["template"].format(text), verbose=False).input_ids
         return [TokenCount(len(tokens) - template["crop_start"], self.facts.text_tokens)]
@@ -155,7 +156,7 @@ class HunyuanVideoTraining(TrainingFamily):
     ) -> dict[str, Tensor]:
         seen: dict[str, Any] = {}
         if images is not None:
-            # What the pipeline's `__call__` takes of the image tokens.
+            # The pipeline's `__call__` takes every second or every fourth image token.
             seen = {"image": images["image"], "image_embed_interleave": 4 if replaces_tokens(self.config) else 2}
         embeds, pooled, mask = pipeline.encode_prompt(
             prompt=caption, device=device, max_sequence_length=self.facts.text_tokens, **seen
@@ -165,7 +166,7 @@ class HunyuanVideoTraining(TrainingFamily):
     def encode_negative(
         self, pipeline: Any, text: str, device: torch.device, images: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """With an image it goes with a black one, of which the pipeline takes every second token whatever the model."""
+        """With images, the text goes with a black one, of which the pipeline takes every second token in all models."""
         if images is None:
             return self.encode_caption(pipeline, text, device)
         embeds, pooled, mask = pipeline.encode_prompt(

@@ -6,8 +6,9 @@ The blocks themselves: `blocks.py`.
 Text tokens take part in the attention of every block: they follow the video tokens, padded to the geometry's T, and a
 mask says which of them are valid. Padded rows are neither attended to nor computed (see `routed_attention`).
 
-Of the models that begin with an image, "latent_concat" has the image and a mask as further channels of its latents, and
-"token_replace" has it in place of the first latent frame, whose tokens are modulated by the embedding of timestep 0.
+Among the models that begin with an image, "latent_concat" has the image and a mask as further channels of its latents,
+and "token_replace" has it in place of the first latent frame, whose tokens are modulated by the embedding of timestep
+0.
 
 The routers see the bare timestep embedding, without text and guidance: a schedule's routes are known before sampling.
 Dtypes follow diffusers' HunyuanVideoTransformer3DModel: everything in the model's dtype, rotary embedding and timestep
@@ -154,15 +155,15 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
         shards: TokenShards,
         of_frame: int,
     ) -> Modulation:
-        """What modulates the blocks: timestep, guidance and pooled text together, in the model's dtype.
+        """The modulation of the blocks: timestep, guidance and pooled text together, in the model's dtype.
 
         Args:
             bare: [B, E], the timestep embedding.
             timestep: [B].
-            pooled_projections: As for `forward`.
-            guidance: As for `forward`.
+            pooled_projections: [B, pooled_projection_dim], in the model's dtype.
+            guidance: [B], 1000 times the guidance scale, or None; see `forward`.
             shards: Which tokens are computed here.
-            of_frame: Tokens of a frame.
+            of_frame: Number of tokens of a frame.
         """
         embedder = self.time_text_embed
         pooled = embedder.text_embedder(pooled_projections)  # [B, E]
@@ -198,7 +199,7 @@ class RoutedHunyuanVideoTransformer(RoutedTransformer):
             )
 
     def _padded(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Text [B, *, text_embed_dim] and mask [B, *] with rows up to the T of a given geometry; those do not count."""
+        """Pads text [B, *, text_embed_dim] and mask [B, *] to the T of a given geometry; the new rows are not valid."""
         if self.geometry is None or not self._geometry_is_given:
             return text, mask
         missing = self.geometry.text_tokens - text.shape[1]

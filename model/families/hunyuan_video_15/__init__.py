@@ -29,7 +29,7 @@ from vorta_trt.model.families.hunyuan_video_15.authors import authors_names
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What diffusers' pipelines pad the prompt and the glyphs to, and the tokens of SigLIP's image: 27 x 27.
+# Rows to which diffusers' pipelines pad the prompt and the glyphs, and SigLIP's tokens of an image: 27 x 27.
 PROMPT_ROWS, GLYPH_ROWS, IMAGE_ROWS = 1000, 256, 729
 TASKS = ("t2v", "i2v")
 GUIDER = "ClassifierFreeGuidance"
@@ -141,7 +141,7 @@ class HunyuanVideo15(ModelFamily):
         return self.text_tokens + IMAGE_ROWS * takes_image(config)
 
     def model_arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """An image of zeros is no image: so diffusers' model takes it, and so gives it the pipeline of text."""
+        """Drops an image of zeros: diffusers' text-to-video pipeline gives one, and its model takes it as no image."""
         arguments = dict(given)
         image = arguments.get("image_embeds")
         if image is not None and not bool(image.any()):
@@ -158,14 +158,14 @@ class HunyuanVideo15(ModelFamily):
             guidance_scale = _folder_scale(checkpoint)
         guidance = super().guidance(config, guidance_scale=guidance_scale, **options)
         scale = guidance.arguments["guidance_scale"]
-        if scale < 1:  # below 1 a guider guides, too: away from the prompt
+        if scale < 1:  # below 1 a guider guides away from the prompt
             raise ValueError(
                 f"guidance_scale {scale:g}: must be at least 1, which is no guidance; use {self.guidance_scale:g}"
             )
         return guidance
 
     def sample(self, pipeline: Any, **arguments: Any) -> Tensor:
-        """The guider has the scale; with an image, the video's size is what the pipeline makes of the image's."""
+        """Gives the scale to the guider; with an image, keeps the pipeline from deriving the video's size from it."""
         if pipeline.guider is None:
             from diffusers import ClassifierFreeGuidance
 
@@ -238,19 +238,19 @@ class HunyuanVideo15(ModelFamily):
             "x_embedder",
             *refiner_modules(config),
             "context_embedder_2",
-            "image_embedder",  # of image to video alone
+            "image_embedder",  # image-to-video models only
             *(f"transformer_blocks.{layer}.{name}" for layer in range(config["num_layers"]) for name in _BLOCK),
             "proj_out",
         ]
 
 
 def takes_image(config: Mapping[str, Any]) -> bool:
-    """Whether a model makes videos of an image: a property of the checkpoint, and so of what is built."""
+    """Whether a model makes videos from an image: a property of the checkpoint, and so of the engines built from it."""
     return bool(config["task_type"] == "i2v")
 
 
 def takes_next_timestep(config: Mapping[str, Any]) -> bool:
-    """Whether the pipeline gives `timestep_r`: that of text to video does not, whatever its model could take."""
+    """Whether the pipeline gives `timestep_r`: that of text to video does not, even if its model could take it."""
     return bool(config["use_meanflow"]) and takes_image(config)
 
 
@@ -258,7 +258,7 @@ def _folder_scale(checkpoint: Path) -> float | None:
     """The guidance scale of a pipeline folder's guider, None if it has none.
 
     Raises:
-        CheckpointError: its guider is another one than `generate` plans for.
+        CheckpointError: `generate` does not plan for such a guider.
     """
     file = checkpoint / "guider" / "guider_config.json"
     if not file.is_file():

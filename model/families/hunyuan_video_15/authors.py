@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authors of HunyuanVideo 1.5 call its modules; text refiner and most of a block are as in HunyuanVideo."""
+"""The authors' names of HunyuanVideo 1.5's modules; text refiner and most of a block are as in HunyuanVideo."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _BLOCK = {
 
 
 def authors_names(layers: int, refiner: int) -> AuthorsNames:
-    """The names in a model.
+    """The authors' names of a model's modules.
 
     Args:
-        layers: Dual-stream blocks.
-        refiner: Layers of the token refiner.
+        layers: Number of dual-stream blocks.
+        refiner: Number of layers of the token refiner.
     """
     names = renamed(_MODEL) | dict(ends_and_refiner(refiner))
     for layer in range(layers):

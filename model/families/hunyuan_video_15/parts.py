@@ -30,7 +30,7 @@ SKIPPED = 2  # last layers of the language model that the pipeline leaves out
 
 
 class HunyuanVideo15Parts(TiledParts):
-    """The language model of the prompt, the encoder of glyphs, and of image to video SigLIP and the VAE's encoder."""
+    """The prompt's language model, the glyph encoder, the VAE, and SigLIP for image to video."""
 
     @property
     def components(self) -> dict[str, str]:
@@ -41,7 +41,7 @@ class HunyuanVideo15Parts(TiledParts):
         return texts | images | {VAE_DECODER: "vae"}
 
     def graphs(self, part: str, component: Any) -> list[PartGraph]:
-        """See the base class; the attentions of a VAE are replaced in it."""
+        """See the base class; replaces the attentions of a VAE, in the component itself, by `FrameCausalAttention`."""
         if self.components[part] == "vae":
             with_frame_masks(component)
         return super().graphs(part, component)

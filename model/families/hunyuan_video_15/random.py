@@ -20,8 +20,8 @@ from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 HUNYUAN_VIDEO_15: dict[str, int] = {
     "layers": 54, "heads": 16, "head_dim": 128, "text_dim": 3584, "glyph_dim": 1472, "image_dim": 1152, "channels": 32
 }  # fmt: skip
-TEMPLATE_TOKENS = 108  # of the system message, which the pipeline cuts off in front of the prompt
-IMAGE_PATCHES = 27  # a side
+TEMPLATE_TOKENS = 108  # tokens of the system message before the prompt, which the pipeline cuts off
+IMAGE_PATCHES = 27  # patches a side of an image
 
 
 def make_checkpoint(
@@ -45,7 +45,7 @@ def make_checkpoint(
     """A HunyuanVideo 1.5 pipeline folder, made like those of `random_checkpoint.make_checkpoint`.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         layers: number of blocks.
         heads: N.
         head_dim: even, at least 6; the rotary embedding divides it among frames, height and width about as 2 : 7 : 7.
@@ -53,12 +53,12 @@ def make_checkpoint(
         glyph_dim: width of the glyphs' embeddings.
         image_dim: width of the image's embeddings.
         refiner_layers: blocks of the token refiner.
-        channels: of the latents; the transformer takes twice as many and a mask.
+        channels: channels of the latents; the transformer takes twice as many and a mask.
         task: "t2v" or "i2v".
-        meanflow: the model takes the timestep that a step goes to, as step-distilled ones do.
-        target_size: side of the square of as many pixels as a frame has; the published ones are 640 and 960.
-        dtype: of the weights.
-        seed: of the weights.
+        meanflow: whether the model takes the timestep that a step goes to, as step-distilled ones do.
+        target_size: side of a square with as many pixels as a frame; published models have 640 and 960.
+        dtype: data type of the weights.
+        seed: seed of the random weights.
         shard_bytes: above this size the weights are several files.
 
     Returns:
@@ -133,7 +133,7 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_image_encoder(path: Path, width: int) -> dict[str, Any]:
-    """SigLIP's classes with its published number of image tokens."""
+    """Writes a small SigLIP with the published number of image tokens; returns its entries of model_index.json."""
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
     patch = 2

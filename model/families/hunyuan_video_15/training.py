@@ -21,7 +21,7 @@ from vorta_trt.model.families.training import TokenCount, TrainingFamily
 class HunyuanVideo15Training(TrainingFamily):
     """Conditions: `prompt_embeds` of the language model and `prompt_embeds_2` of the glyphs, each with its mask.
 
-    Models of images have `image_condition`, the encoded image and its mask, and `image_embeds`.
+    Models that take an image also have `image_condition`, the encoded image and its mask, and `image_embeds`.
     """
 
     condition_names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
@@ -57,10 +57,10 @@ class HunyuanVideo15Training(TrainingFamily):
     def model_inputs(
         self, noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Any]:
-        """Without an image zeros stand in the place of its latents and their mask.
+        """Without an image, zeros take the place of its latents and their mask.
 
-        Models of mean flow are asked for the velocity at the timestep itself, as if the step went nowhere: that is what
-        flow matching has a target for.
+        Mean-flow models get a `timestep_r` that equals the timestep, as for a step of length 0: flow matching has a
+        target for the velocity there.
         """
         if takes_image(self.config):
             behind = conditions["image_condition"].to(noisy.dtype)  # [B, C + 1, F, H, W]
@@ -82,7 +82,7 @@ class HunyuanVideo15Training(TrainingFamily):
         }
 
     def token_counts(self, pipeline: Any, text: str) -> list[TokenCount]:
-        """Of the language model, which reads the whole prompt, and of what it quotes, of which glyphs are made."""
+        """Counts the language model's tokens of the prompt, and the glyph encoder's tokens of its quoted text."""
         from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import (
             extract_glyph_texts,
             format_text_input,
@@ -110,7 +110,7 @@ class HunyuanVideo15Training(TrainingFamily):
     def condition(
         self, pipeline: Any, images: Mapping[str, Any], size: tuple[int, int, int], device: torch.device
     ) -> dict[str, Tensor]:
-        """The pipeline's own calls, and of what they give the channels that its `__call__` makes."""
+        """Encodes with the pipeline's own methods, and makes the condition's channels as its `__call__` does."""
         frames, height, width = size
         processor = pipeline.video_processor
         image = processor.resize(images["image"], height=height, width=width, resize_mode="crop")

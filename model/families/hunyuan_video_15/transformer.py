@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """HunyuanVideo 1.5 with routed attention in its dual-stream blocks.
 
-Blocks and token refiner have the modules, names and numbers of HunyuanVideo's, so its classes hold them here, too.
+Blocks and token refiner have the same modules, names and numbers as HunyuanVideo's, so its classes are used here, too.
 
 Three texts follow the video tokens: the tokens of an image (image to video only, all valid), the glyphs of quoted
-words, and the prompt. The valid rows of all three come first, in that order, and padding behind them, as in diffusers'
-model: one number per sample says how many are valid. A text-to-video model gets an image of zeros from diffusers'
-pipeline, and its model masks it; here it has no place at all. Padding is zero, and neither attended to nor computed.
+words, and the prompt. The valid rows of all three come first, in that order, and padding follows, as in diffusers'
+model: one number per sample says how many are valid. In text to video, diffusers' pipeline gives an image of zeros, and
+its model masks the tokens of that image; here there are no such tokens. Padding is zero, and neither attended to nor
+computed.
 
 The routers see the bare embedding of the timestep: without that of `timestep_r`, which models of mean flow add.
 Dtypes follow diffusers' HunyuanVideo15Transformer3DModel, as those of `hunyuan_video/transformer.py` follow its model.
@@ -80,8 +81,9 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
             encoder_attention_mask: [B, X], any dtype; nonzero for valid tokens, which come first.
             encoder_hidden_states_2: [B, G, text_embed_2_dim], the glyphs, in the model's dtype.
             encoder_attention_mask_2: [B, G], like the other mask.
-            image_embeds: [B, I, image_embed_dim], in the model's dtype; of image-to-video models only, and all valid.
-            timestep_r: [B], where the step goes to; of models of mean flow only.
+            image_embeds: [B, I, image_embed_dim], in the model's dtype; for image-to-video models only; all rows are
+                valid.
+            timestep_r: [B], the timestep that the step goes to; for mean-flow models only.
             tau: routing threshold, a number or float32 [1]; None is `self.tau`, above 1 is dense.
             route_override: int32 [L, N]; -1 lets the router decide, another id (see `Branch`) replaces its choice.
 
@@ -142,7 +144,7 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
         return [*self.transformer_blocks]
 
     def _conditioning(self, bare: Tensor, timestep_r: Tensor | None) -> Tensor:
-        """What modulates the blocks: [B, E] in the model's dtype."""
+        """The embedding that modulates the blocks: [B, E] in the model's dtype."""
         conditioning = bare.to(self.dtype)
         if timestep_r is None:
             return conditioning
@@ -150,7 +152,7 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
         return conditioning + self.time_embed.timestep_embedder_r(frequencies.to(self.dtype))  # type: ignore[no-any-return]
 
     def _kind(self, row: int) -> Tensor:
-        """What tells one kind of text from the others, [E]."""
+        """The embedding of a kind of text, which tells it from the others: [E]."""
         kind: Tensor = self.cond_type_embed.weight[row]
         return kind
 
@@ -194,7 +196,7 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
 def valid_rows_first(
     image: Tensor | None, glyphs: tuple[Tensor, Tensor], prompt: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Image, valid glyphs and valid prompt one behind the other, then zeros.
+    """Concatenates the rows of the image, the valid glyphs and the valid prompt; zeros follow.
 
     Args:
         image: [B, I, E], all valid, or None.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention of HunyuanVideo 1.5's VAE in a form that can be exported.
 
-A token sees those of its own frame and of earlier ones. diffusers writes that mask, [X, X], row by row: 7,936
-assignments for a tile of 121 x 256 x 256, each of which makes nodes of a graph. Here the mask is [F, F].
+A token attends to the tokens of its own frame and of earlier frames. diffusers writes that mask, [X, X], row by row:
+7,936 assignments for a tile of 121 x 256 x 256, each of which makes nodes of a graph. Here the mask is [F, F].
 
 Letters: B batch, C channels, F, H, W frames, height, width, X = F * H * W.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class FrameCausalAttention(nn.Module):
     """diffusers' HunyuanVideo15AttnBlock; holds that block's own modules.
 
-    Logits are added to the mask, and the softmax is computed, in float32.
+    Logits are masked, and the softmax is computed, in float32.
     """
 
     def __init__(self, block: Any) -> None:
@@ -28,7 +28,7 @@ class FrameCausalAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = block.to_q, block.to_k, block.to_v
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, C, F, H, W] -> the same."""
+        """[B, C, F, H, W] -> [B, C, F, H, W]."""
         batch, channels, frames, height, width = tokens.shape
         normed = self.norm(tokens)
         layers = (self.to_q, self.to_k, self.to_v)

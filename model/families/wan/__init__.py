@@ -32,7 +32,7 @@ IMAGE_ROWS = 257  # embeddings that CLIP makes of an image: 16 x 16 patches and 
 _USE = "use a Wan T2V, I2V, FLF2V or TI2V checkpoint"
 _COMPONENTS = ("text_encoder", "tokenizer", "vae")
 _CLIP = ("image_encoder", "image_processor")
-_TI2V_CHANNELS = 48  # of the latents of Wan 2.2's VAE of 4 x 16 x 16, which TI2V 5B alone has
+_TI2V_CHANNELS = 48  # latent channels of Wan 2.2's VAE of 4 x 16 x 16, which only TI2V 5B has
 _BLOCK = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_out.0", "ffn")
 
 # Checkpoint, signal -> TeaCache4Wan2.1 of ali-vilab/TeaCache.
@@ -80,8 +80,8 @@ class Wan(ModelFamily):
     parts_class = "WanParts"
     vae_needs_all_rows = ("WanAttentionBlock",)
     vae_decodes_chunks = True
-    # Measured with Wan 2.1's VAE (77x720x1280, H200, torch 2.11): 7.7 eager, 12.4 compiled in 16 bits. Neither was
-    # compiled float32 measured alone, nor the VAE of 4 x 16 x 16.
+    # Measured with Wan 2.1's VAE (77x720x1280, H200, torch 2.11): 7.7 eager, 12.4 compiled in 16 bits. Compiled float32
+    # was not measured by itself, nor was the VAE of 4 x 16 x 16.
     decoding_tensors = (8, 13)
     router_stacks = ("blocks",)
     block_classes = ("RoutedWanBlock",)
@@ -92,7 +92,7 @@ class Wan(ModelFamily):
         "*.attn2.to_k",
         "*.attn2.to_v",
         "*.attn2.add_?_proj",
-    )  # of the text: few rows
+    )  # keys and values of the cross-attention: few rows
     coreset_keys = "query"
     published_grid = (20, 45, 80)
     published_tile = (5, 9, 8)
@@ -157,7 +157,7 @@ class Wan(ModelFamily):
         )
 
     def published_boundary(self, config: Mapping[str, Any]) -> float | None:
-        """That of Wan 2.2 A14B: text to video, and image to video."""
+        """The boundary ratio of Wan 2.2 A14B: 0.875 for text to video, 0.9 for image to video."""
         return 0.875 if config["in_channels"] == self.latent_channels(config) else 0.9
 
     def original_config(self, shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,8 +306,8 @@ class Wan(ModelFamily):
 def two_timesteps(config: Mapping[str, Any]) -> bool:
     """Whether a model takes two timesteps, one of the first latent frame and one of the others: Wan 2.2 TI2V.
 
-    Its pipeline sets the first frame's to 0 where that is the latent of a given image, and gives both the same
-    otherwise. Nothing in the config says so but the channels of its VAE's latents.
+    Its pipeline sets the first one to 0 where the first latent frame is that of a given image; otherwise both are the
+    same. In the config, only the number of latent channels shows such a model.
     """
     return bool(config["in_channels"] == _TI2V_CHANNELS)
 

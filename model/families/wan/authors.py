@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authors of Wan call its modules."""
+"""The names that the authors of Wan give its modules."""
 
 from __future__ import annotations
 

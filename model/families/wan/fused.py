@@ -34,11 +34,11 @@ BLOCK_PARTS, LAST_PARTS = 6, 2  # shift, scale, gate of the attention and of the
 
 
 class FusedTokens(NamedTuple):
-    """What goes from block to block: both [B, S, E].
+    """The tokens between two blocks; both tensors are [B, S, E].
 
     Attributes:
-        residual: The tokens.
-        normed: The same, normed and modulated for what reads them next.
+        residual: The tokens, the residual stream.
+        normed: The tokens, normed and modulated for the layers that read them next.
     """
 
     residual: Tensor
@@ -47,14 +47,14 @@ class FusedTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class FusedStep:
-    """What is the same for every block of a step.
+    """The data that all blocks of a step share.
 
     Attributes:
         text: [B, X, E].
         image: [B, Y, E], or None.
         rope: Cos and sin [1, S, 1, D/2].
-        first_tokens: Tokens that the first of two timesteps modulates.
-        one: Float32 [1, 1, E], the gate of the cross-attention.
+        first_tokens: How many tokens, the first ones, the first of two timesteps modulates.
+        one: Float32 [1, 1, E], all 1: the gate of the cross-attention.
     """
 
     text: Tensor
@@ -65,13 +65,13 @@ class FusedStep:
 
 
 class BlockModulation(NamedTuple):
-    """What modulates a block.
+    """The modulation of a block.
 
     Attributes:
         first: The norm before the attention.
-        gate: Of the attention, float32 [B, M, E].
+        gate: Gate of the attention, float32 [B, M, E].
         second: The norm before the feed forward.
-        feed_forward_gate: Of the feed forward, float32 [B, M, E].
+        feed_forward_gate: Gate of the feed forward, float32 [B, M, E].
     """
 
     first: Norm
@@ -81,20 +81,20 @@ class BlockModulation(NamedTuple):
 
 
 def shared_modulation(projected: Tensor) -> Tensor:
-    """What all blocks add their table to.
+    """The modulation that all blocks share, and to which each adds its table.
 
     Args:
-        projected: [B, (M,) 6, E], of the timesteps.
+        projected: [B, (M,) 6, E], the projected embeddings of the timesteps.
 
     Returns:
-        Float32 [B, 6 * M, E], with the 1 of the scales.
+        Float32 [B, 6 * M, E], with 1 added to the scales.
     """
     rows = _by_part(projected.float())
     return rows + ones_of_scales(BLOCK_PARTS, 1, rows.shape[1] // BLOCK_PARTS, rows.device)
 
 
 def block_modulation(block: Any, shared: Tensor, first_tokens: int) -> BlockModulation:
-    """A block's own: its table [1, 6, E] and what `shared_modulation` gives."""
+    """A block's modulation: its table [1, 6, E] plus `shared`, the result of `shared_modulation`."""
     parts = parts_of(_rows(block.scale_shift_table, shared.shape[1]) + shared, BLOCK_PARTS)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = parts  # [B, M, E] each
     attn, (ffn_first, *_) = block.attn1, block.ffn.net
@@ -105,7 +105,7 @@ def block_modulation(block: Any, shared: Tensor, first_tokens: int) -> BlockModu
 
 
 def last_norm(norm: Any, table: Tensor, embeddings: Tensor, first_tokens: int) -> Norm:
-    """The norm behind all blocks, of its table [1, 2, E] and the embeddings of the timesteps [B, (M,) E]."""
+    """The norm after all blocks, modulated by its table [1, 2, E] plus the timesteps' embeddings [B, (M,) E]."""
     embedded = embeddings.float()
     if embedded.ndim == 2:
         embedded = embedded.unsqueeze(1)  # [B, 1, E]
@@ -170,7 +170,7 @@ def _affine(norm: Any, first_tokens: int, quantize: bool) -> Norm | None:
 
 
 def _by_token(modulation: BlockModulation, tokens: FusedTokens) -> Tensor:
-    """The attention's gate as tokens are multiplied with it: [B, 1 or S, E]."""
+    """The attention's gate, expanded to broadcast over the tokens: [B, 1 or S, E]."""
     gate, first_tokens = modulation.gate, modulation.first.first_tokens
     if gate.shape[1] == 1:
         return gate
@@ -179,11 +179,11 @@ def _by_token(modulation: BlockModulation, tokens: FusedTokens) -> Tensor:
 
 
 def _by_part(projected: Tensor) -> Tensor:
-    """Parts of one timestep [B, P, E], or of two [B, 2, P, E] -> [B, P * M, E], rows of a part behind each other."""
+    """Parts of one timestep [B, P, E], or of two [B, 2, P, E] -> [B, P * M, E], the rows of a part contiguous."""
     return projected if projected.ndim == 3 else projected.transpose(1, 2).flatten(1, 2)
 
 
 def _rows(table: Tensor, count: int) -> Tensor:
-    """A table [1, P, E] with every part as often as the modulation has rows of it: [1, count, E]."""
+    """A table [1, P, E] with every part repeated for each of the modulation's rows: [1, count, E]."""
     rows = count // table.shape[1]
     return table.float() if rows == 1 else table.float().repeat_interleave(rows, dim=1)

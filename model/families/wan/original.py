@@ -15,7 +15,7 @@ def original_config(shapes: Mapping[str, tuple[int, ...]], theirs: Mapping[str, 
     """See `ModelFamily.original_config`; KeyError names a tensor that every such model has.
 
     Args:
-        shapes: Of the tensors, by diffusers' names.
+        shapes: Shapes of the tensors, by diffusers' names.
         theirs: The authors' config.json, which alone knows the number of heads and eps; may be empty.
     """
     inner, channels, *patch = shapes["patch_embedding.weight"]

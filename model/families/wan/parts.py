@@ -3,8 +3,9 @@
 
 The VAE is causal in time and works on chunks: the first frame alone, then one latent frame or four video frames at a
 time. Each of its convolutions over time keeps the last frames that it saw, the caches. Here the caches are inputs and
-outputs, so two graphs do: that of the first chunk, and that of all others. diffusers' first caches are shorter than the
-later ones, or missing; zeros before them mean the same, since the convolutions pad with zeros.
+outputs, so two graphs are enough: one for the first chunk, and one for all others. diffusers' first caches are shorter
+than the later ones, or missing; filling them up with zeros at the front changes nothing, since the convolutions pad
+with zeros.
 
 Letters: C channels, F, H, W frames, height, width.
 """
@@ -119,9 +120,10 @@ class _Chunk(nn.Module):
 
     Args:
         part: VAE_DECODER or VAE_ENCODER.
-        vae: diffusers'.
-        caches: Shapes of those that are given and, but for the first chunk, taken: by name, in order.
-        is_first: Nothing was cached yet.
+        vae: VAE of diffusers.
+        caches: Shapes of the caches by name, in order. They are outputs of every chunk, and inputs of all chunks but
+            the first.
+        is_first: Whether it is the first chunk, before which nothing is cached.
     """
 
     def __init__(self, part: str, vae: Any, caches: Mapping[str, Sequence[int]], *, is_first: bool) -> None:
@@ -147,7 +149,7 @@ class _Chunk(nn.Module):
 
 
 class _ChunkCaller(nn.Module):
-    """Stands in the place of diffusers' encoder or decoder, and keeps the caches where those do."""
+    """Replaces diffusers' encoder or decoder, and keeps the caches in `feat_cache` as those do."""
 
     def __init__(self, part: str, run: RunGraph) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from vorta_trt.model.random_checkpoint import SHARD_BYTES, write_pipeline
 from vorta_trt.model.random_pipeline import TOKENIZER, WORDS, write_tokenizer
 
 ImageCondition = Literal["channels", "embedding", "first and last"]
-MASK_CHANNELS = 4  # one for each frame of a latent frame
+MASK_CHANNELS = 4  # one for each video frame of a latent frame
 
 # Architectures of the published checkpoints (their transformer/config.json).
 WAN_1_3B: dict[str, int] = {"layers": 30, "heads": 12, "head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
@@ -45,22 +45,22 @@ def make_checkpoint(
     Weights are random but of the size that keeps activations near 1, so that errors show as they would in a real model.
 
     Args:
-        path: of the folder.
+        path: path of the folder.
         layers: number of transformer blocks.
         heads: N.
         head_dim: D.
         ffn_dim: hidden channels of the feed forward.
         text_dim: width of the text embeddings.
-        channels: of the latents; with 48 it is a Wan 2.2 TI2V.
+        channels: channels of the latents; 48 makes a Wan 2.2 TI2V.
         freq_dim: channels of the sinusoidal timestep embedding.
-        image: what a model of videos that begin with an image sees of it: "channels" of the encoded image (Wan 2.2
-            I2V A14B), also the "embedding" of CLIP (Wan 2.1 I2V), or that of a "first and last" one (FLF2V); None for
-            text to video.
+        image: what an image-to-video model gets of its image: "channels" of the encoded image (Wan 2.2 I2V A14B), these
+            and CLIP's "embedding" (Wan 2.1 I2V), or these and CLIP's embeddings of a "first and last" image (FLF2V);
+            None for text to video.
         image_dim: width of CLIP's embeddings.
-        dtype: of the weights.
-        seed: of the weights.
+        dtype: data type of the weights.
+        seed: seed of the random weights.
         shard_bytes: above this size the weights are several files.
-        boundary_ratio: where the second of two experts takes over; None for one.
+        boundary_ratio: where the second of two experts takes over; None for one expert.
 
     Returns:
         `path`.
@@ -126,7 +126,7 @@ def add_parts(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_clip(path: Path, width: int) -> None:
-    """An image encoder of 257 embeddings, as the published one's."""
+    """Writes a small image encoder with 257 embeddings, as many as the published one has."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     CLIPVisionModel(

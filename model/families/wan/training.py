@@ -20,8 +20,8 @@ from vorta_trt.model.families.wan import TEXT_SEQUENCE, two_timesteps
 class WanTraining(TrainingFamily):
     """`prompt_embeds`, the text encoder's output, padded with zeros as the pipeline pads it.
 
-    Models of images have `image_condition`, the mask and the encoded images, and `image_embeds` where they see CLIP's.
-    Those of two timesteps may have `image_condition`, the latents of the first frame.
+    Models that take images also have `image_condition`, the mask and the encoded images, and, if they use CLIP,
+    `image_embeds`. Models of two timesteps may have `image_condition`, the latents of the first frame.
     """
 
     condition_names = ("prompt_embeds",)

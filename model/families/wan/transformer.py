@@ -6,8 +6,8 @@ timestep embedder in float32 with its result rounded to the activations' dtype; 
 result.
 
 Models of two timesteps (see `two_timesteps`) take the timestep of every token in diffusers, but a video has only two
-values: one on the tokens of the first latent frame and one on all others. Both are embedded once, and a token chooses
-where modulation is applied, so that there is never a modulation of every token, [B, S, 6, E].
+values: one on the tokens of the first latent frame and one on all others. Both are embedded once, and each token takes
+one of them where the modulation is applied, so that there is never a modulation of every token, [B, S, 6, E].
 
 In other models of images, `hidden_states` have the channels of a condition behind those of the latents: a mask and the
 encoded image. Wan 2.1 also gives CLIP's embeddings of images to the cross-attention, as keys and values of their own.
@@ -45,14 +45,14 @@ from vorta_trt.model.router import Router
 from vorta_trt.model.transformer import PLUGIN_OPS, RoutedTransformer
 
 ByToken = Callable[..., Tensor]
-"""A part of the modulation, 1 or 2 of [B, 1, E], as tokens [B, S, E] are multiplied with it: [B, 1 or S, E]."""
+"""Expands a part of the modulation, 1 or 2 of [B, 1, E], to broadcast over tokens [B, S, E]: [B, 1 or S, E]."""
 
 
 class RoutedWanBlock(nn.Module):
     """A diffusers WanTransformerBlock, its self-attention routed; holds that block's own modules.
 
     Attributes:
-        observer: is told of every self-attention, see `AttentionObserver`.
+        observer: callable that gets the tensors of every self-attention, see `AttentionObserver`.
     """
 
     observer: AttentionObserver | None = None
@@ -66,7 +66,7 @@ class RoutedWanBlock(nn.Module):
         self.router = router
 
     def forward(self, tokens: Tensor | FusedTokens, *arguments: Any) -> Any:
-        """The native form of tokens [B, S, E]; of `FusedTokens` the fused one, see `fused_block`."""
+        """The native form for tokens [B, S, E], the fused form for `FusedTokens`; see `fused_block`."""
         if isinstance(tokens, FusedTokens):
             return fused_block(self, tokens, *arguments)
         return self._native(tokens, *arguments)
@@ -107,7 +107,7 @@ class RoutedWanBlock(nn.Module):
         return _project(attn, attended.flatten(2, 3))
 
     def output_weights(self) -> tuple[Tensor, Tensor]:
-        """What the self-attention's output is multiplied with, of video and of text rows: [E, N * D] each."""
+        """Weights of the self-attention's output projection, for video rows and for text rows: [E, N * D] each."""
         weight: Tensor = self.attn1.to_out[0].weight
         return weight, weight
 
@@ -162,8 +162,8 @@ class RoutedWanTransformer(RoutedTransformer):
 
         Args:
             hidden_states: [B, C, F, H, W] latents and the channels of a condition, in the model's dtype.
-            timestep: [B]; of a model of two timesteps [B, 2], that of the first latent frame and that of all others,
-                which is what the routers see.
+            timestep: [B]; for a model of two timesteps [B, 2], that of the first latent frame and that of all others,
+                of which the routers see the latter.
             encoder_hidden_states: [B, X, text_dim], in the model's dtype.
             encoder_hidden_states_image: [B, Y, image_dim], in the model's dtype, for models with an `image_dim`.
             tau: routing threshold, a number or float32 [1]; None is `self.tau`, above 1 is dense.
@@ -223,9 +223,9 @@ class RoutedWanTransformer(RoutedTransformer):
         Args:
             tokens: [B, R, E].
             projected: [B, (2,) 6, E], the modulation before the blocks' tables.
-            embeddings: [B, (2,) E], of the timesteps.
-            step: What is the same for every block.
-            attentions: What each block's self-attention calls.
+            embeddings: [B, (2,) E], the embeddings of the timesteps.
+            step: The data that all blocks share.
+            attentions: Attention function of each block.
 
         Returns:
             [B, R, E].
@@ -253,7 +253,7 @@ class RoutedWanTransformer(RoutedTransformer):
             check_dtypes(self.dtype, encoder_hidden_states_image=image)
 
     def _image_tokens(self, image: Tensor) -> Tensor:
-        """What the cross-attention sees of images: [B, Y, image_dim] -> [B, Y, E]."""
+        """Tokens of the images for the cross-attention: [B, Y, image_dim] -> [B, Y, E]."""
         embedder = self.condition_embedder.image_embedder
         if embedder.pos_embed is not None:
             image = image + embedder.pos_embed
@@ -265,7 +265,7 @@ class RoutedWanTransformer(RoutedTransformer):
         return self.unrounded_timestep_embedding(timestep).to(self.dtype)
 
     def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
-        """The same in the type of the embedder's weights, which is float32: [B] -> [B, E]."""
+        """The embedding before the adaLN projection, unrounded, in the float32 of its weights: [B] -> [B, E]."""
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep)  # [B, freq_dim], float32
         weight_dtype = embedder.time_embedder.linear_1.weight.dtype
@@ -303,7 +303,7 @@ def _as_it_is(part: Tensor) -> Tensor:
 
 
 def _choice_by_token(tokens: Tensor, first_tokens: int) -> ByToken:
-    """Those of the first latent frame take the first of two parts, [B, 1, E], the others the second: [B, R, E]."""
+    """Tokens of the first latent frame take the first of two parts, [B, 1, E], the others the second: [B, R, E]."""
     is_first = (torch.arange(tokens.shape[1], device=tokens.device) < first_tokens).unsqueeze(1)  # [R, 1]
 
     def choose(first: Tensor, others: Tensor) -> Tensor:
