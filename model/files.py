@@ -215,7 +215,7 @@ def new_folder(path: str | os.PathLike[str], *, replaces: str | None = None) -> 
 
 
 def make_way(path: str | os.PathLike[str]) -> None:
-    """Makes the folders above `path`, and undoes what killed writers of `path` left: removes it, or puts it back.
+    """Makes the folders above `path`, removes remains of killed writers, and puts back a folder that one moved aside.
 
     Raises:
         WriteError: the folders cannot be made.

@@ -105,7 +105,7 @@ def _to_int8(rows: Tensor) -> Tensor:
 
 
 def _in_chunks(rows: Tensor) -> Tensor:
-    """[H, k, D] -> [H, C, 32 * D], with zeros behind the last key."""
+    """[H, k, D] -> [H, C, 32 * D], with zeros after the last key."""
     padded = functional.pad(rows, (0, 0, 0, -rows.shape[1] % CHUNK))
     return padded.view(rows.shape[0], -1, CHUNK * rows.shape[2])
 

@@ -44,8 +44,8 @@ class AttentionGeometry:
 
     Attributes:
         grid: Token grid (frames, height, width); S = F*H*W.
-        tile: Sliding tile in tokens. Tiles start at multiples of it; the last along an axis may be shorter, even if it
-            is the only one.
+        tile: Sliding tile in tokens. Tiles start at multiples of its size; the last along an axis may be shorter, even
+            if it is the only one.
         window: Sliding window in tiles; odd along each axis. A window of at least as many tiles as the axis has sees
             the whole axis.
         bucket: Coreset bucket in tokens; the last along an axis may be shorter, as with tiles.
@@ -53,7 +53,7 @@ class AttentionGeometry:
             as large a share, rounded down, and at least its centre.
         coreset_keys: "query" if the queries' similarities choose the kept keys and values too, "key" if the keys' own
             do.
-        text_tokens: T, padded text tokens behind the video tokens; 0 if the self-attention has none.
+        text_tokens: T, padded text tokens after the video tokens; 0 if the self-attention has none.
 
     Raises:
         GeometryTypeError: An entry is not an integer (bool and float are refused).

@@ -33,7 +33,7 @@ class ModelIndex:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The transformers. Some converted folders keep a boundary ratio with one transformer; it then means nothing."""
+        """The transformers. Some converted folders of one transformer keep a boundary ratio, which means nothing."""
         return (TRANSFORMER, TRANSFORMER_2) if TRANSFORMER_2 in self.components else (TRANSFORMER,)
 
     @property

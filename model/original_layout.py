@@ -179,7 +179,7 @@ def _inferred_type(shapes: dict[str, Tensor]) -> str:
 
 
 def _is_prefixed(weights: Weights) -> bool:
-    """Whether the file is that of a whole pipeline, in which the transformer's names have a prefix."""
+    """Whether the transformer's names have the prefix of files that may hold other parts of a pipeline, too."""
     return any(name.startswith(_PREFIXES[1]) for name in weights.names())
 
 

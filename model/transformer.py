@@ -429,7 +429,7 @@ class RoutedTransformer(nn.Module, abc.ABC):
 
         Every process has the whole model, with the same weights, and calls `forward` with the same whole inputs, under
         `torch.no_grad()`; each gets the whole sample and all routes. Video tokens are sharded from the patch embedding
-        to the projection behind the blocks; around every self-attention each rank has all tokens of N / P heads. Text
+        to the projection after the blocks; around every self-attention each rank has all tokens of N / P heads. Text
         and timestep are computed by every rank. Routes may change from step to step, and the ranks' heads with them.
 
         Args:

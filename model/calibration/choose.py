@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which branch every head takes: the fewest attention FLOPs for an error, or the least error for the FLOPs.
 
-Squared errors of heads behind the output projection are added up: exact if the heads' errors are orthogonal there,
+Squared errors of heads after the output projection are added up: exact if the heads' errors are orthogonal there,
 otherwise an estimate of the layer's squared error (which is at most N times the sum, by Cauchy-Schwarz). The check at
 the end of a calibration measures the real error.
 

@@ -2,9 +2,9 @@
 """Dense passes during which every block's attention is measured: what each branch would have given instead.
 
 The branches get the query, key and value of the dense pass itself, so each error is that of one layer alone. A layer's
-attention gives O_h [S, D] for every head h, and the block goes on with O W^T = sum over h of O_h W_h^T, where W_h [E,
-D] are the columns of the output projection that belong to the head. So a head whose part of W is small may be wrong at
-little cost. For layer l, head h and branch b
+attention gives O_h [S, D] for every head h, and the block goes on with O W^T = sum over h of O_h W_h^T, where
+W_h [E, D] are the columns of the output projection that belong to the head. So a head whose part of W is small may be
+wrong at little cost. For layer l, head h and branch b
 
     squared error = || (O_b,h - O_full,h) W_h^T ||^2 / || O_full W^T ||^2
 

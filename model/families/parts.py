@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`VideoParts`: the parts of a pipeline, beside its transformer, that become graphs of fixed shapes and run as such.
 
-A part ("vae_decoder", "vae_encoder", "text_encoder", ...) is one or several graphs. The own classes of diffusers and
-transformers still run around them: `VideoParts.install` puts callers of the graphs into a component without weights, so
-that tiling, blending, chunks and clamping are the library's.
+A part ("vae_decoder", "vae_encoder", "text_encoder", ...) is one or several graphs. The classes of diffusers and
+transformers still run around the graphs: `VideoParts.install` puts callers of the graphs into a component without
+weights, so that tiling, blending, chunks and clamping are the library's.
 
 Letters: B batch (always 1), C channels, F, H, W frames, height, width, X text tokens.
 """

@@ -123,8 +123,8 @@ class TrainingFamily(abc.ABC):
         """Has VAE and image encoders encode the images of a request, with the calls that the pipeline will make later.
 
         Their outputs are recorded, and replayed when the pipeline samples without them (`runtime.pipelines.recorded`).
-        So this calls the pipeline's own methods, with the arguments of its `__call__`. Training and calibration take
-        what those make of it.
+        So this calls the pipeline's own methods, with the arguments of its `__call__`. Training and calibration use the
+        results of these methods.
 
         Args:
             pipeline: diffusers' pipeline, with the conditioners of its `PipelineKind`.
@@ -162,7 +162,7 @@ def check_trains(family: TrainingFamily, checkpoint: object) -> None:
         checkpoint: the checkpoint, for the error.
 
     Raises:
-        CheckpointError: the model is such a model.
+        CheckpointError: the model needs an image, and its family names no tensors for it.
     """
     images = family.facts.pipeline_kinds(family.config)[0].images
     if images and not family.image_names:

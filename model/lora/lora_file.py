@@ -175,7 +175,7 @@ class LoraFile:
         return scale
 
     def _spans(self, key: str, keys: list[str], rows: tuple[Rows, ...], *, bias: bool) -> list[tuple[str, Span]]:
-        """The parameters that a tensor changes, and which rows of it are for them.
+        """The parameters that a tensor changes, and which rows of the tensor are for them.
 
         Args:
             key: Key of the tensor.

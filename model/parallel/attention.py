@@ -59,7 +59,7 @@ def sharded_attention(
     """`routed_attention` of this rank's tokens over all tokens; every rank of the group calls it. It has no gradient.
 
     Args:
-        query: [B, R + T, N, D]: the rows of this rank's shard (see `TokenShards`), and behind them all text rows, which
+        query: [B, R + T, N, D]: the rows of this rank's shard (see `TokenShards`), and after them all text rows, which
             are the same on every rank.
         key: Keys, of the shape and dtype of `query`.
         value: Values, of the shape and dtype of `query`.

@@ -34,7 +34,7 @@ class HeadExchange:
     """Moves heads and tokens between the ranks of a group.
 
     Attributes:
-        group: P processes; every one of them calls the same methods in the same order.
+        group: P processes; all of them call the same methods in the same order.
         shards: Which video tokens each rank has.
         order: Int64 [N], a permutation of the heads; rank p takes those from p * n on. If it has fewer than all heads,
             only these are moved: N below is their number, except in the caller's tensors of tokens.
@@ -54,7 +54,7 @@ class HeadExchange:
         """Gives this rank's heads of all tokens.
 
         Args:
-            query: [B, R + T, N, D], this rank's rows, and behind them all text rows.
+            query: [B, R + T, N, D], this rank's rows, and after them all text rows.
             key: Keys, of the shape and dtype of `query`.
             value: Values, of the shape and dtype of `query`.
 

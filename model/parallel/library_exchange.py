@@ -29,7 +29,7 @@ class UlyssesCall:
         key: Keys, of the shape and dtype of `query`.
         value: Values, of the shape and dtype of `query`.
         routes: Int32 [B, N].
-        head_order: Int32, the heads that this call computes, a multiple of P of them.
+        head_order: Int32, the heads that this call computes; their number is a multiple of P.
         output: [B, X + T, N, D], contiguous; the call writes those heads.
         text_length: Int32 [B], if there is text.
         geometry: Geometry of all tokens.

@@ -48,7 +48,7 @@ class InputShards(TokenShards):
         raise NotImplementedError("the rank is an input of the graph")
 
     def own(self, tokens: Tensor) -> Tensor:
-        """This rank's rows of [B, S + T, ...], and the rows behind S: [B, R + T, ...]."""
+        """This rank's rows of [B, S + T, ...], and the rows after S: [B, R + T, ...]."""
         assert self.input is not None
         rows = self.input * self.rows + torch.arange(self.rows, dtype=torch.int32, device=tokens.device)  # [R]
         rows = rows.clamp(max=self.tokens - 1)

@@ -44,7 +44,7 @@ class TokenShards:
         return self.counts[self.rank]
 
     def own(self, tokens: Tensor) -> Tensor:
-        """This rank's rows of [B, S + T, ...], zeros where it has none, and the rows behind S: [B, R + T, ...]."""
+        """This rank's rows of [B, S + T, ...], zeros where it has none, and the rows after S: [B, R + T, ...]."""
         if self.ranks == 1:
             return tokens
         begin = min(self.rank * self.rows, self.tokens)

@@ -49,7 +49,7 @@ def ulysses_attention(
     """Attention over all ranks' tokens; each rank passes and gets its own. All ranks call it in the same order.
 
     Args:
-        query: [B, X+T, N, D] of this rank: its video tokens, padding behind them on the last ranks, and all text
+        query: [B, X+T, N, D] of this rank: its video tokens, followed by padding on the last ranks, and all text
             tokens. CUDA: float16 or bfloat16, D a multiple of 8 up to 256. CPU: any float dtype.
         key: Keys, of the shape and dtype of `query`.
         value: Values, of the shape and dtype of `query`.
@@ -142,7 +142,7 @@ def gather_tokens(rows: Tensor, tokens: int, ranks: int) -> Tensor:
     """Gathers the tokens of all ranks. All ranks call it in the same order.
 
     Args:
-        rows: [B, X, C] of this rank, padding behind its own on the last ranks.
+        rows: [B, X, C] of this rank, followed by padding on the last ranks.
         tokens: S.
         ranks: P.
 

@@ -49,7 +49,7 @@ class RowSplit:
         self._group, self._ranks, self._rank = joined(group) if ranks > 1 else None, ranks, rank
 
     def own(self, tensor: Tensor) -> Tensor:
-        """This rank's rows of a tensor with all of them."""
+        """This rank's rows of a tensor that has all rows."""
         scale = tensor.shape[ROWS] // sum(self.counts)
         return tensor.narrow(ROWS, self._begin * scale, self.counts[self._rank] * scale)
 

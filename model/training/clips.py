@@ -52,7 +52,7 @@ class Clip:
 
 
 def find_clips(videos: Path, captions: Path | None, refuse: Refuse) -> list[Clip]:
-    """Finds the videos that have a caption, by name; the others are refused. Hidden files are left aside.
+    """Finds the videos that have a caption, by name; the others are refused. Hidden files are ignored.
 
     Args:
         videos: A folder of video files.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routers that are trained, one per block of a frozen model, and their loss (VORTA, arXiv 2505.18809).
 
-For one noisy latent, the model with mixed branches gives a prediction p, and the same model with full attention gives
-q:
+For one noisy latent, the model with mixed branches predicts p, and the same model with full attention predicts q:
 
     diffusion        mean squared error of p and noise - latents, the target of flow matching
     distillation     mean squared error of p and q, the output of the last layer

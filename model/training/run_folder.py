@@ -219,7 +219,8 @@ def run_config(
 def reduction_rate(geometry: AttentionGeometry) -> float:
     """Returns the rate that `int(tokens * (1 - rate))` turns into the geometry's `keep`.
 
-    That formula is the authors' own. They take no minimum of it: a rate that gives 0 breaks their coreset branch.
+    That formula is the authors' own. They do not limit its result to at least 1, and a rate that gives 0 breaks their
+    coreset branch.
     """
     tokens = geometry.bucket_tokens
     rate = 1 - geometry.keep / tokens

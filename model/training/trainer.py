@@ -138,7 +138,7 @@ class RouterTrainer:
         return router, TrainingState(step=step, decisive=decisive, optimizer=optimizer)
 
     def restore(self, state: TrainingState) -> None:
-        """Restores a checkpoint's optimiser; the model has the checkpoint's routers since it was made."""
+        """Restores a checkpoint's optimiser; the model got the checkpoint's routers when it was made."""
         set_optimizer_state_dict(self.objective, self.optimizer, state.optimizer, options=_WHOLE)
 
     def _backward(self, number: int, part: int) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ _SINGLE_STREAM_BLOCK = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_out")
 
 
 def replaces_tokens(config: Mapping[str, Any]) -> bool:
-    """Whether an image stands in the place of the first latent frame."""
+    """Whether an image takes the place of the first latent frame."""
     return config.get("image_condition_type") == TOKEN_REPLACE
 
 

@@ -136,7 +136,7 @@ class RoutedDualStreamBlock(nn.Module):
         return self.attn.to_out[0].weight, self.attn.to_add_out.weight
 
     def _heads(self, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed query and key, and value, of the video tokens and the text tokens behind them: [B, S+T, N, D]."""
+        """Normed query and key, and value, of the video tokens and then the text tokens: [B, S+T, N, D]."""
         attn = self.attn
         query = _joined(
             _rms_norm(attn.norm_q, _split_heads(attn, attn.to_q(video))),

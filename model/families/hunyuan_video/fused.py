@@ -236,7 +236,7 @@ def fused_blocks(
     step: FusedStep,
     attentions: Sequence[Attention],
 ) -> Tensor:
-    """All blocks and the norm behind them.
+    """All blocks and the norm after them.
 
     Args:
         run_block: Calls a block with arguments.
@@ -312,7 +312,7 @@ def _fed(layer: Any, residual: Tensor, update: Tensor, modulation: StreamModulat
 
 
 def _heads(attn: Any, video: Tokens, text: Tokens, joint: FusedAttention) -> tuple[Tensor, Tensor, Tensor]:
-    """Query and key, normed and rotated, and value, of the video tokens and the text behind them: [B, S+T, N, D]."""
+    """Query and key, normed and rotated, and value, of the video tokens and then the text: [B, S+T, N, D]."""
     heads = attn.heads
     query, key, video_value = linears((attn.to_q, attn.to_k, attn.to_v), video)  # [B, S, E] each
     query, key = qk_norm_rotary((attn.norm_q, attn.norm_k), query, key, joint.video_rope, heads)  # [B, S, N, D] each

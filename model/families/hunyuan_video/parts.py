@@ -38,7 +38,7 @@ CLIP_TOKENS = 77
 class TiledParts(VideoParts):
     """A VAE that runs tile by tile, and the encoders that a family names.
 
-    A VAE may have convolutions of 1 x 1 x 1 before its decoder and behind its encoder, `post_quant_conv` and
+    A VAE may have convolutions of 1 x 1 x 1 before its decoder and after its encoder, `post_quant_conv` and
     `quant_conv`.
     """
 
@@ -121,7 +121,7 @@ class HunyuanVideoParts(TiledParts):
 
 
 class _Tile(nn.Module):
-    """One tile of the VAE, with the convolution of 1 x 1 x 1 before or behind it, if there is one."""
+    """One tile of the VAE, with the convolution of 1 x 1 x 1 before or after it, if there is one."""
 
     def __init__(self, part: str, vae: Any) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _Tile(nn.Module):
 
 
 class _TileCaller(nn.Module):
-    """Stands in the place of diffusers' encoder or decoder."""
+    """Replaces diffusers' encoder or decoder, and runs the graph of each tile."""
 
     def __init__(self, part: str, run: RunGraph) -> None:
         super().__init__()

@@ -7,8 +7,7 @@ Text tokens take part in the attention of every block: they follow the video tok
 mask says which of them are valid. Padded rows are neither attended to nor computed (see `routed_attention`).
 
 Among the models that begin with an image, "latent_concat" has the image and a mask as further channels of its latents,
-and "token_replace" has it in place of the first latent frame, whose tokens are modulated by the embedding of timestep
-0.
+and "token_replace" has it in place of the first latent frame, whose tokens the embedding of timestep 0 modulates.
 
 The routers see the bare timestep embedding, without text and guidance: a schedule's routes are known before sampling.
 Dtypes follow diffusers' HunyuanVideoTransformer3DModel: everything in the model's dtype, rotary embedding and timestep

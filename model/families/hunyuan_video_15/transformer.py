@@ -74,7 +74,7 @@ class RoutedHunyuanVideo15Transformer(RoutedTransformer):
         """One denoising step.
 
         Args:
-            hidden_states: [B, in_channels, F, H, W], latents with those of the condition and its mask behind them, in
+            hidden_states: [B, in_channels, F, H, W], latents, followed by those of the condition and its mask, in
                 the model's dtype.
             timestep: [B].
             encoder_hidden_states: [B, X, text_embed_dim], the prompt, in the model's dtype.

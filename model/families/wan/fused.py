@@ -118,7 +118,7 @@ def last_norm(norm: Any, table: Tensor, embeddings: Tensor, first_tokens: int) -
 def fused_block(
     block: Any, tokens: FusedTokens, modulation: BlockModulation, following: Norm, step: FusedStep, attend: Attention
 ) -> FusedTokens:
-    """A block; `following` is the norm that reads its output: the next block's first, or the one behind all blocks."""
+    """A block; `following` is the norm that reads its output: the next block's first, or the one after all blocks."""
     attended = _self_attention(block, tokens.normed, step, attend)  # [B, S, E]
     between = _affine(block.norm2, step.first_tokens, all_fp8(block.attn2.to_q))
     normed: Tokens

@@ -218,7 +218,7 @@ class RoutedWanTransformer(RoutedTransformer):
     def _fused_blocks(
         self, tokens: Tensor, projected: Tensor, embeddings: Tensor, step: FusedStep, attentions: list[Attention]
     ) -> Tensor:
-        """All blocks and the norm behind them by the block operators.
+        """All blocks and the norm after them, by the block operators.
 
         Args:
             tokens: [B, R, E].
@@ -265,7 +265,7 @@ class RoutedWanTransformer(RoutedTransformer):
         return self.unrounded_timestep_embedding(timestep).to(self.dtype)
 
     def unrounded_timestep_embedding(self, timestep: Tensor) -> Tensor:
-        """The embedding before the adaLN projection, unrounded, in the float32 of its weights: [B] -> [B, E]."""
+        """The embedding before it is rounded to the model's dtype: [B] -> [B, E], in the embedder's dtype, float32."""
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep)  # [B, freq_dim], float32
         weight_dtype = embedder.time_embedder.linear_1.weight.dtype
