@@ -36,7 +36,8 @@ class Row:
         branch: The branch that all heads take, or the mix.
         implementation: Name of our implementation or of a peer.
         state: "ok"; "wrong" where it does not compute what the reference does, so it was not timed; "failed" where ours
-            raised an error; "unavailable" where a peer cannot run this here.
+            raised an error; "unavailable" where a peer, or a family of our
+            kernels, cannot run this here.
         note: The reason of a state that is not "ok".
         milliseconds: Median over `runs` runs.
         minimum: Milliseconds of the fastest run.
@@ -123,8 +124,12 @@ class RowReport(Generic[OneRow]):
 
     @property
     def passed(self) -> bool:
-        """Whether every row of ours is "ok"; peers do not count."""
-        return all(row.state == "ok" for row in self.rows if row.ours)
+        """Whether nothing of ours is wrong or failed, and something of ours was measured; peers do not count.
+
+        A row of ours is "unavailable" where no kernel computes a combination that the options ask for.
+        """
+        states = {row.state for row in self.rows if row.ours}
+        return states <= {"ok", "unavailable"} and states != {"unavailable"}
 
     def to_json(self) -> str:
         """Gives the content of a report's file."""

@@ -246,6 +246,7 @@ def test_rows_are_held_to_a_family(case: Case, inputs: Inputs, monkeypatch: pyte
         ("vorta-trt fp8 (sm80)", "unavailable"),  # a row with the reason, and the others go on
     ]
     assert "kernels sm80" in rows[1].note
+    assert Report({}, rows).passed and not Report({}, rows[1:]).passed  # alone it measures nothing
 
 
 def test_the_yardstick_errs_like_its_type(case: Case, inputs: Inputs) -> None:
