@@ -34,12 +34,14 @@ def compare_samples(
 
     Args:
         first: A file (see `read_frames`), or a folder.
-        second: The same; files of two folders are paired by name without suffix.
-        report: Called with what is done, how much of it, and how much there is.
-        floor: What `first` gives if the same is computed in another way, e.g. with other kernels: the noise floor.
-        video: write first | second | difference there: a file for two files, a folder for two folders.
-        fps: of those videos; None takes the samples' own, or 16.
-        lpips: None computes it if its package and weights are there, and notes why not; True insists on it.
+        second: A file if `first` is one, or a folder; files of two folders are paired by name without suffix.
+        report: Progress callback. It gets what is done, how much of it is done, and how much there is in total.
+        floor: The samples of `first` computed in another way, e.g. with other kernels. Their distance from `first` is
+            the noise floor.
+        video: Path of videos that show first | second | difference: a file for two files, a folder for two folders.
+        fps: Frames per second of these videos; None takes the samples' own rate, or 16.
+        lpips: Whether to compute LPIPS. None computes it if its package and weights are there, and otherwise the report
+            says why it is missing; True raises an error then.
 
     Raises:
         FileNotFoundError: a sample, or the other one of a pair, is missing.
@@ -75,7 +77,7 @@ def compare_samples(
 
 
 def _distance(lpips: bool | None) -> tuple[Distance | None, str | None]:
-    """LPIPS, or why there is none."""
+    """The LPIPS function and None; or None and the reason why there is no LPIPS."""
     if lpips is False:
         return None, "not asked for"
     try:
@@ -108,7 +110,7 @@ def _pairs(first: Path, second: Path) -> list[tuple[str, Path, Path]]:
 
 
 def _floor_pairs(first: Path, floor: Path, pairs: list[tuple[str, Path, Path]]) -> list[tuple[str, Path, Path]]:
-    """The pairs of the noise floor, under the names of the others."""
+    """The pairs of `first` and `floor`, under the same names as `pairs`."""
     if not first.is_dir() and floor.is_file():
         return [(pairs[0][0], first, floor)]
     return _pairs(first, floor)
@@ -187,7 +189,7 @@ def _compare_pair(
 
 
 def _frame_pairs(one: Path, other: Path) -> Iterator[tuple[Frame, Frame]]:
-    """The frames of both, together; SampleError unless there are equally many of the same size."""
+    """The frames of both files, pair by pair; raises SampleError unless both have as many frames of the same size."""
     streams = read_frames(one), read_frames(other)
     count = 0
     while True:

@@ -22,7 +22,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def mean_squared_error(first: Picture, second: Picture) -> float:
-    """Over all pixels and channels."""
+    """Mean squared error over all pixels and channels."""
     return float(np.mean((first - second) ** 2))
 
 

@@ -15,23 +15,23 @@ KIND = json_kind("report of `vorta-trt compare`", "first", "second", "pairs", "l
 
 
 class PairReport(Strict):
-    """Two samples.
+    """How alike two samples are.
 
     Attributes:
-        name: Of the pair.
-        first: One file.
-        second: The other.
-        frames: How many both have.
-        height: In pixels.
-        width: In pixels.
-        mean_squared_error: Of values in [0, 1], over all frames, pixels and channels. `psnr` is that of it, in dB,
-            infinite (in JSON the string "Infinity") for equal samples.
-        worst_frame_mean_squared_error: Of the frame that is least alike.
-        ssim: Mean over the frames.
-        worst_frame_ssim: Of the frame that is least alike.
-        lpips: Mean over the frames; None if it was not computed.
-        video: Where both were written side by side.
-        prompt: That both were sampled with; None if it is not known.
+        name: Name of the pair.
+        first: Path of the first sample.
+        second: Path of the second sample.
+        frames: Number of frames of each sample.
+        height: Height of the frames in pixels.
+        width: Width of the frames in pixels.
+        mean_squared_error: Mean squared error of values in [0, 1], over all frames, pixels and channels. `psnr` is
+            computed from it; for equal samples it is infinite, in JSON the string "Infinity".
+        worst_frame_mean_squared_error: Mean squared error of the frame where it is largest.
+        ssim: SSIM, mean over the frames.
+        worst_frame_ssim: SSIM of the frame where it is smallest.
+        lpips: LPIPS, mean over the frames; None if it was not computed.
+        video: Path of the video that shows both samples side by side; None if none was written.
+        prompt: The prompt that both were sampled with; None if it is not known.
     """
 
     name: str
@@ -57,7 +57,7 @@ class PairReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def worst_frame_psnr(self) -> float:
-        """That of the frame that is least alike."""
+        """Peak signal-to-noise ratio in dB of the frame with the largest mean squared error."""
         return psnr(self.worst_frame_mean_squared_error)
 
 
@@ -65,12 +65,12 @@ class CompareReport(Strict):
     """All pairs, and the set as a whole.
 
     Attributes:
-        first: What was compared.
-        second: What with.
-        pairs: Of samples.
+        first: The first file, folder or setting.
+        second: The file, folder or setting that `first` was compared with.
+        pairs: A report for each pair of samples.
         lpips_note: Why there is no LPIPS; None if there is.
-        floor: The noise floor: `first` against what the same setting gives in another way of computing it, pair by
-            pair by the same names. None if it was not measured.
+        floor: The noise floor: `first` against the same setting computed in another way, with pairs of the same names.
+            None if it was not measured.
     """
 
     first: str
@@ -88,12 +88,12 @@ class CompareReport(Strict):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def ssim(self) -> float:
-        """Mean over the pairs."""
+        """SSIM, mean over the pairs."""
         return fmean(pair.ssim for pair in self.pairs)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lpips(self) -> float | None:
-        """Mean over the pairs that have one; None without any."""
+        """LPIPS, mean over the pairs that have it; None if no pair has."""
         distances = [pair.lpips for pair in self.pairs if pair.lpips is not None]
         return fmean(distances) if distances else None

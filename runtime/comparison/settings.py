@@ -4,16 +4,17 @@
 A setting is written as parts with commas between them:
 
     dense                           full attention everywhere
-    routed                          as the model is: its router, and the calibrated routes of its bundle
+    routed                          the model's default: its router, and the calibrated routes of its bundle
     tau=0.4                         routing threshold
-    override=FILE, override=none    calibrated routes, or not those of the bundle
+    override=FILE, override=none    calibrated routes of a file, or none, even if the bundle has some
     dense-first=2, dense-last=1     steps at the ends with full attention
 
-Three more change nothing but the order of sums, so that two settings that differ in them alone show the noise floor:
+Three more parts change only the order of floating-point sums. Two settings that differ in these alone show the noise
+floor:
 
     kernels=sm80                    attention kernels, as `PluginLibrary.force_kernels` takes them; on a GPU
-    compile                         torch.compile, of a checkpoint in torch
-    executor=reference              what runs a bundle or an ONNX file
+    compile                         torch.compile, for a checkpoint in torch
+    executor=reference              the executor that runs a bundle or an ONNX file
 """
 
 from __future__ import annotations
@@ -48,20 +49,20 @@ from vorta_trt.runtime.video_file import check_encoder
 if TYPE_CHECKING:
     from vorta_trt.model.transformer import RoutedTransformer
 
-FRAMES = ".npy"  # of the samples: what is compared has not been through a codec
+FRAMES = ".npy"  # suffix of the samples: arrays, so that the compared frames have not been through a video codec
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How to sample; see the module's text.
+    """How to sample; see the module's docstring.
 
     Attributes:
-        text: As given.
-        params: What it says of `SamplingParams`.
-        route_override: Of `RequestPlanner`.
+        text: The text that the setting was parsed from.
+        params: The fields of `SamplingParams` that the setting sets.
+        route_override: Calibrated routes, as for `RequestPlanner`.
         kernels: Family of attention kernels, "" for the GPU's own.
         compiled: Whether torch compiles the model.
-        executor: As for `Engine`; None is that of the command.
+        executor: Name of the executor, as for `Engine`; None takes the command's.
     """
 
     text: str
@@ -72,7 +73,7 @@ class Setting:
     executor: str | None = None
 
     def check(self, is_torch: bool) -> None:
-        """Raises ValueError where a part of it would have no effect, or there is no such kernel or executor."""
+        """Raises ValueError where a part of the setting has no effect, or names an unknown kernel or executor."""
         import torch
 
         if self.kernels and not torch.cuda.is_available():
@@ -90,7 +91,7 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Raises ValueError, naming the part that is none."""
+        """Parses a setting; raises ValueError that names the part that is invalid."""
         setting = cls(text)
         for part in text.split(","):
             name, equals, value = part.strip().partition("=")
@@ -145,31 +146,33 @@ def compare_settings(
     fps: float | None = None,
     lpips: bool | None = None,
 ) -> CompareReport:
-    """`compare_samples` of what two settings of one model make of the same prompts.
+    """Samples the same prompts with two settings of one model, then runs `compare_samples` on the two sets.
 
     Args:
-        target: A bundle or an exported ONNX file; not looked at with `source`.
-        first: One setting.
-        second: The other one.
-        prompts: Each is sampled with both.
+        target: A bundle or an exported ONNX file; ignored if `source` is given.
+        first: The first setting.
+        second: The second setting.
+        prompts: The prompts; each is sampled with both settings.
         folder: Where the samples go, as first/000.npy, second/000.npy, floor/000.npy and so on.
-        report: Called with what is done, how much of it, and how much there is.
-        floor: Another way to compute the first setting, sampled as well; what it differs by is the noise floor.
-        source: A checkpoint, which runs in torch; of two experts, both.
-        images: That all videos begin or end with, by the pipeline's argument, for models that take some.
-        checkpoint: As for `RequestPlanner`.
-        params: What is common to both; its seed is 0 unless given.
-        executor: As for `Engine`.
-        video: As for `compare_samples`.
-        fps: As for `compare_samples`; the model's own by default.
-        lpips: As for `compare_samples`.
+        report: Progress callback. It gets what is done, how much of it is done, and how much there is in total.
+        floor: The first setting computed in another way. It is sampled as well, and its distance from the first setting
+            is the noise floor.
+        source: A checkpoint, which runs in torch; a sequence of both checkpoints for a model with two experts.
+        images: Images that all videos begin or end with, by the name of the pipeline's argument, for models that take
+            some.
+        checkpoint: The diffusers pipeline folder that the model was made from, as for `RequestPlanner`.
+        params: Sampling parameters that both settings share; the seed is 0 unless given.
+        executor: Name of the executor, as for `Engine`.
+        video: Path of the side-by-side videos, as for `compare_samples`.
+        fps: Frames per second of these videos; None takes the model's own rate.
+        lpips: Whether to compute LPIPS, as for `compare_samples`.
 
     Raises:
-        FileExistsError: Other samples lie in the folder.
-        VortaError: What generating and comparing raise.
+        FileExistsError: The folder holds other samples.
+        VortaError: Generating or comparing failed.
     """
     if lpips:
-        load_lpips()  # what cannot be measured is said before anything is sampled
+        load_lpips()  # raises before anything is sampled if LPIPS cannot be computed
     if video is not None:
         check_encoder()
     sampled: ModelSource = target
@@ -209,7 +212,7 @@ def compare_settings(
 
 
 def _named(report: CompareReport, settings: Mapping[str, Setting], prompts: Mapping[str, str]) -> CompareReport:
-    """A report with settings in the place of folders, and with the prompts."""
+    """The report with the settings' texts in place of the folders, and with the prompts."""
 
     def named(part: CompareReport, second: str) -> CompareReport:
         pairs = [pair.model_copy(update={"prompt": prompts[pair.name]}) for pair in part.pairs]
@@ -223,7 +226,7 @@ def _named(report: CompareReport, settings: Mapping[str, Setting], prompts: Mapp
 
 @contextmanager
 def _computed(setting: Setting, models: Sequence[RoutedTransformer]) -> Iterator[None]:
-    """With a setting's kernels, and models in torch compiled or not."""
+    """Inside the block, the setting's attention kernels are used; the models are compiled if the setting says so."""
     compiled = models if setting.compiled else ()
     with held_to(setting.kernels):
         for model in compiled:
@@ -236,7 +239,7 @@ def _computed(setting: Setting, models: Sequence[RoutedTransformer]) -> Iterator
 
 
 def _on_device(model: RoutedTransformer) -> RoutedTransformer:
-    """On the GPU, if there is one."""
+    """The model, moved to the GPU if there is one."""
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model
@@ -251,7 +254,7 @@ def _sample(
     text: str,
     report: Report,
 ) -> None:
-    """A sample of every prompt into its file."""
+    """Samples every prompt and writes each video into its file."""
 
     def show(number: int, step: int, planned: PlannedRequest) -> None:
         report(f"{text}: sample {number + 1} of {len(prompts)}, step {step + 1}", step, len(planned.steps.compute))
@@ -264,7 +267,7 @@ def _sample(
 
 
 def _sample_files(folder: Path, count: int) -> list[Path]:
-    """The files of one setting's samples; refuses a folder with others, which would be compared, too."""
+    """Paths of one setting's samples; refuses a folder that holds other samples, which would be compared, too."""
     files = [sample.file for sample in sample_files(folder, [""] * count, FRAMES)]
     if others := sorted(
         path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path not in files

@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from vorta_trt.runtime.frames import Frame
 
-GAIN = 4  # of the difference, which is hard to see otherwise
+GAIN = 4  # factor of the difference, which is hard to see otherwise
 GAP = 8  # white pixels between the panels
 
 
 def beside(first: Frame, second: Frame) -> npt.NDArray[np.uint8]:
-    """[H, W, 3] each -> [H', W', 3] with even sides, as the encoder needs them."""
+    """Joins two frames [H, W, 3] and their difference into one [H', W', 3] with even sides, as the encoder needs."""
     gap = np.ones((first.shape[0], GAP, 3))  # [H, GAP, 3]
     difference = (GAIN * np.abs(first - second)).clip(0, 1)  # [H, W, 3]
     panels = np.concatenate((first, gap, second, gap, difference), axis=1)  # [H, 3 W + 2 GAP, 3]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMATS = (".md", ".csv")
 FLOOR = "floor"
 _Value = Callable[[PairReport], float | None]
-_METRICS: dict[str, tuple[_Value, _Value | None, int]] = {  # name -> value, that of the worst frame, decimals
+_METRICS: dict[str, tuple[_Value, _Value | None, int]] = {  # name -> value, value of the worst frame, decimals
     "PSNR dB": (lambda pair: pair.psnr, lambda pair: pair.worst_frame_psnr, 2),
     "SSIM": (lambda pair: pair.ssim, lambda pair: pair.worst_frame_ssim, 4),
     "LPIPS": (lambda pair: pair.lpips, None, 4),
@@ -44,7 +44,7 @@ TABLE = FileKind("table of `vorta-trt compare`", _is_table)
 
 
 def sample_columns(report: CompareReport) -> list[str]:
-    """The heads of the columns of `sample_rows`."""
+    """The column headers of `sample_rows`."""
     columns = [*SAMPLE]
     for metric in _metrics(report):
         worst = _METRICS[metric][1]
@@ -53,7 +53,7 @@ def sample_columns(report: CompareReport) -> list[str]:
 
 
 def sample_rows(report: CompareReport) -> list[list[str]]:
-    """A row per pair, and one for the set if there are several."""
+    """One row per pair, and one for the whole set if there are several pairs."""
     floors = {} if report.floor is None else {pair.name: pair for pair in report.floor.pairs}
     rows = []
     for pair in report.pairs:
@@ -80,7 +80,7 @@ def sample_rows(report: CompareReport) -> list[list[str]]:
 
 
 def summary_rows(report: CompareReport) -> list[list[str]]:
-    """A row per metric: over all pairs, and how far beyond the noise floor.
+    """One row per metric: statistics over all pairs, and the distance beyond the noise floor.
 
     "beyond the floor" is the difference in dB for PSNR, and the ratio of 1 - SSIM and of LPIPS to those of the floor.
     """
@@ -117,10 +117,10 @@ def check_table(path: Path) -> None:
 
 
 def write_table(path: Path, report: CompareReport) -> None:
-    """Both tables as Markdown, or that of the samples as CSV, by the suffix.
+    """Writes both tables as Markdown, or the table of the samples as CSV, depending on the suffix of the path.
 
     Raises:
-        ValueError: Another suffix.
+        ValueError: The path has another suffix.
         WriteError: The file cannot be written.
     """
     check_table(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums of tensors, by which ranks notice that they no longer compute the same."""
+"""Checksums of tensors. Ranks compare them to notice when they no longer compute the same values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class RankDifferenceError(ParallelError):
 
 
 def checksum(tensor: Tensor) -> int:
-    """Of a tensor's bits and their order; waits for the GPU. Two tensors that differ in one element differ in it."""
+    """Checksum of a tensor's bits and their order; waits for the GPU.
+
+    Two tensors that differ in exactly one element have different checksums.
+    """
     bits = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).flatten().to(torch.int64)
     places = torch.arange(1, bits.numel() + 1, device=bits.device, dtype=torch.int64) * MULTIPLIER
     return int((bits * (places | 1)).sum())  # modulo 2^64
@@ -29,8 +32,8 @@ def check_same(checksums: Sequence[int], what: str) -> None:
     """Raises RankDifferenceError, with the ranks, unless all checksums are equal.
 
     Args:
-        checksums: Of every rank, by rank.
-        what: Was summed, for the error.
+        checksums: The checksum of each rank, in rank order.
+        what: Name of the tensor, for the error message.
     """
     ranks: dict[int, list[int]] = {}
     for rank, value in enumerate(checksums):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine that several GPUs share needs besides its inputs: a communicator, its rank, and an order of heads.
 
-Its layers exchange tokens and heads by themselves, over the communicator that the process has for the engine's number
-of GPUs. Every rank gives the engine the same whole inputs and gets the whole outputs.
+The engine's layers exchange tokens and heads by themselves, over the communicator that the process has for the engine's
+number of GPUs. Every rank gives the engine the same complete inputs and gets the complete outputs.
 
 Letters: P ranks, L layers, B batch, N heads.
 """
@@ -31,14 +31,15 @@ def engine_ranks(
     """Joins the communicator of a group's ranks for engines on a GPU, and leaves it in the end.
 
     Args:
-        library: Whose plugins the engines call; each library has communicators of its own.
-        group: Of torch.distributed; the ranks that share an engine's pass. All of them come here.
+        library: The plugin library that the engines call; each library has its own communicators.
+        group: The process group of torch.distributed with the ranks that share an engine's pass. All of them must call
+            this function.
         device: This rank's GPU.
         timeout: Seconds that an engine's run may take, after which the process ends.
 
     Raises:
         VortaError: See `GroupCommunicator.of`.
-        Exception: As `joined`.
+        Exception: Whatever `joined` raises for a group that this process is not in.
     """
     communicator = GroupCommunicator.of(library, joined(group), device, timeout)
     try:
@@ -49,19 +50,19 @@ def engine_ranks(
 
 
 class EngineRank:
-    """The two inputs of an engine for P GPUs that its caller does not give.
+    """The two inputs of an engine for P GPUs that its caller does not give: the rank and the order of heads.
 
-    The first call has its heads in order, and each one after that places them by the routes of the call before, which
-    are the same on all ranks: a step's routes differ little from those of the step before.
+    The first call has its heads in order. Each later call places the heads by the routes of the call before, which are
+    the same on all ranks, because the routes of a step differ little from those of the step before.
 
     Args:
-        library: Whose plugins the engine calls.
-        metadata: Of the engine.
-        source: The bundle, for errors.
-        device: Its GPU, such as "cuda:0".
+        library: The plugin library that the engine calls.
+        metadata: Metadata of the engine.
+        source: The bundle, for error messages.
+        device: The engine's GPU, such as "cuda:0".
 
     Attributes:
-        rank: Of this process.
+        rank: Rank of this process among the P that share the engine.
 
     Raises:
         VortaError: This process is not one of P that share the engine.
@@ -81,11 +82,11 @@ class EngineRank:
             ) from error
 
     def inputs(self) -> dict[str, Tensor]:
-        """`rank` int32 [1] and `head_orders` int32 [L, N] of the next call."""
+        """The inputs `rank`, int32 [1], and `head_orders`, int32 [L, N], for the next call."""
         return {"rank": torch.tensor([self.rank], dtype=torch.int32), "head_orders": self._orders}
 
     def watched(self) -> AbstractContextManager[object]:
-        """Limits the time of the run that is launched inside, if `engine_ranks` has joined the ranks."""
+        """Limits the time of the run that is launched inside the block, if `engine_ranks` has joined the ranks."""
         communicator = GroupCommunicator.find(self._library, self._ranks, self._device)
         return nullcontext() if communicator is None else communicator.watched()
 

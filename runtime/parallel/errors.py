@@ -11,11 +11,11 @@ class ParallelError(VortaError):
 
 
 class RankError(ParallelError):
-    """One rank failed, so all were ended. With --debug its traceback is shown as the cause.
+    """One rank failed, so all ranks were ended. With --debug its traceback is shown as the cause.
 
     Attributes:
-        rank: The one that failed first.
-        traceback: Its traceback as text; "" where a signal ended it.
+        rank: The rank that failed first.
+        traceback: Its traceback as text; "" where a signal ended the rank.
     """
 
     def __init__(self, message: str, rank: int, traceback: str = "") -> None:
@@ -25,7 +25,7 @@ class RankError(ParallelError):
 
 
 class StoppedError(ParallelError):
-    """Rank 0 stopped what all do together, at a step; every rank is ready for the next."""
+    """Rank 0 stopped the request, which all ranks compute together; every rank is ready for the next request."""
 
 
 class RemoteTraceback(Exception):  # noqa: N818  # as multiprocessing calls its own

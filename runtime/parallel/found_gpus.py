@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many GPUs torch finds, in words; the module does not import torch, which is loaded when someone asks."""
+"""How many GPUs torch finds, in words. The module imports torch only when `found_gpus` is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def found_gpus() -> str:
-    """As "torch 2.11.0 finds 1 GPU here (CUDA_VISIBLE_DEVICES is not set)"; none is initialised."""
+    """A text like "torch 2.11.0 finds 1 GPU here (CUDA_VISIBLE_DEVICES is not set)"; does not initialise any GPU."""
     import torch
 
     found = torch.cuda.device_count()

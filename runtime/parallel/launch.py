@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`launch`: runs a function in one process a GPU, and ends them all as soon as one fails.
+"""`launch`: runs a function in one process per GPU, and ends all processes as soon as one fails.
 
-    results = launch(function, argument, gpus=4)     # function(world, argument) in each; what each returned, by rank
+    results = launch(function, argument, gpus=4)     # runs function(world, argument) in each; returns results by rank
 
-The processes meet on the loopback interface, at a port that the launching process holds open. What ends the run ends
-all of it: an error of a rank, a signal that kills one, Ctrl-C, SIGTERM, an exchange that takes longer than its
-time-out, or the death of the launching process. From then on at most `SETTLE + GRACE` seconds pass until no process is
-left.
+The processes meet on the loopback interface, at a port that the launching process holds open. Each of these events ends
+all processes: an error of a rank, a signal that kills a rank, Ctrl-C, SIGTERM, an exchange that takes longer than its
+time-out, or the death of the launching process. After the event at most `SETTLE + GRACE` seconds pass until no process
+is left.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from vorta_trt.runtime.parallel.rank_process import Done, Failure, Message, run_
 from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, check_gpus
 
 LOCALHOST = "127.0.0.1"
-SETTLE = 1.0  # seconds after the first failure in which others are heard, of which one may be the cause
+SETTLE = 1.0  # seconds after the first failure in which further failures are collected: one of them may be the cause
 GRACE = 3.0  # seconds that a rank has to clean up after SIGTERM, before SIGKILL
-LEAVE = 30.0  # seconds that ranks which are done have to end
-OnMessage = Callable[[int, Any], None]  # rank, what it says
+LEAVE = 30.0  # seconds that the processes have to end after all ranks have returned their results
+OnMessage = Callable[[int, Any], None]  # (rank, content of its message)
 
 
 def launch(
@@ -49,20 +49,20 @@ def launch(
     """Runs `function(world, argument)` in `gpus` processes.
 
     Args:
-        function: Of a module, for it is imported in every process.
-        argument: Anything that can be pickled.
-        gpus: How many processes; rank p has GPU p.
-        kind: "cuda"; or "cpu", where the processes share it; None takes GPUs if torch finds any.
-        port: On which they meet; None takes a free one.
+        function: A function at the top level of a module, since every process imports it.
+        argument: Second argument of the function; anything that can be pickled.
+        gpus: Number of processes; rank p has GPU p.
+        kind: "cuda", or "cpu", which the processes share; None takes GPUs if torch finds any.
+        port: The port on which the processes meet; None takes a free one.
         timeout: Seconds that an exchange may take before it is an error.
-        on_message: Called in this process with what `World.send` was given.
+        on_message: Called in this process with the rank and the message for each call of `World.send` in a rank.
 
     Returns:
-        What the function returned, by rank.
+        The return value of the function in each rank, in rank order.
 
     Raises:
-        ParallelError: Too few GPUs, or a port that is taken; no process was started.
-        RankError: A rank failed; all have ended.
+        ParallelError: There are too few GPUs, or the port is taken; no process was started.
+        RankError: A rank failed; all processes have ended.
     """
     import torch
 
@@ -84,7 +84,10 @@ def launch(
 
 @contextmanager
 def rendezvous(port: int | None, timeout: float) -> Iterator[int]:
-    """The port of a store that all ranks connect to, on this machine alone; nobody can take the port before them."""
+    """Yields the port of a TCP store that all ranks of this machine connect to.
+
+    The store listens on the port from the beginning, so no other program can take it before the ranks start.
+    """
     listening = socket.create_server((LOCALHOST, 0)) if port is None else _listen(port)
     with listening:
         taken = int(listening.getsockname()[1])
@@ -112,7 +115,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
-    """What tells a rank of this machine who it is and where the others are, see `world`."""
+    """Environment variables that tell a rank its number and where to meet the other ranks, see `world`."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -125,14 +128,14 @@ def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 class RankProcesses:
-    """Processes of one run, all ranks or some.
+    """The processes of one run, for all of its ranks or some of them.
 
     Args:
         function: See `launch`.
-        arguments: Of the ranks that are started, by rank.
-        count: Of all ranks.
+        arguments: The argument of each rank that is to be started, by rank.
+        count: Number of ranks in the run, including those that are not started here.
         kind: See `launch`.
-        port: Of `rendezvous`.
+        port: The port that `rendezvous` gave.
         timeout: See `launch`.
     """
 
@@ -158,7 +161,10 @@ class RankProcesses:
             self._writers.append(writer)
 
     def start(self) -> None:
-        """Starts all. Ctrl-C in a terminal reaches every process of it; the ranks leave it to this one."""
+        """Starts all processes with SIGINT blocked.
+
+        Ctrl-C reaches every process of a terminal; only this process is to handle it.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             for process, writer in zip(self._processes.values(), self._writers, strict=True):
@@ -168,7 +174,11 @@ class RankProcesses:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, on_message: OnMessage) -> list[Any]:
-        """What the ranks return, in their order; RankError of the one that failed first."""
+        """Waits for the ranks and returns their results, in rank order.
+
+        Raises:
+            RankError: A rank failed; the error is that of the rank that failed first.
+        """
         results: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
         open_pipes = {pipe: rank for rank, pipe in self._pipes.items()}
@@ -195,7 +205,7 @@ class RankProcesses:
             for sentinel in [each for each in ready if each in running]:
                 rank = running[sentinel]
                 if self._pipes[rank] in open_pipes:
-                    continue  # what it said last comes first
+                    continue  # its last messages have to be read first
                 del running[sentinel]
                 if rank not in results and rank not in failures:
                     failures[rank] = Failure(_ending(self._processes[rank]))
@@ -209,7 +219,7 @@ class RankProcesses:
         return [results[rank] for rank in self._processes]
 
     def stop(self) -> None:
-        """Ends those that still run, and reaps all. May be called twice."""
+        """Ends the processes that still run, and reaps all of them. May be called twice."""
         started = [process for process in self._processes.values() if process.pid is not None]
         for process in started:
             if process.is_alive():
@@ -225,7 +235,7 @@ class RankProcesses:
 
 
 def _ending(process: SpawnProcess) -> str:
-    """How a process ended that said nothing."""
+    """In words, how a process ended that sent neither a result nor a failure."""
     process.join()
     code = process.exitcode
     if code is not None and code < 0:
@@ -235,12 +245,12 @@ def _ending(process: SpawnProcess) -> str:
 
 
 def _first(failures: dict[int, Failure], count: int, silent: Sequence[int], timeout: float) -> RankError:
-    """The error of the rank that failed of itself, if one did; else of one that waited for others in vain.
+    """The error of the first rank that failed by itself; without such a rank, of the first with a broken exchange.
 
     Args:
-        failures: By rank, in the order in which they were told.
-        count: Of ranks.
-        silent: Those that still ran and said nothing.
+        failures: Failures by rank, in the order in which they arrived.
+        count: Number of ranks in the run.
+        silent: Ranks that have sent neither a result nor a failure.
         timeout: Seconds that an exchange may take.
     """
     ranks: Sequence[int] = [rank for rank, failure in failures.items() if not failure.follows] or list(failures)

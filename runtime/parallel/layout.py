@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Layout`: who computes what. Guidance in parallel takes half the ranks for each pass; the ranks of a pass share it.
+"""`Layout`: which rank computes what. With guidance in parallel, one half of the ranks computes each of the two passes.
 
     4 ranks, with guidance       ranks 0, 1: conditional pass      ranks 2, 3: unconditional pass
-    4 ranks, without             ranks 0 to 3: the one pass
+    4 ranks, without             ranks 0 to 3: the only pass
 
-Ranks that share a pass hold a part of the tokens and, in the attention, a part of the heads each
+Each of the ranks that share a pass holds a part of the tokens and, in the attention, a part of the heads
 (`RoutedTransformer.parallelize`).
 """
 
@@ -17,10 +17,10 @@ PASSES = 2  # of classifier-free guidance
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks by pass and by share of it.
+    """How the ranks of a run are assigned to passes, and to shares of a pass.
 
     Attributes:
-        ranks: How many there are.
+        ranks: Number of ranks.
         guidance: 2 where both passes of a step run at once, otherwise 1.
     """
 
@@ -33,15 +33,15 @@ class Layout:
         return self.ranks // self.guidance
 
     def pass_of(self, rank: int) -> int:
-        """Which pass a rank computes: 0, and with guidance in parallel 1 for the unconditional one."""
+        """Index of the pass that a rank computes: 0, or with guidance in parallel 1 for the unconditional pass."""
         return rank // self.sharing
 
     def sharers(self) -> list[list[int]]:
-        """The ranks of every pass."""
+        """The ranks of each pass: a list for each pass."""
         return [list(range(one * self.sharing, (one + 1) * self.sharing)) for one in range(self.guidance)]
 
     def partners(self) -> list[list[int]]:
-        """The ranks with the same share of every pass."""
+        """The ranks that hold the same share of their passes: a list for each share."""
         return [list(range(share, self.ranks, self.sharing)) for share in range(self.sharing)]
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Layout:
 
 
 def in_groups(guidance: int, sharing: int) -> str:
-    """GPUs in words: those that share a pass, in groups for each of the passes of a step."""
+    """In words, how many GPUs share a pass, and how many groups of them compute the passes of a step."""
     if guidance == 1:
         return f"{sharing} GPUs that share a pass"
     return f"{guidance} x {sharing} GPUs (guidance x heads)"
@@ -66,14 +66,15 @@ def choose_layout(
     """The layout of a run.
 
     Args:
-        ranks: How many there are.
+        ranks: Number of ranks.
         guided: Whether a step has two passes.
-        heads: N of the transformer.
-        guidance_parallel: Whether both passes run at once; None does where there are two, and ranks for both.
-        shared_by: By how many ranks the model's pass is shared, as an engine was built for; None for any number.
+        heads: Number of attention heads N of the transformer.
+        guidance_parallel: Whether both passes run at once. None runs them at once if there are two and `ranks` is even,
+            unless the engine was built for all ranks.
+        shared_by: Number of ranks that must share a pass, for which the engine was built; None allows any number.
 
     Raises:
-        ValueError: They do not fit together.
+        ValueError: The arguments do not fit together.
     """
     if guidance_parallel and not guided:
         raise ValueError(

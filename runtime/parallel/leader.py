@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Leader`: a process that stays what it is and becomes rank 0 of several, of which it starts the others.
+"""`Leader`: makes the current process rank 0 of a run, and starts the other ranks, its followers.
 
-They follow it: what it is asked for, it tells them, and all do it together. `launch` is for work that ends; a leader is
-for a program that goes on, such as a server's worker.
+The leader tells its followers each request that it gets, and all ranks compute it together. `launch` is for work that
+ends; a leader is for a program that goes on, such as a server's worker.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from vorta_trt.runtime.parallel.launch import GRACE, SETTLE, RankProcesses, envi
 from vorta_trt.runtime.parallel.world import CPU, CUDA, TIMEOUT, check_gpus, join
 
 logger = logging.getLogger(__name__)
-LOST = 70  # exit code of a leader whose followers are gone: it may wait for them in an exchange for ever
-KNOWN = SETTLE + GRACE + 1.0  # seconds after a follower's end in which it is known, and the others have ended
+LOST = 70  # exit code of a leader whose followers are gone; otherwise it might wait for them in an exchange for ever
+KNOWN = SETTLE + GRACE + 1.0  # seconds after a follower's end by which its failure is known and the others have ended
 OnFailure = Callable[[RankError], None]
 
 
 def end_at_once(error: RankError) -> None:
-    """Ends this process, whatever it waits for."""
+    """Logs the error and ends this process at once, even if it waits in an exchange."""
     logger.error("%s", error)
     os._exit(LOST)
 
 
 class Leader:
-    """This process as rank 0; the others run `function(world, (argument, commands))`.
+    """This process as rank 0. The followers run `function(world, (argument, commands))`.
 
-    `commands` is a pipe from which they `recv()` what `tell` was given, and None in the end.
+    `commands` is a pipe from which a follower receives (`recv()`) the commands that `tell` sends, and None at the end.
 
     Args:
-        function: Of a module.
-        argument: For all followers.
-        gpus: Of all ranks.
+        function: A function at the top level of a module, which every follower imports.
+        argument: The argument that all followers get.
+        gpus: Number of ranks, including this process.
         kind: "cuda" or "cpu".
         timeout: See `join`.
-        on_failure: Called in a thread when a follower has failed and all of them were ended.
+        on_failure: Called in a thread when a follower has failed and all followers were ended.
 
     Raises:
         ParallelError: See `launch`.
 
     Attributes:
-        world: This rank.
+        world: Rank 0 of the run, which is this process.
     """
 
     def __init__(
@@ -93,9 +93,10 @@ class Leader:
             pipe.send(command)
 
     def failure(self) -> RankError | None:
-        """Why an exchange broke: the follower that failed, once all have ended and `on_failure` was called; or None.
+        """The failure of a follower that broke an exchange, or None.
 
-        The end of an exchange, which this process sees at once, says no more than that somebody is gone.
+        It waits up to `KNOWN` seconds, until all followers have ended and `on_failure` was called. The broken exchange
+        itself, which this process sees at once, only says that some rank is gone.
         """
         self._watch.join(KNOWN)
         return self._failure
@@ -104,7 +105,7 @@ class Leader:
         """Lets the followers end, and waits for them. May be called twice.
 
         Args:
-            broken: They may wait for an exchange that will not come, and are ended.
+            broken: Whether an exchange has failed. The followers may then wait for it for ever, so they are ended.
         """
         if self._is_closed:
             return
@@ -131,7 +132,7 @@ class Leader:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """With variables in the environment, and afterwards as before."""
+    """Sets environment variables inside the block, and restores the previous values afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

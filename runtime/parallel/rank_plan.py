@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`RankPlan`: how long passes are predicted to take on several GPUs, and where the time goes.
 
-Three things take time in a pass: what every GPU does with its share of the tokens; the attention, which is done in each
-layer when the GPU with the most work is; and two exchanges in each layer. With guidance in parallel, groups of GPUs
-compute one pass each; the exchange of the samples between them, a millisecond at most, is left out.
+Three things take time in a pass: the work of every GPU on its share of the tokens; the attention, which in each layer
+takes as long as on the GPU with the most work; and two exchanges in each layer. With guidance in parallel, each group
+of GPUs computes one pass. The exchange of the samples between the groups, a millisecond at most, is left out.
 
 Letters: S steps, L layers, N heads.
 """
@@ -24,12 +24,12 @@ from vorta_trt.runtime.sampling.cost import StepProfile
 
 
 class PassSeconds(BaseModel):
-    """Seconds by part, summed over passes that follow each other.
+    """Seconds by part, summed over passes that run one after the other.
 
     Attributes:
-        other: Of all but the attention and its exchanges.
-        attention: Of the busiest GPU of every layer.
-        exchange: Of the all-to-alls.
+        other: Seconds of everything but the attention and its exchanges.
+        attention: Seconds of the attention, in each layer those of the busiest GPU.
+        exchange: Seconds of the all-to-all exchanges.
     """
 
     other: float
@@ -38,22 +38,22 @@ class PassSeconds(BaseModel):
 
     @property
     def total(self) -> float:
-        """Of all parts."""
+        """Seconds of all parts together."""
         return self.other + self.attention + self.exchange
 
 
 class RankPlan(BaseModel):
-    """A request on several GPUs; predicted.
+    """The predicted times of a request on several GPUs.
 
     Attributes:
-        gpus: How many, `guidance` times `ulysses`.
-        guidance: Groups of GPUs that compute the passes of a step at the same time.
-        ulysses: GPUs that share tokens and heads of a pass.
-        source: Where the times come from.
+        gpus: Number of GPUs, `guidance` times `ulysses`.
+        guidance: Number of groups of GPUs that compute the passes of a step at the same time.
+        ulysses: Number of GPUs that share the tokens and heads of a pass.
+        source: Where the times come from, in words.
         one_gpu: Seconds of the transformer on one GPU.
-        in_order: On all GPUs, heads as the model has them.
-        balanced: On all GPUs, heads placed by work.
-        step_seconds: Of every step, balanced; 0 where it is not computed.
+        in_order: Seconds of the transformer on all GPUs, with heads in the model's order.
+        balanced: Seconds of the transformer on all GPUs, with heads placed by their work.
+        step_seconds: Seconds of each step on all GPUs with heads placed by work; 0 for a step that is not computed.
     """
 
     gpus: int
@@ -98,20 +98,22 @@ def plan_ranks(
     """Predicts a request.
 
     Args:
-        work: Of a pass.
+        work: The work of one pass.
         routes: Branch ids [S, L, N].
-        ulysses: GPUs that share tokens and heads of a pass; must divide N.
-        guidance: Groups of GPUs that compute passes of a step at the same time, 2 with guidance in parallel.
-        passes: Passes of every step, 2 with guidance; none given: one each.
-        compute: Which steps are computed; none given: all.
-        profile: Measured seconds of a pass on one GPU, which win over `rates`; exchanges are those of `rates`.
-        rates: Of the GPU.
+        ulysses: Number of GPUs that share the tokens and heads of a pass; must divide N.
+        guidance: Number of groups of GPUs that compute the passes of a step at the same time, 2 with guidance in
+            parallel.
+        passes: Number of passes of each step, 2 with guidance; if empty, each step has one.
+        compute: Whether each step is computed; if empty, all steps are.
+        profile: Measured seconds of a pass on one GPU, used instead of `rates`; exchanges still take the times of
+            `rates`.
+        rates: The rates of the GPU.
 
     Raises:
         ValueError: `ulysses` does not divide N.
     """
     steps = len(routes)
-    # Groups compute in turn where there are more passes than groups; steps that are reused take nothing.
+    # Where there are more passes than groups, a group computes several in turn. Steps that are reused take no time.
     turns = torch.tensor(
         [
             [count * each, -(-count // guidance) * each]
@@ -124,7 +126,10 @@ def plan_ranks(
     exchange = 0.0 if ulysses == 1 else work.layers * sum(map(rates.exchange, work.sent_bytes(ulysses)))
 
     def attention(ranks: int, placement: Placement) -> Tensor:
-        """Seconds of a pass of every step [S], placed by what the model knows, timed by what was measured."""
+        """Seconds of the attention in a pass of each step [S].
+
+        Heads are placed by the model's own branch costs, and timed by the profile or the rates.
+        """
         costs = BranchCosts.of(work.geometry, work.attention_precision)
         order = head_orders(routes, costs, ranks, placement)
         return rank_loads(routes.unsqueeze(-2), seconds.branch_costs, order, ranks).amax(-1).sum(-1)

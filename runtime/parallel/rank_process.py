@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process that `launch` starts does: it joins the others, runs the function, and tells how it ended."""
+"""The main function of a process that `launch` starts: it joins the other ranks, runs, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ORPHANED = 9  # exit code where the launching process is gone
 
 @dataclass(frozen=True)
 class Message:
-    """What a rank says on its way."""
+    """A message that a rank sends while it runs."""
 
     content: Any
 
 
 @dataclass(frozen=True)
 class Done:
-    """What the function returned."""
+    """The end of a rank whose function returned `result`."""
 
     result: Any
 
@@ -36,10 +36,10 @@ class Failure:
     """How a rank failed.
 
     Attributes:
-        message: Of the error, with its type unless the message is for users.
-        traceback: As text.
-        expected: A user can act on the message.
-        follows: The exchange with another rank broke, so another one failed first.
+        message: Message of the error, preceded by the error's type unless `expected`.
+        traceback: Traceback of the error as text.
+        expected: Whether a user can act on the message.
+        follows: Whether the error is a broken exchange, which follows from an earlier failure of another rank.
     """
 
     message: str
@@ -56,13 +56,13 @@ def run_rank(
     kind: str,
     timeout: float,
 ) -> None:
-    """Runs `function(world, argument)` as a rank, whatever happens tells the launcher, and ends.
+    """Runs `function(world, argument)` as a rank, sends the launcher the result or the failure, and ends.
 
     Args:
-        out: To the launcher.
-        function: Of a module, with its world as first argument.
-        argument: The second one.
-        environment: Of the rank, see `world`.
+        out: Pipe to the launcher.
+        function: A function at the top level of a module; its first argument is the `World` of this rank.
+        argument: The second argument of the function.
+        environment: Environment variables of the rank, see `world`.
         kind: "cuda" or "cpu".
         timeout: See `join`.
     """
@@ -85,12 +85,12 @@ def run_rank(
         os._exit(error.code if isinstance(error.code, int) else FAILED)
     except BaseException as error:
         send(failure_of(error))
-        # Libraries wait at their end for exchanges that will not come.
+        # A normal exit would hang: at exit, libraries wait for exchanges that will never come.
         os._exit(FAILED)
 
 
 def failure_of(error: BaseException) -> Failure:
-    """An error in words that can be sent."""
+    """Turns an error into a `Failure`, which can be sent to another process."""
     import torch
 
     expected = isinstance(error, VortaError | ValueError | OSError | torch.OutOfMemoryError)
@@ -99,7 +99,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def is_broken_exchange(error: BaseException) -> bool:
-    """Whether an exchange ended because another rank was gone, which that rank explains better."""
+    """Whether the error is an exchange that broke because another rank ended; that rank's own error says more."""
     from torch import distributed
 
     if isinstance(error, distributed.DistError):
@@ -111,7 +111,7 @@ def is_broken_exchange(error: BaseException) -> bool:
 
 
 def _end_with_parent() -> None:
-    """Ends this process where the launching one ended without a word, as SIGKILL has it."""
+    """Starts a thread that ends this process when the launching process has ended, e.g. by SIGKILL."""
     parent = parent_process()
     if parent is None:
         return

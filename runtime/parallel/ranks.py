@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Ranks`: what a pipeline needs of the other ranks, whichever layout they have.
+"""`Ranks`: everything that a pipeline exchanges with the other ranks, for any layout.
 
-Every rank runs the same pipeline on the same request, so that all of them come to the same exchanges in the same order.
+Every rank runs the same pipeline on the same request, so all ranks reach the same exchanges in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vorta_trt.runtime.parallel.errors import StoppedError
 from vorta_trt.runtime.parallel.layout import PASSES, Layout
 from vorta_trt.runtime.parallel.world import World
 
-Group = Any  # of torch.distributed
+Group = Any  # a process group of torch.distributed
 
 
 class Ranks:
@@ -27,14 +27,14 @@ class Ranks:
 
     Args:
         world: This rank.
-        layout: Who computes what.
-        check_every: Every how many steps the ranks compare their latents; 0 for never.
+        layout: Which rank computes what.
+        check_every: Interval, in steps, at which the ranks compare their latents; 0 for never.
 
     Attributes:
-        world: As given.
-        layout: As given.
-        sharing: The group that shares this rank's pass; None where nobody does.
-        passes: Exchanges the samples of both passes; None where both are computed here, or there is one.
+        world: This rank.
+        layout: Which rank computes what.
+        sharing: The process group of the ranks that share this rank's pass; None if this rank computes it alone.
+        passes: Exchanges the samples of both passes of a step. None where this rank computes all passes.
     """
 
     def __init__(self, world: World, layout: Layout, check_every: int = 0) -> None:
@@ -49,11 +49,11 @@ class Ranks:
             self.passes = PassExchange(own["partners"], layout.pass_of(world.rank))
 
     def from_first(self, tensors: Mapping[str, Tensor] | None, device: torch.device) -> dict[str, Tensor]:
-        """Tensors of rank 0, by name, on every rank.
+        """Sends tensors from rank 0 to all ranks; returns them by name on every rank.
 
         Args:
-            tensors: Those; ignored on the other ranks.
-            device: Where they are wanted.
+            tensors: The tensors, on rank 0; ignored on the other ranks.
+            device: The device of the returned tensors.
         """
         known = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in (tensors or {}).items()}
         made = {}
@@ -67,14 +67,14 @@ class Ranks:
         return made
 
     def agree(self, stops: BaseException | None) -> None:
-        """Lets rank 0 stop all ranks, which come here together.
+        """Lets rank 0 stop all ranks. All ranks must call it at the same point.
 
         Args:
-            stops: What rank 0 stops for, if it does; ignored on the others.
+            stops: The exception for which rank 0 stops, None if it goes on; ignored on the other ranks.
 
         Raises:
-            BaseException: That, on rank 0.
-            StoppedError: On the others.
+            BaseException: `stops`, on rank 0.
+            StoppedError: Rank 0 stops; raised on the other ranks.
         """
         flag = torch.tensor([stops is not None])
         distributed.broadcast(flag, src=0)
@@ -82,33 +82,33 @@ class Ranks:
             raise stops if self.world.is_first and stops is not None else StoppedError("rank 0 has stopped the request")
 
     def rows(self, count: int) -> RowSplit:
-        """The rows of a frame over all ranks."""
+        """How the rows of a frame are split over all ranks."""
         return RowSplit(count, EVERYONE, self.world.size, self.world.rank)
 
     def compare_step(self, step: int, latents: Tensor) -> None:
-        """Raises RankDifferenceError if the latents that a step begins with differ; of every so many steps."""
+        """Every `check_every` steps, raises RankDifferenceError if the latents before the step differ between ranks."""
         if self._check_every and step % self._check_every == 0:
             self.compare(latents, f"latents before step {step}")
 
     def compare(self, tensor: Tensor, what: str) -> None:
-        """Raises RankDifferenceError if a tensor differs, where ranks are compared at all."""
+        """Raises RankDifferenceError if a tensor differs between ranks; does nothing if `check_every` is 0."""
         if self._check_every:
             check_same(self.world.gather(checksum(tensor)), what)
 
 
 class PassExchange:
-    """The samples of both passes of a step, of which this rank computes one.
+    """Exchanges the samples of the two passes of a step, of which this rank computes one.
 
     Args:
-        group: The ranks with the same share of both passes, the conditional one first.
-        own: 0 for the conditional pass, 1 for the unconditional one.
+        group: The two ranks with the same share of each pass; the rank of the conditional pass comes first.
+        own: The pass of this rank: 0 for the conditional pass, 1 for the unconditional pass.
     """
 
     def __init__(self, group: Group, own: int) -> None:
         self.group, self.own = group, own
 
     def __call__(self, sample: Tensor) -> list[Tensor]:
-        """The conditional and the unconditional sample, of the one that was computed here."""
+        """Takes the sample that this rank computed; returns the conditional and the unconditional sample."""
         samples = [torch.empty_like(sample) for _ in range(PASSES)]
         distributed.all_gather(samples, sample.contiguous(), group=self.group)
         return samples

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Rates`: how fast a GPU computes and exchanges, from which times are predicted where nothing was measured.
+"""`Rates`: how fast a GPU computes and exchanges data. Times that were not measured are predicted from them.
 
 `H100` holds what was measured on an H100 80 GB at 72,000 and 108,256 tokens (docs/measurements.md), inside whole
 passes, where the clock is lower than in an operator on its own. A pass of the two published models in 16 bits, and of
@@ -29,14 +29,14 @@ class PassWork:
     """What a pass of one sample computes and moves.
 
     Attributes:
-        geometry: Of the attention.
-        layers: L.
-        heads: N.
-        head_dim: D.
+        geometry: Geometry of the attention.
+        layers: Number of layers L.
+        heads: Number of heads N.
+        head_dim: Head dimension D.
         other_flops: FLOPs outside the routed attention.
-        dtype: Of the activations.
-        attention_precision: "same", or "fp8".
-        linear_precision: "same", or "fp8".
+        dtype: Type of the activations.
+        attention_precision: Precision of the attention: "same" as the activations, or "fp8".
+        linear_precision: Precision of the linear layers: "same" as the activations, or "fp8".
     """
 
     geometry: AttentionGeometry
@@ -50,7 +50,7 @@ class PassWork:
 
     @classmethod
     def of(cls, model: ModelMetadata | RoutedTransformer) -> PassWork:
-        """Of an exported model, or of one in torch with its geometry."""
+        """The work of a pass of an exported model, or of a model in torch whose geometry is set."""
         if isinstance(model, ModelMetadata):
             geometry, dtype = model.attention_geometry, str(PRECISIONS[model.precision])
         else:
@@ -70,44 +70,46 @@ class PassWork:
 
     @property
     def width(self) -> int:
-        """N * D channels."""
+        """Number of channels, N * D."""
         return self.heads * self.head_dim
 
     @property
     def element_bytes(self) -> int:
-        """Of an activation."""
+        """Bytes of one element of an activation."""
         return BITS[self.dtype] // 8
 
     def rows(self, ranks: int) -> int:
-        """Tokens of a rank: its shard of the video tokens, and all text tokens."""
+        """Number of tokens on a rank: its shard of the video tokens, and all text tokens."""
         return -(-self.geometry.video_tokens // ranks) + self.geometry.text_tokens
 
     def sent_bytes(self, ranks: int) -> tuple[int, int]:
-        """What a rank sends to others in a layer: of Q, K and V together, and of the output.
+        """Bytes that a rank sends to the other ranks in a layer: for Q, K and V together, and for the output.
 
-        It keeps the share of its own heads. Text rows are on every rank already; of the output, each rank gives its
-        heads' to all.
+        A rank does not send the share of its own heads. For Q, K and V no text rows are sent, since every rank has
+        them; for the output, each rank sends the text rows of its heads to all others.
         """
         shard = -(-self.geometry.video_tokens // ranks) * self.width * self.element_bytes * (ranks - 1) // ranks
         text = self.geometry.text_tokens * self.width * self.element_bytes * (ranks - 1) // ranks
         return 3 * shard, shard + text
 
     def exchange_bytes(self, ranks: int) -> int:
-        """Buffers that an exchange needs at most: Q, K, V and the output, sent and received."""
+        """Upper bound in bytes of an exchange's buffers: Q, K, V and the output, each sent and received."""
         return 0 if ranks == 1 else 8 * self.rows(ranks) * self.width * self.element_bytes
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a GPU reaches.
+    """The rates that a GPU reaches.
 
     Attributes:
-        name: For reports.
+        name: Name of the GPU, for reports.
         products: FLOP/s of matrix products, by precision of the linear layers.
-        attention: FLOP/s of full heads, by precision of the attention; other branches by `BranchCosts.of`.
-        elementwise: Seconds for each token, channel and layer, of all that is no product and no routed attention.
+        attention: FLOP/s of full heads, by precision of the attention. The times of heads of the other branches follow
+            from these and `BranchCosts.of`.
+        elementwise: Seconds per token, channel and layer of all operations that are neither a matrix product nor routed
+            attention.
         link: Bytes/s that a GPU sends to others in an all-to-all.
-        exchange_start: Seconds that an all-to-all takes besides, its packing included.
+        exchange_start: Seconds that an all-to-all takes in addition to the transfer, including packing.
     """
 
     name: str
@@ -118,7 +120,7 @@ class Rates:
     exchange_start: float
 
     def profile(self, work: PassWork) -> StepProfile:
-        """Seconds of a pass by part, as a measured profile has them."""
+        """Predicted seconds of a pass by part, in the form of a measured profile."""
         full = work.geometry.attention_flops(Branch.FULL, work.head_dim) / self.attention[work.attention_precision]
         costs = BranchCosts.of(work.geometry, work.attention_precision)
         products = work.other_flops / self.products[work.linear_precision]
@@ -131,13 +133,13 @@ class Rates:
         )
 
     def exchange(self, sent: float) -> float:
-        """Seconds of an all-to-all in which every GPU sends so many bytes."""
+        """Seconds of an all-to-all in which every GPU sends `sent` bytes."""
         return self.exchange_start + sent / self.link
 
 
-# Products 58 to 60 ms, attention 30 ms and the rest 12 ms of a layer of 102 ms in 16 bits at 72,000 tokens; 75.5 ms
-# with fp8. All-to-all of Q, K, V and of the output between 2 GPUs: 1.8 and 0.7 ms, between 4 GPUs 1.3 and 0.5 ms
-# (one run on H100, without a result file).
+# A layer takes 102 ms in 16 bits at 72,000 tokens: 58 to 60 ms for matrix products, 30 ms for attention, 12 ms for the
+# rest. With fp8 it takes 75.5 ms. The all-to-all of Q, K and V takes 1.8 ms between 2 GPUs and 1.3 ms between 4, that
+# of the output 0.7 and 0.5 ms (one run on H100, without a result file).
 H100 = Rates(
     name="H100 80 GB, NVLink",
     products={"same": 735e12, "fp8": 1250e12},

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be the same on all ranks: driver, libraries, kind of GPU. Where it differs, results may, in silence."""
+"""Versions that must be the same on all ranks: driver, libraries, kind of GPU.
+
+If they differ between ranks, results may differ without any error.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from vorta_trt.runtime.parallel.errors import ParallelError
 
 
 def versions_here(device: torch.device) -> dict[str, str]:
-    """Names and versions of what this process computes with."""
+    """Names and versions of the libraries, the driver and the GPU that this process uses."""
     found = {"torch": torch.__version__, "Python": platform.python_version(), "diffusers": _package("diffusers")}
     found["vorta-trt"] = _package("vorta-trt")
     if device.type == "cuda":
@@ -28,10 +31,10 @@ def versions_here(device: torch.device) -> dict[str, str]:
 
 
 def check_alike(versions: Sequence[Mapping[str, str]]) -> None:
-    """Raises ParallelError, with the ranks and what they have, unless all ranks have the same.
+    """Raises ParallelError, which names the ranks and their versions, unless all ranks have the same versions.
 
     Args:
-        versions: Of every rank, by rank.
+        versions: The versions of each rank, in rank order.
     """
     for name in dict.fromkeys(name for one in versions for name in one):
         ranks: dict[str, list[int]] = {}

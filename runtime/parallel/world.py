@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`World`: this process among those of one run, a GPU each; the same under our launcher and under torchrun.
+"""`World`: this process as one rank of a run with one GPU per process; the same under our launcher and under torchrun.
 
-Whoever starts the processes says to each by environment variables who it is and where they meet: RANK, WORLD_SIZE,
-LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors on GPUs travel by NCCL, those on the CPU by gloo.
+The launcher tells each process its rank and the meeting point in environment variables: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors on GPUs are exchanged by NCCL, tensors on the CPU by gloo.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOOPBACK = "lo"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 CPU, CUDA = "cpu", "cuda"
-# torch's watchdog of NCCL sleeps four times this many milliseconds, 15,000 unless they are set, between an exchange
-# that has taken too long and the end of the process, so that all ranks can write what its flight recorder has.
+# When an exchange has timed out, torch's NCCL watchdog sleeps four times this many milliseconds before it ends the
+# process, so that all ranks can write out their flight recorders. The default is 15,000 ms.
 NCCL_DUMP_WAIT = ("TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC", "500")
 BACKENDS = {CPU: "gloo", CUDA: "cpu:gloo,cuda:nccl"}
 Value = TypeVar("Value")
@@ -38,11 +38,11 @@ class World:
     """One process of several.
 
     Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
-        device: Where it computes.
-        timeout: Seconds that an exchange may take, in groups that are made of these ranks as well.
-        send: Tells the process that launched this one something; does nothing under torchrun.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: The device that this process computes on.
+        timeout: Seconds that an exchange may take, also in the groups that `group` makes.
+        send: Sends a message to the process that launched this one; does nothing under torchrun.
     """
 
     rank: int
@@ -57,12 +57,12 @@ class World:
         return self.rank == 0
 
     def group(self, ranks: Sequence[int]) -> Any:
-        """A group of torch.distributed of some ranks; all ranks make all groups, in the same order."""
+        """Makes a process group of some ranks. All ranks must make all groups, in the same order."""
         # Without its own time-out a group waits for half an hour, whatever the default group does.
         return distributed.new_group(list(ranks), timeout=timedelta(seconds=self.timeout))
 
     def gather(self, value: Value) -> list[Value]:
-        """A value of every rank, by rank; any object that can be pickled."""
+        """The values that all ranks give, in rank order; any object that can be pickled."""
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
@@ -75,7 +75,7 @@ class World:
 
 
 def is_rank() -> bool:
-    """Whether this process was started as one of several, by torchrun or alike."""
+    """Whether this process was started as a rank, by torchrun or a similar launcher."""
     return all(name in os.environ for name in NAMES)
 
 
@@ -83,15 +83,16 @@ def is_rank() -> bool:
 def join(
     kind: str | None = None, *, timeout: float = TIMEOUT, send: Callable[[Any], None] | None = None
 ) -> Iterator[World]:
-    """Meets the other ranks; leaves them when the block ends without an error, once all are there.
+    """Joins the other ranks. When the block ends without an error, waits until all ranks are there, and leaves them.
 
     Args:
-        kind: "cuda", the GPU of this process's number on its machine, or "cpu"; None takes GPUs if there are any.
+        kind: "cuda" for the GPU with this process's LOCAL_RANK, or "cpu"; None takes GPUs if there are any.
         timeout: Seconds that an exchange may take before it is an error.
         send: See `World.send`.
 
     Raises:
-        ParallelError: No environment of a rank, a GPU that is missing, or other versions on other ranks.
+        ParallelError: The environment variables of a rank are not set, a GPU is missing, or versions differ between
+            ranks.
     """
     if missing := [name for name in NAMES if name not in os.environ]:
         raise ParallelError(f"{missing[0]}: is not set, so this is no rank; start it with torchrun, or with --gpus")
@@ -110,7 +111,7 @@ def join(
     world = World(rank, size, device, timeout, send or World.send)
     check_alike(world.gather(versions_here(device)))
     yield world
-    # Not after an error: ending a group waits for its exchanges, and the other ranks may be gone.
+    # After an error this is skipped: ending a group waits for its exchanges, and the other ranks may be gone.
     distributed.barrier()
     distributed.destroy_process_group()
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`PlanCost`: what a request is predicted to cost, counted in FLOPs and, from measured parts, in seconds.
+"""`PlanCost`: the predicted cost of a request, counted in FLOPs and, from measured parts, in seconds.
 
-Counted is the transformer (see `transformer_flops`), for every context of guidance; text encoder, VAE and scheduler are
-left out. FLOPs are not time: sparse branches and small matrices run at other rates than dense ones.
+The cost is that of the transformer (see `transformer_flops`), for all passes of guidance. Text encoder, VAE and
+scheduler are left out. FLOPs are not time: sparse branches and small matrices run at other rates than dense ones.
 
 Letters: P denoising steps, L layers, N heads.
 """
@@ -26,10 +26,10 @@ class StepProfile(Record, extra="forbid"):
     """Measured seconds of one pass of one sample.
 
     Attributes:
-        other: Of everything outside the routed attention.
-        full: Of one head of one layer in this branch, as the other two.
-        coreset: See `full`.
-        sliding: See `full`.
+        other: Seconds of everything outside the routed attention.
+        full: Seconds of one head of one layer in the full branch.
+        coreset: Seconds of one head of one layer in the coreset branch.
+        sliding: Seconds of one head of one layer in the sliding branch.
     """
 
     other: float = Field(ge=0)
@@ -49,7 +49,7 @@ class StepProfile(Record, extra="forbid"):
         return BranchCosts(self.full, self.coreset, self.sliding)
 
     def seconds(self, routes: RouteTable) -> list[float]:
-        """Seconds of every step, computed with these routes: P numbers."""
+        """Seconds of one pass of each step with these routes: P numbers."""
         seconds = [self.other] * len(routes.timesteps)
         for branch in Branch:
             each = float(getattr(self, branch.name.lower()))
@@ -60,15 +60,15 @@ class StepProfile(Record, extra="forbid"):
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What one sample costs.
+    """The cost of one sample.
 
     Attributes:
-        step_flops: P, of one pass of every step, skipped or not.
-        dense_step_flops: Of a pass with full attention everywhere.
-        compute: P, which steps are computed.
-        passes: P, launches of every step that is computed, 2 with guidance.
-        step_seconds: P, of one pass; None without a profile.
-        dense_step_seconds: The same, all heads full.
+        step_flops: FLOPs of one pass of each step [P], whether the step is computed or skipped.
+        dense_step_flops: FLOPs of one pass with full attention in all heads.
+        compute: Whether each step is computed [P].
+        passes: Number of passes of each step [P] if it is computed, 2 with guidance.
+        step_seconds: Seconds of one pass of each step [P]; None without a profile.
+        dense_step_seconds: Seconds of one pass with full attention in all heads; None without a profile.
     """
 
     step_flops: tuple[float, ...]
@@ -98,7 +98,7 @@ class PlanCost:
 
     @classmethod
     def joined(cls, parts: Sequence[PlanCost]) -> PlanCost:
-        """The cost of a whole schedule, of those of its parts: two experts of one architecture."""
+        """The cost of a whole schedule from the costs of its parts, e.g. of two experts of one architecture."""
         seconds = [part.step_seconds for part in parts if part.step_seconds is not None]
         return cls(
             tuple(flops for part in parts for flops in part.step_flops),
@@ -121,25 +121,25 @@ class PlanCost:
 
     @property
     def speedup(self) -> float:
-        """Dense FLOPs without caching over those of the plan."""
+        """Ratio of the FLOPs with every step computed and every head full to the FLOPs of the plan."""
         return self.dense_flops / self.flops
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the transformer in the whole request."""
+        """Seconds of the transformer in the whole request; None without a profile."""
         return None if self.step_seconds is None else self._computed(self.step_seconds)
 
     @property
     def dense_seconds(self) -> float | None:
-        """The same, every step computed and every head full."""
+        """Seconds of the transformer with every step computed and every head full; None without a profile."""
         return None if self.dense_step_seconds is None else sum(self.passes) * self.dense_step_seconds
 
     def share(self, step: int) -> float:
-        """What a step costs of a dense one: 0 if it is skipped."""
+        """Ratio of a step's FLOPs to those of a dense step; 0 if the step is skipped."""
         return self.step_flops[step] / self.dense_step_flops if self.compute[step] else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The cost as an object for JSON."""
         return {
             "passes": self.passes[0] if len(set(self.passes)) == 1 else list(self.passes),
             "flops": self.flops,

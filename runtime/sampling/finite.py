@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`FiniteCheck`: samples that are not finite stop the run, with the step and, where it can be found, the layer.
+"""`FiniteCheck`: stops a run at a sample that is not finite; the error names the step and, if it can be found, the layer.
 
-One reduction per sample. On a GPU nothing waits for it: the count goes to the host while the GPU works on, and is
-looked at when the next sample comes, or in `finish`. So the run stops one step late there; the error names the step
-that went wrong.
+The check is one reduction per sample. On a GPU nothing waits for it: the count is copied to the host while the GPU
+works on, and is read when the next sample comes, or in `finish`. So on a GPU the run stops one step late, but the error
+names the step that went wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 Inputs = Mapping[str, Any]
 Locate = Callable[[Inputs], str]
-"""Runs the transformer's inputs of the step again and says where it began; see `locate_non_finite`."""
+"""Runs the transformer on a step's inputs again, and says where the values became non-finite.
+
+See `locate_non_finite`.
+"""
 
 UNLOCATED = (
     "to find the layer, run it in ONNX Runtime or torch: build the bundle with --keep-onnx, or give the .onnx file; "
@@ -33,11 +36,11 @@ class NonFiniteError(VortaError):
     """A sample with values that are not finite.
 
     Attributes:
-        step: Its index.
-        timestep: Of the step.
-        context: Of the step.
-        share: Of the sample's values.
-        place: Where it began, in words.
+        step: Index of the step.
+        timestep: Timestep of the step.
+        context: Name of the pass, such as "cond" or "uncond".
+        share: Share of the sample's values that are not finite, from 0 to 1.
+        place: In words, where the values became non-finite, or how to find out.
     """
 
     def __init__(self, step: int, timestep: float, context: str, share: float, place: str) -> None:
@@ -53,7 +56,7 @@ class NonFiniteVideoError(VortaError):
 
 
 class HostCopy:
-    """A small tensor on its way to the host; the GPU works on, and nobody waits before the values are asked for."""
+    """An asynchronous copy of a small tensor to the host; nothing waits for it until `wait` is called."""
 
     def __init__(self, tensor: Tensor) -> None:
         import torch
@@ -75,10 +78,10 @@ class HostCopy:
 
 
 class FiniteCheck:
-    """Checks the samples of one request, in turn; `finish` checks the last one.
+    """Checks the samples of one request, one after the other; `finish` checks the last one.
 
     Args:
-        locate: Finds the layer; None says how to find it.
+        locate: Finds the layer; with None, the error says how to find it.
     """
 
     def __init__(self, locate: Locate | None = None) -> None:
@@ -88,17 +91,18 @@ class FiniteCheck:
     def __call__(
         self, sample: Tensor, step: int, timestep: float, context: str = "cond", inputs: Inputs | None = None
     ) -> None:
-        """Checks a sample, or on a GPU the one before.
+        """Checks this sample, or on a GPU the previous one.
 
         Args:
-            sample: Any shape.
-            step: Its number.
-            timestep: Of the step.
-            context: Of the step.
-            inputs: Of the transformer at this step, by name, for `locate`; kept, not copied, until the next call.
+            sample: The sample, of any shape.
+            step: Index of the step.
+            timestep: Timestep of the step.
+            context: Name of the pass, such as "cond" or "uncond".
+            inputs: The transformer's inputs at this step, by name, for `locate`. They are kept until the next call, not
+                copied.
 
         Raises:
-            NonFiniteError: The sample has values that are not finite.
+            NonFiniteError: The checked sample has values that are not finite.
         """
         import torch
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where do values that are not finite begin? The same inputs again, looking at the output of every module.
+"""Finds the first module whose output is not finite, by running the same inputs again and checking every module.
 
-In an exported ONNX file, whose nodes are named after the modules (see `verification.layers`), a probe behind every
-module says whether its output is finite: the sum of x - x is 0, or NaN. Only these numbers leave the graph, so it needs
-little more memory than a plain run. In torch, forward hooks say the same.
+In an exported ONNX file, whose nodes are named after the modules (see `verification.layers`), a probe after every
+module says whether its output is finite: the sum of x - x is 0, or NaN. Only these numbers leave the graph, so the run
+needs little more memory than a plain run. In torch, forward hooks check the outputs.
 
 A run of a real-size model on the CPU takes hours; a caller decides whether to look.
 """
@@ -26,11 +26,11 @@ PROBE = "vorta_trt/finite/"
 
 
 def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
-    """Runs an ONNX file, or the one that a bundle holds, on the CPU; says in words where it began.
+    """Runs an ONNX file, or the one in a bundle, on the CPU; says in words where values became non-finite.
 
     Args:
-        target: What ran.
-        inputs: Of the engine, by name.
+        target: The bundle or ONNX file that gave the sample.
+        inputs: The inputs that the engine had at the step, by name.
     """
     import numpy as np
 
@@ -70,7 +70,7 @@ def locate_in_onnx(target: Target, inputs: Mapping[str, Any]) -> str:
 
 
 def locate_in_torch(model: RoutedTransformer, inputs: Mapping[str, Any]) -> str:
-    """Runs a routed transformer again; says in words in which module it began."""
+    """Runs a routed transformer again; says in words in which module values became non-finite."""
     import torch
 
     if bad := _bad_inputs(inputs):
@@ -99,7 +99,7 @@ def locate_in_torch(model: RoutedTransformer, inputs: Mapping[str, Any]) -> str:
 
 
 def _add_probes(model: onnx.ModelProto, tensors: Mapping[str, str]) -> dict[str, str]:
-    """Appends a probe behind every module; module -> the probe's output, 0 or NaN."""
+    """Appends a probe after every module; maps each module to the probe's output, which is 0 or NaN."""
     import onnx
 
     probes = {}
@@ -112,7 +112,7 @@ def _add_probes(model: onnx.ModelProto, tensors: Mapping[str, str]) -> dict[str,
 
 
 def _bad_inputs(inputs: Mapping[str, Any]) -> str | None:
-    """Says which inputs are not finite themselves."""
+    """Says in words which inputs already are not finite; None if all are."""
     bad = [name for name, value in inputs.items() if not _is_finite(value)]
     if not bad:
         return None

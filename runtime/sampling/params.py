@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.sampling.route_guards import RouteGuards
 
 DEFAULT_STEPS = 50
-LARGEST_SEED = 2**64 - 1  # of torch.Generator.manual_seed
-LARGEST_SCALE = 1000.0  # of guidance and of the flow shift; far above what models use, and far below an overflow
+LARGEST_SEED = 2**64 - 1  # the largest that torch.Generator.manual_seed takes
+LARGEST_SCALE = 1000.0  # limit of guidance scales and the flow shift; far above what models use, far below an overflow
 
 
 class GuidanceMode(str, Enum):
@@ -94,7 +94,7 @@ class SamplingParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _count_given_steps(cls, values: Any) -> Any:
-        """`num_inference_steps` of given steps is their number, unless it is said; they may be an array, too."""
+        """Sets `num_inference_steps` to the number of given steps unless it is given; arrays of steps become lists."""
         if not isinstance(values, dict):
             return values
         values = {name: _as_list(value) if name in ("sigmas", "timesteps") else value for name, value in values.items()}
@@ -138,7 +138,7 @@ class SamplingParams(BaseModel):
         """These parameters with some of them changed; checked as new ones are."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
         if self.gives_steps:
-            values.pop("num_inference_steps", None)  # it is the number of steps given
+            values.pop("num_inference_steps", None)  # counted anew from the given steps
         return SamplingParams(**(values | changes))
 
     @property
@@ -150,7 +150,7 @@ class SamplingParams(BaseModel):
 
 
 def _as_list(steps: Any) -> Any:
-    """Arrays, tensors, ranges and iterators as lists; anything else as it is."""
+    """Converts arrays, tensors, ranges and iterators to lists; returns anything else unchanged."""
     if hasattr(steps, "tolist"):
         return steps.tolist()
     return list(steps) if isinstance(steps, range | Iterator) else steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a timestep path comes from: a bundle, or an exported ONNX file."""
+"""Reads the timestep path of a bundle or of an exported ONNX file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 
 def timestep_path_of(source: str | Path | Bundle | Target) -> TimestepPath | None:
-    """The timestep path of a bundle or of an exported ONNX file; of a model at hand: `TimestepPath.from_model`.
+    """The timestep path of a bundle or of an exported ONNX file. For a loaded model, use `TimestepPath.from_model`.
 
     Args:
-        source: What was built or exported.
+        source: The bundle or the ONNX file.
 
     Returns:
-        None for a bundle that was built before bundles held it, without its ONNX file, and for files of another origin.
+        The path. None for files that vorta-trt did not export, and for bundles that hold neither a timestep path, as
+        old ones do, nor an ONNX file to read it from.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged.
+        ValueError: The file is damaged.
     """
     from vorta_trt.export.onnx_file import read_onnx
     from vorta_trt.export.timestep_weights import timestep_weights

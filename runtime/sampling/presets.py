@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: settings under which a published model is sampled, by name. `vorta-trt generate --preset NAME`.
 
-A preset is a set of defaults of `SamplingParams`; whatever is given besides wins. It says nothing of weights: those of
-a distilled model are a checkpoint of their own, or LoRA files that are fused when the model is exported.
+A preset is a set of defaults for `SamplingParams`; parameters that are given explicitly win. It does not choose
+weights: the weights of a distilled model are a separate checkpoint, or LoRA files that are fused at export.
 
 This module imports neither torch nor diffusers.
 """
@@ -22,13 +22,13 @@ class Preset:
     """Settings under which a published model is sampled.
 
     Attributes:
-        name: By which it is asked for.
-        about: What it is, for help.
-        one: Fields of `SamplingParams` for a model of one transformer; None if the preset is for none such.
-        two: The same for a model with two experts.
-        size: Of the videos; None takes any.
-        boundary_ratio: That the pipeline of two experts must have; None takes any.
-        boundary_step: How many steps the first of two experts must take; None takes any number.
+        name: Name by which the preset is chosen.
+        about: Short description, for help texts.
+        one: Fields of `SamplingParams` for a model with one transformer; None if the preset is not for such models.
+        two: Fields of `SamplingParams` for a model with two experts; None if the preset is not for such models.
+        size: The required size of the videos; None allows any.
+        boundary_ratio: The required `boundary_ratio` of a pipeline with two experts; None allows any.
+        boundary_step: How many steps the first of two experts must take; None allows any number.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Preset:
         """The fields of `SamplingParams` for a model.
 
         Args:
-            model: What the model is called, for errors.
-            boundary_ratio: Of a model with two experts; None with one transformer.
+            model: Name of the model, for error messages.
+            boundary_ratio: The model's `boundary_ratio` if it has two experts; None if it has one transformer.
 
         Raises:
             ValueError: The preset is not for such models.
@@ -84,7 +84,7 @@ class Preset:
             )
 
 
-# Four steps, evenly spaced from 1000 on and shifted by 5: 1000 * 5 s / (1 + 4 s) at s = 1, 0.75, 0.5, 0.25.
+# Four steps with evenly spaced s = 1, 0.75, 0.5, 0.25 and flow shift 5: timesteps 1000 * 5 s / (1 + 4 s).
 _FOUR_STEPS = tuple(1000 * 5 * s / (1 + 4 * s) for s in (1.0, 0.75, 0.5, 0.25))
 _FOUR_OF_TWO_EXPERTS = {"timesteps": _FOUR_STEPS, "guidance_scale": 1.0, "guidance_scale_2": 1.0}
 _MLPERF_NEGATIVE = (
@@ -99,8 +99,8 @@ _MLPERF_NEGATIVE = (
 PRESETS = {
     preset.name: preset
     for preset in (
-        # inference_config.yaml of the text-to-video benchmark in mlcommons/inference, which starts from a latent in a
-        # file; this one from the noise of its seed.
+        # From inference_config.yaml of the text-to-video benchmark in mlcommons/inference. That benchmark starts from a
+        # latent in a file, this preset from the noise of its seed.
         Preset(
             "mlperf",
             "text to video of MLPerf Inference v6.0: 20 steps, guidance 4 and 3, seed 42, 81x720x1280",
@@ -114,8 +114,8 @@ PRESETS = {
             size=VideoSize(81, 720, 1280),
             boundary_ratio=0.875,
         ),
-        # The step-distilled models of ModelTC/LightX2V: its scheduler adds fresh noise after every step of a single
-        # transformer, and takes plain steps of Euler with two experts.
+        # The step-distilled models of ModelTC/LightX2V. With a single transformer its scheduler adds fresh noise after
+        # every step; with two experts it takes plain Euler steps.
         Preset(
             "lightx2v-4step",
             "models that lightx2v distilled to 4 steps: shift 5, without guidance",
@@ -141,21 +141,21 @@ PRESETS = {
 
 
 def combined(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a preset with what was given in their place; given steps take the place of the preset's."""
+    """The settings of a preset, overridden by the given ones; given steps replace the preset's steps."""
     steps = ("timesteps", "sigmas")
     kept = {name: value for name, value in preset.items() if name not in steps or not any(map(given.get, steps))}
     return {**kept, **given}
 
 
 def get_preset(name: str, known: tuple[str, ...]) -> Preset:
-    """The preset of a name.
+    """Finds a preset by its name.
 
     Args:
-        name: Of the preset.
-        known: Those that the model's family is sampled with, see `ModelFamily.presets`.
+        name: Name of the preset.
+        known: Names of the presets for the model's family, see `ModelFamily.presets`.
 
     Raises:
-        ValueError: There is none of that name, or none for the family.
+        ValueError: There is no preset of that name, or it is not for the family.
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r}: must be one of {', '.join(PRESETS)}")

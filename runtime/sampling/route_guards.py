@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RouteGuards`: steps and layers that are dense whatever the router says, through `route_override`.
+"""`RouteGuards`: makes steps and layers dense through `route_override`, whatever the router says.
 
-Precedence at a head, from strong to weak: a guard, a calibrated route, the router.
+At each head a guard wins over a calibrated route, and a calibrated route over the router.
 
 Letters: P denoising steps, L layers, N heads.
 """
@@ -21,11 +21,11 @@ from vorta_trt.model.geometry import Branch
 
 @dataclass(frozen=True)
 class RouteGuards:
-    """Full attention where quality is decided.
+    """Steps and layers that have full attention because they matter most for quality.
 
     Args:
         dense_first: How many first steps are dense in all layers.
-        dense_last: How many last steps are.
+        dense_last: How many last steps are dense in all layers.
         dense_layers: Layers that are dense at every step, counted over all stacks of blocks.
     """
 
@@ -39,20 +39,21 @@ class RouteGuards:
                 raise ValueError(f"{name} {getattr(self, name)}: must be a number of steps, 0 for none")
 
     def dense_steps(self, steps: int) -> list[bool]:
-        """Which of P steps are dense in all layers. They are computed, too: a cache must not skip them."""
+        """Whether each of P steps is dense in all layers. A cache must not skip such steps."""
         return [step < self.dense_first or step >= steps - self.dense_last for step in range(steps)]
 
     def override(self, steps: int, layers: int, heads: int, calibrated: Tensor | None = None) -> Tensor | None:
-        """The guards on top of calibrated routes: int32 [P, L, N]; None if neither says anything.
+        """The calibrated routes with the guards applied, int32 [P, L, N]; None if there are neither.
 
         Args:
-            steps: P.
-            layers: L.
-            heads: N.
-            calibrated: int32 [P, L, N] with -1 where the router decides; it is not changed.
+            steps: Number of steps P.
+            layers: Number of layers L.
+            heads: Number of heads N.
+            calibrated: Calibrated routes, int32 [P, L, N] with -1 where the router decides; not modified.
 
         Raises:
-            ValueError: Layers that the model does not have, or calibrated routes of another shape.
+            ValueError: The guards name layers that the model does not have, or the calibrated routes have another
+                shape.
         """
         outside = [layer for layer in self.dense_layers if not 0 <= layer < layers]
         if outside:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`StepBroadcast`: inside a range of timesteps, only every k-th step is computed.
 
-The equivalent of Pyramid Attention Broadcast (arXiv 2408.12588) for a compiled engine. PAB computes an attention every
-k-th step inside a range of timesteps and broadcasts its output to the steps between; other kinds of layers, with other
-k, go on being computed. Here nothing inside the engine can be skipped alone, so the output of the whole step is what is
-broadcast: more is saved and more is approximated than by PAB with the same numbers.
+This is the equivalent of Pyramid Attention Broadcast (PAB, arXiv 2408.12588) for a compiled engine. PAB computes an
+attention at every k-th step inside a range of timesteps, and broadcasts its output to the steps between. Each kind of
+attention has its own k, and the other layers are computed at every step. Parts of a compiled engine cannot be skipped,
+so here the output of the whole step is broadcast. With the same numbers, this saves more and approximates more than
+PAB.
 
 The rule is that of diffusers' PyramidAttentionBroadcastConfig with `spatial_attention_block_skip_range` and
 `spatial_attention_timestep_skip_range`: a step is skipped if its timestep lies strictly inside the range and its index

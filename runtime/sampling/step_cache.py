@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every way of caching steps has in common.
+"""The interface of all step caches.
 
-A compiled engine gives the sample and nothing inside it, so what is reused on a skipped step is the whole output: the
-sample that was last computed for the same context ("cond", "uncond"). The published methods reuse something inside the
-model instead (TeaCache the residual of all blocks, Pyramid Attention Broadcast the outputs of single attentions), so
-their published quality figures do not carry over; their rules for which steps to skip are taken as they are.
+A compiled engine returns the sample and no values from inside the model. So a skipped step reuses the whole output: the
+sample that was last computed for the same context ("cond", "uncond"). The published methods reuse values from inside
+the model instead: TeaCache the residual of all blocks, Pyramid Attention Broadcast the outputs of single attentions. So
+their published quality figures do not carry over. Their rules for which steps to skip are used unchanged.
 
-Which steps those are depends on the timesteps alone, never on the latents: it is known before sampling, equal for all
-contexts of a request, and exact.
+Which steps are skipped depends on the timesteps alone, never on the latents. So it is known exactly before sampling,
+and it is the same for all contexts of a request.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
 
-SETTINGS = ConfigDict(extra="forbid")  # of caches, which are read from JSON, too
+SETTINGS = ConfigDict(extra="forbid")  # pydantic configuration of the caches, which are also read from JSON
 
 
 class StepCache(Protocol):
     """Which steps of a schedule are computed."""
 
     def for_model(self, path: TimestepPath | None) -> StepCache:
-        """This cache with everything filled in that depends on the model.
+        """A copy of this cache with all settings filled in that depend on the model.
 
         Args:
-            path: Of the model, None if it is not at hand.
+            path: Timestep path of the model; None if it is not available.
 
         Raises:
-            ValueError: The cache needs what the model does not have.
+            ValueError: The cache needs something that the model does not have.
         """
 
     def compute(
@@ -43,13 +43,13 @@ class StepCache(Protocol):
         """One flag per step; False: the step reuses the last computed sample.
 
         Args:
-            timesteps: As the transformer sees them.
-            path: Of the model.
-            forced: Steps that are computed whatever the cache thinks; the first and the last step always are.
+            timesteps: Timesteps of the steps, as the transformer gets them.
+            path: Timestep path of the model; None if it is not available.
+            forced: Whether each step must be computed. The first and the last step are always computed.
         """
 
     def notes(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[str]:
-        """What the user should know of this cache on this schedule."""
+        """Notes for the user about this cache on this schedule."""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, for reports."""

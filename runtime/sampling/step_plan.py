@@ -5,8 +5,8 @@ r"""`StepPlan`: everything known of one request before sampling; `StepState` fol
     plan = plan_steps(scheduler.timesteps, path=path, cache=TeaCache(), guards=RouteGuards(dense_first=2))
     print("\n".join(plan.lines()))
 
-Routes come from the router, which sees the timestep alone, and from overrides; skipped steps from the cache, which sees
-the timesteps alone. So nothing in a plan is an estimate but its cost.
+Routes come from the router, which depends on the timestep alone, and from overrides. Skipped steps come from the cache,
+which depends on the timesteps alone. So everything in a plan is exact, except its cost, which is an estimate.
 
 Letters: P denoising steps, L layers, N heads.
 """
@@ -38,18 +38,21 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """What happens at every step of one request, or at those of one of two experts.
+    """What happens at every step of one request, or at the steps of one of two experts.
 
     Attributes:
-        timesteps: P, as the scheduler gives them.
-        compute: P; False: the step reuses the last computed sample of its context, no engine launch.
-        route_override: int32 [P, L, N], -1 = the router decides; None: the router decides everywhere.
-        tau: routing threshold at run time; None: the model's own.
-        routes: what will be taken, if router and timestep path are known; at a skipped step, what would have been.
-        cost: predicted; None if the routes are not known.
-        settings: of cache and guards, for reports. notes: what the user should know.
-        first: number of the first step in the schedule. schedule_steps: how many that has; None: the plan's own. Of an
-            expert's part, the steps count from `first` on in all that people see.
+        timesteps: Timesteps of the steps [P], as the scheduler gives them.
+        compute: Whether each step is computed [P]. A step that is not reuses the last computed sample of its context,
+            without an engine launch.
+        route_override: int32 [P, L, N], where -1 lets the router decide. None lets the router decide everywhere.
+        tau: Routing threshold at run time; None takes the model's own.
+        routes: Branches that the heads will take, or at a skipped step would have taken. None if router or timestep
+            path are not known.
+        cost: Predicted cost; None if the routes are not known.
+        settings: Settings of cache and guards, for reports.
+        notes: Notes for the user.
+        first: Number of the plan's first step in the schedule. Step numbers that users see count from it.
+        schedule_steps: Number of steps of the whole schedule; None if the plan is the whole schedule.
     """
 
     timesteps: tuple[float, ...]
@@ -80,17 +83,18 @@ class StepPlan:
         return sum(self.compute)
 
     def override_at(self, step: int) -> Tensor | None:
-        """What the engine takes as `route_override` at a step: int32 [L, N]; None: the router decides everywhere."""
+        """The engine's input `route_override` at a step, int32 [L, N]; None lets the router decide everywhere."""
         return None if self.route_override is None else self.route_override[step]
 
     def departures(self, step: int, taken: Tensor) -> int:
-        """At how many heads the engine took another branch than planned.
+        """The number of heads at which the engine took another branch than planned.
 
-        Only a head whose two best scores are equal but for rounding, or whose best is tau but for rounding, may.
+        A head may do so only where rounding decides: its two best scores are nearly equal, or its best score is nearly
+        tau.
 
         Args:
-            step: Its number.
-            taken: The engine's `routes`, int32 [L, B, N].
+            step: Index of the step in the plan.
+            taken: The engine's output `routes`, int32 [L, B, N].
         """
         if self.routes is None:
             raise ValueError("routes None: the plan does not know them; make it with the model's timestep path")
@@ -98,7 +102,7 @@ class StepPlan:
 
     @classmethod
     def joined(cls, parts: Sequence[StepPlan]) -> StepPlan:
-        """The plan of a whole schedule, of those of its parts; for reports."""
+        """The plan of a whole schedule from the plans of its parts; for reports."""
         if len(parts) == 1:
             return parts[0]
         overrides = [part.route_override for part in parts]
@@ -146,10 +150,10 @@ class StepPlan:
         )
 
     def lines(self, labels: Sequence[str] = ()) -> list[str]:
-        """The plan as text: a row per step, totals, and what to know of it.
+        """The plan as text: a row per step, totals, and the notes.
 
         Args:
-            labels: P, the expert of every step; none for no such column.
+            labels: The expert of each step [P]; if empty, there is no such column.
         """
         shares = {} if self.routes is None else self.routes.shares_per_step()
         cells = []
@@ -205,24 +209,24 @@ def plan_steps(
     profile: StepProfile | None = None,
     part: range | None = None,
 ) -> StepPlan:
-    """Plans one request, or the part of it that one of two experts takes.
+    """Plans one request, or the part of it that one of two experts computes.
 
     Args:
-        timesteps: the scheduler's, after set_timesteps.
-        path: the model's timestep path; without it there are neither routes nor cost, and no TeaCache.
-        cache: None computes every step.
-        guards: See `RouteGuards`. Steps that a guard makes dense are computed.
+        timesteps: Timesteps of the scheduler, after set_timesteps.
+        path: The model's timestep path. Without it there are neither routes nor cost, and no TeaCache.
+        cache: The step cache; None computes every step.
+        guards: See `RouteGuards`. Steps that a guard makes dense are always computed.
         calibrated: Calibrated routes, int32 [P, L, N].
-        heads: (L, N), needed for guards without a `path`.
-        tau: routing threshold; None is the model's own.
-        timestep_dtype: what the pipeline rounds timesteps to before the transformer gets them, from the second step
-            on; routes and embeddings are those of the rounded ones. Some pipelines of diffusers do not round. Others
-            round to the latents' type: float32 at first, and after the first step what the
-            scheduler makes it, the sample's type with FlowMatchEulerDiscreteScheduler.
-        passes: launches per computed step, 2 with classifier-free guidance, batched or not; for the cost.
-        profile: measured times; for the cost.
-        part: which steps of the schedule; None for all. Guards count the steps of the schedule, a cache those of the
-            part, of which the first is computed.
+        heads: Number of layers and heads (L, N), needed for guards without a `path`.
+        tau: Routing threshold; None takes the model's own.
+        timestep_dtype: Type to which the pipeline rounds timesteps before the transformer gets them, from the second
+            step on. Routes and embeddings are those of the rounded timesteps. Some pipelines of diffusers do not round.
+            Others round to the type of the latents, which is float32 at first; after the first step it is whatever the
+            scheduler returns, which with FlowMatchEulerDiscreteScheduler is the type of the sample.
+        passes: Number of passes per computed step, 2 with classifier-free guidance, batched or not; for the cost.
+        profile: Measured times; for the cost.
+        part: The steps of the schedule to plan; None plans all. Guards count steps in the whole schedule. A cache
+            counts steps in the part, whose first step is always computed.
     """
     given = timesteps.tolist() if isinstance(timesteps, Tensor) else list(timesteps)
     scheduled = tuple(map(float, given))

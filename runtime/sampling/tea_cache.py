@@ -6,14 +6,14 @@
     a < threshold          the step is skipped; otherwise it is computed and a = 0
 
 The original takes one of three signals for e: the timestep embedding; its projection to the blocks' modulation
-("use_ret_steps"); or the modulated input of the first block, which depends on the latents and so neither leaves an
-engine nor is known ahead. Here it is the timestep embedding, or the modulation where that depends on the timestep
-alone.
+("use_ret_steps"); or the modulated input of the first block. The last one depends on the latents, so it is not known
+before sampling, and an engine does not return it. Here e is the timestep embedding, or the modulation where that
+depends on the timestep alone.
 
-The polynomial belongs to a signal and a checkpoint, not to an architecture: a fine-tuned or distilled model, or another
-release of the same size, changes by other amounts. So published coefficients are taken for checkpoints that carry the
-published name, see `ModelFamily.tea_cache_model`, or where the user says which checkpoint it is. All others have to be
-fitted, see `tea_fit`.
+The polynomial belongs to a signal and a checkpoint, not to an architecture: the output of a fine-tuned or distilled
+model, or of another release of the same size, changes by other amounts. So published coefficients are used only for
+checkpoints that carry the published name (see `ModelFamily.tea_cache_model`), or where the user says which checkpoint
+it is. For all others, coefficients have to be fitted, see `tea_fit`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import Signal, TimestepPath
 
 
-IDENTITY = (1.0, 0.0)  # the distance itself; thresholds then are about ten times smaller
+IDENTITY = (1.0, 0.0)  # the polynomial that gives the distance itself; thresholds are then about ten times smaller
 
 
 def known_path(path: TimestepPath | None) -> TimestepPath:
-    """The path, or a ValueError that says where it comes from."""
+    """Returns the path; for None raises a ValueError that says how to get one."""
     if path is None:
         raise ValueError(
             "TeaCache: the model's timestep embedder is not at hand, and it decides which steps are skipped; build the "
@@ -50,15 +50,15 @@ class TeaCache:
     """A `StepCache`.
 
     Args:
-        threshold: of the accumulated change; 0 computes every step; None is the published one.
-        coefficients: of the polynomial, highest power first; None are the published ones of the model that it is
-            planned for, with their `first`.
-        signal: which embedding, "embedding" or "modulation".
-        first: how many steps at the beginning are always computed.
-        last: how many steps at the end are always computed.
-        fitted_range: distances that the polynomial was fitted on, if known.
-        model: which published checkpoint it is, where the name of its folder does not say.
-        method: what tells it from the other caches in JSON.
+        threshold: Threshold of the accumulated change. 0 computes every step; None takes the published threshold.
+        coefficients: Coefficients of the polynomial, highest power first. None takes the published coefficients of the
+            model that is planned for, and at least their number of `first` steps.
+        signal: The embedding that is compared: "embedding" or "modulation".
+        first: How many steps at the beginning are always computed.
+        last: How many steps at the end are always computed.
+        fitted_range: The smallest and the largest distance that the polynomial was fitted on, if known.
+        model: Name of the published checkpoint that the model is, where the name of its folder does not say.
+        method: Name of this kind of cache in JSON.
     """
 
     threshold: float | None = None
@@ -90,17 +90,17 @@ class TeaCache:
     def published(
         cls, path: TimestepPath, threshold: float | None = None, signal: Signal = "embedding", model: str | None = None
     ) -> TeaCache:
-        """With what is published for the checkpoint.
+        """A cache with the settings that are published for the checkpoint.
 
         Args:
-            path: of the model.
-            threshold: None takes the published one.
-            signal: which embedding.
-            model: name of a published checkpoint, for a model that is one under another name; None goes by the name
-                of the folder that the model came from.
+            path: Timestep path of the model.
+            threshold: Threshold of the accumulated change; None takes the published one.
+            signal: The embedding that is compared.
+            model: Name of the published checkpoint that the model is; None goes by the name of the folder that the
+                model came from.
 
         Raises:
-            ValueError: nothing is published for the checkpoint and signal, or which checkpoint it is is not known.
+            ValueError: Nothing is published for the checkpoint and signal, or the published checkpoint is not known.
         """
         family = get_family(path.family)
         names = family.tea_cache_models()
@@ -150,14 +150,14 @@ class TeaCache:
         return tuple(flags)
 
     def distances(self, timesteps: Sequence[float], path: TimestepPath | None) -> list[float]:
-        """Relative L1 distance of every embedding to the one before: P - 1."""
+        """Relative L1 distance of each embedding to the previous one: P - 1 numbers."""
         embeddings = known_path(path).embedding(timesteps, cast("Signal", self.signal)).double()  # [P, E]
         before, after = embeddings[:-1], embeddings[1:]
         distances: list[float] = ((after - before).abs().mean(dim=1) / before.abs().mean(dim=1)).tolist()
         return distances
 
     def changes(self, distances: Sequence[float]) -> list[float]:
-        """The polynomial's estimates for the distances. As in the original some may be negative; see `notes`."""
+        """The polynomial's estimates for the distances. As in the original, some may be negative; see `notes`."""
         estimates = []
         for distance in distances:
             value = 0.0

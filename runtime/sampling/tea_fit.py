@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fitting TeaCache's polynomial: how much the model's output changes, from how much the timestep embedding does.
+"""Fits TeaCache's polynomial, which estimates the change of the model's output from that of the timestep embedding.
 
-As in the original: sample a few prompts without any cache, note the relative L1 distance of the embedding and of the
-output at every step but the first, and fit a polynomial of degree 4 by least squares over all of them.
+The method is that of the original: sample a few prompts without any cache, note the relative L1 distance of the
+embedding and of the output at every step but the first, and fit a polynomial of degree 4 to all of them by least
+squares.
 
-    changes = output_changes(samples)               # of one prompt and context, one sample per step
+    changes = output_changes(samples)               # samples of one prompt and context, one per step
     distances = TeaCache(0, IDENTITY).distances(timesteps, path)
     TeaCoefficients.fit(distances, changes).save("tea.json")
 
@@ -32,7 +33,7 @@ DEGREE = 4
 
 
 def output_changes(samples: Iterable[Tensor]) -> list[float]:
-    """Relative L1 distance of every sample to the one before: P - 1 numbers of P samples, any shape."""
+    """Relative L1 distance of each sample to the previous one: P - 1 numbers for P samples of any shape."""
     changes = []
     before: Tensor | None = None
     for sample in samples:
@@ -45,9 +46,11 @@ def output_changes(samples: Iterable[Tensor]) -> list[float]:
 def fit_coefficients(
     distances: Sequence[float], output_changes: Sequence[float], degree: int = DEGREE
 ) -> tuple[float, ...]:
-    """The polynomial from distances to output changes by least squares, highest power first.
+    """Coefficients, highest power first, of the least-squares polynomial from distances to output changes.
 
-    Raises: ValueError, for other lengths, too few distances to fix the polynomial, or numbers that are not finite.
+    Raises:
+        ValueError: The lengths differ, there are too few distances to determine the polynomial, or numbers are not
+            finite.
     """
     import numpy as np
 
@@ -67,10 +70,10 @@ class TeaCoefficients(Record, extra="forbid"):
     """A fitted polynomial.
 
     Attributes:
-        format: Of the file.
-        coefficients: Highest power first.
-        signal: That it belongs to.
-        fitted_range: The least and the largest distance that it was fitted on.
+        format: Version of the file format.
+        coefficients: Coefficients of the polynomial, highest power first.
+        signal: The embedding that the polynomial was fitted for.
+        fitted_range: The smallest and the largest distance that the polynomial was fitted on.
     """
 
     format: Literal[1] = 1

@@ -23,8 +23,8 @@ class Case:
     """One run.
 
     Attributes:
-        feeds: Every input; floating values are rounded to the engine's type but stored in float32.
-        draw: Numbers different random inputs of the same case.
+        feeds: All input arrays, by name. Floating values are rounded to the engine's type but stored in float32.
+        draw: Number of the draw. The same case with another number has other random inputs.
     """
 
     name: str
@@ -46,14 +46,14 @@ def make_cases(
     """Makes the cases for an engine.
 
     Args:
-        inputs: Of the engine.
-        model_inputs: What the family says of them.
-        default_tau: The threshold that it was exported with.
-        has_router: Without one, every threshold gives the same routes.
+        inputs: Specs of the engine's inputs.
+        model_inputs: The model family's description of these inputs, e.g. the range of their values.
+        default_tau: The routing threshold that the engine was exported with.
+        has_router: Whether the model has a router. Without one, every threshold gives the same routes.
         batch: Samples per run.
-        seed: Of the random inputs.
+        seed: Seed of the random inputs.
         only: Names of cases to make; all if empty.
-        draw: Another number gives other inputs for the same seed.
+        draw: Number of the draw. Another number gives other inputs for the same seed.
 
     Raises:
         ValueError: `only` names a case that does not exist.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two tensors are apart, and how long one is beside the other."""
+"""The relative L2 distance of two tensors, and the ratio of their norms."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 """What fp8 attention costs a model: error and norm ratio of every layer's attention, and of the sample.
 
 The checkpoint runs in torch, in the type of the file. Each layer's attention is computed twice from the same inputs, in
-that type and in fp8, and the fp8 output goes on to the next layer: a layer's error is its own, and the sample's error
-is what all layers together make. A GPU with fp8 kernels computes both. Elsewhere, and for files in float32, which those
-kernels do not take, `model/fp8_emulation.py` does, and the report says so.
+that type and in fp8, and the fp8 output goes on to the next layer. So the error of a layer is the error of its own
+attention alone, and the error of the sample is the joint effect of all layers. On a GPU with fp8 kernels, the kernels
+compute both outputs. Elsewhere, and for files in float32, which the kernels do not take, `model/fp8_emulation.py`
+computes them, and the report says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vorta_trt.model import RoutedTransformer
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
-"""Takes the operator's arguments; gives its output in fp8 and in the type of the query."""
+"""Takes the operator's arguments. Returns two outputs: computed in fp8, and computed in the type of the query."""
 
 
 def measure_fp8(
@@ -42,8 +43,8 @@ def measure_fp8(
 
     Args:
         run: Runs the model on all cases and returns a sample for each.
-        expected: Their samples without fp8.
-        model: What `run` runs.
+        expected: The sample of each case without fp8.
+        model: The model that `run` runs.
 
     Returns:
         A report for each case.
@@ -70,7 +71,7 @@ class Fp8Attention(TorchDispatchMode):
     """While it is on, routed attention is computed in fp8.
 
     Attributes:
-        errors: Of every call, in order: one for each layer of each run.
+        errors: Error of each call of the operator, in the order of the calls: one for each layer of each run.
     """
 
     def __init__(self, attend: Attend) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fp8 products cost a model: error and norm ratio of every linear layer that has them.
+"""What fp8 products cost a model: error and norm ratio of every linear layer that runs in fp8.
 
-The checkpoint runs in torch with the layers of the file in fp8. Each product is computed twice from the same input, as
-the operator does and in float32 with the weight before it was rounded, and the former goes on to the next layer: a
-layer's error is its own. What all layers together make is the error of the sample.
+The checkpoint runs in torch, with the same layers in fp8 as the file. Each product is computed twice from the same
+input: in fp8 as the operator does, and in float32 with the weight as it was before rounding. The fp8 product goes on to
+the next layer. So the error of a layer is the error of its own product alone, and the error of the sample is the joint
+effect of all layers.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ _BEFORE: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.vorta.norm_modulate_quantize.default: norm_modulate,
     torch.ops.vorta.residual_norm_modulate_quantize.default: lambda *arguments: residual_norm_modulate(*arguments)[1],
 }
-"""The tokens that an operator quantises, of its arguments."""
+"""By operator: a function that computes, from the operator's arguments, the tokens before they are quantised."""
 
 
 class Fp8Products(TorchDispatchMode):
     """While it is on, products in fp8 are compared with exact ones.
 
     Args:
-        model: Whose layers are measured.
-        reader: The checkpoint that it was loaded from, with its LoRA files fused.
+        model: The model whose layers are measured.
+        reader: The checkpoint that the model was loaded from, with its LoRA files fused.
 
     Attributes:
-        errors: Of every product, in the order of execution.
+        errors: Error of each product, in the order of execution.
     """
 
     def __init__(self, model: RoutedTransformer, reader: CheckpointReader) -> None:
@@ -49,7 +50,7 @@ class Fp8Products(TorchDispatchMode):
         self.errors: list[LinearError] = []
         self._reader = reader
         self._names = {layer.weight.data_ptr(): name for name, layer in fp8_layers(model).items()}
-        self._tokens = WeakIdKeyDictionary()  # before they were quantised, by what they became
+        self._tokens = WeakIdKeyDictionary()  # quantised tokens -> the tokens before they were quantised
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,9 +72,9 @@ def linear_reports(errors: Sequence[LinearError], samples: Sequence[Any], exact:
     """Gives a report for each case.
 
     Args:
-        errors: Of all products of all cases, one case after the other.
+        errors: Errors of all products of all cases, one case after the other.
         samples: The sample of each case with fp8 products.
-        exact: The same without, in float32.
+        exact: The sample of each case without fp8 products, in float32.
     """
     layers = len(errors) // len(samples)
     reports = []

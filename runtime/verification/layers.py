@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerReport:
-    """Runs one case with the outputs of all modules. Of a bundle, it is the ONNX file inside that is looked at."""
+    """Runs one case and compares the output of every module. For a bundle, it runs the ONNX file inside the bundle."""
     from vorta_trt.runtime.engine import Engine
 
     path = subject.target.onnx_path
@@ -58,7 +58,10 @@ def compare_layers(subject: Subject, case: Case, case_passed: bool) -> LayerRepo
 
 
 def module_tensors(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
-    """Module -> the tensor that is its output in the graph, in the order of `names`, as far as the graph has it."""
+    """Maps each module to the tensor of the graph that is its output, in the order of `names`.
+
+    Modules that the graph does not have are left out.
+    """
     graph_outputs = {value.name for value in model.graph.output}
     users: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -72,15 +75,15 @@ def module_tensors(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, st
             for tensor in node.output:
                 leaves = any(not _inside(user, name) for user in users.get(tensor, ()))
                 if leaves and tensor not in graph_outputs:
-                    # The last one wins. Of what a block operator leaves, the first is a module's output; the second is
-                    # the norm of the module behind it.
+                    # The last tensor wins. A block operator has two outputs: the first is the module's output, the
+                    # second is the norm of the module that follows.
                     found[name] = node.output[0] if node.domain == ROUTED_ATTENTION.namespace else tensor
     return found
 
 
 @contextmanager
 def probed_copy(onnx_file: OnnxFile, tensors: Sequence[str]) -> Iterator[Path]:
-    """A temporary copy of the graph with `tensors` as further outputs, beside links to the weights."""
+    """A temporary copy of the graph with `tensors` as additional outputs, in a folder with links to the weights."""
     import onnx
 
     model = onnx.ModelProto()

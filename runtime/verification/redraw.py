@@ -2,10 +2,10 @@
 """A second look at cases that may have failed by bad luck.
 
 The coreset branch keeps the tokens that are least similar to their bucket's centre. Where two similarities nearly tie,
-rounding decides which token stays, and the output of that token jumps: in torch as in the engine, but not for the same
-tokens. In a small model a single jump outweighs all rounding, so one run may exceed twice torch's error without any
-fault. A fault is there for every input, bad luck is not: such a case runs again on other inputs, and the middle run
-counts. Routes need no second look: they are the same, or there is a fault.
+rounding decides which token stays, and the output of that token jumps. This happens in torch as in the engine, but not
+for the same tokens. In a small model a single jump outweighs all rounding, so one run may exceed twice torch's error
+without any fault. A fault shows for every input, bad luck does not. So such a case runs again on other inputs, and the
+run with the median error counts. Routes need no second look: if they differ, there is a fault.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from vorta_trt.runtime.verification.cases import Case
 from vorta_trt.runtime.verification.report import CaseReport
 from vorta_trt.runtime.verification.sides import ROUTES, Sides
 
-DRAWS = 9  # odd, so that there is a middle one; a run in ten jumps beyond the limit, five of nine do once in a thousand
+# Odd, so that there is a median. One run in ten jumps beyond the limit; five runs of nine do once in a thousand cases.
+DRAWS = 9
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A case, what its sides gave, and on how many inputs it ran."""
+    """A case, the outputs of its sides, and on how many different inputs it ran."""
 
     case: Case
     sides: Sides
@@ -49,7 +50,7 @@ class Outcome:
 
     @property
     def may_be_bad_luck(self) -> bool:
-        """Whether it failed, with the right routes, where coreset heads are."""
+        """Whether the case failed with equal routes, and at least one head took the coreset branch."""
         report = self.report
         uses_coreset = bool((self.sides.truth[ROUTES] == Branch.CORESET).any())
         return not report.passed and report.different_routes == 0 and uses_coreset
@@ -58,11 +59,11 @@ class Outcome:
 def redraw(
     outcomes: Sequence[Outcome], draw: Callable[[str, int], Case], run: Callable[[list[Case]], list[Sides]]
 ) -> list[Outcome]:
-    """Replaces the outcomes that may be bad luck by the middle one of `DRAWS` draws.
+    """Replaces each outcome that may be bad luck by the one of `DRAWS` draws with the median error.
 
     Args:
-        outcomes: Of every case.
-        draw: Makes a case of that name with other inputs.
+        outcomes: The outcome of each case.
+        draw: Makes the case of a name with other inputs, given the number of the draw.
         run: Runs cases.
     """
     again = [outcome.case.name for outcome in outcomes if outcome.may_be_bad_luck]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FP32_LIMIT = 1e-5  # relative L2 error of an fp32 file
-FP8_LIMIT = 5e-2  # of an engine whose attention runs in fp8, which torch here does not
+FP8_LIMIT = 5e-2  # relative L2 error of an engine with fp8 attention; torch, which it is compared with, has none here
 SAME_DTYPE_FACTOR = 2.0  # times torch's own error in the same type, for fp16 and bf16
 
 RULES = {
@@ -30,14 +30,16 @@ class Strict(BaseModel):
 
 
 class TensorError(Strict):
-    """How far a tensor is from the same one computed by torch in fp32.
+    """How far a tensor x of the engine is from y, the same tensor computed by torch in fp32.
 
     Attributes:
         max_abs: Largest absolute difference.
         relative_l2: |x - y| / |y|.
-        torch_max_abs: The same for torch in the engine's type; None for fp32.
-        torch_relative_l2: The same for torch in the engine's type; None for fp32.
-        limit: What the rule allows for relative_l2.
+        torch_max_abs: Largest absolute difference of torch in the engine's type, with its fp8 products, from y. None
+            for fp32 without fp8 products.
+        torch_relative_l2: Relative L2 error of torch in the engine's type, with its fp8 products. None for fp32 without
+            fp8 products.
+        limit: The largest relative_l2 that the rule allows.
     """
 
     name: str
@@ -55,10 +57,10 @@ class TensorError(Strict):
 
 
 class AttentionError(Strict):
-    """What fp8 does to one attention, or to the sample.
+    """How far fp8 moves the output of one attention, or the sample.
 
     Attributes:
-        relative_l2: |x - y| / |y|, y without fp8 and otherwise of the same type.
+        relative_l2: |x - y| / |y|, where x is computed with fp8 and y without, otherwise in the same type.
         norm_ratio: |x| / |y|.
     """
 
@@ -71,7 +73,7 @@ class Fp8Report(AttentionError):
 
     Attributes:
         source: "kernels" of this GPU, or "emulation" in torch, which rounds as they do but not bit for bit.
-        layers: Of each layer, its own error: both attentions have the same inputs.
+        layers: Error of each layer's attention by itself: the fp8 and the exact attention get the same inputs.
     """
 
     source: Literal["kernels", "emulation"]
@@ -85,18 +87,21 @@ class Fp8Report(AttentionError):
 
 
 class LinearError(AttentionError):
-    """What fp8 does to one linear layer, whose exact product has the weight before it was rounded, in float32."""
+    """How far fp8 moves the product of one linear layer.
+
+    The exact product is in float32, with the weight before it was rounded.
+    """
 
     name: str
 
 
 class LinearReport(AttentionError):
-    """What fp8 products do to the sample of a case, and to every linear layer that has them.
+    """What fp8 products do to the sample of a case, and to every linear layer that runs in fp8.
 
-    The sample is compared with float32 without fp8, so its error is that of the file's type as well.
+    The sample is compared with float32 without fp8, so its error includes the rounding of the file's type.
 
     Attributes:
-        layers: Of each layer, its own error: both products have the same input.
+        layers: Error of each layer's product by itself: the fp8 and the exact product get the same input.
     """
 
     layers: list[LinearError]
@@ -112,11 +117,12 @@ class CaseReport(Strict):
     """One case.
 
     Attributes:
-        draws: 1, or on how many different inputs the case ran (see `redraw`); the numbers are those of the middle one.
-        different_routes: Heads, of all samples and layers, that took another branch in torch.
-        routes: Heads of all samples and layers.
-        fp8_attention: What fp8 attention does; None unless the file asks for it.
-        fp8_linears: What fp8 products of linear layers do; None unless the file has some.
+        draws: On how many different inputs the case ran, normally 1 (see `redraw`). With several, all other fields are
+            those of the run with the median error.
+        different_routes: Number of heads, over all samples and layers, that took another branch in torch.
+        routes: Number of heads over all samples and layers.
+        fp8_attention: Error of fp8 attention; None unless the file asks for it.
+        fp8_linears: Error of fp8 products of linear layers; None unless the file has some.
     """
 
     name: str
@@ -158,7 +164,7 @@ class VerifyReport(Strict):
     router: str | None
     executor: str
     precision: str
-    attention_precision: str = "same"  # of the file; only the kernels, so only TensorRT, compute otherwise in fp8
+    attention_precision: str = "same"  # as the file asks for it; only the kernels, in TensorRT, compute in fp8
     linear_precision: str = "same"
     batch: int
     seed: int
@@ -175,14 +181,23 @@ class VerifyReport(Strict):
 
 
 def rule(precision: str, fp8_attention: bool, fp8_linears: bool = False) -> str:
-    """The rule in words; `fp8_attention`, `fp8_linears`: whether the engine computed attention, products in fp8."""
+    """The rule in words.
+
+    Args:
+        precision: Type of the file.
+        fp8_attention: Whether the engine computed its attention in fp8.
+        fp8_linears: Whether the engine has linear layers in fp8.
+    """
     if fp8_attention:
         return FP8_RULE
     return LINEAR_RULE.format(precision) if fp8_linears else RULES[precision]
 
 
 def limit(torch_relative_l2: float | None, fp8_attention: bool = False) -> float:
-    """What the rule allows; never below the fp32 (fp8: fp8's own) limit, where rounding alone decides."""
+    """The largest relative L2 error that the rule allows.
+
+    It is never below `FP32_LIMIT`, or `FP8_LIMIT` with fp8 attention: below that, rounding alone decides.
+    """
     least = FP8_LIMIT if fp8_attention else FP32_LIMIT
     if torch_relative_l2 is None:
         return least
@@ -190,7 +205,7 @@ def limit(torch_relative_l2: float | None, fp8_attention: bool = False) -> float
 
 
 def case_table(report: VerifyReport) -> Table:
-    """Every case with its errors, torch's own beside them."""
+    """Every case with its errors, and torch's own error in the engine's type where it was measured."""
     from rich.table import Table
 
     engine = f"{report.component} {report.size}" if report.size else report.component
@@ -278,7 +293,7 @@ def _rule(report: VerifyReport) -> str:
 
 
 def _own(report: VerifyReport) -> str | None:
-    """What torch's own error is that of; None where torch in float32 alone is compared with."""
+    """The header of the column with torch's own error; None where torch ran in float32 alone."""
     in_fp8 = report.linear_precision == "fp8"
     if report.precision == "fp32" and not in_fp8:
         return None

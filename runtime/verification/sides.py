@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs an engine, and the checkpoint in torch, on the same cases, and measures how far apart they are.
 
-One side runs after the other, each loaded only for its own cases, so that one model is in memory at a time. Outputs are
-kept in float32 or int32, which hold every value of the engine's types; so do the inputs, see `cases`.
+The sides run one after the other, and each is loaded only while it runs, so one model is in memory at a time. Inputs
+(see `cases`) and outputs are kept in float32 or int32, which hold every value of the engine's types.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class Sides:
     """The outputs of one case.
 
     Attributes:
-        engine: Of the engine.
-        truth: Of torch in fp32.
-        same_dtype: Of torch in the engine's type, with its fp8 products; None for fp32 without any.
+        engine: Outputs of the engine.
+        truth: Outputs of torch in fp32.
+        same_dtype: Outputs of torch in the engine's type, with the engine's fp8 products. None for an fp32 engine
+            without fp8 products.
         fp8_attention: Whether the engine computed its attention in fp8.
-        fp8_linears: What fp8 products of linear layers do to the model; None where the file has none, or nobody asked.
-        fp8: What fp8 attention does to the model; None where the file does not ask for it, or nobody asked.
+        fp8_linears: What fp8 products of linear layers do to the model. None where the file has none, or modules are
+            compared.
+        fp8: What fp8 attention does to the model. None where the file does not ask for it, or modules are compared.
     """
 
     engine: Outputs
@@ -59,7 +61,7 @@ class Sides:
     fp8_linears: LinearReport | None = None
 
     def error(self, name: str, engine_name: str | None = None) -> TensorError:
-        """How far output `name` (in the engine: `engine_name`) is from the truth, and what the rule allows."""
+        """How far the output `name` is from the truth, and what the rule allows; `engine_name` is its engine name."""
         truth = self.truth[name]
         max_abs, relative = _distance(self.engine[engine_name or name], truth)
         torch_max_abs, torch_relative = (
@@ -75,7 +77,7 @@ class Sides:
         )
 
     def different(self, name: str) -> int:
-        """How many elements of an integer output differ from torch's in the engine's type."""
+        """How many elements of an integer output differ between the engine and torch in the engine's type."""
         expected = (self.same_dtype or self.truth)[name]
         given = self.engine[name]
         return int((given != expected).sum()) if given.shape == expected.shape else expected.size
@@ -83,17 +85,17 @@ class Sides:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified, and against what.
+    """The file or bundle that is verified, and the checkpoint that it is compared with.
 
     Attributes:
-        executor: As for `Engine`.
-        lora: What was fused into the checkpoint.
-        variant: Of the names of the checkpoint's weight files.
-        precision: Of the file.
-        linear_keep: Patterns of the linear layers that are not in fp8; None if none is.
-        geometry: That the file was exported for.
-        tau: That the file was exported with.
-        progress: Is told what runs now.
+        executor: Name of the executor that runs the target, as for `Engine`.
+        lora: The LoRA files that are fused into the checkpoint.
+        variant: Variant in the names of the checkpoint's weight files, as in diffusers.
+        precision: Precision of the exported file.
+        linear_keep: Patterns of the linear layers that are not in fp8; None if no layer is in fp8.
+        geometry: The attention geometry that the file was exported for.
+        tau: The routing threshold that the file was exported with.
+        progress: Callback that is told what runs now.
     """
 
     target: Target
@@ -110,7 +112,7 @@ class Subject:
     progress: Progress
 
     def fp8_attention(self, executor: str) -> bool:
-        """Whether attention is computed in fp8: the portable form, which runs everywhere else, is exact."""
+        """Whether an executor computes attention in fp8. Only TensorRT does; all others run the exact portable form."""
         return self.attention_precision == "fp8" and executor == "tensorrt"
 
     def run(
@@ -119,7 +121,7 @@ class Subject:
         """Runs the cases on an engine and on torch.
 
         Args:
-            cases: What is run.
+            cases: The cases to run.
             load: Opens the engine; None opens the target.
             modules: Names of submodules whose outputs in torch are returned, too.
 
@@ -162,7 +164,7 @@ class Subject:
 
     @contextmanager
     def _measured(self, model: RoutedTransformer, errors: list[LinearError]) -> Iterator[None]:
-        """Gathers what fp8 products do to each linear layer."""
+        """Appends the errors of the fp8 products that run inside the block to `errors`."""
         if self.linear_keep is None:
             yield
             return
@@ -173,7 +175,7 @@ class Subject:
             errors.extend(products.errors)
 
     def _fp8(self, model: RoutedTransformer, cases: Sequence[Case], exact: Sequence[Outputs]) -> list[Fp8Report]:
-        """What fp8 attention does to each case."""
+        """Runs the cases with fp8 attention, and measures how far each sample moves from `exact`."""
         self.progress("running torch with fp8 attention")
         return measure_fp8(
             lambda: [outputs[SAMPLE] for outputs in run_torch(model, self.target.inputs, cases)],
@@ -201,7 +203,7 @@ class Subject:
 
 
 def run_engine(engine: Engine, case: Case) -> Outputs:
-    """Runs one case on an engine, in its types."""
+    """Runs one case on an engine, with inputs in the types that the engine takes."""
     feeds = {spec.name: case.feeds[spec.name].astype(numpy_dtype(spec.dtype)) for spec in engine.inputs}
     return {name: _widened(to_numpy(array)) for name, array in engine(**feeds).items()}
 
@@ -218,9 +220,9 @@ def run_torch(
     Args:
         model: The checkpoint, in the type that it is to run in.
         inputs: Specs of the engine's inputs.
-        cases: What is run.
-        pinned: Routes [L, B, N] of each case, to be taken instead of the router's own; see `verify`.
-        modules: Names of submodules whose outputs are returned, too, by their names.
+        cases: The cases to run.
+        pinned: Routes [L, B, N] of each case, which replace the router's own; see `verify`.
+        modules: Names of submodules whose outputs are returned, too, under these names.
     """
     import torch
 
@@ -262,7 +264,7 @@ def _sample_by_sample(
 
 @contextmanager
 def _captured(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Outputs of submodules, gathered by forward hooks; one entry per call of the model."""
+    """Collects the outputs of submodules with forward hooks, by name; one list entry per call of the model."""
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_hook(
@@ -278,19 +280,19 @@ def _captured(model: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
 
 def _as_exported(module: torch.nn.Module, output: torch.Tensor) -> torch.Tensor:
-    """The embedding of patches is a product in the graph: channels come last there, [B, S, E]."""
+    """A module's output in the shape of the graph, where the patch embedding is a matrix product: [B, S, E]."""
     from torch.nn import Conv3d
 
     return output.flatten(2).transpose(1, 2) if isinstance(module, Conv3d) else output
 
 
 def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats as float32, which holds every float16 and bfloat16 exactly."""
+    """Converts floats to float32, which holds every float16 and bfloat16 value exactly."""
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 
 def _distance(given: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Largest absolute difference, and |given - truth| / |truth|; inf for another size, nan if not finite."""
+    """Largest absolute difference, and |given - truth| / |truth|; inf if the sizes differ, nan if not finite."""
     if given.size != truth.size:
         return math.inf, math.inf
     difference = given.astype(np.float64).ravel() - truth.astype(np.float64).ravel()

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does an exported file or a built engine compute what the checkpoint computes?
 
-The truth is torch in float32. A file in float32 must agree to rounding; one in float16 or bfloat16 may be off by twice
-of what torch itself is off in that type. Where a checkpoint in 16 bits routes a head elsewhere than the same checkpoint
-in 32, because its timestep embedding is rounded, the truth takes the 16-bit routes: what is compared is arithmetic, and
-the routes are compared on their own, with torch in the same type. Torch has no attention in fp8 here: an engine that
-was built for it may be off by 5e-2, whatever its type. Linear layers in fp8 torch does have: a file with some may be
-off by twice what torch with the same layers in fp8 is off.
+The truth is torch in float32. A file in float32 must agree with it up to rounding. A file in float16 or bfloat16 may
+have twice the error that torch itself has in that type. In 16 bits the timestep embedding is rounded, so a checkpoint
+may route a head to another branch than in 32 bits. There the truth takes the 16-bit routes, so that only arithmetic is
+compared; the routes are compared separately, with those of torch in the same type. Torch has no fp8 attention here: an
+engine that was built for it may have an error of 5e-2, whatever its type. Torch does have fp8 linear layers: a file
+with some may have twice the error of torch with the same layers in fp8.
 
     cases -> sides run one after another (sides) -> errors and rule (report)
-          -> after a failure that may be bad luck, other inputs (redraw)
-          -> after a failure, the same after every module (layers)
+          -> after a failure that may be bad luck, runs on other inputs (redraw)
+          -> after a failure, a comparison after every module (layers)
 
-A model of real size has so many near-tied coreset choices that some differ between any two programs in fp32, too; the
-fp32 rule is for small models, and for real ones with heads that are all full or sliding.
+A model of real size has so many near-tied coreset choices that some differ between any two programs, in fp32 as well.
+So the fp32 rule suits small models, and models of real size whose heads are all full or sliding.
 """
 
 from __future__ import annotations
@@ -58,22 +58,23 @@ def verify(
 
     Args:
         target: An exported .onnx file or a bundle.
-        checkpoint: What it was exported from, as for `RoutedTransformer.from_pretrained`.
-        router: The router that it was exported with.
-        lora: The LoRA files that were fused into it, in their order.
-        variant: Of the names of the checkpoint's weight files.
-        precision: The precision that it must have; None takes its own.
-        executor: As for `Engine`, whose default it has, except that ONNX files in bf16 run in "reference".
+        checkpoint: The checkpoint that the target was exported from, as for `RoutedTransformer.from_pretrained`.
+        router: The router that the target was exported with.
+        lora: The LoRA files that were fused into the target, in their order.
+        variant: Variant in the names of the checkpoint's weight files, as in diffusers.
+        precision: The precision that the target must have; None accepts any.
+        executor: Name of the executor, as for `Engine`. None takes `Engine`'s default, but "reference" for ONNX files
+            in bf16.
         batch: Samples per run.
-        seed: Of the random inputs; None draws one (the report says which).
+        seed: Seed of the random inputs. None draws a fresh one, which the report names.
         cases: Names of the cases to run, see `make_cases`; all if empty.
-        layers: Compare after every module, too; None does so if a case fails.
-        component: Which of two experts, as for `read_target`.
-        size: Which video size of a bundle, as for `read_target`.
-        progress: Is told what runs now.
+        layers: Whether to compare after every module, too; None does so if a case fails.
+        component: Which of two experts to verify, as for `read_target`.
+        size: Which video size of a bundle to verify, as for `read_target`.
+        progress: Callback that is told what runs now.
 
     Returns:
-        What was found. Numbers that disagree are no exception: see its `passed`.
+        The report. Errors beyond the limit raise no exception; they make its `passed` False.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -137,7 +138,7 @@ def _subject(
     executor: str | None,
     progress: Progress,
 ) -> Subject:
-    """Refuses what cannot be compared."""
+    """The subject of a verification; refuses targets and options that cannot be compared."""
     path, metadata = target.path, target.metadata
     if target.onnx_path is not None and (target.bundle is None or executor in ON_CPU):
         check_portable(read_onnx(target.onnx_path))  # before torch has run
