@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, `vorta-trt`: options in, a room does the work, a table, JSON or one clean error out.
+"""The command line, `vorta-trt`. It reads options, calls the other packages, and prints a table, JSON or one error.
 
 The commands are in `commands/`, one file each.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: the program, how a command is registered, and how its errors are shown.
+"""The code that all commands share: the program, how a command is registered, and how its errors are shown.
 
-A command's file is imported when the command is asked for, and nothing heavy before it runs, so that `--help` is
-instant. Results go to stdout; progress, log and errors to stderr. Exit code 0: done; 1: failed; 2: bad usage;
+A command's file is imported when the command is asked for, and heavy packages only when it runs, so that `--help` is
+fast. Results go to stdout; progress, log and errors go to stderr. Exit codes are 0: done; 1: failed; 2: bad usage;
 130: interrupted (Ctrl-C); 141: nobody reads standard output any more.
 """
 
@@ -33,7 +33,7 @@ COMMANDS = (
 )
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-_programs: dict[str, typer.Typer] = {}  # of the files that were imported
+_programs: dict[str, typer.Typer] = {}  # programs of the command files that were imported, by command name
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Debug = Annotated[bool, typer.Option("--debug", help="Log everything, and show the traceback of an error.")]
@@ -61,14 +61,17 @@ class _Commands(TyperGroup):
             formatter.write_dl([(name, str(text).splitlines()[0]) for name, text in helps.items()])
 
 
-# Options that some commands take several times. In the others a second one would replace the first in silence; of all
-# other options the last one counts, so that scripts may append theirs.
+# Options that some commands take several times. The other commands refuse a second one, which would silently replace
+# the first. For all other options the last one counts, so that scripts may append theirs.
 SEVERAL_ELSEWHERE = frozenset({"size", "router", "route_override", "lora"})
-HOLD_PATHS = SEVERAL_ELSEWHERE | {"models"}  # texts that are or name a path
+HOLD_PATHS = SEVERAL_ELSEWHERE | {"models"}  # options of text that is or contains a path
 
 
 class _Command(TyperCommand):
-    """Refuses a second one of `SEVERAL_ELSEWHERE` where a command takes one, NaN and infinity, and empty paths."""
+    """A command that refuses NaN, infinity, empty paths, and a second value of a `SEVERAL_ELSEWHERE` option.
+
+    The latter is allowed where the command takes the option several times.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         texts, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -84,7 +87,7 @@ class _Command(TyperCommand):
             for number in values:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise typer.BadParameter(f"{number}: must be a finite number", ctx=ctx, param=option)
-            # An empty path would be the current folder; an unset variable of a shell is empty.
+            # An empty path would mean the current folder, but often comes from an unset shell variable.
             if "" in given_texts and (option.name in HOLD_PATHS or isinstance(values[0], Path)):
                 raise typer.BadParameter("is empty; give a value, or leave it out", ctx=ctx, param=option)
         return rest
@@ -95,7 +98,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _program(name: str) -> typer.Typer:
-    """A command's program; its file is imported."""
+    """Imports a command's file and returns its program."""
     importlib.import_module(f"vorta_trt.commands.{name.replace('-', '_')}")
     return _programs[name]
 
@@ -107,7 +110,7 @@ def _epilog(examples: Sequence[str]) -> str | None:
 
 
 def program(help: str, *examples: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A program or a group of commands, without any yet."""
+    """Makes a program or a group of commands; commands are added later."""
     return typer.Typer(
         cls=cls,
         help=help,
@@ -146,17 +149,17 @@ def _options_of_all(
 
 
 def group(name: str, help: str, *examples: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
-    """A command with commands below it; see `command`."""
+    """Makes a command that has commands of its own; see `command`."""
     _programs[name] = program(help, *examples, cls=cls)
     return _programs[name]
 
 
 def command(*examples: str, group: typer.Typer | None = None) -> Callable[[Command], Command]:
-    """Registers a command: its examples below the help, and errors as one message instead of a traceback.
+    """Registers a command. Its help shows the examples, and its errors are one message instead of a traceback.
 
     Args:
-        *examples: Command lines that work.
-        group: The command that it belongs to; None makes it one of `vorta-trt`, with the function's name.
+        *examples: Valid command lines, for the help.
+        group: The group that the command belongs to; None makes it a command of `vorta-trt`, with the function's name.
     """
 
     def decorate(function: Command) -> Command:
@@ -170,7 +173,7 @@ def command(*examples: str, group: typer.Typer | None = None) -> Callable[[Comma
 
 
 class _Run:
-    """A command's function as typer calls it. Its groups of options are looked at when its own options are needed."""
+    """A command's function as typer calls it. Groups of options are expanded when typer asks for the parameters."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function

@@ -49,7 +49,7 @@ ProductPrecision = Annotated[
 
 @dataclass(frozen=True)
 class ReportFiles(Options):
-    """Where a report comes from and goes to."""
+    """The files that a report is read from and written to."""
 
     from_file: Annotated[
         Path | None, typer.Option("--from", help="Show this report of an earlier --output and measure nothing.")
@@ -58,7 +58,7 @@ class ReportFiles(Options):
     plot: Annotated[Path | None, typer.Option(help="Draw the report into this file (.png, .svg, .pdf).")] = None
 
     def check(self, question: str) -> None:
-        """Refuses files that cannot be written, or that are no reports of the benchmark, before the long work."""
+        """Refuses, before the long work, files that cannot be written or would replace something else than a report."""
         from vorta_trt.benchmarks.report import report_kind
         from vorta_trt.model.route_picture import check_picture
 
@@ -73,7 +73,7 @@ class ReportFiles(Options):
         draw: Callable[[Path], object],
         text: Iterable[RenderableType],
     ) -> NoReturn:
-        """Writes and prints a report; the exit code says whether everything of ours passed."""
+        """Writes and prints a report; the exit code says whether it passed."""
         from vorta_trt.model.files import write_text
         from vorta_trt.runtime.console import output_console
 

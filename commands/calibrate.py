@@ -29,7 +29,7 @@ from vorta_trt.commands.settings_options import SettingsOptions
 
 
 class CalibrationOptions(SettingsOptions):
-    """What routes are chosen by."""
+    """Options of the choice of routes."""
 
     names = ("budget", "target_share", "buckets", "samples", "run_steps", "dtype")
 

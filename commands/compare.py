@@ -68,11 +68,11 @@ class ModelOptions(Options):
     ] = None
 
     def given(self, *names: str) -> list[str]:
-        """Which of these options, or of all, were given."""
+        """The options with these names, or without names all options, that were given."""
         return [f"--{name.replace('_', '-')}" for name in names or vars(self) if getattr(self, name) is not None]
 
     def source(self, of: Path) -> list[Source] | None:
-        """A checkpoint, or None for what was exported or built, in which some options are fixed."""
+        """The sources of a checkpoint; None for a file or a bundle, for which options of a checkpoint are refused."""
         from vorta_trt.engines.manifest import MANIFEST
         from vorta_trt.model.checkpoint_place import is_weights
 
@@ -86,7 +86,7 @@ class ModelOptions(Options):
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """The folder of the samples: the given one, or one that goes away."""
+        """Yields the folder of the samples: the given one, or a temporary one."""
         if self.keep is not None:
             yield self.keep
             return

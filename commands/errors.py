@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user reads of an error: one message for what they can act on; for a bug, what it is and how to see more."""
+"""Messages of errors, for users: what to do about an error that they can act on; how to see more of a bug."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import typer
 
 from vorta_trt.plugins.errors import VortaError, first_cause
 
-# What diffusers and transformers say, which import their modules when someone asks for a class of them.
+# Beginnings of errors of diffusers and transformers, which import their modules lazily.
 LAZY_IMPORTS = ("Failed to import", "Could not import module")
-_PLAIN = (str, int, float, type(None))  # what a message shows of a value that was given
+_PLAIN = (str, int, float, type(None))  # types of given values that a message shows
 
 
 def check_text(options: Mapping[str, Any]) -> None:
-    """Makes a usage error of an option's text that is no UTF-8; paths may hold any bytes.
+    """Raises a usage error for an option's text that is not UTF-8; paths may hold any bytes.
 
     Raises:
-        typer.BadParameter: The text, with its option.
+        typer.BadParameter: A text is not UTF-8; the message names the text and its option.
     """
     for name, value in options.items():
         for text in value if isinstance(value, list) else [value]:
@@ -29,7 +29,7 @@ def check_text(options: Mapping[str, Any]) -> None:
 
 
 def explained(error: Exception) -> str:
-    """The message of an error."""
+    """The message of an error, as the user reads it."""
     from vorta_trt.plugins.host_memory import REMEDY, is_out_of_memory
 
     if is_out_of_memory(error) and not isinstance(error, VortaError):
@@ -61,6 +61,6 @@ def _problem(problem: Mapping[str, Any]) -> str:
     """One problem of a pydantic model: field, value, rule."""
     where, given = ".".join(map(str, problem["loc"])), problem["input"]
     message = str(problem["msg"]).removeprefix("Value error, ")
-    if not isinstance(given, _PLAIN):  # its text would be code; a rule of ours names what it is about
+    if not isinstance(given, _PLAIN):  # its text would look like code; messages of our own rules name the field
         return message if message != problem["msg"] or not where else f"{where}: {message}"
     return f"{where} {given!r}: {message}" if where else message

@@ -37,7 +37,7 @@ class Options:
 
 
 def expanded(function: Callable[..., None]) -> tuple[inspect.Signature, Collect]:
-    """A command's signature with every group replaced by its options, and what puts the groups together again.
+    """A command's signature with every group replaced by its options, and a function that builds the groups from them.
 
     Raises:
         TypeError: Two groups have an option of the same name.

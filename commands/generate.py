@@ -59,7 +59,7 @@ class Residency(str, Enum):
 
 
 class Format(str, Enum):
-    """How videos are written: encoded, or as bare frames."""
+    """How videos are written: encoded, or as unencoded frames."""
 
     mp4 = "mp4"
     npy = "npy"
@@ -126,7 +126,7 @@ class VideoOptions(Options):
     )
 
     def check(self) -> None:
-        """Makes a usage error of prompts that are missing, or given twice, and of a missing output."""
+        """Raises a usage error if prompts are missing or given twice, or if the output is missing."""
         one_of("--prompt / --prompts", self.prompt, self.prompts)
         of_many = {"--samples": self.samples, "--naming": self.naming, "--named-by": self.named_by}
         of_many["--skip-existing"] = self.skip_existing or None
@@ -136,7 +136,7 @@ class VideoOptions(Options):
             raise typer.BadParameter("is missing; give e.g. -o video.mp4", param_hint="--output")
 
     def images(self) -> dict[str, Path]:
-        """The images by the pipeline's argument."""
+        """The given images, by the name of the pipeline's argument."""
         given = {"image": self.image, "last_image": self.last_image}
         return {name: path for name, path in given.items() if path is not None}
 
@@ -164,7 +164,7 @@ class VideoOptions(Options):
 
 @dataclass(frozen=True)
 class EngineOptions(Options):
-    """Where and how the parts of the pipeline run."""
+    """Options of how the parts of the pipeline run, and on which device."""
 
     executor: Annotated[
         Executor | None, typer.Option(help="What runs the model [default: tensorrt for bundles, onnxruntime for ONNX].")
@@ -213,7 +213,10 @@ class EngineOptions(Options):
     ] = None
 
     def arguments(self, in_torch: bool = False) -> dict[str, Any]:
-        """As keywords of `VortaPipeline`; of a checkpoint `in_torch` without a device, since it is loaded there."""
+        """The options as keyword arguments of `VortaPipeline`.
+
+        With `in_torch`, for a checkpoint that runs in torch, there is no device: its models are loaded to one before.
+        """
         around = {
             "residency": self.residency.value,
             "cpu_offload": self.cpu_offload,
@@ -239,7 +242,7 @@ class EngineOptions(Options):
 
 @dataclass(frozen=True)
 class CheckpointOptions(Options):
-    """What is made of a checkpoint that runs in torch; of a bundle or an exported file it is fixed."""
+    """Options of a checkpoint that runs in torch. In a bundle or an exported file they are fixed."""
 
     router: Routers = None
     lora: Lora = None
@@ -252,7 +255,7 @@ class CheckpointOptions(Options):
     linear_keep: LinearKeep = None
 
     def sources(self, target: Path, size: str | None, variant: str | None) -> tuple[Source, ...]:
-        """The transformers of a checkpoint; none of a bundle or an exported file, with which no option may be given."""
+        """The transformers of a checkpoint; empty for a bundle or an exported file, which refuses these options."""
         from vorta_trt.engines.manifest import MANIFEST
         from vorta_trt.model.checkpoint_place import is_checkpoint
         from vorta_trt.model.files import absence
@@ -297,7 +300,7 @@ class CheckpointOptions(Options):
 
 @dataclass(frozen=True)
 class GpuOptions(Options):
-    """How many GPUs make a video together."""
+    """Options of several GPUs that make a video together."""
 
     gpus: Gpus = None
     guidance_parallel: Annotated[
@@ -332,7 +335,7 @@ class GpuOptions(Options):
     ] = None
 
     def check(self, strict: bool, device: str | None) -> None:
-        """Makes a usage error of options that would have no effect."""
+        """Raises a usage error for options that would have no effect."""
         from vorta_trt.runtime.parallel.world import is_rank
 
         several = is_rank() or (self.gpus or 1) > 1
@@ -361,7 +364,7 @@ class GpuOptions(Options):
 
 
 def _budget(text: str) -> int | str:
-    """Bytes of weights on the GPU, or "auto"."""
+    """The budget of weight streaming in bytes, or "auto", from the option's text."""
     if text == "auto":
         return text
     amounts = decimals(text, "--weight-streaming")
@@ -451,7 +454,7 @@ def generate(
     from vorta_trt.runtime.pipelines.making import MakeVideos
     from vorta_trt.runtime.sampling.cost import StepProfile
 
-    params = None if preset is not None else sampling.params()  # says what is wrong before anything is read
+    params = None if preset is not None else sampling.params()  # raises for bad values before anything is read
     if preset is not None and preset not in PRESETS:
         raise typer.BadParameter(f"{preset!r}: must be one of {', '.join(PRESETS)}", param_hint="--preset")
     if not dry_run:
@@ -484,7 +487,7 @@ def generate(
             planner = planner.for_preset(str(preset)) if size is None else planner
             params = sampling.params(planner.preset(str(preset)))
         profile = None if step_profile is None else StepProfile.load(step_profile)
-        planned = planner.plan(params, profile)  # says what is wrong before anything large is loaded
+        planned = planner.plan(params, profile)  # raises for bad values before anything large is loaded
         if video.images() or not dry_run:
             planner.read_images(video.images())
         if not dry_run:
@@ -538,10 +541,10 @@ def _make(
     stages: Stages,
     on_video: OnVideo,
 ) -> ResidencyChoice | None:
-    """Makes the videos in this process, in one a GPU that it starts, or as the rank that torchrun started.
+    """Makes the videos in this process, in processes that it starts (one per GPU), or as a rank that torchrun started.
 
     Returns:
-        What was freed between the stages; None where another rank reports.
+        The residency: what was freed between the stages. None on ranks other than 0, since rank 0 reports.
     """
     import torch
 
@@ -561,7 +564,7 @@ def _make(
             return residency if world.is_first else None
     if (gpus.gpus or 1) > 1:
         count = int(gpus.gpus or 1)
-        making.layout_of(request, planner, planned, count)  # says what is wrong before processes start
+        making.layout_of(request, planner, planned, count)  # raises if the layout is impossible, before processes start
         return making.make_with_gpus(request, count, port=gpus.gpu_port, timeout=timeout, **told)
     if request.sources:
         planner = request.planner(torch.device(device or (CUDA if torch.cuda.is_available() else CPU)))
@@ -571,7 +574,7 @@ def _make(
 def _overrides(
     target: Path, given: list[str] | None, experts: tuple[str, ...]
 ) -> Mapping[str, str | None] | str | None:
-    """What `RequestPlanner` takes for `--route-override`; one `none` is for both of two experts."""
+    """The value of `--route-override` as `RequestPlanner` takes it; a single `none` is for both of two experts."""
     from vorta_trt.runtime.pipelines.experts import BUNDLED
 
     if not given:
@@ -583,7 +586,7 @@ def _overrides(
 
 
 def _step_bar(stages: Stages, count: int, planned: PlannedRequest) -> OnStep:
-    """Shows the step that begins, and what it does."""
+    """A callback that shows the step that begins, and whether it is reused or which branches its heads take."""
 
     def show(number: int, step: int) -> None:
         of_several = f"video {number + 1} of {count}, " if count > 1 else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C while packages are imported.
+"""Delays Ctrl-C while packages are imported.
 
-Libraries are not written for an exception in the middle of their import: some swallow it and stay half imported, some
-abort the process. So an interrupt waits until no import is under way on the main thread, which takes seconds at most.
+Libraries do not expect an exception in the middle of their import: some swallow it and stay half imported, some abort
+the process. So an interrupt is delayed until the main thread imports nothing, which takes seconds at most.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import signal
 import threading
 from types import FrameType
 
-IMPORTER = "<frozen importlib."  # files of the frames in which Python imports a module
+IMPORTER = "<frozen importlib."  # file names of Python's own import frames begin with this
 RETRY_SECONDS = 0.05
 
 
 def guard_imports() -> None:
-    """Puts the handler of SIGINT into place, where it is Python's own; to be called once, on the main thread."""
+    """Installs the handler of SIGINT if the current one is Python's own; to be called once, on the main thread."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises KeyboardInterrupt, or sends the signal again a moment later."""
+    """Raises KeyboardInterrupt; during an import, it sends the signal again a moment later."""
     if not _imports(frame):
         signal.default_int_handler(number, frame)
     again = threading.Timer(RETRY_SECONDS, os.kill, (os.getpid(), number))
@@ -32,7 +32,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Whether an import is under way in a frame or in one of its callers."""
+    """Whether a frame or one of its callers is importing a module."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(IMPORTER):
             return True

@@ -29,7 +29,7 @@ MOST_SEED = (1 << 64) - 1  # torch's generators take 64 bits
 
 
 class Device(str, Enum):
-    """Where torch runs."""
+    """The device that torch runs on."""
 
     auto = "auto"
     cpu = "cpu"
@@ -37,7 +37,7 @@ class Device(str, Enum):
 
 
 class Expert(str, Enum):
-    """Of two experts, the one for much noise or the one for little."""
+    """One of two experts: the one for high noise or the one for low noise."""
 
     high = "high"
     low = "low"
@@ -196,7 +196,7 @@ Lora = Annotated[
 
 @contextmanager
 def usage(option: str | None = None) -> Iterator[None]:
-    """Turns the ValueError of a bad option into a usage error, which names the option if it is given."""
+    """Turns a ValueError inside the block into a usage error, which names `option` if that is given."""
     try:
         yield
     except ValueError as error:
@@ -219,9 +219,9 @@ def sources_of(
     linear_error_limit: float | None = None,
     ulysses: int | None = None,
 ) -> list[Source]:
-    """A checkpoint with what is made of it: one source, or one for each of two experts.
+    """The sources of a checkpoint from the values of options: one source, or one for each of two experts.
 
-    A size that cannot be read, and an option for an expert that there is not, are usage errors.
+    A size that cannot be parsed, or an option for an expert that does not exist, is a usage error.
     """
     from vorta_trt.model.checkpoint import CheckpointReader
     from vorta_trt.model.linear_choice import check_linear_precision
@@ -273,7 +273,7 @@ def sources_of(
 
 
 def loras(values: list[str] | None) -> tuple[LoraSpec, ...]:
-    """The LoRA files of `--lora`; one that cannot be read is a usage error."""
+    """The LoRA files of `--lora`; a value that cannot be parsed is a usage error."""
     from vorta_trt.model.lora.spec import LoraSpec
 
     with usage("--lora"):
@@ -285,7 +285,7 @@ def _path(text: str | None) -> Path | None:
 
 
 def _is_path(value: str) -> bool:
-    """Whether a text with "=" is a path, with or without ":STRENGTH" behind it, and no expert with its file."""
+    """Whether a text with "=" is a path, maybe followed by ":STRENGTH", rather than an expert and its file."""
     noise = value.partition("=")[0]
     return "/" in noise or Path(value).exists() or Path(value.rpartition(":")[0] or value).exists()
 
@@ -293,19 +293,19 @@ def _is_path(value: str) -> bool:
 def per_expert(
     values: list[str] | None, option: str, experts: Sequence[str], *, shared: bool = False
 ) -> dict[str, list[str]]:
-    """The values of an option that says with high= or low= which of two experts it is for.
+    """Sorts the values of an option by expert; the prefix high= or low= of a value names the expert.
 
     Args:
-        values: As given.
-        option: Its name, for errors.
+        values: Values of the option, as the user gave them; None for none.
+        option: Name of the option, for error messages.
         experts: The components of all experts that the model has.
-        shared: A value that does not say it is for both, which a warning tells.
+        shared: Whether a value without a prefix is used for both experts, with a warning.
 
     Returns:
-        The values by component, without what stands before them.
+        The values by component, without their prefixes.
 
     Raises:
-        typer.BadParameter: A value for an expert that the model or nobody has, or for none of its two.
+        typer.BadParameter: A value names an expert that does not exist, or names none where the model has two.
     """
     found: dict[str, list[str]] = {}
     for value in values or ():
@@ -344,10 +344,10 @@ def per_expert(
 
 
 def expert_of(checkpoint: Path, expert: Expert | None, variant: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """The component that `--expert` means, and those of all experts that the checkpoint has.
+    """The component that `--expert` names, and the components of all experts that the checkpoint has.
 
     Raises:
-        typer.BadParameter: It is not said which of two, or said where there is one.
+        typer.BadParameter: The checkpoint has two experts and none is named, or it has one transformer and one is.
     """
     from vorta_trt.model.checkpoint import CheckpointReader
 
@@ -365,9 +365,9 @@ def expert_of(checkpoint: Path, expert: Expert | None, variant: str | None = Non
 
 
 def experts_of_file(path: Path, *, first: bool = False) -> tuple[str, ...]:
-    """The components of all experts that the model of an exported file or a bundle has.
+    """The components of all experts of the model in an exported file or a bundle.
 
-    With `first` the file of the second expert is refused, by a ValueError.
+    With `first`, the file of a second expert is refused with a ValueError.
     """
     from vorta_trt.runtime.target import read_target
 
@@ -382,7 +382,7 @@ def experts_of_file(path: Path, *, first: bool = False) -> tuple[str, ...]:
 def one_per_expert(
     values: list[str] | None, option: str, experts: Sequence[str], *, shared: bool = False
 ) -> dict[str, str]:
-    """`per_expert`, with one value for an expert at most."""
+    """`per_expert`, with at most one value for each expert."""
     found = per_expert(values, option, experts, shared=shared)
     for component, given in found.items():
         if len(given) > 1:
@@ -401,12 +401,12 @@ def pixels(size: str) -> tuple[int, int, int]:
 
 
 def listed(values: list[str] | None) -> tuple[str, ...]:
-    """The values of an option that is repeated, or has commas, or both."""
+    """The single values of an option that is repeated, or has several values with commas between them, or both."""
     return tuple(part.strip() for value in values or () for part in value.split(",") if part.strip())
 
 
 def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
-    """`listed`, as whole numbers."""
+    """The values that `listed` returns, as whole numbers."""
     parts = listed(values)
     for part in parts:
         if not part.isdecimal():
@@ -415,7 +415,7 @@ def numbers(values: list[str] | None, option: str) -> tuple[int, ...]:
 
 
 def decimals(text: str, option: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
+    """Parses numbers with commas between them."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:
@@ -423,13 +423,13 @@ def decimals(text: str, option: str) -> tuple[float, ...]:
 
 
 def one_of(options: str, *values: object) -> None:
-    """Makes a usage error unless exactly one of the options is given."""
+    """Raises a usage error unless exactly one of the options is given."""
     if sum(value is not None for value in values) != 1:
         raise typer.BadParameter("give one of them", param_hint=options)
 
 
 def check_folder(path: Path | None, option: str, kind: FileKind | None = None) -> None:
-    """Makes a usage error if a file cannot be written, or one of another kind is there, before anything slow."""
+    """Raises a usage error, before anything slow, if a file cannot be written or would replace one of another kind."""
     from vorta_trt.model.files import check_output
     from vorta_trt.model.write_errors import WriteError
 
@@ -441,7 +441,7 @@ def check_folder(path: Path | None, option: str, kind: FileKind | None = None) -
 
 
 def quoted(path: Path) -> str:
-    """A path as JSON."""
+    """A path as a JSON string."""
     import json
 
     return json.dumps(str(path))

@@ -119,7 +119,7 @@ def routes(
 
 
 def _balance(table: RouteTable, gpus: int, step_profile: Path | None) -> Balance:
-    """With the measured costs of a head, if there are any, else those of the geometry."""
+    """The balance of heads over GPUs, with measured costs of a head if given, otherwise with those of the geometry."""
     from vorta_trt.model.parallel.balance import Balance
     from vorta_trt.model.parallel.placement import BranchCosts
     from vorta_trt.runtime.sampling.cost import StepProfile

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of sampling: one per field of `SamplingParams`, with the field's type, default and text.
 
-A command takes all of them, or those of the fields that it has a use for. Whatever `SamplingParams` refuses is a usage
+A command takes all of these options, or those of the fields that it uses. Whatever `SamplingParams` refuses is a usage
 error that names the option.
 """
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.sampling.params import SamplingParams
     from vorta_trt.runtime.schedules import Schedule
 
-SHORT = {"num_inference_steps": "--steps"}  # beside the field's own name
-CACHE = "cache"  # the field whose value has settings of its own, each with an option
+SHORT = {"num_inference_steps": "--steps"}  # a second, shorter name of the option
+CACHE = "cache"  # the field whose value has settings, each of which has its own option
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class Option:
     """An option of the command line.
 
     Attributes:
-        name: The command's parameter; the option has the same name, with hyphens.
-        kind: What typer reads: str, float, int or bool.
-        help: What it does, with the default.
-        metavar: What stands for the value in the help; None takes typer's own.
-        read: Makes the field's value of what typer read.
-        method: The cache that the setting belongs to, and its name there; None for fields of `SamplingParams`.
+        name: Name of the command's parameter; the option has the same name, with hyphens.
+        kind: Type that typer reads: str, float, int or bool.
+        help: Help text of the option, including the default.
+        metavar: Placeholder of the value in the help; None takes typer's own.
+        read: Converts the value that typer read to the field's value.
+        method: For a setting of a cache, the cache's method and the setting's name there; None for fields of
+            `SamplingParams`.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option as error messages name it."""
+        """The name of the option in error messages."""
         return SHORT.get(self.name, f"--{self.name.replace('_', '-')}")
 
     def parameter(self) -> inspect.Parameter:
@@ -109,10 +110,10 @@ CACHE_OPTIONS = (
 
 
 class SamplingOptions(Options):
-    """The options of all fields; a subclass may name those that it takes, and have defaults of its own."""
+    """The options of all fields. A subclass may take only some of them (`names`), and may set other `defaults`."""
 
     names: ClassVar[tuple[str, ...] | None] = None
-    defaults: ClassVar[Mapping[str, Any]] = {}  # where they are not those of `SamplingParams`
+    defaults: ClassVar[Mapping[str, Any]] = {}  # defaults that differ from those of `SamplingParams`
 
     def __init__(self, **given: Any) -> None:
         self._given = {name: value for name, value in given.items() if value is not None and value is not False}
@@ -140,13 +141,13 @@ class SamplingOptions(Options):
         return [option.flag for option in self.options() if option.name in self._given]
 
     def params(self, preset: Mapping[str, Any] | None = None) -> SamplingParams:
-        """What was given as `SamplingParams`.
+        """The given options as `SamplingParams`.
 
         Args:
-            preset: Settings of a preset, which hold where nothing else was given.
+            preset: Settings of a preset, for fields whose option was not given.
 
         Raises:
-            typer.BadParameter: A value that the fields or their rules refuse.
+            typer.BadParameter: The fields or their rules refuse a value.
         """
         from pydantic import ValidationError
 
@@ -182,7 +183,7 @@ class SamplingOptions(Options):
     def _refuse(self, error: ValidationError) -> NoReturn:
         problem = error.errors()[0]
         message = problem["msg"].removeprefix("Value error, ")
-        place = [str(part) for part in problem["loc"]] or message.split()[:1]  # rules of several fields name one
+        place = [str(part) for part in problem["loc"]] or message.split()[:1]  # or the field that a rule names
         found = [
             option
             for option in self.options()
@@ -197,7 +198,7 @@ class SamplingOptions(Options):
 
 
 class CommonOptions(SamplingOptions):
-    """What two compared settings have in common: all but thresholds and dense steps and layers."""
+    """The options that two compared settings share: all but thresholds, and dense steps and layers."""
 
     names = (
         *("num_inference_steps", "scheduler", "flow_shift", "sigmas", "timesteps", "renoise", "guidance_scale"),
@@ -207,7 +208,7 @@ class CommonOptions(SamplingOptions):
 
 
 class ScheduleOptions(SamplingOptions):
-    """Which timesteps are sampled."""
+    """The options that decide which timesteps are sampled."""
 
     names = ("num_inference_steps", "scheduler", "flow_shift", "sigmas", "timesteps")
 
@@ -224,14 +225,14 @@ class ScheduleOptions(SamplingOptions):
 
 
 class RunOptions(SamplingOptions):
-    """The denoising runs of a calibration, and the schedule that its buckets are cut from."""
+    """Options of the denoising runs of a calibration, whose schedule is divided into buckets."""
 
     names = ("num_inference_steps", "scheduler", "flow_shift", "guidance_scale", "seed")
     defaults = {"seed": 0}
 
 
 def _option(name: str, field: FieldInfo, default: Any) -> Option:
-    """The option of a field, by its type."""
+    """Makes the option of a field, according to the field's type."""
     if name == CACHE:
         methods = dict.fromkeys(option.method[0] for option in CACHE_OPTIONS if option.method is not None)
         return Option(CACHE, str, _help(field, default), "|".join(methods))
@@ -256,7 +257,10 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _help(field: FieldInfo, default: Any) -> str:
-    """A field's text as help: "...; None is the pipeline's own." says the default, other fields are options, too."""
+    """A field's description as help text.
+
+    The part after "; None is " becomes the default, and names of other fields become their options.
+    """
     from vorta_trt.runtime.sampling.params import SamplingParams
 
     text = " ".join((field.description or "").split()).removesuffix(".")
@@ -270,7 +274,7 @@ def _help(field: FieldInfo, default: Any) -> str:
 
 
 def _coefficients(text: str, signal: str | None) -> dict[str, Any]:
-    """TeaCache's polynomial: of a published checkpoint, the identity, or a file with the signal it was fitted for."""
+    """Settings of `TeaCache` for its polynomial: that of a published checkpoint, the identity, or one from a file."""
     from vorta_trt.model.families import families
 
     if text == "published":

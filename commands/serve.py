@@ -25,7 +25,7 @@ MINUTE, HOUR = 60.0, 3600.0
 
 @dataclass(frozen=True)
 class Limits(Options):
-    """How much a server takes."""
+    """Options of a server's limits."""
 
     queue: Annotated[int, typer.Option(min=1, help="How many jobs may wait; one more is refused with 429.")] = 64
     queue_per_key: Annotated[
@@ -196,7 +196,7 @@ def _settings(
 
 
 def _named(model: str) -> dict[str, Any]:
-    """A name and a path; a path that has a = in it and exists is no name."""
+    """Parses NAME=PATH or a path; an existing path that contains "=" is taken as a path."""
     name, equals, path = model.partition("=")
     if not equals or Path(model).exists():
         return {"source": Path(model)}
@@ -206,9 +206,9 @@ def _named(model: str) -> dict[str, Any]:
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
-    """All keys; a place that is given and has none would leave the server open to everyone, and is refused."""
+    """All API keys. An option, variable or file without any key is refused: the server would be open to everyone."""
     places = [("--api-key", [key]) for key in given]
-    if environment := os.environ.get(KEYS):  # what is empty is not given
+    if environment := os.environ.get(KEYS):  # an empty variable counts as not given
         places.append((KEYS, environment.split(",")))
     if file is not None:
         try:

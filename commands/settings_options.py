@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of options that are the fields of a `Settings` model: its types, defaults, bounds and descriptions."""
+"""Makes groups of options from the fields of a `Settings` model, with its types, defaults, bounds and descriptions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class SettingsOptions(Options):
-    """One option per field; a field that is a model itself (weights) has one per field of its own (diffusion_weight).
+    """One option per field. For a field that is itself a model (weights), one per field of that (diffusion_weight).
 
     Attributes:
-        names: Fields that the command takes; None is all.
+        names: Fields that the command takes; None takes all.
     """
 
     names: ClassVar[tuple[str, ...] | None] = None
@@ -35,7 +35,7 @@ class SettingsOptions(Options):
     @classmethod
     @abc.abstractmethod
     def model(cls) -> type[Settings]:
-        """Imports the model; it is not needed before the command is asked for."""
+        """Imports the model and returns it; called only when the command is asked for."""
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
@@ -43,7 +43,7 @@ class SettingsOptions(Options):
         return [_parameter(name, field) for name, field, _ in cls._options()]
 
     def settings(self, **more: Any) -> Any:
-        """Makes the model of what was given, and of `more`.
+        """Makes the model from the given options and `more`.
 
         Raises:
             typer.BadParameter: A value breaks a rule of the model.
@@ -61,7 +61,7 @@ class SettingsOptions(Options):
 
     @classmethod
     def _options(cls) -> Iterator[tuple[str, FieldInfo, tuple[str, str]]]:
-        """Name of the option, field, and where the field is: name of the outer field, if there is one, and its own."""
+        """Yields the option's name, the field, and the field's place: the outer field's name ("" without), its own."""
         for name, field in cls.model().model_fields.items():
             if cls.names is not None and name not in cls.names:
                 continue
@@ -78,7 +78,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = field.default
     if get_origin(kind) is Literal:
         choices = {choice: choice for choice in get_args(kind)}
-        make: Any = Enum  # mypy takes a call of it for a definition
+        make: Any = Enum  # mypy takes a call of Enum for a definition
         kind = make(name, choices, type=str)
         default = kind(default)
     least = next((rule.ge for rule in field.metadata if hasattr(rule, "ge")), None)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard output and standard error of the program, when nobody reads them, a disk is full or they are closed.
+"""Handles standard output and standard error that nobody reads, that are closed, or whose disk is full.
 
-A reader that leaves early, as `vorta-trt inspect model.bundle | head` does, ends the program in silence with the exit
-code of every Unix tool. Results that cannot be written for another reason are an error. Progress and messages that
-nobody can see are no reason to stop: a build goes on when its standard error is gone.
+If a reader of the results leaves early, as in `vorta-trt inspect model.bundle | head`, the program ends silently with
+the exit code of every Unix tool. Results that cannot be written for another reason are an error. Progress and messages
+that cannot be written are dropped: a build goes on when its standard error is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Results(io.FileIO):
             self._end(error)
 
     def _end(self, error: OSError) -> NoReturn:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # discards what is still buffered
         if isinstance(error, BrokenPipeError):
             raise SystemExit(BROKEN_PIPE)
         print(f"error: standard output: cannot be written: {error.strerror}; give a file or a pipe", file=sys.stderr)
@@ -34,7 +34,7 @@ class _Results(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Standard error: what cannot be written is dropped."""
+    """Standard error: text that cannot be written is dropped."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
@@ -46,14 +46,14 @@ class _Messages(io.FileIO):
 def guard_streams() -> None:
     """Replaces sys.stdout and sys.stderr; to be called once, before anything is written.
 
-    A closed descriptor is opened on the null device, since the next file to be opened would get its number and take
-    in what libraries print. Closed standard output refuses writes, as it did before.
+    A closed descriptor is opened on the null device. Otherwise the next opened file would get its number, and libraries
+    would print into that file. Standard output that was closed still refuses writes.
     """
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest free number, which is this one
+            os.open(os.devnull, mode)  # gets the lowest free number, which is the closed one
     sys.stderr = _text(_Messages(2, "w", closefd=False), by_line=True)
     results = _Results(1, "w", closefd=False)
     sys.stdout = _text(results, by_line=results.isatty())

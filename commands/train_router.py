@@ -38,7 +38,7 @@ train = group(
 
 
 class TrainingOptions(SettingsOptions):
-    """The numbers of a run."""
+    """Numeric options of a training run."""
 
     @classmethod
     def model(cls) -> Any:
@@ -177,7 +177,7 @@ def prepare(
 
 
 def _shape(text: str, option: str) -> tuple[int, int, int]:
-    """A tile, window or bucket from e.g. 2x3x2."""
+    """Parses a tile, window or bucket such as 2x3x2."""
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise typer.BadParameter(f"{text!r}: must be FRAMESxHEIGHTxWIDTH; use e.g. 2x3x2", param_hint=option)
@@ -186,7 +186,7 @@ def _shape(text: str, option: str) -> tuple[int, int, int]:
 
 
 def _stages_of_main_process() -> AbstractContextManager[Callable[[str, int, int], None]]:
-    """A progress line, but in the other processes of torchrun none."""
+    """A progress line in the main process; a callback that shows nothing in the other processes of torchrun."""
     from vorta_trt.runtime.console import Stages
 
     return Stages() if os.environ.get("RANK", "0") == "0" else nullcontext(lambda what, done, total: None)

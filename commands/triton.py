@@ -62,7 +62,8 @@ def triton(
     from vorta_trt.serving.settings import ModelSettings
     from vorta_trt.serving.triton.repository import TritonSettings, write_model
 
-    # What is given: False and nothing are the pipeline's defaults, but for tiling, which some families do anyway.
+    # Keeps options that differ from the pipeline's defaults, which are False or None. vae_tiling is kept if it is
+    # False, too, since some families tile by default.
     options = {
         key: value for key, value in engine.arguments().items() if value or (key == "vae_tiling" and value is not None)
     }

@@ -27,7 +27,7 @@ from vorta_trt.model.precision import PrecisionName
 
 
 class Executor(str, Enum):
-    """What runs a model."""
+    """The executor that runs a model."""
 
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"

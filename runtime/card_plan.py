@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`CardPlan`: how a pipeline runs on a card of one size, of the bytes of its parts.
+"""`CardPlan`: how a pipeline runs on a card with a given amount of memory, computed from the bytes of its parts.
 
-Three stages never run at the same time: encoding the prompt, sampling, decoding the video. What stays on the GPU counts
-in each of them. Nor do two experts: their weights are on the GPU together, or in turn. In the order in which things are
-given up: text encoder on the GPU, VAE on the GPU, guidance as one batch of two, experts together, all weights of the
-engine on the GPU.
+Three stages run one after the other: encoding the prompt, sampling, decoding the video. A part that stays on the GPU
+counts in each of them. Two experts also run one after the other; their weights are on the GPU together, or in turn. If
+not everything fits, the plan gives up one thing after the other, in this order: the text encoder stays on the GPU, the
+VAE stays on the GPU, guidance runs as one batch of two, both experts are on the GPU together, all weights of the engine
+are on the GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from vorta_trt.engines.layers import readable_bytes
 from vorta_trt.runtime.engine_parts import EngineParts
 from vorta_trt.runtime.memory_parts import PipelineParts
 
-# CUDA context, kernels, cuBLAS and cuDNN, fragments of allocators: an allowance, not a measurement.
+# Reserved for CUDA context, kernels, cuBLAS and cuDNN, and fragmentation: an allowance, not a measurement.
 RESERVE = 3 << 29  # 1.5 GiB
 ENCODING = 1 << 29  # activations of a text encoder on one prompt: an allowance
-STREAMING_SCRATCH = 1 << 29  # for the layers on their way in; an allowance
+STREAMING_SCRATCH = 1 << 29  # buffers for the layers that are being streamed in: an allowance
 GUIDANCE = 2  # samples of one denoising step with classifier-free guidance
 
 Stage = Literal["beside", "alone", "too large"]
@@ -32,14 +33,20 @@ class CardPlan(BaseModel):
     """How the pipeline runs on a card of `gib` GiB.
 
     Attributes:
-        fits: whether it runs at all. guidance: both samples of a step in one call, or one after the other; None: this
-        GPU computes one alone.
-        text_encoder, vae: "stays" on the GPU or "leaves" it while the engine samples; None: not in the plan.
-        weight_streaming_budget: bytes for `Engine(weight_streaming_budget=...)`; None: all weights fit.
-        encoding, decoding: of prompt and video, "beside" the engine, which keeps its activations from one video to the
-        next, "alone" (before it is opened, after it is closed), or "too large"; None: unknown.
-        experts: whether two experts are on the GPU "together", or "in turn"; None: there is one.
-        sampling_bytes: needed while sampling, with everything that stays. remarks: what to do about it.
+        fits: Whether the pipeline runs on the card at all.
+        guidance: Whether both samples of a step run in one call, or one after the other; None if this GPU computes only
+            one of them.
+        text_encoder: Whether the text encoders stay on the GPU or leave it while the engine samples; None if they are
+            not in the plan.
+        vae: Whether the VAE stays on the GPU or leaves it while the engine samples; None if it is not in the plan.
+        weight_streaming_budget: Bytes for `Engine(weight_streaming_budget=...)`; None if all weights fit.
+        encoding: Whether the prompt is encoded "beside" the engine, which keeps its activations between videos, "alone"
+            before the engine is opened, or is "too large"; None if it is unknown.
+        decoding: Whether the video is decoded "beside" the engine, "alone" after it is closed, or is "too large"; None
+            if it is unknown.
+        experts: Whether two experts are on the GPU "together" or "in turn"; None if there is one transformer.
+        sampling_bytes: Bytes that are needed while sampling, including everything that stays on the GPU.
+        remarks: Advice, such as how to build an engine that fits better.
     """
 
     gib: float
@@ -82,14 +89,14 @@ class CardPlan(BaseModel):
 @dataclass(frozen=True)
 class _Choice:
     batched: bool
-    text_encoder: bool  # whether it stays
-    vae: bool
+    text_encoder: bool  # whether it stays on the GPU
+    vae: bool  # whether it stays on the GPU
 
 
 def for_experts(
     gib: float, parts: EngineParts, second: EngineParts, rest: PipelineParts, latents: int, samples: int
 ) -> CardPlan:
-    """Two experts, which share the memory of their activations: in turn, if they do not fit together."""
+    """The plan of two experts, which share one activation memory; they run in turn if they do not fit together."""
     shared = replace(
         parts,
         activations=max(parts.activations, second.activations),
@@ -104,14 +111,14 @@ def for_experts(
 
 
 def for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int, samples: int) -> CardPlan:
-    """One transformer.
+    """The plan of one transformer.
 
     Args:
-        gib: Of the card.
-        parts: Of the transformer.
-        rest: What stands around it.
-        latents: Bytes that sampling keeps.
-        samples: Of a step that this GPU computes.
+        gib: Memory of the card in GiB.
+        parts: Bytes of the transformer.
+        rest: Bytes of the other parts of the pipeline.
+        latents: Bytes of latents and similar tensors that sampling keeps.
+        samples: Number of samples of a step that this GPU computes.
     """
     room = int(gib * 2**30) - RESERVE
     can_batch = min(parts.largest_batch, samples) >= GUIDANCE
@@ -122,10 +129,10 @@ def for_card(gib: float, parts: EngineParts, rest: PipelineParts, latents: int, 
     ]
 
     def needed(choice: _Choice, streams: bool = False) -> int:
-        """Bytes while sampling, without the weights of the engine.
+        """Bytes that are needed while sampling, without the weights of the engine.
 
-        One that streams takes activations of its largest batch: only that figure of TensorRT has streaming's own
-        scratch memory in it (`tensorrt_api.scratch_for`).
+        An engine that streams weights counts with the activations of its largest batch, because only that figure of
+        TensorRT includes the scratch memory of streaming (`tensorrt_api.scratch_for`).
         """
         batch = GUIDANCE if choice.batched else 1
         staying = (rest.text_encoder or 0) * choice.text_encoder + (rest.vae or 0) * choice.vae
@@ -162,7 +169,8 @@ def _one_sample(parts: EngineParts) -> str:
 
 
 def _streaming_remarks(parts: EngineParts, budget: int) -> list[str]:
-    smaller = budget + parts.activations - parts.activations // parts.largest_batch  # of an engine for one sample
+    # The budget that an engine for one sample would have.
+    smaller = budget + parts.activations - parts.activations // parts.largest_batch
     if budget <= 0:
         remedy = "build with --batch 1, or take a smaller video" if smaller > 0 else "take a smaller video"
         return [f"activations alone need more; {remedy}, or another card"]
@@ -175,7 +183,7 @@ def _streaming_remarks(parts: EngineParts, budget: int) -> list[str]:
 
 
 def _stage(model: int | None, working: int | None, beside: int, room: int) -> Stage | None:
-    """Where a model runs that needs `working` bytes, with `beside` bytes of other parts on the GPU."""
+    """How a model runs that needs `working` bytes, with `beside` bytes of other parts on the GPU."""
     if model is None or working is None:
         return None
     alone = model + working

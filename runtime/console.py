@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people see while they wait: one line on stderr with the stage, a bar and the elapsed time."""
+"""Progress on the terminal: one line on stderr with the stage, a bar and the elapsed time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """A progress line on stderr; nothing at all if stderr is no terminal. A context manager.
+    """A context manager that shows a progress line on stderr; it shows nothing if stderr is no terminal.
 
-    Calling it with (what, done, total) fits every progress callback of this project; total 0 means unknown. A stage may
-    be named again and again; the bar follows.
+    It is called with (what, done, total), as every progress callback of this project is; total 0 means unknown. Each
+    call updates the bar, also for the same stage.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Stages:
 
 
 def output_console() -> Console:
-    """A console on stdout: as wide as the terminal; in a pipe wide enough for every table, and without lines around."""
+    """A console on stdout, as wide as the terminal; in a pipe wide enough for all tables, which then lack borders."""
     from rich.console import Console
     from rich.table import Table
 

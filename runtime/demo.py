@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way on a small model with the real classes: checkpoint, router, ONNX, bundle, verification, video."""
+"""Runs all steps on a small model with the real classes: checkpoint, router, ONNX, bundle, verification, video."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vorta_trt.plugins.extras import import_extra
 from vorta_trt.runtime.from_checkpoint import Report, Source, build_onnx, export_checkpoint
 from vorta_trt.runtime.verification.report import VerifyReport
 
-# Small, but of the shape of the real ones: a grid of 12 x 6 x 6 tokens, and heads that the family says.
+# A small model, but shaped like the real ones: a grid of 12 x 6 x 6 tokens, and the head dimension of the family.
 SIZE = VideoSize(45, 96, 96)
 HEADS = 6
 STEPS, VIDEO_STEPS = 20, 6
-PROMPT = "a red wall"  # of words that the small tokenizer knows; the video is noise, as the weights are
+PROMPT = "a red wall"  # words that the small tokenizer knows; the video is noise, since the weights are random
 BF16_CASES = ("router, tau 0.3", "mixed override")  # ONNX's reference evaluator is slow
 
 
 class DemoReport(BaseModel):
-    """What the demo made and measured."""
+    """The files that the demo made, and its results."""
 
     family: str
     folder: str
@@ -48,34 +48,34 @@ class DemoReport(BaseModel):
 
 
 def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> DemoReport:
-    """Makes everything in `folder`, which may hold the files of an earlier demo; they are made anew.
+    """Makes all files of the demo in `folder`; the files of an earlier demo there are replaced.
 
     Args:
-        folder: Where everything goes.
-        report: Called with what is done, how much of it, and how much there is.
+        folder: Folder of all files.
+        report: Progress callback. It gets what is done, how much of it is done, and how much there is in total.
         family: Name of the model family.
 
     Raises:
-        ValueError: An unknown family.
-        FileExistsError: The folder holds something else.
+        ValueError: The family is unknown.
+        FileExistsError: The folder holds files that no demo made.
     """
     from vorta_trt.model import RouteTable
     from vorta_trt.runtime.schedules import schedule_timesteps
     from vorta_trt.runtime.verification.verify import verify
 
     facts = get_family(family)
-    import_extra("matplotlib", "plot")  # for the picture of the routes; this and the builder before the long work
+    import_extra("matplotlib", "plot")  # for the picture of the routes; checked before the long work, as the builder is
     flavour = get_flavour("rtx")
     if not (ability := flavour.can_build()):
         raise BuildError(f"the demo builds with TensorRT-RTX: {ability.reason}")
-    load_plugin(flavour)  # raises where the library, or the shim that the parser wants, is not there
+    load_plugin(flavour)  # raises if the library, or the shim that the parser needs, is missing
     folder = _fresh(folder)
     checkpoint, router = folder / "checkpoint", folder / "router"
     stem = family.replace("_", "-")
     report(f"making a small {facts} pipeline and a router", 0, 0)
     _make_model(family, checkpoint, router)
 
-    # Videos are then decoded, and texts encoded, by exported graphs as well.
+    # With all parts exported, graphs also decode the videos and encode the texts.
     parts = ("all",) if facts.parts_class is not None else ()
     exported = {
         precision: export_checkpoint(
@@ -122,7 +122,7 @@ def run_demo(folder: Path, report: Report, family: str = DEFAULT_FAMILY) -> Demo
 
 
 def next_steps(report: DemoReport) -> str:
-    """What to run on a machine with a GPU, with the names of this demo, and then with a real checkpoint."""
+    """Commands to run next on a machine with a GPU: with the files of this demo, and then with a real checkpoint."""
     folder = Path(report.folder)
     bundle, checkpoint, router = (
         shlex.quote(f"{folder.name}/{Path(report.files[what]).name}")
@@ -160,7 +160,7 @@ def _make_model(family: str, checkpoint: Path, router: Path) -> None:
 
 
 def _make_video(onnx: Path, folder: Path, report: Report) -> Path:
-    """Samples with diffusers' pipeline and the exported file in ONNX Runtime; bare frames where av is not installed."""
+    """Samples a video with the exported file in ONNX Runtime; it is saved as an array if av is not installed."""
     from vorta_trt.model.video_reader import import_av
     from vorta_trt.plugins.errors import VortaError
     from vorta_trt.runtime.pipelines.pipeline import VortaPipeline
@@ -184,7 +184,7 @@ MARKER = ".vorta-trt-demo"
 
 
 def _fresh(folder: Path) -> Path:
-    """The folder, empty: new, or cleared if a demo made it."""
+    """Makes the folder, or empties it if an earlier demo made it; returns its absolute path."""
     folder = folder.resolve()
     if folder.exists():
         if not folder.is_dir():

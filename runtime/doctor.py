@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What works on this machine, what does not, and why: the facts behind `vorta-trt doctor`."""
+"""Finds out what works on this machine, what does not, and why: the facts behind `vorta-trt doctor`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ EXPORTER_MODULES = (
     "vorta_trt.export.onnx_export",
 )
 
-# What a build takes, in multiples of the weights: peak memory, and disk for the bundle and its temporary export.
+# Needs of a build in multiples of the weights' bytes: peak memory, and disk for the bundle and its temporary export.
 MEMORY_PER_WEIGHTS = 3.0
 DISK_PER_WEIGHTS = 2.5
 
@@ -70,7 +70,7 @@ class Finding(BaseModel):
 
 
 class DoctorReport(BaseModel):
-    """Everything that was looked at."""
+    """All findings of an examination."""
 
     findings: list[Finding]
     packages: dict[str, str | None]
@@ -85,7 +85,7 @@ class DoctorReport(BaseModel):
 
 
 def examine(folder: Path | None = None) -> DoctorReport:
-    """Looks at everything; `folder` is where bundles will be written (default: here). Nothing is changed."""
+    """Examines this machine; changes nothing. `folder` is where bundles will be written (default: current folder)."""
     findings = list(_machine(folder or Path.cwd()))
     gpus = list(_gpus())
     findings += gpus
@@ -175,12 +175,12 @@ def _torch_on_gpu() -> str:
 
 
 def _exporter() -> Finding:
-    """Imports what an export needs; any exception of a broken installation is the finding."""
+    """Imports all modules that an export needs; any exception of a broken installation becomes the finding."""
 
     def work() -> str:
         for name in EXPORTER_MODULES:
             importlib.import_module(name)
-        for family in families():  # diffusers imports a class, and what that needs, when someone asks for it
+        for family in families():  # diffusers imports a class and its dependencies only on first use
             family.diffusers_transformer()
         return "torch, onnx, onnxscript and diffusers import"
 
@@ -206,7 +206,7 @@ def _library() -> tuple[list[Finding], PluginLibrary | None]:
 
 
 def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
-    """What the library cannot do on this machine's GPUs, and what it does slower than its sources could."""
+    """Findings about what the library cannot do on this machine's GPUs, or does slower than its sources could."""
     report = driver_report()
     if problem := driver_problem(library, report):
         yield Finding(section="plugin", name="driver", state="failed", detail=problem)
@@ -219,7 +219,7 @@ def _library_on_gpus(library: PluginLibrary) -> Iterator[Finding]:
 
 
 def _products(library: PluginLibrary) -> Iterator[Finding]:
-    """Where linear layers take their products from."""
+    """Findings about which library or kernel computes the products of linear layers."""
     try:
         path = cublaslt_path(library)
     except VortaError as error:  # a library of another version may lack the function
@@ -248,13 +248,13 @@ def _plugin_in(flavour: Flavour, library: PluginLibrary | None) -> Finding:
 
 
 def _of_another_flavour(flavour: Flavour) -> str | None:
-    """What is installed, if that is another flavour's version of the same package, with which nothing is wrong."""
+    """The text about a wrong version, if the installed package is the right version for another flavour; else None."""
     others = (other for other in FLAVOURS.values() if other.package == flavour.package)
     return flavour.wrong_version if any(other.wrong_version is None for other in others) else None
 
 
 def _attempt(section: str, name: str, work: Callable[[], str]) -> Finding:
-    """The finding of something that may fail in any way: a doctor reports what is broken, whatever it raises."""
+    """Runs `work` and turns its result, or any exception, into a finding."""
     try:
         return Finding(section=section, name=name, state="ok", detail=work())
     except Exception as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Engine`: one transformer, ready to run; the same call whatever runs it."""
+"""`Engine`: one transformer, ready to run, with the same interface for all executors."""
 
 from __future__ import annotations
 
@@ -40,38 +40,43 @@ class Engine:
     Threads may share an engine: their calls run one after the other. For calls that overlap, give each thread a
     `context()`, or an engine of its own.
 
-    The options from `cuda_graph` on concern "tensorrt" alone. The other executors ignore `cuda_graph`, `outputs` and
-    `nvtx`, and refuse the rest. An engine that cannot run on this machine's GPU does not silently run elsewhere.
+    The options from `cuda_graph` to `nvtx` concern "tensorrt" alone. The other executors ignore `cuda_graph`, `outputs`
+    and `nvtx`, and refuse `scratch` and `weight_streaming_budget`. An engine that cannot run on this machine's GPU does
+    not silently run elsewhere.
 
     Args:
         path: A bundle folder, an .onnx file, or an opened `Bundle`.
-        component: "transformer", or "transformer_2", the second expert; None takes the first one there is.
+        component: "transformer", or "transformer_2" for the second expert; None takes the first in the bundle.
         size: Which of a bundle's video sizes, as "81x480x832"; None takes the first.
-        executor: "tensorrt" is a bundle's default; it needs a GPU that the bundle was built for, and a torch with
-            CUDA. "onnxruntime" is an .onnx file's default: CPU, fp32 and fp16; of a bundle it runs the model.onnx.
-            "reference" is onnx.reference: every type, slow.
-        device: For tensorrt, "cuda", "cuda:1" or 1. The others run on the CPU: "cpu" or None.
-        verify: Hash every file of a bundle before loading it (about a second per gigabyte).
-        cuda_graph: Capture a CUDA graph per optimization profile and input shapes in their second call, and replay it
-            from then on. Inputs are then copied into buffers of the engine. Where TensorRT does not allow it, the
-            engine is launched without, and `fallbacks` counts that. The last 4 sets of shapes are kept.
-        outputs: "copy": the outputs of a call are the caller's. "reuse": they lie in buffers of the engine and are
-            valid until its next call with the same shapes, by whatever thread; spares a copy. NumPy outputs are always
-            copies.
-        scratch: A `DeviceScratch` that this engine shares with others; None: memory for activations of its own.
-        weight_streaming_budget: Bytes of weights that stay on the GPU, the rest is copied in every call; "auto" goes by
-            the free memory. For bundles built with --weight-streaming. Excludes CUDA graphs where not all weights fit.
-        nvtx: Ranges of every layer for Nsight Systems, which slow launching down. A range per call is always there.
-        fallbacks: Counts what runs otherwise than asked for, or refuses it (strict); None: counts of its own.
+        executor: "tensorrt", the default for bundles, needs a GPU that the bundle was built for, and a torch with CUDA.
+            "onnxruntime", the default for .onnx files, runs fp32 and fp16 on the CPU; for a bundle it runs the
+            model.onnx inside. "reference" is onnx.reference, which runs every type, slowly.
+        device: For "tensorrt", "cuda", "cuda:1" or 1. The other executors run on the CPU: "cpu" or None.
+        verify: Whether to hash every file of a bundle before loading it (about a second per gigabyte).
+        cuda_graph: Whether to capture a CUDA graph in the second call with an optimization profile and input shapes,
+            and replay it from then on. Inputs are then copied into buffers of the engine. Where TensorRT does not allow
+            a graph, the engine is launched without one, and `fallbacks` counts it. The graphs of the last 4 sets of
+            shapes are kept.
+        outputs: With "copy", the outputs of a call belong to the caller. With "reuse", which saves a copy, they are in
+            buffers of the engine and are valid until the next call with the same shapes, by any thread. NumPy outputs
+            are always copies.
+        scratch: A `DeviceScratch` with the memory for activations, which this engine shares with others; None makes one
+            for this engine alone.
+        weight_streaming_budget: Bytes of weights that stay on the GPU; the rest is copied in every call. "auto" chooses
+            by the free memory. It is for bundles built with --weight-streaming, and excludes CUDA graphs unless all
+            weights fit.
+        nvtx: Whether to mark every layer with an NVTX range for Nsight Systems, which slows launches down. Every call
+            has a range in any case.
+        fallbacks: Counts what runs otherwise than asked for, or refuses it (strict); None makes new counts.
 
     Attributes:
-        target: What was loaded: of a bundle, a view of the selected engine.
-        closed: Whether it has been closed.
+        target: The loaded file, or for a bundle a view of the selected engine.
+        closed: Whether the engine has been closed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or an option is none.
-        VortaError: It cannot run here; the message says what to do.
+        ValueError: The file is damaged, or an option is invalid.
+        VortaError: The engine cannot run here; the message says what to do.
     """
 
     def __init__(
@@ -107,12 +112,12 @@ class Engine:
 
     @property
     def path(self) -> Path:
-        """Of the bundle or the file."""
+        """Path of the bundle or the file."""
         return self.target.path
 
     @property
     def metadata(self) -> ModelMetadata | None:
-        """What the exporter wrote (family, geometry, precision, ...); None for a file of another origin."""
+        """The exporter's metadata (family, geometry, precision, ...); None for files that vorta-trt did not export."""
         return self.target.metadata
 
     @property
@@ -122,7 +127,7 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """Where it runs: "cpu" or "cuda:N"."""
+        """The device that the engine runs on: "cpu" or "cuda:N"."""
         return self._executor.device
 
     @property
@@ -132,17 +137,17 @@ class Engine:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
+        """Specs of the inputs."""
         return self._executor.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives."""
+        """Specs of the outputs."""
         return self._executor.outputs
 
     @property
     def reuses_outputs(self) -> bool:
-        """Whether it was made with outputs="reuse"."""
+        """Whether the engine was made with outputs="reuse"."""
         return self._options.outputs == "reuse"
 
     def __call__(self, *, step: object = None, **inputs: Any) -> dict[str, Any]:
@@ -151,18 +156,18 @@ class Engine:
         Args:
             step: The step's number, for the NVTX range of this call.
             **inputs: The inputs by name, as `Engine.inputs` lists them: NumPy arrays, torch tensors, anything with
-                `__dlpack__`, numbers or lists of numbers. A number serves for an input of shape [1]. What lies on the
-                engine's GPU, contiguous, is read where it is or copied there. `tau` may be left out (the exported
-                default), and so may `route_override` (the router decides everywhere) and, of an engine for several
-                GPUs, `rank` and `head_orders` (see `EngineRank`). Numbers and lists are rounded to the engine's type;
-                an array of another type is converted where that changes no value.
+                `__dlpack__`, numbers or lists of numbers. A number may stand for an input of shape [1]. A contiguous
+                tensor on the engine's GPU is read in place or copied on the GPU. `tau` may be left out (then it is the
+                exported default), and so may `route_override` (then the router decides everywhere) and, for an engine
+                for several GPUs, `rank` and `head_orders` (see `EngineRank`). Numbers and lists are rounded to the
+                engine's type; an array of another type is converted only where that changes no value.
 
         Returns:
             The outputs by name: torch tensors, on the device of the first torch tensor (or array with `__dlpack__`)
-            among the inputs; NumPy arrays if there is none. How long they are valid: `outputs`, above.
+            among the inputs; NumPy arrays if there is none. The option `outputs` decides how long they are valid.
 
         Raises:
-            TypeError: An input is missing, unknown, or of a type that cannot be converted.
+            TypeError: An input is missing or unknown, or its type cannot be converted.
             ValueError: An input has a shape that the engine does not take.
             VortaError: TensorRT fails, or the GPU's memory is used up.
         """
@@ -184,9 +189,9 @@ class Engine:
     ) -> Engine:
         """A second engine on the same weights, whose calls may overlap with those of this one.
 
-        It has a stream, buffers, CUDA graphs and (unless `scratch` says otherwise) memory for activations of its own.
-        The options are this engine's where they are left out. Both may be closed in any order; the weights stay as
-        long as one is open.
+        It has its own stream, buffers, CUDA graphs and (without `scratch`) memory for activations. Options that are
+        left out are those of this engine. Both engines may be closed in any order; the weights stay as long as one is
+        open.
         """
         self._check_open()
         if self.device == "cpu":
@@ -213,14 +218,14 @@ class Engine:
         return self._executor.layer_times(feeds, repeats)
 
     def device_use(self) -> DeviceUse:
-        """Bytes on the GPU now: weights, memory for activations, inputs and outputs kept between calls."""
+        """Bytes that the engine holds on the GPU now: weights, activations, inputs and outputs kept between calls."""
         return self._executor.device_use()
 
     def room_for(self, batch: int) -> tuple[int, int]:
-        """Tells what a call with `batch` samples takes on the GPU besides what the engine holds now.
+        """Computes how much more GPU memory a call with `batch` samples takes than the engine holds now.
 
         Returns:
-            Those bytes, and the bytes that are free there; (0, 0) for executors on the CPU.
+            These additional bytes, and the bytes that are free on the GPU; (0, 0) for executors on the CPU.
 
         Raises:
             ValueError: The engine does not take such a batch.
@@ -247,7 +252,7 @@ class Engine:
             raise RuntimeError(f"{self.path}: this engine is closed; open a new one")
 
     def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, Array], Array | None]:
-        """Every input of the executor, checked; and the first tensor among them, which says where outputs go."""
+        """All inputs of the executor, checked; and the first tensor among them, whose device the outputs get."""
         self._check_open()
         defaults = self._defaults()
         inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -260,7 +265,7 @@ class Engine:
         return {name: convert(array) for name, array in arrays.items()}, like
 
     def _defaults(self) -> dict[str, Any]:
-        """The inputs that may be left out, with the values they then have."""
+        """Default values of the inputs that may be left out, by name."""
         defaults: dict[str, Any] = {} if self._rank is None else dict(self._rank.inputs())
         for spec in self.inputs:
             if spec.name == "tau" and self.metadata is not None:
@@ -270,7 +275,7 @@ class Engine:
         return defaults
 
     def _check_batch(self, feeds: dict[str, Array]) -> None:
-        """Axes of one name have one size."""
+        """Raises ValueError unless axes of the same name have the same size in all inputs."""
         seen: dict[str, tuple[str, int]] = {}
         for spec in self.inputs:
             for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
@@ -285,7 +290,7 @@ class Engine:
 
 
 def _rank(target: Target, executor: str | None, device: str | int | None) -> EngineRank | None:
-    """What an engine for several GPUs needs; None for all others."""
+    """The additional inputs of an engine for several GPUs; None for other engines."""
     if target.metadata is None or target.metadata.ulysses == 1:
         return None
     if target.bundle is None or executor not in (None, "tensorrt"):
@@ -296,7 +301,7 @@ def _rank(target: Target, executor: str | None, device: str | int | None) -> Eng
     from vorta_trt.runtime.parallel.engine_ranks import EngineRank
 
     if device == "cpu":
-        return None  # its executor says why not
+        return None  # the executor refuses the CPU with its own message
     number = int(str("0" if device is None else device).removeprefix("cuda").removeprefix(":") or 0)
     library = target.bundle.plugin_library(number)
     assert library is not None  # its layers are plugins
@@ -346,7 +351,7 @@ def _refuse_on_cpu(executor: str, **options: object) -> None:
 
 
 def _say_alternative(target: Target, error: VortaError) -> None:
-    """Adds what runs without this GPU to an error of the default executor, if the bundle has it."""
+    """Adds to an error of the default executor how to run the bundle's ONNX file on the CPU, if it has one."""
     portable = target.metadata is None or target.metadata.opset != OPSET_17
     if target.onnx_path is not None and portable:
         remedy = (
@@ -361,7 +366,7 @@ def _on_gpu(like: Array | None) -> bool:
 
 
 def _like(array: Any, like: Array | None) -> Any:
-    """An output as the caller of the engine gets it."""
+    """Converts an output to the kind and device that the caller gets."""
     if like is None or isinstance(like, np.ndarray):
         return to_numpy(array)
     return to_torch(array, like.device)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many bytes of GPU memory a transformer takes, on one GPU or on each of several; what is estimated says so.
+"""How many bytes of GPU memory a transformer takes, on one GPU or on each of several. Estimates are marked as such.
 
-An engine: from a bundle's manifest (the builder states weights and activations) or, before a build, from an ONNX file.
-A model in torch: from its parameters. Letters: S video tokens, T text tokens, E inner dimension, F feed-forward width.
+The figures of an engine come from a bundle's manifest (where the builder states weights and activations) or, before a
+build, from an ONNX file. Those of a model in torch come from its parameters.
+
+Letters: S video tokens, T text tokens, E inner dimension, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -29,14 +31,20 @@ Described = ModelMetadata | RoutedTransformer
 
 @dataclass(frozen=True)
 class EngineParts:
-    """Bytes of an engine, or of a model in torch.
+    """Bytes of GPU memory that an engine, or a model in torch, takes.
 
     Attributes:
-        weights. activations: of one call of the largest batch, plugin workspace included. workspace: of that, the
-        plugin's; None if unknown. largest_batch. resizes: smaller batches need less. streams: built with weight
-        streaming. can_stream: the flavour has it. built: False for an ONNX file. stated: activations are the builder's
-        figure, else an estimate. io_per_sample: of inputs and outputs. exchange: of the activations, buffers for
-        exchanges with other GPUs.
+        weights: Bytes of the weights.
+        activations: Bytes of activations of a call with the largest batch, including the plugin's workspace.
+        workspace: The plugin's workspace, as a part of the activations; None if it is unknown.
+        largest_batch: Largest batch of a call.
+        resizes: Whether smaller batches need fewer activations.
+        streams: Whether the engine was built with weight streaming.
+        can_stream: Whether the TensorRT flavour supports weight streaming.
+        built: Whether there is an engine or a model; False for an ONNX file.
+        stated: Whether the activations are the builder's figure; otherwise they are an estimate.
+        io_per_sample: Bytes of inputs and outputs for one sample.
+        exchange: Buffers for exchanges with other GPUs, as a part of the activations.
     """
 
     weights: int
@@ -54,23 +62,23 @@ class EngineParts:
     def activations_for(self, batch: int) -> int:
         """Bytes of activations for one batch size.
 
-        They are in proportion to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2 (the
+        They are taken as proportional to the batch, which is an upper bound: batch 1 takes 0.42 to 0.5 of batch 2 (the
         builder's figures of TensorRT-RTX 1.7 for one block of three published models).
         """
         return self.activations * batch // self.largest_batch if self.resizes else self.activations
 
     def tensors_for(self, batch: int) -> int:
-        """Inputs and outputs in the engine's buffers, and the caller's copy of both."""
+        """Bytes of inputs and outputs in the engine's buffers, and of the caller's copies."""
         return 2 * self.io_per_sample * batch
 
 
 def engine_parts(target: Target) -> EngineParts:
-    """The sizes that a bundle or an ONNX file tells."""
+    """The sizes of an engine, read from a bundle or estimated from an ONNX file."""
     per_sample = sum(byte_size(_sized(spec), spec.dtype) for spec in (*target.inputs, *target.outputs))
     metadata = target.metadata
     if target.bundle is None:
         weights = inspect_onnx(target.path).network.weight_bytes
-        can_stream = metadata is None or metadata.opset != OPSET_17  # which is for TensorRT 8.6
+        can_stream = metadata is None or metadata.opset != OPSET_17  # files of opset 17 are for TensorRT 8.6
         batch, flags, stated = UNBUILT_BATCH, [RESIZES] if can_stream else [], None
     else:
         engine = target.bundle.manifest.engine
@@ -113,20 +121,20 @@ def model_parts(model: RoutedTransformer, batch: int) -> EngineParts:
 
 
 def parts_of_rank(parts: EngineParts, model: Described, ranks: int) -> EngineParts:
-    """What each of several GPUs takes that share the tokens and heads of a pass; estimated from one GPU's figures.
+    """The sizes on each of several GPUs that share the tokens and heads of a pass, estimated from those on one GPU.
 
-    Weights are on every GPU. Activations are those of its tokens, the attention's workspace is that of its heads. What
-    the exchanges need is freed before the feed forward begins, so the larger of both counts: beside the exchange's
-    buffers, the attention holds the residual, queries, keys and values. Of an engine that is built for so many GPUs,
-    the builder's figure has it all.
+    Every GPU has all weights, the activations of its own tokens, and the attention's workspace for its own heads. The
+    buffers of the exchanges are freed before the feed forward begins, so the larger of two figures counts: that of the
+    feed forward, or that of the attention, which holds the residual, queries, keys and values beside the buffers. If
+    the engine is built for this number of GPUs, the builder's figure includes all of it.
 
     Args:
-        parts: On one GPU.
-        model: What it is of.
-        ranks: How many GPUs share a pass.
+        parts: Sizes on one GPU.
+        model: The model that the sizes belong to.
+        ranks: Number of GPUs that share a pass.
 
     Raises:
-        ValueError: They cannot have the same number of heads.
+        ValueError: The heads cannot be split evenly over the GPUs.
     """
     work = PassWork.of(model)
     check_ranks(work.heads, ranks)
@@ -154,19 +162,19 @@ def _sized(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def _activations_per_sample(model: Described) -> int:
-    """Where no builder has told: the plugin's workspace and 2 F + 7 E values for each of the S + T tokens.
+    """Estimate without a builder's figure: the plugin's workspace, and 2 F + 7 E values for each of the S + T tokens.
 
-    A fit from above: 0, 11 and 59 % over the builder's figures of TensorRT-RTX 1.7 for one block of models of 24, 40
-    and 12 heads at their published sizes (10.7, 8.9 and 1.2 GB).
+    It is fitted as an upper bound: 0, 11 and 59 % above the builder's figures of TensorRT-RTX 1.7 for one block of
+    models with 24, 40 and 12 heads at their published sizes (10.7, 8.9 and 1.2 GB).
     """
     work, inner = PassWork.of(model), get_family(model.family).feed_forward_width(model.config)
     return (2 * inner + 7 * work.width) * work.rows(1) * work.element_bytes + (_workspace(work, 1) or 0)
 
 
 def _workspace(work: PassWork, batch: int, heads: int | None = None) -> int | None:
-    """Bytes of one RoutedAttention layer, as the plugin library says; None where it cannot tell (fp32, no library).
+    """Workspace bytes of one RoutedAttention layer, from the plugin library; None where it has none (fp32, no library).
 
-    With all of the model's heads, or as many as are given.
+    The layer has all heads of the model, or `heads` if that is given.
     """
     if work.dtype not in KERNEL_DTYPES:
         return None

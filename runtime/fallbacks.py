@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Fallbacks`: whatever runs otherwise than asked for is counted here, logged, and an error in strict mode."""
+"""`Fallbacks`: counts and logs whatever runs otherwise than asked for; in strict mode it is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vorta_trt.plugins.errors import VortaError
 
 logger = logging.getLogger(__name__)
 
-# What counts, and what the user gets instead. Code that falls back names one of these.
+# Kind of fallback -> what happens instead. Code that falls back names one of these kinds.
 KINDS = {
     "cuda graph capture": "the engine is launched without a CUDA graph",
     "batched guidance": "conditional and unconditional samples run one after the other",
@@ -23,22 +23,22 @@ KINDS = {
     "executor": "another executor runs the model",
     "prompt length": "the end of the text is cut off",
 }
-OF_REQUESTS = ("prompt length",)  # differ from request to request: logged each time
+OF_REQUESTS = ("prompt length",)  # kinds that differ from request to request, so they are logged each time
 
 
 class FallbackError(VortaError):
-    """A fallback in strict mode."""
+    """Something would run otherwise than asked for, in strict mode."""
 
 
 class Fallbacks:
-    """What ran otherwise than asked for in one run; threads may share it.
+    """The fallbacks of one run; threads may share the object.
 
     Args:
-        strict: Every fallback raises.
+        strict: Whether every fallback is an error.
 
     Attributes:
-        strict: As given.
-        counts: How often each kind happened.
+        strict: Whether every fallback is an error.
+        counts: Number of fallbacks of each kind.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -47,15 +47,15 @@ class Fallbacks:
         self._lock = threading.Lock()
 
     def record(self, kind: str, reason: str) -> None:
-        """Notes that something runs otherwise than asked for; called before it does.
+        """Records a fallback; to be called before it happens.
 
         Args:
             kind: One of `KINDS`.
-            reason: Why, with the values.
+            reason: The reason, with the values that led to it.
 
         Raises:
-            FallbackError: In strict mode.
-            ValueError: An unknown kind.
+            FallbackError: The mode is strict.
+            ValueError: The kind is unknown.
         """
         if kind not in KINDS:
             raise ValueError(f"fallback {kind!r}: must be one of {', '.join(KINDS)}; add it to runtime.fallbacks.KINDS")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a sample, one after the other: from a video file, or from an array in .npy or .safetensors.
+"""Reads the frames of a sample one after the other, from a video file, or from an array in .npy or .safetensors.
 
 Letters: F frames, H height, W width.
 """
@@ -23,9 +23,9 @@ from vorta_trt.plugins.host_memory import mapping
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 VIDEO_SUFFIXES = video_reader.SUFFIXES
 SUFFIXES = (*ARRAY_SUFFIXES, *VIDEO_SUFFIXES)
-TENSOR_NAMES = ("frames", "video")  # which of several tensors in a .safetensors file
-MIN_SIDE = 11  # of a picture: SSIM's window, which also tells sides from channels
-ROUNDING = 1e-3  # how far a float may leave [0, 1]
+TENSOR_NAMES = ("frames", "video")  # names of the sample among several tensors of a .safetensors file
+MIN_SIDE = 11  # least height and width: SSIM's window; it also distinguishes these axes from channels
+ROUNDING = 1e-3  # tolerance of floating-point values outside [0, 1]
 
 Frame = npt.NDArray[np.float64]
 
@@ -41,8 +41,8 @@ def read_frames(path: Path) -> Iterator[Frame]:
     these with a leading batch of 1. A .safetensors file holds one tensor, or names it "frames" or "video".
 
     Raises:
-        SampleError: the file cannot be read, or holds something else.
-        FileNotFoundError: there is none.
+        SampleError: The file cannot be read, or holds something else.
+        FileNotFoundError: There is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"sample {path}: {absence(path)}; give a video, .npy or .safetensors file")
@@ -115,7 +115,7 @@ def _unreadable(path: Path, error: Exception) -> SampleError:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the axes of an array are: its order for [F, H, W, 3]."""
+    """A layout of an array; `order` is the permutation of its axes to [F, H, W, 3]."""
 
     name: str
     order: tuple[int, int, int, int]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint to an ONNX file or a bundle in one go, with weights that go from disk to disk.
+"""Makes an ONNX file or a bundle from a checkpoint in one call, without loading all weights into memory.
 
-The model is loaded without its weights (`materialize=False`), the exporter copies them one by one, and TensorRT streams
-the plan: the most memory that is ever needed is TensorRT's own.
+The model is loaded without its weights (`materialize=False`), the exporter copies them one by one from disk to disk,
+and TensorRT streams the plan. So the peak memory is that of TensorRT itself.
 """
 
 from __future__ import annotations
@@ -52,29 +52,31 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """What to export.
+    """A transformer of a checkpoint, and how to export it.
 
     Args:
-        checkpoint: a diffusers pipeline folder, its transformer/ folder, or weights in another layout; see
+        checkpoint: A diffusers pipeline folder, its transformer/ folder, or weights in another layout; see
             `model.checkpoint_place`.
         component: "transformer", or "transformer_2" for the second of two experts.
-        router: a router's training folder or router.pt; None leaves every head full.
-        size: of the video; None takes the size that the router was trained for, or without one that of
-            `route_override`. The router sees the timestep alone, so it works at any size, with tiles and buckets chosen
-            anew; a warning says so.
+        router: A router's training folder or router.pt; None leaves every head full.
+        size: Size of the video. None takes the size that the router was trained for, or without a router that of
+            `route_override`. A router depends on the timestep alone, so it works at any size. At another size than it
+            was trained for, tiles and buckets are chosen anew, and a warning says so.
         precision: "fp32", "fp16" or "bf16".
-        tau: default routing threshold of the exported model.
+        tau: Default routing threshold of the exported model.
         attention_precision: "same" or "fp8", see `RoutedTransformer`.
-        opset: of an exported ONNX file, see `export_onnx`; `build_checkpoint` takes what its TensorRT reads.
-        route_override: a file of `vorta-trt calibrate`, whose routes go before the router's.
+        opset: Opset of the exported ONNX file, see `export_onnx`; `build_checkpoint` takes the one that its TensorRT
+            reads.
+        route_override: A file of `vorta-trt calibrate`; its routes take precedence over the router's.
         linear_precision: "same" or "fp8", see `RoutedTransformer`.
-        linear_keep: which linear layers have no fp8 products, see `RoutedTransformer`.
-        linear_calibration: a file of `vorta-trt calibrate --linear-output`, whose sensitive layers have none either,
-            and whose scales are those of the inputs.
-        linear_error_limit: above which of its errors a layer is sensitive; None is `linears.ERROR_LIMIT`.
-        variant: of the names of the weight files, as for diffusers.
+        linear_keep: Patterns of the linear layers without fp8 products, see `RoutedTransformer`.
+        linear_calibration: A file of `vorta-trt calibrate --linear-output`. Its sensitive layers get no fp8 products
+            either, and its input scales are used.
+        linear_error_limit: A layer of `linear_calibration` is sensitive if its error is above this limit; None takes
+            `linears.ERROR_LIMIT`.
+        variant: Variant in the names of the weight files, as in diffusers.
         lora: LoRA files that are fused into the weights.
-        ulysses: How many GPUs share a pass of an exported file or an engine, see `export_onnx`.
+        ulysses: Number of GPUs that share a pass of an exported file or an engine, see `export_onnx`.
     """
 
     checkpoint: Path
@@ -95,7 +97,7 @@ class Source:
     ulysses: int = 1
 
     def calibrated_routes(self) -> RouteCalibration | None:
-        """The content of `route_override`; ValueError if it is damaged. `model` checks that it fits."""
+        """The content of `route_override`; raises ValueError if it is damaged. `model` checks that it fits."""
         from vorta_trt.model.route_calibration import RouteCalibration
 
         return None if self.route_override is None else RouteCalibration.load(self.route_override)
@@ -141,7 +143,7 @@ class Source:
         return model
 
     def _kept_linears(self, measured: LinearCalibration | None) -> tuple[str, ...] | None:
-        """The patterns of the linear layers that stay, with those that a calibration found sensitive."""
+        """Patterns of the linear layers that stay out of fp8, including those that a calibration found sensitive."""
         from vorta_trt.model.calibration.linears import ERROR_LIMIT
 
         if measured is None:
@@ -155,7 +157,7 @@ class Source:
         return (*(self.linear_keep or (DEFAULT,)), *measured.sensitive(limit))
 
     def geometry(self, family: str, config: Mapping[str, Any], trained: AttentionGeometry | None) -> AttentionGeometry:
-        """The geometry to export: the router's, or one for the size; ValueError says why they do not fit."""
+        """The geometry to export: the router's, or one for the size; raises ValueError if the size is unknown."""
         if self.size is None:
             if trained is None:
                 what = "there is no router" if self.router is None else f"{self.router} has no config.json"
@@ -176,16 +178,16 @@ class Source:
 
 @cache
 def _warn_once(message: str) -> None:
-    """Once in a process: a source makes its model for the plan, and again to run it."""
+    """Logs a warning once in a process, since a source makes its model for the plan, and again to run it."""
     logger.warning("%s", message)
 
 
 def at_sizes(source: Source, sizes: Sequence[VideoSize]) -> list[Source]:
-    """The source at every size, for a bundle of several.
+    """Copies of a source for each size of a bundle of several sizes.
 
     Args:
-        source: What is exported; its calibrated routes go to the size that they were measured at.
-        sizes: None given leaves the source as it is.
+        source: The source. Its calibrated routes go to the size that they were measured at.
+        sizes: The sizes; if empty, the source stays as it is.
 
     Raises:
         ValueError: The calibrated routes were measured at another size.
@@ -213,15 +215,15 @@ def export_checkpoint(
     """Exports to an .onnx file.
 
     Args:
-        source: What to export; of two experts both, the first in `path` and the second beside it (`component_file`).
-            Either both files are written or none.
-        path: The file, whose suffix must be .onnx. One that is there is replaced once the new one is complete.
-        report: Is told how far the work is.
+        source: The source to export, or the sources of two experts. The first expert is written to `path`, the second
+            to a file beside it (`component_file`). Either both files are written or none.
+        path: The output file, whose suffix must be .onnx. An existing file is replaced once the new one is complete.
+        report: Progress callback.
         parts: VAE and text encoders to export beside it, see `PipelineParts`; all files are written or none.
 
     Raises:
-        ValueError: Another suffix, or a link to a file with another one; said before anything is loaded. Further, what
-            loading, `export_onnx` and `PipelineParts` raise.
+        ValueError: The path, or the file that it links to, has another suffix, which is found before anything is
+            loaded; or loading, `export_onnx` or `PipelineParts` raises it.
         WriteError: A file cannot be written.
     """
     sources = [source] if isinstance(source, Source) else list(source)
@@ -229,7 +231,7 @@ def export_checkpoint(
         check_name(file)
         check_output(file)
     report("loading the checkpoint", 0, 0)
-    models = [each.model() for each in sources]  # whatever is wrong with one is said before any is written
+    models = [each.model() for each in sources]  # all models are checked before any file is written
     check_one_video(models)
     further_parts = _pipeline_parts(sources[:1], models, parts)
     stale = list(part_files(path).values()) if path.is_file() else []
@@ -256,7 +258,7 @@ def export_checkpoint(
 
 
 def _export(model: RoutedTransformer, path: Path, source: Source, progress: Report) -> Path:
-    """The file of a source's model."""
+    """Exports the model of a source to a file."""
     from vorta_trt.export import export_onnx
 
     return export_onnx(model, path, source.precision, opset=source.opset, ulysses=source.ulysses, progress=progress)
@@ -265,7 +267,7 @@ def _export(model: RoutedTransformer, path: Path, source: Source, progress: Repo
 def _pipeline_parts(
     sources: Sequence[Source], models: Sequence[RoutedTransformer], parts: Sequence[str], opset: int | None = None
 ) -> list[PipelineParts]:
-    """The VAE and text encoders for the video size of every source, checked."""
+    """The VAE and text encoders to export, for each video size of the sources."""
     from vorta_trt.export.pipeline_parts import PipelineParts
 
     if not parts:
@@ -285,7 +287,7 @@ def _pipeline_parts(
 
 
 def route_tables(sources: Sequence[Source], timesteps: Sequence[float]) -> dict[str, RouteTable]:
-    """The routes of a schedule by component; each of two experts has those of the steps that it takes."""
+    """The route tables of a schedule by component; each of two experts has the routes of its own steps."""
     from vorta_trt.model.timestep_path import TimestepPath
 
     models = {source.component: (source, source.model()) for source in sources}
@@ -301,7 +303,7 @@ def route_tables(sources: Sequence[Source], timesteps: Sequence[float]) -> dict[
 
 
 def check_one_video(models: Sequence[RoutedTransformer]) -> None:
-    """Raises ValueError unless models have one geometry, as both experts must."""
+    """Raises ValueError unless all models have the same geometry, as both experts must."""
     geometries = list(dict.fromkeys(model.geometry for model in models))
     if len(geometries) > 1:
         raise ValueError(
@@ -322,21 +324,22 @@ def build_checkpoint(
 ) -> Bundle:
     """Exports into a temporary folder beside the bundle, and builds the engines from there, one after the other.
 
-    An exported file is deleted as soon as its engine is built, so that the disk holds one at a time.
+    An exported file is deleted as soon as its engine is built, so that the disk holds one such file at a time.
 
     Args:
-        sources: The checkpoint, and what is made of it: a source for every engine of the bundle.
-        bundle: The folder to write.
-        report: Is told how far the work is.
-        tensorrt: The flavour, as for `build_engine`.
+        sources: The sources of the bundle, one for each engine.
+        bundle: The bundle folder to write.
+        report: Progress callback.
+        tensorrt: The TensorRT flavour, as for `build_engine`.
         parts: VAE and text encoders to build as well, see `PipelineParts`.
-        keep_pipeline: Put tokenizers, scheduler and configs of the pipeline folder into the bundle.
+        keep_pipeline: Whether to put tokenizers, scheduler and configs of the pipeline folder into the bundle.
         options: Further options of `build_engine`.
 
     Raises:
-        ValueError: A precision or an option that the flavour does not take, or engines that do not belong together;
-            said before the export.
-        WriteError: The bundle cannot be written, or would replace what it is made from; said before the export, too.
+        ValueError: The flavour does not take a precision or an option, or the engines do not belong together. This is
+            checked before the export.
+        WriteError: The bundle cannot be written, or would replace a file that it is made from. This is checked before
+            the export, too.
     """
     from vorta_trt.engines.bundle_writer import new_engines, read_model, read_part
 
@@ -345,7 +348,7 @@ def build_checkpoint(
     for source in sources:
         flavour.check_precision(source.precision)
     opset = flavour.newest_opset or OPSET
-    # What can be said before the slow part.
+    # Checks that can be made before the slow part.
     names = {field.name for field in fields(BuildOptions)}
     build = BuildOptions(**{name: value for name, value in options.items() if name in names})
     build.check(flavour)
@@ -358,7 +361,7 @@ def build_checkpoint(
     for source, model in zip(sources, models, strict=True):
         assert model.geometry is not None  # `Source.geometry` made it
         check_kernel_limits(model.geometry, source.checkpoint)
-        linears = source.linear_precision  # refused before the export, too
+        linears = source.linear_precision
         if build.strict or build.refit:
             check_linears(source.checkpoint, linears, opset > OPSET_17, target, refit=build.refit, strict=build.strict)
         if source.attention_precision == "fp8" and build.strict:
@@ -370,7 +373,7 @@ def build_checkpoint(
     further_parts = _pipeline_parts(sources, models, parts, opset)
     weights += [each.weight_bytes() for each in further_parts]
     carried = pipeline_files(sources[0].checkpoint) if keep_pipeline else (Path(), ())
-    check_space(bundle, sum(weights) + max(weights))  # of the plans and an exported file
+    check_space(bundle, sum(weights) + max(weights))  # space for all plans and one exported file
     further = {name: value for name, value in options.items() if name not in names}
     with (
         temporary_folder(bundle) as folder,
@@ -404,7 +407,7 @@ def build_checkpoint(
 
 
 def _read_for(sources: Sequence[Source]) -> list[Path | None]:
-    """The files and folders that sources are made from."""
+    """The files and folders that the sources read."""
     return [
         path
         for each in sources
@@ -419,7 +422,7 @@ def _read_for(sources: Sequence[Source]) -> list[Path | None]:
 
 
 def _key(source: Source, model: RoutedTransformer) -> EngineKey:
-    """Which engine of the bundle a source becomes."""
+    """Key of the engine that a source becomes in the bundle."""
     assert model.geometry is not None
     _, *latent = model.facts().latent_shape(model.config, model.geometry.grid)
     return EngineKey(source.component, str(VideoSize(*model.facts().video_size(model.config, *latent))))
@@ -428,7 +431,7 @@ def _key(source: Source, model: RoutedTransformer) -> EngineKey:
 def build_onnx(
     onnx: Path | Sequence[Path], bundle: Path, report: Report, *, tensorrt: str = "rtx", **options: Any
 ) -> Bundle:
-    """`build_engine` with its progress turned into `report`."""
+    """Calls `build_engine`, and passes its progress on to `report`."""
     from vorta_trt.engines import build_engine
 
     report("reading the ONNX file", 0, 0)
@@ -436,7 +439,7 @@ def build_onnx(
 
 
 def _show(report: Report) -> ProgressCallback:
-    """TensorRT's progress as a report."""
+    """A progress callback for TensorRT that calls `report`."""
 
     def show(event: BuildProgress) -> None:
         which = f"{event.engine}, " if event.engine else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vorta-trt inspect`: one call for bundles and ONNX files, with a memory plan and, if asked, a picture of layers."""
+"""The work of `vorta-trt inspect`: reports on a bundle or an ONNX file, with memory plan and picture of the layers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vorta_trt.runtime.target import Target, check_targets, read_target
 
 
 class Plans(BaseModel):
-    """What of a transformer fits where, and how long it is predicted to take on several GPUs."""
+    """How a transformer fits into the memory of GPUs, and how long it is predicted to take on several of them."""
 
     memory_plan: MemoryPlan | None
-    pass_plans: dict[str, RankPlan] = {}  # of one pass, by mix of routes
+    pass_plans: dict[str, RankPlan] = {}  # predicted times of one pass, by the mix of routes
 
     def plan_lines(self) -> Iterator[str]:
         """Gives the plans as text."""
@@ -40,7 +40,7 @@ class Plans(BaseModel):
 
 
 class BundleInspection(BundleReport, Plans):
-    """What is in a bundle, and what of it fits where."""
+    """The contents of a bundle, and its plans."""
 
     def lines(self) -> Iterator[str]:
         """Gives the report as text."""
@@ -49,7 +49,7 @@ class BundleInspection(BundleReport, Plans):
 
 
 class OnnxInspection(OnnxReport, Plans):
-    """What is in an ONNX file, and what of its engine would fit where."""
+    """The contents of an ONNX file, and the plans of the engine that would be built from it."""
 
     def lines(self) -> Iterator[str]:
         """Gives the report as text."""
@@ -71,20 +71,21 @@ def inspect_target(
     """Reads a bundle folder or an .onnx file; nothing is loaded into TensorRT unless a GPU here can run the bundle.
 
     Args:
-        path: Of a bundle or a file.
-        check: Hash every file of a bundle.
-        plot: Draw the layer graph into this file (.png, .svg, .pdf).
-        cards: GiB of the cards of the memory plan.
+        path: Path of a bundle or an ONNX file.
+        check: Whether to hash every file of a bundle.
+        plot: File to draw the layer graph into (.png, .svg, .pdf); None draws none.
+        cards: Memory sizes in GiB of the cards in the memory plan.
         checkpoint: A pipeline folder, for the plan's text encoder and VAE.
-        component: Which engine of a bundle is shown, as for `read_target`; its second expert for an ONNX file.
-        size: The same.
-        gpus: Plan memory and time of this many GPUs that share a pass; None: of as many as the engine is for, of one
-            without time.
+        component: Component of the engine to show, as for `read_target`; for an ONNX file it may be the second expert.
+        size: Video size of the engine to show, as for `read_target`.
+        gpus: Number of GPUs that share a pass, for which memory and time are planned. None takes the number that the
+            engine is built for; if that is one, no time is predicted.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, its second expert does not belong to it, or a picture of this kind cannot be drawn.
-        VortaError: It is damaged.
+        ValueError: The file is damaged, its second expert does not belong to it, or a picture of this kind cannot be
+            drawn.
+        VortaError: The file is damaged.
     """
     target = read_target(path, component=component, size=size)
     report = inspect_onnx(target.path) if target.bundle is None else inspect_bundle(path, check, component, size)
@@ -103,7 +104,7 @@ def inspect_target(
 
 
 def _pass_plans(metadata: ModelMetadata, gpus: int) -> dict[str, RankPlan]:
-    """Of one pass: with every head full, and with half of the heads in either sparse branch."""
+    """Plans of one pass for two mixes of routes: all heads full, and one half each in the two sparse branches."""
     work = PassWork.of(metadata)
     full = torch.zeros(1, work.layers, work.heads, dtype=torch.int32)
     sparse = full + torch.tensor([int(Branch.CORESET), int(Branch.SLIDING)]).repeat(-(-work.heads // 2))[: work.heads]
@@ -112,7 +113,7 @@ def _pass_plans(metadata: ModelMetadata, gpus: int) -> dict[str, RankPlan]:
 
 
 def _second(path: Path, target: Target) -> Target | None:
-    """The second of two experts beside the first, if a bundle has it; an exported file must."""
+    """The second of two experts; None if a bundle lacks it. An exported file must have it."""
     metadata = target.metadata
     if metadata is None or TRANSFORMER_2 not in metadata.experts or metadata.component == TRANSFORMER_2:
         return None
@@ -121,7 +122,7 @@ def _second(path: Path, target: Target) -> Target | None:
     except SelectionError:
         if target.bundle is None:
             raise
-        return None  # which is for those to say who run both
+        return None  # only callers that run both experts need it
     check_targets([target, second])
     return second
 

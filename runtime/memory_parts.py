@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many bytes of GPU memory what stands around the transformer takes, as far as a bundle or a pipeline folder tells.
+"""How many bytes of GPU memory text encoders, VAE and latents take, read from a bundle or a pipeline folder.
 
-What is estimated says so.
+Estimates are marked as such.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from vorta_trt.model.families import get_family
 from vorta_trt.model.precision import BITS, PRECISIONS
 from vorta_trt.runtime.engine_parts import Described
 
-# float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's history
-# (UniPC: 3), what step caching keeps.
+# Number of float32 copies of the latents during sampling: latents, noise, both predictions of guidance, a scheduler's
+# history (UniPC: 3), and the samples that step caching keeps.
 LATENT_COPIES = 10
-PIXEL_COPIES = 2  # float32: zeros, and those behind the image
+PIXEL_COPIES = 2  # number of float32 copies of the pixels: zeros, and the image followed by zeros
 
 
 @dataclass(frozen=True)
 class PipelineParts:
-    """Bytes of what stands around the transformer. None: not given, or unknown.
+    """Bytes of the parts of a pipeline other than the transformer. None stands for not given or unknown.
 
     Attributes:
-        text_encoder: weights of all text encoders in 16 bits, and of image encoders as stored. vae: weights as stored,
-            or in the precision that was chosen.
-        decoding: what the VAE needs to decode one video besides, estimated from its widest layers, and the video
-        itself; encoding the images that a video begins with takes less.
+        text_encoder: Weights of all text encoders in 16 bits, and of image encoders as stored.
+        vae: Weights of the VAE as stored, or in the chosen precision.
+        decoding: What the VAE needs in addition to decode one video, estimated from its widest layers, and the video
+            itself. Encoding the images that a video begins with takes less.
     """
 
     text_encoder: int | None
@@ -41,9 +41,10 @@ class PipelineParts:
 
 
 def sampling_bytes(model: Described | None) -> int:
-    """Latents and what schedulers keep of them, for one video; or its pixels if more, of pipelines that encode them.
+    """Bytes of the latents and a scheduler's copies of them, for one video; or of its pixels, if those take more.
 
-    Those make the video that the VAE would encode, the image and zeros, even if it was encoded before.
+    Pixels count for pipelines that encode a video. They build the VAE's input (the image, then zeros) even if it was
+    encoded before.
     """
     if model is None:
         return 0
@@ -62,17 +63,17 @@ def pipeline_parts(
     vae_precision: str | None = None,
     compile_vae: bool = False,
 ) -> PipelineParts:
-    """The sizes that a bundle's engines tell, and for what is no engine a diffusers pipeline folder.
+    """The sizes of a bundle's engines, and of the diffusers pipeline folder for parts without an engine.
 
     Args:
         checkpoint: The pipeline folder.
-        model: Of the transformer.
-        bundle: Whose engines of VAE and text encoders count.
-        vae_precision: Of a VAE in torch; None for the family's.
-        compile_vae: Such a VAE decodes compiled, which takes more.
+        model: Metadata or model of the transformer.
+        bundle: The bundle, which may have engines of VAE and text encoders.
+        vae_precision: Precision of a VAE in torch; None takes the family's.
+        compile_vae: Whether a VAE in torch decodes compiled, which takes more.
 
     Raises:
-        FileNotFoundError: The folder has neither text encoder nor VAE, and nor has the bundle.
+        FileNotFoundError: Neither the folder nor the bundle has a text encoder or a VAE.
     """
     engines = PipelineParts(None, None, None) if bundle is None else _part_engines(bundle, model)
     if checkpoint is None or None not in (engines.text_encoder, engines.vae):
@@ -91,7 +92,7 @@ def pipeline_parts(
 
 
 def _part_engines(bundle: Bundle, model: Described | None) -> PipelineParts:
-    """Weights and activations as the builder states them; of a VAE also inputs and outputs, twice."""
+    """Weights and activations of the engines as the builder states them; for a VAE also inputs and outputs, twice."""
     text = vae = decoding = None
     for record in bundle.whole.parts:
         view = bundle.select(record.component, record.size)
@@ -117,8 +118,8 @@ def holds_parts(checkpoint: Path) -> bool:
 def _folder_parts(
     checkpoint: Path, model: Described | None, vae_precision: str | None, compile_vae: bool
 ) -> PipelineParts:
-    """The sizes that a pipeline folder tells."""
-    # In 16 bits those of text, as stored those of images.
+    """The sizes of the parts in a pipeline folder."""
+    # Bytes per value: 2 for text encoders, as stored for image encoders.
     encoders = {"text_encoder*": 2, "image_encoder*": None}
     folders = [(folder, width) for name, width in encoders.items() for folder in sorted(checkpoint.glob(name))]
     text = [size for folder, width in folders if folder.is_dir() and (size := _weights(folder, width)) is not None]
@@ -163,14 +164,14 @@ def _header(file: Path) -> dict[str, Any]:
 
 
 def _decoding(config: Mapping[str, Any], model: Described, vae_precision: str | None, compile_vae: bool) -> int | None:
-    """The video in float32, and the widest tensor of the decoder as often as it is alive at the peak.
+    """Bytes for decoding: the video in float32, and the tensors of the decoder's widest size that live at the peak.
 
-    How often that is (`decoding_tensors`) a family has measured, or it is an estimate: three times (its input, its
-    output, and a copy), and twice that compiled. None for VAEs whose widest tensor is unknown.
+    Their number (`decoding_tensors`) was measured for a family, or it is an estimate: three (a layer's input, its
+    output, and a copy), and twice as many compiled. The result is None for VAEs whose widest tensor is unknown.
     """
     family = get_family(model.family)
     frames, height, width = family.video_size(model.config, *model.latent_shape[1:])
-    widest = family.decoding_bytes(config, frames, height * width)  # in the family's type
+    widest = family.decoding_bytes(config, frames, height * width)  # bytes in the family's type
     if widest is not None and vae_precision is not None:
         widest = widest * BITS[PRECISIONS[vae_precision]] // BITS[family.vae_dtype]
     return None if widest is None else family.decoding_tensors[compile_vae] * widest + 3 * frames * height * width * 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`MemoryPlan`: what of a pipeline fits a GPU, and how it has to run to fit; the same question to an open engine."""
+"""`MemoryPlan`: whether a pipeline fits a GPU, and how it has to run to fit; the same question for an open engine."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ CARDS = (24.0, 80.0, 141.0)  # GiB
 
 
 class MemoryPlan(BaseModel):
-    """Bytes by part, and what follows for each card. None: unknown, or not given.
+    """Bytes by part, and the plan for each card. None stands for unknown or not given.
 
-    Of several GPUs, it is the plan of the first, which alone has the text encoder.
+    For several GPUs, it is the plan of the first one, which alone has the text encoder.
     """
 
     weights: int
-    second_weights: int | None  # of the second of two experts
+    second_weights: int | None  # weights of the second of two experts
     activations: dict[int, int]  # by batch
-    activations_stated: bool  # by the builder; else estimated
+    activations_stated: bool  # whether the builder states them; otherwise they are estimated
     plugin_workspace: int | None  # part of the activations, at the largest batch
-    inputs_and_outputs: dict[int, int]  # by batch, the caller's copies included
+    inputs_and_outputs: dict[int, int]  # by batch, including the caller's copies
     latents: int
     text_encoder: int | None
     vae: int | None
     decoding: int | None
     reserve: int
     cards: list[CardPlan]
-    gpus: int = 1  # that share a pass
-    guidance: int = 1  # groups of such GPUs, which compute the passes of a step at the same time
+    gpus: int = 1  # number of GPUs that share a pass
+    guidance: int = 1  # number of groups of such GPUs, which compute the passes of a step at the same time
     exchange: int = 0  # part of the activations, at the largest batch
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def sampling(self) -> dict[int, int]:
-        """What sampling takes of a GPU by batch, everything on it but text encoder and VAE."""
+        """Bytes of GPU memory while sampling, by batch, without text encoder and VAE."""
         rest = self.weights + (self.second_weights or 0) + self.latents + self.reserve
         return {batch: size + self.inputs_and_outputs[batch] + rest for batch, size in self.activations.items()}
 
@@ -95,20 +95,20 @@ def plan_memory(
     """Plans the memory of a bundle, an ONNX file or a model in torch.
 
     Args:
-        target: What runs. The cards' plans are for engines.
+        target: The transformer, or the first of two experts. The plans of cards are meant for engines.
         checkpoint: A diffusers pipeline folder, for text encoder and VAE.
-        cards: GiB of each card.
+        cards: Memory of each card in GiB.
         second: The second of two experts.
-        gpus: How many share the tokens and heads of a pass, see `parts_of_rank`; None: as many as the engine is built
-            for.
-        guidance: Groups of such GPUs, 2 with guidance in parallel.
-        passes: Of a step, 2 with guidance.
-        vae_precision: Of a VAE that runs in torch; None for the family's.
-        compile_vae: Such a VAE decodes compiled, which takes more.
+        gpus: Number of GPUs that share the tokens and heads of a pass, see `parts_of_rank`; None takes the number that
+            the engine is built for.
+        guidance: Number of groups of such GPUs, 2 with guidance in parallel.
+        passes: Number of passes of a step, 2 with guidance.
+        vae_precision: Precision of a VAE in torch; None takes the family's.
+        compile_vae: Whether a VAE in torch decodes compiled, which takes more.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: A card that is none, or a number of GPUs that cannot share the heads.
+        ValueError: The memory of a card is not a valid size, or the GPUs cannot share the heads evenly.
     """
     if wrong := [card for card in cards if not 0 < card < MOST_GIB]:
         raise ValueError(f"memory {wrong[0]:g}: must be the GiB of a card; use e.g. 24")
@@ -116,7 +116,7 @@ def plan_memory(
     bundle = target.bundle if isinstance(target, Target) else None
     rest = pipeline_parts(checkpoint, described, bundle, vae_precision, compile_vae)
     gpus = shared_by(target, gpus)
-    samples = -(-passes // guidance)  # of a step on one GPU
+    samples = -(-passes // guidance)  # number of samples of a step on one GPU
     parts = _parts(target, gpus, samples)
     other = None if second is None else _parts(second, gpus, samples)
     running = [parts] if other is None else [parts, other]
@@ -148,7 +148,7 @@ def plan_memory(
 
 
 def shared_by(target: Runs, gpus: int | None) -> int:
-    """How many GPUs share a pass; raises ValueError if an engine for several is asked for another number."""
+    """The number of GPUs that share a pass; raises ValueError if `gpus` is not the number that an engine is for."""
     if isinstance(target, RoutedTransformer) or target.metadata is None:
         return gpus or 1
     built_for = target.metadata.ulysses
@@ -181,11 +181,12 @@ def _by_batch(sizes: Mapping[int, int]) -> str:
 
 @dataclass(frozen=True)
 class GuidanceFit:
-    """Whether both samples of guidance fit into one call of an engine; true or false as a whole.
+    """Whether both samples of guidance fit into one call of an engine. The object is true if they fit.
 
     Attributes:
-        needed_bytes: GPU memory that such a call takes besides what the engine holds. free_bytes: what there is.
-        reason: both in words, for a message or `Fallbacks.record("batched guidance", fit.reason)`.
+        needed_bytes: GPU memory that such a call takes in addition to what the engine holds.
+        free_bytes: Free GPU memory.
+        reason: Both figures in words, for a message or `Fallbacks.record("batched guidance", fit.reason)`.
     """
 
     fits: bool
@@ -198,10 +199,10 @@ class GuidanceFit:
 
 
 def batched_guidance_fits(engine: Engine, *, reserve: int = RESERVE) -> GuidanceFit:
-    """Asks the engine, on the GPU as it is now, whether a call with two samples fits; nothing is allocated.
+    """Whether a call with two samples fits into the memory that is free on the GPU now; no batch is allocated.
 
     Args:
-        engine: An open one; engines on the CPU only look at the batch that they take.
+        engine: An open engine. For an engine on the CPU only its largest batch counts.
         reserve: Bytes to leave free for the rest of the pipeline.
     """
     largest = max((spec.maximum[0] for spec in engine.inputs if spec.maximum), default=GUIDANCE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts LoRA files into the engines of a bundle that was built with `refit`, or takes them out again.
 
-The weights that an engine gets are always the checkpoint's with the LoRA files fused into them, never those of the last
-refit with something added.
+An engine always gets the weights of the checkpoint with the LoRA files fused into them. Weights of an earlier refit are
+never reused.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def refit(
     """Gives every engine of a bundle the weights of the checkpoint with LoRA files fused into them.
 
     Args:
-        bundle: The folder.
-        checkpoint: What the bundle was built from.
+        bundle: The bundle folder.
+        checkpoint: The checkpoint that the bundle was built from.
         lora: LoRA files by component; a component without any gets the checkpoint's own weights back.
-        variant: Of the names of the checkpoint's files.
-        report: Is told how far the work is.
+        variant: Variant in the names of the checkpoint's weight files, as in diffusers.
+        report: Progress callback.
 
     Returns:
-        The bundle, opened. After an error it is as it was.
+        The bundle, opened. After an error it is unchanged.
 
     Raises:
-        BundleError: It is damaged, or was not built for this.
-        ValueError: The checkpoint is another model's, or a LoRA file does not fit it.
+        BundleError: The bundle is damaged, or was not built with `refit`.
+        ValueError: The checkpoint is that of another model, or a LoRA file does not fit it.
         WriteError: The bundle cannot be written.
     """
     opened = Bundle.open(bundle, runtime=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timesteps of a sampling schedule, from the real diffusers schedulers: what the router will see, before sampling."""
+"""Computes the timesteps of a schedule before sampling, with diffusers' schedulers; the router depends on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vorta_trt.model.hub_cache import snapshot_of
 from vorta_trt.model.records import load_content
 from vorta_trt.plugins.errors import VortaError
 
-# Command-line name -> (diffusers class, the class' name for the flow shift, what it needs to follow flow matching).
+# Command-line name -> (diffusers class, its parameter for the flow shift, its parameters for flow matching).
 SCHEDULERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", "flow_shift", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", "shift", {}),
@@ -36,9 +36,9 @@ class Schedule:
     """A sampling schedule.
 
     Attributes:
-        scheduler: The scheduler's class in diffusers.
-        shift: Its flow shift; None where the steps are given.
-        timesteps: In sampling order.
+        scheduler: Name of the scheduler's class in diffusers.
+        shift: Flow shift of the scheduler; None where the steps are given.
+        timesteps: The timesteps in sampling order.
         instance: The diffusers scheduler, for a pipeline to sample with.
     """
 
@@ -62,8 +62,8 @@ def schedule_timesteps(
     """The timesteps that diffusers would sample with.
 
     Args:
-        checkpoint: A pipeline folder, whose scheduler/scheduler_config.json is the default, or a transformer folder;
-            None if there is none.
+        checkpoint: A pipeline folder, whose scheduler/scheduler_config.json has the defaults, or its transformer
+            folder; None if there is none.
         steps: Number of sampling steps.
         scheduler: "unipc", "flow-euler" or "dpm++"; None takes the pipeline's own.
         shift: Flow shift; None takes the pipeline's own.
@@ -71,7 +71,8 @@ def schedule_timesteps(
             checkpoint.
 
     Raises:
-        ValueError: Unknown scheduler, steps below 1 or above 1000, or no scheduler in the checkpoint and none given.
+        ValueError: The scheduler is unknown, `steps` is below 1 or above 1000, or no scheduler is given and the
+            checkpoint has none.
     """
     import diffusers
     import numpy as np
@@ -115,7 +116,7 @@ def schedule_timesteps(
     with _config_errors(checkpoint):
         instance = getattr(diffusers, class_name).from_config({**(config or {}), **overrides})
         if gives_sigmas and takes_sigmas(instance):
-            instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as such pipelines do
+            instance.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])  # as pipelines with `gives_sigmas` do
         else:
             instance.set_timesteps(steps)
     return Schedule(class_name, float(shift), tuple(float(timestep) for timestep in instance.timesteps), instance)
@@ -129,16 +130,16 @@ def given_schedule(
     timesteps: Sequence[float] | None = None,
     renoise: bool = False,
 ) -> Schedule:
-    """Steps at exactly these sigmas or timesteps, whatever schedule the pipeline would choose; nothing is shifted.
+    """A schedule with exactly these sigmas or timesteps, whatever the pipeline would choose; nothing is shifted.
 
     Args:
-        checkpoint: Whose scheduler config says everything else of the scheduler, if it is of the same class.
+        checkpoint: The pipeline folder. Its scheduler config sets all other parameters, if it is of the same class.
         scheduler: "unipc", "flow-euler" or "dpm++".
-        sigmas: Falling, from at most 1 to above 0; the last step goes to 0. Timesteps are what the scheduler makes of
-            them: 1000 times as much, for "unipc" and "dpm++" without the fraction.
-        timesteps: The same, given as timesteps.
-        renoise: After every step take the video that the model predicts and add fresh noise, which is how models of
-            distribution matching distillation (DMD) are sampled; otherwise a step of the scheduler.
+        sigmas: Falling sigmas, from at most 1 to above 0; the last step goes to 0. The scheduler derives the timesteps:
+            1000 times the sigma, for "unipc" and "dpm++" without the fraction.
+        timesteps: Falling timesteps, from at most 1000 to above 0, if no sigmas are given.
+        renoise: Whether to take the predicted video after every step and add fresh noise, as models of distribution
+            matching distillation (DMD) are sampled. Otherwise the scheduler takes its plain step.
     """
     import diffusers
     import torch
@@ -148,10 +149,10 @@ def given_schedule(
     given = [float(value) for value in sigmas or ()] or [value / TRAIN_TIMESTEPS for value in timesteps or ()]
 
     class GivenSteps(kind):  # type: ignore[misc]
-        """The scheduler with these steps.
+        """The scheduler with the given steps.
 
         Attributes:
-            generator: Of the noise that is added after every step.
+            generator: Generator of the noise that is added after every step.
         """
 
         generator: torch.Generator | None = None
@@ -161,11 +162,11 @@ def given_schedule(
         def set_timesteps(
             self, num_inference_steps: Any = None, device: Any = None, sigmas: Any = None, mu: Any = None
         ) -> None:
-            """Whatever number of steps, or sigmas, the pipeline asks for."""
+            """Sets the given steps, whatever number of steps or sigmas the pipeline asks for."""
             super().set_timesteps(len(given), device=device)  # begins a new sample
             exact = torch.tensor(given, dtype=torch.float64)  # [P]
             times = exact * TRAIN_TIMESTEPS if timesteps is None else torch.tensor(timesteps, dtype=torch.float64)
-            if scheduler != FLOW_EULER:  # at 1 their signal is 0, of which they take the logarithm
+            if scheduler != FLOW_EULER:  # the others take the logarithm of the signal, which is 0 at sigma 1
                 exact = exact.clamp(max=1 - 1e-6)
                 times = exact * TRAIN_TIMESTEPS if timesteps is None else times
             self.sigmas = torch.cat((exact, torch.zeros(1))).to(self.sigmas.device, torch.float32)  # [P + 1]
@@ -192,7 +193,7 @@ def takes_sigmas(scheduler: Any) -> bool:
 
 
 def _evenly_spaced_sigmas(checkpoint: Path) -> bool:
-    """Whether the pipeline of this checkpoint gives its scheduler the sigmas."""
+    """Whether the pipeline of this checkpoint gives its scheduler evenly spaced sigmas."""
     checkpoint = snapshot_of(checkpoint)
     for folder in (checkpoint / "transformer", checkpoint):
         path = folder / "config.json"
@@ -222,7 +223,7 @@ def _scheduler_config(checkpoint: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _config_errors(checkpoint: str | Path | None) -> Iterator[None]:
-    """Turns whatever diffusers' scheduler raises for values that it does not know into an error that names the file."""
+    """Turns any error of diffusers' scheduler for invalid values into an error that names the file."""
     try:
         yield
     except VortaError:

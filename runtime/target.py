@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle or an exported ONNX file, described without loading it into anything."""
+"""Describes a bundle or an exported ONNX file without loading it into an executor."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from vorta_trt.model.video_size import VideoSize
 from vorta_trt.runtime.executors.onnx_executors import graph_specs
 from vorta_trt.runtime.tensors import TensorSpec
 
-BATCH = "batch"  # what -1 in a manifest's shapes stands for
+BATCH = "batch"  # name of the axis whose size is -1 in a manifest's shapes
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a path holds: one model, or the engine of it that was selected.
+    """One model at a path: an ONNX file, or the selected engine of a bundle.
 
     Attributes:
-        path: As given; with the second expert of an ONNX file, that file.
-        bundle: A view of the engine; None for an ONNX file.
+        path: Path of the bundle or the ONNX file; for a second expert or another component, the path of its own file.
+        bundle: A view of the selected engine; None for an ONNX file.
         key: Component and video size.
-        onnx_path: The ONNX file, or a bundle's copy of it if it has one.
-        metadata: What the exporter wrote, None for an ONNX file of another origin.
-        inputs: In order.
-        outputs: In order.
+        onnx_path: The ONNX file, or the bundle's copy of it; None for a bundle without a copy.
+        metadata: The exporter's metadata; None for an ONNX file that vorta-trt did not export.
+        inputs: Specs of the inputs, in order.
+        outputs: Specs of the outputs, in order.
     """
 
     path: Path
@@ -53,20 +53,21 @@ def read_target(
     size: str | VideoSize | None = None,
     verify: bool = False,
 ) -> Target:
-    """Reads a bundle's manifest or an ONNX file's graph, made for whatever machine.
+    """Reads a bundle's manifest or an ONNX file's graph; works on any machine.
 
     Args:
         path: A bundle folder, an .onnx file, or an opened bundle.
-        component: "transformer" or "transformer_2", or a graph of a VAE or a text encoder; of an ONNX file, all but the
-            first are found beside it. None takes the first one, and of a `Bundle.select` view its own.
-        size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first one, and of a view its own.
-        verify: Hash every file of a bundle.
+        component: "transformer" or "transformer_2", or a graph of a VAE or a text encoder; for an ONNX file, all but
+            the first are files beside it. None takes the first one, or for a `Bundle.select` view the selected one.
+        size: Which of the video sizes of a bundle, as "81x480x832"; None takes the first one, or for a view the
+            selected one.
+        verify: Whether to hash every file of a bundle.
 
     Raises:
         FileNotFoundError: There is no such file.
-        SelectionError: There is no such component or size; the message says which there are.
-        ValueError: It is something else.
-        VortaError: It is damaged.
+        SelectionError: There is no such component or size; the message names the existing ones.
+        ValueError: The path is neither a bundle nor an ONNX file.
+        VortaError: The bundle or the file is damaged.
     """
     if isinstance(path, Bundle):
         return _of_bundle(path.path, path.select(component, size))
@@ -86,13 +87,13 @@ def read_target(
 
 
 def read_targets(path: str | Path, component: str | None = None, size: str | VideoSize | None = None) -> list[Target]:
-    """All engines of a bundle, or both experts of an ONNX file; with a component or a size those of it.
+    """All engines of a bundle, or both experts of an ONNX file, restricted to a component or a size if given.
 
     Raises:
         ValueError: The files of both experts do not belong together.
-        Exception: As `read_target`.
+        Exception: Whatever `read_target` raises.
     """
-    first = read_target(path, component=component, size=size)  # which says what is not there
+    first = read_target(path, component=component, size=size)  # raises if the component or the size does not exist
     if first.bundle is not None:
         keys = [key for key in first.bundle.engines if component in (None, key.component)]
         keys = [key for key in keys if size is None or key.size == first.key.size]

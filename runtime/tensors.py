@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor descriptions and the conversions at the edge of an engine: NumPy, torch or DLPack in, the same kind out.
+"""Tensor specs, and the conversion of an engine's inputs and outputs between NumPy, torch and DLPack.
 
-A tensor changes its type on the way in only where no value changes: bfloat16 to float32 is fine, float32 to bfloat16 is
-the caller's decision and therefore an error here.
+An input is converted to another type only where that changes no value. So bfloat16 to float32 is allowed; float32 to
+bfloat16 is the caller's decision, and therefore an error here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class TensorSpec:
     """One input or output of an engine.
 
     Attributes:
-        name: As the engine calls it.
-        dtype: NumPy's spelling: "float32", "float16", "bfloat16", "int32", ...
-        shape: An int where the size is fixed, the axis' name where it is free, e.g. ("batch", 16, 20, 90, 160).
-        minimum: The least sizes that a TensorRT optimization profile allows; None where there is no profile.
-        maximum: The largest such sizes.
+        name: Name of the tensor in the engine.
+        dtype: Type in NumPy's spelling: "float32", "float16", "bfloat16", "int32", ...
+        shape: Sizes of the axes; the name of the axis where the size is free, e.g. ("batch", 16, 20, 90, 160).
+        minimum: Smallest sizes that a TensorRT optimization profile allows; None where there is no profile.
+        maximum: Largest sizes that a TensorRT optimization profile allows; None where there is no profile.
     """
 
     name: str
@@ -71,13 +71,13 @@ class TensorSpec:
 
 
 def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
-    """Tells what an input is.
+    """Finds out what kind of value an input is.
 
     Returns:
         "numpy", "torch" or, for arrays of other libraries, "dlpack"; None for numbers and lists.
 
     Raises:
-        TypeError: It is none of those.
+        TypeError: The value is none of these.
     """
     if isinstance(value, np.ndarray):
         return "numpy"
@@ -95,14 +95,14 @@ def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
 
 
 def as_array(name: str, value: Any) -> Array:
-    """Gives an input of any kind as an array, without a copy for those that are arrays.
+    """Converts an input of any kind to an array; arrays are not copied.
 
-    Arrays of other libraries become torch tensors. Torch tensors leave their autograd graph, which an engine's buffers
-    would otherwise keep alive from call to call.
+    Arrays of other libraries become torch tensors. Torch tensors are detached from their autograd graph, which an
+    engine's buffers would otherwise keep alive from call to call.
 
     Raises:
-        TypeError: A list with something else than numbers in it, or an array that torch cannot take over.
-        ValueError: A list whose rows are not of one length.
+        TypeError: A list holds something other than numbers, or torch cannot take an array over.
+        ValueError: The rows of a list differ in length.
     """
     kind = kind_of(name, value)
     if kind is None:
@@ -123,14 +123,14 @@ def as_array(name: str, value: Any) -> Array:
 
 
 def as_input(spec: TensorSpec, value: Any) -> Array:
-    """Gives an input of any kind as an array of the spec's type and shape.
+    """Converts an input of any kind to an array of the spec's type and shape.
 
-    A number, and an array without axes, serves where one axis is asked for: it is that axis' only element. Numbers and
-    lists of numbers have no type of their own: they are rounded to the spec's, and arrays are not.
+    Where the spec has one axis, a number or an array without axes becomes its only element. Numbers and lists of
+    numbers have no type, so they are rounded to the spec's type; arrays are never rounded.
 
     Raises:
-        TypeError: No array and no numbers, or a type that cannot be converted without changing values.
-        ValueError: The shape is none that the spec takes.
+        TypeError: The value is neither an array nor numbers, or its type cannot be converted without changing values.
+        ValueError: The spec does not take the shape.
     """
     array = as_array(spec.name, value)
     untyped = kind_of(spec.name, value) is None
@@ -143,12 +143,12 @@ def as_input(spec: TensorSpec, value: Any) -> Array:
 
 
 def dtype_name(array: Array) -> str:
-    """NumPy's spelling of the type, for every kind of array."""
+    """The type of any kind of array, in NumPy's spelling."""
     return array.dtype.name if isinstance(array, np.ndarray) else str(array.dtype).removeprefix("torch.")
 
 
 def byte_size(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of an array without gaps."""
+    """Bytes of a contiguous array."""
     return math.prod(shape) * numpy_dtype(dtype).itemsize
 
 
@@ -180,13 +180,13 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
 
 
 def cast_exactly(name: str, array: Array, dtype: str) -> Array:
-    """Gives `array` as `dtype` if that changes no value.
+    """Converts `array` to `dtype` if that changes no value.
 
     Floats may become wider; integers and booleans may become any type that holds their values; float64 may become
-    float32 where every value survives. Never is anything narrowed to 16 bits.
+    float32 where every value stays the same. Floats are never narrowed to 16 bits.
 
     Raises:
-        TypeError: A value would change; the message has the rule and the remedy.
+        TypeError: A value would change; the message says what to do.
     """
     given = dtype_name(array)
     if given == dtype:
@@ -243,7 +243,7 @@ def _rounded(name: str, array: Array, dtype: str) -> Array:
 
 
 def _always_exact(source: str, target: str) -> bool:
-    """Whether both are floats, and more bits of significand and exponent hold every value of fewer."""
+    """Whether both are float types, and the target has at least as many bits of significand and exponent."""
     if "float" not in source or "float" not in target:
         return False
     import ml_dtypes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing frames: H.264 in a video file whose colours say what they are, or an array with the frames as they are."""
+"""Writes frames, as H.264 into a video file with tagged colours, or unencoded as an array."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vorta_trt.plugins.errors import VortaError
 CODEC, QUALITY = "libx264", "16"  # constant rate factor; 18 counts as visually lossless
 VIDEOS = (".mkv", ".mov", ".mp4")
 ARRAY = ".npy"
-# FFmpeg's numbers of matrix, primaries and transfer, and swscale's name of the matrix, by convention for HD and below.
+# FFmpeg's number of matrix, primaries and transfer, and swscale's name of the matrix: for HD, and for smaller videos.
 BT709, BT601 = (1, "ITU709"), (6, "ITU601")
-LIMITED_RANGE = 1  # of luma, 16 to 235
-# Frames that are encoded at the same time. The encoder's choices depend on the number, so it is the same on every
-# machine. A frame follows the one before at a distance of three or four of its 45 rows of
-# macroblocks (720 lines), so that more threads would wait. Small frames have two such rows a thread, x264's own bound.
+LIMITED_RANGE = 1  # FFmpeg's number for luma from 16 to 235
+# Number of frames that are encoded at the same time. The encoder's choices depend on it, so it is the same on every
+# machine. Each frame is encoded three or four rows of macroblocks behind the frame before; 720 lines have 45 such rows,
+# so more threads would only wait. Small frames have at least two rows per thread, which is x264's own bound.
 MOST_THREADS, LINES_OF_THREAD = 16, 32
 
 FrameWriter = Callable[[npt.NDArray[np.uint8]], None]
@@ -36,12 +36,12 @@ def check_output(path: Path) -> None:
     """Raises what `write_frames` would raise, before anything is generated.
 
     Args:
-        path: of a video or an array.
+        path: Path of a video or an array.
 
     Raises:
-        ValueError: another suffix.
-        WriteError: nothing can be written there.
-        VortaError: the package av is not installed, or has no encoder for H.264.
+        ValueError: The path has another suffix.
+        WriteError: The file cannot be written.
+        VortaError: The package av is not installed, or has no encoder for H.264.
     """
     if path.suffix.lower() not in (*VIDEOS, ARRAY):
         raise ValueError(f"video {path}: its suffix must be one of {', '.join((*VIDEOS, ARRAY))}; use {path.stem}.mp4")
@@ -51,18 +51,19 @@ def check_output(path: Path) -> None:
 
 
 def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: float) -> Path:
-    """Writes a video, which is there whole or not at all, and which `vorta-trt compare` reads.
+    """Writes a video that `vorta-trt compare` can read. A failed write leaves no partial file.
 
     Args:
-        path: .mp4, .mkv, .mov, or .npy, where nothing is lost and `frames_per_second` is not said.
-        frames: uint8 [F, H, W, 3] with even H and W.
-        frames_per_second: the rate.
+        path: Path with the suffix .mp4, .mkv, .mov or .npy. The latter is lossless, and does not store
+            `frames_per_second`.
+        frames: Frames, uint8 [F, H, W, 3] with even H and W.
+        frames_per_second: Frame rate of the video.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError, WriteError, VortaError: see `check_output`.
+        ValueError, WriteError, VortaError: See `check_output`.
     """
     check_output(path)
     if path.suffix.lower() == ARRAY:
@@ -79,32 +80,33 @@ def write_frames(path: Path, frames: npt.NDArray[np.uint8], frames_per_second: f
 def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
     """Writes a video frame by frame; the file appears when the block ends without an error.
 
-    Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged so; in .mp4 and .mov the index
-    comes first, so that a player can start while the file still loads. Several frames are encoded at the same time, in
-    threads, whose number does not depend on the cores. The same frames may still give files of a few other bytes: runs
-    of libx264 differed at some sizes, such as 64x96 and 480x832, and at none of 128, 256, 768 and 1280 pixels of width.
+    Colours are BT.709 from 720 lines on and BT.601 below, in limited range, and tagged as such. In .mp4 and .mov the
+    index comes first, so that a player can start while the file still loads. Several threads encode frames at the same
+    time; their number does not depend on the machine's cores. Still, the same frames may give files that differ in a
+    few bytes: runs of libx264 differed at some sizes, such as 64x96 and 480x832, but not at widths of 128, 256, 768 and
+    1280 pixels.
 
     Args:
-        path: suffix .mkv, .mov or .mp4; its folder must exist.
-        rate: frames per second.
+        path: Path with the suffix .mkv, .mov or .mp4; its folder must exist.
+        rate: Frames per second.
 
     Yields:
-        A function that appends a frame, uint8 [H, W, 3] with even sides, as the encoder needs them; all of one size.
+        A function that appends a frame, uint8 [H, W, 3]. The encoder needs even sides; all frames have one size.
 
     Raises:
-        ValueError: another suffix, or a rate that is not positive.
-        VortaError: the package av is not installed, or lacks H.264.
-        WriteError: the file cannot be written.
+        ValueError: The path has another suffix, or the rate is not positive.
+        VortaError: The package av is not installed, or lacks H.264.
+        WriteError: The file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in VIDEOS:
         raise ValueError(f"video {path}: its suffix must be one of {', '.join(VIDEOS)}; use {path.stem}.mp4")
-    rate = float(rate)  # of NumPy's and torch's, too
+    rate = float(rate)  # also converts numbers of NumPy and torch
     if not 0 < rate < 1000:
         raise ValueError(f"fps {rate}: must be positive and below 1000; use 16")
     check_encoder()
     av = import_av()
-    reformatter = av.video.reformatter.VideoReformatter()  # it is set up once for all frames
+    reformatter = av.video.reformatter.VideoReformatter()  # set up once for all frames
     options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
     with files.new_file(path) as unfinished, av.open(str(unfinished), "w", options=options) as container:
         stream = container.add_stream(CODEC, rate=Fraction(rate).limit_denominator(1001), options={"crf": QUALITY})
@@ -117,7 +119,7 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
                 context = stream.codec_context
                 context.colorspace = context.color_primaries = context.color_trc = number
                 context.color_range = LIMITED_RANGE
-                context.thread_type = "FRAME"  # PyAV's is "SLICE", where all wait for all in every frame
+                context.thread_type = "FRAME"  # PyAV's default is "SLICE", where all threads wait at every frame's end
                 context.thread_count = max(1, min(MOST_THREADS, frame.shape[0] // LINES_OF_THREAD))
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture = reformatter.reformat(picture, format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
@@ -130,13 +132,13 @@ def video_writer(path: Path, rate: float) -> Iterator[FrameWriter]:
 
 
 class BackgroundWriter:
-    """Writes a video in a thread of its own while later frames are made; it is there whole or not at all.
+    """Writes a video in a background thread while later frames are made.
 
-    A context manager; leaving it waits for the file, or on an error leaves none.
+    It is a context manager. Leaving it waits until the file is complete; after an error there is no file.
 
     Args:
-        path: As of `write_frames`.
-        frames_per_second: The rate.
+        path: Path of the video or array, as for `write_frames`.
+        frames_per_second: Frame rate of the video.
     """
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
@@ -144,11 +146,11 @@ class BackgroundWriter:
         self._frames: queue.SimpleQueue[npt.NDArray[np.uint8] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._is_broken_off = False
-        self._whole: list[npt.NDArray[np.uint8]] = []  # of an array
+        self._whole: list[npt.NDArray[np.uint8]] = []  # all frames, if the file is an array
         self._thread = threading.Thread(target=self._run, name=f"writes {path.name}", daemon=True)
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> None:
-        """Appends frames, uint8 [F, H, W, 3], which must stay as they are; raises what writing has raised."""
+        """Appends frames, uint8 [F, H, W, 3], which must not be modified; raises an earlier error of the thread."""
         if self._error is not None:
             raise self._error
         self._frames.put(frames)
@@ -202,13 +204,13 @@ class BackgroundWriter:
 
 
 class BackgroundFiles:
-    """Writes several videos, one after the other, each by a `BackgroundWriter`.
+    """Writes several videos, one after the other, each with a `BackgroundWriter`.
 
-    A context manager; leaving it on an error leaves no file of the video that is being written.
+    It is a context manager. If it is left with an error, there is no file of the video that was being written.
 
     Args:
-        path_of: The file of a video, by its number.
-        frames_per_second: The rate.
+        path_of: Returns the file of a video, given the video's number.
+        frames_per_second: Frame rate of the videos.
     """
 
     def __init__(self, path_of: Callable[[int], Path], frames_per_second: float) -> None:
@@ -217,13 +219,13 @@ class BackgroundFiles:
         self._writer: BackgroundWriter | None = None
 
     def write(self, number: int, frames: npt.NDArray[np.uint8]) -> None:
-        """Appends frames to a video; raises what writing it has raised."""
+        """Appends frames to a video; raises an earlier error of its thread."""
         if self._writer is None:
             self._writer = self._open.enter_context(BackgroundWriter(self._path_of(number), self._rate))
         self._writer(frames)
 
     def finish(self) -> None:
-        """Waits until the video that is being written is there; the next frames are of another one."""
+        """Waits until the current video is written; the next frames begin another video."""
         self._writer = None
         self._open.close()
 
@@ -238,7 +240,7 @@ class BackgroundFiles:
 
 
 class _BrokenOffError(Exception):
-    """Nobody wants the file any more."""
+    """The file is not needed any more, so that writing ends."""
 
 
 def check_encoder() -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA graphs of what TensorRT launches, through cuda-python, on streams that torch made.
+"""CUDA graphs of TensorRT's launches, made with cuda-python and launched on torch's streams.
 
-`torch.cuda.CUDAGraph` is not used: a capture that TensorRT or CUDA refuses, after which an engine here runs without a
-graph, leaves torch's allocator believing that it still goes on, and it frees nothing any more that crossed streams. And
-a stream of `torch.cuda.Stream` is one of 32 that everybody in the process shares: what another thread puts there during
-a capture would become a part of the graph.
+`torch.cuda.CUDAGraph` is not used, for two reasons. If TensorRT or CUDA refuses a capture, an engine here runs on
+without a graph; but torch's allocator would believe that the capture still goes on, and would not free memory that was
+used on several streams any more. And a stream of `torch.cuda.Stream` is one of 32 that the whole process shares: work
+that another thread launches there during a capture would become a part of the graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OLD_DRIVER = "; cuda-bindings is of a newer CUDA than the driver: pip install '
 
 
 class CudaGraphError(VortaError):
-    """A CUDA graph could not be made or launched; of a failed capture nothing has run, and the stream is usable."""
+    """A CUDA graph could not be made or launched. After a failed capture nothing has run, and the stream is usable."""
 
 
 class CudaGraph:
@@ -33,7 +33,7 @@ class CudaGraph:
         self._handle = handle
 
     def launch(self, stream: int) -> None:
-        """Puts the graph's work on the stream of that handle."""
+        """Launches the graph on the stream with this handle."""
         _call("cudaGraphLaunch", self._handle, stream)
 
     def close(self) -> None:
@@ -44,18 +44,18 @@ class CudaGraph:
 
 
 class CaptureStream:
-    """A stream of the current device for captures alone: nobody else's work can become a part of a graph."""
+    """A stream of the current device that is used for captures alone, so that no other work is captured."""
 
     def __init__(self) -> None:
         self._handle: int | None = int(_call("cudaStreamCreateWithFlags", _NON_BLOCKING))
 
     def capture(self, enqueue: Callable[[int], object]) -> CudaGraph:
-        """Makes a graph of the work that `enqueue` would put on the stream whose handle it is given; nothing runs.
+        """Captures the work that `enqueue` launches on the stream whose handle it gets; nothing runs.
 
-        Only this thread's calls can spoil the capture (capture mode "thread local").
+        Only calls of this thread can invalidate the capture (capture mode "thread local").
 
         Raises:
-            CudaGraphError: It failed, and has been ended.
+            CudaGraphError: The capture failed, and has been ended.
         """
         cudart = _cudart()
         _call("cudaStreamBeginCapture", self._handle, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
@@ -74,12 +74,12 @@ class CaptureStream:
 
     @property
     def handle(self) -> int:
-        """The stream, as TensorRT takes it."""
+        """The handle of the stream, as TensorRT takes it."""
         assert self._handle is not None, "closed"
         return self._handle
 
     def close(self) -> None:
-        """Gives the stream back. May be called twice."""
+        """Destroys the stream. May be called twice."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
             _call("cudaStreamDestroy", handle)
@@ -102,11 +102,11 @@ def _cudart() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """The result of a function of the CUDA runtime; CudaGraphError names the call."""
+    """Calls a function of the CUDA runtime and returns its result; raises CudaGraphError that names the call."""
     cudart = _cudart()
     status, *result = getattr(cudart, name)(*arguments)
     if int(status) != _SUCCESS:
-        cudart.cudaGetLastError()  # or the next call that checks for errors reports this one again
+        cudart.cudaGetLastError()  # clears the error, which the next check would report again
         reason = f"{name} failed: {getattr(status, 'name', status)}"
         raise CudaGraphError(reason + (_OLD_DRIVER if int(status) == _INSUFFICIENT_DRIVER else ""))
     return result[0] if result else None

@@ -13,7 +13,7 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.runtime.tensors import Array, byte_size, to_torch
 
 CLOSED = "the memory of this executor is closed; make a new Engine"
-ALIGNMENT = 256  # bytes: what TensorRT asks of every tensor's address
+ALIGNMENT = 256  # bytes; TensorRT requires it of every tensor's address
 
 
 class DeviceOutOfMemory(VortaError):
@@ -36,9 +36,9 @@ class DeviceOutOfMemory(VortaError):
 
 
 class DeviceMemory:
-    """Tensors on one GPU, and a stream.
+    """Allocates tensors on one GPU, and owns a stream.
 
-    A run happens inside `stream()`, on the thread that entered it; what it returns is valid after it.
+    A run happens inside `stream()`, on the thread that entered it. Its outputs stay valid after the block.
 
     Args:
         device: Number of the GPU.
@@ -51,17 +51,17 @@ class DeviceMemory:
         check_torch(device)
         self.device = device
         self._device = torch.device("cuda", device)
-        # TensorRT synchronises needlessly on the default stream, so it gets its own, ordered with the caller's.
+        # TensorRT synchronises needlessly on the default stream, so it gets a separate one, ordered with the caller's.
         self._stream: torch.cuda.Stream | None = torch.cuda.Stream(self._device)
         self._caller = torch.cuda.current_stream(self._device)
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the GPU the current device of this thread, as TensorRT and the CUDA runtime want it."""
+        """Makes the GPU the current device of this thread, as TensorRT and the CUDA runtime require."""
         return torch.cuda.device(self._device)
 
     @contextmanager
     def stream(self) -> Iterator[torch.cuda.Stream]:
-        """Makes the stream the current one, ordered behind and before the work of the caller's stream."""
+        """Makes the stream current. It waits for the caller's stream, which waits for it after the block."""
         stream = self._stream
         if stream is None:
             raise RuntimeError(CLOSED)
@@ -74,7 +74,7 @@ class DeviceMemory:
             self._caller.wait_stream(stream)
 
     def place(self, name: str, array: Array) -> torch.Tensor:
-        """Gives `array` on the device, contiguous and aligned; the very same memory where it already is that."""
+        """Returns `array` on the device, contiguous and aligned; without a copy where it already is."""
         tensor = to_torch(array)
         here = tensor.device == self._device
         if here and tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
@@ -94,57 +94,58 @@ class DeviceMemory:
             return self.empty(name, shape, dtype)
 
     def fill(self, buffer: torch.Tensor, array: Array) -> None:
-        """Copies `array` into a buffer of its shape and type."""
+        """Copies `array` into a buffer of the same shape and type."""
         tensor = to_torch(array)
-        # The host waits for pinned memory, which the caller may then write to; other host memory is copied aside first.
+        # Copies from pinned memory block the host, since the caller may write to that memory afterwards. Other host
+        # memory is staged first.
         buffer.copy_(tensor, non_blocking=tensor.is_cuda or not tensor.is_pinned())
         self._reads(tensor)
 
     def copy(self, name: str, buffer: torch.Tensor) -> torch.Tensor:
-        """Makes a tensor for the caller with the values of a kept one."""
+        """Makes a tensor for the caller that has the values of a kept buffer."""
         made = self._empty(name, buffer.shape, buffer.dtype)
         made.copy_(buffer, non_blocking=True)
         return made
 
     def deliver(self, buffer: torch.Tensor, on_gpu: bool) -> torch.Tensor:
-        """Gives a tensor as the caller gets it, on the GPU or on the host."""
+        """Hands an output to the caller, on the GPU or on the host."""
         if not on_gpu:
-            return buffer.cpu()  # here, where no other call can overwrite it meanwhile
-        buffer.record_stream(self._caller)  # who will read it
+            return buffer.cpu()  # copied under the executor's lock, so that no other call overwrites it
+        buffer.record_stream(self._caller)  # the caller's stream will read it
         return buffer
 
     def allocate(self, what: str, size: int) -> torch.Tensor:
         """Makes a block of `size` bytes.
 
         Raises:
-            DeviceOutOfMemory: The message says what they were for.
+            DeviceOutOfMemory: The GPU has too little free memory; the message names `what`.
         """
         with self.current():
             return self._empty(what, (size,), torch.uint8)
 
     def free_bytes(self) -> tuple[int, int]:
-        """Free and total bytes of the GPU; what torch keeps without using it counts as free."""
+        """Free and total bytes of the GPU; memory that torch's allocator caches counts as free."""
         free, total = torch.cuda.mem_get_info(self._device)
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return free + unused, total
 
     def release_unused(self) -> None:
-        """Gives memory that torch keeps for later back to the driver, where TensorRT can have it."""
+        """Returns memory that torch's allocator caches to the driver, so that TensorRT can use it."""
         with self.current():
             torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
-        """Waits for what runs on the stream."""
+        """Waits until all work on the stream is done."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def close(self) -> None:
-        """Waits for what is running and gives the stream back. May be called twice."""
+        """Waits until all work on the stream is done, and releases the stream. May be called twice."""
         self.synchronize()
         self._stream = None
 
     def _reads(self, tensor: torch.Tensor) -> None:
-        """The memory of a caller's tensor is not reused before the stream is done with it."""
+        """Keeps torch from reusing the memory of a caller's tensor before the stream is done with it."""
         if tensor.device == self._device and self._stream is not None:
             tensor.record_stream(self._stream)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DeviceScratch`: the memory that engines keep their activations in while they run, one block for any number of them.
+"""`DeviceScratch`: one block of GPU memory for the activations of any number of engines.
 
-An engine needs this memory only during a call. Engines that never run at the same time can therefore share it: the
-block is as large as the largest need, not as the sum.
+An engine needs this memory only during a call. So engines that never run at the same time can share it: the block is as
+large as the largest need, not as the sum of all needs.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ class DeviceScratch:
         with DeviceScratch() as scratch:
             low, high = Engine("480p.bundle", scratch=scratch), Engine("720p.bundle", scratch=scratch)
 
-    Engines that share it may be called from several threads: on the GPU each call waits until the one before has left
-    the block. For calls that are to overlap, give each its own scratch (the default of `Engine`). The memory is taken
-    at the first call, on the GPU of that engine; a growing block is never held beside the old one.
+    Engines that share it may be called from several threads; on the GPU each call waits until the previous call is done
+    with the block. For calls that are to overlap, give each engine its own scratch (the default of `Engine`). The
+    memory is allocated at the first call, on the GPU of that engine. To grow, the old block is freed before the new one
+    is allocated.
     """
 
     def __init__(self) -> None:
         self.closed = False
         self._lock = threading.Lock()  # held while work is launched, not while it runs
         self._block: torch.Tensor | None = None
-        self._memory: DeviceMemory | None = None  # of an engine, for its GPU
-        self._left: torch.cuda.Event | None = None  # when the last call has left the block
+        self._memory: DeviceMemory | None = None  # that of the last engine, for its GPU
+        self._left: torch.cuda.Event | None = None  # recorded after the last call that used the block
 
     @property
     def size(self) -> int:
-        """Bytes held now."""
+        """Bytes of the block now."""
         return 0 if self._block is None else self._block.numel()
 
     @contextmanager
     def lend(self, memory: DeviceMemory, stream: torch.cuda.Stream, needed: int) -> Iterator[int]:
-        """Gives the address of at least `needed` bytes to what is launched on `stream` inside the context.
+        """Yields the address of at least `needed` bytes, for work that is launched on `stream` inside the block.
 
         Raises:
-            DeviceOutOfMemory: The block then has its old size.
+            DeviceOutOfMemory: The block cannot grow; it then has its old size.
             RuntimeError: The scratch is closed.
             ValueError: The engine is on another GPU.
         """
@@ -74,7 +75,7 @@ class DeviceScratch:
                 self._left = stream.record_event(self._left)
 
     def close(self) -> None:
-        """Waits for what runs in the block and frees it. May be called twice, and before its engines are closed."""
+        """Waits for work that uses the block, and frees it. May be called twice, and before its engines are closed."""
         with self._lock:
             self.closed = True
             self._free()
@@ -103,4 +104,4 @@ class DeviceScratch:
             self._left.synchronize()
         if self._block is not None and self._memory is not None:
             self._block = None
-            self._memory.release_unused()  # it is large, and TensorRT cannot use what torch keeps for later
+            self._memory.release_unused()  # the block is large, and TensorRT cannot use torch's cached memory

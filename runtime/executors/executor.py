@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every executor offers: specs, run, close. `Engine` does the checking; an executor only runs."""
+"""The interface of all executors: specs, run, close. `Engine` checks the inputs; an executor only runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSED = "the executor is closed; make a new Engine"
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """How an execution context runs; `Engine` documents the options. Only "tensorrt" has any of them."""
+    """Options of an execution context; `Engine` documents them. Only the executor "tensorrt" uses them."""
 
     cuda_graph: bool = True
     outputs: Outputs = "copy"
@@ -41,9 +41,9 @@ class DeviceUse:
     """Bytes that an execution context holds on the GPU.
 
     Attributes:
-        weights: Shared by all contexts of an engine.
-        scratch: Shared by the engines of a `DeviceScratch`.
-        buffers: Inputs and outputs that are kept between calls.
+        weights: Bytes of weights, which all contexts of an engine share.
+        scratch: Bytes of activation memory, which the engines of a `DeviceScratch` share.
+        buffers: Bytes of inputs and outputs that are kept between calls.
     """
 
     weights: int = 0
@@ -55,11 +55,11 @@ class Executor(Protocol):
     """One way to run a transformer. It owns its session, engine or buffers until `close`; threads may share it.
 
     Attributes:
-        name: As `Engine` takes it.
+        name: Name of the executor, as `Engine` takes it.
         device: "cpu" or "cuda:N".
-        array_kind: Of what `run` takes and gives.
-        inputs: What it takes.
-        outputs: What it gives.
+        array_kind: Kind of arrays that `run` takes and returns.
+        inputs: Specs of the inputs.
+        outputs: Specs of the outputs.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Executor(Protocol):
         """Runs once.
 
         Args:
-            feeds: Every input, already of the spec's type and shape and of `array_kind`.
-            on_gpu: The caller wants the outputs on the GPU, if that is where they are made.
+            feeds: All inputs by name, already in the spec's type and shape, and of `array_kind`.
+            on_gpu: Whether the caller wants the outputs on the GPU, if the executor makes them there.
         """
         ...
 
@@ -86,13 +86,13 @@ class Executor(Protocol):
         ...
 
     def device_use(self) -> DeviceUse:
-        """What lies on the GPU now; nothing for executors on the CPU."""
+        """Bytes that the executor holds on the GPU now; zeros for executors on the CPU."""
         ...
 
     def room_for(self, batch: int) -> tuple[int, int]:
-        """Bytes on the GPU that a call with `batch` samples takes besides what is held now, and bytes that are free."""
+        """Bytes that a call with `batch` samples takes on the GPU beyond those held now, and bytes that are free."""
         ...
 
     def close(self) -> None:
-        """Frees what the executor holds. May be called twice, and before or after its contexts."""
+        """Frees what the executor holds. May be called twice, and before or after its contexts are closed."""
         ...

@@ -24,8 +24,8 @@ class LayerTime(BaseModel):
     """One layer of the engine.
 
     Attributes:
-        module: The module of the model that it belongs to, as "blocks.*.attn1"; "" for none.
-        milliseconds: Median over the runs.
+        module: The module of the model that the layer belongs to, such as "blocks.*.attn1"; "" for none.
+        milliseconds: Time of the layer, median over the runs.
     """
 
     name: str
@@ -34,10 +34,10 @@ class LayerTime(BaseModel):
 
 
 class ModuleTime(BaseModel):
-    """All layers of a module in all blocks that repeat it.
+    """Time of all layers of a module, over all blocks that repeat it.
 
     Attributes:
-        share: Of the sum over all layers.
+        share: Share of the sum over all layers, from 0 to 1.
     """
 
     name: str
@@ -47,15 +47,15 @@ class ModuleTime(BaseModel):
 
 
 class LayerTimes(BaseModel):
-    """What `Engine.profile` measured.
+    """The result of `Engine.profile`.
 
-    Launching layer by layer, with a wait after each run, is slower than a replayed CUDA graph: read the shares, and
-    take the time of a call from a benchmark.
+    A profiled run launches layer by layer and waits at its end, which is slower than a replayed CUDA graph. So only the
+    shares are meaningful; take the time of a call from a benchmark.
 
     Attributes:
-        runs: How many were measured.
-        milliseconds: Sum over the layers of their medians.
-        modules: Slowest first.
+        runs: Number of measured runs.
+        milliseconds: Sum of the medians of all layers.
+        modules: Times by module, slowest first.
     """
 
     runs: int
@@ -76,7 +76,7 @@ class LayerTimes(BaseModel):
 
 
 def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, run: Callable[[], object]) -> LayerTimes:
-    """Runs `run`, which launches `shaped`, `repeats` times and a few times before.
+    """Measures the layers over `repeats` calls of `run`, which launches `shaped`, after a few calls to warm up.
 
     Raises:
         ValueError: `repeats` is below 1.
@@ -95,15 +95,15 @@ def measure_layers(loaded: LoadedEngine, shaped: ShapedContext, repeats: int, ru
 
 
 def summarise(times: dict[str, list[float]], nodes: dict[str, list[str]], repeats: int) -> LayerTimes:
-    """Sums up what was measured.
+    """Sums the measured times up by layer and by module.
 
     Args:
-        times: Layer name -> its times of every run.
-        nodes: Layer name -> the ONNX nodes in it, where TensorRT tells.
-        repeats: How many runs there were.
+        times: Layer name -> its times in all runs.
+        nodes: Layer name -> the ONNX nodes in it, where TensorRT reports them.
+        repeats: Number of runs.
     """
     layers = [
-        # A layer may report several times a run: its parts add up.
+        # A layer may report several times per run, one for each of its parts; these are added.
         LayerTime(name=name, module=module_of_layer(nodes.get(name) or [name]), milliseconds=_median(spent, repeats))
         for name, spent in times.items()
     ]
@@ -143,5 +143,5 @@ def _nodes_of_layers(loaded: LoadedEngine) -> dict[str, list[str]]:
     return {
         layer["Name"]: onnx_nodes(layer.get("Metadata"))
         for layer in information.get("Layers", [])
-        if isinstance(layer, dict) and "Name" in layer  # plain names, where the engine was not built in detail
+        if isinstance(layer, dict) and "Name" in layer  # without detailed profiling, layers are plain names
     }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a bundle in GPU memory: weights that any number of execution contexts share.
+"""The plan of a bundle in GPU memory, whose weights any number of execution contexts share.
 
-What can be checked before TensorRT is asked comes first: files and hashes when the bundle is opened, then, in
-`check_device`, flavour and version, compute capability, plugin ABI and kernels. What is left only TensorRT can say.
+Checks that do not need TensorRT come first: files and hashes when the bundle is opened; then, in `check_device`,
+flavour and version, compute capability, plugin ABI and kernels. TensorRT finds the remaining problems.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class LoadedEngine:
     """One deserialised engine on one GPU; it is freed when the last of its users has released it.
 
     Attributes:
-        inputs: Specs with the widest range of the profiles.
+        inputs: Specs of the inputs, with the widest range over all profiles.
         outputs: Specs of the outputs.
-        profiles: Of the plan.
+        profiles: Optimization profiles of the plan.
         weights: Bytes of weights on the GPU.
-        engine: TensorRT's own object.
+        engine: TensorRT's engine object.
     """
 
     def __init__(self, bundle: Bundle, memory: DeviceMemory, budget: Budget | None) -> None:
@@ -40,7 +40,7 @@ class LoadedEngine:
         self.path = bundle.path
         self.flavour = bundle.flavour
         self.engine: Any = None
-        self._lock = threading.RLock()  # a forgotten context may be collected, and release, inside of make_context
+        self._lock = threading.RLock()  # garbage collection inside make_context may call release
         self._users = 0
         if (library := bundle.plugin_library(memory.device)) is not None:
             load_plugin(self.flavour, library.path)
@@ -64,7 +64,7 @@ class LoadedEngine:
             raise
 
     def make_context(self, memory: DeviceMemory, layer_ranges: bool) -> Any:
-        """Makes an execution context without memory for activations; its user drops it before `release`."""
+        """Makes an execution context without memory for activations; the caller drops it before `release`."""
         with self._lock:
             arguments = (self.flavour.module, self.engine, self._config, layer_ranges)
             return checked(self.flavour, "creating the execution context", make_context, *arguments, memory=memory)
@@ -76,14 +76,14 @@ class LoadedEngine:
         return self
 
     def release(self) -> None:
-        """Counts one user less, and frees the engine with the last."""
+        """Counts one user less; frees the engine when the last user has released it."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
                 self._free()
 
     def _free(self) -> None:
-        # TensorRT wants its objects freed from the inside out.
+        # TensorRT requires its objects to be freed in the reverse order of their creation.
         self._config = None
         self.engine = None
         self._runtime = None
@@ -94,7 +94,7 @@ class LoadedEngine:
             return checked(self.flavour, what, deserialise, content, memory=memory, needed=size)
 
     def _check_tensors(self, listed: list[str]) -> None:
-        """The plan and the manifest must name the same tensors (the hashes match, so this is a bug of the build)."""
+        """Raises VortaError unless plan and manifest name the same tensors, which only a bug of the build prevents."""
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         if set(names) != set(listed):
             raise VortaError(

@@ -32,14 +32,14 @@ NOT_PORTABLE = (
 
 
 class OnnxExecutor:
-    """What both have in common; a subclass says how to load and how to run.
+    """Base of both executors; a subclass loads the file and may change how it runs.
 
     Args:
         path: The .onnx file; external data is found beside it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no ONNX model, has no portable form, or is in a type that the executor does not run.
+        ValueError: The file is no ONNX model, has no portable form, or is in a type that the executor does not run.
     """
 
     name: str
@@ -59,7 +59,7 @@ class OnnxExecutor:
         raise NotImplementedError
 
     def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
-        """Runs once; any number of threads at a time."""
+        """Runs once; any number of threads may call it at the same time."""
         names = [spec.name for spec in self.outputs]
         session = self._opened()
         with _refusals(self._path, "run"):
@@ -71,19 +71,19 @@ class OnnxExecutor:
         return copy(self)
 
     def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
-        """Raises VortaError: nobody measures layers here."""
+        """Raises VortaError, since these executors cannot measure layers."""
         raise VortaError(f"executor {self.name!r} has no times per layer; run the bundle with executor 'tensorrt'")
 
     def device_use(self) -> DeviceUse:
-        """Nothing lies on a GPU."""
+        """Zeros, since these executors hold nothing on a GPU."""
         return DeviceUse()
 
     def room_for(self, batch: int) -> tuple[int, int]:
-        """No call takes memory of a GPU."""
+        """Zeros, since no call takes memory of a GPU."""
         return 0, 0
 
     def close(self) -> None:
-        """Frees the session once its contexts are closed, too. May be called twice."""
+        """Frees the session once all its contexts are closed as well. May be called twice."""
         self._session = None
 
     def _opened(self) -> Any:
@@ -108,8 +108,8 @@ class OnnxRuntimeExecutor(OnnxExecutor):
         import torch
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # OMP_NUM_THREADS is for both
-        options.log_severity_level = 3  # errors; they come as exceptions too
+        options.intra_op_num_threads = torch.get_num_threads()  # so that OMP_NUM_THREADS applies to both
+        options.log_severity_level = 3  # only errors, which are raised as exceptions as well
         model: str | bytes = str(file.place)
         if file.data_files:  # ONNX Runtime follows no link out of the model's folder
             model, folder = file.without_links()
@@ -128,20 +128,20 @@ class ReferenceExecutor(OnnxExecutor):
 
         from vorta_trt.export.reference_form import for_reference_evaluator
 
-        self._lock = threading.Lock()  # an evaluator keeps its results in itself; the contexts share lock and evaluator
+        self._lock = threading.Lock()  # an evaluator holds intermediate results; contexts share lock and evaluator
         with mapping(_largest(file)):
             model = file.load_weights()
         return ReferenceEvaluator(for_reference_evaluator(model))
 
     def run(self, feeds: Mapping[str, Array], on_gpu: bool = False) -> dict[str, Any]:
-        """Runs once; the contexts take turns."""
+        """Runs once; calls of all contexts run one after the other."""
         with self._lock:
             return super().run(feeds, on_gpu)
 
 
 @contextmanager
 def _refusals(path: Path, verb: str) -> Iterator[None]:
-    """Turns what ONNX Runtime and onnx raise for a file that they do not take into an error that names the file."""
+    """Turns errors of ONNX Runtime and onnx about a file into a ValueError that names the file."""
     try:
         yield
     except Exception as error:
@@ -158,7 +158,7 @@ def _largest(file: OnnxFile) -> Path:
 
 
 def check_portable(file: OnnxFile) -> None:
-    """Raises ValueError for a file that only TensorRT with the plugin runs."""
+    """Raises ValueError for a file that only TensorRT with the plugin can run."""
     if not file.is_portable:
         raise ValueError(f"{file.path}: {NOT_PORTABLE}")
 

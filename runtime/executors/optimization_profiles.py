@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimization profiles of a plan: which shapes each takes, and which one a call gets."""
+"""The optimization profiles of a plan: the shapes that each takes, and the choice of a profile for a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OptimizationProfile:
     """One profile of a plan.
 
     Attributes:
-        ranges: Smallest, usual and largest shape of every input with a free axis, by name.
+        ranges: Smallest, optimal and largest shape of every input with a free axis, by name.
     """
 
     index: int
@@ -33,7 +33,7 @@ class OptimizationProfile:
         )
 
     def distance(self, shapes: Mapping[str, Shape]) -> float:
-        """How far the shapes are from those that the profile was tuned for: 0 for the very same."""
+        """How far the shapes are from those that the profile was tuned for; 0 if they are equal."""
         return sum(
             abs(math.log(max(size, 1) / max(usual, 1)))
             for name, (_, tuned, _) in self.ranges.items()
@@ -46,7 +46,7 @@ class OptimizationProfile:
 
 
 def read_profiles(engine: Any, inputs: Sequence[TensorSpec]) -> tuple[OptimizationProfile, ...]:
-    """The profiles of a deserialised engine; one without ranges where every shape is fixed."""
+    """The profiles of a deserialised engine. Where all shapes are fixed, its profile has no ranges."""
     free = [spec.name for spec in inputs if -1 in tuple(engine.get_tensor_shape(spec.name))]
     profiles = []
     for index in range(engine.num_optimization_profiles):
@@ -59,7 +59,7 @@ def read_profiles(engine: Any, inputs: Sequence[TensorSpec]) -> tuple[Optimizati
 
 
 def choose_profile(profiles: Sequence[OptimizationProfile], shapes: Mapping[str, Shape]) -> OptimizationProfile:
-    """The profile that takes the shapes; of several, the one tuned for the nearest. Raises ValueError if none does."""
+    """The profile that takes the shapes, or of several the one tuned for the nearest; raises ValueError without any."""
     fitting = [profile for profile in profiles if profile.fits(shapes)]
     if not fitting:
         given = ", ".join(f"{name} {list(shapes[name])}" for name in profiles[0].ranges)
@@ -72,7 +72,7 @@ def choose_profile(profiles: Sequence[OptimizationProfile], shapes: Mapping[str,
 
 
 def widest(spec: TensorSpec, profiles: Sequence[OptimizationProfile]) -> TensorSpec:
-    """`spec` with the sizes that any of the profiles takes."""
+    """A copy of `spec` whose range of sizes covers all profiles."""
     ranges = [profile.ranges[spec.name] for profile in profiles if spec.name in profile.ranges]
     if not ranges:
         return spec

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ShapedContext`: a TensorRT execution context for one profile and one set of input shapes, with its CUDA graph.
 
-A captured graph is bound to the state of the context that it was captured from: shapes, addresses of tensors and of
-scratch memory. Changing any of them in the context makes replays undefined (TensorRT's guide, "CUDA Graphs"). So every
-set of shapes has a context of its own, which shares weights and scratch memory with the others.
+A captured graph depends on the state of the context that it was captured from: shapes, addresses of tensors and of
+scratch memory. If any of these changes in the context, replays are undefined (TensorRT's guide, "CUDA Graphs"). So
+every set of shapes has its own context. All contexts share weights and scratch memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 
 class ShapedContext:
-    """Made, used and closed inside the context's stream (`DeviceMemory.stream`), by one thread at a time.
+    """An execution context for one profile and one set of input shapes.
+
+    It must be made, used and closed inside `DeviceMemory.stream`, by one thread at a time.
 
     Attributes:
-        scratch_bytes: What a run needs.
-        output_shapes: By name.
-        buffers: Tensors on the GPU that the user of this class keeps here between runs, by name.
+        scratch_bytes: Bytes of scratch memory that a run needs.
+        output_shapes: Shapes of the outputs, by name.
+        buffers: Tensors on the GPU, by name, that the user of this class keeps here between runs.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class ShapedContext:
         self._graph: CudaGraph | None = None
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
-        self._ran = False  # TensorRT applies a change of shapes or addresses in the next run: no graph may hold that
+        self._ran = False  # TensorRT applies new shapes or addresses in the next run, which must not be captured
         self._context: Any = loaded.make_context(memory, layer_ranges)
         checked(
             loaded.flavour,
@@ -62,7 +64,7 @@ class ShapedContext:
         self.scratch_bytes = scratch_for(loaded.engine, self._context, profile.index)
 
     def bind(self, tensors: Mapping[str, torch.Tensor], scratch: int) -> None:
-        """Says where tensors and scratch memory lie. A change drops the graph."""
+        """Sets the addresses of tensors and scratch memory. If one changes, the graph is dropped."""
         if (scratch, self.scratch_bytes) != self._scratch:
             self._drop_graph()
             set_scratch(self._context, scratch, self.scratch_bytes)
@@ -76,7 +78,7 @@ class ShapedContext:
                 self._addresses[name] = address
 
     def run(self, stream: torch.cuda.Stream) -> None:
-        """Launches the engine, as its graph if it has been captured."""
+        """Launches the engine: its graph if it has been captured, otherwise layer by layer."""
         handle = stream.cuda_stream
         if self._graph is not None:
             self._graph.launch(handle)
@@ -86,7 +88,7 @@ class ShapedContext:
 
     @property
     def ready_to_capture(self) -> bool:
-        """Whether nothing has changed since a run, and there is no graph yet."""
+        """Whether the engine has run with the current shapes and addresses, and there is no graph yet."""
         return self._graph is None and self._ran
 
     def capture(self, stream: CaptureStream) -> str | None:
@@ -105,12 +107,12 @@ class ShapedContext:
         return None
 
     def profile_with(self, profiler: Any) -> None:
-        """From now on every run waits for the GPU and reports its layers' times to an `IProfiler`."""
+        """Makes every later run wait for the GPU and report the times of its layers to an `IProfiler`."""
         self._drop_graph()
         self._context.profiler = profiler
 
     def close(self) -> None:
-        """What runs has ended. May be called twice."""
+        """Frees the context; all its runs must have ended. May be called twice."""
         self._drop_graph()
         self.buffers.clear()
         self._context = None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls into TensorRT, checked, and the few that differ between 8.6, 10, 11 and RTX.
+"""Checks calls into TensorRT, and wraps those that differ between 8.6, 10, 11 and RTX.
 
 | | 8.6 | 10, 11 | RTX |
 | --- | --- | --- | --- |
-| context without own memory | `..._without_device_memory()` | strategy USER_MANAGED | the same, in a runtime config |
-| memory that a context needs | of the whole engine | of the profile, or of the shapes (10.10) | of the shapes |
-| giving it the memory | `device_memory = address` | `set_device_memory(address, size)` | the same |
+| context without own memory | `..._without_device_memory()` | strategy USER_MANAGED | as 10, in a runtime config |
+| memory that a context needs | by the whole engine | by profile, or by shapes (10.10) | by shapes |
+| giving it the memory | `device_memory = address` | `set_device_memory(address, size)` | as 10, 11 |
 | weight streaming | no | yes | yes |
 | kernels for the shapes of a call | tuned when built | tuned when built | compiled in the first call |
 """
@@ -33,22 +33,24 @@ def checked(
     memory: DeviceMemory | None = None,
     needed: int | None = None,
 ) -> Any:
-    """Calls TensorRT; what it logged becomes the error where the result is None or False or RuntimeError is raised.
+    """Calls a function of TensorRT, and raises an error with TensorRT's log if the call fails.
+
+    A call fails if its result is None or False, or if it raises RuntimeError.
 
     Args:
-        flavour: Whose log is collected.
-        what: What the call does, for the error.
-        function: What is called.
-        *arguments: For the call.
-        memory: For calls that allocate: where.
-        needed: For calls that allocate: about how many bytes.
+        flavour: The flavour whose log is collected.
+        what: Description of the call, for the error message.
+        function: The function to call.
+        *arguments: Arguments of the call.
+        memory: The GPU memory that the call allocates from; None if it does not allocate.
+        needed: Approximate number of bytes that the call allocates; None if it is unknown.
 
     Returns:
         The function's result.
 
     Raises:
-        DeviceOutOfMemory: TensorRT says that memory was the reason.
-        VortaError: It failed for another reason.
+        DeviceOutOfMemory: The call failed for lack of memory, according to TensorRT.
+        VortaError: The call failed for another reason.
     """
     said: list[str] = []
     result = None
@@ -57,7 +59,7 @@ def checked(
             result = function(*arguments)
         except (
             RuntimeError
-        ) as error:  # how the bindings report some failures, set_optimization_profile_async of 8.6 one
+        ) as error:  # the bindings report some failures this way, e.g. set_optimization_profile_async of 8.6
             said = [str(error)]
     if result is not None and result is not False:
         return result
@@ -70,25 +72,25 @@ def checked(
 
 
 def runtime_config(trt: Any, engine: Any) -> Any:
-    """How TensorRT-RTX makes the contexts of an engine; None for the others, which have nothing to choose."""
+    """The configuration for contexts of a TensorRT-RTX engine; None for the other flavours, which have none."""
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
         return None
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     # LAZY, the default, swaps kernels in later calls, which a captured CUDA graph would not notice.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    config.set_runtime_cache(config.create_runtime_cache())  # what one context has compiled, the others need not
+    config.set_runtime_cache(config.create_runtime_cache())  # contexts share the kernels that one of them has compiled
     return config
 
 
 def make_context(trt: Any, engine: Any, config: Any, layer_ranges: bool) -> Any:
-    """Makes an execution context without memory of its own for activations.
+    """Makes an execution context that does not allocate memory for activations.
 
     Args:
         trt: TensorRT's module.
         engine: A deserialised engine.
-        config: What `runtime_config` gave.
-        layer_ranges: NVTX ranges for every layer, which make launching slower.
+        config: The result of `runtime_config`.
+        layer_ranges: Whether to mark every layer with an NVTX range, which makes launches slower.
 
     Returns:
         The context, or None where TensorRT refuses.
@@ -105,12 +107,12 @@ def make_context(trt: Any, engine: Any, config: Any, layer_ranges: bool) -> Any:
 
 
 def most_scratch(engine: Any) -> int:
-    """Bytes that a context needs at most, over all profiles and shapes, with what streaming needs at its budget."""
+    """Largest number of scratch bytes that a context needs, over all profiles and shapes, weight streaming included."""
     return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)
 
 
 def scratch_for(engine: Any, context: Any, profile: int) -> int:
-    """Bytes that a context needs for the profile and the input shapes that are set in it."""
+    """Scratch bytes that a context needs for the profile and the input shapes that are set in it."""
     if not hasattr(engine, "get_device_memory_size_for_profile_v2"):
         return most_scratch(engine)
     if is_streaming(engine):  # the sizes below leave out what streaming needs
@@ -135,7 +137,7 @@ def is_streaming(engine: Any) -> bool:
 
 
 def capture_obstacle(engine: Any, context: Any, stream: int) -> str | None:
-    """Why a call cannot become a CUDA graph, as far as TensorRT tells before it is tried."""
+    """Why a call cannot be captured as a CUDA graph, if that is known in advance; None if capturing can be tried."""
     if is_streaming(engine):
         return "the engine streams weights, and TensorRT waits for the copies on the host; cuda_graph=False says so"
     if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):

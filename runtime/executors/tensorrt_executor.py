@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 GRAPH = "cuda graph capture"  # the kind of fallback
-MOST_SHAPES = 4  # sets of input shapes whose context, buffers and graph are kept; the one not used for longest goes
+MOST_SHAPES = 4  # sets of input shapes whose context, buffers and graph are kept; the least recently used is dropped
 
 Key = tuple[int, tuple[Shape, ...]]
 
@@ -40,7 +40,7 @@ class TensorRTExecutor:
 
     Args:
         loaded: The engine; this executor becomes one of its users.
-        memory: Where its tensors live.
+        memory: The GPU memory and stream that this executor uses.
         options: See `Engine`.
 
     Raises:
@@ -77,7 +77,7 @@ class TensorRTExecutor:
     def load(
         cls, bundle: Bundle, device: str | int | None, options: ContextOptions, budget: Budget | None = None
     ) -> TensorRTExecutor:
-        """Loads the plan of an opened bundle onto a GPU: "cuda", "cuda:1" or 1; None is the first one."""
+        """Loads the plan of an opened bundle onto a GPU, such as "cuda", "cuda:1" or 1; None takes the first one."""
         index = device_index(device)
         check_device(bundle, index, device)
         memory = DeviceMemory(index)
@@ -89,7 +89,7 @@ class TensorRTExecutor:
             raise
 
     def context(self, options: ContextOptions) -> TensorRTExecutor:
-        """Makes an executor with a stream, buffers and graphs of its own on the same weights."""
+        """Makes an executor on the same weights that has its own stream, buffers and graphs."""
         with self._lock:
             loaded = self._open()
             memory = DeviceMemory(self._memory.device)
@@ -107,7 +107,7 @@ class TensorRTExecutor:
                 return self._run(loaded, feeds, stream, on_gpu)
 
     def layer_times(self, feeds: Mapping[str, Array], repeats: int) -> LayerTimes:
-        """Measures every layer in an execution context of its own."""
+        """Measures every layer, in a separate execution context."""
         with self._lock:
             loaded = self._open()
             with self._memory.stream() as stream, self._freed_on_error():
@@ -128,7 +128,7 @@ class TensorRTExecutor:
         return DeviceUse(weights=weights, scratch=self._scratch.size, buffers=sum(kept))
 
     def room_for(self, batch: int) -> tuple[int, int]:
-        """Bytes that a call with `batch` samples takes besides what is held now, and bytes that are free."""
+        """Bytes that a call with `batch` samples takes beyond those held now, and bytes that are free."""
         shapes = {s.name: tuple(batch if isinstance(size, str) else size for size in s.shape) for s in self.inputs}
         with self._lock:
             loaded = self._open()
@@ -146,7 +146,7 @@ class TensorRTExecutor:
                 return needed, self._memory.free_bytes()[0]
 
     def close(self) -> None:
-        """Waits for what runs and frees everything but what other contexts use. May be called twice."""
+        """Waits for running calls, and frees everything that no other context uses. May be called twice."""
         with self._lock:
             if self._loaded is None:
                 return
@@ -177,7 +177,7 @@ class TensorRTExecutor:
         shaped = self._context_for(loaded, feeds, stream)
         if self._graphs:
             outputs = self._run_kept(shaped, feeds, stream)
-            if self._options.outputs == "copy" and on_gpu:  # to the host, `deliver` copies
+            if self._options.outputs == "copy" and on_gpu:  # outputs on the host are copied by `deliver`
                 outputs = {name: memory.copy(name, buffer) for name, buffer in outputs.items()}
         else:
             keep = not on_gpu or self._options.outputs == "reuse"
@@ -185,7 +185,7 @@ class TensorRTExecutor:
         return {name: memory.deliver(buffer, on_gpu) for name, buffer in outputs.items()}
 
     def _run_kept(self, shaped: ShapedContext, feeds: Mapping[str, Array], stream: torch.cuda.Stream) -> dict[str, Any]:
-        """With inputs and outputs in buffers that stay where they are, as a CUDA graph from the second run on."""
+        """Runs with inputs and outputs in fixed buffers; from the second run on as a CUDA graph."""
         memory = self._memory
         for spec in self.inputs:
             if spec.name not in shaped.buffers:
@@ -202,7 +202,7 @@ class TensorRTExecutor:
     def _run_in_place(
         self, shaped: ShapedContext, feeds: Mapping[str, Array], stream: torch.cuda.Stream, keep: bool
     ) -> dict[str, Any]:
-        """With inputs where the caller has them, and outputs in fresh buffers unless they are kept."""
+        """Runs with the caller's inputs in place; outputs are new tensors, or kept buffers if `keep`."""
         memory = self._memory
         placed = {spec.name: memory.place(spec.name, feeds[spec.name]) for spec in self.inputs}
         shapes = shaped.output_shapes
@@ -224,7 +224,7 @@ class TensorRTExecutor:
         return {spec.name: shaped.buffers[spec.name] for spec in self.outputs}
 
     def _capture(self, shaped: ShapedContext) -> None:
-        """On a stream of its own, so that what others do on the run's stream meanwhile is no part of the graph."""
+        """Captures a run on a separate stream, so that other work on the run's stream is not captured."""
         try:
             if self._capture_stream is None:
                 self._capture_stream = CaptureStream()
@@ -232,7 +232,7 @@ class TensorRTExecutor:
         except CudaGraphError as error:
             obstacle = str(error)
         if obstacle is not None:
-            self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode an error, every time
+            self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode this raises, on every call
             self._graphs = False  # the same engine would refuse the next shapes, too
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
@@ -263,14 +263,14 @@ class TensorRTExecutor:
 
     @contextmanager
     def _freed_on_error(self) -> Iterator[None]:
-        """After a failed run nothing stays on the GPU that the next one makes again: it may have been for memory."""
+        """Frees contexts and buffers after a failed run, which may have been out of memory; the next run makes new."""
         try:
             yield
         except VortaError as error:
             self._memory.synchronize()
             self._drop_contexts()
             for each in (error, error.__cause__):
-                if each is not None:  # the variables of what has failed hold buffers as long as the error is kept
+                if each is not None:  # the frames of the traceback hold buffers as long as the error exists
                     traceback.clear_frames(each.__traceback__)
             raise
 

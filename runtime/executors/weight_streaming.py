@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight streaming: a part of an engine's weights stays in host memory and is copied to the GPU while it runs.
 
-For cards that the weights do not fit. The budget is what may stay on the GPU, in bytes.
+It is for cards whose memory is too small for all weights. The budget is the number of bytes that stay on the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Budget = int | Literal["auto"]
 
-# What "auto" leaves free beside weights and activations: inputs, outputs, CUDA graphs, kernels loaded later.
+# Bytes that "auto" leaves free for inputs, outputs, CUDA graphs, and kernels that are loaded later.
 HEADROOM = 1 << 30
 
 
@@ -34,8 +34,8 @@ def check_budget(budget: Budget | None) -> None:
 def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budget) -> int:
     """Sets the budget of an engine that has no context yet, and returns it in bytes.
 
-    "auto" is worked out here: TensorRT's own automatic budget leaves nothing for other models, and its Python binding
-    cuts it off at 32 bits.
+    "auto" is computed here, because TensorRT's own automatic budget leaves no memory for other models, and its Python
+    binding truncates it to 32 bits.
 
     Raises:
         VortaError: The flavour or this engine has no weight streaming, or TensorRT refuses.
@@ -52,7 +52,7 @@ def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budg
             "the GPU; leave it out, or build the engine with --weight-streaming"
         )
     if budget == "auto":
-        _set(flavour, engine, 0)  # then the engine tells how much scratch memory streaming takes
+        _set(flavour, engine, 0)  # with this, the engine reports the scratch memory that streaming takes
         wanted = max(memory.free_bytes()[0] - most_scratch(engine) - HEADROOM, 0)
     else:
         wanted = budget
@@ -63,7 +63,7 @@ def set_budget(flavour: Flavour, engine: Any, memory: DeviceMemory, budget: Budg
 
 def _set(flavour: Flavour, engine: Any, budget: int) -> None:
     with flavour.hub.collect() as collected:
-        engine.weight_streaming_budget_v2 = budget  # the property drops whether it worked
+        engine.weight_streaming_budget_v2 = budget  # setting the property does not report a failure
     if collected.errors or int(engine.weight_streaming_budget_v2) > budget:
         said = "; ".join(collected.errors) or f"the budget is {int(engine.weight_streaming_budget_v2)}"
         raise VortaError(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VAE's decoder in torch, compiled and with channels last, for where no engine decodes.
+"""The VAE's decoder in torch, compiled and in the channels-last memory format; used where no engine decodes.
 
-It is cut into the same graphs as the engines are (see `VideoParts`), each of fixed shapes and strides, so that
-torch.compile compiles each of them once; a graph that runs once in a video is not worth that, and stays eager. While
-they run, cuDNN measures its algorithms for every shape and keeps the fastest, but where deterministic ones are asked
-for. Results differ from the eager VAE's by the rounding of fused operators and of the algorithms that were chosen.
+The decoder is cut into the same graphs as the engines (see `VideoParts`). Each graph has fixed shapes and strides, so
+torch.compile compiles it once. A graph that runs only once per video stays eager, since compiling it does not pay off.
+While the graphs run, cuDNN measures its algorithms for every shape and keeps the fastest, unless deterministic
+algorithms are asked for. Results differ from those of the eager VAE by the rounding of fused operators and of the
+chosen algorithms.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ def compiled_decoder(
     *,
     measures: bool = True,
 ) -> PartComponent:
-    """What decodes in the place of a VAE.
+    """Makes a component that decodes in place of a VAE.
 
     Args:
-        vae: diffusers', in its type; its modules are moved to the device, and it is used up.
+        vae: The VAE of diffusers, in the type that it is to compute in. Its modules are moved to the device; it must
+            not be used afterwards.
         family: Name of the model family.
-        config: Of the transformer.
-        size: Of the videos.
-        device: Where it runs.
-        measures: cuDNN chooses its algorithms by measuring them.
+        config: Config of the transformer.
+        size: Frames, height and width of the videos.
+        device: The device that the decoder runs on.
+        measures: Whether cuDNN chooses its algorithms by measuring them.
 
     Raises:
         ValueError: The family's VAE is not cut into graphs.
@@ -77,18 +79,21 @@ def compiled_decoder(
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
-    """With channels last and strides that follow from the shape alone: a graph is compiled for the strides, too."""
+    """The tensor in channels-last format, with strides that follow from its shape alone.
+
+    A compiled graph is specific to the strides of its inputs.
+    """
     if tensor.dim() not in _CHANNELS_LAST:
         return tensor.contiguous()
     layout = _CHANNELS_LAST[tensor.dim()]
     tensor = tensor.contiguous(memory_format=layout)
-    # Strides of axes with one element may still be any.
+    # `contiguous` does not fix the strides of axes with one element.
     return tensor.as_strided(tensor.shape, torch.empty_like(tensor, device="meta", memory_format=layout).stride())
 
 
 @contextmanager
 def _measured_algorithms() -> Iterator[None]:
-    """Within the block, cuDNN times its algorithms when it sees a shape first; other settings stay."""
+    """Within the block, cuDNN times its algorithms when a shape is new, unless deterministic ones are asked for."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark
     cudnn.benchmark = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())

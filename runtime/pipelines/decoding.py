@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last stage of generation: latents -> frames, which may be taken while later ones are still decoded.
+"""The last stage of generation: decodes latents to frames. Frames are available while later ones are still decoded.
 
-Some VAEs decode chunk by chunk. Their frames go to the host, and to whoever wants them, one chunk behind the GPU, so
-that it never waits for that. With other ranks, each decodes some rows of every frame where the family's VAE allows it
-(`vae_rows`), or some of the tiles (`vae_tiles`), and all get all of them.
+Some VAEs decode chunk by chunk. Their frames are copied to the host, and given to the callback, one chunk behind the
+GPU, so the GPU never waits for the copy. With several ranks, each rank decodes some rows of every frame where the
+family's VAE allows it (`vae_rows`), or some of the tiles (`vae_tiles`), and all ranks get the complete frames.
 
 Letters: C channels, F, H, W frames, height, width.
 """
@@ -35,19 +35,20 @@ OnFrames = Callable[[int, Frames], None]  # number of the video, its next frames
 def decode(
     latents: Sequence[Tensor], parts: Parts, first: int = 0, on_frames: OnFrames | None = None
 ) -> Iterator[Frames]:
-    """[1, C, F, H, W] each -> uint8 [F, H, W, 3], each as soon as it is decoded.
+    """Decodes latents [1, C, F, H, W] to frames, uint8 [F, H, W, 3]; yields each video as soon as it is decoded.
 
-    Bit for bit what diffusers' pipeline makes of them with output_type="pt", rounded to 8 bits; but in bfloat16, where
-    its scaling to colours is done in float32.
+    Frames equal bit for bit those of diffusers' pipeline with output_type="pt", rounded to 8 bits. The exception is
+    bfloat16, where the scaling to colours is done in float32 here.
 
     Args:
-        latents: Of every video.
-        parts: What runs it.
-        first: Number of the first of them.
-        on_frames: Called with the next frames of a video, as soon as they are there.
+        latents: Latents of each video.
+        parts: The parts of the pipeline that run it.
+        first: Number of the first video.
+        on_frames: Called with a video's number and its next frames as soon as they are on the host.
 
     Raises:
-        NonFiniteVideoError: Of latents before they are decoded, of frames once all are.
+        NonFiniteVideoError: Latents are not finite, which is checked before they are decoded; or frames are not, which
+            is checked when the whole video is decoded.
     """
     with parts.decoding() as (pipeline, device):
         for number, sample in enumerate(latents):
@@ -62,19 +63,19 @@ def decode(
 
 
 class _Video:
-    """Takes the frames of one video as they are decoded."""
+    """Collects the frames of one video on the host while they are decoded."""
 
     def __init__(self, pipeline: Any, parts: Parts, number: int, on_frames: OnFrames | None) -> None:
         self._pipeline, self._parts, self._number, self._on_frames = pipeline, parts, number, on_frames
         self._split: RowSplit | None = None
-        self._made = np.empty((*parts.planner.size, 3), np.uint8)  # room for all that there may be
-        self._taken = 0  # frames that were asked for
-        self._there = 0  # those on the host
+        self._made = np.empty((*parts.planner.size, 3), np.uint8)  # room for all frames that there may be
+        self._taken = 0  # frames that were decoded and whose copy to the host has begun
+        self._there = 0  # frames that have arrived on the host
         self._on_their_way: list[tuple[HostCopy, HostCopy]] = []  # frames, whether they are finite
         self._finite = True
 
     def decode(self, latents: Tensor) -> Frames:
-        """All frames of latents [1, C, F, H, W] in the VAE's type and place."""
+        """Decodes all frames of latents [1, C, F, H, W], which are in the VAE's type and on its device."""
         family, config, vae = get_family(self._parts.planner.family), self._parts.planner.config, self._pipeline.vae
         whole, in_chunks = self._parts.decodes_whole(vae), False
         with ExitStack() as stack:
@@ -102,16 +103,16 @@ class _Video:
                 "the decoded video has values that are not finite, though the latents were: the VAE overflows in "
                 f"{dtype_name(self._pipeline.vae.dtype)}; decode in another precision (vae_precision)"
             )
-        return self._made[: self._there]  # some families leave out the frames of the image
+        return self._made[: self._there]  # fewer frames for families that leave out those of the given image
 
     def _take(self, decoded: Tensor) -> None:
-        """The next frames, [1, 3, F, H, W] as the VAE gives them; those before go on."""
+        """Starts to copy the next decoded frames [1, 3, F, H, W] to the host, and hands on those of the last chunk."""
         frames, height, width = self._parts.planner.size
         decoded = decoded[:, :, : frames - self._taken, :, :width]
         if not decoded.shape[2]:
             return
         self._taken += decoded.shape[2]
-        if decoded.dtype == torch.bfloat16:  # as many bits as a frame has, so that its scaling would cost another one
+        if decoded.dtype == torch.bfloat16:  # has 8 significant bits, as many as a colour: scaling would lose one
             decoded = decoded.float()
         video = self._pipeline.video_processor.postprocess_video(decoded, output_type="pt")[0]  # [F, 3, H, W]
         rounded = (video.float() * 255).round().to(torch.uint8)
@@ -122,7 +123,7 @@ class _Video:
         self._arrive(behind=1)
 
     def _arrive(self, behind: int) -> None:
-        """Waits for all but the last chunks."""
+        """Waits for the copies of all chunks but the last `behind`, and hands their frames on."""
         while len(self._on_their_way) > behind:
             frames, finite = self._on_their_way.pop(0)
             arrived = frames.wait().numpy()

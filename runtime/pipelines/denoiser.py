@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Denoiser`: one launch of a transformer, whatever runs it: an engine, or a routed model in torch.
+"""`Denoiser`: launches a transformer, which is either an engine or a routed model in torch.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, L layers, N heads.
 """
@@ -34,23 +34,24 @@ BATCHED_GUIDANCE = "batched guidance"  # the kind of fallback
 
 
 class Denoiser(abc.ABC):
-    """What the pipelines know of a transformer.
+    """The interface through which pipelines use a transformer.
 
     Args:
-        described: Metadata or a model: its family, config, and numbers of layers and heads.
-        latent_shape: See below.
-        text_tokens: See below.
+        described: Metadata or a model, which has the family, config, and numbers of layers and heads.
+        latent_shape: See the attribute.
+        text_tokens: See the attribute.
 
     Attributes:
         family: Name of the model family.
         component: "transformer", or "transformer_2" for the second of two experts.
-        boundary_ratio: Where that takes over; None for a model alone.
-        config: Of the diffusers transformer.
-        latent_shape: (C, F, H, W); None if any will do.
-        text_tokens: Rows of `encoder_hidden_states`; None if any number will do.
-        heads: (L, N).
-        dtype: Of activations.
-        device: Where inputs are expected; others are copied there.
+        boundary_ratio: The second of two experts runs at timesteps below 1000 times this ratio; None for a model with
+            one transformer.
+        config: Config of the diffusers transformer.
+        latent_shape: Shape (C, F, H, W) of the latents; None if any shape is accepted.
+        text_tokens: Number of rows of `encoder_hidden_states`; None if any number is accepted.
+        heads: Number of layers and heads (L, N).
+        dtype: Type of the activations.
+        device: The device of the inputs; inputs on another device are copied there.
         on_cpu: Whether launches run on the CPU.
     """
 
@@ -69,28 +70,28 @@ class Denoiser(abc.ABC):
 
     @property
     def sample_channels(self) -> int:
-        """Channels of the sample; the latents that are given may come with those of a condition."""
+        """Number of channels of the sample. The input latents may have further channels, of a condition."""
         return get_family(self.family).latent_channels(self.config)
 
     @abc.abstractmethod
     def run(
         self, inputs: Mapping[str, Tensor], tau: float | None, route_override: Tensor | None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One launch.
+        """Launches the transformer once.
 
         Args:
-            inputs: By name, in the model's types.
-            tau: Routing threshold; None is the model's own.
-            route_override: int32 [L, N]; None is the model's own.
-            step: Its number, for profilers.
+            inputs: Input tensors by name, in the model's types.
+            tau: Routing threshold; None takes the model's own.
+            route_override: Routes that replace the router's, int32 [L, N]; None takes the model's own.
+            step: Number of the step, for profilers.
 
         Returns:
-            The sample [B, C, F, H, W], and the routes taken, int32 [L, B, N].
+            The sample [B, C, F, H, W], and the routes that were taken, int32 [L, B, N].
         """
 
     @abc.abstractmethod
     def timestep_path(self) -> TimestepPath | None:
-        """The timestep path of the model, None if it is not at hand."""
+        """The timestep path of the model; None if it is not available."""
 
     def calibration(self) -> RouteCalibration | None:
         """Calibrated routes that come with the model; None if there are none."""
@@ -98,11 +99,11 @@ class Denoiser(abc.ABC):
 
     @abc.abstractmethod
     def locate(self, inputs: Mapping[str, Any]) -> str:
-        """Where values that are not finite begin when these inputs are run again, in words."""
+        """Runs these inputs again, and says in words where values become non-finite."""
 
 
 class EngineDenoiser(Denoiser):
-    """A bundle or an exported ONNX file in an `Engine`, which stays the caller's to close."""
+    """A bundle or an exported ONNX file that runs in an `Engine`. The caller closes the engine."""
 
     def __init__(self, engine: Engine) -> None:
         metadata = engine.metadata
@@ -120,7 +121,7 @@ class EngineDenoiser(Denoiser):
         self.engine = engine
         self.dtype = torch_dtype(metadata.precision)
         self.on_cpu = engine.device == "cpu"
-        # A torch without CUDA has no tensors on the engine's GPU: they come and go through host memory.
+        # A torch without CUDA cannot have tensors on the engine's GPU, so they are copied from and to host memory.
         self.device = torch.device(engine.device if torch.cuda.is_available() else "cpu")
 
     def run(
@@ -141,7 +142,7 @@ class EngineDenoiser(Denoiser):
 
 
 class TorchDenoiser(Denoiser):
-    """A routed model in torch: on a GPU with the kernels of the plugin, on the CPU with the reference."""
+    """A routed model in torch. It runs on a GPU with the plugin's kernels, on the CPU with the reference."""
 
     def __init__(self, model: RoutedTransformer) -> None:
         if not model.materialized:
@@ -181,9 +182,10 @@ class TorchDenoiser(Denoiser):
 
 
 def use_batched_guidance(denoiser: Denoiser, mode: GuidanceMode, fallbacks: Fallbacks) -> bool:
-    """Whether both samples of guidance go through one launch: the optimization profile and the memory decide.
+    """Whether both samples of guidance share a launch, which depends on the optimization profile and the memory.
 
-    AUTO batches only engines on a GPU: on the CPU nothing is gained, and of torch it is not known what fits.
+    AUTO batches only engines on a GPU. On the CPU nothing is gained, and for torch it is not known whether the batch
+    fits into the memory.
 
     Raises:
         FallbackError: In strict mode, if `mode` is BATCHED and it is not possible.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transformers of what a user gives: one, or both experts, described and not loaded."""
+"""Describes the transformers of a bundle, a file or models, without loading them: one transformer, or both experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vorta_trt.runtime.target import Target, check_targets, read_target
 if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
-BUNDLED = "bundled"  # the routes that lie in the bundle, if any do
+BUNDLED = "bundled"  # stands for the calibrated routes in the bundle, if it has any
 Source = str | Path | Bundle | RoutedTransformer | tuple[RoutedTransformer, RoutedTransformer]
 Override = str | Path | None
 
@@ -31,11 +31,11 @@ class Expert:
 
     Attributes:
         component: "transformer", or "transformer_2" for the second of two experts.
-        source: What `VortaTransformer.from_pretrained` takes.
-        path: Timestep path, None if it is not at hand.
-        calibration: Calibrated routes, or None.
-        described: Metadata or the model.
-        target: The file or the engine of a bundle; None for a model in torch.
+        source: The bundle, file or model, as `VortaTransformer.from_pretrained` takes it.
+        path: Timestep path; None if it is not available.
+        calibration: Calibrated routes; None without any.
+        described: The metadata of a file or an engine, or the model in torch.
+        target: The file, or the engine of a bundle; None for a model in torch.
     """
 
     component: str
@@ -47,7 +47,7 @@ class Expert:
 
     @property
     def runs(self) -> Target | RoutedTransformer:
-        """What computes: the file or the engine, or the model in torch."""
+        """What runs the transformer: the file or the engine, or the model in torch."""
         if self.target is not None:
             return self.target
         assert isinstance(self.described, RoutedTransformer)
@@ -61,11 +61,11 @@ def experts_of(
 
     Args:
         source: A file, a bundle, or models.
-        override: Calibrated routes, for all or by component.
+        override: Calibrated routes, for all transformers or by component.
         size: Which of a bundle's video sizes; None takes the first. Models in torch have the size of their geometry.
 
     Raises:
-        ValueError: One of two experts without the other, or two models that do not belong together.
+        ValueError: One of two experts is given without the other, or two models do not belong together.
     """
     if isinstance(source, RoutedTransformer | tuple):
         models = source if isinstance(source, tuple) else (source,)
@@ -81,7 +81,7 @@ def experts_of(
 
 
 def _both(models: Sequence[RoutedTransformer]) -> Sequence[RoutedTransformer]:
-    """Models in torch, of which one of two experts does not come alone."""
+    """Returns the models; raises ValueError unless they are one transformer, or both experts of one pipeline."""
     if any(model.geometry is None for model in models):
         raise ValueError("geometry None: videos have the geometry's size; pass geometry= when building the model")
     ratio = models[0].boundary_ratio
@@ -116,5 +116,5 @@ def _file_expert(source: str | Path | Bundle, target: Target, override: Override
 
 
 def _of_expert(override: Override | Mapping[str, Override], component: str) -> Override:
-    """What is said of one expert: without a word of it, the routes of the bundle."""
+    """The override of one expert; if none is given for it, the routes of the bundle."""
     return override.get(component, BUNDLED) if isinstance(override, Mapping) else override

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`GroupPipeline`: a `VortaPipeline` whose process leads others, so that several GPUs make every video.
+"""`GroupPipeline`: a `VortaPipeline` that starts further processes, so that several GPUs make every video together.
 
     with GroupPipeline(MakeVideos(Path("model.bundle")), gpus=2) as pipe:
         pipe("A cat walks on grass", seed=1).save("cat.mp4")
 
-Whoever calls it sees no more of the others than of one GPU. A callback may stop a request, which ends at its next step
-or, in the last stage, when the video is decoded: where all ranks come together. After any other error in the middle of
-a request, or the loss of another process, the group is at an end.
+It is used like a pipeline on one GPU. A callback may stop a request by raising an error. The request then ends at the
+next point where all ranks meet: at its next step or, in the last stage, when the video is decoded. After any other
+error in the middle of a request, or if another process is lost, the group is ended and makes no more videos.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from vorta_trt.runtime.pipelines.pipeline import OnVideo, VortaPipeline
 
 
 class GroupPipeline(VortaPipeline):
-    """See the module and the base class.
+    """A `VortaPipeline` in several processes; see the module's docstring and the base class.
 
     Args:
-        request: The target and the options of its pipelines; `params` tell whether requests usually have guidance.
-        gpus: How many processes there are, this one among them.
+        request: The target and the options of its pipelines. Its `params` decide the layout of the ranks, which depends
+            on whether requests have guidance.
+        gpus: Number of processes, including this one.
         timeout: See `launch`.
         on_failure: See `Leader`.
 
@@ -42,7 +43,7 @@ class GroupPipeline(VortaPipeline):
         self, request: MakeVideos, gpus: int, *, timeout: float = TIMEOUT, on_failure: OnFailure = end_at_once
     ) -> None:
         self._is_busy = self._is_stopped = False
-        self._waiting: list[BaseException] = []  # of a callback, one at most
+        self._waiting: list[BaseException] = []  # the error of a callback that is still to be raised; one at most
         self._leader = Leader(follow, request, gpus=gpus, kind=kind_of(request), timeout=timeout, on_failure=on_failure)
         self._as_rank = ExitStack()
         try:
@@ -58,7 +59,7 @@ class GroupPipeline(VortaPipeline):
 
         Raises:
             RankError: Another process was lost, and `on_failure` returned.
-            ParallelError: The group is at an end.
+            ParallelError: The group was ended after an earlier error.
         """
         if options.get("generator") is not None:
             raise ValueError("generator: cannot be shared by several processes; give a seed")
@@ -74,7 +75,7 @@ class GroupPipeline(VortaPipeline):
                 self._is_stopped = True
                 raise self._waiting[0]
         except BaseException as error:
-            if self._is_busy and not self._is_stopped:  # the others may wait for what will not come
+            if self._is_busy and not self._is_stopped:  # the other ranks may wait in an exchange that will never come
                 self.is_over = True
                 lost = self._leader.failure() if is_broken_exchange(error) else None
                 self._leader.close(broken=True)
@@ -89,7 +90,7 @@ class GroupPipeline(VortaPipeline):
         self._is_busy = True
 
     def _together(self, on_step: Any) -> Any:
-        stops: list[BaseException] = []  # one at most
+        stops: list[BaseException] = []  # the error that stops the request; one at most
 
         def first(*what: Any) -> None:
             try:
@@ -108,13 +109,17 @@ class GroupPipeline(VortaPipeline):
             try:
                 agreed(*what)
             except BaseException as error:
-                self._is_stopped = error in stops  # else the exchange broke by which the others hear of it
+                # Any other error means that the exchange broke which tells the other ranks to stop.
+                self._is_stopped = error in stops
                 raise
 
         return step
 
     def _later(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """A callback whose error is raised where all ranks come together; until then it is not called any more."""
+        """Wraps a callback so that its error is raised later, where all ranks meet.
+
+        After the first error no wrapped callback of the request is called again.
+        """
 
         def call(*what: Any) -> None:
             if self._waiting:
@@ -127,14 +132,14 @@ class GroupPipeline(VortaPipeline):
         return call
 
     def close(self) -> None:
-        """Ends the others, and frees what is here. May be called twice."""
+        """Ends the other processes, and frees the parts of this one. May be called twice."""
         super().close()
         self._as_rank.close()
         self._leader.close()
 
 
 def follow(world: World, argument: tuple[MakeVideos, Connection]) -> None:
-    """What the other processes do: the same requests, until there are no more."""
+    """The main function of the other processes: runs each request that the leader sends, until it sends None."""
     request, commands = argument
     options = dict(request.pipeline)
     with as_rank(world, request) as (planner, ranks, device):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a diffusers pipeline calls its transformer with to what an engine or a routed model takes.
+"""Converts the tensors that a diffusers pipeline gives its transformer to the inputs of an engine or a routed model.
 
-The model's types inside, whatever the pipeline's are, as a diffusers model would do; and the rules of length and size,
-each with an error that says what to do.
+Tensors are converted to the model's types, whatever types the pipeline uses, as a diffusers model does. Lengths and
+sizes are checked, and each error says what to do.
 
 Letters: B batch, C latent channels, F, H, W latent frames, height, width, T text tokens.
 """
@@ -22,14 +22,14 @@ from vorta_trt.runtime.pipelines.denoiser import Denoiser
 from vorta_trt.runtime.pipelines.timesteps import Timesteps
 
 Given = Mapping[str, Tensor | None]  # the pipeline's tensors, by name
-Inputs = dict[str, Tensor]  # the model's
+Inputs = dict[str, Tensor]  # the model's tensors, by name
 
 
 class Snapshot:
-    """Which tensors were given, and how often each had been written to: told without waiting for a GPU.
+    """Remembers tensors and their version counters, to recognise later whether the same tensors come unchanged.
 
-    It keeps them alive, so that no other tensor can be taken for one of them. Tensors made under
-    `torch.inference_mode()` do not count their writes; they are never the same.
+    Nothing is read from the GPU. The snapshot keeps the tensors alive, so that no new tensor can be mistaken for one of
+    them. Tensors made under `torch.inference_mode()` have no version counter, so they never count as the same.
     """
 
     def __init__(self, tensors: Given) -> None:
@@ -37,7 +37,7 @@ class Snapshot:
         self._writes = {name: _writes(tensor) for name, tensor in tensors.items()}
 
     def same(self, tensors: Given) -> bool:
-        """Whether `tensors` are the same objects under the same names, and nothing has been written to them since."""
+        """Whether `tensors` are the same objects under the same names, and were not written to since."""
         return tensors.keys() == self._tensors.keys() and all(
             tensor is self._tensors[name] and (writes := _writes(tensor)) is not None and writes == self._writes[name]
             for name, tensor in tensors.items()
@@ -51,14 +51,18 @@ def _writes(tensor: Tensor | None) -> int | None:
 
 
 def memory_of(timestep: Tensor) -> Tensor | None:
-    """All that lies in the memory of which a timestep is one element, without reading it; None for several elements."""
+    """The whole storage that a timestep is one element of, as a tensor; nothing is read from the device.
+
+    In diffusers' pipelines this is the schedule. The result is None for meta tensors, and if the timestep takes several
+    elements of the storage.
+    """
     if (timestep.numel() > 1 and any(timestep.stride())) or timestep.is_meta:
         return None
     return torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timestep.untyped_storage())
 
 
 def begins_schedule(timestep: Tensor, steps: int, first: int = 0) -> bool:
-    """Whether a timestep is element number `first` of a schedule of that many steps, more than one."""
+    """Whether a timestep is element number `first` of a schedule with `steps` steps; False for a single step."""
     schedule = memory_of(timestep)
     return schedule is not None and timestep.storage_offset() == first and schedule.numel() == steps > 1
 
@@ -69,14 +73,14 @@ def check_timestep(
     """Compares the timesteps [B] that a transformer got at a step with those of a plan.
 
     Args:
-        planned: of the plan.
-        step: the step that was due.
-        given: the values.
-        dtype: their type. In a half type they are compared with the plan's timestep rounded to that type, because some
-            pipelines round timesteps to the type of the latents.
+        planned: Timesteps of the plan.
+        step: Index of the step that is due.
+        given: The timesteps that the transformer got.
+        dtype: Type of these timesteps. In a 16-bit type they are compared with the plan's timestep rounded to that
+            type, because some pipelines round timesteps to the type of the latents.
 
     Raises:
-        ValueError: They differ from each other or from the plan's.
+        ValueError: The timesteps differ from each other or from the plan's.
     """
     if len(set(given)) != 1:
         raise ValueError(
@@ -97,10 +101,11 @@ def check_timestep(
 
 
 class ModelInputs:
-    """Converts the tensors of every call; conditions only when they are new.
+    """Converts the tensors of every call. Conditions are converted only when they have changed.
 
     Attributes:
-        steps: names of the inputs that change with every step, latents and timestep first; the others are conditions.
+        steps: Names of the inputs that change with every step; latents and timestep come first. All other inputs are
+            conditions.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -118,11 +123,11 @@ class ModelInputs:
         """The model's inputs by name.
 
         Args:
-            given: the pipeline's tensors by name.
-            context: "cond" or "uncond"; conditions are remembered for each.
+            given: The pipeline's tensors by name.
+            context: "cond" or "uncond"; converted conditions are kept for each.
 
         Raises:
-            ValueError: The model does not take that size, length or shape.
+            ValueError: The model does not take tensors of this size, length or shape.
         """
         latents, timestep = given["hidden_states"], given["timestep"]
         assert latents is not None and timestep is not None
@@ -140,19 +145,19 @@ class ModelInputs:
         }
 
     def of_step(self, given: Given) -> Given:
-        """What changes with every step."""
+        """The given tensors that change with every step."""
         return {name: given[name] for name in self.steps}
 
     def conditions_of(self, given: Given) -> Given:
-        """Everything else."""
+        """The given tensors that do not change with the step: the conditions."""
         return {name: tensor for name, tensor in given.items() if name not in self.steps}
 
     def finish(self) -> None:
-        """Checks what has not been checked yet of the last call; raises as a call does."""
+        """Runs the checks of the last call that are still pending; raises as a call does."""
         self._timesteps.finish()
 
     def forget(self) -> None:
-        """Lets go of remembered conditions, and of what is not known yet of the last timesteps."""
+        """Drops the converted conditions, and the pending check of the last timesteps."""
         self._converted.clear()
         self._timesteps.forget()
 
@@ -176,7 +181,7 @@ class ModelInputs:
         )
 
     def _of_sample(self, name: str, given: Given, batch: int) -> Tensor:
-        """A number of every sample, float32 [B]."""
+        """An input that has one number per sample, as float32 [B]."""
         if (tensor := given.get(name)) is None:
             raise ValueError(f"{name} None: the model needs it; call it as diffusers' pipeline does")
         tensor = tensor.expand(batch) if tensor.ndim == 0 else tensor
@@ -214,7 +219,7 @@ class ModelInputs:
         return inputs
 
     def _padding(self, text: Tensor) -> int:
-        """Rows that the text lacks."""
+        """Number of rows by which the text is padded."""
         if text.ndim != 3:
             raise ValueError(f"encoder_hidden_states of shape {tuple(text.shape)}: must be [B, T, channels]")
         tokens, rows = self._denoiser.text_tokens, text.shape[1]
@@ -230,7 +235,7 @@ class ModelInputs:
 
 
 def _as_samples(spec: ModelInput, tensor: Tensor, batch: int) -> Tensor:
-    """[B, *] of what a pipeline gives for all samples, of which each may have several, such as one for an image."""
+    """Reshapes a condition to [B, *]; the pipeline may give several rows per sample, such as one per image."""
     sizes = spec.shape(0)
     if tensor.numel() != batch * math.prod(sizes) or tensor.shape[-1] != sizes[-1]:
         raise ValueError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`MakeVideos`: all that is to be known to make videos, in a form that goes to other processes; and who makes them.
+"""`MakeVideos`: a complete description of videos to make, which can be sent to other processes; and its functions.
 
-One process makes them alone (`make_videos`), or one a GPU together: those that `make_with_gpus` launches, or those that
-torchrun started (`make_as_rank`). Rank 0 writes the files.
+Either one process makes the videos alone (`make_videos`), or several processes with one GPU each make them together.
+`make_with_gpus` launches such processes; with torchrun, each of them calls `make_as_rank`. Rank 0 writes the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vorta_trt.runtime.video_file import BackgroundFiles
 if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
-OnVideo = Callable[[dict[str, Any]], None]  # the output's path, and what `GeneratedVideo.to_dict` tells
+OnVideo = Callable[[dict[str, Any]], None]  # path of the file as "output", and the entries of `GeneratedVideo.to_dict`
 OnStep = Callable[[int, int], None]  # number of the video, the step that begins
 OnStage = Callable[[str, int, int], None]
 
@@ -51,14 +51,14 @@ class MakeVideos:
         checkpoint: The pipeline folder, see `RequestPlanner`.
         route_override: See `RequestPlanner`.
         variant: See `RequestPlanner`.
-        size: Of the videos; None for the target's first.
-        pipeline: Keywords of `VortaPipeline`.
+        size: Size of the videos; None takes the target's first size.
+        pipeline: Keyword arguments of `VortaPipeline`.
         params: How to sample, without a seed.
-        prompts: One for each video.
-        seeds: The same.
-        files: The same.
-        images: By the pipeline's argument.
-        frames_per_second: None for the model's own.
+        prompts: Prompts, one per video.
+        seeds: Seeds of the noise, one per video.
+        files: Output files, one per video.
+        images: Images that the videos begin or end with, by the name of the pipeline's argument.
+        frames_per_second: Frames per second of the files; None takes the model's own rate.
         locate: See `VortaTransformer.request`.
         guidance_parallel: See `choose_layout`.
         check_every: See `Ranks`.
@@ -83,14 +83,18 @@ class MakeVideos:
 
     @property
     def executor(self) -> str | None:
-        """What runs the transformer, if that is said."""
+        """Name of the executor of the transformer; None if the request does not name one."""
         return self.pipeline.get("executor")
 
     def planner(self, device: torch.device | None = None) -> RequestPlanner:
-        """The planner; with a device, that of a checkpoint has its models there, and can run them.
+        """The planner of the videos.
+
+        Args:
+            device: The device that the models of a checkpoint are loaded to. None leaves their weights on disk, so the
+                planner can plan but not run.
 
         Raises:
-            Exception: What loading a checkpoint raises, and `RequestPlanner`.
+            Exception: Whatever loading a checkpoint or `RequestPlanner` raises.
         """
         options: dict[str, Any] = {"route_override": self.route_override, "variant": self.variant}
         if self.target is not None:
@@ -112,7 +116,7 @@ def _loaded(source: Source, device: torch.device | None) -> RoutedTransformer:
 
 
 def kind_of(request: MakeVideos) -> str:
-    """Where ranks compute: "cuda", or "cpu" where there is no GPU or the executor takes none."""
+    """The kind of device that the ranks compute on: "cuda", or "cpu" without a GPU or with an executor for the CPU."""
     executor = request.executor
     if request.target is not None and executor is None and read_target(request.target).bundle is None:
         return CPU
@@ -120,7 +124,7 @@ def kind_of(request: MakeVideos) -> str:
 
 
 def layout_of(request: MakeVideos, planner: RequestPlanner, planned: PlannedRequest, ranks: int) -> Layout:
-    """Who computes what; ValueError says why that does not work."""
+    """The layout of the ranks for a request; raises ValueError if the request cannot be run on that many ranks."""
     return choose_layout(
         ranks,
         guided=planned.guided,
@@ -131,7 +135,7 @@ def layout_of(request: MakeVideos, planner: RequestPlanner, planned: PlannedRequ
 
 
 def _engine_gpus(target: Path) -> int:
-    """How many GPUs share a pass of an engine or an exported file."""
+    """The number of GPUs that must share a pass of an engine or an exported file."""
     metadata = read_target(target).metadata
     return 1 if metadata is None else metadata.ulysses
 
@@ -146,19 +150,19 @@ def make_videos(
     on_step: OnStep,
     on_stage: OnStage,
 ) -> ResidencyChoice:
-    """Makes them in this process, alone or as one of several ranks, of which the first writes the files.
+    """Makes the videos in this process, alone or as one of several ranks. Rank 0 writes the files.
 
     Args:
-        request: What to make.
-        planner: Of the request, which can run.
-        ranks: The others.
-        device: Of engines, in the place of the request's own.
-        on_video: Called with every video that is written.
-        on_step: Called as every step begins.
-        on_stage: Called with what is done between.
+        request: The videos to make.
+        planner: Planner of the request, whose models are loaded to a device (see `MakeVideos.planner`).
+        ranks: The ranks that make the videos together; None for this process alone.
+        device: Device of the engines, instead of the request's own.
+        on_video: Called with each video that is written.
+        on_step: Called as each step begins.
+        on_stage: Called with the name and progress of the other stages.
 
     Returns:
-        What was freed between the stages.
+        The residency of the pipeline: what was freed between the stages.
     """
     options = dict(request.pipeline)
     if device is not None:
@@ -194,7 +198,7 @@ def make_videos(
 def make_as_rank(
     world: World, request: MakeVideos, *, on_video: OnVideo, on_step: OnStep, on_stage: OnStage
 ) -> ResidencyChoice:
-    """`make_videos` as one of several ranks; what is done is told on the first one."""
+    """`make_videos` as one of several ranks; only rank 0 calls `on_step` and `on_stage`."""
     nothing = lambda *what: None  # noqa: E731
     with as_rank(world, request) as (planner, ranks, device):
         return make_videos(
@@ -210,9 +214,9 @@ def make_as_rank(
 
 @contextmanager
 def as_rank(world: World, request: MakeVideos) -> Iterator[tuple[RequestPlanner, Ranks, str | None]]:
-    """The planner of a request on a rank, its part among the ranks, and the device of its engines, None for the usual.
+    """Yields the planner of a request on this rank, the `Ranks`, and the device of the engines.
 
-    Within the block, engines for several GPUs reach each other.
+    The device is None where the pipeline is to choose it. Within the block, engines for several GPUs can exchange data.
     """
     on_gpu = world.device.type == CUDA and request.target is not None
     planner = request.planner(world.device)
@@ -240,19 +244,19 @@ def make_with_gpus(
     on_step: OnStep,
     on_stage: OnStage,
 ) -> ResidencyChoice:
-    """Starts a process a GPU, which make the videos together; all have ended when it returns or raises.
+    """Starts one process per GPU; the processes make the videos together, and have ended when it returns or raises.
 
     Args:
-        request: What to make.
-        gpus: How many processes.
+        request: The videos to make.
+        gpus: Number of processes.
         port: See `launch`.
         timeout: See `launch`.
-        on_video: See `make_videos`; called in this process, as the other two are.
+        on_video: See `make_videos`. All three callbacks are called in this process.
         on_step: See `make_videos`.
         on_stage: See `make_videos`.
 
     Raises:
-        RankError: One of them failed.
+        RankError: One of the processes failed.
         ParallelError: See `launch`.
     """
     told = {"video": on_video, "step": on_step, "stage": on_stage}
@@ -267,7 +271,7 @@ def make_with_gpus(
 
 
 def _rank(world: World, request: MakeVideos) -> ResidencyChoice:
-    """What every process does that `make_with_gpus` starts."""
+    """The function that every process of `make_with_gpus` runs."""
 
     def tell(kind: str, *content: Any) -> None:
         world.send((kind, content))

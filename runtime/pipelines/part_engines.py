@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VAE and text encoders of a bundle, or exported beside an ONNX file, in the places of diffusers' components."""
+"""Runs VAE and text encoders with engines, from a bundle or from files beside an ONNX file, as diffusers components."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vorta_trt.runtime.target import read_target
 
 
 def part_graphs(source: Source) -> dict[str, PartMetadata]:
-    """What VAE and text encoders a source has, by the name of the graph; of a bundle, at any of its sizes."""
+    """Metadata of the VAE's and text encoders' graphs in a source, by graph name; for a bundle, of all its sizes."""
     if isinstance(source, RoutedTransformer | tuple):
         return {}
     target = read_target(source)
@@ -42,16 +42,16 @@ def part_graphs(source: Source) -> dict[str, PartMetadata]:
 
 
 class PartEngines:
-    """Makes the components that are run by engines, and holds those.
+    """Makes the components that engines run, and holds these engines.
 
     Args:
-        source: Of the transformer.
+        source: Source of the transformer: a bundle, an ONNX file or a model.
         family: Name of the model family.
-        config: Of the transformer.
-        options: Of `Engine`: executor, device.
+        config: Config of the transformer.
+        options: Options of `Engine`: executor, device.
 
     Attributes:
-        parts: Names of the parts that there are.
+        parts: Names of the parts that the source has graphs for.
     """
 
     def __init__(self, source: Source, family: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -61,20 +61,20 @@ class PartEngines:
         self._engines: dict[tuple[str, str], Engine] = {}
 
     def part_of(self, component: str, *, encodes: bool) -> str | None:
-        """The part that runs a component, if there is one.
+        """Name of the part that runs a component; None if there is none.
 
         Args:
-            component: As "vae".
-            encodes: Of a VAE, images are encoded and not latents decoded.
+            component: Name of the component in the pipeline, such as "vae".
+            encodes: For a VAE, whether it encodes images; otherwise it decodes latents.
         """
         wanted = (VAE_ENCODER if encodes else VAE_DECODER) if component == "vae" else component
         return wanted if wanted in self.parts else None
 
     def covers(self, components: Mapping[str, bool]) -> frozenset[str]:
-        """The components of which engines run everything that is needed.
+        """Names of the components that engines run entirely, so that their weights are not needed.
 
         Args:
-            components: Whether images are encoded by it, by name.
+            components: For each component, by name, whether it encodes images.
         """
         return frozenset(
             name
@@ -83,16 +83,16 @@ class PartEngines:
         )
 
     def component(self, part: str, empty: Any, size: tuple[int, int, int], device: torch.device) -> PartComponent:
-        """What takes the place of a component.
+        """Makes a component whose graphs are run by engines.
 
         Args:
-            part: As `part_of` gave it.
-            empty: The component, without weights.
-            size: Of the videos.
-            device: Where the pipeline runs.
+            part: Name of the part, as `part_of` returns it.
+            empty: The component of diffusers, without weights.
+            size: Frames, height and width of the videos.
+            device: The device that the pipeline runs on.
 
         Raises:
-            CheckpointError: The pipeline folder's component is another one than the engine was made of.
+            CheckpointError: The pipeline folder has another component than the one that the engine was made of.
         """
         metadata = next(each for each in self._metadata.values() if each.part == part)
         own = {name: value for name, value in dict(_config(empty)).items() if name in metadata.config}
@@ -129,31 +129,31 @@ class PartEngines:
 
 
 class PartComponent(StandIn):
-    """A component whose graphs are run by engines; all else is the library's own class."""
+    """A component whose graphs are run by engines. Everything else is the code of the component's own class."""
 
     def __init__(self, part: Any, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(part, dtype, device)
         self._part = part
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """A text encoder's."""
+        """Forward call of a text encoder."""
         return self._part.forward(*arguments, **named)
 
     def encode(self, *arguments: Any, **named: Any) -> Any:
-        """A VAE's."""
+        """`encode` of a VAE."""
         return self._part.encode(*arguments, **named)
 
     def decode(self, *arguments: Any, **named: Any) -> Any:
-        """A VAE's."""
+        """`decode` of a VAE."""
         return self._part.decode(*arguments, **named)
 
     def enable_tiling(self) -> None:
-        """A VAE's."""
+        """`enable_tiling` of a VAE."""
         self._part.enable_tiling()
 
     @property
     def decoder(self) -> nn.Module:
-        """A VAE's, which calls the graphs."""
+        """Decoder of a VAE, which calls the graphs."""
         decoder: nn.Module = self._part.decoder
         return decoder
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`VortaPipeline`: from prompts to videos, as often as you like, with everything loaded once.
+"""`VortaPipeline`: makes videos from prompts, for any number of requests, with everything loaded once.
 
     with VortaPipeline.from_pretrained("model.bundle", "CHECKPOINT") as pipe:
         pipe("A cat walks on grass", num_inference_steps=30, seed=1).save("cat.mp4")
 
-Every video goes through the same stages, see `stages`: encode, condition, denoise, decode. What is freed between them
-is the `residency`.
+Every video goes through the same stages, see `stages`: encode, condition, denoise, decode. The `residency` decides what
+is freed between them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from vorta_trt.runtime.sampling.params import SamplingParams
 from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.video_file import write_frames
 
-_MODELS = (RoutedTransformer, tuple)  # sources that are loaded already
+_MODELS = (RoutedTransformer, tuple)  # types of sources that are already loaded
 MOST_TOGETHER = 32  # videos whose conditions and latents wait in memory between two stages
 BUDGET = "weight_streaming_budget"
 StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
@@ -67,18 +67,19 @@ OnVideo = Callable[[int, "GeneratedVideo"], None]  # number of the prompt
 
 @dataclass(frozen=True, eq=False)
 class GeneratedVideo:
-    """A video and how it came to be.
+    """A video and how it was made.
 
     Attributes:
-        frames: uint8 [F, H, W, 3], RGB.
-        frames_per_second: Of the model's family.
-        prompt: What to give to get it again.
-        seed: The same.
+        frames: Frames of the video, RGB, uint8 [F, H, W, 3].
+        frames_per_second: Frames per second of the model family's videos.
+        prompt: The prompt of the video.
+        seed: The seed of the noise; with it, the same prompt and parameters give the same video again.
         planned: Schedule and steps.
-        launches: Of the transformer.
-        seconds: Of encoding, denoising and decoding it.
-        fallbacks: What ran otherwise than asked for, in words.
-        stage_seconds: Of every stage: "text", "condition" (with images), "denoise", "decode".
+        launches: Number of launches of the transformer.
+        seconds: Wall-clock seconds of encoding, denoising and decoding. Encoding several prompts together counts in
+            equal shares.
+        fallbacks: In words, what ran otherwise than asked for.
+        stage_seconds: Wall-clock seconds of each stage: "text", "condition" (with images), "denoise", "decode".
     """
 
     frames: npt.NDArray[np.uint8]
@@ -92,7 +93,7 @@ class GeneratedVideo:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the frames, and of the plan the number of its steps."""
+        """The video's data for JSON, without the frames; the plan is reduced to its numbers of steps."""
         computed, steps = self.planned.steps.computed_steps, len(self.planned.steps.compute)
         frames, height, width, _ = self.frames.shape
         return {
@@ -107,45 +108,48 @@ class GeneratedVideo:
         }
 
     def save(self, path: str | Path, frames_per_second: float | None = None) -> Path:
-        """Writes .mp4, .mkv or .mov (H.264), or .npy with the frames as they are; whole or not at all."""
+        """Writes .mp4, .mkv or .mov (H.264), or .npy with the unencoded frames; never leaves a partial file."""
         rate = self.frames_per_second if frames_per_second is None else frames_per_second
         return write_frames(Path(path), self.frames, rate)
 
 
 class VortaPipeline:
-    """A pipeline, loaded once; or, where it does not fit into the memory, stage by stage in every request.
+    """A pipeline that is loaded once, or stage by stage in every request where it does not fit into the memory.
 
-    Requests of one pipeline run one after the other, whichever thread they come from (a lock); nothing of one is left
-    in the next. For requests side by side, make a pipeline for each.
+    A lock makes requests of one pipeline run one after the other, whichever thread they come from. No state of a
+    request is left in the next. For concurrent requests, make one pipeline for each.
 
     Args:
-        planner: Of the model; `from_pretrained` makes it.
+        planner: Planner of the model; `from_pretrained` makes it.
         residency: "resident", "sequential", or "auto", which asks the memory plan; see `residency`.
-        executor: As for `Engine`. A routed model runs where it is. Text encoders and VAE go to the same device.
-        device: As for `Engine`.
-        verify: As for `Engine`.
+        executor: Name of the executor, as for `Engine`. A routed model in torch runs on the device that it is on. Text
+            encoders and VAE go to the transformer's device.
+        device: Device of the engines, as for `Engine`.
+        verify: Whether to check the hashes of a bundle's files, as for `Engine`.
         engine: Further options of `Engine`, e.g. {"weight_streaming_budget": "auto"}.
-        strict: Whatever would run otherwise than asked for is an error.
-        cpu_offload: Text encoders and VAE are on the GPU only while they are used.
-        vae_tiling: Decode in tiles, which takes less memory; None does for families that need it.
-        compile_vae: Where the VAE runs in torch, compile its decoder: the first video takes longer, later ones less.
-        vae_precision: What the VAE computes in, where it runs in torch: "fp32", "fp16" or "bf16"; None for the
-            family's, and float32 on the CPU.
-        ranks: Other processes, each with such a pipeline, that make every video together with this one: all of them
-            are asked for the same videos, and get them. See `parallel`.
+        strict: Whether anything that would run otherwise than asked for is an error.
+        cpu_offload: Whether text encoders and VAE are on the GPU only while they are used.
+        vae_tiling: Whether to decode in tiles, which takes less memory; None does so for families that need it.
+        compile_vae: Whether to compile the decoder of a VAE that runs in torch. The first video then takes longer,
+            later ones less.
+        vae_precision: Type that a VAE in torch computes in: "fp32", "fp16" or "bf16". None takes the family's on a GPU,
+            and float32 on the CPU.
+        ranks: Other processes, each with such a pipeline, that make every video together with this one. All of them
+            must get the same requests, and all get the videos. See `parallel`.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
-        VortaError: What `Engine` raises.
+        VortaError: Whatever `Engine` raises.
 
     Attributes:
         planner: See `RequestPlanner`.
-        ranks: As given.
-        fallbacks: Of all requests.
-        residency: The `ResidencyChoice`.
+        ranks: The ranks that make the videos together; None for one process.
+        fallbacks: The fallbacks of all requests of this pipeline.
+        residency: The `ResidencyChoice`: what is freed between the stages.
         parts: Text encoders, transformer and VAE.
-        executor: What runs the transformer: "tensorrt", "onnxruntime", "reference", "torch"; None until it is loaded.
-        is_over: Whether it makes no more videos, as a `GroupPipeline` whose processes are gone.
+        executor: Name of what runs the transformer: "tensorrt", "onnxruntime", "reference" or "torch"; None until it is
+            loaded.
+        is_over: Whether the pipeline makes no more videos, such as a `GroupPipeline` whose processes have ended.
     """
 
     is_over = False
@@ -216,21 +220,22 @@ class VortaPipeline:
         size: str | VideoSize | None = None,
         **options: Any,
     ) -> VortaPipeline:
-        """Loads a bundle, an exported ONNX file, or a routed model in torch; of two experts, both.
+        """Loads a bundle, an exported ONNX file, or a routed model in torch; with two experts, both of them.
 
         Args:
             source: See `RequestPlanner`.
             checkpoint: The diffusers pipeline folder; see `RequestPlanner`.
             route_override: Calibrated routes; see `RequestPlanner`.
-            variant: Of the pipeline folder's files; see `RequestPlanner`.
-            size: Of a bundle of several video sizes, the one of requests that do not say; see `RequestPlanner`.
-            options: See the class.
+            variant: Variant of the pipeline folder's weight files; see `RequestPlanner`.
+            size: The video size of requests that do not choose one, for a bundle of several sizes; see
+                `RequestPlanner`.
+            options: Further arguments of the class.
         """
         planner = RequestPlanner(source, checkpoint, route_override=route_override, variant=variant, size=size)
         return cls(planner, **options)
 
     def plan(self, params: SamplingParams, size: str | VideoSize | None = None) -> PlannedRequest:
-        """`RequestPlanner.plan` at a size of the bundle; that of the last parameters is kept."""
+        """`RequestPlanner.plan` for a size of the bundle; the plan of the last call is kept for the same arguments."""
         planner = self.planner.at(size)
         planned = self._planned  # once: other threads may plan meanwhile
         if planned is None or planned[:2] != (params, planner):
@@ -245,13 +250,13 @@ class VortaPipeline:
         on_step: StepReport | None = None,
         **options: Any,
     ) -> GeneratedVideo:
-        """One video of a size of the model; see `generate_each`, which several prompts should go to together.
+        """Makes one video. For several prompts, one call of `generate_each` is faster.
 
         Args:
             prompt: What the video shows.
             params: How to sample.
             on_step: Called as every step begins; may raise to stop the request.
-            options: Of `generate_each`, among them all of `SamplingParams` by name.
+            options: Further arguments of `generate_each`, including all fields of `SamplingParams` by name.
         """
         videos: list[GeneratedVideo] = []
         report = None if on_step is None else lambda _, step, planned: on_step(step, planned)
@@ -275,30 +280,32 @@ class VortaPipeline:
         on_frames: OnFrames | None = None,
         **changes: Any,
     ) -> None:
-        """A video for every prompt. Sequential, the engine is opened once for 32 of them.
+        """Makes a video for every prompt. With sequential residency, the engine is opened once per 32 prompts.
+
+        After any error the pipeline is ready for the next request.
 
         Args:
             prompts: What the videos show.
-            on_video: Called with the number of a prompt and its video as soon as that is decoded; not to call this
-                pipeline.
-            params: How to sample; its seed is that of every video.
-            size: Of the videos, as "81x480x832", of a bundle of several; None takes the one whose aspect is closest to
-                the image's, or without an image the pipeline's own.
-            image: That every video begins with, for models that take one: a file, or an image of PIL.
-            last_image: That every video ends with, for models that take one.
-            generator: Of the noise, in the place of a seed.
-            seeds: One for each video, in the place of one for all.
+            on_video: Called with the number of a prompt and its video as soon as the video is decoded. It must not call
+                this pipeline.
+            params: How to sample. Its seed is used for every video.
+            size: Size of the videos, as "81x480x832", for a bundle of several sizes. None takes the size whose aspect
+                ratio is closest to that of the image, or without an image the pipeline's own.
+            image: The image that every video begins with, for models that take one: a file, or an image of PIL.
+            last_image: The image that every video ends with, for models that take one.
+            generator: Generator of the noise, instead of a seed.
+            seeds: Seeds, one for each video, instead of one for all.
             locate: See `VortaTransformer.request`.
             on_step: Called as every step begins.
-            on_stage: Called with what is done between the steps.
-            on_frames: Called with the number of a prompt and the next frames of its video, uint8 [F, H, W, 3], while
-                later ones are decoded, all in order. All four callbacks may raise to stop the request.
-            changes: Of the parameters, by name: `num_inference_steps=30`, `seed=1`, `dense_first=2`, ...
+            on_stage: Called with the name and progress of the other stages.
+            on_frames: Called with the number of a prompt and the next frames of its video, uint8 [F, H, W, 3], in
+                order, while later frames are decoded. All four callbacks may raise to stop the request.
+            changes: Parameters to change in `params`, by name: `num_inference_steps=30`, `seed=1`, `dense_first=2`, ...
 
         Raises:
-            ValueError: No prompt, or parameters or images that do not suit the model.
-            NonFiniteError: With step and, if looked for, layer.
-            FallbackError: In strict mode. After any error the pipeline is ready for the next request.
+            ValueError: There is no prompt, or parameters or images do not suit the model.
+            NonFiniteError: A sample is not finite. The error names the step and, if it was looked for, the layer.
+            FallbackError: Something would run otherwise than asked for, in strict mode.
         """
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts {prompts!r}: must be a list of strings, and must hold at least one")
@@ -342,10 +349,10 @@ class VortaPipeline:
                     on_video(number, video)
 
     def _announce(self, prompts: Sequence[str], **request: Any) -> None:
-        """Called with a request that was checked, before any of it is done; what a pipeline of several does with it."""
+        """Called with a checked request before it runs. A pipeline of several processes sends it to the others."""
 
     def _together(self, on_step: OnStep | None) -> OnStep | None:
-        """What is called as a step begins; of several ranks, the first one may stop all there."""
+        """The callback for the beginning of a step. With several ranks, rank 0 may stop all of them there."""
         ranks = self.ranks
         if ranks is None:
             return on_step
@@ -371,7 +378,7 @@ class VortaPipeline:
         cut: Mapping[str | None, str],
         on_frames: OnFrames | None,
     ) -> Iterator[GeneratedVideo]:
-        """The stages, one after the other; each video as soon as it is decoded."""
+        """Runs the stages one after the other; yields each video as soon as it is decoded."""
         began = time.perf_counter()
         conditions = self._conditions(prompts, sampling)
         self.parts.free()
@@ -405,13 +412,13 @@ class VortaPipeline:
         self.parts.free()
 
     def _tell_cut(self, prompts: Sequence[str], sampling: Sampling) -> dict[str | None, str]:
-        """`tell_cut`, in the process that encodes the texts."""
+        """The result of `tell_cut` in the process that encodes the texts; empty in the others."""
         if not self.parts.encodes_text:
             return {}
         return tell_cut(list(dict.fromkeys(prompts)), _negative(sampling), self.parts)
 
     def _conditions(self, prompts: Sequence[str], sampling: Sampling) -> list[Conditions]:
-        """What the transformer is given with the latents of every prompt: text, each encoded once."""
+        """The encoded texts for each prompt, which the transformer gets; equal prompts are encoded once."""
         made: list[Conditions] = [{} for _ in prompts]
         if self.parts.encodes_text:
             negative = _negative(sampling)
@@ -436,7 +443,7 @@ class VortaPipeline:
         self.close()
 
     def _use(self, planner: RequestPlanner) -> None:
-        """Makes the next requests videos of the planner's size; engines of other sizes stay where there is room."""
+        """Sets the video size of the next requests to the planner's; engines of other sizes stay if they fit."""
         if planner is self.parts.planner:
             return
         size, source, device = VideoSize(*planner.size), planner.source, self.transformers.device
@@ -472,7 +479,7 @@ class VortaPipeline:
         return transformer
 
     def _shared(self) -> dict[str, Any]:
-        """Two engines on a GPU never run at the same time, so that they share the memory of their activations."""
+        """Engine options that let several engines share one activation memory, since they never run concurrently."""
         source = self.planner.source
         if len(self.planner.experts) == len(self.planner.sizes) == 1 or isinstance(source, _MODELS):
             return {}
@@ -482,7 +489,7 @@ class VortaPipeline:
         return {"scratch": self._scratch}
 
     def _free_shared(self) -> None:
-        """The memory of activations goes with the engines: the stage that follows needs it."""
+        """Frees the shared activation memory together with the engines, since the next stage needs the memory."""
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             scratch.close()
@@ -492,11 +499,11 @@ class VortaPipeline:
 
     @property
     def _size(self) -> VideoSize:
-        """Of the videos that are made now."""
+        """Size of the videos of the current request."""
         return VideoSize(*self.parts.planner.size)
 
     def _files_of(self, component: str) -> list[Path]:
-        """What is read when a transformer is loaded."""
+        """The files that are read when a transformer is loaded."""
         source = self._expert(component).source
         if isinstance(source, RoutedTransformer):
             return []
@@ -517,7 +524,7 @@ def _negative(sampling: Sampling) -> str | None:
 
 
 def _noise(seeds: Sequence[int], generator: torch.Generator | None) -> Callable[[int], torch.Generator]:
-    """The generator of every video: the caller's, or one of its own with its seed."""
+    """A function from a video's number to its generator: the caller's, or a new one with the video's seed."""
     if generator is not None:
         return lambda number: generator
     return lambda number: torch.Generator().manual_seed(seeds[number])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`PlannedRequest`: what will be sampled, and which transformer takes which step."""
+"""`PlannedRequest`: the schedule of a request, and which transformer computes which step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExpertPlan:
         component: "transformer", or "transformer_2" for the second of two experts.
         steps: The plan of its steps.
         passes: Samples per step: 2 with classifier-free guidance.
-        guidance_scale: Its own; None where the pipeline has another kind of guidance.
+        guidance_scale: Guidance scale of this transformer; None where the pipeline has another kind of guidance.
     """
 
     component: str
@@ -31,7 +31,7 @@ class ExpertPlan:
     guidance_scale: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Which steps it takes, as JSON has it."""
+        """The steps that the transformer takes, as an object for JSON."""
         return {
             "component": self.component,
             "first_step": self.steps.first,
@@ -42,7 +42,7 @@ class ExpertPlan:
         }
 
     def line(self) -> str:
-        """Which steps it takes, as text."""
+        """The steps that the transformer takes, as text."""
         first, timesteps = self.steps.first, self.steps.timesteps
         guidance = "" if self.guidance_scale is None else f", guidance {self.guidance_scale:g}"
         return (
@@ -57,8 +57,9 @@ class PlannedRequest:
 
     Attributes:
         schedule: The scheduler and its timesteps.
-        experts: What each transformer does, in the order in which they run; one of two that gets no step is left out.
-        boundary_ratio: Where the second of two experts takes over; None for one.
+        experts: The plan of each transformer, in the order in which they run. An expert without any step is left out.
+        boundary_ratio: The second of two experts runs at timesteps below 1000 times this ratio; None for a model with
+            one transformer.
     """
 
     schedule: Schedule
@@ -67,12 +68,12 @@ class PlannedRequest:
 
     @cached_property
     def steps(self) -> StepPlan:
-        """The plan of all steps, whoever takes them."""
+        """The plan of all steps of the schedule, over all transformers."""
         return StepPlan.joined([expert.steps for expert in self.experts])
 
     @property
     def passes(self) -> int:
-        """Samples per step, the most of any."""
+        """The largest number of samples per step of any transformer."""
         return max(expert.passes for expert in self.experts)
 
     @property
@@ -94,7 +95,7 @@ class PlannedRequest:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON has it."""
+        """The plan as an object for JSON."""
         return {
             "scheduler": self.schedule.scheduler,
             "shift": self.schedule.shift,

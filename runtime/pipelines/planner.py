@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""`RequestPlanner`: what is known of a request before sampling, of a model that is not loaded yet; needs no GPU.
+r"""`RequestPlanner`: plans requests to a model that is not loaded yet; needs no GPU.
 
 planner = RequestPlanner("model.bundle", "CHECKPOINT")
 print("\n".join(planner.plan(SamplingParams(num_inference_steps=30, dense_first=2)).lines()))
@@ -42,16 +42,17 @@ if TYPE_CHECKING:
 
 
 class RequestPlanner:
-    """What is known of a model before anything large is loaded.
+    """Plans requests to a model, from what is known of it before anything large is loaded.
 
     Args:
-        source: A bundle, its path or that of an exported ONNX file, or a routed model in torch; of two experts, both
-            models, the one for high noise first.
-        checkpoint: The diffusers pipeline folder that it was made from; None looks for one of the name that the source
-            remembers, beside the source and in the current folder.
-        route_override: A file of calibrated routes, None for none, or "bundled": those of the bundle, if it has any. Of
-            two experts, these by component.
-        variant: Of the names of the pipeline folder's weight files, for the parts that have such files.
+        source: A bundle or its path, the path of an exported ONNX file, or a routed model in torch. For two experts in
+            torch, a tuple of both models, the one for high noise first.
+        checkpoint: The diffusers pipeline folder that the source was made from. None looks for a folder of the name
+            that the source remembers, beside the source and in the current folder.
+        route_override: A file of calibrated routes, None for no such routes, or "bundled" for those of the bundle, if
+            it has any. For two experts, a mapping from component to one of these.
+        variant: Variant in the names of the pipeline folder's weight files, as in diffusers, for the parts that have
+            such files.
         size: Which of a bundle's video sizes, as "81x480x832"; None takes the first.
 
     Raises:
@@ -59,20 +60,21 @@ class RequestPlanner:
         ValueError: Something is damaged, or does not belong together.
 
     Attributes:
-        source: As given.
-        name: Of the source, for errors.
+        source: The bundle, path or model that was given.
+        name: Name of the source, for error messages.
         family: Name of the model family.
-        config: Of the diffusers transformer.
-        geometry: Of the attention.
-        dtype: Of activations.
-        heads: (L, N).
-        size: Frames, height and width of the videos in pixels.
+        config: Config of the diffusers transformer.
+        geometry: Geometry of the attention.
+        dtype: Type of the activations.
+        heads: Number of layers and heads (L, N).
+        size: Number of frames, height and width of the videos, height and width in pixels.
         sizes: All video sizes of the source, as "81x480x832"; `at` gives their planners.
-        frames_per_second: Of the family's videos.
-        checkpoint: The pipeline folder, None if there is none.
-        variant: As given.
+        frames_per_second: Frames per second of the family's videos.
+        checkpoint: The pipeline folder; None if there is none.
+        variant: The variant that was given.
         experts: The transformers: one, or both experts.
-        boundary_ratio: Where the second of two experts takes over; None for one.
+        boundary_ratio: The second of two experts runs at timesteps below 1000 times this ratio; None for a model with
+            one transformer.
     """
 
     def __init__(
@@ -123,11 +125,11 @@ class RequestPlanner:
         self._at = {self._name_of_size: self}
 
     def at(self, size: str | VideoSize | None) -> RequestPlanner:
-        """The planner of another video size of the same bundle; None is this one.
+        """The planner of another video size of the same bundle; for None, this planner.
 
         Raises:
-            SelectionError: There is no such size; the message says which there are.
-            ValueError: `size` is no size.
+            SelectionError: There is no such size; the message names the existing ones.
+            ValueError: `size` cannot be parsed as a size.
         """
         if size is None:
             return self
@@ -141,7 +143,7 @@ class RequestPlanner:
         return self._at[name]
 
     def for_images(self, given: Mapping[str, ImageLike]) -> RequestPlanner:
-        """The planner of the size whose aspect is closest to that of an image; without one, this one."""
+        """The planner of the size whose aspect ratio is closest to that of the first image; this one without images."""
         if not given or len(self.sizes) == 1:
             return self
         name, image = next(iter(given.items()))
@@ -161,7 +163,7 @@ class RequestPlanner:
 
     @property
     def path(self) -> TimestepPath | None:
-        """Timestep path of the first transformer, None if it is not at hand."""
+        """Timestep path of the first transformer; None if it is not available."""
         return self.experts[0].path
 
     @property
@@ -170,14 +172,14 @@ class RequestPlanner:
         return self.experts[0].calibration
 
     def _component(self, expert: Expert) -> str | None:
-        """Which of two experts it is; None for a model alone."""
+        """Component name of an expert; None for a model with one transformer."""
         return None if self.boundary_ratio is None else expert.component
 
     def _check_index(self, checkpoint: Path) -> None:
         """The pipeline folder must run the transformers of the source, and no others."""
         index, family = read_model_index(checkpoint), get_family(self.family)
         for kind in family.pipeline_kinds(self.config):
-            if index.pipeline == kind.pipeline:  # another pipeline is named as that where it is loaded
+            if index.pipeline == kind.pipeline:  # any other pipeline is refused when it is loaded
                 check_model_index(index, family, kind, checkpoint)
                 if index.boundary_ratio != self.boundary_ratio:
                     has, holds = (
@@ -222,11 +224,11 @@ class RequestPlanner:
         """Schedule, routes, skipped steps and predicted cost.
 
         Args:
-            params: how to sample.
-            profile: measured times, for the predicted cost.
+            params: How to sample.
+            profile: Measured times, for the predicted cost.
 
         Raises:
-            ValueError: Parameters that do not suit the family or the schedule.
+            ValueError: Parameters do not suit the family or the schedule.
         """
         guidance = self.guidance(params)
         schedule = self.schedule(params)
@@ -258,7 +260,7 @@ class RequestPlanner:
         return PlannedRequest(schedule, tuple(plans), self.boundary_ratio)
 
     def guidance(self, params: SamplingParams) -> Guidance:
-        """What the pipeline is called with, and how many samples a step takes; see `ModelFamily.guidance`."""
+        """The pipeline's guidance arguments, and the number of samples per step; see `ModelFamily.guidance`."""
         return get_family(self.family).guidance(
             self.config,
             guidance_scale=params.guidance_scale,
@@ -271,7 +273,7 @@ class RequestPlanner:
         )
 
     def for_preset(self, name: str) -> RequestPlanner:
-        """The planner of the video size that a preset is for, if there is one of several; otherwise this one.
+        """The planner of the video size that a preset requires, if the source has that size; otherwise this planner.
 
         Raises:
             ValueError: There is no such preset, or it is for other models.
@@ -294,10 +296,10 @@ class RequestPlanner:
         return settings
 
     def read_images(self, given: Mapping[str, ImageLike]) -> tuple[PipelineKind, Images]:
-        """The pipeline of diffusers that makes videos of these images, and those, read.
+        """Reads images; returns the kind of diffusers pipeline that takes them, and the images.
 
         Args:
-            given: Files or images by the pipeline's argument.
+            given: Files or images, by the name of the pipeline's argument.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -307,7 +309,7 @@ class RequestPlanner:
         return kind, read_images(given, self.size, self.geometry.grid, self.sizes)
 
     def require_checkpoint(self) -> Path:
-        """The pipeline folder, or a CheckpointError that says which one to give."""
+        """The pipeline folder; raises a CheckpointError that says which one to give if there is none."""
         if self.checkpoint is None:
             which = "that it was made from" if self.remembered is None else f"{self.remembered!r} that it was made from"
             raise CheckpointError(
@@ -346,7 +348,7 @@ def _find_checkpoint(given: str | Path | None, remembered: str | Path | None, be
 
 
 def _pipeline_of(path: Path) -> Path:
-    """The pipeline folder that a path is, or that its transformer's folder or file lies in; any other as it is."""
+    """The pipeline folder of a path that names it, its transformer's folder or a file in that; else the path itself."""
     path = snapshot_of(path)
     folder = path.parent if path.is_file() else path
     if folder.name in COMPONENTS and (folder.parent / MODEL_INDEX).is_file():
@@ -355,7 +357,7 @@ def _pipeline_of(path: Path) -> Path:
 
 
 def _latents_dtype(schedule: Schedule, sample_dtype: torch.dtype, drawn: torch.dtype) -> torch.dtype:
-    """The type of the latents after a step, which begin in the type `drawn`."""
+    """The type that the scheduler gives the latents after the first step, before which they have the type `drawn`."""
     scheduler = copy.deepcopy(schedule.instance)
     scheduler.set_begin_index(0)
     sample, latents = torch.ones(1, 1, dtype=sample_dtype), torch.ones(1, 1, dtype=drawn)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Prediction`: what a request needs of each of several GPUs, and how long it takes them; nothing is loaded for it."""
+"""`Prediction`: memory and time that a request needs on several GPUs, predicted without loading anything."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vorta_trt.runtime.sampling.cost import StepProfile
 
 
 class Prediction(BaseModel):
-    """Of a request.
+    """The predicted memory and time of a request.
 
     Attributes:
-        memory: Of the first GPU, on which the text encoder is, too. Two experts count as being there together.
-        gpus: Seconds; None for one GPU, and where routes are not known.
+        memory: Memory plan of the first GPU, which also holds the text encoder. Two experts count as loaded together.
+        gpus: Predicted seconds on several GPUs; None for one GPU, and where routes are not known.
     """
 
     memory: MemoryPlan
     gpus: RankPlan | None
 
     def lines(self) -> Iterator[str]:
-        """Both as text."""
+        """Time and memory as text."""
         yield from () if self.gpus is None else self.gpus.lines()
         yield from self.memory.lines()
 
@@ -44,14 +44,14 @@ def predict(
     """Predicts a request.
 
     Args:
-        request: What is to be made.
-        planner: Of the request.
-        planned: Its plan.
-        gpus: How many make each video together.
+        request: The videos to make.
+        planner: Planner of the request.
+        planned: Plan of the request.
+        gpus: Number of GPUs that make each video together.
         profile: Measured seconds of a pass on one GPU.
 
     Raises:
-        ValueError: So many GPUs cannot do that; see `choose_layout`.
+        ValueError: The request cannot run on that many GPUs; see `choose_layout`.
     """
     layout = layout_of(request, planner, planned, gpus)
     folder = planner.checkpoint

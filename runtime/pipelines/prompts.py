@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts from a file, and prompts that are empty."""
+"""Reads prompts from a file, and warns of empty prompts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vorta_trt.model.files import absence, refuse_pointer
 logger = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".ndjson")
-_KEYS = ("caption", "prompt_en")  # of objects: the authors' and VBench's
+_KEYS = ("caption", "prompt_en")  # keys of the prompt in JSON objects: that of VORTA's authors, and VBench's
 
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a UTF-8 file, with or without a byte order mark.
 
     Args:
-        path: A text file with one prompt per line, which ends at a newline and at nothing else; empty lines are left
-            out. Or JSON: a list of strings, or of objects with a `caption`, as the authors of VORTA keep theirs, or
-            with a `prompt_en`, as VBench's VBench_full_info.json; or one of those a line (JSON lines).
+        path: A text file with one prompt per line; only a newline ends a line, and empty lines are left out. Or a JSON
+            list of strings or of objects. An object holds its prompt as `caption`, as in the files of VORTA's authors,
+            or as `prompt_en`, as in VBench's VBench_full_info.json. Or JSON lines: one such string or object per line.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not text, holds no prompt, or its JSON holds something else.
+        ValueError: The file is not text, holds no prompt, or its JSON holds something else.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def warn_of_empty(prompt: str) -> None:
-    """Logs that a prompt is empty or blank: the pipelines take it, and a shell variable that is not set looks so."""
+    """Logs a warning if a prompt is empty or blank. Pipelines accept it, but often a shell variable was not set."""
     if not prompt.strip():
         logger.warning(
             "prompt %r is empty: the video follows no text, but for a negative prompt; give one with --prompt", prompt
@@ -53,10 +53,10 @@ def warn_of_empty(prompt: str) -> None:
 
 
 def _captions(path: Path, text: str) -> list[str] | None:
-    """The captions of JSON; None for plain text, whose first prompt may begin with a bracket, too."""
+    """The prompts of a JSON file; None for plain text, whose first prompt may also begin with a bracket."""
     suffix, lines = path.suffix.lower(), [line for line in text.split("\n") if line.strip()]
     is_json = suffix in (".json", *JSON_LINES)
-    # An object in every line: nobody asks for a video of braces.
+    # If every line begins with a brace, the text is JSON lines: no prompt begins so.
     by_line = suffix in JSON_LINES or (not is_json and all(line.lstrip().startswith("{") for line in lines))
     if not is_json and not by_line and not text.lstrip().startswith("["):
         return None
@@ -83,7 +83,7 @@ def _captions(path: Path, text: str) -> list[str] | None:
 
 
 def _text(entry: Any) -> Any:
-    """The prompt of an entry of JSON, or what stands in its place."""
+    """The prompt of a JSON entry: that of an object (None without one), or any other entry unchanged."""
     if isinstance(entry, dict):
         return next((entry[key] for key in _KEYS if key in entry), None)
     return entry

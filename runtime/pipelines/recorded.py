@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Components of a pipeline that are not loaded while it denoises, and what stands in their places.
+"""Stand-ins for components of a pipeline that are not loaded while it denoises.
 
-diffusers' pipelines encode images in the call that samples. Here that happens in a stage of its own, so that VAE and
-image encoder can go before the transformer is loaded: `Recorded` runs a component there and keeps what it gave; when
-the pipeline samples later, the same calls get that. So the pipeline's own code stays what is run.
+diffusers' pipelines encode images in the call that samples. Here a separate stage encodes them, so that VAE and image
+encoder can be freed before the transformer is loaded. In that stage `Recorded` runs a component and keeps its results.
+When the pipeline samples later, the same calls get the kept results. So the pipeline's own code runs unchanged.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vorta_trt.plugins.errors import VortaError
 
 
 class StandIn:
-    """What a pipeline reads off a component: its config, type, place, and plain attributes such as compression ratios.
+    """Has all that a pipeline reads from a component: config, type, device, and plain attributes such as ratios.
 
     Args:
-        part: the component, or one of its class and config without weights.
-        dtype: of the component where it runs.
-        device: where the pipeline runs.
+        part: The component, or one of the same class and config without weights.
+        dtype: Type that the component has where it runs.
+        device: Device that the pipeline runs on.
     """
 
     def __init__(self, part: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -34,30 +34,32 @@ class StandIn:
         self.config, self.dtype, self.device = part.config, dtype, device
 
     def modules(self) -> Iterator[nn.Module]:
-        """None: diffusers looks for hooks of offloading."""
+        """No modules. diffusers looks through them for offloading hooks."""
         return iter(())
 
     def parameters(self) -> Iterator[Tensor]:
-        """One without elements, which tells type and device."""
+        """One parameter without elements, from which callers read type and device."""
         return iter((torch.empty(0, dtype=self.dtype, device=self.device),))
 
 
 class Recorded(StandIn):
-    """A VAE or an image encoder whose calls are kept, and after `release` repeated, in order and from the start again.
+    """A VAE or an image encoder that records the results of its calls, and replays them after `release`.
+
+    Replayed calls get the results in the recorded order; after the last one it begins with the first again.
 
     Args:
-        part: the component.
-        device: where the pipeline runs.
+        part: The component.
+        device: Device that the pipeline runs on.
     """
 
     def __init__(self, part: Any, device: torch.device) -> None:
         super().__init__(part, part.dtype, device)
         self._name, self._part = type(part).__name__, part
-        self._kept: list[tuple[tuple[int, ...], Any]] = []  # shape of what was given, what was made
+        self._kept: list[tuple[tuple[int, ...], Any]] = []  # shape of the input, result
         self._next = 0
 
     def encode(self, pixels: Tensor, *arguments: Any, **options: Any) -> Any:
-        """A VAE's, of which the most likely latents are kept."""
+        """Encodes as a VAE does; the mode of the latent distribution is recorded."""
 
         def run() -> Tensor:
             latents: Tensor = self._part.encode(pixels, *arguments, **options).latent_dist.mode()
@@ -67,7 +69,7 @@ class Recorded(StandIn):
         return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents))
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """An image encoder's."""
+        """Encodes as an image encoder does."""
         given = next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
         return self._run(lambda: self._part(*arguments, **named), given)
 
@@ -89,7 +91,7 @@ class Recorded(StandIn):
         return tree_map_only(Tensor, lambda tensor: tensor.to(given.device), made)
 
     def release(self, waiting: torch.device | None) -> None:
-        """Lets go of the component; what was kept waits on that device, None: where it is."""
+        """Drops the component. Recorded results move to the device `waiting`; None leaves them where they are."""
         self._part = None
         if waiting is not None:
             self._kept = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of diffusers' models that a compiled or routed transformer cannot honour: each says so, and what to do."""
+"""Methods of diffusers' models that a compiled or routed transformer cannot support: each raises an error."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _refusal(name: str, reason: str) -> Callable[..., NoReturn]:
 
 
 class Refusals:
-    """Comes before diffusers' classes among the bases."""
+    """Mixin with methods that refuse; it has to come before diffusers' classes among the bases."""
 
 
 for _reason, _names in _REFUSED.items():

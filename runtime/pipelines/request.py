@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Request`: what happens at the calls of a transformer while a pipeline samples by a plan.
+"""`Request`: handles the calls of a transformer while a pipeline samples by a plan.
 
-Steps are counted, not read: no call waits for the GPU to say which timestep it got. The timesteps go to the host beside
+Steps are counted, so no call waits for the GPU to read its timestep. The timesteps are copied to the host together with
 the check for values that are not finite, and are compared with the plan one launch later.
 
-Guidance. diffusers' pipelines call the transformer twice per step, "cond" and then "uncond", with the same latents and
-timestep. Batched, both are launched in the first step, and the conditions of the second are kept. From then on the call
-for "cond" launches both and keeps the other half, which the call for "uncond" takes, if and only if it comes with the
-very same tensors (see `Snapshot`). So P steps are P + 1 launches instead of 2 P. Whatever does not come as expected, or
-does not fit into memory, is launched on its own, counted as a fallback, and ends the batching of the request: another
-guess would cost another half launch for nothing. A launch of twice the batch adds up in another order: samples are
-equal but for rounding.
+Batched guidance. diffusers' pipelines call the transformer twice per step, for "cond" and then for "uncond", with the
+same latents and timestep. In the first step both calls launch the transformer, and the conditions of the "uncond" call
+are kept. From then on, the call for "cond" launches both passes as one batch and keeps the "uncond" half. The call for
+"uncond" takes that half if and only if it comes with the very same tensors (see `Snapshot`). So P steps are P + 1
+launches instead of 2 P. If a call comes with other tensors, or the batch does not fit into memory, the call is launched
+on its own and counted as a fallback, and the request is not batched any more: a further wrong guess would waste half a
+launch each time. A launch with twice the batch sums in another order, so samples are equal only up to rounding.
 
-In parallel (`PassExchange`), half the ranks launch one pass and half the other, at every step. The call for "cond" on a
-rank that computes "uncond" gets a sample that is still to be filled, which is done in the call for "uncond": diffusers'
-pipelines read neither before both calls have returned. The samples are those of one process, bit for bit.
+Guidance in parallel (`PassExchange`). At every step one half of the ranks launches the "cond" pass, and the other half
+the "uncond" pass. On a rank that computes "uncond", the call for "cond" returns a sample that is filled only in the
+call for "uncond". This works because diffusers' pipelines read neither sample before both calls have returned. The
+samples equal those of one process bit for bit.
 """
 
 from __future__ import annotations
@@ -44,25 +45,25 @@ from vorta_trt.runtime.pipelines.timesteps import of_schedule
 from vorta_trt.runtime.sampling.finite import FiniteCheck, HostCopy
 from vorta_trt.runtime.sampling.step_plan import StepPlan
 
-OnStep = Callable[[int], None]  # called with the step that begins
-OnLatents = Callable[[int, Tensor], None]  # the step that begins, and the latents that it begins with
+OnStep = Callable[[int], None]  # (number of the step that begins)
+OnLatents = Callable[[int, Tensor], None]  # (number of the step that begins, its latents)
 COND, UNCOND = "cond", "uncond"
 BOTH = f"{COND} + {UNCOND}"
 
 
 @dataclass
 class _Context:
-    """Where one context is: the step that comes next, and the sample that its skipped steps reuse."""
+    """Progress of one context: the index of its next step, and the sample that its skipped steps reuse."""
 
     following: int = 0
     kept: Tensor | None = None
 
 
 class StepState:
-    """Counts the steps of one video, every context ("cond", "uncond") on its own, and keeps what is reused.
+    """Counts the steps of one video, separately for each context ("cond", "uncond"), and keeps samples for reuse.
 
     Attributes:
-        plan: The plan.
+        plan: The plan of the steps.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -83,11 +84,12 @@ class StepState:
         return context in self._contexts and self._contexts[context].following == len(self.plan.timesteps)
 
     def sample(self, context: str, launch: Callable[[int], Tensor | None]) -> Tensor:
-        """The sample of the next step of a context: of a launch, or a copy of the last one.
+        """The sample of a context's next step: computed by a launch, or a copy of the context's last sample.
 
         Args:
-            context: Any name, always the same one.
-            launch: Called with every step; gives the sample of one that is computed.
+            context: Name of the context.
+            launch: Called with the index of every step. It returns the sample of a step that is computed, and None for
+                a skipped step.
 
         Raises:
             ValueError: All steps are done.
@@ -109,37 +111,39 @@ class StepState:
         return sample
 
     def fill(self, context: str, sample: Tensor) -> None:
-        """Gives a context the sample of its last step, which was still to be filled then."""
+        """Writes the sample of a context's last step, which was not known at that step, into the kept sample."""
         kept = self._contexts[context].kept
         if kept is not None:
             kept.copy_(sample)
 
 
 class Request:
-    """Follows a plan; see `VortaTransformer.request`, which makes it.
+    """Runs the calls of a transformer by a plan. `VortaTransformer.request` makes it.
 
-    A schedule that starts over is a new request: nothing is left of the one before. It does where all steps are done,
-    and where the timestep is the first element of a schedule's tensor, as it is in diffusers' pipelines.
+    When the schedule starts over, a new video begins, and no state of the video before is left. The schedule starts
+    over when all steps are done, or when the timestep is the first element of a schedule's tensor, as it is in
+    diffusers' pipelines.
 
     Args:
-        denoiser: what runs a launch.
-        convert: from the pipeline's tensors to the model's.
-        plan: the plan.
-        batched: whether both samples of guidance share a launch.
-        guided: False where the guidance scale is 1, at which the unconditional sample cancels out: the conditional one
-            takes its place, and is not computed twice.
-        fallbacks: counts what runs otherwise than asked for.
-        locate: look for the layer in which values stopped being finite.
-        on_step: called with every step as it begins.
-        pipeline: diffusers' pipeline, whose `interrupt` excuses steps that were not taken.
-        passes: exchanges the samples of both passes of guidance, of which this rank computes one; None computes both.
-        on_latents: called with every step as it begins, and its latents.
+        denoiser: Launches the transformer.
+        convert: Converts the pipeline's tensors to the model's.
+        plan: The plan.
+        batched: Whether both samples of guidance share a launch.
+        guided: False where the guidance scale is 1. The unconditional sample then cancels out, so the conditional
+            sample is used in its place and only computed once.
+        fallbacks: Counts what runs otherwise than asked for.
+        locate: Whether to look for the layer in which values became non-finite.
+        on_step: Called with the number of every step as it begins.
+        pipeline: The pipeline of diffusers. If its `interrupt` is set, steps that were not taken are no fallback.
+        passes: Exchanges the samples of both passes of guidance, of which this rank computes one. None computes both
+            passes here.
+        on_latents: Called with the number and the latents of every step as it begins.
 
     Attributes:
-        plan: the plan.
-        fallbacks: as given.
-        state: steps of the video that is sampled.
-        launches: of the model so far, over all videos, by context.
+        plan: The plan.
+        fallbacks: The counts of what ran otherwise than asked for.
+        state: Counts the steps of the current video.
+        launches: Number of launches of the model so far, over all videos, by context.
     """
 
     def __init__(
@@ -165,24 +169,24 @@ class Request:
         self._finite = FiniteCheck(denoiser.locate if locate else None)
         self._batched, self._guides, self._step, self._videos = batched and guided, guided, 0, 0
         self._cond_sample: Tensor | None
-        self._to_fill: Tensor | None  # what the call for "cond" got, in parallel
+        self._to_fill: Tensor | None  # the sample that the call for "cond" returned, with guidance in parallel
         self._uncond: tuple[Snapshot, Inputs] | None
         self._waiting: tuple[Snapshot, Tensor] | None
         self._timestep: Tensor | None
-        self._seen: list[tuple[int, torch.dtype, HostCopy]]  # timesteps that are not compared yet
-        self._routes: list[tuple[int, HostCopy]]  # and routes
+        self._seen: list[tuple[int, torch.dtype, HostCopy]]  # timesteps that are not yet compared with the plan
+        self._routes: list[tuple[int, HostCopy]]  # routes that are not yet compared with the plan
         self._forget()
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def sample(self, context: str, given: Given) -> Tensor:
-        """The sample of one call of the transformer."""
+        """Computes the sample that one call of the transformer returns."""
         timestep = given["timestep"]
         assert timestep is not None
         if context == COND and self.state.is_done():
             self.reset()
         elif context == COND and self.state.taken and self._begins(timestep):
-            self._forget()  # the video before was broken off
+            self._forget()  # the previous video was not sampled to its end
         return self.state.sample(context, lambda step: self._begin(step, context, timestep, given))
 
     def _begins(self, timestep: Tensor) -> bool:
@@ -203,7 +207,7 @@ class Request:
         return self._guided(context, given) if self.plan.compute[step] else None
 
     def _guided(self, context: str, given: Given) -> Tensor:
-        """From a launch or from the one before."""
+        """The sample of a computed step: from a launch, or from the launch that the call before has made."""
         if context == UNCOND and not self._guides and self._cond_sample is not None:
             return self._cond_sample
         if self._passes is not None and context in (COND, UNCOND):
@@ -229,13 +233,13 @@ class Request:
         return self._launch(inputs, UNCOND)
 
     def _in_parallel(self, passes: PassExchange, context: str, given: Given) -> Tensor:
-        """One of the two passes is launched here; the other one's sample comes from another rank."""
+        """The sample of a call with guidance in parallel: this rank launches one pass, another rank the other pass."""
         own = (COND, UNCOND)[passes.own]
         latents = given["hidden_states"]
         assert latents is not None
         sample = self._launch(self._convert(given, context), context) if context == own else None
         if context == COND:
-            if sample is None:  # not a number, should anyone read it too early
+            if sample is None:  # filled with NaN, so that reading it too early shows
                 shape = latents.shape[0], self._denoiser.sample_channels, *latents.shape[2:]
                 sample = latents.new_full(shape, float("nan"))
             self._to_fill = sample
@@ -281,7 +285,7 @@ class Request:
         )  # [B, C, F, H, W], [L, B, N]
         self.launches[context] += 1
         seen, self._seen = self._seen[-1:], self._seen[:-1]
-        self._compare()  # what was seen before this launch, which the GPU has begun or is about to
+        self._compare()  # timesteps and routes from before this launch; the GPU works on the launch meanwhile
         self._seen = seen
         known = {"tau": self.plan.tau, "route_override": override}
         run_again = {**inputs, **{name: value for name, value in known.items() if value is not None}}
@@ -293,13 +297,13 @@ class Request:
     # -- one launch later, and at the end ------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """The pipeline is done with a video: checks the rest, and lets go of everything that belongs to it."""
+        """Ends a video: runs the pending checks, and drops all state that belongs to it."""
         if self.state.taken:
             self.finish()
         self._forget()
 
     def finish(self) -> None:
-        """Checks what has not been checked yet, and that the plan was used, all of it."""
+        """Runs the pending checks, and checks that all steps of the plan were taken."""
         self._compare()
         self._convert.finish()
         self._finite.finish()

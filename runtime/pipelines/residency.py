@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residency: what is freed between the stages of generation, which are encode, denoise and decode.
 
-resident: nothing; everything is loaded once, and stays for any number of requests.
-sequential: every stage frees what it has loaded. In a request, the text encoders encode all prompts and go; the engine
-is opened, samples the latents of all videos and is closed; the VAE decodes them.
-Of two experts, one is loaded at a time (`Transformers`) in a sequential request on the CPU, and on a GPU in which both
-do not fit; "resident" loads both.
-auto: sequential where the memory plan of `runtime.memory_plan`, made for what is free on the GPU now, has the prompt
-encoded before the engine is opened, or the video decoded after it is closed, or finds that not even the engine fits.
+resident: Nothing is freed. Everything is loaded once, and stays for any number of requests.
+sequential: Every stage frees what it has loaded. In a request, the text encoders encode all prompts and are freed; the
+engine is opened, samples the latents of all videos and is closed; the VAE decodes them.
+auto: Chooses by the memory plan of `runtime.memory_plan` for the memory that is free on the GPU now. The choice is
+sequential where the plan encodes the prompt before the engine is opened, or decodes the video after it is closed, or
+where the engine does not fit.
+
+Resident requests load both of two experts. Sequential requests load one expert at a time (`Transformers`) on the CPU,
+and on a GPU where both do not fit together.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 class Residency(str, Enum):
-    """What is freed between the stages; see the module's text."""
+    """What is freed between the stages; see the module's docstring."""
 
     AUTO = "auto"
     RESIDENT = "resident"
@@ -49,16 +51,17 @@ class Residency(str, Enum):
 
 @dataclass(frozen=True)
 class ResidencyChoice:
-    """What was chosen, and why.
+    """The chosen residency, and the reason for it.
 
     Attributes:
         residency: RESIDENT or SEQUENTIAL.
-        reason: In words.
-        device: Where the VAE and, resident, the text encoders run.
-        encoders: Where the text encoders run, sequential: on the CPU if they are too large for the GPU.
-        cpu_offload: Resident, text encoders and VAE are on the GPU only while they are used.
-        stream_weights: The engine is opened with a weight streaming budget; "auto", if the caller has given none.
-        in_turn: Of two experts only one is loaded at a time.
+        reason: The reason for the choice, in words.
+        device: Device of the VAE and, if resident, of the text encoders.
+        encoders: Device of the text encoders, if sequential. It is the CPU if they are too large for the GPU.
+        cpu_offload: Whether, if resident, text encoders and VAE are on the GPU only while they are used.
+        stream_weights: Whether the engine is opened with a weight streaming budget, which is "auto" unless the caller
+            has given one.
+        in_turn: Whether only one of two experts is loaded at a time.
     """
 
     residency: Residency
@@ -75,7 +78,7 @@ class ResidencyChoice:
         return self.residency is Residency.SEQUENTIAL
 
     def to_dict(self) -> dict[str, object]:
-        """The choice as JSON has it."""
+        """The choice as an object for JSON."""
         return {
             "residency": self.residency.value,
             "reason": self.reason,
@@ -98,22 +101,22 @@ def choose_residency(
     vae_precision: str | None = None,
     compile_vae: bool = False,
 ) -> ResidencyChoice:
-    """Asks the memory plan, if there is a GPU to ask about; loads nothing.
+    """Chooses the residency; if there is a GPU, by a memory plan. Nothing is loaded.
 
     Args:
-        residency: What the caller asks for.
+        residency: The residency that the caller asks for.
         source: A bundle, an ONNX file or a model.
         checkpoint: The pipeline folder.
-        size: Of the videos, where a bundle has several.
-        executor: As for `Engine`.
-        device: As for `Engine`.
-        cpu_offload: Whether that has been asked for.
-        stream_weights: Whether that has been asked for.
-        vae_precision: Of the VAE; None for the family's.
-        compile_vae: Whether it decodes compiled.
+        size: Size of the videos, for a bundle of several sizes.
+        executor: Name of the executor, as for `Engine`.
+        device: Device of the engine, as for `Engine`.
+        cpu_offload: Whether the caller asks for CPU offload.
+        stream_weights: Whether the caller asks for weight streaming.
+        vae_precision: Precision of a VAE in torch; None takes the family's.
+        compile_vae: Whether the VAE's decoder is compiled.
 
     Raises:
-        ValueError: Something would have no effect.
+        ValueError: An option would have no effect.
     """
     is_model, sequential = isinstance(source, RoutedTransformer | tuple), residency is Residency.SEQUENTIAL
     if sequential and cpu_offload:
@@ -134,7 +137,7 @@ def choose_residency(
     index = device_index(device)
     try:
         check_device(target.bundle, index, device)
-    except VortaError as error:  # the engine says this, too, and with a remedy: resident, it is opened before all else
+    except VortaError as error:  # a resident engine is opened before all else, and raises this error with a remedy
         return ResidencyChoice(Residency.RESIDENT, str(error), **asked)
     on_gpu = torch.cuda.is_available()  # else text encoders and VAE run on the CPU
     free = max(_free_bytes(index) * 10 // 2**30 / 10, 0.1)  # GiB, rounded down
@@ -153,14 +156,14 @@ def by_plan(
     cpu_offload: bool = False,
     stream_weights: bool = False,
 ) -> ResidencyChoice:
-    """What follows from AUTO or SEQUENTIAL and the plan for what is free on the GPU.
+    """The choice that follows from the memory plan for the free memory of the GPU.
 
     Args:
-        residency: What the caller asks for.
-        card: The plan.
-        device: Of text encoders and VAE.
-        cpu_offload: Whether that has been asked for.
-        stream_weights: Whether that has been asked for.
+        residency: The residency that the caller asks for: AUTO or SEQUENTIAL.
+        card: The memory plan.
+        device: Device of text encoders and VAE.
+        cpu_offload: Whether the caller asks for CPU offload.
+        stream_weights: Whether the caller asks for weight streaming.
     """
     reason = f"free on the GPU are {card.line()}"
     encoders, in_turn = CPU if card.encoding == "too large" else device, card.experts == "in turn"
@@ -175,7 +178,7 @@ def by_plan(
 
 
 def check_same_residency(choices: Sequence[ResidencyChoice]) -> None:
-    """Raises VortaError unless all ranks chose alike: they exchange what each stage makes, in the same order."""
+    """Raises VortaError unless all ranks chose alike, since they exchange the results of stages in the same order."""
     found: dict[str, list[int]] = {}
     for rank, choice in enumerate(choices):
         found.setdefault(f"{choice.residency.value}{', experts in turn' if choice.in_turn else ''}", []).append(rank)
@@ -188,7 +191,7 @@ def check_same_residency(choices: Sequence[ResidencyChoice]) -> None:
 
 
 def fits_beside(targets: Sequence[Target], device: torch.device) -> bool:
-    """Whether engines, of which one runs at a time, fit on a GPU beside what is loaded there; never on the CPU."""
+    """Whether engines, of which one runs at a time, fit into the free memory of a GPU; always False on the CPU."""
     if device.type != "cuda":
         return False
     parts = [engine_parts(target) for target in targets]

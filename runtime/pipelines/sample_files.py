@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that the videos of many prompts go to: how they are named, and which of them are there already."""
+"""The output files of the videos of many prompts: how they are named, and which of them exist already."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-VBENCH_LETTERS = 180  # of a prompt in a file's name, as VBench 2.0 cuts it; the prompts of VBench are shorter
-AUTHORS_LETTERS = 20  # of a prompt in a file's name of the authors' script
-MOST_BYTES = 255  # of a file's name, on usual file systems
+VBENCH_LETTERS = 180  # most letters of a prompt in a file name, as in VBench 2.0; the prompts of VBench are shorter
+AUTHORS_LETTERS = 20  # most letters of a prompt in a file name of the authors' script
+MOST_BYTES = 255  # longest file name, on usual file systems
 
 
 class Naming(str, Enum):
@@ -33,9 +33,9 @@ class SampleFile:
     """A video to make.
 
     Attributes:
-        prompt: What it shows.
-        file: Where it goes.
-        index: Which of the videos of its prompt it is; its seed is that much above the first one's.
+        prompt: The prompt of the video.
+        file: The output file.
+        index: Number of the video among those of its prompt, from 0. It is added to the seed of the first one.
     """
 
     prompt: str
@@ -53,21 +53,22 @@ def sample_files(
     names: Sequence[str] | None = None,
     keep: bool = False,
 ) -> list[SampleFile]:
-    """The videos of many prompts; their folder is made, and every file is checked to be writable.
+    """Lists the videos to make for many prompts; makes their folder, and checks that every file is writable.
 
     Args:
-        folder: Of the videos.
-        prompts: A prompt that comes again with the same name is made once.
-        suffix: Of the files, with its point.
+        folder: Folder of the videos.
+        prompts: The prompts. A repeated prompt that gives the same file name is made once.
+        suffix: Suffix of the files, with the leading dot.
         naming: See `Naming`.
-        samples: Videos of each prompt.
-        names: The prompts to name the videos by, one for each of `prompts`: VBench wants the names of its own prompts
-            for what other prompts were made of them. None names by `prompts`.
-        keep: Leave out those that are there already.
+        samples: Number of videos of each prompt.
+        names: Texts that the videos are named by, one for each of `prompts`; None names them by `prompts`. For example,
+            VBench expects its own prompts in the names, even if the videos were made from rewritten prompts.
+        keep: Whether to leave out videos whose file exists already.
 
     Raises:
         FileExistsError: The folder is a file.
-        ValueError: Names that no file can have, or that two prompts share; another number of names than prompts.
+        ValueError: A file cannot have such a name, two prompts share a name, or there are more or fewer names than
+            prompts.
         WriteError: A file cannot be written.
     """
     from vorta_trt.model.files import make_folder

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of generation: encode, condition, denoise, and in `decoding` decode; `Parts` has ready what they need.
+"""The stages of generation: encode, condition, denoise, and (in `decoding`) decode. `Parts` loads the parts they need.
 
-A stage is the same whether its parts stay or go afterwards. What is sampled is what diffusers' own pipeline samples:
-its `encode_prompt` encodes, its `__call__` denoises from the embeddings to latents, and its VAE decodes those. The
-condition stage is there for models that take images; what it encodes is given again while the pipeline denoises, see
-`recorded`.
+A stage does the same whether its parts stay loaded or are freed afterwards. The stages run the code of diffusers' own
+pipeline, so they give the same samples: its `encode_prompt` encodes, its `__call__` denoises from the embeddings to
+latents, and its VAE decodes the latents. The condition stage encodes images, for models that take some; the results are
+replayed while the pipeline denoises, see `recorded`.
 
 Letters: C latent channels, F, H, W frames, height, width, of latents or of the video.
 """
@@ -51,35 +51,35 @@ from vorta_trt.runtime.sampling.params import GuidanceMode, SamplingParams
 
 VAE = ("vae",)
 PROMPT_LENGTH = "prompt length"  # a kind of fallback
-PURPOSE = "generation"  # what needs the pipeline folder, in errors
-OnStage = Callable[[str, int, int], None]  # what is being done, how often it was done, how often it will be; 0: unknown
-OnStep = Callable[[int, int, PlannedRequest], None]  # number of the video, the step that begins, the plan
-Conditions = dict[str, Tensor]  # [1, ...] each, by the names of the pipeline's arguments
+PURPOSE = "generation"  # named in errors as what needs the pipeline folder
+OnStage = Callable[[str, int, int], None]  # (what is being done, how much of it is done, total; 0: unknown)
+OnStep = Callable[[int, int, PlannedRequest], None]  # (number of the video, number of the step that begins, the plan)
+Conditions = dict[str, Tensor]  # tensors [1, ...], by the name of the pipeline's argument
 
 
 class Parts:
-    """Text encoders, transformer and VAE; each is there while its stage runs.
+    """Text encoders, transformer and VAE; each is loaded at least while its stage runs.
 
     Args:
-        planner: Of the model; its pipeline folder is looked at, and nothing is loaded yet.
-        transformers: Those of the model, which are loaded when they are needed.
-        vae_tiling: Decode in tiles; None does for the families that need it.
-        engine: Executor and device of the engines of VAE and text encoders, where there are some.
-        compile_vae: Decode with a compiled VAE; see `compiled_vae`.
-        ranks: Other processes that make the same videos; None for none.
-        vae_precision: Of the VAE; None for the family's, and float32 on the CPU.
+        planner: Planner of the model. Its pipeline folder is checked, and nothing is loaded yet.
+        transformers: The transformers of the model, which are loaded when they are needed.
+        vae_tiling: Whether to decode in tiles; None does so for the families that need it.
+        engine: Executor and device of the engines of VAE and text encoders, if the source has some.
+        compile_vae: Whether to decode with a compiled VAE; see `compiled_vae`.
+        ranks: The ranks that make the same videos together; None for one process.
+        vae_precision: Precision of a VAE in torch. None takes the family's on a GPU, and float32 on the CPU.
 
     Raises:
         CheckpointError: The folder is not the model's pipeline.
-        FileNotFoundError: There is none.
-        ValueError: An option of the VAE that engines have fixed, or a precision that is none.
+        FileNotFoundError: There is no such folder.
+        ValueError: An option of the VAE was fixed when its engines were made, or the precision is unknown.
 
     Attributes:
-        planner: As given.
-        choice: Decides what stays; set it before anything is loaded.
-        kind: The pipeline of diffusers that runs; set it before a request.
-        transformers: As given.
-        ranks: As given.
+        planner: Planner of the videos' size; the pipeline replaces it when the size changes.
+        choice: The residency, which decides what stays loaded; set it before anything is loaded.
+        kind: The kind of diffusers pipeline that runs; set it before a request.
+        transformers: The transformers of the model.
+        ranks: The ranks that make the same videos together; None for one process.
         on_stage: Called with what is being loaded.
     """
 
@@ -132,13 +132,13 @@ class Parts:
         )
         self._check(self._index)
         self.kind = self._family.pipeline_kinds(planner.config)[0]
-        self._kept: dict[str, Any] = {}  # resident: components; else the tokenizers
-        self._pipelines: dict[tuple[Any, ...], Any] = {}  # and the pipeline of each stage
+        self._kept: dict[str, Any] = {}  # components that stay loaded: all if resident, otherwise the tokenizers
+        self._pipelines: dict[tuple[Any, ...], Any] = {}  # if resident, the pipeline of each stage
         self.on_stage: OnStage = lambda *_: None
         transformers.on_load = lambda: self.on_stage("loading the engine", 0, 0)
 
     def load(self) -> None:
-        """Resident: loads everything."""
+        """Loads all parts; for resident pipelines."""
         device = self.transformers.load()
         self._get((), device)
         if self.choice.cpu_offload and device.type != "cuda":
@@ -153,7 +153,7 @@ class Parts:
                 _move(pipeline, names, device)
 
     def free(self) -> None:
-        """Frees, between two stages, what nobody refers to any more, and what torch keeps but TensorRT cannot use."""
+        """Frees unreferenced objects between two stages, and torch's cached blocks, which TensorRT cannot use."""
         if self.choice.is_sequential or self.choice.cpu_offload:
             gc.collect()
             if torch.cuda.is_available():
@@ -161,40 +161,42 @@ class Parts:
 
     @property
     def waiting(self) -> torch.device | None:
-        """Where tensors lie between the stages; None: where they are."""
+        """The device to which tensors move between the stages; None leaves them where they are."""
         return CPU if self.choice.is_sequential else None
 
     @property
     def encodes_text(self) -> bool:
-        """Whether this process does; of several only the first one."""
+        """Whether this process encodes texts. Of several ranks, only rank 0 does."""
         return self.ranks is None or self.ranks.world.is_first
 
     def tokenizing(self, tokenizers: tuple[str, ...]) -> Any:
-        """A pipeline of diffusers with these tokenizers alone, which stay: `encoding` takes the same ones."""
+        """A pipeline of diffusers with these tokenizers alone. They stay loaded, and `encoding` uses them again."""
         pipeline = self._get(tokenizers, self.transformers.device or self.choice.encoders)
         self._kept.update({name: getattr(pipeline, name) for name in tokenizers})
         return pipeline
 
     @contextmanager
     def encoding(self) -> Iterator[tuple[Any, torch.device]]:
-        """A pipeline of diffusers with text encoders and tokenizers, and where they run."""
+        """Yields a pipeline of diffusers with text encoders and tokenizers, and the device they run on."""
         device = self.transformers.device or self.choice.encoders
         with self._pipeline(self._encoders, device) as pipeline:
             yield pipeline, device
 
     @contextmanager
     def conditioning(self) -> Iterator[tuple[Any, torch.device]]:
-        """A pipeline of diffusers with what encodes images, and where that runs."""
+        """Yields a pipeline of diffusers with the components that encode images, and the device they run on."""
         device = self.transformers.device or self.choice.device
         with self._pipeline(self.kind.conditioners, device) as pipeline:
             yield pipeline, device
 
     @contextmanager
     def denoising(self, encoded: Mapping[str, Any] = MappingProxyType({})) -> Iterator[tuple[Any, torch.device]]:
-        """A pipeline of diffusers for the transformers alone, and where they run; `Turns` gives it them.
+        """Yields a pipeline of diffusers without other parts than transformers, and the device they run on.
+
+        `Turns` puts the transformers into the pipeline.
 
         Args:
-            encoded: Stands in for components that have encoded images.
+            encoded: Stand-ins, by name, for the components that have encoded images.
         """
         try:
             device = self.transformers.load()
@@ -206,18 +208,18 @@ class Parts:
 
     @contextmanager
     def decoding(self) -> Iterator[tuple[Any, torch.device]]:
-        """A pipeline of diffusers with the VAE, and where that runs."""
+        """Yields a pipeline of diffusers with the VAE, and the device it runs on."""
         device = self.transformers.device or self.choice.device
         with self._pipeline(VAE, device) as pipeline:
             yield pipeline, device
 
     def decodes_whole(self, vae: Any) -> bool:
-        """Whether a VAE runs in torch, as it is, and not in tiles."""
+        """Whether a VAE runs in torch, neither compiled nor in tiles."""
         return isinstance(vae, torch.nn.Module) and not self._tiled
 
     @property
     def decodes_chunks(self) -> bool:
-        """Whether a VAE calls its decoder, whatever runs that, once for every chunk of frames."""
+        """Whether the VAE calls its decoder once for every chunk of frames, in torch or with an engine."""
         return self._family.vae_decodes_chunks and not self._tiled
 
     def decodes_tiles(self, vae: Any) -> bool:
@@ -225,13 +227,13 @@ class Parts:
         return isinstance(vae, torch.nn.Module) and self._tiled and not self._family.vae_decodes_chunks
 
     def close(self) -> None:
-        """Frees the engines; what of text encoders and VAE runs in torch goes with this object. May be called twice."""
+        """Frees the engines. Text encoders and VAE in torch are freed with this object. May be called twice."""
         self.transformers.close()
         self.engines.close()
 
     @contextmanager
     def _pipeline(self, names: tuple[str, ...], device: torch.device) -> Iterator[Any]:
-        """The pipeline of these components, on the device."""
+        """Yields the pipeline with these components, which are moved to the device."""
         pipeline = self._get(names, device)
         _move(pipeline, names, device)
         try:
@@ -247,7 +249,7 @@ class Parts:
         return tuple(name for name in self.kind.components if name not in (*self.kind.conditioners, *VAE))
 
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
-        """The pipeline of these components, where they are; what is not there yet is loaded."""
+        """The pipeline with these components; those that are not loaded yet are loaded, none is moved."""
         of_size = bool(self.engines.parts) or self._compile_vae  # their shapes are fixed
         key = self.kind.pipeline, names, *((str(self.planner.size),) if of_size else ())
         pipeline = self._pipelines.get(key)
@@ -262,7 +264,7 @@ class Parts:
         return pipeline
 
     def _load(self, names: Sequence[str], device: torch.device) -> Any:
-        """On the CPU; the device decides the precision that nobody chose."""
+        """Loads a pipeline with these components on the CPU. The device decides every precision that was not chosen."""
         family = self._family
         encoders, vae = (
             torch_dtype(dtype) if device.type == "cuda" else torch.float32
@@ -270,14 +272,14 @@ class Parts:
         )
         if self._vae_precision is not None:
             vae = torch_dtype(self._vae_precision)
-        kept = {} if self._compile_vae and names == VAE else self._kept  # it uses its VAE up
+        kept = {} if self._compile_vae and names == VAE else self._kept  # compiling uses a VAE up
         parts = {name: kept[name] for name in names if name in kept}
         encodes = names == self.kind.conditioners
         for name in names:
             if (part := self.engines.part_of(name, encodes=encodes)) is not None:
                 empty = empty_part(self._index, name, self._folder)
                 parts[name] = self.engines.component(part, empty, self.planner.size, device)
-        if "vae" not in names:  # the pipeline asks the VAE that it lacks for its compression and channels
+        if "vae" not in names:  # the pipeline still reads compression and channels from the VAE
             parts["vae"] = StandIn(empty_part(self._index, "vae", self._folder), vae, device)
         pipeline = load_pipeline(
             self._folder,
@@ -303,7 +305,7 @@ class Parts:
         return pipeline
 
     def _check(self, index: ModelIndex) -> None:
-        """Text encoders and VAE must give what the transformer takes."""
+        """Raises CheckpointError unless text encoders and VAE have the widths that the transformer takes."""
         config, family = self.planner.config, self._family
         encoder = load_part(
             component_class(index, "text_encoder", self._folder).config_class, self._folder / "text_encoder", {}
@@ -323,7 +325,7 @@ class Parts:
 
 @contextmanager
 def _exchanged(pipeline: Any, parts: Mapping[str, Any]) -> Iterator[None]:
-    """With other components in a pipeline meanwhile."""
+    """Replaces components of a pipeline inside the block."""
     before = {name: getattr(pipeline, name) for name in parts}
     try:
         for name, part in parts.items():
@@ -335,7 +337,7 @@ def _exchanged(pipeline: Any, parts: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _what(names: Sequence[str]) -> str:
-    """What a stage loads, in words."""
+    """Names components in words."""
     words = {"text_encoder": "text encoder", "vae": "VAE", "image_encoder": "image encoder"}
     return " and ".join(word for name, word in words.items() if name in names) or names[0]
 
@@ -350,18 +352,18 @@ def _move(pipeline: Any, names: Sequence[str], device: torch.device) -> None:
 
 
 def tell_cut(prompts: Sequence[str], negative: str | None, parts: Parts) -> dict[str | None, str]:
-    """Which texts have more tokens than the model takes; recorded as one fallback, before anything is encoded.
+    """Finds the texts with more tokens than the model takes; records one fallback, before anything is encoded.
 
     Args:
-        prompts: All of them different.
-        negative: None without guidance.
-        parts: What encodes them.
+        prompts: The prompts, without repetition.
+        negative: The negative prompt; None without guidance.
+        parts: The parts of the pipeline, whose tokenizers count the tokens.
 
     Returns:
-        What is told of a prompt, and under None of the negative one.
+        For each text that is too long, what to tell the user, by the prompt; the key None is for the negative prompt.
 
     Raises:
-        FallbackError: In strict mode.
+        FallbackError: A text is too long, in strict mode.
     """
     family = training_family(parts.planner.family, parts.planner.config)
     pipeline = parts.tokenizing(family.tokenizers)
@@ -385,13 +387,16 @@ def tell_cut(prompts: Sequence[str], negative: str | None, parts: Parts) -> dict
 def encode(
     prompts: Sequence[str], negative: str | None, images: Images, parts: Parts
 ) -> tuple[dict[str, Conditions], Conditions]:
-    """What the text encoders make of each prompt, and of what guidance leads away from.
+    """Encodes each prompt, and the negative prompt of guidance.
 
     Args:
-        prompts: All of them different.
-        negative: None without guidance.
-        images: Of the request, for text encoders that see them.
-        parts: What runs it.
+        prompts: The prompts, without repetition.
+        negative: The negative prompt; None without guidance.
+        images: The images of the request, for text encoders that take them.
+        parts: The parts of the pipeline that run it.
+
+    Returns:
+        The conditions of each prompt, and those of the negative prompt (empty without guidance).
     """
     family = training_family(parts.planner.family, parts.planner.config)
     encoded: dict[str, Conditions] = {}
@@ -411,7 +416,7 @@ def encode(
 
 @torch.no_grad()
 def condition(images: Images, parts: Parts) -> dict[str, Any]:
-    """What VAE and image encoders make of a request's images, in the places of those; see `Parts.denoising`."""
+    """Encodes a request's images; returns stand-ins for VAE and image encoders by name, see `Parts.denoising`."""
     if not images:
         return {}
     family = training_family(parts.planner.family, parts.planner.config)
@@ -435,10 +440,10 @@ class Sampling:
     """How the videos of one request are denoised.
 
     Attributes:
-        params: As asked for.
+        params: Sampling parameters of the request.
         planned: Schedule and steps.
-        noise: Gives the generator of a video's noise, by the video's number.
-        images: That every video begins or ends with.
+        noise: Returns the generator of a video's noise, given the video's number.
+        images: The images that every video begins or ends with.
         locate: See `VortaTransformer.request`.
         on_step: Called as every step begins; may raise to stop.
     """
@@ -453,13 +458,13 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """What the transformer made of one video.
+    """The denoised latents of one video, and how they were made.
 
     Attributes:
-        latents: [1, C, F, H, W].
-        launches: Of the transformer.
-        seconds: Of denoising.
-        fallbacks: What ran otherwise than asked for, in words.
+        latents: Latents [1, C, F, H, W].
+        launches: Number of launches of the transformer.
+        seconds: Wall-clock seconds of denoising.
+        fallbacks: In words, what ran otherwise than asked for.
     """
 
     latents: Tensor
@@ -471,14 +476,14 @@ class Denoised:
 def denoise(
     conditions: Sequence[Conditions], encoded: Mapping[str, Any], first: int, sampling: Sampling, parts: Parts
 ) -> list[Denoised]:
-    """Latents of each video.
+    """Samples the latents of each video.
 
     Args:
-        conditions: Of each video.
-        encoded: What `condition` gave.
-        first: Number of the first of them, for `on_step`.
-        sampling: How.
-        parts: What runs it.
+        conditions: Encoded texts of each video.
+        encoded: The stand-ins that `condition` returned.
+        first: Number of the first video, for `on_step`.
+        sampling: How the videos are denoised.
+        parts: The parts of the pipeline that run it.
     """
     planner, planned, on_step = parts.planner, sampling.planned, sampling.on_step
     family = get_family(planner.family)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The timesteps that a pipeline calls its transformer with, as the model takes them.
+"""Converts the timesteps that a pipeline calls its transformer with to those that the model takes.
 
-Most pipelines give one per sample, [B]. One that expands timesteps gives one per token, [B, S]: the step's own, or 0 on
-the tokens of the first latent frame where that is the latent of a given image. A model takes [B], or [B, 2]: that of
-the first latent frame, and that of all others. Both are picked out of the tokens; that no other token says otherwise is
-found out on the device, and looked at on the host without waiting for a GPU.
+Most pipelines give one timestep per sample, [B]. A pipeline that expands timesteps gives one per token, [B, S]: the
+timestep of the step, or 0 for the tokens of the first latent frame where that frame is the latent of a given image. A
+model takes [B], or [B, 2]: the timestep of the first latent frame, and that of all other frames. Both are taken from
+the first and the last token. A check that all other tokens agree runs on the device; the host reads its result later,
+without waiting for a GPU.
 
 Letters: B batch, S video tokens.
 """
@@ -19,18 +20,18 @@ from vorta_trt.runtime.sampling.finite import HostCopy
 
 
 def of_schedule(timestep: Tensor) -> Tensor:
-    """The step's own timestep for each sample, [B] or [], of [B, S], [B] or [].
+    """The timestep of the step for each sample, [B] or [], from timesteps [B, S], [B] or [].
 
-    The last token is never of the first latent frame, unless that is the only one.
+    From [B, S] it takes the last token, which is in the first latent frame only if there is no other frame.
     """
     return timestep[:, -1] if timestep.ndim == 2 else timestep
 
 
 class Timesteps:
-    """Turns the timesteps of every call into the model's.
+    """Converts the timesteps of every call to the model's.
 
     Args:
-        per_sample: How many the model takes, 1 or 2.
+        per_sample: Number of timesteps per sample that the model takes, 1 or 2.
     """
 
     def __init__(self, per_sample: int) -> None:
@@ -41,13 +42,13 @@ class Timesteps:
         """The model's timesteps, float32 [B] or [B, 2].
 
         Args:
-            timestep: The pipeline's, [], [B] or [B, S].
-            batch: B.
-            grid: Tokens (frames, height, width).
+            timestep: The pipeline's timesteps, [], [B] or [B, S].
+            batch: Number of samples B.
+            grid: Number of tokens along (frames, height, width).
 
         Raises:
-            ValueError: Another shape; or tokens that differ otherwise than by the first frame, which on a GPU is said
-                by the next call or by `finish`.
+            ValueError: The shape is another one, or tokens other than those of the first frame differ. On a GPU, the
+                next call or `finish` raises the latter.
         """
         self.finish()
         frames, height, width = grid
@@ -60,24 +61,24 @@ class Timesteps:
             )
         first, others = timestep, timestep  # [B] each
         if timestep.ndim == 2:
-            own = height * width if self._per_sample == 2 else 0  # tokens that may have another one than the rest
+            own = height * width if self._per_sample == 2 else 0  # tokens whose timestep may differ from the rest
             self._check_later(timestep[:, :own], timestep[:, own:])
             first, others = timestep[:, 0], timestep[:, -1]
         return (torch.stack((first, others), dim=1) if self._per_sample == 2 else others).to(torch.float32)
 
     def _check_later(self, *parts: Tensor) -> None:
-        """On the CPU at once: all tokens of a part, [B, *], must have the same timestep."""
+        """Checks that all tokens of each part, [B, *], have the same timestep: on the CPU at once, on a GPU later."""
         even = torch.stack([(part == part[:, :1]).all() for part in parts]).all()
         self._pending = HostCopy(even)
         if not even.is_cuda:
             self.finish()
 
     def forget(self) -> None:
-        """Lets go of the last call, whose tokens are not looked at any more."""
+        """Drops the pending check of the last call."""
         self._pending = None
 
     def finish(self) -> None:
-        """Looks at what is known of the last call's tokens; raises as a call does."""
+        """Reads the result of the last call's check; raises as a call does."""
         pending, self._pending = self._pending, None
         if pending is not None and not bool(pending.wait()):
             rule = (

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`VortaTransformer`: a bundle, an ONNX file or a routed model in the place of the transformer in diffusers' pipelines.
+"""`VortaTransformer`: a bundle, an ONNX file or a routed model in place of the transformer in diffusers' pipelines.
 
     pipe.transformer = VortaTransformer.from_pretrained("model.bundle")
 
 Every call of the pipeline is one launch, with the model's own tau and routes: its router's, or the calibrated ones of
-its bundle. `pipe.transformer.enable_cache("broadcast", dense_first=2)` makes a plan for every video. A caller who wants
-the plan first, and reports of what happened, makes one
+its bundle. `pipe.transformer.enable_cache("broadcast", dense_first=2)` makes a plan for every video. To see the plan
+before sampling, and to get reports of what happened, make the plan yourself
 
     plan = pipe.transformer.plan(timesteps, cache=StepBroadcast(), guards=RouteGuards(dense_first=2))
     with pipe.transformer.request(plan) as request:
         pipe(prompt)
 
-and may call the pipeline again and again in the `with` block. Of a model with two experts
+and call the pipeline any number of times in the `with` block. For a model with two experts
 
     pipe.transformer, pipe.transformer_2 = map(VortaTransformer.from_pretrained, (high, low))
 
-each plans, and follows, its own part of the schedule.
+each expert plans, and follows, its own part of the schedule.
 
-What belongs to a request lies in this object: one pipeline, one `VortaTransformer`, one thread at a time. Several may
-share an `Engine`.
+The object holds the state of a request. So each pipeline needs its own `VortaTransformer`, which only one thread may
+use at a time. Several `VortaTransformer`s may share an `Engine`.
 """
 
 from __future__ import annotations
@@ -61,21 +61,22 @@ if TYPE_CHECKING:
     from vorta_trt.model.timestep_path import TimestepPath
 
 logger = logging.getLogger(__name__)
-PREDICTION = "pred_"  # before the names that diffusers' guiders give their contexts
+PREDICTION = "pred_"  # prefix of the names that diffusers' guiders give their contexts
 _PRECISION = "build or load it in another precision if you need that"
 
 
 class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
-    """A diffusers model of which the pipelines see config, dtype, device, `cache_context` and `forward`.
+    """A diffusers model. Pipelines use its config, dtype, device, `cache_context` and `forward`.
 
-    Make it with `from_pretrained`. `to` moves a routed model; an engine stays on its GPU, and either stays in its
-    precision. With `pipe.enable_model_cpu_offload()` and `enable_sequential_cpu_offload()` text encoders and VAE leave
-    the GPU between uses and an engine stays; a routed model moves with the former and refuses the latter. To
-    `torch.compile` it is opaque; a routed model may be compiled itself.
+    Make it with `from_pretrained`. `to` moves a routed model to a device; an engine stays on its GPU. Neither changes
+    its precision. With `pipe.enable_model_cpu_offload()` and `pipe.enable_sequential_cpu_offload()`, text encoders and
+    VAE leave the GPU between uses, and an engine stays. A routed model moves with `enable_model_cpu_offload` and
+    refuses `enable_sequential_cpu_offload`. `torch.compile` does not trace into it; a routed model may be compiled
+    itself.
 
     Attributes:
-        denoiser: What runs a launch.
-        fallbacks: What ran otherwise than asked for.
+        denoiser: Launches the transformer.
+        fallbacks: Counts what ran otherwise than asked for.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
@@ -88,18 +89,18 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         self._convert = ModelInputs(denoiser)
         self._request: Request | None = None
         self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
-        self._own: Request | None = None  # that which follows from it
-        # A schedule, its writes, its values, its calibrated routes.
+        self._own: Request | None = None  # the request that `enable_cache` leads to
+        # The last schedule: its tensor, the tensor's version counter, its values, its calibrated routes.
         self._looked_up: tuple[Tensor, int, list[float], Tensor | None] | None = None
-        self._context: str | None = None  # of `cache_context`
-        self._unnamed: Snapshot | None = None  # latents and timestep of the last call outside of one
+        self._context: str | None = None  # the name that `cache_context` was given
+        self._unnamed: Snapshot | None = None  # latents and timestep of the last call outside of `cache_context`
         self._family = get_family(denoiser.family)
         self._names = [spec.name for spec in self._family.inputs(denoiser.config)]
         self._signature = inspect.signature(self._family.diffusers_transformer().forward)
         if isinstance(denoiser, TorchDenoiser):
             self.model = denoiser.model  # as a submodule, its parameters move with this module
         else:
-            # Offloading asks a module's parameters where the module is. This one has no element.
+            # Offloading reads a module's device from its parameters. This parameter has no element.
             with LOADING:
                 self.place = nn.Parameter(torch.empty(0, dtype=denoiser.dtype), requires_grad=False)
         self.register_to_config(**denoiser.config)  # type: ignore[no-untyped-call]
@@ -115,16 +116,17 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """Loads a bundle or an exported ONNX file, or takes a model in torch.
 
         Args:
-            source: A bundle, or the path of one or of an ONNX file, whose engine `close` closes; an `Engine`, which
-                stays the caller's to close; or a routed model, which is shared, and runs on a GPU with our kernels and
-                no TensorRT, or on the CPU. A routed model without a geometry takes every latent size.
+            source: A bundle, or the path of a bundle or an ONNX file: its engine is opened here, and `close` closes it.
+                Or an open `Engine`, which the caller closes. Or a routed model, which is not copied; it runs on a GPU
+                with our kernels and without TensorRT, or on the CPU. A routed model without a geometry takes every
+                latent size.
             fallbacks: Counts what runs otherwise than asked for, or refuses it (`Fallbacks(strict=True)`); None takes
                 those of the engine.
-            engine: As for `Engine`: executor, device, verify, ...
+            engine: Options of `Engine`: executor, device, verify, ...
 
         Raises:
-            VortaError: `vorta-trt export` did not write the file, or what `Engine` raises.
-            ValueError: Options of an engine with a model or an engine that is open.
+            VortaError: `vorta-trt export` did not write the file, or `Engine` raises it.
+            ValueError: Options of an engine are given with a routed model or an open engine.
         """
         if isinstance(source, RoutedTransformer | Engine) and engine:
             raise ValueError(f"{', '.join(engine)}: an open engine and a routed model run where they are; leave it out")
@@ -143,21 +145,22 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     @cached_property
     def timestep_path(self) -> TimestepPath | None:
-        """Timestep embedder and routers, from which plans know their routes; None if they are not at hand."""
+        """Timestep embedder and routers, from which plans compute their routes; None if they are not available."""
         return self.denoiser.timestep_path()
 
     @cached_property
     def calibration(self) -> RouteCalibration | None:
-        """Calibrated routes of the bundle, by the timestep; None if it has none."""
+        """Calibrated routes of the bundle, by timestep; None if it has none."""
         return self.denoiser.calibration()
 
     def plan(self, timesteps: Iterable[float] | Tensor, **options: Any) -> StepPlan:
-        """`plan_steps` with what is known of this model. One of two experts plans the part of the schedule it takes.
+        """Calls `plan_steps` with the data of this model. One of two experts plans only its part of the schedule.
 
         Args:
-            timesteps: Those that the pipeline will sample with, in order, all of them; see `schedule_timesteps`.
-            options: cache, guards, tau, ... of `plan_steps`. Unless given, `calibrated` is what the bundle holds (None:
-                the router decides), and timesteps are rounded as the family's pipeline does with its own scheduler.
+            timesteps: All timesteps that the pipeline will sample with, in order; see `schedule_timesteps`.
+            options: Options of `plan_steps`: cache, guards, tau, ... By default, `calibrated` has the bundle's
+                calibrated routes (None lets the router decide), and timesteps are rounded as the family's pipeline does
+                with its own scheduler.
         """
         timesteps = timesteps if isinstance(timesteps, Tensor) else list(timesteps)
         options.setdefault("part", self._part(timesteps))
@@ -168,10 +171,10 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return plan_steps(timesteps, path=self.timestep_path, heads=self.denoiser.heads, **options)
 
     def _part(self, timesteps: Sequence[float] | Tensor) -> range | None:
-        """The steps of a schedule that this transformer takes; None for all.
+        """The range of a schedule's steps that this transformer takes; None for all steps.
 
         Raises:
-            ValueError: None of them.
+            ValueError: The transformer takes none of the steps.
         """
         ratio, component = self.denoiser.boundary_ratio, self.denoiser.component
         if ratio is None:
@@ -203,22 +206,24 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         """A context in which the pipeline's calls follow a plan, and samples that are not finite stop the run.
 
         Args:
-            plan: Of the schedule that the pipeline samples with. A video that does not use all of it is a fallback.
-            guidance: Whether both samples of classifier-free guidance share a launch; then they are equal but for
-                rounding.
-            guided: False where this transformer's guidance scale is 1 though the pipeline asks for both samples: the
-                unconditional one cancels out, and is not computed.
-            fallbacks: None takes those of this transformer.
-            locate: Look for the layer in which values stopped being finite, by running the step again on the CPU; None
-                does where the model runs there anyway.
+            plan: Plan of the schedule that the pipeline samples with. A video that does not take all its steps counts
+                as a fallback.
+            guidance: Whether both samples of classifier-free guidance share a launch. Shared launches change samples
+                by rounding.
+            guided: False where this transformer's guidance scale is 1 although the pipeline asks for both samples. The
+                unconditional sample then cancels out, and is not computed.
+            fallbacks: Counts what runs otherwise than asked for; None takes those of this transformer.
+            locate: Whether to look for the layer in which values became non-finite, by running the step again on the
+                CPU. None does so only where the model runs on the CPU anyway.
             on_step: Called with the number of every step as it begins; may raise to stop the run.
-            pipeline: diffusers' pipeline, if you may set its `interrupt`, which excuses the steps that are not taken.
-            passes: Guidance in parallel, see `Request`.
-            on_latents: Called with every step as it begins, and its latents.
+            pipeline: The pipeline of diffusers. Give it if you may set its `interrupt`: then steps that are not taken
+                are no fallback.
+            passes: Exchanges the samples, with guidance in parallel; see `Request`.
+            on_latents: Called with the number and the latents of every step as it begins.
 
         Raises:
-            RuntimeError: Within another request.
-            FallbackError: In strict mode.
+            RuntimeError: Another request has not ended.
+            FallbackError: Something would run otherwise than asked for, in strict mode.
         """
         if self._request is not None:
             raise RuntimeError("request: another one has not ended; one transformer follows one plan at a time")
@@ -233,14 +238,15 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self._convert.forget()
 
     def enable_cache(self, config: Any = None, **changes: Any) -> None:
-        """Plans every video that a pipeline samples from now on; `disable_cache` ends it.
+        """Plans every video that a pipeline samples from now on, until `disable_cache` is called.
 
         Args:
-            config: "tea" or "broadcast", a `TeaCache` or a `StepBroadcast`; None caches nothing, for guards alone.
-            changes: `tau`, `dense_first`, `dense_last`, `dense_layers`, `guidance_batching`, as of `SamplingParams`.
+            config: "tea" or "broadcast", a `TeaCache` or a `StepBroadcast`. None caches nothing, and is for guards
+                alone.
+            changes: `tau`, `dense_first`, `dense_last`, `dense_layers`, `guidance_batching`, as in `SamplingParams`.
 
         Raises:
-            ValidationError: Another cache, or other names. Inside an engine nothing can be cached, whole steps can.
+            ValidationError: The cache or a value is invalid. Only whole steps can be cached, nothing inside an engine.
         """
         if other := changes.keys() - {"tau", "dense_first", "dense_last", "dense_layers", "guidance_batching"}:
             raise ValueError(
@@ -257,12 +263,12 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         )
 
     def disable_cache(self) -> None:
-        """Every call is a launch of the model's own again."""
+        """Ends the planning of `enable_cache`: every call launches the model again, with its own tau and routes."""
         self._own = self._cached = None
 
     @property
     def is_cache_enabled(self) -> bool:
-        """Whether videos are planned."""
+        """Whether `enable_cache` is in effect."""
         return self._cached is not None
 
     def _follow(
@@ -293,7 +299,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         )
 
     def _planned(self, timestep: Tensor, cached: dict[str, Any], context: str) -> Request:
-        """The request of `enable_cache`. The schedule is read when a video begins, which waits for a GPU once."""
+        """The request of `enable_cache`. The schedule is read when a video begins, which waits once for a GPU."""
         schedule = memory_of(timestep) if context == COND else None
         if schedule is not None and self._may_begin(timestep, len(schedule)):
             plan = self.plan(schedule, **cached["options"])
@@ -308,7 +314,11 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return self._own
 
     def _may_begin(self, timestep: Tensor, steps: int) -> bool:
-        """Whether a video may begin at a timestep for this transformer: at the first, but for the second expert."""
+        """Whether a video may begin at this timestep.
+
+        For the first transformer it is the first timestep of the schedule. For the second expert it is any timestep, or
+        during a video the first one of its plan or one of another schedule.
+        """
         if self.denoiser.component == TRANSFORMER or self._own is None or self._own.state.is_done():
             return timestep.storage_offset() == 0 or self.denoiser.component != TRANSFORMER
         plan = self._own.plan
@@ -318,7 +328,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # engines and counters are nothing that dynamo could trace
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor] | Transformer2DModelOutput:
-        """Takes what the diffusers model of the family takes: hidden_states [B, C, F, H, W], timestep [B], ...
+        """Takes the arguments of the family's diffusers model: hidden_states [B, C, F, H, W], timestep [B], ...
 
         Returns:
             The sample, [B, C, F, H, W] in the type of hidden_states.
@@ -355,7 +365,10 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return self.denoiser.run(self._convert(given, context), None, routes)[0]  # [B, C, F, H, W]
 
     def _context_of(self, given: Given) -> str:
-        """What a call is for. Pipelines that do not say it call for "cond", then for "uncond" with the same tensors."""
+        """The context of a call: as `cache_context` says, or guessed from the tensors.
+
+        Pipelines without `cache_context` call for "cond", and then for "uncond" with the same latents and timestep.
+        """
         if self._context is not None:
             return self._context
         step = self._convert.of_step(given)
@@ -364,9 +377,9 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return UNCOND if again else COND
 
     def _own_routes(self, timestep: Tensor) -> Tensor | None:
-        """Calibrated routes [L, N] at a timestep, None without; refuses a timestep of the other of two experts.
+        """Calibrated routes [L, N] at a timestep, or None; refuses a timestep that belongs to the other expert.
 
-        A schedule is read when its first timestep comes, and no more.
+        The values of a schedule are copied from the device once, when its first timestep comes.
         """
         if self.calibration is None and self.denoiser.boundary_ratio is None:
             return None
@@ -384,7 +397,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return None if known[3] is None else known[3][step]
 
     def _refuse_other(self, timestep: float) -> None:
-        """Raises ValueError for a timestep of the other of two experts: the pipeline has them swapped, or only one."""
+        """Raises ValueError for a timestep of the other expert: the pipeline has them swapped, or has only one."""
         ratio, component = self.denoiser.boundary_ratio, self.denoiser.component
         if component not in steps_of_experts([timestep], ratio):
             high, low = timesteps_of_expert(component, ratio)
@@ -396,7 +409,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     @contextmanager
     def cache_context(self, name: str, **known: Any) -> Iterator[None]:
-        """Says, as pipelines do, whether the calls inside are for "cond" or "uncond"; guiders put "pred_" before it."""
+        """Names the context of the calls inside the block, "cond" or "uncond"; guiders prefix it with "pred_"."""
         before, self._context = self._context, name.removeprefix(PREDICTION)
         try:
             yield
@@ -404,7 +417,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             self._context = before
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """Pipelines of diffusers call this when they are done: nothing of the request is kept."""
+        """Drops all state of the request. Pipelines of diffusers call this at their end."""
         for request in (self._request, self._own):
             if request is not None:
                 request.reset()
@@ -421,7 +434,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         return self.denoiser.device
 
     def to(self, *arguments: Any, **options: Any) -> VortaTransformer:  # type: ignore[override]
-        """Moves a routed model to a device. An engine stays where it is; the precision of either stays what it is."""
+        """Moves a routed model to a device. An engine stays on its device; neither changes its precision."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*arguments, **options)
         if dtype is not None and dtype != self.dtype:
             logger.warning("to(%s): this transformer stays in %s; %s", dtype, self.dtype, _PRECISION)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Transformers`: those of a pipeline, loaded; and `Turns`, which gives every step of a video the one that takes it.
+"""`Transformers` loads the transformers of a pipeline; `Turns` gives the pipeline the right one at every step.
 
-Of two experts both stay loaded where they fit. Where they do not, one is loaded at a time: while the first samples, the
-files of the second are read ahead into the host's memory, and at the switch the first is freed and the second loaded.
+Two experts both stay loaded where they fit. Where they do not fit, they are loaded in turn: while the first expert
+samples, the files of the second are read ahead into host memory; at the switch the first is freed, the second loaded.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Transformers:
     """The transformers of a pipeline, each loaded when it is first asked for.
 
     Args:
-        components: "transformer", and of two experts "transformer_2".
-        open_one: Called with a component when it is needed.
-        files_of: Gives the files that loading a component reads.
-        fallbacks: Counts what runs otherwise than asked for, in all of them.
-        size: Of the videos; see `use`.
+        components: "transformer", and for two experts also "transformer_2".
+        open_one: Loads the transformer of a component; called when it is needed.
+        files_of: Returns the files that loading a component reads.
+        fallbacks: Counts what runs otherwise than asked for, in all transformers.
+        size: Size of the videos, as text; see `use`.
 
     Attributes:
-        in_turn: Of two experts only one is loaded at a time; set it before anything is loaded.
-        on_load: Called before one is loaded.
-        on_free: Called when all have been freed, for what they share.
+        in_turn: Whether only one of two experts is loaded at a time; set it before anything is loaded.
+        on_load: Called before a transformer is loaded.
+        on_free: Called when all transformers have been freed, to free what they share.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Transformers:
 
     @property
     def device(self) -> torch.device | None:
-        """Where they run; None while none is loaded."""
+        """The device of the transformers; None while none is loaded."""
         return next((transformer.device for transformer in self._loaded.values()), None)
 
     def load(self) -> torch.device:
-        """Loads all of them, or of experts in turn the first; returns where they run."""
+        """Loads all transformers, or only the first of two experts in turn; returns their device."""
         for component in self.components[: 1 if self.in_turn else None]:
             self.get(component)
         device = self.device
@@ -73,7 +73,7 @@ class Transformers:
         return device
 
     def get(self, component: str) -> VortaTransformer:
-        """A transformer, loaded; in turn, the other one is freed first."""
+        """Returns the transformer of a component, and loads it if necessary; in turn, it first frees the other one."""
         key = self._size, component
         if key not in self._loaded:
             if self.in_turn:
@@ -83,11 +83,12 @@ class Transformers:
         return self._loaded[key]
 
     def use(self, size: str, has_room: Callable[[], bool]) -> None:
-        """Those of a video size are meant from now on.
+        """Switches to the transformers of another video size.
 
         Args:
-            size: What tells the sizes apart.
-            has_room: Asked if they are not loaded: whether they fit beside what is; else that is freed.
+            size: The size, as text.
+            has_room: Called if no transformer of this size is loaded. It says whether they fit beside the loaded ones,
+                which are freed otherwise.
         """
         if size == self._size:
             return
@@ -97,13 +98,16 @@ class Transformers:
         self._size = size
 
     def read_ahead(self, component: str) -> None:
-        """In turn, begins to read the files of the expert that comes next, so that loading it finds them in memory."""
+        """Starts to read the files of the next expert in the background, so that they are in the page cache later.
+
+        It does nothing unless experts are loaded in turn.
+        """
         if self.in_turn and (self._size, component) not in self._loaded:
             self._stop_reading()
             self._ahead = ReadAhead(self._files_of(component))
 
     def close(self) -> None:
-        """Frees all of them. May be called twice."""
+        """Frees all transformers. May be called twice."""
         self._stop_reading()
         self._free()
 
@@ -114,7 +118,7 @@ class Transformers:
             del transformer
         self.on_free()
         gc.collect()
-        if torch.cuda.is_available():  # the next one needs what torch keeps but TensorRT cannot use
+        if torch.cuda.is_available():  # the next transformer may need torch's cached memory, which TensorRT cannot use
             torch.cuda.empty_cache()
 
     def _stop_reading(self) -> None:
@@ -124,10 +128,11 @@ class Transformers:
 
 
 class ReadAhead:
-    """Reads files in a thread of its own, for the operating system to keep them in memory.
+    """Reads files in a background thread, so that the operating system keeps them in its page cache.
 
     Args:
-        files: In the order in which they are read; one that cannot be read is left to whoever needs it.
+        files: The files, in the order in which they are read. A file that cannot be read is skipped; the loader will
+            report it.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -156,22 +161,22 @@ class ReadAhead:
 
 
 class Turns:
-    """Gives a pipeline of diffusers the transformer of every step of one video, each with its own plan.
+    """Puts the transformer of each step into a pipeline of diffusers, for one video. Each follows its own plan.
 
-    A context manager around one call of the pipeline, which gets `arguments`. Experts switch between two steps, in the
-    pipeline's own callback.
+    It is a context manager around one call of the pipeline, which must get `arguments`. Experts switch between two
+    steps, in the pipeline's callback at the end of a step.
 
     Args:
-        pipeline: diffusers' pipeline.
-        transformers: What runs it.
-        planned: What is sampled.
+        pipeline: The pipeline of diffusers.
+        transformers: The transformers of the model.
+        planned: The plan of the request.
         guidance: Whether both samples of guidance share a launch.
         locate: See `VortaTransformer.request`.
         on_step: Called with the number of every step as it begins.
-        ranks: Other processes that sample the same video; None for none.
+        ranks: The ranks that sample the same video together; None for one process.
 
     Attributes:
-        launches: Of all transformers, once the block has ended.
+        launches: Number of launches of all transformers, known once the block has ended.
     """
 
     def __init__(
@@ -188,7 +193,7 @@ class Turns:
         self._pipeline, self._transformers, self._planned = pipeline, transformers, planned
         self._options = {"guidance": guidance, "locate": locate, "on_step": on_step, "pipeline": pipeline}
         if ranks is not None:
-            passes = ranks.passes if planned.guided else None  # without guidance there is one, which all compute
+            passes = ranks.passes if planned.guided else None  # without guidance, all ranks compute the only pass
             self._options |= {"passes": passes, "on_latents": ranks.compare_step}
         self._stack = ExitStack()
         self._request: Request | None = None
@@ -197,7 +202,7 @@ class Turns:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the pipeline is called with besides: nothing for one transformer."""
+        """Additional arguments for the call of the pipeline; none for one transformer."""
         return {"callback_on_step_end": self._after_step} if self._waiting else {}
 
     def __enter__(self) -> Turns:
@@ -222,9 +227,9 @@ class Turns:
             self._transformers.read_ahead(self._waiting[0].component)
 
     def _after_step(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What diffusers calls at the end of every step."""
+        """The callback of diffusers at the end of every step; switches experts where it is due."""
         if self._waiting and step + 1 == self._waiting[0].steps.first and not getattr(pipeline, "interrupt", False):
-            self._stack.close()  # what the first has not checked yet
+            self._stack.close()  # runs the pending checks of the first expert
             self._count()
             self._take(self._waiting.pop(0))
         return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`FiniteCheck`: stops a run at a sample that is not finite; the error names the step and, if it can be found, the layer.
+"""`FiniteCheck`: stops a run at a sample that is not finite. The error names the step and, if it is found, the layer.
 
 The check is one reduction per sample. On a GPU nothing waits for it: the count is copied to the host while the GPU
 works on, and is read when the next sample comes, or in `finish`. So on a GPU the run stops one step late, but the error

@@ -52,7 +52,7 @@ class TeaCache:
     Args:
         threshold: Threshold of the accumulated change. 0 computes every step; None takes the published threshold.
         coefficients: Coefficients of the polynomial, highest power first. None takes the published coefficients of the
-            model that is planned for, and at least their number of `first` steps.
+            model that is planned for, and raises `first` to the published number.
         signal: The embedding that is compared: "embedding" or "modulation".
         first: How many steps at the beginning are always computed.
         last: How many steps at the end are always computed.
