@@ -38,7 +38,7 @@ def explained(error: Exception) -> str:
         return f"{error.filename or 'system'}: {error.strerror}"
     if type(error).__name__ == "PydanticSerializationError" and "surrogates" in str(error):
         return "JSON: a path in the report is not UTF-8 text; rename the file, or leave out --json"
-    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic's, which is not imported here
+    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic is not imported here
         return "; ".join(_problem(problem) for problem in error.errors())
     if type(error).__name__ == "MissingImageError" and hasattr(error, "of_command"):  # as above, not imported here
         return str(error.of_command)

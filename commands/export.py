@@ -99,7 +99,7 @@ def export(
             typer.echo(component_file(path, source.component))
         flavour = ["--tensorrt", "tensorrt8"] if opset == OPSET_17 else []
         following = ["build", str(path), *flavour, "-o", str(path.with_suffix(".bundle"))]
-        if precision == "fp32":  # no engine computes in it; the file is for ONNX Runtime
+        if precision == "fp32":  # for ONNX Runtime: no engine computes in fp32
             given = {"--router": router or (), "--lora": lora or (), "--variant": [] if variant is None else [variant]}
             made_of = [text for option, values in given.items() for value in values for text in (option, value)]
             following = ["verify", str(path), str(checkpoint), *made_of]

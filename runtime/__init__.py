@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundle -> results: executors behind one `Engine`, verification, videos. Names are loaded on first use."""
+"""Runs bundles: executors behind one `Engine`, verification, generation of videos. Names are loaded on first use."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Source:
             component = self.component if len(reader.experts) > 1 else None
             family, config = reader.family, reader.config
         router = None if self.router is None else load_router(self.router)
-        # The router of another family is refused with the model; it has nothing to do with this one's config.
+        # A router of another family cannot be read with this config; `from_pretrained` refuses it below.
         trained = None if router is None else router.geometry(config if router.family == family else None)
         calibrated = self.calibrated_routes()
         if router is None and self.size is None and calibrated is not None:

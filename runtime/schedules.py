@@ -200,7 +200,7 @@ def _evenly_spaced_sigmas(checkpoint: Path) -> bool:
         if path.is_file():
             content = path.read_text(encoding="utf-8")
             return any(f'"{family.transformer_class}"' in content for family in families() if family.gives_sigmas)
-    if checkpoint.is_file() or any(checkpoint.glob("*.safetensors")):  # weights that come without a config
+    if checkpoint.is_file() or any(checkpoint.glob("*.safetensors")):  # weights without a config
         from vorta_trt.model.checkpoint import CheckpointReader
 
         with CheckpointReader(checkpoint) as reader:

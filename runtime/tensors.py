@@ -81,7 +81,7 @@ def kind_of(name: str, value: object) -> ArrayKind | Literal["dlpack"] | None:
     """
     if isinstance(value, np.ndarray):
         return "numpy"
-    torch = sys.modules.get("torch")  # nobody can hold a tensor without having imported torch
+    torch = sys.modules.get("torch")  # a torch tensor exists only if torch is imported
     if torch is not None and isinstance(value, torch.Tensor):
         return "torch"
     if isinstance(value, bool | int | float | list | tuple | np.generic):
@@ -159,7 +159,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     import torch
 
     array = array.detach().cpu()
-    if array.dtype == torch.bfloat16:  # NumPy knows bfloat16 only through ml_dtypes, and torch knows nothing of that
+    if array.dtype == torch.bfloat16:  # NumPy has bfloat16 only through ml_dtypes, which torch does not know
         return array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bfloat16"))
     return np.asarray(array.numpy())
 
@@ -169,7 +169,7 @@ def to_torch(array: Array, device: torch.device | str | None = None) -> torch.Te
     import torch
 
     if isinstance(array, np.ndarray):
-        host: np.ndarray[Any, Any] = np.ascontiguousarray(array).reshape(array.shape)  # it makes scalars 1-D
+        host: np.ndarray[Any, Any] = np.ascontiguousarray(array).reshape(array.shape)  # or scalars become 1-D
         if not host.flags.writeable:  # torch.from_numpy warns about read-only memory
             host = host.copy()
         if host.dtype.name == "bfloat16":

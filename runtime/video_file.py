@@ -178,7 +178,7 @@ class BackgroundWriter:
 
     def _run(self) -> None:
         try:
-            if self._path.suffix.lower() == ARRAY:  # written at once, in the end
+            if self._path.suffix.lower() == ARRAY:  # written at the end, as a whole
                 self._whole = list(self._given())
                 return
             with video_writer(self._path, self._rate) as write:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two sample sets or two settings of one model lie apart. Starts in `compare` and `settings`."""
+"""Measures how far two sets of samples, or two settings of a model, differ. Starts in `compare` and `settings`."""

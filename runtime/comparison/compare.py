@@ -17,7 +17,7 @@ from vorta_trt.runtime.video_file import FrameWriter, video_writer
 
 Report = Callable[[str, int, int], None]  # (what, done, total); total 0 is unknown
 Distance = Callable[[Frame, Frame], float]
-DEFAULT_RATE = 16.0  # frames per second of videos of arrays, which do not say
+DEFAULT_RATE = 16.0  # frames per second for samples that are arrays, which store no rate
 
 
 def compare_samples(
@@ -30,7 +30,7 @@ def compare_samples(
     fps: float | None = None,
     lpips: bool | None = None,
 ) -> CompareReport:
-    """PSNR, SSIM and, where it can be had, LPIPS of two samples or of two folders of them.
+    """Computes PSNR, SSIM and, where it is available, LPIPS of two samples, or of two folders of samples.
 
     Args:
         first: A file (see `read_frames`), or a folder.
@@ -44,10 +44,10 @@ def compare_samples(
             says why it is missing; True raises an error then.
 
     Raises:
-        FileNotFoundError: a sample, or the other one of a pair, is missing.
-        SampleError: samples that cannot be read or do not fit together; the message names the files.
-        LpipsUnavailableError: lpips=True, and it is not there.
-        ValueError: a file beside a folder, or a video path that is a sample or has an unknown suffix.
+        FileNotFoundError: A sample, or its counterpart in the other folder, is missing.
+        SampleError: Samples cannot be read or do not fit together; the message names the files.
+        LpipsUnavailableError: `lpips` is True, and LPIPS is not available.
+        ValueError: A file is given with a folder, or the video path is a sample or has an unknown suffix.
     """
     pairs = _pairs(first, second)
     floors = [] if floor is None else _floor_pairs(first, floor, pairs)

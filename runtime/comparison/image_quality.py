@@ -16,9 +16,9 @@ from vorta_trt.plugins.errors import VortaError
 from vorta_trt.plugins.extras import extra_command
 
 Picture = npt.NDArray[np.float64]
-WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian
+WINDOW, SIGMA = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
 K1, K2 = 0.01, 0.03
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B: ITU-R BT.601
 
 
 def mean_squared_error(first: Picture, second: Picture) -> float:
@@ -71,11 +71,11 @@ def _windowed(values: Picture) -> Picture:
 
 
 class LpipsUnavailableError(VortaError):
-    """The package for LPIPS, or its weights, are not there."""
+    """The package for LPIPS is not installed, or its weights cannot be loaded."""
 
 
 def load_lpips() -> Callable[[Picture, Picture], float]:
-    """Learned perceptual distance with AlexNet, 0 for equal pictures.
+    """Loads LPIPS, the learned perceptual distance, with AlexNet; it is 0 for equal pictures.
 
     Source: Zhang et al. 2018, arXiv 1801.03924, in the authors' package `lpips`, version 0.1 of the linear weights.
 

@@ -192,7 +192,7 @@ def compare_settings(
     common = (params or SamplingParams()).model_dump(exclude_unset=True)
     requests = [SamplingParams(**({"seed": 0} | common | setting.params)) for setting in settings.values()]
     for planner, request in zip(planners, requests, strict=True):
-        planner.plan(request)  # says what is wrong before anything large is loaded
+        planner.plan(request)  # raises for bad parameters before anything large is loaded
         planner.for_images(images or {}).read_images(images or {})
     places = [_sample_files(folder / name, len(prompts)) for name in settings]
     for files, planner, request, setting in zip(places, planners, requests, settings.values(), strict=True):
@@ -235,7 +235,7 @@ def _computed(setting: Setting, models: Sequence[RoutedTransformer]) -> Iterator
             yield
         finally:
             for model in compiled:
-                model._compiled_call_impl = None  # as it was: torch has no call for it
+                model._compiled_call_impl = None  # undoes compile(), for which torch has no function
 
 
 def _on_device(model: RoutedTransformer) -> RoutedTransformer:

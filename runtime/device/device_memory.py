@@ -90,7 +90,7 @@ class DeviceMemory:
 
     def keep(self, name: str, shape: Sequence[int], dtype: str) -> torch.Tensor:
         """Makes an uninitialised tensor that this context keeps between runs."""
-        with torch.inference_mode(False):  # a tensor of inference mode can be filled in that mode alone
+        with torch.inference_mode(False):  # a tensor made in inference mode can only be written in that mode
             return self.empty(name, shape, dtype)
 
     def fill(self, buffer: torch.Tensor, array: Array) -> None:

@@ -115,7 +115,7 @@ def scratch_for(engine: Any, context: Any, profile: int) -> int:
     """Scratch bytes that a context needs for the profile and the input shapes that are set in it."""
     if not hasattr(engine, "get_device_memory_size_for_profile_v2"):
         return most_scratch(engine)
-    if is_streaming(engine):  # the sizes below leave out what streaming needs
+    if is_streaming(engine):  # the sizes below do not include the scratch memory of streaming
         return most_scratch(engine)
     # 0 is an error. Engines built without RUNTIME_ACTIVATION_RESIZE need as much as their profile in any case.
     for_shapes = int(context.update_device_memory_size_for_shapes())

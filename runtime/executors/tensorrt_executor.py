@@ -233,7 +233,7 @@ class TensorRTExecutor:
             obstacle = str(error)
         if obstacle is not None:
             self._options.fallbacks.record(GRAPH, obstacle)  # in strict mode this raises, on every call
-            self._graphs = False  # the same engine would refuse the next shapes, too
+            self._graphs = False  # the engine would refuse a graph for other shapes, too
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 

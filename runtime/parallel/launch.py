@@ -123,7 +123,7 @@ def environment_of(rank: int, count: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is the launcher's, as torchrun's is
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher holds the store, as with torchrun
     }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PASSES = 2  # of classifier-free guidance
+PASSES = 2  # number of passes with classifier-free guidance
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def choose_layout(
     def spread(count: int) -> Layout:
         both = guided and not count % PASSES if guidance_parallel is None else guidance_parallel
         if guidance_parallel is None and shared_by == count:
-            both = False  # an engine for all of them
+            both = False  # the engine is built for all ranks
         return Layout(count, PASSES if both else 1)
 
     layout = spread(ranks)

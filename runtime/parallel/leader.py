@@ -115,7 +115,7 @@ class Leader:
                 self.tell(None)
                 self._joined.close()
                 self._watch.join()
-            elif self.world.device.type == CPU:  # gloo ends without the others; NCCL might wait for them
+            elif self.world.device.type == CPU:  # gloo ends without the other ranks; NCCL might wait
                 distributed.destroy_process_group()
         finally:
             self._until_closed.close()

@@ -102,7 +102,7 @@ def join(
     if kind == CUDA:
         check_gpus(here)
         torch.cuda.set_device(local)
-    if here == size:  # nothing leaves this machine, which may have no other network
+    if here == size:  # all ranks are on this machine, which may have no network
         for name in INTERFACES:
             os.environ.setdefault(name, LOOPBACK)
     os.environ.setdefault(*NCCL_DUMP_WAIT)

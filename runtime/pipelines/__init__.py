@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling videos: a transformer for diffusers' pipelines, and generation from prompt to file on top of them."""
+"""Generates videos: a transformer for diffusers' pipelines, and on top of them everything from prompt to file."""

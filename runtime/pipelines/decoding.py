@@ -28,7 +28,7 @@ from vorta_trt.runtime.pipelines.stages import Parts
 from vorta_trt.runtime.sampling.finite import HostCopy, NonFiniteVideoError
 
 Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
-OnFrames = Callable[[int, Frames], None]  # number of the video, its next frames
+OnFrames = Callable[[int, Frames], None]  # (number of the video, its next frames)
 
 
 @torch.no_grad()

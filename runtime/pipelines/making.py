@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vorta_trt.runtime.from_checkpoint import Source
 
 OnVideo = Callable[[dict[str, Any]], None]  # path of the file as "output", and the entries of `GeneratedVideo.to_dict`
-OnStep = Callable[[int, int], None]  # number of the video, the step that begins
+OnStep = Callable[[int, int], None]  # (number of the video, number of the step that begins)
 OnStage = Callable[[str, int, int], None]
 
 
@@ -100,7 +100,7 @@ class MakeVideos:
         if self.target is not None:
             return RequestPlanner(self.target, self.checkpoint, size=self.size, **options)
         models = [_loaded(source, device) for source in self.sources]
-        if self.route_override == BUNDLED:  # a checkpoint has none
+        if self.route_override == BUNDLED:  # a checkpoint has no bundled routes
             options["route_override"] = None
         both = (models[0], models[1]) if len(models) > 1 else models[0]
         return RequestPlanner(both, self.checkpoint or self.sources[0].checkpoint, **options)

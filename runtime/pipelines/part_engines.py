@@ -34,7 +34,7 @@ def part_graphs(source: Source) -> dict[str, PartMetadata]:
     found = {}
     for graph, file in part_files(target.path).items():
         metadata = read_onnx(file).part
-        assert metadata is not None  # as `part_files` saw
+        assert metadata is not None  # `part_files` lists only files with such metadata
         found[graph] = metadata
         if target.metadata is not None:
             metadata.check_with(target.metadata, file, target.path)
@@ -103,7 +103,7 @@ class PartEngines:
                     f"{metadata.config[name]!r}; give the pipeline folder {metadata.checkpoint!r} that it was made from"
                 )
         made = video_parts(get_family(self._family), self._config, size)
-        assert made is not None  # its family had it when it was exported
+        assert made is not None  # parts are exported only for families that have it
         made.install(part, empty, _Runner(self, VideoSize(*size), device))
         return PartComponent(empty, torch_dtype(metadata.precision), device)
 

@@ -59,10 +59,10 @@ from vorta_trt.runtime.target import read_target
 from vorta_trt.runtime.video_file import write_frames
 
 _MODELS = (RoutedTransformer, tuple)  # types of sources that are already loaded
-MOST_TOGETHER = 32  # videos whose conditions and latents wait in memory between two stages
+MOST_TOGETHER = 32  # largest number of videos whose conditions and latents stay in memory between two stages
 BUDGET = "weight_streaming_budget"
-StepReport = Callable[[int, PlannedRequest], None]  # the step that begins, and the plan that it belongs to
-OnVideo = Callable[[int, "GeneratedVideo"], None]  # number of the prompt
+StepReport = Callable[[int, PlannedRequest], None]  # (number of the step that begins, its plan)
+OnVideo = Callable[[int, "GeneratedVideo"], None]  # (number of the prompt, its video)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +183,13 @@ class VortaPipeline:
         self._scratch: DeviceScratch | None = None
         self.transformers.on_free = self._free_shared
         where = {"executor": executor, "device": device}
-        # Looks at the folder before an engine is loaded.
+        # Checks the pipeline folder before an engine is loaded.
         self.parts = Parts(planner, self.transformers, vae_tiling, where, compile_vae, ranks, vae_precision)
         self.residency = self.parts.choice = choose_residency(
             Residency(residency),
             planner.source,
             planner.require_checkpoint(),
-            size=max(planner.sizes, key=_pixels),  # what fits with the largest, fits with all
+            size=max(planner.sizes, key=_pixels),  # what fits at the largest size fits at all
             executor=executor,
             device=device,
             cpu_offload=cpu_offload,
@@ -237,7 +237,7 @@ class VortaPipeline:
     def plan(self, params: SamplingParams, size: str | VideoSize | None = None) -> PlannedRequest:
         """`RequestPlanner.plan` for a size of the bundle; the plan of the last call is kept for the same arguments."""
         planner = self.planner.at(size)
-        planned = self._planned  # once: other threads may plan meanwhile
+        planned = self._planned  # read once, since other threads may plan meanwhile
         if planned is None or planned[:2] != (params, planner):
             planned = self._planned = params, planner, planner.plan(params)
         return planned[2]
@@ -341,7 +341,7 @@ class VortaPipeline:
             self.parts.on_stage = on_stage or (lambda *_: None)
             cut = self._tell_cut(prompts, sampling)
             self._announce(prompts, size=VideoSize(*planner.size), **request, **given)
-            # What is freed between the stages is loaded once for all prompts.
+            # Parts that are freed between the stages are loaded once for several prompts.
             together = min(len(prompts), MOST_TOGETHER) if self.residency.is_sequential else 1
             for first in range(0, len(prompts), together):
                 videos = self._videos(prompts[first : first + together], first, sampling, cut, on_frames)

@@ -120,7 +120,7 @@ class RequestPlanner:
         _, *latent = family.latent_shape(self.config, self.geometry.grid)
         self.size = family.video_size(self.config, *latent)
         self.sizes = _sizes(source, VideoSize(*self.size))
-        if size is not None:  # of a bundle, it was found
+        if size is not None:  # for a bundle, `experts_of` has found it
             choose(self.name, [EngineKey(TRANSFORMER, each) for each in self.sizes], size=size)
         self._at = {self._name_of_size: self}
 
@@ -153,7 +153,7 @@ class RequestPlanner:
             _, height, width = self.at(size).size
             return round(
                 stretch(opened, height, width), 6
-            ), size != self._name_of_size  # its own, if another is as close
+            ), size != self._name_of_size  # at a tie, this planner's own size
 
         return self.at(min(self.sizes, key=stretched))
 

@@ -261,7 +261,7 @@ class Request:
             self._give_up("the unconditional sample of the step before was not asked for")
         if not self._guessing or self._uncond is None:
             return self._launch(inputs, COND)
-        other = {**inputs, **self._uncond[1]}  # latents and timestep are the same
+        other = {**inputs, **self._uncond[1]}  # with the same latents and timestep
         if any(other[name].shape != inputs[name].shape for name in other):
             self._give_up("the conditions of both samples differ in shape")
             return self._launch(inputs, COND)

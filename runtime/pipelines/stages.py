@@ -250,7 +250,7 @@ class Parts:
 
     def _get(self, names: tuple[str, ...], device: torch.device) -> Any:
         """The pipeline with these components; those that are not loaded yet are loaded, none is moved."""
-        of_size = bool(self.engines.parts) or self._compile_vae  # their shapes are fixed
+        of_size = bool(self.engines.parts) or self._compile_vae  # compiled graphs and engines have fixed shapes
         key = self.kind.pipeline, names, *((str(self.planner.size),) if of_size else ())
         pipeline = self._pipelines.get(key)
         if pipeline is None:
@@ -490,7 +490,7 @@ def denoise(
     frames, height, width = planner.size
     scheduler = planned.schedule.instance
     arguments = {**planner.guidance(sampling.params).arguments, "num_frames": frames, "height": height, "width": width}
-    arguments["negative_prompt"] = None  # it is encoded, and the default of some pipelines is a text
+    arguments["negative_prompt"] = None  # already encoded; some pipelines have a text by default
     denoised = []
     with parts.denoising(encoded) as (pipeline, device):
         pipeline.scheduler = scheduler

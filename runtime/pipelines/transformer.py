@@ -85,10 +85,10 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         self.denoiser = denoiser
         self.fallbacks = fallbacks or Fallbacks()
-        self._engine = engine  # to close
+        self._engine = engine  # the engine that `close` closes
         self._convert = ModelInputs(denoiser)
         self._request: Request | None = None
-        self._cached: dict[str, Any] | None = None  # what `enable_cache` asked for
+        self._cached: dict[str, Any] | None = None  # options of `enable_cache`
         self._own: Request | None = None  # the request that `enable_cache` leads to
         # The last schedule: its tensor, the tensor's version counter, its values, its calibrated routes.
         self._looked_up: tuple[Tensor, int, list[float], Tensor | None] | None = None
@@ -326,7 +326,7 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
 
     # -- what a pipeline calls -----------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # engines and counters are nothing that dynamo could trace
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # dynamo cannot trace engines and counters
     def forward(self, *arguments: Any, **named: Any) -> tuple[Tensor] | Transformer2DModelOutput:
         """Takes the arguments of the family's diffusers model: hidden_states [B, C, F, H, W], timestep [B], ...
 

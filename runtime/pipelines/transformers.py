@@ -25,7 +25,7 @@ from vorta_trt.runtime.pipelines.request import OnStep, Request
 from vorta_trt.runtime.pipelines.transformer import VortaTransformer
 from vorta_trt.runtime.sampling.params import GuidanceMode
 
-CHUNK = 1 << 24  # bytes that are read ahead at once
+CHUNK = 1 << 24  # bytes per read
 Open = Callable[[str], VortaTransformer]
 FilesOf = Callable[[str], Sequence[Path]]
 

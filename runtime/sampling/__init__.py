@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling: what is known of a request before its first step, and what happens at each step."""
+"""Sampling: the parameters and the plan of a request before its first step, and caches and checks at each step."""

@@ -135,7 +135,7 @@ class SamplingParams(BaseModel):
         return self.sigmas is not None or self.timesteps is not None
 
     def updated(self, **changes: Any) -> SamplingParams:
-        """These parameters with some of them changed; checked as new ones are."""
+        """A copy of these parameters with some changed; all are checked again."""
         values = {name: getattr(self, name) for name in self.model_fields_set}
         if self.gives_steps:
             values.pop("num_inference_steps", None)  # counted anew from the given steps

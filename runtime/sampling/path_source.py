@@ -43,7 +43,7 @@ def timestep_path_of(source: str | Path | Bundle | Target) -> TimestepPath | Non
         "geometry": metadata.attention_geometry,
         "dtype": torch_dtype(metadata.precision),
         "tau": metadata.tau,
-        "checkpoint": None if metadata.lora else metadata.checkpoint,  # with a LoRA it is no published one
+        "checkpoint": None if metadata.lora else metadata.checkpoint,  # a model with a LoRA is not the published one
     }
     path: TimestepPath | None = None
     with LOADING:

@@ -71,7 +71,7 @@ class TeaCache:
     method: Literal["tea"] = "tea"
 
     def __post_init__(self) -> None:
-        from vorta_trt.model.timestep_path import SIGNALS  # with torch, which JSON without a TeaCache does not need
+        from vorta_trt.model.timestep_path import SIGNALS  # imports torch, so only here
 
         if self.threshold is None and self.coefficients is not None:
             raise ValueError(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does an exported file or a built engine compute what the checkpoint computes? Starts in `verify`."""
+"""Checks that an exported file or a built engine computes what the checkpoint computes. The entry point is `verify`."""

@@ -145,7 +145,7 @@ class Subject:
                 same = run_torch(model, self.target.inputs, cases, modules=modules)
             pinned = [outputs[ROUTES] for outputs in same]
             fp8 = self._fp8(model, cases, same) if wants_fp8 else None
-            del model  # one at a time
+            del model  # only one model is in memory at a time
         model = self._torch("fp32")
         truth = run_torch(model, self.target.inputs, cases, pinned, modules)
         if wants_fp8 and fp8 is None:

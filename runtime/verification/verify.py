@@ -141,7 +141,7 @@ def _subject(
     """The subject of a verification; refuses targets and options that cannot be compared."""
     path, metadata = target.path, target.metadata
     if target.onnx_path is not None and (target.bundle is None or executor in ON_CPU):
-        check_portable(read_onnx(target.onnx_path))  # before torch has run
+        check_portable(read_onnx(target.onnx_path))  # before torch runs, which takes long
     if metadata is None:
         raise ValueError(f"{path}: vorta-trt did not export it (no metadata), so there is nothing to compare it with")
     if precision is not None and precision != metadata.precision:
