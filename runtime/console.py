@@ -36,7 +36,7 @@ class Stages:
         self._task = self._bar.add_task("starting", total=None)
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Shows a stage, and how far it is."""
+        """Shows a stage and its progress."""
         self._bar.update(self._task, description=what, completed=done, total=total or None)
 
     def __enter__(self) -> Stages:

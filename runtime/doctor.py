@@ -80,7 +80,7 @@ class DoctorReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def can_build(self) -> bool:
-        """Whether any TensorRT builds engines here."""
+        """Whether any TensorRT flavour can build engines here."""
         return bool(self.builds_with)
 
 

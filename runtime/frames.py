@@ -57,7 +57,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
 
 
 def frame_rate(path: Path) -> float | None:
-    """Frames per second of a video file; None for arrays, and for videos that do not say."""
+    """Frames per second of a video file; None for arrays, and for videos that do not state it."""
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return None
     with _sample_errors():

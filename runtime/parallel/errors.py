@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong between processes."""
+"""Errors of runs with several processes."""
 
 from __future__ import annotations
 

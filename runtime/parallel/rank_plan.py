@@ -68,7 +68,7 @@ class RankPlan(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def speedup(self) -> float:
-        """How many times faster than one GPU."""
+        """How many times faster the balanced GPUs are than one GPU."""
         return self.one_gpu.total / self.balanced.total
 
     def lines(self) -> Iterator[str]:

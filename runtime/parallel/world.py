@@ -68,7 +68,7 @@ class World:
         return values
 
     def from_first(self, value: Value) -> Value:
-        """The value that rank 0 gives; those of the others are ignored."""
+        """The value that rank 0 gives; the values of the other ranks are ignored."""
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
@@ -117,7 +117,7 @@ def join(
 
 
 def check_gpus(count: int) -> None:
-    """Raises ParallelError unless this machine has that many GPUs; none is initialised."""
+    """Raises ParallelError unless this machine has that many GPUs; does not initialise any GPU."""
     found = torch.cuda.device_count()
     if found < count:
         raise ParallelError(f"gpus {count}: {found_gpus()}; give at most that many")

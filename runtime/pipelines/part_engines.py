@@ -159,7 +159,7 @@ class PartComponent(StandIn):
 
 
 class _Runner:
-    """Runs graphs by name on tensors of the pipeline's device; an input that is left out is zero."""
+    """Runs graphs by name on tensors of the pipeline's device; an input that is left out is filled with zeros."""
 
     def __init__(self, engines: PartEngines, size: VideoSize, device: torch.device) -> None:
         self._engines, self._size, self._device = engines, size, device

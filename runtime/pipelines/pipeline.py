@@ -431,7 +431,7 @@ class VortaPipeline:
         return [self.ranks.from_first(each, device) for each in made]
 
     def close(self) -> None:
-        """Frees the engines; text encoders and VAE go with this object. May be called twice."""
+        """Frees the engines. Text encoders and VAE in torch are freed with this object. May be called twice."""
         self.parts.close()
 
     def __enter__(self) -> VortaPipeline:

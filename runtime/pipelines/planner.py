@@ -176,7 +176,7 @@ class RequestPlanner:
         return None if self.boundary_ratio is None else expert.component
 
     def _check_index(self, checkpoint: Path) -> None:
-        """The pipeline folder must run the transformers of the source, and no others."""
+        """Raises CheckpointError unless the pipeline folder is for the transformers of the source."""
         index, family = read_model_index(checkpoint), get_family(self.family)
         for kind in family.pipeline_kinds(self.config):
             if index.pipeline == kind.pipeline:  # any other pipeline is refused when it is loaded
@@ -195,7 +195,7 @@ class RequestPlanner:
         """The schedule that the pipeline will sample with.
 
         Raises:
-            ValueError: It cannot be known, or the family's pipeline does not take it.
+            ValueError: The schedule cannot be known, or the family's pipeline does not take it.
         """
         if params.gives_steps:
             return given_schedule(

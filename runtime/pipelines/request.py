@@ -76,7 +76,7 @@ class StepState:
 
     @property
     def taken(self) -> int:
-        """How many steps have begun in the context that has come furthest."""
+        """How many steps have begun in the context that is furthest ahead."""
         return max((context.following for context in self._contexts.values()), default=0)
 
     def is_done(self, context: str = COND) -> bool:

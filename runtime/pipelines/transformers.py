@@ -218,7 +218,7 @@ class Turns:
         self._count()
 
     def _take(self, expert: ExpertPlan) -> None:
-        """Puts an expert into the pipeline, and lets it follow its plan."""
+        """Puts an expert into the pipeline, and starts a request for its plan."""
         transformer = self._transformers.get(expert.component)
         setattr(self._pipeline, expert.component, transformer)
         guided = not self._planned.guided or expert.passes > 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SamplingParams`: how a video is sampled, whatever its prompt; the same for Python, the command line and JSON.
+"""`SamplingParams`: how a video is sampled, apart from its prompt; the same for Python, the command line and JSON.
 
     params = SamplingParams(num_inference_steps=30, cache="tea", dense_first=2, seed=1)
     SamplingParams.model_validate_json(params.model_dump_json()) == params

@@ -69,7 +69,7 @@ class RouteGuards:
         return override
 
     def to_dict(self) -> dict[str, Any]:
-        """The guards as JSON has them."""
+        """The guards as an object for JSON."""
         return asdict(self)
 
 

@@ -33,9 +33,9 @@ class StepBroadcast:
     """A `StepCache`.
 
     Args:
-        interval: every `interval`-th step of the range is computed; 1 computes all.
-        timestep_range: (lowest, highest) timestep, both outside.
-        method: what tells it from the other caches in JSON.
+        interval: Inside the range, only steps whose index is a multiple of this are computed; 1 computes all.
+        timestep_range: Bounds (low, high) of the range of timesteps, both excluded.
+        method: Name of this kind of cache in JSON.
     """
 
     interval: int = DEFAULT_INTERVAL

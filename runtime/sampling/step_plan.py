@@ -130,7 +130,7 @@ class StepPlan:
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """The plan as the text of a JSON object."""
         return json.dumps(
             {
                 "format": FORMAT,

@@ -99,5 +99,5 @@ class TeaCoefficients(Record, extra="forbid"):
 
     @classmethod
     def load(cls, path: str | Path) -> TeaCoefficients:
-        """Reads what `save` wrote; raises FileNotFoundError, or ValueError for another content."""
+        """Reads a file that `save` wrote; raises FileNotFoundError, or ValueError for other content."""
         return load_record(cls, path, "TeaCache coefficients", "write them with TeaCoefficients.fit(...).save(...)")

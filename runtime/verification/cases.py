@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `verify` runs: the router at several thresholds, every branch forced, and a mixture, on fresh random inputs."""
+"""The cases of `verify`: the router at several thresholds, every branch forced, and a mixture, on random inputs."""
 
 from __future__ import annotations
 

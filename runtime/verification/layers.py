@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where does a file depart from the checkpoint? The output of every module, in ONNX against torch.
+"""Finds where a file departs from the checkpoint: compares the output of every module in ONNX with that in torch.
 
 The exporter names the nodes of the graph after the modules of the model ("blocks.1.ffn.net.2/Add"), so the last tensor
 that leaves a module is its output. Those tensors become outputs of a temporary copy of the graph, which shares the

@@ -269,7 +269,7 @@ def linear_table(report: VerifyReport) -> Table | None:
 
 
 def layer_table(report: VerifyReport) -> Table | None:
-    """Every module with its error, up to the first that departs and the two after it."""
+    """Every module with its error, in order of execution; None if modules were not compared."""
     from rich.table import Table
 
     layers = report.layers
