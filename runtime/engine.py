@@ -46,7 +46,7 @@ class Engine:
 
     Args:
         path: A bundle folder, an .onnx file, or an opened `Bundle`.
-        component: "transformer", or "transformer_2" for the second expert; None takes the first in the bundle.
+        component: "transformer", or "transformer_2" for the second expert; None takes the first one there is.
         size: Which of a bundle's video sizes, as "81x480x832"; None takes the first.
         executor: "tensorrt", the default for bundles, needs a GPU that the bundle was built for, and a torch with CUDA.
             "onnxruntime", the default for .onnx files, runs fp32 and fp16 on the CPU; for a bundle it runs the

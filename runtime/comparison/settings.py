@@ -157,7 +157,7 @@ def compare_settings(
         report: Progress callback. It gets what is done, how much of it is done, and how much there is in total.
         floor: The first setting computed in another way. It is sampled as well, and its distance from the first setting
             is the noise floor.
-        source: A checkpoint, which runs in torch; a sequence of both checkpoints for a model with two experts.
+        source: The transformer of a checkpoint, which runs in torch; for two experts, a sequence of both.
         images: Images that all videos begin or end with, by the name of the pipeline's argument, for models that take
             some.
         checkpoint: The diffusers pipeline folder that the model was made from, as for `RequestPlanner`.

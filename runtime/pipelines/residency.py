@@ -8,8 +8,8 @@ auto: Chooses by the memory plan of `runtime.memory_plan` for the memory that is
 sequential where the plan encodes the prompt before the engine is opened, or decodes the video after it is closed, or
 where the engine does not fit.
 
-Resident requests load both of two experts. Sequential requests load one expert at a time (`Transformers`) on the CPU,
-and on a GPU where both do not fit together.
+Of two experts, one is loaded at a time (`Transformers`) in sequential requests on the CPU, and on a GPU where both do
+not fit together. If the caller asks for "resident", both are loaded.
 """
 
 from __future__ import annotations
