@@ -19,6 +19,9 @@ from typer.main import get_command
 from vorta_trt.cli import app
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("plugins", "model", "export", "engines", "runtime", "serving", "benchmarks", "commands", "studies")
+# A docstring, or an entry of one, that makes sense only together with the name before it: "seed: Of the inputs."
+RIDDLE = re.compile(r'("""|^ +\w+: )([Oo]f|The same|As given)\b', re.MULTILINE)
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -106,3 +109,15 @@ def test_examples_of_help() -> None:
     assert len(examples) > 30
     for arguments in examples:
         parse(arguments)
+
+
+def test_docstrings_say_what_a_thing_is() -> None:
+    assert RIDDLE.search('    """Of the workers."""') and RIDDLE.search("        seed: Of the inputs.\n")
+    found = [
+        f"{path.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0].strip()} ..."
+        for room in ROOMS
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for text in [path.read_text(encoding="utf-8")]
+        for match in RIDDLE.finditer(text)
+    ]
+    assert not found, f'write what it is, e.g. "seed: Seed of the random inputs": {found}'

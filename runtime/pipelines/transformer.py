@@ -246,8 +246,8 @@ class VortaTransformer(Refusals, ModelMixin, ConfigMixin):
             changes: `tau`, `dense_first`, `dense_last`, `dense_layers`, `guidance_batching`, as in `SamplingParams`.
 
         Raises:
-            ValueError: The cache or a value is invalid (pydantic's ValidationError), or `changes` has another name. Only
-                whole steps can be cached, nothing inside an engine.
+            ValueError: `changes` has another name, or a value is invalid (pydantic's ValidationError). Only whole steps
+                can be cached, nothing inside an engine.
         """
         if other := changes.keys() - {"tau", "dense_first", "dense_last", "dense_layers", "guidance_batching"}:
             raise ValueError(
