@@ -390,7 +390,8 @@ def generate(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE|ONNX|CHECKPOINT", help="What was built or exported, or a diffusers folder, to run in torch."
+            metavar="BUNDLE|ONNX|CHECKPOINT",
+            help="A bundle, an exported ONNX file, or a diffusers folder, which runs in torch.",
         ),
     ],
     video: VideoOptions,
@@ -404,15 +405,15 @@ def generate(
         str | None,
         typer.Option(
             metavar="FxHxW",
-            help="The video size, of a bundle of several [default: the one whose aspect is closest to the image's, or "
-            "without an image its first].",
+            help="The video size, for a bundle with several [default: the one whose aspect is closest to the image's, "
+            "or without an image its first].",
         ),
     ] = None,
     route_override: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[high=|low=]FILE|none",
-            help="Calibrated routes, of two experts for each [default: those in the bundle, if there are any].",
+            help="Calibrated routes; with two experts, of each [default: those in the bundle, if there are any].",
         ),
     ] = None,
     preset: Annotated[
@@ -446,8 +447,8 @@ def generate(
     """Generate videos from prompts, and from images.
 
     It runs diffusers' pipeline and swaps its transformer for the engine, or for the checkpoint's own with routed
-    attention. The video has the engine's size; of a bundle of several, that of --size, or the one whose aspect is
-    closest to the image's. Every option defaults to the pipeline's own value, or to off.
+    attention. The video has the engine's size. If a bundle has several sizes, it is that of --size, or the one whose
+    aspect is closest to the image's. Every option defaults to the pipeline's own value, or to off.
     """
     from vorta_trt.model.video_size import VideoSize
     from vorta_trt.runtime.console import Stages

@@ -59,11 +59,11 @@ With = Annotated[
     typer.Option(
         "--with",
         metavar="PART",
-        help="Also a VAE or an encoder: vae_decoder, vae_encoder, text_encoder, text_encoder_2 or image_encoder, as "
-        "the model has them, or all; may be repeated [default: none].",
+        help="Write a VAE or an encoder, too: vae_decoder, vae_encoder, text_encoder, text_encoder_2 or image_encoder, "
+        "as the model has them, or all; may be repeated [default: none].",
     ),
 ]
-Target = Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="What was built or exported.")]
+Target = Annotated[Path, typer.Argument(metavar="BUNDLE|ONNX", help="A bundle, or an exported ONNX file.")]
 PipelineFolder = Annotated[
     Path | None,
     typer.Option(
@@ -81,7 +81,7 @@ Routers = Annotated[
     typer.Option(
         "--router",
         metavar="[high=|low=]ROUTER",
-        help="A router's training folder, or its router.pt; of two experts, one for each.",
+        help="A router's training folder, or its router.pt. A model with two experts takes one for each.",
     ),
 ]
 Size = Annotated[
@@ -99,7 +99,7 @@ Sizes = Annotated[
 ]
 OneSize = Annotated[
     str | None,
-    typer.Option("--size", metavar="FxHxW", help="The video size, of a bundle of several [default: its first]."),
+    typer.Option("--size", metavar="FxHxW", help="The video size, for a bundle with several [default: its first]."),
 ]
 Component = Annotated[
     str | None,
@@ -129,7 +129,7 @@ RouteOverrides = Annotated[
     typer.Option(
         "--route-override",
         metavar="[high=|low=]FILE",
-        help="Use the routes in this file of `vorta-trt calibrate`; of two experts, one for each.",
+        help="Use the routes in this file of `vorta-trt calibrate`. A model with two experts takes one for each.",
     ),
 ]
 AttentionPrecisionOption = Annotated[
@@ -151,8 +151,8 @@ Ulysses = Annotated[
         "--ulysses",
         metavar="P",
         min=1,
-        help="Make it for P GPUs that share every pass, tokens and heads; run it with --gpus P. P divides the heads "
-        "[default: 1].",
+        help="Build for P GPUs, which share the tokens and heads of every pass; run it with --gpus P. P divides the "
+        "heads [default: 1].",
     ),
 ]
 LinearKeep = Annotated[
@@ -171,7 +171,7 @@ LinearCalibrations = Annotated[
         "--linear-calibration",
         metavar="[high=|low=]FILE",
         help="With fp8, a file of `vorta-trt calibrate --linear-output`: layers that fp8 harms stay in 16 bits, and "
-        "engines without the plugin have static scales of the inputs; of two experts, one for each.",
+        "engines without the plugin have static scales of the inputs. A model with two experts takes one for each.",
     ),
 ]
 
@@ -188,8 +188,8 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="[high=|low=]FILE[:STRENGTH]",
-        help="Fuse this LoRA into the weights, of two experts into those of one; may be repeated [default strength: "
-        "1].",
+        help="Fuse this LoRA into the weights; with two experts, into those of the named one. May be repeated "
+        "[default strength: 1].",
     ),
 ]
 

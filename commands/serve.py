@@ -66,8 +66,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="[NAME=]BUNDLE|ONNX...",
-            help="What was built or exported, with the name for requests [default: the file's]; the first one is that "
-            "of requests that name none.",
+            help="A bundle or an exported ONNX file, and its name in requests [default: the file's]. Requests without "
+            "a name get the first one.",
         ),
     ],
     engine: EngineOptions,
@@ -75,7 +75,7 @@ def serve(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="The pipeline folder of all models [default: of each, the one that it was made from, if it lies "
+            help="The pipeline folder of all models [default: for each, the one that it was made from, if it lies "
             "beside it or here]."
         ),
     ] = None,

@@ -41,7 +41,9 @@ class CalibrationSettings(Settings):
     )
     run_steps: int = Field(default=10, ge=1, description="How many steps the denoising runs of --prompts have.")
     guidance_scale: float | None = Field(
-        default=None, ge=0, description="Of those runs, and embedded where the model embeds it; None is the pipeline's."
+        default=None,
+        ge=0,
+        description="Guidance scale of those runs, embedded where the model embeds it; None is the pipeline's.",
     )
     seed: int = Field(default=0, ge=0, description="Seed of everything random.")
     dtype: PrecisionName = Field(
