@@ -26,6 +26,7 @@ from onnxscript.rewriter.rules.common import (
     reshape_reshape_rule,
 )
 
+from vorta_trt.export.copies import remove_copies
 from vorta_trt.export.names import OPSET_17, TRANSPOSED
 from vorta_trt.export.opset17 import lower_to_opset_17
 from vorta_trt.export.slices import simplify_slices
@@ -65,6 +66,7 @@ def clean(model: ir.Model, opset: int) -> None:
     DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
     CommonSubexpressionEliminationPass()(model)
     simplify_slices(graph)
+    remove_copies(graph)
     _transpose_weights(graph)
     _norms_in_float32(graph)
     if opset == OPSET_17:

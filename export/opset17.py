@@ -42,7 +42,8 @@ _REDUCTIONS = ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin")
 _PER_INT32 = 4  # numbers of 8 bits
 _FLOAT8 = (Element.FLOAT8, Element.FLOAT8_TOKENS)
 
-_NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode")}  # of later opsets; no effect on the types in use
+# Attributes of later opsets: those of Cast have no effect on the types in use, those of Resize have their defaults.
+_NEWER_ATTRIBUTES = {"Cast": ("saturate", "round_mode"), "Resize": ("antialias", "keep_aspect_ratio_policy")}
 
 Rules = dict[str, Callable[[ir.Node], Sequence[ir.Node]]]
 
@@ -106,6 +107,7 @@ class _Lowering:
             "Attention": self.attention,
             "Split": self.split,
             "Shape": self.shape,
+            "Resize": self.resize,
             **dict.fromkeys(_REDUCTIONS, self.reduction),
             "Squeeze": self.reshape,
             "Unsqueeze": self.reshape,
@@ -194,6 +196,14 @@ class _Lowering:
             "keepdims": node.attributes.get_int("keepdims", 1),
         }
         return _typed(tensor, [ir.node(node.op_type, [tensor], attributes)])
+
+    def resize(self, node: ir.Node) -> list[ir.Node]:
+        """Stays: without the attributes of later opsets it is the same."""
+        attributes = node.attributes
+        _require(node, attributes.get_int("antialias", 0) == 0, "has no anti-aliasing")
+        policy = attributes.get_string("keep_aspect_ratio_policy", "stretch")
+        _require(node, policy == "stretch" and "axes" not in attributes, "resizes all axes, each by its own factor")
+        return []
 
     def shape(self, node: ir.Node) -> list[ir.Node]:
         """Replaces a Shape of some axes: TensorRT 8.6 ignores `start` and `end`, and gives all axes."""

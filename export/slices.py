@@ -3,6 +3,9 @@
 
 TensorRT computes the bounds of a Slice in the engine where the batch is dynamic: 24 layers of integer arithmetic for
 each. A Gather of one constant row and a Split into constant sizes need none.
+
+If all sizes are constant, as in the graphs of a VAE, so are the bounds, and a Slice is one layer. There the opposite
+holds: a row that is taken out of an axis and put back (`x[:, :, -1].unsqueeze(2)`) becomes one Slice.
 """
 
 from __future__ import annotations
@@ -33,8 +36,13 @@ class _Part:
 def simplify_slices(graph: ir.Graph) -> None:
     """Replaces Slices with constant bounds: a Slice of one row by a Gather, longer ones of an axis by one Split.
 
-    A Slice of all rows is removed, whatever their number.
+    A Slice of all rows is removed. Other Slices of tensors of constant shape stay, and Gathers of one row become Slices
+    there if the axis comes back.
     """
+    made = _Constants(graph)
+    for node in list(graph):
+        if (node.domain, node.op_type) == ("", "Gather"):
+            _slice_row(graph, node, made)
     by_axis: dict[tuple[ir.Value, int], list[_Part]] = defaultdict(list)
     for node in list(graph):
         if (node.domain, node.op_type) != ("", "Slice") or node.inputs[0] is None:
@@ -42,9 +50,8 @@ def simplify_slices(graph: ir.Graph) -> None:
         if _takes_all(node):
             node.outputs[0].replace_all_uses_with(node.inputs[0])
             graph.remove(node, safe=True)
-        elif (part := _part(node)) is not None:
+        elif not _is_static(node.inputs[0]) and (part := _part(node)) is not None:
             by_axis[node.inputs[0], part.axis].append(part)
-    made = _Constants(graph)
     for (tensor, axis), parts in by_axis.items():
         if all(part.end - part.start == 1 for part in parts):
             for part in parts:
@@ -67,7 +74,48 @@ def _bounds(node: ir.Node) -> tuple[int, int, int] | None:
 
 def _takes_all(node: ir.Node) -> bool:
     bounds = _bounds(node)
-    return bounds is not None and bounds[0] == 0 and bounds[1] == _END and not node.outputs[0].is_graph_output()
+    if bounds is None or node.outputs[0].is_graph_output():
+        return False
+    part = _part(node)
+    return (bounds[0] == 0 and bounds[1] == _END) or (part is not None and part.end - part.start == part.extent)
+
+
+def _is_static(tensor: ir.Value) -> bool:
+    """Whether all sizes of a tensor are known."""
+    return tensor.shape is not None and tensor.shape.is_static()
+
+
+def _slice_row(graph: ir.Graph, node: ir.Node, made: _Constants) -> None:
+    """Replaces a Gather that drops an axis by a Slice, if the shape is constant and every user puts the axis back."""
+    data, index = node.inputs
+    assert data is not None
+    constant = None if index is None else ir.convenience.get_const_tensor(index)
+    if not _is_static(data) or constant is None or constant.shape.rank():
+        return
+    assert data.shape is not None
+    axis = node.attributes.get_int("axis", 0) % len(data.shape)
+    users = [user for user, _ in node.outputs[0].uses()]
+    if not users or node.outputs[0].is_graph_output() or not all(_unsqueezes(each, axis, data) for each in users):
+        return
+    extent = data.shape[axis]
+    assert isinstance(extent, int)
+    start = int(constant.numpy()) % extent
+    bounds = [made.integers([each]) for each in (start, start + 1, axis)]
+    sliced = ir.node("Slice", [data, *bounds])
+    sliced.metadata_props.update(node.metadata_props)
+    old = [user.outputs[0] for user in users]
+    sliced.outputs[0].shape, sliced.outputs[0].type = old[0].shape, data.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node, *users], [sliced], old, [sliced.outputs[0]] * len(old))
+
+
+def _unsqueezes(node: ir.Node, axis: int, data: ir.Value) -> bool:
+    """Whether a node puts a dropped axis of `data` back, as one row; it may be an Unsqueeze or a Reshape."""
+    if node.domain or node.op_type not in ("Unsqueeze", "Reshape") or node.outputs[0].is_graph_output():
+        return False
+    shape = node.outputs[0].shape
+    assert data.shape is not None
+    wanted = [1 if each == axis else size for each, size in enumerate(data.shape)]
+    return shape is not None and shape.is_static() and list(shape) == wanted
 
 
 def _part(node: ir.Node) -> _Part | None:

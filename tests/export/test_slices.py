@@ -43,6 +43,48 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
 CONSTANTS = {"i0": 0, "i1": 1, "i2": 2, "i3": 3, "m1": -1, "last": 3, "end": END}
 
 
+# Of a tensor whose sizes are all known, as in the graphs of a VAE.
+STATIC: dict[str, tuple[str, dict[str, int]]] = {
+    "a part": ("a = Slice(x, i0, i2, i1) y = Neg(a)", {"Slice": 1, "Neg": 1}),
+    "all rows by number": ("a = Slice(x, m5, end, i1) y = Neg(a)", {"Neg": 1}),
+    "a row that comes back": ("a = Gather<axis=1>(x, row) y = Unsqueeze(a, i1)", {"Gather": 1, "Unsqueeze": 1}),
+    "a row that comes back, used": (
+        "a = Gather<axis=1>(x, row) b = Unsqueeze(a, i1) y = Neg(b)",
+        {"Slice": 1, "Neg": 1},
+    ),
+    "the last row, twice": (
+        "a = Gather<axis=1>(x, minus) b = Unsqueeze(a, i1) c = Reshape(a, kept) y = Add(b, c)",
+        {"Slice": 1, "Add": 1},
+    ),
+    "a row that comes back elsewhere": (
+        "a = Gather<axis=1>(x, row) b = Unsqueeze(a, i2) y = Neg(b)",
+        {"Gather": 1, "Unsqueeze": 1, "Neg": 1},
+    ),
+    "a row alone": ("a = Gather<axis=1>(x, row) y = Neg(a)", {"Gather": 1, "Neg": 1}),
+    "several rows": ("a = Gather<axis=1>(x, rows) y = Neg(a)", {"Gather": 1, "Neg": 1}),
+}
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_where_all_sizes_are_known(name: str) -> None:
+    nodes, wanted = STATIC[name]
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 23]> g (float[3, 5, 4, 1] x) => (float y) {{ {nodes} }}'
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    more = {"m5": [-5], "row": 2, "minus": -1, "rows": [1, 0], "kept": [3, 1, 4, 1]}
+    for constant, number in {**{known: [each] for known, each in CONSTANTS.items()}, **more}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(number, np.int64), constant))
+    model = onnx.shape_inference.infer_shapes(model)
+    converted = ir.serde.deserialize_model(model)
+    simplify_slices(converted.graph)
+    simplified = ir.serde.serialize_model(converted)
+    assert Counter(node.op_type for node in simplified.graph.node) == wanted
+    x = np.random.default_rng().standard_normal((3, 5, 4, 1)).astype(np.float32)
+    for exact, got in zip(run(model, x), run(simplified, x), strict=True):
+        np.testing.assert_array_equal(got, exact)
+
+
 @pytest.mark.parametrize("inferred", [True, False], ids=["shapes inferred", "shapes of inputs alone"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_in_fewer_layers(name: str, inferred: bool) -> None:

@@ -62,9 +62,10 @@ class WanParts(VideoParts):
         }
 
     def graphs(self, part: str, component: Any) -> list[PartGraph]:
-        """See the base class."""
+        """See the base class; the upsampling of a VAE is replaced in it."""
         if (encoder := _encoder(part, component)) is not None:
             return [encoder.graph(component)]
+        _upsample_in_own_dtype(component)
         first, then = self._chunks(part, component.config)
         full = _caches_after(part, component, [first, then, then])
         caches = {f"cache_{index}": shape for index, shape in full.items()}
@@ -162,6 +163,21 @@ class _ChunkCaller(nn.Module):
         result = made.pop(VAE_RESULTS[self._part])
         feat_cache[0] = {name.removeprefix("new_"): tensor for name, tensor in made.items()}
         return result
+
+
+def _upsample_in_own_dtype(vae: nn.Module) -> None:
+    """Replaces diffusers' upsampling, which copies pixels in float32, by one that copies them as they are.
+
+    With whole factors, "nearest" and "nearest-exact" take the same pixels. The first is one ONNX operator, Resize; the
+    second becomes a GatherND between two transposes and two casts.
+    """
+    for module in vae.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Upsample) and child.mode == "nearest-exact":
+                factors = child.scale_factor
+                if factors is None or any(float(each) % 1 for each in factors):
+                    raise ValueError(f"VAE: upsampling by {factors}; only whole factors are known, as Wan's VAEs have")
+                setattr(module, name, nn.Upsample(scale_factor=factors, mode="nearest"))
 
 
 def _outputs(caches: Mapping[str, Any]) -> list[str]:
