@@ -71,12 +71,19 @@ def clean(model: ir.Model, opset: int) -> None:
     _norms_in_float32(graph)
     if opset == OPSET_17:
         lower_to_opset_17(model)
+    _remove_unused_constants(graph)
     _name_after_modules(graph)
     ClearMetadataAndDocStringPass()(model)  # torch leaves file names and source lines there
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     graph.metadata_props.clear()
     graph.name = "vorta_trt"
+
+
+def _remove_unused_constants(graph: ir.Graph) -> None:
+    for name, constant in list(graph.initializers.items()):
+        if not constant.uses() and not constant.is_graph_output():
+            del graph.initializers[name]
 
 
 def operator_nodes(graph: ir.Graph) -> list[ir.Node]:

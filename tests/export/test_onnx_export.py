@@ -115,6 +115,12 @@ def test_norms_modulation_router_and_timestep_path_are_float32(exported: Exporte
             assert {inferred[name] for name in node.input[-2:]} == {onnx.TensorProto.FLOAT}, node.name
 
 
+def test_every_constant_is_used(exported: Exported) -> None:
+    graph = onnx.load(exported("fp32")).graph
+    used = {name for node in graph.node for name in node.input}
+    assert not {constant.name for constant in graph.initializer} - used
+
+
 def test_tables_are_there_once(exported: Exported) -> None:
     large = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(exported("fp32")).graph.initializer]
     large = [array for array in large if array.nbytes >= 1024]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,10 @@ def test_opset_17_says_the_same(tiny_wan: Tiny, tmp_path: Path) -> None:
     found = pipeline.text_encoder(ids, mask).last_hidden_state
     assert close(found[0, : int(mask.sum())], embeddings[0, : int(mask.sum())])
     assert close(pipeline.vae.decode(latents).sample, decoded)
+    later = read_onnx(tmp_path / "vae_decoder_next.onnx").model.graph
+    kinds = Counter(node.op_type for node in later.node)
+    assert not kinds.keys() & {"GatherND", "Expand", "Pad"} and kinds["Resize"] == 3  # no copies but those of caches
+    assert {name for node in later.node for name in node.input} >= {constant.name for constant in later.initializer}
     properties = {entry.key: entry.value for entry in read_onnx(tmp_path / "text_encoder.onnx").model.metadata_props}
     metadata = PartMetadata.from_metadata_props(properties, "the file")
     assert (metadata.part, metadata.family, metadata.checkpoint) == ("text_encoder", "wan", "checkpoint")
