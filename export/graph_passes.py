@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import ast
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     ClearMetadataAndDocStringPass,
@@ -60,7 +64,8 @@ def clean(model: ir.Model, opset: int) -> None:
     graph = model.graph
     InlinePass()(model)
     for _ in range(2):  # after a rewrite, more may fold
-        fold_constants_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        with _quiet_folding():
+            fold_constants_ir(model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
         rewrite(model, _RULES)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     DeduplicateInitializersPass(size_limit=_FOLD_LIMIT)(model)
@@ -78,6 +83,19 @@ def clean(model: ir.Model, opset: int) -> None:
         value.metadata_props.clear()
     graph.metadata_props.clear()
     graph.name = "vorta_trt"
+
+
+@contextmanager
+def _quiet_folding() -> Iterator[None]:
+    """Hides what is no fault: operators that are not folded, and infinities that a Where leaves out later."""
+    folding = logging.getLogger("onnxscript.optimizer")
+    level = folding.level
+    folding.setLevel(logging.ERROR)
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            yield
+    finally:
+        folding.setLevel(level)
 
 
 def _remove_unused_constants(graph: ir.Graph) -> None:

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewrites Slices into forms that cost an engine one layer.
 
-TensorRT computes the bounds of a Slice in the engine where the batch is dynamic: 24 layers of integer arithmetic for
-each. A Gather of one constant row and a Split into constant sizes need none.
-
-If all sizes are constant, as in the graphs of a VAE, so are the bounds, and a Slice is one layer. There the opposite
-holds: a row that is taken out of an axis and put back (`x[:, :, -1].unsqueeze(2)`) becomes one Slice.
+TensorRT computes the bounds of a Slice in the engine: 24 layers of integer arithmetic for each, which TensorRT-RTX 1.7
+makes even where all sizes are constant. A Gather of one constant row and a Split into constant sizes need none.
 """
 
 from __future__ import annotations
@@ -36,13 +33,13 @@ class _Part:
 def simplify_slices(graph: ir.Graph) -> None:
     """Replaces Slices with constant bounds: a Slice of one row by a Gather, longer ones of an axis by one Split.
 
-    A Slice of all rows is removed. Other Slices of tensors of constant shape stay, and Gathers of one row become Slices
-    there if the axis comes back.
+    A Slice of all rows is removed. A Gather of one row of a tensor of constant shape keeps the axis if every user puts
+    it back, as in `x[:, :, -1].unsqueeze(2)`.
     """
     made = _Constants(graph)
     for node in list(graph):
         if (node.domain, node.op_type) == ("", "Gather"):
-            _slice_row(graph, node, made)
+            _keep_axis(graph, node, made)
     by_axis: dict[tuple[ir.Value, int], list[_Part]] = defaultdict(list)
     for node in list(graph):
         if (node.domain, node.op_type) != ("", "Slice") or node.inputs[0] is None:
@@ -50,7 +47,7 @@ def simplify_slices(graph: ir.Graph) -> None:
         if _takes_all(node):
             node.outputs[0].replace_all_uses_with(node.inputs[0])
             graph.remove(node, safe=True)
-        elif not _is_static(node.inputs[0]) and (part := _part(node)) is not None:
+        elif (part := _part(node)) is not None:
             by_axis[node.inputs[0], part.axis].append(part)
     for (tensor, axis), parts in by_axis.items():
         if all(part.end - part.start == 1 for part in parts):
@@ -85,8 +82,8 @@ def _is_static(tensor: ir.Value) -> bool:
     return tensor.shape is not None and tensor.shape.is_static()
 
 
-def _slice_row(graph: ir.Graph, node: ir.Node, made: _Constants) -> None:
-    """Replaces a Gather that drops an axis by a Slice, if the shape is constant and every user puts the axis back."""
+def _keep_axis(graph: ir.Graph, node: ir.Node, made: _Constants) -> None:
+    """Lets a Gather keep the axis that it drops, if the shape is constant and every user puts the axis back."""
     data, index = node.inputs
     assert data is not None
     constant = None if index is None else ir.convenience.get_const_tensor(index)
@@ -99,13 +96,14 @@ def _slice_row(graph: ir.Graph, node: ir.Node, made: _Constants) -> None:
         return
     extent = data.shape[axis]
     assert isinstance(extent, int)
-    start = int(constant.numpy()) % extent
-    bounds = [made.integers([each]) for each in (start, start + 1, axis)]
-    sliced = ir.node("Slice", [data, *bounds])
-    sliced.metadata_props.update(node.metadata_props)
+    row = made.integers([int(constant.numpy()) % extent], np.int32)  # int64 would be cast in an engine
+    gathered = ir.node("Gather", [data, row], {"axis": axis})
+    gathered.metadata_props.update(node.metadata_props)
     old = [user.outputs[0] for user in users]
-    sliced.outputs[0].shape, sliced.outputs[0].type = old[0].shape, data.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node, *users], [sliced], old, [sliced.outputs[0]] * len(old))
+    gathered.outputs[0].shape, gathered.outputs[0].type = old[0].shape, data.type
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node, *users], [gathered], old, [gathered.outputs[0]] * len(old)
+    )
 
 
 def _unsqueezes(node: ir.Node, axis: int, data: ir.Value) -> bool:

@@ -34,9 +34,13 @@ class Plans(BaseModel):
         for mix, plan in self.pass_plans.items():
             parts = plan.balanced
             yield (
-                f"a pass on {plan.gpus} GPUs, {mix}: {parts.total:.3g} s, {plan.speedup:.2f} times faster than on one; "
+                f"a pass on {plan.gpus} GPUs, {mix}: {parts.total:.3g} s, {_times(plan.speedup)} than on one; "
                 f"attention {parts.attention:.3g}, exchanges {parts.exchange:.3g}; predicted from {plan.source}"
             )
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:.2f} times faster" if speedup >= 1 else f"{1 / speedup:.2f} times slower"
 
 
 class BundleInspection(BundleReport, Plans):

@@ -174,7 +174,7 @@ class ServedModel:
             has = ", ".join(self.loras) or "none"
             raise RequestError(
                 f"lora {', '.join(map(shown, request.lora)) or 'none'}: model {self.name} was built with LoRA {has}, "
-                f"and LoRA files are fused when a bundle is built; ask for those, or build another bundle",
+                f"and LoRA files are fused when a bundle is built; leave lora out, or build another bundle",
                 "lora",
                 "lora_not_available",
             )

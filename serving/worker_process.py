@@ -178,7 +178,7 @@ class WorkerProcesses:
                 code, why = self._run(number, name, reason)
                 reason = why or self._reason_of(name, code)
                 for job in self._store.take_back(worker=name):
-                    logger.warning("its worker ended (%s): %s", reason, job.status.value, extra={"job": job.id})
+                    logger.warning("%s; the job is %s", reason, job.status.value, extra={"job": job.id})
                 self._store.forget_worker(name)
                 made = any(
                     end.worker == name and end.report is not None for end in self._store.ends_after(ended, limit=10_000)

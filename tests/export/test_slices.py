@@ -45,16 +45,16 @@ CONSTANTS = {"i0": 0, "i1": 1, "i2": 2, "i3": 3, "m1": -1, "last": 3, "end": END
 
 # Of a tensor whose sizes are all known, as in the graphs of a VAE.
 STATIC: dict[str, tuple[str, dict[str, int]]] = {
-    "a part": ("a = Slice(x, i0, i2, i1) y = Neg(a)", {"Slice": 1, "Neg": 1}),
+    "a part": ("a = Slice(x, i0, i2, i1) y = Neg(a)", {"Split": 1, "Neg": 1}),
     "all rows by number": ("a = Slice(x, m5, end, i1) y = Neg(a)", {"Neg": 1}),
     "a row that comes back": ("a = Gather<axis=1>(x, row) y = Unsqueeze(a, i1)", {"Gather": 1, "Unsqueeze": 1}),
     "a row that comes back, used": (
         "a = Gather<axis=1>(x, row) b = Unsqueeze(a, i1) y = Neg(b)",
-        {"Slice": 1, "Neg": 1},
+        {"Gather": 1, "Neg": 1},
     ),
     "the last row, twice": (
         "a = Gather<axis=1>(x, minus) b = Unsqueeze(a, i1) c = Reshape(a, kept) y = Add(b, c)",
-        {"Slice": 1, "Add": 1},
+        {"Gather": 1, "Add": 1},
     ),
     "a row that comes back elsewhere": (
         "a = Gather<axis=1>(x, row) b = Unsqueeze(a, i2) y = Neg(b)",

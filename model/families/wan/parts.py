@@ -175,7 +175,7 @@ def _upsample_in_own_dtype(vae: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Upsample) and child.mode == "nearest-exact":
                 factors = child.scale_factor
-                if factors is None or any(float(each) % 1 for each in factors):
+                if not isinstance(factors, tuple) or any(each % 1 for each in factors):
                     raise ValueError(f"VAE: upsampling by {factors}; only whole factors are known, as Wan's VAEs have")
                 setattr(module, name, nn.Upsample(scale_factor=factors, mode="nearest"))
 
