@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vorta_trt.engines import fp8
 from vorta_trt.engines.engine_key import EngineKey, choose
 from vorta_trt.engines.errors import BundleError, FlavourError, SelectionError
-from vorta_trt.engines.flavours import Flavour, get_flavour
+from vorta_trt.engines.flavours import Flavour, TensorRTRTX, get_flavour
 from vorta_trt.engines.gpu import Target
 from vorta_trt.engines.hashed_file import hash_file
 from vorta_trt.engines.manifest import MANIFEST, PIPELINE, EngineFiles, Manifest, read_manifest
@@ -260,8 +260,11 @@ class Bundle:
         return problems + self._find_plugin(device)[1]
 
     def _remedy_for(self, capability: ComputeCapability) -> str:
-        if self.flavour.name == "rtx" and self.flavour.version and self.flavour.supports(capability):
-            return f"--compute-capability {capability}"
+        flavour = self.flavour
+        if isinstance(flavour, TensorRTRTX) and flavour.version and flavour.supports(capability):
+            if capability in flavour.targets:
+                return f"--compute-capability {capability}"
+            return "--tensorrt rtx and without --compute-capability, so that it runs on newer GPUs"
         return "--tensorrt tensorrt on a machine with that GPU"
 
     def _find_plugin(self, device: int) -> tuple[PluginLibrary | None, list[str]]:

@@ -146,6 +146,21 @@ def test_the_gpu_of_this_machine(bundle: Path, monkeypatch: pytest.MonkeyPatch, 
         )
 
 
+@pytest.mark.parametrize(
+    ("gpu", "remedy"),
+    [
+        ("8.9", "build for it with --compute-capability 8.9"),
+        ("13.0", "build for it with --tensorrt rtx and without --compute-capability"),  # no target, but runs
+        ("9.0", "build for it with --tensorrt tensorrt on a machine with that GPU"),
+    ],
+)
+def test_a_remedy_that_the_build_takes(bundle: Path, monkeypatch: pytest.MonkeyPatch, gpu: str, remedy: str) -> None:
+    edit(bundle, reseal=True, engine__compute_capabilities=["8.6"], engine__and_newer=False)
+    with_gpu(monkeypatch, gpu)
+    found = [problem for problem in Bundle.open(bundle, runtime=False).check_runtime() if "built for" in problem]
+    assert remedy in found[0]
+
+
 def test_a_library_without_kernels_for_the_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vorta_trt.plugins import PluginLibrary
 
