@@ -3,7 +3,7 @@
 
 - torch expands the norm of `functional.normalize` to the shape of its input before it divides, although a division
   takes an operand with axes of size 1.
-- Wan's VAE pads a tensor with zeros before a convolution without padding, although a convolution pads by itself.
+- A causal VAE pads a tensor with zeros before a convolution without padding, although a convolution pads by itself.
 
 Unless an engine fuses the two operators, it writes the copy to memory and reads it again.
 """

@@ -88,12 +88,12 @@ def schedule_timesteps(
         if config is None:
             missing = (
                 "no checkpoint was found, so the schedule is unknown; give the pipeline folder with --checkpoint "
-                "(to generate, there is no other way)"
+                "(to generate, there is no other way), or for a plan alone"
                 if checkpoint is None
                 else f"{source} has no scheduler/scheduler_config.json, so its schedule is unknown; "
-                "give the pipeline folder"
+                "give the pipeline folder, or"
             )
-            raise ValueError(f"{missing}, or for a plan alone --scheduler ({', '.join(SCHEDULERS)}) and --flow-shift")
+            raise ValueError(f"{missing} --scheduler ({', '.join(SCHEDULERS)}) and --flow-shift")
         name = config.get("_class_name")
         scheduler = next((key for key, (known, _, _) in SCHEDULERS.items() if known == name), None)
         if scheduler is None:

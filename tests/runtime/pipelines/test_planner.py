@@ -99,7 +99,9 @@ def test_what_nobody_runs_is_refused_before_the_plan(tiny_wan: Tiny, tmp_path: P
 
 def test_without_a_checkpoint_the_schedule_must_be_said(tiny_wan: Tiny, tmp_path: Path) -> None:
     planner = RequestPlanner(shutil.copy(tiny_wan.onnx, tmp_path))
-    with pytest.raises(ValueError, match="no checkpoint was found, .* or --scheduler .* and --flow-shift"):
+    with pytest.raises(
+        ValueError, match="no checkpoint was found, .* or for a plan alone --scheduler .* and --flow-shift"
+    ):
         planner.plan(SamplingParams())
     assert (
         len(planner.plan(SamplingParams(num_inference_steps=7, scheduler="unipc", flow_shift=3.0)).steps.timesteps) == 7
