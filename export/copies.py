@@ -60,14 +60,9 @@ def _broadcasts(user: ir.Node, expanded: ir.Value) -> bool:
         and others[0] is not None
         and others[0].shape is not None
         and expanded.shape is not None
-        and None not in _sizes(expanded.shape)
+        and not expanded.shape.has_unknown_dim()
         and others[0].shape == expanded.shape
     )
-
-
-def _sizes(shape: ir.Shape) -> list[int | str | None]:
-    """Each size as a number, or by its name; None if it is unknown."""
-    return [size if isinstance(size, int) else size.value for size in shape]
 
 
 def _convolves(user: ir.Node, padded: ir.Value) -> bool:

@@ -96,14 +96,7 @@ def _keep_axis(graph: ir.Graph, node: ir.Node, made: _Constants) -> None:
         return
     extent = data.shape[axis]
     assert isinstance(extent, int)
-    row = made.integers([int(constant.numpy()) % extent], np.int32)  # int64 would be cast in an engine
-    gathered = ir.node("Gather", [data, row], {"axis": axis})
-    gathered.metadata_props.update(node.metadata_props)
-    old = [user.outputs[0] for user in users]
-    gathered.outputs[0].shape, gathered.outputs[0].type = old[0].shape, data.type
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node, *users], [gathered], old, [gathered.outputs[0]] * len(old)
-    )
+    _put_gather(graph, axis, made.integers([int(constant.numpy()) % extent], np.int32), node, users, like=node)
 
 
 def _unsqueezes(node: ir.Node, axis: int, data: ir.Value) -> bool:
@@ -138,13 +131,33 @@ def _gather(graph: ir.Graph, part: _Part, made: _Constants) -> None:
         and not sliced.is_graph_output()
         and all(_squeezes(user, part.axis, part.rank) for user in squeezed)
     )
-    index = made.integers(part.start if drop else [part.start], np.int32)  # int64 would be cast in an engine
-    gathered = ir.node("Gather", [node.inputs[0], index], {"axis": part.axis})
-    replaced = [node, *squeezed] if drop else [node]
-    gathered.metadata_props.update(replaced[-1].metadata_props)
-    old = [value for each in (replaced[1:] if drop else replaced) for value in each.outputs]
-    gathered.outputs[0].shape, gathered.outputs[0].type = old[0].shape, sliced.type
-    ir.convenience.replace_nodes_and_values(graph, node, replaced, [gathered], old, [gathered.outputs[0]] * len(old))
+    index = made.integers(part.start if drop else [part.start], np.int32)
+    users = squeezed if drop else []
+    _put_gather(graph, part.axis, index, node, users, like=[node, *users][-1])
+
+
+def _put_gather(
+    graph: ir.Graph, axis: int, index: ir.Value, node: ir.Node, users: list[ir.Node], *, like: ir.Node
+) -> None:
+    """Replaces a node that takes a row, and the users that only change the shape of that row, by one Gather.
+
+    Args:
+        graph: Graph of the nodes.
+        axis: Axis of the row.
+        index: The row, in int32: int64 would be cast in an engine.
+        node: Node that takes the row of its first input.
+        users: All users of the node, or none: then the node alone is replaced.
+        like: The node whose module the Gather belongs to.
+    """
+    data = node.inputs[0]
+    assert data is not None
+    gathered = ir.node("Gather", [data, index], {"axis": axis})
+    gathered.metadata_props.update(like.metadata_props)
+    old = [each.outputs[0] for each in users or [node]]
+    gathered.outputs[0].shape, gathered.outputs[0].type = old[0].shape, data.type
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node, *users], [gathered], old, [gathered.outputs[0]] * len(old)
+    )
 
 
 def _squeezes(node: ir.Node, axis: int, rank: int) -> bool:

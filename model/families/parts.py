@@ -11,7 +11,7 @@ Letters: B batch (always 1), C channels, F, H, W frames, height, width, X text t
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,6 +84,14 @@ class VideoParts(abc.ABC):
     @abc.abstractmethod
     def install(self, part: str, component: Any, run: RunGraph) -> None:
         """Puts callers of a part's graphs into a component, in the places of the modules that they compute."""
+
+
+def replace_modules(root: nn.Module, kind: type[Any], replacement: Callable[[Any], nn.Module]) -> None:
+    """Puts what `replacement` makes of each module of a kind into its place, below `root`."""
+    for module in list(root.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, kind):
+                setattr(module, name, replacement(child))
 
 
 def video_parts(facts: ModelFamily, config: Mapping[str, Any], size: tuple[int, int, int]) -> VideoParts | None:

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime
 import pytest
-from onnx import parser
 
 from vorta_trt.export.copies import remove_copies
 
+from .rewriting import check_rewrite, small_model
+
+CLOSE = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
 EXPANDS: dict[str, tuple[str, dict[str, int]]] = {
     "a norm": (
         "n = ReduceL2<keepdims=1>(x, one) e = Expand(n, full) y = Div(x, e)",
@@ -39,7 +38,6 @@ EXPANDS: dict[str, tuple[str, dict[str, int]]] = {
     "an output": ("n = ReduceL2<keepdims=1>(x, one) y = Expand(n, full)", {"ReduceL2": 1, "Expand": 1}),
 }
 
-
 PADS: dict[str, tuple[str, dict[str, int]]] = {
     "zeros on either side": ("p = Pad(x, sides) y = Conv(p, w)", {"Conv": 1}),
     "added to its own": ("p = Pad(x, sides, zero) y = Conv<pads=[0, 1, 1, 0]>(p, w)", {"Conv": 1}),
@@ -56,7 +54,7 @@ PADS: dict[str, tuple[str, dict[str, int]]] = {
         {"Pad": 1, "Conv": 1, "ReduceMax": 1, "Add": 1},
     ),
 }
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "sides": [0, 0, 2, 1, 0, 0, 2, 1], "one_side": [0, 0, 2, 0, 0, 0, 0, 0], "channels": [0, 1, 0, 0, 0, 1, 0, 0],
     "less": [0, 0, -1, 0, 0, 0, -1, 0], "sides2": [2, 1, 2, 1], "axes": [2, 3],
 }  # fmt: skip
@@ -65,39 +63,14 @@ NUMBERS = {
 @pytest.mark.parametrize("name", PADS)
 def test_the_same_without_pads(name: str) -> None:
     nodes, wanted = PADS[name]
-    model = parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 23]> g (float[1, 3, 6, 5] x) => (float y) {{ {nodes} }}'
-    )
-    model.graph.output[0].type.tensor_type.ClearField("shape")
     draw = np.random.default_rng().standard_normal
-    constants: dict[str, Any] = {key: np.array(numbers, np.int64) for key, numbers in NUMBERS.items()}
-    constants |= {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32)}
+    constants = NUMBERS | {"zero": np.zeros((), np.float32), "one": np.ones((), np.float32)}
     constants |= {"w": draw((2, 3, 3, 3), np.float32), "w5": draw((2, 5, 3, 3), np.float32)}
-    for key, values in constants.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, key))
-    compare(model, wanted, draw((1, 3, 6, 5), np.float32))
+    check_rewrite(small_model("float[1, 3, 6, 5] x", nodes, constants), remove_copies, wanted, CLOSE)
 
 
 @pytest.mark.parametrize("name", EXPANDS)
 def test_the_same_without_expands(name: str) -> None:
     nodes, wanted = EXPANDS[name]
-    model = parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 23]> g (float[2, 5, 4] x) => (float[2, 5, 4] y) {{ {nodes} }}'
-    )
-    for constant, numbers in {"one": [1], "full": [2, 5, 4]}.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(numbers, np.int64), constant))
-    compare(model, wanted, np.random.default_rng().standard_normal((2, 5, 4), np.float32))
-
-
-def compare(model: onnx.ModelProto, wanted: dict[str, int], x: Any) -> None:
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    converted = ir.serde.deserialize_model(model)
-    remove_copies(converted.graph)
-    simplified = ir.serde.serialize_model(converted)
-    onnx.checker.check_model(simplified)
-    assert Counter(node.op_type for node in simplified.graph.node) == wanted
-    exact, got = (
-        onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
-        for each in (model, simplified)
-    )
-    np.testing.assert_allclose(got[0], exact[0], rtol=0, atol=2e-5)
+    model = small_model("float[2, 5, 4] x", nodes, {"one": [1], "full": [2, 5, 4]})
+    check_rewrite(model, remove_copies, wanted, CLOSE)

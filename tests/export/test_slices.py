@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
-import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime
 import pytest
-from onnx import parser
 
 from vorta_trt.export.slices import simplify_slices
+
+from .rewriting import check_rewrite, small_model
 
 END = 2**63 - 1
 CASES: dict[str, tuple[str, dict[str, int]]] = {
@@ -40,7 +36,9 @@ CASES: dict[str, tuple[str, dict[str, int]]] = {
     "rows of the batch": ("y = Slice(x, i1, end, i0)", {"Slice": 1}),
     "bounds that are computed": ("n = Shape<start=0, end=1>(x) y = Slice(x, i0, n, i1)", {"Shape": 1, "Slice": 1}),
 }  # fmt: skip
-CONSTANTS = {"i0": 0, "i1": 1, "i2": 2, "i3": 3, "m1": -1, "last": 3, "end": END}
+CONSTANTS: dict[str, Any] = {
+    "i0": [0], "i1": [1], "i2": [2], "i3": [3], "m1": [-1], "last": [3], "end": [END],
+}  # fmt: skip
 
 
 # Of a tensor whose sizes are all known, as in the graphs of a VAE.
@@ -68,46 +66,13 @@ STATIC: dict[str, tuple[str, dict[str, int]]] = {
 @pytest.mark.parametrize("name", STATIC)
 def test_where_all_sizes_are_known(name: str) -> None:
     nodes, wanted = STATIC[name]
-    model = parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 23]> g (float[3, 5, 4, 1] x) => (float y) {{ {nodes} }}'
-    )
-    model.graph.output[0].type.tensor_type.ClearField("shape")
     more = {"m5": [-5], "row": 2, "minus": -1, "rows": [1, 0], "kept": [3, 1, 4, 1]}
-    for constant, number in {**{known: [each] for known, each in CONSTANTS.items()}, **more}.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(number, np.int64), constant))
-    model = onnx.shape_inference.infer_shapes(model)
-    converted = ir.serde.deserialize_model(model)
-    simplify_slices(converted.graph)
-    simplified = ir.serde.serialize_model(converted)
-    assert Counter(node.op_type for node in simplified.graph.node) == wanted
-    x = np.random.default_rng().standard_normal((3, 5, 4, 1)).astype(np.float32)
-    for exact, got in zip(run(model, x), run(simplified, x), strict=True):
-        np.testing.assert_array_equal(got, exact)
+    check_rewrite(small_model("float[3, 5, 4, 1] x", nodes, CONSTANTS | more), simplify_slices, wanted)
 
 
 @pytest.mark.parametrize("inferred", [True, False], ids=["shapes inferred", "shapes of inputs alone"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_in_fewer_layers(name: str, inferred: bool) -> None:
     nodes, wanted = CASES[name]
-    model = parser.parse_model(
-        f'<ir_version: 10, opset_import: ["" : 23]> g (float[batch, 5, 4, 1] x) => (float y) {{ {nodes} }}'
-    )
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    for constant, number in CONSTANTS.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), constant))
-    model = onnx.shape_inference.infer_shapes(model)
-    if not inferred:
-        del model.graph.value_info[:]
-    converted = ir.serde.deserialize_model(model)
-    simplify_slices(converted.graph)
-    simplified = ir.serde.serialize_model(converted)
-    assert Counter(node.op_type for node in simplified.graph.node) == wanted
-    x = np.random.default_rng().standard_normal((3, 5, 4, 1)).astype(np.float32)
-    for exact, got in zip(run(model, x), run(simplified, x), strict=True):
-        np.testing.assert_array_equal(got, exact)
-
-
-def run(model: onnx.ModelProto, x: np.ndarray) -> list[Any]:
-    onnx.checker.check_model(model)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return list(session.run(None, {"x": x}))
+    model = small_model("float[batch, 5, 4, 1] x", nodes, CONSTANTS, infer=inferred)
+    check_rewrite(model, simplify_slices, wanted)

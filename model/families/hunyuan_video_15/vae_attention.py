@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vorta_trt.model.families.parts import replace_modules
+
 
 class FrameCausalAttention(nn.Module):
     """diffusers' HunyuanVideo15AttnBlock; holds that block's own modules.
@@ -47,7 +49,4 @@ def with_frame_masks(vae: Any) -> None:
     """Puts `FrameCausalAttention` in the places of a VAE's attentions."""
     from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import HunyuanVideo15AttnBlock
 
-    for module in list(vae.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, HunyuanVideo15AttnBlock):
-                setattr(module, name, FrameCausalAttention(child))
+    replace_modules(vae, HunyuanVideo15AttnBlock, FrameCausalAttention)

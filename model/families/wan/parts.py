@@ -39,6 +39,7 @@ from vorta_trt.model.families.parts import (
     PartGraph,
     RunGraph,
     VideoParts,
+    replace_modules,
 )
 from vorta_trt.model.families.wan import TEXT_SEQUENCE
 
@@ -171,13 +172,16 @@ def _upsample_in_own_dtype(vae: nn.Module) -> None:
     With whole factors, "nearest" and "nearest-exact" take the same pixels. The first is one ONNX operator, Resize; the
     second becomes a GatherND between two transposes and two casts.
     """
-    for module in vae.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.Upsample) and child.mode == "nearest-exact":
-                factors = child.scale_factor
-                if not isinstance(factors, tuple) or any(each % 1 for each in factors):
-                    raise ValueError(f"VAE: upsampling by {factors}; only whole factors are known, as Wan's VAEs have")
-                setattr(module, name, nn.Upsample(scale_factor=factors, mode="nearest"))
+
+    def nearest(module: nn.Upsample) -> nn.Upsample:
+        factors = module.scale_factor
+        if module.mode != "nearest-exact":
+            return module
+        if not isinstance(factors, tuple) or any(each % 1 for each in factors):
+            raise ValueError(f"VAE: upsampling by {factors}; only whole factors are known, as Wan's VAEs have")
+        return nn.Upsample(scale_factor=factors, mode="nearest")
+
+    replace_modules(vae, nn.Upsample, nearest)
 
 
 def _outputs(caches: Mapping[str, Any]) -> list[str]:
